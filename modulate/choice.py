@@ -1,0 +1,40 @@
+"""The parts that recipes and saved modulations share; imports no torch, so that recipes are read instantly."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from modulate import plugins
+
+
+class Params(BaseModel):
+    """Base of every component's parameters: unknown keys are errors, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Choice(Params):
+    """A component by its registered name, with its parameters."""
+
+    name: str = Field(description="registered name; `modulate plugins` lists them")
+    params: dict[str, Any] = Field(default_factory=dict, description="the component's own parameters")
+
+    def resolved(self, kind: str) -> tuple[Any, Any]:
+        """Return (class, validated parameters). Raises PluginError for unknown names, pydantic's error for wrong parameters."""
+        component = plugins.get(kind, self.name)
+        return component, component.Params.model_validate(self.params)
+
+
+class Injection(Params):
+    """Where residuals go."""
+
+    layers: tuple[int, ...] = Field(min_length=1, description="decoder layers whose output is modulated, 0-based")
+    alpha: float = Field(1.0, description="initial amplitude α of every layer; learned [GazeQwen: 1]")
+
+
+class LoraParams(Params):
+    """Low-rank adaptation (arXiv 2106.09685) of the language model's own linear layers; never of the vision tower."""
+
+    rank: int = Field(8, ge=1, description="rank of the update [GazeQwen: 8]")
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank [GazeQwen: 16]")
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="last names of the linear layers to adapt, in every decoder layer")

@@ -1,0 +1,142 @@
+"""What a signal encoder, a backbone, a modulator and a data set must look like: the interfaces that plugins implement.
+
+A component is a class with a pydantic ``Params`` (extras forbidden, every field described); recipes and saved configurations hold its
+registered name and those parameters. Shapes use the shared axis names of ``docs/reference/axes.md``:
+``step`` (all steps of all clips given, one after the other), ``token`` (rows·cols of one step), ``d_*`` (channels).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from modulate.choice import Params
+from modulate.grid import VisualGrid
+from modulate.signals import Signal
+
+
+@dataclass(frozen=True)
+class SignalFeatures:
+    """What a signal encoder makes of the signals of some clips.
+
+    ``values``: (step, token, d_signal), exactly 0 where no signal is active. ``active``: (step,), whether any signal reached the step.
+    ``to_features``: add ``values`` to the modulator's projected frame features as well as to its keys (needs d_signal = its width).
+    """
+
+    values: Float[Tensor, "step token d_signal"]
+    active: Bool[Tensor, " step"]
+    to_features: bool = False
+
+
+class SignalEncoder(nn.Module, ABC):
+    """Turns signals into features of the visual tokens.
+
+    ``signal_kind`` names the kind of signal read. After construction ``d_signal`` is the width of the features.
+    """
+
+    Params: ClassVar[type[Params]]
+    signal_kind: ClassVar[str]
+    d_signal: int
+
+    @abstractmethod
+    def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
+        """Encode clips whose grids share rows × cols; results are concatenated over the steps of all clips, in order."""
+
+
+class Modulator(nn.Module, ABC):
+    """Turns frame features and signal features into one latent residual per injected layer.
+
+    Built as ``Class(params, d_features=…, d_signal=…, n_layers=…)``, ``n_layers`` being the number of injected layers. The core maps the
+    latents (width ``d_latent``) to the host's width with zero-initialised projections of its own: one per layer, or one for all
+    when ``shared_output`` is set.
+    """
+
+    Params: ClassVar[type[Params]]
+    d_latent: int
+    shared_output: bool = False
+
+    @abstractmethod
+    def forward(self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures) -> list[Float[Tensor, "step token d_latent"]]:
+        """Return latents for each injected layer, in order. Steps are independent of each other."""
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen vision encoder of the raw frames. Built as ``Class(params)``; weights come from the file that the parameters name.
+
+    ``d_features`` is the width of its features; ``fingerprint()`` identifies weights and preprocessing for the feature cache.
+    """
+
+    Params: ClassVar[type[Params]]
+    d_features: int
+
+    @abstractmethod
+    def forward(self, frames: Tensor, frame_times: Sequence[float]) -> "FrameFeatures":
+        """Encode one clip. ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: their seconds, increasing."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a short text that changes whenever the features would: weights hash, layer, preprocessing, schema."""
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """A backbone's raw features of one clip on its own grid.
+
+    ``values``: (time, row, col, d_features); ``times``: seconds of each time index (mean of the frames it merges), increasing.
+    Alignment to the host's visual grid happens later, by true time (:func:`modulate.features.align`).
+    """
+
+    values: Float[Tensor, "time row col d_features"]
+    times: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one clip.
+
+    ``window``: (start, end) seconds of the video that the model may see. ``options`` are the texts offered, ``answer`` the index of the
+    right one. ``signals`` maps a signal kind to its file. ``groups`` holds what statistics and splits go by (video, viewer …).
+    """
+
+    id: str
+    task: str
+    video: Path
+    window: tuple[float, float]
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    signals: dict[str, Path]
+    groups: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Dataset(ABC):
+    """Questions about clips. Built as ``Class(params)``; makes or checks its files in :meth:`prepare`."""
+
+    Params: ClassVar[type[Params]]
+
+    def prepare(self) -> None:
+        """Make what can be made (generated worlds) or raise a clear error about what is missing. Called once before use."""
+
+    @abstractmethod
+    def samples(self, split: str) -> list[Sample]:
+        """Return the samples of ``split`` ("train", "val" or "test") in a fixed order."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a short text that changes whenever the data would."""
+
+    def prompt(self, sample: Sample, answer: str = "letter") -> str:
+        """Return the text of the user's turn after the video, for an answer by "letter" or by "word".
+
+        By default the multiple-choice prompt of the GazeQwen code, and for words the bare question.
+        """
+        question = f"Question: {sample.question}"
+        if answer == "word":
+            return f"{question}\nThe answer is:"
+        lines = [f"{letter}. {option}" for letter, option in zip("ABCDEFGH", sample.options, strict=False)]
+        return "\n".join([question, "Options:", *lines, "", "The best option is:"])

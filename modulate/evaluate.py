@@ -1,0 +1,137 @@
+"""Evaluation: answers under the signal and under every control, each sample accounted for."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from modulate.components import Sample
+from modulate.errors import DataError, ModulateError
+from modulate.files import write_atomically
+from modulate.inject import Attachment
+from modulate.metrics import compare, summarise
+from modulate.modulation import ClipInput, Modulation
+from modulate.pipeline import Pipeline, Prepared
+from modulate.run import Run
+
+#: Conditions that need no signal kind: how the host is asked, beside the controls that a kind declares.
+BUILT_IN = {
+    "signal": "the clip's own signal",
+    "none": "no residual; LoRA stays on",
+    "host": "no residual and no LoRA: the bare host",
+    "no_frames": "own signal, but host and backbone see grey frames",
+    "no_pixels": "own signal and features, but the host sees grey frames",
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One sample's answer under one condition. A failed sample has ``error`` and counts as wrong."""
+
+    id: str
+    task: str
+    group: str
+    condition: str
+    answer: int
+    prediction: int | None
+    correct: bool
+    logits: tuple[float, ...]
+    active_steps: int
+    error: str | None = None
+
+
+def score(pipeline: Pipeline, attachment: Attachment, samples: Sequence[Sample], condition: str, advance: Callable[[int], None] = lambda n: None) -> list[Prediction]:
+    """Answer ``samples`` under ``condition``, in order. Errors of single samples are recorded, never dropped."""
+    size, records = pipeline.recipe.evaluation.batch_size, []
+    for start in range(0, len(samples), size):
+        chunk = samples[start : start + size]
+        ready: dict[int, tuple[Prepared, list[ClipInput]]] = {}
+        for i, sample in enumerate(chunk):
+            try:
+                ready[i] = _conditioned(pipeline, sample, condition, samples)
+            except ModulateError as error:
+                records.append(_failure(sample, condition, error))
+        records += _answers(pipeline, attachment, [ready[i] for i in sorted(ready)], condition)
+        advance(len(chunk))
+    order = {s.id: i for i, s in enumerate(samples)}
+    return sorted(records, key=lambda r: order[r.id])
+
+
+def _conditioned(pipeline: Pipeline, sample: Sample, condition: str, others: Sequence[Sample]) -> tuple[Prepared, list[ClipInput]]:
+    prepared = pipeline.prepare(sample, blank_frames=condition == "no_frames")
+    if condition in ("none", "host"):
+        return prepared, []
+    if condition == "no_pixels":
+        prepared = replace(prepared, inputs=pipeline.prepare(sample, blank_frames=True).inputs)
+    if condition in BUILT_IN:
+        return prepared, [prepared.clip(prepared.signal)]
+    return prepared, [prepared.clip(pipeline.control(condition, prepared, others))]
+
+
+@torch.inference_mode()
+def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[Prepared, list[ClipInput]]], condition: str) -> list[Prediction]:
+    if not ready:
+        return []
+    batch = pipeline.collate([prepared for prepared, _ in ready])
+    rows = [clips for _, clips in ready]
+    with attachment.bare() if condition == "host" else nullcontext():
+        with attachment.condition(rows) if any(rows) else nullcontext():
+            output = attachment.model(**batch.inputs, logits_to_keep=1, use_cache=False)
+    active = attachment.report().active_steps if any(rows) else (0,) * len(rows)
+    logits = pipeline.option_logits(batch, output).cpu()
+    return [_prediction(p.sample, condition, row.tolist(), n) for (p, _), row, n in zip(ready, logits, active, strict=True)]
+
+
+def _prediction(sample: Sample, condition: str, logits: list[float], active: int) -> Prediction:
+    offered = logits[: len(sample.options)]
+    choice = max(range(len(offered)), key=offered.__getitem__)
+    rounded = tuple(round(v, 4) for v in offered)
+    return Prediction(sample.id, sample.task, sample.groups.get("video", sample.id), condition, sample.answer, choice, choice == sample.answer, rounded, active)
+
+
+def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
+    group = sample.groups.get("video", sample.id)
+    return Prediction(sample.id, sample.task, group, condition, sample.answer, None, False, (), 0, f"{type(error).__name__}: {error}")
+
+
+def evaluate(run: Run, pipeline: Pipeline, modulation: Modulation, split: str = "test", advance: Callable[[str, int, int], None] = lambda c, d, n: None) -> dict[str, Any]:
+    """Evaluate a run under its condition and all controls; write metrics.json and predictions.jsonl; return the metrics.
+
+    Deterministic: a second evaluation writes the same files. Raises :class:`DataError` when more samples fail than the recipe allows.
+    """
+    recipe, samples = run.recipe, pipeline.dataset.samples(split)
+    if not samples:
+        raise DataError(f"The split {split!r} has no samples.")
+    main = recipe.training.condition
+    names = [main, *(c for c in recipe.evaluation.conditions if c != main and not (main == "none" and c not in ("host",)))]
+    records: dict[str, list[Prediction]] = {}
+    with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment:
+        for name in names:
+            records[name] = score(pipeline, attachment, samples, name, lambda n, name=name: advance(name, n, len(samples)))  # type: ignore[misc]
+    lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for name in names for r in records[name])
+    write_atomically(run.folder / "predictions.jsonl", lambda path: path.write_text(lines))
+    metrics = _metrics(run, main, records)
+    run.write_json("metrics.json", metrics)
+    share = len(metrics["failed"]) / len(samples)
+    if share > recipe.evaluation.max_failed_share:
+        first = metrics["failed"][0]
+        raise DataError(f"{len(metrics['failed'])} of {len(samples)} samples failed, more than max_failed_share {recipe.evaluation.max_failed_share} allows. First: {first['id']}: {first['error']}")
+    return metrics
+
+
+def _metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:
+    boot, seed = run.recipe.evaluation.bootstrap, run.recipe.seed
+    own = records[main]
+    controls = {name: summarise(r, boot, seed) for name, r in records.items() if name != main}
+    failed = {r.id: {"id": r.id, "condition": r.condition, "error": r.error} for rs in records.values() for r in rs if r.error}
+    return {
+        "condition": main,
+        **summarise(own, boot, seed),
+        "controls": controls,
+        "comparisons": {f"{main} - {name}": compare(own, r, boot, seed) for name, r in records.items() if name != main},
+        "signal": {"samples": len(own), "samples_with_active_signal": sum(r.active_steps > 0 for r in own), "active_steps": sum(r.active_steps for r in own)},
+        "failed": list(failed.values()),
+    }

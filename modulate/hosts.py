@@ -1,0 +1,148 @@
+"""What the core must know of a host, and the generic host that finds it by transformers' own conventions.
+
+A family (plugin kind ``host``) subclasses :class:`Host` and overrides only what differs. A model that is not understood is refused with
+what was looked for; nothing is guessed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from modulate import plugins
+from modulate.choice import Params
+from modulate.errors import HostError
+from modulate.grid import VisualGrid
+from modulate.video import Frames
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt with one clip, as the host's processor made it: model inputs (batch 1) and the clip's true visual grid."""
+
+    inputs: dict[str, Tensor]
+    grid: VisualGrid
+
+
+class HostParams(Params):
+    """How a recipe loads a host."""
+
+    path: str = Field(description="folder, hub id, or `package:NAME/folder` for one inside an installed package")
+    dtype: str = Field("float32", description="torch dtype of the weights: float32, bfloat16 or float16")
+    device: str = Field("auto", description="`auto` (CUDA where present, else CPU) or a torch device")
+    attention: str = Field("sdpa", description="attention implementation that transformers is asked for: sdpa, eager, flash_attention_2 …")
+
+
+class Host:
+    """A loaded model, understood: where its decoder layers are, how wide they are, and which token ids stand for vision.
+
+    ``entry`` is the module whose forward receives token ids and cache and merges vision into the text (``model.model`` of the usual
+    conditional-generation classes): hooking it serves calls at every level above.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    Params: ClassVar[type[HostParams]] = HostParams
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.entry = self.find_entry(bare(model))
+        self.layers = self.find_layers(self.entry)
+        self.config = self.entry.config
+        self.d_model = int(self.config.get_text_config().hidden_size)
+        self.visual_ids = self.find_visual_ids(self.config)
+
+    # --- what is where -----------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def find_entry(model: nn.Module) -> nn.Module:
+        """Return the module that has a ``language_model``. Raises :class:`HostError` listing what was looked for."""
+        for candidate in (model, getattr(model, "model", None)):
+            inner = getattr(candidate, "language_model", None)
+            # Some classes expose `language_model` as a property that reaches through `model`: the entry must own it.
+            if isinstance(candidate, nn.Module) and isinstance(inner, nn.Module) and "language_model" in dict(candidate.named_children()):
+                return candidate
+        children = ", ".join(name for name, _ in model.named_children())
+        raise HostError(f"{type(model).__name__} is not understood as a multimodal host: looked for `language_model` and `model.language_model`, found only {children or 'no sub-modules'}.")
+
+    @staticmethod
+    def find_layers(entry: nn.Module) -> nn.ModuleList:
+        """Return the decoder layers of the language model (never those of a vision tower)."""
+        language: Any = entry.language_model
+        for owner in (language, getattr(language, "model", None)):
+            layers = getattr(owner, "layers", None)
+            if isinstance(layers, nn.ModuleList) and len(layers):
+                return layers
+        raise HostError(f"{type(language).__name__} is not understood as a language model: looked for `layers` and `model.layers`, a ModuleList.")
+
+    @staticmethod
+    def find_visual_ids(config: Any) -> dict[str, int]:
+        """Return {"image": id, "video": id} of the placeholder tokens, as far as the configuration names them."""
+        found = {}
+        for modality in ("image", "video"):
+            for name in (f"{modality}_token_id", f"{modality}_token_index"):
+                value = getattr(config, name, None)
+                if isinstance(value, int):
+                    found[modality] = value
+                    break
+        if not found:
+            raise HostError(f"{type(config).__name__} names no visual placeholder: looked for image_token_id, video_token_id, image_token_index, video_token_index.")
+        return found
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raise :class:`HostError` when a layer index does not exist."""
+        wrong = [i for i in layers if not 0 <= i < len(self.layers)]
+        if wrong:
+            raise HostError(f"Injection asks for decoder layer {', '.join(map(str, wrong))}, but {type(bare(self.model)).__name__} has layers 0 to {len(self.layers) - 1}.")
+
+    # --- loading and encoding ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
+        """Load model (frozen, in eval mode) and processor, offline when ``path`` is a folder."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        from modulate.paths import resolve
+
+        path = str(resolve(params.path)) if params.path.startswith(("package:", ".", "/")) else params.path
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if params.device == "auto" else params.device
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=getattr(torch, params.dtype), attn_implementation=params.attention)
+        return model.requires_grad_(False).eval().to(device), AutoProcessor.from_pretrained(path)
+
+    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
+        """Encode one user turn (clip, then ``text``) with true frame times. A family that can must override this."""
+        raise HostError(f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not supported yet; give model inputs and grids yourself, or use a host plugin that can.")
+
+    def collate(self, rows: Sequence[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
+        """Join encoded prompts into a batch: what runs along the prompt is padded on the left, vision inputs are concatenated."""
+        longest = max(row["input_ids"].shape[1] for row in rows)
+        fill = {"input_ids": pad_id, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
+        batch = {}
+        for key in rows[0]:
+            values = [row[key] for row in rows]
+            if key in fill:
+                values = [nn.functional.pad(v, (longest - v.shape[1], 0), value=fill[key]) for v in values]
+            batch[key] = torch.cat(values)
+        return batch
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside PEFT's wrapper, or ``model`` itself."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
+
+
+def understand(model: nn.Module) -> Host:
+    """Wrap a loaded model in its family's :class:`Host`, or in the generic one when no family claims its ``model_type``."""
+    config = getattr(bare(model), "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type is None:
+        raise HostError(f"{type(model).__name__} has no `config.model_type`: a transformers model is needed.")
+    registry = plugins.registry()
+    for name in registry.names("host"):
+        family = registry.get("host", name)
+        if model_type in family.model_types:
+            return family(model)
+    return Host(model)

@@ -1,0 +1,211 @@
+"""The thing one trains, saves, loads and attaches: a signal encoder, a modulator, and zero-initialised projections into chosen layers."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from modulate.choice import Choice, Injection, LoraParams, Params
+from modulate.components import Modulator, SignalEncoder, SignalFeatures
+from modulate.errors import CheckpointError, HostError, MissingFileError
+from modulate.grid import VisualGrid
+from modulate.hosts import Host, understand
+from modulate.lora import LoraSpec, LoraTensors, describe
+from modulate.signals import Signal
+
+if TYPE_CHECKING:
+    from modulate.inject import Attachment
+
+CONFIG, WEIGHTS, ADAPTER = "config.json", "model.safetensors", "adapter"
+
+
+class HostSpec(Params):
+    """The host that a modulation was made for."""
+
+    model_type: str = Field(description="transformers' model_type")
+    d_model: int = Field(description="width of the hidden states")
+    n_layers: int = Field(description="number of decoder layers")
+
+    @classmethod
+    def of(cls, host: Host) -> "HostSpec":
+        """Describe a loaded host."""
+        return cls(model_type=host.config.model_type, d_model=host.d_model, n_layers=len(host.layers))
+
+
+class ModulationConfig(BaseModel):
+    """Everything but the weights; saved as config.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    host: HostSpec
+    encoder: Choice
+    modulator: Choice
+    injection: Injection
+    backbone: Choice | None = Field(None, description="where the frame features came from, for those who attach it elsewhere")
+    d_features: int = Field(description="width of the frame features")
+    lora: LoraSpec | None = None
+    training: dict[str, Any] = Field(default_factory=dict, description="what a run notes of how it was made; not read back")
+
+
+@dataclass(frozen=True)
+class ClipInput:
+    """One clip of a conditioning: its signal, the visual grid that the host really used, and frame features on that grid.
+
+    ``features``: (step, token, d_features). ``signal`` None: a clip without any signal; its tokens get no residual.
+    """
+
+    signal: Signal | None
+    grid: VisualGrid
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Residuals at the modulator's width, once per conditioning.
+
+    ``layers[k]``: (visual token of all clips, d_latent). ``steps[i]`` of clip i, of which a signal reached ``active[i]``.
+    """
+
+    layers: list[Tensor]
+    steps: tuple[int, ...]
+    active: tuple[int, ...]
+
+
+class Modulation(nn.Module):
+    """Signal encoder, modulator, output projections (zero at first), amplitudes, and LoRA tensors if any. Always fp32."""
+
+    def __init__(self, config: ModulationConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder, encoder_params = config.encoder.resolved("signal_encoder")
+        self.encoder: SignalEncoder = encoder(encoder_params)
+        modulator, modulator_params = config.modulator.resolved("modulator")
+        n_layers = len(config.injection.layers)
+        self.modulator: Modulator = modulator(modulator_params, d_features=config.d_features, d_signal=self.encoder.d_signal, n_layers=n_layers)
+        self.out = nn.ModuleList(nn.Linear(self.modulator.d_latent, config.host.d_model, bias=False) for _ in range(1 if self.modulator.shared_output else n_layers))
+        for projection in self.out:
+            nn.init.zeros_(projection.weight)
+        self.amplitude = nn.Parameter(torch.full((n_layers,), float(config.injection.alpha)))
+        self.lora = LoraTensors(config.lora, config.host.n_layers) if config.lora else None
+
+    @classmethod
+    def for_host(cls, model: nn.Module, *, encoder: Choice, modulator: Choice, layers: Sequence[int], d_features: int, alpha: float = 1.0,
+                 lora_params: LoraParams | None = None, backbone: Choice | None = None) -> Self:  # fmt: skip
+        """Build a fresh modulation for a loaded host; layer indices and LoRA targets are checked against it."""
+        host = understand(model)
+        host.check_layers(layers)
+        spec = describe(host, lora_params) if lora_params else None
+        injection = Injection(layers=tuple(layers), alpha=alpha)
+        return cls(ModulationConfig(host=HostSpec.of(host), encoder=encoder, modulator=modulator, injection=injection, backbone=backbone, d_features=d_features, lora=spec))
+
+    # --- residuals ---------------------------------------------------------------------------------------------------------------
+
+    def latents(self, clips: Sequence[ClipInput]) -> Latents:
+        """Compute all layers' latents of all clips with a signal, in order; clips of one token count go through in one batch."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, clip in enumerate(clips):
+            groups.setdefault((clip.grid.rows, clip.grid.cols), []).append(i)
+        parts: dict[int, list[Tensor]] = {}
+        active = [0] * len(clips)
+        for members in groups.values():
+            chosen = [clips[i] for i in members]
+            signal: SignalFeatures = self.encoder([c.signal for c in chosen], [c.grid for c in chosen])
+            features = torch.cat([self._features(c) for c in chosen])
+            layers = self.modulator(features, signal)
+            steps = [c.grid.steps for c in chosen]
+            split = [z.split(steps) for z in layers]
+            for k, (i, reached) in enumerate(zip(members, signal.active.split(steps), strict=True)):
+                active[i] = int(reached.sum())
+                parts[i] = [z[k].flatten(0, 1) for z in split]
+        flat = [torch.cat([parts[i][k] for i in range(len(clips))]) for k in range(len(self.config.injection.layers))]
+        return Latents(flat, tuple(c.grid.steps for c in clips), tuple(active))
+
+    def _features(self, clip: ClipInput) -> Tensor:
+        grid, expected = clip.grid, (clip.grid.steps, clip.grid.tokens_per_step, self.config.d_features)
+        if clip.features is None or tuple(clip.features.shape) != expected:
+            got = None if clip.features is None else tuple(clip.features.shape)
+            raise HostError(f"A clip of {grid.steps} steps of {grid.rows}×{grid.cols} needs features of shape {expected}, got {got}; `modulate.features.align` makes them.")
+        return clip.features.to(self.amplitude.device, torch.float32)
+
+    def residual(self, k: int, latents: Tensor) -> Tensor:
+        """Project latents of the ``k``-th injected layer to the host's width: α_k · W_out z, (token, d_model), fp32."""
+        return self.amplitude[k] * self.out[0 if len(self.out) == 1 else k](latents)
+
+    # --- attaching ---------------------------------------------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module) -> "Attachment":
+        """Hook into a loaded host and return the attachment; ``detach()`` takes everything out again."""
+        from modulate.inject import Attachment
+
+        return Attachment(self, model)
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator["Attachment"]:
+        """Attach for the length of a ``with`` block."""
+        attachment = self.attach(model)
+        try:
+            yield attachment
+        finally:
+            attachment.detach()
+
+    # --- saving and loading ------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and, with LoRA, a PEFT adapter folder. Each file atomically."""
+        from modulate.files import write_atomically
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if not k.startswith("lora.")}
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        if self.lora is not None:
+            config, adapter = self.lora.to_peft()
+            (folder / ADAPTER).mkdir(exist_ok=True)
+            write_atomically(folder / ADAPTER / "adapter_model.safetensors", lambda path: save_file(adapter, path, metadata={"format": "pt"}))
+            text = json.dumps(config, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
+            write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n"))
+        write_atomically(folder / CONFIG, lambda path: path.write_text(self.config.model_dump_json(indent=2) + "\n"))
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, **hub: Any) -> Self:
+        """Load a folder or a hub repository (``hub``: arguments of ``huggingface_hub.snapshot_download``).
+
+        Raises :class:`MissingFileError` or :class:`CheckpointError` naming file and key.
+        """
+        folder = Path(path_or_repo)
+        if not folder.is_dir() and not str(path_or_repo).startswith((".", "/", "~")) and str(path_or_repo).count("/") == 1:
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(str(path_or_repo), **hub))
+        if not (folder / CONFIG).is_file():
+            raise MissingFileError(f"{folder} is no saved modulation: {CONFIG} is missing there.")
+        try:
+            config = ModulationConfig.model_validate_json((folder / CONFIG).read_text())
+        except ValidationError as error:
+            raise CheckpointError(f"{folder / CONFIG} does not fit this version of modulate: {error}") from error
+        modulation = cls(config)
+        modulation.load(folder)
+        return modulation
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights in ``folder``, strictly. Raises :class:`CheckpointError` on any missing, unexpected or misshapen tensor."""
+        try:
+            tensors = load_file(folder / WEIGHTS)
+            own = {k: v for k, v in self.state_dict().items() if not k.startswith("lora.")}
+            wrong = sorted(tensors.keys() ^ own.keys()) or sorted(k for k in own if own[k].shape != tensors[k].shape)
+            if wrong:
+                raise CheckpointError(f"{folder / WEIGHTS} does not fit its configuration: {len(wrong)} tensors differ, the first is {wrong[0]!r}.")
+            self.load_state_dict(tensors, strict=False)
+            if self.lora is not None:
+                self.lora.load_peft(load_file(folder / ADAPTER / "adapter_model.safetensors"))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"The weights in {folder} cannot be read: {error}") from error

@@ -1,0 +1,190 @@
+"""From a sample to what a conditioned forward needs: frames at true times, the host's inputs, aligned frame features, the signal."""
+
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modulate import plugins
+from modulate.components import Backbone, Dataset, FrameFeatures, Sample
+from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError
+from modulate.features import FeatureCache, FeatureKey, align
+from modulate.grid import VisualGrid
+from modulate.hosts import Host, understand
+from modulate.modulation import ClipInput, Modulation
+from modulate.recipe import Recipe
+from modulate.signals import ControlContext, Signal
+from modulate.video import Frames, read_frames, sample_times, video_hash
+
+LETTERS = "ABCDEFGH"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample, ready for the host: model inputs of batch 1, the true visual grid, aligned features, the clip's own signal."""
+
+    sample: Sample
+    inputs: dict[str, Tensor]
+    grid: VisualGrid
+    features: Tensor
+    signal: Signal
+    options: Tensor  # token id of every option's answer
+
+    def clip(self, signal: Signal | None) -> ClipInput:
+        """Return the conditioning of this clip with ``signal``."""
+        return ClipInput(signal, self.grid, self.features)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several prepared samples as one forward: inputs padded on the left, option ids padded with −1."""
+
+    prepared: list[Prepared]
+    inputs: dict[str, Tensor]
+    options: Tensor
+    answers: Tensor
+
+
+class Pipeline:
+    """Everything of a recipe that turns samples into forwards: host, processor, backbone, data set, caches.
+
+    ``cache``: folder of the feature cache. Prepared samples are kept in memory up to ``memory_bytes``.
+    """
+
+    def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30) -> None:
+        self.recipe = recipe
+        family, params = recipe.host.resolved("host")
+        self.model: nn.Module
+        self.model, self.processor = family.load(params)
+        self.host: Host = understand(self.model)
+        self.device = next(self.model.parameters()).device
+        self.backbone: Backbone = _build(recipe, "backbone").to(self.device).eval().requires_grad_(False)
+        self.dataset: Dataset = _build(recipe, "data", "dataset")
+        self.signal_kind: type[Signal] = plugins.get("signal", recipe.signal)
+        self.features = FeatureCache(cache)
+        self._memory: OrderedDict[tuple[str, bool], Prepared] = OrderedDict()
+        self._room = memory_bytes
+        self._signals: dict[Path, Signal] = {}
+
+    # --- one sample --------------------------------------------------------------------------------------------------------------
+
+    def prepare(self, sample: Sample, blank_frames: bool = False) -> Prepared:
+        """Decode, encode and align one sample. Errors are re-raised with the sample's id in front.
+
+        ``blank_frames`` replaces every frame by mid-grey for host and backbone alike: what can be answered without seeing.
+        """
+        key = (sample.id, blank_frames)
+        if key in self._memory:
+            self._memory.move_to_end(key)
+            return self._memory[key]
+        try:
+            prepared = self._prepare(sample, blank_frames)
+        except ModulateError as error:
+            raise type(error)(f"Sample {sample.id}: {error}") from error
+        self._keep(key, prepared)
+        return prepared
+
+    def _prepare(self, sample: Sample, blank_frames: bool) -> Prepared:
+        sampling = self.recipe.sampling
+        frames = read_frames(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
+        if blank_frames:
+            frames = replace(frames, images=np.full_like(frames.images, 127))
+        text = self.dataset.prompt(sample, self.recipe.answer)
+        encoded = self.host.encode(self.processor, text, frames, sample.window)
+        features = align(self._raw_features(sample, frames, blank_frames), encoded.grid)
+        return Prepared(sample, encoded.inputs, encoded.grid, features.cpu(), self.signal(sample), self._option_ids(sample))
+
+    def _raw_features(self, sample: Sample, frames: Frames, blank_frames: bool) -> FrameFeatures:
+        def compute() -> FrameFeatures:
+            with torch.inference_mode():
+                return self.backbone(torch.from_numpy(frames.images).to(self.device), frames.times)
+
+        source = "blank" if blank_frames else video_hash(sample.video)
+        return self.features.get_or_compute(FeatureKey(source, frames.times, self.backbone.fingerprint()), compute)
+
+    def signal(self, sample: Sample) -> Signal:
+        """Return the sample's own signal within its window. Raises when the sample names none of the recipe's kind."""
+        path = sample.signals.get(self.recipe.signal)
+        if path is None:
+            raise DataError(f"there is no {self.recipe.signal!r} signal; the sample has {', '.join(sample.signals) or 'none'}.")
+        if path not in self._signals:
+            if not path.exists():
+                raise MissingFileError(f"the signal file {path} does not exist.")
+            self._signals[path] = self.signal_kind.read(path)
+        return self._signals[path].within(*sample.window)
+
+    def _option_ids(self, sample: Sample) -> Tensor:
+        words = sample.options if self.recipe.answer == "word" else LETTERS[: len(sample.options)]
+        ids = []
+        for word in words:
+            tokens = self.processor.tokenizer.encode(word, add_special_tokens=False)
+            if len(tokens) != 1 or tokens[0] == self.processor.tokenizer.unk_token_id:
+                raise DataError(f"the answer {word!r} is not one known token of the host's tokenizer (ids {tokens}); score letters instead.")
+            ids.append(tokens[0])
+        return torch.tensor(ids)
+
+    def _keep(self, key: tuple[str, bool], prepared: Prepared) -> None:
+        self._memory[key] = prepared
+        self._room -= _bytes(prepared)
+        while self._room < 0 and len(self._memory) > 1:
+            self._room += _bytes(self._memory.popitem(last=False)[1])
+
+    # --- batches -----------------------------------------------------------------------------------------------------------------
+
+    def collate(self, prepared: Sequence[Prepared]) -> Batch:
+        """Join samples into one forward on the host's device."""
+        pad = self.processor.tokenizer.pad_token_id
+        inputs = self.host.collate([p.inputs for p in prepared], 0 if pad is None else pad)
+        width = max(len(p.options) for p in prepared)
+        options = torch.stack([nn.functional.pad(p.options, (0, width - len(p.options)), value=-1) for p in prepared])
+        answers = torch.tensor([p.sample.answer for p in prepared])
+        return Batch(list(prepared), {k: v.to(self.device) for k, v in inputs.items()}, options.to(self.device), answers.to(self.device))
+
+    def option_logits(self, batch: Batch, output: object) -> Tensor:
+        """Return (sample, option) logits of the options offered, −inf where a sample has fewer; fp32."""
+        last = output.logits[:, -1].float()  # type: ignore[attr-defined]
+        return last.gather(1, batch.options.clamp_min(0)).masked_fill(batch.options < 0, float("-inf"))
+
+    # --- controls ----------------------------------------------------------------------------------------------------------------
+
+    def control(self, name: str, prepared: Prepared, others: Sequence[Sample]) -> Signal:
+        """Return the signal of ``prepared`` under the control ``name`` (one that its kind declares).
+
+        ``others`` are the samples that shuffling draws from: deterministically, and from another video.
+        """
+        controls = self.signal_kind.controls
+        if name not in controls:
+            raise RecipeError(f"The signal {self.recipe.signal!r} has no control {name!r}; it has {', '.join(sorted(controls))}.")
+        own = prepared.sample
+        rng = random.Random(f"{self.recipe.seed}:{own.id}")
+        foreign = [s for s in others if s.video != own.video]
+        if not foreign and name == "shuffled":
+            raise DataError("Shuffling needs samples of at least two videos.")
+        other = rng.choice(foreign) if foreign else own
+        context = ControlContext(own.window, self.signal(other), other.window)
+        return controls[name](prepared.signal, context)
+
+    def fresh_modulation(self) -> Modulation:
+        """Build the recipe's modulation for the host, seeded."""
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        return Modulation.for_host(
+            self.model, encoder=recipe.encoder, modulator=recipe.modulator, layers=recipe.injection.layers, alpha=recipe.injection.alpha,
+            d_features=self.backbone.d_features, lora_params=recipe.lora, backbone=recipe.backbone,
+        )  # fmt: skip
+
+
+def _build(recipe: Recipe, key: str, kind: str | None = None) -> Any:
+    component, params = getattr(recipe, key).resolved(kind or key)
+    return component(params)
+
+
+def _bytes(prepared: Prepared) -> int:
+    tensors = [*prepared.inputs.values(), prepared.features]
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,194 @@
+"""Recipes: typed YAML files that name host, backbone, signal, encoder, modulator, injection, data and training."""
+
+import importlib.resources
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modulate.choice import Choice, Injection, LoraParams
+from modulate.errors import MissingFileError, RecipeError, near_matches
+
+RECIPES = "modulate_recipes"
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sampling(Section):
+    """Which frames of a clip the host and the backbone see."""
+
+    fps: float = Field(1.0, gt=0, description="frames per second, on a grid that ends with the clip")
+    max_frames: int = Field(8, ge=1, description="frame cap; a longer clip is re-spaced evenly over its whole window")
+
+
+class Stage(Section):
+    """One training phase."""
+
+    name: str = Field(description="shown in progress and logs")
+    train: tuple[Literal["modulator", "lora"], ...] = Field(min_length=1, description="what is trainable; the host never is")
+    epochs: float = Field(gt=0, description="passes over the training split; fractions allowed")
+    lr: float = Field(3.0e-4, gt=0, description="peak learning rate [GazeQwen: 3e-4]")
+    lora_lr: float | None = Field(None, description="peak learning rate of the LoRA tensors; null: the same")
+
+
+class Training(Section):
+    """How a modulation is trained."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    batch_size: int = Field(8, ge=1, description="samples of one forward")
+    accumulation: int = Field(1, ge=1, description="forwards per optimiser step [GazeQwen: 8 with batch 1]")
+    weight_decay: float = Field(1.0e-2, ge=0, description="AdamW; never on biases, norms, other 1-D parameters and LoRA")
+    warmup_steps: int = Field(20, ge=0, description="linear warm-up, then cosine decay to 0 at the stage's last step")
+    clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="over the options offered [GazeQwen's code: 0.1]")
+    augment: bool = Field(True, description="perturb signals as their kind defines it")
+    condition: Literal["signal", "blank", "none"] = Field(
+        "signal", description="`blank` trains the gaze-free ceiling, `none` trains LoRA without modulation: the runs that stand beside a gaze run"
+    )
+    patience: int | None = Field(None, ge=1, description="stop a stage after this many epochs without a better validation accuracy; null: never")
+    validate_every: int | None = Field(1, ge=1, description="epochs between validations; the best weights are kept. null: never, the last weights are kept")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision through accelerate")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="also log there; needs the extra of that name")
+
+
+class Evaluation(Section):
+    """How answers are scored."""
+
+    batch_size: int = Field(32, ge=1, description="samples of one forward")
+    conditions: tuple[str, ...] = Field(
+        ("none", "blank", "shuffled", "centre", "shifted", "host"), description="controls, beside the signal itself; a signal kind may offer more"
+    )
+    max_failed_share: float = Field(0.0, ge=0, le=1, description="a run fails when more of its samples fail; failed ones always count as wrong")
+    bootstrap: int = Field(2000, ge=100, description="resamples of the intervals, clustered by video")
+
+
+class Recipe(Section):
+    """Everything that a run needs to be repeated."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="also the run's folder: runs/<name>")
+    seed: int = Field(0, description="of initialisation, order and augmentation")
+    host: Choice
+    backbone: Choice
+    signal: str = Field("gaze", description="kind of side signal")
+    encoder: Choice
+    modulator: Choice
+    injection: Injection
+    lora: LoraParams | None = None
+    data: Choice
+    sampling: Sampling = Sampling()
+    answer: Literal["letter", "word"] = Field("letter", description="score the options' letters, or the words themselves (each must be one token)")
+    training: Training
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        asks = {part for stage in self.training.stages for part in stage.train}
+        if "lora" in asks and self.lora is None:
+            raise ValueError("a stage trains lora, but the recipe has no `lora:` section")
+        if self.training.condition == "none" and asks != {"lora"}:
+            raise ValueError("condition `none` gives the modulator no gradient: every stage must train [lora] only")
+        return self
+
+
+def recipe_paths() -> dict[str, Path]:
+    """Return the recipes that ship with modulate: name → file."""
+    root = Path(str(importlib.resources.files(RECIPES)))
+    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Return the file of a recipe given as path or as the name of a shipped one. Raises :class:`MissingFileError`."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = recipe_paths()
+    name = name_or_path.removeprefix("recipes/").removesuffix(".yaml")
+    if name in shipped:
+        return shipped[name]
+    raise MissingFileError(f"No recipe {name_or_path!r}: neither a file nor a shipped recipe. {near_matches(name, shipped)}")
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and validate a recipe, with ``key.sub=value`` overrides (values are YAML). Raises :class:`RecipeError`."""
+    path = find_recipe(name_or_path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} must hold a mapping of recipe keys, got {type(tree).__name__}.")
+    for text in overrides:
+        override(tree, text)
+    return validate(tree, str(path))
+
+
+def override(tree: dict[str, Any], text: str) -> None:
+    """Apply one ``key.sub=value`` to a recipe's tree, in place; list items by index (``training.stages.0.epochs=2``)."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"Override {text!r} is not of the form key.sub=value.")
+    *path, last = key.split(".")
+    node: Any = tree
+    try:
+        for part in path:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise RecipeError(f"Override {text!r} does not fit the recipe: {error}.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"Override {text!r} has a value that is not valid YAML.") from error
+
+
+def validate(tree: Mapping[str, Any], source: str) -> Recipe:
+    """Validate a recipe's tree and every component's parameters. Raises :class:`RecipeError` with a line for every problem."""
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(explain(error, source, Recipe)) from error
+    for kind, key in (("host", "host"), ("backbone", "backbone"), ("signal_encoder", "encoder"), ("modulator", "modulator"), ("dataset", "data")):
+        choice: Choice = getattr(recipe, key)
+        try:
+            choice.resolved(kind)
+        except ValidationError as error:
+            raise RecipeError(explain(error, f"{source}: {key}.params of {choice.name}", None)) from error
+    return recipe
+
+
+def explain(error: ValidationError, source: str, model: type[BaseModel] | None) -> str:
+    """Turn pydantic's findings into lines: where, what was given, what is allowed."""
+    lines = [f"{source} is not valid:"]
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(model, item["loc"][:-1])
+            lines.append(f"  {where}: unknown key. {near_matches(str(item['loc'][-1]), known) if known else ''}".rstrip())
+        else:
+            lines.append(f"  {where}: {item['msg']}, got {item['input']!r}")
+    return "\n".join(lines)
+
+
+def _known_keys(model: Any, path: Sequence[str | int]) -> list[str]:
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if model is not None and part in model.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return sorted(model.model_fields) if model is not None else []
+
+
+def dump(recipe: Recipe) -> str:
+    """Return a recipe as YAML, every default written out."""
+    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of recipes, for editors."""
+    return Recipe.model_json_schema()

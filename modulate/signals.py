@@ -1,0 +1,68 @@
+"""What a side signal is: time-stamped information about one clip, read from a file, with the controls that its kind declares."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+
+@dataclass(frozen=True)
+class ControlContext:
+    """What a control may use: the clip's window, and the signal and window of another sample (for shuffling)."""
+
+    window: tuple[float, float]
+    other: "Signal"
+    other_window: tuple[float, float]
+
+
+Control = Callable[[Any, ControlContext], "Signal"]
+
+
+class Signal(ABC):
+    """Time-stamped side information, in seconds of the video's own clock. Immutable: every method returns a new signal.
+
+    ``kind`` is the registered name. ``controls`` maps a control's name to a function (signal, context) → signal; ``blank`` and
+    ``shuffled`` exist for every kind, others (``centre``, ``shifted`` …) are what the kind makes of them.
+    """
+
+    kind: ClassVar[str]
+    controls: ClassVar[Mapping[str, Control]]
+
+    @classmethod
+    @abstractmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file in the kind's usual format. Raises :class:`~modulate.errors.SignalError`, naming file and line."""
+
+    @abstractmethod
+    def within(self, start: float, end: float) -> Self:
+        """Keep what overlaps [start, end] seconds; times stay as they are."""
+
+    @abstractmethod
+    def moved(self, seconds: float) -> Self:
+        """Shift all times by ``seconds``."""
+
+    @abstractmethod
+    def blank(self) -> Self:
+        """Return the empty signal of this kind."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of events (fixations, samples …); 0 means there is nothing to inject."""
+
+    def augmented(self, rng: Any) -> Self:
+        """Return a randomly perturbed copy for training (``rng``: :class:`random.Random`); by default the signal itself."""
+        return self
+
+
+def blank(signal: Signal, context: ControlContext) -> Signal:
+    """Control: the same clip with an empty signal."""
+    return signal.blank()
+
+
+def shuffled(signal: Signal, context: ControlContext) -> Signal:
+    """Control: another sample's signal, moved in time so that the ends of both windows coincide."""
+    return context.other.moved(context.window[1] - context.other_window[1]).within(*context.window)
+
+
+COMMON_CONTROLS: dict[str, Control] = {"blank": blank, "shuffled": shuffled}

@@ -1,0 +1,196 @@
+"""The backbone ``dinov2``: patch tokens of every frame on its own, through timm."""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import ClassVar
+
+import timm
+import torch
+from einops import rearrange
+from pydantic import ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from modulate import components
+from modulate.components import FrameFeatures
+from modulate.errors import CheckpointError, RecipeError, VideoError
+from modulate.paths import resolve
+
+SCHEMA = 1
+"""Raised whenever this module starts to compute other features from the same weights and parameters."""
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class DinoV2Dims:
+    """Dimensions of a timm ``VisionTransformer`` with class token, learned positions and LayerScale, as DINOv2 has them.
+
+    ``dim``: width in channels; ``depth``: blocks; ``heads``: attention heads; ``mlp_ratio``: hidden width of the MLP over ``dim``;
+    ``patch``: pixels along a patch's sides; ``registers``: register tokens.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    patch: int = 14
+    registers: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.depth, self.heads, self.patch) < 1 or self.mlp_ratio <= 0 or self.registers < 0 or self.dim % self.heads:
+            raise RecipeError(f"A ViT's sizes must be positive, and dim a multiple of heads; got {self!r}.")
+
+
+class DinoV2Params(components.Params):
+    """Parameters of :class:`DinoV2`."""
+
+    model: str = Field("vit_base_patch14_dinov2.lvd142m", description="timm's name of the model; unused when dims are given.")
+    weights: str = Field(
+        "pretrained",
+        description="The word pretrained (timm's weights, fetched once), or the path, or package:NAME/sub/path, of a safetensors file in timm's layout.",
+    )
+    dims: DinoV2Dims | None = Field(None, description="Dimensions of a model of one's own; needs weights from a file.")
+    image_size: int = Field(518, gt=0, description="Side in pixels to which frames are resized; a multiple of the patch size.")
+    batch: int = Field(16, gt=0, description="Frames encoded at once; limits memory, changes nothing else.")
+
+
+class DinoV2(components.Backbone):
+    """DINOv2, frozen (https://github.com/facebookresearch/dinov2), as timm implements it.
+
+    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bicubic with antialiasing, clamped to valid colours),
+    and normalised by the ImageNet mean and deviation. Features are the patch tokens after the final norm.
+    """
+
+    Params: ClassVar[type[components.Params]] = DinoV2Params
+
+    def __init__(self, params: DinoV2Params) -> None:
+        super().__init__()
+        self.params = params
+        self.vit = _vit(params)
+        self.d_features = self.vit.num_features
+        self.eval().requires_grad_(False)
+        self._digests: dict[torch.dtype, str] = {}
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor, frame_times: Sequence[float]) -> FrameFeatures:
+        """Encode frames one by one. ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: their seconds, increasing.
+
+        The features' times are the frames' own. Raises :class:`modulate.errors.VideoError` for other frames or times.
+        """
+        times = _checked_times(frames, frame_times)
+        tokens = torch.cat([self.vit.forward_features(self._prepare(part)) for part in frames.split(self.params.batch)])
+        rows, cols = self.vit.patch_embed.grid_size
+        patches = tokens[:, self.vit.num_prefix_tokens :]
+        return FrameFeatures(rearrange(patches, "frame (row col) d -> frame row col d", row=rows, col=cols), times)
+
+    def _prepare(self, frames: Tensor) -> Tensor:
+        """Return the frames as (frame, 3, side, side), resized and normalised, on the model's device and in its type."""
+        weight = self.vit.patch_embed.proj.weight
+        images = rearrange(frames.to(weight.device), "frame height width rgb -> frame rgb height width").float() / 255
+        side = self.params.image_size
+        images = interpolate(images, size=(side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+        return ((images - mean) / std).to(weight.dtype)
+
+    def fingerprint(self) -> str:
+        """Return a short text that changes with the weights, their type, the architecture, the preprocessing or this module's schema."""
+        dtype = self.vit.patch_embed.proj.weight.dtype
+        if dtype not in self._digests:
+            self._digests[dtype] = weights_digest(self.vit)
+        architecture = self.params.dims or self.params.model
+        preprocessing = f"square {self.params.image_size} bicubic antialias, mean {MEAN}, std {STD}"
+        text = f"{self._digests[dtype]}; {architecture}; final norm; {preprocessing}; schema {SCHEMA}"
+        return f"dinov2-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of all of ``module``'s weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def build_vit(dims: DinoV2Dims, image_size: int) -> VisionTransformer:
+    """Build timm's ViT of these dimensions without a head, for square images of ``image_size`` px; weights are timm's random ones."""
+    return VisionTransformer(
+        img_size=image_size,
+        patch_size=dims.patch,
+        embed_dim=dims.dim,
+        depth=dims.depth,
+        num_heads=dims.heads,
+        mlp_ratio=dims.mlp_ratio,
+        reg_tokens=dims.registers,
+        no_embed_class=dims.registers > 0,
+        init_values=1e-5,
+        num_classes=0,
+    )
+
+
+def _vit(params: DinoV2Params) -> VisionTransformer:
+    """Build the model that ``params`` describe and give it its weights."""
+    pretrained = params.weights == "pretrained"
+    if params.dims and pretrained:
+        raise RecipeError("A model with dims of one's own has no pretrained weights; name a safetensors file under weights.")
+    if params.dims:
+        _check_size(params.image_size, params.dims.patch)
+        vit = build_vit(params.dims, params.image_size)
+    else:
+        vit = _timm_model(params, pretrained)
+    if not pretrained:
+        _load(vit, params.weights)
+    return vit
+
+
+def _timm_model(params: DinoV2Params, pretrained: bool) -> VisionTransformer:
+    """Build the model that timm knows by name. Raises :class:`modulate.errors.RecipeError` for names and sizes that do not fit."""
+    if not timm.is_model(params.model):
+        raise RecipeError(f"timm knows no model {params.model!r}; `timm.list_models('*dinov2*')` lists those meant here.")
+    if "dinov2" not in params.model:
+        raise RecipeError(f"The backbone dinov2 takes timm's DINOv2 models, whose names contain dinov2; got {params.model!r}.")
+    patch = int(params.model.split("patch")[1].split("_")[0])
+    _check_size(params.image_size, patch)
+    vit: VisionTransformer = timm.create_model(params.model, pretrained=pretrained, img_size=params.image_size, num_classes=0)  # type: ignore[assignment]
+    return vit
+
+
+def _load(vit: VisionTransformer, weights: str) -> None:
+    """Load a safetensors file strictly; learned positions saved for another image size are interpolated, as timm does.
+
+    Raises :class:`modulate.errors.CheckpointError` when it is unreadable or does not fit.
+    """
+    path = resolve(weights)
+    try:
+        state = load_file(path)
+        if "pos_embed" in state and vit.pos_embed is not None and state["pos_embed"].shape[1] != vit.pos_embed.shape[1]:
+            prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+            state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
+        vit.load_state_dict(state, strict=True)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit the model: {error} Name the model or dims that the weights were saved with.") from error
+
+
+def _check_size(image_size: int, patch: int) -> None:
+    if image_size % patch:
+        raise RecipeError(f"image_size must be a multiple of the patch size, {patch} px; got {image_size}.")
+
+
+def _checked_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[float, ...]:
+    """Return the times, having checked them and ``frames`` against each other."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape:
+        raise VideoError(f"Frames must be uint8 RGB of shape (frame, height, width, 3); got {frames.dtype} of shape {tuple(frames.shape)}.")
+    times = tuple(float(t) for t in frame_times)
+    if len(times) != len(frames) or any(not a < b for a, b in itertools.pairwise(times)):
+        raise VideoError(f"Every frame needs a time in seconds, increasing; got {len(frames)} frames and times {times}.")
+    return times

@@ -1,0 +1,24 @@
+"""Eye gaze: the scanpath signal, four encoders of it, and the GazeQwen resampler. Registration imports no torch."""
+
+from modulate.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_signals(register: Register) -> None:
+    """``gaze``: fixations read from ``*_fixation_filtered.csv``."""
+    register("gaze", "modulate_gaze.scanpath:Scanpath")
+
+
+@hookimpl
+def register_signal_encoders(register: Register) -> None:
+    """Two encoders of where the gaze is (absolute, relative to each token) and two heat maps."""
+    register("coord_pe", "modulate_gaze.coordinates:CoordPE")
+    register("coord_rel", "modulate_gaze.coordinates:CoordRel")
+    register("heatmap_tau", "modulate_gaze.heatmaps:HeatmapTau")
+    register("heatmap_dur", "modulate_gaze.heatmaps:HeatmapDur")
+
+
+@hookimpl
+def register_modulators(register: Register) -> None:
+    """``gaze_resampler``: the modulator of GazeQwen."""
+    register("gaze_resampler", "modulate_gaze.resampler:GazeResampler")

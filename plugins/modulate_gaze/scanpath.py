@@ -1,0 +1,161 @@
+"""The scanpath: where a viewer looked, when and for how long."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict, Field
+
+from modulate.errors import SignalError
+from modulate.signals import COMMON_CONTROLS, Control, ControlContext, Signal
+from modulate_gaze.fixation_csv import read_fixations
+from modulate_gaze.positions import OFF_SCREEN, position_problem
+
+
+class Augmentation(BaseModel):
+    """How strongly training perturbs a scanpath."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sigma: float = Field(default=0.02, ge=0, description="standard deviation of the noise on x and y, fraction of the frame [GazeQwen code: 0.02]")
+    drop: float = Field(default=0.1, ge=0, le=1, description="probability that a fixation is left out; one always stays [GazeQwen code: 0.1]")
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class Scanpath(Signal):
+    """Fixations of one viewer on one video, sorted by time. Immutable.
+
+    ``fixations``: (fixation, 4) float64, read-only: x, y in fractions of the frame (origin top-left), midpoint in seconds of the video's
+    clock, duration in seconds ≥ 0. ``n_resorted``: fixations that stood behind a later one when the scanpath was first made; copies keep it.
+
+    Gaze slightly past the frame's edge (:data:`~modulate_gaze.positions.OFF_SCREEN`) is kept as it is and counted by ``n_outside``.
+    Raises :class:`SignalError` for a wrong shape, NaN, infinity, negative durations and pixel units.
+    """
+
+    kind: ClassVar[str] = "gaze"
+    controls: ClassVar[Mapping[str, Control]]
+
+    fixations: Float64[np.ndarray, "fixation 4"]
+    n_resorted: int
+
+    def __init__(self, fixations: ArrayLike = (), n_resorted: int = 0) -> None:
+        rows = np.array(fixations, dtype=np.float64)
+        rows = rows.reshape(0, 4) if rows.size == 0 else rows
+        _check(rows)
+        times = rows[:, 2]
+        behind = int((times < np.maximum.accumulate(times)).sum()) if len(rows) else 0
+        rows = rows[np.argsort(times, kind="stable")]
+        rows.setflags(write=False)
+        object.__setattr__(self, "fixations", rows)
+        object.__setattr__(self, "n_resorted", n_resorted + behind)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a fixation CSV: see :mod:`modulate_gaze.fixation_csv`. Raises :class:`SignalError` naming file and line."""
+        return cls(read_fixations(Path(path)))
+
+    @property
+    def starts(self) -> Float64[np.ndarray, " fixation"]:
+        """When each fixation begins, seconds."""
+        return self.fixations[:, 2] - self.fixations[:, 3] / 2
+
+    @property
+    def ends(self) -> Float64[np.ndarray, " fixation"]:
+        """When each fixation ends, seconds."""
+        return self.fixations[:, 2] + self.fixations[:, 3] / 2
+
+    @property
+    def n_outside(self) -> int:
+        """Fixations outside the frame: x or y not in [0, 1]."""
+        positions = self.fixations[:, :2]
+        return int(((positions < 0) | (positions > 1)).any(axis=1).sum())
+
+    def within(self, start: float, end: float) -> Self:
+        """Keep the fixations that overlap [start, end] seconds, whole and at their times."""
+        return self._with(self.fixations[(self.starts <= end) & (self.ends >= start)])
+
+    def moved(self, seconds: float) -> Self:
+        """Shift all times by ``seconds``."""
+        return self._with(self.fixations + np.array([0.0, 0.0, seconds, 0.0]))
+
+    def blank(self) -> Self:
+        """Return a scanpath without fixations."""
+        return self._with(self.fixations[:0])
+
+    def augmented(self, rng: random.Random, augmentation: Augmentation = Augmentation()) -> Self:  # noqa: B008  (frozen)
+        """Return a copy with noise on the positions and some fixations left out, at least one staying.
+
+        Positions in the frame stay in it, as in the released code; those outside are never pulled in.
+        """
+        keep = [row for row in self.fixations if rng.random() >= augmentation.drop]
+        if not keep and len(self):
+            keep = [self.fixations[rng.randrange(len(self))]]
+        rows = np.array(keep).reshape(-1, 4)
+        noise = np.array([rng.gauss(0.0, augmentation.sigma) for _ in range(2 * len(rows))]).reshape(-1, 2)
+        inside = (rows[:, :2] >= 0) & (rows[:, :2] <= 1)
+        low, high = OFF_SCREEN
+        rows[:, :2] = np.clip(rows[:, :2] + noise, np.where(inside, 0.0, low), np.where(inside, 1.0, high))
+        return self._with(rows)
+
+    def _with(self, rows: Float64[np.ndarray, "fixation 4"]) -> Self:
+        return type(self)(rows, self.n_resorted)
+
+    def __len__(self) -> int:
+        return len(self.fixations)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scanpath) and np.array_equal(self.fixations, other.fixations)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _check(rows: Float64[np.ndarray, "..."]) -> None:
+    if rows.ndim != 2 or rows.shape[1] != 4:
+        raise SignalError(f"A scanpath has four values for each fixation (x, y, midpoint s, duration s); got an array of shape {rows.shape}.")
+    bad = np.argwhere(~np.isfinite(rows))
+    if len(bad):
+        i, k = bad[0]
+        raise SignalError(f"Fixation {i}: {('x', 'y', 'midpoint', 'duration')[k]} {float(rows[i, k])!r} is not finite. Leave such fixations out.")
+    negative = np.flatnonzero(rows[:, 3] < 0)
+    if len(negative):
+        raise SignalError(f"Fixation {negative[0]}: duration {float(rows[negative[0], 3])!r} is negative. Durations are seconds ≥ 0.")
+    low, high = OFF_SCREEN
+    for i, k in np.argwhere((rows[:, :2] < low) | (rows[:, :2] > high))[:1]:
+        raise SignalError(f"Fixation {i}: {position_problem('xy'[k], 'xy'[k], float(rows[i, k]))}")
+
+
+def centre(signal: Any, context: ControlContext) -> Scanpath:
+    """Control: the same times, every fixation at the frame's centre."""
+    rows = signal.fixations.copy()
+    rows[:, :2] = 0.5
+    return Scanpath(rows, signal.n_resorted)
+
+
+def shifted(signal: Any, context: ControlContext) -> Scanpath:
+    """Control: gaze of the same clip half a window later, what leaves at the window's end coming back at its start.
+
+    So gaze is active just as long, but belongs to another moment. A fixation that crosses the edge is split in two. Fixations are first cut
+    to the window: what lies outside is not part of the sample, and activity inside is unchanged by that.
+    """
+    begin, finish = context.window
+    length = finish - begin
+    if length <= 0:
+        return signal
+    starts, ends = np.clip(signal.starts, begin, finish), np.clip(signal.ends, begin, finish)
+    inside = ends > starts
+    inside |= (signal.fixations[:, 3] == 0) & (signal.fixations[:, 2] >= begin) & (signal.fixations[:, 2] <= finish)
+    rows = []
+    for (x, y), start, end in zip(signal.fixations[inside, :2], starts[inside], ends[inside], strict=True):
+        moved = begin + (start - begin + length / 2) % length
+        over = max(0.0, moved + (end - start) - finish)
+        pieces = [(moved, moved + (end - start) - over)] + ([(begin, begin + over)] if over else [])
+        rows += [(x, y, (a + b) / 2, b - a) for a, b in pieces]
+    return Scanpath(rows, signal.n_resorted)
+
+
+Scanpath.controls = {**COMMON_CONTROLS, "centre": centre, "shifted": shifted}

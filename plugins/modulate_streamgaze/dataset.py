@@ -1,0 +1,179 @@
+"""StreamGaze as a data set: question files, videos and fixation files of one folder, read together and checked before use.
+
+Another data set that writes the same layout can be read with :class:`StreamGaze` too: hand it a :class:`StreamGazeParams`, or subclass
+both, make the files in ``prepare`` and end with ``super().prepare()``. Nothing is read before the first call of a method.
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from modulate.components import Dataset, Params, Sample
+from modulate.errors import DataError, MissingFileError, near_matches
+from modulate_streamgaze.files import find_fixations, find_videos, require
+from modulate_streamgaze.questions import TASKS, Item, family, read_questions
+from modulate_streamgaze.splits import SPLITS, UNUSED, file_split, gazeqwen_split
+
+SIGNAL = "gaze"
+"""The registered kind of signal that the fixation files hold."""
+
+
+class StreamGazeParams(Params):
+    """Where the files are, what of a video a question may see, and which videos are for what."""
+
+    root: Path = Field(description="folder that holds qa/*.json; the other paths are relative to it")
+    tasks: tuple[str, ...] | None = Field(None, description="stems of the question files to use; all that are found if absent")
+    videos: Path = Field(Path("videos/original_video"), description="folder of the videos, searched with its sub-folders")
+    fixations: tuple[Path, ...] = Field(
+        (Path("fixations"),), description="folders searched, with sub-folders, for <stem>_fixation_filtered.csv; none: samples carry no gaze file"
+    )
+    past_seconds: PositiveFloat | None = Field(None, description="seconds seen before a past question; from the start of the video if absent (StreamGaze)")
+    present_seconds: PositiveFloat | None = Field(60.0, description="seconds seen before a present question (StreamGaze: 60); from the start if absent")
+    proactive_seconds: PositiveFloat | None = Field(
+        None, description="seconds seen before a proactive test point; if absent its input_video_clip, or else from the start of the video (StreamGaze)"
+    )
+    split: str = Field("gazeqwen", description='"gazeqwen" (70/15/15 by video, seed 42), or a JSON file with lists of videos under train, val, test, unused')
+    limits: dict[Literal["train", "val", "test"], PositiveInt] = Field(
+        default_factory=dict, description="largest number of samples per split, taken evenly from the tasks and from all along their files"
+    )
+
+
+class StreamGaze(Dataset):
+    """The ten tasks as samples. Raises :class:`MissingFileError` or :class:`DataError` for anything that does not fit together."""
+
+    Params = StreamGazeParams
+
+    def __init__(self, params: StreamGazeParams) -> None:
+        self.params = params
+        self.root = params.root.expanduser()
+
+    def prepare(self) -> None:
+        """Check the files; a subclass that makes them does so before."""
+        self.check()
+
+    def check(self) -> None:
+        """Read all questions and check that every video in use has its files. Cheap when repeated: what was read is kept."""
+        used = sorted(stem for stem, split in self.splits.items() if split != UNUSED)
+        require(used, self.video_files, "videos", str(self.root / self.params.videos))
+        if self.params.fixations:
+            require(used, self.fixation_files, "fixation files", ", ".join(str(self.root / folder) for folder in self.params.fixations))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks in use, in the benchmark's order."""
+        return tuple(self.items) if self.params.tasks is None else tuple(task for task in self.items if task in self.params.tasks)
+
+    @cached_property
+    def items(self) -> dict[str, list[Item]]:
+        """The questions of all files found, by task. All, because the split goes by the videos of all: it must not depend on ``tasks``."""
+        files = {path.stem: path for path in self.question_files}
+        for task in self.params.tasks or ():
+            if task not in TASKS:
+                raise DataError(f"Unknown task {task!r}. {near_matches(task, TASKS)}")
+            if task not in files:
+                raise MissingFileError(f"No question file for task {task!r} in {self.root / 'qa'}. {near_matches(task, files)}")
+        if self.params.tasks is None and (odd := [name for name in files if name not in TASKS]):
+            raise DataError(f"{self.root / 'qa'} holds {odd[0]}.json, which is no task. {near_matches(odd[0], TASKS)} Move it, or name the tasks to use.")
+        wanted = [task for task in TASKS if task in files]
+        if not wanted:
+            raise MissingFileError(f"No question file of StreamGaze in {self.root / 'qa'}; expected any of {', '.join(TASKS)} (.json).")
+        return {task: read_questions(files[task]) for task in wanted}
+
+    @property
+    def question_files(self) -> list[Path]:
+        """The JSON files in ``qa``, sorted. Raises :class:`MissingFileError` when the folders are not there."""
+        for folder, what in ((self.root, "Data set folder"), (self.root / "qa", "Question folder")):
+            if not folder.is_dir():
+                raise MissingFileError(f"{what} {folder} does not exist; `root` must be the folder that holds qa/*.json and the videos.")
+        return sorted((self.root / "qa").glob("*.json"))
+
+    @cached_property
+    def splits(self) -> dict[str, str]:
+        """{video stem: "train" | "val" | "test" | "unused"} of every video that any question names."""
+        names: dict[str, str] = {}
+        for item in (item for items in self.items.values() for item in items):
+            # one file may say "x", another "x.mp4": one video, and the longer name is the base name
+            first, second = sorted((names.get(item.stem, item.video), item.video), key=len)
+            if first not in (item.stem, second):
+                raise DataError(f"Questions name both {first!r} and {second!r}; fixation files cannot tell them apart, rename one video.")
+            names[item.stem] = second
+        if self.params.split == "gazeqwen":
+            return gazeqwen_split(list(names.values()))
+        return file_split(self.root / self.params.split, list(names.values()))
+
+    @cached_property
+    def video_files(self) -> dict[str, Path]:
+        """{stem: file} of all videos found."""
+        return find_videos(self.root / self.params.videos)
+
+    @cached_property
+    def fixation_files(self) -> dict[str, Path]:
+        """{video stem: file} of all fixation files found."""
+        return find_fixations([self.root / folder for folder in self.params.fixations])
+
+    def window(self, item: Item) -> tuple[float, float]:
+        """Return (start, end) in seconds of what a question may see."""
+        kind = family(item.task)
+        seconds = {"past": self.params.past_seconds, "present": self.params.present_seconds, "proactive": self.params.proactive_seconds}[kind]
+        if seconds is None:
+            return item.clip or (0.0, item.time)
+        end = item.clip[1] if item.clip else item.time
+        return max(0.0, end - seconds), end
+
+    def signals(self, item: Item) -> dict[str, Path]:
+        """Return {kind of signal: file} of a question's video; a subclass may add kinds."""
+        return {SIGNAL: self.fixation_files[item.stem]} if self.params.fixations else {}
+
+    def samples(self, split: str) -> list[Sample]:
+        """Return the samples of ``split``: task by task, each in the order of its file."""
+        if split not in SPLITS:
+            raise DataError(f"Unknown split {split!r}. {near_matches(split, SPLITS)}")
+        self.check()
+        lists = {task: [item for item in self.items[task] if self.splits[item.stem] == split] for task in self.tasks}
+        total = sum(map(len, lists.values()))
+        if not total:
+            raise DataError(
+                f"Split {split!r} has no question: {sum(v == split for v in self.splits.values())} of {len(self.splits)} videos belong to it "
+                f"(split: {self.params.split}), tasks: {', '.join(self.tasks)}."
+            )
+        limits: dict[str, int] = {str(name): n for name, n in self.params.limits.items()}
+        shares = _shares({task: len(items) for task, items in lists.items()}, limits.get(split, total))
+        return [self._sample(item) for task, items in lists.items() for item in _spread(items, shares[task])]
+
+    def _sample(self, item: Item) -> Sample:
+        video, signals, groups = self.video_files[item.stem], self.signals(item), dict(item.groups)
+        extra = {"place": list(item.place), "time": item.time, **item.extra}
+        return Sample(item.id, item.task, video, self.window(item), item.question, item.options, item.answer, signals, groups, extra)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the question files, the fixation files' and videos' names and sizes, the split, and what shapes the samples."""
+        digest = hashlib.sha256()
+        for path in self.question_files:
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+        gaze = self.fixation_files if self.params.fixations else {}
+        sizes = [[(stem, path.name, path.stat().st_size) for stem, path in sorted(files.items())] for files in (gaze, self.video_files)]
+        # not the folders' names: moved data are the same data
+        settings = self.params.model_dump(mode="json", exclude={"root", "videos", "fixations", "split"})
+        digest.update(json.dumps([sizes, settings, sorted(self.splits.items())], sort_keys=True).encode())
+        return f"streamgaze-{digest.hexdigest()[:16]}"
+
+
+def _shares(available: dict[str, int], limit: int) -> dict[str, int]:
+    """Divide ``limit`` among the tasks as evenly as their sizes allow."""
+    shares = dict.fromkeys(available, 0)
+    left = min(limit, sum(available.values()))
+    while left:
+        for task, n in available.items():
+            if left and shares[task] < n:
+                shares[task] += 1
+                left -= 1
+    return shares
+
+
+def _spread(items: list[Item], n: int) -> list[Item]:
+    """Return ``n`` of ``items``, evenly spaced, so that a limit does not keep the first videos only."""
+    return [items[i * len(items) // n] for i in range(n)]

@@ -1,0 +1,251 @@
+"""Parses StreamGaze's question files: multiple choice and proactive, in both key conventions found in the wild.
+
+Nothing is skipped: an entry that cannot be understood is a :class:`~modulate.errors.DataError` that names file, entry and question.
+Keys that are not needed are kept, so that result files can repeat them. No torch here.
+Source of the formats: StreamGaze, arXiv 2512.01707, and its released question files.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from modulate.errors import DataError, MissingFileError, near_matches
+
+TASKS = (
+    "past_scene_recall",
+    "past_object_transition_prediction",
+    "past_gaze_sequence_matching",
+    "past_non_fixated_object_identification",
+    "present_object_identification_easy",
+    "present_object_identification_hard",
+    "present_object_attribute_recognition",
+    "present_future_action_prediction",
+    "proactive_gaze_triggered_alert",
+    "proactive_object_appearance_alert",
+)
+"""The ten tasks, named by the stems of their files, past, present, proactive."""
+
+LETTERS = "ABCDEFGH"
+ALERT = "Based on the video so far, should the alert be triggered?"
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"})
+_CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
+_SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
+_PREFIX = re.compile(r"\s*\(?([A-Z])[.):]\s*")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question, or one test point of a proactive question, as its file states it.
+
+    ``video`` is the base name given in the file, ``time`` the question's time in seconds of the video's clock, ``clip`` the (start, end)
+    in seconds that the file itself prescribes, if it does. ``answer`` is an index into ``options``. ``place`` is (entry, question) or
+    (entry, question, test point), counted from 0. ``extra`` holds the keys not used here, by where they stood.
+    """
+
+    task: str
+    video: str
+    place: tuple[int, ...]
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    time: float
+    clip: tuple[float, float] | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """The video's name without its suffix, as fixation files use it."""
+        return video_stem(self.video)
+
+    @property
+    def id(self) -> str:
+        """Unique and stable: task / video / entry / question [/ test point]."""
+        return "/".join([self.task, self.stem, *map(str, self.place)])
+
+
+def family(task: str) -> str:
+    """Return "past", "present" or "proactive": what of the video a task may see."""
+    return task.partition("_")[0]
+
+
+def video_stem(name: str) -> str:
+    """Drop a video suffix, and only that: names such as ``P01.R02`` keep their dot."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+
+
+def parse_time(value: object) -> float:
+    """Return seconds from ``MM:SS``, ``HH:MM:SS`` (fractions of seconds allowed) or a number of seconds, given as number or text.
+
+    Raises :class:`DataError` for anything else: negative, not finite, 60 or more in a place that carries over.
+    """
+    hint = f"Time {value!r} is not readable; allowed: MM:SS, HH:MM:SS, or seconds (0 or more)."
+    if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
+        hours, minutes, seconds = int(match[1] or 0), int(match[2]), float(match[3])
+        if seconds >= 60 or (match[1] is not None and minutes >= 60):
+            raise DataError(hint)
+        return 3600 * hours + 60 * minutes + seconds
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, str) and not _SECONDS.fullmatch(value.strip())):
+        raise DataError(hint)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise DataError(hint) from None
+    if not math.isfinite(number) or number < 0:
+        raise DataError(hint)
+    return number
+
+
+def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
+    """Return the options' texts, and whether they carried letters ("A. cup"), which are taken off: the prompt adds its own.
+
+    Letters count as such only when all options carry them, from A on without a gap; a full set in another order is an error, because it
+    leaves open what the answer's letter means. Raises :class:`DataError`.
+    """
+    if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
+        raise DataError(f"Options must be a list of 2 to {len(LETTERS)} texts; got {value!r}.")
+    if not all(isinstance(option, str | int | float) and not isinstance(option, bool) for option in value):
+        raise DataError(f"Options must be texts; got {value!r}.")
+    texts = [str(option).strip() for option in value]
+    matches = [_PREFIX.match(text) for text in texts]
+    found = "".join(match[1] for match in matches if match)
+    prefixed = found == LETTERS[: len(texts)]
+    if not prefixed and sorted(found) == list(LETTERS[: len(texts)]):
+        raise DataError(f"The options' letters must run from A in order; got {found!r} in {value!r}.")
+    if prefixed:
+        texts = [text[match.end() :].strip() for text, match in zip(texts, matches, strict=True) if match]
+    if empty := [LETTERS[i] for i, text in enumerate(texts) if not text]:
+        raise DataError(f"Option {', '.join(empty)} is empty in {value!r}; every option needs a text.")
+    return tuple(texts), prefixed
+
+
+def parse_answer(value: object, n_options: int) -> int:
+    """Return the index of the answer's letter. Raises :class:`DataError` when it names no option."""
+    letters = LETTERS[:n_options]
+    letter = value.strip().upper() if isinstance(value, str) else ""
+    if len(letter) != 1 or letter not in letters:
+        raise DataError(f"Options ≠ letters: the answer is {value!r}, but there are {n_options} options, {letters[0]} to {letters[-1]}.")
+    return letters.index(letter)
+
+
+def read_questions(path: Path) -> list[Item]:
+    """Read one task's file; its stem is the task. Raises :class:`MissingFileError` or :class:`DataError`, naming the place."""
+    task = path.stem
+    if task not in TASKS:
+        raise DataError(f"{path.name} is no task of StreamGaze. {near_matches(task, TASKS)}")
+    items = []
+    for e, entry in enumerate(_read_list(path)):
+        with _located(f"{path.name}, entry {e}"):
+            items += [item for q, question in _questions(entry) for item in _question_items(path.name, task, entry, question, (e, q))]
+    if not items:
+        raise DataError(f"{path.name} holds no question; remove the file or fill it.")
+    return items
+
+
+def _read_list(path: Path) -> list[Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"Question file {path} does not exist.") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise DataError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(data, list):
+        raise DataError(f"{path} must hold a list of entries; got {_kind(data)}.")
+    return data
+
+
+def _questions(entry: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not isinstance(entry, dict):
+        raise DataError(f"An entry must be an object with video_path and questions; got {_kind(entry)}.")
+    for q, question in enumerate(_list_of(entry, "questions")):
+        if not isinstance(question, dict):
+            raise DataError(f"Question {q} must be an object; got {_kind(question)}.")
+        yield q, question
+
+
+def _question_items(file: str, task: str, entry: dict[str, Any], question: dict[str, Any], place: tuple[int, int]) -> list[Item]:
+    video, groups = _video(entry), _groups(entry)
+    with _located(f"{file}, entry {place[0]} ({video}), question {place[1]}"):
+        text = _text(question, "question")
+        source = {"entry": _without(entry, "questions")}
+        if family(task) == "proactive":
+            rest = source | {"question": _without(question, "question", "test_info")}
+            points = enumerate(_list_of(question, "test_info"))
+            return [_test_point(task, video, (*place, p), text, point, groups, rest) for p, point in points]
+        options, prefixed = parse_options(question.get("options"))
+        answer = parse_answer(question.get("answer"), len(options))
+        kept = _without(question, "question", "options", "answer") | {"task_type": question.get("task_type", task)}
+        time = parse_time(question.get("time_stamp"))
+        return [Item(task, video, place, text, options, answer, time, None, groups, source | {"question": kept, "options_had_letters": prefixed})]
+
+
+def _test_point(task: str, video: str, place: tuple[int, ...], text: str, point: Any, groups: Mapping[str, str], rest: dict[str, Any]) -> Item:
+    with _located(f"test point {place[-1]}"):
+        if not isinstance(point, dict):
+            raise DataError(f"A test point must be an object; got {_kind(point)}.")
+        kind = point.get("type")
+        if isinstance(kind, bool) or kind not in (0, 1):
+            raise DataError(f"A test point's type must be 1 (alert) or 0 (none); got {kind!r}.")
+        clip, extra = _clip(point.get("input_video_clip")), rest | {"test_point": point}
+        return Item(task, video, place, f"{text} {ALERT}", ("Yes", "No"), 1 - int(kind), parse_time(point.get("realtime")), clip, groups, extra)
+
+
+def _clip(value: object) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise DataError(f"input_video_clip must be [start, end]; got {value!r}.")
+    start, end = parse_time(value[0]), parse_time(value[1])
+    if end <= start:
+        raise DataError(f"input_video_clip must end after it starts; got {value!r}.")
+    return start, end
+
+
+def _video(entry: Mapping[str, Any]) -> str:
+    names = {PurePosixPath(entry[key].strip().replace("\\", "/")).name for key in ("video_path", "video") if isinstance(entry.get(key), str)}
+    if len(names) != 1 or not (name := names.pop()):
+        raise DataError(f"An entry needs one video under video_path or video; got { {k: entry[k] for k in ('video_path', 'video') if k in entry} }.")
+    return name
+
+
+def _groups(entry: Mapping[str, Any]) -> dict[str, str]:
+    given = {key: str(entry[key]) for key in ("viewer", "participant") if entry.get(key) is not None}
+    return {"video": video_stem(_video(entry))} | given
+
+
+def _text(mapping: Mapping[str, Any], key: str) -> str:
+    value = mapping.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{key!r} must be a text; got {value!r}.")
+    return value.strip()
+
+
+def _list_of(mapping: Mapping[str, Any], key: str) -> list[Any]:
+    value = mapping.get(key)
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{key!r} must be a list that is not empty; got {value!r}. Keys here: {', '.join(map(str, mapping)) or 'none'}.")
+    return value
+
+
+def _without(mapping: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__name__} {str(value)[:60]!r}"
+
+
+@contextmanager
+def _located(where: str) -> Iterator[None]:
+    """Prefix errors from within by where they happened; an inner place that already says all of it is left alone."""
+    try:
+        yield
+    except DataError as error:
+        text = str(error)
+        raise DataError(text if text.startswith(where) else f"{where}: {text}") from error

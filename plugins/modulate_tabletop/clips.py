@@ -1,0 +1,201 @@
+"""One clip of the tabletop world: what happens on the table, where the viewer looks, what the hand does, and the video of it.
+
+Times are seconds of the video, positions are fractions of the frame unless a name says pixels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from modulate_tabletop.render import CLASSES, COLOURS, PLACES, SIZE, Layout, place_centre, render
+from modulate_tabletop.viewer import Dwell, Fixation, Viewer, dwell_times, trace
+
+DURATION = 25.0  # s
+RATE = 8  # frames per second
+WINDOW = 8  # s that a gaze-only question may see
+LAST_ASKED = 22  # s, latest gaze-only question; the reach follows it
+REACH = (22.2, 24.0, 24.7)  # s: the hand starts, arrives, ends
+OBJECTS = (11, 13)  # fewest and most objects on the table
+COPIES = 2  # most objects of one class, and of one colour
+DRIFT = 4.0  # pixels, farthest the camera moves from its centre
+VARIABLE_EVERY = 5  # one file in so many has a variable frame rate
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change on the table: ``what`` is "appear", "move" or "vanish"; ``place`` is where the object stands afterwards (stood before)."""
+
+    time: float
+    what: str
+    place: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Everything that is true of one clip. ``states[i]`` = (class, colour) rows of the 16 places from ``changes[i]`` seconds on."""
+
+    stem: str
+    viewer: Viewer
+    layout: Layout
+    times: np.ndarray  # (frame,) seconds
+    camera: np.ndarray  # (frame, 2) pixels
+    hand: np.ndarray  # (frame, 2) as seen on the frame, beyond 1 when below it
+    dwells: list[Dwell]
+    fixations: list[Fixation]
+    samples: np.ndarray  # (sample, 3) seconds, x, y
+    changes: list[float]
+    states: list[np.ndarray]  # each (2, 16) int, −1 where empty
+    events: list[Event]
+    reached: int  # the place that the hand goes to at the end
+    noise_seed: int
+
+    def state(self, time: float) -> np.ndarray:
+        """Return (class, colour) of the places at ``time``, (2, 16)."""
+        return self.states[int(np.searchsorted(self.changes, time, side="right")) - 1]
+
+    def asked(self) -> list[Dwell]:
+        """Return the dwells that gaze-only questions are about: nothing changes during them, and the window before holds no reach."""
+        return [d for d in self.dwells if _askable(d) and not any(d.start <= e.time <= d.end for e in self.events)]
+
+
+def _askable(dwell: Dwell) -> bool:
+    return dwell.asked is not None and WINDOW <= dwell.asked <= LAST_ASKED
+
+
+class Camera:
+    """A slow drift: two sines for each axis, at most ``DRIFT`` pixels together."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        """Draw amplitudes, periods and phases."""
+        self.amplitude = rng.uniform(0.2, 0.5, (2, 2)) * DRIFT
+        self.pace = 2 * np.pi / rng.uniform(6, 20, (2, 2))
+        self.phase = rng.uniform(0, 2 * np.pi, (2, 2))
+
+    def __call__(self, times: np.ndarray) -> np.ndarray:
+        """Return the shift in pixels, (time, 2)."""
+        return (self.amplitude * np.sin(times[:, None, None] * self.pace + self.phase)).sum(-1)
+
+
+def _first_state(rng: np.random.Generator) -> np.ndarray:
+    """Fill 11 or 12 places, each class and each colour at most twice, so that no object is favoured by its kind."""
+    state = np.full((2, PLACES), -1)
+    places = rng.choice(PLACES, rng.integers(OBJECTS[0], OBJECTS[1]), replace=False)  # room for what appears
+    for row, words in enumerate((CLASSES, COLOURS)):
+        state[row, places] = rng.permutation(np.repeat(np.arange(len(words)), COPIES))[: len(places)]
+    return state
+
+
+def _change(rng: np.random.Generator, state: np.ndarray, spared: int, what: str) -> tuple[np.ndarray, int, str]:
+    """Let something happen to an object that is not at ``spared``; ``what`` gives way to "move" where the count of objects forbids it."""
+    state = state.copy()
+    full = np.flatnonzero(state[0] >= 0)
+    if (what == "appear" and len(full) >= OBJECTS[1]) or (what == "vanish" and len(full) <= OBJECTS[0]):
+        what = "move"
+    empty = int(rng.choice(np.flatnonzero(state[0] < 0)))
+    chosen = int(rng.choice(full[full != spared]))
+    if what == "appear":
+        pairs = [(k, c) for k in range(len(CLASSES)) for c in range(len(COLOURS)) if ((state == [[k], [c]]).sum(1) < COPIES).all()]
+        new = [pair for pair in pairs if not (state.T == pair).all(1).any()]
+        state[:, empty] = new[int(rng.integers(len(new)))]
+        return state, empty, what
+    if what == "move":
+        state[:, empty] = state[:, chosen]
+    state[:, chosen] = -1
+    return state, (empty if what == "move" else chosen), what
+
+
+def _event_times(rng: np.random.Generator, dwells: list[Dwell]) -> dict[int, float]:
+    """Choose dwells during which something happens (none that is asked about), by index, and when."""
+    asked = [i for i, d in enumerate(dwells) if _askable(d)]
+    early = [i for i in range(asked[0]) if i and rng.random() < 0.7] or [1]
+    late = [int(rng.choice(asked[1:-1]))] if len(asked) >= 6 or (len(asked) == 5 and rng.random() < 0.5) else []
+    return {i: round(float(rng.uniform(dwells[i].start + 0.4, dwells[i].end - 0.4)), 3) for i in early + late}
+
+
+def _story(rng: np.random.Generator, dwells: list[Dwell]) -> tuple[list[Dwell], list[float], list[np.ndarray], list[Event]]:
+    """Choose targets and events in the order of time.
+
+    A target is drawn evenly among the places that hold an object and were not looked at within 8 s; what is new on the table is held
+    back as often as what is old, so that novelty says nothing about the target.
+    """
+    when, state = _event_times(rng, dwells), _first_state(rng)
+    changes, states, events, done = [0.0], [state], [], []
+    held: dict[int, float] = {}  # place → until when it is held back
+    for index, dwell in enumerate(dwells):
+        recent = {d.place for d in done if dwell.start - d.end < WINDOW}
+        full = set(np.flatnonzero(state[0] >= 0).tolist())
+        free = sorted(full - recent - {p for p, until in held.items() if until > dwell.start}) or sorted(full - recent)
+        place = int(rng.choice(free))
+        done.append(replace(dwell, place=place))
+        if index in when:
+            what = "appear" if index == min(when) else str(rng.choice(["appear", "move", "vanish"]))
+            state, changed, what = _change(rng, state, place, what)
+            if what != "vanish" and rng.random() < len(full & (recent | {place})) / len(full):
+                held[changed] = when[index] + rng.uniform(1, WINDOW)
+            changes.append(when[index])
+            states.append(state)
+            events.append(Event(when[index], what, changed))
+    return done, changes, states, events
+
+
+def _frame_times(rng: np.random.Generator, variable: bool) -> np.ndarray:
+    """Return whole milliseconds as seconds; irregular (40 to 250 ms apart) if ``variable``."""
+    if not variable:
+        return np.arange(int(DURATION * RATE)) / RATE
+    steps = rng.integers(40, 211, int(DURATION * RATE * 1.2))
+    milliseconds = np.concatenate([[0], np.cumsum(steps)])
+    return milliseconds[milliseconds < DURATION * 1000 - 30] / 1000
+
+
+def _hand_path(rng: np.random.Generator, times: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Idle at the lower edge, then one reach to ``target`` (time, 2); pixels before the camera's shift are not known here, only the frame."""
+    phase, home = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.15, 0.85)
+    idle = np.stack([home + 0.05 * np.sin(times * 0.7 + phase[0]), 1.0 + 0.025 * np.sin(times * 0.9 + phase[1])], -1)
+    share = np.clip((times - REACH[0]) / (REACH[1] - REACH[0]), 0, 1)
+    share = (share * share * (3 - 2 * share))[:, None]
+    return idle * (1 - share) + (target + (0.0, 0.05)) * share
+
+
+def make_clip(stem: str, seed: tuple[int, ...], viewer: Viewer, variable: bool) -> Clip:
+    """Draw one clip; the same arguments give the same clip."""
+    rng = np.random.default_rng(seed)
+    layout, camera = Layout.random(rng), Camera(rng)
+    dwells = dwell_times(rng, DURATION)
+    while sum(map(_askable, dwells)) < 4:
+        dwells = dwell_times(rng, DURATION)
+    dwells, changes, states, events = _story(rng, dwells)
+    centres = np.array([place_centre(layout, p) for p in range(PLACES)])
+    fixations, samples = trace(rng, viewer, dwells, lambda place, at: centres[place] + camera(at) / SIZE, DURATION)
+    times = _frame_times(rng, variable)
+    reached = dwells[-1].place
+    hand = _hand_path(rng, times, centres[reached] + camera(times) / SIZE)
+    noise_seed = int(rng.integers(2**31))
+    return Clip(stem, viewer, layout, times, camera(times), hand, dwells, fixations, samples, changes, states, events, reached, noise_seed)
+
+
+def frames(clip: Clip) -> Iterator[np.ndarray]:
+    """Draw the clip's frames in order, each (128, 128, 3) uint8 RGB."""
+    rng = np.random.default_rng(clip.noise_seed)
+    for time, camera, hand in zip(clip.times, clip.camera, clip.hand, strict=True):
+        kinds, colours = clip.state(float(time))
+        shift = np.rint(camera)
+        on_table = hand - shift / SIZE  # the renderer moves the hand with the camera
+        yield render(clip.layout, kinds, colours, (float(shift[0]), float(shift[1])), (float(on_table[0]), float(on_table[1])), noise_rng=rng)
+
+
+def write_video(path: Path, clip: Clip) -> None:
+    """Encode the clip as H.264 (yuv420p) with its true times in milliseconds."""
+    with av.open(str(path), "w", options={"video_track_timescale": "16000"}) as file:
+        stream = file.add_stream("libx264", rate=RATE, options={"crf": "18", "preset": "superfast", "g": "24", "bf": "0", "threads": "1"})
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time, image in zip(clip.times, frames(clip), strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(float(time) * 1000), Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())

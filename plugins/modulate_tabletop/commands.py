@@ -1,0 +1,43 @@
+"""Commands of the tabletop world. Heavy modules are imported when a command runs, so that ``--help`` stays instant."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+tabletop = typer.Typer(name="tabletop", help="The tabletop world: generated clips, gaze and questions.", no_args_is_help=True)
+
+
+@tabletop.callback()
+def _group() -> None:
+    """Keep ``make`` a sub-command although it is the only one."""
+
+
+@tabletop.command()
+def make(
+    root: Annotated[Path, typer.Argument(help="Folder to make; reused if it holds the same world already.")],
+    train: Annotated[int, typer.Option(min=0, help="Videos to train on.")] = 200,
+    val: Annotated[int, typer.Option(min=0, help="Videos to validate on.")] = 20,
+    test: Annotated[int, typer.Option(min=0, help="Videos to test on.")] = 80,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
+) -> None:
+    """Make a world: H.264 videos, fixations, raw gaze, hand, the ten question files, splits."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from modulate_tabletop.make import make_world
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("Videos", total=train + val + test)
+        world = make_world(
+            root, train=train, val=val, test=test, seed=seed, workers=workers, progress=lambda done, total: bar.update(task, completed=done)
+        )
+        bar.update(task, completed=train + val + test)
+    table = Table("Task", "train", "val", "test", title="Questions (test points for proactive tasks)")
+    for name, counts in world["questions"].items():
+        table.add_row(name, *(str(counts[split]) for split in ("train", "val", "test")))
+    console = Console()
+    console.print(table)
+    console.print(f"{'Reused' if world['reused'] else 'Made'} {world['root']} in {world['seconds']} s.", highlight=False, soft_wrap=True)

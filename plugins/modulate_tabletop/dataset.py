@@ -1,0 +1,60 @@
+"""The tabletop world as a data set: made on first use, then read exactly as StreamGaze is."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from modulate.components import Dataset, Params, Sample
+from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
+from modulate_tabletop.make import make_world
+from modulate_tabletop.text import GAZE_ONLY
+
+
+class TabletopParams(Params):
+    """Which world, and what of it to use."""
+
+    root: Path = Field(description="folder of the world; made there if it does not exist")
+    train: NonNegativeInt = Field(200, description="videos to train on")
+    val: NonNegativeInt = Field(20, description="videos to validate on")
+    test: NonNegativeInt = Field(80, description="videos to test on")
+    seed: NonNegativeInt = Field(0, description="seed of the world")
+    tasks: tuple[str, ...] | None = Field(GAZE_ONLY, description="stems of the question files to use; all ten if null")
+    window: PositiveFloat = Field(8.0, description="seconds of video seen before a question's time")
+    split: str = Field("splits.json", description="file of the world that says which videos are for what: splits.json or splits_by_viewer.json")
+    max_per_split: PositiveInt | None = Field(None, description="largest number of samples per split, taken evenly from the tasks; all if absent")
+
+
+class Tabletop(Dataset):
+    """Questions about generated clips; see ``modulate_tabletop.questions`` for what they ask."""
+
+    Params = TabletopParams
+
+    def __init__(self, params: TabletopParams) -> None:
+        self.params = params
+
+    @cached_property
+    def reader(self) -> StreamGaze:
+        """StreamGaze's reader, set to this world."""
+        p = self.params
+        limits = {} if p.max_per_split is None else dict.fromkeys(("train", "val", "test"), p.max_per_split)
+        seen = dict.fromkeys(("past_seconds", "present_seconds", "proactive_seconds"), p.window)
+        return StreamGaze(StreamGazeParams.model_validate({"root": p.root, "tasks": p.tasks, "split": p.split, "limits": limits, **seen}))
+
+    def prepare(self) -> None:
+        """Make the world if it is not there; raises :class:`~modulate.errors.DataError` if another one is."""
+        p = self.params
+        make_world(p.root, train=p.train, val=p.val, test=p.test, seed=p.seed)
+        self.reader.prepare()
+
+    def samples(self, split: str) -> list[Sample]:
+        """Return the questions of ``split`` in a fixed order."""
+        return self.reader.samples(split)
+
+    def fingerprint(self) -> str:
+        """Return a text that changes with the questions, the files, and what is used of them."""
+        return f"tabletop-{self.reader.fingerprint()}"
+
+    def prompt(self, sample: Sample) -> str:
+        """Return the user's turn as StreamGaze's reader writes it."""
+        return self.reader.prompt(sample)

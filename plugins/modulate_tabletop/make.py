@@ -1,0 +1,191 @@
+"""Makes a whole tabletop world on disk: videos, gaze, hand, question files, splits. Whole or not there, and the same for the same numbers.
+
+Layout: ``videos/original_video/<stem>.mp4``, ``fixations/<stem>_fixation_filtered.csv``, ``gaze/<stem>_gaze.csv`` (60 Hz samples),
+``hand/<stem>_hand.csv``, ``qa/<task>.json``, ``splits.json`` (viewers and tables differ between splits), ``splits_by_viewer.json`` (the same
+viewers dealt anew), ``manifest.json``.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modulate.errors import DataError
+from modulate_tabletop.clips import VARIABLE_EVERY, Clip, make_clip, write_video
+from modulate_tabletop.questions import MULTIPLE_CHOICE, TASKS, Alert, Choice, alert_entry, choice_entry, draft, lettered
+from modulate_tabletop.viewer import Viewer
+
+GENERATOR = 1  # raise it whenever the same numbers would give another world
+SPLITS = ("train", "val", "test")
+VIDEOS_PER_VIEWER = 10
+FIXATION_HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
+Progress = Callable[[int, int], object]  # (videos done, videos in all)
+Question = Choice | Alert
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make."""
+
+    stem: str
+    split: str
+    seed: tuple[int, int, int]  # world, split, number within the split
+    viewer: Viewer
+    variable: bool  # frame rate
+
+    def clip(self) -> Clip:
+        """Draw the clip."""
+        return make_clip(self.stem, self.seed, self.viewer, self.variable)
+
+
+def jobs(train: int, val: int, test: int, seed: int) -> list[Job]:
+    """List the videos of a world; each split has viewers of its own, about one for ten videos."""
+    result: list[Job] = []
+    seen = 0
+    for code, (split, count) in enumerate(zip(SPLITS, (train, val, test), strict=True)):
+        people = max(min(2, count), -(-count // VIDEOS_PER_VIEWER))
+        viewers = [Viewer.random(f"viewer_{seen + v + 1:02d}", np.random.default_rng((seed, code, v, 1))) for v in range(people)]
+        seen += people
+        for i in range(count):
+            number = len(result) + 1
+            result.append(Job(f"tabletop_{number:04d}", split, (seed, code, i), viewers[i % people], number % VARIABLE_EVERY == 3))
+    return result
+
+
+def make_world(
+    root: Path, *, train: int, val: int, test: int, seed: int = 0, workers: int | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Make the world in ``root`` unless it is there already; return its manifest with ``root``, ``reused`` and ``seconds``.
+
+    ``workers``: processes, all cores if None; the files do not depend on it. Raises :class:`~modulate.errors.DataError` if ``root`` holds
+    anything else, or a world of other numbers.
+    """
+    begun, root = time.monotonic(), Path(root).expanduser()
+    wanted = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, "test": test}
+    if bad := [f"{k} = {v}" for k, v in wanted.items() if v < 0]:
+        raise DataError(f"A tabletop world cannot have {', '.join(bad)}; counts and seed must be 0 or more.")
+    if train + val + test == 0:
+        raise DataError("A tabletop world needs at least one video; got train = val = test = 0.")
+    manifest = _existing(root, wanted)
+    reused = manifest is not None
+    if manifest is None:
+        with _folder_for(root) as folder:
+            manifest = _fill(folder, wanted, workers or os.cpu_count() or 1, progress)
+            try:
+                folder.replace(root)
+            except OSError:  # somebody else was faster
+                if (other := _existing(root, wanted)) is None:
+                    raise
+                manifest, reused = other, True
+    return {**manifest, "root": str(root), "reused": reused, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def _existing(root: Path, wanted: dict[str, int]) -> dict[str, Any] | None:
+    """Return the manifest of the world in ``root``, None if there is nothing."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return None
+    try:
+        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+        found = {key: manifest[key] for key in wanted}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{root} is not empty and holds no tabletop world (no readable manifest.json); name another folder, or empty it.") from None
+    if other := [f"{key} is {found[key]}, wanted {wanted[key]}" for key in wanted if found[key] != wanted[key]]:
+        raise DataError(f"{root} holds another tabletop world: {'; '.join(other)}. Name another folder, or delete this one.")
+    return dict(manifest)
+
+
+@contextmanager
+def _folder_for(root: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``root``; whatever is left of it at the end goes away."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    folder.chmod(0o755)  # mkdtemp makes it private; a world is meant to be read
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(folder: Path, wanted: dict[str, int], workers: int, progress: Progress | None) -> dict[str, Any]:
+    todo = jobs(wanted["train"], wanted["val"], wanted["test"], wanted["seed"])
+    for name in ("videos/original_video", "fixations", "gaze", "hand", "qa"):
+        (folder / name).mkdir(parents=True)
+    drafts: list[list[Question]] = []
+    for questions in _run(todo, folder, min(workers, len(todo))):
+        drafts.append(questions)
+        if progress is not None:
+            progress(len(drafts), len(todo))
+    counts = _write_questions(folder / "qa", todo, drafts, wanted["seed"])
+    _write_splits(folder, todo, wanted["seed"])
+    manifest = {**wanted, "viewers": len({j.viewer.name for j in todo}), "variable_frame_rate": sum(j.variable for j in todo), "questions": counts}
+    _dump(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _run(todo: list[Job], folder: Path, workers: int) -> Iterator[list[Question]]:
+    """Make the videos in order; a few are not worth processes of their own."""
+    if workers == 1 or len(todo) <= 6:
+        yield from (make_files(job, folder) for job in todo)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(make_files, todo, [folder] * len(todo), chunksize=4)
+
+
+def make_files(job: Job, folder: Path) -> list[Question]:
+    """Write one video with its gaze and hand files; return its questions."""
+    clip = job.clip()
+    write_video(folder / "videos" / "original_video" / f"{job.stem}.mp4", clip)
+    rows = []
+    for number, f in enumerate(clip.fixations):
+        start, end, length = f"{f.start:.3f}", f"{f.end:.3f}", f"{f.end - f.start:.3f}"
+        rows.append(f"{start},{end},{f.x:.5f},{f.y:.5f},{length},{start},{end},{number},{length}")
+    _csv(folder / "fixations" / f"{job.stem}_fixation_filtered.csv", FIXATION_HEADER, rows)
+    _csv(folder / "gaze" / f"{job.stem}_gaze.csv", "time_seconds,x,y", [f"{t:.4f},{x:.5f},{y:.5f}" for t, x, y in clip.samples])
+    hand = zip(clip.times, clip.hand, strict=True)
+    _csv(folder / "hand" / f"{job.stem}_hand.csv", "time_seconds,x,y", [f"{t:.3f},{x:.5f},{y:.5f}" for t, (x, y) in hand])
+    return draft(np.random.default_rng((*job.seed, 2)), clip)
+
+
+def _write_questions(folder: Path, todo: list[Job], drafts: list[list[Question]], seed: int) -> dict[str, dict[str, int]]:
+    """Write the ten files (a file without a question is left out); return how many questions or test points each split has."""
+    counts: dict[str, dict[str, int]] = {}
+    for number, task in enumerate(TASKS):
+        entries, counts[task] = [], dict.fromkeys(SPLITS, 0)
+        letters = {s: iter(lettered(np.random.default_rng((seed, number, code, 3)), 12 * len(todo))) for code, s in enumerate(SPLITS)}
+        for job, questions in zip(todo, drafts, strict=True):
+            head = {"video_path": f"{job.stem}.mp4", "viewer": job.viewer.name}
+            choices = [q for q in questions if isinstance(q, Choice) and q.task == task]
+            alerts = [q for q in questions if isinstance(q, Alert) and q.task == task]
+            entries += [choice_entry(q, next(letters[job.split]), head) for q in choices]
+            entries += [alert_entry(alerts, head)] if alerts else []
+            counts[task][job.split] += len(choices) if task in MULTIPLE_CHOICE else sum(len(q.points) for q in alerts)
+        if entries:
+            _dump(folder / f"{task}.json", entries)
+    return counts
+
+
+def _write_splits(folder: Path, todo: list[Job], seed: int) -> None:
+    _dump(folder / "splits.json", {s: [j.stem for j in todo if j.split == s] for s in SPLITS})
+    per_split = [len({j.viewer.name for j in todo if j.split == s}) for s in SPLITS]
+    dealt = np.random.default_rng((seed, 4)).permutation(sorted({j.viewer.name for j in todo})).tolist()
+    ends = np.cumsum(per_split)
+    groups = {s: set(dealt[end - n : end]) for s, n, end in zip(SPLITS, per_split, ends, strict=True)}
+    _dump(folder / "splits_by_viewer.json", {s: [j.stem for j in todo if j.viewer.name in groups[s]] for s in SPLITS})
+
+
+def _csv(path: Path, header: str, rows: list[str]) -> None:
+    path.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+
+
+def _dump(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,101 @@
+"""Many questions about one clip in one forward: a shared visual prefix and branches that do not see one another."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from modulate_tabletop.host_files import ID, PATCH, PIXELS
+
+TURN_START = "<|im_start|>user\n<|vision_start|>"
+TURN_END = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@dataclass
+class Branch:
+    """One question with its answer; ``kind`` groups the losses."""
+
+    kind: str
+    prompt: str
+    answer: str
+    sees_video: bool = True
+
+
+def pixels(frames: np.ndarray) -> torch.Tensor:
+    """(n, SIZE, SIZE, 3) uint8 to (n, 3, PIXELS, PIXELS) in −1..1: luma resized as the processor does, chroma halved as a 4:2:0 codec does."""
+    x = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    small = F.avg_pool2d(x, 2)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    luma = F.interpolate((x * weights).sum(1, keepdim=True), size=(PIXELS, PIXELS), mode="bicubic", antialias=True, align_corners=False)
+    return ((luma + small - (small * weights).sum(1, keepdim=True)).clamp(0, 255) / 127.5) - 1
+
+
+def patches(images: torch.Tensor, steps: int) -> torch.Tensor:
+    """(batch * 2 * steps, 3, PIXELS, PIXELS) to the flat patches that the video processor makes."""
+    g = PIXELS // PATCH
+    x = images.view(-1, steps, 2, 3, g // 2, 2, PATCH, g // 2, 2, PATCH).permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
+    return x.reshape(-1, 3 * 2 * PATCH * PATCH)
+
+
+class Packer:
+    """Turns branches into ids, positions, mask and targets."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.cache = tokenizer, {}
+
+    def ids(self, words: str) -> list[int]:
+        """Token ids, remembered for the strings that recur."""
+        if words not in self.cache:
+            if len(self.cache) > 200_000:
+                self.cache.clear()
+            self.cache[words] = self.tokenizer(words)["input_ids"]
+        return self.cache[words]
+
+    def pack(self, rows: list[list[Branch]], steps: int, interval: float, offset: int) -> dict[str, Any]:
+        """``interval`` is M-RoPE's temporal distance of two steps, ``offset`` a shift of the text behind the video (library versions differ)."""
+        head = self.ids(TURN_START)
+        grid = PIXELS // PATCH // 2
+        index = torch.arange(steps * grid * grid)
+        time = (torch.arange(steps) * interval).long()
+        vision = torch.stack([time[index // (grid * grid)], index // grid % grid, index % grid]) + len(head)
+        start = len(head) + grid + offset
+        prefix_ids = [*head, *[ID["<|video_pad|>"]] * len(index), ID["<|vision_end|>"]]
+        prefix_pos = torch.cat([torch.arange(len(head)).expand(3, -1), vision, torch.full((3, 1), start)], 1)
+        built = [self._row(row, prefix_ids, prefix_pos, start + 1) for row in rows]
+        length = max(len(b[0]) for b in built)
+        ids = torch.full((len(rows), length), ID["<|endoftext|>"])
+        positions, segment, blind = torch.zeros(3, len(rows), length, dtype=torch.long), torch.full((len(rows), length), -1), torch.zeros(len(rows), length, dtype=torch.bool)
+        where: list[tuple[int, int, int, str]] = []
+        for r, (tokens, pos, seg, no_video, targets) in enumerate(built):
+            n = len(tokens)
+            ids[r, :n], positions[:, r, :n], segment[r, :n], blind[r, :n] = torch.tensor(tokens), pos, torch.tensor(seg), torch.tensor(no_video)
+            where += [(r, p, t, kind) for p, t, kind in targets]
+        q, k = segment[:, :, None], segment[:, None, :]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        mask = causal & ((q == k) | ((k == 0) & ~blind[:, :, None])) & (k >= 0) | torch.eye(length, dtype=torch.bool)
+        return {"ids": ids, "positions": positions, "mask": mask[:, None], "where": where}
+
+    def _row(self, row: list[Branch], prefix: list[int], prefix_pos: torch.Tensor, start: int) -> tuple:
+        tokens, pos, seg, blind, targets = list(prefix), [prefix_pos], [0] * len(prefix), [False] * len(prefix), []
+        for number, branch in enumerate(row, 1):
+            question, answer = self.ids(branch.prompt + TURN_END), self.ids(branch.answer)
+            targets += [(len(tokens) + len(question) - 1 + i, t, branch.kind) for i, t in enumerate(answer)]
+            n = len(question) + len(answer)
+            tokens += [*question, *answer]
+            pos.append((torch.arange(n) + start).expand(3, -1))
+            seg += [number] * n
+            blind += [not branch.sees_video] * n
+        return tokens, torch.cat(pos, 1), seg, blind, targets
+
+
+def forward(model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int) -> torch.Tensor:
+    """Logits at the supervised positions, in the order of ``packed['where']``."""
+    batch, side = len(packed["ids"]), PIXELS // PATCH
+    seen = model.model.visual(patch_values, grid_thw=torch.tensor([[steps, side, side]] * batch)).pooler_output.float()
+    embeds = model.model.language_model.embed_tokens(packed["ids"])
+    embeds = embeds.masked_scatter((packed["ids"] == ID["<|video_pad|>"])[..., None], seen)
+    out = model.model.language_model(inputs_embeds=embeds, position_ids=packed["positions"], attention_mask=packed["mask"], use_cache=False).last_hidden_state
+    rows, cols = zip(*[(r, p) for r, p, _, _ in packed["where"]])
+    return model.lm_head(out[list(rows), list(cols)])

@@ -1,0 +1,212 @@
+"""The questions about one clip, and the ten question files in StreamGaze's formats.
+
+Gaze-only questions (``text.GAZE_ONLY``) must not be answerable without gaze. So every option stands on the table, and the set of options
+is drawn such that, whatever the table shows, each option is equally likely the right one: a set S of objects has probability P(S) with
+P(object in S) equal for all objects, and the objects of S are equally likely the target (:func:`even_set`). "Easy" sets lie far apart
+on the table, "hard" sets close together. The other tasks can be inferred from the frames, or need the gaze of the past.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from modulate_tabletop import text
+from modulate_tabletop.clips import REACH, WINDOW, Clip
+from modulate_tabletop.render import CLASSES, COLOURS, GRID
+from modulate_tabletop.viewer import Dwell
+
+COLOUR_WORDS = tuple(COLOURS)
+RECALL, TRANSITION = "past_scene_recall", "past_object_transition_prediction"
+SEQUENCE, NOT_FIXATED = "past_gaze_sequence_matching", "past_non_fixated_object_identification"
+FUTURE, APPEARANCE = "present_future_action_prediction", "proactive_object_appearance_alert"
+TASKS = (RECALL, TRANSITION, SEQUENCE, NOT_FIXATED, text.EASY, text.HARD, text.ATTRIBUTE, FUTURE, text.ALERT, APPEARANCE)
+MULTIPLE_CHOICE = tuple(t for t in TASKS if not t.startswith("proactive"))
+CLOSENESS = 0.5  # cells of mean distance by which a set of options becomes e times less (hard) or more (easy) likely
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A multiple-choice question at ``time`` (whole seconds): the right option and three wrong ones."""
+
+    task: str
+    time: int
+    question: str
+    right: str
+    wrong: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A proactive question with its test points (whole second, should it be raised?)."""
+
+    task: str
+    question: str
+    target: str
+    points: tuple[tuple[int, bool], ...]
+    first: int | None  # second at which what it waits for is first there
+
+
+def even_set(rng: np.random.Generator, target: int, values: np.ndarray, size: int, closeness: float = 0.0) -> list[int]:
+    """Draw ``size`` objects of pairwise different value, ``target`` among them, such that the set does not tell which one is the target.
+
+    ``values`` (16,): what the option would say of each place, −1 where empty. P(S) is proportional to exp(−closeness · mean distance) times
+    a factor for each member, fitted until all objects are in S equally often; given the target, S is drawn from those that hold it.
+    """
+    places = np.flatnonzero(values >= 0)
+    sets = np.array(list(itertools.combinations(range(len(places)), size)))
+    said = np.sort(values[places][sets], axis=1)
+    sets = sets[(np.diff(said, axis=1) > 0).all(1)]
+    points = np.stack([places % GRID, places // GRID], -1).astype(float)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    distance = np.mean([apart[sets[:, i], sets[:, j]] for i, j in itertools.combinations(range(size), 2)], axis=0)
+    weight = np.exp(-closeness * (distance - distance.mean()))
+    goal = size / len(places)
+    for _ in range(100):
+        weight /= weight.sum()
+        share = np.bincount(sets.ravel(), np.repeat(weight, size), len(places))
+        if np.abs(share / goal - 1).max() < 1e-3:
+            break
+        weight *= np.sqrt((goal / share)[sets].prod(1))
+    holds = (places[sets] == target).any(1)
+    chosen = rng.choice(np.flatnonzero(holds), p=weight[holds] / weight[holds].sum())
+    return places[sets[chosen]].tolist()
+
+
+def name(state: np.ndarray, place: int) -> str:
+    """Colour and class of what stands at ``place``, "" if nothing does."""
+    kind, colour = state[:, place]
+    return f"{COLOUR_WORDS[colour]} {CLASSES[kind]}" if kind >= 0 else ""
+
+
+def names(state: np.ndarray) -> list[str]:
+    """Return the names of all objects on the table, by place."""
+    return [name(state, int(p)) for p in np.flatnonzero(state[0] >= 0)]
+
+
+def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[Choice | Alert]:
+    """Return one easy, one hard and one attribute question and one alert point for every dwell that can be asked about."""
+    result: list[Choice | Alert] = []
+    kinds: tuple[tuple[str, Callable[[float], str], int, Sequence[str], float], ...] = (
+        (text.EASY, text.question_easy, 0, CLASSES, -1 / CLOSENESS),
+        (text.HARD, text.question_hard, 0, CLASSES, 1 / CLOSENESS),
+        (text.ATTRIBUTE, text.question_attribute, 1, COLOUR_WORDS, 0.0),
+    )
+    waiting: dict[str, list[tuple[int, bool]]] = {}
+    raised = bool(rng.random() < 0.5)
+    for dwell in clip.asked():
+        assert dwell.asked is not None
+        state, time = clip.state(dwell.start), dwell.asked
+        for task, ask, row, words, closeness in kinds:
+            others = [p for p in even_set(rng, dwell.place, state[row], 4, closeness) if p != dwell.place]
+            wrong = tuple(words[state[row, p]] for p in rng.permutation(others))
+            result.append(Choice(task, time, ask(time), words[state[row, dwell.place]], wrong))
+        other = next(p for p in even_set(rng, dwell.place, state[0], 2) if p != dwell.place)
+        waiting.setdefault(CLASSES[state[0, dwell.place if raised else other]], []).append((time, raised))
+        raised = not raised
+    for word, points in waiting.items():
+        first = next((d.start for d in clip.dwells if CLASSES[clip.state(d.start)[0, d.place]] == word), None)
+        result.append(Alert(text.ALERT, text.question_alert(word), word, tuple(points), None if first is None else int(np.ceil(first))))
+    return result
+
+
+def _pick(rng: np.random.Generator, options: Sequence[str], count: int = 3) -> tuple[str, ...]:
+    """Choose different texts, in random order; fewer if there are not enough."""
+    unique = sorted(set(options))
+    return tuple(unique[i] for i in rng.permutation(len(unique))[:count])
+
+
+def _seen(clip: Clip, time: float) -> list[np.ndarray]:
+    """Return the states of the table up to ``time``."""
+    return [s for c, s in zip(clip.changes, clip.states, strict=True) if c <= time]
+
+
+def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[Choice]:
+    """Return the four questions about the past that can be put during ``dwell``, each true of the last 8 s and of the whole past."""
+    time, clock = int(dwell.asked or 0), text.clock(dwell.asked or 0)
+    state, before = clip.state(time), [d for d in clip.dwells if d.start <= time]
+    path = [name(clip.state(d.start), d.place) for d in before]
+    window = [i for i, d in enumerate(before) if d.start >= time - WINDOW]
+    seen = {n for s in _seen(clip, time) for n in names(s)}
+    everything = [f"{c} {k}" for c in COLOUR_WORDS for k in CLASSES]
+    right = str(rng.choice(names(state)))
+    result = [Choice(RECALL, time, f"Which thing was on the table before {clock}?", right, _pick(rng, [n for n in everything if n not in seen]))]
+    cue = path[window[0]]
+    if path.count(cue) == 1:
+        right = path[window[1]]
+        wrong = _pick(rng, [n for n in names(state) if n not in (cue, right)])
+        result.append(Choice(TRANSITION, time, f"Before {clock}, which object did the viewer look at after the {cue}?", right, wrong))
+    last = [path[i] for i in window[-3:]]
+    if len(set(last)) == 3:
+        wrong = _pick(rng, [", ".join(order) for order in itertools.permutations(last) if list(order) != last])
+        result.append(Choice(SEQUENCE, time, f"In which order did the viewer last look at these things before {clock}?", ", ".join(last), wrong))
+    stayed = [n for n in names(state) if all(n in names(s) for s in _seen(clip, time)) and n not in path]
+    looked = _pick(rng, [path[i] for i in window])
+    if stayed and len(looked) == 3:
+        right = str(rng.choice(stayed))
+        result.append(Choice(NOT_FIXATED, time, f"Which thing has the viewer not looked at before {clock}?", right, looked))
+    return result
+
+
+def _inferable(rng: np.random.Generator, clip: Clip) -> list[Choice | Alert]:
+    """Return the questions of the other six tasks: two dwells' past, one reach, one appearance."""
+    asked = clip.asked()
+    result: list[Choice | Alert] = []
+    for index in sorted(rng.choice(len(asked), 2, replace=False)):
+        result += _past(rng, clip, asked[index])
+    time = int(REACH[0]) + 1
+    kinds = clip.state(time)[0]
+    right, others = CLASSES[kinds[clip.reached]], [CLASSES[k] for k in kinds if k >= 0 and k != kinds[clip.reached]]
+    result.append(Choice(FUTURE, time, f"At {text.clock(time)}, what will the viewer reach for next?", right, _pick(rng, others)))
+    for event in (e for e in clip.events if e.what == "appear"):
+        new, point = name(clip.state(event.time), event.place), int(np.ceil(event.time))
+        if new not in {n for s in _seen(clip, event.time - 0.001) for n in names(s)}:
+            later = [c for c, s in zip(clip.changes, clip.states, strict=True) if c > event.time and new not in names(s)]
+            points = [(point - 2, False)] + ([(point + 1, True)] if not later or later[0] > point + 1 else [])
+            result.append(Alert(APPEARANCE, f"Alert when the {new} appears on the table.", new, tuple(points), point))
+            break
+    return result
+
+
+def draft(rng: np.random.Generator, clip: Clip) -> list[Choice | Alert]:
+    """Return all questions about ``clip``."""
+    return [q for q in _gaze_only(rng, clip) + _inferable(rng, clip) if isinstance(q, Alert) or len(q.wrong) == 3]
+
+
+def lettered(rng: np.random.Generator, count: int) -> list[int]:
+    """Return positions of right answers: each block of four holds every position once."""
+    return [int(p) for _ in range(-(-count // 4)) for p in rng.permutation(4)][:count]
+
+
+def choice_entry(item: Choice, position: int, head: dict[str, Any]) -> dict[str, Any]:
+    """Return one entry of a multiple-choice file with the right answer at ``position``; ``head`` holds video_path and viewer."""
+    options = list(item.wrong)
+    options.insert(position, item.right)
+    start = 0 if item.task.startswith("past") else item.time - WINDOW
+    question = {
+        "question": item.question,
+        "time_stamp": text.clock(item.time),
+        "answer": text.LETTERS[position],
+        "options": options,
+        "task_type": item.task,
+    }
+    gaze_only = item.task in text.GAZE_ONLY
+    return {**head, "response_time": f"[{text.clock(start)} - {text.clock(item.time)}]", "gaze_only": gaze_only, "questions": [question]}
+
+
+def alert_entry(items: Sequence[Alert], head: dict[str, Any]) -> dict[str, Any]:
+    """Return one video's entry of a proactive file."""
+    questions = [
+        {
+            "question": item.question,
+            "time_stamp": text.clock(max(0, item.points[0][0] - WINDOW)),
+            "first_appearance": None if item.first is None else text.clock(item.first),
+            "target_object": item.target,
+            "test_info": [{"realtime": text.clock(time), "type": int(raised)} for time, raised in item.points],
+        }
+        for item in items
+    ]
+    last = max(time for item in items for time, _ in item.points)
+    return {**head, "response_time": f"[00:00 - {text.clock(last)}]", "gaze_only": items[0].task in text.GAZE_ONLY, "questions": questions}

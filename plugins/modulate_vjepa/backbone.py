@@ -1,0 +1,134 @@
+"""The backbone ``vjepa2_1``: features of a clip, one time index for every two frames."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from modulate import components
+from modulate.components import FrameFeatures
+from modulate.errors import RecipeError, VideoError
+from modulate.paths import resolve
+from modulate_vjepa.encoder import PRESETS, VJepaConfig, VJepaEncoder
+from modulate_vjepa.weights import load_encoder, random_encoder
+
+SCHEMA = 1
+"""Raised whenever this module starts to compute other features from the same weights and parameters."""
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class VJepa21Params(components.Params):
+    """Parameters of :class:`VJepa21`."""
+
+    weights: str = Field(
+        description="Path, or package:NAME/sub/path, of a .safetensors file or a published .pt; or the word random.",
+    )
+    preset: Literal["base", "large", "giant", "gigantic"] | None = Field(None, description="One of the published sizes. Not together with dims.")
+    dims: VJepaConfig | None = Field(
+        None,
+        description="The encoder's dimensions, when no preset fits; by default those in the safetensors metadata or in config.json beside the weights.",
+    )
+    image_size: int = Field(384, gt=0, description="Side in pixels to which frames are resized; a multiple of the patch size.")
+    layer: int | None = Field(None, ge=0, description="Block (from 0) whose normalised output is taken: one of the encoder's levels; by default the last.")
+    seed: int = Field(0, description="Seed of random weights; unused otherwise.")
+
+
+class VJepa21(components.Backbone):
+    """V-JEPA 2.1, frozen (https://github.com/facebookresearch/vjepa2).
+
+    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bilinear with antialiasing), so that a feature's row
+    and column are fractions of the whole frame's height and width; then normalised by the ImageNet mean and deviation. All frames go
+    through the encoder at once: memory and time grow with the square of their number.
+    """
+
+    Params: ClassVar[type[components.Params]] = VJepa21Params
+
+    def __init__(self, params: VJepa21Params) -> None:
+        super().__init__()
+        self.params = params
+        self.encoder = _encoder(params)
+        config = self.encoder.config
+        if params.image_size % config.patch:
+            raise RecipeError(f"image_size must be a multiple of the patch size, {config.patch} px; got {params.image_size}.")
+        if params.layer is not None and params.layer not in config.levels:
+            raise RecipeError(f"layer must be one of the blocks that have a norm, {config.levels}; got {params.layer}.")
+        self.d_features = config.dim
+        self.eval().requires_grad_(False)
+        self._digests: dict[torch.dtype, str] = {}
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor, frame_times: Sequence[float]) -> FrameFeatures:
+        """Encode one clip. ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: their seconds, increasing.
+
+        One frame goes through the image embedding. When the frames do not fill the last tubelet, the last frame is repeated to complete
+        it, and counts as often in its time: with tubelets of two the time is that frame's own. Raises :class:`modulate.errors.VideoError`.
+        """
+        times = _checked_times(frames, frame_times)
+        tubelet = self.encoder.config.tubelet
+        clip = self._prepare(frames)
+        missing = -len(times) % tubelet if len(times) > 1 else 0
+        clip = torch.cat([clip, clip[-1:].expand(missing, -1, -1, -1)])
+        times += times[-1:] * missing
+        step = tubelet if len(times) > 1 else 1
+        tokens = self.encoder(rearrange(clip, "frame rgb height width -> 1 rgb frame height width"), self.params.layer)
+        side = self.params.image_size // self.encoder.config.patch
+        values = rearrange(tokens, "1 (time row col) d -> time row col d", row=side, col=side)
+        return FrameFeatures(values, tuple(sum(times[i : i + step]) / step for i in range(0, len(times), step)))
+
+    def _prepare(self, frames: Tensor) -> Tensor:
+        """Return the frames as (frame, 3, side, side), resized and normalised, on the encoder's device and in its type."""
+        weight = self.encoder.video_mod_embed
+        images = rearrange(frames.to(weight.device), "frame height width rgb -> frame rgb height width").float() / 255
+        side = self.params.image_size
+        images = interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+        return ((images - mean) / std).to(weight.dtype)
+
+    def fingerprint(self) -> str:
+        """Return a short text that changes with the weights, their type, the dimensions, the layer, the preprocessing or this module's schema."""
+        dtype = self.encoder.video_mod_embed.dtype
+        if dtype not in self._digests:
+            self._digests[dtype] = weights_digest(self.encoder)
+        layer = self.encoder.config.levels[-1] if self.params.layer is None else self.params.layer
+        preprocessing = f"square {self.params.image_size} bilinear antialias, mean {MEAN}, std {STD}"
+        text = f"{self._digests[dtype]}; {self.encoder.config}; layer {layer}; {preprocessing}; schema {SCHEMA}"
+        return f"vjepa2_1-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of all of ``module``'s weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _encoder(params: VJepa21Params) -> VJepaEncoder:
+    """Build the encoder that ``params`` describe."""
+    if params.preset and params.dims:
+        raise RecipeError(f"Name either a preset or dims, not both; got preset {params.preset!r} and {params.dims}.")
+    config = PRESETS[params.preset] if params.preset else params.dims
+    if params.weights != "random":
+        return load_encoder(resolve(params.weights), config)
+    if config is None:
+        raise RecipeError(f"Random weights need a preset ({', '.join(PRESETS)}) or dims.")
+    return random_encoder(config, params.seed)
+
+
+def _checked_times(frames: Tensor, frame_times: Sequence[float]) -> list[float]:
+    """Return the times as a list, having checked them and ``frames`` against each other."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape:
+        raise VideoError(f"Frames must be uint8 RGB of shape (frame, height, width, 3); got {frames.dtype} of shape {tuple(frames.shape)}.")
+    times = [float(t) for t in frame_times]
+    if len(times) != len(frames) or any(not a < b for a, b in itertools.pairwise(times)):
+        raise VideoError(f"Every frame needs a time in seconds, increasing; got {len(frames)} frames and times {times}.")
+    return times

@@ -1,0 +1,113 @@
+"""Reading weights of a V-JEPA 2.1 encoder, and the dimensions that go with them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from modulate.errors import CheckpointError, RecipeError
+from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
+
+ENCODERS = ("ema_encoder", "target_encoder")
+"""Where published checkpoints keep the encoder to use: base and large under the first, giant and gigantic under the second."""
+
+WRAPPERS = ("module.", "backbone.", "encoder.")
+"""Prefixes that training code leaves before the names of parameters."""
+
+ALIASES = {"embed_dim": "dim", "num_heads": "heads", "patch_size": "patch", "tubelet_size": "tubelet", "layernorm_eps": "eps"}
+"""Names of dimensions in the training code's configuration, and ours."""
+
+
+def load_encoder(path: Path, config: VJepaConfig | None) -> VJepaEncoder:
+    """Build an encoder in float32 from the weights in ``path``: a .safetensors file, or a published .pt (read without unpickling objects).
+
+    ``config``: the dimensions; when None they are read from the JSON under ``config`` in the file's own metadata, else from ``config.json``
+    beside it. Raises :class:`modulate.errors.RecipeError` when they are nowhere, :class:`modulate.errors.CheckpointError` when the file is
+    unreadable or does not fit them exactly.
+    """
+    if path.suffix == ".safetensors":
+        metadata, tensors = _read_safetensors(path)
+    else:
+        metadata, tensors = {}, _read_published(path)
+    config = config or _config_beside(path, metadata)
+    with torch.device("meta"):
+        encoder = VJepaEncoder(config)
+    try:
+        encoder.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit {config}: {error} Name the preset or dims that the weights were trained with.") from error
+    return encoder
+
+
+def random_encoder(config: VJepaConfig, seed: int) -> VJepaEncoder:
+    """Build an encoder with random weights that depend on ``seed`` only; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VJepaEncoder(config)
+
+
+def config_from(values: dict[str, Any], source: str) -> VJepaConfig:
+    """Build the configuration from ``values`` under our names or the training code's; other keys are ignored.
+
+    Raises :class:`modulate.errors.RecipeError` that names ``source`` when width, depth or heads are missing.
+    """
+    known = {f.name for f in dataclasses.fields(VJepaConfig)}
+    found = {ALIASES.get(key, key): value for key, value in values.items()}
+    missing = sorted({"dim", "depth", "heads"} - set(found))
+    if missing:
+        raise RecipeError(f"{source} does not say {', '.join(missing)} of the encoder. Name them in the recipe under dims, or a preset.")
+    return VJepaConfig(**{key: value for key, value in found.items() if key in known})
+
+
+def _config_beside(path: Path, metadata: dict[str, str]) -> VJepaConfig:
+    """Read the dimensions from the weights' metadata or from ``config.json`` in the same folder."""
+    beside = path.parent / "config.json"
+    if "config" in metadata:
+        text, source = metadata["config"], f"The metadata of {path}"
+    elif beside.is_file():
+        text, source = beside.read_text(encoding="utf-8"), str(beside)
+    else:
+        raise RecipeError(f"Neither {path} nor a config.json beside it says the encoder's dimensions. Name a preset or dims in the recipe.")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{source} is not JSON: {error}. Name a preset or dims in the recipe instead.") from error
+    return config_from(values if isinstance(values, dict) else {}, source)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the encoder's tensors; when some names have an encoder's prefix, those are the encoder."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            chosen = next((own for p in (*ENCODERS, "encoder") if (own := [n for n in names if n.startswith(f"{p}.")])), names)
+            tensors = {name: file.get_tensor(name) for name in chosen}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Download or export it again.") from error
+    return metadata, {_bare(name): value for name, value in tensors.items()}
+
+
+def _read_published(path: Path) -> dict[str, Tensor]:
+    """Return the encoder's tensors of a published .pt file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # unpickling fails in many ways; each means that this is not a file of plain tensors
+        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {error} Use a published .pt file or a .safetensors file.") from error
+    keys = list(content) if isinstance(content, dict) else []
+    chosen = next((key for key in ENCODERS if key in keys), None)
+    if chosen is None:
+        raise CheckpointError(f"{path} holds neither of {', '.join(ENCODERS)}; it holds {keys[:8]}. Use a published V-JEPA 2.1 checkpoint.")
+    return {_bare(name): value for name, value in content[chosen].items()}
+
+
+def _bare(name: str) -> str:
+    """Strip everything that stands before the encoder's own parameter names."""
+    prefixes = (*WRAPPERS, *(f"{key}." for key in ENCODERS))
+    while prefix := next((p for p in prefixes if name.startswith(p)), None):
+        name = name.removeprefix(prefix)
+    return name

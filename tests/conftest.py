@@ -1,0 +1,37 @@
+"""Shared fixtures: small real hosts, clips, and modulations with weights that do something."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tiny import CLIP, fresh, our_hooks, qwen
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_host():
+    return qwen()
+
+
+@pytest.fixture
+def host(shared_host):
+    yield shared_host
+    assert not our_hooks(shared_host), "a test left hooks of ours on the shared host"
+
+
+@pytest.fixture
+def modulation(host):
+    """A modulation whose output projections are not zero any more."""
+    modulation = fresh(host)
+    torch.manual_seed(1)
+    for projection in modulation.out:
+        torch.nn.init.normal_(projection.weight, std=0.5)
+    return modulation.eval()
+
+
+@pytest.fixture
+def clip():
+    return CLIP

@@ -1,0 +1,241 @@
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modulate.components import FrameFeatures
+from modulate.errors import PluginError
+from modulate.features import FeatureCache, FeatureKey, align
+from modulate.grid import VisualGrid
+
+KEY = FeatureKey(video="ab" * 32, times=(0.0, 0.5), backbone="toy-1")
+
+
+def grid_at(times: list[float], rows: int, cols: int) -> VisualGrid:
+    return VisualGrid(rows, cols, tuple(times), tuple((t, t) for t in times))
+
+
+def toy(seed: int = 0, times: tuple[float, ...] = (0.1, 0.6)) -> FrameFeatures:
+    return FrameFeatures(torch.randn(len(times), 3, 4, 5, generator=torch.Generator().manual_seed(seed)), times)
+
+
+gaps = st.lists(st.floats(0.01, 3), min_size=1, max_size=8).map(lambda g: tuple(float(t) for t in np.cumsum(g)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(gaps, st.lists(st.floats(-2, 30), min_size=1, max_size=6, unique=True).map(sorted), st.sampled_from([(3, 4), (2, 2), (6, 9)]))
+def test_features_linear_in_time_come_out_exactly_at_any_step_times(times: tuple[float, ...], asked: list[float], shape: tuple[int, int]) -> None:
+    slope, base = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
+    values = torch.stack([base + slope * t for t in times])[:, None, None, :].expand(-1, 3, 4, -1)
+    out = align(FrameFeatures(values, times), grid_at(asked, *shape))
+    held = [min(max(t, times[0]), times[-1]) for t in asked]
+    want = torch.stack([base + slope * t for t in held])[:, None, :].expand(-1, shape[0] * shape[1], -1)
+    assert out.shape == want.shape
+    torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-5)
+
+
+def test_steps_at_the_features_own_times_and_shape_return_them_untouched_row_by_row() -> None:
+    features = toy(times=(0.0, 0.1, 2.0))
+    out = align(features, grid_at([0.0, 0.1, 2.0], 3, 4))
+    assert torch.equal(out, features.values.reshape(3, 12, 5))
+
+
+def test_uneven_times_are_used_and_not_the_index() -> None:
+    features = FrameFeatures(torch.tensor([0.0, 10.0, 20.0]).reshape(3, 1, 1, 1), (0.0, 1.0, 9.0))
+    assert align(features, grid_at([0.5, 5.0], 1, 1)).flatten().tolist() == [5.0, 15.0]
+
+
+def test_late_times_keep_their_precision() -> None:
+    features = FrameFeatures(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1), (100_000.0, 100_000.04))
+    assert align(features, grid_at([100_000.01], 1, 1)).item() == pytest.approx(0.25, abs=1e-6)
+
+
+def test_enlarging_matches_pixel_centres_and_holds_at_the_edges() -> None:
+    features = FrameFeatures(torch.tensor([[0.0, 1.0]]).reshape(1, 1, 2, 1), (0.0,))
+    assert align(features, grid_at([7.0], 1, 4)).flatten().tolist() == pytest.approx([0.0, 0.25, 0.75, 1.0])
+
+
+def test_shrinking_averages_instead_of_skipping() -> None:
+    board = (torch.arange(8)[:, None] + torch.arange(8)[None]) % 2
+    out = align(FrameFeatures(board.float().reshape(1, 8, 8, 1), (0.0,)), grid_at([0.0], 2, 2))
+    torch.testing.assert_close(out, torch.full((1, 4, 1), 0.5), atol=0.02, rtol=0)
+    spike = torch.zeros(1, 8, 8, 1)
+    spike[0, 0, 0] = 1
+    assert align(FrameFeatures(spike, (0.0,)), grid_at([0.0], 2, 2))[0, 0, 0] > 0.01
+
+
+def test_rows_and_columns_are_not_swapped() -> None:
+    rows = torch.arange(4.0)[:, None].expand(4, 6).reshape(1, 4, 6, 1)
+    out = align(FrameFeatures(rows, (0.0,)), grid_at([0.0], 2, 3)).reshape(2, 3)
+    assert torch.allclose(out[:, :1].expand(2, 3), out, atol=1e-5) and out[0, 0] < out[1, 0]
+
+
+def test_half_precision_features_are_aligned_in_float32() -> None:
+    features = FrameFeatures(torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16).reshape(2, 1, 1, 1), (0.0, 1.0))
+    out = align(features, grid_at([0.5], 1, 1))
+    assert out.dtype == torch.float32 and out.item() == 1.00390625
+
+
+@pytest.mark.parametrize("times", [(0.0,), (0.5, 0.5), (0.6, 0.5)])
+def test_features_whose_times_contradict_them_are_refused(times: tuple[float, ...]) -> None:
+    with pytest.raises(PluginError, match=r"feature times must increase|with a time each; got shape"):
+        align(FrameFeatures(torch.zeros(2, 1, 1, 1), times), grid_at([0.0], 1, 1))
+
+
+class Counter:
+    def __init__(self, features: FrameFeatures | None = None) -> None:
+        self.calls, self.features = 0, features or toy()
+
+    def __call__(self) -> FrameFeatures:
+        self.calls += 1
+        return self.features
+
+
+def same(a: FrameFeatures, b: FrameFeatures) -> bool:
+    return a.times == b.times and a.values.dtype == b.values.dtype and torch.equal(a.values, b.values)
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**20])
+def test_features_are_computed_once_and_come_back_the_same(tmp_path: Path, memory_bytes: int) -> None:
+    compute, cache = Counter(), FeatureCache(tmp_path, memory_bytes=memory_bytes)
+    first, second = cache.get_or_compute(KEY, compute), cache.get_or_compute(KEY, compute)
+    later = FeatureCache(tmp_path).get_or_compute(KEY, compute)
+    assert compute.calls == 1 and (cache.hits, cache.misses) == (1, 1)
+    assert same(first, compute.features) and same(second, first) and same(later, first)
+
+
+def test_memory_answers_without_the_disk(tmp_path: Path) -> None:
+    compute, cache = Counter(), FeatureCache(tmp_path)
+    cache.get_or_compute(KEY, compute)
+    cache.path(KEY).unlink()
+    cache.get_or_compute(KEY, compute)
+    assert compute.calls == 1
+
+
+def test_memory_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+    cache, compute = FeatureCache(tmp_path, max_bytes=0, memory_bytes=2 * toy().values.nbytes), Counter()
+    a, b, c = (replace(KEY, backbone=n) for n in "abc")
+    for key in (a, b, a, c, a):
+        cache.get_or_compute(key, compute)
+    assert compute.calls == 3
+    cache.get_or_compute(b, compute)
+    assert compute.calls == 4 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [{"video": "cd" * 32}, {"times": (0.0, 0.5000001)}, {"backbone": "toy-2"}, {"dtype": "float16"}, {"schema": 99}])
+def test_any_change_of_the_key_is_another_entry(tmp_path: Path, change: dict) -> None:
+    compute, cache = Counter(), FeatureCache(tmp_path)
+    cache.get_or_compute(KEY, compute)
+    cache.get_or_compute(replace(KEY, **change), compute)
+    assert compute.calls == 2 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_equal_key_has_an_equal_name() -> None:
+    assert FeatureKey("ab" * 32, (0.0, 0.5), "toy-1").name() == KEY.name() and len(KEY.name()) == 64
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_values_are_kept_in_the_key_s_dtype_from_the_first_call_on(tmp_path: Path, dtype: str) -> None:
+    key, compute = replace(KEY, dtype=dtype), Counter()
+    first = FeatureCache(tmp_path).get_or_compute(key, compute)
+    second = FeatureCache(tmp_path).get_or_compute(key, compute)
+    assert first.values.dtype == getattr(torch, dtype) and same(first, second) and compute.calls == 1
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(PluginError, match=r"kept as 'int8'; allowed: bfloat16, float16, float32, float64"):
+        replace(KEY, dtype="int8")
+
+
+def tear(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-3] + bytes([data[-3] ^ 64]) + data[-2:]
+
+
+def blank(data: bytes) -> bytes:
+    return b""
+
+
+def retime(data: bytes) -> bytes:
+    assert b"[0.1, 0.6]" in data
+    return data.replace(b"[0.1, 0.6]", b"[0.2, 0.6]")
+
+
+@pytest.mark.parametrize("damage", [tear, flip, blank, retime])
+def test_a_damaged_file_is_removed_with_a_warning_and_computed_again(tmp_path: Path, damage) -> None:
+    compute, cache = Counter(), FeatureCache(tmp_path, memory_bytes=0)
+    cache.get_or_compute(KEY, compute)
+    path = cache.path(KEY)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match=rf"{KEY.name()}\.safetensors are damaged .* computed again"):
+        again = cache.get_or_compute(KEY, compute)
+    assert compute.calls == 2 and same(again, compute.features)
+    assert same(cache.get_or_compute(KEY, compute), compute.features) and compute.calls == 2
+
+
+def test_the_disk_keeps_to_its_limit_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+    compute, keys = Counter(), [replace(KEY, backbone=n) for n in "abcd"]
+    cache = FeatureCache(tmp_path, memory_bytes=0)
+    for age, key in enumerate(keys[:3]):
+        cache.get_or_compute(key, compute)
+        os.utime(cache.path(key), (1000 + age, 1000 + age))
+    size = cache.path(KEY).parent.joinpath(f"{keys[0].name()}.safetensors").stat().st_size
+    cache.get_or_compute(keys[0], compute)  # used: now the youngest
+    cache.max_bytes = 3 * size
+    cache.get_or_compute(keys[3], compute)
+    assert [cache.path(k).exists() for k in keys] == [True, False, True, True]
+
+
+def test_use_from_memory_keeps_the_file_young(tmp_path: Path) -> None:
+    cache, compute = FeatureCache(tmp_path), Counter()
+    cache.get_or_compute(KEY, compute)
+    os.utime(cache.path(KEY), (1000, 1000))
+    cache.get_or_compute(KEY, compute)
+    assert cache.path(KEY).stat().st_mtime > 1000
+
+
+def test_files_left_by_a_killed_process_go_but_fresh_ones_stay(tmp_path: Path) -> None:
+    old, fresh, other = tmp_path / ".a.safetensors.x1", tmp_path / ".b.safetensors.x2", tmp_path / "notes.txt"
+    for path in (old, fresh, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (1000, 1000))
+    FeatureCache(tmp_path).get_or_compute(KEY, Counter())
+    assert [p.exists() for p in (old, fresh, other)] == [False, True, True]
+
+
+def test_a_disk_that_cannot_be_written_costs_a_warning_and_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    compute = Counter()
+    with pytest.warns(UserWarning, match="cannot be cached in .*file"):
+        assert same(FeatureCache(tmp_path / "file").get_or_compute(KEY, compute), compute.features)
+
+
+def test_a_backbone_that_breaks_its_promise_is_told_before_anything_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"feature times must increase; got \[0\.6, 0\.1\]"):
+        FeatureCache(tmp_path).get_or_compute(KEY, Counter(toy(times=(0.6, 0.1))))
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_caches_on_one_folder_that_keep_dropping_each_other_s_files_always_answer_right(tmp_path: Path) -> None:
+    features = {n: toy(seed=i) for i, n in enumerate("abcdef")}
+
+    def work(seed: int) -> bool:
+        cache = FeatureCache(tmp_path, max_bytes=1500, memory_bytes=0)
+        order = np.random.default_rng(seed).permutation(list("abcdef") * 4)
+        return all(same(cache.get_or_compute(replace(KEY, backbone=str(n)), Counter(features[str(n)])), features[str(n)]) for n in order)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(work, range(4)))

@@ -1,0 +1,327 @@
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modulate.errors import MissingFileError, VideoError
+from modulate.video import VideoInfo, probe, read_frames, sample_times, video_hash
+
+CLOCK = 90_000
+REGULAR = [k / 25 for k in range(150)]
+UNEVEN = [round(t, 3) for t in np.cumsum([0.0] + [0.04, 0.2, 0.013, 0.5, 0.04, 0.1, 0.333] * 8)]
+
+
+def picture(index: int, height: int = 32, width: int = 64) -> np.ndarray:
+    """Eight vertical stripes hold the bits of ``index``, so that lossy coding cannot change it."""
+    bits = np.array([(index >> b) & 1 for b in range(8)], np.uint8) * 255
+    return np.broadcast_to(np.repeat(bits, width // 8)[None, :, None], (height, width, 3)).copy()
+
+
+def indices(images: np.ndarray) -> list[int]:
+    stripes = images[:, images.shape[1] // 2, 4::8, 1] > 127
+    return [int(sum(1 << b for b in range(8) if row[b])) for row in stripes]
+
+
+def write(path: Path, times: Sequence[float], start: float = 0.0, faststart: bool = False, **options: str) -> Path:
+    with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as out:
+        stream = out.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, CLOCK)
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(index % 256), format="rgb24")
+            frame.pts, frame.time_base = round((time + start) * CLOCK), Fraction(1, CLOCK)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=16_000, layout="mono")
+        for k in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16_000, k * 1024
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def regular(folder: Path) -> Path:
+    return write(folder / "regular.mp4", REGULAR, bf="3", g="25", **{"x264-params": "b-adapt=0:scenecut=0"})
+
+
+@pytest.fixture(scope="module")
+def uneven(folder: Path) -> Path:
+    return write(folder / "uneven.mp4", UNEVEN, bf="2", g="12", **{"x264-params": "b-adapt=0:scenecut=0"})
+
+
+def expected(times: Sequence[float], asked: float) -> int:
+    return max((k for k, t in enumerate(times) if t <= asked + 1e-5), default=0)
+
+
+def test_the_regular_file_really_has_b_frames_and_several_key_frames(regular: Path) -> None:
+    with av.open(str(regular)) as file:
+        packets = [p for p in file.demux(video=0) if p.pts is not None]
+    assert any(p.pts != p.dts for p in packets) and any(a.pts > b.pts for a, b in pairwise(packets))
+    assert sum(p.is_keyframe for p in packets) >= 5
+
+
+@pytest.mark.parametrize(("name", "times"), [("regular", REGULAR), ("uneven", UNEVEN)])
+def test_every_frame_is_found_at_its_own_time_and_until_the_next(name: str, times: list[float], request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(name)
+    exact = read_frames(path, times)
+    assert indices(exact.images) == list(range(len(times)))
+    assert exact.times == pytest.approx(times, abs=2e-5)
+    assert exact.images.dtype == np.uint8 and exact.images.shape == (len(times), 32, 64, 3)
+    late = [b - 1e-3 for _, b in pairwise(times)]
+    assert indices(read_frames(path, late).images) == list(range(len(times) - 1))
+
+
+@pytest.mark.parametrize(("name", "times"), [("regular", REGULAR), ("uneven", UNEVEN)])
+def test_a_single_time_reached_by_seeking_gives_the_frame_shown_then(name: str, times: list[float], request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(name)
+    for asked in np.linspace(0, times[-1], 37):
+        frames = read_frames(path, [asked])
+        assert indices(frames.images) == [expected(times, asked)], asked
+        assert frames.times[0] == pytest.approx(times[expected(times, asked)], abs=2e-5)
+
+
+def test_frames_of_an_uneven_file_are_not_chosen_by_index(uneven: Path) -> None:
+    fps, asked = probe(uneven).fps, UNEVEN[38]
+    assert indices(read_frames(uneven, [asked]).images) == [38]
+    assert int(asked * fps) != 38
+
+
+def test_times_on_one_frame_give_it_once_and_any_order_is_allowed(regular: Path) -> None:
+    frames = read_frames(regular, [2.01, 1.0, 2.0, 1.039, 2.03])
+    assert indices(frames.images) == [25, 50]
+    assert frames.times == pytest.approx((1.0, 2.0))
+
+
+def test_a_time_before_the_first_frame_gives_the_first(regular: Path) -> None:
+    assert indices(read_frames(regular, [-3.0]).images) == [0]
+
+
+def test_time_counts_from_the_stream_s_own_start(folder: Path) -> None:
+    path = write(folder / "late.mkv", REGULAR[:60], start=7.0, bf="2", g="10")
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].start_time * file.streams.video[0].time_base > 6.9
+    asked = [0.0, 0.48, 1.2, 2.0]
+    frames = read_frames(path, asked)
+    assert indices(frames.images) == [0, 12, 30, 50]
+    assert frames.times == pytest.approx(asked, abs=1e-3)
+    assert probe(path).duration == pytest.approx(2.4, abs=0.005)
+    with pytest.raises(VideoError, match=r"a frame at 3\.000 s was asked for, but the video ends at 2\.400 s"):
+        read_frames(path, [3.0])
+
+
+@pytest.mark.parametrize(("ending", "b_frames"), [("ts", 2), ("mkv", 2), ("mov", 2), ("flv", 2)])
+def test_every_container_is_read_and_sought_in_by_time(folder: Path, ending: str, b_frames: int) -> None:
+    path = write(folder / f"container.{ending}", REGULAR, bf=str(b_frames), g="10", **{"x264-params": "b-adapt=0:scenecut=0"})
+    for index in (0, 7, 33, 80, 149):
+        assert indices(read_frames(path, [REGULAR[index]]).images) == [index]
+    assert indices(read_frames(path, [-1.0, 0.0, 3.2, 5.96]).images) == [0, 80, 149]
+    assert probe(path).duration == pytest.approx(6.0, abs=0.05)
+
+
+def test_a_clock_of_milliseconds_does_not_lose_the_frame_asked_for_exactly(folder: Path) -> None:
+    times = [k / 30 for k in range(31)]
+    path = write(folder / "coarse.mkv", times, bf="0")
+    assert indices(read_frames(path, times).images) == list(range(31))
+
+
+def test_pictures_before_an_open_group_s_key_frame_are_decoded_whole(folder: Path) -> None:
+    options = {"bf": "3", "g": "20", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
+    path = write(folder / "open.mp4", REGULAR, **options)
+    for index in range(15, 85):
+        assert indices(read_frames(path, [REGULAR[index]]).images) == [index]
+
+
+def test_far_times_are_reached_by_seeking_and_near_ones_by_decoding_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder / "long.mp4", [k / 2 for k in range(400)], g="10", bf="0")
+    decoded: list[float] = []
+    import modulate.video as video
+
+    original = video._Reader._decoded
+
+    def counted(self):
+        for frame in original(self):
+            decoded.append(self.time(frame))
+            yield frame
+
+    monkeypatch.setattr(video._Reader, "_decoded", counted)
+    assert indices(read_frames(path, [1.0, 190.0]).images) == [2, 380 % 256]
+    assert len(decoded) < 40
+    decoded.clear()
+    assert read_frames(path, [150.0, 152.0, 154.0]).times == (150.0, 152.0, 154.0)
+    assert len(decoded) == len(set(decoded))
+
+
+def test_one_key_frame_in_a_long_file_does_not_decode_it_again_for_every_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder / "one_key.mp4", [k / 2 for k in range(400)], g="1000", bf="0", **{"x264-params": "scenecut=0"})
+    import modulate.video as video
+
+    seeks: list[float] = []
+    original = video._Reader._seek
+    monkeypatch.setattr(video._Reader, "_seek", lambda self, time: (seeks.append(time), original(self, time))[1])
+    asked = [11.0 * k for k in range(18)]
+    assert indices(read_frames(path, asked).images) == [22 * k % 256 for k in range(18)]
+    assert len(seeks) <= 6
+
+
+def test_probe_tells_duration_rate_size_and_count(regular: Path) -> None:
+    info = probe(regular)
+    assert info == VideoInfo(pytest.approx(6.0, abs=0.05), pytest.approx(25, abs=0.3), 64, 32, 150)
+
+
+def test_rotation_metadata_turns_frames_upright(folder: Path, regular: Path) -> None:
+    data = bytearray(regular.read_bytes())
+    words = lambda *values: b"".join(v.to_bytes(4, "big", signed=True) for v in values)  # noqa: E731
+    at = data.index(words(65536, 0, 0, 0, 65536, 0, 0, 0, 0x40000000), data.index(b"tkhd"))
+    data[at : at + 36] = words(0, 65536, 0, -65536, 0, 0, 0, 0, 0x40000000)  # shown a quarter turn clockwise
+    path = folder / "turned.mp4"
+    path.write_bytes(data)
+    plain, turned = read_frames(regular, [0.2]).images, read_frames(path, [0.2]).images
+    assert turned.shape == (1, 64, 32, 3)
+    assert np.array_equal(turned[0], np.rot90(plain[0], -1))
+    assert (probe(path).width, probe(path).height) == (32, 64)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for call in (probe, video_hash, lambda p: read_frames(p, [0.0])):
+        with pytest.raises(MissingFileError, match=r"There is no video file at .*gone\.mp4"):
+            call(tmp_path / "gone.mp4")
+
+
+def test_an_empty_file_is_named_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(VideoError, match=r"empty\.mp4 is empty \(0 bytes\)"):
+        read_frames(tmp_path / "empty.mp4", [0.0])
+
+
+@pytest.mark.parametrize("name", ["notes.mp4", "notes.txt"])
+def test_text_is_no_video_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("These are notes, not pictures.\n" * 200)
+    with pytest.raises(VideoError, match=rf"{name} cannot be opened as a video: .*It is no video, or was cut off before its index"):
+        read_frames(tmp_path / name, [0.0])
+
+
+def test_a_file_cut_before_its_index_cannot_be_opened(tmp_path: Path, regular: Path) -> None:
+    data = regular.read_bytes()
+    assert data.index(b"mdat") < data.index(b"moov")
+    (tmp_path / "cut.mp4").write_bytes(data[: data.index(b"moov") - 100])
+    with pytest.raises(VideoError, match=r"cut\.mp4 cannot be opened as a video: .*cut off before its index"):
+        probe(tmp_path / "cut.mp4")
+
+
+def test_a_file_cut_in_its_pictures_gives_those_before_the_cut_and_names_where_it_stops(tmp_path: Path) -> None:
+    path = write(tmp_path / "half.mp4", REGULAR, bf="0", g="25", faststart=True)
+    data = path.read_bytes()
+    begin = data.index(b"mdat")
+    assert data.index(b"moov") < begin
+    path.write_bytes(data[: begin + (len(data) - begin) // 2])
+    assert indices(read_frames(path, [0.0, 1.0]).images) == [0, 25]
+    whole = 0
+    while True:  # up to the cut every frame is right
+        try:
+            assert indices(read_frames(path, [REGULAR[whole]]).images)[0] in (whole, whole - 1, whole - 2)
+        except VideoError:
+            break
+        whole += 1
+    assert 40 < whole < 120
+    with pytest.raises(VideoError, match=r"half\.mp4: the frame at 5\.800 s cannot be read: decoding stops at [234]\.\d+ s of the 6\.000 s declared"):
+        read_frames(path, [1.0, 5.8])
+    with pytest.raises(VideoError, match=r"half\.mp4: .*(decoding stops at|no frame can be decoded)"):
+        read_frames(path, [5.8])
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"sound\.mp4 holds no video stream, only: audio"):
+        probe(write_sound(tmp_path / "sound.mp4"))
+
+
+def test_a_time_beyond_the_end_names_both_times_but_one_frame_beyond_is_allowed(regular: Path) -> None:
+    with pytest.raises(VideoError, match=r"regular\.mp4: a frame at 6\.500 s was asked for, but the video ends at 6\.000 s"):
+        read_frames(regular, [0.0, 6.5])
+    assert indices(read_frames(regular, [6.03]).images) == [149]
+
+
+@pytest.mark.parametrize("times", [[], [math.nan], [1.0, math.inf]])
+def test_times_must_be_finite_and_at_least_one(regular: Path, times: list[float]) -> None:
+    with pytest.raises(VideoError, match=r"at least one finite time; got \["):
+        read_frames(regular, times)
+
+
+windows = st.tuples(st.floats(0, 1000), st.floats(0, 200)).map(lambda w: (w[0], w[0] + w[1]))
+
+
+@given(windows, st.floats(0.1, 30), st.integers(1, 64))
+def test_sampled_times_end_at_the_window_s_end_and_stay_inside(window: tuple[float, float], fps: float, most: int) -> None:
+    start, end = window
+    times = sample_times(window, fps, most)
+    assert times[-1] == end and 1 <= len(times) <= most
+    assert all(start <= t <= end for t in times)
+    full = sample_times(window, fps)
+    if len(full) <= most:
+        assert times == full
+        assert all(b - a == pytest.approx(1 / fps, abs=2e-6 / fps + 1e-9) for a, b in pairwise(times))
+        assert times[0] - start < 1 / fps
+    elif most > 1:
+        assert times[0] == start
+        assert all(b - a == pytest.approx((end - start) / (most - 1), abs=1e-9) for a, b in pairwise(times))
+
+
+def test_sampled_times_of_a_whole_number_of_steps_include_the_start() -> None:
+    assert sample_times((10.0, 13.0), 1.0) == [10.0, 11.0, 12.0, 13.0]
+    assert sample_times((0.0, 0.3), 10.0) == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert sample_times((10.0, 12.5), 1.0) == [10.5, 11.5, 12.5]
+    assert sample_times((0.0, 60.0), 1.0, 4) == [0.0, 20.0, 40.0, 60.0]
+    assert sample_times((5.0, 5.0), 1.0, 4) == [5.0]
+
+
+def test_windows_and_rates_that_make_no_sense_are_refused_with_their_values() -> None:
+    with pytest.raises(VideoError, match=r"start ≤ end; got \(3\.0, 2\.0\)"):
+        sample_times((3.0, 2.0), 1.0)
+    with pytest.raises(VideoError, match=r"got fps=0, max_frames=4"):
+        sample_times((0.0, 2.0), 0, 4)
+    with pytest.raises(VideoError, match=r"got fps=1, max_frames=0"):
+        sample_times((0.0, 2.0), 1, 0)
+
+
+def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"one")
+    assert video_hash(path) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"two!")
+    assert video_hash(path) == hashlib.sha256(b"two!").hexdigest()
+
+
+def test_the_hash_is_read_once_while_the_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"one")
+    stat, before = path.stat(), video_hash(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert video_hash(path) == before
+
+
+def test_reading_video_imports_no_torch() -> None:
+    code = "import sys, modulate.video; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
