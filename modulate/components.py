@@ -15,8 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from modulate.choice import Params
+from modulate.errors import DataError
 from modulate.grid import VisualGrid
 from modulate.signals import Signal
+
+LETTERS = "ABCDEFGH"
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Dataset(ABC):
 
     Params: ClassVar[type[Params]]
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to make)
         """Make what can be made (generated worlds) or raise a clear error about what is missing. Called once before use."""
 
     @abstractmethod
@@ -138,5 +141,7 @@ class Dataset(ABC):
         question = f"Question: {sample.question}"
         if answer == "word":
             return f"{question}\nThe answer is:"
-        lines = [f"{letter}. {option}" for letter, option in zip("ABCDEFGH", sample.options, strict=False)]
+        if len(sample.options) > len(LETTERS):
+            raise DataError(f"Sample {sample.id} offers {len(sample.options)} options; there are letters for {len(LETTERS)}.")
+        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, sample.options, strict=False)]
         return "\n".join([question, "Options:", *lines, "", "The best option is:"])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from modulate.components import Sample
 from modulate.errors import DataError, ModulateError
 from modulate.files import write_atomically
 from modulate.inject import Attachment
-from modulate.metrics import compare, summarise
+from modulate.metrics import Prediction, compare, summarise
 from modulate.modulation import ClipInput, Modulation
 from modulate.pipeline import Pipeline, Prepared
 from modulate.run import Run
@@ -27,23 +27,9 @@ BUILT_IN = {
 }
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One sample's answer under one condition. A failed sample has ``error`` and counts as wrong."""
-
-    id: str
-    task: str
-    group: str
-    condition: str
-    answer: int
-    prediction: int | None
-    correct: bool
-    logits: tuple[float, ...]
-    active_steps: int
-    error: str | None = None
-
-
-def score(pipeline: Pipeline, attachment: Attachment, samples: Sequence[Sample], condition: str, advance: Callable[[int], None] = lambda n: None) -> list[Prediction]:
+def score(
+    pipeline: Pipeline, attachment: Attachment, samples: Sequence[Sample], condition: str, advance: Callable[[int], None] = lambda n: None
+) -> list[Prediction]:
     """Answer ``samples`` under ``condition``, in order. Errors of single samples are recorded, never dropped."""
     size, records = pipeline.recipe.evaluation.batch_size, []
     for start in range(0, len(samples), size):
@@ -77,9 +63,8 @@ def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[P
         return []
     batch = pipeline.collate([prepared for prepared, _ in ready])
     rows = [clips for _, clips in ready]
-    with attachment.bare() if condition == "host" else nullcontext():
-        with attachment.condition(rows) if any(rows) else nullcontext():
-            output = attachment.model(**batch.inputs, logits_to_keep=1, use_cache=False)
+    with attachment.bare() if condition == "host" else nullcontext(), attachment.condition(rows) if any(rows) else nullcontext():
+        output = attachment.model(**batch.inputs, logits_to_keep=1, use_cache=False)
     active = attachment.report().active_steps if any(rows) else (0,) * len(rows)
     logits = pipeline.option_logits(batch, output).cpu()
     return [_prediction(p.sample, condition, row.tolist(), n) for (p, _), row, n in zip(ready, logits, active, strict=True)]
@@ -97,12 +82,14 @@ def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
     return Prediction(sample.id, sample.task, group, condition, sample.answer, None, False, (), 0, f"{type(error).__name__}: {error}")
 
 
-def evaluate(run: Run, pipeline: Pipeline, modulation: Modulation, split: str = "test", advance: Callable[[str, int, int], None] = lambda c, d, n: None) -> dict[str, Any]:
+def evaluate(
+    run: Run, pipeline: Pipeline, modulation: Modulation, split: str = "test", advance: Callable[[str, int, int], None] = lambda c, d, n: None
+) -> dict[str, Any]:
     """Evaluate a run under its condition and all controls; write metrics.json and predictions.jsonl; return the metrics.
 
     Deterministic: a second evaluation writes the same files. Raises :class:`DataError` when more samples fail than the recipe allows.
     """
-    recipe, samples = run.recipe, pipeline.dataset.samples(split)
+    recipe, samples = run.recipe, pipeline.samples(split)
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
     main = recipe.training.condition
@@ -118,7 +105,9 @@ def evaluate(run: Run, pipeline: Pipeline, modulation: Modulation, split: str = 
     share = len(metrics["failed"]) / len(samples)
     if share > recipe.evaluation.max_failed_share:
         first = metrics["failed"][0]
-        raise DataError(f"{len(metrics['failed'])} of {len(samples)} samples failed, more than max_failed_share {recipe.evaluation.max_failed_share} allows. First: {first['id']}: {first['error']}")
+        raise DataError(
+            f"{len(metrics['failed'])} of {len(samples)} samples failed, more than max_failed_share {recipe.evaluation.max_failed_share} allows. First: {first['id']}: {first['error']}"
+        )
     return metrics
 
 

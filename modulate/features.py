@@ -105,6 +105,8 @@ class FeatureCache:
         self.folder, self.max_bytes, self.memory_bytes = Path(folder), max_bytes, memory_bytes
         self.hits = 0
         self.misses = 0
+        self._until_look = 0  # bytes that may still be written before the folder is looked through
+        self._in_memory = 0
         self._memory: OrderedDict[str, FrameFeatures] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -148,10 +150,11 @@ class FeatureCache:
 
     def _remember(self, name: str, features: FrameFeatures) -> None:
         with self._lock:
+            self._in_memory += features.values.nbytes if name not in self._memory else 0
             self._memory[name] = features
             self._memory.move_to_end(name)
-            while self._memory and sum(f.values.nbytes for f in self._memory.values()) > self.memory_bytes:
-                self._memory.popitem(last=False)
+            while self._memory and self._in_memory > self.memory_bytes:
+                self._in_memory -= self._memory.popitem(last=False)[1].values.nbytes
 
     def _read(self, name: str) -> FrameFeatures | None:
         path = self._path(name)
@@ -164,9 +167,9 @@ class FeatureCache:
             times = tuple(float(t) for t in json.loads(notes["times"]))
             if notes["checksum"] != _checksum(values, times):
                 raise ValueError("its checksum does not match")
-        except FileNotFoundError:  # another process dropped it meanwhile
-            return None
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        except (OSError, RuntimeError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            if not path.exists():  # another process dropped it meanwhile, which safetensors may call a RuntimeError
+                return None
             warnings.warn(f"The cached features in {path} are damaged ({error}); they are removed and computed again.", stacklevel=3)
             path.unlink(missing_ok=True)
             return None
@@ -179,12 +182,14 @@ class FeatureCache:
         notes = {"times": json.dumps(features.times), "checksum": _checksum(features.values, features.times), "key": json.dumps(asdict(key))}
         try:
             write_atomically(self._path(name), lambda path: save_file({"values": features.values}, path, notes))
-            self._evict()
+            self._until_look -= features.values.nbytes
+            if self._until_look <= 0:  # looking through the folder costs more than a write, so not after every one
+                self._until_look = (self.max_bytes - self._evict()) // 4
         except (OSError, SafetensorError) as error:
             warnings.warn(f"Features cannot be cached in {self.folder} ({error}); they will be computed again next time.", stacklevel=3)
 
-    def _evict(self) -> None:
-        """Remove the files used longest ago until ``max_bytes`` is kept, and temporary files that a killed process left."""
+    def _evict(self) -> int:
+        """Remove the files used longest ago until ``max_bytes`` is kept, and temporary files that a killed process left; return what is kept."""
         files: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self.folder):
             try:
@@ -195,12 +200,13 @@ class FeatureCache:
                 files.append((stat.st_mtime, stat.st_size, Path(entry.path)))
             elif ".safetensors." in entry.name and time.time() - stat.st_mtime > _ABANDONED:
                 Path(entry.path).unlink(missing_ok=True)
-        excess = sum(size for _, size, _ in files) - self.max_bytes
+        total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
-            if excess <= 0:
-                return
+            if total <= self.max_bytes:
+                break
             path.unlink(missing_ok=True)
-            excess -= size
+            total -= size
+        return total
 
 
 def _touch(path: Path) -> None:

@@ -54,7 +54,8 @@ def visual_grid(frame_times: Sequence[float], frames_per_step: int, rows: int, c
             multiple of ``frames_per_step`` the last frame is taken to be repeated, as the hosts' video processors do.
         frames_per_step: frames that the host merges into one step (its temporal patch size).
         rows, cols: visual tokens of one step, after the host's spatial merge.
-        window: (start, end) of the clip in seconds; by default the first and last frame's times.
+        window: (start, end) of the clip in seconds; by default the first and last frame's times. The first frame may have come up before
+            the window: it is what was shown when the window opened, and counts from then.
 
     Raises :class:`VideoError` when times are missing, not increasing, or outside the window.
     """
@@ -62,6 +63,8 @@ def visual_grid(frame_times: Sequence[float], frames_per_step: int, rows: int, c
     if not times or any(b <= a for a, b in zip(times, times[1:], strict=False)):
         raise VideoError(f"Frame times must be increasing and at least one; got {times}.")
     start, end = window or (times[0], times[-1])
+    if len(times) == 1 or times[1] > start:
+        times[0] = max(times[0], start)
     if times[0] < start - 1e-6 or times[-1] > end + 1e-6:
         raise VideoError(f"Frames at {times[0]:.3f}–{times[-1]:.3f} s lie outside the clip's window {start:.3f}–{end:.3f} s.")
     groups = [times[i : i + frames_per_step] for i in range(0, len(times), frames_per_step)]

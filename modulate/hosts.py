@@ -6,7 +6,7 @@ what was looked for; nothing is guessed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -50,7 +50,7 @@ class Host:
         self.model = model
         self.entry = self.find_entry(bare(model))
         self.layers = self.find_layers(self.entry)
-        self.config = self.entry.config
+        self.config = cast(Any, self.entry.config)
         self.d_model = int(self.config.get_text_config().hidden_size)
         self.visual_ids = self.find_visual_ids(self.config)
 
@@ -65,7 +65,9 @@ class Host:
             if isinstance(candidate, nn.Module) and isinstance(inner, nn.Module) and "language_model" in dict(candidate.named_children()):
                 return candidate
         children = ", ".join(name for name, _ in model.named_children())
-        raise HostError(f"{type(model).__name__} is not understood as a multimodal host: looked for `language_model` and `model.language_model`, found only {children or 'no sub-modules'}.")
+        raise HostError(
+            f"{type(model).__name__} is not understood as a multimodal host: looked for `language_model` and `model.language_model`, found only {children or 'no sub-modules'}."
+        )
 
     @staticmethod
     def find_layers(entry: nn.Module) -> nn.ModuleList:
@@ -88,14 +90,18 @@ class Host:
                     found[modality] = value
                     break
         if not found:
-            raise HostError(f"{type(config).__name__} names no visual placeholder: looked for image_token_id, video_token_id, image_token_index, video_token_index.")
+            raise HostError(
+                f"{type(config).__name__} names no visual placeholder: looked for image_token_id, video_token_id, image_token_index, video_token_index."
+            )
         return found
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise :class:`HostError` when a layer index does not exist."""
         wrong = [i for i in layers if not 0 <= i < len(self.layers)]
         if wrong:
-            raise HostError(f"Injection asks for decoder layer {', '.join(map(str, wrong))}, but {type(bare(self.model)).__name__} has layers 0 to {len(self.layers) - 1}.")
+            raise HostError(
+                f"Injection asks for decoder layer {', '.join(map(str, wrong))}, but {type(bare(self.model)).__name__} has layers 0 to {len(self.layers) - 1}."
+            )
 
     # --- loading and encoding ----------------------------------------------------------------------------------------------------
 
@@ -113,7 +119,9 @@ class Host:
 
     def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
         """Encode one user turn (clip, then ``text``) with true frame times. A family that can must override this."""
-        raise HostError(f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not supported yet; give model inputs and grids yourself, or use a host plugin that can.")
+        raise HostError(
+            f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not supported yet; give model inputs and grids yourself, or use a host plugin that can."
+        )
 
     def collate(self, rows: Sequence[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
         """Join encoded prompts into a batch: what runs along the prompt is padded on the left, vision inputs are concatenated."""

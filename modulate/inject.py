@@ -161,7 +161,9 @@ class Attachment:
             return
         silent = [layer for k, layer in enumerate(self.modulation.config.injection.layers) if k not in plan.fired]
         if silent:
-            raise ConditioningError(f"The hook of decoder layer {silent[0]} did not run, so its residual was not injected (compiled before attaching?). Attach first, compile then.")
+            raise ConditioningError(
+                f"The hook of decoder layer {silent[0]} did not run, so its residual was not injected (compiled before attaching?). Attach first, compile then."
+            )
 
     def _write(self, k: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -170,7 +172,9 @@ class Attachment:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
             if tuple(hidden.shape[:2]) != plan.shape:
-                raise ConditioningError(f"Decoder layer {self.modulation.config.injection.layers[k]} returned states of shape {tuple(hidden.shape)} for inputs of {plan.shape}.")
+                raise ConditioningError(
+                    f"Decoder layer {self.modulation.config.injection.layers[k]} returned states of shape {tuple(hidden.shape)} for inputs of {plan.shape}."
+                )
             states = hidden.reshape(-1, hidden.shape[-1])
             index = plan.index.to(hidden.device)
             delta = self.modulation.residual(k, plan.latents.layers[k][plan.token.to(plan.latents.layers[k].device)]).to(hidden.device, hidden.dtype)

@@ -45,7 +45,9 @@ class Ledger:
         """Return the conditioned row of every input row. Raises :class:`ConditioningError` unless the batch is a multiple."""
         rows = len(self.expected)
         if rows == 0 or batch % rows:
-            raise ConditioningError(f"The conditioning has {rows} rows, the forward a batch of {batch}: the batch must be a multiple of the rows (beams, num_return_sequences).")
+            raise ConditioningError(
+                f"The conditioning has {rows} rows, the forward a batch of {batch}: the batch must be a multiple of the rows (beams, num_return_sequences)."
+            )
         return [i // (batch // rows) for i in range(batch)]
 
     def place(self, mask: Tensor, past: int, typed: bool) -> Tensor:
@@ -73,7 +75,9 @@ class Ledger:
         if wrong.any():
             row = int(wrong.nonzero()[0])
             total = int((start + mask.sum(1))[row])
-            raise ConditioningError(f"Row {row}: the inputs hold {total} visual tokens, the conditioning {int(expected[row])}. Give one ClipInput with its grid for every clip of the row.")
+            raise ConditioningError(
+                f"Row {row}: the inputs hold {total} visual tokens, the conditioning {int(expected[row])}. Give one ClipInput with its grid for every clip of the row."
+            )
         visual = mask & ~generated & ~surplus
         self.seen = torch.cat([before, visual], 1)
         self.forwards += 1
@@ -88,7 +92,9 @@ class Ledger:
             return torch.zeros(batch, 0, dtype=torch.bool, device=device)
         known = 0 if self.seen is None else self.seen.shape[1]
         if self.seen is None or past > known:
-            raise ConditioningError(f"The cache holds {past} positions, of which this conditioning saw {known}: a cache filled elsewhere cannot be conditioned. Start from an empty cache.")
+            raise ConditioningError(
+                f"The cache holds {past} positions, of which this conditioning saw {known}: a cache filled elsewhere cannot be conditioned. Start from an empty cache."
+            )
         if self.seen.shape[0] != batch:
             raise ConditioningError(f"The batch changed from {self.seen.shape[0]} to {batch} rows in the middle of a cache.")
         return self.seen[:, :past]
@@ -100,7 +106,9 @@ class Ledger:
         rows = self.rows_of(self.seen.shape[0])
         for i, got in enumerate(self.seen.sum(1).tolist()):
             if got != (self.expected[rows[i]] or 0):
-                raise ConditioningError(f"Row {i}: the inputs hold {got} visual tokens, the conditioning {self.expected[rows[i]]}. Give the grid that the host really used.")
+                raise ConditioningError(
+                    f"Row {i}: the inputs hold {got} visual tokens, the conditioning {self.expected[rows[i]]}. Give the grid that the host really used."
+                )
 
 
 def forward_tokens(kwargs: dict[str, Any]) -> Tensor:

@@ -90,7 +90,8 @@ class LoraTensors(nn.ParameterDict):
     def _peft_config(self, targets: list[str]) -> Any:
         from peft import LoraConfig
 
-        return LoraConfig(r=self.spec.params.rank, lora_alpha=self.spec.params.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+        alpha: Any = self.spec.params.alpha  # PEFT annotates an int and takes any number
+        return LoraConfig(r=self.spec.params.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
 
     def inject(self, host: Host) -> "Injected":
         """Put the tensors into a host under a unique adapter name; flags, other adapters and ``peft_config`` stay as found."""
@@ -130,7 +131,8 @@ class Injected:
             module.lora_A[self.name].weight = tensors[_slot(layer, name, "A")]
             module.lora_B[self.name].weight = tensors[_slot(layer, name, "B")]
         for path in self.active.keys() - targets.keys():  # injecting made ours the active adapter everywhere
-            self.model.get_submodule(path).set_adapter(self.active[path])
+            other: Any = self.model.get_submodule(path)
+            other.set_adapter(self.active[path])
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 

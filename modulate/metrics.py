@@ -1,32 +1,36 @@
 """From predictions to figures: accuracy per task and overall with intervals, and paired comparisons of conditions."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from modulate.statistics import paired_difference, task_accuracies
 
 
-class Answered(Protocol):
-    """What is needed of a prediction."""
+@dataclass(frozen=True)
+class Prediction:
+    """One sample's answer under one condition. A failed sample has ``error`` and counts as wrong."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def task(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def correct(self) -> bool: ...
+    id: str
+    task: str
+    group: str
+    condition: str
+    answer: int
+    prediction: int | None
+    correct: bool
+    logits: tuple[float, ...]
+    active_steps: int
+    error: str | None = None
 
 
-def summarise(records: Sequence[Answered], resamples: int, seed: int) -> dict[str, Any]:
+def summarise(records: Sequence[Prediction], resamples: int, seed: int) -> dict[str, Any]:
     """Return {"overall", "interval", "n", "tasks": {task: {"accuracy", "n", "interval"}}}; overall is the unweighted mean over tasks."""
     found = task_accuracies([r.correct for r in records], [r.task for r in records], [r.group for r in records], resamples=resamples, seed=seed)
     tasks = {name: {"accuracy": t.accuracy, "n": t.n, "interval": [t.low, t.high]} for name, t in sorted(found.tasks.items())}
     return {"overall": found.overall, "interval": [found.low, found.high], "n": found.n, "tasks": tasks}
 
 
-def compare(first: Sequence[Answered], second: Sequence[Answered], resamples: int, seed: int) -> dict[str, Any]:
+def compare(first: Sequence[Prediction], second: Sequence[Prediction], resamples: int, seed: int) -> dict[str, Any]:
     """Return the paired difference of two conditions on the same samples, overall and per task, with McNemar's test."""
     result = _difference(first, second, resamples, seed)
     tasks = sorted({r.task for r in first})
@@ -34,8 +38,10 @@ def compare(first: Sequence[Answered], second: Sequence[Answered], resamples: in
     return {**result, "tasks": by_task}
 
 
-def _difference(first: Sequence[Answered], second: Sequence[Answered], resamples: int, seed: int) -> dict[str, Any]:
+def _difference(first: Sequence[Prediction], second: Sequence[Prediction], resamples: int, seed: int) -> dict[str, Any]:
     partner = {r.id: r for r in second}
     pairs = [(r, partner[r.id]) for r in first]
-    found = paired_difference([a.correct for a, _ in pairs], [b.correct for _, b in pairs], [a.group for a, _ in pairs], [a.task for a, _ in pairs], resamples=resamples, seed=seed)
+    found = paired_difference(
+        [a.correct for a, _ in pairs], [b.correct for _, b in pairs], [a.group for a, _ in pairs], [a.task for a, _ in pairs], resamples=resamples, seed=seed
+    )
     return {"difference": found.mean, "interval": [found.low, found.high], "n": found.n, "mcnemar": found.mcnemar.as_json()}

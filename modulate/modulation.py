@@ -91,9 +91,8 @@ class Modulation(nn.Module):
         modulator, modulator_params = config.modulator.resolved("modulator")
         n_layers = len(config.injection.layers)
         self.modulator: Modulator = modulator(modulator_params, d_features=config.d_features, d_signal=self.encoder.d_signal, n_layers=n_layers)
-        self.out = nn.ModuleList(nn.Linear(self.modulator.d_latent, config.host.d_model, bias=False) for _ in range(1 if self.modulator.shared_output else n_layers))
-        for projection in self.out:
-            nn.init.zeros_(projection.weight)
+        widths = self.modulator.d_latent, config.host.d_model
+        self.out = nn.ModuleList(_zero_linear(*widths) for _ in range(1 if self.modulator.shared_output else n_layers))
         self.amplitude = nn.Parameter(torch.full((n_layers,), float(config.injection.alpha)))
         self.lora = LoraTensors(config.lora, config.host.n_layers) if config.lora else None
 
@@ -105,7 +104,11 @@ class Modulation(nn.Module):
         host.check_layers(layers)
         spec = describe(host, lora_params) if lora_params else None
         injection = Injection(layers=tuple(layers), alpha=alpha)
-        return cls(ModulationConfig(host=HostSpec.of(host), encoder=encoder, modulator=modulator, injection=injection, backbone=backbone, d_features=d_features, lora=spec))
+        return cls(
+            ModulationConfig(
+                host=HostSpec.of(host), encoder=encoder, modulator=modulator, injection=injection, backbone=backbone, d_features=d_features, lora=spec
+            )
+        )
 
     # --- residuals ---------------------------------------------------------------------------------------------------------------
 
@@ -133,12 +136,15 @@ class Modulation(nn.Module):
         grid, expected = clip.grid, (clip.grid.steps, clip.grid.tokens_per_step, self.config.d_features)
         if clip.features is None or tuple(clip.features.shape) != expected:
             got = None if clip.features is None else tuple(clip.features.shape)
-            raise HostError(f"A clip of {grid.steps} steps of {grid.rows}×{grid.cols} needs features of shape {expected}, got {got}; `modulate.features.align` makes them.")
+            raise HostError(
+                f"A clip of {grid.steps} steps of {grid.rows}×{grid.cols} needs features of shape {expected}, got {got}; `modulate.features.align` makes them."
+            )
         return clip.features.to(self.amplitude.device, torch.float32)
 
     def residual(self, k: int, latents: Tensor) -> Tensor:
         """Project latents of the ``k``-th injected layer to the host's width: α_k · W_out z, (token, d_model), fp32."""
-        return self.amplitude[k] * self.out[0 if len(self.out) == 1 else k](latents)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.amplitude[k] * self.out[0 if len(self.out) == 1 else k](latents.float())
 
     # --- attaching ---------------------------------------------------------------------------------------------------------------
 
@@ -209,3 +215,9 @@ class Modulation(nn.Module):
                 self.lora.load_peft(load_file(folder / ADAPTER / "adapter_model.safetensors"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"The weights in {folder} cannot be read: {error}") from error
+
+
+def _zero_linear(d_in: int, d_out: int) -> nn.Linear:
+    layer = nn.Linear(d_in, d_out, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer

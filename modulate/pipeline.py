@@ -12,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from modulate import plugins
-from modulate.components import Backbone, Dataset, FrameFeatures, Sample
-from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError
+from modulate.components import LETTERS, Backbone, Dataset, FrameFeatures, Sample
+from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, VideoError
 from modulate.features import FeatureCache, FeatureKey, align
 from modulate.grid import VisualGrid
 from modulate.hosts import Host, understand
 from modulate.modulation import ClipInput, Modulation
 from modulate.recipe import Recipe
 from modulate.signals import ControlContext, Signal
-from modulate.video import Frames, read_frames, sample_times, video_hash
-
-LETTERS = "ABCDEFGH"
+from modulate.video import Frames, read_frames, read_shown, sample_times, video_hash
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,43 @@ class Batch:
     answers: Tensor
 
 
+class ClipReader:
+    """Reads clips' frames, all that are expected of a video in one go while they fit into ``memory_bytes``; videos used last are kept."""
+
+    def __init__(self, memory_bytes: int = 512 << 20) -> None:
+        self._expected: dict[Path, set[float]] = {}
+        self._kept: OrderedDict[Path, tuple[Frames, dict[float, int]]] = OrderedDict()
+        self._room = self._size = memory_bytes
+
+    def expect(self, video: Path, times: Sequence[float]) -> None:
+        """Note that these frames will be asked for."""
+        self._expected.setdefault(video, set()).update(times)
+
+    def read(self, video: Path, times: Sequence[float]) -> Frames:
+        """Return the frames shown at ``times``; exactly what :func:`modulate.video.read_frames` returns. Errors likewise."""
+        if video not in self._kept or not self._kept[video][1].keys() >= set(times):
+            wanted = self._expected.get(video, set()) | set(times)
+            alone = read_frames(video, times)
+            if len(wanted) * alone.images[0].nbytes * 8 > self._size:  # long or large: such a video would push all others out
+                return alone
+            try:
+                self._keep(video, read_shown(video, sorted(wanted)))
+            except VideoError:  # another question asks beyond the end: that is its own failure, not this one's
+                return alone
+        self._kept.move_to_end(video)
+        frames, which = self._kept[video]
+        chosen = sorted({which[t] for t in times})
+        return Frames(frames.images[chosen], tuple(frames.times[i] for i in chosen))
+
+    def _keep(self, video: Path, found: tuple[Frames, dict[float, int]]) -> None:
+        if video in self._kept:
+            self._room += self._kept.pop(video)[0].images.nbytes
+        self._kept[video] = found
+        self._room -= found[0].images.nbytes
+        while self._room < 0 and len(self._kept) > 1:
+            self._room += self._kept.popitem(last=False)[1][0].images.nbytes
+
+
 class Pipeline:
     """Everything of a recipe that turns samples into forwards: host, processor, backbone, data set, caches.
 
@@ -68,9 +103,17 @@ class Pipeline:
         self.dataset: Dataset = _build(recipe, "data", "dataset")
         self.signal_kind: type[Signal] = plugins.get("signal", recipe.signal)
         self.features = FeatureCache(cache)
+        self.clips = ClipReader()
         self._memory: OrderedDict[tuple[str, bool], Prepared] = OrderedDict()
         self._room = memory_bytes
         self._signals: dict[Path, Signal] = {}
+
+    def samples(self, split: str) -> list[Sample]:
+        """Return a split's samples, and remember which frames they will ask for, so that a video with many questions is decoded once."""
+        samples, sampling = self.dataset.samples(split), self.recipe.sampling
+        for sample in samples:
+            self.clips.expect(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
+        return samples
 
     # --- one sample --------------------------------------------------------------------------------------------------------------
 
@@ -92,7 +135,7 @@ class Pipeline:
 
     def _prepare(self, sample: Sample, blank_frames: bool) -> Prepared:
         sampling = self.recipe.sampling
-        frames = read_frames(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
+        frames = self.clips.read(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
         if blank_frames:
             frames = replace(frames, images=np.full_like(frames.images, 127))
         text = self.dataset.prompt(sample, self.recipe.answer)

@@ -37,7 +37,9 @@ class Run:
         existing = run.folder / "recipe.yaml"
         if existing.is_file() and existing.read_text() != text:
             changed = _differences(yaml.safe_load(existing.read_text()), yaml.safe_load(text))
-            raise RecipeError(f"{run.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder.")
+            raise RecipeError(
+                f"{run.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
+            )
         write_atomically(existing, lambda path: path.write_text(text))
         run.write_json("environment.json", environment())
         return run

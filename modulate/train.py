@@ -74,12 +74,17 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, pipeline: Pipeline, log: Path, listener: Listener) -> None:
         self.recipe, self.pipeline, self.log, self.listener = recipe, pipeline, log, listener
-        self.accelerator = Accelerator(mixed_precision=recipe.training.precision, cpu=pipeline.device.type == "cpu", log_with=list(recipe.training.trackers) or None, project_dir=str(log.parent))
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.training.precision,
+            cpu=pipeline.device.type == "cpu",
+            log_with=list(recipe.training.trackers) or None,
+            project_dir=str(log.parent),
+        )
         if recipe.training.trackers:
             self.accelerator.init_trackers(recipe.name)
         self.modulation = pipeline.fresh_modulation().to(pipeline.device)
-        self.samples = pipeline.dataset.samples("train")
-        self.validation = pipeline.dataset.samples("val") if recipe.training.validate_every else []
+        self.samples = pipeline.samples("train")
+        self.validation = pipeline.samples("val") if recipe.training.validate_every else []
         if not self.samples:
             raise DataError("The training split has no samples.")
         self.failed: dict[str, str] = {}
@@ -120,7 +125,7 @@ class Trainer:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            self._report(stage, step, steps, tally, schedule.get_last_lr()[0])
+            self._report(stage, step, steps, tally, float(schedule.get_last_lr()[0]))
             if self.validation and (step == steps or step % (per_epoch * (settings.validate_every or 1)) == 0):
                 accuracy = self._validate(host, stage, step)
                 best, stale, best_state = (accuracy, 0, self._snapshot()) if accuracy >= best else (best, stale + 1, best_state)
@@ -212,7 +217,9 @@ def parameter_groups(modulation: nn.Module, stage: Stage, weight_decay: float) -
     for name, parameter in modulation.named_parameters():
         if parameter.requires_grad:
             lora = name.startswith("lora.")
-            decay = 0.0 if lora or parameter.ndim < 2 or name.endswith("bias") else weight_decay
+            # By name as well as by rank: a modulator may stack the biases and norms of its layers into matrices.
+            plain = parameter.ndim < 2 or name.endswith("bias") or "norm" in name
+            decay = 0.0 if lora or plain else weight_decay
             groups.setdefault((decay, (stage.lora_lr or stage.lr) if lora else stage.lr), []).append(parameter)
     return [{"params": parameters, "weight_decay": decay, "lr": lr} for (decay, lr), parameters in groups.items()]
 

@@ -190,6 +190,9 @@ class _Reader:
         """Raise when ``time`` lies past all that decodes: past the last frame's own duration and one more frame."""
         reach = self.time(last) + max((last.duration or 0) * self.tick, self.step)
         if time > reach + self.step + self.epsilon:
+            # The declared duration may lie short of the last frame (variable frame rate with B-frames), so what decodes decides.
+            if not self.failure and reach >= self.duration - self.step:
+                raise VideoError(f"{self.path}: a frame at {time:.3f} s was asked for, but the video ends at {reach:.3f} s.")
             raise VideoError(
                 f"{self.path}: the frame at {time:.3f} s cannot be read: decoding stops at {reach:.3f} s of the {self.duration:.3f} s declared"
                 f"{self._why()}. The file is damaged or cut off; copy or re-encode it."
@@ -214,14 +217,16 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_frames(path: str | Path, times: Sequence[float]) -> Frames:
-    """Decode the frames shown at ``times``.
+    """Decode the frames shown at ``times``; a frame asked for twice is returned once. See :func:`read_shown` for rules and errors."""
+    return read_shown(path, times)[0]
+
+
+def read_shown(path: str | Path, times: Sequence[float]) -> tuple[Frames, dict[float, int]]:
+    """Decode the frames shown at ``times``, and tell which of them each time shows.
 
     For each time: the last frame whose PTS is at or before it (the PTS may be later by half a tick of the stream's clock, at most 0.5 ms),
-    or the first frame. Times may come in any order; a frame asked for twice is returned once. Long files are not decoded from their start.
-
-    Args:
-        path: the video.
-        times: seconds from the start of the video stream; at least one.
+    or the first frame. Times (seconds from the start of the video stream, at least one) may come in any order. Long files are not decoded
+    from their start.
 
     Raises:
         MissingFileError: no such file.
@@ -233,21 +238,20 @@ def read_frames(path: str | Path, times: Sequence[float]) -> Frames:
         raise VideoError(f"{path}: frames need at least one finite time; got {list(times)}.")
     with _opened(path) as (container, stream):
         reader = _Reader(container, stream, path)
-        if asked[-1] > reader.duration + reader.step + reader.epsilon:
-            raise VideoError(f"{path}: a frame at {asked[-1]:.3f} s was asked for, but the video ends at {reader.duration:.3f} s.")
         images: NDArray[np.uint8] | None = None
         shown: list[float] = []
+        which: dict[float, int] = {}
         for time in asked:
             frame = reader.at(time)
-            if shown and reader.time(frame) <= shown[-1]:
-                continue
-            image = _upright(frame, images)
-            if images is None:
-                images = np.empty((len(asked), *image.shape), np.uint8)
-            images[len(shown)] = image
-            shown.append(reader.time(frame))
+            if not shown or reader.time(frame) > shown[-1]:
+                image = _upright(frame, images)
+                if images is None:
+                    images = np.empty((len(asked), *image.shape), np.uint8)
+                images[len(shown)] = image
+                shown.append(reader.time(frame))
+            which[time] = len(shown) - 1
     assert images is not None
-    return Frames(images[: len(shown)], tuple(shown))
+    return Frames(images[: len(shown)], tuple(shown)), which
 
 
 def _upright(frame: VideoFrame, like: NDArray[np.uint8] | None) -> NDArray[np.uint8]:

@@ -191,7 +191,7 @@ def test_the_disk_keeps_to_its_limit_and_drops_what_was_used_longest_ago(tmp_pat
         os.utime(cache.path(key), (1000 + age, 1000 + age))
     size = cache.path(KEY).parent.joinpath(f"{keys[0].name()}.safetensors").stat().st_size
     cache.get_or_compute(keys[0], compute)  # used: now the youngest
-    cache.max_bytes = 3 * size
+    cache = FeatureCache(tmp_path, max_bytes=3 * size, memory_bytes=0)
     cache.get_or_compute(keys[3], compute)
     assert [cache.path(k).exists() for k in keys] == [True, False, True, True]
 

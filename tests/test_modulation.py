@@ -28,7 +28,12 @@ def test_a_saved_modulation_gives_the_same_logits(host, tmp_path, sharing):
         with m.attached(host) as attachment, attachment.condition([[CLIP]] * 2):
             logits.append(host(**inputs()).logits)
     assert torch.equal(*logits)
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_the_adapter_folder_is_peft_s_own_format(tmp_path):

@@ -193,7 +193,7 @@ def test_probe_tells_duration_rate_size_and_count(regular: Path) -> None:
 
 def test_rotation_metadata_turns_frames_upright(folder: Path, regular: Path) -> None:
     data = bytearray(regular.read_bytes())
-    words = lambda *values: b"".join(v.to_bytes(4, "big", signed=True) for v in values)  # noqa: E731
+    words = lambda *values: b"".join(v.to_bytes(4, "big", signed=True) for v in values)
     at = data.index(words(65536, 0, 0, 0, 65536, 0, 0, 0, 0x40000000), data.index(b"tkhd"))
     data[at : at + 36] = words(0, 65536, 0, -65536, 0, 0, 0, 0, 0x40000000)  # shown a quarter turn clockwise
     path = folder / "turned.mp4"

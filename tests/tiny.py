@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
+from modulate_gaze.scanpath import Scanpath
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.choice import Choice, LoraParams
-from modulate_gaze.scanpath import Scanpath
 
 VIDEO, IMAGE, START, END, PAD = 5, 6, 3, 4, 0
 D_FEATURES = 12
@@ -47,7 +47,7 @@ def inputs(texts=((7, 8, 9), (10, 11)), side="left", videos=1, seed=0, dtype=tor
     one = [START, *[VIDEO] * GRID.tokens, END]
     rows = [[1, *one * videos, *text] for text in texts]
     width = max(map(len, rows))
-    pad = lambda row, fill: [fill] * (width - len(row)) + row if side == "left" else row + [fill] * (width - len(row))  # noqa: E731
+    pad = lambda row, fill: [fill] * (width - len(row)) + row if side == "left" else row + [fill] * (width - len(row))
     ids = torch.tensor([pad(r, PAD) for r in rows])
     n = len(rows) * videos
     generator = torch.Generator().manual_seed(seed)

@@ -1,1 +1,71 @@
-"""The command line."""
+"""The command line: one file per command. Each parses, calls the library, prints; heavy modules are imported when a command runs."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from modulate import plugins
+from modulate.errors import ModulateError, PluginError
+
+HELP = "Let a frozen multimodal LLM listen to a side signal such as eye gaze."
+
+
+def build(registry: plugins.Registry | None = None) -> typer.Typer:
+    """Return the application: our commands, then those of every plugin in ``registry`` (by default this process's).
+
+    A plugin whose commands cannot be added, or clash with others, is marked as broken with its reason and adds none.
+    """
+    from modulate.cli import ask, cat, check, cp, evaluate, ls, plugins_list, recipe, train
+
+    app = typer.Typer(name="modulate", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    for name, command in (
+        ("train", train.train),
+        ("eval", evaluate.evaluate),
+        ("check", check.check),
+        ("ask", ask.ask),
+        ("plugins", plugins_list.plugins),
+        ("ls", ls.ls),
+        ("cat", cat.cat),
+        ("cp", cp.cp),
+    ):
+        app.command(name)(command)
+    app.add_typer(recipe.recipe)
+    registry = registry or plugins.registry()
+    for name in list(registry.plugins):
+        _extend(app, registry, name)
+    return app
+
+
+def _extend(app: typer.Typer, registry: plugins.Registry, name: str) -> None:
+    """Add one plugin's commands: all, or none when that fails."""
+    plugin, info = registry.manager.get_plugin(name), registry.plugins[name]
+    if plugin is None:
+        return
+    commands, groups = list(app.registered_commands), list(app.registered_groups)
+    others = [p for p in registry.manager.get_plugins() if p is not plugin]
+    try:
+        registry.manager.subset_hook_caller("register_commands", remove_plugins=others)(cli=app)
+        names = _names(app)
+        if clash := sorted({n for n in names if names.count(n) > 1}):
+            raise PluginError(f"command {clash[0]!r} of plugin {name!r} clashes with one that exists; rename it.")
+    except Exception as error:
+        app.registered_commands[:], app.registered_groups[:] = commands, groups
+        info.error = f"{type(error).__name__}: {error}"
+        print(f"Warning: the commands of plugin {name!r} are left out. {info.error}", file=sys.stderr)
+
+
+def _names(app: typer.Typer) -> list[str]:
+    """Return the names of all commands and groups of ``app``."""
+    commands = [c.name or (c.callback.__name__.replace("_", "-") if c.callback else "") for c in app.registered_commands]
+    groups = [name for g in app.registered_groups for name in (g.name, g.typer_instance and g.typer_instance.info.name) if isinstance(name, str)]
+    return commands + groups
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line. Errors that modulate raises on purpose are printed without a traceback, with exit code 1; all others keep theirs."""
+    try:
+        build()(args=list(args) if args is not None else None)
+    except ModulateError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

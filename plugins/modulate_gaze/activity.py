@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -51,7 +51,7 @@ class Alignment:
     spans: Float64[Tensor, "clip slot 2"]
     real: Int64[Tensor, " step"]
 
-    def steps_of(self, values: Float[Tensor, "clip slot *rest"]) -> Float[Tensor, "step *rest"]:
+    def steps_of(self, values: Shaped[Tensor, "clip slot *rest"]) -> Shaped[Tensor, "step *rest"]:
         """Take the steps that exist out of a padded tensor, one clip after the other."""
         return values.flatten(0, 1)[self.real.to(values.device)]
 

@@ -44,7 +44,7 @@ class Scanpath(Signal):
     n_resorted: int
 
     def __init__(self, fixations: ArrayLike = (), n_resorted: int = 0) -> None:
-        rows = np.array(fixations, dtype=np.float64)
+        rows = np.asarray(fixations, dtype=np.float64).copy()
         rows = rows.reshape(0, 4) if rows.size == 0 else rows
         _check(rows)
         times = rows[:, 2]

@@ -99,7 +99,7 @@ def _change(rng: np.random.Generator, state: np.ndarray, spared: int, what: str)
     chosen = int(rng.choice(full[full != spared]))
     if what == "appear":
         pairs = [(k, c) for k in range(len(CLASSES)) for c in range(len(COLOURS)) if ((state == [[k], [c]]).sum(1) < COPIES).all()]
-        new = [pair for pair in pairs if not (state.T == pair).all(1).any()]
+        new = [pair for pair in pairs if not np.equal(state.T, pair).all(1).any()]
         state[:, empty] = new[int(rng.integers(len(new)))]
         return state, empty, what
     if what == "move":
@@ -123,7 +123,8 @@ def _story(rng: np.random.Generator, dwells: list[Dwell]) -> tuple[list[Dwell], 
     back as often as what is old, so that novelty says nothing about the target.
     """
     when, state = _event_times(rng, dwells), _first_state(rng)
-    changes, states, events, done = [0.0], [state], [], []
+    changes, states, events = [0.0], [state], list[Event]()
+    done: list[Dwell] = []
     held: dict[int, float] = {}  # place → until when it is held back
     for index, dwell in enumerate(dwells):
         recent = {d.place for d in done if dwell.start - d.end < WINDOW}
@@ -157,7 +158,7 @@ def _hand_path(rng: np.random.Generator, times: np.ndarray, target: np.ndarray) 
     idle = np.stack([home + 0.05 * np.sin(times * 0.7 + phase[0]), 1.0 + 0.025 * np.sin(times * 0.9 + phase[1])], -1)
     share = np.clip((times - REACH[0]) / (REACH[1] - REACH[0]), 0, 1)
     share = (share * share * (3 - 2 * share))[:, None]
-    return idle * (1 - share) + (target + (0.0, 0.05)) * share
+    return idle * (1 - share) + (target + np.array([0.0, 0.05])) * share
 
 
 def make_clip(stem: str, seed: tuple[int, ...], viewer: Viewer, variable: bool) -> Clip:

@@ -31,9 +31,7 @@ def make(
 
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("Videos", total=train + val + test)
-        world = make_world(
-            root, train=train, val=val, test=test, seed=seed, workers=workers, progress=lambda done, total: bar.update(task, completed=done)
-        )
+        world = make_world(root, train=train, val=val, test=test, seed=seed, workers=workers, progress=lambda done, total: bar.update(task, completed=done))
         bar.update(task, completed=train + val + test)
     table = Table("Task", "train", "val", "test", title="Questions (test points for proactive tasks)")
     for name, counts in world["questions"].items():

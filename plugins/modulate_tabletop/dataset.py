@@ -55,6 +55,6 @@ class Tabletop(Dataset):
         """Return a text that changes with the questions, the files, and what is used of them."""
         return f"tabletop-{self.reader.fingerprint()}"
 
-    def prompt(self, sample: Sample) -> str:
+    def prompt(self, sample: Sample, answer: str = "letter") -> str:
         """Return the user's turn as StreamGaze's reader writes it."""
-        return self.reader.prompt(sample)
+        return self.reader.prompt(sample, answer)

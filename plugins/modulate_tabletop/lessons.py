@@ -45,7 +45,7 @@ def change(rng: np.random.Generator, kinds: np.ndarray, colours: np.ndarray) -> 
 def lesson(rng: np.random.Generator, steps: int, marked: bool) -> Lesson:
     """A clip of ``steps`` steps; if ``marked``, a different object carries the mark in each step."""
     layout, (kinds, colours) = Layout.random(rng), table(rng)
-    camera, drift = rng.uniform(-3, 3, 2), rng.uniform(-0.6, 0.6, 2)
+    camera, drift = rng.uniform(-3.5, 3.5, 2), rng.uniform(-0.6, 0.6, 2)
     hand = np.array([rng.uniform(20, 108), rng.uniform(124, 138)]) / SIZE
     frames, all_kinds, all_colours, marks = [], [], [], []
     for step in range(steps):
@@ -54,7 +54,7 @@ def lesson(rng: np.random.Generator, steps: int, marked: bool) -> Lesson:
         choices = [p for p in np.flatnonzero(kinds >= 0) if p not in marks]
         mark = int(rng.choice(choices)) if marked else -1
         for _ in range(2):
-            camera = np.clip(camera + drift + rng.normal(0, 0.3, 2), -3.5, 3.5)
+            camera = np.clip(camera + drift + rng.normal(0, 0.3, 2), -4, 4)
             hand = hand + rng.normal(0, 1 / SIZE, 2)
             frames.append(render(layout, kinds, colours, tuple(camera), tuple(hand), [mark] if marked else (), rng))
         all_kinds.append(kinds.copy())
@@ -95,6 +95,17 @@ def questions(rng: np.random.Generator, item: Lesson, target: int) -> dict[str, 
     }
 
 
+def drill(rng: np.random.Generator) -> tuple[str, str]:
+    """Options, then each option's word followed by its letter: (prompt, answer); only the letters can be known."""
+    words = COLOUR_WORDS if rng.random() < 0.4 else CLASSES
+    options = [words[i] for i in rng.permutation(len(words))[:4]]
+    if rng.random() < 0.2:
+        options = ["Yes", "No"]
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(text.LETTERS, options))
+    order = rng.permutation(len(options))
+    return f"Options:\n{listed}\n\nThe best option is:", " ".join(f"{options[i]} {text.LETTERS[i]}" for i in order)
+
+
 def told(rng: np.random.Generator) -> tuple[str, str]:
     """A multiple-choice question whose answer is told in words: (prompt, letter)."""
     kind, colour = int(rng.integers(SHAPES)), int(rng.integers(TINTS))
@@ -109,4 +120,4 @@ def told(rng: np.random.Generator) -> tuple[str, str]:
     return text.with_options(fact + ask, [words[i] for i in order]), text.LETTERS[order.index(answer)]
 
 
-__all__ = ["Lesson", "change", "describe", "lesson", "questions", "table", "told"]
+__all__ = ["Lesson", "change", "describe", "drill", "lesson", "questions", "table", "told"]

@@ -6,15 +6,16 @@ viewers dealt anew), ``manifest.json``.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,7 @@ def jobs(train: int, val: int, test: int, seed: int) -> list[Job]:
     return result
 
 
-def make_world(
-    root: Path, *, train: int, val: int, test: int, seed: int = 0, workers: int | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def make_world(root: Path, *, train: int, val: int, test: int, seed: int = 0, workers: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Make the world in ``root`` unless it is there already; return its manifest with ``root``, ``reused`` and ``seconds``.
 
     ``workers``: processes, all cores if None; the files do not depend on it. Raises :class:`~modulate.errors.DataError` if ``root`` holds
@@ -117,11 +116,12 @@ def _folder_for(root: Path) -> Iterator[Path]:
 
 
 def _fill(folder: Path, wanted: dict[str, int], workers: int, progress: Progress | None) -> dict[str, Any]:
-    todo = jobs(wanted["train"], wanted["val"], wanted["test"], wanted["seed"])
+    world = [wanted[key] for key in ("train", "val", "test", "seed")]
+    todo = jobs(*world)
     for name in ("videos/original_video", "fixations", "gaze", "hand", "qa"):
         (folder / name).mkdir(parents=True)
     drafts: list[list[Question]] = []
-    for questions in _run(todo, folder, min(workers, len(todo))):
+    for questions in _run(todo, folder, world, min(workers, len(todo))):
         drafts.append(questions)
         if progress is not None:
             progress(len(drafts), len(todo))
@@ -132,13 +132,44 @@ def _fill(folder: Path, wanted: dict[str, int], workers: int, progress: Progress
     return manifest
 
 
-def _run(todo: list[Job], folder: Path, workers: int) -> Iterator[list[Question]]:
-    """Make the videos in order; a few are not worth processes of their own."""
+def _run(todo: list[Job], folder: Path, world: list[int], workers: int) -> Iterator[list[Question]]:
+    """Make the videos in order; a few are not worth processes of their own.
+
+    Workers are new interpreters and not forks of this one: it may hold threads and a GPU, and its main module may have no guard.
+    """
     if workers == 1 or len(todo) <= 6:
         yield from (make_files(job, folder) for job in todo)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(make_files, todo, [folder] * len(todo), chunksize=4)
+    size = max(2, -(-len(todo) // (4 * workers)))
+    command = [sys.executable, "-m", "modulate_tabletop.make", str(folder), *map(str, world)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+
+    def part(start: int) -> list[list[Question]]:
+        done = subprocess.run([*command, str(start), str(start + size)], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"A worker that makes videos {start + 1} to {start + size} failed: {done.stderr.strip()[-2000:]}")
+        return [[_question(q) for q in questions] for questions in json.loads(done.stdout)]
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for drafts in pool.map(part, range(0, len(todo), size)):
+            yield from drafts
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _question(fields: dict[str, Any]) -> Question:
+    """Undo :func:`dataclasses.asdict` and JSON."""
+    if "wrong" in fields:
+        return Choice(**{**fields, "wrong": tuple(fields["wrong"])})
+    return Alert(**{**fields, "points": tuple((time, raised) for time, raised in fields["points"])})
+
+
+def _work(folder: str, *numbers: str) -> None:
+    """Run as a worker: make videos ``start`` to ``stop`` of a world and print their questions as JSON."""
+    train, val, test, seed, start, stop = map(int, numbers)
+    drafts = [make_files(job, Path(folder)) for job in jobs(train, val, test, seed)[start:stop]]
+    print(json.dumps([[asdict(question) for question in questions] for questions in drafts]))
 
 
 def make_files(job: Job, folder: Path) -> list[Question]:
@@ -189,3 +220,7 @@ def _csv(path: Path, header: str, rows: list[str]) -> None:
 
 def _dump(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _work(*sys.argv[1:])

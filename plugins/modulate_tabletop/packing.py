@@ -21,6 +21,7 @@ class Branch:
     prompt: str
     answer: str
     sees_video: bool = True
+    every: int = 1  # of the answer's tokens, each so many-th is supervised
 
 
 def pixels(frames: np.ndarray) -> torch.Tensor:
@@ -81,7 +82,7 @@ class Packer:
         tokens, pos, seg, blind, targets = list(prefix), [prefix_pos], [0] * len(prefix), [False] * len(prefix), []
         for number, branch in enumerate(row, 1):
             question, answer = self.ids(branch.prompt + TURN_END), self.ids(branch.answer)
-            targets += [(len(tokens) + len(question) - 1 + i, t, branch.kind) for i, t in enumerate(answer)]
+            targets += [(len(tokens) + len(question) - 1 + i, t, branch.kind) for i, t in enumerate(answer) if i % branch.every == branch.every - 1]
             n = len(question) + len(answer)
             tokens += [*question, *answer]
             pos.append((torch.arange(n) + start).expand(3, -1))
@@ -90,12 +91,12 @@ class Packer:
         return tokens, torch.cat(pos, 1), seg, blind, targets
 
 
-def forward(model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int) -> torch.Tensor:
-    """Logits at the supervised positions, in the order of ``packed['where']``."""
+def forward(model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits at the supervised positions, in the order of ``packed['where']``, and the visual tokens that entered (batch * steps * places, width)."""
     batch, side = len(packed["ids"]), PIXELS // PATCH
     seen = model.model.visual(patch_values, grid_thw=torch.tensor([[steps, side, side]] * batch)).pooler_output.float()
     embeds = model.model.language_model.embed_tokens(packed["ids"])
     embeds = embeds.masked_scatter((packed["ids"] == ID["<|video_pad|>"])[..., None], seen)
     out = model.model.language_model(inputs_embeds=embeds, position_ids=packed["positions"], attention_mask=packed["mask"], use_cache=False).last_hidden_state
     rows, cols = zip(*[(r, p) for r, p, _, _ in packed["where"]])
-    return model.lm_head(out[list(rows), list(cols)])
+    return model.lm_head(out[list(rows), list(cols)]), seen

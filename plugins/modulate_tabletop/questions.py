@@ -137,16 +137,16 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[Choice]:
     if path.count(cue) == 1:
         right = path[window[1]]
         wrong = _pick(rng, [n for n in names(state) if n not in (cue, right)])
-        result.append(Choice(TRANSITION, time, f"Before {clock}, which object did the viewer look at after the {cue}?", right, wrong))
+        result.append(Choice(TRANSITION, time, f"Which object did the viewer look at after the {cue} and before {clock}?", right, wrong))
     last = [path[i] for i in window[-3:]]
     if len(set(last)) == 3:
         wrong = _pick(rng, [", ".join(order) for order in itertools.permutations(last) if list(order) != last])
-        result.append(Choice(SEQUENCE, time, f"In which order did the viewer last look at these things before {clock}?", ", ".join(last), wrong))
+        result.append(Choice(SEQUENCE, time, f"In which order did the viewer last look at the things before {clock}?", ", ".join(last), wrong))
     stayed = [n for n in names(state) if all(n in names(s) for s in _seen(clip, time)) and n not in path]
     looked = _pick(rng, [path[i] for i in window])
     if stayed and len(looked) == 3:
         right = str(rng.choice(stayed))
-        result.append(Choice(NOT_FIXATED, time, f"Which thing has the viewer not looked at before {clock}?", right, looked))
+        result.append(Choice(NOT_FIXATED, time, f"Which thing did the viewer never look at before {clock}?", right, looked))
     return result
 
 

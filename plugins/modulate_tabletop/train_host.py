@@ -31,14 +31,14 @@ class Phase:
     branches: dict[str, float]
 
 
-READ = {"describe": 1.0, "told": 0.25}
-NAME = {"describe": 0.5, "told": 0.7, "word": 1.0}
-CHOOSE = {"describe": 0.35, "told": 0.5, "word": 0.7, "letter": 1.0}
+READ = {"describe": 1.0, "told": 0.3, "drill": 0.6}
+NAME = {"describe": 0.6, "told": 0.1, "drill": 1.0, "word": 0.7}
+CHOOSE = {"describe": 0.3, "told": 0.3, "drill": 0.1, "word": 0.5, "letter": 1.0}
 CURRICULUM = (
-    Phase("read", 700, 24, (1,), 2.0e-3, READ),
-    Phase("name", 300, 32, (1,), 1.5e-3, NAME),
+    Phase("read", 400, 16, (1,), 2.0e-3, READ),
+    Phase("name", 400, 20, (1,), 1.8e-3, NAME),
     Phase("choose", 500, 24, (1,), 1.5e-3, CHOOSE),
-    Phase("clips", 500, 24, (4, 4, 4, 4, 3, 2, 1), 1.2e-3, CHOOSE),
+    Phase("clips", 500, 16, (4, 4, 4, 4, 3, 2, 1), 1.2e-3, CHOOSE),
 )
 
 
@@ -49,6 +49,8 @@ def branches(rng: np.random.Generator, item: lessons.Lesson, wanted: dict[str, f
         out.append(Branch("describe", text.without_options(text.DESCRIBE), lessons.describe(item)))
     if rng.random() < wanted.get("told", 0):
         out.append(Branch("told", *lessons.told(rng), sees_video=False))
+    if rng.random() < wanted.get("drill", 0):
+        out.append(Branch("drill", *lessons.drill(rng), sees_video=False, every=2))
     if item.marks[-1] < 0:
         return out
     asked = lessons.questions(rng, item, int(item.marks[-1]))
@@ -69,8 +71,8 @@ def _letter(kind: str, task: str, question: str, options: list[str], answer: str
     return Branch(f"{kind}:{task}", text.with_options(question, options), text.LETTERS[options.index(answer)])
 
 
-def batch_of(rng: np.random.Generator, packer: packing.Packer, phase: Phase, marked: float) -> tuple[dict[str, Any], torch.Tensor, int]:
-    """One batch: packed questions, patches, steps."""
+def batch_of(rng: np.random.Generator, packer: packing.Packer, phase: Phase, marked: float) -> tuple[dict[str, Any], torch.Tensor, list[lessons.Lesson]]:
+    """One batch: packed questions, patches, clips."""
     steps = int(rng.choice(phase.steps))
     items = [lessons.lesson(rng, steps, rng.random() < marked) for _ in range(phase.batch)]
     rows = [branches(rng, item, phase.branches) for item in items]
@@ -78,7 +80,22 @@ def batch_of(rng: np.random.Generator, packer: packing.Packer, phase: Phase, mar
         rows[0] = [Branch("told", *lessons.told(rng), sees_video=False)]
     interval = float(rng.choice([2.0, 2.0, 1.98, 2.02, 1.9, 2.15]))
     packed = packer.pack(rows, steps, interval, int(rng.choice([0, 0, 0, 3])))
-    return packed, packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps), steps
+    return packed, packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps), items
+
+
+CLASS_IDS, COLOUR_IDS = ([host_files.ID[w] for w in (text.EMPTY, *words)] for words in (lessons.CLASSES, lessons.COLOUR_WORDS))
+
+
+def spell_loss(model: Any, seen: torch.Tensor, items: list[lessons.Lesson]) -> tuple[torch.Tensor, float]:
+    """Visual tokens should spell what is at their place in the words' own embeddings: class, colour, and whether it is marked."""
+    words = seen @ model.get_input_embeddings().weight.T
+    kinds = torch.from_numpy(np.stack([i.kinds for i in items])).flatten() + 1
+    colours = torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colours, -1) for i in items])).flatten() + 1
+    marked = torch.from_numpy(np.stack([i.marks[:, None] == np.arange(i.kinds.shape[1]) for i in items])).flatten().float()
+    by_class, by_colour = words[:, CLASS_IDS], words[:, COLOUR_IDS]
+    mark = F.binary_cross_entropy_with_logits(words[:, host_files.ID["marked"]], marked)
+    right = (by_class.argmax(-1) == kinds) & (by_colour.argmax(-1) == colours)
+    return F.cross_entropy(by_class, kinds) + F.cross_entropy(by_colour, colours) + mark, right.float().mean().item()
 
 
 class Tally:
@@ -109,7 +126,7 @@ def optimizers(model: Any, lr: float, muon: bool) -> list[torch.optim.Optimizer]
     return out
 
 
-def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random.Generator, *, muon: bool, seconds: float | None = None) -> dict[str, float]:
+def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random.Generator, *, muon: bool, out: Path | None = None) -> dict[str, float]:
     """Run one phase and return its last accuracies."""
     opts = optimizers(model, phase.lr, muon)
     tally, start = Tally(), time.time()
@@ -118,35 +135,39 @@ def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random
         for opt in opts:
             for group in opt.param_groups:
                 group["lr"] = phase.lr * min(1.0, (update + 1) / 30) * (1.0 if share < 0.6 else max(0.05, (1 - share) / 0.4))
-        packed, values, steps = batch_of(rng, packer, phase, marked=0.6 if phase.branches is READ else 0.95)
-        logits = packing.forward(model, packed, values, steps)
+        packed, values, items = batch_of(rng, packer, phase, marked=0.6 if phase.branches is READ else 0.95)
+        logits, seen = packing.forward(model, packed, values, len(items[0].marks))
         kinds = [w[3] for w in packed["where"]]
         target = torch.tensor([w[2] for w in packed["where"]])
-        weight = torch.tensor([{"describe": 1 / 16, "told": 0.5}.get(k, 1.0) for k in kinds])
+        weight = torch.tensor([{"describe": 1 / 16, "told": 0.5, "drill": 0.5}.get(k, 1.0) for k in kinds])
         loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
-        loss.backward()
+        spelled, right = spell_loss(model, seen, items)
+        (loss + 0.5 * spelled).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
             opt.zero_grad()
+        tally.add(["spell"], torch.tensor([right]))
         tally.add(kinds, (logits.argmax(-1) == target).float())
+        if out is not None and update % 100 == 99:
+            host_files.save(model, out)
         if update % 50 == 49:
-            short = {k.split("_")[0].replace("present", "p") + "_" + k.split("_")[-1]: v for k, v in tally.mean(400).items()}
+            short = {k.split("_")[0].replace("present", "p") + "_" + k.split("_")[-1]: v for k, v in tally.mean(200).items()}
             print(f"{phase.name} {update + 1}/{phase.updates} {time.time() - start:.0f}s loss {loss.item():.3f} {short}", flush=True)
     return tally.mean(1000)
 
 
-def train(out: Path, seed: int, muon: bool = True, curriculum: tuple[Phase, ...] = CURRICULUM) -> dict[str, Any]:
+def train(out: Path, seed: int, muon: bool = True, curriculum: tuple[Phase, ...] = CURRICULUM, start_from: Path | None = None) -> dict[str, Any]:
     """Train through the curriculum, saving after each phase; returns accuracies and times."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(seed)
     random.seed(seed)
     rng = np.random.default_rng(seed)
-    model = Qwen2_5_VLForConditionalGeneration(host_files.configuration())
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start_from) if start_from else Qwen2_5_VLForConditionalGeneration(host_files.configuration())
     packer, record, start = packing.Packer(host_files.tokenizer()), {}, time.time()
     for phase in curriculum:
-        record[phase.name] = train_phase(model, packer, phase, rng, muon=muon)
+        record[phase.name] = train_phase(model, packer, phase, rng, muon=muon, out=out)
         record[phase.name]["seconds"] = round(time.time() - start)
         host_files.save(model, out)
     (out / "training.json").write_text(json.dumps({"seed": seed, "muon": muon, "phases": record}, indent=1) + "\n")
@@ -158,9 +179,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start-from", type=Path, help="continue from these weights")
+    parser.add_argument("--phases", nargs="*", default=[p.name for p in CURRICULUM])
     args = parser.parse_args()
     torch.set_num_threads(2)
-    print(json.dumps(train(args.out, args.seed), indent=1))
+    print(json.dumps(train(args.out, args.seed, curriculum=tuple(p for p in CURRICULUM if p.name in args.phases), start_from=args.start_from), indent=1))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modulate_gaze.activity import activity, align, decayed, share
+from modulate_gaze.scanpath import Scanpath
 
 from modulate.errors import ConditioningError
 from modulate.grid import VisualGrid, visual_grid
-from modulate_gaze.activity import activity, align, decayed, share
-from modulate_gaze.scanpath import Scanpath
 
 CLIPS = [
     (Scanpath([(0.1, 0.2, 1.0, 0.6), (0.7, 0.9, 1.1, 0.5), (0.5, 0.5, 4.0, 2.0)]), visual_grid([0, 1, 2, 3, 4, 5], 2, 2, 3)),
@@ -28,7 +28,7 @@ def looped(clips, weigh):
         for time, span in zip(grid.times, grid.spans, strict=True):
             row = [weigh(t - d / 2, t + d / 2, time, *span) for _, _, t, d in scanpath.fixations.tolist()]
             table.append(row + [0.0] * (widest - len(row)))
-    return torch.tensor(table, dtype=torch.float64).reshape(-1, widest)
+    return torch.tensor(table, dtype=torch.float64).reshape(len(table), widest)
 
 
 def batched(clips, weigh):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from modulate.errors import MissingFileError, SignalError
 from modulate_gaze import fixation_csv
 from modulate_gaze.scanpath import Scanpath
+
+from modulate.errors import MissingFileError, SignalError
 
 HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds\n"
 
@@ -191,4 +191,4 @@ def test_any_text_below_the_header_is_read_or_refused_but_never_crashes(tmp_path
     try:
         assert np.isfinite(Scanpath.read(path).fixations).all()
     except SignalError as error:
-        assert str(path) in str(error)  # noqa: PT017
+        assert str(path) in str(error)

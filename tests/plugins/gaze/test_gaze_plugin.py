@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import modulate_gaze
+
 from modulate.components import Modulator, SignalEncoder
 from modulate.plugins import Registry
 from modulate.signals import Signal

@@ -5,16 +5,16 @@ import re
 
 import pytest
 import torch
+from modulate_gaze.coordinates import CoordPE
+from modulate_gaze.released import read_released
+from modulate_gaze.resampler import GazeResampler
+from modulate_gaze.scanpath import Scanpath
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modulate.components import SignalFeatures
 from modulate.errors import CheckpointError, RecipeError
 from modulate.grid import VisualGrid
-from modulate_gaze.coordinates import CoordPE
-from modulate_gaze.released import read_released
-from modulate_gaze.resampler import GazeResampler
-from modulate_gaze.scanpath import Scanpath
 
 GOLDEN = "tests/data/gazeqwen_resampler.safetensors"
 LAYERS = (6, 13, 20, 27)
@@ -58,8 +58,9 @@ def test_the_released_residuals_are_reproduced_for_all_steps_and_layers_at_once(
     latents = resampler(golden["features"], guide)
     for k, layer in enumerate(LAYERS):
         residual = released.amplitude[k] * latents[k] @ released.outputs[k].T
-        assert golden[f"residual.layer{layer}"].abs().max() > 1e-3
-        assert (residual - golden[f"residual.layer{layer}"]).abs().max() < 1e-5
+        expected = golden[f"residual.layer{layer}"]
+        error = (residual - expected).abs().max()
+        assert error < 1e-5 and error < 1e-4 * expected.abs().max()  # the golden residuals are small themselves
 
 
 def test_each_layer_and_step_computes_on_its_own():

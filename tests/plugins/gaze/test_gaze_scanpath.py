@@ -1,6 +1,6 @@
 """The scanpath: what it keeps, what it refuses, its controls and its augmentation."""
 
-import pickle
+import copy
 import random
 import re
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modulate_gaze.scanpath import Augmentation, Scanpath
 
 from modulate.errors import SignalError
 from modulate.signals import ControlContext
-from modulate_gaze.scanpath import Augmentation, Scanpath
 
 ROWS = [(0.1, 0.2, 1.0, 2.0), (0.3, 0.4, 5.0, 1.0), (0.5, 0.6, 9.0, 1.0)]
 
@@ -40,10 +40,10 @@ def test_the_array_it_was_made_from_stays_the_callers_own():
     assert scanpath.fixations[0, 0] == 0.1
 
 
-def test_it_survives_pickling_for_workers():
+def test_it_survives_deep_copies_and_so_the_way_to_worker_processes():
     scanpath = Scanpath(ROWS[::-1])
-    copy = pickle.loads(pickle.dumps(scanpath))
-    assert copy == scanpath and copy.n_resorted == 2
+    twin = copy.deepcopy(scanpath)
+    assert twin == scanpath and twin.n_resorted == 2
 
 
 @pytest.mark.parametrize(

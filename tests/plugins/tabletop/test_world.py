@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,24 +12,24 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-
-from modulate.errors import DataError
 from modulate_tabletop import text
 from modulate_tabletop.clips import REACH, WINDOW, Clip, make_clip
+from modulate_tabletop.dataset import Tabletop
 from modulate_tabletop.make import FIXATION_HEADER, SPLITS, Job, jobs, make_world
 from modulate_tabletop.questions import COLOUR_WORDS, TASKS, Alert, Choice, draft, even_set
 from modulate_tabletop.render import CLASSES, GRID
 from modulate_tabletop.viewer import Dwell
 
-COUNTS = {"train": 3, "val": 2, "test": 2}
-JOBS = jobs(**COUNTS, seed=5)
+from modulate.errors import DataError
+
+JOBS = jobs(3, 2, 2, seed=5)
 Entry = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tabletop") / "world"
-    make_world(root, **COUNTS, seed=5, workers=1)
+    make_world(root, train=3, val=2, test=2, seed=5, workers=1)
     return root
 
 
@@ -65,7 +67,7 @@ def dwell_at(clip: Clip, time: float) -> Dwell:
 
 
 def test_same_numbers_give_the_same_bytes_whatever_the_workers(world: Path, tmp_path: Path) -> None:
-    make_world(tmp_path / "again", **COUNTS, seed=5, workers=2)
+    make_world(tmp_path / "again", train=3, val=2, test=2, seed=5, workers=2)
     files = sorted(p.relative_to(world) for p in world.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
     for file in files:
@@ -74,14 +76,32 @@ def test_same_numbers_give_the_same_bytes_whatever_the_workers(world: Path, tmp_
 
 
 def test_a_world_is_reused_or_refused(world: Path, tmp_path: Path) -> None:
-    assert make_world(world, **COUNTS, seed=5)["reused"]
+    assert make_world(world, train=3, val=2, test=2, seed=5)["reused"]
     with pytest.raises(DataError, match=r"holds another tabletop world: seed is 5, wanted 6\. Name another folder"):
-        make_world(world, **COUNTS, seed=6)
+        make_world(world, train=3, val=2, test=2, seed=6)
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(DataError, match=r"is not empty and holds no tabletop world"):
-        make_world(tmp_path, **COUNTS)
+        make_world(tmp_path, train=3, val=2, test=2)
     with pytest.raises(DataError, match=r"at least one video"):
         make_world(tmp_path / "none", train=0, val=0, test=0)
+
+
+def test_the_data_set_makes_and_reads_its_world(world: Path, tmp_path: Path) -> None:
+    data = Tabletop(Tabletop.Params(root=tmp_path / "made", train=1, val=1, test=0, tasks=None))
+    data.prepare()
+    train = data.samples("train")
+    assert {s.task for s in train} == set(TASKS) and all(s.window[1] - s.window[0] <= 8 and s.window[1] < 25 for s in train)
+    few = Tabletop(Tabletop.Params(root=world, train=3, val=2, test=2, seed=5, max_per_split=8))
+    few.prepare()
+    samples = few.samples("test")
+    assert [s.task for s in samples] == [task for task in text.GAZE_ONLY for _ in range(2)]
+    assert all(s.video.is_file() and s.signals["gaze"].is_file() for s in samples)
+    assert few.prompt(samples[0]).endswith("The best option is:") and few.fingerprint() != data.fingerprint()
+
+
+def test_importing_the_plugin_is_light() -> None:
+    code = "import sys, typer, modulate_tabletop as t; t.register_commands(typer.Typer()); print({'torch', 'numpy', 'av'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
@@ -193,7 +213,7 @@ def test_splits_share_no_viewer_and_no_table(world: Path) -> None:
 def test_a_set_of_options_does_not_tell_its_target() -> None:
     rng = np.random.default_rng(0)
     values = np.array([0, 0, 1, 2, -1, 3, 3, 4, -1, 5, 6, -1, 6, 7, -1, 1])
-    targets = rng.choice(np.flatnonzero(values >= 0), 3000)
+    targets = rng.choice(np.flatnonzero(values >= 0), 1200)
     sets = [even_set(rng, int(t), values, 4, closeness=2.0) for t in targets]
     assert all(t in s and len({values[p] for p in s}) == 4 for t, s in zip(targets, sets, strict=True))
     # of the places in a set each is the target in one of four cases, also those whose class stands on the table twice

@@ -1,0 +1,34 @@
+"""``modulate check``: what can be known before training."""
+
+from typing import Annotated
+
+import typer
+
+from modulate.cli.arguments import DEFAULT_CACHE, Cache, Overrides, Recipe
+
+
+def check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    prepare: Annotated[bool, typer.Option(help="Make the data first, where the data set can make them.")] = False,
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Check a recipe before training: data, signal coverage, dead layers, settings without effect, sizes. Exit code 1 when there are errors."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from modulate import check as checks
+    from modulate.recipe import load_recipe
+
+    report = checks.check(load_recipe(recipe, overrides or ()), cache, prepare=prepare)
+    console = Console()
+    table = Table("", "", title=report.recipe, title_justify="left", show_header=False)
+    for name, value in report.figures.items():
+        table.add_row(name, value)
+    console.print(table)
+    style = {"error": "bold red", "warning": "yellow", "info": ""}
+    for finding in report.findings:
+        console.print(f"{finding.level}: {finding.text}", style=style[finding.level], markup=False, highlight=False, soft_wrap=True)
+    console.print("No errors." if report.ok else f"{sum(f.level == 'error' for f in report.findings)} errors.")
+    if not report.ok:
+        raise typer.Exit(1)

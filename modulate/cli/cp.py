@@ -1,0 +1,27 @@
+"""``modulate cp``: a recipe to start from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modulate.cli.arguments import Recipe
+from modulate.errors import RecipeError
+
+
+def cp(
+    recipe: Recipe,
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="File to write, or an existing folder.")],
+    force: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
+) -> None:
+    """Copy a recipe, to change it."""
+    from modulate.files import write_atomically
+    from modulate.recipe import find_recipe
+
+    source = find_recipe(recipe)
+    target = destination / source.name if destination.is_dir() else destination
+    if target.exists() and not force:
+        raise RecipeError(f"{target} exists; name another file, or add --force to replace it.")
+    text = source.read_text()
+    write_atomically(target, lambda path: path.write_text(text))
+    typer.echo(str(target))

@@ -1,0 +1,30 @@
+"""``modulate eval``: evaluate a run again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modulate.cli.arguments import DEFAULT_CACHE, Cache
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as `modulate train` prints it.")],
+    split: Annotated[str, typer.Option(help="Split to evaluate on: train, val or test.")] = "test",
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Evaluate a trained run under every control; writes metrics.json and predictions.jsonl into its folder."""
+    from modulate import evaluate as evaluation
+    from modulate.cli.progress import bars
+    from modulate.cli.show import show_metrics
+    from modulate.modulation import Modulation
+    from modulate.pipeline import Pipeline
+    from modulate.run import Run
+
+    run = Run.open(folder)
+    modulation = Modulation.from_pretrained(run.weights)
+    pipeline = Pipeline(run.recipe, cache)
+    pipeline.dataset.prepare()
+    with bars() as shown:
+        metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated)
+    show_metrics(run, metrics)

@@ -1,0 +1,39 @@
+"""Progress bars of training and evaluation, on stderr."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from modulate import train as training
+
+
+class Bars:
+    """One bar for each stage and for each condition of the evaluation."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[str, TaskID] = {}
+
+    def trained(self, p: training.Progress) -> None:
+        """Show a step of training: loss, accuracy, and the share of samples in which the signal reached a token."""
+        note = f"loss {p.loss:.3f}  accuracy {100 * p.accuracy:3.0f} %  signal in {100 * p.active:3.0f} %"
+        self.progress.update(self._task(f"stage {p.stage}", p.steps), completed=p.step, note=note)
+
+    def evaluated(self, condition: str, done: int, total: int) -> None:
+        """Show that ``done`` more of ``total`` samples were answered."""
+        self.progress.update(self._task(f"evaluate {condition}", total), advance=done)
+
+    def _task(self, name: str, total: int) -> TaskID:
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=total, note="")
+        return self.tasks[name]
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Show bars for the length of a ``with`` block."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield Bars(progress)

@@ -1,0 +1,59 @@
+"""Tables of results for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from modulate.run import Run
+
+
+def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
+    """Print accuracies by task and condition, comparisons, counts, and last of all the run's folder."""
+    console = Console()
+    console.print(accuracies(run.recipe.name, metrics))
+    if metrics["comparisons"]:
+        console.print(comparisons(metrics["comparisons"]))
+    signal = metrics["signal"]
+    console.print(f"The signal reached {signal['samples_with_active_signal']} of {signal['samples']} samples ({signal['active_steps']} steps).")
+    for failure in metrics["failed"][:5]:
+        console.print(f"Failed and counted as wrong: {failure['id']} ({failure['condition']}): {failure['error']}", markup=False)
+    if len(metrics["failed"]) > 5:
+        console.print(f"… and {len(metrics['failed']) - 5} more failed samples; metrics.json lists all.")
+    console.print(f"Run: {run.folder}", highlight=False, soft_wrap=True, markup=False)
+
+
+def accuracies(title: str, metrics: Mapping[str, Any]) -> Table:
+    """Return tasks × conditions with accuracies in percent; below, the unweighted mean over tasks with its interval."""
+    conditions = {metrics["condition"]: metrics, **metrics["controls"]}
+    table = Table(title=f"{title}: accuracy, %", title_justify="left")
+    table.add_column("Task", overflow="fold")
+    table.add_column("n", justify="right")
+    for name in conditions:
+        table.add_column(name, justify="right")
+    for task, own in metrics["tasks"].items():
+        table.add_row(task, str(own["n"]), *(_percent(c["tasks"][task]["accuracy"]) for c in conditions.values()))
+    table.add_section()
+    table.add_row("mean over tasks", str(metrics["n"]), *(_percent(c["overall"]) for c in conditions.values()), style="bold")
+    table.add_row("95 % interval", "", *(_interval(c["interval"]) for c in conditions.values()))
+    return table
+
+
+def comparisons(found: Mapping[str, Any]) -> Table:
+    """Return paired differences on the same samples, in points, with McNemar's p."""
+    table = Table(title="Paired differences, points", title_justify="left")
+    for name in ("Conditions", "difference", "95 % interval", "McNemar p"):
+        table.add_column(name, justify="left" if name == "Conditions" else "right")
+    for name, c in found.items():
+        table.add_row(name, f"{100 * c['difference']:+.1f}", _interval(c["interval"]), f"{c['mcnemar']['p']:.2g}")
+    return table
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(bounds: tuple[float | None, float | None]) -> str:
+    low, high = bounds
+    return "–" if low is None or high is None else f"{100 * low:.1f} … {100 * high:.1f}"

@@ -1,0 +1,77 @@
+"""The small host that ships: real files, and it answers questions about marked objects through the real processor."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+import modulate_tabletop
+from modulate_tabletop import lessons, packing, text
+from modulate_tabletop.host_files import ID
+
+HOST = Path(modulate_tabletop.__file__).parent / "host"
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return AutoProcessor.from_pretrained(HOST)
+
+
+@pytest.fixture(scope="module")
+def host() -> Any:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(HOST).eval()
+
+
+def encode(processor: Any, frames: np.ndarray, question: str) -> Any:
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    metadata = {"total_num_frames": len(frames), "fps": 1.0, "frames_indices": list(range(len(frames))), "duration": float(len(frames))}
+    videos = [frames.transpose(0, 3, 1, 2)]
+    return processor(text=[prompt], videos=videos, video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
+
+
+def test_the_weights_are_small() -> None:
+    assert (HOST / "model.safetensors").stat().st_size <= 10_000_000
+
+
+def test_letters_and_words_are_single_tokens_and_nothing_crashes(processor: Any) -> None:
+    tokens = processor.tokenizer
+    for word in (*text.LETTERS, "Yes", "No", *lessons.CLASSES, *lessons.COLOUR_WORDS):
+        assert tokens(word)["input_ids"] == [ID[word]]
+    for prompt in (text.with_options(text.question_easy(17), ["mug", "box", "tray", "cone"]), text.without_options(text.question_alert("mug")), text.DESCRIBE):
+        assert tokens.unk_token_id not in tokens(prompt)["input_ids"]
+    assert tokens("Überraschung 12345 <img>")["input_ids"][0] == tokens.unk_token_id
+
+
+def test_a_step_has_one_token_for_each_place(processor: Any) -> None:
+    inputs = encode(processor, np.zeros((8, 128, 128, 3), np.uint8), "Describe the table.")
+    assert inputs["video_grid_thw"].tolist() == [[4, 8, 8]]
+    assert int((inputs["input_ids"] == ID["<|video_pad|>"]).sum()) == 4 * 16
+
+
+def test_packed_training_gives_the_processors_numbers(processor: Any, host: Any) -> None:
+    item = lessons.lesson(np.random.default_rng(3), 4, True)
+    question, options, _ = lessons.questions(np.random.default_rng(4), item, int(item.marks[-1]))[text.EASY]
+    inputs = encode(processor, item.frames, text.with_options(question, options))
+    told, letters = packing.Branch("a", text.without_options(question), "mug"), packing.Branch("b", text.with_options(question, options), "A")
+    packed = packing.Packer(processor.tokenizer).pack([[told, letters]], 4, 2.0, 0)
+    with torch.no_grad():
+        real = host(**inputs).logits[0, -1]
+        ours, _ = packing.forward(host, packed, inputs["pixel_values_videos"], 4)
+    torch.testing.assert_close(ours[1], real, atol=1e-3, rtol=1e-3)
+
+
+def test_the_host_answers_about_marked_objects(processor: Any, host: Any) -> None:
+    rng, right, count = np.random.default_rng(17), 0, 0
+    for _ in range(12):
+        item = lessons.lesson(rng, 4, True)
+        for question, options, answer in lessons.questions(rng, item, int(item.marks[-1])).values():
+            with torch.no_grad():
+                logits = host(**encode(processor, item.frames, text.with_options(question, options))).logits[0, -1]
+            letters = text.LETTERS[: len(options)]
+            right += options[int(logits[[ID[c] for c in letters]].argmax())] == answer
+            count += 1
+    assert right / count > 0.85
