@@ -14,6 +14,7 @@ def check(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Check a recipe before training: data, signal coverage, dead layers, settings without effect, sizes. Exit code 1 when there are errors."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -22,13 +23,15 @@ def check(
 
     report = checks.check(load_recipe(recipe, overrides or ()), cache, prepare=prepare)
     console = Console()
-    table = Table("", "", title=report.recipe, title_justify="left", show_header=False)
+    console.width = max(console.width, 110)
+    table = Table("", "", title=report.recipe, title_justify="left", show_header=False, box=box.SIMPLE)
     for name, value in report.figures.items():
         table.add_row(name, value)
     console.print(table)
     style = {"error": "bold red", "warning": "yellow", "info": ""}
     for finding in report.findings:
         console.print(f"{finding.level}: {finding.text}", style=style[finding.level], markup=False, highlight=False, soft_wrap=True)
-    console.print("No errors." if report.ok else f"{sum(f.level == 'error' for f in report.findings)} errors.")
+    errors = sum(f.level == "error" for f in report.findings)
+    console.print("No errors." if report.ok else f"{errors} error{'s' if errors > 1 else ''}.")
     if not report.ok:
         raise typer.Exit(1)

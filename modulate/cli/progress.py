@@ -35,5 +35,11 @@ class Bars:
 def bars() -> Iterator[Bars]:
     """Show bars for the length of a ``with`` block."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=_console()) as progress:
         yield Bars(progress)
+
+
+def _console() -> Console:
+    console = Console(stderr=True)
+    console.width = max(console.width, 110) if not console.is_terminal else console.width
+    return console

@@ -3,15 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from modulate.run import Run
 
+WIDTH = 110
+"""Columns that seven conditions need beside the longest task name; a narrower terminal wraps lines, which loses nothing."""
+
 
 def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
     """Print accuracies by task and condition, comparisons, counts, and last of all the run's folder."""
     console = Console()
+    console.width = max(console.width, WIDTH)
     console.print(accuracies(run.recipe.name, metrics))
     if metrics["comparisons"]:
         console.print(comparisons(metrics["comparisons"]))
@@ -27,8 +32,8 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
 def accuracies(title: str, metrics: Mapping[str, Any]) -> Table:
     """Return tasks × conditions with accuracies in percent; below, the unweighted mean over tasks with its interval."""
     conditions = {metrics["condition"]: metrics, **metrics["controls"]}
-    table = Table(title=f"{title}: accuracy, %", title_justify="left")
-    table.add_column("Task", overflow="fold")
+    table = Table(title=f"{title}: accuracy, %", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("Task", no_wrap=True)
     table.add_column("n", justify="right")
     for name in conditions:
         table.add_column(name, justify="right")
@@ -36,13 +41,14 @@ def accuracies(title: str, metrics: Mapping[str, Any]) -> Table:
         table.add_row(task, str(own["n"]), *(_percent(c["tasks"][task]["accuracy"]) for c in conditions.values()))
     table.add_section()
     table.add_row("mean over tasks", str(metrics["n"]), *(_percent(c["overall"]) for c in conditions.values()), style="bold")
-    table.add_row("95 % interval", "", *(_interval(c["interval"]) for c in conditions.values()))
+    for i, end in enumerate(("from", "to")):
+        table.add_row(f"95 % interval, {end}", "", *(_bound(c["interval"][i]) for c in conditions.values()))
     return table
 
 
 def comparisons(found: Mapping[str, Any]) -> Table:
     """Return paired differences on the same samples, in points, with McNemar's p."""
-    table = Table(title="Paired differences, points", title_justify="left")
+    table = Table(title="Paired differences, points", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("Conditions", "difference", "95 % interval", "McNemar p"):
         table.add_column(name, justify="left" if name == "Conditions" else "right")
     for name, c in found.items():
@@ -54,6 +60,10 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def _bound(value: float | None) -> str:
+    return "–" if value is None else _percent(value)
+
+
 def _interval(bounds: tuple[float | None, float | None]) -> str:
     low, high = bounds
-    return "–" if low is None or high is None else f"{100 * low:.1f} … {100 * high:.1f}"
+    return f"{_bound(low)} … {_bound(high)}"

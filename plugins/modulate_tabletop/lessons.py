@@ -95,15 +95,16 @@ def questions(rng: np.random.Generator, item: Lesson, target: int) -> dict[str, 
     }
 
 
+DRILL_WORDS = tuple(w for w in (*text.WORDS, *text.NUMBERS) if w not in "ABCDE")
+
+
 def drill(rng: np.random.Generator) -> tuple[str, str]:
-    """Options, then each option's word followed by its letter: (prompt, answer); only the letters can be known."""
-    words = COLOUR_WORDS if rng.random() < 0.4 else CLASSES
-    options = [words[i] for i in rng.permutation(len(words))[:4]]
-    if rng.random() < 0.2:
-        options = ["Yes", "No"]
+    """Options, then some options' words, each followed by its letter: (prompt, answer); only the letters can be known."""
+    words = (CLASSES, COLOUR_WORDS, DRILL_WORDS, DRILL_WORDS)[rng.integers(4)]
+    options = ["Yes", "No"] if rng.random() < 0.1 else [words[i] for i in rng.choice(len(words), 4, replace=False)]
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(text.LETTERS, options))
-    order = rng.permutation(len(options))
-    return f"Options:\n{listed}\n\nThe best option is:", " ".join(f"{options[i]} {text.LETTERS[i]}" for i in order)
+    asked = rng.integers(0, len(options), 6)
+    return f"Options:\n{listed}\n\nThe best option is:", " ".join(f"{options[i]} {text.LETTERS[i]}" for i in asked)
 
 
 def told(rng: np.random.Generator) -> tuple[str, str]:

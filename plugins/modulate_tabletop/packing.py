@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from modulate_tabletop.host_files import ID, PATCH, PIXELS
 
+LABEL_LAYER, WORD_LAYER = 2, 4  # so many layers have run when an option's word should know its letter, and the last position the answer's word
+LETTER_IDS = frozenset(ID[c] for c in "ABCD")
 TURN_START = "<|im_start|>user\n<|vision_start|>"
 TURN_END = "<|im_end|>\n<|im_start|>assistant\n"
 
@@ -22,6 +24,7 @@ class Branch:
     answer: str
     sees_video: bool = True
     every: int = 1  # of the answer's tokens, each so many-th is supervised
+    word: str | None = None  # the answer in words, which a middle layer should know before the letter is chosen
 
 
 def pixels(frames: np.ndarray) -> torch.Tensor:
@@ -69,34 +72,49 @@ class Packer:
         ids = torch.full((len(rows), length), ID["<|endoftext|>"])
         positions, segment, blind = torch.zeros(3, len(rows), length, dtype=torch.long), torch.full((len(rows), length), -1), torch.zeros(len(rows), length, dtype=torch.bool)
         where: list[tuple[int, int, int, str]] = []
-        for r, (tokens, pos, seg, no_video, targets) in enumerate(built):
+        early: list[tuple[int, int, int, int]] = []
+        for r, (tokens, pos, seg, no_video, targets, hints) in enumerate(built):
             n = len(tokens)
             ids[r, :n], positions[:, r, :n], segment[r, :n], blind[r, :n] = torch.tensor(tokens), pos, torch.tensor(seg), torch.tensor(no_video)
             where += [(r, p, t, kind) for p, t, kind in targets]
+            early += [(r, p, t, layer) for p, t, layer in hints]
         q, k = segment[:, :, None], segment[:, None, :]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         mask = causal & ((q == k) | ((k == 0) & ~blind[:, :, None])) & (k >= 0) | torch.eye(length, dtype=torch.bool)
-        return {"ids": ids, "positions": positions, "mask": mask[:, None], "where": where}
+        return {"ids": ids, "positions": positions, "mask": mask[:, None], "where": where, "early": early}
 
     def _row(self, row: list[Branch], prefix: list[int], prefix_pos: torch.Tensor, start: int) -> tuple:
-        tokens, pos, seg, blind, targets = list(prefix), [prefix_pos], [0] * len(prefix), [False] * len(prefix), []
+        tokens, pos, seg, blind, targets, hints = list(prefix), [prefix_pos], [0] * len(prefix), [False] * len(prefix), [], []
         for number, branch in enumerate(row, 1):
             question, answer = self.ids(branch.prompt + TURN_END), self.ids(branch.answer)
             targets += [(len(tokens) + len(question) - 1 + i, t, branch.kind) for i, t in enumerate(answer) if i % branch.every == branch.every - 1]
+            hints += [(len(tokens) + i, letter, LABEL_LAYER) for i, letter in self._labels(question)]
+            if branch.word:
+                hints.append((len(tokens) + len(question) - 1, ID[branch.word], WORD_LAYER))
             n = len(question) + len(answer)
             tokens += [*question, *answer]
             pos.append((torch.arange(n) + start).expand(3, -1))
             seg += [number] * n
             blind += [not branch.sees_video] * n
-        return tokens, torch.cat(pos, 1), seg, blind, targets
+        return tokens, torch.cat(pos, 1), seg, blind, targets, hints
+
+    def _labels(self, ids: list[int]) -> list[tuple[int, int]]:
+        """Where the options' words stand in a prompt, and their letters."""
+        return [(i + 3, ids[i + 1]) for i in range(len(ids) - 3) if ids[i] == ID["\n"] and ids[i + 1] in LETTER_IDS and ids[i + 2] == ID["."]]
 
 
-def forward(model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits at the supervised positions, in the order of ``packed['where']``, and the visual tokens that entered (batch * steps * places, width)."""
+def forward(model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int, hints: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Logits at the supervised positions, in the order of ``packed['where']``; the visual tokens that entered, (batch * steps * places, width);
+    and, with ``hints``, the middle layers' logits in the order of ``packed['early']``."""
     batch, side = len(packed["ids"]), PIXELS // PATCH
-    seen = model.model.visual(patch_values, grid_thw=torch.tensor([[steps, side, side]] * batch)).pooler_output.float()
-    embeds = model.model.language_model.embed_tokens(packed["ids"])
+    seen = model.model.visual(patch_values, grid_thw=torch.tensor([[steps, side, side]] * batch)).pooler_output
+    core = model.model.language_model
+    embeds = core.embed_tokens(packed["ids"])
     embeds = embeds.masked_scatter((packed["ids"] == ID["<|video_pad|>"])[..., None], seen)
-    out = model.model.language_model(inputs_embeds=embeds, position_ids=packed["positions"], attention_mask=packed["mask"], use_cache=False).last_hidden_state
+    out = core(inputs_embeds=embeds, position_ids=packed["positions"], attention_mask=packed["mask"], use_cache=False, output_hidden_states=hints)
     rows, cols = zip(*[(r, p) for r, p, _, _ in packed["where"]])
-    return model.lm_head(out[list(rows), list(cols)]), seen
+    logits = model.lm_head(out.last_hidden_state[list(rows), list(cols)])
+    if not hints or not packed["early"]:
+        return logits, seen, None
+    picked = torch.stack([out.hidden_states[layer][r, p] for r, p, _, layer in packed["early"]])
+    return logits, seen, model.lm_head(core.norm(picked))

@@ -117,7 +117,7 @@ def steer(model: Any, packer: packing.Packer, *, steps: int, wanted: dict[str, f
         packed, values, images, gaze = batch_of(rng, packer, batch, steps, wanted)
         with torch.set_grad_enabled(update < updates):
             state["r"] = module(images, gaze)
-            logits, _ = packing.forward(model, packed, values, steps)
+            logits, *_ = packing.forward(model, packed, values, steps)
             target, kinds = torch.tensor([w[2] for w in packed["where"]]), [w[3] for w in packed["where"]]
             if update < updates:
                 F.cross_entropy(logits, target).backward()

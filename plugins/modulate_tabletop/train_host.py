@@ -31,9 +31,9 @@ class Phase:
     branches: dict[str, float]
 
 
-READ = {"describe": 1.0, "told": 0.3, "drill": 0.6}
-NAME = {"describe": 0.6, "told": 0.1, "drill": 1.0, "word": 0.7}
-CHOOSE = {"describe": 0.3, "told": 0.3, "drill": 0.1, "word": 0.5, "letter": 1.0}
+READ = {"describe": 1.0, "drill": 0.6}
+NAME = {"describe": 0.4, "told": 0.1, "drill": 0.5, "word": 0.7}
+CHOOSE = {"describe": 0.15, "told": 0.3, "drill": 0.5, "word": 0.3, "letter": 0.9}
 CURRICULUM = (
     Phase("read", 400, 16, (1,), 2.0e-3, READ),
     Phase("name", 400, 20, (1,), 1.8e-3, NAME),
@@ -49,7 +49,7 @@ def branches(rng: np.random.Generator, item: lessons.Lesson, wanted: dict[str, f
         out.append(Branch("describe", text.without_options(text.DESCRIBE), lessons.describe(item)))
     if rng.random() < wanted.get("told", 0):
         out.append(Branch("told", *lessons.told(rng), sees_video=False))
-    if rng.random() < wanted.get("drill", 0):
+    for _ in range(rng.poisson(wanted.get("drill", 0))):
         out.append(Branch("drill", *lessons.drill(rng), sees_video=False, every=2))
     if item.marks[-1] < 0:
         return out
@@ -64,11 +64,11 @@ def branches(rng: np.random.Generator, item: lessons.Lesson, wanted: dict[str, f
 
 
 def _word(kind: str, task: str, question: str, options: list[str], answer: str) -> Branch:
-    return Branch(f"{kind}:{task}", text.without_options(question), answer)
+    return Branch(f"{kind}:{task}", text.without_options(question), answer, word=answer)
 
 
 def _letter(kind: str, task: str, question: str, options: list[str], answer: str) -> Branch:
-    return Branch(f"{kind}:{task}", text.with_options(question, options), text.LETTERS[options.index(answer)])
+    return Branch(f"{kind}:{task}", text.with_options(question, options), text.LETTERS[options.index(answer)], word=answer)
 
 
 def batch_of(rng: np.random.Generator, packer: packing.Packer, phase: Phase, marked: float) -> tuple[dict[str, Any], torch.Tensor, list[lessons.Lesson]]:
@@ -136,13 +136,19 @@ def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random
             for group in opt.param_groups:
                 group["lr"] = phase.lr * min(1.0, (update + 1) / 30) * (1.0 if share < 0.6 else max(0.05, (1 - share) / 0.4))
         packed, values, items = batch_of(rng, packer, phase, marked=0.6 if phase.branches is READ else 0.95)
-        logits, seen = packing.forward(model, packed, values, len(items[0].marks))
+        logits, seen, early = packing.forward(model, packed, values, len(items[0].marks), hints=True)
         kinds = [w[3] for w in packed["where"]]
         target = torch.tensor([w[2] for w in packed["where"]])
-        weight = torch.tensor([{"describe": 1 / 16, "told": 0.5, "drill": 0.5}.get(k, 1.0) for k in kinds])
+        weight = torch.tensor([{"describe": 1 / 16, "told": 0.5, "drill": 0.3}.get(k, 1.0) for k in kinds])
         loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
         spelled, right = spell_loss(model, seen, items)
-        (loss + 0.5 * spelled).backward()
+        total = loss + 0.5 * spelled
+        if early is not None:
+            hints = torch.tensor([w[2] for w in packed["early"]])
+            is_word = torch.tensor([w[3] == packing.WORD_LAYER for w in packed["early"]])
+            total = total + 0.5 * sum(F.cross_entropy(early[m], hints[m]) for m in (is_word, ~is_word) if m.any())
+            tally.add(["hint:word" if w else "hint:label" for w in is_word], (early.argmax(-1) == hints).float())
+        total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()

@@ -1,0 +1,151 @@
+"""Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the tabletop world.
+
+python benchmarks/tabletop_study.py [--jobs 2] [--runs runs/study] [key.sub=value …]
+
+For each seed: one run per signal encoder, one of LoRA alone, and one of the same modulation trained with a blank signal (for which all
+encoders are the same function: they give exactly 0). Runs that are finished are not repeated. Writes docs/results/tabletop.md and .json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from modulate.statistics import paired_difference, task_accuracies
+
+RECIPE = "recipes/gazeqwen_tiny.yaml"
+SEEDS = (0, 1, 2)  # fixed before any of these runs
+ENCODERS = ("coord_rel", "heatmap_dur", "heatmap_tau", "coord_pe")
+CONTROLS = ("none", "blank", "shuffled", "centre", "shifted", "host", "no_frames", "no_pixels")
+LORA_ONLY = "training.stages=[{name: lora, train: [lora], epochs: %s, lr: 3.0e-3}]"
+PAGE = Path("docs/results/tabletop")
+
+Record = dict[str, Any]
+
+
+def jobs(runs: Path, extra: Sequence[str], epochs: str) -> list[list[str]]:
+    """Return the overrides of every run."""
+    conditions = f"evaluation.conditions=[{', '.join(CONTROLS)}]"
+    found = []
+    for seed in SEEDS:
+        common = [f"seed={seed}", *extra]
+        for encoder in ENCODERS:
+            found.append([f"name={encoder}-{seed}", f"encoder.name={encoder}", conditions, *common])
+        found.append([f"name=lora_only-{seed}", "training.condition=none", LORA_ONLY % epochs, "evaluation.conditions=[host]", *common])
+        found.append([f"name=gaze_free-{seed}", "training.condition=blank", "evaluation.conditions=[none, host]", *common])
+    return found
+
+
+def run(overrides: Sequence[str], runs: Path) -> None:
+    """Train and evaluate one recipe in a process of its own, with one thread."""
+    name = overrides[0].removeprefix("name=")
+    if (runs / name / "metrics.json").is_file():
+        return
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / f"{name}.txt").open("w") as log:
+        command = [sys.executable, "-m", "modulate.cli", "train", RECIPE, "--runs", str(runs), *overrides]
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=_environment())
+    print(f"{name} done", flush=True)
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def records(runs: Path, name: str, condition: str) -> list[Record]:
+    """Return the predictions of one condition, over all seeds."""
+    found = []
+    for seed in SEEDS:
+        lines = (runs / f"{name}-{seed}" / "predictions.jsonl").read_text().splitlines()
+        found += [r | {"id": f"{seed}/{r['id']}"} for r in map(json.loads, lines) if r["condition"] == condition]
+    return found
+
+
+def accuracy(rows: Sequence[Record]) -> dict[str, Any]:
+    """Return the unweighted mean over tasks with its interval, and each task."""
+    return task_accuracies([r["correct"] for r in rows], [r["task"] for r in rows], [r["group"] for r in rows], resamples=2000).as_json()
+
+
+def difference(a: Sequence[Record], b: Sequence[Record]) -> dict[str, Any]:
+    """Return the paired difference of two conditions, clustered by video."""
+    partner = {r["id"]: r for r in b}
+    pairs = [(r, partner[r["id"]]) for r in a]
+    groups, tasks = [x["group"] for x, _ in pairs], [x["task"] for x, _ in pairs]
+    return paired_difference([x["correct"] for x, _ in pairs], [y["correct"] for _, y in pairs], groups, tasks, resamples=2000).as_json()
+
+
+def collect(runs: Path) -> dict[str, Any]:
+    """Return every figure of the page."""
+    ceiling, lora = records(runs, "gaze_free", "blank"), records(runs, "lora_only", "none")
+    figures: dict[str, Any] = {"seeds": list(SEEDS), "lora_only": accuracy(lora), "gaze_free": accuracy(ceiling), "encoders": {}}
+    for encoder in ENCODERS:
+        rows = {c: records(runs, encoder, c) for c in ("signal", *CONTROLS)}
+        seeds = [json.loads((runs / f"{encoder}-{s}" / "metrics.json").read_text())["overall"] for s in SEEDS]
+        figures["encoders"][encoder] = {
+            "conditions": {c: accuracy(r) for c, r in rows.items()},
+            "per_seed": seeds,
+            "shuffled - blank": difference(rows["shuffled"], rows["blank"]),
+            "shifted - blank": difference(rows["shifted"], rows["blank"]),
+            "blank - gaze_free": difference(rows["blank"], ceiling),
+            "signal - lora_only": difference(rows["signal"], lora),
+        }
+    return figures
+
+
+def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
+    """Return the figures as Markdown."""
+    n = figures["lora_only"]["n"]
+    lines = ["# The tabletop study", "", f"`python benchmarks/tabletop_study.py {' '.join(overrides)}`".replace(" `", "`"), ""]
+    lines += [f"Test split, {n // len(figures['seeds'])} gaze-only questions × seeds {figures['seeds']}; 95 % bootstrap intervals clustered by video, in per cent.", ""]
+    names = ["signal", *CONTROLS]
+    lines += [_row(["encoder", *names]), _row(["---"] * (len(names) + 1))]
+    for encoder, found in figures["encoders"].items():
+        lines.append(_row([f"`{encoder}`", *(_cell(found["conditions"][c], "overall") for c in names)]))
+    lines += ["", f"LoRA alone, trained: {_cell(figures['lora_only'], 'overall')}. The same modulation trained with a blank signal: {_cell(figures['gaze_free'], 'overall')}.", ""]
+    tasks = sorted(figures["gaze_free"]["tasks"])
+    lines += ["## Tasks, under the clip's own signal", "", _row(["encoder", *(f"`{t}`" for t in tasks), "seeds (overall)"]), _row(["---"] * (len(tasks) + 2))]
+    for encoder, found in figures["encoders"].items():
+        own = found["conditions"]["signal"]["tasks"]
+        lines.append(_row([f"`{encoder}`", *(_cell(own[t], "accuracy") for t in tasks), ", ".join(f"{100 * s:.1f}" for s in found["per_seed"])]))
+    pairs = ["shuffled - blank", "shifted - blank", "blank - gaze_free", "signal - lora_only"]
+    lines += ["", "## Differences (points)", "", _row(["encoder", *pairs]), _row(["---"] * (len(pairs) + 1))]
+    for encoder, found in figures["encoders"].items():
+        lines.append(_row([f"`{encoder}`", *(_cell(found[p], "mean", signed=True) for p in pairs)]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(found: dict[str, Any], key: str, signed: bool = False) -> str:
+    form = "{:+.1f}" if signed else "{:.1f}"
+    middle, low, high = (form.format(100 * found[k]) for k in (key, "low", "high"))
+    return f"{middle} [{low}, {high}]"
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
+    parser.add_argument("--lora-epochs", default="2", help="epochs of the LoRA-only run")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda job: run(job, options.runs), jobs(options.runs, options.overrides, options.lora_epochs)))
+    figures = collect(options.runs)
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    PAGE.with_suffix(".md").write_text(page(figures, options.overrides))
+    print(PAGE.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
