@@ -55,7 +55,7 @@ def test_a_run_folder_explains_itself(finished):
 
 
 def test_metrics_count_every_sample_under_every_condition(finished):
-    run, pipeline, _, metrics, _ = finished
+    run, _pipeline, _, metrics, _ = finished
     lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
     assert set(metrics["controls"]) == {"none", "blank", "shuffled", "centre", "shifted", "host"}
     assert len(lines) == 7 * 8 and metrics["signal"] == {"samples": 8, "samples_with_active_signal": 8, "active_steps": metrics["signal"]["active_steps"]}
@@ -86,7 +86,7 @@ def test_a_finished_run_is_loaded_not_repeated_and_another_recipe_is_refused(fin
 
 
 def test_the_same_seed_gives_the_same_weights(finished, world):
-    run, _, modulation, _, _ = finished
+    _run, _, modulation, _, _ = finished
     recipe = recipe_for(world, "name=twin")
     twin = train(Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world))
     assert all(torch.equal(a, b) for a, b in zip(modulation.state_dict().values(), twin.state_dict().values(), strict=True))
@@ -113,7 +113,7 @@ def test_lora_alone_trains_lora_alone(world):
 
 
 def test_a_broken_video_fails_the_run_or_is_counted_as_wrong(finished, world, tmp_path):
-    run, _, modulation, _, _ = finished
+    _run, _, modulation, _, _ = finished
     shutil.copytree(world / "tabletop", tmp_path / "tabletop")
     recipe = recipe_for(tmp_path, "name=broken")
     pipeline = prepared_pipeline(recipe, tmp_path)

@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
-from modulate_gaze.scanpath import Scanpath
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.choice import Choice, LoraParams
+from modulate_gaze.scanpath import Scanpath
 
 VIDEO, IMAGE, START, END, PAD = 5, 6, 3, 4, 0
 D_FEATURES = 12

@@ -4,6 +4,7 @@ Only what ships with modulate is in them, whatever else is installed.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
@@ -126,12 +127,8 @@ def _plain(value: Any) -> str:
 def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and not getattr(annotation, "__args__", ()):
         return {"NoneType": "null"}.get(annotation.__name__, annotation.__name__)
-    text = str(annotation)
-    for noise in ("typing.", "pathlib.", "pathlib._local.", "NoneType"):
-        text = text.replace(noise, "null" if noise == "NoneType" else "")
-    for model in _models(annotation):
-        text = text.replace(f"{model.__module__}.{model.__qualname__}", model.__name__)
-    return text.replace("None", "null").replace("|", "or")
+    text = re.sub(r"\b[\w.]+\.(?=\w)", "", str(annotation))  # typing.Literal, pathlib.Path, package.module.Class: the last name says it
+    return re.sub(r"\bNone(Type)?\b", "null", text).replace(" |", " or")
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

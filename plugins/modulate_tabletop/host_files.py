@@ -21,32 +21,32 @@ def configuration() -> Any:
     """A Qwen2.5-VL of 1.5 M parameters: M-RoPE base 100, so that neighbouring columns are told apart."""
     from transformers import Qwen2_5_VLConfig
 
-    vision = dict(
-        depth=2,
-        hidden_size=64,
-        intermediate_size=128,
-        num_heads=4,
-        patch_size=PATCH,
-        spatial_merge_size=2,
-        temporal_patch_size=2,
-        window_size=PIXELS,
-        out_hidden_size=WIDTH,
-        fullatt_block_indexes=[1],
-        tokens_per_second=1,
-    )
-    language = dict(
-        vocab_size=len(VOCABULARY),
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=4096,
-        rope_parameters=dict(rope_type="default", mrope_section=[4, 6, 6], rope_theta=100.0),
-        bos_token_id=None,
-        eos_token_id=ID["<|im_end|>"],
-        pad_token_id=ID["<|endoftext|>"],
-    )
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "patch_size": PATCH,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": PIXELS,
+        "out_hidden_size": WIDTH,
+        "fullatt_block_indexes": [1],
+        "tokens_per_second": 1,
+    }
+    language = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": WIDTH,
+        "intermediate_size": 3 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 100.0},
+        "bos_token_id": None,
+        "eos_token_id": ID["<|im_end|>"],
+        "pad_token_id": ID["<|endoftext|>"],
+    }
     return Qwen2_5_VLConfig(
         vision_config=vision,
         text_config=language,
@@ -87,14 +87,14 @@ def processor() -> Any:
     """The real processor classes, told to make 64x64 pixels: 4x4 visual tokens a step."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    common = dict(
-        patch_size=PATCH,
-        merge_size=2,
-        temporal_patch_size=2,
-        size={"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
+    common = {
+        "patch_size": PATCH,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     video = Qwen2VLVideoProcessor(**common, cap_pixels_per_frame=False)
     return Qwen2_5_VLProcessor(image_processor=Qwen2VLImageProcessor(**common), tokenizer=tokenizer(), video_processor=video, chat_template=CHAT_TEMPLATE)
 

@@ -105,7 +105,8 @@ class Packer:
 
 def forward(model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int, hints: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Logits at the supervised positions, in the order of ``packed['where']``; the visual tokens that entered, (batch * steps * places, width);
-    and, with ``hints``, the middle layers' logits in the order of ``packed['early']``."""
+    and, with ``hints``, the middle layers' logits in the order of ``packed['early']``.
+    """
     batch, side = len(packed["ids"]), PIXELS // PATCH
     seen = model.model.visual(patch_values, grid_thw=torch.tensor([[steps, side, side]] * batch)).pooler_output
     core = model.model.language_model

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modulate_tabletop import lessons, packing, text
+from modulate_tabletop import lessons, packing
 from modulate_tabletop.host_files import WIDTH
 from modulate_tabletop.render import GRID, PLACES
 from modulate_tabletop.train_host import Tally, branches

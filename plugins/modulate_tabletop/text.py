@@ -12,11 +12,8 @@ DESCRIBE = "Describe the table."
 ALERT_SUFFIX = "Based on the video so far, should the alert be triggered?"
 EMPTY = "nothing"
 
-WORDS = """At what is the viewer looking at which object colour of Question Options The best option answer Describe table Based on video so far should alert be triggered
-an wants when looks Yes No A B C D E nothing user assistant system marked now first last before after next place to reach for will has not been was moved appeared vanished taken
-in which order and did while look never or red thing hand things new seen In Which What It it this that from by a does reached touched viewed sequence past present future
-appears on a scene""".split()
-PUNCTUATION = list("?.:,!;-'\"()/") + ["\n", "\n\n"]
+WORDS = ["At", "what", "is", "the", "viewer", "looking", "at", "which", "object", "colour", "of", "Question", "Options", "The", "best", "option", "answer", "Describe", "table", "Based", "on", "video", "so", "far", "should", "alert", "be", "triggered", "an", "wants", "when", "looks", "Yes", "No", "A", "B", "C", "D", "E", "nothing", "user", "assistant", "system", "marked", "now", "first", "last", "before", "after", "next", "place", "to", "reach", "for", "will", "has", "not", "been", "was", "moved", "appeared", "vanished", "taken", "in", "which", "order", "and", "did", "while", "look", "never", "or", "red", "thing", "hand", "things", "new", "seen", "In", "Which", "What", "It", "it", "this", "that", "from", "by", "a", "does", "reached", "touched", "viewed", "sequence", "past", "present", "future", "appears", "on", "a", "scene"]
+PUNCTUATION = [*list("?.:,!;-'\"()/"), "\n", "\n\n"]
 SPECIAL = ["<|endoftext|>", "<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 NUMBERS = [str(n) for n in range(100)] + [f"{n:02d}" for n in range(10)]
 VOCABULARY = list(dict.fromkeys([*SPECIAL, *PUNCTUATION, *NUMBERS, *CLASSES, *COLOURS, *WORDS]))

@@ -33,11 +33,11 @@ class Phase:
 
 READ = {"describe": 1.0, "drill": 0.6}
 NAME = {"describe": 0.4, "told": 0.1, "drill": 0.5, "word": 0.7}
-CHOOSE = {"describe": 0.15, "told": 0.3, "drill": 0.5, "word": 0.3, "letter": 0.9}
+CHOOSE = {"describe": 0.15, "told": 0.1, "drill": 1.0, "word": 0.25, "letter": 0.7}
 CURRICULUM = (
     Phase("read", 400, 16, (1,), 2.0e-3, READ),
     Phase("name", 400, 20, (1,), 1.8e-3, NAME),
-    Phase("choose", 500, 24, (1,), 1.5e-3, CHOOSE),
+    Phase("choose", 600, 16, (1,), 1.5e-3, CHOOSE),
     Phase("clips", 500, 16, (4, 4, 4, 4, 3, 2, 1), 1.2e-3, CHOOSE),
 )
 

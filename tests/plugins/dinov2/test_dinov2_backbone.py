@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from modulate_dinov2 import backbone as module
-from modulate_dinov2.backbone import DinoV2, DinoV2Dims, build_vit
 from safetensors.torch import save_file
 
 from modulate import plugins
 from modulate.errors import CheckpointError, MissingFileError, RecipeError, VideoError
+from modulate_dinov2 import backbone as module
+from modulate_dinov2.backbone import DinoV2, DinoV2Dims, build_vit
 
 DIMS: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 2}
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modulate_gaze.activity import activity, align, decayed, share
-from modulate_gaze.scanpath import Scanpath
 
 from modulate.errors import ConditioningError
 from modulate.grid import VisualGrid, visual_grid
+from modulate_gaze.activity import activity, align, decayed, share
+from modulate_gaze.scanpath import Scanpath
 
 CLIPS = [
     (Scanpath([(0.1, 0.2, 1.0, 0.6), (0.7, 0.9, 1.1, 0.5), (0.5, 0.5, 4.0, 2.0)]), visual_grid([0, 1, 2, 3, 4, 5], 2, 2, 3)),

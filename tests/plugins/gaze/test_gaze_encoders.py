@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from modulate_gaze.coordinates import CoordPE, CoordRel
-from modulate_gaze.heatmaps import HeatmapDur, HeatmapTau
-from modulate_gaze.scanpath import Scanpath
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from modulate.errors import ConditioningError
 from modulate.grid import VisualGrid, visual_grid
+from modulate_gaze.coordinates import CoordPE, CoordRel
+from modulate_gaze.heatmaps import HeatmapDur, HeatmapTau
+from modulate_gaze.scanpath import Scanpath
 
 GOLDEN = "tests/data/gazeqwen_resampler.safetensors"
 ALL = [CoordPE, CoordRel, HeatmapTau, HeatmapDur]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modulate_gaze import fixation_csv
-from modulate_gaze.scanpath import Scanpath
 
 from modulate.errors import MissingFileError, SignalError
+from modulate_gaze import fixation_csv
+from modulate_gaze.scanpath import Scanpath
 
 HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds\n"
 

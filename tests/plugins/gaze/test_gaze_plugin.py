@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import modulate_gaze
-
 from modulate.components import Modulator, SignalEncoder
 from modulate.plugins import Registry
 from modulate.signals import Signal

@@ -5,16 +5,16 @@ import re
 
 import pytest
 import torch
-from modulate_gaze.coordinates import CoordPE
-from modulate_gaze.released import read_released
-from modulate_gaze.resampler import GazeResampler
-from modulate_gaze.scanpath import Scanpath
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modulate.components import SignalFeatures
 from modulate.errors import CheckpointError, RecipeError
 from modulate.grid import VisualGrid
+from modulate_gaze.coordinates import CoordPE
+from modulate_gaze.released import read_released
+from modulate_gaze.resampler import GazeResampler
+from modulate_gaze.scanpath import Scanpath
 
 GOLDEN = "tests/data/gazeqwen_resampler.safetensors"
 LAYERS = (6, 13, 20, 27)

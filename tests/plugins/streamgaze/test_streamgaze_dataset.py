@@ -4,13 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
-from modulate_streamgaze.questions import TASKS
-from modulate_streamgaze.splits import gazeqwen_split
 from pydantic import ValidationError
 
 from modulate.errors import DataError, MissingFileError
 from modulate.plugins import get
+from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
+from modulate_streamgaze.questions import TASKS
+from modulate_streamgaze.splits import gazeqwen_split
 
 PAST, PRESENT, ALERT = "past_scene_recall", "present_object_identification_easy", "proactive_gaze_triggered_alert"
 VIDEOS = tuple(f"v{i:02}" for i in range(20))

@@ -4,9 +4,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modulate_streamgaze.questions import parse_answer, parse_options, parse_time, read_questions, video_stem
 
 from modulate.errors import DataError, MissingFileError
+from modulate_streamgaze.questions import parse_answer, parse_options, parse_time, read_questions, video_stem
 
 MCQ = "present_object_identification_easy"
 PROACTIVE = "proactive_gaze_triggered_alert"

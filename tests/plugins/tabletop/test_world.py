@@ -12,6 +12,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+
+from modulate.errors import DataError
 from modulate_tabletop import text
 from modulate_tabletop.clips import REACH, WINDOW, Clip, make_clip
 from modulate_tabletop.dataset import Tabletop
@@ -19,8 +21,6 @@ from modulate_tabletop.make import FIXATION_HEADER, SPLITS, Job, jobs, make_worl
 from modulate_tabletop.questions import COLOUR_WORDS, TASKS, Alert, Choice, draft, even_set
 from modulate_tabletop.render import CLASSES, GRID
 from modulate_tabletop.viewer import Dwell
-
-from modulate.errors import DataError
 
 JOBS = jobs(3, 2, 2, seed=5)
 Entry = dict[str, Any]

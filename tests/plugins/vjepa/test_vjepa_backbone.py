@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from modulate_vjepa.backbone import VJepa21
-from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from modulate import plugins
 from modulate.components import FrameFeatures
 from modulate.errors import CheckpointError, MissingFileError, RecipeError, VideoError
+from modulate_vjepa.backbone import VJepa21
+from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 
 GOLDEN = Path(__file__).parents[2] / "data" / "vjepa2_1_tiny.safetensors"
 DIMS: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 2}

@@ -1,0 +1,34 @@
+# The one task runner; continuous integration calls the same targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all check docs clean
+
+demo: $(STAMP)  ## train, evaluate and compare a small modulation on generated videos
+	$(BIN)/modulate train recipes/gazeqwen_tiny.yaml
+
+test: $(STAMP)  ## the quick suite
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+
+test-all: $(STAMP)  ## the quick suite and the long tail
+	$(BIN)/python -m pytest -m "not gpu and not network"
+
+check: $(STAMP)  ## lint, types, generated docs
+	$(BIN)/ruff check modulate plugins benchmarks tests
+	$(BIN)/mypy
+	$(BIN)/python -m modulate.cli.reference --check
+
+docs: $(STAMP)  ## write the generated pages anew
+	$(BIN)/python -m modulate.cli.reference
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "modulate needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
