@@ -47,7 +47,7 @@ def run(overrides: Sequence[str], runs: Path) -> None:
         return
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{name}.txt").open("w") as log:
-        command = [sys.executable, "-m", "modulate.cli", "train", RECIPE, "--runs", str(runs), *overrides]
+        command = [sys.executable, "-m", "modulate", "train", RECIPE, "--runs", str(runs), *overrides]
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=_environment())
     print(f"{name} done", flush=True)
 

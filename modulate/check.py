@@ -58,8 +58,9 @@ class Report:
         return all(f.level != "error" for f in self.findings)
 
     def add(self, level: Literal["error", "warning", "info"], text: str) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(level, text))
+        """Add a finding, once."""
+        if (finding := Finding(level, text)) not in self.findings:
+            self.findings.append(finding)
 
 
 def check(recipe: Recipe, cache: Path, prepare: bool = False) -> Report:
@@ -154,13 +155,16 @@ def _probed(pipeline: Pipeline, sample: Sample, grid: VisualGrid, per_step: int,
 
 
 def _clip(report: Report, pipeline: Pipeline, samples: dict[str, list[Sample]]) -> tuple[dict[str, Tensor], VisualGrid, int] | None:
-    """Return inputs, grid and number of frames of the first usable sample, or of noise where there are no data."""
+    """Return inputs, grid and number of frames of a split's first sample that can be prepared, or of noise where there is none."""
+    sampling = pipeline.recipe.sampling
+    for sample in [items[0] for items in samples.values() if items]:
+        try:
+            prepared = pipeline.prepare(sample)
+        except ModulateError as error:
+            report.add("error", str(error))
+        else:
+            return _here(prepared.inputs, pipeline), prepared.grid, len(sample_times(sample.window, sampling.fps, sampling.max_frames))
     try:
-        for items in samples.values():
-            for sample in items[:1]:
-                prepared = pipeline.prepare(sample)
-                sampling = pipeline.recipe.sampling
-                return _here(prepared.inputs, pipeline), prepared.grid, len(sample_times(sample.window, sampling.fps, sampling.max_frames))
         return _noise(pipeline)
     except ModulateError as error:
         report.add("error", str(error))

@@ -15,16 +15,8 @@ from modulate.inject import Attachment
 from modulate.metrics import Prediction, compare, summarise
 from modulate.modulation import ClipInput, Modulation
 from modulate.pipeline import Pipeline, Prepared
+from modulate.recipe import BUILT_IN
 from modulate.run import Run
-
-#: Conditions that need no signal kind: how the host is asked, beside the controls that a kind declares.
-BUILT_IN = {
-    "signal": "the clip's own signal",
-    "none": "no residual; LoRA stays on",
-    "host": "no residual and no LoRA: the bare host",
-    "no_frames": "own signal, but host and backbone see grey frames",
-    "no_pixels": "own signal and features, but the host sees grey frames",
-}
 
 
 def score(
@@ -99,9 +91,9 @@ def evaluate(
         for name in names:
             records[name] = score(pipeline, attachment, samples, name, lambda n, name=name: advance(name, n, len(samples)))  # type: ignore[misc]
     lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for name in names for r in records[name])
-    write_atomically(run.folder / "predictions.jsonl", lambda path: path.write_text(lines))
-    metrics = _metrics(run, main, records)
-    run.write_json("metrics.json", metrics)
+    write_atomically(run.folder / f"predictions{_suffix(split)}.jsonl", lambda path: path.write_text(lines))
+    metrics = {"split": split, **_metrics(run, main, records)}
+    run.write_json(f"metrics{_suffix(split)}.json", metrics)
     share = len(metrics["failed"]) / len(samples)
     if share > recipe.evaluation.max_failed_share:
         first = metrics["failed"][0]
@@ -109,6 +101,11 @@ def evaluate(
             f"{len(metrics['failed'])} of {len(samples)} samples failed, more than max_failed_share {recipe.evaluation.max_failed_share} allows. First: {first['id']}: {first['error']}"
         )
     return metrics
+
+
+def _suffix(split: str) -> str:
+    """The test split's files have the plain names; another split's never overwrite them."""
+    return "" if split == "test" else f"-{split}"
 
 
 def _metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From a sample to what a conditioned forward needs: frames at true times, the host's inputs, aligned frame features, the signal."""
 
+import hashlib
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from modulate.components import LETTERS, Backbone, Dataset, FrameFeatures, Sampl
 from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, VideoError
 from modulate.features import FeatureCache, FeatureKey, align
 from modulate.grid import VisualGrid
-from modulate.hosts import Host, understand
+from modulate.hosts import Host, bare, understand
 from modulate.modulation import ClipInput, Modulation
 from modulate.recipe import Recipe
 from modulate.signals import ControlContext, Signal
@@ -114,6 +115,15 @@ class Pipeline:
         for sample in samples:
             self.clips.expect(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
         return samples
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return what a run is made of: short texts that change when the data, the host's weights or the backbone do."""
+        digest = hashlib.sha256()
+        for name, value in bare(self.model).state_dict().items():
+            flat = value.detach().flatten()
+            some = flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes()  # samples: hashing every weight of a 7B host takes minutes
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode() + some)
+        return {"data": self.dataset.fingerprint(), "host": digest.hexdigest(), "backbone": self.backbone.fingerprint()}
 
     # --- one sample --------------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,21 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from modulate import plugins
 from modulate.choice import Choice, Injection, LoraParams
 from modulate.errors import MissingFileError, RecipeError, near_matches
 
 RECIPES = "modulate_recipes"
+
+
+#: Conditions that need no signal kind: how the host is asked, beside the controls that a kind declares.
+BUILT_IN = {
+    "signal": "the clip's own signal",
+    "none": "no residual; LoRA stays on",
+    "host": "no residual and no LoRA: the bare host",
+    "no_frames": "own signal, but host and backbone see grey frames",
+    "no_pixels": "own signal and features, but the host sees grey frames",
+}
 
 
 class Section(BaseModel):
@@ -157,7 +168,11 @@ def validate(tree: Mapping[str, Any], source: str) -> Recipe:
         try:
             choice.resolved(kind)
         except ValidationError as error:
-            raise RecipeError(explain(error, f"{source}: {key}.params of {choice.name}", None)) from error
+            raise RecipeError(explain(error, f"{source}: {key}.params of {choice.name}", plugins.get(kind, choice.name).Params)) from error
+    known = BUILT_IN.keys() | plugins.get("signal", recipe.signal).controls.keys()
+    for name in recipe.evaluation.conditions:
+        if name not in known:
+            raise RecipeError(f"{source}: evaluation.conditions: {name!r} is no condition. {near_matches(name, known)}")
     return recipe
 
 

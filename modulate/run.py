@@ -22,7 +22,7 @@ PACKAGES = ("modulate", "torch", "transformers", "peft", "accelerate", "safetens
 class Run:
     """Where everything about one training run lies.
 
-    recipe.yaml (resolved) · environment.json (versions, git state) · state.json (how far it got, data fingerprint) · log.jsonl (training
+    recipe.yaml (resolved) · environment.json (versions, git state) · state.json (how far it got, what it is made of: data, host, backbone) · log.jsonl (training
     curve) · modulation/ (the trained weights) · metrics.json · predictions.jsonl
     """
 

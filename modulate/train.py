@@ -56,16 +56,16 @@ def train(run: Run, pipeline: Pipeline, listener: Listener = lambda progress: No
 
     A run that is finished already, on the same data, is loaded instead. Raises :class:`DataError` when too many samples fail.
     """
-    recipe, fingerprint = run.recipe, pipeline.dataset.fingerprint()
+    recipe, made_of = run.recipe, pipeline.fingerprints()
     state = run.read_json("state.json")
-    if state.get("finished") and state.get("data") == fingerprint:
+    if state.get("finished") and state.get("made_of") == made_of:
         return Modulation.from_pretrained(run.weights)
     log = run.folder / "log.jsonl"
     log.unlink(missing_ok=True)
     trainer = Trainer(recipe, pipeline, log, listener)
     modulation = trainer.fit()
     modulation.save_pretrained(run.weights)
-    run.write_json("state.json", {"finished": True, "data": fingerprint, "steps": trainer.step, "seconds": round(trainer.seconds, 1), "failed": trainer.failed})
+    run.write_json("state.json", {"finished": True, "made_of": made_of, "steps": trainer.step, "seconds": round(trainer.seconds, 1), "failed": trainer.failed})
     return modulation
 
 

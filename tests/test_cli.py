@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from modulate import cli, plugins
@@ -16,6 +17,16 @@ from modulate.hookspecs import hookimpl
 from modulate.recipe import recipe_paths
 
 ROOT = Path(__file__).parents[1]
+SMALL = str(ROOT / "tests" / "data" / "small.yaml")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small gain nothing from a second thread, and lose a lot where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -162,25 +173,7 @@ def test_other_exceptions_keep_their_traceback(monkeypatch):
 def work(tmp_path_factory):
     """A folder with a small world and a run trained on it for a few steps."""
     folder = tmp_path_factory.mktemp("cli")
-    small = [
-        "training.stages.0.epochs=0.2",
-        "training.stages.1.epochs=0.2",
-        "training.batch_size=8",
-        "evaluation.bootstrap=100",
-        f"data.params.root={folder}/world",
-    ]
-    args = [
-        "train",
-        "gazeqwen_tiny",
-        *small,
-        "data.params.train=2",
-        "data.params.val=1",
-        "data.params.test=2",
-        "--runs",
-        str(folder / "runs"),
-        "--cache",
-        str(folder / "cache"),
-    ]
+    args = ["train", SMALL, f"data.params.root={folder}/world", "--runs", str(folder / "runs"), "--cache", str(folder / "cache")]
     return folder, CliRunner().invoke(cli.build(), args)
 
 
@@ -189,13 +182,13 @@ def test_train_prints_a_table_and_last_the_run(work):
     assert result.exit_code == 0, result.output
     for text in ("present_object_identification_easy", "shuffled", "mean over tasks", "95 % interval", "signal - blank", "McNemar p", "The signal reached"):
         assert text in result.stdout
-    assert result.stdout.splitlines()[-1] == f"Run: {folder / 'runs' / 'gazeqwen_tiny'}"
+    assert result.stdout.splitlines()[-1] == f"Run: {folder / 'runs' / 'small'}"
     assert "stage modulator" in result.stderr and "signal in" in result.stderr
 
 
 def test_eval_reproduces_the_metrics_exactly(work, modulate):
     folder, _ = work
-    run = folder / "runs" / "gazeqwen_tiny"
+    run = folder / "runs" / "small"
     before = (run / "metrics.json").read_bytes(), (run / "predictions.jsonl").read_bytes()
     code, out, _ = modulate("eval", run, "--cache", folder / "cache")
     assert code == 0 and out.splitlines()[-1] == f"Run: {run}"
@@ -204,10 +197,10 @@ def test_eval_reproduces_the_metrics_exactly(work, modulate):
 
 def test_check_prints_figures_and_findings(work, modulate):
     folder, _ = work
-    world = [f"data.params.root={folder}/world", "data.params.train=2", "data.params.val=1", "data.params.test=2", "--cache", folder / "cache"]
-    code, out, _ = modulate("check", "gazeqwen_tiny", *world)
+    world = [f"data.params.root={folder}/world", "--cache", folder / "cache"]
+    code, out, _ = modulate("check", SMALL, *world)
     assert code == 0 and "layers that reach the answer" in out and out.endswith("No errors.\n")
-    code, out, _ = modulate("check", "gazeqwen_tiny", "injection.layers=[5]", *world)
+    code, out, _ = modulate("check", SMALL, "injection.layers=[5]", *world)
     assert code == 1 and "error: Injection into layer 5 cannot change the answer" in out and out.endswith("1 error.\n")
 
 
@@ -217,7 +210,7 @@ def asked(work, modulate):
     video = sorted((folder / "world" / "videos").rglob("*.mp4"))[0]
     gaze = folder / "world" / "fixations" / f"{video.stem}_fixation_filtered.csv"
 
-    def ask(*more, at="6", signal=f"gaze={gaze}", options=("a red cup", "a blue ball"), source=("--run", folder / "runs" / "gazeqwen_tiny")):
+    def ask(*more, at="6", signal=f"gaze={gaze}", options=("a red cup", "a blue ball"), source=("--run", folder / "runs" / "small")):
         chosen = [part for option in options for part in ("--option", option)]
         return modulate("ask", video, "--signal", signal, "--at", at, "--question", "What is it?", *chosen, *source, "--cache", folder / "cache", *more)
 
@@ -234,7 +227,7 @@ def test_ask_shows_answers_with_and_without_the_signal(asked):
 
 
 def test_ask_takes_a_modulation_with_a_recipe(asked, work):
-    run = work[0] / "runs" / "gazeqwen_tiny"
+    run = work[0] / "runs" / "small"
     by_run = asked("--json")[1]
     assert asked("--json", source=("--modulation", run / "modulation", "--recipe", run / "recipe.yaml"))[1] == by_run
 

@@ -51,7 +51,7 @@ def test_a_run_folder_explains_itself(finished):
     assert [(p.stage, p.step, p.steps) for p in heard] == [("modulator", 1, 2), ("modulator", 2, 2), ("joint", 1, 2), ("joint", 2, 2)]
     assert all(p.active == 1.0 for p in heard)
     assert json.loads((run.folder / "metrics.json").read_text()) == metrics
-    assert run.read_json("state.json")["data"] == pipeline.dataset.fingerprint()
+    assert run.read_json("state.json")["made_of"] == pipeline.fingerprints()
 
 
 def test_metrics_count_every_sample_under_every_condition(finished):

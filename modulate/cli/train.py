@@ -24,9 +24,10 @@ def train(
     from modulate.recipe import load_recipe
     from modulate.run import Run
 
-    run = Run.create(load_recipe(recipe, overrides or ()), runs)
-    pipeline = Pipeline(run.recipe, cache)
+    loaded = load_recipe(recipe, overrides or ())
+    pipeline = Pipeline(loaded, cache)  # before the run's folder is made: a host that cannot be loaded leaves none behind
     pipeline.dataset.prepare()
+    run = Run.create(loaded, runs)
     with bars() as shown:
         modulation = training.train(run, pipeline, shown.trained)
         metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated)

@@ -73,7 +73,11 @@ def _options(rng: np.random.Generator, answer: int, present: np.ndarray, count: 
     """The answer and three others, preferably of those on the table, in random order."""
     on_table = [i for i in np.unique(present[present >= 0]) if i != answer]
     others = [i for i in range(count) if i != answer and i not in on_table]
-    pick = [*rng.permutation(on_table), *rng.permutation(others)][:3] if rng.random() < 0.9 else list(rng.permutation([i for i in range(count) if i != answer])[:3])
+    pick = (
+        [*rng.permutation(on_table), *rng.permutation(others)][:3]
+        if rng.random() < 0.9
+        else list(rng.permutation([i for i in range(count) if i != answer])[:3])
+    )
     return [int(i) for i in rng.permutation([answer, *pick])]
 
 
@@ -116,7 +120,9 @@ def told(rng: np.random.Generator) -> tuple[str, str]:
         yes = rng.random() < 0.5
         asked = kind if yes else int(rng.choice([k for k in range(SHAPES) if k != kind]))
         return text.with_options(f"{fact}{text.question_alert(CLASSES[asked])} {text.ALERT_SUFFIX}", ["Yes", "No"]), "A" if yes else "B"
-    words, answer, ask = (COLOUR_WORDS, colour, text.question_attribute(t)) if which == 2 else (CLASSES, kind, (text.question_easy, text.question_hard)[which](t))
+    words, answer, ask = (
+        (COLOUR_WORDS, colour, text.question_attribute(t)) if which == 2 else (CLASSES, kind, (text.question_easy, text.question_hard)[which](t))
+    )
     order = [int(i) for i in rng.permutation([answer, *rng.permutation([i for i in range(len(words)) if i != answer])[:3]])]
     return text.with_options(fact + ask, [words[i] for i in order]), text.LETTERS[order.index(answer)]
 

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from modulate_tabletop.host_files import ID, PATCH, PIXELS
+from modulate_tabletop.render import CLASSES
 
-LABEL_LAYER, WORD_LAYER = 2, 4  # so many layers have run when an option's word should know its letter, and the last position the answer's word
+# So many layers have run when an option's word should know its letter, the last position the answer's word, an option whether it is the answer.
+LABEL_LAYER, WORD_LAYER, FLAG_LAYER = 2, 3, 4
+CLASS_IDS = frozenset(ID[c] for c in CLASSES)
 LETTER_IDS = frozenset(ID[c] for c in "ABCD")
 TURN_START = "<|im_start|>user\n<|vision_start|>"
 TURN_END = "<|im_end|>\n<|im_start|>assistant\n"
@@ -70,7 +73,11 @@ class Packer:
         built = [self._row(row, prefix_ids, prefix_pos, start + 1) for row in rows]
         length = max(len(b[0]) for b in built)
         ids = torch.full((len(rows), length), ID["<|endoftext|>"])
-        positions, segment, blind = torch.zeros(3, len(rows), length, dtype=torch.long), torch.full((len(rows), length), -1), torch.zeros(len(rows), length, dtype=torch.bool)
+        positions, segment, blind = (
+            torch.zeros(3, len(rows), length, dtype=torch.long),
+            torch.full((len(rows), length), -1),
+            torch.zeros(len(rows), length, dtype=torch.bool),
+        )
         where: list[tuple[int, int, int, str]] = []
         early: list[tuple[int, int, int, int]] = []
         for r, (tokens, pos, seg, no_video, targets, hints) in enumerate(built):
@@ -91,6 +98,7 @@ class Packer:
             hints += [(len(tokens) + i, letter, LABEL_LAYER) for i, letter in self._labels(question)]
             if branch.word:
                 hints.append((len(tokens) + len(question) - 1, ID[branch.word], WORD_LAYER))
+                hints += [(len(tokens) + i, t, FLAG_LAYER) for i, t in self._flags(question, branch.word)]
             n = len(question) + len(answer)
             tokens += [*question, *answer]
             pos.append((torch.arange(n) + start).expand(3, -1))
@@ -98,12 +106,20 @@ class Packer:
             blind += [not branch.sees_video] * n
         return tokens, torch.cat(pos, 1), seg, blind, targets, hints
 
+    def _flags(self, ids: list[int], word: str) -> list[tuple[int, int]]:
+        """Words of a prompt that should know whether they are the answer: the options, or the class that an alert waits for."""
+        if word in ("Yes", "No"):
+            return [(next(i for i, t in enumerate(ids) if t in CLASS_IDS), ID[word])]
+        return [(i, ID["Yes" if ids[i] == ID[word] else "No"]) for i, _ in self._labels(ids)]
+
     def _labels(self, ids: list[int]) -> list[tuple[int, int]]:
         """Where the options' words stand in a prompt, and their letters."""
         return [(i + 3, ids[i + 1]) for i in range(len(ids) - 3) if ids[i] == ID["\n"] and ids[i + 1] in LETTER_IDS and ids[i + 2] == ID["."]]
 
 
-def forward(model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int, hints: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def forward(
+    model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int, hints: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Logits at the supervised positions, in the order of ``packed['where']``; the visual tokens that entered, (batch * steps * places, width);
     and, with ``hints``, the middle layers' logits in the order of ``packed['early']``.
     """

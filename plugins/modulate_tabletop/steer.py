@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modulate_tabletop import lessons, packing
+from modulate_tabletop import lessons, packing, text
 from modulate_tabletop.host_files import WIDTH
 from modulate_tabletop.render import GRID, PLACES
 from modulate_tabletop.train_host import Tally, branches
@@ -86,7 +86,7 @@ def batch_of(rng: np.random.Generator, packer: packing.Packer, batch: int, steps
         for step in range(steps):
             target.append(int(rng.choice([p for p in np.flatnonzero(item.kinds[step] >= 0) if p not in target])))
         seen = lessons.Lesson(item.frames, item.kinds, item.colours, np.array(target))
-        rows.append(branches(rng, seen, wanted))
+        rows.append([b for b in branches(rng, seen, wanted) if not b.kind.endswith(text.ALERT)] or branches(rng, seen, {"word": 1.0})[:1])
         items.append(item)
         targets.append(target)
     place = torch.tensor(targets)
@@ -95,7 +95,18 @@ def batch_of(rng: np.random.Generator, packer: packing.Packer, batch: int, steps
     return packer.pack(rows, steps, 2.0, 0), packing.patches(images, steps), images.view(batch, steps, 2, 3, 64, 64)[:, :, 1], gaze
 
 
-def steer(model: Any, packer: packing.Packer, *, steps: int, wanted: dict[str, float], updates: int = 400, batch: int = 32, lr: float = 3e-3, layers: tuple[int, ...] = (0, 1, 3), seed: int = 1) -> dict[str, float]:
+def steer(
+    model: Any,
+    packer: packing.Packer,
+    *,
+    steps: int,
+    wanted: dict[str, float],
+    updates: int = 400,
+    batch: int = 32,
+    lr: float = 3e-3,
+    layers: tuple[int, ...] = (0, 1, 2),
+    seed: int = 1,
+) -> dict[str, float]:
     """Train the probe on a frozen host; accuracies per kind of question on 20 fresh batches."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -143,10 +154,15 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=400)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--answers", choices=("letter", "word"), default="letter")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.host).requires_grad_(False).eval()
     packer = packing.Packer(AutoTokenizer.from_pretrained(args.host))
-    print(json.dumps(steer(model, packer, steps=args.steps, wanted={args.answers: 0.6}, updates=args.updates, batch=args.batch), indent=1))
+    print(
+        json.dumps(
+            steer(model, packer, steps=args.steps, wanted={args.answers: 1.0}, updates=args.updates, batch=args.batch, layers=tuple(args.layers)), indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+"""``python -m modulate``: the command line."""
+
+from modulate.cli import main
+
+main()
