@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modulate import plugins
 from modulate.components import Sample
-from modulate.errors import MissingFileError, ModulateError, VideoError, near_matches
-from modulate.evaluate import BUILT_IN
+from modulate.errors import MissingFileError, ModulateError, VideoError
 from modulate.features import align
 from modulate.grid import VisualGrid, visual_grid
 from modulate.modulation import Modulation
@@ -258,10 +256,6 @@ def _settings(report: Report, recipe: Recipe, samples: dict[str, list[Sample]]) 
         report.add("info", f"`augment` has no effect: training under {training.condition!r} sees no signal.")
     if repeated := sorted({layer for layer in recipe.injection.layers if recipe.injection.layers.count(layer) > 1}):
         report.add("warning", f"injection.layers names layer {repeated[0]} more than once: it gets several residuals.")
-    known = {*BUILT_IN, *plugins.get("signal", recipe.signal).controls}
-    for name in recipe.evaluation.conditions:
-        if name not in known:
-            report.add("error", f"Unknown condition {name!r} in evaluation.conditions. {near_matches(name, known)}")
     _steps(report, recipe, samples.get("train", []))
 
 

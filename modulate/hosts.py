@@ -4,7 +4,8 @@ A family (plugin kind ``host``) subclasses :class:`Host` and overrides only what
 what was looked for; nothing is guessed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -114,7 +115,8 @@ class Host:
 
         path = str(resolve(params.path)) if params.path.startswith(("package:", ".", "/")) else params.path
         device = ("cuda" if torch.cuda.is_available() else "cpu") if params.device == "auto" else params.device
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=getattr(torch, params.dtype), attn_implementation=params.attention)
+        with _no_progress_bar():
+            model = AutoModelForImageTextToText.from_pretrained(path, dtype=getattr(torch, params.dtype), attn_implementation=params.attention)
         return model.requires_grad_(False).eval().to(device), AutoProcessor.from_pretrained(path)
 
     def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
@@ -134,6 +136,20 @@ class Host:
                 values = [nn.functional.pad(v, (longest - v.shape[1], 0), value=fill[key]) for v in values]
             batch[key] = torch.cat(values)
         return batch
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers' bar for loading weights out of our own progress display, and its setting as it was."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -123,10 +123,6 @@ def test_patience_that_can_never_run_out_is_named(checked):
     assert "`patience` cannot stop stage 'joint'" in texts(checked("training.patience=3"), "warning")
 
 
-def test_an_unknown_condition_is_an_error_with_near_matches(checked):
-    assert "Unknown condition 'shufled' in evaluation.conditions. Did you mean 'shuffled'" in texts(checked("evaluation.conditions=[shufled]"), "error")
-
-
 def test_missing_data_are_a_warning_and_the_rest_is_checked(checked, tmp_path):
     report = checked(root=tmp_path / "nowhere")
     assert report.ok and "There are no data to check" in texts(report, "warning") and "--prepare" in texts(report, "warning")

@@ -50,7 +50,8 @@ class Packer:
     """Turns branches into ids, positions, mask and targets."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.cache = tokenizer, {}
+        self.tokenizer = tokenizer
+        self.cache: dict[str, list[int]] = {}
 
     def ids(self, words: str) -> list[int]:
         """Token ids, remembered for the strings that recur."""

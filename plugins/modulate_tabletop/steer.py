@@ -59,6 +59,9 @@ def place_code(width: int = 96) -> torch.Tensor:
 class Steering(nn.Module):
     """Features of the raw cells, a heatmap of the gaze, one probe per layer."""
 
+    project: torch.Tensor
+    code: torch.Tensor
+
     def __init__(self, layers: tuple[int, ...]) -> None:
         super().__init__()
         self.register_buffer("project", torch.randn(768, 96, generator=torch.Generator().manual_seed(1)) / 28)
@@ -110,7 +113,8 @@ def steer(
     """Train the probe on a frozen host; accuracies per kind of question on 20 fresh batches."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    module, state = Steering(layers), {}
+    module = Steering(layers)
+    state: dict[str, list[torch.Tensor]] = {}
     opt = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, updates, pct_start=0.05)
     first = len(packer.ids(packing.TURN_START))

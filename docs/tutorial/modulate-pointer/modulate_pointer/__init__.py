@@ -1,0 +1,9 @@
+"""A signal encoder that lights up the visual token nearest to the gaze. Registration imports no torch."""
+
+from modulate import hookimpl
+
+
+@hookimpl
+def register_signal_encoders(register):
+    """``pointer``: imported only when a recipe names it."""
+    register("pointer", "modulate_pointer.encoder:Pointer")

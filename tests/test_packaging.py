@@ -1,0 +1,146 @@
+"""The wheel and a plugin from another package, installed offline as a user installs them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+POINTER = ROOT / "docs" / "tutorial" / "modulate-pointer"
+
+
+def run(*command, cwd, path=None, timeout=120):
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MODULATE_PLUGINS")}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONNOUSERSITE": "1"}
+    if path:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def build(source, folder):
+    """Build in a copy: a build folder left in the checkout would carry deleted files into the next wheel."""
+    skipped = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    copy = folder / "source"
+    copy.mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "modulate", "modulate_pointer", "plugins", "recipes"):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, copy / name, ignore=skipped)
+        elif (source / name).is_file():
+            shutil.copy(source / name, copy / name)
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", copy, cwd=folder)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build(ROOT, tmp_path_factory.mktemp("modulate"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """A folder with both wheels installed; in front of the import path it hides the editable install of the test environment."""
+    pointer = build(POINTER, tmp_path_factory.mktemp("pointer"))
+    site = tmp_path_factory.mktemp("site")
+    run("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--target", site, wheel, pointer, cwd=site)
+    return site
+
+
+def test_the_wheel_holds_every_source_and_data_file_and_nothing_else(wheel):
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    expected = set()
+    for prefix, source in (("modulate", "modulate"), ("modulate_recipes", "recipes"), *((p.name, f"plugins/{p.name}") for p in (ROOT / "plugins").iterdir())):
+        files = (p.relative_to(ROOT / source) for p in (ROOT / source).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        expected |= {f"{prefix}/{file.as_posix()}" for file in files if not file.name.startswith(".")}
+    assert names == expected
+    assert {"modulate/py.typed", "modulate_recipes/gazeqwen_tiny.yaml", "modulate_tabletop/host/model.safetensors"} <= names
+    assert sum(i.compress_size for i in zipfile.ZipFile(wheel).infolist()) < 25e6
+
+
+def test_the_wheel_declares_command_licence_and_python(wheel):
+    archive = zipfile.ZipFile(wheel)
+    read = {Path(n).name: archive.read(n).decode() for n in archive.namelist() if ".dist-info/" in n}
+    assert "modulate = modulate.cli:main" in read["entry_points.txt"]
+    assert "License-Expression: Apache-2.0" in read["METADATA"] and "Requires-Python: >=3.11" in read["METADATA"]
+    assert read["LICENSE"].split() == (ROOT / "LICENSE").read_text().split()
+
+
+def test_modulate_plugins_lists_the_installed_pointer(site, tmp_path):
+    rows = {row["name"]: row for row in json.loads(run("-m", "modulate", "plugins", "--json", cwd=tmp_path, path=site))}
+    assert rows["pointer"]["provides"] == [{"kind": "signal_encoder", "name": "pointer"}]
+    assert rows["pointer"]["source"] == "modulate-pointer (modulate_pointer)" and rows["pointer"]["version"] == "0.1.0"
+    assert not [row for row in rows.values() if row["error"]]
+    assert rows.keys() >= {"gaze", "vjepa", "dinov2", "hosts", "streamgaze", "tabletop"}
+
+
+PROBE = """
+import importlib.util, json, sys
+from pathlib import Path
+import torch
+import modulate, modulate_pointer
+from modulate import ClipInput, Modulation, visual_grid
+from modulate.choice import Choice, Injection
+from modulate.modulation import HostSpec, ModulationConfig
+from modulate.paths import resolve
+from modulate.recipe import recipe_paths
+from modulate_gaze.scanpath import Scanpath
+
+site = Path(sys.argv[1]).resolve()
+found = [modulate.__file__, modulate_pointer.__file__, importlib.util.find_spec("modulate_gaze").origin, resolve("package:modulate_tabletop/host"), *recipe_paths().values()]
+assert all(site in Path(f).resolve().parents for f in found), found
+
+config = ModulationConfig(
+    host=HostSpec(model_type="qwen2_5_vl", d_model=32, n_layers=2), encoder=Choice(name="pointer", params={"dim": 16}),
+    modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}), injection=Injection(layers=(1,)), d_features=8,
+)
+torch.manual_seed(0)
+modulation = Modulation(config)
+torch.nn.init.normal_(modulation.out[0].weight)
+grid = visual_grid([0.0, 1.0, 2.0, 3.0], 2, 3, 4)
+features = torch.randn(2, 12, 8)
+gaze = Scanpath([[0.9, 0.1, 2.9, 0.4]])
+encoded = modulation.encoder([gaze], [grid])
+latents = modulation.latents([ClipInput(gaze, grid, features), ClipInput(gaze.blank(), grid, features)])
+own, blank = modulation.residual(0, latents.layers[0]).split(24)
+modulation.residual(0, latents.layers[0]).square().sum().backward()
+print(json.dumps({
+    "active": encoded.active.tolist(),
+    "zero": not encoded.values[0].any(),
+    "nearest": int(encoded.values[1].norm(dim=-1).argmax()),
+    "changed": [bool(part.any()) for part in (own - blank).split(12)],
+    "gradient": bool(modulation.encoder.colour.grad.any()),
+}))
+"""
+
+
+def test_the_installed_pointer_builds_into_a_modulation_and_moves_residuals(site, tmp_path):
+    assert json.loads(run("-c", PROBE, site, cwd=tmp_path, path=site)) == {
+        "active": [False, True],
+        "zero": True,
+        "nearest": 3,  # top right of 3 × 4
+        "changed": [False, True],
+        "gradient": True,
+    }
+
+
+def test_the_installed_pointer_trains_through_a_shipped_recipe(site, tmp_path):
+    small = ["data.params.train=2", "data.params.val=0", "data.params.test=2", "data.params.max_per_split=8", "training.batch_size=4", "training.warmup_steps=0"]
+    small += ["training.stages.0.epochs=1", "training.stages.1.epochs=0.5", "evaluation.bootstrap=100", "evaluation.conditions=[blank, shuffled]"]
+    run("-m", "modulate", "train", "gazeqwen_tiny", "name=pointed", "encoder.name=pointer", *small, cwd=tmp_path, path=site)
+    metrics = json.loads((tmp_path / "runs" / "pointed" / "metrics.json").read_text())
+    assert metrics["controls"].keys() == {"blank", "shuffled"} and not metrics["failed"]
+    assert metrics["signal"]["samples"] == 8 and metrics["signal"]["samples_with_active_signal"] > 0
+    saved = json.loads((tmp_path / "runs" / "pointed" / "modulation" / "config.json").read_text())
+    assert saved["encoder"]["name"] == "pointer"
+
+
+def test_the_tutorials_encoder_stays_short():
+    code = [line for file in sorted((POINTER / "modulate_pointer").glob("*.py")) for line in file.read_text().splitlines()]
+    assert len([line for line in code if line.strip() and not line.strip().startswith(('"""', "#"))]) <= 40
