@@ -19,25 +19,32 @@ from modulate.statistics import paired_difference, task_accuracies
 
 RECIPE = "recipes/gazeqwen_tiny.yaml"
 SEEDS = (0, 1, 2)  # fixed before any of these runs
-ENCODERS = ("coord_rel", "heatmap_dur", "heatmap_tau", "coord_pe")
+ENCODERS = {
+    "heatmap_dur": "{dim: 64}",
+    "heatmap_tau": "{dim: 64}",
+    "coord_rel": "{dim: 64, scale: 12.566}",  # twice DETR's: neighbouring tokens of the 4 x 4 grid differ by half a period
+    "coord_pe": "{dim: 64}",
+}
+DEFAULT = "heatmap_dur"
 CONTROLS = ("none", "blank", "shuffled", "centre", "shifted", "host", "no_frames", "no_pixels")
-LORA_ONLY = "training.stages=[{name: lora, train: [lora], epochs: %s, lr: 3.0e-3}]"
+LORA_ONLY = "training.stages=[{name: lora, train: [lora], epochs: %s, lr: 1.0e-3}]"
 PAGE = Path("docs/results/tabletop")
 
 Record = dict[str, Any]
 
 
-def jobs(runs: Path, extra: Sequence[str], epochs: str) -> list[list[str]]:
+def jobs(extra: Sequence[str], epochs: str) -> list[list[str]]:
     """Return the overrides of every run."""
-    conditions = f"evaluation.conditions=[{', '.join(CONTROLS)}]"
     found = []
     for seed in SEEDS:
         common = [f"seed={seed}", *extra]
-        for encoder in ENCODERS:
-            found.append([f"name={encoder}-{seed}", f"encoder.name={encoder}", conditions, *common])
-        found.append([f"name=lora_only-{seed}", "training.condition=none", LORA_ONLY % epochs, "evaluation.conditions=[host]", *common])
-        found.append([f"name=gaze_free-{seed}", "training.condition=blank", "evaluation.conditions=[none, host]", *common])
-    return found
+        found.append((0, [f"name=gaze_free-{seed}", "training.condition=blank", "evaluation.conditions=[none, host]", *common]))
+        found.append((0, [f"name=lora_only-{seed}", "training.condition=none", LORA_ONLY % epochs, "evaluation.conditions=[host]", *common]))
+        for encoder, params in ENCODERS.items():
+            conditions = CONTROLS if encoder == DEFAULT else CONTROLS[:6]
+            setting = [f"encoder.name={encoder}", f"encoder.params={params}", f"evaluation.conditions=[{', '.join(conditions)}]", *common]
+            found.append((0 if encoder == DEFAULT else 1 + seed, [f"name={encoder}-{seed}", *setting]))
+    return [overrides for _, overrides in sorted(found, key=lambda item: item[0])]  # the default encoder first, then seed by seed
 
 
 def run(overrides: Sequence[str], runs: Path) -> None:
@@ -58,10 +65,15 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def records(runs: Path, name: str, condition: str) -> list[Record]:
-    """Return the predictions of one condition, over all seeds."""
+def seeds_of(runs: Path, name: str) -> list[int]:
+    """Return the seeds whose run is finished."""
+    return [seed for seed in SEEDS if (runs / f"{name}-{seed}" / "metrics.json").is_file()]
+
+
+def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list[Record]:
+    """Return the predictions of one condition, over the given seeds."""
     found = []
-    for seed in SEEDS:
+    for seed in seeds:
         lines = (runs / f"{name}-{seed}" / "predictions.jsonl").read_text().splitlines()
         found += [r | {"id": f"{seed}/{r['id']}"} for r in map(json.loads, lines) if r["condition"] == condition]
     return found
@@ -81,34 +93,41 @@ def difference(a: Sequence[Record], b: Sequence[Record]) -> dict[str, Any]:
 
 
 def collect(runs: Path) -> dict[str, Any]:
-    """Return every figure of the page."""
-    ceiling, lora = records(runs, "gaze_free", "blank"), records(runs, "lora_only", "none")
-    figures: dict[str, Any] = {"seeds": list(SEEDS), "lora_only": accuracy(lora), "gaze_free": accuracy(ceiling), "encoders": {}}
+    """Return every figure of the page; an encoder counts with the seeds that are finished, and the page names them."""
+    figures: dict[str, Any] = {"encoders": {}}
+    for name, condition in (("lora_only", "none"), ("gaze_free", "blank")):
+        figures[name] = accuracy(records(runs, name, condition, seeds_of(runs, name))) | {"seeds": seeds_of(runs, name)}
     for encoder in ENCODERS:
-        rows = {c: records(runs, encoder, c) for c in ("signal", *CONTROLS)}
-        seeds = [json.loads((runs / f"{encoder}-{s}" / "metrics.json").read_text())["overall"] for s in SEEDS]
+        seeds = seeds_of(runs, encoder)
+        if not seeds:
+            continue
+        conditions = ("signal", *(CONTROLS if encoder == DEFAULT else CONTROLS[:6]))
+        rows = {c: records(runs, encoder, c, seeds) for c in conditions}
         figures["encoders"][encoder] = {
+            "seeds": seeds,
             "conditions": {c: accuracy(r) for c, r in rows.items()},
-            "per_seed": seeds,
+            "per_seed": [json.loads((runs / f"{encoder}-{s}" / "metrics.json").read_text())["overall"] for s in seeds],
             "shuffled - blank": difference(rows["shuffled"], rows["blank"]),
             "shifted - blank": difference(rows["shifted"], rows["blank"]),
-            "blank - gaze_free": difference(rows["blank"], ceiling),
-            "signal - lora_only": difference(rows["signal"], lora),
+            "blank - gaze_free": difference(rows["blank"], records(runs, "gaze_free", "blank", seeds)),
+            "signal - lora_only": difference(rows["signal"], records(runs, "lora_only", "none", seeds)),
         }
     return figures
 
 
 def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     """Return the figures as Markdown."""
-    n = figures["lora_only"]["n"]
-    lines = ["# The tabletop study", "", f"`python benchmarks/tabletop_study.py {' '.join(overrides)}`".replace(" `", "`"), ""]
-    lines += [f"Test split, {n // len(figures['seeds'])} gaze-only questions × seeds {figures['seeds']}; 95 % bootstrap intervals clustered by video, in per cent.", ""]
+    lora, free = figures["lora_only"], figures["gaze_free"]
+    lines = ["# The tabletop study", "", " ".join(["`python benchmarks/tabletop_study.py", *overrides]) + "`", ""]
+    lines += [f"Test split, {free['n'] // len(free['seeds'])} gaze-only questions; accuracy in per cent, pooled over seeds, with 95 % bootstrap intervals clustered by video.", ""]
     names = ["signal", *CONTROLS]
-    lines += [_row(["encoder", *names]), _row(["---"] * (len(names) + 1))]
+    lines += [_row(["encoder", "seeds", *names]), _row(["---"] * (len(names) + 2))]
     for encoder, found in figures["encoders"].items():
-        lines.append(_row([f"`{encoder}`", *(_cell(found["conditions"][c], "overall") for c in names)]))
-    lines += ["", f"LoRA alone, trained: {_cell(figures['lora_only'], 'overall')}. The same modulation trained with a blank signal: {_cell(figures['gaze_free'], 'overall')}.", ""]
-    tasks = sorted(figures["gaze_free"]["tasks"])
+        cells = [_cell(found["conditions"][c], "overall") if c in found["conditions"] else "–" for c in names]
+        lines.append(_row([f"`{encoder}`", ", ".join(map(str, found["seeds"])), *cells]))
+    lines += ["", f"LoRA alone, trained (seeds {lora['seeds']}): {_cell(lora, 'overall')}."]
+    lines += [f"The same modulation trained with a blank signal, the gaze-free ceiling (seeds {free['seeds']}): {_cell(free, 'overall')}.", ""]
+    tasks = sorted(free["tasks"])
     lines += ["## Tasks, under the clip's own signal", "", _row(["encoder", *(f"`{t}`" for t in tasks), "seeds (overall)"]), _row(["---"] * (len(tasks) + 2))]
     for encoder, found in figures["encoders"].items():
         own = found["conditions"]["signal"]["tasks"]
@@ -135,11 +154,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
-    parser.add_argument("--lora-epochs", default="2", help="epochs of the LoRA-only run")
+    parser.add_argument("--lora-epochs", default="1.5", help="epochs of the LoRA-only run")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: run(job, options.runs), jobs(options.runs, options.overrides, options.lora_epochs)))
+        list(pool.map(lambda job: run(job, options.runs), jobs(options.overrides, options.lora_epochs)))
     figures = collect(options.runs)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -131,7 +131,7 @@ def test_the_installed_pointer_builds_into_a_modulation_and_moves_residuals(site
 
 
 def test_the_installed_pointer_trains_through_a_shipped_recipe(site, tmp_path):
-    small = ["data.params.train=2", "data.params.val=0", "data.params.test=2", "data.params.max_per_split=8", "training.batch_size=4", "training.warmup_steps=0"]
+    small = ["data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=8", "training.batch_size=4", "training.warmup_steps=0"]
     small += ["training.stages.0.epochs=1", "training.stages.1.epochs=0.5", "evaluation.bootstrap=100", "evaluation.conditions=[blank, shuffled]"]
     run("-m", "modulate", "train", "gazeqwen_tiny", "name=pointed", "encoder.name=pointer", *small, cwd=tmp_path, path=site)
     metrics = json.loads((tmp_path / "runs" / "pointed" / "metrics.json").read_text())

@@ -58,6 +58,26 @@ def configuration() -> Any:
     )
 
 
+def rescale(model: Any, factor: float) -> None:
+    """Multiply the residual stream by ``factor``, in place; the answers stay the same.
+
+    Training from scratch with tied embeddings leaves visual tokens with norms of about 50, so that a residual has to be as large to be heard, far from
+    where an output projection that starts at zero gets in a few hundred updates. Every layer normalises what it reads, so scaling all that is written
+    to the stream (embeddings, visual tokens, both outputs of each layer) and the norms' epsilon changes nothing else; the last norm makes up for the
+    tied output embeddings.
+    """
+    core = model.model.language_model
+    written = [core.embed_tokens.weight, *model.model.visual.merger.mlp[-1].parameters()]
+    written += [w for layer in core.layers for w in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight)]
+    for weight in written:
+        weight.data.mul_(factor)
+    core.norm.weight.data.div_(factor)
+    epsilon = model.config.text_config.rms_norm_eps * factor**2
+    model.config.text_config.rms_norm_eps = epsilon
+    for norm in (core.norm, *(n for layer in core.layers for n in (layer.input_layernorm, layer.post_attention_layernorm))):
+        norm.variance_epsilon = epsilon
+
+
 def tokenizer() -> Any:
     """Words, numbers up to two digits, punctuation and line breaks; everything else is ``<unk>``."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -87,7 +107,7 @@ def processor() -> Any:
     """The real processor classes, told to make 64x64 pixels: 4x4 visual tokens a step."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    common = {
+    common: dict[str, Any] = {
         "patch_size": PATCH,
         "merge_size": 2,
         "temporal_patch_size": 2,

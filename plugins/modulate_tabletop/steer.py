@@ -1,151 +1,77 @@
-"""Can a host be steered? Stage 1 only: a small resampler with a gaze heatmap learns to tell a frozen host where the viewer looks.
+"""Can a host be steered at all? An upper bound without training: one fixed vector, added at the token that the viewer looks at.
 
-``python -m modulate_tabletop.steer --host FOLDER --steps 1`` prints accuracies on fresh, unmarked clips. It stands on its own on purpose: it judges a
-host before anything else is built on it.
+The vector is the mean difference between marked and unmarked visual tokens at one layer. ``python -m modulate_tabletop.steer`` prints how often the
+host then names the looked-at object on clips without any mark. It says that a pointer at the right token is enough; whether an encoder and a
+resampler learn to make that pointer is for a recipe to show.
 """
 
 import argparse
 import json
-import math
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from modulate_tabletop import lessons, packing, text
-from modulate_tabletop.host_files import WIDTH
-from modulate_tabletop.render import GRID, PLACES
-from modulate_tabletop.train_host import Tally, branches
+from modulate_tabletop.packing import Branch
+from modulate_tabletop.render import PLACES
 
-DIM, LATENTS, BLOCKS, SIGMA = 64, 8, 2, 0.125
-
-
-class Probe(nn.Module):
-    """One layer's resampler (GazeQwen, equations 2-5), with the signal in the keys."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        many = lambda: nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(BLOCKS))  # noqa: E731
-        self.inp, self.latents = nn.Linear(width, DIM, bias=False), nn.Parameter(torch.randn(LATENTS, DIM) * 0.02)
-        self.q, self.k, self.g, self.v = many(), many(), many(), many()
-        self.ff = nn.ModuleList(nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, 4 * DIM), nn.GELU(), nn.Linear(4 * DIM, DIM)) for _ in range(BLOCKS))
-        self.norm, self.out = nn.ModuleList(nn.LayerNorm(DIM) for _ in range(BLOCKS)), nn.Linear(DIM, WIDTH, bias=False)
-        nn.init.zeros_(self.out.weight)
-
-    def forward(self, features: torch.Tensor, signal: torch.Tensor) -> torch.Tensor:
-        """(n, places, width) and (n, places, DIM) to (n, places, WIDTH)."""
-        x = self.inp(features)
-        latents = self.latents.expand(len(x), -1, -1)
-        for q, k, g, v, ff, norm in zip(self.q, self.k, self.g, self.v, self.ff, self.norm):
-            both = torch.cat([x, latents], 1)
-            keys = k(both) + g(torch.cat([signal, torch.zeros_like(latents)], 1))
-            latents = latents + F.softmax(q(latents) @ keys.mT / math.sqrt(DIM), -1) @ v(both)
-            latents = norm(latents + ff(latents))
-        return self.out(F.softmax(x @ latents.mT / math.sqrt(DIM), -1) @ latents)
+ASKED = (text.EASY, text.ATTRIBUTE)
 
 
-def place_code(width: int = 96) -> torch.Tensor:
-    """(PLACES, width) sines and cosines of the places' centres."""
-    index = torch.arange(PLACES)
-    xy = torch.stack([(index % GRID + 0.5) / GRID, (index // GRID + 0.5) / GRID], -1)
-    angle = xy[..., None] * 8 * math.pi / 10000.0 ** (torch.arange(width // 4) / (width // 4))
-    return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)
-
-
-class Steering(nn.Module):
-    """Features of the raw cells, a heatmap of the gaze, one probe per layer."""
-
-    project: torch.Tensor
-    code: torch.Tensor
-
-    def __init__(self, layers: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("project", torch.randn(768, 96, generator=torch.Generator().manual_seed(1)) / 28)
-        self.register_buffer("code", place_code())
-        self.heat, self.probes, self.layers = nn.Linear(1, DIM), nn.ModuleList(Probe(192) for _ in layers), layers
-
-    def forward(self, images: torch.Tensor, gaze: torch.Tensor) -> list[torch.Tensor]:
-        """``images`` (batch, steps, 3, 64, 64), ``gaze`` (batch, steps, 2) -> per layer (batch, steps * PLACES, WIDTH)."""
-        batch, steps = gaze.shape[:2]
-        cells = images.view(batch * steps, 3, GRID, 16, GRID, 16).permute(0, 2, 4, 3, 5, 1).reshape(batch * steps, PLACES, 768)
-        features = torch.cat([cells @ self.project, self.code.expand(batch * steps, -1, -1)], -1)
-        index = torch.arange(PLACES)
-        centre = torch.stack([(index % GRID + 0.5) / GRID, (index // GRID + 0.5) / GRID], -1)
-        distance = ((gaze.view(-1, 1, 2) - centre) ** 2).sum(-1, keepdim=True)
-        signal = self.heat(torch.exp(-distance / (2 * SIGMA**2)))
-        return [p(features, signal).view(batch, steps * PLACES, WIDTH) for p in self.probes]
-
-
-def batch_of(rng: np.random.Generator, packer: packing.Packer, batch: int, steps: int, wanted: dict[str, float]) -> tuple[Any, ...]:
-    """Unmarked clips with one gaze target a step; the questions are about the last."""
-    items, targets, rows = [], [], []
-    for _ in range(batch):
-        item = lessons.lesson(rng, steps, False)
-        target: list[int] = []
-        for step in range(steps):
+def clips(rng: np.random.Generator, count: int, steps: int, marked: bool) -> tuple[list[lessons.Lesson], np.ndarray]:
+    """Clips and the place (clip, step) that is marked or, without marks, looked at: another one in each step."""
+    items, targets = [lessons.lesson(rng, steps, marked) for _ in range(count)], []
+    for item in items:
+        target: list[int] = [] if not marked else item.marks.tolist()
+        for step in range(len(target), steps):
             target.append(int(rng.choice([p for p in np.flatnonzero(item.kinds[step] >= 0) if p not in target])))
-        seen = lessons.Lesson(item.frames, item.kinds, item.colours, np.array(target))
-        rows.append([b for b in branches(rng, seen, wanted) if not b.kind.endswith(text.ALERT)] or branches(rng, seen, {"word": 1.0})[:1])
-        items.append(item)
         targets.append(target)
-    place = torch.tensor(targets)
-    gaze = torch.stack([(place % GRID + 0.5) / GRID, (place // GRID + 0.5) / GRID], -1) + (torch.rand(batch, steps, 2) - 0.5) * 0.16
-    images = packing.pixels(np.concatenate([i.frames for i in items]))
-    return packer.pack(rows, steps, 2.0, 0), packing.patches(images, steps), images.view(batch, steps, 2, 3, 64, 64)[:, :, 1], gaze
+    return items, np.array(targets)
 
 
-def steer(
-    model: Any,
-    packer: packing.Packer,
-    *,
-    steps: int,
-    wanted: dict[str, float],
-    updates: int = 400,
-    batch: int = 32,
-    lr: float = 3e-3,
-    layers: tuple[int, ...] = (0, 1, 2),
-    seed: int = 1,
-) -> dict[str, float]:
-    """Train the probe on a frozen host; accuracies per kind of question on 20 fresh batches."""
-    torch.manual_seed(seed)
+def ask(
+    model: Any, packer: packing.Packer, items: list[lessons.Lesson], targets: np.ndarray, layer: int, vector: torch.Tensor | None = None
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Accuracy per task, with ``vector`` added at the targets after ``layer``, and that layer's visual tokens (clip, token, width)."""
+    rng, steps = np.random.default_rng(0), targets.shape[1]
+    asked = [lessons.questions(rng, item, int(target[-1])) for item, target in zip(items, targets)]
+    rows = [[Branch(task, text.without_options(a[task][0]), a[task][2]) for task in ASKED] for a in asked]
+    packed, first, kept = packer.pack(rows, steps, 2.0, 0), len(packer.ids(packing.TURN_START)), {}
+    at = pointed(targets)
+
+    def hook(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
+        end = first + at.shape[1]
+        kept["tokens"] = hidden[:, first:end]
+        return hidden if vector is None else torch.cat([hidden[:, :first], hidden[:, first:end] + at[..., None] * vector, hidden[:, end:]], 1)
+
+    handle = model.model.language_model.layers[layer].register_forward_hook(hook)
+    with torch.no_grad():
+        values = packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps)
+        logits, *_ = packing.forward(model, packed, values, steps)
+    handle.remove()
+    right = (logits.argmax(-1) == torch.tensor([w[2] for w in packed["where"]])).float().view(len(items), len(ASKED)).mean(0)
+    return {task: round(float(r), 3) for task, r in zip(ASKED, right)}, kept["tokens"]
+
+
+def pointed(targets: np.ndarray) -> torch.Tensor:
+    """(clip, step) places to (clip, step * PLACES) ones and zeros."""
+    return torch.nn.functional.one_hot(torch.from_numpy(targets), PLACES).flatten(1).float()
+
+
+def report(model: Any, packer: packing.Packer, *, steps: int, layer: int = 0, count: int = 64, seed: int = 5) -> dict[str, Any]:
+    """Accuracies on marked clips, on unmarked ones, and on unmarked ones with the pointer; norms of the pointer and of the tokens."""
     rng = np.random.default_rng(seed)
-    module = Steering(layers)
-    state: dict[str, list[torch.Tensor]] = {}
-    opt = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, updates, pct_start=0.05)
-    first = len(packer.ids(packing.TURN_START))
-
-    def hook(index: int) -> Any:
-        def add(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
-            r = state["r"][index]
-            return torch.cat([hidden[:, :first], hidden[:, first : first + r.shape[1]] + r, hidden[:, first + r.shape[1] :]], 1)
-
-        return add
-
-    handles = [model.model.language_model.layers[layer].register_forward_hook(hook(i)) for i, layer in enumerate(layers)]
-    seen, test, start = Tally(), Tally(), time.time()
-    for update in range(updates + 20):
-        packed, values, images, gaze = batch_of(rng, packer, batch, steps, wanted)
-        with torch.set_grad_enabled(update < updates):
-            state["r"] = module(images, gaze)
-            logits, *_ = packing.forward(model, packed, values, steps)
-            target, kinds = torch.tensor([w[2] for w in packed["where"]]), [w[3] for w in packed["where"]]
-            if update < updates:
-                F.cross_entropy(logits, target).backward()
-                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-                opt.step()
-                schedule.step()
-                opt.zero_grad()
-        (seen if update < updates else test).add(kinds, (logits.argmax(-1) == target).float())
-        if update % 50 == 49:
-            print(f"steer {update + 1} {time.time() - start:.0f}s {seen.mean(400)}", flush=True)
-    for handle in handles:
-        handle.remove()
-    return test.mean(10**6)
+    items, targets = clips(rng, count, steps, marked=True)
+    marked, tokens = ask(model, packer, items, targets, layer)
+    at = pointed(targets)[..., None]
+    full = torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None] * (1 - at)
+    vector = (tokens * at).sum((0, 1)) / at.sum() - (tokens * full).sum((0, 1)) / full.sum()
+    items, targets = clips(rng, count, steps, marked=False)
+    norms = {"pointer": round(float(vector.norm()), 2), "tokens": round(float(tokens.norm(dim=-1).mean()), 2)}
+    plain, pointer = ask(model, packer, items, targets, layer)[0], ask(model, packer, items, targets, layer, vector)[0]
+    return {"steps": steps, "layer": layer, "norms": norms, "marked": marked, "unmarked": plain, "pointer": pointer}
 
 
 def main() -> None:
@@ -154,19 +80,13 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", type=Path, default=Path(__file__).parent / "host")
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--updates", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--answers", choices=("letter", "word"), default="letter")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.host).requires_grad_(False).eval()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.host).eval()
     packer = packing.Packer(AutoTokenizer.from_pretrained(args.host))
-    print(
-        json.dumps(
-            steer(model, packer, steps=args.steps, wanted={args.answers: 1.0}, updates=args.updates, batch=args.batch, layers=tuple(args.layers)), indent=1
-        )
-    )
+    for steps in (1, 4):
+        for layer in args.layers:
+            print(json.dumps(report(model, packer, steps=steps, layer=layer)))
 
 
 if __name__ == "__main__":

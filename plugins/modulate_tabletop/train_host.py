@@ -35,6 +35,7 @@ READ = {"describe": 1.0, "told": 0.3, "drill": 0.6}
 NAME = {"describe": 0.6, "told": 0.1, "drill": 1.0, "word": 0.7}
 CLIPS = {"describe": 0.3, "word": 1.0}
 CHOOSE = {"describe": 0.15, "word": 0.3, "letter": 0.7}
+STREAM = 1 / 16  # factor on the residual stream after training; a power of two changes no logit at all
 MIXED = (4, 4, 4, 4, 3, 2, 1)  # steps of a clip, drawn for each batch
 CURRICULUM = (
     Phase("read", 400, 16, (1,), 2.0e-3, READ),
@@ -180,6 +181,9 @@ def train(out: Path, seed: int, muon: bool = True, curriculum: tuple[Phase, ...]
     for phase in curriculum:
         record[phase.name] = train_phase(model, packer, phase, rng, muon=muon, out=out)
         record[phase.name]["seconds"] = round(time.time() - start)
+        host_files.save(model, out)
+    if not start_from:
+        host_files.rescale(model, STREAM)
         host_files.save(model, out)
     (out / "training.json").write_text(json.dumps({"seed": seed, "muon": muon, "phases": record}, indent=1) + "\n")
     return record

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import modulate_tabletop
-from modulate_tabletop import lessons, packing, text
+from modulate_tabletop import lessons, packing, steer, text
 from modulate_tabletop.host_files import ID
 
 HOST = Path(modulate_tabletop.__file__).parent / "host"
@@ -95,3 +95,10 @@ def test_without_a_mark_the_host_is_near_chance(processor: Any, host: Any) -> No
             logits = host(**encode(processor, item.frames, text.without_options(question))).logits[0, -1]
         right.append(options[int(logits[[ID[word] for word in options]].argmax())] == answer)
     assert np.mean(right) < 0.55
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_pointer_at_the_gazed_token_steers_the_host(processor: Any, host: Any, steps: int) -> None:
+    found = steer.report(host, packing.Packer(processor.tokenizer), steps=steps, count=24)
+    assert min(found["pointer"].values()) >= 0.9 and max(found["unmarked"].values()) < 0.5
+    assert found["norms"]["tokens"] < 5, "small enough for a residual that starts at zero"

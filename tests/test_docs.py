@@ -1,0 +1,213 @@
+"""The documentation and the code say the same; imports run one way; modules stay small."""
+
+import ast
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from modulate import hookspecs
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
+CORE = sorted((ROOT / "modulate").rglob("*.py"))
+PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+RECIPES = "modulate_recipes"
+
+LAYERS = [
+    {"errors", "hookspecs"},
+    {"plugins", "grid", "files", "paths", "statistics", "signals", "video"},
+    {"choice", "metrics"},
+    {"components", "hosts", "recipe"},
+    {"features", "localize", "lora", "run"},
+    {"modulation"},
+    {"inject", "pipeline"},
+    {"reach", "evaluate", "ask"},
+    {"train", "check"},
+    {"cli"},
+]
+"""The core's modules from the bottom: each imports only from lines above its own."""
+
+UPWARDS = {("modulation", "inject")}
+"""Imports against that order, made inside a function: `modulation.attach(host)` needs the attachment."""
+
+
+def parse(path):
+    return ast.parse(path.read_text())
+
+
+def imported(tree):
+    """Every (module, name) imported anywhere in a file; name is None for plain imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def own_name(path, package="modulate"):
+    """The module's first part inside its package: `modulate/cli/ask.py` → cli."""
+    return path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+
+
+def target(module, name):
+    """The core module that an import reaches, None for the package itself and for other packages."""
+    first, *rest = module.split(".")
+    if first != "modulate":
+        return None
+    known = {m for level in LAYERS for m in level}
+    return rest[0] if rest else (name if name in known else None)
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link and not link.startswith("#")]
+    assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
+
+
+def test_the_index_reaches_every_page():
+    linked = {(DOCS / link).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", (DOCS / "index.md").read_text())}
+    pages = [p for folder in ("how-to", "reference", "explanation") for p in (DOCS / folder).glob("*.md")]
+    assert pages and [p.name for p in pages if p.resolve() not in linked] == []
+
+
+def test_every_hook_is_documented_with_its_exact_signature():
+    hooks = {name: f for name, f in vars(hookspecs).items() if hasattr(f, "modulate_spec")}
+    signatures = [name + str(inspect.signature(f)).replace("collections.abc.", "") for name, f in hooks.items()]
+    assert signatures and re.findall(r"^## `(.+)`$", (DOCS / "reference" / "hooks.md").read_text(), re.M) == signatures
+
+
+def axes_of(path):
+    """Axis names in a file's jaxtyping annotations."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 2:
+            shape = node.slice.elts[1]
+            if re.fullmatch(r"(Float|Int|UInt|Bool|Shaped|Num)\d*", node.value.id) and isinstance(shape, ast.Constant) and isinstance(shape.value, str):
+                yield from shape.value.split()
+
+
+def test_every_axis_name_is_explained():
+    explained = set(re.findall(r"`([^`\s]+)`", (DOCS / "reference" / "axes.md").read_text()))
+    used = {axis: path.name for path in [*CORE, *PLUGINS] for axis in axes_of(path) if not axis.isdigit()}
+    assert used and {axis: file for axis, file in used.items() if axis not in explained} == {}
+
+
+def messages():
+    """All text constants of the sources, f-strings with a gap for what varies."""
+    for path in [*CORE, *PLUGINS]:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_every_message_on_the_errors_page_occurs_in_the_sources():
+    rows = re.findall(r"^\| (?:`` ?(.+?) ?``|`([^`]+)`) \|", (DOCS / "errors.md").read_text(), re.M)
+    quoted = [double or single for double, single in rows]
+    source = "\n".join(messages())
+    assert len(quoted) > 20 and [text for text in quoted if text not in source] == []
+
+
+def test_the_dependencies_page_names_what_pyproject_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bare = lambda requirement: re.match(r"[\w.-]+", requirement)[0]
+    always, extras = (DOCS / "explanation" / "dependencies.md").read_text().split("## Extras")
+    assert re.findall(r"^\| ([\w.-]+) \| [^-]", always, re.M)[1:] == [bare(r) for r in project["dependencies"]]
+    named = {}
+    for extra, packages in re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", extras, re.M):
+        named.setdefault(extra, set()).update(packages.replace(" ", "").split(","))
+    assert named == {extra: {bare(r) for r in rs} for extra, rs in project["optional-dependencies"].items()}
+
+
+def test_the_backbone_of_the_how_to_works():
+    import torch
+
+    from modulate import visual_grid
+    from modulate.features import align
+
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "how-to" / "add-a-backbone.md").read_text(), re.S)[0]
+    names = {"__name__": "how_to"}
+    exec(compile(code, "add-a-backbone.md", "exec", dont_inherit=True), names)
+    backbone = names["MeanColour"](names["MeanColourParams"](grid=4))
+    features = backbone(torch.randint(0, 256, (4, 20, 30, 3), dtype=torch.uint8), (0.0, 0.5, 1.5, 2.0))
+    grid = visual_grid([0.0, 0.5, 1.5, 2.0], 2, 2, 3)
+    assert align(features, grid).shape == (2, 6, backbone.d_features) and backbone.fingerprint()
+
+
+# --- code -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_of_the_core_has_its_level():
+    modules = {own_name(p) for p in CORE} - {"__init__", "__main__"}
+    named = [m for level in LAYERS for m in level]
+    assert sorted(named) == sorted(modules)
+
+
+def test_the_architecture_page_shows_the_same_levels():
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", (DOCS / "explanation" / "architecture.md").read_text(), re.M)
+    assert [int(level) for level, _ in rows] == list(range(len(LAYERS)))
+    assert [set(re.findall(r"`(\w+)`", modules)) for _, modules in rows] == LAYERS
+
+
+def test_imports_within_the_core_run_downwards():
+    level = {m: i for i, ms in enumerate(LAYERS) for m in ms}
+    wrong = set()
+    for path in CORE:
+        me = own_name(path)
+        if me not in level:
+            continue
+        for module, name in imported(parse(path)):
+            other = target(module, name)
+            if other and other != me and level[other] >= level[me]:
+                wrong.add((me, other))
+    assert wrong == UPWARDS
+
+
+def test_imports_that_point_upwards_are_made_inside_functions():
+    for me, other in UPWARDS:
+        body = parse(ROOT / "modulate" / f"{me}.py").body
+        assert not [node for node in body if isinstance(node, ast.Import | ast.ImportFrom) and f"modulate.{other}" in ast.unparse(node)]
+
+
+def test_the_core_names_no_plugin_package():
+    named = {}
+    for path in CORE:
+        tree = parse(path)
+        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        packages = [m for m, _ in imported(tree)] + [s for s in strings if re.fullmatch(r"modulate_\w+(\.\w+)*(:\w+)?", s)]
+        named |= {name: path.name for name in packages if name.startswith("modulate_")}
+    assert set(named) <= {RECIPES}, named
+
+
+def test_plugins_import_no_private_names_of_others():
+    wrong = []
+    for path in PLUGINS:
+        own = path.relative_to(ROOT / "plugins").parts[0]
+        for module, name in imported(parse(path)):
+            parts = [*module.split("."), name or ""]
+            if parts[0].startswith("modulate") and parts[0] != own and any(p.startswith("_") and not p.startswith("__") for p in parts):
+                wrong.append((path.name, module, name))
+    assert wrong == []
+
+
+def test_no_module_of_the_core_is_long():
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in CORE}
+    assert {name: n for name, n in lengths.items() if n > 300} == {}
+
+
+def test_no_function_is_long():
+    long = {}
+    for path in [*CORE, *PLUGINS]:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (length := node.end_lineno - node.lineno + 1) > 60:
+                long[f"{path.relative_to(ROOT)}:{node.name}"] = length
+    assert long == {}

@@ -1,0 +1,114 @@
+"""What the README shows runs, and its tree names what there is."""
+
+import ast
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import our_hooks
+
+from modulate import Modulation
+from modulate.choice import Choice
+from modulate.hosts import understand
+from modulate.paths import resolve
+from modulate.video import Frames
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language):
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    return text
+
+
+def tree():
+    """Paths of the README's tree, read by indentation."""
+    (text,) = [t for t in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) if t.startswith("modulate/")]
+    paths, parent = [], ""
+    for line in text.splitlines():
+        name = line.split()[0]
+        inner = line.startswith("  ")
+        parent = parent if inner else name
+        paths.append(parent + name if inner else name)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def example():
+    """A small real host, a prompt with one clip for it, and frame features on the clip's grid."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = resolve("package:modulate_tabletop/host")
+    host = AutoModelForImageTextToText.from_pretrained(folder).eval().requires_grad_(False)
+    processor = AutoProcessor.from_pretrained(folder)
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    encoded = understand(host).encode(processor, "Describe the table.", Frames(images, (0.0, 1.0, 2.0, 3.0)), (0.0, 3.0))
+    features = torch.randn(encoded.grid.steps, encoded.grid.tokens_per_step, 12, generator=torch.Generator().manual_seed(0))
+    return {"host": host, "inputs": encoded.inputs, "grid": encoded.grid, "features": features}
+
+
+def save_modulation(host, folder):
+    torch.manual_seed(0)
+    modulation = Modulation.for_host(
+        host, encoder=Choice(name="coord_rel", params={"dim": 16}),
+        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}), layers=(0, 1), d_features=12,
+    )  # fmt: skip
+    for projection in modulation.out:
+        torch.nn.init.normal_(projection.weight, std=0.5)
+    modulation.save_pretrained(folder)
+
+
+def test_the_python_example_has_ten_lines_and_does_what_it_says(example, tmp_path, monkeypatch, capsys):
+    code = block("python")
+    assert len(code.splitlines()) <= 11 and len([line for line in code.splitlines() if line.strip()]) <= 10
+    monkeypatch.chdir(tmp_path)
+    save_modulation(example["host"], tmp_path / "my-modulation")
+    Path("fixations.csv").write_text("start_time,end_time,center_x,center_y\n0.0,1.2,0.2,0.7\n1.5,3.0,0.8,0.4\n")
+    before = example["host"](**example["inputs"]).logits
+    names = dict(example)
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["answer"].shape[1] == example["inputs"]["input_ids"].shape[1] + 1
+    report = names["attachment"].report()
+    assert report.tokens == example["grid"].tokens and report.active_steps == (example["grid"].steps,)
+    assert all(ratio > 0 for ratio in report.ratio.values()) and set(report.ratio) == {0, 1}
+    assert "Report(" in capsys.readouterr().out
+    assert not our_hooks(example["host"])
+    assert torch.equal(before, example["host"](**example["inputs"]).logits)
+
+
+def test_the_python_example_uses_only_names_that_the_text_above_it_introduces(example):
+    used = {n.id for n in ast.walk(ast.parse(block("python"))) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    text = README[: README.index("```python")]
+    for name in used & example.keys():
+        assert f"`{name}`" in text
+
+
+def test_every_entry_of_the_tree_exists():
+    assert [path for path in tree() if not (ROOT / path).exists()] == []
+
+
+def test_the_tree_names_every_top_level_entry_module_and_plugin():
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("needs a git checkout: what is tracked is what must be named")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    top = {f.split("/")[0] + ("/" if "/" in f else "") for f in files if not f.startswith(".")}
+    modules = {f"modulate/{p.name}" for p in (ROOT / "modulate").glob("*.py")}
+    plugins = {f"plugins/{p.name}/" for p in (ROOT / "plugins").glob("modulate_*") if p.is_dir()}
+    assert sorted((top | modules | plugins) - set(tree())) == []
+
+
+def test_the_commands_named_exist():
+    import typer.main
+
+    from modulate.cli import build
+
+    commands = set(typer.main.get_command(build()).commands)
+    named = {m[1] for m in re.finditer(r"^modulate (\w+)", README, re.M)}
+    targets = {m[1] for m in re.finditer(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)}
+    assert named and named <= commands
+    assert set(re.findall(r"^make (\w+)", README, re.M)) == {"demo", "test"} <= targets
