@@ -28,7 +28,7 @@ def block(language):
 
 def tree():
     """Paths of the README's tree, read by indentation."""
-    (text,) = [t for t in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) if t.startswith("modulate/")]
+    (text,) = re.findall(r"^```\n(.*?)^```", README[README.index("## What is where") :], re.M | re.S)
     paths, parent = [], ""
     for line in text.splitlines():
         name = line.split()[0]
