@@ -41,7 +41,7 @@ def jobs(extra: Sequence[str], epochs: str) -> list[list[str]]:
         found.append((0, [f"name=gaze_free-{seed}", "training.condition=blank", "evaluation.conditions=[none, host]", *common]))
         found.append((0, [f"name=lora_only-{seed}", "training.condition=none", LORA_ONLY % epochs, "evaluation.conditions=[host]", *common]))
         for encoder, params in ENCODERS.items():
-            conditions = CONTROLS if encoder == DEFAULT else CONTROLS[:6]
+            conditions = CONTROLS if (encoder, seed) == (DEFAULT, SEEDS[0]) else CONTROLS[:6]
             setting = [f"encoder.name={encoder}", f"encoder.params={params}", f"evaluation.conditions=[{', '.join(conditions)}]", *common]
             found.append((0 if encoder == DEFAULT else 1 + seed, [f"name={encoder}-{seed}", *setting]))
     return [overrides for _, overrides in sorted(found, key=lambda item: item[0])]  # the default encoder first, then seed by seed
@@ -102,7 +102,7 @@ def collect(runs: Path) -> dict[str, Any]:
         if not seeds:
             continue
         conditions = ("signal", *(CONTROLS if encoder == DEFAULT else CONTROLS[:6]))
-        rows = {c: records(runs, encoder, c, seeds) for c in conditions}
+        rows = {c: records(runs, encoder, c, seeds if c not in CONTROLS[6:] else SEEDS[:1]) for c in conditions}
         figures["encoders"][encoder] = {
             "seeds": seeds,
             "conditions": {c: accuracy(r) for c, r in rows.items()},
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
-    parser.add_argument("--lora-epochs", default="1.5", help="epochs of the LoRA-only run")
+    parser.add_argument("--lora-epochs", default="1", help="epochs of the LoRA-only run")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
