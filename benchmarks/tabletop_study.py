@@ -1,6 +1,6 @@
 """Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the tabletop world.
 
-python benchmarks/tabletop_study.py [--jobs 2] [--runs runs/study] [key.sub=value …]
+python benchmarks/tabletop_study.py [--jobs 2] [--collect] [--runs runs/study] [key.sub=value …]
 
 For each seed: one run per signal encoder, one of LoRA alone, and one of the same modulation trained with a blank signal (for which all
 encoders are the same function: they give exactly 0). Runs that are finished are not repeated. Writes docs/results/tabletop.md and .json.
@@ -104,6 +104,7 @@ def collect(runs: Path) -> dict[str, Any]:
         conditions = ("signal", *(CONTROLS if encoder == DEFAULT else CONTROLS[:6]))
         rows = {c: records(runs, encoder, c, seeds if c not in CONTROLS[6:] else SEEDS[:1]) for c in conditions}
         figures["encoders"][encoder] = {
+            "params": ENCODERS[encoder],
             "seeds": seeds,
             "conditions": {c: accuracy(r) for c, r in rows.items()},
             "per_seed": [json.loads((runs / f"{encoder}-{s}" / "metrics.json").read_text())["overall"] for s in seeds],
@@ -155,10 +156,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     parser.add_argument("--lora-epochs", default="1", help="epochs of the LoRA-only run")
+    parser.add_argument("--collect", action="store_true", help="run nothing; write the page from the runs that are finished")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: run(job, options.runs), jobs(options.overrides, options.lora_epochs)))
+        list(() if options.collect else pool.map(lambda job: run(job, options.runs), jobs(options.overrides, options.lora_epochs)))
     figures = collect(options.runs)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")

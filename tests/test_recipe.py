@@ -116,5 +116,5 @@ def test_a_file_that_is_no_recipe_is_refused(text, message, tmp_path):
 def test_an_unknown_condition_and_an_unknown_parameter_are_errors_with_near_matches():
     with pytest.raises(RecipeError, match=r"evaluation.conditions: 'shufled' is no condition. Did you mean 'shuffled'"):
         recipes.load_recipe("gazeqwen_tiny", ["evaluation.conditions=[shufled]"])
-    with pytest.raises(RecipeError, match=r"encoder.params of coord_rel is not valid:\n  dims: unknown key. Did you mean 'dim'"):
+    with pytest.raises(RecipeError, match=r"encoder.params of heatmap_dur is not valid:\n  dims: unknown key. Did you mean 'dim'"):
         recipes.load_recipe("gazeqwen_tiny", ["encoder.params={dims: 3}"])
