@@ -137,7 +137,17 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     lines += ["", "## Differences (points)", "", _row(["encoder", *pairs]), _row(["---"] * (len(pairs) + 1))]
     for encoder, found in figures["encoders"].items():
         lines.append(_row([f"`{encoder}`", *(_cell(found[p], "mean", signed=True) for p in pairs)]))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *READING]) + "\n"
+
+
+READING = """## How to read it
+
+- `signal`: the clip's own gaze. `none`: no residual, trained LoRA on. `blank`: no fixations. `shuffled`: another clip's gaze. `centre`: gaze at the middle.
+  `shifted`: the clip's gaze half a window late. `host`: the bare host. Options are drawn so that frames without gaze are worth one in four.
+- `no_frames`: host and backbone see grey, gaze is given: what gaze tells without a picture.
+- `no_pixels`: only the host sees grey; the backbone's features are kept. What stays correct bypasses the host's own eyes.
+- Encoders are trained alike, for few steps; a low figure says what this budget reaches, not what an encoder can do at all.
+- The gaze-free ceiling is one run for all encoders: with a blank signal each of them gives exactly 0.""".splitlines()
 
 
 def _row(cells: Sequence[str]) -> str:
