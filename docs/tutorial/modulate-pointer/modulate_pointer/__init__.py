@@ -5,5 +5,4 @@ from modulate import hookimpl
 
 @hookimpl
 def register_signal_encoders(register):
-    """``pointer``: imported only when a recipe names it."""
     register("pointer", "modulate_pointer.encoder:Pointer")
