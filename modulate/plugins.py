@@ -73,6 +73,13 @@ class Registry:
     def _load(self, point: EntryPoint) -> None:
         dist = point.dist
         info = PluginInfo(point.name, f"{dist.name if dist else '?'} ({point.value})", dist.version if dist else "")
+        first = self.plugins.get(point.name)
+        if first is not None:
+            if first.source != info.source:  # the very same one is found twice when a package is installed in two places on the path
+                info.name = f"{point.name} of {info.source}"
+                info.error = f"the entry point name {point.name!r} is taken by {first.source}; rename one"
+                self.plugins[info.name] = info
+            return
         self.plugins[point.name] = info
         try:
             self.add(point.name, point.load(), info)

@@ -113,3 +113,16 @@ def test_a_removed_plugin_is_forgotten(registry):
 def test_the_environment_limits_what_is_loaded(value, names, monkeypatch):
     monkeypatch.setenv("MODULATE_PLUGINS", value)
     assert plugins.registry.__wrapped__().plugins.keys() == names
+
+
+def test_a_second_entry_point_of_a_taken_name_is_listed_and_leaves_the_first_alone():
+    from importlib.metadata import EntryPoint
+
+    from modulate.plugins import Registry
+
+    points = [EntryPoint("gaze", value, "modulate") for value in ("modulate_gaze", "modulate_hosts")]
+    registry = Registry(points)
+    assert not registry.plugins["gaze"].error and registry.names("modulator") == ["gaze_resampler"]
+    second = next(p for name, p in registry.plugins.items() if name != "gaze")
+    assert second.error == "the entry point name 'gaze' is taken by ? (modulate_gaze); rename one" and not second.provides
+    assert len(Registry([points[0], points[0]]).plugins) == 1
