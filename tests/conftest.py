@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import CLIP, fresh, our_hooks, qwen
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose a lot where cores are busy
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from modulate import cli, plugins
@@ -18,15 +17,6 @@ from modulate.recipe import recipe_paths
 
 ROOT = Path(__file__).parents[1]
 SMALL = str(ROOT / "tests" / "data" / "small.yaml")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small gain nothing from a second thread, and lose a lot where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
