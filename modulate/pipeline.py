@@ -21,7 +21,7 @@ from modulate.hosts import Host, bare, understand
 from modulate.modulation import ClipInput, Modulation
 from modulate.recipe import Recipe
 from modulate.signals import ControlContext, Signal
-from modulate.video import Frames, read_frames, read_shown, sample_times, video_hash
+from modulate.video import Frames, probe, read_frames, read_shown, sample_times, video_hash
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class ClipReader:
         """Return the frames shown at ``times``; exactly what :func:`modulate.video.read_frames` returns. Errors likewise."""
         if video not in self._kept or not self._kept[video][1].keys() >= set(times):
             wanted = self._expected.get(video, set()) | set(times)
-            alone = read_frames(video, times)
-            if len(wanted) * alone.images[0].nbytes * 8 > self._size:  # long or large: such a video would push all others out
-                return alone
+            info = probe(video)
+            if len(wanted) * info.width * info.height * 3 * 8 > self._size:  # long or large: such a video would push all others out
+                return read_frames(video, times)
             try:
                 self._keep(video, read_shown(video, sorted(wanted)))
             except VideoError:  # another question asks beyond the end: that is its own failure, not this one's
-                return alone
+                return read_frames(video, times)
         self._kept.move_to_end(video)
         frames, which = self._kept[video]
         chosen = sorted({which[t] for t in times})
