@@ -1,7 +1,6 @@
 """One question about one video, with and without its signal: from files to answers in one call."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,8 +84,8 @@ def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answ
 def _answer(pipeline: Pipeline, attachment: Attachment, prepared: Prepared, condition: str) -> Answer:
     batch = pipeline.collate([prepared])
     own = condition == "signal"
-    with attachment.bare() if condition == "host" else nullcontext(), attachment.condition([[prepared.clip(prepared.signal)]]) if own else nullcontext():
-        output = attachment.model(**batch.inputs, logits_to_keep=1, use_cache=False)
+    with attachment.under([[prepared.clip(prepared.signal)] if own else []], bare=condition == "host"):
+        output = attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
     probabilities = pipeline.option_logits(batch, output)[0].softmax(0)
     answer = Answer(condition, int(probabilities.argmax()), tuple(probabilities.tolist()), steps=prepared.grid.steps)
     if not own:

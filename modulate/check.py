@@ -202,7 +202,7 @@ def _trial(report: Report, pipeline: Pipeline, modulation: Modulation, samples: 
         try:
             batch = pipeline.collate([prepared := pipeline.prepare(first)])
             with modulation.attached(pipeline.model) as attachment, attachment.condition([[prepared.clip(prepared.signal)]]):
-                forward: Callable[[], object] = lambda: attachment.model(**batch.inputs, logits_to_keep=1, use_cache=False)  # noqa: E731
+                forward: Callable[[], object] = lambda: attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)  # noqa: E731
                 activations = kept_bytes(forward) * pipeline.recipe.training.batch_size
         except ModulateError as error:
             report.add("error", str(error))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -55,10 +54,10 @@ def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[P
         return []
     batch = pipeline.collate([prepared for prepared, _ in ready])
     rows = [clips for _, clips in ready]
-    with attachment.bare() if condition == "host" else nullcontext(), attachment.condition(rows) if any(rows) else nullcontext():
-        output = attachment.model(**batch.inputs, logits_to_keep=1, use_cache=False)
-    active = attachment.report().active_steps if any(rows) else (0,) * len(rows)
+    with attachment.under(rows, bare=condition == "host"):
+        output = attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
     logits = pipeline.option_logits(batch, output).cpu()
+    active = attachment.report().active_steps if any(rows) else (0,) * len(rows)
     return [_prediction(p.sample, condition, row.tolist(), n) for (p, _), row, n in zip(ready, logits, active, strict=True)]
 
 

@@ -3,7 +3,7 @@
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,6 +228,12 @@ class Attachment:
         else:
             with self._lora.disabled():
                 yield
+
+    @contextmanager
+    def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
+        """Condition with ``rows`` where any of them has a clip, else not at all; ``bare`` switches our LoRA off too."""
+        with self.bare() if bare else nullcontext(), self.condition(rows) if any(rows) else nullcontext():
+            yield
 
     def detach(self) -> None:
         """Take out every hook and the injected adapter; the host is what it was. Detaching twice is harmless."""

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -92,6 +92,9 @@ class Pipeline:
 
     ``cache``: folder of the feature cache. Prepared samples are kept in memory up to ``memory_bytes``.
     """
+
+    #: How every answer is asked of the host: only the last position's logits, in one forward.
+    LAST_LOGITS: ClassVar[dict[str, Any]] = {"logits_to_keep": 1, "use_cache": False}
 
     def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30) -> None:
         self.recipe = recipe

@@ -174,7 +174,7 @@ class Trainer:
 
     def _forward(self, batch: Batch, host: ModulatedHost) -> Tensor:
         with self.accelerator.autocast():
-            output = host([self._clips(p) for p in batch.prepared], **batch.inputs, logits_to_keep=1, use_cache=False)
+            output = host([self._clips(p) for p in batch.prepared], **batch.inputs, **self.pipeline.LAST_LOGITS)
         return self.pipeline.option_logits(batch, output)
 
     def _clips(self, prepared: Prepared) -> list[ClipInput]:
