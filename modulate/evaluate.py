@@ -13,7 +13,7 @@ from modulate.files import write_atomically
 from modulate.inject import Attachment
 from modulate.metrics import Prediction, compare, summarise
 from modulate.modulation import ClipInput, Modulation
-from modulate.pipeline import Pipeline, Prepared
+from modulate.pipeline import Others, Pipeline, Prepared
 from modulate.recipe import BUILT_IN
 from modulate.run import Run
 
@@ -22,13 +22,13 @@ def score(
     pipeline: Pipeline, attachment: Attachment, samples: Sequence[Sample], condition: str, advance: Callable[[int], None] = lambda n: None
 ) -> list[Prediction]:
     """Answer ``samples`` under ``condition``, in order. Errors of single samples are recorded, never dropped."""
-    size, records = pipeline.recipe.evaluation.batch_size, []
+    size, others, records = pipeline.recipe.evaluation.batch_size, Others(samples), []
     for start in range(0, len(samples), size):
         chunk = samples[start : start + size]
         ready: dict[int, tuple[Prepared, list[ClipInput]]] = {}
         for i, sample in enumerate(chunk):
             try:
-                ready[i] = _conditioned(pipeline, sample, condition, samples)
+                ready[i] = _conditioned(pipeline, sample, condition, others)
             except ModulateError as error:
                 records.append(_failure(sample, condition, error))
         records += _answers(pipeline, attachment, [ready[i] for i in sorted(ready)], condition)
@@ -37,7 +37,7 @@ def score(
     return sorted(records, key=lambda r: order[r.id])
 
 
-def _conditioned(pipeline: Pipeline, sample: Sample, condition: str, others: Sequence[Sample]) -> tuple[Prepared, list[ClipInput]]:
+def _conditioned(pipeline: Pipeline, sample: Sample, condition: str, others: Others) -> tuple[Prepared, list[ClipInput]]:
     prepared = pipeline.prepare(sample, blank_frames=condition == "no_frames")
     if condition in ("none", "host"):
         return prepared, []

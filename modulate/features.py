@@ -1,4 +1,4 @@
-"""Frame features of a backbone: brought onto a host's visual grid by true time, and kept on disk between runs.
+"""Frame features of a backbone: what backbones share in making them, alignment to a host's visual grid by true time, and a cache on disk.
 
 The cache holds raw features, on the backbone's own grid, under a name made from everything that they depend on: one entry serves hosts
 with different grids, and nothing but a change of content makes an entry unusable.
@@ -8,11 +8,9 @@ import hashlib
 import itertools
 import json
 import os
-import threading
 import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,17 +18,40 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from modulate.components import FrameFeatures
-from modulate.errors import PluginError
+from modulate.errors import PluginError, VideoError
 from modulate.files import write_atomically
 from modulate.grid import VisualGrid
+from modulate.recent import Recent
 
 SCHEMA_VERSION = 1
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary file is taken to be left over from a killed process
+
+
+def checked_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[float, ...]:
+    """Return the frames' times (s), having checked them and ``frames`` against each other: the first line of a backbone's ``forward``.
+
+    Raises :class:`VideoError` unless ``frames`` are (frame, height, width, 3) uint8 RGB, at least one, with one increasing time for each.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape:
+        raise VideoError(f"Frames must be uint8 RGB of shape (frame, height, width, 3); got {frames.dtype} of shape {tuple(frames.shape)}.")
+    times = tuple(float(t) for t in frame_times)
+    if len(times) != len(frames) or any(not a < b for a, b in itertools.pairwise(times)):
+        raise VideoError(f"Every frame needs a time in seconds, increasing; got {len(frames)} frames and times {list(times)}.")
+    return times
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256 (hex) of names, types, shapes and bytes of all of ``module``'s weights, for a backbone's ``fingerprint``."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def align(features: FrameFeatures, grid: VisualGrid) -> Float[Tensor, "step token d_features"]:
@@ -102,13 +123,11 @@ class FeatureCache:
 
     def __init__(self, folder: str | Path, max_bytes: int = 50 * 2**30, memory_bytes: int = 2 * 2**30) -> None:
         """Keep files in ``folder`` (made when needed), at most ``max_bytes`` there and ``memory_bytes`` of values in memory; 0 turns off."""
-        self.folder, self.max_bytes, self.memory_bytes = Path(folder), max_bytes, memory_bytes
+        self.folder, self.max_bytes = Path(folder), max_bytes
         self.hits = 0
         self.misses = 0
         self._until_look = 0  # bytes that may still be written before the folder is looked through
-        self._in_memory = 0
-        self._memory: OrderedDict[str, FrameFeatures] = OrderedDict()
-        self._lock = threading.Lock()
+        self._memory: Recent[str, FrameFeatures] = Recent(memory_bytes, lambda features: features.values.nbytes)
 
     def get_or_compute(self, key: FeatureKey, compute: Callable[[], FrameFeatures]) -> FrameFeatures:
         """Return the features of ``key``: from memory, from disk, or from ``compute`` and then kept.
@@ -120,7 +139,7 @@ class FeatureCache:
         found = self._recall(name) or self._read(name)
         if found is not None:
             self.hits += 1
-            self._remember(name, found)
+            self._memory.put(name, found)
             return found
         self.misses += 1
         fresh = compute()
@@ -128,7 +147,7 @@ class FeatureCache:
         values = fresh.values.detach().to("cpu", _DTYPES[key.dtype]).contiguous()
         kept = FrameFeatures(values, tuple(float(t) for t in fresh.times))
         self._write(name, kept, key)
-        self._remember(name, kept)
+        self._memory.put(name, kept)
         return kept
 
     def path(self, key: FeatureKey) -> Path:
@@ -140,21 +159,10 @@ class FeatureCache:
 
     def _recall(self, name: str) -> FrameFeatures | None:
         """Return what memory holds, and mark its file as used so that the disk does not drop what is in daily use."""
-        with self._lock:
-            found = self._memory.get(name)
-            if found is not None:
-                self._memory.move_to_end(name)
+        found = self._memory.get(name)
         if found is not None:
             _touch(self._path(name))
         return found
-
-    def _remember(self, name: str, features: FrameFeatures) -> None:
-        with self._lock:
-            self._in_memory += features.values.nbytes if name not in self._memory else 0
-            self._memory[name] = features
-            self._memory.move_to_end(name)
-            while self._memory and self._in_memory > self.memory_bytes:
-                self._in_memory -= self._memory.popitem(last=False)[1].values.nbytes
 
     def _read(self, name: str) -> FrameFeatures | None:
         path = self._path(name)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LoggerType, get_available_trackers
 from torch import Tensor, nn
 
 from modulate.components import Sample
-from modulate.errors import DataError, ModulateError
+from modulate.errors import DataError, ModulateError, RecipeError
 from modulate.evaluate import score
 from modulate.inject import ModulatedHost
 from modulate.modulation import ClipInput, Modulation
@@ -74,12 +75,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, pipeline: Pipeline, log: Path, listener: Listener) -> None:
         self.recipe, self.pipeline, self.log, self.listener = recipe, pipeline, log, listener
-        self.accelerator = Accelerator(
-            mixed_precision=recipe.training.precision,
-            cpu=pipeline.device.type == "cpu",
-            log_with=list(recipe.training.trackers) or None,
-            project_dir=str(log.parent),
-        )
+        self.accelerator = accelerator_for(recipe, pipeline.device, log.parent)
         if recipe.training.trackers:
             self.accelerator.init_trackers(recipe.name)
         self.modulation = pipeline.fresh_modulation().to(pipeline.device)
@@ -113,6 +109,7 @@ class Trainer:
         per_epoch = math.ceil(len(self.samples) / (settings.batch_size * settings.accumulation))
         steps = max(1, round(stage.epochs * per_epoch))
         optimizer = torch.optim.AdamW(parameter_groups(self.modulation, stage, settings.weight_decay))
+        self.accelerator.free_memory()  # forget the last stage's optimiser: fp16 would unscale the gradients that both share twice
         optimizer = self.accelerator.prepare(optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(min(settings.warmup_steps, steps // 2), steps))
         best, stale = -1.0, 0
@@ -203,6 +200,23 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
         if self.recipe.training.trackers:
             self.accelerator.log({k: v for k, v in record.items() if isinstance(v, int | float)}, step=self.step)
+
+
+def accelerator_for(recipe: Recipe, device: torch.device, folder: Path) -> Accelerator:
+    """Return accelerate's part of a training on ``device``, with the recipe's precision and with its trackers logging into ``folder``.
+
+    Raises :class:`RecipeError` for what cannot be had here; accelerate itself would go on without.
+    """
+    settings = recipe.training
+    if settings.precision == "fp16" and device.type == "cpu":
+        raise RecipeError("training.precision is fp16, which needs a GPU, and the host is on the CPU; take bf16 or no.")
+    for tracker in settings.trackers:
+        if LoggerType(tracker) not in get_available_trackers():
+            raise RecipeError(f"training.trackers asks for {tracker!r}, which is not installed: pip install 'modulate[{tracker}]', or take it out.")
+    try:
+        return Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=str(folder))
+    except ValueError as error:
+        raise RecipeError(f"accelerate refuses training.precision {settings.precision!r} on {device}: one process trains in one precision. {error}") from error
 
 
 def select(modulation: Modulation, stage: Stage) -> None:

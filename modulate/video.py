@@ -6,7 +6,6 @@ which has no PTS, may be one frame late.
 Frames are never chosen by index: on files with a variable frame rate, index / fps is wrong by up to half a second. Needs no torch.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,6 @@ from modulate.errors import MissingFileError, VideoError
 
 _SEEK_GAP = 10.0  # seconds: asked times closer than this are reached by decoding on, farther ones by seeking
 _NOT_VIDEO = frozenset({"tty", "lrc", "srt", "webvtt", "ass"})  # demuxers that make "video" or subtitles of any text file
-_hashes: dict[tuple[str, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -280,16 +278,3 @@ def sample_times(window: tuple[float, float], fps: float, max_frames: int | None
     if max_frames == 1:
         return [end]
     return [start + (end - start) * k / (max_frames - 1) for k in range(max_frames - 1)] + [end]
-
-
-def video_hash(path: str | Path) -> str:
-    """Return the sha256 (hex) of the file's content; kept in this process until its size or modification time changes."""
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"There is no video file at {path}. Check the path, or the folder that the recipe names.")
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-    if key not in _hashes:
-        with path.open("rb") as file:
-            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _hashes[key]

@@ -1,3 +1,5 @@
+import copy
+import hashlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modulate.components import FrameFeatures
-from modulate.errors import PluginError
-from modulate.features import FeatureCache, FeatureKey, align
+from modulate.errors import PluginError, VideoError
+from modulate.features import FeatureCache, FeatureKey, align, checked_times, weights_digest
 from modulate.grid import VisualGrid
 
 KEY = FeatureKey(video="ab" * 32, times=(0.0, 0.5), backbone="toy-1")
@@ -87,6 +89,36 @@ def test_half_precision_features_are_aligned_in_float32() -> None:
 def test_features_whose_times_contradict_them_are_refused(times: tuple[float, ...]) -> None:
     with pytest.raises(PluginError, match=r"feature times must increase|with a time each; got shape"):
         align(FrameFeatures(torch.zeros(2, 1, 1, 1), times), grid_at([0.0], 1, 1))
+
+
+FRAMES = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
+
+
+def test_checked_times_are_the_frames_own() -> None:
+    assert checked_times(FRAMES, [0.0, 0.5]) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("frames", [FRAMES.float(), FRAMES[0], FRAMES[..., :2], FRAMES[:0]])
+def test_frames_that_are_no_uint8_rgb_are_refused(frames: torch.Tensor) -> None:
+    with pytest.raises(VideoError, match=r"uint8 RGB of shape \(frame, height, width, 3\); got torch\.\w+ of shape \("):
+        checked_times(frames, [0.0, 0.5])
+
+
+@pytest.mark.parametrize("times", [[0.0], [0.5, 0.5], [1.0, 0.5], [0.0, float("nan")]])
+def test_frames_without_increasing_times_are_refused(times: list[float]) -> None:
+    with pytest.raises(VideoError, match=r"Every frame needs a time in seconds, increasing; got 2 frames and times \["):
+        checked_times(FRAMES, times)
+
+
+def test_the_digest_of_weights_follows_their_values_names_and_types() -> None:
+    module = torch.nn.Linear(2, 1)
+    torch.nn.init.ones_(module.weight)
+    torch.nn.init.zeros_(module.bias)
+    said = b"bias torch.float32 (1,);" + bytes(4) + b"weight torch.float32 (1, 2);" + np.ones(2, np.float32).tobytes()
+    assert weights_digest(module) == hashlib.sha256(said).hexdigest()
+    others = [torch.nn.Sequential(module), copy.deepcopy(module).bfloat16(), copy.deepcopy(module)]
+    others[-1].weight.data[0, 1] += 1e-7
+    assert len({weights_digest(m) for m in (module, *others)}) == 4
 
 
 class Counter:

@@ -2,19 +2,25 @@
 
 import json
 import math
+import random
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import AutocastKwargs
+from safetensors.torch import load_file
 
 from modulate import Modulation
+from modulate import train as training
 from modulate.errors import DataError, RecipeError
 from modulate.evaluate import evaluate, score
-from modulate.pipeline import Pipeline
+from modulate.pipeline import Others, Pipeline
 from modulate.recipe import load_recipe
 from modulate.run import Run
-from modulate.train import parameter_groups, select, smoothed_cross_entropy, train, warmup_cosine
+from modulate.train import accelerator_for, parameter_groups, select, smoothed_cross_entropy, train, warmup_cosine
 
 WORLD = ["data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=8"]
 QUICK = ["training.batch_size=4", "training.stages.0.epochs=1", "training.stages.1.epochs=1", "evaluation.batch_size=5", "evaluation.bootstrap=100"]
@@ -131,15 +137,36 @@ def test_a_broken_video_fails_the_run_or_is_counted_as_wrong(finished, world, tm
 def test_shuffling_takes_another_video_s_signal_at_the_same_moment(finished):
     _, pipeline, _, _, _ = finished
     samples = pipeline.samples("test")
-    prepared = pipeline.prepare(samples[0])
-    first, second = (pipeline.control("shuffled", prepared, samples) for _ in range(2))
+    prepared, others = pipeline.prepare(samples[0]), Others(samples)
+    first, second = (pipeline.control("shuffled", prepared, others) for _ in range(2))
     assert (first.fixations == second.fixations).all()
     start, end = samples[0].window
     assert len(first) and (first.ends > start).all() and (first.starts < end).all()
     with pytest.raises(DataError, match="needs samples of at least two videos"):
-        pipeline.control("shuffled", prepared, [samples[0]])
+        pipeline.control("shuffled", prepared, Others([samples[0]]))
     with pytest.raises(RecipeError, match="has no control 'upside_down'; it has blank, centre, shifted, shuffled"):
-        pipeline.control("upside_down", prepared, samples)
+        pipeline.control("upside_down", prepared, others)
+
+
+def test_shuffling_draws_from_all_samples_of_other_videos_in_their_order(finished):
+    _, pipeline, _, _, _ = finished
+    samples, seed = pipeline.samples("test") + pipeline.samples("train"), pipeline.recipe.seed
+    others = Others(samples)
+    plain = [random.Random(f"{seed}:{own.id}").choice([s for s in samples if s.video != own.video]) for own in samples]
+    assert [others.draw(own, seed) for own in samples] == plain and len({s.video for s in plain}) > 2
+
+
+def test_only_shuffling_reads_another_sample_s_signal(finished, monkeypatch):
+    _, pipeline, _, _, _ = finished
+    samples = pipeline.samples("test")
+    prepared, read = pipeline.prepare(samples[0]), []
+    signal = pipeline.signal
+    monkeypatch.setattr(pipeline, "signal", lambda sample: (read.append(sample), signal(sample))[1])
+    for name in ("blank", "centre", "shifted"):
+        pipeline.control(name, prepared, Others([samples[0]]))  # one video is enough for these
+    assert read == []
+    pipeline.control("shuffled", prepared, Others(samples))
+    assert read == [Others(samples).draw(samples[0], pipeline.recipe.seed)]
 
 
 def test_word_scoring_refuses_what_is_not_one_token(finished, world):
@@ -179,3 +206,104 @@ def test_decay_groups_and_stages_follow_the_recipe(finished):
         plain = {names[id(p)] for p in group["params"] if names[id(p)].startswith("lora") or "norm" in names[id(p)] or names[id(p)].endswith("bias")}
         assert group["weight_decay"] == 0.0 or not plain
     assert sum(len(g["params"]) for g in parameter_groups(modulation, second, 0.01)) == len(names)
+
+
+# --- precision, trackers and the host's own flags ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_process():
+    """accelerate keeps the first precision of a process; a test with another one pretends to be a process of its own."""
+    kept = dict(AcceleratorState._shared_state)
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+    AcceleratorState._shared_state.update(kept)
+
+
+def log_of(run):
+    return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_bf16_changes_the_forward_and_leaves_the_weights_in_fp32(finished, world, new_process):
+    recipe = recipe_for(world, "name=bf16", "training.precision=bf16")
+    run, pipeline = Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world)
+    modulation = train(run, pipeline)
+    losses, plain = ([r["loss"] for r in log_of(r) if "loss" in r] for r in (run, finished[0]))
+    assert all(map(math.isfinite, losses)) and losses[0] != plain[0] and losses[0] == pytest.approx(plain[0], rel=0.02)
+    saved = [v for path in run.weights.rglob("*.safetensors") for v in load_file(path).values()]
+    assert len(saved) == len(modulation.state_dict())
+    assert {v.dtype for v in [*modulation.state_dict().values(), *pipeline.model.state_dict().values(), *saved]} == {torch.float32}
+
+
+def test_fp16_on_the_cpu_is_refused(world):
+    recipe = recipe_for(world, "name=fp16", "training.precision=fp16")
+    with pytest.raises(RecipeError, match=r"training\.precision is fp16, which needs a GPU, and the host is on the CPU; take bf16 or no\."):
+        train(Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world))
+
+
+def test_a_second_precision_in_one_process_is_refused(world, tmp_path, new_process):
+    accelerator_for(recipe_for(world), torch.device("cpu"), tmp_path)
+    with pytest.raises(RecipeError, match=r"refuses training\.precision 'bf16' on cpu: one process trains in one precision\."):
+        accelerator_for(recipe_for(world, "training.precision=bf16"), torch.device("cpu"), tmp_path)
+
+
+def test_scaled_gradients_are_unscaled_once_in_every_stage(finished, world, monkeypatch):
+    """What fp16 does to gradients, in fp32 on the CPU: a scale that is a power of two must change nothing."""
+
+    def scaling(recipe, device, folder):
+        accelerator = accelerator_for(recipe, device, folder)
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+        accelerator.autocast_handler = AutocastKwargs(enabled=False)
+        monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
+        return accelerator
+
+    monkeypatch.setattr(training, "accelerator_for", scaling)
+    recipe = recipe_for(world, "name=scaled")
+    run = Run.create(recipe, world / "runs")
+    scaled, plain = train(run, prepared_pipeline(recipe, world)).state_dict(), finished[2].state_dict()
+    assert log_of(run) == log_of(finished[0])
+    assert all(torch.equal(plain[k], scaled[k]) for k in plain)
+
+
+def test_tensorboard_gets_what_the_log_gets(world):
+    if "tensorboard" not in map(str, get_available_trackers()):
+        pytest.skip("the extra `tensorboard` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = recipe_for(world, "name=tracked", "training.trackers=[tensorboard]")
+    run = Run.create(recipe, world / "runs")
+    train(run, prepared_pipeline(recipe, world))
+    (events,) = run.folder.rglob("events.out.tfevents.*")
+    board = EventAccumulator(str(events)).Reload()
+    for name in ("loss", "accuracy", "active", "lr", "validation_accuracy"):
+        assert [e.value for e in board.Scalars(name)] == pytest.approx([r[name] for r in log_of(run) if name in r])
+    assert [e.step for e in board.Scalars("loss")] == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_and_not_left_out(world, monkeypatch):
+    monkeypatch.setattr(training, "get_available_trackers", lambda: [])
+    recipe = recipe_for(world, "name=untracked", "training.trackers=[tensorboard]")
+    with pytest.raises(RecipeError, match=r"asks for 'tensorboard', which is not installed: pip install 'modulate\[tensorboard\]', or take it out"):
+        train(Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world))
+
+
+def test_training_leaves_the_host_s_flags_alone_and_its_dropout_off(world):
+    recipe = recipe_for(world, "name=flags")
+    pipeline, seen = prepared_pipeline(recipe, world), []
+    model = pipeline.model
+    model.get_submodule("lm_head").weight.requires_grad_(True)  # a user's own choice
+    modules, parameters = list(model.modules()), list(model.parameters())
+    before = [m.training for m in modules], [p.requires_grad for p in parameters]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def look(module, args):
+        seen.append(([m.training for m in modules], [p.requires_grad for p in parameters], [m for m in module.modules() if m.training]))
+
+    handle = model.register_forward_pre_hook(look)
+    train(Run.create(recipe, world / "runs"), pipeline)
+    handle.remove()
+    assert len(seen) > 4 and all(found == (*before, []) for found in seen)
+    assert list(model.modules()) == modules and not any(before[0])
+    assert ([m.training for m in modules], [p.requires_grad for p in parameters]) == before
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())

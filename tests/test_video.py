@@ -1,6 +1,4 @@
-import hashlib
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modulate.errors import MissingFileError, VideoError
-from modulate.video import VideoInfo, probe, read_frames, sample_times, video_hash
+from modulate.video import VideoInfo, probe, read_frames, sample_times
 
 CLOCK = 90_000
 REGULAR = [k / 25 for k in range(150)]
@@ -205,7 +203,7 @@ def test_rotation_metadata_turns_frames_upright(folder: Path, regular: Path) -> 
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for call in (probe, video_hash, lambda p: read_frames(p, [0.0])):
+    for call in (probe, lambda p: read_frames(p, [0.0])):
         with pytest.raises(MissingFileError, match=r"There is no video file at .*gone\.mp4"):
             call(tmp_path / "gone.mp4")
 
@@ -303,23 +301,6 @@ def test_windows_and_rates_that_make_no_sense_are_refused_with_their_values() ->
         sample_times((0.0, 2.0), 0, 4)
     with pytest.raises(VideoError, match=r"got fps=1, max_frames=0"):
         sample_times((0.0, 2.0), 1, 0)
-
-
-def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    path.write_bytes(b"one")
-    assert video_hash(path) == hashlib.sha256(b"one").hexdigest()
-    path.write_bytes(b"two!")
-    assert video_hash(path) == hashlib.sha256(b"two!").hexdigest()
-
-
-def test_the_hash_is_read_once_while_the_file_stays(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    path.write_bytes(b"one")
-    stat, before = path.stat(), video_hash(path)
-    path.write_bytes(b"two")
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert video_hash(path) == before
 
 
 def test_reading_video_imports_no_torch() -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,12 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from modulate import components
 from modulate.components import FrameFeatures
-from modulate.errors import CheckpointError, RecipeError, VideoError
+from modulate.errors import CheckpointError, RecipeError
+from modulate.features import checked_times, weights_digest
 from modulate.paths import resolve
 
 SCHEMA = 1
@@ -59,7 +59,9 @@ class DinoV2Params(components.Params):
         "pretrained",
         description="The word pretrained (timm's weights, fetched once), or the path, or package:NAME/sub/path, of a safetensors file in timm's layout.",
     )
-    dims: DinoV2Dims | None = Field(None, description="Dimensions of a model of one's own; needs weights from a file.")
+    dims: DinoV2Dims | None = Field(
+        None, description=f"Dimensions of a model of one's own ({', '.join(f.name for f in dataclasses.fields(DinoV2Dims))}); needs weights from a file."
+    )
     image_size: int = Field(518, gt=0, description="Side in pixels to which frames are resized; a multiple of the patch size.")
     batch: int = Field(16, gt=0, description="Frames encoded at once; limits memory, changes nothing else.")
 
@@ -87,7 +89,7 @@ class DinoV2(components.Backbone):
 
         The features' times are the frames' own. Raises :class:`modulate.errors.VideoError` for other frames or times.
         """
-        times = _checked_times(frames, frame_times)
+        times = checked_times(frames, frame_times)
         tokens = torch.cat([self.vit.forward_features(self._prepare(part)) for part in frames.split(self.params.batch)])
         rows, cols = self.vit.patch_embed.grid_size
         patches = tokens[:, self.vit.num_prefix_tokens :]
@@ -111,15 +113,6 @@ class DinoV2(components.Backbone):
         preprocessing = f"square {self.params.image_size} bicubic antialias, mean {MEAN}, std {STD}"
         text = f"{self._digests[dtype]}; {architecture}; final norm; {preprocessing}; schema {SCHEMA}"
         return f"dinov2-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of names, types, shapes and bytes of all of ``module``'s weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def build_vit(dims: DinoV2Dims, image_size: int) -> VisionTransformer:
@@ -184,13 +177,3 @@ def _load(vit: VisionTransformer, weights: str) -> None:
 def _check_size(image_size: int, patch: int) -> None:
     if image_size % patch:
         raise RecipeError(f"image_size must be a multiple of the patch size, {patch} px; got {image_size}.")
-
-
-def _checked_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[float, ...]:
-    """Return the times, having checked them and ``frames`` against each other."""
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape:
-        raise VideoError(f"Frames must be uint8 RGB of shape (frame, height, width, 3); got {frames.dtype} of shape {tuple(frames.shape)}.")
-    times = tuple(float(t) for t in frame_times)
-    if len(times) != len(frames) or any(not a < b for a, b in itertools.pairwise(times)):
-        raise VideoError(f"Every frame needs a time in seconds, increasing; got {len(frames)} frames and times {times}.")
-    return times

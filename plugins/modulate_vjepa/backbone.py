@@ -1,19 +1,20 @@
 """The backbone ``vjepa2_1``: features of a clip, one time index for every two frames."""
 
+import dataclasses
 import hashlib
-import itertools
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from modulate import components
 from modulate.components import FrameFeatures
-from modulate.errors import RecipeError, VideoError
+from modulate.errors import RecipeError
+from modulate.features import checked_times, weights_digest
 from modulate.paths import resolve
 from modulate_vjepa.encoder import PRESETS, VJepaConfig, VJepaEncoder
 from modulate_vjepa.weights import load_encoder, random_encoder
@@ -34,7 +35,8 @@ class VJepa21Params(components.Params):
     preset: Literal["base", "large", "giant", "gigantic"] | None = Field(None, description="One of the published sizes. Not together with dims.")
     dims: VJepaConfig | None = Field(
         None,
-        description="The encoder's dimensions, when no preset fits; by default those in the safetensors metadata or in config.json beside the weights.",
+        description=f"The encoder's dimensions ({', '.join(f.name for f in dataclasses.fields(VJepaConfig))}), when no preset fits; by default those in the"
+        " safetensors metadata or in config.json beside the weights.",
     )
     image_size: int = Field(384, gt=0, description="Side in pixels to which frames are resized; a multiple of the patch size.")
     layer: int | None = Field(None, ge=0, description="Block (from 0) whose normalised output is taken: one of the encoder's levels; by default the last.")
@@ -71,7 +73,7 @@ class VJepa21(components.Backbone):
         One frame goes through the image embedding. When the frames do not fill the last tubelet, the last frame is repeated to complete
         it, and counts as often in its time: with tubelets of two the time is that frame's own. Raises :class:`modulate.errors.VideoError`.
         """
-        times = _checked_times(frames, frame_times)
+        times = checked_times(frames, frame_times)
         tubelet = self.encoder.config.tubelet
         clip = self._prepare(frames)
         missing = -len(times) % tubelet if len(times) > 1 else 0
@@ -103,15 +105,6 @@ class VJepa21(components.Backbone):
         return f"vjepa2_1-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of names, types, shapes and bytes of all of ``module``'s weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _encoder(params: VJepa21Params) -> VJepaEncoder:
     """Build the encoder that ``params`` describe."""
     if params.preset and params.dims:
@@ -122,13 +115,3 @@ def _encoder(params: VJepa21Params) -> VJepaEncoder:
     if config is None:
         raise RecipeError(f"Random weights need a preset ({', '.join(PRESETS)}) or dims.")
     return random_encoder(config, params.seed)
-
-
-def _checked_times(frames: Tensor, frame_times: Sequence[float]) -> list[float]:
-    """Return the times as a list, having checked them and ``frames`` against each other."""
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape:
-        raise VideoError(f"Frames must be uint8 RGB of shape (frame, height, width, 3); got {frames.dtype} of shape {tuple(frames.shape)}.")
-    times = [float(t) for t in frame_times]
-    if len(times) != len(frames) or any(not a < b for a, b in itertools.pairwise(times)):
-        raise VideoError(f"Every frame needs a time in seconds, increasing; got {len(frames)} frames and times {times}.")
-    return times

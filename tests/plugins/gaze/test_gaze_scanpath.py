@@ -17,7 +17,7 @@ ROWS = [(0.1, 0.2, 1.0, 2.0), (0.3, 0.4, 5.0, 1.0), (0.5, 0.6, 9.0, 1.0)]
 
 
 def context(window=(0.0, 10.0), other=None, other_window=(0.0, 10.0)):
-    return ControlContext(window, other or Scanpath(), other_window)
+    return ControlContext(window, lambda: (other or Scanpath(), other_window))
 
 
 def looking_at(scanpath, time):
