@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from modulate.bundle import kinds_of
 from modulate.components import LETTERS, Sample
 from modulate.errors import DataError, MissingFileError, RecipeError, VideoError, near_matches
 from modulate.inject import Attachment
@@ -59,10 +60,11 @@ def sample_of(
         raise DataError("The question is empty.")
     if not 2 <= len(options) <= len(LETTERS) or len(set(options)) < len(options) or not all(o.strip() for o in options):
         raise DataError(f"A question needs 2 to {len(LETTERS)} different, non-empty options; got {list(options)}.")
-    if foreign := sorted(signals.keys() - {recipe.signal}):
-        raise RecipeError(f"The recipe {recipe.name!r} does not read the signal {foreign[0]!r}. {near_matches(foreign[0], [recipe.signal])}")
-    if recipe.signal not in signals:
-        raise RecipeError(f"The recipe {recipe.name!r} reads the signal {recipe.signal!r}; give it as {recipe.signal}=FILE.")
+    kinds = kinds_of(recipe.signal)
+    if foreign := sorted(signals.keys() - kinds.keys()):
+        raise RecipeError(f"The recipe {recipe.name!r} does not read the signal {foreign[0]!r}. {near_matches(foreign[0], kinds)}")
+    if missing := [kind for kind in kinds if kind not in signals]:
+        raise RecipeError(f"The recipe {recipe.name!r} reads the signal {missing[0]!r}; give it as {missing[0]}=FILE.")
     seconds = recipe.sampling.max_frames / recipe.sampling.fps if seconds is None else seconds
     if seconds <= 0:
         raise VideoError(f"The question must see some of the video; got {seconds} seconds before it.")

@@ -18,6 +18,7 @@ from modulate.choice import Params
 from modulate.errors import DataError
 from modulate.grid import VisualGrid
 from modulate.signals import Signal
+from modulate.writers import Projection, Writer
 
 LETTERS = "ABCDEFGH"
 
@@ -53,9 +54,9 @@ class SignalEncoder(nn.Module, ABC):
 class Modulator(nn.Module, ABC):
     """Turns frame features and signal features into one latent residual per injected layer.
 
-    Built as ``Class(params, d_features=…, d_signal=…, n_layers=…)``, ``n_layers`` being the number of injected layers. The core maps the
-    latents (width ``d_latent``) to the host's width with zero-initialised projections of its own: one per layer, or one for all
-    when ``shared_output`` is set.
+    Built as ``Class(params, d_features=…, d_signal=…, n_layers=…)``, ``n_layers`` being the number of injected layers. Latents (width ``d_latent``)
+    become residuals of the host's width by writers: one per layer, or one for all when ``shared_output`` is set. By default a writer is a
+    zero-initialised linear map; a modulator that wants the hidden states brings its own.
     """
 
     Params: ClassVar[type[Params]]
@@ -65,6 +66,10 @@ class Modulator(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures) -> list[Float[Tensor, "step token d_latent"]]:
         """Return latents for each injected layer, in order. Steps are independent of each other."""
+
+    def writer(self, layer: int, d_model: int) -> Writer:
+        """Return the fresh writer of the ``layer``-th injected layer of a host of width ``d_model``; a fresh one must write exactly 0."""
+        return Projection(self.d_latent, d_model)
 
 
 class Backbone(nn.Module, ABC):

@@ -41,39 +41,41 @@ class Host:
     """A loaded model, understood: where its decoder layers are, how wide they are, and which token ids stand for vision.
 
     ``entry`` is the module whose forward receives token ids and cache and merges vision into the text (``model.model`` of the usual
-    conditional-generation classes): hooking it serves calls at every level above.
+    conditional-generation classes): hooking it serves calls at every level above. ``language`` is the language model inside it.
     """
+
+    languages: ClassVar[tuple[str, ...]] = ("language_model", "text_model")
+    """Names under which transformers' classes keep the language model."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     Params: ClassVar[type[HostParams]] = HostParams
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.entry = self.find_entry(bare(model))
-        self.layers = self.find_layers(self.entry)
+        self.entry, self.language = self.find_entry(bare(model))
+        self.layers = self.find_layers(self.language)
         self.config = cast(Any, self.entry.config)
         self.d_model = int(self.config.get_text_config().hidden_size)
         self.visual_ids = self.find_visual_ids(self.config)
 
     # --- what is where -----------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def find_entry(model: nn.Module) -> nn.Module:
-        """Return the module that has a ``language_model``. Raises :class:`HostError` listing what was looked for."""
+    @classmethod
+    def find_entry(cls, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """Return the module that merges vision into text, and its language model. Raises :class:`HostError` listing what was looked for."""
         for candidate in (model, getattr(model, "model", None)):
-            inner = getattr(candidate, "language_model", None)
             # Some classes expose `language_model` as a property that reaches through `model`: the entry must own it.
-            if isinstance(candidate, nn.Module) and isinstance(inner, nn.Module) and "language_model" in dict(candidate.named_children()):
-                return candidate
-        children = ", ".join(name for name, _ in model.named_children())
-        raise HostError(
-            f"{type(model).__name__} is not understood as a multimodal host: looked for `language_model` and `model.language_model`, found only {children or 'no sub-modules'}."
-        )
+            children = dict(candidate.named_children()) if isinstance(candidate, nn.Module) else {}
+            for name in cls.languages:
+                if isinstance(candidate, nn.Module) and name in children:
+                    return candidate, children[name]
+        found = ", ".join(name for name, _ in model.named_children())
+        wanted = ", ".join(f"`{prefix}{name}`" for name in cls.languages for prefix in ("", "model."))
+        raise HostError(f"{type(model).__name__} is not understood as a multimodal host: looked for {wanted}, found only {found or 'no sub-modules'}.")
 
     @staticmethod
-    def find_layers(entry: nn.Module) -> nn.ModuleList:
+    def find_layers(language: Any) -> nn.ModuleList:
         """Return the decoder layers of the language model (never those of a vision tower)."""
-        language: Any = entry.language_model
         for owner in (language, getattr(language, "model", None)):
             layers = getattr(owner, "layers", None)
             if isinstance(layers, nn.ModuleList) and len(layers):
@@ -95,6 +97,13 @@ class Host:
                 f"{type(config).__name__} names no visual placeholder: looked for image_token_id, video_token_id, image_token_index, video_token_index."
             )
         return found
+
+    def placeholders(self, grid: VisualGrid) -> Sequence[int]:
+        """Return what the placeholders of one clip stand for, in their order: a visual token of ``grid``, or −1 for one that shows no place.
+
+        By default placeholders are the grid's tokens. A family whose clips hold further ones (ends of lines, separators) overrides this.
+        """
+        return range(grid.tokens)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise :class:`HostError` when a layer index does not exist."""
@@ -153,7 +162,8 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside PEFT's wrapper, or ``model`` itself."""
+    """Return the transformers model inside the wrappers of torch.compile and PEFT, or ``model`` itself."""
+    model = getattr(model, "_orig_mod", model)
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model
 

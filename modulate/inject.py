@@ -2,7 +2,8 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modulate.conditioning import Conditioning, Plan, Rows
 from modulate.errors import ConditioningError, HostError
 from modulate.hosts import understand
-from modulate.localize import Ledger, cache_length, forward_tokens, visual_mask
-from modulate.modulation import ClipInput, HostSpec, Latents, Modulation
+from modulate.modulation import ClipInput, HostSpec, Modulation
 
 __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
-
-Rows = Sequence[Sequence[ClipInput]]
 
 
 @dataclass
@@ -36,55 +35,10 @@ class Report:
     ratio: dict[int, float] = field(default_factory=dict)
 
 
-@dataclass
-class Plan:
-    """Where the layers of one forward write: ``index`` positions in the flattened (batch·position) states, ``token`` rows of the latents."""
-
-    latents: Latents
-    index: Tensor
-    token: Tensor
-    shape: tuple[int, int]
-    fired: set[int] = field(default_factory=set)
-    norms: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-
-class Conditioning:
-    """Signals and features of the rows of a batch, their latents computed once."""
-
-    def __init__(self, modulation: Modulation, rows: Rows) -> None:
-        self.owner = threading.get_ident()
-        clips = [clip for row in rows for clip in row if clip.signal is not None]
-        self.latents = modulation.latents(clips) if clips else None
-        self.ledger = Ledger([sum(c.grid.tokens for c in row) if row else None for row in rows])
-        self.maps: list[Tensor] = []  # per row: ordinal of its visual token → row of the latents, −1 for clips without a signal
-        start = 0
-        for row in rows:
-            parts = [torch.empty(0, dtype=torch.long)]
-            for clip in row:
-                if clip.signal is None:
-                    parts.append(torch.full((clip.grid.tokens,), -1))
-                else:
-                    parts.append(torch.arange(start, start + clip.grid.tokens))
-                    start += clip.grid.tokens
-            self.maps.append(torch.cat(parts))
-        self.modified = 0
-        self.last: Plan | None = None
-
-    def plan(self, ids: Tensor, types: Tensor | None, past: int, visual_ids: Sequence[int]) -> Plan | None:
-        """Locate this forward's visual tokens; None when it has none to modify."""
-        typed = types is not None and types.shape == ids.shape
-        ordinal = self.ledger.place(visual_mask(ids, types, visual_ids), past, typed)
-        if self.latents is None or not bool((ordinal >= 0).any()):
-            return None
-        rows = self.ledger.rows_of(len(ids))
-        token = torch.full_like(ordinal, -1)
-        for i, r in enumerate(rows):
-            here = ordinal[i] >= 0
-            token[i, here] = self.maps[r].to(ids.device)[ordinal[i, here]]
-        index = (token.flatten() >= 0).nonzero()[:, 0]
-        self.modified += len(index)
-        self.last = Plan(self.latents, index, token.flatten()[index], (ids.shape[0], ids.shape[1]))
-        return self.last
+REENTRANT = (
+    "The host's layers run without gradients although the modulation needs them: reentrant activation checkpointing of whole layers, hooks included, would "
+    "go through the modulation's graph once for every layer. Checkpoint with `use_reentrant=False`."
+)
 
 
 class Hook:
@@ -109,7 +63,11 @@ class Attachment:
         self.host = understand(model)
         self._check()
         self._conditioning: Conditioning | None = None
-        self._plan: Plan | None = None
+        self._plan: Plan | None = None  # of the forward that is running
+        self._kept: weakref.WeakSet[Plan] = weakref.WeakSet()  # of forwards whose graph lives
+        self._histories: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # caches that conditioned forwards filled
+        self._inside: set[int] = set()  # threads in a forward of the host
+        self._lock = threading.Lock()
         self._report = Report(modulation.config.injection.layers)
         self._signature = inspect.signature(self.host.entry.forward)
         self._undo = ExitStack()
@@ -134,78 +92,126 @@ class Attachment:
             self._lora = self.modulation.lora.inject(self.host)
             self._undo.callback(self._lora.remove)
         entry = self.host.entry
-        handles = [entry.register_forward_pre_hook(Hook(self._before), with_kwargs=True), entry.register_forward_hook(Hook(self._after))]
+        handles = [entry.register_forward_pre_hook(Hook(self._before), with_kwargs=True), entry.register_forward_hook(Hook(self._after), always_call=True)]
         for k, layer in enumerate(self.modulation.config.injection.layers):
             # First in line: transformers records hidden states by hooks of its own, which must see the modulated ones.
-            handles.append(self.host.layers[layer].register_forward_hook(Hook(self._write(k)), prepend=True))
+            handles.append(self.host.layers[layer].register_forward_hook(Hook(self._write(k)), prepend=True, with_kwargs=True))
         for handle in handles:
             self._undo.callback(handle.remove)
 
     # --- hooks -------------------------------------------------------------------------------------------------------------------
 
+    @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        conditioning, me = self._conditioning, threading.get_ident()
+        with self._lock:
+            if conditioning is not None and (conditioning.owner != me or self._inside - {me}):
+                raise ConditioningError("Another thread is conditioning this attachment or calling its host; one at a time may do so during a conditioning.")
+            self._inside.add(me)
         self._plan = None
-        conditioning = self._conditioning
         if conditioning is None:
             return
-        if conditioning.owner != threading.get_ident():
-            raise ConditioningError("Another thread is conditioning this attachment; one at a time may call the host under it.")
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
-        ids = forward_tokens(given)
-        self._plan = conditioning.plan(ids, given.get("mm_token_type_ids"), cache_length(given.get("past_key_values")), list(self.host.visual_ids.values()))
+        self._plan = conditioning.plan(given)
+        if self._plan is not None:
+            self._plan.learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.modulation.parameters())
 
+    @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        plan = self._plan
-        if plan is None:
+        """Close a forward, also one that failed (``output`` None)."""
+        me = threading.get_ident()
+        with self._lock:
+            self._inside.discard(me)
+        conditioning, plan = self._conditioning, self._plan
+        if conditioning is None or conditioning.owner != me:
             return
+        self._plan = None
+        if output is None:
+            return
+        conditioning.ledger.remember(getattr(output, "past_key_values", None))
+        if plan is not None:
+            self._check_written(plan)
+            self._keep(plan, output)
+
+    def _check_written(self, plan: Plan) -> None:
         silent = [layer for k, layer in enumerate(self.modulation.config.injection.layers) if k not in plan.fired]
         if silent:
             raise ConditioningError(
-                f"The hook of decoder layer {silent[0]} did not run, so its residual was not injected (compiled before attaching?). Attach first, compile then."
+                f"The hook of decoder layer {silent[0]} did not run, so its residual was not injected: torch.compile runs a graph traced without it. "
+                "Attach before the first call, or call `torch._dynamo.reset()` after attaching."
             )
 
+    def _keep(self, plan: Plan, output: Any) -> None:
+        """Tie a plan to the life of its forward's graph: activation checkpointing may run the layers again, in any later backward."""
+        if not torch.is_grad_enabled():
+            return
+        if output[0].grad_fn is not None:
+            output[0].grad_fn.metadata[self] = plan
+            self._kept.add(plan)
+
     def _write(self, k: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             plan = self._plan
+            if not torch.compiler.is_compiling():
+                plan = self._plan_of(k, args[0] if args else kwargs["hidden_states"])
             if plan is None:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
-            if tuple(hidden.shape[:2]) != plan.shape:
+            if (hidden.shape[0], hidden.shape[1]) != plan.shape:
                 raise ConditioningError(
                     f"Decoder layer {self.modulation.config.injection.layers[k]} returned states of shape {tuple(hidden.shape)} for inputs of {plan.shape}."
                 )
+            if plan.learns and not torch.is_grad_enabled():
+                raise ConditioningError(REENTRANT)
             states = hidden.reshape(-1, hidden.shape[-1])
             index = plan.index.to(hidden.device)
-            delta = self.modulation.residual(k, plan.latents.layers[k][plan.token.to(plan.latents.layers[k].device)]).to(hidden.device, hidden.dtype)
-            plan.norms[k] = (delta.detach().float().norm(), states.detach()[index].float().norm())
+            here = states[index]
+            delta = self.modulation.residual(k, *plan.latents.at(k, plan.token), here).to(hidden.device, hidden.dtype)
+            plan.norms[k] = (delta.detach().float().norm(), here.detach().float().norm())
             plan.fired.add(k)
             written = states.index_add(0, index, delta).view_as(hidden)  # out of place: the host may need its own states again
             return (written, *output[1:]) if isinstance(output, tuple) else written
 
         return hook
 
+    def _plan_of(self, k: int, hidden: Tensor) -> Plan | None:
+        """Return the plan that a layer given ``hidden`` is to follow: this forward's, or, in a recompute, that of the forward recomputed."""
+        plan = self._plan
+        if plan is not None and plan.thread == threading.get_ident():
+            plan.inputs[k] = (weakref.ref(hidden), hidden.data_ptr())
+            return plan
+        return next((p for p in list(self._kept) if p.recomputes(k, hidden)), None)
+
     # --- use ---------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def condition(self, rows: Rows) -> Iterator[None]:
+    def condition(self, rows: Rows, positions: Tensor | None = None) -> Iterator[None]:
         """Give signals and features for the forwards of this block: per row of the batch its clips in order; ``[]`` is a row without.
+
+        A forward that continues a cache which an earlier conditioning filled takes the clips of the new tokens only.
+
+        Args:
+            rows: for each row of the batch, its clips.
+            positions: (row, position) bool, where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
+                they are found by the host's placeholder ids.
 
         Raises :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
         """
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
-        self._conditioning = conditioning = Conditioning(self.modulation, rows)
+        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, positions)
         try:
             yield
             if conditioning.ledger.forwards == 0:
-                raise ConditioningError("No forward reached the host inside this conditioning, so nothing was injected.")
+                raise ConditioningError(
+                    "No forward reached the host inside this conditioning, so nothing was injected. (A graph that torch.compile traced before "
+                    "attaching runs no hooks: call `torch._dynamo.reset()` after attaching.)"
+                )
             conditioning.ledger.finish()
         finally:
-            self._conditioning = None
+            self._conditioning = self._plan = None
             self._summarise(conditioning)
-            if not torch.is_grad_enabled():
-                self._plan = None  # kept otherwise: activation checkpointing may run the layers again during backward
 
     def _summarise(self, conditioning: Conditioning) -> None:
         layers, latents, last = self.modulation.config.injection.layers, conditioning.latents, conditioning.last

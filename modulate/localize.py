@@ -4,41 +4,89 @@ Everything is derived from what a forward really gets: token ids, token types wh
 cache. Position, never call order, decides: a :class:`Ledger` remembers for every row which absolute positions held visual tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from modulate.errors import ConditioningError, HostError
 
+TYPES = ("mm_token_type_ids", "token_type_ids")
+"""Names under which hosts take token types: 0 is text, anything else vision."""
 
-def visual_mask(input_ids: Tensor, token_types: Tensor | None, visual_ids: Sequence[int]) -> Tensor:
-    """Return (row, position) bool: placeholders of vision among ``input_ids``.
 
-    ``token_types`` (0 text, 1 image, 2 video), where given for the same positions, rules out placeholder ids that were generated as text.
+@dataclass(frozen=True)
+class Columns:
+    """What one forward gets, as far as it says where visual tokens are.
+
+    ``mask``: (row, position) bool, placeholders of vision; ``past``: absolute position of its first column; ``typed``: token types, or
+    positions given by hand, vouch that no generated placeholder is in the mask; ``ids``: the token ids, where there are any.
     """
-    mask = torch.isin(input_ids, torch.tensor(list(visual_ids), device=input_ids.device))
-    if token_types is not None and token_types.shape == input_ids.shape:
-        mask = mask & (token_types != 0)
-    return mask
+
+    mask: Tensor
+    past: int
+    typed: bool
+    ids: Tensor | None
+    cache: Any = None
 
 
-def cache_length(cache: Any) -> int:
-    """Return how many positions ``cache`` (a transformers ``Cache`` or None) already holds."""
-    return 0 if cache is None else int(cache.get_seq_length())
+def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor | None) -> Columns:
+    """Read the arguments of a forward.
+
+    Args:
+        given: arguments of the host's entry module by name.
+        visual_ids: ids of the placeholders.
+        positions: (row, absolute position) bool, the visual tokens, where the caller knows them; they are taken instead of the ids.
+
+    Raises :class:`HostError` when only embeddings came and no positions are given.
+    """
+    cache: Any = given.get("past_key_values")
+    ids: Any = given.get("input_ids")
+    tokens = ids if ids is not None else given.get("inputs_embeds")
+    if tokens is None or (ids is None and positions is None):
+        raise HostError("This forward got inputs_embeds without input_ids, so visual tokens cannot be located; pass input_ids, or condition(…, positions=mask).")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    length = tokens.shape[1]
+    if positions is not None:
+        here = positions.to(tokens.device)[:, past : past + length]
+        mask = torch.nn.functional.pad(here, (0, length - here.shape[1]))  # what lies beyond was generated
+        if tokens.shape[0] % max(len(mask), 1) == 0:
+            mask = mask.repeat_interleave(tokens.shape[0] // max(len(mask), 1), 0)
+        return Columns(mask, past, True, ids, cache)
+    mask = torch.isin(ids, torch.tensor(list(visual_ids), device=ids.device))
+    types = _types(given, past, ids)
+    return Columns(mask if types is None else mask & (types != 0), past, types is not None, ids, cache)
+
+
+def _types(given: dict[str, Any], past: int, ids: Tensor) -> Tensor | None:
+    """Return the token types of exactly the positions of ``ids``; some hosts are handed those of the whole prompt so far."""
+    types = next((given[name] for name in TYPES if given.get(name) is not None), None)
+    if types is None or types.shape[0] != ids.shape[0]:
+        return None
+    if types.shape[1] == past + ids.shape[1]:
+        types = types[:, past:]
+    return types.to(ids.device) if types.shape == ids.shape else None
 
 
 class Ledger:
     """Follows the rows of one conditioning through one or many forwards.
 
-    ``expected[r]`` visual tokens belong to conditioned row ``r`` (None: a row without conditioning, whose visual tokens are left alone); input row ``i`` of a batch uses conditioned row ``i // (batch / rows)``.
+    ``expected[r]`` visual tokens belong to conditioned row ``r`` (None: a row without conditioning, whose visual tokens are left alone); input
+    row ``i`` of a batch uses conditioned row ``i // (batch / rows)``. ``histories`` says of every cache filled under one attachment which of
+    its positions were visual, (batch, position) bool: a later conditioning may continue such a cache, and counts from where it begins.
     """
 
-    def __init__(self, expected: Sequence[int | None]) -> None:
+    def __init__(self, expected: Sequence[int | None], histories: MutableMapping[Any, Tensor] | None = None) -> None:
         self.expected = list(expected)
-        self.seen: Tensor | None = None  # (batch, absolute position) bool
-        self.prompt_end = 0  # absolute position after the last prompt chunk that still held visual tokens
+        self.histories = WeakKeyDictionary() if histories is None else histories
+        self.begins: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # cache → absolute position from which its tokens are ours
+        self.begin = 0
+        self.seen: Tensor | None = None  # (batch, absolute position) bool, of the last forward and what its cache holds
+        self.prompt: Tensor | None = None  # ids of the prompt, once every row has all its tokens
+        self.prompt_end = 0  # absolute position after it
         self.forwards = 0
 
     def rows_of(self, batch: int) -> list[int]:
@@ -50,70 +98,81 @@ class Ledger:
             )
         return [i // (batch // rows) for i in range(batch)]
 
-    def place(self, mask: Tensor, past: int, typed: bool) -> Tensor:
-        """Record one forward and return the ordinal of every visual token in its row: (row, position) long, −1 where not visual.
-
-        Args:
-            mask: (batch, position) placeholders of this forward.
-            past: absolute position of its first column.
-            typed: token types vouched for the mask, so that no generated placeholder is in it.
-        """
-        batch, length = mask.shape
+    def place(self, here: Columns) -> Tensor:
+        """Record one forward and return the ordinal of every visual token in its row: (row, position) long, −1 where not visual."""
+        batch, length = here.mask.shape
+        device = here.mask.device
         counts = [self.expected[r] for r in self.rows_of(batch)]
-        expected = torch.tensor([c or 0 for c in counts], device=mask.device)
-        mask = mask & torch.tensor([c is not None for c in counts], device=mask.device)[:, None]
-        before = self._history(batch, past, mask.device)
-        start = before.sum(1)
+        expected = torch.tensor([c or 0 for c in counts], device=device)
+        mask = here.mask & torch.tensor([c is not None for c in counts], device=device)[:, None]
+        before = self._history(batch, here, device)
+        start = before[:, self.begin :].sum(1)
         ordinal = start[:, None] + mask.long().cumsum(1) - 1
         surplus = mask & (ordinal >= expected[:, None])
-        # Without token types a placeholder beyond the prompt is one that the host generated: text, and none of ours. Prompt ends are known
-        # once every row has all its tokens; a longer re-run from position 0 (no cache) then starts its generated part there.
-        generated = torch.zeros_like(mask)
-        if not typed and self.prompt_end:
-            generated = torch.arange(past, past + length, device=mask.device)[None] >= self.prompt_end
-        wrong = (surplus & ~generated).any(1)
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            total = int((start + mask.sum(1))[row])
-            raise ConditioningError(
-                f"Row {row}: the inputs hold {total} visual tokens, the conditioning {int(expected[row])}. Give one ClipInput with its grid for every clip of the row."
-            )
-        visual = mask & ~generated & ~surplus
+        self._check_surplus(here, surplus, start + mask.sum(1), expected)
+        visual = mask & ~surplus
         self.seen = torch.cat([before, visual], 1)
         self.forwards += 1
-        if bool((self.seen.sum(1) == expected).all()):
-            self.prompt_end = self.prompt_end or past + length
-        elif length == 1 and past > 0 and not bool(visual.any()):
+        self.remember(here.cache)
+        if bool((self.seen[:, self.begin :].sum(1) == expected).all()):
+            if not self.prompt_end or (here.past == 0 and not self._goes_on(here)):
+                self.prompt, self.prompt_end = here.ids, here.past + length
+        elif length == 1 and here.past > self.begin and not bool(visual.any()):
             self.finish()
         return torch.where(visual, ordinal, -1)
 
-    def _history(self, batch: int, past: int, device: torch.device) -> Tensor:
-        if past == 0:
-            return torch.zeros(batch, 0, dtype=torch.bool, device=device)
-        known = 0 if self.seen is None else self.seen.shape[1]
-        if self.seen is None or past > known:
+    def _check_surplus(self, here: Columns, surplus: Tensor, total: Tensor, expected: Tensor) -> None:
+        """Raise when a row holds more visual tokens than its conditioning, unless they can only be placeholders that the host generated."""
+        if not here.typed and self.prompt_end and self._goes_on(here):
+            position = torch.arange(here.past, here.past + surplus.shape[1], device=surplus.device)
+            surplus = surplus & (position < self.prompt_end)
+        wrong = surplus.any(1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
             raise ConditioningError(
-                f"The cache holds {past} positions, of which this conditioning saw {known}: a cache filled elsewhere cannot be conditioned. Start from an empty cache."
+                f"Row {row}: the inputs hold {int(total[row])} visual tokens, the conditioning {int(expected[row])}. Give one ClipInput with its grid for every clip of the row."
             )
-        if self.seen.shape[0] != batch:
-            raise ConditioningError(f"The batch changed from {self.seen.shape[0]} to {batch} rows in the middle of a cache.")
-        return self.seen[:, :past]
+
+    def _goes_on(self, here: Columns) -> bool:
+        """Return whether this forward continues the prompt: by the cache, or, without one, by beginning with the same ids."""
+        if here.past:
+            return True
+        if here.ids is None or self.prompt is None or here.ids.shape[0] % self.prompt.shape[0] or here.ids.shape[1] < self.prompt.shape[1]:
+            return False
+        prompt = self.prompt.repeat_interleave(here.ids.shape[0] // self.prompt.shape[0], 0)
+        return torch.equal(here.ids[:, : prompt.shape[1]], prompt)
+
+    def _history(self, batch: int, here: Columns, device: torch.device) -> Tensor:
+        """Return (batch, past) bool: visual tokens that the cache holds; find out from where on they are of this conditioning."""
+        if here.past == 0:
+            self.begin = 0
+            return torch.zeros(batch, 0, dtype=torch.bool, device=device)
+        known = self.histories.get(here.cache)
+        if known is None:
+            raise ConditioningError(
+                f"The cache holds {here.past} positions, of which this conditioning saw 0: a cache filled elsewhere cannot be conditioned. Start from an empty cache."
+            )
+        if known.shape[0] != batch:
+            raise ConditioningError(f"The batch changed from {known.shape[0]} to {batch} rows in the middle of a cache.")
+        self.begin = self.begins.setdefault(here.cache, here.past)
+        known = known[:, : here.past].to(device)
+        return torch.nn.functional.pad(known, (0, here.past - known.shape[1]))  # what came between was not conditioned
+
+    def remember(self, cache: Any) -> None:
+        """Note what ``cache`` holds after this forward, for those that continue it."""
+        if cache is not None and self.seen is not None:
+            self.histories[cache] = self.seen
+            self.begins.setdefault(cache, self.begin)
+            if self.begin == 0:
+                self.begins[cache] = 0
 
     def finish(self) -> None:
         """Raise :class:`ConditioningError` when a row got fewer visual tokens than its conditioning holds."""
         if self.seen is None:
             return
         rows = self.rows_of(self.seen.shape[0])
-        for i, got in enumerate(self.seen.sum(1).tolist()):
+        for i, got in enumerate(self.seen[:, self.begin :].sum(1).tolist()):
             if got != (self.expected[rows[i]] or 0):
                 raise ConditioningError(
                     f"Row {i}: the inputs hold {got} visual tokens, the conditioning {self.expected[rows[i]]}. Give the grid that the host really used."
                 )
-
-
-def forward_tokens(kwargs: dict[str, Any]) -> Tensor:
-    """Return the token ids of a forward. Raises :class:`HostError` when only embeddings came."""
-    ids = kwargs.get("input_ids")
-    if ids is None:
-        raise HostError("This forward got inputs_embeds without input_ids, so visual tokens cannot be located; pass input_ids as well.")
-    return ids

@@ -1,4 +1,4 @@
-"""The thing one trains, saves, loads and attaches: a signal encoder, a modulator, and zero-initialised projections into chosen layers."""
+"""The thing one trains, saves, loads and attaches: a signal encoder, a modulator, and its writers into chosen layers."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ from modulate.grid import VisualGrid
 from modulate.hosts import Host, understand
 from modulate.lora import LoraSpec, LoraTensors, describe
 from modulate.signals import Signal
+from modulate.writers import Memory
 
 if TYPE_CHECKING:
     from modulate.inject import Attachment
@@ -72,16 +73,24 @@ class ClipInput:
 class Latents:
     """Residuals at the modulator's width, once per conditioning.
 
-    ``layers[k]``: (visual token of all clips, d_latent). ``steps[i]`` of clip i, of which a signal reached ``active[i]``.
+    ``layers[k]``: (visual token of all clips, d_latent). ``steps[i]`` of clip i, of which a signal reached ``active[i]``. ``span``: (visual token, 2),
+    the first and one past the last latent of each one's step.
     """
 
     layers: list[Tensor]
     steps: tuple[int, ...]
     active: tuple[int, ...]
+    span: Tensor
+
+    def at(self, k: int, token: Tensor) -> tuple[Tensor, Memory]:
+        """Return the ``k``-th layer's latents of these rows, and the memory that goes with them."""
+        latents = self.layers[k]
+        token = token.to(latents.device)
+        return latents[token], Memory(latents, self.span.to(latents.device)[token])
 
 
 class Modulation(nn.Module):
-    """Signal encoder, modulator, output projections (zero at first), amplitudes, and LoRA tensors if any. Always fp32."""
+    """Signal encoder, modulator, its writers (which write 0 at first), amplitudes, and LoRA tensors if any. Always fp32."""
 
     def __init__(self, config: ModulationConfig) -> None:
         super().__init__()
@@ -91,8 +100,7 @@ class Modulation(nn.Module):
         modulator, modulator_params = config.modulator.resolved("modulator")
         n_layers = len(config.injection.layers)
         self.modulator: Modulator = modulator(modulator_params, d_features=config.d_features, d_signal=self.encoder.d_signal, n_layers=n_layers)
-        widths = self.modulator.d_latent, config.host.d_model
-        self.out = nn.ModuleList(_zero_linear(*widths) for _ in range(1 if self.modulator.shared_output else n_layers))
+        self.out = nn.ModuleList(self.modulator.writer(k, config.host.d_model) for k in range(1 if self.modulator.shared_output else n_layers))
         self.amplitude = nn.Parameter(torch.full((n_layers,), float(config.injection.alpha)))
         self.lora = LoraTensors(config.lora, config.host.n_layers) if config.lora else None
 
@@ -130,7 +138,7 @@ class Modulation(nn.Module):
                 active[i] = int(reached.sum())
                 parts[i] = [z[k].flatten(0, 1) for z in split]
         flat = [torch.cat([parts[i][k] for i in range(len(clips))]) for k in range(len(self.config.injection.layers))]
-        return Latents(flat, tuple(c.grid.steps for c in clips), tuple(active))
+        return Latents(flat, tuple(c.grid.steps for c in clips), tuple(active), step_spans([c.grid for c in clips]))
 
     def _features(self, clip: ClipInput) -> Tensor:
         grid, expected = clip.grid, (clip.grid.steps, clip.grid.tokens_per_step, self.config.d_features)
@@ -141,10 +149,15 @@ class Modulation(nn.Module):
             )
         return clip.features.to(self.amplitude.device, torch.float32)
 
-    def residual(self, k: int, latents: Tensor) -> Tensor:
-        """Project latents of the ``k``-th injected layer to the host's width: α_k · W_out z, (token, d_model), fp32."""
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.amplitude[k] * self.out[0 if len(self.out) == 1 else k](latents.float())
+    def residual(self, k: int, latents: Tensor, memory: Memory | None = None, hidden: Tensor | None = None) -> Tensor:
+        """Return what the ``k``-th injected layer adds, (token, d_model) in fp32: α_k times what its writer makes of the latents.
+
+        ``hidden`` and ``memory``: see :class:`modulate.writers.Writer`; a writer that looks at neither does without.
+        """
+        device = latents.device
+        hidden = None if hidden is None else hidden.to(device)
+        with torch.autocast(device.type, enabled=False):
+            return self.amplitude[k] * self.out[0 if len(self.out) == 1 else k](latents.float(), hidden, memory)
 
     # --- attaching ---------------------------------------------------------------------------------------------------------------
 
@@ -217,7 +230,8 @@ class Modulation(nn.Module):
             raise CheckpointError(f"The weights in {folder} cannot be read: {error}") from error
 
 
-def _zero_linear(d_in: int, d_out: int) -> nn.Linear:
-    layer = nn.Linear(d_in, d_out, bias=False)
-    nn.init.zeros_(layer.weight)
-    return layer
+def step_spans(grids: Sequence[VisualGrid]) -> Tensor:
+    """Return, for every visual token of clips laid end to end, where the tokens of its step begin and end: (token, 2)."""
+    sizes = torch.tensor([grid.tokens_per_step for grid in grids for _ in range(grid.steps)])
+    ends = sizes.cumsum(0)
+    return torch.stack([ends - sizes, ends], 1).repeat_interleave(sizes, 0)

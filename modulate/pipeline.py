@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modulate import plugins
+from modulate.bundle import Bundle, controls_of, kinds_of
 from modulate.components import LETTERS, Backbone, Dataset, FrameFeatures, Sample
 from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, VideoError
 from modulate.features import FeatureCache, FeatureKey, align
+from modulate.files import content_hash
 from modulate.grid import VisualGrid
 from modulate.hosts import Host, bare, understand
 from modulate.modulation import ClipInput, Modulation
+from modulate.recent import Recent
 from modulate.recipe import Recipe
 from modulate.signals import ControlContext, Signal
-from modulate.video import Frames, probe, read_frames, read_shown, sample_times, video_hash
+from modulate.video import Frames, probe, read_frames, read_shown, sample_times
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class ClipReader:
 
     def __init__(self, memory_bytes: int = 512 << 20) -> None:
         self._expected: dict[Path, set[float]] = {}
-        self._kept: OrderedDict[Path, tuple[Frames, dict[float, int]]] = OrderedDict()
-        self._room = self._size = memory_bytes
+        self._kept: Recent[Path, tuple[Frames, dict[float, int]]] = Recent(memory_bytes, lambda found: found[0].images.nbytes)
 
     def expect(self, video: Path, times: Sequence[float]) -> None:
         """Note that these frames will be asked for."""
@@ -64,27 +64,39 @@ class ClipReader:
 
     def read(self, video: Path, times: Sequence[float]) -> Frames:
         """Return the frames shown at ``times``; exactly what :func:`modulate.video.read_frames` returns. Errors likewise."""
-        if video not in self._kept or not self._kept[video][1].keys() >= set(times):
+        found = self._kept.get(video)
+        if found is None or not found[1].keys() >= set(times):
             wanted = self._expected.get(video, set()) | set(times)
             info = probe(video)
-            if len(wanted) * info.width * info.height * 3 * 8 > self._size:  # long or large: such a video would push all others out
+            if len(wanted) * info.width * info.height * 3 * 8 > self._kept.max_bytes:  # long or large: such a video would push all others out
                 return read_frames(video, times)
             try:
-                self._keep(video, read_shown(video, sorted(wanted)))
+                found = read_shown(video, sorted(wanted))
             except VideoError:  # another question asks beyond the end: that is its own failure, not this one's
                 return read_frames(video, times)
-        self._kept.move_to_end(video)
-        frames, which = self._kept[video]
+            self._kept.put(video, found)
+        frames, which = found
         chosen = sorted({which[t] for t in times})
         return Frames(frames.images[chosen], tuple(frames.times[i] for i in chosen))
 
-    def _keep(self, video: Path, found: tuple[Frames, dict[float, int]]) -> None:
-        if video in self._kept:
-            self._room += self._kept.pop(video)[0].images.nbytes
-        self._kept[video] = found
-        self._room -= found[0].images.nbytes
-        while self._room < 0 and len(self._kept) > 1:
-            self._room += self._kept.popitem(last=False)[1][0].images.nbytes
+
+class Others:
+    """The samples that shuffling draws from; those of other videos are listed once for each video."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = tuple(samples)
+        self._foreign: dict[Path, list[Sample]] = {}
+
+    def draw(self, own: Sample, seed: int) -> Sample:
+        """Return a sample of another video, always the same for one ``own``, ``seed`` and samples in one order.
+
+        Raises :class:`DataError` when all samples are of one video.
+        """
+        if own.video not in self._foreign:
+            self._foreign[own.video] = [s for s in self._samples if s.video != own.video]
+        if not self._foreign[own.video]:
+            raise DataError("Shuffling needs samples of at least two videos.")
+        return random.Random(f"{seed}:{own.id}").choice(self._foreign[own.video])
 
 
 class Pipeline:
@@ -105,11 +117,10 @@ class Pipeline:
         self.device = next(self.model.parameters()).device
         self.backbone: Backbone = _build(recipe, "backbone").to(self.device).eval().requires_grad_(False)
         self.dataset: Dataset = _build(recipe, "data", "dataset")
-        self.signal_kind: type[Signal] = plugins.get("signal", recipe.signal)
+        self.signal_kinds: dict[str, type[Signal]] = kinds_of(recipe.signal)
         self.features = FeatureCache(cache)
         self.clips = ClipReader()
-        self._memory: OrderedDict[tuple[str, bool], Prepared] = OrderedDict()
-        self._room = memory_bytes
+        self._memory: Recent[tuple[str, bool], Prepared] = Recent(memory_bytes, _bytes)
         self._signals: dict[Path, Signal] = {}
 
     def samples(self, split: str) -> list[Sample]:
@@ -136,14 +147,13 @@ class Pipeline:
         ``blank_frames`` replaces every frame by mid-grey for host and backbone alike: what can be answered without seeing.
         """
         key = (sample.id, blank_frames)
-        if key in self._memory:
-            self._memory.move_to_end(key)
-            return self._memory[key]
+        if (kept := self._memory.get(key)) is not None:
+            return kept
         try:
             prepared = self._prepare(sample, blank_frames)
         except ModulateError as error:
             raise type(error)(f"Sample {sample.id}: {error}") from error
-        self._keep(key, prepared)
+        self._memory.put(key, prepared)
         return prepared
 
     def _prepare(self, sample: Sample, blank_frames: bool) -> Prepared:
@@ -161,19 +171,23 @@ class Pipeline:
             with torch.inference_mode():
                 return self.backbone(torch.from_numpy(frames.images).to(self.device), frames.times)
 
-        source = "blank" if blank_frames else video_hash(sample.video)
+        source = "blank" if blank_frames else content_hash(sample.video)
         return self.features.get_or_compute(FeatureKey(source, frames.times, self.backbone.fingerprint()), compute)
 
     def signal(self, sample: Sample) -> Signal:
-        """Return the sample's own signal within its window. Raises when the sample names none of the recipe's kind."""
-        path = sample.signals.get(self.recipe.signal)
+        """Return the sample's own signal within its window; of several kinds, their bundle. Raises when the sample lacks one of the recipe's."""
+        parts = {kind: self._signal(kind, sample).within(*sample.window) for kind in self.signal_kinds}
+        return parts[self.recipe.signal] if len(parts) == 1 else Bundle(parts)
+
+    def _signal(self, kind: str, sample: Sample) -> Signal:
+        path = sample.signals.get(kind)
         if path is None:
-            raise DataError(f"there is no {self.recipe.signal!r} signal; the sample has {', '.join(sample.signals) or 'none'}.")
+            raise DataError(f"there is no {kind!r} signal; the sample has {', '.join(sample.signals) or 'none'}.")
         if path not in self._signals:
             if not path.exists():
                 raise MissingFileError(f"the signal file {path} does not exist.")
-            self._signals[path] = self.signal_kind.read(path)
-        return self._signals[path].within(*sample.window)
+            self._signals[path] = self.signal_kinds[kind].read(path)
+        return self._signals[path]
 
     def _option_ids(self, sample: Sample) -> Tensor:
         words = sample.options if self.recipe.answer == "word" else LETTERS[: len(sample.options)]
@@ -184,12 +198,6 @@ class Pipeline:
                 raise DataError(f"the answer {word!r} is not one known token of the host's tokenizer (ids {tokens}); score letters instead.")
             ids.append(tokens[0])
         return torch.tensor(ids)
-
-    def _keep(self, key: tuple[str, bool], prepared: Prepared) -> None:
-        self._memory[key] = prepared
-        self._room -= _bytes(prepared)
-        while self._room < 0 and len(self._memory) > 1:
-            self._room += _bytes(self._memory.popitem(last=False)[1])
 
     # --- batches -----------------------------------------------------------------------------------------------------------------
 
@@ -209,22 +217,21 @@ class Pipeline:
 
     # --- controls ----------------------------------------------------------------------------------------------------------------
 
-    def control(self, name: str, prepared: Prepared, others: Sequence[Sample]) -> Signal:
+    def control(self, name: str, prepared: Prepared, others: Others) -> Signal:
         """Return the signal of ``prepared`` under the control ``name`` (one that its kind declares).
 
-        ``others`` are the samples that shuffling draws from: deterministically, and from another video.
+        ``others``: what shuffling draws from. Raises :class:`RecipeError` for a name that is no control.
         """
-        controls = self.signal_kind.controls
+        controls = controls_of(self.recipe.signal)
         if name not in controls:
             raise RecipeError(f"The signal {self.recipe.signal!r} has no control {name!r}; it has {', '.join(sorted(controls))}.")
         own = prepared.sample
-        rng = random.Random(f"{self.recipe.seed}:{own.id}")
-        foreign = [s for s in others if s.video != own.video]
-        if not foreign and name == "shuffled":
-            raise DataError("Shuffling needs samples of at least two videos.")
-        other = rng.choice(foreign) if foreign else own
-        context = ControlContext(own.window, self.signal(other), other.window)
-        return controls[name](prepared.signal, context)
+
+        def draw() -> tuple[Signal, tuple[float, float]]:  # and read only when asked for: most controls never do
+            other = others.draw(own, self.recipe.seed)
+            return self.signal(other), other.window
+
+        return controls[name](prepared.signal, ControlContext(own.window, draw))
 
     def fresh_modulation(self) -> Modulation:
         """Build the recipe's modulation for the host, seeded."""

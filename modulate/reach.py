@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modulate.grid import VisualGrid
-from modulate.modulation import ClipInput, Latents, Modulation
+from modulate.modulation import ClipInput, Latents, Modulation, step_spans
 
 
 def reach(model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor], grid: VisualGrid) -> dict[int, float]:
@@ -20,12 +20,12 @@ def reach(model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor]
     layers, probes = modulation.config.injection.layers, dict[int, Tensor]()
     device, width = modulation.amplitude.device, modulation.config.host.d_model
 
-    def residual(k: int, latents: Tensor) -> Tensor:
+    def residual(k: int, latents: Tensor, *_: Any) -> Tensor:
         probes[k] = torch.zeros(len(latents), width, device=device, requires_grad=True)
         return probes[k]
 
     def latents(clips: Any) -> Latents:
-        return Latents([torch.zeros(grid.tokens, 1, device=device) for _ in layers], (grid.steps,), (grid.steps,))
+        return Latents([torch.zeros(grid.tokens, 1, device=device) for _ in layers], (grid.steps,), (grid.steps,), step_spans([grid]))
 
     stand_ins: dict[str, Any] = {"residual": residual, "latents": latents}
     modulation.__dict__.update(stand_ins)

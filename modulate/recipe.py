@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from modulate import plugins
+from modulate.bundle import controls_of
 from modulate.choice import Choice, Injection, LoraParams
 from modulate.errors import MissingFileError, RecipeError, near_matches
 
@@ -52,11 +53,11 @@ class Stage(Section):
 class Training(Section):
     """How a modulation is trained."""
 
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...] = Field(min_length=1, description="training phases, one after the other")
     batch_size: int = Field(8, ge=1, description="samples of one forward")
     accumulation: int = Field(1, ge=1, description="forwards per optimiser step [GazeQwen: 8 with batch 1]")
     weight_decay: float = Field(1.0e-2, ge=0, description="AdamW; never on biases, norms, other 1-D parameters and LoRA")
-    warmup_steps: int = Field(20, ge=0, description="linear warm-up, then cosine decay to 0 at the stage's last step")
+    warmup_steps: int = Field(20, ge=0, description="optimiser steps of linear warm-up; then cosine decay to 0 at the stage's last step")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="over the options offered [GazeQwen's code: 0.1]")
     augment: bool = Field(True, description="perturb signals as their kind defines it")
@@ -65,8 +66,13 @@ class Training(Section):
     )
     patience: int | None = Field(None, ge=1, description="stop a stage after this many epochs without a better validation accuracy; null: never")
     validate_every: int | None = Field(1, ge=1, description="epochs between validations; the best weights are kept. null: never, the last weights are kept")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision through accelerate")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the forward; weights stay float32. fp16 needs a GPU")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="also log there; needs the extra of that name")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _unquoted(cls, value: Any) -> Any:
+        return "no" if value is False else value  # how YAML reads the word no
 
 
 class Evaluation(Section):
@@ -85,18 +91,18 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="also the run's folder: runs/<name>")
     seed: int = Field(0, description="of initialisation, order and augmentation")
-    host: Choice
-    backbone: Choice
-    signal: str = Field("gaze", description="kind of side signal")
-    encoder: Choice
-    modulator: Choice
-    injection: Injection
-    lora: LoraParams | None = None
-    data: Choice
-    sampling: Sampling = Sampling()
+    host: Choice = Field(description="frozen multimodal LLM that answers")
+    backbone: Choice = Field(description="frozen vision encoder of the raw frames, which the modulator sees them through")
+    signal: str = Field("gaze", description="kind of side signal; `a+b` for several, whose encoder reads them together")
+    encoder: Choice = Field(description="signal encoder: what a signal means for each visual token")
+    modulator: Choice = Field(description="makes residuals of signal and frame features")
+    injection: Injection = Field(description="where in the host residuals are added")
+    lora: LoraParams | None = Field(None, description="low-rank adaptation that the modulation brings along; null: none")
+    data: Choice = Field(description="data set: questions about clips, their signals and their splits")
+    sampling: Sampling = Field(Sampling(), description="which frames of a clip are seen")
     answer: Literal["letter", "word"] = Field("letter", description="score the options' letters, or the words themselves (each must be one token)")
-    training: Training
-    evaluation: Evaluation = Evaluation()
+    training: Training = Field(description="how the modulation is trained")
+    evaluation: Evaluation = Field(Evaluation(), description="how answers are scored, and under which controls")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -127,25 +133,53 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read and validate a recipe, with ``key.sub=value`` overrides (values are YAML). Raises :class:`RecipeError`."""
+    """Read and validate a recipe, with ``key.sub=value`` overrides (values are YAML). Raises :class:`RecipeError`.
+
+    A recipe that says ``extends: OTHER`` (a shipped recipe's name, or a file beside its own) is that one with its own keys laid over it.
+    """
     path = find_recipe(name_or_path)
+    tree = _read(path, ())
+    for text in overrides:
+        override(tree, text)
+    return validate(tree, str(path))
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise RecipeError(f"{path} extends itself, by way of {' → '.join(p.name for p in above)}.")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must hold a mapping of recipe keys, got {type(tree).__name__}.")
-    for text in overrides:
-        override(tree, text)
-    return validate(tree, str(path))
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    beside = path.parent / str(base)
+    return overlay(_read(beside if beside.is_file() else find_recipe(str(base)), (*above, path.resolve())), tree)
+
+
+def overlay(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Lay the keys of ``own`` over ``base``: sections key by key, lists and values whole; a component of another name replaces the whole component."""
+    merged = dict(base)
+    for key, value in own.items():
+        before = base.get(key)
+        alike = isinstance(before, dict) and isinstance(value, dict) and value.get("name", before.get("name")) == before.get("name")
+        merged[key] = overlay(before, value) if alike else value  # type: ignore[arg-type]
+    return merged
 
 
 def override(tree: dict[str, Any], text: str) -> None:
-    """Apply one ``key.sub=value`` to a recipe's tree, in place; list items by index (``training.stages.0.epochs=2``)."""
+    """Apply one ``key.sub=value`` to a recipe's tree, in place; list items by index (``training.stages.0.epochs=2``).
+
+    Sections that are absent are made; raises :class:`RecipeError` for those that no recipe has.
+    """
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise RecipeError(f"Override {text!r} is not of the form key.sub=value.")
     *path, last = key.split(".")
+    _refuse_unknown(path, text)
     node: Any = tree
     try:
         for part in path:
@@ -155,6 +189,15 @@ def override(tree: dict[str, Any], text: str) -> None:
         raise RecipeError(f"Override {text!r} does not fit the recipe: {error}.") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"Override {text!r} has a value that is not valid YAML.") from error
+
+
+def _refuse_unknown(path: Sequence[str], text: str) -> None:
+    """Raise where ``path`` leaves a recipe's sections. What is below a component's ``params`` is for that component's class to say, later."""
+    keys = [int(part) if part.isdecimal() else part for part in path]
+    for depth, part in enumerate(keys):
+        known = _known_keys(Recipe, keys[:depth])
+        if known and isinstance(part, str) and part not in known:
+            raise RecipeError(f"Override {text!r}: unknown recipe key {'.'.join(path[: depth + 1])!r}. {near_matches(part, known)}")
 
 
 def validate(tree: Mapping[str, Any], source: str) -> Recipe:
@@ -169,7 +212,7 @@ def validate(tree: Mapping[str, Any], source: str) -> Recipe:
             choice.resolved(kind)
         except ValidationError as error:
             raise RecipeError(explain(error, f"{source}: {key}.params of {choice.name}", plugins.get(kind, choice.name).Params)) from error
-    known = BUILT_IN.keys() | plugins.get("signal", recipe.signal).controls.keys()
+    known = BUILT_IN.keys() | controls_of(recipe.signal).keys()
     for name in recipe.evaluation.conditions:
         if name not in known:
             raise RecipeError(f"{source}: evaluation.conditions: {name!r} is no condition. {near_matches(name, known)}")
@@ -205,5 +248,13 @@ def dump(recipe: Recipe) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of recipes, for editors."""
-    return Recipe.model_json_schema()
+    """Return the JSON Schema of recipes, for editors; one that extends another may leave any key out."""
+    whole = Recipe.model_json_schema()
+    definitions = whole.pop("$defs")
+    loose = json.loads(json.dumps({"": whole, **definitions}).replace('"#/$defs/', '"#/$defs/part of '))
+    for part in loose.values():
+        part.pop("required", None)
+    extending = loose.pop("")
+    extends = {"type": "string", "description": "name of a shipped recipe, or a file beside this one, over which this recipe's keys are laid"}
+    extending |= {"properties": {"extends": extends, **extending["properties"]}, "required": ["extends"]}
+    return {"title": whole["title"], "anyOf": [whole, extending], "$defs": definitions | {f"part of {name}": part for name, part in loose.items()}}

@@ -9,11 +9,10 @@ from typing import Any, ClassVar, Self
 
 @dataclass(frozen=True)
 class ControlContext:
-    """What a control may use: the clip's window, and the signal and window of another sample (for shuffling)."""
+    """What a control may use: the clip's window in seconds, and ``draw()``, the signal and window of a sample of another video (for shuffling)."""
 
     window: tuple[float, float]
-    other: "Signal"
-    other_window: tuple[float, float]
+    draw: Callable[[], tuple["Signal", tuple[float, float]]]
 
 
 Control = Callable[[Any, ControlContext], "Signal"]
@@ -62,7 +61,8 @@ def blank(signal: Signal, context: ControlContext) -> Signal:
 
 def shuffled(signal: Signal, context: ControlContext) -> Signal:
     """Control: another sample's signal, moved in time so that the ends of both windows coincide."""
-    return context.other.moved(context.window[1] - context.other_window[1]).within(*context.window)
+    other, window = context.draw()
+    return other.moved(context.window[1] - window[1]).within(*context.window)
 
 
 COMMON_CONTROLS: dict[str, Control] = {"blank": blank, "shuffled": shuffled}

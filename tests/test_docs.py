@@ -22,11 +22,12 @@ RECIPES = "modulate_recipes"
 
 LAYERS = [
     {"errors", "hookspecs"},
-    {"plugins", "grid", "files", "paths", "statistics", "signals", "video"},
-    {"choice", "metrics"},
+    {"plugins", "grid", "files", "paths", "recent", "statistics", "signals", "video", "writers"},
+    {"bundle", "choice", "metrics"},
     {"components", "hosts", "recipe"},
     {"features", "localize", "lora", "run"},
     {"modulation"},
+    {"conditioning"},
     {"inject", "pipeline"},
     {"reach", "evaluate", "ask"},
     {"train", "check"},

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from modulate import recipe as recipes
+from modulate.cli import reference
 from modulate.errors import MissingFileError, PluginError, RecipeError
 
 SMALL = str(Path(__file__).parent / "data" / "small.yaml")
@@ -50,8 +52,31 @@ def test_the_schema_knows_every_key_of_a_shipped_recipe(name):
             for i, inner in enumerate(value):
                 follow(inner, node["items"], f"{path}.{i}")
 
-    follow(yaml.safe_load(SHIPPED[name].read_text()), schema, "recipe")
+    tree = yaml.safe_load(SHIPPED[name].read_text())
+    whole, extending = schema["anyOf"]
+    follow(tree, extending if "extends" in tree else whole, "recipe")
     assert json.loads(json.dumps(schema)) == schema
+
+
+def test_a_recipe_that_extends_another_is_that_one_with_its_own_keys_laid_over(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: gazeqwen_tiny\nname: mine\nencoder: {params: {sigma: 0.2}}\nmodulator: {name: film, params: {width: 8}}\n")
+    base, own = recipes.load_recipe("gazeqwen_tiny"), recipes.load_recipe(str(mine), ["seed=7"])
+    assert (own.name, own.seed, own.data, own.training) == ("mine", 7, base.data, base.training)
+    assert own.encoder.params == {**base.encoder.params, "sigma": 0.2}  # the same component: its parameters are laid over
+    assert own.modulator.params == {"width": 8}  # another one: nothing is left of the first
+    (tmp_path / "further.yaml").write_text("extends: mine.yaml\nname: further\n")
+    assert recipes.load_recipe(str(tmp_path / "further.yaml")).modulator == own.modulator
+
+
+def test_a_recipe_cannot_extend_itself_or_what_is_not_there(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(RecipeError, match=r"a\.yaml extends itself, by way of a\.yaml → b\.yaml"):
+        recipes.load_recipe(str(tmp_path / "a.yaml"))
+    (tmp_path / "c.yaml").write_text("extends: gazeqwen_tny\n")
+    with pytest.raises(MissingFileError, match="Did you mean 'gazeqwen_tiny'"):
+        recipes.load_recipe(str(tmp_path / "c.yaml"))
 
 
 def test_an_unknown_key_is_refused_with_near_matches():
@@ -83,6 +108,11 @@ def test_a_value_of_the_wrong_kind_is_refused_with_the_value():
         ("training.stages.9.lr=1", r"Override 'training\.stages\.9\.lr=1' does not fit the recipe: list index out of range"),
         ("seed.sub=1", r"Override 'seed\.sub=1' does not fit the recipe"),
         ("seed=[1", r"Override 'seed=\[1' has a value that is not valid YAML"),
+        ("trainig.batch_size=4", r"Override 'trainig\.batch_size=4': unknown recipe key 'trainig'\. Did you mean 'training'\?"),
+        ("encoder.parms.dim=4", r"Override 'encoder\.parms\.dim=4': unknown recipe key 'encoder\.parms'\. Did you mean 'params'\? Known: name, params\."),
+        ("training.stages.0.opt.lr=1", r"unknown recipe key 'training\.stages\.0\.opt'\. Known: epochs, lora_lr, lr, name, train\."),
+        ("lora.rnk.x=1", r"unknown recipe key 'lora\.rnk'\. Did you mean 'rank'"),
+        ("modulator.params.deep.er=1", r"modulator\.params of gaze_resampler is not valid:\n  deep: unknown key"),  # the component's own class says so
     ],
 )
 def test_a_bad_override_is_refused(text, message):
@@ -93,6 +123,37 @@ def test_a_bad_override_is_refused(text, message):
 def test_overrides_reach_nested_keys_list_items_and_optional_sections():
     recipe = recipes.load_recipe(SMALL, ["training.stages.0.epochs=2", "injection.layers=[2]", "lora=null", "training.stages.1.train=[modulator]"])
     assert recipe.training.stages[0].epochs == 2 and recipe.injection.layers == (2,) and recipe.lora is None
+
+
+def test_an_override_makes_the_sections_that_are_absent():
+    tree = {"encoder": {"name": "coord_rel"}}
+    for text in ("encoder.params.dim=4", "lora.rank=2", "sampling.fps=0.5", "backbone.params.dims.depth=2"):
+        recipes.override(tree, text)
+    assert tree == {
+        "encoder": {"name": "coord_rel", "params": {"dim": 4}}, "lora": {"rank": 2}, "sampling": {"fps": 0.5}, "backbone": {"params": {"dims": {"depth": 2}}}
+    }  # fmt: skip
+
+
+def test_the_word_no_needs_no_quotes():
+    assert recipes.load_recipe(SMALL, ["training.precision=no"]) == recipes.load_recipe(SMALL)
+
+
+def models(model, path):
+    """(path, model) of a model and all those in it."""
+    yield path, model
+    for name, field in model.model_fields.items():
+        for inner in [field.annotation, *getattr(field.annotation, "__args__", ())]:
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from models(inner, f"{path}.{name}".lstrip("."))
+
+
+def test_every_section_and_every_field_of_a_recipe_and_of_all_that_ships_is_described():
+    registry = reference.shipped()
+    roots = [("", recipes.Recipe), *((f"{key}.{n}", registry.get(kind, n).Params) for kind, key in reference.KINDS.items() for n in registry.names(kind))]
+    found = [pair for path, root in roots for pair in models(root, path)]
+    assert {path for path, _ in found} >= {"", "host", "injection", "lora", "sampling", "training.stages", "evaluation", "encoder.coord_pe", "data.tabletop"}
+    assert [path for path, model in found if not (model.__doc__ or "").strip()] == []
+    assert [f"{path}.{name}" for path, model in found for name, field in model.model_fields.items() if not field.description] == []
 
 
 def test_training_lora_without_a_lora_section_is_refused():

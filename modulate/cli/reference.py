@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from modulate import plugins
-from modulate.cli import build
+from modulate.cli import build, hosts
 from modulate.errors import PluginError
 from modulate.files import write_atomically
 
@@ -33,7 +33,7 @@ def shipped() -> plugins.Registry:
 
 def pages(registry: plugins.Registry) -> dict[str, str]:
     """Return {file name: text} of the reference pages."""
-    return {"cli.md": cli_page(registry), "recipe.md": recipe_page(registry)}
+    return {"cli.md": cli_page(registry), "recipe.md": recipe_page(registry), "hosts.md": hosts.page(registry, NOTE)}
 
 
 # --- command line -----------------------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Write the pages, or with ``--check`` compare them; 1 when one is out of date."""
-    parser = argparse.ArgumentParser(description="Write docs/reference/cli.md and recipe.md from the code.")
+    parser = argparse.ArgumentParser(description="Write docs/reference/cli.md, recipe.md and hosts.md from the code and the contract suite's outcomes.")
     parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 when a page is out of date")
     parser.add_argument("--folder", type=Path, default=Path("docs/reference"), help="where the pages are; by default docs/reference in the working directory")
     given = parser.parse_args(args)

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from modulate.components import Dataset, Params, Sample
 from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
+from modulate_streamgaze.questions import Item
 from modulate_tabletop.make import make_world
 from modulate_tabletop.text import GAZE_ONLY
 
@@ -25,6 +26,14 @@ class TabletopParams(Params):
     max_per_split: PositiveInt | None = Field(None, description="largest number of samples per split, taken evenly from the tasks; all if absent")
 
 
+class TabletopFiles(StreamGaze):
+    """StreamGaze's files and, beside them, the positions of the hand."""
+
+    def signals(self, item: Item) -> dict[str, Path]:
+        """Return the gaze file and the hand file of a question's video."""
+        return {**super().signals(item), "hand": self.root / "hand" / f"{item.stem}_hand.csv"}
+
+
 class Tabletop(Dataset):
     """Questions about generated clips; see ``modulate_tabletop.questions`` for what they ask."""
 
@@ -34,12 +43,12 @@ class Tabletop(Dataset):
         self.params = params
 
     @cached_property
-    def reader(self) -> StreamGaze:
+    def reader(self) -> TabletopFiles:
         """StreamGaze's reader, set to this world."""
         p = self.params
         limits = {} if p.max_per_split is None else dict.fromkeys(("train", "val", "test"), p.max_per_split)
         seen = dict.fromkeys(("past_seconds", "present_seconds", "proactive_seconds"), p.window)
-        return StreamGaze(StreamGazeParams.model_validate({"root": p.root, "tasks": p.tasks, "split": p.split, "limits": limits, **seen}))
+        return TabletopFiles(StreamGazeParams.model_validate({"root": p.root, "tasks": p.tasks, "split": p.split, "limits": limits, **seen}))
 
     def prepare(self) -> None:
         """Make the world if it is not there; raises :class:`~modulate.errors.DataError` if another one is."""

@@ -1,0 +1,50 @@
+"""From latents to what a layer adds to its tokens; by default one zero-initialised linear map that does not look at the hidden states."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All latents of a conditioning, and which of them belong to each position that is written.
+
+    ``latents``: (latent, d_latent). ``span``: (token, 2), the first of a position's own latents and one past the last: those of its time
+    step for a visual token, those of all clips of its row for any other.
+    """
+
+    latents: Float[Tensor, "latent d_latent"]
+    span: Int64[Tensor, "token 2"]
+
+
+class Writer(nn.Module, ABC):
+    """Makes the residual of one injected layer. Compute is fp32 with autocast off. Must give exactly 0 for every input when fresh."""
+
+    @abstractmethod
+    def forward(
+        self, latents: Float[Tensor, "token d_latent"], hidden: Float[Tensor, "token d_model"], memory: Memory
+    ) -> Float[Tensor, "token d_model"]:
+        """Return what is added to each position.
+
+        Args:
+            latents: of each position: those of its own visual token, or the mean over its span where it is none.
+            hidden: the states that are about to be modified, in the host's dtype.
+            memory: for writers that look further than their own token.
+        """
+
+
+class Projection(Writer):
+    """W z with W = 0 at first."""
+
+    def __init__(self, d_latent: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d_model, d_latent))
+
+    def forward(
+        self, latents: Float[Tensor, "token d_latent"], hidden: Float[Tensor, "token d_model"], memory: Memory
+    ) -> Float[Tensor, "token d_model"]:
+        """Map the latents; ``hidden`` and ``memory`` are not used."""
+        return nn.functional.linear(latents, self.weight)

@@ -1,0 +1,52 @@
+"""The encoder ``together``: several kinds of signal of one clip, each through an encoder of its own, side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from modulate import Params, Signal, SignalEncoder, SignalFeatures, VisualGrid
+from modulate.bundle import Bundle
+from modulate.choice import Choice
+from modulate.errors import ConditioningError, RecipeError
+
+
+class TogetherParams(Params):
+    """Parameters of ``together``."""
+
+    encoders: dict[str, Choice] = Field(min_length=2, description="kind of signal: its encoder, as `encoder` of a recipe is written")
+
+
+class Together(SignalEncoder):
+    """Features of all parts, concatenated in the order given; a step is active where any part is.
+
+    Reads the bundle that a recipe's ``signal: a+b`` makes. Raises :class:`ConditioningError` when a clip's signal has other parts, and
+    :class:`RecipeError` for encoders that ask to be added to the frame features.
+    """
+
+    Params = TogetherParams
+    signal_kind = Bundle.kind
+
+    def __init__(self, params: TogetherParams) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict()
+        for kind, choice in params.encoders.items():
+            component, own = choice.resolved("signal_encoder")
+            self.parts[kind] = component(own)
+        self.d_signal = sum(self._encoder(kind).d_signal for kind in self.parts)
+
+    def _encoder(self, kind: str) -> Any:
+        return self.parts[kind]
+
+    def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
+        """Encode each part's signals and join the features: (step, token, sum of the parts' widths)."""
+        for signal in signals:
+            found = sorted(signal.parts) if isinstance(signal, Bundle) else [signal.kind]
+            if found != sorted(self.parts):
+                raise ConditioningError(f"This encoder reads {' and '.join(sorted(self.parts))} together; a clip came with {' and '.join(found)}.")
+        encoded: list[SignalFeatures] = [self.parts[kind]([s.parts[kind] for s in signals if isinstance(s, Bundle)], grids) for kind in self.parts]
+        if any(part.to_features for part in encoded):
+            raise RecipeError("`to_features` of an encoder inside `together` has no effect that is defined: features of several kinds lie side by side. Set it to false.")
+        return SignalFeatures(torch.cat([part.values for part in encoded], -1), torch.stack([part.active for part in encoded]).any(0))
