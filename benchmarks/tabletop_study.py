@@ -1,9 +1,10 @@
-"""Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the tabletop world.
+"""Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the tabletop world; and still scenes first.
 
 python benchmarks/tabletop_study.py [--jobs 2] [--collect] [--runs runs/study] [key.sub=value …]
 
 For each seed: one run per signal encoder, one of LoRA alone, and one of the same modulation trained with a blank signal (for which all
-encoders are the same function: they give exactly 0). Runs that are finished are not repeated. Writes docs/results/tabletop.md and .json.
+encoders are the same function: they give exactly 0). On still scenes (one time step, the modulator alone is trained) each encoder once: can the
+host be steered? Runs that are finished are not repeated. Writes docs/results/tabletop.md and .json.
 """
 
 import argparse
@@ -12,10 +13,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modulate.statistics import paired_difference, task_accuracies
+from modulate.metrics import Prediction, compare, summarise
 
 RECIPE = "recipes/gazeqwen_tiny.yaml"
 SEEDS = (0, 1, 2)  # fixed before any of these runs
@@ -28,14 +30,18 @@ ENCODERS = {
 DEFAULT = "heatmap_dur"
 CONTROLS = ("none", "blank", "shuffled", "centre", "shifted", "host", "no_frames", "no_pixels")
 LORA_ONLY = "training.stages=[{name: lora, train: [lora], epochs: %s, lr: 1.0e-3}]"
+STILLS = ["data.params.window=1.0", "sampling={fps: 2.0, max_frames: 2}", "lora=null", "evaluation.conditions=[none]"]
+STILLS_STAGE = "training.stages=[{name: modulator, train: [modulator], epochs: %s, lr: 3.0e-3}]"
 PAGE = Path("docs/results/tabletop")
+RESAMPLES = 2000
 
-Record = dict[str, Any]
 
-
-def jobs(extra: Sequence[str], epochs: str) -> list[list[str]]:
+def jobs(extra: Sequence[str], epochs: str, still_epochs: str) -> list[list[str]]:
     """Return the overrides of every run."""
-    found = []
+    found = [
+        (int(e != DEFAULT), [f"name=stills-{e}-0", f"encoder.name={e}", f"encoder.params={params}", STILLS_STAGE % still_epochs, *STILLS, *extra])
+        for e, params in ENCODERS.items()
+    ]
     for seed in SEEDS:
         common = [f"seed={seed}", *extra]
         found.append((0, [f"name=gaze_free-{seed}", "training.condition=blank", "evaluation.conditions=[none, host]", *common]))
@@ -70,26 +76,24 @@ def seeds_of(runs: Path, name: str) -> list[int]:
     return [seed for seed in SEEDS if (runs / f"{name}-{seed}" / "metrics.json").is_file()]
 
 
-def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list[Record]:
-    """Return the predictions of one condition, over the given seeds."""
+def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list[Prediction]:
+    """Return the predictions of one condition, over the given seeds; a sample has another id for each seed."""
     found = []
     for seed in seeds:
         lines = (runs / f"{name}-{seed}" / "predictions.jsonl").read_text().splitlines()
-        found += [r | {"id": f"{seed}/{r['id']}"} for r in map(json.loads, lines) if r["condition"] == condition]
+        own = [Prediction(**record) for record in map(json.loads, lines) if record["condition"] == condition]
+        found += [replace(r, id=f"{seed}/{r.id}") for r in own]
     return found
 
 
-def accuracy(rows: Sequence[Record]) -> dict[str, Any]:
-    """Return the unweighted mean over tasks with its interval, and each task."""
-    return task_accuracies([r["correct"] for r in rows], [r["task"] for r in rows], [r["group"] for r in rows], resamples=2000).as_json()
+def accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the unweighted mean over tasks and each task, with intervals clustered by video."""
+    return summarise(rows, RESAMPLES, seed=0)
 
 
-def difference(a: Sequence[Record], b: Sequence[Record]) -> dict[str, Any]:
-    """Return the paired difference of two conditions, clustered by video."""
-    partner = {r["id"]: r for r in b}
-    pairs = [(r, partner[r["id"]]) for r in a]
-    groups, tasks = [x["group"] for x, _ in pairs], [x["task"] for x, _ in pairs]
-    return paired_difference([x["correct"] for x, _ in pairs], [y["correct"] for _, y in pairs], groups, tasks, resamples=2000).as_json()
+def difference(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the paired difference of two conditions, clustered by video, overall and of each task."""
+    return compare(a, b, RESAMPLES, seed=0)
 
 
 def collect(runs: Path) -> dict[str, Any]:
@@ -113,6 +117,7 @@ def collect(runs: Path) -> dict[str, Any]:
             "blank - gaze_free": difference(rows["blank"], records(runs, "gaze_free", "blank", seeds)),
             "signal - lora_only": difference(rows["signal"], records(runs, "lora_only", "none", seeds)),
         }
+    figures["stills"] = {e: accuracy(records(runs, f"stills-{e}", "signal", SEEDS[:1])) for e in ENCODERS if (runs / f"stills-{e}-0" / "metrics.json").is_file()}
     return figures
 
 
@@ -136,7 +141,11 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     pairs = ["shuffled - blank", "shifted - blank", "blank - gaze_free", "signal - lora_only"]
     lines += ["", "## Differences (points)", "", _row(["encoder", *pairs]), _row(["---"] * (len(pairs) + 1))]
     for encoder, found in figures["encoders"].items():
-        lines.append(_row([f"`{encoder}`", *(_cell(found[p], "mean", signed=True) for p in pairs)]))
+        lines.append(_row([f"`{encoder}`", *(_cell(found[p], "difference", signed=True) for p in pairs)]))
+    lines += ["", "## Still scenes: can the host be steered?", "", "One time step (two frames of the last second), the modulator alone trained, seed 0; the clip's own signal.", ""]
+    lines += [_row(["encoder", "overall", *(f"`{t}`" for t in tasks)]), _row(["---"] * (len(tasks) + 2))]
+    for encoder, found in figures["stills"].items():
+        lines.append(_row([f"`{encoder}`", _cell(found, "overall"), *(_cell(found["tasks"][t], "accuracy") for t in tasks)]))
     return "\n".join([*lines, "", *READING]) + "\n"
 
 
@@ -156,7 +165,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _cell(found: dict[str, Any], key: str, signed: bool = False) -> str:
     form = "{:+.1f}" if signed else "{:.1f}"
-    middle, low, high = (form.format(100 * found[k]) for k in (key, "low", "high"))
+    middle, low, high = (form.format(100 * share) for share in (found[key], *found["interval"]))
     return f"{middle} [{low}, {high}]"
 
 
@@ -166,11 +175,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     parser.add_argument("--lora-epochs", default="1", help="epochs of the LoRA-only run")
+    parser.add_argument("--still-epochs", default="5", help="epochs on still scenes")
     parser.add_argument("--collect", action="store_true", help="run nothing; write the page from the runs that are finished")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(() if options.collect else pool.map(lambda job: run(job, options.runs), jobs(options.overrides, options.lora_epochs)))
+        list(() if options.collect else pool.map(lambda job: run(job, options.runs), jobs(options.overrides, options.lora_epochs, options.still_epochs)))
     figures = collect(options.runs)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -18,7 +18,8 @@ class Lesson:
     frames: np.ndarray  # (2 * steps, SIZE, SIZE, 3) uint8
     kinds: np.ndarray
     colours: np.ndarray
-    marks: np.ndarray  # (steps,) the marked place
+    marks: np.ndarray  # (steps,) the place that is pointed at, −1 for none
+    drawn: bool = True  # whether the pictures show it
 
 
 def table(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -42,8 +43,8 @@ def change(rng: np.random.Generator, kinds: np.ndarray, colours: np.ndarray) -> 
         kinds[b], colours[b], kinds[a] = kinds[a], colours[a], -1
 
 
-def lesson(rng: np.random.Generator, steps: int, marked: bool) -> Lesson:
-    """A clip of ``steps`` steps; if ``marked``, a different object carries the mark in each step."""
+def lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: bool = True) -> Lesson:
+    """A clip of ``steps`` steps; if ``marked``, a different object carries the mark in each step, which is in the pictures only if ``drawn``."""
     layout, (kinds, colours) = Layout.random(rng), table(rng)
     camera, drift = rng.uniform(-3.5, 3.5, 2), rng.uniform(-0.6, 0.6, 2)
     hand = np.array([rng.uniform(20, 108), rng.uniform(124, 138)]) / SIZE
@@ -56,11 +57,11 @@ def lesson(rng: np.random.Generator, steps: int, marked: bool) -> Lesson:
         for _ in range(2):
             camera = np.clip(camera + drift + rng.normal(0, 0.3, 2), -4, 4)
             hand = hand + rng.normal(0, 1 / SIZE, 2)
-            frames.append(render(layout, kinds, colours, tuple(camera), tuple(hand), [mark] if marked else (), rng))
+            frames.append(render(layout, kinds, colours, tuple(camera), tuple(hand), [mark] if marked and drawn else (), rng))
         all_kinds.append(kinds.copy())
         all_colours.append(colours.copy())
         marks.append(mark)
-    return Lesson(np.stack(frames), np.stack(all_kinds), np.stack(all_colours), np.array(marks))
+    return Lesson(np.stack(frames), np.stack(all_kinds), np.stack(all_colours), np.array(marks), drawn)
 
 
 def describe(item: Lesson, step: int = -1) -> str:

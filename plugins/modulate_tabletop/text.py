@@ -39,6 +39,7 @@ WORDS = [
     "far",
     "should",
     "alert",
+    "Alert",
     "be",
     "triggered",
     "an",

@@ -1,12 +1,14 @@
-"""Train the small host from scratch on in-memory tables: describe, then name what a light mark points at. It never sees a gaze signal.
+"""Train the small host from scratch on in-memory tables: describe, name what a light mark points at, choose its letter. It never sees a gaze signal.
 
-``python -m modulate_tabletop.train_host --out FOLDER`` (about a quarter of an hour on two free cores).
+``python -m modulate_tabletop.train_host --out FOLDER`` (about a quarter of an hour on two free cores). ``--part see``, then
+``--part choose --start-from FOLDER`` and ``--part point --start-from FOLDER`` do the same part by part.
 """
 
 import argparse
 import json
-import random
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,11 @@ from modulate_tabletop.packing import Branch
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of the curriculum. ``branches`` gives each kind's chance of being asked about a clip."""
+    """One part of the curriculum. ``branches`` gives each kind's chance of being asked about a clip.
+
+    ``pointed``: share of the marked clips whose mark is not drawn; instead the mean trace of the drawn ones is added to the visual token. Without it a
+    host may read marks in its vision tower, where no residual in the decoder can take their place.
+    """
 
     name: str
     updates: int
@@ -29,20 +35,21 @@ class Phase:
     steps: tuple[int, ...]
     lr: float
     branches: dict[str, float]
+    pointed: float = 0.0
 
 
 READ = {"describe": 1.0, "told": 0.3, "drill": 0.6}
 NAME = {"describe": 0.6, "told": 0.1, "drill": 1.0, "word": 0.7}
 CLIPS = {"describe": 0.3, "word": 1.0}
-CHOOSE = {"describe": 0.15, "word": 0.3, "letter": 0.7}
+CHOOSE = {"describe": 0.1, "word": 0.5, "letter": 0.7}
 STREAM = 1 / 16  # factor on the residual stream after training; a power of two changes no logit at all
 MIXED = (4, 4, 4, 4, 3, 2, 1)  # steps of a clip, drawn for each batch
-CURRICULUM = (
-    Phase("read", 400, 16, (1,), 2.0e-3, READ),
-    Phase("name", 200, 20, (1,), 1.8e-3, NAME),
-    Phase("clips", 450, 16, MIXED, 1.4e-3, CLIPS),
-)
-LETTERS = Phase("choose", 600, 16, MIXED, 1.5e-3, CHOOSE)  # not part of the host that ships: it did not learn letters, see host/README.md
+PARTS = {
+    "see": (Phase("read", 400, 16, (1,), 2.0e-3, READ), Phase("name", 200, 20, (1,), 1.8e-3, NAME), Phase("clips", 450, 16, MIXED, 1.4e-3, CLIPS)),
+    "choose": (Phase("choose", 500, 16, MIXED, 1.4e-3, CHOOSE),),
+    "point": (Phase("point", 240, 16, MIXED, 1.0e-3, CHOOSE, pointed=0.5),),
+}
+"""Each part draws from a generator of its own, so that parts trained one by one give what all of them give in one go."""
 
 
 def branches(rng: np.random.Generator, item: lessons.Lesson, wanted: dict[str, float]) -> list[Branch]:
@@ -77,7 +84,8 @@ def _letter(kind: str, task: str, question: str, options: list[str], answer: str
 def batch_of(rng: np.random.Generator, packer: packing.Packer, phase: Phase, marked: float) -> tuple[dict[str, Any], torch.Tensor, list[lessons.Lesson]]:
     """One batch: packed questions, patches, clips."""
     steps = int(rng.choice(phase.steps))
-    items = [lessons.lesson(rng, steps, rng.random() < marked) for _ in range(phase.batch)]
+    drawn = (lambda: rng.random() >= phase.pointed) if phase.pointed else lambda: True
+    items = [lessons.lesson(rng, steps, rng.random() < marked, drawn()) for _ in range(phase.batch)]
     rows = [branches(rng, item, phase.branches) for item in items]
     if not any(rows):
         rows[0] = [Branch("told", *lessons.told(rng), sees_video=False)]
@@ -89,12 +97,38 @@ def batch_of(rng: np.random.Generator, packer: packing.Packer, phase: Phase, mar
 CLASS_IDS, COLOUR_IDS = ([host_files.ID[w] for w in (text.EMPTY, *words)] for words in (lessons.CLASSES, lessons.COLOUR_WORDS))
 
 
+def pointed_at(items: list[lessons.Lesson], drawn: bool) -> torch.Tensor:
+    """1 at the marked places of the clips whose mark is drawn, or of those whose mark is not: (clip, step · place)."""
+    places = np.arange(items[0].kinds.shape[1])
+    return torch.from_numpy(np.stack([(i.marks[:, None] == places) & (i.drawn == drawn) for i in items])).flatten(1).float()
+
+
+@contextmanager
+def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) -> Iterator[None]:
+    """Add the mean trace of the drawn marks, after ``layer``, to the tokens of the marked places where none is drawn. ``first``: the first visual position."""
+    drawn, missing = pointed_at(items, drawn=True)[..., None], pointed_at(items, drawn=False)[..., None]
+    full = torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None] * (1 - drawn) * (1 - missing)
+    end = first + drawn.shape[1]
+
+    def hook(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
+        tokens = hidden[:, first:end]
+        trace = (tokens * drawn).sum((0, 1)) / drawn.sum() - (tokens * full).sum((0, 1)) / full.sum()
+        return torch.cat([hidden[:, :first], tokens + missing * trace, hidden[:, end:]], 1)
+
+    handle = model.model.language_model.layers[layer].register_forward_hook(hook) if missing.any() and drawn.any() else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
 def spell_loss(model: Any, seen: torch.Tensor, items: list[lessons.Lesson]) -> tuple[torch.Tensor, float]:
     """Visual tokens should spell what is at their place in the words' own embeddings: class, colour, and whether it is marked."""
     words = seen @ model.get_input_embeddings().weight.T
     kinds = torch.from_numpy(np.stack([i.kinds for i in items])).flatten() + 1
     colours = torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colours, -1) for i in items])).flatten() + 1
-    marked = torch.from_numpy(np.stack([i.marks[:, None] == np.arange(i.kinds.shape[1]) for i in items])).flatten().float()
+    marked = pointed_at(items, drawn=True).flatten()
     by_class, by_colour = words[:, CLASS_IDS], words[:, COLOUR_IDS]
     mark = F.binary_cross_entropy_with_logits(words[:, host_files.ID["marked"]], marked)
     right = (by_class.argmax(-1) == kinds) & (by_colour.argmax(-1) == colours)
@@ -135,14 +169,15 @@ def optimizers(model: Any, lr: float, muon: bool) -> list[torch.optim.Optimizer]
 def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random.Generator, *, muon: bool, out: Path | None = None) -> dict[str, float]:
     """Run one phase and return its last accuracies."""
     opts = optimizers(model, phase.lr, muon)
-    tally, start = Tally(), time.time()
+    tally, start, first = Tally(), time.time(), len(packer.ids(packing.TURN_START))
     for update in range(phase.updates):
         share = update / phase.updates
         for opt in opts:
             for group in opt.param_groups:
                 group["lr"] = phase.lr * min(1.0, (update + 1) / 30) * (1.0 if share < 0.6 else max(0.05, (1 - share) / 0.4))
         packed, values, items = batch_of(rng, packer, phase, marked=0.6 if phase.branches is READ else 0.95)
-        logits, seen, early = packing.forward(model, packed, values, len(items[0].marks), hints=True)
+        with pointing(model, first, items, update % 3):
+            logits, seen, early = packing.forward(model, packed, values, len(items[0].marks), hints=True)
         kinds = [w[3] for w in packed["where"]]
         target = torch.tensor([w[2] for w in packed["where"]])
         weight = torch.tensor([{"describe": 1 / 16, "told": 0.5, "drill": 0.3}.get(k, 1.0) for k in kinds])
@@ -169,22 +204,24 @@ def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random
     return tally.mean(1000)
 
 
-def train(out: Path, seed: int, muon: bool = True, curriculum: tuple[Phase, ...] = CURRICULUM, start_from: Path | None = None) -> dict[str, Any]:
-    """Train through the curriculum, saving after each phase; returns accuracies and times."""
+def train(out: Path, seed: int, muon: bool = True, parts: Sequence[str] = tuple(PARTS), start_from: Path | None = None) -> dict[str, Any]:
+    """Train through the parts, saving after each phase; returns accuracies and times. ``start_from``: the folder that an earlier part wrote."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(seed)
-    random.seed(seed)
-    rng = np.random.default_rng(seed)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start_from) if start_from else Qwen2_5_VLForConditionalGeneration(host_files.configuration())
-    packer, record, start = packing.Packer(host_files.tokenizer()), {}, time.time()
-    for phase in curriculum:
-        record[phase.name] = train_phase(model, packer, phase, rng, muon=muon, out=out)
-        record[phase.name]["seconds"] = round(time.time() - start)
-        host_files.save(model, out)
-    if not start_from:
-        host_files.rescale(model, STREAM)
-        host_files.save(model, out)
+    record: dict[str, Any] = json.loads((start_from / "training.json").read_text())["phases"] if start_from else {}
+    if start_from:
+        host_files.rescale(model, 1 / STREAM)
+    packer = packing.Packer(host_files.tokenizer())
+    for part in parts:
+        rng, start = np.random.default_rng(seed + list(PARTS).index(part)), time.time()
+        for phase in PARTS[part]:
+            record[phase.name] = train_phase(model, packer, phase, rng, muon=muon, out=out)
+            record[phase.name]["seconds"] = round(time.time() - start)
+            host_files.save(model, out)
+    host_files.rescale(model, STREAM)
+    host_files.save(model, out)
     (out / "training.json").write_text(json.dumps({"seed": seed, "muon": muon, "phases": record}, indent=1) + "\n")
     return record
 
@@ -194,13 +231,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start-from", type=Path, help="continue from these weights")
-    parser.add_argument("--phases", nargs="*", default=[p.name for p in CURRICULUM])
-    parser.add_argument("--letters", action="store_true", help="add a last phase with letter answers (experimental)")
+    parser.add_argument("--part", choices=PARTS, action="append", help="train this part only; all by default")
+    parser.add_argument("--start-from", type=Path, help="continue from the folder that an earlier part wrote")
     args = parser.parse_args()
     torch.set_num_threads(2)
-    phases = tuple(p for p in CURRICULUM if p.name in args.phases) + ((LETTERS,) if args.letters else ())
-    print(json.dumps(train(args.out, args.seed, curriculum=phases, start_from=args.start_from), indent=1))
+    print(json.dumps(train(args.out, args.seed, parts=args.part or tuple(PARTS), start_from=args.start_from), indent=1))
 
 
 if __name__ == "__main__":

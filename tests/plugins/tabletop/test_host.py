@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import modulate_tabletop
-from modulate_tabletop import lessons, packing, steer, text
+from modulate_tabletop import exam, lessons, packing, steer, text
 from modulate_tabletop.host_files import ID
 
 HOST = Path(modulate_tabletop.__file__).parent / "host"
@@ -97,8 +97,16 @@ def test_without_a_mark_the_host_is_near_chance(processor: Any, host: Any) -> No
     assert np.mean(right) < 0.55
 
 
+def test_what_its_readme_says_it_can_and_cannot_do(processor: Any, host: Any) -> None:
+    found = exam.exam(host, packing.Packer(processor.tokenizer), steps=4, batches=2)
+    drawn = [v for k, v in found.items() if k.startswith("drawn")]
+    named = [found[f"pointed word {task}"] for task in (text.EASY, text.HARD, text.ATTRIBUTE)]
+    assert len(drawn) == 8 and min(drawn) >= 0.85 and min(named) >= 0.85
+    assert max(found[f"pointed {answer} {text.ALERT}"] for answer in ("word", "letter")) < 0.75, "better than its README says"
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_pointer_at_the_gazed_token_steers_the_host(processor: Any, host: Any, steps: int) -> None:
     found = steer.report(host, packing.Packer(processor.tokenizer), steps=steps, count=24)
     assert min(found["pointer"].values()) >= 0.9 and max(found["unmarked"].values()) < 0.5
-    assert found["norms"]["tokens"] < 5, "small enough for a residual that starts at zero"
+    assert found["norms"]["tokens"] < 8, "small enough for a residual that starts at zero"

@@ -1,0 +1,58 @@
+"""What the small host can do: words and letters, for marks that it sees drawn and for the mean trace of a mark added to a token.
+
+``python -m modulate_tabletop.exam`` prints one line of accuracies for stills and one for clips of four steps. All tokens of the vocabulary are allowed as answers.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modulate_tabletop import lessons, packing, text
+from modulate_tabletop.packing import Branch
+from modulate_tabletop.train_host import pointing
+
+BATCH = 32  # half of them with drawn marks
+
+
+def exam(model: Any, packer: packing.Packer, *, steps: int, batches: int = 8, seed: int = 99, layer: int = 0) -> dict[str, float]:
+    """Return {"<mark> <answer> <task>": accuracy} on fresh clips: mark "drawn" or "pointed" (after ``layer``), answer "word" or "letter"."""
+    rng, hits = np.random.default_rng(seed), dict[str, list[float]]()
+    for _ in range(batches):
+        items = [lessons.lesson(rng, steps, True, drawn=i < BATCH // 2) for i in range(BATCH)]
+        packed = packer.pack([_questions(rng, item) for item in items], steps, 2.0, 0)
+        values = packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps)
+        with torch.no_grad(), pointing(model, len(packer.ids(packing.TURN_START)), items, layer):
+            logits, *_ = packing.forward(model, packed, values, steps)
+        right = (logits.argmax(-1) == torch.tensor([w[2] for w in packed["where"]])).float().tolist()
+        for (row, _, _, kind), hit in zip(packed["where"], right, strict=True):
+            hits.setdefault(f"{'drawn' if items[row].drawn else 'pointed'} {kind}", []).append(hit)
+    return {kind: round(float(np.mean(hit)), 3) for kind, hit in sorted(hits.items())}
+
+
+def _questions(rng: np.random.Generator, item: lessons.Lesson) -> list[Branch]:
+    branches = []
+    for task, (question, options, answer) in lessons.questions(rng, item, int(item.marks[-1])).items():
+        branches.append(Branch(f"word {task}", text.without_options(question), answer))
+        branches.append(Branch(f"letter {task}", text.with_options(question, options), text.LETTERS[options.index(answer)]))
+    return branches
+
+
+def main() -> None:
+    """Command line."""
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", type=Path, default=Path(__file__).parent / "host")
+    args = parser.parse_args()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.host).eval()
+    packer = packing.Packer(AutoTokenizer.from_pretrained(args.host))
+    for steps in (1, 4):
+        print(json.dumps({"steps": steps} | exam(model, packer, steps=steps), indent=1))
+
+
+if __name__ == "__main__":
+    main()
