@@ -1,8 +1,8 @@
 """The parts that recipes and saved modulations share; imports no torch, so that recipes are read instantly."""
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modulate import plugins
 
@@ -25,11 +25,29 @@ class Choice(Params):
         return component, component.Params.model_validate(self.params)
 
 
+class Tokens(Params):
+    """Which tokens get residuals, of the rows that have a signal."""
+
+    kind: Literal["visual", "text", "last", "mask"] = Field(
+        "visual",
+        description="visual: visual tokens, each its own residual; the others get one residual for all, from the mean over the row's visual tokens. "
+        "text: all that is not visual, generated tokens too; last: the prompt's last token and every generated one; mask: positions given to `condition(…, mask=…)`",
+    )
+    steps: tuple[int, ...] | None = Field(None, min_length=1, description="of visual tokens, those of these time steps only; negative: from the clip's end. null: all")
+
+    @model_validator(mode="after")
+    def _steps_are_visual(self) -> "Tokens":
+        if self.steps is not None and self.kind != "visual":
+            raise ValueError(f"`steps` chooses among visual tokens; it has no effect on kind `{self.kind}`")
+        return self
+
+
 class Injection(Params):
     """Where residuals go."""
 
     layers: tuple[int, ...] = Field(min_length=1, description="decoder layers whose output is modulated, 0-based")
     alpha: float = Field(1.0, description="initial amplitude α of every layer; learned [GazeQwen: 1]")
+    tokens: Tokens = Field(Tokens(), description="which tokens get them [GazeQwen: the visual ones]")
 
 
 class LoraParams(Params):

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from modulate.errors import ConditioningError
+from modulate.grid import VisualGrid
 from modulate.hosts import Host
 from modulate.localize import Ledger, columns
 from modulate.modulation import ClipInput, Latents, Modulation
+from modulate.selection import Selection
 
 Rows = Sequence[Sequence[ClipInput]]
 
@@ -37,29 +39,49 @@ class Plan:
         return first is not None and first() is not None and pointer == hidden.data_ptr()
 
 
-class Conditioning:
-    """Signals and features of the rows of a batch, their latents computed once.
+@dataclass(frozen=True)
+class Hints:
+    """What only the caller may know of a conditioning's tokens, each (row, absolute position) bool or None.
 
-    ``positions``: (row, absolute position) bool, the grids' tokens, for forwards that get no token ids; None: placeholders are looked for.
+    ``positions``: the grids' tokens, for forwards that get no token ids; by default placeholders are looked for. ``prompt``, ``mask``: see
+    :class:`modulate.selection.Selection`.
     """
 
-    def __init__(self, modulation: Modulation, rows: Rows, host: Host, histories: MutableMapping[Any, Tensor], positions: Tensor | None) -> None:
+    positions: Tensor | None = None
+    prompt: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class Conditioning:
+    """Signals and features of the rows of a batch, their latents computed once."""
+
+    def __init__(self, modulation: Modulation, rows: Rows, host: Host, histories: MutableMapping[Any, Tensor], hints: Hints) -> None:
         self.owner = threading.get_ident()
-        self.visual_ids, self.positions = list(host.visual_ids.values()), positions
+        self.visual_ids, self.positions = list(host.visual_ids.values()), hints.positions
+        tokens = modulation.config.injection.tokens
         self.maps: list[Tensor] = []  # per row: ordinal of its placeholder → row of the latents, −1 where none is written
+        spans: list[tuple[int, int]] = []  # per row: its latents
         start = 0
         for row in rows:
-            parts = [torch.empty(0, dtype=torch.long)]
+            parts, begin = [torch.empty(0, dtype=torch.long)], start
             for clip in row:
-                places = torch.tensor(host.placeholders(clip.grid) if positions is None else range(clip.grid.tokens))
-                parts.append(torch.where(places < 0, -1, places + start) if clip.signal is not None else torch.full_like(places, -1))
+                places = torch.tensor(host.placeholders(clip.grid) if hints.positions is None else range(clip.grid.tokens))
+                there = chosen_steps(places, clip.grid, tokens.steps) if clip.signal is not None else torch.zeros_like(places, dtype=torch.bool)
+                parts.append(torch.where(there, places + start, -1))
                 start += clip.grid.tokens if clip.signal is not None else 0
             self.maps.append(torch.cat(parts))
+            spans.append((begin, start))
         self.ledger = Ledger([len(m) if row else None for m, row in zip(self.maps, rows, strict=True)], histories)
-        if positions is not None:
-            self._check(positions)
+        if hints.positions is not None:
+            self._check(hints.positions)
         clips = [clip for row in rows for clip in row if clip.signal is not None]
         self.latents = modulation.latents(clips) if clips else None
+        self.selection = None
+        if tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None:
+            self.selection = Selection(tokens, len(rows), hints.prompt, hints.mask)
+            full = [span for span in spans if span[0] < span[1]]
+            self.means = [start + full.index(span) if span in full else -1 for span in spans]  # per row: its mean among the latents
+            self.latents = self.latents and self.latents.with_means(full)
         self.modified = 0
         self.last: Plan | None = None
 
@@ -71,17 +93,30 @@ class Conditioning:
                 raise ConditioningError(f"Row {r}: the positions name {got} visual tokens, the conditioning {expected}.")
 
     def plan(self, given: dict[str, Any]) -> Plan | None:
-        """Locate the visual tokens of a forward with these arguments; None when it has none to modify."""
-        ordinal = self.ledger.place(columns(given, self.visual_ids, self.positions))
-        if self.latents is None or not bool((ordinal >= 0).any()):
+        """Locate what is to be written in a forward with these arguments; None when there is nothing."""
+        here = columns(given, self.visual_ids, self.positions)
+        ordinal = self.ledger.place(here)
+        chosen = self.selection.choose(here) if self.selection is not None else ordinal >= 0
+        if self.latents is None or not bool(chosen.any()):
             return None
         token = torch.full_like(ordinal, -1)
         for i, r in enumerate(self.ledger.rows_of(len(ordinal))):
-            here = ordinal[i] >= 0
-            token[i, here] = self.maps[r].to(token.device)[ordinal[i, here]]
+            token[i, chosen[i]] = self.means[r] if self.selection is not None else self.maps[r].to(token.device)[ordinal[i, chosen[i]]]
         index = (token.flatten() >= 0).nonzero()[:, 0]
         if not len(index):
             return None
         self.modified += len(index)
         self.last = Plan(self.latents, index, token.flatten()[index], (token.shape[0], token.shape[1]), threading.get_ident())
         return self.last
+
+
+def chosen_steps(places: Tensor, grid: VisualGrid, steps: Sequence[int] | None) -> Tensor:
+    """Return which placeholders (``places``: their visual token, or −1) show one of ``steps``; all visual ones when that is None.
+
+    Raises :class:`ConditioningError` for a step that the clip does not have.
+    """
+    if steps is None:
+        return places >= 0
+    if wrong := [step for step in steps if not -grid.steps <= step < grid.steps]:
+        raise ConditioningError(f"This modulation writes on step {wrong[0]} (`injection.tokens.steps`), but a clip has {grid.steps} steps.")
+    return (places >= 0) & torch.isin(places // grid.tokens_per_step, torch.tensor([step % grid.steps for step in steps]))

@@ -1,4 +1,4 @@
-"""Attach a modulation to a host: hooks that write residuals onto visual tokens, and their removal without a trace."""
+"""Attach a modulation to a host: hooks that write residuals onto its tokens, and their removal without a trace."""
 
 import inspect
 import threading
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modulate.conditioning import Conditioning, Plan, Rows
+from modulate.conditioning import Conditioning, Hints, Plan, Rows
 from modulate.errors import ConditioningError, HostError
 from modulate.hosts import understand
 from modulate.modulation import ClipInput, HostSpec, Modulation
@@ -23,7 +23,7 @@ __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
 class Report:
     """What the forwards of the last conditioning did.
 
-    ``tokens``: visual tokens modified in all forwards together; ``steps`` / ``active_steps``: time steps of every clip with a signal, and
+    ``tokens``: tokens modified in all forwards together; ``steps`` / ``active_steps``: time steps of every clip with a signal, and
     those of them that the signal reached; ``ratio``: per injected layer ‖Δh‖ / ‖h‖ over the modified tokens of the last forward that modified any.
     """
 
@@ -186,7 +186,7 @@ class Attachment:
     # --- use ---------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def condition(self, rows: Rows, positions: Tensor | None = None) -> Iterator[None]:
+    def condition(self, rows: Rows, *, positions: Tensor | None = None, prompt: Tensor | None = None, mask: Tensor | None = None) -> Iterator[None]:
         """Give signals and features for the forwards of this block: per row of the batch its clips in order; ``[]`` is a row without.
 
         A forward that continues a cache which an earlier conditioning filled takes the clips of the new tokens only.
@@ -195,12 +195,14 @@ class Attachment:
             rows: for each row of the batch, its clips.
             positions: (row, position) bool, where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
                 they are found by the host's placeholder ids.
+            prompt: (row, position) bool, the prompt's attention mask, for a modulation that writes on the last token and a host that generates with a cache.
+            mask: (row, position) bool, the tokens to write on, for a modulation that is told.
 
         Raises :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
         """
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
-        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, positions)
+        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, Hints(positions, prompt, mask))
         try:
             yield
             if conditioning.ledger.forwards == 0:

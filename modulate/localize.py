@@ -23,13 +23,15 @@ class Columns:
     """What one forward gets, as far as it says where visual tokens are.
 
     ``mask``: (row, position) bool, placeholders of vision; ``past``: absolute position of its first column; ``typed``: token types, or
-    positions given by hand, vouch that no generated placeholder is in the mask; ``ids``: the token ids, where there are any.
+    positions given by hand, vouch that no generated placeholder is in the mask; ``ids``: the token ids, where there are any; ``attended``:
+    (row, position) bool, all that is not padding.
     """
 
     mask: Tensor
     past: int
     typed: bool
     ids: Tensor | None
+    attended: Tensor
     cache: Any = None
 
 
@@ -55,10 +57,18 @@ def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor 
         mask = torch.nn.functional.pad(here, (0, length - here.shape[1]))  # what lies beyond was generated
         if tokens.shape[0] % max(len(mask), 1) == 0:
             mask = mask.repeat_interleave(tokens.shape[0] // max(len(mask), 1), 0)
-        return Columns(mask, past, True, ids, cache)
+        return Columns(mask, past, True, ids, _attended(given, past, mask), cache)
     mask = torch.isin(ids, torch.tensor(list(visual_ids), device=ids.device))
     types = _types(given, past, ids)
-    return Columns(mask if types is None else mask & (types != 0), past, types is not None, ids, cache)
+    return Columns(mask if types is None else mask & (types != 0), past, types is not None, ids, _attended(given, past, mask), cache)
+
+
+def _attended(given: dict[str, Any], past: int, mask: Tensor) -> Tensor:
+    """Return where this forward's columns are no padding; without an attention mask of two axes, everywhere."""
+    attention = given.get("attention_mask")
+    if isinstance(attention, Tensor) and attention.shape == (len(mask), past + mask.shape[1]):
+        return attention[:, past:].to(mask.device).bool()
+    return torch.ones_like(mask)
 
 
 def _types(given: dict[str, Any], past: int, ids: Tensor) -> Tensor | None:
@@ -69,6 +79,13 @@ def _types(given: dict[str, Any], past: int, ids: Tensor) -> Tensor | None:
     if types.shape[1] == past + ids.shape[1]:
         types = types[:, past:]
     return types.to(ids.device) if types.shape == ids.shape else None
+
+
+def begins_with(ids: Tensor | None, prompt: Tensor | None) -> bool:
+    """Return whether every row of ``ids`` begins with its row of ``prompt`` (rows may be multiplied: beams)."""
+    if ids is None or prompt is None or ids.shape[0] % prompt.shape[0] or ids.shape[1] < prompt.shape[1]:
+        return False
+    return torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(ids.shape[0] // prompt.shape[0], 0))
 
 
 class Ledger:
@@ -135,12 +152,7 @@ class Ledger:
 
     def _goes_on(self, here: Columns) -> bool:
         """Return whether this forward continues the prompt: by the cache, or, without one, by beginning with the same ids."""
-        if here.past:
-            return True
-        if here.ids is None or self.prompt is None or here.ids.shape[0] % self.prompt.shape[0] or here.ids.shape[1] < self.prompt.shape[1]:
-            return False
-        prompt = self.prompt.repeat_interleave(here.ids.shape[0] // self.prompt.shape[0], 0)
-        return torch.equal(here.ids[:, : prompt.shape[1]], prompt)
+        return here.past > 0 or begins_with(here.ids, self.prompt)
 
     def _history(self, batch: int, here: Columns, device: torch.device) -> Tensor:
         """Return (batch, past) bool: visual tokens that the cache holds; find out from where on they are of this conditioning."""

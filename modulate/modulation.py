@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from modulate.choice import Choice, Injection, LoraParams, Params
+from modulate.choice import Choice, Injection, LoraParams, Params, Tokens
 from modulate.components import Modulator, SignalEncoder, SignalFeatures
 from modulate.errors import CheckpointError, HostError, MissingFileError
 from modulate.grid import VisualGrid
@@ -82,6 +82,11 @@ class Latents:
     active: tuple[int, ...]
     span: Tensor
 
+    def with_means(self, spans: Sequence[tuple[int, int]]) -> "Latents":
+        """Return these latents and behind them, for each of ``spans``, the mean over it, for positions that are no visual tokens."""
+        layers = [torch.cat([z, *(z[a:b].mean(0, keepdim=True) for a, b in spans)]) for z in self.layers]
+        return replace(self, layers=layers, span=torch.cat([self.span, torch.tensor(spans)]))
+
     def at(self, k: int, token: Tensor) -> tuple[Tensor, Memory]:
         """Return the ``k``-th layer's latents of these rows, and the memory that goes with them."""
         latents = self.layers[k]
@@ -106,12 +111,12 @@ class Modulation(nn.Module):
 
     @classmethod
     def for_host(cls, model: nn.Module, *, encoder: Choice, modulator: Choice, layers: Sequence[int], d_features: int, alpha: float = 1.0,
-                 lora_params: LoraParams | None = None, backbone: Choice | None = None) -> Self:  # fmt: skip
+                 tokens: Tokens = Tokens(), lora_params: LoraParams | None = None, backbone: Choice | None = None) -> Self:  # fmt: skip  # noqa: B008  (frozen)
         """Build a fresh modulation for a loaded host; layer indices and LoRA targets are checked against it."""
         host = understand(model)
         host.check_layers(layers)
         spec = describe(host, lora_params) if lora_params else None
-        injection = Injection(layers=tuple(layers), alpha=alpha)
+        injection = Injection(layers=tuple(layers), alpha=alpha, tokens=tokens)
         return cls(
             ModulationConfig(
                 host=HostSpec.of(host), encoder=encoder, modulator=modulator, injection=injection, backbone=backbone, d_features=d_features, lora=spec

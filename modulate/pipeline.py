@@ -239,7 +239,7 @@ class Pipeline:
         torch.manual_seed(recipe.seed)
         return Modulation.for_host(
             self.model, encoder=recipe.encoder, modulator=recipe.modulator, layers=recipe.injection.layers, alpha=recipe.injection.alpha,
-            d_features=self.backbone.d_features, lora_params=recipe.lora, backbone=recipe.backbone,
+            tokens=recipe.injection.tokens, d_features=self.backbone.d_features, lora_params=recipe.lora, backbone=recipe.backbone,
         )  # fmt: skip
 
 

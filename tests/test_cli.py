@@ -133,7 +133,7 @@ def test_the_schema_is_json(modulate):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "gazeqwen_tny"], "No recipe 'gazeqwen_tny': neither a file nor a shipped recipe. Did you mean 'gazeqwen_tiny'?"),
+        (["train", "gazeqwen_tny"], "No recipe 'gazeqwen_tny': neither a file nor a shipped recipe. Did you mean 'gazeqwen_tiny'"),
         (["check", "gazeqwen_tiny", "modulator.name=gaze_resample"], "Unknown modulator 'gaze_resample'. Did you mean 'gaze_resampler'?"),
         (["train", "gazeqwen_tiny", "training.batchsize=1"], "training.batchsize: unknown key. Did you mean 'batch_size'?"),
         (["train", "gazeqwen_tiny", "seed"], "Override 'seed' is not of the form key.sub=value."),

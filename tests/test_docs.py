@@ -26,7 +26,7 @@ LAYERS = [
     {"bundle", "choice", "metrics"},
     {"components", "hosts", "recipe"},
     {"features", "localize", "lora", "run"},
-    {"modulation"},
+    {"modulation", "selection"},
     {"conditioning"},
     {"inject", "pipeline"},
     {"reach", "evaluate", "ask"},
