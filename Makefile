@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 
-.PHONY: demo test test-all check docs clean
+.PHONY: demo test test-all test-oldest check docs clean
 
 demo: $(STAMP)  ## train, evaluate and compare a small modulation on generated videos
 	$(BIN)/modulate train recipes/gazeqwen_tiny.yaml
@@ -14,6 +15,11 @@ test: $(STAMP)  ## the quick suite
 
 test-all: $(STAMP)  ## the quick suite and the long tail
 	$(BIN)/python -m pytest -m "not gpu and not network"
+
+test-oldest:  ## the hosts' contract on the oldest transformers that is supported, in an environment of its own
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --editable ".[dev]" "transformers==5.17.0"
+	$(OLDEST)/bin/python -m pytest tests/contract --write-hosts
 
 check: $(STAMP)  ## lint, types, generated docs
 	$(BIN)/ruff check modulate plugins benchmarks tests
@@ -31,4 +37,4 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -29,20 +29,28 @@ class LoraSpec(Params):
 
     params: LoraParams
     shapes: dict[str, tuple[int, int]] = Field(description="sub-module of a decoder layer → (input width, output width)")
+    layers: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="of sub-modules that not every layer has: the layers that have it")
     layers_path: str = Field(description="where the decoder layers are inside the host, for the names in the PEFT adapter file")
 
 
 def describe(host: Host, params: LoraParams) -> LoraSpec:
-    """Find the targets in a host. Raises :class:`HostError` when one matches nothing."""
+    """Find the targets in a host. Raises :class:`HostError` when one matches nothing, or not the same in all layers."""
     shapes: dict[str, tuple[int, int]] = {}
-    for name, module in host.layers[0].named_modules():
-        if name.rpartition(".")[2] in params.targets and hasattr(module, "in_features"):
-            shapes[name] = (int(module.in_features), int(module.out_features))
+    where: dict[str, list[int]] = {}
+    for index, layer in enumerate(host.layers):
+        for name, module in layer.named_modules():
+            if name.rpartition(".")[2] not in params.targets or not hasattr(module, "in_features"):
+                continue
+            shape = (int(module.in_features), int(module.out_features))
+            if shapes.setdefault(name, shape) != shape:
+                raise HostError(f"LoRA target {name!r} is {shapes[name]} in layer {where[name][0]} and {shape} in layer {index}; one shape is needed.")
+            where.setdefault(name, []).append(index)
     missing = set(params.targets) - {name.rpartition(".")[2] for name in shapes}
     if missing:
-        linear = sorted({n.rpartition(".")[2] for n, m in host.layers[0].named_modules() if hasattr(m, "in_features")})
+        linear = sorted({n.rpartition(".")[2] for n, m in host.layers.named_modules() if hasattr(m, "in_features")})
         raise HostError(f"LoRA targets {sorted(missing)} match no linear layer of the host's decoder layers; there are {', '.join(linear)}.")
-    return LoraSpec(params=params, shapes=shapes, layers_path=layers_path(host))
+    some = {name: tuple(layers) for name, layers in where.items() if len(layers) < len(host.layers)}
+    return LoraSpec(params=params, shapes=shapes, layers=some, layers_path=layers_path(host))
 
 
 def layers_path(host: Host) -> str:
@@ -58,6 +66,8 @@ class LoraTensors(nn.ParameterDict):
         self.spec = spec
         for layer in range(n_layers):
             for name, (d_in, d_out) in spec.shapes.items():
+                if layer not in spec.layers.get(name, range(n_layers)):
+                    continue
                 a = torch.empty(spec.params.rank, d_in)
                 nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as in the LoRA reference code
                 self[_slot(layer, name, "A")] = nn.Parameter(a)

@@ -124,9 +124,9 @@ def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
         ({}, {"prompt": mask}, "`prompt` has no effect here: this modulation writes on visual tokens"),
         ({"steps": (2,)}, {}, "step 2 .* but a clip has 2 steps"),
     ):
-        with modulation(host, **tokens).attached(host) as attachment:
-            with pytest.raises(ConditioningError, match=message), attachment.condition([[CLIP], [CLIP]], **hints):
-                host(**batch)
+        made = modulation(host, **tokens)
+        with pytest.raises(ConditioningError, match=message), made.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]], **hints):
+            host(**batch)
     with pytest.raises(ValidationError, match="has no effect on kind `text`"):
         Tokens(kind="text", steps=(0,))
 

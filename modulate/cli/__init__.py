@@ -16,7 +16,7 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
 
     A plugin whose commands cannot be added, or clash with others, is marked as broken with its reason and adds none.
     """
-    from modulate.cli import ask, cat, check, cp, evaluate, ls, plugins_list, recipe, train
+    from modulate.cli import ask, cat, check, cp, evaluate, hosts, ls, plugins_list, recipe, train
 
     app = typer.Typer(name="modulate", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     for name, command in (
@@ -25,6 +25,7 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
         ("check", check.check),
         ("ask", ask.ask),
         ("plugins", plugins_list.plugins),
+        ("hosts", hosts.hosts),
         ("ls", ls.ls),
         ("cat", cat.cat),
         ("cp", cp.cp),

@@ -1,0 +1,17 @@
+"""Qwen3-VL (arXiv 2511.21631): the time of every step is written into the prompt before its visual tokens."""
+
+from typing import Any
+
+from modulate.hosts import EncodedPrompt, Host
+from modulate.video import Frames
+from modulate_hosts.qwen_video import encode_video, milliseconds
+
+
+class Qwen3VL(Host):
+    """Qwen3-VL, with prompts encoded at the frames' true times."""
+
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
+
+    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
+        """Encode one user turn; the prompt names each step's mean time on the video's own clock, to a tenth of a second."""
+        return encode_video(self, processor, text, frames, window, milliseconds(frames.times))

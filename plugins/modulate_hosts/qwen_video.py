@@ -1,0 +1,54 @@
+"""What the Qwen-VL families share when a prompt with one video is encoded."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from modulate.errors import HostError
+from modulate.grid import visual_grid
+from modulate.hosts import EncodedPrompt, Host
+from modulate.video import Frames
+
+INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+
+
+def mean_rate(times: Sequence[float]) -> dict[str, Any]:
+    """Return video metadata with the true mean frame rate, for families that know time by rate alone (without metadata 24 fps are assumed)."""
+    # A single frame has no rate of its own: one second a frame is as good as any, there is only one step.
+    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
+    return {"total_num_frames": len(times), "fps": rate, "frames_indices": list(range(len(times))), "duration": len(times) / rate}
+
+
+def milliseconds(times: Sequence[float]) -> dict[str, Any]:
+    """Return video metadata with every frame's own time, for families that write times into the prompt: frame ``i`` of 1000 a second is at i ms."""
+    indices = [round(1000 * t) for t in times]
+    return {"total_num_frames": indices[-1] + 1, "fps": 1000.0, "frames_indices": indices, "duration": times[-1]}
+
+
+def encode_video(host: Host, processor: Any, text: str, frames: Frames, window: tuple[float, float], metadata: dict[str, Any]) -> EncodedPrompt:
+    """Encode one user turn: the clip, then ``text``.
+
+    ``metadata`` tells the processor when the frames are; none of them are left out. Raises :class:`HostError` when the placeholders in the
+    prompt do not match the grid.
+    """
+    content = [{"type": "video"}, {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    images, times = frames.images, list(frames.times)
+    encoded = processor(
+        text=[prompt],
+        videos=[images.transpose(0, 3, 1, 2)],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    inputs = {k: torch.as_tensor(v) for k, v in encoded.items() if k in INPUTS}
+    steps, height, width = inputs["video_grid_thw"][0].tolist()
+    merge = host.config.vision_config.spatial_merge_size
+    grid = visual_grid(times, host.config.vision_config.temporal_patch_size, height // merge, width // merge, window)
+    placeholders = int((inputs["input_ids"] == host.visual_ids["video"]).sum())
+    if grid.steps != steps or grid.tokens != placeholders:
+        raise HostError(
+            f"The processor made {steps} steps and {placeholders} placeholders of {len(times)} frames, the grid has {grid.steps} steps and {grid.tokens} tokens."
+        )
+    return EncodedPrompt(inputs, grid)

@@ -1,0 +1,68 @@
+"""Fixtures of the contract suite, and the option that writes its outcomes down."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from families import FAMILIES
+from suite import DATA, Case, rows
+from tiny import our_hooks
+
+from modulate.hosts import Host, understand
+
+OUTCOMES = pytest.StashKey[dict[str, dict[str, list[dict[str, str]]]]]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-hosts", action="store_true", help=f"write the outcomes of the contract suite to {DATA.name}, from which the hosts page is made")
+
+
+def pytest_configure(config):
+    config.stash[OUTCOMES] = {family.name: {} for family in FAMILIES}
+
+
+@pytest.fixture
+def case(request):
+    case = Case(request.param)
+    yield case
+    assert not our_hooks(case.host), "a test left hooks of ours on the shared host"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    case = item.funcargs.get("case") if item.get_closest_marker("contract") else None
+    if case is not None and (report.when == "call" or report.failed):
+        cell = {"outcome": "failed"} if report.failed else {"outcome": case.outcome} | ({"reason": case.reason} if case.reason else {})
+        item.config.stash[OUTCOMES][case.family.name].setdefault(item.originalname, []).append(cell)
+    return report
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--write-hosts", default=False):
+        problem = write(session.config.stash[OUTCOMES])
+        print(f"\n{problem or f'wrote {DATA}'}")
+        session.exitstatus = session.exitstatus or bool(problem)
+
+
+def write(outcomes):
+    """Put this transformers version's cells into the data file; return what is in the way, if anything."""
+    hosts, titles, rank = {}, rows(), ("pass", "not applicable", "refused", "failed")
+    for family in FAMILIES:
+        found = outcomes[family.name]
+        missing = [name for name in titles if name not in found]
+        if missing:
+            return f"Nothing written: {family.name} did not run {', '.join(missing)}; run the whole of tests/contract, slow rows too."
+        cells = {name: max(found[name], key=lambda cell: rank.index(cell["outcome"])) for name in titles}
+        if failed := [name for name, cell in cells.items() if cell["outcome"] == "failed"]:
+            return f"Nothing written: {family.name} fails {', '.join(failed)}."
+        host = understand(family.build())
+        hosts[family.name] = {"served_by": type(host).__name__, "encodes": type(host).encode is not Host.encode, "cells": cells}
+    here = {"torch": torch.__version__.split("+")[0], "device": "CUDA" if torch.cuda.is_available() else "CPU", "hosts": hosts}
+    versions = (json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}) | {transformers.__version__: here}
+    for seen in versions.values():
+        for host in seen["hosts"].values():
+            host["cells"] = {name: host["cells"][name] for name in titles if name in host["cells"]}
+    DATA.write_text(json.dumps({"rows": titles, "versions": versions}, indent=1, ensure_ascii=False) + "\n")
+    return ""

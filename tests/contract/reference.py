@@ -1,0 +1,93 @@
+"""What the contract compares with: slow, plain, and independent of how modulate finds positions and writes.
+
+Residuals are laid out as one dense tensor for each injected layer by the places that the prompt's author noted; plain hooks add the slice of
+it that belongs to the absolute positions of a forward. Nothing here reads token ids.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of the language model, by transformers' own `get_decoder`."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.get_decoder().layers
+
+
+def residual_rows(modulation: Any, k: int, clip: Any) -> list[Tensor]:
+    """α·W·z of every visual token of one clip, token by token, fp32; zeros for a clip without a signal."""
+    if clip.signal is None:
+        return [torch.zeros(modulation.config.host.d_model)] * clip.grid.tokens
+    weight = modulation.out[0 if len(modulation.out) == 1 else k].weight
+    return [modulation.amplitude[k] * (weight @ z) for z in modulation.latents([clip]).layers[k]]
+
+
+def dense(modulation: Any, rows: Sequence[Sequence[Any]], positions: Sequence[Sequence[Sequence[int]]], length: int) -> list[Tensor]:
+    """For each injected layer (row, length, d_model): the residual of every position, zero where there is none."""
+    layers = []
+    for k in range(len(modulation.config.injection.layers)):
+        values = torch.zeros(len(positions), length, modulation.config.host.d_model)
+        for r, clips in enumerate(rows):
+            for clip, places in zip(clips, positions[r], strict=bool(clips)):
+                for place, value in zip(places, residual_rows(modulation, k, clip), strict=True):
+                    values[r, place] = value
+        layers.append(values)
+    return layers
+
+
+@contextmanager
+def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iterator[None]:
+    """Add the dense residuals in every forward of this block; beams and returned sequences repeat each row."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    past = [0]
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        past[0] = 0 if cache is None else int(cache.get_seq_length())
+
+    def adder(k: int) -> Any:
+        def add(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            here = values[k][:, past[0] : past[0] + hidden.shape[1]]
+            here = nn.functional.pad(here, (0, 0, 0, hidden.shape[1] - here.shape[1]))
+            added = hidden + here.repeat_interleave(hidden.shape[0] // len(here), 0).to(hidden.dtype)
+            return (added, *output[1:]) if isinstance(output, tuple) else added
+
+        return add
+
+    handles = [base.model.register_forward_pre_hook(note, with_kwargs=True)]
+    handles += [decoder_layers(model)[layer].register_forward_hook(adder(k), prepend=True) for k, layer in enumerate(modulation.config.injection.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def states_after(model: nn.Module, layer: int, call: Any) -> Tensor:
+    """The output of one decoder layer while ``call()`` runs (of its first forward)."""
+    found: list[Tensor] = []
+    handle = decoder_layers(model)[layer].register_forward_hook(lambda m, a, out: found.append((out[0] if isinstance(out, tuple) else out).detach().clone()))
+    try:
+        call()
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def greedy(model: nn.Module, inputs: dict[str, Tensor], steps: int, types: str | None) -> tuple[Tensor, list[Tensor]]:
+    """Generate without a cache, one whole forward a step: the ids generated (row, step), and the logits of every step."""
+    inputs, scores = dict(inputs), []
+    start = inputs["input_ids"].shape[1]
+    for _ in range(steps):
+        scores.append(model(**inputs, use_cache=False).logits[:, -1].float())
+        chosen = scores[-1].argmax(-1, keepdim=True)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], chosen], 1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(chosen)], 1)
+        if types:
+            inputs[types] = torch.cat([inputs[types], torch.zeros_like(chosen)], 1)
+    return inputs["input_ids"][:, start:], scores

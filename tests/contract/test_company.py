@@ -1,0 +1,203 @@
+"""Attachments in company: other modulations, foreign hooks, exceptions, copies, threads."""
+
+import copy
+import pickle  # noqa: TID251  (to see it refused)
+import threading
+
+import pytest
+import reference
+import torch
+from suite import close, row, strong
+from tiny import our_hooks
+
+from modulate.errors import ConditioningError
+
+
+def prompts(case):
+    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
+    return batch, case.clips(batch)
+
+
+@row("two and three modulations, detached in any order")
+def test_stacked(case):
+    batch, clips = prompts(case)
+    host = case.host
+    some = [strong(host, layers, seed) for seed, layers in enumerate([(1, 2), (0, 2), (1, 3)])]
+    values = [case.dense(batch, clips, m) for m in some]
+    call = lambda: host(**batch.inputs).logits
+    bare = call()
+    for order in ([0, 1], [1, 0], [1, 2, 0], [2, 1, 0]):
+        attachments = {i: some[i].attach(host) for i in sorted(order)}
+        for gone in [None, *order]:
+            if gone is not None:
+                attachments.pop(gone).detach()
+            if not attachments:
+                break
+            got = under(attachments.values(), clips, call)
+            close(got, referenced(case, [(some[i], values[i]) for i in attachments], call))
+        assert torch.equal(call(), bare)
+
+
+def under(attachments, clips, call):
+    attachments = list(attachments)
+    if not attachments:
+        return call()
+    with attachments[0].condition(clips):
+        return under(attachments[1:], clips, call)
+
+
+def referenced(case, pairs, call):
+    if not pairs:
+        return call()
+    (modulation, values), *rest = pairs
+    with reference.written(case.host, modulation, values):
+        return referenced(case, rest, call)
+
+
+@row("foreign hooks, put on before and after attaching, run once and stay")
+def test_foreign_hooks(case):
+    batch, clips = prompts(case)
+    host = case.host
+    layer = host.get_decoder().layers[1]
+    calls = []
+
+    def halve(name):
+        def hook(module, args, output):
+            calls.append(name)
+            return (output[0] * 0.5, *output[1:]) if isinstance(output, tuple) else output * 0.5
+
+        return hook
+
+    call = lambda: host(**batch.inputs).logits
+    early = layer.register_forward_hook(halve("before"))
+    attachment = case.modulation.attach(host)
+    late = layer.register_forward_hook(halve("after"))
+    with attachment.condition(clips):
+        got = call()
+    assert calls == ["before", "after"]
+    attachment.detach()
+    with reference.written(host, case.modulation, case.dense(batch, clips)):
+        close(got, call())
+    calls.clear()
+    call()
+    assert calls == ["before", "after"]
+    early.remove()
+    late.remove()
+
+
+@row("an exception inside the forward leaves nothing behind")
+def test_an_exception_inside(case):
+    batch, clips = prompts(case)
+    host = case.host
+    call = lambda: host(**batch.inputs).logits
+    before = call()
+
+    def broken(*args):
+        raise RuntimeError("foreign")
+
+    with case.modulation.attached(host) as attachment:
+        for place in (host.lm_head, host.get_decoder().layers[1], host.get_decoder().layers[2].mlp, host.get_input_embeddings()):
+            foreign = place.register_forward_hook(broken)
+            with pytest.raises(RuntimeError, match="foreign"), attachment.condition(clips):
+                call()
+            foreign.remove()
+            assert torch.equal(call(), before)
+        with attachment.condition(clips):
+            got = call()
+    close(got, case.expected(batch, clips, call))
+    assert torch.equal(call(), before)
+
+
+@row("a deep copy of an attached host is a bare host; pickling an attachment is refused")
+def test_copies(case):
+    batch, clips = prompts(case)
+    host = case.family.build()
+    modulation = strong(host)
+    bare = host(**batch.inputs).logits
+    with modulation.attached(host) as attachment:
+        with attachment.condition(clips):
+            host(**batch.inputs)
+            twin = copy.deepcopy(host)
+            assert torch.equal(twin(**batch.inputs).logits, bare)
+        for protocol in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(ConditioningError, match="cannot be pickled"):
+                protocol(attachment)
+        with attachment.condition(clips):
+            host(**batch.inputs)
+            assert torch.equal(twin(**batch.inputs).logits, bare)
+    assert torch.equal(host(**batch.inputs).logits, bare)
+
+
+@row("conditioning does not nest")
+def test_nesting(case):
+    batch, clips = prompts(case)
+    with case.modulation.attached(case.host) as attachment, attachment.condition(clips):
+        with pytest.raises(ConditioningError, match="does not nest"), attachment.condition(clips):
+            pass
+        with pytest.raises(ConditioningError, match="Cannot detach inside"):
+            attachment.detach()
+        got = case.host(**batch.inputs).logits
+    close(got, case.expected(batch, clips, lambda: case.host(**batch.inputs).logits))
+
+
+@row("two threads on one attached host are never mixed")
+def test_threads(case):
+    """One thread is stopped between two layers; whatever the other does meanwhile is right or refused, and so is what the first then gets."""
+    batch, clips = prompts(case)
+    host = case.host
+    call = lambda: host(**batch.inputs).logits
+    bare, expected = call(), case.expected(batch, clips, call)
+    main, reached, go_on = threading.get_ident(), threading.Event(), threading.Event()
+    results = {}
+
+    def pause(*args):
+        if threading.get_ident() != main:
+            reached.set()
+            go_on.wait(20)
+
+    def run(attachment, conditioned):
+        try:
+            if conditioned:
+                with attachment.condition(clips):
+                    results["thread"] = call()
+            else:
+                results["thread"] = call()
+        except ConditioningError as error:
+            results["thread"] = error
+
+    foreign = host.get_decoder().layers[1].register_forward_pre_hook(pause)
+    with case.modulation.attached(host) as attachment:
+        for conditioned in (True, False):
+            reached.clear(), go_on.clear()
+            thread = threading.Thread(target=run, args=(attachment, conditioned))
+            thread.start()
+            assert reached.wait(20)
+            with pytest.raises(ConditioningError, match=r"[Aa]nother thread|does not nest"), attachment.condition(clips):
+                call()
+            if conditioned:
+                with pytest.raises(ConditioningError, match="Another thread"):
+                    call()
+            else:
+                close(call(), bare)
+            go_on.set()
+            thread.join()
+            assert isinstance(results["thread"], torch.Tensor)
+            close(results["thread"], expected if conditioned else bare)
+        with attachment.condition(clips):
+            close(call(), expected)
+    foreign.remove()
+
+
+@row("after detaching nothing is left: modules, hooks, keys, flags")
+def test_detached(case):
+    batch, clips = prompts(case)
+    host = case.family.build()
+    modules, keys = {id(m) for m in host.modules()}, list(host.state_dict())
+    modulation = strong(host, lora=True)
+    attachment = modulation.attach(host)
+    with attachment.condition(clips):
+        host(**batch.inputs)
+    attachment.detach()
+    attachment.detach()
+    assert not our_hooks(host) and {id(m) for m in host.modules()} == modules and list(host.state_dict()) == keys
+    assert not any(p.requires_grad for p in host.parameters()) and not any(m.training for m in host.modules())

@@ -1,0 +1,111 @@
+"""Forwards that get embeddings instead of token ids, and vision that was encoded before."""
+
+import inspect
+
+import pytest
+import torch
+from suite import close, row
+
+from modulate.errors import ConditioningError, HostError
+
+STEPS = 4
+
+
+def merged(host, batch):
+    """What the bare host hands its language model: embeddings with vision merged in, and positions where it makes them."""
+    found = []
+    handle = host.get_decoder().register_forward_pre_hook(lambda m, a, kwargs: found.append(kwargs), with_kwargs=True)
+    host(**batch.inputs)
+    handle.remove()
+    return {k: v for k, v in found[0].items() if k in ("inputs_embeds", "position_ids") and v is not None}
+
+
+def embedded(case, batch):
+    """Arguments of a forward of merged embeddings; families whose masks read token types need those too."""
+    types = {case.family.types: batch.inputs[case.family.types]} if case.family.types == "token_type_ids" else {}
+    return merged(case.host, batch) | {"attention_mask": batch.inputs["attention_mask"]} | types
+
+
+def bare_agrees(case, batch, inputs):
+    """What Qwen3-VL adds to its first layers does not travel with the embeddings: there the bare host must be compared with itself."""
+    return torch.allclose(case.bare(lambda: case.host(**inputs)).logits, case.host(**batch.inputs).logits, atol=1e-4)
+
+
+@row("inputs_embeds without ids: right with explicit positions, refused without them")
+def test_inputs_embeds_with_positions(case):
+    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
+    clips, inputs = case.clips(batch), embedded(case, batch)
+    call = lambda: case.host(**inputs).logits
+    agrees = bare_agrees(case, batch, inputs)
+    expected = case.expected(batch, clips, call)
+    with case.modulation.attached(case.host) as attachment:
+        with pytest.raises(HostError, match="inputs_embeds without input_ids"), attachment.condition(clips):
+            call()
+        with attachment.condition(clips, positions=batch.mask):
+            got = call()
+        close(got, expected)
+        with attachment.condition(clips):
+            by_ids = case.host(**batch.inputs).logits
+        with attachment.condition(clips, positions=batch.mask):
+            close(case.host(**batch.inputs).logits, by_ids)  # positions go before ids
+    if agrees:
+        close(got, by_ids)
+    assert not torch.allclose(got, call(), atol=1e-2)
+
+
+@row("generating from inputs_embeds with explicit positions, with beams")
+def test_generating_from_inputs_embeds(case):
+    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
+    clips = case.clips(batch)
+    inputs = {k: v for k, v in embedded(case, batch).items() if k != "position_ids"}
+    call = lambda: case.host.generate(**inputs, max_new_tokens=STEPS, num_beams=2, return_dict_in_generate=True, output_scores=True)
+    bare = case.bare(call)
+    expected = case.expected(batch, clips, call)
+    with case.conditioned(clips, positions=batch.mask):
+        got = call()
+    assert torch.equal(got.sequences, expected.sequences) and not torch.allclose(got.sequences_scores, bare.sequences_scores, atol=1e-3)
+    close(got.sequences_scores, expected.sequences_scores)
+
+
+@row("vision that was encoded before")
+def test_pre_encoded_vision(case):
+    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
+    clips, host = case.clips(batch), case.host
+    if "mm_encoder_outputs" not in inspect.signature(host.forward).parameters:
+        case.not_applicable("this transformers takes no mm_encoder_outputs")
+    kind = "video" if "pixel_values_videos" in batch.inputs else "image"
+    encode = getattr(host.base_model, f"get_{kind}_features")
+    own = {k: v for k, v in batch.inputs.items() if k in inspect.signature(encode).parameters}
+    rest = {k: v for k, v in batch.inputs.items() if k not in own or k.endswith("grid_thw")}
+    call = lambda: host(**rest, mm_encoder_outputs={kind: encode(**own, return_dict=True)}).logits
+    case.bare(call)
+    with case.conditioned(clips):
+        got = call()
+    close(got, case.expected(batch, clips, lambda: host(**batch.inputs).logits))
+
+
+@row("a conditioning that does not fit the inputs is an error that names the row and both sizes")
+def test_a_conditioning_that_does_not_fit(case):
+    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
+    clips = case.clips(batch)
+    wrong = case.clip("image", 5)
+    tokens = case.family.grids["video"].tokens
+    call = lambda: case.host(**batch.inputs)
+    with case.modulation.attached(case.host) as attachment:
+
+        def refused(rows, match, **more):
+            with pytest.raises(ConditioningError, match=match), attachment.condition(rows, **more):
+                call()
+
+        refused([clips[0], [*clips[1], *clips[1]]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+")
+        refused([clips[0], [wrong]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+")
+        refused([clips[0]] * 3, "has 3 rows, the forward a batch of 2")
+        refused(clips, f"Row 1: the positions name 0 visual tokens, the conditioning {tokens}", positions=batch.mask & torch.tensor([[True], [False]]))
+        refused(clips, r"positions must be \(row, position\) for 2 rows, got shape \(1,", positions=batch.mask[:1])
+        with pytest.raises(HostError, match=r"needs features of shape"), attachment.condition([[type(wrong)(wrong.signal, wrong.grid, None)], clips[1]]):
+            call()
+        with pytest.raises(ConditioningError, match="No forward reached the host"), attachment.condition(clips):
+            pass
+        with attachment.condition(clips):
+            got = call().logits
+    close(got, case.expected(batch, clips, call).logits)

@@ -1,0 +1,175 @@
+"""The contract can fail: injectors that are broken on purpose are each caught by the rows named here."""
+
+from dataclasses import replace
+
+import pytest
+import test_company
+import test_embeddings
+import test_forward
+import test_generation
+import test_training
+import torch
+from families import FAMILIES
+from suite import Case
+
+from modulate import conditioning, inject, localize
+from modulate.errors import ModulateError
+from modulate_hosts.llava_onevision import LlavaOnevision
+
+BY_NAME = {family.name: family for family in FAMILIES}
+
+
+def after_plan(monkeypatch, change):
+    """Change every plan before the layers follow it: ``change(conditioning, given, plan)``."""
+    plan = conditioning.Conditioning.plan
+    monkeypatch.setattr(conditioning.Conditioning, "plan", lambda self, given: change(self, given, plan(self, given)))
+
+
+def off_by_one_token(monkeypatch):
+    after_plan(monkeypatch, lambda self, given, plan: plan and replace(plan, index=plan.index + 1))
+
+
+def applied_at_decode_steps(monkeypatch):
+    def change(self, given, plan):
+        ids = given["input_ids"]
+        if plan is not None or ids.shape[1] > 1:
+            return plan
+        everything = torch.arange(len(ids))
+        return conditioning.Plan(self.latents, everything, torch.zeros_like(everything), tuple(ids.shape), self.owner)
+
+    after_plan(monkeypatch, change)
+
+
+def applied_twice(monkeypatch):
+    after_plan(monkeypatch, lambda self, given, plan: plan and replace(plan, index=plan.index.repeat(2), token=plan.token.repeat(2)))
+
+
+def first_row_for_every_row(monkeypatch):
+    def first(self, *args):
+        made(self, *args)
+        self.maps = [self.maps[0]] * len(self.maps)
+
+    made = conditioning.Conditioning.__init__
+    monkeypatch.setattr(conditioning.Conditioning, "__init__", first)
+
+
+def beam_expansion_ignored(monkeypatch):
+    monkeypatch.setattr(localize.Ledger, "rows_of", lambda self, batch: [i % len(self.expected) for i in range(batch)])
+
+
+def chunk_boundary_ignored(monkeypatch):
+    """Every forward counts its visual tokens from 0, and nobody checks the count."""
+    monkeypatch.setattr(localize.Ledger, "_history", lambda self, batch, here, device: torch.zeros(batch, here.past, dtype=torch.bool))
+    monkeypatch.setattr(localize.Ledger, "finish", lambda self: None)
+
+
+def first_forward_only(monkeypatch):
+    """Call order decides: the first forward of a conditioning is the prompt, all later ones are taken for decoding."""
+    after_plan(monkeypatch, lambda self, given, plan: plan if self.ledger.forwards == 1 else None)
+
+
+def last_clip_first(monkeypatch):
+    after_plan(monkeypatch, lambda self, given, plan: plan and replace(plan, token=plan.token.flip(0)))
+
+
+def next_layer(monkeypatch):
+    install = inject.Attachment._install
+
+    def shifted(self):
+        layers = self.host.layers
+        self.host.layers = [*layers[1:], layers[0]]
+        install(self)
+        self.host.layers = layers
+
+    monkeypatch.setattr(inject.Attachment, "_install", shifted)
+
+
+def after_other_hooks(monkeypatch):
+    register = torch.nn.Module.register_forward_hook
+    monkeypatch.setattr(torch.nn.Module, "register_forward_hook", lambda self, hook, **more: register(self, hook, **more | {"prepend": False}))
+
+
+def recompute_by_the_last_plan(monkeypatch):
+    """What was kept for recomputation is that of the last forward."""
+
+    def plan_of(self, k, hidden):
+        if self._plan is not None:
+            self.latest = self._plan
+        return self._plan or getattr(self, "latest", None)
+
+    monkeypatch.setattr(inject.Attachment, "_plan_of", plan_of)
+
+
+def separators_are_places(monkeypatch):
+    """The clip's last placeholder gets the residual of the last place."""
+    monkeypatch.setattr(LlavaOnevision, "placeholders", lambda self, grid: [*range(grid.tokens), grid.tokens - 1])
+
+
+def positions_ignored(monkeypatch):
+    columns = conditioning.columns
+    shifted = lambda given, ids, positions: columns(given, ids, positions if positions is None else positions.roll(1, 1))
+    monkeypatch.setattr(conditioning, "columns", shifted)
+
+
+def types_ignored(monkeypatch):
+    """Generated placeholders count as visual."""
+    monkeypatch.setattr(localize.Ledger, "_check_surplus", lambda *args: None)
+    monkeypatch.setattr(localize, "_types", lambda *args: None)
+    after_plan(monkeypatch, lambda self, given, plan: plan or applied_to_placeholders(self, given))
+
+
+def applied_to_placeholders(self, given):
+    ids = given["input_ids"]
+    index = torch.isin(ids.flatten(), torch.tensor(self.visual_ids)).nonzero()[:, 0]
+    return conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape), self.owner) if len(index) else None
+
+
+def copies_keep_their_hooks(monkeypatch):
+    monkeypatch.setattr(inject.Hook, "__deepcopy__", lambda self, memo: self)
+
+
+def hooks_stay(monkeypatch):
+    monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "remove", lambda self: None)
+
+
+def any_cache_is_new(monkeypatch):
+    """A second turn forgets what the cache holds of the first."""
+    monkeypatch.setattr(localize.Ledger, "_history", lambda self, batch, here, device: torch.zeros(batch, 0, dtype=torch.bool))
+
+
+CAUGHT_BY = {
+    off_by_one_token: [test_forward.test_only_visual_tokens_differ_and_by_the_residual, test_forward.test_several_videos, test_generation.test_greedy_with_and_without_cache],
+    applied_at_decode_steps: [test_generation.test_greedy_with_and_without_cache, test_generation.test_sampling_and_several_sequences],
+    applied_twice: [test_forward.test_only_visual_tokens_differ_and_by_the_residual, test_forward.test_bfloat16, test_company.test_foreign_hooks],
+    first_row_for_every_row: [test_forward.test_rows_of_different_length_padded_left, test_forward.test_rows_of_different_length_padded_right, test_generation.test_beams],
+    beam_expansion_ignored: [test_generation.test_beams, test_generation.test_sampling_and_several_sequences, test_embeddings.test_generating_from_inputs_embeds],
+    chunk_boundary_ignored: [test_generation.test_chunked_prefill],
+    first_forward_only: [test_generation.test_chunked_prefill, test_generation.test_position_not_call_order, test_generation.test_greedy_with_and_without_cache],
+    last_clip_first: [test_forward.test_several_videos, test_forward.test_several_images, test_forward.test_image_and_video],
+    next_layer: [test_forward.test_only_visual_tokens_differ_and_by_the_residual, test_forward.test_recorded_outputs],
+    after_other_hooks: [test_forward.test_recorded_outputs, test_company.test_foreign_hooks],
+    recompute_by_the_last_plan: [test_training.test_two_forwards_then_two_backwards],
+    separators_are_places: [(test_forward.test_only_visual_tokens_differ_and_by_the_residual, "llava_onevision")],
+    positions_ignored: [test_embeddings.test_inputs_embeds_with_positions, test_embeddings.test_generating_from_inputs_embeds],
+    types_ignored: [test_generation.test_a_generated_placeholder_is_text],
+    copies_keep_their_hooks: [test_company.test_copies],
+    any_cache_is_new: [test_generation.test_a_second_turn_with_a_clip],
+}
+
+
+@pytest.mark.parametrize("mutant", CAUGHT_BY, ids=lambda mutant: mutant.__name__)
+def test_a_broken_injector_is_caught(mutant, monkeypatch):
+    mutant(monkeypatch)
+    for row in CAUGHT_BY[mutant]:
+        row, name = row if isinstance(row, tuple) else (row, "qwen2_5_vl")
+        with pytest.raises((AssertionError, ModulateError, RuntimeError, IndexError)):
+            row(Case(replace(BY_NAME[name])))  # a host of its own: a row that fails may leave its own hooks behind
+
+
+def test_hooks_left_behind_are_seen(monkeypatch):
+    host = BY_NAME["qwen2_5_vl"].build()
+    case = Case(replace(BY_NAME["qwen2_5_vl"], build=lambda: host))
+    hooks_stay(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_company.test_detached(case)
+

@@ -1,0 +1,130 @@
+"""Hosts that are split over devices, quantised, or carry adapters: PEFT's and the modulation's own."""
+
+import pytest
+import reference
+import torch
+from suite import close, row, strong
+from tiny import fresh, our_hooks
+
+
+def prompts(case):
+    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
+    return batch, case.clips(batch)
+
+
+def agrees(case, host, steps=3):
+    """Logits and what is generated are those of the family's plain host under the reference's residuals."""
+    batch, clips = prompts(case)
+    modulation = strong(host)
+    values = case.dense(batch, clips, modulation)
+    forward = lambda h: h(**batch.inputs).logits
+    generate = lambda h: h.generate(**batch.inputs, max_new_tokens=steps, do_sample=False)
+    with reference.written(host, modulation, values):
+        expected, expected_ids = forward(host), generate(host)
+    with modulation.attached(host) as attachment, attachment.condition(clips):
+        got, ids = forward(host), generate(host)
+    close(got, expected)
+    assert torch.equal(ids, expected_ids) and not torch.allclose(got, forward(host), atol=1e-2)
+    return got
+
+
+@row("accelerate: weights offloaded to the CPU between layers, one forward")
+def test_cpu_offload(case):
+    offloaded(case, lambda host, batch: host(**batch.inputs).logits)
+
+
+@pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids` being on a device type:UserWarning")  # before 5.23
+@row("accelerate: weights offloaded to the CPU between layers, generating")
+def test_generating_under_cpu_offload(case):
+    offloaded(case, lambda host, batch: host.generate(**batch.inputs, max_new_tokens=3, output_scores=True, return_dict_in_generate=True).scores[-1])
+
+
+def offloaded(case, call):
+    from accelerate import cpu_offload
+
+    host = case.family.build()
+    batch, clips = prompts(case)
+    cpu_offload(host, execution_device=torch.device("cpu"))
+    bare = case.bare(lambda: call(host, batch))
+    with case.modulation.attached(host) as attachment, attachment.condition(clips):
+        got = call(host, batch)
+    close(got, case.expected(batch, clips, lambda: call(case.host, batch)))
+    assert not torch.allclose(got, bare, atol=1e-2)
+
+
+def dispatched(case, device, **more):
+    from accelerate import dispatch_model
+
+    host = case.family.build()
+    host.tie_weights()
+    children = [name for name, _ in host.model.named_children()]
+    device_map = {f"model.{name}": "cpu" for name in children} | {name: "cpu" for name, _ in host.named_children() if name != "model"}
+    language = next(name for name in children if host.get_decoder() is getattr(host.model, name))
+    device_map.pop(f"model.{language}")
+    device_map |= {f"model.{language}.{name}": "cpu" for name, _ in host.get_decoder().named_children() if name != "layers"}
+    device_map |= {f"model.{language}.layers.{i}": device if i == 2 else "cpu" for i in range(len(host.get_decoder().layers))}
+    device_map |= {f"model.{name}": "cpu" for name, _ in host.model.named_parameters(recurse=False)}
+    host = dispatch_model(host, device_map, main_device="cpu", force_hooks=True, **more)
+    close(agrees(case, host), agrees(case, case.family.build()))
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")  # a parameter beside the modules has a key too
+@row("accelerate: a device map")
+def test_device_map(case):
+    dispatched(case, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
+@row("accelerate: a layer offloaded to disk", quick=())
+def test_disk_offload(case, tmp_path):
+    dispatched(case, "disk", offload_dir=tmp_path)
+
+
+@row("a host quantised to int8")
+def test_quantised(case):
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError:
+        case.not_applicable("needs torchao, which is not installed where this table was made")
+    host = case.family.build()
+    linear = torch.nn.Linear
+    quantize_(host.get_decoder(), Int8WeightOnlyConfig(), filter_fn=lambda module, name: isinstance(module, linear) and "proj" in name)
+    agrees(case, host)
+
+
+@row("a host wrapped by PEFT, with an adapter of its own")
+def test_peft(case):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    targets = r".*(language_model|text_model)\..*\.(q_proj|v_proj)"
+    host = get_peft_model(case.family.build(), LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).eval()
+    agrees(case, host)
+    assert not our_hooks(host) and list(host.peft_config) == ["default"]
+
+
+@row("the modulation's own LoRA: the logits are those of the merged weights, and the bare host's when it is fresh")
+def test_lora(case):
+    batch, clips = prompts(case)
+    host, merged = case.host, case.family.build()
+    call = lambda h=host: h(**batch.inputs).logits
+    bare = call()
+    with fresh(host, lora=True).attached(host) as attachment, attachment.condition(clips):
+        assert torch.equal(call(), bare)
+    modulation = strong(host, lora=True)
+    assert modulation.lora is not None
+    _, tensors = modulation.lora.to_peft()
+    scale = modulation.config.lora.params.alpha / modulation.config.lora.params.rank
+    for name in {key.rpartition(".lora_")[0] for key in tensors}:
+        a, b = tensors[f"{name}.lora_A.weight"], torch.randn_like(tensors[f"{name}.lora_B.weight"])
+        tensors[f"{name}.lora_B.weight"] = b
+        merged.get_submodule(name.removeprefix("base_model.model.")).weight += scale * b @ a
+    modulation.lora.load_peft(tensors)
+    with modulation.attached(host) as attachment:
+        with attachment.condition(clips):
+            got = call()
+        with reference.written(merged, modulation, case.dense(batch, clips, modulation)):
+            close(got, call(merged), atol=1e-3)
+        with attachment.bare():
+            assert torch.equal(call(), bare)
+    assert torch.equal(call(), bare)
