@@ -14,11 +14,12 @@ test: $(STAMP)  ## the quick suite
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
 
 test-all: $(STAMP)  ## the quick suite and the long tail
+	$(BIN)/python -m pip install --quiet --editable ".[dev,quantised]"
 	$(BIN)/python -m pytest -m "not gpu and not network"
 
 test-oldest:  ## the hosts' contract on the oldest transformers that is supported, in an environment of its own
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --editable ".[dev]" "transformers==5.17.0"
+	$(OLDEST)/bin/python -m pip install --quiet --editable ".[dev,quantised]" "transformers==5.17.0"
 	$(OLDEST)/bin/python -m pytest tests/contract --write-hosts
 
 check: $(STAMP)  ## lint, types, generated docs

@@ -80,7 +80,7 @@ def test_disk_offload(case, tmp_path):
     dispatched(case, "disk", offload_dir=tmp_path)
 
 
-@row("a host quantised to int8")
+@row("a host quantised to int8", quick=())
 def test_quantised(case):
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
