@@ -1,10 +1,10 @@
-"""Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the tabletop world; and still scenes first.
+"""Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the tabletop world; still scenes; other modulators.
 
 python benchmarks/tabletop_study.py [--jobs 2] [--collect] [--runs runs/study] [key.sub=value …]
 
 For each seed: one run per signal encoder, one of LoRA alone, and one of the same modulation trained with a blank signal (for which all
 encoders are the same function: they give exactly 0). On still scenes (one time step, the modulator alone is trained) each encoder once: can the
-host be steered? Runs that are finished are not repeated. Writes docs/results/tabletop.md and .json.
+host be steered? The recipes of other modulators and signals once each. Runs that are finished are not repeated. Writes docs/results/tabletop.md and .json.
 """
 
 import argparse
@@ -31,13 +31,14 @@ DEFAULT = "heatmap_dur"
 CONTROLS = ("none", "blank", "shuffled", "centre", "shifted", "host", "no_frames", "no_pixels")
 LORA_ONLY = "training.stages=[{name: lora, train: [lora], epochs: %s, lr: 1.0e-3}]"
 STILLS = ["data.params.window=1.0", "sampling={fps: 2.0, max_frames: 2}", "lora=null", "evaluation.conditions=[none]"]
-STILLS_STAGE = "training.stages=[{name: modulator, train: [modulator], epochs: %s, lr: 3.0e-3}]"
+STILLS_STAGE = "training.stages=[{name: modulator, train: [modulator], epochs: %s, lr: 1.0e-3}]"
+OTHERS = ("steering_tiny", "film_tiny", "gated_cross_attention_tiny", "hand_tiny", "gaze_and_hand_tiny")
 PAGE = Path("docs/results/tabletop")
 RESAMPLES = 2000
 
 
 def jobs(extra: Sequence[str], epochs: str, still_epochs: str) -> list[list[str]]:
-    """Return the overrides of every run."""
+    """Return name, recipe and overrides of every run, as the command line takes them."""
     found = [
         (int(e != DEFAULT), [f"name=stills-{e}-0", f"encoder.name={e}", f"encoder.params={params}", STILLS_STAGE % still_epochs, *STILLS, *extra])
         for e, params in ENCODERS.items()
@@ -50,17 +51,19 @@ def jobs(extra: Sequence[str], epochs: str, still_epochs: str) -> list[list[str]
             conditions = CONTROLS if (encoder, seed) == (DEFAULT, SEEDS[0]) else CONTROLS[:6]
             setting = [f"encoder.name={encoder}", f"encoder.params={params}", f"evaluation.conditions=[{', '.join(conditions)}]", *common]
             found.append((0 if encoder == DEFAULT else 1 + seed, [f"name={encoder}-{seed}", *setting]))
-    return [overrides for _, overrides in sorted(found, key=lambda item: item[0])]  # the default encoder first, then seed by seed
+    ordered = [[RECIPE, *overrides] for _, overrides in sorted(found, key=lambda item: item[0])]  # the default encoder first, then seed by seed
+    return ordered + [[f"recipes/{name}.yaml", f"name={name}-0", *extra] for name in OTHERS]
 
 
-def run(overrides: Sequence[str], runs: Path) -> None:
+def run(job: Sequence[str], runs: Path) -> None:
     """Train and evaluate one recipe in a process of its own, with one thread."""
+    recipe, *overrides = job
     name = overrides[0].removeprefix("name=")
     if (runs / name / "metrics.json").is_file():
         return
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{name}.txt").open("w") as log:
-        command = [sys.executable, "-m", "modulate", "train", RECIPE, "--runs", str(runs), *overrides]
+        command = [sys.executable, "-m", "modulate", "train", recipe, "--runs", str(runs), *overrides]
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=_environment())
     print(f"{name} done", flush=True)
 
@@ -118,6 +121,11 @@ def collect(runs: Path) -> dict[str, Any]:
             "signal - lora_only": difference(rows["signal"], records(runs, "lora_only", "none", seeds)),
         }
     figures["stills"] = {e: accuracy(records(runs, f"stills-{e}", "signal", SEEDS[:1])) for e in ENCODERS if (runs / f"stills-{e}-0" / "metrics.json").is_file()}
+    for name in OTHERS:
+        if (runs / f"{name}-0" / "metrics.json").is_file():
+            metrics = json.loads((runs / f"{name}-0" / "metrics.json").read_text())
+            kept = {key: metrics[key] for key in ("overall", "interval", "n", "tasks")}
+            figures.setdefault("others", {})[name] = {"signal": kept, **metrics["controls"]}
     return figures
 
 
@@ -146,7 +154,15 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     lines += [_row(["encoder", "overall", *(f"`{t}`" for t in tasks)]), _row(["---"] * (len(tasks) + 2))]
     for encoder, found in figures["stills"].items():
         lines.append(_row([f"`{encoder}`", _cell(found, "overall"), *(_cell(found["tasks"][t], "accuracy") for t in tasks)]))
+    lines += others_of(figures.get("others", {}))
     return "\n".join([*lines, "", *READING]) + "\n"
+
+
+def others_of(found: dict[str, Any]) -> list[str]:
+    """Return the table of the other recipes: one row each, a column for every condition that any of them has."""
+    names = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
+    lines = ["", "## Other modulators and signals", "", "The recipes as they ship, seed 0.", "", _row(["recipe", *names]), _row(["---"] * (len(names) + 1))]
+    return lines + [_row([f"`{recipe}`", *(_cell(by[c], "overall") if c in by else "–" for c in names)]) for recipe, by in found.items()]
 
 
 READING = """## How to read it
