@@ -1,6 +1,11 @@
-"""Eye gaze: the scanpath signal, four encoders of it, and the GazeQwen resampler. Registration imports no torch."""
+"""Eye gaze: the scanpath signal, four encoders of it, the GazeQwen resampler, its released checkpoint. Registration imports no torch."""
+
+from typing import TYPE_CHECKING
 
 from modulate.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    import typer
 
 
 @hookimpl
@@ -22,3 +27,11 @@ def register_signal_encoders(register: Register) -> None:
 def register_modulators(register: Register) -> None:
     """``gaze_resampler``: the modulator of GazeQwen."""
     register("gaze_resampler", "modulate_gaze.resampler:GazeResampler")
+
+
+@hookimpl
+def register_commands(cli: "typer.Typer") -> None:
+    """Add ``modulate convert``."""
+    from modulate_gaze.commands import convert
+
+    cli.command("convert")(convert)

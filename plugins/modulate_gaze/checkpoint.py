@@ -1,0 +1,230 @@
+"""Reads GazeQwen's released checkpoint, a pickle, without trusting it.
+
+The file is looked at before it is read (kind, size), unpickled into plain tensors, numbers and texts only, and then held against a schema:
+every entry, every tensor's name, shape and kind must be the expected one. [github.com/phamtrongthang123/gazeqwen; checkpoint
+phamtrongthang/gazeqwen, best_model.pt]
+"""
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from modulate.errors import CheckpointError, MissingFileError
+
+LIMIT = 2**28
+"""Bytes that a checkpoint may take on disk, unpacked, and as tensors: 256 MiB, five times the released one."""
+
+ENTRIES = ("state_dict", "config", "lora_state_dict", "lora_config")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""Kinds of numbers that become float32 without loss."""
+
+PREFIXES = ("model.layers", "model.language_model.layers")
+"""Where the decoder layers are in a Qwen2.5-VL of transformers up to 4.51, and since."""
+
+_FLAT = re.compile(r"(proj_in|proj_out|proj_gaze)\.|latents$|(q|k|v|g)_projs\.\d+\.(weight|bias)$|block_norms\.\d+\.(weight|bias)$")
+_LORA = re.compile(rf"({'|'.join(map(re.escape, PREFIXES))})\.(\d+)\.(self_attn\.[qv]_proj)\.lora_([AB])$")
+
+
+class ReleasedConfig(BaseModel):
+    """The checkpoint's entry ``config``. The bounds only keep absurd files out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    d_vjepa: int = Field(ge=1, le=16384, description="width of the frame features [GazeQwen: 768]")
+    d_llm: int = Field(ge=1, le=16384, description="width of the host's hidden states [GazeQwen: 3584]")
+    n_latents: int = Field(ge=1, le=1024, description="learned latents [GazeQwen: 32]")
+    d_latent: int = Field(ge=4, le=4096, multiple_of=4, description="width of the latents and of the gaze's encoding [GazeQwen: 256]")
+    n_blocks: int = Field(ge=1, le=32, description="blocks of each module [GazeQwen: 2]")
+    n_layers: int = Field(ge=1, le=512, description="decoder layers of the host [GazeQwen: 28]")
+    version: str = Field(min_length=1, max_length=64, description="what the training code called itself")
+
+
+class ReleasedLora(BaseModel):
+    """The checkpoint's entry ``lora_config``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    rank: int = Field(ge=1, le=1024, description="rank of the update [GazeQwen: 8]")
+    alpha: float = Field(gt=0, le=1e6, allow_inf_nan=False, description="the update is scaled by alpha / rank [GazeQwen: 16]")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A released checkpoint that has passed every check.
+
+    ``resampler``: tensors under their released names. ``modules``: independent copies among them. ``lora``: (layer, sub-module of the layer, "A" or "B") →
+    tensor, A (rank, d_in) and B (d_out, rank). ``d_value``: output width of the host's ``v_proj``.
+    """
+
+    config: ReleasedConfig
+    resampler: dict[str, Tensor]
+    modules: int
+    lora_config: ReleasedLora
+    lora: dict[tuple[int, str, str], Tensor]
+    d_value: int
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a ``best_model.pt``. Raises :class:`MissingFileError`, and :class:`CheckpointError` naming the entry or tensor that does not fit."""
+    content = _unpickled(path)
+    _same_keys(content, ENTRIES, f"{path}", "entry")
+    config = _validated(ReleasedConfig, content["config"], "config", path)
+    lora_config = _validated(ReleasedLora, content["lora_config"], "lora_config", path)
+    state, lora = (_tensors(content[name], name, path) for name in ("state_dict", "lora_state_dict"))
+    # A view may claim far more numbers than its file holds; copying it would take that much memory.
+    claimed = sum(t.numel() * t.element_size() for t in (*state.values(), *lora.values()))
+    if claimed > LIMIT:
+        raise CheckpointError(f"The tensors of {path} take {claimed} bytes, more than the {LIMIT} that are read. It is no released GazeQwen checkpoint.")
+    modules = _check_resampler(state, config, path)
+    found = _lora_by_place(lora, path)
+    d_value = _check_lora(found, config, lora_config, path)
+    for name, tensor in (*state.items(), *lora.items()):
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: tensor {name!r} holds numbers that are not finite.")
+    return Checkpoint(config, state, modules, lora_config, {place: tensor for place, (_, tensor) in found.items()}, d_value)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _unpickled(path: Path) -> dict[Any, Any]:
+    """Return the dictionary in ``path``, after a look at its size and kind; nothing but plain tensors, numbers, texts and containers is built."""
+    if not path.is_file():
+        raise MissingFileError(f"There is no checkpoint at {path}. Name the file, for example best_model.pt of the hub repository phamtrongthang/gazeqwen.")
+    _check_size(path, path.stat().st_size, "bytes")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path} is not a file that torch.save writes: {error}. Download it again.") from error
+    _check_size(path, unpacked, "bytes unpacked")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling fails in many ways; each means that this is not a file of plain tensors
+        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; a released checkpoint is a dictionary of {', '.join(ENTRIES)}.")
+    return content
+
+
+def _check_size(path: Path, size: int, unit: str) -> None:
+    if size > LIMIT:
+        raise CheckpointError(f"{path} has {size} {unit}, more than the {LIMIT} that are read; GazeQwen's released checkpoint has about 53 million.")
+
+
+# --- the schema -------------------------------------------------------------------------------------------------------------------------
+
+
+def _same_keys(found: Mapping[Any, Any], expected: tuple[str, ...] | dict[str, Any], where: str, what: str) -> None:
+    """Raise :class:`CheckpointError` that names the first unexpected, else the first missing key."""
+    extra = sorted(repr(key) for key in found if key not in expected)
+    if extra:
+        raise CheckpointError(f"{where} holds an unexpected {what} {extra[0]} ({len(extra)} in all); nothing was converted.")
+    missing = [key for key in expected if key not in found]
+    if missing:
+        raise CheckpointError(f"{where} lacks the {what} {missing[0]!r} ({len(missing)} in all); nothing was converted.")
+
+
+def _validated(model: type[Any], value: Any, name: str, path: Path) -> Any:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([name, *map(str, first["loc"])])
+        raise CheckpointError(f"{path}: {key}: {first['msg']}; got {first['input']!r:.80}.") from error
+
+
+def _tensors(value: Any, name: str, path: Path) -> dict[str, Tensor]:
+    """Return ``value`` as a dictionary of dense floating-point tensors."""
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {name} is a {type(value).__name__}; a dictionary of tensors is expected.")
+    for key, tensor in value.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {name} holds {type(tensor).__name__} under {key!r:.80}; tensors under names are expected.")
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            allowed = ", ".join(str(d).removeprefix("torch.") for d in FLOATS)
+            raise CheckpointError(f"{path}: tensor {key!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; dense {allowed} is expected.")
+    return {key: tensor.detach() for key, tensor in value.items()}
+
+
+def released_shapes(config: ReleasedConfig, modules: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a resampler of ``modules`` independent copies, under its released name."""
+    return dict(_shapes(config, modules))
+
+
+def _shapes(c: ReleasedConfig, modules: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    d, wide = c.d_latent, 4 * c.d_latent
+    for m in range(modules):
+        yield f"latents.{m}", (c.n_latents, d)
+        yield f"proj_ins.{m}.weight", (d, c.d_vjepa)
+        yield f"proj_outs.{m}.weight", (c.d_llm, d)
+        for b in range(c.n_blocks):
+            for name, out, into in (("q_projs", d, d), ("k_projs", d, d), ("g_projs", d, d), ("v_projs", d, d)):
+                yield f"{name}.{m}.{b}.weight", (out, into)
+                yield f"{name}.{m}.{b}.bias", (out,)
+            for part, out, into in ((1, wide, d), (3, d, wide)):
+                yield f"ff_blocks.{m}.{b}.{part}.weight", (out, into)
+                yield f"ff_blocks.{m}.{b}.{part}.bias", (out,)
+            for norm in (f"ff_blocks.{m}.{b}.0", f"block_norms.{m}.{b}"):
+                yield f"{norm}.weight", (d,)
+                yield f"{norm}.bias", (d,)
+    yield "amplitude", (c.n_layers,)
+
+
+def _check_resampler(state: dict[str, Tensor], config: ReleasedConfig, path: Path) -> int:
+    """Return the number of modules of a resampler whose names and shapes are what ``config`` says."""
+    modules = sum(name.startswith("latents.") for name in state)
+    if modules == 0 and (flat := next((name for name in state if _FLAT.match(name)), None)):
+        raise CheckpointError(
+            f"{path}: tensor {flat!r} belongs to the older layout with one shared module, which is not supported: "
+            "the released class itself cannot load it. Take best_model.pt."
+        )
+    expected = released_shapes(config, max(modules, 1))
+    _same_keys(state, expected, f"{path}: state_dict", "tensor")
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            raise CheckpointError(f"{path}: tensor {name!r} has shape {tuple(state[name].shape)}, but config says {shape}.")
+    return modules
+
+
+def _lora_by_place(lora: dict[str, Tensor], path: Path) -> dict[tuple[int, str, str], tuple[str, Tensor]]:
+    """Return (layer, sub-module, side) → (released name, tensor). All names must come from one version of transformers."""
+    found: dict[tuple[int, str, str], tuple[str, Tensor]] = {}
+    prefix = None
+    for name, tensor in lora.items():
+        match = _LORA.match(name)
+        if match is None or match[2] != str(int(match[2])) or prefix not in (None, match[1]):
+            one = f" beside {prefix!r}" if match and prefix not in (None, match[1]) else ""
+            layout = " or ".join(f"{p}.N.self_attn.{{q,v}}_proj.lora_{{A,B}}" for p in PREFIXES)
+            raise CheckpointError(f"{path}: lora_state_dict holds an unexpected tensor {name!r}{one}; {layout} is expected, one of the two.")
+        prefix = match[1]
+        found[int(match[2]), match[3], match[4]] = (name, tensor)
+    return found
+
+
+def _check_lora(found: dict[tuple[int, str, str], tuple[str, Tensor]], config: ReleasedConfig, lora: ReleasedLora, path: Path) -> int:
+    """Return the output width of ``v_proj``; every layer must have both updates, and all shapes must agree with both configurations."""
+    places = [(layer, f"self_attn.{name}_proj", side) for layer in range(config.n_layers) for name in "qv" for side in "AB"]
+    extra, missing = [p for p in found if p not in set(places)], [p for p in places if p not in found]
+    if extra:
+        raise CheckpointError(f"{path}: lora_state_dict holds an unexpected tensor {found[extra[0]][0]!r}: config says {config.n_layers} layers.")
+    if missing:
+        layer, name, side = missing[0]
+        raise CheckpointError(f"{path}: lora_state_dict lacks {len(missing)} tensors, the first is {name}.lora_{side} of layer {layer}.")
+    first = found[0, "self_attn.v_proj", "B"][1]
+    d_value = int(first.shape[0]) if first.ndim == 2 else 0
+    d_out = {"self_attn.q_proj": config.d_llm, "self_attn.v_proj": d_value}
+    for (_, name, side), (released, tensor) in found.items():
+        shape = (lora.rank, config.d_llm) if side == "A" else (d_out[name], lora.rank)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{path}: tensor {released!r} has shape {tuple(tensor.shape)}, but config and lora_config say {shape}.")
+    if not 0 < d_value <= config.d_llm:
+        raise CheckpointError(f"{path}: v_proj's update is {d_value} wide; 1 to d_llm = {config.d_llm} is expected.")
+    return d_value
