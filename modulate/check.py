@@ -61,11 +61,14 @@ class Report:
             self.findings.append(finding)
 
 
-def check(recipe: Recipe, cache: Path, prepare: bool = False) -> Report:
-    """Check a validated recipe. ``prepare``: let the data set make its files first. Errors that are found become findings, not exceptions."""
+def check(recipe: Recipe, cache: Path, prepare: bool = False, trust_remote_code: bool = False) -> Report:
+    """Check a validated recipe. Errors that are found become findings, not exceptions.
+
+    ``prepare``: let the data set make its files first. ``trust_remote_code``: see :class:`modulate.pipeline.Pipeline`.
+    """
     report = Report(recipe.name)
     try:
-        pipeline = Pipeline(recipe, cache)
+        pipeline = Pipeline(recipe, cache, trust_remote_code=trust_remote_code)
         modulation = pipeline.fresh_modulation().to(pipeline.device)
     except ModulateError as error:
         report.add("error", str(error))
@@ -90,7 +93,7 @@ def _samples(report: Report, pipeline: Pipeline, prepare: bool) -> dict[str, lis
     samples: dict[str, list[Sample]] = {}
     try:
         if prepare:
-            pipeline.dataset.prepare()
+            pipeline.make_data()
         for split in SPLITS:
             samples[split] = pipeline.dataset.samples(split)
     except MissingFileError as error:

@@ -1,8 +1,9 @@
 """The parts that recipes and saved modulations share; imports no torch, so that recipes are read instantly."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from modulate import plugins
 
@@ -22,7 +23,18 @@ class Choice(Params):
     def resolved(self, kind: str) -> tuple[Any, Any]:
         """Return (class, validated parameters). Raises PluginError for unknown names, pydantic's error for wrong parameters."""
         component = plugins.get(kind, self.name)
-        return component, component.Params.model_validate(self.params)
+        with self.blame(kind, "its parameters"):
+            return component, component.Params.model_validate(self.params)
+
+    def build(self, kind: str, **more: Any) -> Any:
+        """Return the component, built as ``Class(params, **more)``. Raises what :meth:`resolved` does, and ComponentError when its constructor fails."""
+        component, params = self.resolved(kind)
+        with self.blame(kind, "its constructor"):
+            return component(params, **more)
+
+    def blame(self, kind: str, doing: str) -> AbstractContextManager[None]:
+        """Return a context that names this component and its plugin in any error that is not meant: see :meth:`modulate.plugins.Registry.blame`."""
+        return plugins.registry().blame(kind, self.name, doing, (ValidationError,))
 
 
 class Tokens(Params):

@@ -16,6 +16,10 @@ class PluginError(ModulateError, LookupError):
     """A plugin is unknown, broken, clashes with another, or misuses its interface."""
 
 
+class ComponentError(PluginError):
+    """A component of a plugin raised what it did not mean to: a defect there. The original error is the cause."""
+
+
 class RecipeError(ModulateError, ValueError):
     """A recipe cannot be read, names an unknown key, or asks for something impossible."""
 

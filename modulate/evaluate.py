@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from modulate.components import Sample
-from modulate.errors import DataError, ModulateError
+from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.files import write_atomically
 from modulate.inject import Attachment
 from modulate.metrics import Prediction, compare, summarise
@@ -29,6 +29,8 @@ def score(
         for i, sample in enumerate(chunk):
             try:
                 ready[i] = _conditioned(pipeline, sample, condition, others)
+            except ComponentError:  # a defect of a plugin, no bad sample: the next ones would fail alike
+                raise
             except ModulateError as error:
                 records.append(_failure(sample, condition, error))
         records += _answers(pipeline, attachment, [ready[i] for i in sorted(ready)], condition)

@@ -34,6 +34,9 @@ class HostParams(Params):
     path: str = Field(description="folder, hub id, or `package:NAME/folder` for one inside an installed package")
     dtype: str = Field("float32", description="torch dtype of the weights: float32, bfloat16 or float16")
     device: str = Field("auto", description="`auto` (CUDA where present, else CPU) or a torch device")
+    trust_remote_code: bool = Field(
+        False, description="run Python files that come with the model; refused unless --trust-remote-code on the command line confirms it"
+    )
     attention: str = Field("sdpa", description="attention implementation that transformers is asked for: sdpa, eager, flash_attention_2 …")
 
 
@@ -117,16 +120,26 @@ class Host:
 
     @classmethod
     def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
-        """Load model (frozen, in eval mode) and processor, offline when ``path`` is a folder."""
+        """Load model (frozen, in eval mode) and processor, offline when ``path`` is a folder. Weights are safetensors only: other files are pickles.
+
+        Raises :class:`HostError` with what transformers says.
+        """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         from modulate.paths import resolve
 
         path = str(resolve(params.path)) if params.path.startswith(("package:", ".", "/")) else params.path
         device = ("cuda" if torch.cuda.is_available() else "cpu") if params.device == "auto" else params.device
-        with _no_progress_bar():
-            model = AutoModelForImageTextToText.from_pretrained(path, dtype=getattr(torch, params.dtype), attn_implementation=params.attention)
-        return model.requires_grad_(False).eval().to(device), AutoProcessor.from_pretrained(path)
+        trust = params.trust_remote_code  # always said: left open, transformers asks at the terminal
+        try:
+            with _no_progress_bar():
+                model = AutoModelForImageTextToText.from_pretrained(
+                    path, dtype=getattr(torch, params.dtype), attn_implementation=params.attention, use_safetensors=True, trust_remote_code=trust
+                )
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust)
+        except (OSError, ValueError) as error:  # not there, no network, no safetensors, or code that comes with it
+            raise HostError(f"The host {params.path!r} cannot be loaded: {error}") from error
+        return model.requires_grad_(False).eval().to(device), processor
 
     def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
         """Encode one user turn (clip, then ``text``) with true frame times. A family that can must override this."""
@@ -178,5 +191,6 @@ def understand(model: nn.Module) -> Host:
     for name in registry.names("host"):
         family = registry.get("host", name)
         if model_type in family.model_types:
-            return family(model)
+            with registry.blame("host", name, "its constructor"):
+                return family(model)
     return Host(model)

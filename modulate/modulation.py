@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -18,14 +19,13 @@ from modulate.components import Modulator, SignalEncoder, SignalFeatures
 from modulate.errors import CheckpointError, HostError, MissingFileError
 from modulate.grid import VisualGrid
 from modulate.hosts import Host, understand
+from modulate.hub import ADAPTER, CONFIG, WEIGHTS, fetch, is_repository, upload
 from modulate.lora import LoraSpec, LoraTensors, describe
 from modulate.signals import Signal
 from modulate.writers import Memory
 
 if TYPE_CHECKING:
     from modulate.inject import Attachment
-
-CONFIG, WEIGHTS, ADAPTER = "config.json", "model.safetensors", "adapter"
 
 
 class HostSpec(Params):
@@ -100,12 +100,11 @@ class Modulation(nn.Module):
     def __init__(self, config: ModulationConfig) -> None:
         super().__init__()
         self.config = config
-        encoder, encoder_params = config.encoder.resolved("signal_encoder")
-        self.encoder: SignalEncoder = encoder(encoder_params)
-        modulator, modulator_params = config.modulator.resolved("modulator")
+        self.encoder: SignalEncoder = config.encoder.build("signal_encoder")
         n_layers = len(config.injection.layers)
-        self.modulator: Modulator = modulator(modulator_params, d_features=config.d_features, d_signal=self.encoder.d_signal, n_layers=n_layers)
-        self.out = nn.ModuleList(self.modulator.writer(k, config.host.d_model) for k in range(1 if self.modulator.shared_output else n_layers))
+        self.modulator: Modulator = config.modulator.build("modulator", d_features=config.d_features, d_signal=self.encoder.d_signal, n_layers=n_layers)
+        with config.modulator.blame("modulator", "writer"):
+            self.out = nn.ModuleList(self.modulator.writer(k, config.host.d_model) for k in range(1 if self.modulator.shared_output else n_layers))
         self.amplitude = nn.Parameter(torch.full((n_layers,), float(config.injection.alpha)))
         self.lora = LoraTensors(config.lora, config.host.n_layers) if config.lora else None
 
@@ -134,9 +133,11 @@ class Modulation(nn.Module):
         active = [0] * len(clips)
         for members in groups.values():
             chosen = [clips[i] for i in members]
-            signal: SignalFeatures = self.encoder([c.signal for c in chosen], [c.grid for c in chosen])
+            with self.config.encoder.blame("signal_encoder", "forward"):
+                signal: SignalFeatures = self.encoder([c.signal for c in chosen], [c.grid for c in chosen])
             features = torch.cat([self._features(c) for c in chosen])
-            layers = self.modulator(features, signal)
+            with self.config.modulator.blame("modulator", "forward"):
+                layers = self.modulator(features, signal)
             steps = [c.grid.steps for c in chosen]
             split = [z.split(steps) for z in layers]
             for k, (i, reached) in enumerate(zip(members, signal.active.split(steps), strict=True)):
@@ -161,8 +162,12 @@ class Modulation(nn.Module):
         """
         device = latents.device
         hidden = None if hidden is None else hidden.to(device)
-        with torch.autocast(device.type, enabled=False):
-            return self.amplitude[k] * self.out[0 if len(self.out) == 1 else k](latents.float(), hidden, memory)
+        try:
+            with torch.autocast(device.type, enabled=False):
+                return self.amplitude[k] * self.out[0 if len(self.out) == 1 else k](latents.float(), hidden, memory)
+        except Exception:
+            with self.config.modulator.blame("modulator", "writer"):  # only now: this runs inside compiled hosts
+                raise
 
     # --- attaching ---------------------------------------------------------------------------------------------------------------
 
@@ -199,6 +204,12 @@ class Modulation(nn.Module):
             write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n"))
         write_atomically(folder / CONFIG, lambda path: path.write_text(self.config.model_dump_json(indent=2) + "\n"))
 
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **hub: Any) -> str:
+        """Upload to the hub with a model card; return the commit's address. For ``private`` and ``hub`` see :func:`modulate.hub.upload`."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, private=private, **hub)
+
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, **hub: Any) -> Self:
         """Load a folder or a hub repository (``hub``: arguments of ``huggingface_hub.snapshot_download``).
@@ -206,10 +217,8 @@ class Modulation(nn.Module):
         Raises :class:`MissingFileError` or :class:`CheckpointError` naming file and key.
         """
         folder = Path(path_or_repo)
-        if not folder.is_dir() and not str(path_or_repo).startswith((".", "/", "~")) and str(path_or_repo).count("/") == 1:
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(str(path_or_repo), **hub))
+        if not folder.is_dir() and is_repository(str(path_or_repo)):
+            folder = fetch(str(path_or_repo), **hub)
         if not (folder / CONFIG).is_file():
             raise MissingFileError(f"{folder} is no saved modulation: {CONFIG} is missing there.")
         try:

@@ -1,9 +1,9 @@
-"""Paths as recipes write them: plain, or inside an installed package."""
+"""Paths as recipes write them: plain, or inside an installed package; and names as data files write them, which never leave their folder."""
 
 import importlib.util
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from modulate.errors import MissingFileError
+from modulate.errors import DataError, MissingFileError
 
 PREFIX = "package:"
 
@@ -12,8 +12,8 @@ def resolve(text: str) -> Path:
     """Return the existing file or folder that ``text`` names.
 
     ``text`` is a plain path (``~`` means the home directory; relative ones start at the working directory) or ``package:NAME/sub/path``:
-    something inside the installed package NAME, dotted for a subpackage. The package is located, not imported, unless it is a subpackage,
-    whose parents are. Raises :class:`modulate.errors.MissingFileError`, saying what was looked for, when there is no such thing.
+    something inside the installed package NAME, dotted for a subpackage. The package is located, never imported.
+    Raises :class:`modulate.errors.MissingFileError`, saying what was looked for, when there is no such thing.
     """
     if not text.strip():
         raise MissingFileError(f"An empty path was given; write a path, or {PREFIX}NAME/sub/path for a file inside an installed package.")
@@ -41,9 +41,26 @@ def _inside_package(text: str) -> Path:
 
 
 def _folders(name: str) -> list[Path]:
-    """Return the folders of the package ``name``; none when it is not installed, or is a single module."""
+    """Return the folders of the package ``name``; none when it is not installed, or is a single module. Nothing of it is run."""
+    top, *inner = name.split(".")
+    if not all(part.isidentifier() for part in (top, *inner)):
+        return []
     try:
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(top)  # of a name without a dot: asking for a subpackage would import its parents
     except (ImportError, ValueError):
         return []
-    return [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    tops = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    return [folder for folder in (top_folder.joinpath(*inner) for top_folder in tops) if folder.is_dir()]
+
+
+def checked_name(text: str, where: str) -> str:
+    """Return the relative path ``text`` from a data file, with slashes; ``where`` names file and entry.
+
+    Raises :class:`DataError` for one that could leave the folder that it is relative to by what it says: absolute, on a drive, or with ``..``. Links
+    that lie inside the folder are followed: whoever may write there has decided so.
+    """
+    plain = text.strip().replace("\\", "/")
+    path, windows = PurePosixPath(plain), PureWindowsPath(plain)
+    if path.is_absolute() or windows.drive or windows.root or ".." in path.parts or "\0" in plain:
+        raise DataError(f"{where}: {text!r} leaves the data set's folder. Write a name relative to it, without '..'.")
+    return path.as_posix() if plain else ""

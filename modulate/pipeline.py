@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modulate import plugins
 from modulate.bundle import Bundle, controls_of, kinds_of
 from modulate.components import LETTERS, Backbone, Dataset, FrameFeatures, Sample
 from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, VideoError
@@ -102,30 +103,41 @@ class Others:
 class Pipeline:
     """Everything of a recipe that turns samples into forwards: host, processor, backbone, data set, caches.
 
-    ``cache``: folder of the feature cache. Prepared samples are kept in memory up to ``memory_bytes``.
+    ``cache``: folder of the feature cache. Prepared samples are kept in memory up to ``memory_bytes``. ``trust_remote_code``: the user's own word that
+    code which comes with a model may run; without it a recipe that asks for that is refused with a :class:`RecipeError`.
     """
 
     #: How every answer is asked of the host: only the last position's logits, in one forward.
     LAST_LOGITS: ClassVar[dict[str, Any]] = {"logits_to_keep": 1, "use_cache": False}
 
-    def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30) -> None:
+    def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30, trust_remote_code: bool = False) -> None:
         self.recipe = recipe
+        if not trust_remote_code:
+            refuse_remote_code(recipe)
         family, params = recipe.host.resolved("host")
         self.model: nn.Module
-        self.model, self.processor = family.load(params)
+        with recipe.host.blame("host", "load"):
+            self.model, self.processor = family.load(params)
         self.host: Host = understand(self.model)
         self.device = next(self.model.parameters()).device
-        self.backbone: Backbone = _build(recipe, "backbone").to(self.device).eval().requires_grad_(False)
-        self.dataset: Dataset = _build(recipe, "data", "dataset")
+        self.backbone: Backbone = recipe.backbone.build("backbone").to(self.device).eval().requires_grad_(False)
+        self.dataset: Dataset = recipe.data.build("dataset")
         self.signal_kinds: dict[str, type[Signal]] = kinds_of(recipe.signal)
         self.features = FeatureCache(cache)
         self.clips = ClipReader()
         self._memory: Recent[tuple[str, bool], Prepared] = Recent(memory_bytes, _bytes)
         self._signals: dict[Path, Signal] = {}
 
+    def make_data(self) -> None:
+        """Let the data set make or check its files."""
+        with self.recipe.data.blame("dataset", "prepare"):
+            self.dataset.prepare()
+
     def samples(self, split: str) -> list[Sample]:
         """Return a split's samples, and remember which frames they will ask for, so that a video with many questions is decoded once."""
-        samples, sampling = self.dataset.samples(split), self.recipe.sampling
+        sampling = self.recipe.sampling
+        with self.recipe.data.blame("dataset", "samples"):
+            samples = self.dataset.samples(split)
         for sample in samples:
             self.clips.expect(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
         return samples
@@ -161,14 +173,16 @@ class Pipeline:
         frames = self.clips.read(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
         if blank_frames:
             frames = replace(frames, images=np.full_like(frames.images, 127))
-        text = self.dataset.prompt(sample, self.recipe.answer)
-        encoded = self.host.encode(self.processor, text, frames, sample.window)
+        with self.recipe.data.blame("dataset", "prompt"):
+            text = self.dataset.prompt(sample, self.recipe.answer)
+        with self.recipe.host.blame("host", "encode"):
+            encoded = self.host.encode(self.processor, text, frames, sample.window)
         features = align(self._raw_features(sample, frames, blank_frames), encoded.grid)
         return Prepared(sample, encoded.inputs, encoded.grid, features.cpu(), self.signal(sample), self._option_ids(sample))
 
     def _raw_features(self, sample: Sample, frames: Frames, blank_frames: bool) -> FrameFeatures:
         def compute() -> FrameFeatures:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.recipe.backbone.blame("backbone", "forward"):
                 return self.backbone(torch.from_numpy(frames.images).to(self.device), frames.times)
 
         source = "blank" if blank_frames else content_hash(sample.video)
@@ -186,7 +200,8 @@ class Pipeline:
         if path not in self._signals:
             if not path.exists():
                 raise MissingFileError(f"the signal file {path} does not exist.")
-            self._signals[path] = self.signal_kinds[kind].read(path)
+            with plugins.registry().blame("signal", kind, f"read of {path}"):
+                self._signals[path] = self.signal_kinds[kind].read(path)
         return self._signals[path]
 
     def _option_ids(self, sample: Sample) -> Tensor:
@@ -231,7 +246,8 @@ class Pipeline:
             other = others.draw(own, self.recipe.seed)
             return self.signal(other), other.window
 
-        return controls[name](prepared.signal, ControlContext(own.window, draw))
+        with plugins.registry().blame("signal", self.recipe.signal, f"the control {name!r}"):
+            return controls[name](prepared.signal, ControlContext(own.window, draw))
 
     def fresh_modulation(self) -> Modulation:
         """Build the recipe's modulation for the host, seeded."""
@@ -243,9 +259,16 @@ class Pipeline:
         )  # fmt: skip
 
 
-def _build(recipe: Recipe, key: str, kind: str | None = None) -> Any:
-    component, params = getattr(recipe, key).resolved(kind or key)
-    return component(params)
+def refuse_remote_code(recipe: Recipe) -> None:
+    """Raise :class:`RecipeError` when a component's parameters say ``trust_remote_code: true``."""
+    for key, kind in (("host", "host"), ("backbone", "backbone"), ("encoder", "signal_encoder"), ("modulator", "modulator"), ("data", "dataset")):
+        _, params = getattr(recipe, key).resolved(kind)
+        if getattr(params, "trust_remote_code", False):
+            raise RecipeError(
+                f"{key}.params of the recipe {recipe.name!r} say trust_remote_code: Python files that come with the model would run on this machine, "
+                "with all that you may do. If you have read them and want that, add --trust-remote-code to the command "
+                "(in Python: Pipeline(…, trust_remote_code=True)); otherwise take the line out."
+            )
 
 
 def _bytes(prepared: Prepared) -> int:

@@ -6,18 +6,27 @@ the others down; using something that only it provides is an error that repeats 
 
 import functools
 import importlib
+import importlib.util
 import os
-from collections.abc import Iterable
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pluggy
 
 from modulate import hookspecs
-from modulate.errors import PluginError, near_matches
+from modulate.errors import ComponentError, ModulateError, PluginError, near_matches
 
 GROUP = "modulate"
+VARIABLE = "MODULATE_PLUGINS"
+NOT_ERRORS = frozenset({"OutOfMemoryError", "_StopRecomputationError"})
+"""What torch raises when memory is full, and to end a checkpoint's recompute early; known by name, because this module imports no torch."""
+
 KINDS = {
     "signal": "register_signals",
     "signal_encoder": "register_signal_encoders",
@@ -44,35 +53,83 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{self.kind} {self.name!r} of plugin {self.plugin!r} cannot be loaded from {self.target!r}: {error!r}") from error
 
 
 @dataclass
 class PluginInfo:
-    """One plugin as found: where it comes from, what it provides, why it is broken (if it is)."""
+    """One plugin as found: where it comes from, what it provides, why it is broken (if it is).
+
+    ``location``: the file that is run when it is loaded; ``off``: it is installed, but MODULATE_PLUGINS switches it off, so nothing of it was run.
+    """
 
     name: str
-    source: str
+    distribution: str = ""
     version: str = ""
+    module: str = ""
+    location: str = ""
     error: str = ""
+    off: bool = False
     provides: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, point: EntryPoint, off: bool = False) -> "PluginInfo":
+        """Describe an entry point without loading it."""
+        dist = point.dist
+        return cls(point.name, dist.name if dist else "?", dist.version if dist else "", point.value, locate(_module(point)), off=off)
+
+    @property
+    def source(self) -> str:
+        """Distribution and module, for a line of text."""
+        return f"{self.distribution} ({self.module})" if self.module else self.distribution
+
+
+def _module(point: EntryPoint) -> str:
+    return point.value.partition(":")[0].strip()  # EntryPoint.module fails for a value that is none
+
+
+def locate(module: str) -> str:
+    """Return the file of ``module``, of one in a package that is not imported yet the package's file; "" where there is none. Nothing is imported."""
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded:
+        return str(loaded)
+    try:
+        spec = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        return ""
+    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+    return next((place for place in places if place and Path(place).exists()), "")
 
 
 class Registry:
-    """The plugins of this process and the components they register."""
+    """The plugins of this process and the components they register.
 
-    def __init__(self, points: Iterable[EntryPoint]) -> None:
+    ``off``: plugins that are installed and not loaded. ``missing``: names that were asked for and are not installed, each with its ``error``: as
+    long as there is one, asking for a component is an error, while listing is none.
+    """
+
+    def __init__(self, points: Iterable[EntryPoint], wanted: Iterable[str] | None = None) -> None:
+        """Load the plugins of ``points``; only those called as in ``wanted``, where that is given."""
         self.manager = pluggy.PluginManager("modulate")
         self.manager.add_hookspecs(hookspecs)
         self.plugins: dict[str, PluginInfo] = {}
+        self.off: dict[str, PluginInfo] = {}
+        self.missing: dict[str, PluginInfo] = {}
         self.components: dict[tuple[str, str], Component] = {}
-        for point in sorted(points, key=lambda p: p.name):
-            self._load(point)
+        points = sorted(points, key=lambda p: p.name)
+        names = {p.name for p in points}
+        chosen = names if wanted is None else set(wanted)
+        for name in sorted(chosen - names):
+            self.missing[name] = PluginInfo(name, error=f"{VARIABLE} names {name!r}, and no such plugin is installed. {near_matches(name, names)}")
+        for point in points:
+            if point.name in chosen:
+                self._load(point)
+            else:
+                self.off[point.name] = PluginInfo.of(point, off=True)
 
     def _load(self, point: EntryPoint) -> None:
-        dist = point.dist
-        info = PluginInfo(point.name, f"{dist.name if dist else '?'} ({point.value})", dist.version if dist else "")
+        info = PluginInfo.of(point)
         first = self.plugins.get(point.name)
         if first is not None:
             if first.source != info.source:  # the very same one is found twice when a package is installed in two places on the path
@@ -83,12 +140,16 @@ class Registry:
         self.plugins[point.name] = info
         try:
             self.add(point.name, point.load(), info)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a module that calls exit() ends itself, not us
             info.error = f"{type(error).__name__}: {error}"
+        info.location = locate(_module(point))
 
     def add(self, name: str, plugin: object, info: PluginInfo | None = None) -> PluginInfo:
-        """Register ``plugin`` (a module or object with hook implementations). All or nothing: a clash or a misspelt hook leaves no trace."""
-        info = info or PluginInfo(name, "added at run time")
+        """Register ``plugin`` (a module or object with hook implementations). All or nothing: a clash or a misspelt hook leaves no trace.
+
+        Raises :class:`PluginError` that names the plugin and the hook when it fails there.
+        """
+        info = info or PluginInfo(name, "added at run time", location=str(getattr(plugin, "__file__", None) or ""))
         self.manager.register(plugin, name)
         added: list[Component] = []
         try:
@@ -119,32 +180,69 @@ class Registry:
             found[name] = Component(kind, name, target, owner)
 
         others = [p for p in self.manager.get_plugins() if p is not plugin]
-        self.manager.subset_hook_caller(hook, remove_plugins=others)(register=register)
+        try:
+            self.manager.subset_hook_caller(hook, remove_plugins=others)(register=register)
+        except ModulateError:
+            raise
+        except Exception as error:
+            raise PluginError(f"The plugin {owner!r} failed in its hook {hook}: {_told(error)}") from error
         return list(found.values())
 
     def names(self, kind: str) -> list[str]:
         """Return the registered names of ``kind``, sorted."""
+        self._check_missing()
         return sorted(name for k, name in self.components if k == kind)
 
     def get(self, kind: str, name: str) -> Any:
         """Return the class registered as ``name``. Raises :class:`PluginError` with near matches and broken plugins otherwise."""
+        self._check_missing()
         component = self.components.get((kind, name))
         if component is None:
             broken = [f"{p.name} ({p.error})" for p in self.plugins.values() if p.error]
             note = f" Broken plugins, which may have provided it: {'; '.join(broken)}." if broken else ""
+            note += f" Switched off by {VARIABLE}: {', '.join(self.off)}." if self.off else ""
             raise PluginError(f"Unknown {kind} {name!r}. {near_matches(name, self.names(kind))} `modulate plugins` lists them.{note}")
         return component.load()
+
+    def _check_missing(self) -> None:
+        """Raise when a plugin was asked for that is not there: whoever limits what runs, and misspells it, must not get something else."""
+        for info in self.missing.values():
+            raise PluginError(info.error)
+
+    @contextmanager
+    def blame(self, kind: str, name: str, doing: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Name component and plugin in whatever a component raises without meaning to, as :class:`ComponentError` with the original as its cause.
+
+        modulate's own errors and those in ``passing`` are left as they are; so is what is nobody's defect (:data:`NOT_ERRORS`).
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, (ModulateError, MemoryError, *passing)) or type(error).__name__ in NOT_ERRORS:
+                raise
+            component = self.components.get((kind, name))
+            owner = f" of plugin {component.plugin!r}" if component else ""
+            raise ComponentError(f"{kind} {name!r}{owner} failed in {doing}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """Return an error's type and text, and the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 @functools.cache
 def registry() -> Registry:
-    """Return this process's registry. ``MODULATE_PLUGINS`` (comma-separated entry point names; empty for none) limits what is loaded."""
-    points: Iterable[EntryPoint] = entry_points(group=GROUP)
-    wanted = os.environ.get("MODULATE_PLUGINS")
-    if wanted is not None:
-        names = {name.strip() for name in wanted.split(",")}
-        points = [p for p in points if p.name in names]
-    return Registry(points)
+    """Return this process's registry. The environment variable ``MODULATE_PLUGINS`` limits what is loaded.
+
+    Unset: all plugins. Empty or ``none``: none. Else names of entry points, separated by commas: only these.
+    """
+    given = os.environ.get(VARIABLE)
+    if given is None:
+        return Registry(entry_points(group=GROUP))
+    given = "" if given.strip() == "none" else given
+    return Registry(entry_points(group=GROUP), [name for part in given.split(",") if (name := part.strip())])
 
 
 def get(kind: str, name: str) -> Any:

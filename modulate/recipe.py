@@ -13,8 +13,15 @@ from modulate import plugins
 from modulate.bundle import controls_of
 from modulate.choice import Choice, Injection, LoraParams
 from modulate.errors import MissingFileError, RecipeError, near_matches
+from modulate.parse import YAML_DEPTH, parse_yaml, read_yaml
 
 RECIPES = "modulate_recipes"
+
+MAX_EXTENDS = 8
+"""Most recipes that one may stand on, each extending the next."""
+
+MAX_FINDINGS = 20
+"""Most problems of one recipe that a message lists."""
 
 
 #: Conditions that need no signal kind: how the host is asked, beside the controls that a kind declares.
@@ -89,7 +96,7 @@ class Evaluation(Section):
 class Recipe(Section):
     """Everything that a run needs to be repeated."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="also the run's folder: runs/<name>")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=100, description="also the run's folder: runs/<name>")
     seed: int = Field(0, description="of initialisation, order and augmentation")
     host: Choice = Field(description="frozen multimodal LLM that answers")
     backbone: Choice = Field(description="frozen vision encoder of the raw frames, which the modulator sees them through")
@@ -147,17 +154,18 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise RecipeError(f"{path} extends itself, by way of {' → '.join(p.name for p in above)}.")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if len(above) > MAX_EXTENDS:
+        raise RecipeError(f"{above[0]} stands on more than {MAX_EXTENDS} recipes, each extending the next; write some of them out.")
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must hold a mapping of recipe keys, got {type(tree).__name__}.")
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    beside = path.parent / str(base)
-    return overlay(_read(beside if beside.is_file() else find_recipe(str(base)), (*above, path.resolve())), tree)
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: extends must be one recipe's name or file, got {base!r}.")
+    beside = path.parent / base
+    return overlay(_read(beside if beside.is_file() else find_recipe(base), (*above, path.resolve())), tree)
 
 
 def overlay(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -179,16 +187,17 @@ def override(tree: dict[str, Any], text: str) -> None:
     if not separator or not key:
         raise RecipeError(f"Override {text!r} is not of the form key.sub=value.")
     *path, last = key.split(".")
+    if len(path) >= YAML_DEPTH:
+        raise RecipeError(f"Override {text[:60]!r}…: its key is nested deeper than {YAML_DEPTH} levels.")
     _refuse_unknown(path, text)
+    parsed = parse_yaml(value, f"Override {text[:60]!r} has a value that")
     node: Any = tree
     try:
         for part in path:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+        node[int(last) if isinstance(node, list) else last] = parsed
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"Override {text!r} does not fit the recipe: {error}.") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"Override {text!r} has a value that is not valid YAML.") from error
 
 
 def _refuse_unknown(path: Sequence[str], text: str) -> None:
@@ -220,16 +229,22 @@ def validate(tree: Mapping[str, Any], source: str) -> Recipe:
 
 
 def explain(error: ValidationError, source: str, model: type[BaseModel] | None) -> str:
-    """Turn pydantic's findings into lines: where, what was given, what is allowed."""
-    lines = [f"{source} is not valid:"]
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "(whole)"
+    """Turn pydantic's findings into lines: where, what was given, what is allowed. Long ones are cut, many are counted."""
+    lines, found = [f"{source} is not valid:"], error.errors()
+    for item in found[:MAX_FINDINGS]:
+        where = _short(".".join(str(part) for part in item["loc"])) or "(whole)"
         if item["type"] == "extra_forbidden":
             known = _known_keys(model, item["loc"][:-1])
             lines.append(f"  {where}: unknown key. {near_matches(str(item['loc'][-1]), known) if known else ''}".rstrip())
         else:
-            lines.append(f"  {where}: {item['msg']}, got {item['input']!r}")
+            lines.append(f"  {where}: {item['msg']}, got {_short(repr(item['input']))}")
+    if len(found) > MAX_FINDINGS:
+        lines.append(f"  … and {len(found) - MAX_FINDINGS} more.")
     return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _known_keys(model: Any, path: Sequence[str | int]) -> list[str]:

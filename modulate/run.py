@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from modulate import recipe as recipes
 from modulate.errors import MissingFileError, RecipeError
 from modulate.files import write_atomically
+from modulate.parse import parse_yaml, read_yaml
 from modulate.recipe import Recipe
 
 PACKAGES = ("modulate", "torch", "transformers", "peft", "accelerate", "safetensors", "timm", "av", "numpy", "pydantic")
@@ -36,7 +35,7 @@ class Run:
         text = recipes.dump(recipe)
         existing = run.folder / "recipe.yaml"
         if existing.is_file() and existing.read_text() != text:
-            changed = _differences(yaml.safe_load(existing.read_text()), yaml.safe_load(text))
+            changed = _differences(read_yaml(existing), parse_yaml(text, recipe.name))
             raise RecipeError(
                 f"{run.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
             )

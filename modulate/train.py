@@ -15,7 +15,7 @@ from accelerate.tracking import LoggerType, get_available_trackers
 from torch import Tensor, nn
 
 from modulate.components import Sample
-from modulate.errors import DataError, ModulateError, RecipeError
+from modulate.errors import ComponentError, DataError, ModulateError, RecipeError
 from modulate.evaluate import score
 from modulate.inject import ModulatedHost
 from modulate.modulation import ClipInput, Modulation
@@ -163,6 +163,8 @@ class Trainer:
     def _prepare(self, sample: Sample) -> Prepared | None:
         try:
             return self.pipeline.prepare(sample)
+        except ComponentError:  # a defect of a plugin, no bad sample
+            raise
         except ModulateError as error:
             self.failed[sample.id] = str(error)
             if len(self.failed) > self.recipe.evaluation.max_failed_share * len(self.samples):

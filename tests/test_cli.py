@@ -72,6 +72,22 @@ def test_plugins_lists_what_each_provides(modulate):
     assert rows["gaze"]["source"] == "modulate (modulate_gaze)" and rows["gaze"]["version"] and not rows["gaze"]["error"]
 
 
+def test_listing_and_help_work_and_show_what_the_environment_switches_off(modulate, monkeypatch):
+    monkeypatch.setenv("MODULATE_PLUGINS", "gaze,hoss")
+    registry = plugins.registry.__wrapped__()
+    monkeypatch.setattr(plugins, "registry", lambda: registry)
+    code, out, _ = modulate("plugins")
+    assert code == 0 and "  off: MODULATE_PLUGINS does not name it" in out and "  broken: MODULATE_PLUGINS names 'hoss'" in out
+    assert f"  from: {ROOT / 'plugins' / 'modulate_vjepa' / '__init__.py'}" in out
+    rows = {row["name"]: row for row in json.loads(modulate("plugins", "--json")[1])}
+    assert rows["vjepa"]["off"] and not rows["vjepa"]["provides"] and not rows["gaze"]["off"] and rows["hoss"]["error"]
+    assert {"distribution", "version", "module", "location"} <= rows["gaze"].keys() and rows["gaze"]["location"].endswith("modulate_gaze/__init__.py")
+    code, out, _ = modulate("--help")
+    assert code == 0 and "Switched off by MODULATE_PLUGINS: basics, dinov2, hand," in " ".join(out.split())
+    code, _, err = modulate("cat", "gazeqwen_tiny", "--resolved")
+    assert code == 1 and err.startswith("Error: MODULATE_PLUGINS names 'hoss'")
+
+
 def test_plugins_lists_a_broken_one_with_its_reason(modulate, monkeypatch):
     registry = plugins.Registry([EntryPoint("absent", "no_such_module_anywhere", plugins.GROUP)])
     monkeypatch.setattr(plugins, "registry", lambda: registry)

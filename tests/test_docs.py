@@ -22,8 +22,8 @@ RECIPES = "modulate_recipes"
 
 LAYERS = [
     {"errors", "hookspecs"},
-    {"plugins", "grid", "files", "paths", "recent", "statistics", "signals", "video", "writers"},
-    {"bundle", "choice", "metrics"},
+    {"plugins", "grid", "files", "parse", "paths", "recent", "statistics", "signals", "video", "writers"},
+    {"bundle", "choice", "hub", "metrics"},
     {"components", "hosts", "recipe"},
     {"features", "localize", "lora", "run"},
     {"modulation", "selection"},

@@ -109,10 +109,57 @@ def test_a_removed_plugin_is_forgotten(registry):
     registry.add("first", plugin())
 
 
-@pytest.mark.parametrize(("value", "names"), [("gaze", {"gaze"}), ("gaze, hosts", {"gaze", "hosts"}), ("", set())])
-def test_the_environment_limits_what_is_loaded(value, names, monkeypatch):
+def limited(value, monkeypatch):
     monkeypatch.setenv("MODULATE_PLUGINS", value)
-    assert plugins.registry.__wrapped__().plugins.keys() == names
+    return plugins.registry.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [("gaze", {"gaze"}), ("gaze, hosts", {"gaze", "hosts"}), (",gaze,", {"gaze"}), ("", set()), (" ", set()), ("none", set()), (" none ", set())],
+)
+def test_the_environment_limits_what_is_loaded(value, names, monkeypatch):
+    everything = plugins.registry().plugins.keys()
+    registry = limited(value, monkeypatch)
+    assert registry.plugins.keys() == names and registry.off.keys() == everything - names and not registry.missing
+    assert all(info.off and info.location and not info.provides for info in registry.off.values())
+
+
+def test_without_the_variable_all_are_loaded(monkeypatch):
+    monkeypatch.delenv("MODULATE_PLUGINS", raising=False)
+    registry = plugins.registry.__wrapped__()
+    assert not registry.off and not registry.missing and len(registry.plugins) > 5
+
+
+def test_a_misspelt_name_in_the_variable_is_an_error_when_a_component_is_asked_for(monkeypatch):
+    registry = limited("gaze,hoss", monkeypatch)
+    assert registry.plugins.keys() == {"gaze"} and registry.missing.keys() == {"hoss"}
+    for ask in (lambda: registry.get("modulator", "gaze_resampler"), lambda: registry.names("host")):
+        with pytest.raises(PluginError, match=r"MODULATE_PLUGINS names 'hoss', and no such plugin is installed\. Did you mean 'hosts'\?"):
+            ask()
+
+
+def test_what_is_switched_off_is_named_when_a_component_is_missed(monkeypatch):
+    with pytest.raises(PluginError, match=r"Unknown host 'qwen2_5_vl'.* Switched off by MODULATE_PLUGINS: basics, .*hosts"):
+        limited("gaze", monkeypatch).get("host", "qwen2_5_vl")
+
+
+def test_what_is_switched_off_is_located_and_not_run(tmp_path, monkeypatch):
+    inner = tmp_path / "quiet_package" / "inner.py"
+    inner.parent.mkdir()
+    (inner.parent / "__init__.py").write_text("raise SystemExit('this must not run')\n")
+    inner.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = plugins.Registry(points(quiet="quiet_package.inner", absent="no_such_module_anywhere"), wanted=[])
+    assert registry.off["quiet"].location == str(inner.parent / "__init__.py") and registry.off["absent"].location == ""
+    assert "quiet_package" not in sys.modules
+    assert plugins.Registry(points(quiet="quiet_package.inner")).plugins["quiet"].error == "SystemExit: this must not run"
+
+
+def test_every_plugin_says_where_it_comes_from():
+    info = plugins.registry().plugins["gaze"]
+    assert (info.distribution, info.module, info.source) == ("modulate", "modulate_gaze", "modulate (modulate_gaze)")
+    assert info.version and info.location == sys.modules["modulate_gaze"].__file__
 
 
 def test_a_second_entry_point_of_a_taken_name_is_listed_and_leaves_the_first_alone():

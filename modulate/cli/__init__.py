@@ -1,12 +1,13 @@
 """The command line: one file per command. Each parses, calls the library, prints; heavy modules are imported when a command runs."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 import typer
 
 from modulate import plugins
-from modulate.errors import ModulateError, PluginError
+from modulate.errors import ComponentError, ModulateError, PluginError
 
 HELP = "Let a frozen multimodal LLM listen to a side signal such as eye gaze."
 
@@ -18,7 +19,12 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
     """
     from modulate.cli import ask, cat, check, cp, evaluate, hosts, ls, plugins_list, recipe, train
 
-    app = typer.Typer(name="modulate", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    registry = registry or plugins.registry()
+    note = [f"Switched off by {plugins.VARIABLE}: {', '.join(registry.off)}."] if registry.off else []
+    epilog = " ".join([*note, *(info.error for info in registry.missing.values())]) or None
+    app = typer.Typer(
+        name="modulate", help=HELP, epilog=epilog, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
     for name, command in (
         ("train", train.train),
         ("eval", evaluate.evaluate),
@@ -32,7 +38,6 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
     ):
         app.command(name)(command)
     app.add_typer(recipe.recipe)
-    registry = registry or plugins.registry()
     for name in list(registry.plugins):
         _extend(app, registry, name)
     return app
@@ -50,7 +55,7 @@ def _extend(app: typer.Typer, registry: plugins.Registry, name: str) -> None:
         names = _names(app)
         if clash := sorted({n for n in names if names.count(n) > 1}):
             raise PluginError(f"command {clash[0]!r} of plugin {name!r} clashes with one that exists; rename it.")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         app.registered_commands[:], app.registered_groups[:] = commands, groups
         info.error = f"{type(error).__name__}: {error}"
         print(f"Warning: the commands of plugin {name!r} are left out. {info.error}", file=sys.stderr)
@@ -64,9 +69,15 @@ def _names(app: typer.Typer) -> list[str]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line. Errors that modulate raises on purpose are printed without a traceback, with exit code 1; all others keep theirs."""
+    """Run the command line. Errors that modulate raises on purpose are printed without a traceback, with exit code 1; all others keep theirs.
+
+    So does a component's own failure: it is a defect, and the traceback is what its author needs.
+    """
     try:
         build()(args=list(args) if args is not None else None)
+    except ComponentError as error:
+        traceback.print_exception(error)
+        raise SystemExit(1) from None
     except ModulateError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modulate.cli.arguments import DEFAULT_CACHE, AsJson, Cache
+from modulate.cli.arguments import DEFAULT_CACHE, AsJson, Cache, Trust
 from modulate.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def ask(
     recipe: Annotated[str | None, typer.Option(help="Recipe of that modulation: host, backbone, sampling.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of video seen before that time; by default as many as the recipe's sampling covers.")] = None,
     cache: Cache = DEFAULT_CACHE,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask about a video with and without the signal, side by side."""
@@ -37,7 +38,7 @@ def ask(
     signals = asking.parse_signals(signal)
     setting, weights = _source(run, modulation, recipe)
     sample = asking.sample_of(video, signals, at, question, option, setting, seconds)
-    answers = asking.ask(Pipeline(setting, cache), weights, sample)
+    answers = asking.ask(Pipeline(setting, cache, trust_remote_code=trust), weights, sample)
     if as_json:
         typer.echo(json.dumps([asdict(a) for a in answers], indent=2, ensure_ascii=False))
         return

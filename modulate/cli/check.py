@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from modulate.cli.arguments import DEFAULT_CACHE, Cache, Overrides, Recipe
+from modulate.cli.arguments import DEFAULT_CACHE, Cache, Overrides, Recipe, Trust
 
 
 def check(
@@ -12,6 +12,7 @@ def check(
     overrides: Overrides = None,
     prepare: Annotated[bool, typer.Option(help="Make the data first, where the data set can make them.")] = False,
     cache: Cache = DEFAULT_CACHE,
+    trust: Trust = False,
 ) -> None:
     """Check a recipe before training: data, signal coverage, dead layers, settings without effect, sizes. Exit code 1 when there are errors."""
     from rich import box
@@ -21,7 +22,7 @@ def check(
     from modulate import check as checks
     from modulate.recipe import load_recipe
 
-    report = checks.check(load_recipe(recipe, overrides or ()), cache, prepare=prepare)
+    report = checks.check(load_recipe(recipe, overrides or ()), cache, prepare=prepare, trust_remote_code=trust)
     console = Console()
     console.width = max(console.width, 110)
     table = Table("", "", title=report.recipe, title_justify="left", show_header=False, box=box.SIMPLE)

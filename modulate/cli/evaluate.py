@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from modulate.cli.arguments import DEFAULT_CACHE, Cache
+from modulate.cli.arguments import DEFAULT_CACHE, Cache, Trust
 
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as `modulate train` prints it.")],
     split: Annotated[str, typer.Option(help="Split to evaluate on: train, val or test.")] = "test",
     cache: Cache = DEFAULT_CACHE,
+    trust: Trust = False,
 ) -> None:
     """Evaluate a trained run under every control; writes metrics.json and predictions.jsonl into its folder."""
     from modulate import evaluate as evaluation
@@ -23,8 +24,8 @@ def evaluate(
 
     run = Run.open(folder)
     modulation = Modulation.from_pretrained(run.weights)
-    pipeline = Pipeline(run.recipe, cache)
-    pipeline.dataset.prepare()
+    pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
+    pipeline.make_data()
     with bars() as shown:
         metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated)
     show_metrics(run, metrics)

@@ -10,23 +10,28 @@ from modulate.cli.arguments import AsJson
 
 
 def plugins(as_json: AsJson = False) -> None:
-    """List plugins: where they come from, what they provide, and why broken ones are broken."""
-    from modulate.plugins import PluginInfo, registry
+    """List plugins: which distribution and file each comes from, what it provides, why broken ones are broken, and which MODULATE_PLUGINS switches off."""
+    from modulate.plugins import VARIABLE, PluginInfo, registry
 
-    found = sorted(registry().plugins.values(), key=lambda p: p.name)
+    known = registry()
+    found = sorted([*known.plugins.values(), *known.off.values(), *known.missing.values()], key=lambda p: p.name)
     if as_json:
-        rows = [asdict(p) | {"provides": [{"kind": kind, "name": name} for kind, name in p.provides]} for p in found]
+        rows = [asdict(p) | {"source": p.source, "provides": [{"kind": kind, "name": name} for kind, name in p.provides]} for p in found]
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
 
     def show(plugin: PluginInfo) -> None:
-        typer.secho(f"{plugin.name}  {plugin.version}  {plugin.source}", bold=True)
+        typer.secho("  ".join(part for part in (plugin.name, plugin.version, plugin.source) if part), bold=True)
+        if plugin.location:
+            typer.echo(f"  from: {plugin.location}")
         for kind, group in groupby(sorted(plugin.provides), key=lambda item: item[0]):
             typer.echo(f"  {kind.replace('_', ' ')}: {', '.join(name for _, name in group)}")
+        if plugin.off:
+            typer.echo(f"  off: {VARIABLE} does not name it")
         if plugin.error:
             typer.secho(f"  broken: {plugin.error}", fg=typer.colors.RED)
 
     for plugin in found:
         show(plugin)
     if not found:
-        typer.echo("No plugin is installed or selected (MODULATE_PLUGINS limits them).")
+        typer.echo("No plugin is installed.")

@@ -1,11 +1,11 @@
 """Parses StreamGaze's question files: multiple choice and proactive, in both key conventions found in the wild.
 
 Nothing is skipped: an entry that cannot be understood is a :class:`~modulate.errors.DataError` that names file, entry and question.
-Keys that are not needed are kept, so that result files can repeat them. No torch here.
+Keys that are not needed are kept, so that result files can repeat them. A video's path counts by its last name, and must not lead out of the
+data set's folder. No torch here.
 Source of the formats: StreamGaze, arXiv 2512.01707, and its released question files.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from modulate.errors import DataError, MissingFileError, near_matches
+from modulate.errors import DataError, near_matches
+from modulate.parse import read_json
+from modulate.paths import checked_name
 
 TASKS = (
     "past_scene_recall",
@@ -35,6 +37,8 @@ ALERT = "Based on the video so far, should the alert be triggered?"
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"})
 _CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
 _SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
+_ROOT = re.compile(r"^(?:[A-Za-z]:)?/+")
+"""How a path begins on the machine where a question file was written; only its last name counts, so that it leads nowhere here."""
 _PREFIX = re.compile(r"\s*\(?([A-Z])[.):]\s*")
 
 
@@ -149,12 +153,7 @@ def read_questions(path: Path) -> list[Item]:
 
 
 def _read_list(path: Path) -> list[Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"Question file {path} does not exist.") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise DataError(f"{path} is not valid JSON: {error}.") from error
+    data = read_json(path, "Question file")
     if not isinstance(data, list):
         raise DataError(f"{path} must hold a list of entries; got {_kind(data)}.")
     return data
@@ -208,7 +207,8 @@ def _clip(value: object) -> tuple[float, float] | None:
 
 
 def _video(entry: Mapping[str, Any]) -> str:
-    names = {PurePosixPath(entry[key].strip().replace("\\", "/")).name for key in ("video_path", "video") if isinstance(entry.get(key), str)}
+    given = {key: entry[key].strip().replace("\\", "/") for key in ("video_path", "video") if isinstance(entry.get(key), str)}
+    names = {PurePosixPath(checked_name(_ROOT.sub("", text), key)).name for key, text in given.items()}
     if len(names) != 1 or not (name := names.pop()):
         raise DataError(f"An entry needs one video under video_path or video; got { {k: entry[k] for k in ('video_path', 'video') if k in entry} }.")
     return name

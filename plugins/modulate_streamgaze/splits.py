@@ -1,11 +1,12 @@
 """Which videos are for training, validation and testing. No torch here."""
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modulate.errors import DataError, MissingFileError, near_matches
+from modulate.parse import read_json
+from modulate.paths import checked_name
 from modulate_streamgaze.questions import video_stem
 
 SPLITS = ("train", "val", "test")
@@ -33,7 +34,7 @@ def file_split(path: Path, names: Sequence[str]) -> dict[str, str]:
     lists, known, split = _read(path), {video_stem(name) for name in names}, dict[str, str]()
     for key, listed in lists.items():
         for name in listed:
-            stem = video_stem(name)
+            stem = video_stem(checked_name(name, f"{path.name}, {key!r}"))
             if stem not in known:
                 raise DataError(f"{path.name}, {key!r}: {name!r} names no video of the questions. {_near(stem, known)}")
             if stem in split:
@@ -45,12 +46,9 @@ def file_split(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _read(path: Path) -> Mapping[str, list[str]]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"Split file {path} does not exist; name an existing file, or use split: gazeqwen.") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}.") from error
+    if not path.exists():
+        raise MissingFileError(f"Split file {path} does not exist; name an existing file, or use split: gazeqwen.")
+    data = read_json(path, "Split file")
     allowed = (*SPLITS, UNUSED)
     if not isinstance(data, dict) or not all(isinstance(v, list) and all(isinstance(n, str) for n in v) for v in data.values()):
         raise DataError(f"{path} must map {', '.join(allowed)} to lists of video names.")

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--host", type=Path, default=Path(__file__).parent / "host")
     args = parser.parse_args()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.host).eval()
-    packer = packing.Packer(AutoTokenizer.from_pretrained(args.host))
+    packer = packing.Packer(AutoTokenizer.from_pretrained(args.host, trust_remote_code=False))
     for steps in (1, 4):
         print(json.dumps({"steps": steps} | exam(model, packer, steps=steps), indent=1))
 

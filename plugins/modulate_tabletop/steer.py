@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.host).eval()
-    packer = packing.Packer(AutoTokenizer.from_pretrained(args.host))
+    packer = packing.Packer(AutoTokenizer.from_pretrained(args.host, trust_remote_code=False))
     for steps in (1, 4):
         for layer in args.layers:
             print(json.dumps(report(model, packer, steps=steps, layer=layer)))
