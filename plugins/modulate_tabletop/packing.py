@@ -118,6 +118,14 @@ class Packer:
         return [(i + 3, ids[i + 1]) for i in range(len(ids) - 3) if ids[i] == ID["\n"] and ids[i + 1] in LETTER_IDS and ids[i + 2] == ID["."]]
 
 
+def trace(tokens: torch.Tensor, marked: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    """What a mark leaves in a visual token: mean over the ``marked`` places less that over the other ``full`` ones.
+
+    ``tokens`` (clip, step * place, width); the two masks (clip, step * place, 1) of ones and zeros. Returns (width,).
+    """
+    return (tokens * marked).sum((0, 1)) / marked.sum() - (tokens * full).sum((0, 1)) / full.sum()
+
+
 def forward(
     model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int, hints: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

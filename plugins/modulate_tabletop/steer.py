@@ -67,7 +67,7 @@ def report(model: Any, packer: packing.Packer, *, steps: int, layer: int = 0, co
     marked, tokens = ask(model, packer, items, targets, layer)
     at = pointed(targets)[..., None]
     full = torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None] * (1 - at)
-    vector = (tokens * at).sum((0, 1)) / at.sum() - (tokens * full).sum((0, 1)) / full.sum()
+    vector = packing.trace(tokens, at, full)
     items, targets = clips(rng, count, steps, marked=False)
     norms = {"pointer": round(float(vector.norm()), 2), "tokens": round(float(tokens.norm(dim=-1).mean()), 2)}
     plain, pointer = ask(model, packer, items, targets, layer)[0], ask(model, packer, items, targets, layer, vector)[0]

@@ -112,8 +112,7 @@ def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) ->
 
     def hook(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
         tokens = hidden[:, first:end]
-        trace = (tokens * drawn).sum((0, 1)) / drawn.sum() - (tokens * full).sum((0, 1)) / full.sum()
-        return torch.cat([hidden[:, :first], tokens + missing * trace, hidden[:, end:]], 1)
+        return torch.cat([hidden[:, :first], tokens + missing * packing.trace(tokens, drawn, full), hidden[:, end:]], 1)
 
     handle = model.model.language_model.layers[layer].register_forward_hook(hook) if missing.any() and drawn.any() else None
     try:
