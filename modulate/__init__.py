@@ -23,6 +23,8 @@ _PUBLIC = {
     "Projection": "modulate.writers",
     "Memory": "modulate.writers",
     "Dataset": "modulate.components",
+    "HostInput": "modulate.components",
+    "InputTransform": "modulate.components",
     "Sample": "modulate.components",
     "Params": "modulate.components",
     "Host": "modulate.hosts",

@@ -65,7 +65,7 @@ def sample_of(
         raise RecipeError(f"The recipe {recipe.name!r} does not read the signal {foreign[0]!r}. {near_matches(foreign[0], kinds)}")
     if missing := [kind for kind in kinds if kind not in signals]:
         raise RecipeError(f"The recipe {recipe.name!r} reads the signal {missing[0]!r}; give it as {missing[0]}=FILE.")
-    seconds = recipe.sampling.max_frames / recipe.sampling.fps if seconds is None else seconds
+    seconds = recipe.sampling.seconds if seconds is None else seconds
     if seconds <= 0:
         raise VideoError(f"The question must see some of the video; got {seconds} seconds before it.")
     info = probe(video)
@@ -89,8 +89,9 @@ def _answer(pipeline: Pipeline, attachment: Attachment, prepared: Prepared, cond
     with attachment.under([[prepared.clip(prepared.signal)] if own else []], bare=condition == "host"):
         output = attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
     probabilities = pipeline.option_logits(batch, output)[0].softmax(0)
+    assert prepared.grid is not None
     answer = Answer(condition, int(probabilities.argmax()), tuple(probabilities.tolist()), steps=prepared.grid.steps)
     if not own:
         return answer
     report = attachment.report()
-    return Answer(condition, answer.choice, answer.probabilities, report.tokens, prepared.grid.steps, sum(report.active_steps), report.ratio)
+    return Answer(condition, answer.choice, answer.probabilities, report.tokens, answer.steps, sum(report.active_steps), report.ratio)

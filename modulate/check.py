@@ -118,7 +118,7 @@ def _coverage(report: Report, pipeline: Pipeline, modulation: Modulation, sample
         ready: list[tuple[Signal, VisualGrid]] = []
         for sample in items:
             try:
-                ready.append(_probed(pipeline, sample, grid, per_step, ends))
+                ready.append(_probed(pipeline, sample, grid, per_step, ends, split == "train"))
             except ModulateError as error:
                 wrong.append(f"Sample {sample.id} ({split}): {error}")
         for start in range(0, len(ready), CHUNK):
@@ -139,7 +139,7 @@ def _coverage(report: Report, pipeline: Pipeline, modulation: Modulation, sample
         report.add("error", f"… and {len(wrong) - 5} more samples that cannot be used.")
 
 
-def _probed(pipeline: Pipeline, sample: Sample, grid: VisualGrid, per_step: int, ends: dict[Path, float]) -> tuple[Signal, VisualGrid]:
+def _probed(pipeline: Pipeline, sample: Sample, grid: VisualGrid, per_step: int, ends: dict[Path, float], training: bool) -> tuple[Signal, VisualGrid]:
     """Return a sample's signal and the grid that its sampling will make, frames taken to come exactly when they are asked for."""
     if sample.video not in ends:
         info = probe(sample.video)
@@ -147,9 +147,8 @@ def _probed(pipeline: Pipeline, sample: Sample, grid: VisualGrid, per_step: int,
     end = ends[sample.video]
     if sample.window[1] > end:
         raise VideoError(f"the question at {sample.window[1]:.2f} s lies beyond the end of {sample.video}, which ends at {end:.2f} s.")
-    sampling = pipeline.recipe.sampling
-    times = sample_times(sample.window, sampling.fps, sampling.max_frames)
-    return pipeline.signal(sample), visual_grid(times, per_step, grid.rows, grid.cols, sample.window)
+    times = pipeline.times(sample, training)
+    return pipeline.signal(sample), pipeline.grid_of(sample, visual_grid(times, per_step, grid.rows, grid.cols, sample.window), len(times))
 
 
 # --- the model --------------------------------------------------------------------------------------------------------------------------
@@ -157,14 +156,14 @@ def _probed(pipeline: Pipeline, sample: Sample, grid: VisualGrid, per_step: int,
 
 def _clip(report: Report, pipeline: Pipeline, samples: dict[str, list[Sample]]) -> tuple[dict[str, Tensor], VisualGrid, int] | None:
     """Return inputs, grid and number of frames of a split's first sample that can be prepared, or of noise where there is none."""
-    sampling = pipeline.recipe.sampling
     for sample in [items[0] for items in samples.values() if items]:
         try:
             prepared = pipeline.prepare(sample)
         except ModulateError as error:
             report.add("error", str(error))
         else:
-            return _here(prepared.inputs, pipeline), prepared.grid, len(sample_times(sample.window, sampling.fps, sampling.max_frames))
+            assert prepared.grid is not None
+            return _here(prepared.inputs, pipeline), prepared.grid, len(pipeline.times(sample))
     try:
         return _noise(pipeline)
     except ModulateError as error:
@@ -174,7 +173,8 @@ def _clip(report: Report, pipeline: Pipeline, samples: dict[str, list[Sample]]) 
 
 def _noise(pipeline: Pipeline, seconds: float = 4.0) -> tuple[dict[str, Tensor], VisualGrid, int]:
     """Encode a clip of random frames, and check that the backbone's features fit its grid."""
-    times = sample_times((0.0, seconds), pipeline.recipe.sampling.fps, pipeline.recipe.sampling.max_frames)
+    sampling = pipeline.recipe.sampling
+    times = sample_times((0.0, seconds), sampling.rate(seconds), sampling.max_frames)
     images = np.random.default_rng(0).integers(0, 256, (len(times), 64, 64, 3), dtype=np.uint8)
     encoded = pipeline.host.encode(pipeline.processor, "What is this?", Frames(images, tuple(times)), (0.0, seconds))
     with torch.inference_mode():

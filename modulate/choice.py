@@ -11,7 +11,7 @@ from modulate import plugins
 class Params(BaseModel):
     """Base of every component's parameters: unknown keys are errors, values do not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Choice(Params):
@@ -60,6 +60,16 @@ class Injection(Params):
     layers: tuple[int, ...] = Field(min_length=1, description="decoder layers whose output is modulated, 0-based")
     alpha: float = Field(1.0, description="initial amplitude α of every layer; learned [GazeQwen: 1]")
     tokens: Tokens = Field(Tokens(), description="which tokens get them [GazeQwen: the visual ones]")
+    empty: Literal["residual", "none"] = Field(
+        "residual",
+        description="what a clip gets whose signal is empty. residual: what the modulator makes of its frame features alone; none: nothing, as in GazeQwen's code",
+    )
+
+    @model_validator(mode="after")
+    def _empty_is_visual(self) -> "Injection":
+        if self.empty != "residual" and self.tokens.kind != "visual":
+            raise ValueError(f"`empty: {self.empty}` is for visual tokens; it has no effect on kind `{self.tokens.kind}`")
+        return self
 
 
 class LoraParams(Params):

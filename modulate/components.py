@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modulate.choice import Params
 from modulate.errors import DataError
 from modulate.grid import VisualGrid
 from modulate.signals import Signal
+from modulate.video import Frames
 from modulate.writers import Projection, Writer
 
 LETTERS = "ABCDEFGH"
@@ -122,6 +125,29 @@ class Sample:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class HostInput:
+    """One user turn as the host is to be given it. ``images``: (height, width, 3) uint8 RGB, shown before the clip."""
+
+    frames: Frames
+    text: str
+    images: tuple[NDArray[np.uint8], ...] = ()
+
+
+class InputTransform(ABC):
+    """Tells the bare host about a signal by its ordinary input: a baseline beside modulation. Built as ``Class(params)``.
+
+    ``signal_kind`` names the kind of signal read.
+    """
+
+    Params: ClassVar[type[Params]]
+    signal_kind: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
+        """Return the turn with the signal in it; ``given`` is not written into. ``signal``: what of it belongs to the clip; ``window``: (start, end) s."""
+
+
 class Dataset(ABC):
     """Questions about clips. Built as ``Class(params)``; makes or checks its files in :meth:`prepare`."""
 
@@ -137,6 +163,10 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a short text that changes whenever the data would."""
+
+    def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
+        """Return what of a video's ``signal`` belongs to ``sample``: by default what overlaps its window. Times stay as they are."""
+        return signal.within(*sample.window)
 
     def prompt(self, sample: Sample, answer: str = "letter") -> str:
         """Return the text of the user's turn after the video, for an answer by "letter" or by "word".

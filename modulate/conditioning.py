@@ -66,7 +66,8 @@ class Conditioning:
             parts, begin = [torch.empty(0, dtype=torch.long)], start
             for clip in row:
                 places = torch.tensor(host.placeholders(clip.grid) if hints.positions is None else range(clip.grid.tokens))
-                there = chosen_steps(places, clip.grid, tokens.steps) if clip.signal is not None else torch.zeros_like(places, dtype=torch.bool)
+                heard = clip.signal is not None and (modulation.config.injection.empty == "residual" or len(clip.signal) > 0)
+                there = chosen_steps(places, clip.grid, tokens.steps) if heard else torch.zeros_like(places, dtype=torch.bool)
                 parts.append(torch.where(there, places + start, -1))
                 start += clip.grid.tokens if clip.signal is not None else 0
             self.maps.append(torch.cat(parts))

@@ -14,8 +14,8 @@ from modulate.inject import Attachment
 from modulate.metrics import Prediction, compare, summarise
 from modulate.modulation import ClipInput, Modulation
 from modulate.pipeline import Others, Pipeline, Prepared
-from modulate.recipe import BUILT_IN
 from modulate.run import Run
+from modulate.sections import BUILT_IN
 
 
 def score(
@@ -40,14 +40,20 @@ def score(
 
 
 def _conditioned(pipeline: Pipeline, sample: Sample, condition: str, others: Others) -> tuple[Prepared, list[ClipInput]]:
-    prepared = pipeline.prepare(sample, blank_frames=condition == "no_frames")
-    if condition in ("none", "host"):
+    view = {"no_frames": "grey", "text_only": "text"}.get(condition, condition if condition in pipeline.inputs else "own")
+    prepared = pipeline.prepare(sample, view)
+    if condition == "none" or bare(pipeline, condition):
         return prepared, []
     if condition == "no_pixels":
-        prepared = replace(prepared, inputs=pipeline.prepare(sample, blank_frames=True).inputs)
+        prepared = replace(prepared, inputs=pipeline.prepare(sample, "grey").inputs)
     if condition in BUILT_IN:
         return prepared, [prepared.clip(prepared.signal)]
     return prepared, [prepared.clip(pipeline.control(condition, prepared, others))]
+
+
+def bare(pipeline: Pipeline, condition: str) -> bool:
+    """Return whether ``condition`` asks the host without residual and without LoRA."""
+    return condition in ("host", "text_only") or condition in pipeline.inputs
 
 
 @torch.inference_mode()
@@ -56,17 +62,16 @@ def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[P
         return []
     batch = pipeline.collate([prepared for prepared, _ in ready])
     rows = [clips for _, clips in ready]
-    with attachment.under(rows, bare=condition == "host"):
+    with attachment.under(rows, bare=bare(pipeline, condition)):
         output = attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
     logits = pipeline.option_logits(batch, output).cpu()
     active = attachment.report().active_steps if any(rows) else (0,) * len(rows)
-    return [_prediction(p.sample, condition, row.tolist(), n) for (p, _), row, n in zip(ready, logits, active, strict=True)]
+    return [_prediction(p.sample, condition, row[: len(p.options)].tolist(), n) for (p, _), row, n in zip(ready, logits, active, strict=True)]
 
 
 def _prediction(sample: Sample, condition: str, logits: list[float], active: int) -> Prediction:
-    offered = logits[: len(sample.options)]
-    choice = max(range(len(offered)), key=offered.__getitem__)
-    rounded = tuple(round(v, 4) for v in offered)
+    choice = max(range(len(logits)), key=logits.__getitem__)
+    rounded = tuple(round(v, 4) for v in logits)
     return Prediction(sample.id, sample.task, sample.groups.get("video", sample.id), condition, sample.answer, choice, choice == sample.answer, rounded, active)
 
 
@@ -86,7 +91,7 @@ def evaluate(
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
     main = recipe.training.condition
-    names = [main, *(c for c in recipe.evaluation.conditions if c != main and not (main == "none" and c not in ("host",)))]
+    names = [main, *(c for c in recipe.evaluation.conditions if c != main and (main != "none" or c in ("host", "text_only"))), *pipeline.inputs]
     records: dict[str, list[Prediction]] = {}
     with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment:
         for name in names:
@@ -111,9 +116,11 @@ def _suffix(split: str) -> str:
 
 def _metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:
     boot, seed = run.recipe.evaluation.bootstrap, run.recipe.seed
+    failed = {r.id: {"id": r.id, "condition": r.condition, "error": r.error} for rs in records.values() for r in rs if r.error}
+    if run.recipe.evaluation.failed == "left_out":
+        records = {name: [r for r in rs if r.id not in failed] for name, rs in records.items()}
     own = records[main]
     controls = {name: summarise(r, boot, seed) for name, r in records.items() if name != main}
-    failed = {r.id: {"id": r.id, "condition": r.condition, "error": r.error} for rs in records.values() for r in rs if r.error}
     return {
         "condition": main,
         **summarise(own, boot, seed),

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -54,18 +55,23 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def align(features: FrameFeatures, grid: VisualGrid) -> Float[Tensor, "step token d_features"]:
+def align(features: FrameFeatures, grid: VisualGrid, by: Literal["time", "index"] = "time") -> Float[Tensor, "step token d_features"]:
     """Bring features onto the host's grid; float32, on the features' device.
 
     Linear in time between the features' times, read at ``grid.times`` and held before the first and after the last; bilinear in space,
-    pixel centres matched (align_corners=False), smoothed where the grid is coarser. Tokens run row by row.
+    pixel centres matched (align_corners=False), smoothed where the grid is coarser. Tokens run row by row. ``by`` "index": the features' time
+    axis is stretched over the steps as space is, whatever their times (only to compare with code that does so).
 
     Raises :class:`PluginError` when the features' shape and times contradict each other.
     """
     _check(features)
     values = features.values
     times = torch.tensor(features.times, dtype=torch.float64)
-    asked = torch.tensor(grid.times, dtype=torch.float64).clamp(times[0], times[-1])
+    asked = torch.tensor(grid.times, dtype=torch.float64)
+    if by == "index":
+        asked = (torch.arange(grid.steps, dtype=torch.float64) + 0.5) * len(times) / grid.steps - 0.5
+        times = torch.arange(len(times), dtype=torch.float64)
+    asked = asked.clamp(times[0], times[-1])
     after = torch.searchsorted(times, asked).clamp(max=len(times) - 1)
     before = (after - 1).clamp(min=0)
     length = times[after] - times[before]

@@ -46,6 +46,15 @@ class VisualGrid:
         return [((c + 0.5) / self.cols, (r + 0.5) / self.rows) for r in range(self.rows) for c in range(self.cols)]
 
 
+def counted_on(grid: VisualGrid, start: float, seconds: float) -> VisualGrid:
+    """Return ``grid`` with steps that last ``seconds`` each, counted on from ``start``, whatever the frames' own times.
+
+    What GazeQwen's code does, which takes the frame rate it asked for to be the one it got; only here so that it can be compared with.
+    """
+    spans = tuple((start + k * seconds, start + (k + 1) * seconds) for k in range(grid.steps))
+    return VisualGrid(grid.rows, grid.cols, tuple(begin for begin, _ in spans), spans)
+
+
 def visual_grid(frame_times: Sequence[float], frames_per_step: int, rows: int, cols: int, window: tuple[float, float] | None = None) -> VisualGrid:
     """Build the grid of a clip from its frames' presentation times.
 

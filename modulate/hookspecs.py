@@ -50,5 +50,10 @@ def register_datasets(register: Register) -> None:
 
 
 @hookspec
+def register_inputs(register: Register) -> None:
+    """Ways of telling the bare host about a signal by what it is given, to compare with: :class:`modulate.components.InputTransform`."""
+
+
+@hookspec
 def register_commands(cli: "typer.Typer") -> None:
     """Further commands of the ``modulate`` command line, added to ``cli``."""

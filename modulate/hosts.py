@@ -142,10 +142,19 @@ class Host:
         return model.requires_grad_(False).eval().to(device), processor
 
     def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
-        """Encode one user turn (clip, then ``text``) with true frame times. A family that can must override this."""
+        """Encode one user turn (clip, then ``text``) with true frame times. A family that can must override this.
+
+        One that can show images before the clip takes them as a further argument ``images``: (height, width, 3) uint8 RGB each.
+        """
         raise HostError(
             f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not supported yet; give model inputs and grids yourself, or use a host plugin that can."
         )
+
+    def encode_text(self, processor: Any, text: str) -> EncodedPrompt:
+        """Encode one user turn without any clip; its grid is never looked at."""
+        prompt = processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": text}]}], add_generation_prompt=True, tokenize=False)
+        encoded = processor(text=[prompt], return_tensors="pt")
+        return EncodedPrompt({key: torch.as_tensor(value) for key, value in encoded.items()}, VisualGrid(1, 1, (0.0,), ((0.0, 0.0),)))
 
     def collate(self, rows: Sequence[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
         """Join encoded prompts into a batch: what runs along the prompt is padded on the left, vision inputs are concatenated."""

@@ -1,6 +1,7 @@
 """The thing one trains, saves, loads and attaches: a signal encoder, a modulator, and its writers into chosen layers."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,18 +10,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modulate.choice import Choice, Injection, LoraParams, Params, Tokens
 from modulate.components import Modulator, SignalEncoder, SignalFeatures
-from modulate.errors import CheckpointError, HostError, MissingFileError
+from modulate.errors import CheckpointError, ComponentError, DataError, HostError, MissingFileError
 from modulate.grid import VisualGrid
 from modulate.hosts import Host, understand
-from modulate.hub import ADAPTER, CONFIG, WEIGHTS, fetch, is_repository, upload
-from modulate.lora import LoraSpec, LoraTensors, describe
+from modulate.hub import ADAPTER, CONFIG, WEIGHTS, count_numbers, fetch, is_repository, upload
+from modulate.lora import LoraSpec, LoraTensors, check_numbers, describe
+from modulate.parse import parse_json, read_limited
 from modulate.signals import Signal
 from modulate.writers import Memory
 
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
     from modulate.inject import Attachment
 
 
+CONFIG_BYTES = 1 << 20
+"""Largest config.json."""
+
+
 class HostSpec(Params):
     """The host that a modulation was made for."""
 
     model_type: str = Field(description="transformers' model_type")
-    d_model: int = Field(description="width of the hidden states")
-    n_layers: int = Field(description="number of decoder layers")
+    d_model: int = Field(ge=1, le=2**20, description="width of the hidden states")
+    n_layers: int = Field(ge=1, le=4096, description="number of decoder layers")
 
     @classmethod
     def of(cls, host: Host) -> "HostSpec":
@@ -52,9 +58,17 @@ class ModulationConfig(BaseModel):
     modulator: Choice
     injection: Injection
     backbone: Choice | None = Field(None, description="where the frame features came from, for those who attach it elsewhere")
-    d_features: int = Field(description="width of the frame features")
+    d_features: int = Field(ge=1, le=2**20, description="width of the frame features")
     lora: LoraSpec | None = None
     training: dict[str, Any] = Field(default_factory=dict, description="what a run notes of how it was made; not read back")
+
+    @model_validator(mode="after")
+    def _layers_are_the_hosts(self) -> "ModulationConfig":
+        adapted = [layer for layers in self.lora.layers.values() for layer in layers] if self.lora else []
+        outside = [layer for layer in (*self.injection.layers, *adapted) if not 0 <= layer < self.host.n_layers]
+        if outside:
+            raise ValueError(f"layer {outside[0]} is none of a host of {self.host.n_layers} layers")
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,12 +124,12 @@ class Modulation(nn.Module):
 
     @classmethod
     def for_host(cls, model: nn.Module, *, encoder: Choice, modulator: Choice, layers: Sequence[int], d_features: int, alpha: float = 1.0,
-                 tokens: Tokens = Tokens(), lora_params: LoraParams | None = None, backbone: Choice | None = None) -> Self:  # fmt: skip  # noqa: B008  (frozen)
+                 tokens: Tokens = Tokens(), empty: Literal["residual", "none"] = "residual", lora_params: LoraParams | None = None, backbone: Choice | None = None) -> Self:  # fmt: skip  # noqa: B008  (frozen)
         """Build a fresh modulation for a loaded host; layer indices and LoRA targets are checked against it."""
         host = understand(model)
         host.check_layers(layers)
         spec = describe(host, lora_params) if lora_params else None
-        injection = Injection(layers=tuple(layers), alpha=alpha, tokens=tokens)
+        injection = Injection(layers=tuple(layers), alpha=alpha, tokens=tokens, empty=empty)
         return cls(
             ModulationConfig(
                 host=HostSpec.of(host), encoder=encoder, modulator=modulator, injection=injection, backbone=backbone, d_features=d_features, lora=spec
@@ -222,10 +236,11 @@ class Modulation(nn.Module):
         if not (folder / CONFIG).is_file():
             raise MissingFileError(f"{folder} is no saved modulation: {CONFIG} is missing there.")
         try:
-            config = ModulationConfig.model_validate_json((folder / CONFIG).read_text())
-        except ValidationError as error:
+            config = parse_config(read_limited(folder / CONFIG, CONFIG_BYTES), str(folder / CONFIG))
+            _refuse_misfit(config, folder)
+            modulation = cls(config)
+        except (ValidationError, DataError) as error:
             raise CheckpointError(f"{folder / CONFIG} does not fit this version of modulate: {error}") from error
-        modulation = cls(config)
         modulation.load(folder)
         return modulation
 
@@ -236,12 +251,34 @@ class Modulation(nn.Module):
             own = {k: v for k, v in self.state_dict().items() if not k.startswith("lora.")}
             wrong = sorted(tensors.keys() ^ own.keys()) or sorted(k for k in own if own[k].shape != tensors[k].shape)
             if wrong:
-                raise CheckpointError(f"{folder / WEIGHTS} does not fit its configuration: {len(wrong)} tensors differ, the first is {wrong[0]!r}.")
+                raise CheckpointError(f"{folder / WEIGHTS} does not fit its configuration: {len(wrong)} tensors differ, the first is {wrong[0]!r:.200}.")
+            check_numbers(tensors, str(folder / WEIGHTS))
             self.load_state_dict(tensors, strict=False)
             if self.lora is not None:
                 self.lora.load_peft(load_file(folder / ADAPTER / "adapter_model.safetensors"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"The weights in {folder} cannot be read: {error}") from error
+
+
+def parse_config(data: bytes, source: str) -> ModulationConfig:
+    """Return the configuration in the JSON text ``data``; ``source`` names it in errors. Raises pydantic's error, or :class:`DataError` for what is no JSON."""
+    return ModulationConfig.model_validate(parse_json(data, source))
+
+
+def _refuse_misfit(config: ModulationConfig, folder: Path) -> None:
+    """Raise :class:`CheckpointError` when the weights' headers hold less than ``config`` says: before memory of the size that it says is taken.
+
+    A component that cannot be built without memory is left to the strict comparison in :meth:`Modulation.load`.
+    """
+    files = [folder / WEIGHTS, *([folder / ADAPTER / "adapter_model.safetensors"] if config.lora else [])]
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(t.shape) for name, t in Modulation(config).state_dict().items()}
+    except ComponentError:
+        return
+    wanted, found = sum(math.prod(shape) for shape in expected.values()), sum(map(count_numbers, files))
+    if wanted != found:
+        raise CheckpointError(f"The weights in {folder} do not fit their configuration: it speaks of {wanted} numbers, they hold {found}.")
 
 
 def step_spans(grids: Sequence[VisualGrid]) -> Tensor:

@@ -1,6 +1,7 @@
 """From a sample to what a conditioned forward needs: frames at true times, the host's inputs, aligned frame features, the signal."""
 
 import hashlib
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,36 +10,43 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modulate import plugins
 from modulate.bundle import Bundle, controls_of, kinds_of
-from modulate.components import LETTERS, Backbone, Dataset, FrameFeatures, Sample
-from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, VideoError
+from modulate.clips import ClipReader
+from modulate.components import LETTERS, Backbone, Dataset, FrameFeatures, HostInput, InputTransform, Sample
+from modulate.errors import ConditioningError, DataError, MissingFileError, ModulateError, RecipeError
 from modulate.features import FeatureCache, FeatureKey, align
 from modulate.files import content_hash
-from modulate.grid import VisualGrid
-from modulate.hosts import Host, bare, understand
+from modulate.grid import VisualGrid, counted_on, visual_grid
+from modulate.hosts import EncodedPrompt, Host, bare, understand
 from modulate.modulation import ClipInput, Modulation
 from modulate.recent import Recent
-from modulate.recipe import Recipe
+from modulate.recipe import Recipe, refuse_remote_code
 from modulate.signals import ControlContext, Signal
-from modulate.video import Frames, probe, read_frames, read_shown, sample_times
+from modulate.video import Frames, sample_times
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample, ready for the host: model inputs of batch 1, the true visual grid, aligned features, the clip's own signal."""
+    """A sample, ready for the host: model inputs of batch 1, the visual grid, aligned features, the clip's own signal.
+
+    ``grid`` and ``features`` are None where the bare host is asked only. ``options``: token id of every answer that counts as one.
+    """
 
     sample: Sample
     inputs: dict[str, Tensor]
-    grid: VisualGrid
-    features: Tensor
+    grid: VisualGrid | None
+    features: Tensor | None
     signal: Signal
-    options: Tensor  # token id of every option's answer
+    options: Tensor
 
     def clip(self, signal: Signal | None) -> ClipInput:
         """Return the conditioning of this clip with ``signal``."""
+        if self.grid is None:
+            raise ConditioningError(f"Sample {self.sample.id} was prepared for the bare host; there is nothing to condition it with.")
         return ClipInput(signal, self.grid, self.features)
 
 
@@ -50,35 +58,6 @@ class Batch:
     inputs: dict[str, Tensor]
     options: Tensor
     answers: Tensor
-
-
-class ClipReader:
-    """Reads clips' frames, all that are expected of a video in one go while they fit into ``memory_bytes``; videos used last are kept."""
-
-    def __init__(self, memory_bytes: int = 512 << 20) -> None:
-        self._expected: dict[Path, set[float]] = {}
-        self._kept: Recent[Path, tuple[Frames, dict[float, int]]] = Recent(memory_bytes, lambda found: found[0].images.nbytes)
-
-    def expect(self, video: Path, times: Sequence[float]) -> None:
-        """Note that these frames will be asked for."""
-        self._expected.setdefault(video, set()).update(times)
-
-    def read(self, video: Path, times: Sequence[float]) -> Frames:
-        """Return the frames shown at ``times``; exactly what :func:`modulate.video.read_frames` returns. Errors likewise."""
-        found = self._kept.get(video)
-        if found is None or not found[1].keys() >= set(times):
-            wanted = self._expected.get(video, set()) | set(times)
-            info = probe(video)
-            if len(wanted) * info.width * info.height * 3 * 8 > self._kept.max_bytes:  # long or large: such a video would push all others out
-                return read_frames(video, times)
-            try:
-                found = read_shown(video, sorted(wanted))
-            except VideoError:  # another question asks beyond the end: that is its own failure, not this one's
-                return read_frames(video, times)
-            self._kept.put(video, found)
-        frames, which = found
-        chosen = sorted({which[t] for t in times})
-        return Frames(frames.images[chosen], tuple(frames.times[i] for i in chosen))
 
 
 class Others:
@@ -125,7 +104,8 @@ class Pipeline:
         self.signal_kinds: dict[str, type[Signal]] = kinds_of(recipe.signal)
         self.features = FeatureCache(cache)
         self.clips = ClipReader()
-        self._memory: Recent[tuple[str, bool], Prepared] = Recent(memory_bytes, _bytes)
+        self.inputs: dict[str, InputTransform] = {name: choice.build("input") for name, choice in recipe.evaluation.inputs.items()}
+        self._memory: Recent[tuple[str, str, bool], Prepared] = Recent(memory_bytes, _bytes)
         self._signals: dict[Path, Signal] = {}
 
     def make_data(self) -> None:
@@ -135,12 +115,24 @@ class Pipeline:
 
     def samples(self, split: str) -> list[Sample]:
         """Return a split's samples, and remember which frames they will ask for, so that a video with many questions is decoded once."""
-        sampling = self.recipe.sampling
         with self.recipe.data.blame("dataset", "samples"):
             samples = self.dataset.samples(split)
         for sample in samples:
-            self.clips.expect(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
+            self.clips.expect(sample.video, self.times(sample, training=split == "train"))
         return samples
+
+    def times(self, sample: Sample, training: bool = False) -> list[float]:
+        """Return the times (s) at which a sample's clip is looked at."""
+        sampling = self.recipe.sampling
+        return sample_times(sample.window, sampling.rate(sample.window[1] - sample.window[0]), sampling.frame_cap(training))
+
+    def grid_of(self, sample: Sample, grid: VisualGrid, frames: int) -> VisualGrid:
+        """Return ``grid``, made of a clip's ``frames`` frames, by the recipe's clock."""
+        sampling = self.recipe.sampling
+        if sampling.clock == "true":
+            return grid
+        start, end = sample.window
+        return counted_on(grid, start, math.ceil(frames / grid.steps) / sampling.rate(end - start))
 
     def fingerprints(self) -> dict[str, str]:
         """Return what a run is made of: short texts that change when the data, the host's weights or the backbone do."""
@@ -153,32 +145,63 @@ class Pipeline:
 
     # --- one sample --------------------------------------------------------------------------------------------------------------
 
-    def prepare(self, sample: Sample, blank_frames: bool = False) -> Prepared:
+    def prepare(self, sample: Sample, view: str = "own", training: bool = False) -> Prepared:
         """Decode, encode and align one sample. Errors are re-raised with the sample's id in front.
 
-        ``blank_frames`` replaces every frame by mid-grey for host and backbone alike: what can be answered without seeing.
+        ``view``: what is shown. "own": the clip. "grey": mid-grey frames for host and backbone alike, what can be answered without seeing. "text": the
+        question alone. Else the name of one of the recipe's ``evaluation.inputs``. The latter two are for the bare host.
         """
-        key = (sample.id, blank_frames)
+        key = (sample.id, view, training)
         if (kept := self._memory.get(key)) is not None:
             return kept
         try:
-            prepared = self._prepare(sample, blank_frames)
+            prepared = self._prepare(sample, view, training)
         except ModulateError as error:
             raise type(error)(f"Sample {sample.id}: {error}") from error
         self._memory.put(key, prepared)
         return prepared
 
-    def _prepare(self, sample: Sample, blank_frames: bool) -> Prepared:
-        sampling = self.recipe.sampling
-        frames = self.clips.read(sample.video, sample_times(sample.window, sampling.fps, sampling.max_frames))
-        if blank_frames:
-            frames = replace(frames, images=np.full_like(frames.images, 127))
+    def _prepare(self, sample: Sample, view: str, training: bool) -> Prepared:
         with self.recipe.data.blame("dataset", "prompt"):
             text = self.dataset.prompt(sample, self.recipe.answer)
+        grid, features = None, None
+        frames = self.clips.read(sample.video, self.times(sample, training)) if view != "text" else None
+        if frames is None:
+            encoded = self._encode(None, text, sample.window)
+        elif view in self.inputs:
+            given = self._told(view, HostInput(frames, text), self.signal(sample), sample.window)
+            encoded = self._encode(given.frames, given.text, sample.window, given.images)
+        else:
+            if view == "grey":
+                frames = replace(frames, images=np.full_like(frames.images, 127))
+            encoded = self._encode_timed(frames, text, sample.window)
+            grid = self.grid_of(sample, encoded.grid, len(frames.times))
+            features = align(self._raw_features(sample, frames, view == "grey"), grid, self.recipe.sampling.alignment).cpu()
+        return Prepared(sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample))
+
+    def _encode(self, frames: Frames | None, text: str, window: tuple[float, float], images: Sequence[NDArray[np.uint8]] = ()) -> EncodedPrompt:
         with self.recipe.host.blame("host", "encode"):
-            encoded = self.host.encode(self.processor, text, frames, sample.window)
-        features = align(self._raw_features(sample, frames, blank_frames), encoded.grid)
-        return Prepared(sample, encoded.inputs, encoded.grid, features.cpu(), self.signal(sample), self._option_ids(sample))
+            if frames is None:
+                return self.host.encode_text(self.processor, text)
+            return self.host.encode(self.processor, text, frames, window, **({"images": images} if images else {}))
+
+    def _encode_timed(self, frames: Frames, text: str, window: tuple[float, float]) -> EncodedPrompt:
+        """Encode a clip at its true times, or with the host's processor told others: the grid is the true one all the same."""
+        fps, times = self.recipe.sampling.told_fps, frames.times
+        if fps is None:
+            return self._encode(frames, text, window)
+        told = tuple(k / fps for k in range(len(times)))
+        encoded = self._encode(replace(frames, times=told), text, (0.0, told[-1]))
+        grid = visual_grid(times, math.ceil(len(times) / encoded.grid.steps), encoded.grid.rows, encoded.grid.cols, window)
+        return replace(encoded, grid=grid)
+
+    def _told(self, name: str, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
+        """Return the host's turn with the signal in it, as one of the recipe's inputs tells of it."""
+        transform, choice = self.inputs[name], self.recipe.evaluation.inputs[name]
+        if isinstance(signal, Bundle):
+            signal = signal.parts[transform.signal_kind]
+        with choice.blame("input", "call"):
+            return transform(given, signal, window)
 
     def _raw_features(self, sample: Sample, frames: Frames, blank_frames: bool) -> FrameFeatures:
         def compute() -> FrameFeatures:
@@ -190,7 +213,8 @@ class Pipeline:
 
     def signal(self, sample: Sample) -> Signal:
         """Return the sample's own signal within its window; of several kinds, their bundle. Raises when the sample lacks one of the recipe's."""
-        parts = {kind: self._signal(kind, sample).within(*sample.window) for kind in self.signal_kinds}
+        with self.recipe.data.blame("dataset", "clip_signal"):
+            parts = {kind: self.dataset.clip_signal(sample, self._signal(kind, sample)) for kind in self.signal_kinds}
         return parts[self.recipe.signal] if len(parts) == 1 else Bundle(parts)
 
     def _signal(self, kind: str, sample: Sample) -> Signal:
@@ -205,7 +229,8 @@ class Pipeline:
         return self._signals[path]
 
     def _option_ids(self, sample: Sample) -> Tensor:
-        words = sample.options if self.recipe.answer == "word" else LETTERS[: len(sample.options)]
+        most = max(4, len(sample.options)) if self.recipe.letters == "four" else len(sample.options)
+        words = sample.options if self.recipe.answer == "word" else LETTERS[:most]
         ids = []
         for word in words:
             tokens = self.processor.tokenizer.encode(word, add_special_tokens=False)
@@ -255,22 +280,10 @@ class Pipeline:
         torch.manual_seed(recipe.seed)
         return Modulation.for_host(
             self.model, encoder=recipe.encoder, modulator=recipe.modulator, layers=recipe.injection.layers, alpha=recipe.injection.alpha,
-            tokens=recipe.injection.tokens, d_features=self.backbone.d_features, lora_params=recipe.lora, backbone=recipe.backbone,
+            tokens=recipe.injection.tokens, empty=recipe.injection.empty, d_features=self.backbone.d_features, lora_params=recipe.lora, backbone=recipe.backbone,
         )  # fmt: skip
 
 
-def refuse_remote_code(recipe: Recipe) -> None:
-    """Raise :class:`RecipeError` when a component's parameters say ``trust_remote_code: true``."""
-    for key, kind in (("host", "host"), ("backbone", "backbone"), ("encoder", "signal_encoder"), ("modulator", "modulator"), ("data", "dataset")):
-        _, params = getattr(recipe, key).resolved(kind)
-        if getattr(params, "trust_remote_code", False):
-            raise RecipeError(
-                f"{key}.params of the recipe {recipe.name!r} say trust_remote_code: Python files that come with the model would run on this machine, "
-                "with all that you may do. If you have read them and want that, add --trust-remote-code to the command "
-                "(in Python: Pipeline(…, trust_remote_code=True)); otherwise take the line out."
-            )
-
-
 def _bytes(prepared: Prepared) -> int:
-    tensors = [*prepared.inputs.values(), prepared.features]
+    tensors = [*prepared.inputs.values(), *([prepared.features] if prepared.features is not None else [])]
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -34,6 +34,7 @@ KINDS = {
     "modulator": "register_modulators",
     "host": "register_hosts",
     "dataset": "register_datasets",
+    "input": "register_inputs",
 }
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from modulate import plugins
 from modulate.bundle import controls_of
 from modulate.choice import Choice, Injection, LoraParams
 from modulate.errors import MissingFileError, RecipeError, near_matches
 from modulate.parse import YAML_DEPTH, parse_yaml, read_yaml
+from modulate.sections import BUILT_IN, Evaluation, Sampling, Section, Training
 
 RECIPES = "modulate_recipes"
 
@@ -24,73 +25,8 @@ MAX_FINDINGS = 20
 """Most problems of one recipe that a message lists."""
 
 
-#: Conditions that need no signal kind: how the host is asked, beside the controls that a kind declares.
-BUILT_IN = {
-    "signal": "the clip's own signal",
-    "none": "no residual; LoRA stays on",
-    "host": "no residual and no LoRA: the bare host",
-    "no_frames": "own signal, but host and backbone see grey frames",
-    "no_pixels": "own signal and features, but the host sees grey frames",
-}
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Sampling(Section):
-    """Which frames of a clip the host and the backbone see."""
-
-    fps: float = Field(1.0, gt=0, description="frames per second, on a grid that ends with the clip")
-    max_frames: int = Field(8, ge=1, description="frame cap; a longer clip is re-spaced evenly over its whole window")
-
-
-class Stage(Section):
-    """One training phase."""
-
-    name: str = Field(description="shown in progress and logs")
-    train: tuple[Literal["modulator", "lora"], ...] = Field(min_length=1, description="what is trainable; the host never is")
-    epochs: float = Field(gt=0, description="passes over the training split; fractions allowed")
-    lr: float = Field(3.0e-4, gt=0, description="peak learning rate [GazeQwen: 3e-4]")
-    lora_lr: float | None = Field(None, description="peak learning rate of the LoRA tensors; null: the same")
-
-
-class Training(Section):
-    """How a modulation is trained."""
-
-    stages: tuple[Stage, ...] = Field(min_length=1, description="training phases, one after the other")
-    batch_size: int = Field(8, ge=1, description="samples of one forward")
-    accumulation: int = Field(1, ge=1, description="forwards per optimiser step [GazeQwen: 8 with batch 1]")
-    weight_decay: float = Field(1.0e-2, ge=0, description="AdamW; never on biases, norms, other 1-D parameters and LoRA")
-    warmup_steps: int = Field(20, ge=0, description="optimiser steps of linear warm-up; then cosine decay to 0 at the stage's last step")
-    clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="over the options offered [GazeQwen's code: 0.1]")
-    augment: bool = Field(True, description="perturb signals as their kind defines it")
-    condition: Literal["signal", "blank", "none"] = Field(
-        "signal", description="`blank` trains the gaze-free ceiling, `none` trains LoRA without modulation: the runs that stand beside a gaze run"
-    )
-    patience: int | None = Field(None, ge=1, description="stop a stage after this many epochs without a better validation accuracy; null: never")
-    validate_every: int | None = Field(1, ge=1, description="epochs between validations; the best weights are kept. null: never, the last weights are kept")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the forward; weights stay float32. fp16 needs a GPU")
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="also log there; needs the extra of that name")
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _unquoted(cls, value: Any) -> Any:
-        return "no" if value is False else value  # how YAML reads the word no
-
-
-class Evaluation(Section):
-    """How answers are scored."""
-
-    batch_size: int = Field(32, ge=1, description="samples of one forward")
-    conditions: tuple[str, ...] = Field(
-        ("none", "blank", "shuffled", "centre", "shifted", "host"), description="controls, beside the signal itself; a signal kind may offer more"
-    )
-    max_failed_share: float = Field(0.0, ge=0, le=1, description="a run fails when more of its samples fail; failed ones always count as wrong")
-    bootstrap: int = Field(2000, ge=100, description="resamples of the intervals, clustered by video")
+#: Kind of the component that each key of a recipe names.
+KIND_OF = {"host": "host", "backbone": "backbone", "encoder": "signal_encoder", "modulator": "modulator", "data": "dataset"}
 
 
 class Recipe(Section):
@@ -108,6 +44,9 @@ class Recipe(Section):
     data: Choice = Field(description="data set: questions about clips, their signals and their splits")
     sampling: Sampling = Field(Sampling(), description="which frames of a clip are seen")
     answer: Literal["letter", "word"] = Field("letter", description="score the options' letters, or the words themselves (each must be one token)")
+    letters: Literal["offered", "four"] = Field(
+        "offered", description="offered: choose among the letters of the question's options; four: among A to D also where fewer are offered, as GazeQwen's code does"
+    )
     training: Training = Field(description="how the modulation is trained")
     evaluation: Evaluation = Field(Evaluation(), description="how answers are scored, and under which controls")
 
@@ -118,7 +57,14 @@ class Recipe(Section):
             raise ValueError("a stage trains lora, but the recipe has no `lora:` section")
         if self.training.condition == "none" and asks != {"lora"}:
             raise ValueError("condition `none` gives the modulator no gradient: every stage must train [lora] only")
+        if self.letters != "offered" and self.answer != "letter":
+            raise ValueError("`letters` has no effect on answers by word")
         return self
+
+    def choices(self) -> list[tuple[str, str, Choice]]:
+        """Return every component named: its key, its kind, the choice."""
+        named = [(key, KIND_OF[key], getattr(self, key)) for key in KIND_OF]
+        return named + [(f"evaluation.inputs.{name}", "input", choice) for name, choice in self.evaluation.inputs.items()]
 
 
 def recipe_paths() -> dict[str, Path]:
@@ -215,17 +161,30 @@ def validate(tree: Mapping[str, Any], source: str) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(explain(error, source, Recipe)) from error
-    for kind, key in (("host", "host"), ("backbone", "backbone"), ("signal_encoder", "encoder"), ("modulator", "modulator"), ("dataset", "data")):
-        choice: Choice = getattr(recipe, key)
+    for key, kind, choice in recipe.choices():
         try:
             choice.resolved(kind)
         except ValidationError as error:
             raise RecipeError(explain(error, f"{source}: {key}.params of {choice.name}", plugins.get(kind, choice.name).Params)) from error
     known = BUILT_IN.keys() | controls_of(recipe.signal).keys()
+    if clash := sorted(recipe.evaluation.inputs.keys() & known):
+        raise RecipeError(f"{source}: evaluation.inputs: {clash[0]!r} is a condition already; give that input another name.")
     for name in recipe.evaluation.conditions:
         if name not in known:
             raise RecipeError(f"{source}: evaluation.conditions: {name!r} is no condition. {near_matches(name, known)}")
     return recipe
+
+
+def refuse_remote_code(recipe: Recipe) -> None:
+    """Raise :class:`RecipeError` when a component's parameters say ``trust_remote_code: true``."""
+    for key, kind, choice in recipe.choices():
+        _, params = choice.resolved(kind)
+        if getattr(params, "trust_remote_code", False):
+            raise RecipeError(
+                f"{key}.params of the recipe {recipe.name!r} say trust_remote_code: Python files that come with the model would run on this machine, "
+                "with all that you may do. If you have read them and want that, add --trust-remote-code to the command "
+                "(in Python: Pipeline(…, trust_remote_code=True)); otherwise take the line out."
+            )
 
 
 def explain(error: ValidationError, source: str, model: type[BaseModel] | None) -> str:

@@ -20,8 +20,9 @@ from modulate.evaluate import score
 from modulate.inject import ModulatedHost
 from modulate.modulation import ClipInput, Modulation
 from modulate.pipeline import Batch, Pipeline, Prepared
-from modulate.recipe import Recipe, Stage
+from modulate.recipe import Recipe
 from modulate.run import Run
+from modulate.sections import Stage
 
 
 @dataclass

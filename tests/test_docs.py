@@ -23,8 +23,9 @@ RECIPES = "modulate_recipes"
 LAYERS = [
     {"errors", "hookspecs"},
     {"plugins", "grid", "files", "parse", "paths", "recent", "statistics", "signals", "video", "writers"},
-    {"bundle", "choice", "hub", "metrics"},
-    {"components", "hosts", "recipe"},
+    {"bundle", "choice", "clips", "hub", "metrics"},
+    {"components", "hosts", "sections"},
+    {"recipe"},
     {"features", "localize", "lora", "run"},
     {"modulation", "selection"},
     {"conditioning"},

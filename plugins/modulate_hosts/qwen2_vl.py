@@ -4,7 +4,7 @@ from typing import Any
 
 from modulate.hosts import EncodedPrompt, Host
 from modulate.video import Frames
-from modulate_hosts.qwen_video import encode_video, mean_rate
+from modulate_hosts.qwen_video import Images, encode_video, mean_rate
 
 
 class Qwen2VL(Host):
@@ -12,6 +12,6 @@ class Qwen2VL(Host):
 
     model_types = ("qwen2_vl",)
 
-    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
+    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float], images: Images = ()) -> EncodedPrompt:
         """Encode one user turn."""
-        return encode_video(self, processor, text, frames, window, mean_rate(frames.times))
+        return encode_video(self, processor, text, frames, window, mean_rate(frames.times), images)

@@ -4,7 +4,7 @@ from typing import Any
 
 from modulate.hosts import EncodedPrompt, Host
 from modulate.video import Frames
-from modulate_hosts.qwen_video import encode_video, milliseconds
+from modulate_hosts.qwen_video import Images, encode_video, milliseconds
 
 
 class Qwen3VL(Host):
@@ -12,6 +12,6 @@ class Qwen3VL(Host):
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
 
-    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
+    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float], images: Images = ()) -> EncodedPrompt:
         """Encode one user turn; the prompt names each step's mean time on the video's own clock, to a tenth of a second."""
-        return encode_video(self, processor, text, frames, window, milliseconds(frames.times))
+        return encode_video(self, processor, text, frames, window, milliseconds(frames.times), images)

@@ -3,14 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from modulate.errors import HostError
 from modulate.grid import visual_grid
 from modulate.hosts import EncodedPrompt, Host
 from modulate.video import Frames
 
-INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+Images = Sequence[NDArray[np.uint8]]
+
+INPUTS = (
+    "input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
+)  # fmt: skip
 
 
 def mean_rate(times: Sequence[float]) -> dict[str, Any]:
@@ -26,18 +32,21 @@ def milliseconds(times: Sequence[float]) -> dict[str, Any]:
     return {"total_num_frames": indices[-1] + 1, "fps": 1000.0, "frames_indices": indices, "duration": times[-1]}
 
 
-def encode_video(host: Host, processor: Any, text: str, frames: Frames, window: tuple[float, float], metadata: dict[str, Any]) -> EncodedPrompt:
-    """Encode one user turn: the clip, then ``text``.
+def encode_video(
+    host: Host, processor: Any, text: str, frames: Frames, window: tuple[float, float], metadata: dict[str, Any], images: Images = ()
+) -> EncodedPrompt:
+    """Encode one user turn: ``images`` (height, width, 3) if any, the clip, then ``text``.
 
     ``metadata`` tells the processor when the frames are; none of them are left out. Raises :class:`HostError` when the placeholders in the
     prompt do not match the grid.
     """
-    content = [{"type": "video"}, {"type": "text", "text": text}]
+    content = [*({"type": "image"} for _ in images), {"type": "video"}, {"type": "text", "text": text}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-    images, times = frames.images, list(frames.times)
+    times = list(frames.times)
     encoded = processor(
         text=[prompt],
-        videos=[images.transpose(0, 3, 1, 2)],
+        images=[image.transpose(2, 0, 1) for image in images] or None,
+        videos=[frames.images.transpose(0, 3, 1, 2)],
         video_metadata=[metadata],
         do_sample_frames=False,
         return_tensors="pt",

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from modulate import components
 from modulate.components import FrameFeatures
-from modulate.errors import RecipeError
+from modulate.errors import RecipeError, VideoError
 from modulate.features import checked_times, weights_digest
 from modulate.paths import resolve
 from modulate_vjepa.encoder import PRESETS, VJepaConfig, VJepaEncoder
@@ -40,6 +40,11 @@ class VJepa21Params(components.Params):
     )
     image_size: int = Field(384, gt=0, description="Side in pixels to which frames are resized; a multiple of the patch size.")
     layer: int | None = Field(None, ge=0, description="Block (from 0) whose normalised output is taken: one of the encoder's levels; by default the last.")
+    pad_to: int | None = Field(
+        None,
+        gt=0,
+        description="frames that the encoder always gets: fewer are filled up with copies of the last, as in GazeQwen's code (16); null: those of the clip",
+    )
     seed: int = Field(0, description="Seed of random weights; unused otherwise.")
 
 
@@ -74,6 +79,8 @@ class VJepa21(components.Backbone):
         it, and counts as often in its time: with tubelets of two the time is that frame's own. Raises :class:`modulate.errors.VideoError`.
         """
         times = checked_times(frames, frame_times)
+        if self.params.pad_to is not None:
+            frames, times = _padded(frames, times, self.params.pad_to)
         tubelet = self.encoder.config.tubelet
         clip = self._prepare(frames)
         missing = -len(times) % tubelet if len(times) > 1 else 0
@@ -102,7 +109,17 @@ class VJepa21(components.Backbone):
         layer = self.encoder.config.levels[-1] if self.params.layer is None else self.params.layer
         preprocessing = f"square {self.params.image_size} bilinear antialias, mean {MEAN}, std {STD}"
         text = f"{self._digests[dtype]}; {self.encoder.config}; layer {layer}; {preprocessing}; schema {SCHEMA}"
+        text += f"; padded to {self.params.pad_to}" if self.params.pad_to else ""
         return f"vjepa2_1-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _padded(frames: Tensor, times: tuple[float, ...], n: int) -> tuple[Tensor, tuple[float, ...]]:
+    """Fill a clip up to ``n`` frames with copies of its last, whose times go on at the clip's mean spacing."""
+    if len(times) > n:
+        raise VideoError(f"The clip has {len(times)} frames, and `pad_to` of vjepa2_1 is {n}; take fewer frames, or leave pad_to out.")
+    more = n - len(times)
+    spacing = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    return torch.cat([frames, frames[-1:].expand(more, -1, -1, -1)]), times + tuple(times[-1] + (k + 1) * spacing for k in range(more))
 
 
 def _encoder(params: VJepa21Params) -> VJepaEncoder:

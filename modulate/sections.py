@@ -1,0 +1,134 @@
+"""The sections of a recipe: which frames are seen, how a modulation is trained, how answers are scored. Imports no torch."""
+
+from itertools import pairwise
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
+
+from modulate.choice import Choice
+
+#: Conditions that need no signal kind: how the host is asked, beside the controls that a kind declares.
+BUILT_IN = {
+    "signal": "the clip's own signal",
+    "none": "no residual; LoRA stays on",
+    "host": "no residual and no LoRA: the bare host",
+    "no_frames": "own signal, but host and backbone see grey frames",
+    "no_pixels": "own signal and features, but the host sees grey frames",
+    "text_only": "the bare host without the clip: the question alone",
+}
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Rate(Section):
+    """A frame rate for clips up to some length."""
+
+    up_to: float | None = Field(None, gt=0, description="longest clip, s; null, in the last rate: any")
+    fps: float = Field(gt=0, description="frames per second")
+
+
+class Sampling(Section):
+    """Which frames of a clip the host and the backbone see."""
+
+    fps: PositiveFloat | tuple[Rate, ...] = Field(1.0, description="frames per second, on a grid that ends with the clip; or rates by the clip's length")
+    max_frames: int = Field(8, ge=1, description="frame cap; a longer clip is re-spaced evenly over its whole window")
+    train_max_frames: int | None = Field(None, ge=1, description="frame cap in training; null: max_frames [GazeQwen's code: 3, of which 2 are used]")
+    clock: Literal["true", "requested"] = Field(
+        "true",
+        description="true: a step's time is its frames' own. requested: steps count on from the clip's start at the rate asked for, although a frame cap "
+        "re-spaces the frames: wrong, and what GazeQwen's code does",
+    )
+
+    told_fps: float | None = Field(
+        None,
+        gt=0,
+        description="frames per second that the host's processor is told, whatever the true rate; null: the truth. GazeQwen's code tells it nothing, and "
+        "transformers then takes 24, so that M-RoPE's time is wrong",
+    )
+    alignment: Literal["time", "index"] = Field(
+        "time",
+        description="how features meet the steps. time: read at the steps' own times; index: both time axes laid over each other end to end, whatever their "
+        "times, as GazeQwen's code does",
+    )
+
+    @field_validator("fps")
+    @classmethod
+    def _rates_grow(cls, value: "float | tuple[Rate, ...]") -> "float | tuple[Rate, ...]":
+        if isinstance(value, tuple):
+            limits = [rate.up_to for rate in value]
+            lengths = [limit for limit in limits[:-1] if limit is not None]
+            if not limits or limits[-1] is not None or len(lengths) < len(limits) - 1 or any(b <= a for a, b in pairwise(lengths)):
+                raise ValueError("rates by length need growing `up_to`, and a last rate without it for all longer clips")
+        return value
+
+    def rate(self, seconds: float) -> float:
+        """Return the frames per second asked for of a clip of this length."""
+        if not isinstance(self.fps, tuple):
+            return self.fps
+        return next(rate.fps for rate in self.fps if rate.up_to is None or seconds <= rate.up_to)
+
+    @property
+    def seconds(self) -> float:
+        """Length (s) of the longest clip that the frame cap leaves alone, at the rate for short clips."""
+        return self.max_frames / self.rate(0.0)
+
+    def frame_cap(self, training: bool) -> int:
+        """Return the most frames taken of a clip."""
+        return self.train_max_frames if training and self.train_max_frames is not None else self.max_frames
+
+
+class Stage(Section):
+    """One training phase."""
+
+    name: str = Field(description="shown in progress and logs")
+    train: tuple[Literal["modulator", "lora"], ...] = Field(min_length=1, description="what is trainable; the host never is")
+    epochs: float = Field(gt=0, description="passes over the training split; fractions allowed")
+    lr: float = Field(3.0e-4, gt=0, description="peak learning rate [GazeQwen: 3e-4]")
+    lora_lr: float | None = Field(None, description="peak learning rate of the LoRA tensors; null: the same")
+
+
+class Training(Section):
+    """How a modulation is trained."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1, description="training phases, one after the other")
+    batch_size: int = Field(8, ge=1, description="samples of one forward")
+    accumulation: int = Field(1, ge=1, description="forwards per optimiser step [GazeQwen: 8 with batch 1]")
+    weight_decay: float = Field(1.0e-2, ge=0, description="AdamW; never on biases, norms, other 1-D parameters and LoRA")
+    warmup_steps: int = Field(20, ge=0, description="optimiser steps of linear warm-up; then cosine decay to 0 at the stage's last step")
+    clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="over the options offered [GazeQwen's code: 0.1]")
+    augment: bool = Field(True, description="perturb signals as their kind defines it")
+    condition: Literal["signal", "blank", "none"] = Field(
+        "signal", description="`blank` trains the gaze-free ceiling, `none` trains LoRA without modulation: the runs that stand beside a gaze run"
+    )
+    patience: int | None = Field(None, ge=1, description="stop a stage after this many epochs without a better validation accuracy; null: never")
+    validate_every: int | None = Field(1, ge=1, description="epochs between validations; the best weights are kept. null: never, the last weights are kept")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the forward; weights stay float32. fp16 needs a GPU")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="also log there; needs the extra of that name")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _unquoted(cls, value: Any) -> Any:
+        return "no" if value is False else value  # how YAML reads the word no
+
+
+class Evaluation(Section):
+    """How answers are scored."""
+
+    batch_size: int = Field(32, ge=1, description="samples of one forward")
+    conditions: tuple[str, ...] = Field(
+        ("none", "blank", "shuffled", "centre", "shifted", "host"), description="controls, beside the signal itself; a signal kind may offer more"
+    )
+    inputs: dict[str, Choice] = Field(
+        default_factory=dict,
+        description="further conditions, by names of your own: the bare host, told of the signal by its ordinary input (drawn on frames, written into the prompt …)",
+    )
+    failed: Literal["wrong", "left_out"] = Field(
+        "wrong", description="how samples that fail count. left_out shrinks the number of samples, and is what GazeQwen's code does; they are listed all the same"
+    )
+    max_failed_share: float = Field(0.0, ge=0, le=1, description="a run fails when more of its samples fail")
+    bootstrap: int = Field(2000, ge=100, description="resamples of the intervals, clustered by video")

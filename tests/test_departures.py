@@ -1,0 +1,186 @@
+"""What GazeQwen's released code does otherwise, as options of ours: each does what it says, and nothing unless asked for."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import CLIP, GRID, features, fresh, inputs, qwen
+from torch.nn.functional import interpolate
+
+from modulate import ClipInput, visual_grid
+from modulate.choice import Choice, Injection
+from modulate.components import FrameFeatures, Sample
+from modulate.errors import RecipeError, VideoError
+from modulate.evaluate import _metrics, score
+from modulate.features import align
+from modulate.grid import counted_on
+from modulate.metrics import Prediction
+from modulate.pipeline import Pipeline
+from modulate.recipe import load_recipe
+from modulate.run import Run
+from modulate.sections import Sampling
+from modulate_gaze.scanpath import Scanpath
+from modulate_tabletop.make import make_world
+
+RATES = [{"up_to": 30, "fps": 1}, {"up_to": 60, "fps": 0.5}, {"up_to": 300, "fps": 0.2}, {"fps": 0.1}]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("departures")
+    make_world(folder / "tabletop", train=1, val=1, test=2, seed=5, workers=1)
+    return folder
+
+
+def pipeline_for(root, *overrides):
+    data = [f"data.params.root={root}/tabletop", "data.params.train=1", "data.params.val=1", "data.params.test=2", "data.params.seed=5"]
+    made = Pipeline(load_recipe("gazeqwen_tiny", [*data, *overrides]), root / "cache")
+    made.make_data()
+    return made
+
+
+# --- time -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_goes_by_the_clip_s_length():
+    sampling = Sampling.model_validate({"fps": RATES})
+    assert [sampling.rate(s) for s in (5, 30, 30.1, 60, 299, 300, 4000)] == [1, 1, 0.5, 0.5, 0.2, 0.2, 0.1]
+    for wrong in ([], [{"up_to": 30, "fps": 1}], [{"up_to": 30, "fps": 1}, {"up_to": 20, "fps": 1}, {"fps": 1}], [{"fps": 1}, {"fps": 2}]):
+        with pytest.raises(ValueError, match="rates by length need growing `up_to`, and a last rate without it"):
+            Sampling.model_validate({"fps": wrong})
+
+
+def test_a_frame_cap_of_its_own_for_training(root):
+    pipeline = pipeline_for(root, "sampling={fps: 1.0, max_frames: 8, train_max_frames: 2}")
+    sample = pipeline.samples("test")[0]
+    assert len(pipeline.times(sample)) == 8 and pipeline.times(sample, training=True) == [sample.window[0], sample.window[1]]
+    assert (pipeline.prepare(sample).grid.steps, pipeline.prepare(sample, training=True).grid.steps) == (4, 1)
+
+
+def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
+    # 8 frames of 60 s: half a frame a second is asked for, two frames make a step [the released code's own example: 0, 4, 8, 12 s]
+    true = visual_grid([60 * k / 7 for k in range(8)], 2, 1, 1, (0.0, 60.0))
+    assert [round(t, 1) for t in true.times] == [4.3, 21.4, 38.6, 55.7]
+    believed = counted_on(true, 0.0, 2 / Sampling.model_validate({"fps": RATES}).rate(60.0))
+    assert believed.times == (0.0, 4.0, 8.0, 12.0) and believed.spans[-1] == (12.0, 16.0)
+
+
+def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root):
+    own = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8}")
+    sample = own.samples("test")[0]
+    start = sample.window[0]
+    true = own.prepare(sample)
+    requested = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, clock: requested}").prepare(sample)
+    assert requested.grid.times == pytest.approx([start + k for k in range(4)]) and true.grid.times != requested.grid.times
+    assert all(torch.equal(requested.inputs[k], true.inputs[k]) for k in true.inputs)  # the host's own time is another option
+    told = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, told_fps: 24}").prepare(sample)
+    assert told.grid == true.grid and torch.equal(told.inputs["pixel_values_videos"], true.inputs["pixel_values_videos"])
+    assert told.inputs["second_per_grid_ts"].item() == pytest.approx(2 / 24) and true.inputs["second_per_grid_ts"].item() == pytest.approx(2.0, rel=0.02)
+
+
+# --- features ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_alignment_by_index_is_torch_s_trilinear_interpolation():
+    values = torch.randn(8, 4, 4, 5, generator=torch.Generator().manual_seed(0))
+    grid = visual_grid([0.0, 1.0, 20.0, 21.0, 50.0, 51.0], 2, 4, 4)
+    found = align(FrameFeatures(values, tuple(float(t) ** 2 for t in range(8))), grid, "index")
+    volume = values.permute(3, 0, 1, 2)[None]
+    expected = interpolate(volume, (3, 4, 4), mode="trilinear", align_corners=False)[0].permute(1, 2, 3, 0).reshape(3, 16, 5)
+    torch.testing.assert_close(found, expected)
+
+
+def test_padding_for_the_backbone_repeats_the_last_frame():
+    params = {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 32}
+    plain, padded = (Choice(name="vjepa2_1", params={**params, **more}).build("backbone") for more in ({}, {"pad_to": 8}))
+    frames = torch.randint(0, 256, (4, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = padded(frames, (0.0, 1.0, 2.0, 3.0))
+    by_hand = plain(torch.cat([frames, frames[-1:].expand(4, -1, -1, -1)]), tuple(float(t) for t in range(8)))
+    assert torch.equal(found.values, by_hand.values) and found.times == by_hand.times == (0.5, 2.5, 4.5, 6.5)
+    assert plain.fingerprint() != padded.fingerprint()
+    with pytest.raises(VideoError, match="The clip has 9 frames, and `pad_to` of vjepa2_1 is 8"):
+        padded(frames[:1].expand(9, -1, -1, -1), tuple(float(t) for t in range(9)))
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_four_letters_compete_where_two_are_offered(root):
+    two, four = (pipeline_for(root, "answer=letter", f"letters={letters}") for letters in ("offered", "four"))
+    sample = replace(two.samples("test")[0], id="two", options=("Yes", "No"), answer=1)
+    assert (len(two.prepare(sample).options), len(four.prepare(sample).options)) == (2, 4)
+    three = replace(sample, id="three", options=tuple("xyz"), answer=2)
+    assert (len(two.prepare(three).options), len(four.prepare(three).options)) == (3, 4)
+    modulation = four.fresh_modulation()
+    with modulation.attached(four.model) as attachment:
+        (record,) = score(four, attachment, [sample], "host")
+        apart = score(two, attachment, [sample, three], "host")  # padded to one width, each with its own options again
+    assert len(record.logits) == 4 and [len(r.logits) for r in apart] == [2, 3] and record.prediction == max(range(4), key=record.logits.__getitem__)
+    with pytest.raises(RecipeError, match="`letters` has no effect on answers by word"):
+        load_recipe("gazeqwen_tiny", ["letters=four"])
+
+
+def test_failed_samples_shrink_the_number_only_when_asked(tmp_path):
+    records = {"signal": [Prediction(f"s{k}", "t", f"v{k}", "signal", 0, 0, True, (1.0,), 1) for k in range(3)]}
+    records["signal"].append(Prediction("s3", "t", "v3", "signal", 0, None, False, (), 0, "VideoError: torn"))
+    for choice, accuracy, n in (("wrong", 0.75, 4), ("left_out", 1.0, 3)):
+        recipe = load_recipe("gazeqwen_tiny", [f"name={choice}", f"evaluation.failed={choice}"])
+        metrics = _metrics(Run(tmp_path, recipe), "signal", records)
+        assert (metrics["overall"], metrics["n"]) == (accuracy, n) and [f["id"] for f in metrics["failed"]] == ["s3"]
+
+
+def test_the_question_alone_is_asked_of_the_bare_host_without_any_clip(root):
+    pipeline = pipeline_for(root)
+    sample = pipeline.samples("test")[0]
+    prepared = pipeline.prepare(sample, "text")
+    assert "pixel_values_videos" not in prepared.inputs and prepared.features is None
+    assert pipeline.host.visual_ids["video"] not in prepared.inputs["input_ids"]
+    with pipeline.fresh_modulation().attached(pipeline.model) as attachment:
+        (record,) = score(pipeline, attachment, [sample], "text_only")
+    logits = pipeline.model(**prepared.inputs).logits[0, -1, prepared.options]
+    assert record.logits == tuple(round(v, 4) for v in logits.tolist())
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_signal_is_worth_a_residual_or_nothing():
+    host = qwen()
+    empty = [[ClipInput(Scanpath(np.empty((0, 4))), GRID, features())], [CLIP]]
+    found = {}
+    for rule in ("residual", "none"):
+        modulation = fresh(host)
+        modulation.config = modulation.config.model_copy(update={"injection": Injection(layers=(1, 2), empty=rule)})
+        for projection in modulation.out:
+            torch.nn.init.normal_(projection.weight, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad(), modulation.attached(host) as attachment:
+            bare = host(**inputs()).logits
+            with attachment.condition(empty):
+                found[rule] = host(**inputs()).logits
+        assert attachment.report().active_steps == (0, 2) and attachment.report().tokens == (24 if rule == "residual" else 12)
+    assert torch.equal(found["none"][0], bare[0]) and not torch.equal(found["residual"][0], bare[0])
+    assert torch.equal(found["none"][1], found["residual"][1]) and not torch.equal(found["none"][1], bare[1])
+    with pytest.raises(RecipeError, match="`empty: none` is for visual tokens; it has no effect on kind `text`"):
+        load_recipe("gazeqwen_tiny", ["injection.empty=none", "injection.tokens={kind: text}"])
+
+
+def test_a_data_set_says_what_of_a_signal_belongs_to_a_sample(root, monkeypatch):
+    pipeline = pipeline_for(root)
+    sample = pipeline.samples("test")[0]
+    whole = Scanpath.read(sample.signals["gaze"])
+    assert pipeline.signal(sample) == whole.within(*sample.window)
+
+    def own(given: Sample, signal: Scanpath) -> Scanpath:
+        assert given is sample
+        return signal.within(0.0, 1.0)
+
+    monkeypatch.setattr(pipeline.dataset, "clip_signal", own)
+    assert pipeline.signal(sample) == whole.within(0.0, 1.0)
+
+
+def test_departures_are_written_into_a_run_s_recipe(root, tmp_path):
+    recipe = load_recipe("gazeqwen_tiny", [f"sampling={{fps: {json.dumps(RATES)}, clock: requested, alignment: index}}"])
+    run = Run.create(recipe, tmp_path)
+    assert Run.open(run.folder).recipe == recipe
