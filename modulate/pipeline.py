@@ -102,7 +102,7 @@ class Pipeline:
         self.backbone: Backbone = recipe.backbone.build("backbone").to(self.device).eval().requires_grad_(False)
         self.dataset: Dataset = recipe.data.build("dataset")
         self.signal_kinds: dict[str, type[Signal]] = kinds_of(recipe.signal)
-        self.features = FeatureCache(cache)
+        self.features = FeatureCache(cache, int(recipe.features.disk_gib * 2**30))
         self.clips = ClipReader()
         self.inputs: dict[str, InputTransform] = {name: choice.build("input") for name, choice in recipe.evaluation.inputs.items()}
         self._memory: Recent[tuple[str, str, bool], Prepared] = Recent(memory_bytes, _bytes)
@@ -209,7 +209,7 @@ class Pipeline:
                 return self.backbone(torch.from_numpy(frames.images).to(self.device), frames.times)
 
         source = "blank" if blank_frames else content_hash(sample.video)
-        return self.features.get_or_compute(FeatureKey(source, frames.times, self.backbone.fingerprint()), compute)
+        return self.features.get_or_compute(FeatureKey(source, frames.times, self.backbone.fingerprint(), self.recipe.features.dtype), compute)
 
     def signal(self, sample: Sample) -> Signal:
         """Return the sample's own signal within its window; of several kinds, their bundle. Raises when the sample lacks one of the recipe's."""

@@ -14,9 +14,12 @@ from modulate.bundle import controls_of
 from modulate.choice import Choice, Injection, LoraParams
 from modulate.errors import MissingFileError, RecipeError, near_matches
 from modulate.parse import YAML_DEPTH, parse_yaml, read_yaml
-from modulate.sections import BUILT_IN, Evaluation, Sampling, Section, Training
+from modulate.sections import BUILT_IN, Evaluation, Features, Sampling, Section, Training
 
 RECIPES = "modulate_recipes"
+
+SWEEPS = "ablations/"
+"""Folder of the shipped sweeps, beside the recipes that they change."""
 
 MAX_EXTENDS = 8
 """Most recipes that one may stand on, each extending the next."""
@@ -42,6 +45,7 @@ class Recipe(Section):
     injection: Injection = Field(description="where in the host residuals are added")
     lora: LoraParams | None = Field(None, description="low-rank adaptation that the modulation brings along; null: none")
     data: Choice = Field(description="data set: questions about clips, their signals and their splits")
+    features: Features = Field(Features(), description="how the backbone's features are kept on disk")
     sampling: Sampling = Field(Sampling(), description="which frames of a clip are seen")
     answer: Literal["letter", "word"] = Field("letter", description="score the options' letters, or the words themselves (each must be one token)")
     letters: Literal["offered", "four"] = Field(
@@ -67,22 +71,36 @@ class Recipe(Section):
         return named + [(f"evaluation.inputs.{name}", "input", choice) for name, choice in self.evaluation.inputs.items()]
 
 
-def recipe_paths() -> dict[str, Path]:
-    """Return the recipes that ship with modulate: name → file."""
+def shipped_paths() -> dict[str, Path]:
+    """Return every recipe and sweep that ships with modulate: name → file."""
     root = Path(str(importlib.resources.files(RECIPES)))
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
 
 
+def recipe_paths() -> dict[str, Path]:
+    """Return the recipes that ship with modulate: name → file."""
+    return {name: path for name, path in shipped_paths().items() if not name.startswith(SWEEPS)}
+
+
+def sweep_paths() -> dict[str, Path]:
+    """Return the sweeps that ship with modulate (:mod:`modulate.sweep`): name → file."""
+    return {name: path for name, path in shipped_paths().items() if name.startswith(SWEEPS)}
+
+
 def find_recipe(name_or_path: str) -> Path:
     """Return the file of a recipe given as path or as the name of a shipped one. Raises :class:`MissingFileError`."""
+    return find(name_or_path, recipe_paths(), "recipe")
+
+
+def find(name_or_path: str, shipped: Mapping[str, Path], what: str) -> Path:
+    """Return the file given as path or as a name in ``shipped``. Raises :class:`MissingFileError`; ``what`` is what was looked for."""
     path = Path(name_or_path)
     if path.is_file():
         return path
-    shipped = recipe_paths()
     name = name_or_path.removeprefix("recipes/").removesuffix(".yaml")
     if name in shipped:
         return shipped[name]
-    raise MissingFileError(f"No recipe {name_or_path!r}: neither a file nor a shipped recipe. {near_matches(name, shipped)}")
+    raise MissingFileError(f"No {what} {name_or_path!r}: neither a file nor a shipped {what}. {near_matches(name, shipped)}")
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -105,6 +123,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must hold a mapping of recipe keys, got {type(tree).__name__}.")
+    if "axes" in tree:
+        raise RecipeError(f"{path} is a sweep over recipes, no recipe: `modulate sweep {path}` runs it.")
     base = tree.pop("extends", None)
     if base is None:
         return tree

@@ -81,6 +81,13 @@ class Sampling(Section):
         return self.train_max_frames if training and self.train_max_frames is not None else self.max_frames
 
 
+class Features(Section):
+    """How the backbone's features are kept on disk."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of the values kept; the modulation computes in float32 all the same")
+    disk_gib: float = Field(50.0, ge=0, description="most that is kept, GiB; what was used longest ago goes first. 0: nothing is kept on disk")
+
+
 class Stage(Section):
     """One training phase."""
 
@@ -98,9 +105,17 @@ class Training(Section):
     batch_size: int = Field(8, ge=1, description="samples of one forward")
     accumulation: int = Field(1, ge=1, description="forwards per optimiser step [GazeQwen: 8 with batch 1]")
     weight_decay: float = Field(1.0e-2, ge=0, description="AdamW; never on biases, norms, other 1-D parameters and LoRA")
+    schedule: Literal["cosine", "one_cycle"] = Field(
+        "cosine",
+        description="cosine: linear warm-up, then cosine decay. one_cycle: torch's OneCycleLR with its defaults, whose momentum cycles too: peak after 30 % of the "
+        "stage's steps; warmup_steps has no effect [GazeQwen's code]",
+    )
     warmup_steps: int = Field(20, ge=0, description="optimiser steps of linear warm-up; then cosine decay to 0 at the stage's last step")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="over the options offered [GazeQwen's code: 0.1]")
+    empty: Literal["train", "skip"] = Field(
+        "train", description="samples whose signal is empty within their clip: trained on like any other, or left out of training and counted in state.json [GazeQwen's code: skip]"
+    )
     augment: bool = Field(True, description="perturb signals as their kind defines it")
     condition: Literal["signal", "blank", "none"] = Field(
         "signal", description="`blank` trains the gaze-free ceiling, `none` trains LoRA without modulation: the runs that stand beside a gaze run"
@@ -108,6 +123,12 @@ class Training(Section):
     patience: int | None = Field(None, ge=1, description="stop a stage after this many epochs without a better validation accuracy; null: never")
     validate_every: int | None = Field(1, ge=1, description="epochs between validations; the best weights are kept. null: never, the last weights are kept")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the forward; weights stay float32. fp16 needs a GPU")
+    checkpoint_every: int = Field(
+        50, ge=1, description="optimiser steps between checkpoints, from which a killed run goes on; there is one after every validation and stage as well"
+    )
+    max_skipped_steps: int = Field(
+        5, ge=1, description="a run stops, with a diagnosis, after this many optimiser steps in a row whose loss or gradients were not finite; each is skipped and counted"
+    )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="also log there; needs the extra of that name")
 
     @field_validator("precision", mode="before")

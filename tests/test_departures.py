@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from tiny import CLIP, GRID, features, fresh, inputs, qwen
 from torch.nn.functional import interpolate
 
@@ -34,9 +35,9 @@ def root(tmp_path_factory):
     return folder
 
 
-def pipeline_for(root, *overrides):
+def pipeline_for(root, *overrides, cache=None):
     data = [f"data.params.root={root}/tabletop", "data.params.train=1", "data.params.val=1", "data.params.test=2", "data.params.seed=5"]
-    made = Pipeline(load_recipe("gazeqwen_tiny", [*data, *overrides]), root / "cache")
+    made = Pipeline(load_recipe("gazeqwen_tiny", [*data, *overrides]), cache or root / "cache")
     made.make_data()
     return made
 
@@ -184,3 +185,13 @@ def test_departures_are_written_into_a_run_s_recipe(root, tmp_path):
     recipe = load_recipe("gazeqwen_tiny", [f"sampling={{fps: {json.dumps(RATES)}, clock: requested, alignment: index}}"])
     run = Run.create(recipe, tmp_path)
     assert Run.open(run.folder).recipe == recipe
+
+
+def test_features_are_kept_in_the_type_and_up_to_the_size_asked_for(root, tmp_path):
+    pipeline = pipeline_for(root, "features={dtype: float16, disk_gib: 0.001}", cache=tmp_path)
+    sample = pipeline.samples("test")[0]
+    assert pipeline.features.max_bytes == int(0.001 * 2**30)
+    pipeline.prepare(sample)
+    with safe_open(next(pipeline.features.folder.glob("*.safetensors")), framework="pt") as file:
+        assert file.get_slice("values").get_dtype() == "F16"
+    assert pipeline.prepare(sample).features.dtype == torch.float32
