@@ -10,16 +10,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from modulate.components import Dataset, Params, Sample
+from modulate.components import Dataset, Params, Reference, Sample
 from modulate.errors import DataError, MissingFileError, near_matches
+from modulate.signals import Signal
+from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.files import find_fixations, find_videos, require
+from modulate_streamgaze.fixations import GazeFiles, find_gaze, make_fixations, size_of
+from modulate_streamgaze.groups import People, gather
+from modulate_streamgaze.published import published
 from modulate_streamgaze.questions import TASKS, Item, family, read_questions
-from modulate_streamgaze.splits import SPLITS, UNUSED, file_split, gazeqwen_split
+from modulate_streamgaze.splits import ALL, SPLITS, UNUSED, file_split, gazeqwen_split, participant_split, source_split
 
 SIGNAL = "gaze"
 """The registered kind of signal that the fixation files hold."""
+
+LATER = ("fixation_rule", "proactive_fixations")
+"""Parameters that came later: left at their defaults, they leave a data set's fingerprint what it was."""
 
 
 class StreamGazeParams(Params):
@@ -36,10 +44,37 @@ class StreamGazeParams(Params):
     proactive_seconds: PositiveFloat | None = Field(
         None, description="seconds seen before a proactive test point; if absent its input_video_clip, or else from the start of the video (StreamGaze)"
     )
-    split: str = Field("gazeqwen", description='"gazeqwen" (70/15/15 by video, seed 42), or a JSON file with lists of videos under train, val, test, unused')
-    limits: dict[Literal["train", "val", "test"], PositiveInt] = Field(
+    gaze: GazeFiles | None = Field(None, description="data sets' own gaze files; missing fixation files are made of them, in the first folder of `fixations`")
+    fixation_rule: Literal["overlap", "midpoint"] = Field(
+        "overlap",
+        description="overlap: a fixation belongs to a clip when any part of it lies in its window. midpoint: when its midpoint does, as in GazeQwen's code, "
+        "which so drops the very fixation that a question about the present asks about",
+    )
+    proactive_fixations: Literal["own", "origin"] = Field(
+        "own", description="origin: in the proactive tasks every fixation is moved to (0, 0), as GazeQwen's code does when it evaluates, by mistake"
+    )
+    split: str = Field(
+        "gazeqwen",
+        description="gazeqwen: 70/15/15 by video, seed 42. participant: as near to 70/15/15 as whole participants allow. source: one data set tests. "
+        "Or a JSON file with lists of videos under train, val, test, unused",
+    )
+    split_seed: int = Field(42, description="of the splits by participant and by source")
+    test_source: str | None = Field(None, description="with split: source, the data set that tests: egtea, egoexolearn, holoassist …")
+    metadata: Path = Field(Path("metadata"), description="folder of CSVs that may name videos' participants and data sets; used where it is there")
+    groups: Path | None = Field(None, description="CSV with the columns video, participant, source, for what nothing else tells")
+    limits: dict[Literal["train", "val", "test", "all"], PositiveInt] = Field(
         default_factory=dict, description="largest number of samples per split, taken evenly from the tasks and from all along their files"
     )
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> "StreamGazeParams":
+        if self.test_source is not None and self.split != "source":
+            raise ValueError(f"`test_source` has no effect on split: {self.split}; it is for split: source")
+        if self.split == "source" and self.test_source is None:
+            raise ValueError("split: source needs `test_source`, the data set that is held out: egtea, egoexolearn, holoassist …")
+        if not self.fixations and (self.gaze is not None or self.fixation_rule != "overlap" or self.proactive_fixations != "own"):
+            raise ValueError("`gaze`, `fixation_rule` and `proactive_fixations` have no effect without `fixations`")
+        return self
 
 
 class StreamGaze(Dataset):
@@ -52,8 +87,28 @@ class StreamGaze(Dataset):
         self.root = params.root.expanduser()
 
     def prepare(self) -> None:
-        """Check the files; a subclass that makes them does so before."""
+        """Make what fixation files can be made of gaze files, and check all files; a subclass that makes files does so before.
+
+        Raises :class:`DataError` when a gaze file cannot be read, with the first of them.
+        """
+        self._make_fixations()
         self.check()
+
+    def _make_fixations(self) -> None:
+        gaze = self.params.gaze
+        if gaze is None:
+            return
+        folders = [self.root / folder for folder in self.params.fixations]
+        folders[0].mkdir(parents=True, exist_ok=True)
+        there = find_fixations(folders)
+        stems = [stem for stem, split in sorted(self.splits.items()) if split != UNUSED and stem not in there]
+        if not stems:
+            return
+        found = find_gaze({source: self.root / folder for source, folder in gaze.folders.items()})
+        made = make_fixations(stems, found, folders[0], gaze.extraction, size_of(self.video_files))
+        if made.failed:
+            stem, reason = next(iter(made.failed.items()))
+            raise DataError(f"{len(made.failed)} of {len(stems)} fixation files could not be made. First, {stem}: {reason}")
 
     def check(self) -> None:
         """Read all questions and check that every video in use has its files. Cheap when repeated: what was read is kept."""
@@ -103,7 +158,23 @@ class StreamGaze(Dataset):
             names[item.stem] = second
         if self.params.split == "gazeqwen":
             return gazeqwen_split(list(names.values()))
+        people = self.people.known if self.params.split in ("participant", "source") else {}
+        # two data sets may both have a P01
+        persons = {stem: f"{told.get('source', '')}/{told['participant']}" for stem, told in people.items() if "participant" in told}
+        if self.params.split == "participant":
+            self.people.require("participant", names)
+            return participant_split(persons, self.params.split_seed)
+        if self.params.split == "source":
+            return source_split(self.people.require("source", names), persons, self.params.test_source, self.params.split_seed)
         return file_split(self.root / self.params.split, list(names.values()))
+
+    @cached_property
+    def people(self) -> People:
+        """Who looked and which data set each video is from, as far as that is known."""
+        p = self.params
+        videos = self.video_files if (self.root / p.videos).is_dir() else {}
+        everything = [item for items in self.items.values() for item in items]
+        return gather(everything, self.root, self.root / p.metadata, None if p.groups is None else self.root / p.groups, videos)
 
     @cached_property
     def video_files(self) -> dict[str, Path]:
@@ -129,25 +200,45 @@ class StreamGaze(Dataset):
         return {SIGNAL: self.fixation_files[item.stem]} if self.params.fixations else {}
 
     def samples(self, split: str) -> list[Sample]:
-        """Return the samples of ``split``: task by task, each in the order of its file."""
-        if split not in SPLITS:
-            raise DataError(f"Unknown split {split!r}. {near_matches(split, SPLITS)}")
+        """Return the samples of ``split``, or of all three ("all"): task by task, each in the order of its file."""
+        if split not in (*SPLITS, ALL):
+            raise DataError(f"Unknown split {split!r}. {near_matches(split, (*SPLITS, ALL))}")
         self.check()
-        lists = {task: [item for item in self.items[task] if self.splits[item.stem] == split] for task in self.tasks}
+        wanted = SPLITS if split == ALL else (split,)
+        lists = {task: [item for item in self.items[task] if self.splits[item.stem] in wanted] for task in self.tasks}
         total = sum(map(len, lists.values()))
         if not total:
             raise DataError(
-                f"Split {split!r} has no question: {sum(v == split for v in self.splits.values())} of {len(self.splits)} videos belong to it "
+                f"Split {split!r} has no question: {sum(v in wanted for v in self.splits.values())} of {len(self.splits)} videos belong to it "
                 f"(split: {self.params.split}), tasks: {', '.join(self.tasks)}."
             )
         limits: dict[str, int] = {str(name): n for name, n in self.params.limits.items()}
         shares = _shares({task: len(items) for task, items in lists.items()}, limits.get(split, total))
-        return [self._sample(item) for task, items in lists.items() for item in _spread(items, shares[task])]
+        return [self.sample_of(item) for task, items in lists.items() for item in _spread(items, shares[task])]
 
-    def _sample(self, item: Item) -> Sample:
-        video, signals, groups = self.video_files[item.stem], self.signals(item), dict(item.groups)
+    def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
+        """Return what of a video's ``signal`` belongs to ``sample``, by the parameters ``fixation_rule`` and ``proactive_fixations`` if it is gaze."""
+        start, end = sample.window
+        if signal.kind != SIGNAL or not isinstance(signal, Scanpath):  # hand paths are scanpaths too
+            return signal.within(start, end)
+        if self.params.fixation_rule == "midpoint":
+            middle = signal.fixations[:, 2]
+            signal = Scanpath(signal.fixations[(middle >= start) & (middle <= end)], signal.n_resorted)
+        else:
+            signal = signal.within(start, end)
+        if self.params.proactive_fixations == "origin" and family(sample.task) == "proactive":
+            signal = Scanpath(signal.fixations * [0.0, 0.0, 1.0, 1.0], signal.n_resorted)
+        return signal
+
+    def sample_of(self, item: Item) -> Sample:
+        """Return one question as a sample. Its video and its signals must be there."""
+        video, signals, groups = self.video_files[item.stem], self.signals(item), {**item.groups, **self.people.known[item.stem]}
         extra = {"place": list(item.place), "time": item.time, **item.extra}
         return Sample(item.id, item.task, video, self.window(item), item.question, item.options, item.answer, signals, groups, extra)
+
+    def reference(self) -> Reference:
+        """Return the rows of GazeQwen's Table 1."""
+        return published()
 
     def fingerprint(self) -> str:
         """Return a hash of the question files, the fixation files' and videos' names and sizes, the split, and what shapes the samples."""
@@ -156,8 +247,13 @@ class StreamGaze(Dataset):
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
         gaze = self.fixation_files if self.params.fixations else {}
         sizes = [[(stem, path.name, path.stat().st_size) for stem, path in sorted(files.items())] for files in (gaze, self.video_files)]
-        # not the folders' names: moved data are the same data
-        settings = self.params.model_dump(mode="json", exclude={"root", "videos", "fixations", "split"})
+        # not the folders' names: moved data are the same data; and who is in which split is told by the splits themselves
+        left_out = {"root", "videos", "fixations", "gaze", "split", "split_seed", "test_source", "metadata", "groups"}
+        settings = self.params.model_dump(mode="json", exclude=left_out)
+        fresh = {name for name in LATER if settings[name] == StreamGazeParams.model_fields[name].default}
+        settings = {name: value for name, value in settings.items() if name not in fresh}
+        if self.params.gaze is not None:
+            settings["extraction"] = self.params.gaze.extraction.model_dump(mode="json")
         digest.update(json.dumps([sizes, settings, sorted(self.splits.items())], sort_keys=True).encode())
         return f"streamgaze-{digest.hexdigest()[:16]}"
 

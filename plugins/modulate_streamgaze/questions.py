@@ -6,7 +6,6 @@ data set's folder. No torch here.
 Source of the formats: StreamGaze, arXiv 2512.01707, and its released question files.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from modulate.errors import DataError, near_matches
-from modulate.parse import read_json
+from modulate.errors import DataError, near_matches, shown
+from modulate.parse import parse_json, read_json
 from modulate.paths import checked_name
 
 TASKS = (
@@ -34,6 +33,8 @@ TASKS = (
 
 LETTERS = "ABCDEFGH"
 ALERT = "Based on the video so far, should the alert be triggered?"
+MAX_SECONDS = 1e7
+"""Times from here on, 115 days, are in no video."""
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"})
 _CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
 _SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
@@ -87,23 +88,27 @@ def video_stem(name: str) -> str:
 def parse_time(value: object) -> float:
     """Return seconds from ``MM:SS``, ``HH:MM:SS`` (fractions of seconds allowed) or a number of seconds, given as number or text.
 
-    Raises :class:`DataError` for anything else: negative, not finite, 60 or more in a place that carries over.
+    Raises :class:`DataError` for anything else: negative, not finite, :data:`MAX_SECONDS` or more, 60 or more in a place that carries over.
     """
-    hint = f"Time {value!r} is not readable; allowed: MM:SS, HH:MM:SS, or seconds (0 or more)."
+    hint = f"Time {shown(value)} is not readable; allowed: MM:SS, HH:MM:SS, or seconds (0 or more, in a video)."
     if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
         hours, minutes, seconds = int(match[1] or 0), int(match[2]), float(match[3])
         if seconds >= 60 or (match[1] is not None and minutes >= 60):
             raise DataError(hint)
-        return 3600 * hours + 60 * minutes + seconds
+        return _in_video(3600 * hours + 60 * minutes + seconds, hint)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, str) and not _SECONDS.fullmatch(value.strip())):
         raise DataError(hint)
     try:
         number = float(value)
     except OverflowError:
         raise DataError(hint) from None
-    if not math.isfinite(number) or number < 0:
+    return _in_video(number, hint)
+
+
+def _in_video(seconds: float, hint: str) -> float:
+    if not 0 <= seconds < MAX_SECONDS:  # NaN is in no range
         raise DataError(hint)
-    return number
+    return seconds
 
 
 def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
@@ -113,19 +118,19 @@ def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
     leaves open what the answer's letter means. Raises :class:`DataError`.
     """
     if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
-        raise DataError(f"Options must be a list of 2 to {len(LETTERS)} texts; got {value!r}.")
+        raise DataError(f"Options must be a list of 2 to {len(LETTERS)} texts; got {shown(value, 300)}.")
     if not all(isinstance(option, str | int | float) and not isinstance(option, bool) for option in value):
-        raise DataError(f"Options must be texts; got {value!r}.")
+        raise DataError(f"Options must be texts; got {shown(value, 300)}.")
     texts = [str(option).strip() for option in value]
     matches = [_PREFIX.match(text) for text in texts]
     found = "".join(match[1] for match in matches if match)
     prefixed = found == LETTERS[: len(texts)]
     if not prefixed and sorted(found) == list(LETTERS[: len(texts)]):
-        raise DataError(f"The options' letters must run from A in order; got {found!r} in {value!r}.")
+        raise DataError(f"The options' letters must run from A in order; got {found!r} in {shown(value, 300)}.")
     if prefixed:
         texts = [text[match.end() :].strip() for text, match in zip(texts, matches, strict=True) if match]
     if empty := [LETTERS[i] for i, text in enumerate(texts) if not text]:
-        raise DataError(f"Option {', '.join(empty)} is empty in {value!r}; every option needs a text.")
+        raise DataError(f"Option {', '.join(empty)} is empty in {shown(value, 300)}; every option needs a text.")
     return tuple(texts), prefixed
 
 
@@ -134,29 +139,59 @@ def parse_answer(value: object, n_options: int) -> int:
     letters = LETTERS[:n_options]
     letter = value.strip().upper() if isinstance(value, str) else ""
     if len(letter) != 1 or letter not in letters:
-        raise DataError(f"Options ≠ letters: the answer is {value!r}, but there are {n_options} options, {letters[0]} to {letters[-1]}.")
+        raise DataError(f"Options ≠ letters: the answer is {shown(value)}, but there are {n_options} options, {letters[0]} to {letters[-1]}.")
     return letters.index(letter)
 
 
 def read_questions(path: Path) -> list[Item]:
     """Read one task's file; its stem is the task. Raises :class:`MissingFileError` or :class:`DataError`, naming the place."""
-    task = path.stem
-    if task not in TASKS:
-        raise DataError(f"{path.name} is no task of StreamGaze. {near_matches(task, TASKS)}")
-    items = []
-    for e, entry in enumerate(_read_list(path)):
-        with _located(f"{path.name}, entry {e}"):
-            items += [item for q, question in _questions(entry) for item in _question_items(path.name, task, entry, question, (e, q))]
+    _check_task(path)
+    return _items(read_json(path, "Question file"), path)
+
+
+def parse_questions(data: bytes, path: Path) -> list[Item]:
+    """Return what :func:`read_questions` returns for a file ``path`` of these bytes. Raises :class:`DataError`, naming the place."""
+    _check_task(path)
+    return _items(parse_json(data, str(path)), path)
+
+
+def _check_task(path: Path) -> None:
+    if path.stem not in TASKS:
+        raise DataError(f"{path.name} is no task of StreamGaze. {near_matches(path.stem, TASKS)}")
+
+
+def _items(entries: Any, path: Path) -> list[Item]:
+    items = [item for e, entry in enumerate(_listed(entries, path)) for item in _entry_items(path, e, entry)]
     if not items:
         raise DataError(f"{path.name} holds no question; remove the file or fill it.")
     return items
 
 
-def _read_list(path: Path) -> list[Any]:
-    data = read_json(path, "Question file")
-    if not isinstance(data, list):
-        raise DataError(f"{path} must hold a list of entries; got {_kind(data)}.")
-    return data
+def usable_questions(path: Path) -> tuple[list[Item], list[str], list[Any]]:
+    """Return the items of all entries that can be read, why the others cannot, and the entries as they stand; for a look at a file that may be broken."""
+    try:
+        _check_task(path)
+        entries = _listed(read_json(path, "Question file"), path)
+    except DataError as error:
+        return [], [str(error)], []
+    items, problems = list[Item](), list[str]()
+    for e, entry in enumerate(entries):
+        try:
+            items += _entry_items(path, e, entry)
+        except DataError as error:
+            problems.append(str(error))
+    return items, problems, entries
+
+
+def _listed(entries: Any, path: Path) -> list[Any]:
+    if not isinstance(entries, list):
+        raise DataError(f"{path} must hold a list of entries; got {_kind(entries)}.")
+    return entries
+
+
+def _entry_items(path: Path, e: int, entry: Any) -> list[Item]:
+    with _located(f"{path.name}, entry {e}"):
+        return [item for q, question in _questions(entry) for item in _question_items(path.name, path.stem, entry, question, (e, q))]
 
 
 def _questions(entry: Any) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -190,7 +225,7 @@ def _test_point(task: str, video: str, place: tuple[int, ...], text: str, point:
             raise DataError(f"A test point must be an object; got {_kind(point)}.")
         kind = point.get("type")
         if isinstance(kind, bool) or kind not in (0, 1):
-            raise DataError(f"A test point's type must be 1 (alert) or 0 (none); got {kind!r}.")
+            raise DataError(f"A test point's type must be 1 (alert) or 0 (none); got {shown(kind)}.")
         clip, extra = _clip(point.get("input_video_clip")), rest | {"test_point": point}
         return Item(task, video, place, f"{text} {ALERT}", ("Yes", "No"), 1 - int(kind), parse_time(point.get("realtime")), clip, groups, extra)
 
@@ -199,10 +234,10 @@ def _clip(value: object) -> tuple[float, float] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2:
-        raise DataError(f"input_video_clip must be [start, end]; got {value!r}.")
+        raise DataError(f"input_video_clip must be [start, end]; got {shown(value)}.")
     start, end = parse_time(value[0]), parse_time(value[1])
     if end <= start:
-        raise DataError(f"input_video_clip must end after it starts; got {value!r}.")
+        raise DataError(f"input_video_clip must end after it starts; got {shown(value)}.")
     return start, end
 
 
@@ -210,7 +245,9 @@ def _video(entry: Mapping[str, Any]) -> str:
     given = {key: entry[key].strip().replace("\\", "/") for key in ("video_path", "video") if isinstance(entry.get(key), str)}
     names = {PurePosixPath(checked_name(_ROOT.sub("", text), key)).name for key, text in given.items()}
     if len(names) != 1 or not (name := names.pop()):
-        raise DataError(f"An entry needs one video under video_path or video; got { {k: entry[k] for k in ('video_path', 'video') if k in entry} }.")
+        raise DataError(
+            f"An entry needs one video under video_path or video; got {shown({k: entry[k] for k in ('video_path', 'video') if k in entry}, 300)}."
+        )
     return name
 
 
@@ -222,14 +259,14 @@ def _groups(entry: Mapping[str, Any]) -> dict[str, str]:
 def _text(mapping: Mapping[str, Any], key: str) -> str:
     value = mapping.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{key!r} must be a text; got {value!r}.")
+        raise DataError(f"{key!r} must be a text; got {shown(value)}.")
     return value.strip()
 
 
 def _list_of(mapping: Mapping[str, Any], key: str) -> list[Any]:
     value = mapping.get(key)
     if not isinstance(value, list) or not value:
-        raise DataError(f"{key!r} must be a list that is not empty; got {value!r}. Keys here: {', '.join(map(str, mapping)) or 'none'}.")
+        raise DataError(f"{key!r} must be a list that is not empty; got {shown(value)}. Keys here: {shown(', '.join(mapping) or 'none', 300)}.")
     return value
 
 

@@ -2,10 +2,12 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from modulate.components import Dataset, Params, Sample
+from modulate.components import Dataset, Params, Reference, Sample
+from modulate.signals import Signal
 from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
 from modulate_streamgaze.questions import Item
 from modulate_tabletop.make import make_world
@@ -22,7 +24,10 @@ class TabletopParams(Params):
     seed: NonNegativeInt = Field(0, description="seed of the world")
     tasks: tuple[str, ...] | None = Field(GAZE_ONLY, description="stems of the question files to use; all ten if null")
     window: PositiveFloat = Field(8.0, description="seconds of video seen before a question's time")
+    fixations: tuple[Path, ...] = Field((Path("fixations"),), description="folders of the fixation files, relative to the world's")
     split: str = Field("splits.json", description="file of the world that says which videos are for what: splits.json or splits_by_viewer.json")
+    fixation_rule: Literal["overlap", "midpoint"] = Field("overlap", description="which fixations belong to a clip, as in `streamgaze`")
+    proactive_fixations: Literal["own", "origin"] = Field("own", description="where fixations lie in the proactive tasks, as in `streamgaze`")
     max_per_split: PositiveInt | None = Field(None, description="largest number of samples per split, taken evenly from the tasks; all if absent")
 
 
@@ -48,7 +53,8 @@ class Tabletop(Dataset):
         p = self.params
         limits = {} if p.max_per_split is None else dict.fromkeys(("train", "val", "test"), p.max_per_split)
         seen = dict.fromkeys(("past_seconds", "present_seconds", "proactive_seconds"), p.window)
-        return TabletopFiles(StreamGazeParams.model_validate({"root": p.root, "tasks": p.tasks, "split": p.split, "limits": limits, **seen}))
+        same = p.model_dump(include={"root", "tasks", "split", "fixations", "fixation_rule", "proactive_fixations"})
+        return TabletopFiles(StreamGazeParams.model_validate({**same, "limits": limits, **seen}))
 
     def prepare(self) -> None:
         """Make the world if it is not there; raises :class:`~modulate.errors.DataError` if another one is."""
@@ -57,12 +63,20 @@ class Tabletop(Dataset):
         self.reader.prepare()
 
     def samples(self, split: str) -> list[Sample]:
-        """Return the questions of ``split`` in a fixed order."""
+        """Return the questions of ``split``, or of all splits ("all"), in a fixed order."""
         return self.reader.samples(split)
+
+    def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
+        """Return what of a video's signal belongs to a sample, as StreamGaze's reader decides."""
+        return self.reader.clip_signal(sample, signal)
 
     def fingerprint(self) -> str:
         """Return a text that changes with the questions, the files, and what is used of them."""
         return f"tabletop-{self.reader.fingerprint()}"
+
+    def reference(self) -> Reference:
+        """Return StreamGaze's short names of the tasks; nothing is published on this world."""
+        return Reference(labels=self.reader.reference().labels)
 
     def prompt(self, sample: Sample, answer: str = "letter") -> str:
         """Return the user's turn as StreamGaze's reader writes it."""

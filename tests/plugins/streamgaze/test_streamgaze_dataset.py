@@ -148,7 +148,7 @@ def test_split_files_must_be_readable(root):
 def test_a_split_without_questions_or_of_another_name_is_an_error(root):
     with pytest.raises(DataError, match="Split 'val' has no question: 0 of 20 videos"):
         split_file(root).samples("val")
-    with pytest.raises(DataError, match=r"Unknown split 'dev'\. Known: test, train, val"):
+    with pytest.raises(DataError, match=r"Unknown split 'dev'\. Known: all, test, train, val"):
         dataset(root).samples("dev")
 
 

@@ -181,3 +181,21 @@ def test_files_must_exist_and_be_a_task(tmp_path, read):
 
 def test_only_video_suffixes_are_dropped():
     assert [video_stem(name) for name in ("a.MP4", "P01.R02", "d/b.x.mkv")] == ["a", "P01.R02", "b.x"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"options": ["x"] * 9999}, "Options must be a list of 2 to 8"),
+        ({"options": ["x" * 99_999, ""]}, "Option B is empty"),
+        ({"answer": "x" * 99_999}, "Options ≠ letters"),
+        ({"time_stamp": "9" * 99_999}, "Time '999.*… is not readable"),
+        ({"time_stamp": 1e300}, "Time 1e\\+300 is not readable"),
+        ({"time_stamp": "999999999:00:00"}, "is not readable"),
+        ({"question": [0] * 99_999}, "'question' must be a text"),
+    ],
+)
+def test_values_of_any_length_make_short_messages_and_times_are_those_of_videos(read, changes, text):
+    with pytest.raises(DataError, match=text) as caught:
+        read([entry(question(**changes))])
+    assert len(str(caught.value)) < 700

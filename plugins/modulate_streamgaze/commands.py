@@ -1,0 +1,197 @@
+"""``modulate data …``: look at a StreamGaze tree, make its fixation files, export results. Heavy modules are imported when a command runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from modulate.errors import DataError, RecipeError, near_matches
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from modulate.sections import Sampling
+    from modulate_streamgaze.data_check import DataReport
+    from modulate_streamgaze.dataset import StreamGaze
+
+Model = TypeVar("Model", bound="BaseModel")
+
+data = typer.Typer(name="data", help="StreamGaze's files: check them, make fixations of gaze, export results.", no_args_is_help=True)
+
+RECIPE = "gazeqwen"
+
+
+@data.command()
+def check(
+    root: Annotated[Path, typer.Argument(help="Folder that holds qa/*.json, the videos and the fixations.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: sampling.max_frames=3, data.params.present_seconds=30 …")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Recipe whose sampling and data set parameters are looked at; a shipped name or a file.")] = RECIPE,
+    frames_per_step: Annotated[int, typer.Option(min=1, help="Frames that the host merges into one time step; Qwen-VL: 2.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a data tree, task by task: files, durations, fixations, share of questions with active gaze. Exit code 1 when something would fail in training."""
+    import json
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from modulate_streamgaze.data_check import check_data
+
+    dataset, sampling, note = _settings(root, recipe, overrides or [])
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Videos", total=None)
+        report = check_data(dataset, sampling, frames_per_step, lambda: bar.advance(task))
+    if note:
+        report.add("info", note)
+    if as_json:
+        typer.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    else:
+        _print(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _settings(root: Path, recipe: str, overrides: list[str]) -> "tuple[StreamGaze, Sampling, str]":
+    """Return the data set in ``root`` and the sampling that a recipe says, and a note where they are not the recipe's."""
+    import json
+
+    from modulate.recipe import load_recipe, override, recipe_paths
+    from modulate.sections import Sampling
+    from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
+
+    if recipe == RECIPE and not Path(recipe).is_file() and recipe not in recipe_paths():
+        tree: dict[str, Any] = {}
+        for text in overrides:
+            override(tree, text)
+        sampling = _valid(Sampling, "sampling", tree.get("sampling", {}))
+        params = _valid(StreamGazeParams, "data.params", {**tree.get("data", {}).get("params", {}), "root": root})
+        return StreamGaze(params), sampling, f"There is no recipe {recipe!r} here: default parameters, and the sampling given."
+    found = load_recipe(recipe, [*overrides, f"data.params.root={json.dumps(str(root))}"])
+    cls, params = found.data.resolved("dataset")
+    if isinstance(cls, type) and issubclass(cls, StreamGaze):
+        return cls(params), found.sampling, ""
+    note = f"The recipe {recipe!r} is of the data set {found.data.name!r}: its sampling is used, and StreamGaze's default parameters."
+    return StreamGaze(StreamGazeParams(root=root)), found.sampling, note
+
+
+def _valid(model: "type[Model]", where: str, given: dict[str, Any]) -> "Model":
+    from pydantic import ValidationError
+
+    from modulate.recipe import explain
+
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise RecipeError(explain(error, where, model)) from error
+
+
+def _print(report: "DataReport") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.width = max(console.width, 144)
+    table = Table(title=f"{report.root}: {report.sampling}", title_justify="left", box=box.SIMPLE)
+    for name in ("task", "questions", "videos", "missing", "seconds", "beyond", "fixations", "none", "midpoint", "overlap"):
+        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+    for name, t in report.tasks.items():
+        lengths = " / ".join(f"{s:.0f}" for s in t.seconds) if t.seconds else "–"
+        gaze = ["–" if t.fixations is None else f"{t.fixations:g}", _percent(t.without), *(_percent(t.active.get(mode)) for mode in ("midpoint", "overlap"))]
+        table.add_row(name, f"{t.questions:,}", str(t.videos), str(t.missing), lengths, str(t.beyond), *gaze)
+    console.print(table)
+    console.print(
+        "seconds: shortest, median and longest video; beyond: questions after their video's end; fixations: median number in a question's clip; "
+        "none: questions without any; midpoint, overlap: questions whose gaze is active at some sampled step.",
+        highlight=False,
+    )
+    for title, counts in (("Videos by split", report.splits), ("Key conventions", report.conventions)):
+        if counts:
+            console.print(f"{title}: {', '.join(f'{name} {n}' for name, n in counts.items())}.", highlight=False, markup=False, soft_wrap=True)
+    style = {"error": "bold red", "warning": "yellow", "info": ""}
+    for finding in report.findings:
+        console.print(f"{finding.level}: {finding.text}", style=style[finding.level], markup=False, highlight=False, soft_wrap=True)
+    errors = sum(f.level == "error" for f in report.findings)
+    console.print("Nothing here would fail in training." if report.ok else f"{errors} error{'s' if errors > 1 else ''}.", highlight=False)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+@data.command()
+def fixations(
+    source: Annotated[str, typer.Argument(help="Whose gaze files: egtea, egoexolearn, ego4d or holoassist.")],
+    gaze: Annotated[Path, typer.Argument(help="Folder of the gaze files, searched with sub-folders.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write <stem>_fixation_filtered.csv into; files that are there stay.")],
+    videos: Annotated[Path | None, typer.Option(help="Folder of the videos: only theirs are made, and frame sizes are read from them.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Width of the videos in pixels, where no videos are named.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Height of the videos in pixels, where no videos are named; only holoassist needs it.")] = None,
+    preset: Annotated[str, typer.Option(help="How fixations are extracted; streamgaze: as the benchmark does.")] = "streamgaze",
+    radius: Annotated[float | None, typer.Option(help="Radius of a fixation, fraction of the frame, instead of the preset's.")] = None,
+    min_seconds: Annotated[float | None, typer.Option(help="Shortest fixation, s, instead of the preset's.")] = None,
+    untracked: Annotated[str | None, typer.Option(help="Samples without gaze: keep (as the benchmark) or drop.")] = None,
+) -> None:
+    """Make fixation files of a data set's own gaze files. Exit code 1 when one cannot be made."""
+    from pydantic import ValidationError
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from modulate_gaze.extraction import PRESETS, Extraction
+    from modulate_gaze.raw_gaze import SOURCES
+    from modulate_streamgaze.files import find_videos
+    from modulate_streamgaze.fixations import find_gaze, make_fixations, size_of
+
+    if source not in SOURCES:
+        raise DataError(f"Unknown source of gaze {source!r}. {near_matches(source, SOURCES)}")
+    if preset not in PRESETS:
+        raise DataError(f"Unknown preset {preset!r}. {near_matches(preset, PRESETS)}")
+    given = {k: v for k, v in {"radius": radius, "min_seconds": min_seconds, "untracked": untracked}.items() if v is not None}
+    try:
+        extraction = Extraction.model_validate({**PRESETS[preset].model_dump(), **given})
+    except ValidationError as error:
+        raise DataError("; ".join(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']!r}" for e in error.errors()) + ".") from error
+    found = find_gaze({source: gaze})  # type: ignore[dict-item]
+    files = find_videos(videos) if videos is not None else {}
+    size = size_of(files) if videos is not None else lambda stem: (width, height or 1) if width and (height or source != "holoassist") else None
+    stems = sorted(files or found)
+    if not stems:
+        raise DataError(f"{gaze} holds no gaze file of {source}.")
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Recordings", total=len(stems))
+        made = make_fixations(stems, found, out, extraction, size, lambda: bar.advance(task))
+    typer.echo(f"Wrote {made.files} files with {made.fixations} fixations to {out}; {made.kept} were there before.")
+    typer.echo(f"Of {made.frames:,} frames {made.untracked:,} have no gaze and {made.outside:,} have it outside the frame.")
+    if made.corner:
+        typer.echo(f"Note: {made.corner} fixations lie at (0, 0): frames without gaze, which the benchmark keeps. --untracked drop leaves them out.")
+    if made.lacking:
+        typer.echo(f"{len(made.lacking)} of {len(stems)} videos have no gaze file: {', '.join(made.lacking[:3])}{' …' if len(made.lacking) > 3 else ''}.")
+    for stem, reason in made.failed.items():
+        typer.echo(f"Failed: {stem}: {reason}", err=True)
+    if made.failed or made.lacking:
+        raise typer.Exit(1)
+
+
+@data.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write <task>_output.json into.")],
+    condition: Annotated[str | None, typer.Option(help="Condition whose answers are written; by default the one that was trained.")] = None,
+    split: Annotated[str, typer.Option(help="Split that was evaluated: test, train, val or all.")] = "test",
+    qa: Annotated[Path | None, typer.Option(help="Folder of the question files; by default that of the run's data.")] = None,
+) -> None:
+    """Write a run's answers in the benchmark's own result format."""
+    from modulate.run import Run
+    from modulate_streamgaze import export as exporting
+
+    opened = Run.open(run)
+    if qa is None:
+        if "root" not in opened.recipe.data.params:
+            raise DataError(f"The run's data set {opened.recipe.data.name!r} names no root; name the folder of the question files with --qa.")
+        qa = Path(str(opened.recipe.data.params["root"])).expanduser() / "qa"
+    predictions = exporting.read_predictions(opened.folder / ("predictions.jsonl" if split == "test" else f"predictions-{split}.jsonl"))
+    name = condition or opened.recipe.training.condition
+    for task, n in exporting.export(predictions, qa, out, name).items():
+        typer.echo(f"{out / f'{task}_output.json'}: {n} answers")

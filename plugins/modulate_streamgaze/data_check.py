@@ -1,0 +1,328 @@
+"""What a StreamGaze tree on disk holds, task by task, and what of it would fail in training. Nothing is decoded but each video's first frame."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from modulate.components import Sample
+from modulate.errors import ModulateError
+from modulate.grid import VisualGrid, counted_on, visual_grid
+from modulate.sections import Sampling
+from modulate.video import VideoInfo, probe, sample_times
+from modulate_gaze.activity import Mode, activity, align
+from modulate_gaze.scanpath import Scanpath
+from modulate_streamgaze.dataset import StreamGaze
+from modulate_streamgaze.fixations import find_gaze
+from modulate_streamgaze.groups import People
+from modulate_streamgaze.questions import TASKS, Item, family, usable_questions
+from modulate_streamgaze.splits import UNUSED
+
+MODES: tuple[Mode, ...] = ("midpoint", "overlap")
+CHUNK = 64  # clips aligned at once
+KNOWN = {
+    "entry": {"video_path", "video", "response_time", "questions", "viewer", "participant"},
+    "question": {"question", "time_stamp", "answer", "options", "task_type", "first_appearance", "target_object", "test_info"},
+    "test point": {"realtime", "type", "input_video_clip", "salience_map_path"},
+}
+"""Keys of the published question files; all others are kept and counted."""
+
+
+@dataclass
+class Task:
+    """Figures of one task, proactive questions counted by test point.
+
+    ``seconds``: (shortest, median, longest) of its videos. ``beyond``: questions after their video's end. ``clips``: questions whose gaze could be
+    looked at; of these ``fixations`` is the median number in the clip and ``without`` the share of clips with none. ``active``: the
+    share whose gaze is active at some step, by mode; ``active_training``: the same under the frame cap of training, where there is one.
+    """
+
+    questions: int = 0
+    videos: int = 0
+    missing: int = 0
+    seconds: tuple[float, float, float] | None = None
+    beyond: int = 0
+    clips: int = 0
+    fixations: float | None = None
+    without: float | None = None
+    active: dict[str, float] = field(default_factory=dict)
+    active_training: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An ``error`` would stop or spoil a training, a ``warning`` is probably not meant, an ``info`` is worth knowing."""
+
+    level: Literal["error", "warning", "info"]
+    text: str
+
+
+@dataclass
+class DataReport:
+    """All that was found. ``conventions`` and ``unknown`` count keys of the question files; ``splits`` counts videos."""
+
+    root: str
+    sampling: str
+    tasks: dict[str, Task] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    conventions: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing found would fail in training."""
+        return all(f.level != "error" for f in self.findings)
+
+    def add(self, level: Literal["error", "warning", "info"], text: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(level, text))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def check_data(data: StreamGaze, sampling: Sampling, frames_per_step: int = 2, advance: Callable[[], object] = lambda: None) -> DataReport:
+    """Read a whole tree as ``data`` is set to; what is wrong becomes findings, never an exception.
+
+    ``frames_per_step``: frames that the host merges into one step (Qwen-VL: 2). ``advance()`` is called for every video looked at.
+    """
+    report = DataReport(str(data.root), _described(sampling, frames_per_step))
+    items = _questions(report, data)
+    items = _used(report, data, items)
+    stems = sorted({item.stem for found in items.values() for item in found})
+    infos = _videos(report, data, stems, advance)
+    _people(report, data, stems)
+    scanpaths = _scanpaths(report, data, stems)
+    for task, found in items.items():
+        report.tasks[task] = _task(report, data, sampling, frames_per_step, found, infos, scanpaths)
+    _coverage(report)
+    return report
+
+
+def _described(sampling: Sampling, frames_per_step: int) -> str:
+    rates = (
+        f"{sampling.fps:g}" if isinstance(sampling.fps, float) else ", ".join(f"{r.fps:g}" + (f" to {r.up_to:g} s" if r.up_to else "") for r in sampling.fps)
+    )
+    cap = f"{sampling.max_frames}" + (f" ({sampling.train_max_frames} in training)" if sampling.train_max_frames else "")
+    return f"{rates} frames a second, at most {cap}, {frames_per_step} to a step, clock: {sampling.clock}"
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _questions(report: DataReport, data: StreamGaze) -> dict[str, list[Item]]:
+    try:
+        files = {path.stem: path for path in data.question_files}
+    except ModulateError as error:
+        report.add("error", str(error))
+        return {}
+    wanted = data.params.tasks or TASKS
+    for name in sorted(files.keys() - set(TASKS)):
+        report.add("error" if data.params.tasks is None else "info", f"{files[name]} is no task of StreamGaze; move it, or name the tasks to use.")
+    for name in (task for task in wanted if task not in files):
+        report.add("error" if data.params.tasks else "warning", f"There is no question file for the task {name}.")
+    items, counts, unknown = dict[str, list[Item]](), Counter[str](), Counter[str]()
+    for task in (task for task in TASKS if task in files):
+        found, problems, entries = usable_questions(files[task])
+        items[task] = found  # of all tasks: the split goes by the videos of all
+        if task not in wanted:
+            continue
+        if problems:
+            report.add("error", f"{task}: {len(problems)} entries cannot be read. First: {problems[0]}")
+        _count_keys(entries, family(task) == "proactive", counts, unknown)
+    report.conventions, report.unknown = dict(sorted(counts.items())), dict(sorted(unknown.items()))
+    if unknown:
+        report.add("info", f"Keys that are not used, but kept: {', '.join(f'{key} ({n})' for key, n in report.unknown.items())}.")
+    if not any(items.get(task) for task in wanted):
+        report.add("error", f"{data.root / 'qa'} holds no question that can be read.")
+    return items
+
+
+def _count_keys(entries: Iterable[Any], proactive: bool, counts: Counter[str], unknown: Counter[str]) -> None:
+    for entry in (e for e in entries if isinstance(e, dict)):
+        questions = [q for q in _list(entry.get("questions")) if isinstance(q, dict)]
+        points = [p for q in questions for p in _list(q.get("test_info")) if isinstance(p, dict)]
+        unknown.update(
+            f"{where}.{key}"
+            for where, ds in (("entry", [entry]), ("question", questions), ("test point", points))
+            for d in ds
+            for key in d.keys() - KNOWN[where]
+        )
+        counts.update(f"video under {key}" for key in ("video_path", "video") if key in entry)
+        for question in () if proactive else questions:
+            counts["task_type given" if "task_type" in question else "task_type from the file's name"] += 1
+        times = [p.get("realtime") for p in points] if proactive else [q.get("time_stamp") for q in questions]
+        counts.update("times in seconds" if isinstance(time, int | float) or ":" not in str(time) else "times by the clock" for time in times)
+        clips = sum("input_video_clip" in p for p in points)
+        if clips:
+            counts["test points with input_video_clip"] += clips
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _used(report: DataReport, data: StreamGaze, items: dict[str, list[Item]]) -> dict[str, list[Item]]:
+    """Return the items of the tasks in use whose videos are not left out on purpose; all of them when the split cannot be made."""
+    data.items = items
+    found = {task: its for task, its in items.items() if data.params.tasks is None or task in data.params.tasks}
+    if not items:
+        return found
+    try:
+        splits = data.splits
+    except ModulateError as error:
+        report.add("error", f"The split {data.params.split!r} cannot be made: {error}")
+        return found
+    report.splits = dict(Counter(splits.values()))
+    for name in ("train", "val", "test"):
+        if not any(splits[item.stem] == name for its in found.values() for item in its):
+            report.add("error", f"The split {name!r} has no question.")
+    return {task: [item for item in its if splits[item.stem] != UNUSED] for task, its in found.items()}
+
+
+def _videos(report: DataReport, data: StreamGaze, stems: Sequence[str], advance: Callable[[], object]) -> dict[str, VideoInfo]:
+    try:
+        files: Mapping[str, Path] = data.video_files
+    except ModulateError as error:
+        report.add("error", str(error))
+        files = data.video_files = {}
+    _missing(report, "videos", [stem for stem in stems if stem not in files], len(stems))
+    infos, broken = {}, dict[str, str]()
+    for stem in (stem for stem in stems if stem in files):
+        try:
+            infos[stem] = probe(files[stem])
+        except ModulateError as error:
+            broken[stem] = str(error)
+        advance()
+    if broken:
+        report.add("error", f"{len(broken)} of {len(stems)} videos cannot be read. First: {next(iter(broken.values()))}")
+    return infos
+
+
+def _people(report: DataReport, data: StreamGaze, stems: Sequence[str]) -> None:
+    try:
+        people = data.people
+    except ModulateError as error:
+        report.add("error", str(error))
+        people = data.people = People({stem: {} for stem in stems}, ())
+    counts = {what: sum(what in people.known.get(stem, {}) for stem in stems) for what in ("participant", "source")}
+    report.add("info", f"Of {len(stems)} videos the participant is known for {counts['participant']}, the data set for {counts['source']}.")
+
+
+def _scanpaths(report: DataReport, data: StreamGaze, stems: Sequence[str]) -> dict[str, Scanpath]:
+    if not data.params.fixations:
+        report.add("info", "No fixations are asked for (`fixations` is empty): samples carry no gaze.")
+        return {}
+    try:
+        files: Mapping[str, Path] = data.fixation_files
+    except ModulateError as error:
+        report.add("error", str(error))
+        files = data.fixation_files = {}
+    missing = [stem for stem in stems if stem not in files]
+    if missing and data.params.gaze is not None:
+        missing = _makeable(report, data, missing)
+    _missing(report, "fixation files", missing, len(stems))
+    found, broken, outside = dict[str, Scanpath](), list[str](), 0
+    for stem in (stem for stem in stems if stem in files):
+        try:
+            found[stem] = Scanpath.read(files[stem])
+            outside += found[stem].n_outside
+        except ModulateError as error:
+            broken.append(str(error))
+    if broken:
+        report.add("error", f"{len(broken)} of {len(stems)} fixation files cannot be read. First: {broken[0]}")
+    if outside:
+        report.add("info", f"{outside} of {sum(map(len, found.values()))} fixations lie outside the frame.")
+    return found
+
+
+def _makeable(report: DataReport, data: StreamGaze, missing: list[str]) -> list[str]:
+    assert data.params.gaze is not None
+    try:
+        gaze = find_gaze({source: data.root / folder for source, folder in data.params.gaze.folders.items()})
+    except ModulateError as error:
+        report.add("error", str(error))
+        return missing
+    left = [stem for stem in missing if stem not in gaze]
+    report.add("info", f"{len(missing) - len(left)} fixation files are not there yet and will be made of gaze files.")
+    return left
+
+
+def _missing(report: DataReport, what: str, missing: Sequence[str], total: int) -> None:
+    if missing:
+        names = f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+        report.add("error", f"{len(missing)} of {total} {what} are missing: {names}.")
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _task(
+    report: DataReport,
+    data: StreamGaze,
+    sampling: Sampling,
+    frames_per_step: int,
+    items: Sequence[Item],
+    infos: Mapping[str, VideoInfo],
+    scanpaths: Mapping[str, Scanpath],
+) -> Task:
+    stems = {item.stem for item in items}
+    lengths = sorted(infos[stem].duration for stem in stems & infos.keys())
+    task = Task(len(items), len(stems), len(stems - infos.keys()), (lengths[0], median(lengths), lengths[-1]) if lengths else None)
+    late = {item.id for item in items if item.stem in infos and data.window(item)[1] > infos[item.stem].duration + 1 / infos[item.stem].fps}
+    task.beyond = len(late)
+    if late:
+        item = next(item for item in items if item.id in late)
+        end = infos[item.stem].duration
+        report.add(
+            "error", f"{item.task}: {len(late)} questions lie beyond their video's end. First: {item.id} at {data.window(item)[1]:.2f} s, end {end:.2f} s."
+        )
+    samples = [data.sample_of(item) for item in items if item.stem in infos and item.stem in scanpaths and item.id not in late]
+    signals = [data.clip_signal(sample, scanpaths[sample.groups["video"]]) for sample in samples]
+    if not samples:
+        return task
+    task.clips, task.fixations = len(samples), float(median(map(len, signals)))
+    task.without = sum(len(signal) == 0 for signal in signals) / len(samples)
+    for training, shares in ((False, task.active), (True, task.active_training)):
+        if not training or sampling.train_max_frames is not None:
+            grids = [grid_of(sample, sampling, frames_per_step, training) for sample in samples]
+            shares.update({mode: n / len(samples) for mode, n in _active(signals, grids).items()})
+    return task
+
+
+def grid_of(sample: Sample, sampling: Sampling, frames_per_step: int, training: bool) -> VisualGrid:
+    """Return the time steps of a sample's clip under ``sampling``, frames taken to come exactly when they are asked for; one token a step."""
+    start, end = sample.window
+    rate = sampling.rate(end - start)
+    times = sample_times(sample.window, rate, sampling.frame_cap(training))
+    grid = visual_grid(times, frames_per_step, 1, 1, sample.window)
+    return grid if sampling.clock == "true" else counted_on(grid, start, math.ceil(len(times) / grid.steps) / rate)
+
+
+def _active(signals: Sequence[Any], grids: Sequence[VisualGrid]) -> Counter[str]:
+    """Count the clips whose gaze is active at some step, by mode."""
+    counts = Counter({str(mode): 0 for mode in MODES})
+    for start in range(0, len(grids), CHUNK):
+        chunk = grids[start : start + CHUNK]
+        aligned = align(signals[start : start + CHUNK], chunk)
+        for mode in MODES:
+            reached = aligned.steps_of((activity(aligned, mode) > 0).any(-1))
+            counts[mode] += sum(bool(part.any()) for part in reached.split([grid.steps for grid in chunk]))
+    return counts
+
+
+def _coverage(report: DataReport) -> None:
+    clips = sum(task.clips for task in report.tasks.values())
+    for name, where in (("active", ""), ("active_training", " in training")):
+        rows = [(task.clips, getattr(task, name)) for task in report.tasks.values() if getattr(task, name)]
+        for mode in MODES if rows else ():
+            without = clips - round(sum(n * shares[mode] for n, shares in rows))
+            if without:
+                level: Literal["error", "warning"] = "error" if without == clips and mode == "overlap" else "warning"
+                share = f"{100 * without / clips:.1f} %"
+                report.add(level, f"With `active: {mode}` gaze is active at no sampled step{where} for {without:,} of {clips:,} questions ({share}).")

@@ -1,0 +1,100 @@
+"""A run's predictions in the benchmark's own result format, so that its scorer reads them.
+
+One file for each task, ``<task>_output.json``: the source file's entries with all their keys, of which only what the run answered is left. Multiple-choice
+entries gain ``model_predictions``, one for each question in order; proactive test points gain ``response`` and ``response_time_sec``.
+[StreamGaze's released code]
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from modulate.errors import DataError, MissingFileError, near_matches, shown
+from modulate.files import write_atomically
+from modulate.metrics import Prediction
+from modulate.parse import parse_json, read_json
+from modulate_streamgaze.questions import LETTERS, TASKS, family, usable_questions
+
+REPLIES = ("Yes", "No")
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a run's ``predictions.jsonl``. Raises :class:`MissingFileError` and :class:`DataError`, naming the line."""
+    if not path.is_file():
+        raise MissingFileError(f"There are no predictions at {path}. `modulate eval RUN` makes them.")
+    names, found = {f.name for f in fields(Prediction)}, []
+    needed = {f.name for f in fields(Prediction) if f.default is MISSING}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        row = parse_json(line, f"{path}, line {number}")
+        if not isinstance(row, dict) or not needed <= row.keys() <= names:
+            raise DataError(f"{path}, line {number}: not a prediction of a run; got {shown(row)}.")
+        found.append(Prediction(**{**row, "logits": tuple(row["logits"])}))
+    return found
+
+
+def export(predictions: Sequence[Prediction], qa: Path, out: Path, condition: str) -> dict[str, int]:
+    """Write the predictions under ``condition`` as result files into ``out``; return {task: questions or test points}.
+
+    ``qa``: folder of the question files that the run was evaluated on. A question that failed gets an empty reply, which the benchmark scores as wrong.
+    Raises :class:`DataError` when nothing is of that condition, or when the question files are not those of the run.
+    """
+    known = {p.condition for p in predictions}
+    if condition not in known:
+        raise DataError(f"The run has no predictions under {condition!r}. {near_matches(condition, known)}")
+    by_task: dict[str, dict[tuple[int, ...], Prediction]] = {}
+    for p in predictions:
+        if p.condition == condition:
+            by_task.setdefault(p.task, {})[_place(p)] = p
+    if odd := sorted(by_task.keys() - set(TASKS)):
+        raise DataError(f"{odd[0]!r} is no task of StreamGaze; only runs on StreamGaze's files can be exported. {near_matches(odd[0], TASKS)}")
+    files = {task: _result(task, qa / f"{task}.json", found) for task, found in by_task.items()}
+    for task, entries in files.items():
+        text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(out / f"{task}_output.json", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+    return {task: len(by_task[task]) for task in TASKS if task in by_task}
+
+
+def _place(p: Prediction) -> tuple[int, ...]:
+    """Return (entry, question[, test point]) from the end of an id."""
+    parts = p.id.split("/")
+    count = 3 if family(p.task) == "proactive" else 2
+    if len(parts) != count + 2 or not all(part.isdecimal() for part in parts[2:]):
+        raise DataError(f"The prediction {p.id!r} does not say which question it answers; only runs on StreamGaze's files can be exported.")
+    return tuple(map(int, parts[2:]))
+
+
+def _result(task: str, path: Path, found: Mapping[tuple[int, ...], Prediction]) -> list[dict[str, Any]]:
+    items = {item.place: item for item in usable_questions(path)[0]} if path.is_file() else {}
+    for place, p in found.items():
+        if place not in items or items[place].id != p.id or items[place].answer != p.answer:
+            raise DataError(
+                f"{path} is not the file that the run was evaluated on: {p.id} is not in it, or its answer differs. Name the right folder with --qa."
+            )
+    entries, asked = [], {place[0] for place in found}
+    for e, entry in enumerate(read_json(path, "Question file")):
+        questions, replies = [], []
+        for q, question in enumerate(entry["questions"] if e in asked else ()):
+            if family(task) == "proactive":
+                points = [{**point, **_response(found[e, q, i])} for i, point in enumerate(question["test_info"]) if (e, q, i) in found]
+                questions += [{**question, "test_info": points}] if points else []
+            elif (e, q) in found:
+                questions.append(question)
+                replies.append(_reply(question, found[e, q]))
+        if questions:
+            entries.append({**entry, "questions": questions, **({"model_predictions": replies} if replies else {})})
+    return entries
+
+
+def _reply(question: Mapping[str, Any], p: Prediction) -> dict[str, Any]:
+    letter = "" if p.prediction is None else LETTERS[p.prediction]
+    # times of single questions are not measured: they are answered in batches
+    return {"question": question["question"], "time_stamp": question["time_stamp"], "model_prediction": letter, "model_response_time_sec": None}
+
+
+def _response(p: Prediction) -> dict[str, Any]:
+    if p.prediction is None:
+        return {"response": "", "response_time_sec": None}
+    # a run that chooses among four letters may answer C or D where only Yes and No are offered
+    return {"response": REPLIES[p.prediction] if p.prediction < len(REPLIES) else LETTERS[p.prediction], "response_time_sec": None}

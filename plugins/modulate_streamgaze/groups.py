@@ -1,0 +1,152 @@
+"""Who looked, and which data set a video is from: what splits and statistics go by. No torch here.
+
+Nothing of this is in the question files that StreamGaze publishes, so it is gathered from where it may be, the first that says so winning:
+the table that the user names, the questions' own entries, the tables in ``metadata/``, the video's name, its folder.
+"""
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from modulate.errors import DataError, MissingFileError, shown
+from modulate_streamgaze.questions import Item, video_stem
+
+SOURCES = ("egtea", "egoexolearn", "holoassist", "ego4d")
+COLUMNS = {
+    "video": ("video", "video_name", "video_path", "video_id", "video_uid"),
+    "participant": ("participant", "participant_id", "subject", "subject_id", "person", "viewer"),
+    "source": ("source", "dataset", "video_source"),
+}
+"""What a table's columns may be called."""
+
+MAX_BYTES = 512 * 2**20
+
+EGTEA = re.compile(r"(O?P\d+)-R\d+-", re.ASCII | re.IGNORECASE)
+"""EGTEA Gaze+: ``P01-R01-PastaSalad``, ``OP01-R01-PastaSalad``; the first part is the subject."""
+
+NAMES = {
+    "egtea": EGTEA,
+    "egoexolearn": re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE),
+    "holoassist": re.compile(r"[rz]\d+-", re.ASCII | re.IGNORECASE),
+}
+"""How videos of each data set are named: EGTEA as above, EgoExoLearn by UUIDs, HoloAssist by sessions such as ``R0027-12-GoPro``."""
+
+
+@dataclass
+class Table:
+    """What tables say: {video stem: {"participant" or "source": value}}, and ``notes`` on what could not be used."""
+
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(path: Path, strict: bool) -> Table:
+    """Read a CSV with a column for the video and others for participant and source, by any name of :data:`COLUMNS`; other columns are ignored.
+
+    A table that is called by a source, such as ``egtea.csv``, gives it to all its videos. What is wrong raises :class:`DataError` or
+    :class:`MissingFileError` if ``strict``, and is a note otherwise: the tables of a download are not the user's to correct.
+    """
+    table = Table()
+    try:
+        _fill(table, path)
+    except (DataError, MissingFileError) as error:
+        if strict:
+            raise
+        table.rows.clear()
+        table.notes.append(str(error))
+    return table
+
+
+def _fill(table: Table, path: Path) -> None:
+    if not path.is_file():
+        raise MissingFileError(f"The table {path} does not exist; it must be a CSV with the columns video, participant, source.")
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES >> 20} MiB are read.")
+    source = next((name for name in SOURCES if path.stem.lower() == name), None)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            header = [cell.strip().lower() for cell in next(lines, [])]
+            columns = {what: next((header.index(n) for n in names if n in header), -1) for what, names in COLUMNS.items()}
+            if columns["video"] < 0:
+                raise DataError(f"{path}, line 1: no column names the video ({' or '.join(COLUMNS['video'])}); got {shown(','.join(header), 200)}.")
+            for cells in lines:
+                if len(cells) > columns["video"] and (stem := video_stem(PurePath(cells[columns["video"]].strip()).name)):
+                    given = {w: cells[c].strip() for w, c in columns.items() if w != "video" and 0 <= c < len(cells) and cells[c].strip()}
+                    row = table.rows.setdefault(stem, {"source": source} if source else {})
+                    _merge(row, given, f"{path}, line {lines.line_num}: video {stem!r}")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not readable as a UTF-8 CSV: {error}.") from error
+
+
+def _merge(row: dict[str, str], given: Mapping[str, str], where: str) -> None:
+    for what, value in given.items():
+        value = value.lower() if what == "source" else value
+        if row.setdefault(what, value) != value:
+            raise DataError(f"{where} has two values of {what}, {shown(row[what])} and {shown(value)}; correct one of them.")
+
+
+@dataclass(frozen=True)
+class People:
+    """{video stem: {"participant": …, "source": …}}, each only where it is known, and ``looked``: where it was looked for, with notes."""
+
+    known: Mapping[str, Mapping[str, str]]
+    looked: tuple[str, ...]
+
+    def require(self, what: str, stems: Iterable[str]) -> dict[str, str]:
+        """Return {stem: participant or source}. Raises :class:`DataError`, saying what was looked for, when it is unknown for any of ``stems``."""
+        wanted = sorted(set(stems))
+        missing = [stem for stem in wanted if what not in self.known.get(stem, {})]
+        if missing:
+            names = f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+            raise DataError(
+                f"A split by {what} needs the {what} of every video; it is unknown for {len(missing)} of {len(wanted)}: {names}. Looked for: "
+                f"{'; '.join(self.looked)}. Name a CSV with the columns video, participant, source in `groups`, or list those videos in a split file."
+            )
+        return {stem: self.known[stem][what] for stem in wanted}
+
+
+def gather(items: Iterable[Item], root: Path, metadata: Path, groups: Path | None, videos: Mapping[str, Path]) -> People:
+    """Gather what is known of the videos that ``items`` ask about.
+
+    ``metadata``: folder of tables; ``groups``: the user's own table; ``videos``: {stem: file}, where found. Raises :class:`DataError` for a table
+    of the user's that cannot be read, and for entries that contradict each other.
+    """
+    own = read_table(groups, strict=True) if groups is not None else Table()
+    tables = [read_table(path, strict=False) for path in sorted(metadata.glob("*.csv"))] if metadata.is_dir() else []
+    entries = _of_entries(items)
+    known: dict[str, dict[str, str]] = {}
+    for stem, entry in entries.items():
+        folders = videos[stem].parent.relative_to(root).parts if stem in videos and videos[stem].is_relative_to(root) else ()
+        told = [own.rows.get(stem, {}), entry, *(table.rows.get(stem, {}) for table in tables), _of_name(stem), _of_folders(folders)]
+        known[stem] = {what: value for what in ("participant", "source") if (value := next((t[what] for t in told if what in t), None))}
+    looked = (
+        f"the table {groups}" if groups is not None else "no table, `groups` is not set",
+        "the keys participant, viewer, source and dataset of the questions' entries",
+        f"{len(tables)} tables in {metadata}{''.join(f' ({note})' for table in tables for note in table.notes)}",
+        "EGTEA's names (P01-R01-PastaSalad: participant P01)",
+    )
+    return People(known, looked)
+
+
+def _of_entries(items: Iterable[Item]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for item in items:
+        entry = item.extra.get("entry", {})
+        given = {"participant": item.groups.get("participant") or item.groups.get("viewer"), "source": entry.get("source") or entry.get("dataset")}
+        row = found.setdefault(item.stem, {})
+        _merge(row, {what: str(value) for what, value in given.items() if value}, f"Question {item.id}: video {item.stem!r}")
+    return found
+
+
+def _of_name(stem: str) -> dict[str, str]:
+    match = EGTEA.match(stem)
+    told = {"participant": match[1].upper()} if match else {}
+    source = next((name for name, pattern in NAMES.items() if pattern.match(stem)), None)
+    return {**told, "source": source} if source else told
+
+
+def _of_folders(folders: Sequence[str]) -> dict[str, str]:
+    return next(({"source": name} for folder in reversed(folders) for name in SOURCES if name in folder.lower()), {})

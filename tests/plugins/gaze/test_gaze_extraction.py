@@ -1,0 +1,132 @@
+"""Fixations from gaze samples, against a straightforward reading of the benchmark's rules."""
+
+import math
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from modulate.errors import SignalError
+from modulate_gaze.extraction import PRESETS, Extraction, extract, n_in_corner, radius_of, write_fixations
+from modulate_gaze.raw_gaze import Recording
+from modulate_gaze.scanpath import Scanpath
+
+STREAMGAZE = PRESETS["streamgaze"]
+
+
+def recording(xy, fps=24.0, present=None):
+    xy = np.array(xy, dtype=float).reshape(-1, 2)
+    return Recording(xy, np.ones(len(xy), bool) if present is None else np.array(present, bool), fps, 0, 0)
+
+
+def as_the_benchmark(xy, fps, radius, shortest=2.0, later=2.5, forgiven=0.01):
+    """Its two steps: runs of at least 2 s, in which an outlier that follows within 0.01 s is passed over; of those, the ones of at least 2.5 s."""
+    times = [k / fps for k in range(len(xy))]
+    found, start = [], 0
+
+    def close(stop):
+        duration = times[stop - 1] - times[start]
+        if duration >= shortest - 1e-9:
+            found.append((np.mean(xy[start:stop], axis=0), times[start], times[stop - 1], duration))
+
+    for i in range(1, len(xy)):
+        if math.dist(xy[i], xy[start]) > radius and times[i] - times[i - 1] > forgiven:
+            close(i)
+            start = i
+    close(len(xy))
+    return [[*centre, (first + last) / 2, duration] for centre, first, last, duration in found if duration >= later - 1e-9]
+
+
+def wander(seed, fps, seconds):
+    """Dwells of some seconds with jitter, jumps between them, single outliers, and stretches where the eye is lost."""
+    rng = np.random.default_rng(seed)
+    xy, n = [], int(fps * seconds)
+    while len(xy) < n:
+        place, jitter = rng.random(2), rng.uniform(0.005, 0.06)
+        dwell = place + rng.normal(0, jitter, (int(fps * rng.uniform(0.2, 6)), 2))
+        if rng.random() < 0.3:
+            dwell[rng.integers(len(dwell))] = rng.random(2)
+        if rng.random() < 0.2:
+            dwell[:] = 0
+        xy += dwell.clip(0, 1).tolist()
+    return np.array(xy[:n])
+
+
+@pytest.mark.parametrize(("fps", "radius"), [(24.0, 0.15), (30.0, 0.088), (30.0, 0.05), (24.46, 96 / 896)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_preset_extracts_what_the_benchmark_does(fps, radius, seed):
+    xy = wander(seed, fps, 90)
+    expected = as_the_benchmark(xy, fps, radius)
+    found = extract(recording(xy, fps), STREAMGAZE, radius)
+    assert len(expected) > 3 and np.allclose(found.fixations, expected, atol=1e-9)
+
+
+def test_a_fixation_lasts_from_its_first_sample_to_its_last():
+    found = extract(recording([[0.5, 0.5]] * 61), STREAMGAZE, 0.15)
+    assert found.fixations.tolist() == [[0.5, 0.5, 1.25, 2.5]]
+    assert len(extract(recording([[0.5, 0.5]] * 60), STREAMGAZE, 0.15)) == 0
+
+
+def test_one_outlier_ends_a_fixation():
+    steady = [[0.5, 0.5]] * 61
+    found = extract(recording([*steady, [0.9, 0.9], *steady]), STREAMGAZE, 0.15)
+    assert found.fixations[:, 2:].tolist() == [[1.25, 2.5], [pytest.approx(62 / 24 + 1.25), 2.5]]
+
+
+def test_the_radius_is_measured_from_the_first_sample_and_not_from_the_mean():
+    drift = [[0.2 + 0.001 * k, 0.5] for k in range(240)]
+    found = extract(recording(drift), STREAMGAZE, 0.1005)
+    assert found.fixations[0, 3] == pytest.approx(100 / 24) and len(found) == 2
+
+
+def test_x_and_y_are_fractions_each_of_its_own_side():
+    near, far = [[0.5, 0.5]] + [[0.5, 0.64]] * 61, [[0.5, 0.5]] + [[0.5, 0.66]] * 60
+    assert extract(recording(near), STREAMGAZE, 0.15).fixations[0, 3] == pytest.approx(61 / 24)
+    assert len(extract(recording(far), STREAMGAZE, 0.15)) == 0
+
+
+def test_lost_frames_make_a_fixation_at_the_corner_unless_dropped():
+    xy = [[0.5, 0.5]] * 61 + [[0, 0]] * 61 + [[0.5, 0.5]] * 61
+    kept = extract(recording(xy), STREAMGAZE, 0.15)
+    dropped = extract(recording(xy, present=[1] * 61 + [0] * 61 + [1] * 61), Extraction(untracked="drop"), 0.15)
+    assert n_in_corner(kept) == 1 and len(kept) == 3
+    assert n_in_corner(dropped) == 0 and dropped.fixations[:, 2].tolist() == [1.25, pytest.approx(122 / 24 + 1.25)]
+
+
+def test_missing_frames_end_a_fixation_unless_the_gap_allows_them():
+    present = [1] * 40 + [0] + [1] * 40
+    one = recording([[0.5, 0.5]] * 81, present=present)
+    assert len(extract(one, Extraction(untracked="drop"), 0.15)) == 0
+    (fixation,) = extract(one, Extraction(untracked="drop", gap=0.05), 0.15).fixations.tolist()
+    assert fixation == [0.5, 0.5, pytest.approx(80 / 24 / 2), pytest.approx(80 / 24)]
+
+
+def test_nothing_seen_is_no_fixation():
+    assert len(extract(recording([[0.5, 0.5]] * 5, present=[0] * 5), Extraction(untracked="drop"), 0.15)) == 0
+
+
+def test_radii_are_the_benchmarks_for_each_source():
+    assert radius_of("egtea", STREAMGAZE) == 0.15 and radius_of("ego4d", STREAMGAZE) == 0.088
+    assert radius_of("egoexolearn", STREAMGAZE, 1920) == 0.05 and radius_of("holoassist", STREAMGAZE, 896) == 96 / 896
+    assert radius_of("egoexolearn", Extraction(radius=0.2)) == 0.2
+    with pytest.raises(SignalError, match="radius for egoexolearn is 96 pixels of the video's width, which is not known"):
+        radius_of("egoexolearn", STREAMGAZE)
+
+
+@pytest.mark.parametrize("wrong", [{"radius": 0}, {"min_seconds": -1}, {"gap": -1}, {"untracked": "hide"}, {"speed": 1}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        Extraction(**wrong)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(*rng.random(2), 3.0 * k + rng.random(), rng.uniform(0.1, 3)) for k in range(40)]
+    path = tmp_path / "a_fixation_filtered.csv"
+    write_fixations(path, Scanpath(rows))
+    assert np.allclose(Scanpath.read(path).fixations, rows, atol=2e-6)
+    assert path.read_text().splitlines()[0] == (
+        "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
+    )
+    write_fixations(path, Scanpath())
+    assert len(Scanpath.read(path)) == 0

@@ -1,0 +1,43 @@
+"""What a small tree of StreamGaze's shape is made of."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+
+EGTEA = ("OP01-R01-PastaSalad", "OP01-R02-Pizza", "P02-R01-Pizza", "P03-R05-Cheeseburger")
+EGOEXO = ("0049ed5a-eb8c-4e0b-a5d5-1b6c2a3d4e5f", "11111111-eb8c-4e0b-a5d5-1b6c2a3d4e5f")
+HOLO = ("R005-7July-GoPro", "z017-june-15-22-nav")
+VIDEOS = (*EGTEA, *EGOEXO, *HOLO)
+HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds\n"
+SECONDS = 12
+
+
+def write_video(path, seconds=SECONDS, width=640, height=16):
+    """Two frames a second, the last one ending at ``seconds``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=2)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for k in range(2 * seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 10 * k % 256, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, 2)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+
+
+def fixation(number, start, end, x=0.25, y=0.75):
+    return f"{start},{end},{x},{y},{end - start},{start},{end},{number},{end - start}\n"
+
+
+def entry(task, stem, number):
+    """One entry: both key conventions, both kinds of time, a key that nobody knows."""
+    head = {"video_path": f"videos/{stem}.mp4"} if number % 2 else {"video": stem}
+    head |= {"response_time": "[00:00 - 00:10]", "generator": "v2"}
+    if task.startswith("proactive"):
+        points = [{"realtime": "00:10", "type": 1, "note": "n"}, {"realtime": "00:03", "type": 0, "input_video_clip": [1, 3]}]
+        return head | {"questions": [{"question": "Alert me.", "time_stamp": "00:02", "target_object": "cup", "test_info": points}]}
+    times = ("00:10", 6) if number % 2 else ("00:00:10", "6.0")
+    options = ["A. cup", "B. pan", "C. jar", "D. lid"] if number % 2 else ["cup", "pan", "jar", "lid"]
+    kind = {"task_type": task} if number % 3 else {}
+    return head | {"questions": [{"question": f"What {q}?", "time_stamp": t, "answer": "BD"[q], "options": options, **kind} for q, t in enumerate(times)]}

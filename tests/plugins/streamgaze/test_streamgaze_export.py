@@ -1,0 +1,228 @@
+"""Results in the benchmark's own format: its rules, written here anew, score them as ours do."""
+
+import json
+import random
+import re
+from dataclasses import asdict
+
+import pytest
+from streamgaze_tree import VIDEOS
+
+from modulate import cli
+from modulate.errors import DataError, MissingFileError
+from modulate.metrics import Prediction, summarise
+from modulate_streamgaze.export import export, read_predictions
+from modulate_streamgaze.questions import TASKS, family
+
+PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
+
+
+# --- the benchmark's rules --------------------------------------------------------------------------------------------------------------
+
+
+def letter(reply):
+    text = str(reply or "").strip().upper()
+    found = re.findall(r"(?<![A-Z0-9_])[ABCD](?![A-Z0-9_])", text)
+    return found[0] if found else text
+
+
+def benchmark_score(entries):
+    """(right, scored): letters in order of the questions, or YES and NO anywhere in the reply to a test point."""
+    right = scored = 0
+    if "test_info" in entries[0]["questions"][0]:
+        for point in (p for e in entries for q in e["questions"] for p in q["test_info"]):
+            if point.get("type") is not None:
+                scored += 1
+                right += ("YES" if point["type"] == 1 else "NO") in str(point.get("response", "")).strip().upper()
+        return right, scored
+    for entry in entries:
+        for question, said in zip(entry["questions"], entry.get("model_predictions", []), strict=False):
+            scored += 1
+            right += letter(question["answer"]) == letter(said["model_prediction"])
+    return right, scored
+
+
+@pytest.mark.parametrize(
+    ("reply", "meant"),
+    [
+        ("A", "A"),
+        ("b.", "B"),
+        ("Answer: c) jar", "C"),
+        ("a cup", "A"),
+        ("It is a cup, so D", "A"),
+        ("CAB", "CAB"),
+        ("", ""),
+        (None, ""),
+        ("E", "E"),
+        ("B_1 or C", "C"),
+    ],
+)
+def test_the_rule_for_letters_takes_the_first_that_stands_alone(reply, meant):
+    assert letter(reply) == meant
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "right"), [("Yes.", 1, 1), ("no", 0, 1), ("I do not know", 0, 1), ("Yes and no", 0, 1), ("Yes and no", 1, 1), ("", 0, 0), ("C", 0, 0)]
+)
+def test_the_rule_for_alerts_looks_for_the_word_anywhere(reply, kind, right):
+    assert benchmark_score([{"questions": [{"test_info": [{"type": kind, "response": reply}]}]}]) == (right, 1)
+
+
+# --- export -----------------------------------------------------------------------------------------------------------------------------
+
+
+def predicted(reader, split="all", condition="signal", seed=0, **changes):
+    """Answers drawn at random; one in ten failed."""
+    rng, found = random.Random(seed), []
+    for s in reader().samples(split):
+        failed = rng.random() < 0.1
+        choice = None if failed else rng.randrange(len(s.options))
+        found.append(
+            Prediction(s.id, s.task, s.groups["video"], condition, s.answer, choice, choice == s.answer, () if failed else (0.0,), 0, "e" if failed else None)
+        )
+    return found
+
+
+def written(folder, task):
+    return json.loads((folder / f"{task}_output.json").read_text())
+
+
+@pytest.mark.parametrize("split", ["all", "test"])
+def test_the_benchmarks_rules_give_our_accuracies(tree, reader, tmp_path, split):
+    predictions = predicted(reader, split)
+    counts = export(predictions, tree / "qa", tmp_path / "out", "signal")
+    ours = summarise(predictions, 200, 0)
+    assert sum(counts.values()) == len(predictions) and tuple(counts) == TASKS
+    theirs = {}
+    for task in TASKS:
+        right, scored = benchmark_score(written(tmp_path / "out", task))
+        theirs[task] = right / scored
+        assert scored == counts[task] == ours["tasks"][task]["n"] and theirs[task] == ours["tasks"][task]["accuracy"]
+    assert sum(theirs.values()) / len(TASKS) == pytest.approx(ours["overall"]) and 0 < ours["overall"] < 1
+
+
+def test_entries_keep_all_their_keys(tree, reader, tmp_path):
+    predictions = predicted(reader)
+    export(predictions, tree / "qa", tmp_path, "signal")
+    for task in TASKS:
+        source, result = json.loads((tree / f"qa/{task}.json").read_text()), written(tmp_path, task)
+        for entry in result:
+            entry.pop("model_predictions", None)
+            for point in (p for q in entry["questions"] for p in q.get("test_info", [])):
+                assert point.pop("response") in ("Yes", "No", "") and point.pop("response_time_sec") is None
+        assert result == source
+
+
+def test_multiple_choice_entries_gain_predictions_in_the_order_of_their_questions(tree, reader, tmp_path):
+    predictions = {p.id: p for p in predicted(reader)}
+    export(list(predictions.values())[::-1], tree / "qa", tmp_path, "signal")
+    for e, entry in enumerate(written(tmp_path, PRESENT)):
+        for q, said in enumerate(entry["model_predictions"]):
+            choice = predictions[f"{PRESENT}/{VIDEOS[e]}/{e}/{q}"].prediction
+            assert said == {
+                "question": entry["questions"][q]["question"],
+                "time_stamp": entry["questions"][q]["time_stamp"],
+                "model_prediction": "" if choice is None else "ABCD"[choice],
+                "model_response_time_sec": None,
+            }
+
+
+def test_what_was_not_asked_is_left_out(tree, reader, tmp_path):
+    asked = [p for p in predicted(reader) if p.id in (f"{PRESENT}/{VIDEOS[2]}/2/1", f"{ALERT}/{VIDEOS[3]}/3/0/1")]
+    assert export(asked, tree / "qa", tmp_path, "signal") == {PRESENT: 1, ALERT: 1}
+    (choice,), (alert,) = written(tmp_path, PRESENT), written(tmp_path, ALERT)
+    assert [q["question"] for q in choice["questions"]] == ["What 1?"] and len(choice["model_predictions"]) == 1
+    assert [p["realtime"] for q in alert["questions"] for p in q["test_info"]] == ["00:03"]
+    assert len(list(tmp_path.glob("*_output.json"))) == 2
+
+
+def test_a_letter_that_was_not_offered_is_neither_yes_nor_no(tree, reader, tmp_path):
+    point = next(p for p in predicted(reader) if family(p.task) == "proactive" and p.answer == 1)
+    row = {**asdict(point), "prediction": 2, "correct": False, "error": None}
+    export([Prediction(**row)], tree / "qa", tmp_path, "signal")
+    (entry,) = written(tmp_path, point.task)
+    assert entry["questions"][0]["test_info"][0]["response"] == "C" and benchmark_score([entry]) == (0, 1)
+
+
+def changed(predictions, **changes):
+    return [Prediction(**{**asdict(predictions[0]), **changes})]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"id": f"{PRESENT}/{VIDEOS[1]}/0/0", "task": PRESENT}, r"present.*\.json is not the file that the run was evaluated on: .* is not in it.*--qa"),
+        ({"answer": 3}, "is not the file that the run was evaluated on"),
+        ({"id": "a/b"}, "The prediction 'a/b' does not say which question it answers"),
+        ({"task": "colours"}, "'colours' is no task of StreamGaze; only runs on StreamGaze's files can be exported"),
+        ({"condition": "host"}, r"The run has no predictions under 'signal'\. Known: host"),
+    ],
+)
+def test_predictions_of_other_questions_are_refused(tree, reader, tmp_path, changes, text):
+    with pytest.raises(DataError, match=text):
+        export(changed(predicted(reader), **changes), tree / "qa", tmp_path, "signal")
+    assert list(tmp_path.glob("*.json")) == []
+
+
+def test_predictions_are_read_back_line_by_line(reader, tmp_path):
+    predictions, path = predicted(reader), tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(asdict(p)) + "\n" for p in predictions))
+    assert read_predictions(path) == predictions
+    path.write_text(path.read_text() + '{"id": 1}\n')
+    with pytest.raises(DataError, match=rf"line {len(predictions) + 1}: not a prediction of a run; got .*'id': 1"):
+        read_predictions(path)
+    with pytest.raises(MissingFileError, match=r"There are no predictions at .*none\.jsonl\. `modulate eval RUN` makes them"):
+        read_predictions(tmp_path / "none.jsonl")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tree, reader, tmp_path):
+    """A run's folder as training leaves it: its recipe on this tree, predictions under two conditions and of two splits."""
+    from modulate.recipe import load_recipe
+    from modulate.run import Run
+
+    data = f"data={{name: streamgaze, params: {{root: {json.dumps(str(tree))}}}}}"
+    run = Run.create(load_recipe("gazeqwen_tiny", ["name=done", data]), tmp_path / "runs")
+    for name, split in (("predictions.jsonl", "test"), ("predictions-all.jsonl", "all")):
+        rows = predicted(reader, split) + predicted(reader, split, "none", seed=1)
+        (run.folder / name).write_text("".join(json.dumps(asdict(p)) + "\n" for p in rows))
+    return run.folder
+
+
+@pytest.fixture
+def command(capsys):
+    def command(*args):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["data", "export", *map(str, args)])
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return command
+
+
+def test_the_command_writes_the_trained_conditions_answers(finished, reader, tmp_path, command):
+    code, out, _ = command(finished, tmp_path / "out")
+    assert code == 0 and f"{tmp_path}/out/{PRESENT}_output.json: 4 answers" in out
+    right = sum(benchmark_score(written(tmp_path / "out", task))[0] for task in TASKS)
+    assert right == sum(p.correct for p in predicted(reader, "test"))
+
+
+def test_the_command_can_write_another_condition_and_split(finished, reader, tmp_path, command):
+    code, out, _ = command(finished, tmp_path / "out", "--condition", "none", "--split", "all")
+    assert code == 0 and f"{PRESENT}_output.json: 16 answers" in out
+    right = sum(benchmark_score(written(tmp_path / "out", task))[0] for task in TASKS)
+    assert right == sum(p.correct for p in predicted(reader, "all", seed=1))
+
+
+def test_the_command_says_what_is_missing(finished, tree, tmp_path, command):
+    code, _, err = command(finished, tmp_path / "out", "--split", "val")
+    assert code == 1 and "There are no predictions at" in err and "`modulate eval RUN` makes them." in err
+    code, _, err = command(finished, tmp_path / "out", "--condition", "blank")
+    assert code == 1 and "no predictions under 'blank'. Known: none, signal." in err
+    code, _, err = command(finished, tmp_path / "out", "--qa", tmp_path)
+    assert code == 1 and "is not the file that the run was evaluated on" in err
+    code, _, err = command(tmp_path, tmp_path / "out")
+    assert code == 1 and "is no run" in err
