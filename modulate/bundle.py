@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from modulate import plugins
 from modulate.errors import SignalError
-from modulate.signals import Control, ControlContext, Signal
+from modulate.signals import Control, ControlContext, Mark, Signal
 
 JOINED = "+"
 
@@ -42,6 +42,11 @@ class Bundle(Signal):
     def augmented(self, rng: Any) -> Self:
         """Perturb each part as its kind does."""
         return replace(self, parts={kind: part.augmented(rng) for kind, part in self.parts.items()})
+
+    def marks(self, start: float, end: float) -> tuple[Mark, ...]:
+        """Return each part's marks, with the part's kind in front of their text."""
+        found = ((kind, mark) for kind, part in self.parts.items() for mark in part.marks(start, end))
+        return tuple(replace(mark, text=f"{kind}: {mark.text}") for kind, mark in found)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts.values()))

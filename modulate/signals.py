@@ -18,6 +18,15 @@ class ControlContext:
 Control = Callable[[Any, ControlContext], "Signal"]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where on a frame a signal is, for pictures. ``x``, ``y``: fractions of the frame, origin top-left; ``text``: what it is, for those who cannot see it."""
+
+    x: float
+    y: float
+    text: str
+
+
 class Signal(ABC):
     """Time-stamped side information, in seconds of the video's own clock. Immutable: every method returns a new signal.
 
@@ -52,6 +61,10 @@ class Signal(ABC):
     def augmented(self, rng: Any) -> Self:
         """Return a randomly perturbed copy for training (``rng``: :class:`random.Random`); by default the signal itself."""
         return self
+
+    def marks(self, start: float, end: float) -> tuple[Mark, ...]:
+        """Return where on the frame the signal is during [start, end] seconds, in order, for pictures; by default a kind has no place to show."""
+        return ()
 
 
 def blank(signal: Signal, context: ControlContext) -> Signal:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
 from modulate.errors import SignalError
-from modulate.signals import COMMON_CONTROLS, Control, ControlContext, Signal
+from modulate.signals import COMMON_CONTROLS, Control, ControlContext, Mark, Signal
 from modulate_gaze.fixation_csv import read_fixations
 from modulate_gaze.positions import OFF_SCREEN, position_problem
 
@@ -101,6 +101,10 @@ class Scanpath(Signal):
         low, high = OFF_SCREEN
         rows[:, :2] = np.clip(rows[:, :2] + noise, np.where(inside, 0.0, low), np.where(inside, 1.0, high))
         return self._with(rows)
+
+    def marks(self, start: float, end: float) -> tuple[Mark, ...]:
+        """Return the fixations that overlap [start, end] seconds."""
+        return tuple(Mark(x, y, f"{middle - lasts / 2:.2f}–{middle + lasts / 2:.2f} s") for x, y, middle, lasts in self.within(start, end).fixations.tolist())
 
     def _with(self, rows: Float64[np.ndarray, "fixation 4"]) -> Self:
         return type(self)(rows, self.n_resorted)
