@@ -1,4 +1,4 @@
-"""``modulate cat``: the text of a recipe."""
+"""``modulate cat``: the text of a recipe or a sweep."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ def cat(
     overrides: Overrides = None,
     resolved: Annotated[bool, typer.Option(help="Validate it and write out every default and override; comments are lost.")] = False,
 ) -> None:
-    """Print a recipe as its file has it."""
+    """Print a recipe or a sweep as its file has it."""
     from modulate import recipe as recipes
 
     if resolved:
@@ -21,4 +21,4 @@ def cat(
         return
     if overrides:
         raise RecipeError(f"The file itself knows no overrides, got {overrides[0]!r}; add --resolved to see the recipe with them.")
-    typer.echo(recipes.find_recipe(recipe).read_text(), nl=False)
+    typer.echo(recipes.find(recipe, recipes.shipped_paths(), "recipe").read_text(), nl=False)

@@ -1,4 +1,4 @@
-"""``modulate cp``: a recipe to start from."""
+"""``modulate cp``: a recipe or a sweep to start from."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +14,11 @@ def cp(
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="File to write, or an existing folder.")],
     force: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
 ) -> None:
-    """Copy a recipe, to change it."""
+    """Copy a recipe or a sweep, to change it."""
     from modulate.files import write_atomically
-    from modulate.recipe import find_recipe
+    from modulate.recipe import find, shipped_paths
 
-    source = find_recipe(recipe)
+    source = find(recipe, shipped_paths(), "recipe")
     target = destination / source.name if destination.is_dir() else destination
     if target.exists() and not force:
         raise RecipeError(f"{target} exists; name another file, or add --force to replace it.")

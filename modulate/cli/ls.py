@@ -1,4 +1,4 @@
-"""``modulate ls``: the recipes that ship."""
+"""``modulate ls``: the recipes and sweeps that ship."""
 
 import json
 
@@ -8,10 +8,11 @@ from modulate.cli.arguments import AsJson
 
 
 def ls(as_json: AsJson = False) -> None:
-    """List the shipped recipes."""
-    from modulate.recipe import recipe_paths
+    """List the shipped recipes, and after them the sweeps over them (`modulate sweep`)."""
+    from modulate.recipe import recipe_paths, sweep_paths
 
-    rows = [{"name": name, "about": _first_comment(path.read_text()), "path": str(path)} for name, path in recipe_paths().items()]
+    found = [(kind, *item) for kind, paths in (("recipe", recipe_paths()), ("sweep", sweep_paths())) for item in paths.items()]
+    rows = [{"name": name, "kind": kind, "about": _first_comment(path.read_text()), "path": str(path)} for kind, name, path in found]
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return

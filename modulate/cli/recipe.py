@@ -1,6 +1,7 @@
 """``modulate recipe …``: about recipes as such."""
 
 import json
+from typing import Annotated
 
 import typer
 
@@ -13,8 +14,9 @@ def _group() -> None:
 
 
 @recipe.command("schema")
-def schema() -> None:
+def schema(sweeps: Annotated[bool, typer.Option("--sweeps", help="That of sweep files instead.")] = False) -> None:
     """Print the JSON Schema of recipes, for editors. Components' own parameters are checked when a recipe is read."""
     from modulate.recipe import schema as of_recipes
+    from modulate.sweep import Sweep
 
-    typer.echo(json.dumps(of_recipes(), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(Sweep.model_json_schema() if sweeps else of_recipes(), indent=2, ensure_ascii=False))
