@@ -1,89 +1,92 @@
-"""What can be known of a recipe before training: data, signal coverage, dead layers, shapes, settings without effect, sizes."""
+"""What can be known of a recipe before training: data, signal coverage, dead layers, shapes, settings without effect, what it takes."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from modulate.budget import Example, count_parameters, meta_recipe
 from modulate.components import Sample
-from modulate.errors import MissingFileError, ModulateError, VideoError
+from modulate.costs import tell_costs
+from modulate.coverage import Probes, coverage
+from modulate.errors import HostError, MissingFileError, ModulateError
 from modulate.features import align
-from modulate.grid import VisualGrid, visual_grid
+from modulate.findings import Finding, Level, Report
+from modulate.hosts import EncodedPrompt
+from modulate.meta import META
 from modulate.modulation import Modulation
+from modulate.noise import ASSUMED
 from modulate.pipeline import Pipeline
-from modulate.reach import kept_bytes, reach
+from modulate.reach import reach, twin_reach
 from modulate.recipe import Recipe
-from modulate.signals import Signal
-from modulate.video import Frames, probe, sample_times
+from modulate.settings import check_settings
+from modulate.video import Frames, sample_times
+
+__all__ = ["Finding", "Report", "check", "examples"]
 
 SPLITS = ("train", "val", "test")
-CHUNK = 16  # clips encoded at once when coverage is counted
+
+QUESTION = "Question: What is the person looking at right now, while the kettle is on?\nOptions:\nA. The red cup\nB. A knife\nC. The sink\nD. Bread\n\nThe best option is:"
+"""A prompt of the usual length."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something to know: an ``error`` stops or spoils a run, a ``warning`` is probably not meant, an ``info`` is worth knowing."""
-
-    level: Literal["error", "warning", "info"]
-    text: str
-
-
-@dataclass
-class Report:
-    """What a check found. ``figures``: what is shown, name → text; the numbers behind them are in the fields.
-
-    ``parameters``: by part; ``samples`` and ``coverage``: by split, coverage being the share of samples whose signal is active at some
-    step; ``reach``: per injected layer the gradient's norm, 0.0 for a dead one; ``memory``: estimated bytes by part.
-    """
-
-    recipe: str
-    findings: list[Finding] = field(default_factory=list)
-    figures: dict[str, str] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
-    samples: dict[str, int] = field(default_factory=dict)
-    coverage: dict[str, float] = field(default_factory=dict)
-    reach: dict[int, float] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no error."""
-        return all(f.level != "error" for f in self.findings)
-
-    def add(self, level: Literal["error", "warning", "info"], text: str) -> None:
-        """Add a finding, once."""
-        if (finding := Finding(level, text)) not in self.findings:
-            self.findings.append(finding)
-
-
-def check(recipe: Recipe, cache: Path, prepare: bool = False, trust_remote_code: bool = False) -> Report:
+def check(recipe: Recipe, cache: Path, prepare: bool = False, trust_remote_code: bool = False, meta: bool = False) -> Report:
     """Check a validated recipe. Errors that are found become findings, not exceptions.
 
-    ``prepare``: let the data set make its files first. ``trust_remote_code``: see :class:`modulate.pipeline.Pipeline`.
+    ``prepare``: let the data set make its files first. ``trust_remote_code``: see :class:`modulate.pipeline.Pipeline`. ``meta``: build host and backbone on
+    meta tensors, without weights and memory; so it is done anyway when the recipe's weights are random, and when the host cannot be loaded.
     """
     report = Report(recipe.name)
+    pipeline = _opened(report, recipe, cache, trust_remote_code, meta)
+    if pipeline is None:
+        return report
     try:
-        pipeline = Pipeline(recipe, cache, trust_remote_code=trust_remote_code)
-        modulation = pipeline.fresh_modulation().to(pipeline.device)
+        modulation = pipeline.fresh_modulation()
     except ModulateError as error:
         report.add("error", str(error))
         return report
     samples = _samples(report, pipeline, prepare)
-    _settings(report, recipe, samples)
-    _parameters(report, pipeline, modulation)
-    clip = _clip(report, pipeline, samples)
-    if clip is not None:
-        inputs, grid, frames = clip
-        report.figures["visual tokens of a clip"] = f"{grid.tokens} = {grid.steps} steps × {grid.rows} × {grid.cols}, prompt of {inputs['input_ids'].shape[1]}"
-        _dead_layers(report, pipeline, modulation, inputs, grid)
-        _coverage(report, pipeline, modulation, samples, grid, math.ceil(frames / grid.steps))
+    check_settings(report, recipe, samples)
+    report.parameters = count_parameters(pipeline.model, pipeline.backbone, modulation)
+    report.figures["parameters"] = "\n".join(f"{n:>13,} {name}" for name, n in report.parameters.items())
+    probes = Probes()
+    try:
+        training, evaluation = examples(pipeline, samples, probes)
+    except ModulateError as error:
+        report.add("error", str(error))
+        return report
+    _clip(report, evaluation, bool(samples))
+    _dead_layers(report, pipeline, modulation, evaluation)
+    grid = evaluation.prompt.grid
+    coverage(report, pipeline, modulation.encoder, samples, grid, math.ceil(len(evaluation.times) / grid.steps), probes)
+    if pipeline.device != META:
         _trial(report, pipeline, modulation, samples)
+    tell_costs(report, recipe, pipeline, cache, samples, training, evaluation)
     return report
+
+
+def _opened(report: Report, recipe: Recipe, cache: Path, trust: bool, meta: bool) -> Pipeline | None:
+    """Load what the recipe names, or build it on meta tensors."""
+    asked = meta or recipe.host.params.get("weights") == "random"
+    try:
+        if not asked:
+            return Pipeline(recipe, cache, trust_remote_code=trust)
+    except HostError as error:
+        report.add("error", f"{error} What follows was found without its weights, as --meta does.")
+    except ModulateError as error:
+        report.add("error", str(error))
+        return None
+    try:
+        with META:
+            pipeline = Pipeline(meta_recipe(recipe), cache, trust_remote_code=trust)
+    except ModulateError as error:
+        report.add("error", str(error))
+        return None
+    if asked:
+        report.add("info", "Host and backbone were built on meta tensors: shapes are real, nothing was loaded or computed, and no sample was tried.")
+    return pipeline
 
 
 # --- data -------------------------------------------------------------------------------------------------------------------------------
@@ -104,178 +107,83 @@ def _samples(report: Report, pipeline: Pipeline, prepare: bool) -> dict[str, lis
     report.samples = {split: len(items) for split, items in samples.items()}
     if samples:
         report.figures["samples"] = ", ".join(f"{n} {split}" for split, n in report.samples.items())
-    if len({s.video for s in samples.get("test", [])}) == 1 and "shuffled" in pipeline.recipe.evaluation.conditions:
-        report.add("error", "The control `shuffled` needs test samples of at least two videos; there is one.")
     return samples
 
 
-def _coverage(report: Report, pipeline: Pipeline, modulation: Modulation, samples: dict[str, list[Sample]], grid: VisualGrid, per_step: int) -> None:
-    """Count samples whose signal is active at some step. Nothing is decoded but the first frame of every video, for its duration."""
-    ends: dict[Path, float] = {}
-    wrong: list[str] = []
-    for split, items in samples.items():
-        active = 0
-        ready: list[tuple[Signal, VisualGrid]] = []
-        for sample in items:
-            try:
-                ready.append(_probed(pipeline, sample, grid, per_step, ends, split == "train"))
-            except ModulateError as error:
-                wrong.append(f"Sample {sample.id} ({split}): {error}")
-        for start in range(0, len(ready), CHUNK):
-            chunk = ready[start : start + CHUNK]
-            with torch.no_grad():
-                reached: Tensor = modulation.encoder([s for s, _ in chunk], [g for _, g in chunk]).active
-            active += sum(bool(part.any()) for part in reached.split([g.steps for _, g in chunk]))
-        if items:
-            report.coverage[split] = active / len(items)
-    if report.coverage:
-        report.figures["samples whose signal is active"] = ", ".join(f"{100 * share:.1f} % {split}" for split, share in report.coverage.items())
-    for split, share in report.coverage.items():
-        if share < 1:
-            report.add("error" if share == 0 else "warning", f"In {100 * (1 - share):.1f} % of the {split} samples the signal is active at no sampled step.")
-    for text in wrong[:5]:
-        report.add("error", text)
-    if len(wrong) > 5:
-        report.add("error", f"… and {len(wrong) - 5} more samples that cannot be used.")
+def examples(pipeline: Pipeline, samples: Mapping[str, Sequence[Sample]], probes: Probes) -> tuple[Example, Example]:
+    """Return the largest clip that is trained on and the largest there is, with its sample's prompt and noise for pixels; assumed ones without samples."""
+    largest = _largest(pipeline, [s for items in samples.values() for s in items], probes, training=False)
+    if pipeline.recipe.sampling.train_max_frames is None:
+        return largest, largest
+    return _largest(pipeline, samples.get("train", []), probes, training=True), largest
 
 
-def _probed(pipeline: Pipeline, sample: Sample, grid: VisualGrid, per_step: int, ends: dict[Path, float], training: bool) -> tuple[Signal, VisualGrid]:
-    """Return a sample's signal and the grid that its sampling will make, frames taken to come exactly when they are asked for."""
-    if sample.video not in ends:
-        info = probe(sample.video)
-        ends[sample.video] = info.duration + 1 / info.fps  # the last frame is still on screen; reading frames allows as much
-    end = ends[sample.video]
-    if sample.window[1] > end:
-        raise VideoError(f"the question at {sample.window[1]:.2f} s lies beyond the end of {sample.video}, which ends at {end:.2f} s.")
-    times = pipeline.times(sample, training)
-    return pipeline.signal(sample), pipeline.grid_of(sample, visual_grid(times, per_step, grid.rows, grid.cols, sample.window), len(times))
+def _largest(pipeline: Pipeline, samples: Sequence[Sample], probes: Probes, training: bool) -> Example:
+    best: tuple[int, Sample | None, tuple[int, int]] = (0, None, ASSUMED)
+    for sample in samples:
+        try:
+            info = probes[sample.video]
+        except ModulateError:  # told of where the coverage is counted
+            continue
+        best = max(best, (len(pipeline.times(sample, training)) * info.height * info.width, sample, (info.height, info.width)), key=lambda found: found[0])
+    _, chosen, (height, width) = best
+    sampling = pipeline.recipe.sampling
+    window = (0.0, (sampling.frame_cap(training) - 1) / sampling.rate(0.0)) if chosen is None else chosen.window
+    times = sample_times(window, sampling.rate(window[1] - window[0]), sampling.frame_cap(training))
+    text = QUESTION if chosen is None else pipeline.dataset.prompt(chosen, pipeline.recipe.answer)
+    images = np.random.default_rng(0).integers(0, 256, (len(times), height, width, 3), dtype=np.uint8)
+    with pipeline.recipe.host.blame("host", "encode"):
+        prompt = pipeline.host.encode(pipeline.processor, text, Frames(images, tuple(times)), window)
+    return Example(prompt, (len(times), height, width), tuple(times))
 
 
 # --- the model --------------------------------------------------------------------------------------------------------------------------
 
 
-def _clip(report: Report, pipeline: Pipeline, samples: dict[str, list[Sample]]) -> tuple[dict[str, Tensor], VisualGrid, int] | None:
-    """Return inputs, grid and number of frames of a split's first sample that can be prepared, or of noise where there is none."""
-    for sample in [items[0] for items in samples.values() if items]:
-        try:
-            prepared = pipeline.prepare(sample)
-        except ModulateError as error:
-            report.add("error", str(error))
-        else:
-            assert prepared.grid is not None
-            return _here(prepared.inputs, pipeline), prepared.grid, len(pipeline.times(sample))
+def _clip(report: Report, example: Example, found: bool) -> None:
+    grid, length = example.prompt.grid, example.prompt.inputs["input_ids"].shape[1]
+    report.figures["visual tokens of a clip"] = f"{grid.tokens} = {grid.steps} steps × {grid.rows} × {grid.cols}, prompt of {length}"
+    if not found:
+        frames, height, width = example.frames
+        report.add("info", f"Without data a clip is taken to have {frames} frames of {width} × {height} pixels; tokens, memory and operations depend on it.")
+
+
+def _dead_layers(report: Report, pipeline: Pipeline, modulation: Modulation, example: Example) -> None:
     try:
-        return _noise(pipeline)
-    except ModulateError as error:
-        report.add("error", str(error))
-        return None
-
-
-def _noise(pipeline: Pipeline, seconds: float = 4.0) -> tuple[dict[str, Tensor], VisualGrid, int]:
-    """Encode a clip of random frames, and check that the backbone's features fit its grid."""
-    sampling = pipeline.recipe.sampling
-    times = sample_times((0.0, seconds), sampling.rate(seconds), sampling.max_frames)
-    images = np.random.default_rng(0).integers(0, 256, (len(times), 64, 64, 3), dtype=np.uint8)
-    encoded = pipeline.host.encode(pipeline.processor, "What is this?", Frames(images, tuple(times)), (0.0, seconds))
-    with torch.inference_mode():
-        align(pipeline.backbone(torch.from_numpy(images).to(pipeline.device), times), encoded.grid)
-    return _here(encoded.inputs, pipeline), encoded.grid, len(times)
-
-
-def _here(inputs: dict[str, Tensor], pipeline: Pipeline) -> dict[str, Tensor]:
-    return {key: value.to(pipeline.device) for key, value in inputs.items()}
-
-
-def _dead_layers(report: Report, pipeline: Pipeline, modulation: Modulation, inputs: dict[str, Tensor], grid: VisualGrid) -> None:
-    report.reach = reach(pipeline.model, modulation, inputs, grid)
+        if pipeline.device == META:
+            report.reach, how = twin_reach(pipeline.recipe, pipeline.model, pipeline.processor, pipeline.backbone.d_features), "by gradient, on a narrow twin"
+        else:
+            inputs = {key: value.to(pipeline.device) for key, value in example.prompt.inputs.items()}
+            report.reach, how = reach(pipeline.model, modulation.to(pipeline.device), inputs, example.prompt.grid), "by gradient"
+    except HostError as error:
+        report.add("info", f"Dead layers were not looked for: {error}")
+        return
+    finally:
+        modulation.cpu()
     dead = [str(layer) for layer, gradient in report.reach.items() if gradient == 0.0]
-    report.figures["layers that reach the answer"] = f"{len(report.reach) - len(dead)} of {len(report.reach)} injected ones (by gradient)"
+    report.figures["layers that reach the answer"] = f"{len(report.reach) - len(dead)} of {len(report.reach)} injected ones ({how})"
     if dead:
-        level: Literal["error", "warning"] = "error" if len(dead) == len(report.reach) else "warning"
+        level: Level = "error" if len(dead) == len(report.reach) else "warning"
         report.add(
             level, f"Injection into layer {', '.join(dead)} cannot change the answer: its gradient is exactly 0 there. Leave it out of injection.layers."
         )
 
 
-def _trial(report: Report, pipeline: Pipeline, modulation: Modulation, samples: dict[str, list[Sample]]) -> None:
-    """Run one real sample through everything, as training does, and measure what it keeps for the backward."""
-    first = next((items[0] for items in samples.values() if items), None)
-    activations = 0
-    if first is not None:
+def _trial(report: Report, pipeline: Pipeline, modulation: Modulation, samples: Mapping[str, Sequence[Sample]]) -> None:
+    """Take one real sample through everything, as training does; of noise, where there is none, through host's processor and backbone."""
+    firsts = [items[0] for items in samples.values() if items]
+    for sample in firsts:
         try:
-            batch = pipeline.collate([prepared := pipeline.prepare(first)])
-            with modulation.attached(pipeline.model) as attachment, attachment.condition([[prepared.clip(prepared.signal)]]):
-                forward: Callable[[], object] = lambda: attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)  # noqa: E731
-                activations = kept_bytes(forward) * pipeline.recipe.training.batch_size
+            batch = pipeline.collate([prepared := pipeline.prepare(sample)])
+            with modulation.to(pipeline.device).attached(pipeline.model) as attachment, attachment.condition([[prepared.clip(prepared.signal)]]):
+                attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
+            return
         except ModulateError as error:
             report.add("error", str(error))
-    _memory(report, pipeline, modulation, activations)
-
-
-def _memory(report: Report, pipeline: Pipeline, modulation: Modulation, activations: int) -> None:
-    trained = {part for stage in pipeline.recipe.training.stages for part in stage.train}
-    tuned = sum(p.numel() for name, p in modulation.named_parameters() if ("lora" if name.startswith("lora.") else "modulator") in trained)
-    report.memory = {"host": _bytes(pipeline.model), "backbone": _bytes(pipeline.backbone), "modulation": _bytes(modulation) + 12 * tuned}
-    if activations:
-        report.memory["activations"] = activations
-    parts = ", ".join(f"{name} {_mib(n)}" for name, n in report.memory.items())
-    report.figures["memory, about"] = f"{_mib(sum(report.memory.values()))}: {parts}"
-    how = "modulation with gradients and AdamW's two moments (fp32)"
-    kept = "; activations: what one sample keeps for the backward, measured, × batch_size" if activations else "; activations not measured, there is no sample"
-    report.add("info", f"The memory is estimated from weights as loaded, {how}{kept}. Transient buffers are not in it.")
-
-
-def _parameters(report: Report, pipeline: Pipeline, modulation: Modulation) -> None:
-    parts: dict[str, nn.Module | None] = {
-        "host": pipeline.model, "backbone": pipeline.backbone, "encoder": modulation.encoder, "modulator": modulation.modulator,
-        "output projections": modulation.out, "LoRA": modulation.lora,
-    }  # fmt: skip
-    report.parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
-    report.figures["parameters"] = "\n".join(f"{n:>13,} {name}" for name, n in report.parameters.items())
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in [*module.parameters(), *module.buffers()])
-
-
-def _mib(n: int) -> str:
-    return f"{n / 2**20:,.0f} MiB"
-
-
-# --- settings ---------------------------------------------------------------------------------------------------------------------------
-
-
-def _settings(report: Report, recipe: Recipe, samples: dict[str, list[Sample]]) -> None:
-    """Find settings that will have no effect, or cannot be met."""
-    training, trained = recipe.training, {part for stage in recipe.training.stages for part in stage.train}
-    if recipe.lora is not None and "lora" not in trained:
-        report.add("warning", "`lora` is given, but no stage trains it: it stays at zero and changes nothing.")
-    for stage in training.stages:
-        if stage.lora_lr is not None and "lora" not in stage.train:
-            report.add("warning", f"Stage {stage.name!r} has a lora_lr, but does not train lora.")
-    if training.patience is not None and training.validate_every is None:
-        report.add("warning", "`patience` has no effect without validation; set training.validate_every.")
-    if training.augment and training.condition != "signal":
-        report.add("info", f"`augment` has no effect: training under {training.condition!r} sees no signal.")
-    if repeated := sorted({layer for layer in recipe.injection.layers if recipe.injection.layers.count(layer) > 1}):
-        report.add("warning", f"injection.layers names layer {repeated[0]} more than once: it gets several residuals.")
-    _steps(report, recipe, samples.get("train", []))
-
-
-def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:
-    training, n = recipe.training, len(samples)
-    if not n:
-        return
-    size = training.batch_size * training.accumulation
-    if size > n:
-        report.add("info", f"One optimiser step takes {size} samples, the training split has {n}: it goes through it more than once.")
-    for stage in training.stages:
-        steps = max(1, round(stage.epochs * math.ceil(n / size)))
-        report.figures[f"stage {stage.name}"] = f"{steps} optimiser steps of {size} samples, training {' + '.join(stage.train)}"
-        if training.warmup_steps > steps // 2:
-            report.add("info", f"warmup_steps is {training.warmup_steps}, stage {stage.name!r} has {steps} steps: its warm-up is shortened to {steps // 2}.")
-        if training.patience is not None and training.validate_every is not None and training.patience * training.validate_every >= stage.epochs:
-            report.add(
-                "warning",
-                f"`patience` cannot stop stage {stage.name!r}: its {stage.epochs:g} epochs end before {training.patience} validations without progress.",
-            )
+    times, images = (0.0, 1.0, 2.0, 3.0), np.zeros((4, 64, 64, 3), np.uint8)
+    try:
+        encoded: EncodedPrompt = pipeline.host.encode(pipeline.processor, QUESTION, Frames(images, times), (0.0, 3.0))
+        with torch.inference_mode():
+            align(pipeline.backbone(torch.from_numpy(images).to(pipeline.device), times), encoded.grid)
+    except ModulateError as error:
+        report.add("error", str(error))

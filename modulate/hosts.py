@@ -7,7 +7,8 @@ what was looked for; nothing is guessed.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -32,8 +33,12 @@ class HostParams(Params):
     """How a recipe loads a host."""
 
     path: str = Field(description="folder, hub id, or `package:NAME/folder` for one inside an installed package")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: the true architecture with seeded random weights, for checks and benchmarks without the weights; no network is used"
+    )
+    seed: int = Field(0, description="seed of random weights")
     dtype: str = Field("float32", description="torch dtype of the weights: float32, bfloat16 or float16")
-    device: str = Field("auto", description="`auto` (CUDA where present, else CPU) or a torch device")
+    device: str = Field("auto", description="`auto` (CUDA where present, else CPU) or a torch device; `meta`, with random weights: shapes without memory")
     trust_remote_code: bool = Field(
         False, description="run Python files that come with the model; refused unless --trust-remote-code on the command line confirms it"
     )
@@ -122,15 +127,15 @@ class Host:
     def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
         """Load model (frozen, in eval mode) and processor, offline when ``path`` is a folder. Weights are safetensors only: other files are pickles.
 
-        Raises :class:`HostError` with what transformers says.
+        With random weights see :meth:`make`. Raises :class:`HostError` with what transformers says.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        from modulate.paths import resolve
-
-        path = str(resolve(params.path)) if params.path.startswith(("package:", ".", "/")) else params.path
+        path = _located(params.path)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if params.device == "auto" else params.device
         trust = params.trust_remote_code  # always said: left open, transformers asks at the terminal
+        if params.weights == "random":
+            return cls.make(params, device)
         try:
             with _no_progress_bar():
                 model = AutoModelForImageTextToText.from_pretrained(
@@ -140,6 +145,47 @@ class Host:
         except (OSError, ValueError) as error:  # not there, no network, no safetensors, or code that comes with it
             raise HostError(f"The host {params.path!r} cannot be loaded: {error}") from error
         return model.requires_grad_(False).eval().to(device), processor
+
+    @classmethod
+    def make(cls, params: HostParams, device: str) -> tuple[nn.Module, Any]:
+        """Build model and processor without weights: the configuration is the folder's own, or one that the family keeps for a hub id.
+
+        A folder that holds no processor, and a hub id, get the family's stand-in. Raises :class:`HostError` for what cannot be built.
+        """
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+        path, trust = _located(params.path), params.trust_remote_code
+        local = Path(path).is_dir()
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust) if local else cls.kept_config(path)
+            with torch.random.fork_rng(), torch.device(device):
+                torch.manual_seed(params.seed)
+                model = AutoModelForImageTextToText.from_config(
+                    config, dtype=getattr(torch, params.dtype), attn_implementation=params.attention, trust_remote_code=trust
+                )
+            own = local and any((Path(path) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust) if own else cls.stand_in_processor(path, config)
+        except (OSError, ValueError, KeyError) as error:
+            raise HostError(f"The host {params.path!r} cannot be built with random weights: {error}") from error
+        return model.requires_grad_(False).eval(), processor
+
+    @classmethod
+    def kept_config(cls, path: str) -> Any:
+        """Return the transformers configuration kept for the hub id ``path``. Raises :class:`HostError`: no configuration is kept by default."""
+        raise HostError(f"No configuration of {path!r} is kept with {cls.__name__}; give a folder with its config.json as path.")
+
+    @classmethod
+    def stand_in_processor(cls, path: str, config: Any) -> Any:
+        """Return a processor whose visual token counts are those of the real one, for random weights. Raises :class:`HostError`: by default there is none."""
+        raise HostError(f"{cls.__name__} cannot build a processor; the folder {path!r} must hold the model's own.")
+
+    @classmethod
+    def narrow(cls, config: Any) -> Any:
+        """Return ``config`` with the same layers, each as narrow as can be: what gradients are taken through where the model itself is too large.
+
+        Raises :class:`HostError` where a family has not said how.
+        """
+        raise HostError(f"{cls.__name__} does not say how its configuration is narrowed.")
 
     def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
         """Encode one user turn (clip, then ``text``) with true frame times. A family that can must override this.
@@ -167,6 +213,13 @@ class Host:
                 values = [nn.functional.pad(v, (longest - v.shape[1], 0), value=fill[key]) for v in values]
             batch[key] = torch.cat(values)
         return batch
+
+
+def _located(path: str) -> str:
+    """Return where ``path`` is on this machine, or the hub id that it is."""
+    from modulate.paths import resolve
+
+    return str(resolve(path)) if path.startswith(("package:", ".", "/")) else path
 
 
 @contextmanager

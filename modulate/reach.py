@@ -1,13 +1,46 @@
 """Which injected layers can move the answer at all: found by gradient, through the real hooks."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modulate.grid import VisualGrid
+from modulate.hosts import bare, understand
 from modulate.modulation import ClipInput, Latents, Modulation, step_spans
+from modulate.recipe import Recipe
+from modulate.signals import Control, Signal
+from modulate.video import Frames
+
+
+class AnySignal(Signal):
+    """A signal that is there, and that nobody looks at: for forwards whose shapes and times alone matter."""
+
+    kind = "any"
+    controls: ClassVar[Mapping[str, Control]] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return it, whatever the file."""
+        return cls()
+
+    def within(self, start: float, end: float) -> Self:
+        """Return it."""
+        return self
+
+    def moved(self, seconds: float) -> Self:
+        """Return it."""
+        return self
+
+    def blank(self) -> Self:
+        """Return it: it is as good as empty."""
+        return self
+
+    def __len__(self) -> int:
+        return 1
 
 
 def reach(model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor], grid: VisualGrid) -> dict[int, float]:
@@ -30,29 +63,33 @@ def reach(model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor]
     stand_ins: dict[str, Any] = {"residual": residual, "latents": latents}
     modulation.__dict__.update(stand_ins)
     try:
-        with modulation.attached(model) as attachment, torch.enable_grad():
-            clip: Any = ClipInput(object(), grid)  # type: ignore[arg-type]  # never looked at: the latents are ours
-            with attachment.condition([[clip]]):
-                logits = model(**inputs, use_cache=False).logits[0, -1].float()
-                weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.device)
-                found = torch.autograd.grad(logits @ weights, [probes[k] for k in range(len(layers))], allow_unused=True)
+        clip = ClipInput(AnySignal(), grid)  # never looked at: the latents are ours
+        with modulation.attached(model) as attachment, torch.enable_grad(), attachment.condition([[clip]]):
+            logits = model(**inputs, use_cache=False).logits[0, -1].float()
+            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.device)
+            found = torch.autograd.grad(logits @ weights, [probes[k] for k in range(len(layers))], allow_unused=True)
     finally:
         for name in stand_ins:
             del modulation.__dict__[name]
     return {layer: 0.0 if gradient is None else float(gradient.norm()) for layer, gradient in zip(layers, found, strict=True)}
 
 
-def kept_bytes(run: Any) -> int:
-    """Return the bytes that autograd keeps for the backward of what ``run()`` computes, parameters and duplicates not counted."""
-    seen: dict[int, int] = {}
+def twin_reach(recipe: Recipe, model: nn.Module, processor: Any, d_features: int) -> dict[int, float]:
+    """Return what :func:`reach` does, found on a narrow twin of ``model``: same class, same layers in the same order, few channels, random weights.
 
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and not (tensor.is_leaf and tensor.requires_grad):
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    Whether a path leads from a layer to the answer is a matter of how layers are connected, not of how wide they are: for models on ``meta``, or too large.
+    Raises :class:`modulate.errors.HostError` for families that do not say how they are narrowed.
+    """
+    from transformers import AutoModelForImageTextToText
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = run()
-    del output
-    return sum(seen.values())
+    with torch.random.fork_rng(), torch.device("cpu"):
+        torch.manual_seed(0)
+        config = type(understand(model)).narrow(cast(Any, bare(model)).config)
+        twin = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).requires_grad_(False).eval()
+        host = understand(twin)
+        modulation = Modulation.for_host(
+            twin, encoder=recipe.encoder, modulator=recipe.modulator, layers=recipe.injection.layers, tokens=recipe.injection.tokens, d_features=d_features
+        )
+    frames = Frames(np.zeros((4, 64, 64, 3), np.uint8), (0.0, 1.0, 2.0, 3.0))
+    prompt = host.encode(processor, "What is this?", frames, (0.0, 3.0))
+    return reach(twin, modulation, prompt.inputs, prompt.grid)

@@ -1,17 +1,26 @@
 """`check` finds before training what would go wrong in it; `reach` finds dead layers by gradient."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import get_available_trackers
 from tiny import CLIP, fresh, inputs, qwen
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+import modulate_tabletop
 from modulate.check import check
-from modulate.reach import kept_bytes, reach
+from modulate.findings import Report
+from modulate.reach import reach, twin_reach
 from modulate.recipe import load_recipe
+from modulate.settings import check_settings
 from modulate_tabletop.make import make_world
 
 SMALL = str(Path(__file__).parent / "data" / "small.yaml")
+TABLETOP = Path(modulate_tabletop.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +32,8 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def checked(world, tmp_path):
-    def run(*overrides, root=world):
-        return check(load_recipe(SMALL, [f"data.params.root={root}", *overrides]), tmp_path / "cache")
+    def run(*overrides, root=world, **more):
+        return check(load_recipe(SMALL, [f"data.params.root={root}", *overrides]), tmp_path / "cache", **more)
 
     return run
 
@@ -63,16 +72,43 @@ def test_reach_leaves_host_and_modulation_as_they_were(host):
     assert all(p.grad is None for p in [*host.parameters(), *modulation.parameters()])
 
 
-def test_kept_bytes_counts_activations_once_and_no_parameters():
-    weight, x = torch.nn.Parameter(torch.ones(8, 8)), torch.ones(4, 8)
-    assert kept_bytes(lambda: (x @ weight).sum()) == x.nbytes
-    assert kept_bytes(lambda: ((x @ weight) + (x @ weight)).sum()) == x.nbytes
+def config_of(layers, **text):
+    """The configuration of the tabletop host, with other decoder layers."""
+    config = AutoConfig.from_pretrained(TABLETOP / "host")
+    config.text_config.num_hidden_layers, config.text_config.layer_types = layers, ["full_attention"] * layers
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    return config
+
+
+@pytest.mark.parametrize("layers", [5, 40])
+def test_without_weights_dead_layers_are_found_on_a_narrow_twin_of_any_depth(layers):
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config_of(layers))
+    at = [layers // 2, layers - 2, layers - 1]
+    found = twin_reach(load_recipe(SMALL, [f"injection.layers={at}"]), model, AutoProcessor.from_pretrained(TABLETOP / "host"), 48)
+    assert list(found) == at and [layer for layer, gradient in found.items() if gradient == 0.0] == [layers - 1]
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_the_twin_derives_what_is_dead_and_has_no_list_of_last_layers():
+    """Sliding windows of one token keep the last position from looking back, so that earlier layers are dead as well."""
+    kinds = ["full_attention", "full_attention", "sliding_attention", "sliding_attention"]
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config_of(4, layer_types=kinds, use_sliding_window=True, sliding_window=1))
+    found = twin_reach(load_recipe(SMALL, ["injection.layers=[0, 1, 2, 3]"]), model, AutoProcessor.from_pretrained(TABLETOP / "host"), 48)
+    assert found[0] > 0 and found[1] == found[2] == found[3] == 0.0
 
 
 # --- whole recipes ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_good_recipe_has_no_error_and_all_figures(checked):
+def samples_of(root):
+    data = load_recipe(SMALL, [f"data.params.root={root}"]).data.build("dataset")
+    return [sample for split in ("train", "val", "test") for sample in data.samples(split)]
+
+
+def test_a_good_recipe_has_no_error_and_all_figures(checked, world):
     report = checked()
     assert report.ok, report.findings
     assert set(report.samples) == set(report.coverage) == {"train", "val", "test"} and min(report.samples.values()) > 0
@@ -80,7 +116,42 @@ def test_a_good_recipe_has_no_error_and_all_figures(checked):
     assert min(report.reach.values()) > 0
     assert report.parameters["LoRA"] > 0 and report.parameters["output projections"] == 3 * 32 * 128
     assert report.figures["visual tokens of a clip"].startswith("64 = 4 steps × 4 × 4")
-    assert report.memory["activations"] > 0 and report.memory["modulation"] > 0
+    assert list(report.memory) == list(report.flops) == ["features", "stage modulator", "stage joint", "evaluation"]
+    assert sum(report.weights.values()) < report.memory["stage modulator"] < report.memory["stage joint"]
+    clips = {(s.video, s.window) for s in samples_of(world)}
+    assert report.cache == len(clips) * 4 * 16 * 48 * 4  # 4 steps of 4 × 4 places, 48 float32 each
+
+
+def test_on_meta_tensors_the_same_is_found_without_the_weights(checked, monkeypatch):
+    full = checked()
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", lambda *a, **k: pytest.fail("weights were loaded"))
+    bare = checked(meta=True)
+    assert bare.ok and bare.parameters == full.parameters and bare.coverage == full.coverage and bare.cache == full.cache
+    assert bare.figures["visual tokens of a clip"] == full.figures["visual tokens of a clip"]
+    assert {layer for layer, g in bare.reach.items() if g > 0} == {layer for layer, g in full.reach.items() if g > 0}
+    assert checked("host.params.device=cpu", meta=True).memory == full.memory
+    assert "nothing was loaded or computed" in texts(bare, "info")
+
+
+@pytest.mark.slow
+def test_the_papers_recipe_is_checked_without_weights_in_less_than_two_gigabytes():
+    sizes = ["host.params.video_min_pixels=100352", "host.params.video_max_pixels=602112"]
+    code = "import resource, modulate.cli as c\ntry: c.main()\nfinally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", code, "check", "gazeqwen", "--meta", *sizes], capture_output=True, text=True, timeout=900)
+    assert "6144 = 8 steps × 24 × 32" in done.stdout and "2,523,136 LoRA" in done.stdout and "8,292,166,656 host" in done.stdout
+    assert "Injection into layer 27 cannot change the answer" in done.stdout and "No errors." in done.stdout
+    assert int(done.stdout.rpartition("peak")[2]) < 2e6  # KiB
+
+
+def test_a_host_that_cannot_be_loaded_is_an_error_and_the_rest_is_found_without_it(checked, monkeypatch):
+    monkeypatch.setattr("modulate.check.tell_costs", lambda *found: None)  # 7 billion parameters take a while, even on paper
+    pixels = ["host.params.video_min_pixels=12544", "host.params.video_max_pixels=12544"]
+    report = checked("host.params.path=Qwen/Qwen2.5-VL-7B-Instruct", "injection.layers=[13, 27]", *pixels, root="nowhere")
+    assert "cannot be loaded" in texts(report, "error") and "as --meta does" in texts(report, "error")
+    assert report.parameters["host"] == 8_292_166_656
+    assert "Injection into layer 27 cannot change the answer" in texts(report, "warning")
+    unknown = checked("host.params.path=someone/unknown")
+    assert "No configuration of 'someone/unknown' is kept here" in texts(unknown, "error") and not unknown.parameters
 
 
 def test_a_dead_layer_is_a_warning_and_nothing_but_dead_layers_an_error(checked):
@@ -117,7 +188,8 @@ def test_patience_that_can_never_run_out_is_named(checked):
 def test_missing_data_are_a_warning_and_the_rest_is_checked(checked, tmp_path):
     report = checked(root=tmp_path / "nowhere")
     assert report.ok and "There are no data to check" in texts(report, "warning") and "--prepare" in texts(report, "warning")
-    assert report.reach and not report.coverage and "activations" not in report.memory
+    assert report.reach and not report.coverage and report.memory and not report.cache
+    assert "a clip is taken to have 8 frames of 1280 × 960 pixels" in texts(report, "info")
 
 
 def test_signals_that_are_never_active_are_counted(checked, world, tmp_path):
@@ -139,8 +211,6 @@ def test_a_question_beyond_the_end_of_its_video_is_an_error(checked, world, tmp_
 
 
 def copied(world, tmp_path):
-    import shutil
-
     return shutil.copytree(world, tmp_path / "copy")
 
 
@@ -156,3 +226,52 @@ def shorten(path):
         for _ in range(10):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 127, np.uint8))))
         container.mux(stream.encode())
+
+
+# --- clocks, departures, trackers -------------------------------------------------------------------------------------------------------
+
+
+def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path):
+    root = copied(world, tmp_path)
+    moved = sorted((root / "fixations").glob("*.csv"))[0]
+    header, *rows = moved.read_text().splitlines()
+    columns = header.split(",")
+    late = [",".join(str(float(v) + 1e6) if name.startswith(("start_time", "end_time")) else v for name, v in zip(columns, row.split(","))) for row in rows]
+    moved.write_text("\n".join([header, *late]) + "\n")
+    report = checked(root=root)
+    samples = samples_of(root)
+    n = sum(s.signals["gaze"] == moved for s in samples)
+    assert 0 < n < len(samples)
+    assert f"In {n} of {len(samples)} samples the whole signal lies outside the video" in texts(report, "warning")
+
+
+@pytest.mark.parametrize(
+    ("override", "level", "says"),
+    [
+        ("sampling.clock=requested", "warning", "timed by the rate asked for, not by their frames"),
+        ("sampling.told_fps=24", "warning", "its own sense of time is wrong"),
+        ("sampling.alignment=index", "warning", "features meet the steps by their order"),
+        ("sampling.train_max_frames=3", "info", "training sees fewer frames than the 8 of the evaluation"),
+        ("training.schedule=one_cycle", "info", "warmup_steps has no effect"),
+        ("training.empty=skip", "info", "left out of training"),
+        ("letters=four", "warning", "an answer that was never offered can win"),
+        ("evaluation.failed=left_out", "warning", "samples that fail leave the count"),
+    ],
+)
+def test_each_departure_of_the_released_code_is_named_with_what_follows(override, level, says):
+    assert says in texts(settings_of(override), level)
+    assert says not in texts(settings_of(), level)
+
+
+def settings_of(*overrides):
+    report = Report("settings")
+    check_settings(report, load_recipe(SMALL, overrides), {})
+    return report
+
+
+def test_a_tracker_that_is_not_installed_is_an_error():
+    missing = {"tensorboard", "wandb"} - {str(getattr(t, "value", t)) for t in get_available_trackers()}
+    if not missing:
+        pytest.skip("all trackers are installed")
+    tracker = sorted(missing)[0]
+    assert f"training.trackers asks for {tracker!r}, which is not installed" in texts(settings_of(f"training.trackers=[{tracker}]"), "error")

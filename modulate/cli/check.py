@@ -11,10 +11,13 @@ def check(
     recipe: Recipe,
     overrides: Overrides = None,
     prepare: Annotated[bool, typer.Option(help="Make the data first, where the data set can make them.")] = False,
+    meta: Annotated[
+        bool, typer.Option("--meta", help="Build host and backbone on meta tensors: nothing is loaded, a host of any size is checked on a laptop.")
+    ] = False,
     cache: Cache = DEFAULT_CACHE,
     trust: Trust = False,
 ) -> None:
-    """Check a recipe before training: data, signal coverage, dead layers, settings without effect, sizes. Exit code 1 when there are errors."""
+    """Check a recipe before training: data, signal coverage, dead layers, settings without effect, memory and operations. Exit code 1 when there are errors."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -22,7 +25,7 @@ def check(
     from modulate import check as checks
     from modulate.recipe import load_recipe
 
-    report = checks.check(load_recipe(recipe, overrides or ()), cache, prepare=prepare, trust_remote_code=trust)
+    report = checks.check(load_recipe(recipe, overrides or ()), cache, prepare=prepare, trust_remote_code=trust, meta=meta)
     console = Console()
     console.width = max(console.width, 110)
     table = Table("", "", title=report.recipe, title_justify="left", show_header=False, box=box.SIMPLE)

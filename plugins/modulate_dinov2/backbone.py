@@ -57,11 +57,13 @@ class DinoV2Params(components.Params):
     model: str = Field("vit_base_patch14_dinov2.lvd142m", description="timm's name of the model; unused when dims are given.")
     weights: str = Field(
         "pretrained",
-        description="The word pretrained (timm's weights, fetched once), or the path, or package:NAME/sub/path, of a safetensors file in timm's layout.",
+        description="The word pretrained (timm's weights, fetched once), the word random, or the path, or package:NAME/sub/path, of a safetensors file in timm's layout.",
     )
     dims: DinoV2Dims | None = Field(
-        None, description=f"Dimensions of a model of one's own ({', '.join(f.name for f in dataclasses.fields(DinoV2Dims))}); needs weights from a file."
+        None,
+        description=f"Dimensions of a model of one's own ({', '.join(f.name for f in dataclasses.fields(DinoV2Dims))}); needs weights from a file, or random ones.",
     )
+    seed: int = Field(0, description="Seed of random weights; unused otherwise.")
     image_size: int = Field(518, gt=0, description="Side in pixels to which frames are resized; a multiple of the patch size.")
     batch: int = Field(16, gt=0, description="Frames encoded at once; limits memory, changes nothing else.")
 
@@ -132,7 +134,13 @@ def build_vit(dims: DinoV2Dims, image_size: int) -> VisionTransformer:
 
 
 def _vit(params: DinoV2Params) -> VisionTransformer:
-    """Build the model that ``params`` describe and give it its weights."""
+    """Build the model that ``params`` describe and give it its weights; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        return _built(params)
+
+
+def _built(params: DinoV2Params) -> VisionTransformer:
     pretrained = params.weights == "pretrained"
     if params.dims and pretrained:
         raise RecipeError("A model with dims of one's own has no pretrained weights; name a safetensors file under weights.")
@@ -141,7 +149,7 @@ def _vit(params: DinoV2Params) -> VisionTransformer:
         vit = build_vit(params.dims, params.image_size)
     else:
         vit = _timm_model(params, pretrained)
-    if not pretrained:
+    if params.weights not in ("pretrained", "random"):
         _load(vit, params.weights)
     return vit
 

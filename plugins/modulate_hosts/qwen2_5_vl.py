@@ -2,8 +2,12 @@
 
 from typing import Any
 
-from modulate.hosts import EncodedPrompt, Host
+from torch import nn
+
+from modulate.hosts import EncodedPrompt, Host, HostParams
 from modulate.video import Frames
+from modulate_hosts import qwen_random
+from modulate_hosts.qwen_params import QwenParams, limit_pixels
 from modulate_hosts.qwen_video import Images, encode_video, mean_rate
 
 
@@ -11,6 +15,28 @@ class Qwen25VL(Host):
     """Qwen2.5-VL, with prompts encoded at the frames' true times."""
 
     model_types = ("qwen2_5_vl",)
+    Params = QwenParams
+
+    @classmethod
+    def kept_config(cls, path: str) -> Any:
+        """Return the configuration kept here for the hub id ``path``."""
+        return qwen_random.kept_config(path)
+
+    @classmethod
+    def stand_in_processor(cls, path: str, config: Any) -> Any:
+        """Return a processor that counts visual tokens as the real one does, and text about right."""
+        return qwen_random.processor(path)
+
+    @classmethod
+    def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
+        """Load model and processor, and limit the pixels of frames as ``params`` say."""
+        model, processor = super().load(params)
+        return model, limit_pixels(processor, params)
+
+    @classmethod
+    def narrow(cls, config: Any) -> Any:
+        """Return ``config`` with the same layers, each as narrow as can be."""
+        return qwen_random.narrow(config)
 
     def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float], images: Images = ()) -> EncodedPrompt:
         """Encode one user turn; M-RoPE's temporal positions count true seconds, at the clip's mean frame rate."""

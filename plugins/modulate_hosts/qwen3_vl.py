@@ -4,6 +4,7 @@ from typing import Any
 
 from modulate.hosts import EncodedPrompt, Host
 from modulate.video import Frames
+from modulate_hosts import qwen_random
 from modulate_hosts.qwen_video import Images, encode_video, milliseconds
 
 
@@ -11,6 +12,11 @@ class Qwen3VL(Host):
     """Qwen3-VL, with prompts encoded at the frames' true times."""
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
+
+    @classmethod
+    def narrow(cls, config: Any) -> Any:
+        """Return ``config`` with the same layers, each as narrow as can be."""
+        return qwen_random.narrow(config)
 
     def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float], images: Images = ()) -> EncodedPrompt:
         """Encode one user turn; the prompt names each step's mean time on the video's own clock, to a tenth of a second."""

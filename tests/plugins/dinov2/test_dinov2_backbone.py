@@ -135,3 +135,16 @@ def test_wrong_frames_and_times_are_refused(weights: str) -> None:
         build(weights)(noise(2), [1.0, 1.0])
     with pytest.raises(VideoError, match="uint8 RGB"):
         build(weights)(noise(2).float(), [0.0, 1.0])
+
+
+def test_random_weights_go_by_their_seed_and_leave_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    one, same, other = (build("random", seed=seed).fingerprint() for seed in (1, 1, 2))
+    assert one == same != other and torch.equal(before, torch.get_rng_state())
+
+
+def test_on_meta_its_features_have_their_shape_and_take_no_memory() -> None:
+    with torch.device("meta"):
+        backbone = DinoV2(DinoV2.Params(weights="random"))
+    out = backbone(torch.empty(2, 480, 640, 3, dtype=torch.uint8, device="meta"), [0.0, 1.0])
+    assert out.values.shape == (2, 37, 37, 768) and out.values.is_meta

@@ -1,0 +1,86 @@
+"""Settings of a recipe that will have no effect, cannot be met, or change what the figures mean."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from accelerate.tracking import LoggerType, get_available_trackers
+
+from modulate.components import Sample
+from modulate.findings import Level, Report
+from modulate.recipe import Recipe
+
+
+def check_settings(report: Report, recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> None:
+    """Add findings on the recipe's settings, given its samples by split as far as there are any."""
+    _without_effect(report, recipe)
+    _departures(report, recipe)
+    _steps(report, recipe, samples.get("train", []))
+    for tracker in recipe.training.trackers:
+        if LoggerType(tracker) not in get_available_trackers():
+            report.add("error", f"training.trackers asks for {tracker!r}, which is not installed: pip install 'modulate[{tracker}]', or take it out.")
+    if len({s.video for s in samples.get("test", [])}) == 1 and "shuffled" in recipe.evaluation.conditions:
+        report.add("error", "The control `shuffled` needs test samples of at least two videos; there is one.")
+
+
+def _without_effect(report: Report, recipe: Recipe) -> None:
+    training, trained = recipe.training, {part for stage in recipe.training.stages for part in stage.train}
+    if recipe.lora is not None and "lora" not in trained:
+        report.add("warning", "`lora` is given, but no stage trains it: it stays at zero and changes nothing.")
+    for stage in training.stages:
+        if stage.lora_lr is not None and "lora" not in stage.train:
+            report.add("warning", f"Stage {stage.name!r} has a lora_lr, but does not train lora.")
+    if training.patience is not None and training.validate_every is None:
+        report.add("warning", "`patience` has no effect without validation; set training.validate_every.")
+    if training.augment and training.condition != "signal":
+        report.add("info", f"`augment` has no effect: training under {training.condition!r} sees no signal.")
+    if repeated := sorted({layer for layer in recipe.injection.layers if recipe.injection.layers.count(layer) > 1}):
+        report.add("warning", f"injection.layers names layer {repeated[0]} more than once: it gets several residuals.")
+
+
+def _departures(report: Report, recipe: Recipe) -> None:
+    """Name options that make things as GazeQwen's code has them, and what follows from each."""
+    sampling, training, evaluation = recipe.sampling, recipe.training, recipe.evaluation
+    cap = sampling.train_max_frames
+    chosen: list[tuple[bool, Level, str]] = [
+        (sampling.clock == "requested", "warning",
+         "sampling.clock is `requested`: steps are timed by the rate asked for, not by their frames, so that in longer clips the signal meets the wrong steps or none."),
+        (sampling.told_fps is not None, "warning",
+         f"sampling.told_fps is {sampling.told_fps}: the host is told that rate whatever the true one, so that its own sense of time is wrong."),
+        (sampling.alignment == "index", "warning",
+         "sampling.alignment is `index`: features meet the steps by their order, not by their times; where the numbers differ they show other moments."),
+        (cap is not None and cap < sampling.max_frames, "info",
+         f"sampling.train_max_frames is {cap}: training sees fewer frames than the {sampling.max_frames} of the evaluation, and the signal at fewer steps."),
+        (training.schedule == "one_cycle", "info", "training.schedule is `one_cycle`: warmup_steps has no effect, and momentum cycles with the rate."),
+        (training.empty == "skip", "info", "training.empty is `skip`: samples without a signal are left out of training, but are in the evaluation."),
+        (recipe.letters == "four", "warning",
+         "letters is `four`: an answer that was never offered can win, and counts as wrong: questions with fewer than four options become harder."),
+        (evaluation.failed == "left_out", "warning",
+         "evaluation.failed is `left_out`: samples that fail leave the count, so that accuracies of runs with different failures are not comparable."),
+    ]  # fmt: skip
+    for present, level, text in chosen:
+        if present:
+            report.add(level, text)
+
+
+def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:
+    training, n = recipe.training, len(samples)
+    if not n:
+        return
+    size = training.batch_size * training.accumulation
+    if size > n:
+        report.add("info", f"One optimiser step takes {size} samples, the training split has {n}: it goes through it more than once.")
+    for stage, steps in zip(training.stages, optimiser_steps(recipe, n), strict=True):
+        report.figures[f"stage {stage.name}"] = f"{steps} optimiser steps of {size} samples, training {' + '.join(stage.train)}"
+        if training.schedule == "cosine" and training.warmup_steps > steps // 2:
+            report.add("info", f"warmup_steps is {training.warmup_steps}, stage {stage.name!r} has {steps} steps: its warm-up is shortened to {steps // 2}.")
+        if training.patience is not None and training.validate_every is not None and training.patience * training.validate_every >= stage.epochs:
+            report.add(
+                "warning",
+                f"`patience` cannot stop stage {stage.name!r}: its {stage.epochs:g} epochs end before {training.patience} validations without progress.",
+            )
+
+
+def optimiser_steps(recipe: Recipe, samples: int) -> list[int]:
+    """Return the optimiser steps of every stage on this many training samples, none stopped early."""
+    per_epoch = math.ceil(samples / (recipe.training.batch_size * recipe.training.accumulation))
+    return [max(1, round(stage.epochs * per_epoch)) for stage in recipe.training.stages]
