@@ -75,6 +75,6 @@ class Injection(Params):
 class LoraParams(Params):
     """Low-rank adaptation (arXiv 2106.09685) of the language model's own linear layers; never of the vision tower."""
 
-    rank: int = Field(8, ge=1, description="rank of the update [GazeQwen: 8]")
+    rank: int = Field(8, ge=1, le=2**16, description="rank of the update [GazeQwen: 8]")
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank [GazeQwen: 16]")
     targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="last names of the linear layers to adapt, in every decoder layer")

@@ -52,6 +52,35 @@ class CheckpointError(ModulateError, ValueError):
     """Saved weights do not fit the configuration beside them."""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return ``repr(value)``, cut to ``most`` characters: files of others may hold values of any length, messages must not."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+class StorageError(ModulateError, OSError):
+    """A file cannot be written: the disk is full, read-only or failing. What was there before is still there."""
+
+
+class LockedError(ModulateError, RuntimeError):
+    """Another process works in a run's folder."""
+
+
+class DivergedError(ModulateError, ArithmeticError):
+    """Training stopped because losses or gradients are not finite any more."""
+
+
+class Interrupted(ModulateError, RuntimeError):  # noqa: N818 - no failure: the run was asked to stop, and has saved itself
+    """A run was asked to stop by a signal, finished what it was at, and saved; the same command continues it.
+
+    ``code``: with which a command ends that was: 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.code = 128 + number
+
+
 def near_matches(name: str, known: Iterable[str]) -> str:
     """Return a sentence that helps with a misspelt ``name``: near matches if any, then everything known."""
     known = sorted(known)

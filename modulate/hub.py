@@ -1,8 +1,11 @@
 """Modulations on the Hugging Face hub: which files they are, the model card, upload and download. Works on saved folders; imports no torch."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from modulate.errors import CheckpointError, MissingFileError
 from modulate.files import write_atomically
@@ -66,26 +69,22 @@ def model_card(folder: Path, repo_id: str) -> str:
     """Return the text of the card, from config.json and the shapes in the weights' headers. Raises :class:`CheckpointError` when they cannot be read."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        own = _count(folder / WEIGHTS)
-        lora = _count(folder / FILES[-1]) if config["lora"] else 0
+        own = count_numbers(folder / WEIGHTS)
+        lora = count_numbers(folder / FILES[-1]) if config["lora"] else 0
         return _front(config) + _body(config, repo_id, own, lora)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder} holds no modulation that a card can be written for: {type(error).__name__}: {error}") from error
 
 
-def _count(path: Path) -> int:
-    """Return how many numbers a safetensors file holds, from its header: the header's length in 8 bytes, little-endian, then JSON."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        size = 1
-        for length in entry["shape"]:
-            size *= length
-        total += size
-    return total
+def count_numbers(path: Path) -> int:
+    """Return how many numbers a safetensors file holds, from its header. Raises :class:`CheckpointError`."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"The weights in {path.parent} cannot be read: {path.name}: {error}") from error
 
 
 def _front(config: dict[str, Any]) -> str:

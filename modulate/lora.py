@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -21,14 +21,17 @@ from modulate.errors import CheckpointError, HostError
 from modulate.hosts import Host, bare
 
 _numbers = itertools.count()
-_KEY = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)\.lora_([AB])\.weight$")
+_KEY = re.compile(r"(?:^|\.)layers\.(\d{1,4})\.(.+)\.lora_([AB])\.weight$")
+
+
+Width = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class LoraSpec(Params):
     """What is saved of an adaptation: its parameters, and the shape of every adapted sub-module of a decoder layer."""
 
     params: LoraParams
-    shapes: dict[str, tuple[int, int]] = Field(description="sub-module of a decoder layer → (input width, output width)")
+    shapes: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")], tuple[Width, Width]] = Field(description="sub-module of a decoder layer → (input width, output width)")
     layers: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="of sub-modules that not every layer has: the layers that have it")
     layers_path: str = Field(description="where the decoder layers are inside the host, for the names in the PEFT adapter file")
 
@@ -58,6 +61,15 @@ def layers_path(host: Host) -> str:
     return next(name for name, module in bare(host.model).named_modules() if module is host.layers)
 
 
+def check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise :class:`CheckpointError` for a tensor that holds other than finite floating-point numbers; ``source`` names its file."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{source}: tensor {name!r:.200} is {tensor.dtype}; floating-point numbers are needed.")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: tensor {name!r:.200} holds numbers that are not finite.")
+
+
 class LoraTensors(nn.ParameterDict):
     """The A and B matrices of every adapted sub-module of every decoder layer; A random, B zero, so that a fresh one changes nothing."""
 
@@ -83,15 +95,16 @@ class LoraTensors(nn.ParameterDict):
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over an adapter file. Raises :class:`CheckpointError` on unexpected or missing keys and on wrong shapes."""
+        check_numbers(tensors, "The adapter file")
         todo = dict(self.items())
         for key, value in tensors.items():
             match = _KEY.search(key)
             slot = _slot(int(match[1]), match[2], match[3]) if match else ""
             if slot not in todo:
-                raise CheckpointError(f"The adapter file holds {key!r}, which the configuration does not expect.")
+                raise CheckpointError(f"The adapter file holds {key!r:.200}, which the configuration does not expect.")
             target = todo.pop(slot)
             if target.shape != value.shape:
-                raise CheckpointError(f"The adapter file's {key!r} has shape {tuple(value.shape)}, the configuration says {tuple(target.shape)}.")
+                raise CheckpointError(f"The adapter file's {key!r:.200} has shape {tuple(value.shape)}, the configuration says {tuple(target.shape)}.")
             with torch.no_grad():
                 target.copy_(value)
         if todo:

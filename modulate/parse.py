@@ -5,6 +5,8 @@ whoever uses the result; a key that stands twice in one mapping is an error, bec
 """
 
 import json
+import math
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from modulate.errors import DataError, MissingFileError, RecipeError
+from modulate.errors import DataError, MissingFileError, RecipeError, shown
 
 YAML_BYTES = 256 << 10
 """Largest YAML file; the longest recipe that ships has 3 KB."""
@@ -86,6 +88,8 @@ class _Loader(yaml.SafeLoader):
     def compose_scalar_node(self, anchor: Any) -> ScalarNode:
         """Compose a scalar; numbers have a largest length, because reading and printing long ones takes time that grows with its square."""
         node = super().compose_scalar_node(anchor)
+        if any("\ud800" <= character <= "\udfff" for character in node.value):  # escapes can write them
+            raise _Refused(None, None, "half of a character, which no file that repeats it could hold", node.start_mark)
         if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and len(node.value) > YAML_NUMBER:
             raise _Refused(None, None, f"a number of more than {YAML_NUMBER} characters", node.start_mark)
         return node
@@ -133,18 +137,68 @@ def read_json(path: Path, what: str = "File") -> Any:
         size = path.stat().st_size
         if size > JSON_BYTES:
             raise DataError(f"{path} has {size} bytes; at most {JSON_BYTES >> 20} MiB are read. Split it, or look at what it really is.")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise MissingFileError(f"{what} {path} does not exist.") from None
-    except RecursionError as error:
-        raise DataError(f"{path} is nested deeper than {JSON_DEPTH} levels.") from error
-    except DataError:
-        raise
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise DataError(f"{path} is not valid JSON: {error}.") from error
-    if _deeper(data, JSON_DEPTH):
-        raise DataError(f"{path} is nested deeper than {JSON_DEPTH} levels.")
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read: {error.strerror or error}.") from error
+    return parse_json(data, str(path))
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """Return the bytes of the file at ``path``. Raises :class:`DataError` for one of more than ``most`` bytes, or one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if len(data) > most:
+        raise DataError(f"{path} is larger than {most} bytes, the most that are read.")
     return data
+
+
+def parse_json(data: bytes, source: str) -> Any:
+    """Return what the JSON text ``data`` (UTF-8) holds; ``source`` names it in errors.
+
+    Raises :class:`DataError` for what is no JSON or nested deeper than :data:`JSON_DEPTH`, for a key that stands twice in one object, of which the
+    first would be dropped without a word, for NaN and infinities, and for halves of characters, which no file that repeats them could hold.
+    """
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number, parse_float=_finite)
+        if _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise DataError(f"{source} is nested deeper than {JSON_DEPTH} levels.") from error
+    except ValueError as error:  # JSONDecodeError, UnicodeError, and what the hooks raise
+        raise DataError(f"{source} is not valid JSON: {error}.") from error
+    if _deeper(value, JSON_DEPTH):
+        raise DataError(f"{source} is nested deeper than {JSON_DEPTH} levels.")
+    return value
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON writes half of a character; two of them make a whole one."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(again)} stands twice in one object")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:YAML_NUMBER]} is too large")
+    return value
 
 
 def _deeper(value: Any, limit: int) -> bool:

@@ -1,9 +1,10 @@
 """Paths as recipes write them: plain, or inside an installed package; and names as data files write them, which never leave their folder."""
 
 import importlib.util
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from modulate.errors import DataError, MissingFileError
+from modulate.errors import DataError, MissingFileError, shown
 
 PREFIX = "package:"
 
@@ -19,10 +20,13 @@ def resolve(text: str) -> Path:
         raise MissingFileError(f"An empty path was given; write a path, or {PREFIX}NAME/sub/path for a file inside an installed package.")
     if text.startswith(PREFIX):
         return _inside_package(text)
-    path = Path(text).expanduser()
-    if not path.exists():
-        raise MissingFileError(f"{text!r} does not exist: looked for {path.absolute()}. Check the spelling, or the directory that the command runs in.")
-    return path
+    try:
+        path = Path(text).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # longer than names may be; a home directory of nobody; a zero character
+        raise MissingFileError(f"{shown(text)} cannot be looked for: {getattr(error, 'strerror', None) or error}. Check the spelling.") from error
+    raise MissingFileError(f"{text!r} does not exist: looked for {path.absolute()}. Check the spelling, or the directory that the command runs in.")
 
 
 def _inside_package(text: str) -> Path:
@@ -35,8 +39,9 @@ def _inside_package(text: str) -> Path:
         raise MissingFileError(f"{text!r} names the package {name!r}, but no such package is installed. Install it, or write {PREFIX}NAME/sub/path.")
     candidates = [folder / inner for folder in folders]
     for path in candidates:
-        if path.exists():
-            return path
+        with suppress(OSError, ValueError):  # a name longer than may be
+            if path.exists():
+                return path
     raise MissingFileError(f"{text!r} does not exist: looked for {', '.join(map(str, candidates))}. Check the spelling, or reinstall {name!r}.")
 
 
@@ -62,5 +67,5 @@ def checked_name(text: str, where: str) -> str:
     plain = text.strip().replace("\\", "/")
     path, windows = PurePosixPath(plain), PureWindowsPath(plain)
     if path.is_absolute() or windows.drive or windows.root or ".." in path.parts or "\0" in plain:
-        raise DataError(f"{where}: {text!r} leaves the data set's folder. Write a name relative to it, without '..'.")
+        raise DataError(f"{where}: {shown(text, 200)} leaves the data set's folder. Write a name relative to it, without '..'.")
     return path.as_posix() if plain else ""

@@ -1,7 +1,10 @@
 import math
+import resource
+import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -301,6 +304,116 @@ def test_windows_and_rates_that_make_no_sense_are_refused_with_their_values() ->
         sample_times((0.0, 2.0), 0, 4)
     with pytest.raises(VideoError, match=r"got fps=1, max_frames=0"):
         sample_times((0.0, 2.0), 1, 0)
+
+
+def remuxed(source: Path, path: Path, change: Callable[[av.Packet, int], None]) -> Path:
+    """Copy the packets of ``source``, each changed by ``change(packet, index)``, without encoding anew."""
+    with av.open(str(source)) as given, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as out:
+        stream = out.add_stream_from_template(given.streams.video[0])
+        for index, packet in enumerate(p for p in given.demux(video=0) if p.dts is not None):
+            packet.stream = stream
+            change(packet, index)
+            out.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Path:
+    """Half a second without B-frames, each frame a key frame."""
+    return write(folder / "plain.mkv", REGULAR[:13], bf="0", g="1")
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_frames_with_negative_presentation_times_are_not_shown_and_the_first_shown_is_at_0(ending: str, plain: Path, folder: Path) -> None:
+    def early(packet: av.Packet, index: int) -> None:
+        packet.pts, packet.dts = packet.pts - 300, packet.dts - 300  # 0.3 s, in the clock of Matroska: frame k is at k / 25 - 0.3 s
+
+    path = remuxed(plain, folder / f"negative.{ending}", early)
+    frames = read_frames(path, [0.105, 0.15])
+    assert indices(frames.images) == [10, 11] and frames.times == pytest.approx([0.08, 0.12], abs=2e-3)  # the first that is shown is frame 8
+    with pytest.raises(VideoError, match=r"a frame at 0\.480 s was asked for, but the video ends at 0\.2\d\d s"):
+        read_frames(path, [0.48])
+
+
+def test_of_frames_with_the_same_presentation_time_one_is_given_and_times_increase(plain: Path, folder: Path) -> None:
+    def repeated(packet: av.Packet, index: int) -> None:
+        packet.pts, packet.dts = 40 * (index - index % 2) + 40, 40 * index
+
+    path = remuxed(plain, folder / "repeated.mkv", repeated)
+    with av.open(str(path)) as file:
+        assert len({p.pts for p in file.demux(video=0) if p.pts is not None}) == 7
+    frames = read_frames(path, [0.0, 0.04, 0.08, 0.2, 0.4])
+    assert list(frames.times) == sorted(set(frames.times)) and frames.times == pytest.approx([0.0, 0.08, 0.16, 0.4], abs=2e-3)
+    assert [index // 2 * 2 for index in indices(frames.images)] == [0, 2, 4, 10]
+
+
+@pytest.mark.parametrize(("given", "ending"), [("mp4", "avi"), ("mkv", "mp4"), ("mp4", "txt"), ("ts", "mkv")])
+def test_a_wrong_ending_does_not_matter_to_a_video(given: str, ending: str, folder: Path) -> None:
+    path = write(folder / f"named.{given}", REGULAR[:13], bf="0", g="5")
+    renamed = path.rename(folder / f"{given} named.{ending}")
+    assert indices(read_frames(renamed, [0.2]).images) == [5]
+
+
+def test_one_frame_is_a_video(folder: Path) -> None:
+    path = write(folder / "one.mp4", [0.0])
+    assert indices(read_frames(path, [0.0, 0.03]).images) == [0] and probe(path).frames == 1
+    with pytest.raises(VideoError, match=r"a frame at 3\.000 s was asked for, but the video ends at 0\.0\d\d s"):
+        read_frames(path, [3.0])
+
+
+@pytest.mark.parametrize(("width", "height", "codec", "pixels"), [(63, 31, "ffv1", "yuv420p"), (65, 3, "ffv1", "rgb24"), (2, 2, "libx264", "yuv420p")])
+def test_odd_and_tiny_sizes_keep_their_size_and_colours(width: int, height: int, codec: str, pixels: str, folder: Path) -> None:
+    path = folder / f"odd{width}.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=5)
+        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0" if pixels == "rgb24" else pixels
+        for k in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((height, width, 3), 60 * (k + 1), np.uint8), format="rgb24")))
+        out.mux(stream.encode())
+    images = read_frames(path, [0.0, 0.2, 0.4]).images
+    assert images.shape == (3, height, width, 3) and (probe(path).width, probe(path).height) == (width, height)
+    assert [int(image.mean()) for image in images] == pytest.approx([60, 120, 180], abs=6)
+
+
+def test_frames_of_4k_are_read_one_by_one(folder: Path) -> None:
+    path = folder / "large.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=5, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 3840, 2160, "yuv420p"
+        for k in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(k + 1, 2160, 3840), format="rgb24")))
+        out.mux(stream.encode())
+    frames = read_frames(path, [0.4])
+    assert frames.images.shape == (1, 2160, 3840, 3) and frames.images.nbytes == 3840 * 2160 * 3
+    assert int(sum((frames.images[0, 1000, 240 + 480 * b, 1] > 127) << b for b in range(8))) == 3
+
+
+def claims_a_day(path: Path) -> Path:
+    """Change what the header of an mp4 or Matroska file says of its duration to 24 hours; the pictures and their times stay what they are."""
+    data = bytearray(path.read_bytes())
+    if path.suffix == ".mp4":
+        for box, scale, duration in ((b"mvhd", 16, 20), (b"mdhd", 16, 20), (b"tkhd", None, 24)):
+            at = data.index(box)
+            clock = int.from_bytes(data[at + scale : at + scale + 4], "big") if scale else 1000
+            data[at + duration : at + duration + 4] = min(86_400 * clock, 2**32 - 1).to_bytes(4, "big")
+    else:
+        at = data.index(b"\x44\x89\x88")  # Duration, eight bytes, in milliseconds
+        data[at + 3 : at + 11] = struct.pack(">d", 86_400_000.0)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_header_that_claims_24_hours_costs_neither_time_nor_memory(ending: str, folder: Path) -> None:
+    path = claims_a_day(write(folder / f"day.{ending}", REGULAR[:50], bf="0", g="25"))
+    with av.open(str(path)) as file:
+        assert ending == "mp4" or (file.duration or 0) / av.time_base > 40_000  # of mp4's headers FFmpeg believes the samples' own
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert probe(path).duration == pytest.approx(2.0, abs=0.05)
+    assert indices(read_frames(path, [0.0, 1.0]).images) == [0, 25]
+    with pytest.raises(VideoError, match=rf"day\.{ending}: a frame at 5714\.286 s was asked for, but the video ends at 2\.0\d\d s"):
+        read_frames(path, sample_times((0.0, 40_000.0), 1.0, 8))
+    assert time.process_time() - start < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 def test_reading_video_imports_no_torch() -> None:

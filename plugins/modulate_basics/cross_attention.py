@@ -11,7 +11,7 @@ from modulate import Memory, Modulator, Params, SignalFeatures, Writer
 class GatedCrossAttentionParams(Params):
     """Parameters of ``gated_cross_attention``."""
 
-    width: int = Field(64, gt=0, description="width of the memory and of the attention, channels [ours]")
+    width: int = Field(64, gt=0, le=2**16, description="width of the memory and of the attention, channels [ours]")
     heads: int = Field(4, gt=0, description="attention heads; must divide the width [ours]")
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from modulate import Memory, Modulator, Params, SignalFeatures, Writer
 class FiLMParams(Params):
     """Parameters of ``film``."""
 
-    width: int = Field(64, gt=0, description="width of the hidden layer between signal and scale and shift, channels [ours]")
+    width: int = Field(64, gt=0, le=2**16, description="width of the hidden layer between signal and scale and shift, channels [ours]")
 
 
 class ScaleAndShift(Writer):

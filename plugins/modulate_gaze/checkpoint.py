@@ -6,7 +6,6 @@ phamtrongthang/gazeqwen, best_model.pt]
 """
 
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from modulate.errors import CheckpointError, MissingFileError
+from modulate.errors import CheckpointError, MissingFileError, shown
+from modulate.pickled import check_archive
 
 LIMIT = 2**28
 """Bytes that a checkpoint may take on disk, unpacked, and as tensors: 256 MiB, five times the released one."""
@@ -29,7 +29,7 @@ PREFIXES = ("model.layers", "model.language_model.layers")
 """Where the decoder layers are in a Qwen2.5-VL of transformers up to 4.51, and since."""
 
 _FLAT = re.compile(r"(proj_in|proj_out|proj_gaze)\.|latents$|(q|k|v|g)_projs\.\d+\.(weight|bias)$|block_norms\.\d+\.(weight|bias)$")
-_LORA = re.compile(rf"({'|'.join(map(re.escape, PREFIXES))})\.(\d+)\.(self_attn\.[qv]_proj)\.lora_([AB])$")
+_LORA = re.compile(rf"({'|'.join(map(re.escape, PREFIXES))})\.(\d{{1,4}})\.(self_attn\.[qv]_proj)\.lora_([AB])$")
 
 
 class ReleasedConfig(BaseModel):
@@ -73,7 +73,13 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and check a ``best_model.pt``. Raises :class:`MissingFileError`, and :class:`CheckpointError` naming the entry or tensor that does not fit."""
-    content = _unpickled(path)
+    return parse_content(_unpickled(path), path)
+
+
+def parse_content(content: Any, path: Path) -> Checkpoint:
+    """Hold what a file contains against the schema; ``path`` names it in errors. Raises :class:`CheckpointError`."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; a released checkpoint is a dictionary of {', '.join(ENTRIES)}.")
     _same_keys(content, ENTRIES, f"{path}", "entry")
     config = _validated(ReleasedConfig, content["config"], "config", path)
     lora_config = _validated(ReleasedLora, content["lora_config"], "lora_config", path)
@@ -94,24 +100,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
 # --- the file ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _unpickled(path: Path) -> dict[Any, Any]:
-    """Return the dictionary in ``path``, after a look at its size and kind; nothing but plain tensors, numbers, texts and containers is built."""
+def _unpickled(path: Path) -> Any:
+    """Return what is in ``path``, after a look at its size and kind; nothing but plain tensors, numbers, texts and containers is built."""
     if not path.is_file():
         raise MissingFileError(f"There is no checkpoint at {path}. Name the file, for example best_model.pt of the hub repository phamtrongthang/gazeqwen.")
     _check_size(path, path.stat().st_size, "bytes")
+    check_archive(path, LIMIT)
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{path} is not a file that torch.save writes: {error}. Download it again.") from error
-    _check_size(path, unpacked, "bytes unpacked")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling fails in many ways; each means that this is not a file of plain tensors
-        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; a released checkpoint is a dictionary of {', '.join(ENTRIES)}.")
-    return content
+        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {error!s:.2000}") from error
 
 
 def _check_size(path: Path, size: int, unit: str) -> None:
@@ -124,7 +122,7 @@ def _check_size(path: Path, size: int, unit: str) -> None:
 
 def _same_keys(found: Mapping[Any, Any], expected: tuple[str, ...] | dict[str, Any], where: str, what: str) -> None:
     """Raise :class:`CheckpointError` that names the first unexpected, else the first missing key."""
-    extra = sorted(repr(key) for key in found if key not in expected)
+    extra = sorted(shown(key) for key in found if key not in expected)
     if extra:
         raise CheckpointError(f"{where} holds an unexpected {what} {extra[0]} ({len(extra)} in all); nothing was converted.")
     missing = [key for key in expected if key not in found]
@@ -138,7 +136,7 @@ def _validated(model: type[Any], value: Any, name: str, path: Path) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([name, *map(str, first["loc"])])
-        raise CheckpointError(f"{path}: {key}: {first['msg']}; got {first['input']!r:.80}.") from error
+        raise CheckpointError(f"{path}: {key:.200}: {first['msg']}; got {shown(first['input'])}.") from error
 
 
 def _tensors(value: Any, name: str, path: Path) -> dict[str, Tensor]:
@@ -147,10 +145,10 @@ def _tensors(value: Any, name: str, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {name} is a {type(value).__name__}; a dictionary of tensors is expected.")
     for key, tensor in value.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {name} holds {type(tensor).__name__} under {key!r:.80}; tensors under names are expected.")
+            raise CheckpointError(f"{path}: {name} holds {type(tensor).__name__} under {shown(key)}; tensors under names are expected.")
         if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
             allowed = ", ".join(str(d).removeprefix("torch.") for d in FLOATS)
-            raise CheckpointError(f"{path}: tensor {key!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; dense {allowed} is expected.")
+            raise CheckpointError(f"{path}: tensor {shown(key)} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; dense {allowed} is expected.")
     return {key: tensor.detach() for key, tensor in value.items()}
 
 
@@ -203,7 +201,7 @@ def _lora_by_place(lora: dict[str, Tensor], path: Path) -> dict[tuple[int, str, 
         if match is None or match[2] != str(int(match[2])) or prefix not in (None, match[1]):
             one = f" beside {prefix!r}" if match and prefix not in (None, match[1]) else ""
             layout = " or ".join(f"{p}.N.self_attn.{{q,v}}_proj.lora_{{A,B}}" for p in PREFIXES)
-            raise CheckpointError(f"{path}: lora_state_dict holds an unexpected tensor {name!r}{one}; {layout} is expected, one of the two.")
+            raise CheckpointError(f"{path}: lora_state_dict holds an unexpected tensor {shown(name)}{one}; {layout} is expected, one of the two.")
         prefix = match[1]
         found[int(match[2]), match[3], match[4]] = (name, tensor)
     return found

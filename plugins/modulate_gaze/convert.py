@@ -72,7 +72,7 @@ def modulation_from(checkpoint: Checkpoint, layers: Sequence[int] | None = None,
         # as released: coordinates without DETR's 2π, a fixation active where it contains the step's time, features for the keys alone
         encoder=Choice(name="coord_pe", params={"dim": c.d_latent, "temperature": 10000.0, "scale": 1.0, "active": "midpoint", "to_features": False}),
         modulator=Choice(name="gaze_resampler", params=released.params.model_dump()),
-        injection=Injection(layers=chosen),
+        injection=Injection(layers=chosen, empty="none"),
         backbone=Choice(name="vjepa2_1", params=FEATURES.get(c.d_vjepa, {})),
         d_features=released.d_features,
         lora=_lora_spec(checkpoint),

@@ -15,7 +15,7 @@ from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centre
 class CoordPEParams(GazeParams):
     """Parameters of ``coord_pe``."""
 
-    dim: int = Field(256, gt=0, multiple_of=4, description="width of the encoding, channels: half for x, half for y [GazeQwen: 256]")
+    dim: int = Field(256, gt=0, le=2**16, multiple_of=4, description="width of the encoding, channels: half for x, half for y [GazeQwen: 256]")
     temperature: float = Field(10000.0, gt=1, description="ratio of the longest to the shortest wavelength, no unit [DETR, GazeQwen: 10000]")
     scale: float = Field(1.0, gt=0, description="radians per frame width or height: 1 as in GazeQwen's code, 6.283185 (2π) as in DETR")
     active: Mode = Field("midpoint", description=ACTIVE)

@@ -22,7 +22,7 @@ ACTIVE = "midpoint: fixations that contain the step's time [GazeQwen]; overlap: 
 class GazeParams(Params):
     """Parameters of every gaze encoder."""
 
-    dim: int = Field(256, gt=0, description="width of the features, channels [GazeQwen: 256]")
+    dim: int = Field(256, gt=0, le=2**16, description="width of the features, channels [GazeQwen: 256]")
     active: Mode = Field("overlap", description=ACTIVE)
     to_features: bool = Field(False, description="add the features to the modulator's frame features as well as to its keys; needs dim = its width [ours]")
 

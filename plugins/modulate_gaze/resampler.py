@@ -4,10 +4,10 @@ All injected layers and all steps go through in one batch: parameters of the lay
 ``module`` (length 1 when one copy serves every layer). [GazeQwen, arXiv 2603.25841, equations 2–5; details as in its released code]
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from einops import repeat
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ from modulate_gaze.encoding import full_precision
 class GazeResamplerParams(Params):
     """Parameters of ``gaze_resampler``."""
 
-    latents: int = Field(default=32, gt=0, description="learned latent vectors [GazeQwen: 32]")
-    blocks: int = Field(default=2, gt=0, description="cross-attention blocks [GazeQwen: 2]")
-    width: int = Field(default=256, gt=0, description="width of latents and attention, channels [GazeQwen: 256]")
+    latents: int = Field(default=32, gt=0, le=2**16, description="learned latent vectors [GazeQwen: 32]")
+    blocks: int = Field(default=2, gt=0, le=256, description="cross-attention blocks [GazeQwen: 2]")
+    width: int = Field(default=256, gt=0, le=2**16, description="width of latents and attention, channels [GazeQwen: 256]")
     sharing: Literal["per_layer", "shared"] = Field(default="per_layer", description="one copy for each injected layer, or one for all [GazeQwen: per_layer]")
 
 
@@ -36,10 +36,18 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.stack([linear.weight.detach() for linear in single]))
         self.bias = nn.Parameter(torch.stack([linear.bias.detach() for linear in single])) if bias else None
 
-    def forward(self, x: Float[Tensor, "module step token d_in"] | Float[Tensor, "step token d_in"]) -> Float[Tensor, "module step token d_out"]:
-        """Map inputs of each module, or one input common to all."""
-        y = torch.einsum("stf,mof->msto" if x.ndim == 3 else "mstf,mof->msto", x, self.weight)
+    def forward(self, x: Float[Tensor, "module step token d_in"]) -> Float[Tensor, "module step token d_out"]:
+        """Map each module's inputs."""
+        y = torch.einsum("mstf,mof->msto", x, self.weight)
         return y if self.bias is None else y + self.bias[:, None, None]
+
+    def back(self, query: Float[Tensor, "module step q d_out"]) -> Float[Tensor, "module step q d_in"]:
+        """Return query · W, whose product with x is that of ``query`` with W x."""
+        return torch.einsum("msqo,mof->msqf", query, self.weight)
+
+    def constant(self, query: Float[Tensor, "module step q d_out"]) -> Float[Tensor, "module step q 1"]:
+        """Return the product of ``query`` with the bias."""
+        return torch.zeros_like(query[..., :1]) if self.bias is None else torch.einsum("msqo,mo->msq", query, self.bias)[..., None]
 
 
 class StackedNorm(nn.Module):
@@ -55,15 +63,28 @@ class StackedNorm(nn.Module):
         return functional.layer_norm(x, x.shape[-1:]) * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def attend(
-    query: Float[Tensor, "module step q d"], key: Float[Tensor, "module step k d"], value: Float[Tensor, "module step k d"]
-) -> Float[Tensor, "module step q d"]:
-    """Single-head attention, softmax(QKᵀ/√d) V.
+@dataclass(frozen=True)
+class Tokens:
+    """The visual tokens as all modules see them, x = W_in f, plus the signal where it is to be added: known by their products alone.
 
-    Written out because the fused fp32 kernels' backward is not deterministic on GPUs, and a resumed run must reach the same weights; with 32
-    queries or keys the weights are small anyway.
+    Each is looked at by, and looks at, a few latents only. So queries are mapped to the features' side, and means of features to the modules' width: x
+    itself, larger by far than all the rest, is never made, nor kept for backward. The same numbers up to rounding.
+    Attention is written out because the fused fp32 kernels' backward is not deterministic on GPUs, and a resumed run must reach the same weights.
     """
-    return torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, -1) @ value
+
+    features: Float[Tensor, "step token d_features"]
+    proj_in: StackedLinear
+    added: Float[Tensor, "step token d"] | None
+
+    def products(self, query: Tensor) -> Float[Tensor, "module step q token"]:
+        """Return query · x. ``query``: (module, step, q, d), of one step where they are the same in all."""
+        found = torch.einsum("msqf,stf->msqt", self.proj_in.back(query), self.features)
+        return found if self.added is None else found + torch.einsum("msqd,std->msqt", query, self.added)
+
+    def means(self, weights: Float[Tensor, "module step q token"]) -> Float[Tensor, "module step q d"]:
+        """Return the sums of x by these weights."""
+        found = self.proj_in(torch.einsum("msqt,stf->msqf", weights, self.features))
+        return found if self.added is None else found + torch.einsum("msqt,std->msqd", weights, self.added)
 
 
 class Block(nn.Module):
@@ -80,12 +101,21 @@ class Block(nn.Module):
         self.ff_norm, self.norm = StackedNorm(modules, width), StackedNorm(modules, width)
         self.ff_in, self.ff_out = StackedLinear(modules, width, 4 * width), StackedLinear(modules, 4 * width, width)
 
-    def forward(
-        self, latents: Float[Tensor, "module step latent d"], x: Float[Tensor, "module step token d"], signal: Float[Tensor, "step token_and_latent d_signal"]
-    ) -> Float[Tensor, "module step latent d"]:
-        """Update the latents. ``signal`` guides the keys of the tokens; its rows for the latents are 0."""
-        source = torch.cat([x, latents], 2)
-        latents = latents + attend(self.query(latents), self.key(source) + self.signal(signal), self.value(source))
+    def forward(self, latents: Tensor, tokens: Tokens, signal: Float[Tensor, "step token d_signal"]) -> Float[Tensor, "module step latent d"]:
+        """Update the latents: they attend to the tokens, whose keys ``signal`` guides, and to themselves, whose keys it leaves alone.
+
+        ``latents``: (module, step, latent, d), of one step where they are the same in all.
+        """
+        query = self.query(latents)
+        keyed, constant = self.key.back(query), self.key.constant(query) + self.signal.constant(query)
+        guided = torch.einsum("msqf,stf->msqt", self.signal.back(query), signal)
+        products = tokens.products(keyed) + guided
+        own = (keyed @ latents.mT).expand(-1, products.shape[1], -1, -1)
+        logits = torch.cat([products, own], -1) + constant
+        weights = torch.softmax(logits / query.shape[-1] ** 0.5, -1)
+        n = signal.shape[1]
+        seen = tokens.means(weights[..., :n]) + weights[..., n:] @ latents
+        latents = latents + self.value(seen)  # its bias once, as weights sum to 1
         return self.norm(latents + self.ff_out(functional.gelu(self.ff_in(self.ff_norm(latents)))))
 
 
@@ -117,12 +147,10 @@ class GazeResampler(Modulator):
             )
         with full_precision(self.latents.device):
             guide = signal.values.float()
-            x = self.proj_in(features.float())
-            if signal.to_features:
-                x = x + guide
-            latents = repeat(self.latents, "module latent d -> module step latent d", step=len(features))
-            padded = functional.pad(guide, (0, 0, 0, self.params.latents))
+            tokens = Tokens(features.float(), self.proj_in, guide if signal.to_features else None)
+            latents = self.latents[:, None]  # the same in all steps until they have looked at something
             for block in self.blocks:
-                latents = block(latents, x, padded)
-            read = attend(x, latents, latents)
+                latents = block(latents, tokens, guide)
+            back = torch.softmax(tokens.products(latents) / self.params.width**0.5, 2)  # each token over the latents
+            read = torch.einsum("mslt,msld->mstd", back, latents)
         return list(read.unbind(0)) if not self.shared_output else [read[0]] * self.n_layers

@@ -1,13 +1,14 @@
 """The signal ``hand``: where the camera wearer's hand was, sampled over time."""
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 
-from modulate.errors import MissingFileError, SignalError
+from modulate.errors import MissingFileError, SignalError, shown
 from modulate_gaze.positions import position_problem
 from modulate_gaze.scanpath import Scanpath
 
@@ -15,6 +16,9 @@ COLUMNS = ("time_seconds", "x", "y")
 GAP = 0.5
 """Seconds after which a sample no longer holds: the hand was not tracked until the next one."""
 MAX_ROWS = 2_000_000
+MAX_BYTES = 256 * 2**20
+MAX_SECONDS = 1e7
+"""Times from here on, 115 days, are no seconds of a video."""
 
 
 class HandPath(Scanpath):
@@ -31,46 +35,72 @@ class HandPath(Scanpath):
 
         Raises :class:`MissingFileError`, and :class:`SignalError` naming file and line: times must increase.
         """
-        times, positions = _samples(Path(path))
+        return cls.parse(_bytes(Path(path)), str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, source: str) -> Self:
+        """Return what :meth:`read` returns for a file of these bytes; ``source`` names it in errors. Raises :class:`SignalError`."""
+        times, positions = _samples(data, source)
         if not times:
             return cls()
         lasts = np.minimum(np.diff(times, append=times[-1] + (float(np.median(np.diff(times))) if len(times) > 1 else GAP)), GAP)
         return cls(np.column_stack([positions, np.array(times) + lasts / 2, lasts]))
 
 
-def _samples(path: Path) -> tuple[list[float], list[tuple[float, float]]]:
+def _bytes(path: Path) -> bytes:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist. A file of hand positions is usually called <video stem>_hand.csv.")
+    if path.stat().st_size > MAX_BYTES:
+        raise SignalError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} that are read.")
+    return path.read_bytes()
+
+
+def _samples(data: bytes, source: str) -> tuple[list[float], list[tuple[float, float]]]:
     times: list[float] = []
     positions: list[tuple[float, float]] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (lines.fieldnames or ())]
-            if missing:
-                raise SignalError(f"{path}, line 1: the header lacks {', '.join(missing)}; needed are {', '.join(COLUMNS)}.")
-            for row in lines:
-                where = f"{path}, line {lines.line_num}"
-                if len(times) == MAX_ROWS:
-                    raise SignalError(f"{where}: more than {MAX_ROWS:,} samples.")
-                time, x, y = (_number(where, name, row[name]) for name in COLUMNS)
-                for axis, value in (("x", x), ("y", y)):
-                    if problem := position_problem(axis, axis, value):
-                        raise SignalError(f"{where}: {problem}")
-                if times and time <= times[-1]:
-                    raise SignalError(f"{where}: time_seconds {time!r} does not come after {times[-1]!r}; sort the samples and leave repeated ones out.")
-                times.append(time)
-                positions.append((x, y))
+        lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        header = [name.strip() for name in next(lines, [])]
+        columns = _columns(source, header)
+        for cells in lines:
+            if not any(cell.strip() for cell in cells):
+                continue
+            where = f"{source}, line {lines.line_num}"
+            if len(times) == MAX_ROWS:
+                raise SignalError(f"{where}: more than {MAX_ROWS:,} samples.")
+            if len(cells) != len(header):
+                raise SignalError(f"{where}: {len(cells)} values where the header names {len(header)} columns. Correct or remove the line.")
+            time, x, y = (_number(where, name, cells[index]) for name, index in columns.items())
+            for axis, value in (("x", x), ("y", y)):
+                if problem := position_problem(axis, axis, value):
+                    raise SignalError(f"{where}: {problem}")
+            if abs(time) >= MAX_SECONDS:
+                raise SignalError(f"{where}: time_seconds {time!r} is no second of a video; times count from the video's start, in seconds.")
+            if times and time <= times[-1]:
+                raise SignalError(f"{where}: time_seconds {time!r} does not come after {times[-1]!r}; sort the samples and leave repeated ones out.")
+            times.append(time)
+            positions.append((x, y))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SignalError(f"{path} is not readable as CSV: {error}.") from error
+        raise SignalError(f"{source} is not readable as CSV: {error}.") from error
     return times, positions
 
 
-def _number(where: str, name: str, text: str | None) -> float:
+def _columns(source: str, header: list[str]) -> dict[str, int]:
+    """Return where each of the columns needed is; others are ignored."""
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise SignalError(f"{source}, line 1: the header lacks {', '.join(missing)}; needed are {', '.join(COLUMNS)}.")
+    repeated = [name for name in COLUMNS if header.count(name) > 1]
+    if repeated:
+        raise SignalError(f"{source}, line 1: column {repeated[0]!r} appears {header.count(repeated[0])} times. Remove all but one.")
+    return {name: header.index(name) for name in COLUMNS}
+
+
+def _number(where: str, name: str, text: str) -> float:
     try:
-        value = float((text or "").replace("_", "?"))
+        value = float(text.replace("_", "?"))
     except ValueError as error:
-        raise SignalError(f"{where}: {name} {text!r} is no number.") from error
+        raise SignalError(f"{where}: {name} {shown(text)} is no number.") from error
     if not math.isfinite(value):
-        raise SignalError(f"{where}: {name} {text!r} is not finite; leave out samples without a position.")
+        raise SignalError(f"{where}: {name} {shown(text)} is not finite; leave out samples without a position.")
     return value

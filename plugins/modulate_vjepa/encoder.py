@@ -4,6 +4,7 @@ Parameter names follow the layout of the checkpoints that Meta published with V-
 those load strictly. No class token, no learned positions. Only inference and plain training are covered: no masking, no predictor.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 
 from modulate.errors import ConditioningError, RecipeError
+
+MAX_SIZE = 1 << 16
+"""Largest of an encoder's sizes: far above the published ones, and small enough that a file's nonsense is refused before anything is built of it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,15 @@ class VJepaConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.dim, self.depth, self.heads, self.patch, self.tubelet, self.rope_grid)
-        if min(sizes) < 1 or self.mlp_ratio <= 0 or self.dim % self.heads or self.dim // self.heads < 6:
+        if max(sizes) > MAX_SIZE or not 0 < self.mlp_ratio <= MAX_SIZE or not math.isfinite(self.eps):
+            raise RecipeError(f"An encoder's sizes are positive and at most {MAX_SIZE}; got {self!r:.300}.")
+        if min(sizes) < 1 or self.dim % self.heads or self.dim // self.heads < 6:
             raise RecipeError(f"An encoder's sizes must be positive, and dim a multiple of heads with at least 6 channels per head; got {self!r}.")
         if not self.levels:
             count = min(4, self.depth)
             object.__setattr__(self, "levels", tuple(self.depth * (i + 1) // count - 1 for i in range(count)))
         object.__setattr__(self, "levels", tuple(self.levels))
-        if sorted(set(self.levels)) != list(self.levels) or self.levels[0] < 0 or self.levels[-1] != self.depth - 1:
+        if not all(isinstance(level, int) for level in self.levels) or sorted(set(self.levels)) != list(self.levels) or self.levels[0] < 0 or self.levels[-1] != self.depth - 1:
             raise RecipeError(f"levels must increase and end with the last block, {self.depth - 1}; got {self.levels}. Leave them out for the usual ones.")
 
     @property

@@ -1,15 +1,17 @@
 """Reading weights of a V-JEPA 2.1 encoder, and the dimensions that go with them."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from modulate.errors import CheckpointError, RecipeError
+from modulate.errors import CheckpointError, DataError, RecipeError, shown
+from modulate.parse import parse_json, read_limited
+from modulate.pickled import check_archive
 from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 
 ENCODERS = ("ema_encoder", "target_encoder")
@@ -20,6 +22,12 @@ WRAPPERS = ("module.", "backbone.", "encoder.")
 
 ALIASES = {"embed_dim": "dim", "num_heads": "heads", "patch_size": "patch", "tubelet_size": "tubelet", "layernorm_eps": "eps"}
 """Names of dimensions in the training code's configuration, and ours."""
+
+
+CONFIG_BYTES = 1 << 20
+"""Largest config.json."""
+
+_CONFIG = TypeAdapter(VJepaConfig)
 
 
 def load_encoder(path: Path, config: VJepaConfig | None) -> VJepaEncoder:
@@ -60,22 +68,35 @@ def config_from(values: dict[str, Any], source: str) -> VJepaConfig:
     missing = sorted({"dim", "depth", "heads"} - set(found))
     if missing:
         raise RecipeError(f"{source} does not say {', '.join(missing)} of the encoder. Name them in the recipe under dims, or a preset.")
-    return VJepaConfig(**{key: value for key, value in found.items() if key in known})
+    twice = sorted(own for key, own in ALIASES.items() if key in values and values.get(own, values[key]) != values[key])
+    if twice:
+        raise RecipeError(f"{source} says {twice[0]} of the encoder twice, under two names and differently. Keep one, or name dims in the recipe.")
+    try:
+        return _CONFIG.validate_python({key: value for key, value in found.items() if key in known})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RecipeError(f"{source}: {where}: {first['msg']}; got {shown(first['input'])}. Name a preset or dims in the recipe instead.") from error
 
 
 def _config_beside(path: Path, metadata: dict[str, str]) -> VJepaConfig:
     """Read the dimensions from the weights' metadata or from ``config.json`` in the same folder."""
     beside = path.parent / "config.json"
     if "config" in metadata:
-        text, source = metadata["config"], f"The metadata of {path}"
+        text, source = metadata["config"].encode(), f"The metadata of {path}"
     elif beside.is_file():
-        text, source = beside.read_text(encoding="utf-8"), str(beside)
+        text, source = read_limited(beside, CONFIG_BYTES), str(beside)
     else:
         raise RecipeError(f"Neither {path} nor a config.json beside it says the encoder's dimensions. Name a preset or dims in the recipe.")
+    return parse_config(text, source)
+
+
+def parse_config(data: bytes, source: str) -> VJepaConfig:
+    """Build the configuration from JSON text; errors as in :func:`config_from`, and :class:`modulate.errors.CheckpointError` for what is no JSON."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{source} is not JSON: {error}. Name a preset or dims in the recipe instead.") from error
+        values = parse_json(data, source)
+    except DataError as error:
+        raise CheckpointError(f"{error} Name a preset or dims in the recipe instead.") from error
     return config_from(values if isinstance(values, dict) else {}, source)
 
 
@@ -89,20 +110,38 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in chosen}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Download or export it again.") from error
-    return metadata, {_bare(name): value for name, value in tensors.items()}
+    return metadata, _checked(tensors, path)
 
 
 def _read_published(path: Path) -> dict[str, Tensor]:
     """Return the encoder's tensors of a published .pt file."""
+    check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # unpickling fails in many ways; each means that this is not a file of plain tensors
-        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {error} Use a published .pt file or a .safetensors file.") from error
+        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {error!s:.2000} Use a published .pt file or a .safetensors file.") from error
     keys = list(content) if isinstance(content, dict) else []
     chosen = next((key for key in ENCODERS if key in keys), None)
     if chosen is None:
-        raise CheckpointError(f"{path} holds neither of {', '.join(ENCODERS)}; it holds {keys[:8]}. Use a published V-JEPA 2.1 checkpoint.")
-    return {_bare(name): value for name, value in content[chosen].items()}
+        raise CheckpointError(f"{path} holds neither of {', '.join(ENCODERS)}; it holds {shown(keys[:8], 300)}. Use a published V-JEPA 2.1 checkpoint.")
+    return _checked(content[chosen], path)
+
+
+def _checked(tensors: Any, path: Path) -> dict[str, Tensor]:
+    """Return tensors under the encoder's own names, after a look at what they are: dense floating-point numbers, as many as the file holds, none twice."""
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path}: the encoder is a {type(tensors).__name__}; a dictionary of tensors is expected.")
+    found: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: the encoder holds {type(value).__name__} under {shown(key)}; tensors under names are expected.")
+        # a view may claim far more numbers than the file holds; converting it would take that much memory
+        if not value.is_floating_point() or value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: tensor {shown(key)} is {value.dtype}, {value.layout}; dense floating-point numbers, each held by the file, are expected.")
+        if (name := _bare(key)) in found:
+            raise CheckpointError(f"{path} holds {shown(name)} of the encoder twice, the second time as {shown(key)}.")
+        found[name] = value
+    return found
 
 
 def _bare(name: str) -> str:

@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import math
+import pickle  # noqa: TID251  (to show what is refused)
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from typer.testing import CliRunner
 from modulate import ClipInput, Modulation, cli
 from modulate.errors import CheckpointError, MissingFileError
 from modulate.grid import VisualGrid
+from modulate.pickled import check_pickle
 from modulate.recipe import load_recipe
 from modulate_gaze import checkpoint as reading
 from modulate_gaze.checkpoint import PREFIXES, ReleasedConfig, read_checkpoint, released_shapes
@@ -304,6 +307,61 @@ def test_a_view_that_claims_more_numbers_than_the_file_holds_is_refused(saved):
     assert path.stat().st_size < 2**20
     with pytest.raises(CheckpointError, match="bytes, more than the 268435456 that are read"):
         read_checkpoint(path)
+
+
+def laughing(levels=30, width=9):
+    """A list that names one nine times, which names one nine times …: few bytes, and more values than can be counted."""
+    inner = ["lol"]
+    for _ in range(levels):
+        inner = [inner] * width
+    return inner
+
+
+@pytest.mark.parametrize("place", [("config",), ("lora_config",), ("state_dict",), ("config", "version"), ("state_dict", "amplitude")])
+def test_values_that_multiply_are_refused_quickly(place, saved):
+    content = made()
+    put(*place, value=laughing())(content)
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="its pickle makes more than 20000000 values, shared ones written out"):
+        read_checkpoint(saved(content))
+    assert time.process_time() - start < 3
+
+
+def test_a_container_that_holds_itself_is_refused(saved):
+    content = made()
+    content["config"]["itself"] = content["config"]
+    with pytest.raises(CheckpointError, match="its pickle changes a container that stands in another already"):
+        read_checkpoint(saved(content))
+
+
+def test_pickled_values_are_counted_as_if_written_out():
+    shared = [1, 2, 3]
+    counted = {name: check_pickle(pickle.dumps(value, protocol=2), "p") for name, value in {"once": [shared], "thrice": [shared] * 3, "apart": [[1, 2, 3]] * 1}.items()}
+    assert counted["once"] == counted["apart"] and counted["thrice"] - counted["once"] == 2 * check_pickle(pickle.dumps(shared, protocol=2), "p")
+    for data, message in ((b"", "its pickle ends early|damaged"), (b"\x80\x02]", "damaged|ends early"), (b"\x80\x02e.", "damaged"), (b"\x80\x02h\x07.", "damaged")):
+        with pytest.raises(CheckpointError, match=message):
+            check_pickle(data, "p")
+
+
+def test_a_layer_s_number_of_any_length_is_refused(saved):
+    content = made()
+    content["lora_state_dict"][f"model.language_model.layers.{'1' * 5000}.self_attn.q_proj.lora_A"] = torch.zeros(2, 8)
+    with pytest.raises(CheckpointError, match="holds an unexpected tensor") as caught:
+        read_checkpoint(saved(content))
+    assert len(str(caught.value)) < 1000
+
+
+def test_archives_with_damaged_directories_are_refused(saved, tmp_path):
+    data = bytearray(saved(made()).read_bytes())
+    at = data.rindex(b"PK\x01\x02")
+    for offset in range(4, 46):
+        changed = bytearray(data)
+        changed[at + offset] ^= 0xFF
+        (tmp_path / "changed.pt").write_bytes(changed)
+        try:
+            assert read_checkpoint(tmp_path / "changed.pt").modules == 4  # fields that nobody reads
+        except CheckpointError as error:
+            assert str(tmp_path / "changed.pt") in str(error)
 
 
 def test_other_files_are_refused(saved, tmp_path):

@@ -144,6 +144,22 @@ def test_a_bad_row_is_refused_with_its_line_column_and_value(file, row, message)
     assert refused(file(text)) == f", line 4: {message}"
 
 
+def test_a_row_that_stands_there_twice_is_refused_with_both_lines(file):
+    text = "start_time,duration,center_x,center_y\n4,1,0.5,0.5\n0,1,0.25,0.5\n\n4,1.0,0.5,.5\n0,1,0.25,0.5\n"
+    assert refused(file(text)) == ", line 5: the fixation of line 2 once more (2 such lines in all). Remove repeated lines."
+
+
+@pytest.mark.parametrize(("column", "row"), [("start_time", "1.7e9,1,0.5,0.5"), ("duration", "1,1e300,0.5,0.5"), ("start_time", "-2e7,1,0.5,0.5")])
+def test_times_of_a_clock_and_of_other_units_are_refused(file, column, row):
+    message = refused(file("start_time,duration,center_x,center_y\n" + row))
+    assert message.startswith(f", line 2: {column} ") and "is no second of a video; times count from the video's start, in seconds." in message
+
+
+def test_a_long_cell_makes_a_short_message(file):
+    assert len(refused(file("start_time,duration,center_x,center_y\n1," + "9" * 100_000 + "x,0.5,0.5"))) < 300
+    assert len(refused(file("start_time," * 2 + "x" * 100_000))) < 500
+
+
 def test_bytes_that_are_no_text_are_refused(file):
     assert refused(file(b"center_x\xff")) == " is no text: byte 8 is not UTF-8. Save it again as UTF-8 CSV."
 
@@ -163,9 +179,15 @@ def test_files_and_row_counts_of_raw_gaze_samples_are_refused(file, monkeypatch)
     assert refused(path) == " has 62 bytes, more than 10. This reader takes fixations, not raw gaze samples."
 
 
+def apart(row):
+    """Equal only of rows that the reader would take for one: it refuses those that stand there twice."""
+    return row[0], row[1], round(row[2], 3), round(row[3], 3)
+
+
 fixations = st.lists(
     st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5), st.floats(0, 3600), st.floats(0, 60)),
     max_size=8,
+    unique_by=apart,
 )
 
 

@@ -39,7 +39,10 @@ def test_a_header_alone_is_a_hand_that_was_never_seen(tmp_path):
         (HEADER + "0,nan,0.1\n", "line 2: x 'nan' is not finite"),
         (HEADER + "0,640,0.1\n", "line 2: x 640.0 looks like pixels"),
         (HEADER + "1,0.1,0.1\n1,0.1,0.1\n", "line 3: time_seconds 1.0 does not come after 1.0"),
-        (HEADER + "1,0.1\n", "line 2: y None is no number"),
+        (HEADER + "1,0.1\n", "line 2: 2 values where the header names 3 columns"),
+        (HEADER + "1,0.1,0.1,0.7\n", "line 2: 4 values where the header names 3 columns"),
+        ("time_seconds,x,y,x\n", "line 1: column 'x' appears 2 times"),
+        (HEADER + "1.7e9,0.1,0.1\n", "line 2: time_seconds 1700000000.0 is no second of a video"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path, text, message):

@@ -190,3 +190,47 @@ def test_the_fingerprint_changes_with_everything_that_changes_the_features() -> 
     prints.append(build(**RANDOM).to(torch.bfloat16).fingerprint())
     assert len(set(prints)) == len(prints)
     assert build(**RANDOM, layer=1).fingerprint() == prints[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"dim": "wide", "depth": 2, "heads": 3}', r"dim: Input should be a valid integer.*got 'wide'"),
+        ('{"dim": 48, "embed_dim": 96, "depth": 2, "heads": 3}', "says dim of the encoder twice"),
+        ('{"dim": 48, "depth": 1000000000, "heads": 3}', "at most 65536"),
+        ('{"dim": 48, "depth": 2, "heads": 3, "levels": [null]}', "levels"),
+        ('{"dim": 48, "dim": 48, "depth": 2, "heads": 3}', "stands twice"),
+        ("[" * 5000, "not valid JSON|nested deeper"),
+        ("[]", "does not say depth, dim, heads"),
+    ],
+)
+def test_dimensions_that_make_no_sense_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    encoder = VJepaEncoder(VJepaConfig(**DIMS))
+    save_file(encoder.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((CheckpointError, RecipeError), match=message):
+        build(weights=str(tmp_path / "model.safetensors"))
+
+
+def test_what_is_no_encoder_s_tensors_is_refused(tmp_path: Path) -> None:
+    state = VJepaEncoder(VJepaConfig(**DIMS)).state_dict()
+    name = "norms_block.0.weight"
+    for content, message in (
+        ([1], "the encoder is a list"),
+        (state | {3: state[name]}, "holds Tensor under 3"),
+        (state | {name: [1.0]}, "holds list under 'norms_block.0.weight'"),
+        (state | {name: torch.zeros(1).expand(2**20, 2**20)}, "each held by the file"),
+        (state | {name: torch.zeros(48, dtype=torch.int64)}, "torch.int64"),
+        (state | {f"module.{name}": state[name]}, "of the encoder twice"),
+    ):
+        torch.save({"ema_encoder": content}, tmp_path / "model.pt")
+        with pytest.raises(CheckpointError, match=message):
+            build(weights=str(tmp_path / "model.pt"), dims=DIMS)
+
+
+def test_on_meta_the_published_size_has_its_shape_and_takes_no_memory() -> None:
+    with torch.device("meta"):
+        backbone = build(weights="random", preset="base", image_size=384)
+    out = backbone(torch.empty(16, 480, 640, 3, dtype=torch.uint8, device="meta"), [float(k) for k in range(16)])
+    assert out.values.shape == (8, 24, 24, 768) and out.values.is_meta
+    assert sum(p.numel() for p in backbone.parameters()) == 86_833_152

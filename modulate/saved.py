@@ -1,0 +1,74 @@
+"""What is saved of a modulation beside its weights, config.json, and how one that a stranger wrote is read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modulate.choice import Choice, Injection, Params
+from modulate.errors import CheckpointError, DataError
+from modulate.hosts import Host
+from modulate.lora import LoraSpec
+from modulate.parse import parse_json
+
+CONFIG_BYTES = 1 << 20
+"""Largest config.json."""
+
+
+class HostSpec(Params):
+    """The host that a modulation was made for."""
+
+    model_type: str = Field(description="transformers' model_type")
+    d_model: int = Field(ge=1, le=2**20, description="width of the hidden states")
+    n_layers: int = Field(ge=1, le=1024, description="number of decoder layers")
+
+    @classmethod
+    def of(cls, host: Host) -> "HostSpec":
+        """Describe a loaded host."""
+        return cls(model_type=host.config.model_type, d_model=host.d_model, n_layers=len(host.layers))
+
+
+class ModulationConfig(BaseModel):
+    """Everything but the weights; saved as config.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    host: HostSpec
+    encoder: Choice
+    modulator: Choice
+    injection: Injection
+    backbone: Choice | None = Field(None, description="where the frame features came from, for those who attach it elsewhere")
+    d_features: int = Field(ge=1, le=2**20, description="width of the frame features")
+    lora: LoraSpec | None = None
+    training: dict[str, Any] = Field(default_factory=dict, description="what a run notes of how it was made; not read back")
+
+    @model_validator(mode="after")
+    def _layers_are_the_hosts(self) -> "ModulationConfig":
+        adapted = [layer for layers in self.lora.layers.values() for layer in layers] if self.lora else []
+        outside = [layer for layer in (*self.injection.layers, *adapted) if not 0 <= layer < self.host.n_layers]
+        if outside:
+            raise ValueError(f"layer {outside[0]} is none of a host of {self.host.n_layers} layers")
+        return self
+
+
+def parse_config(data: bytes, source: str) -> ModulationConfig:
+    """Return the configuration in the JSON text ``data``, its components' parameters checked; ``source`` names it in errors.
+
+    Raises :class:`CheckpointError`, and :class:`modulate.errors.PluginError` for components that are not known here.
+    """
+    with fitting(source):
+        config = ModulationConfig.model_validate(parse_json(data, source))
+        config.encoder.resolved("signal_encoder")
+        config.modulator.resolved("modulator")
+        return config
+
+
+@contextmanager
+def fitting(source: str) -> Iterator[None]:
+    """Turn findings about the configuration of this name into :class:`CheckpointError`."""
+    try:
+        yield
+    except (ValidationError, DataError) as error:
+        raise CheckpointError(f"{source} does not fit this version of modulate: {error!s:.2000}") from error
