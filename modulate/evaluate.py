@@ -1,20 +1,25 @@
 """Evaluation: answers under the signal and under every control, each sample accounted for."""
 
-import json
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from modulate.answered import Answered, as_lines
 from modulate.components import Sample
 from modulate.errors import ComponentError, DataError, ModulateError
+from modulate.features import weights_digest
 from modulate.files import write_atomically
 from modulate.inject import Attachment
+from modulate.interrupts import Stop
+from modulate.memory import first_line, give_back, is_out_of_memory
 from modulate.metrics import Prediction, compare, summarise
 from modulate.modulation import ClipInput, Modulation
 from modulate.pipeline import Others, Pipeline, Prepared
-from modulate.run import Run
+from modulate.recipe import dump
+from modulate.run import Run, environment
 from modulate.sections import BUILT_IN
 
 
@@ -22,7 +27,8 @@ def score(
     pipeline: Pipeline, attachment: Attachment, samples: Sequence[Sample], condition: str, advance: Callable[[int], None] = lambda n: None
 ) -> list[Prediction]:
     """Answer ``samples`` under ``condition``, in order. Errors of single samples are recorded, never dropped."""
-    size, others, records = pipeline.recipe.evaluation.batch_size, Others(samples), []
+    size, others = pipeline.recipe.evaluation.batch_size, Others(samples)
+    records: list[Prediction] = []
     for start in range(0, len(samples), size):
         chunk = samples[start : start + size]
         ready: dict[int, tuple[Prepared, list[ClipInput]]] = {}
@@ -33,6 +39,10 @@ def score(
                 raise
             except ModulateError as error:
                 records.append(_failure(sample, condition, error))
+            except RuntimeError as error:  # of the backbone
+                if not is_out_of_memory(error):
+                    raise
+                records.append(_failure(sample, condition, DataError(f"its frames' features do not fit into memory ({first_line(error)}).")))
         records += _answers(pipeline, attachment, [ready[i] for i in sorted(ready)], condition)
         advance(len(chunk))
     order = {s.id: i for i, s in enumerate(samples)}
@@ -56,10 +66,29 @@ def bare(pipeline: Pipeline, condition: str) -> bool:
     return condition in ("host", "text_only") or condition in pipeline.inputs
 
 
-@torch.inference_mode()
 def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[Prepared, list[ClipInput]]], condition: str) -> list[Prediction]:
+    """Answer in one forward; in halves when that does not fit into memory, down to single samples, which then have failed."""
     if not ready:
         return []
+    try:
+        return _forward(pipeline, attachment, ready, condition)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        text = first_line(error)
+    give_back()
+    if len(ready) == 1:
+        return [_failure(ready[0][0].sample, condition, DataError(f"does not fit into memory, even alone ({text}). Lower sampling.max_frames."))]
+    warnings.warn(
+        f"A forward of {len(ready)} samples does not fit into memory ({text}); it is done in halves. A smaller evaluation.batch_size saves the failed attempts.",
+        stacklevel=2,
+    )
+    half = len(ready) // 2
+    return _answers(pipeline, attachment, ready[:half], condition) + _answers(pipeline, attachment, ready[half:], condition)
+
+
+@torch.inference_mode()
+def _forward(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[Prepared, list[ClipInput]]], condition: str) -> list[Prediction]:
     batch = pipeline.collate([prepared for prepared, _ in ready])
     rows = [clips for _, clips in ready]
     with attachment.under(rows, bare=bare(pipeline, condition)):
@@ -81,32 +110,70 @@ def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
 
 
 def evaluate(
-    run: Run, pipeline: Pipeline, modulation: Modulation, split: str = "test", advance: Callable[[str, int, int], None] = lambda c, d, n: None
+    run: Run,
+    pipeline: Pipeline,
+    modulation: Modulation,
+    split: str = "test",
+    advance: Callable[[str, int, int], None] = lambda c, d, n: None,
+    *,
+    stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run under its condition and all controls; write metrics.json and predictions.jsonl; return the metrics.
 
-    Deterministic: a second evaluation writes the same files. Raises :class:`DataError` when more samples fail than the recipe allows.
+    Deterministic: a second evaluation writes the same files, and one that was ended early, by ``stop`` or by anything, goes on after the conditions it had
+    finished. Raises :class:`DataError` when more samples fail than the recipe allows, :class:`Interrupted`, :class:`LockedError`, :class:`StorageError`.
     """
-    recipe, samples = run.recipe, pipeline.samples(split)
+    samples, stop = pipeline.samples(split), stop or Stop()
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
-    main = recipe.training.condition
-    names = [main, *(c for c in recipe.evaluation.conditions if c != main and (main != "none" or c in ("host", "text_only"))), *pipeline.inputs]
+    with run.held():
+        main = run.recipe.training.condition
+        conditions = (c for c in run.recipe.evaluation.conditions if c != main and (main != "none" or c in ("host", "text_only")))
+        records = _records(run, pipeline, modulation, split, samples, [main, *conditions, *pipeline.inputs], advance, stop)
+        lines = "".join(as_lines(answers) for answers in records.values())
+        write_atomically(run.folder / f"predictions{_suffix(split)}.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+        metrics = {"split": split, **_metrics(run, main, records)}
+        run.write_json(f"metrics{_suffix(split)}.json", metrics)
+        Answered(run.evaluation, split, None).clear()
+    share = len(metrics["failed"]) / len(samples)
+    if share > run.recipe.evaluation.max_failed_share:
+        first = metrics["failed"][0]
+        raise DataError(
+            f"{len(metrics['failed'])} of {len(samples)} samples failed, more than max_failed_share {run.recipe.evaluation.max_failed_share} allows. "
+            f"First: {first['id']}: {first['error']}"
+        )
+    return metrics
+
+
+def _records(
+    run: Run,
+    pipeline: Pipeline,
+    modulation: Modulation,
+    split: str,
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    advance: Callable[[str, int, int], None],
+    stop: Stop,
+) -> dict[str, list[Prediction]]:
+    """Return every condition's answers: kept ones of an evaluation that was ended early, or asked for now and kept."""
+    made_of = [dump(run.recipe), [s.id for s in samples], pipeline.fingerprints(), weights_digest(modulation), environment()]
+    kept, total = Answered(run.evaluation, split, made_of), len(samples)
     records: dict[str, list[Prediction]] = {}
     with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment:
         for name in names:
-            records[name] = score(pipeline, attachment, samples, name, lambda n, name=name: advance(name, n, len(samples)))  # type: ignore[misc]
-    lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for name in names for r in records[name])
-    write_atomically(run.folder / f"predictions{_suffix(split)}.jsonl", lambda path: path.write_text(lines))
-    metrics = {"split": split, **_metrics(run, main, records)}
-    run.write_json(f"metrics{_suffix(split)}.json", metrics)
-    share = len(metrics["failed"]) / len(samples)
-    if share > recipe.evaluation.max_failed_share:
-        first = metrics["failed"][0]
-        raise DataError(
-            f"{len(metrics['failed'])} of {len(samples)} samples failed, more than max_failed_share {recipe.evaluation.max_failed_share} allows. First: {first['id']}: {first['error']}"
-        )
-    return metrics
+
+            def advanced(n: int, name: str = name) -> None:
+                advance(name, n, total)
+                stop.check()
+
+            answers = kept.read(name)
+            if answers is None:
+                answers = score(pipeline, attachment, samples, name, advanced)
+                kept.write(name, answers)
+            else:
+                advanced(total)
+            records[name] = answers
+    return records
 
 
 def _suffix(split: str) -> str:

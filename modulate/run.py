@@ -1,16 +1,21 @@
 """A run is a folder that explains itself."""
 
+import functools
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modulate import recipe as recipes
-from modulate.errors import MissingFileError, RecipeError
-from modulate.files import write_atomically
+from modulate.checkpoints import Checkpoints
+from modulate.errors import CheckpointError, MissingFileError, RecipeError
+from modulate.files import read_hash, write_atomically, write_json
+from modulate.locks import held
 from modulate.parse import parse_yaml, read_yaml
 from modulate.recipe import Recipe
 
@@ -21,8 +26,9 @@ PACKAGES = ("modulate", "torch", "transformers", "peft", "accelerate", "safetens
 class Run:
     """Where everything about one training run lies.
 
-    recipe.yaml (resolved) · environment.json (versions, git state) · state.json (how far it got, what it is made of: data, host, backbone) · log.jsonl (training
-    curve) · modulation/ (the trained weights) · metrics.json · predictions.jsonl
+    recipe.yaml (resolved) · environment.json (versions, git state) · log.jsonl (training curve) · checkpoint/ (from which a killed run goes on) ·
+    modulation/ (the trained weights) · state.json (written when training is finished: what it is made of, what was skipped or failed) · evaluation/ (conditions
+    that a killed evaluation had finished) · metrics.json · predictions.jsonl
     """
 
     folder: Path
@@ -34,13 +40,14 @@ class Run:
         run = cls(root / recipe.name, recipe)
         text = recipes.dump(recipe)
         existing = run.folder / "recipe.yaml"
-        if existing.is_file() and existing.read_text() != text:
-            changed = _differences(read_yaml(existing), parse_yaml(text, recipe.name))
-            raise RecipeError(
-                f"{run.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
-            )
-        write_atomically(existing, lambda path: path.write_text(text))
-        run.write_json("environment.json", environment())
+        with run.held():
+            if existing.is_file() and existing.read_text() != text:
+                changed = _differences(read_yaml(existing), parse_yaml(text, recipe.name))
+                raise RecipeError(
+                    f"{run.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
+                )
+            write_atomically(existing, lambda path: path.write_text(text))
+            run.write_json("environment.json", environment())
         return run
 
     @classmethod
@@ -56,15 +63,55 @@ class Run:
         """Folder of the trained modulation."""
         return self.folder / "modulation"
 
+    @property
+    def evaluation(self) -> Path:
+        """Folder of what an evaluation that is not finished has."""
+        return self.folder / "evaluation"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of its training."""
+        return Checkpoints(self.folder / "checkpoint")
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the run for the length of a ``with`` block. Raises :class:`LockedError` when another process does."""
+        return held(self.folder)
+
+    def clear(self) -> None:
+        """Remove what training and evaluation have made, checkpoints first: a kill meanwhile leaves a run that is continued, finished, or not begun."""
+        self.checkpoints.clear()
+        for name in ("state.json", "log.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        for path in [*self.folder.glob("metrics*.json"), *self.folder.glob("predictions*.jsonl")]:
+            path.unlink(missing_ok=True)
+        for folder in (self.weights, self.evaluation):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def weight_hashes(self) -> dict[str, str]:
+        """Return the files of the trained modulation with their sha256 (hex)."""
+        return {path.relative_to(self.weights).as_posix(): read_hash(path) for path in sorted(self.weights.rglob("*")) if path.is_file()}
+
+    def altered(self) -> list[Path]:
+        """Return the files of the trained modulation that are not what training wrote, by the checksums in state.json."""
+        hashes, found = self.read_json("state.json").get("weights", {}), self.weight_hashes()
+        return [self.weights / name for name in sorted(hashes) if found.get(name) != hashes[name]]
+
+    def check_weights(self) -> None:
+        """Raise :class:`CheckpointError` when the trained modulation is not what training wrote."""
+        if wrong := self.altered():
+            raise CheckpointError(f"{wrong[0]} is not what training wrote. `modulate train` with the run's recipe makes it again from the last checkpoint.")
+
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the run's JSON files atomically."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(self.folder / name, lambda path: path.write_text(text))
+        write_json(self.folder / name, value)
 
     def read_json(self, name: str) -> Any:
-        """Read one of the run's JSON files; {} when it does not exist yet."""
+        """Read one of the run's JSON files; {} when it does not exist yet. Raises :class:`CheckpointError` when it is damaged."""
         path = self.folder / name
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged ({error}). Remove it, and give the command again: the run goes on from its last checkpoint.") from error
 
 
 def environment() -> dict[str, Any]:
@@ -73,6 +120,7 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine(), "versions": versions, "git": _git_state()}
 
 
+@functools.cache  # asked when a run begins: what is committed while it goes on is not what it runs
 def _git_state() -> dict[str, Any] | None:
     source = Path(__file__).parent
     try:

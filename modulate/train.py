@@ -1,33 +1,39 @@
-"""Training: stages, parameter groups, schedule. A short loop of our own on accelerate."""
+"""Training: stages, validation, checkpoints. A short loop of our own on accelerate."""
 
 import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.tracking import LoggerType, get_available_trackers
-from torch import Tensor, nn
+from torch import Tensor
 
 from modulate.components import Sample
-from modulate.errors import ComponentError, DataError, ModulateError, RecipeError
+from modulate.errors import DataError, DivergedError, Interrupted, ModulateError
 from modulate.evaluate import score
+from modulate.files import Lines, remove_partial
 from modulate.inject import ModulatedHost
-from modulate.modulation import ClipInput, Modulation
-from modulate.pipeline import Batch, Pipeline, Prepared
-from modulate.recipe import Recipe
+from modulate.interrupts import Stop
+from modulate.learner import Learner, Tally
+from modulate.loader import Loader, arranged
+from modulate.modulation import Modulation
+from modulate.optimise import Optimiser, accelerator_for
+from modulate.pipeline import Pipeline
+from modulate.resume import Snapshot, State, refuse_other
 from modulate.run import Run
 from modulate.sections import Stage
 
 
 @dataclass
 class Progress:
-    """What a progress display is told after every optimiser step. ``active``: share of samples in which the signal reached a token."""
+    """What a progress display is told after every optimiser step. ``active``: share of samples in which the signal reached a token.
+
+    ``loss`` is NaN when no sample took part. ``skipped``: why no step was taken, "" when one was.
+    """
 
     stage: str
     step: int
@@ -36,226 +42,237 @@ class Progress:
     accuracy: float
     active: float
     lr: float
-    seconds: float
+    skipped: str = ""
 
 
 Listener = Callable[[Progress], None]
 
 
-@dataclass
-class Tally:
-    """Running totals since the last report."""
-
-    loss: float = 0.0
-    right: int = 0
-    active: int = 0
-    n: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-def train(run: Run, pipeline: Pipeline, listener: Listener = lambda progress: None) -> Modulation:
+def train(
+    run: Run,
+    pipeline: Pipeline,
+    listener: Listener = lambda progress: None,
+    *,
+    resume: bool = True,
+    stop: Stop | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> Modulation:
     """Train a run's recipe, leave the weights in its folder, and return the modulation.
 
-    A run that is finished already, on the same data, is loaded instead. Raises :class:`DataError` when too many samples fail.
+    A finished run is loaded, an unfinished one continued from its last checkpoint, to the same weights as if it had never ended. Not with ``resume`` False:
+    then whatever the run has is removed first. ``stop`` may ask the training to end early; ``notice`` is told where it continues.
+
+    Raises :class:`DataError` when data, host or backbone are not those that the run began with, or too many samples fail; :class:`DivergedError`;
+    :class:`Interrupted`; :class:`LockedError`; :class:`StorageError`.
     """
-    recipe, made_of = run.recipe, pipeline.fingerprints()
-    state = run.read_json("state.json")
-    if state.get("finished") and state.get("made_of") == made_of:
-        return Modulation.from_pretrained(run.weights)
-    log = run.folder / "log.jsonl"
-    log.unlink(missing_ok=True)
-    trainer = Trainer(recipe, pipeline, log, listener)
-    modulation = trainer.fit()
-    modulation.save_pretrained(run.weights)
-    run.write_json("state.json", {"finished": True, "made_of": made_of, "steps": trainer.step, "seconds": round(trainer.seconds, 1), "failed": trainer.failed})
-    return modulation
+    with run.held():
+        if not resume:
+            run.clear()
+        remove_partial(run.folder)
+        made_of = pipeline.fingerprints()
+        state = run.read_json("state.json")
+        refuse_other(run.folder, state.get("made_of", made_of), made_of)
+        if state.get("finished"):
+            if not (altered := run.altered()):
+                run.checkpoints.keep(1)
+                return Modulation.from_pretrained(run.weights)
+            warnings.warn(f"{altered[0]} is not what training wrote; the modulation is made again from the last checkpoint.", stacklevel=2)
+        trainer = Trainer(run, pipeline, made_of, listener, stop or Stop())
+        trainer.restore(notice)
+        modulation = trainer.fit()
+        modulation.save_pretrained(run.weights)
+        run.write_json("state.json", {"finished": True, "made_of": made_of, "weights": run.weight_hashes(), **trainer.account()})
+        trainer.checkpoints.keep(1)
+        return modulation
 
 
 class Trainer:
-    """One training: holds the modulation, the modulated host and the counters."""
+    """One training: holds the modulation, the state and what it is saved by."""
 
-    def __init__(self, recipe: Recipe, pipeline: Pipeline, log: Path, listener: Listener) -> None:
-        self.recipe, self.pipeline, self.log, self.listener = recipe, pipeline, log, listener
-        self.accelerator = accelerator_for(recipe, pipeline.device, log.parent)
-        if recipe.training.trackers:
-            self.accelerator.init_trackers(recipe.name)
+    def __init__(self, run: Run, pipeline: Pipeline, made_of: dict[str, str], listener: Listener, stop: Stop) -> None:
+        self.recipe, self.pipeline, self.made_of, self.listener, self.stop = run.recipe, pipeline, made_of, listener, stop
+        self.settings = run.recipe.training
+        self.log, self.checkpoints = Lines(run.folder / "log.jsonl"), run.checkpoints
+        self.accelerator = accelerator_for(run.recipe, pipeline.device, run.folder)
+        if self.settings.trackers:
+            self.accelerator.init_trackers(run.recipe.name)
         self.modulation = pipeline.fresh_modulation().to(pipeline.device)
-        self.samples = pipeline.samples("train")
-        self.validation = pipeline.samples("val") if recipe.training.validate_every else []
-        if not self.samples:
+        self.samples, self.left_out = self._training_samples()
+        self.validation = pipeline.samples("val") if self.settings.validate_every else []
+        self.state = State()
+        self.rng = random.Random(run.recipe.seed)
+        self.best: dict[str, Tensor] = {}
+        self.optimiser: Optimiser | None = None
+        self._moments: dict[str, Tensor] = {}  # of a checkpoint, until its stage's optimiser is there
+        self._since = time.monotonic()
+
+    def _training_samples(self) -> tuple[list[Sample], int]:
+        """Return the samples to train on, and how many are left out because their signal is empty."""
+        samples = self.pipeline.samples("train")
+        if not samples:
             raise DataError("The training split has no samples.")
-        self.failed: dict[str, str] = {}
-        self.step = 0
-        self.seconds = 0.0
-        self.rng = random.Random(recipe.seed)
+        kept = [s for s in samples if self.settings.empty == "train" or not self._is_empty(s)]
+        if not kept:
+            raise DataError(f"training.empty is skip, and the signal is empty in the clips of all {len(samples)} training samples.")
+        return kept, len(samples) - len(kept)
+
+    def _is_empty(self, sample: Sample) -> bool:
+        try:
+            return len(self.pipeline.signal(sample)) == 0
+        except ModulateError:
+            return False  # it fails again, and is recorded, when it is trained on
+
+    def account(self) -> dict[str, Any]:
+        """Return what state.json says of a training."""
+        at = self.state
+        counts = {"failed": at.failed, "left_out": self.left_out, "skipped": at.skipped, "split_steps": at.split_steps, "resumed": at.resumed}
+        return {"steps": at.steps, "seconds": round(at.seconds, 1), **counts}
 
     def fit(self) -> Modulation:
-        """Run every stage and return the best (or last) modulation, detached."""
-        start = time.monotonic()
+        """Run every stage that is left and return the best (or last) modulation, detached."""
         host = ModulatedHost(self.modulation, self.pipeline.model)
         try:
-            for stage in self.recipe.training.stages:
-                self._stage(stage, host)
+            while self.state.stage < len(self.settings.stages):
+                self._stage(self.settings.stages[self.state.stage], host)
         finally:
             host.attachment.detach()
             self.accelerator.end_training()
-        self.seconds = time.monotonic() - start
         return self.modulation.eval()
 
     # --- one stage ---------------------------------------------------------------------------------------------------------------
 
     def _stage(self, stage: Stage, host: ModulatedHost) -> None:
-        settings = self.recipe.training
-        select(self.modulation, stage)
-        per_epoch = math.ceil(len(self.samples) / (settings.batch_size * settings.accumulation))
+        settings, at = self.settings, self.state
+        per_epoch = math.ceil(len(self._epoch(stage.name, 0)) / settings.accumulation)
         steps = max(1, round(stage.epochs * per_epoch))
-        optimizer = torch.optim.AdamW(parameter_groups(self.modulation, stage, settings.weight_decay))
-        self.accelerator.free_memory()  # forget the last stage's optimiser: fp16 would unscale the gradients that both share twice
-        optimizer = self.accelerator.prepare(optimizer)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(min(settings.warmup_steps, steps // 2), steps))
-        best, stale = -1.0, 0
-        best_state: dict[str, Tensor] = {}
-        batches = self._batches(stage.name)
-        for step in range(1, steps + 1):
-            self.modulation.train()
-            tally = self._accumulate([next(batches) for _ in range(settings.accumulation)], host)
-            self.accelerator.clip_grad_norm_([p for p in self.modulation.parameters() if p.requires_grad], settings.clip_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            self._report(stage, step, steps, tally, float(schedule.get_last_lr()[0]))
-            if self.validation and (step == steps or step % (per_epoch * (settings.validate_every or 1)) == 0):
-                accuracy = self._validate(host, stage, step)
-                best, stale, best_state = (accuracy, 0, self._snapshot()) if accuracy >= best else (best, stale + 1, best_state)
-                if settings.patience and stale >= settings.patience:
-                    break
-        if best_state:
-            self.modulation.load_state_dict(best_state)
+        every = per_epoch * (settings.validate_every or 1)
+        self.optimiser = Optimiser.make(self.accelerator, self.modulation, stage, settings, steps)
+        self.optimiser.restore(self._moments)
+        with Loader(partial(self.pipeline.prepare, training=True), settings.ahead) as loader:
+            batches = loader.over(self._batches(stage.name, at.step * settings.accumulation))
+            learner = Learner(self.pipeline, self.accelerator, host, self.rng, at.failed, len(self.samples), loader.get)
+            self._steps(stage, host, steps, every, batches, learner)
+        if self.best:
+            self.modulation.load_state_dict(self.best)
+        at.stage, at.step, at.validated, at.best, at.stale = at.stage + 1, 0, 0, -1.0, 0
+        self.best, self.optimiser, self._moments = {}, None, {}
+        self._save()
+        self.stop.check()
 
-    def _snapshot(self) -> dict[str, Tensor]:
-        return {k: v.detach().clone() for k, v in self.modulation.state_dict().items()}
-
-    def _batches(self, stage: str) -> Iterator[list[Sample]]:
-        epoch = 0
+    def _steps(self, stage: Stage, host: ModulatedHost, steps: int, every: int, batches: Iterator[list[Sample]], learner: Learner) -> None:
+        """Take a stage's steps that are left, with a validation after ``every`` of them; until the last, or patience ends."""
+        settings, at = self.settings, self.state
         while True:
-            order = list(self.samples)
-            random.Random(f"{self.recipe.seed}:{stage}:{epoch}").shuffle(order)
-            size = self.recipe.training.batch_size
-            yield from (order[i : i + size] for i in range(0, len(order), size))
-            epoch += 1
+            if self.validation and at.step > at.validated and (at.step == steps or at.step % every == 0):
+                self._validate(stage, host)
+                self._save()
+            if at.step == steps or (settings.patience and at.stale >= settings.patience):
+                break
+            self._step(stage, steps, [next(batches) for _ in range(settings.accumulation)], learner)
+            if self.stop.requested or at.step % settings.checkpoint_every == 0:
+                self._save()
+            self.stop.check()
 
-    def _accumulate(self, batches: Sequence[Sequence[Sample]], host: ModulatedHost) -> Tally:
-        tally = Tally()
-        ready = [[p for s in samples if (p := self._prepare(s))] for samples in batches]
-        total = sum(len(r) for r in ready)
-        for prepared in ready:
-            if not prepared:
-                continue
-            batch = self.pipeline.collate(prepared)
-            logits = self._forward(batch, host)
-            loss = smoothed_cross_entropy(logits, batch.answers, self.recipe.training.label_smoothing)
-            self.accelerator.backward(loss * len(prepared) / total)
-            tally.n += len(prepared)
-            tally.loss += float(loss.detach()) * len(prepared)
-            tally.right += int((logits.argmax(1) == batch.answers).sum())
-            tally.active += sum(n > 0 for n in host.attachment.report().active_steps)
-        return tally
+    def _batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
+        """Yield the stage's batches without end, each epoch in an order of its own, from the ``skip``-th on."""
+        epoch, first = divmod(skip, len(self._epoch(stage, 0)))
+        while True:
+            yield from self._epoch(stage, epoch)[first:]
+            epoch, first = epoch + 1, 0
 
-    def _prepare(self, sample: Sample) -> Prepared | None:
-        try:
-            return self.pipeline.prepare(sample)
-        except ComponentError:  # a defect of a plugin, no bad sample
-            raise
-        except ModulateError as error:
-            self.failed[sample.id] = str(error)
-            if len(self.failed) > self.recipe.evaluation.max_failed_share * len(self.samples):
-                raise DataError(f"{len(self.failed)} of {len(self.samples)} training samples failed, more than max_failed_share allows. {error}") from error
-            return None
+    def _epoch(self, stage: str, epoch: int) -> list[list[Sample]]:
+        """Return the batches of an epoch; their number is the same in all of them."""
+        rng = random.Random(f"{self.recipe.seed}:{stage}:{epoch}")
+        return arranged(self.samples, self.settings.batch_size, self.settings.together, rng, lambda s: len(self.pipeline.times(s, training=True)))
 
-    def _forward(self, batch: Batch, host: ModulatedHost) -> Tensor:
-        with self.accelerator.autocast():
-            output = host([self._clips(p) for p in batch.prepared], **batch.inputs, **self.pipeline.LAST_LOGITS)
-        return self.pipeline.option_logits(batch, output)
+    def _step(self, stage: Stage, steps: int, batches: list[list[Sample]], learner: Learner) -> None:
+        at = self.state
+        self.modulation.train()
+        tally = learner.accumulate(batches)
+        skipped, wrong = self._update(tally)
+        at.step, at.steps, at.split_steps = at.step + 1, at.steps + 1, at.split_steps + tally.split
+        at.in_a_row = at.in_a_row + 1 if skipped == "not_finite" else 0
+        if skipped:
+            at.skipped[skipped] = at.skipped.get(skipped, 0) + 1
+        self._report(stage, steps, tally, skipped)
+        if at.in_a_row >= self.settings.max_skipped_steps:
+            raise DivergedError(diagnosis(stage, at, tally, wrong))
 
-    def _clips(self, prepared: Prepared) -> list[ClipInput]:
-        settings = self.recipe.training
-        if settings.condition == "none":
-            return []
-        signal = prepared.signal.blank() if settings.condition == "blank" else prepared.signal
-        return [prepared.clip(signal.augmented(self.rng) if settings.augment else signal)]
+    def _update(self, tally: Tally) -> tuple[str, list[str]]:
+        """Take an optimiser step; return why none was taken, if so, and whose gradients are not finite."""
+        assert self.optimiser is not None
+        if not tally.n:
+            return "no_samples", []
+        scale, usable = self.optimiser.scale, math.isfinite(tally.loss)
+        wrong = self.optimiser.step(self.state.step, self.settings.clip_norm, usable)
+        if usable and not wrong:
+            return "", []
+        # fp16 finds its scale by overflowing, which is no fault of the training
+        return ("scaled" if usable and scale > 1 else "not_finite"), wrong
 
-    def _validate(self, host: ModulatedHost, stage: Stage, step: int) -> float:
+    def _validate(self, stage: Stage, host: ModulatedHost) -> None:
+        at = self.state
         self.modulation.eval()
-        records = score(self.pipeline, host.attachment, self.validation, self.recipe.training.condition)
+        try:
+            records = score(self.pipeline, host.attachment, self.validation, self.settings.condition, lambda n: self.stop.check())
+        except Interrupted:
+            self._save()
+            raise
         accuracy = sum(r.correct for r in records) / len(records)
-        self._log({"stage": stage.name, "step": step, "validation_accuracy": accuracy})
-        return accuracy
+        self._log({"stage": stage.name, "step": at.step, "validation_accuracy": accuracy})
+        at.validated = at.step
+        if accuracy >= at.best:
+            at.best, at.stale = accuracy, 0
+            self.best = {k: v.detach().clone() for k, v in self.modulation.state_dict().items()}
+        else:
+            at.stale += 1
 
-    def _report(self, stage: Stage, step: int, steps: int, tally: Tally, lr: float) -> None:
-        self.step += 1
+    def _report(self, stage: Stage, steps: int, tally: Tally, skipped: str) -> None:
+        assert self.optimiser is not None
         n = max(1, tally.n)
-        progress = Progress(stage.name, step, steps, tally.loss / n, tally.right / n, tally.active / n, lr, time.monotonic())
-        self._log({k: v for k, v in asdict(progress).items() if k != "seconds"})
+        loss = tally.loss / n if tally.n else math.nan
+        progress = Progress(stage.name, self.state.step, steps, loss, tally.right / n, tally.active / n, self.optimiser.rate, skipped)
+        self._log({k: v for k, v in asdict(progress).items() if k != "skipped" or v})
         self.listener(progress)
 
     def _log(self, record: dict[str, Any]) -> None:
-        with self.log.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        if self.recipe.training.trackers:
-            self.accelerator.log({k: v for k, v in record.items() if isinstance(v, int | float)}, step=self.step)
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}  # JSON has no NaN
+        self.log.append(json.dumps(plain, allow_nan=False))
+        if self.settings.trackers:
+            self.accelerator.log({k: v for k, v in plain.items() if isinstance(v, int | float)}, step=self.state.steps)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        at, now = self.state, time.monotonic()
+        at.seconds, self._since, at.lines = at.seconds + now - self._since, now, self.log.count
+        moments = self.optimiser.state() if self.optimiser else {}
+        notes, tensors = Snapshot(at, self.modulation.state_dict(), self.best, moments, self.rng).pack(self.accelerator)
+        self.log.flush()
+        self.checkpoints.save({"made_of": self.made_of, **notes}, tensors)
+
+    def restore(self, notice: Callable[[str], None]) -> None:
+        """Go to where the last whole checkpoint is, or to the start."""
+        found = self.checkpoints.latest()
+        if found is None:
+            self.log.cut(0)
+            return
+        refuse_other(self.log.path.parent, found.notes["made_of"], self.made_of)
+        then = Snapshot.unpack(found, self.accelerator)
+        self.state, self.rng, self._moments = then.state, then.rng, then.moments
+        self.best = {k: v.to(self.pipeline.device) for k, v in then.best.items()}
+        then.load_into(self.modulation)
+        if missing := self.log.cut(then.state.lines):
+            warnings.warn(f"{self.log.path} lacks {missing} lines that were written before the checkpoint; the training itself lacks nothing.", stacklevel=2)
+        self.state.resumed.append(self.state.steps)
+        notice(f"Continuing after optimiser step {self.state.steps}, from {self.checkpoints.folder}.")
 
 
-def accelerator_for(recipe: Recipe, device: torch.device, folder: Path) -> Accelerator:
-    """Return accelerate's part of a training on ``device``, with the recipe's precision and with its trackers logging into ``folder``.
-
-    Raises :class:`RecipeError` for what cannot be had here; accelerate itself would go on without.
-    """
-    settings = recipe.training
-    if settings.precision == "fp16" and device.type == "cpu":
-        raise RecipeError("training.precision is fp16, which needs a GPU, and the host is on the CPU; take bf16 or no.")
-    for tracker in settings.trackers:
-        if LoggerType(tracker) not in get_available_trackers():
-            raise RecipeError(f"training.trackers asks for {tracker!r}, which is not installed: pip install 'modulate[{tracker}]', or take it out.")
-    try:
-        return Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=str(folder))
-    except ValueError as error:
-        raise RecipeError(f"accelerate refuses training.precision {settings.precision!r} on {device}: one process trains in one precision. {error}") from error
-
-
-def select(modulation: Modulation, stage: Stage) -> None:
-    """Set which of the modulation's parameters the stage trains."""
-    for name, parameter in modulation.named_parameters():
-        parameter.requires_grad_(("lora" if name.startswith("lora.") else "modulator") in stage.train)
-
-
-def parameter_groups(modulation: nn.Module, stage: Stage, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW groups: weight decay on matrices only, none on biases, norms, other 1-D parameters and LoRA."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in modulation.named_parameters():
-        if parameter.requires_grad:
-            lora = name.startswith("lora.")
-            # By name as well as by rank: a modulator may stack the biases and norms of its layers into matrices.
-            plain = parameter.ndim < 2 or name.endswith("bias") or "norm" in name
-            decay = 0.0 if lora or plain else weight_decay
-            groups.setdefault((decay, (stage.lora_lr or stage.lr) if lora else stage.lr), []).append(parameter)
-    return [{"params": parameters, "weight_decay": decay, "lr": lr} for (decay, lr), parameters in groups.items()]
-
-
-def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    """Return step → factor of the peak rate: linear up over ``warmup`` steps, cosine down to 0 at ``steps``."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-    return factor
-
-
-def smoothed_cross_entropy(logits: Tensor, answers: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy over the options that each row offers (others are −inf), smoothed over those options only."""
-    offered = logits.isfinite()
-    log_p = logits.log_softmax(1).masked_fill(~offered, 0.0)
-    nll = -log_p.gather(1, answers[:, None])[:, 0]
-    uniform = -log_p.sum(1) / offered.sum(1)
-    return ((1 - smoothing) * nll + smoothing * uniform).mean()
+def diagnosis(stage: Stage, at: State, tally: Tally, wrong: list[str]) -> str:
+    """Return what is known of a training whose losses or gradients are not finite any more."""
+    where = f"Gradients are not finite in {len(wrong)} parameters, among them {', '.join(wrong[:3])}" if wrong else "Its gradients are finite"
+    return (
+        f"Training diverged: {at.in_a_row} optimiser steps in a row had a loss or gradients that are not finite. The last is step {at.step} of stage {stage.name!r}: "
+        f"loss {tally.loss / tally.n} on {tally.n} samples, the first {', '.join(tally.ids[:3])}. {where}. Lower the learning rate {stage.lr:g}, look at these samples, or "
+        "let training.max_skipped_steps allow more."
+    )

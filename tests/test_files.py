@@ -1,13 +1,18 @@
 """Whole files and their content."""
 
+import errno
 import hashlib
 import os
 import re
+import resource
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from modulate.errors import MissingFileError
-from modulate.files import content_hash, write_atomically
+from modulate.errors import MissingFileError, StorageError
+from modulate.files import Lines, content_hash, remove_partial, write_atomically, write_json
 
 
 def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path):
@@ -43,3 +48,74 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="torn"):
         write_atomically(path, broken)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("operation", ["open", "fsync", "replace"])
+def test_a_disk_that_is_full_at_any_point_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, operation):
+    path = tmp_path / "a.json"
+    write_json(path, "old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, operation, full)
+        with pytest.raises(StorageError, match=rf"^{re.escape(str(path))} cannot be written: .*No space left on device.* What was there before is untouched\. Free some"):
+            write_json(path, "new")
+    assert path.read_text() == '"old"\n' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def no_room():
+    """The system lets no file grow beyond 10 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_while_tensors_are_written_is_said_and_nothing_is_left(tmp_path, no_room):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(StorageError, match=r"w\.safetensors cannot be written: .*File too large"):
+        write_atomically(path, lambda temporary: save_file({"w": torch.ones(10_000)}, temporary))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_under_a_log_costs_the_line_alone(tmp_path, no_room):
+    log = Lines(tmp_path / "log.jsonl")
+    with pytest.raises(StorageError, match=r"log\.jsonl cannot be written: .*File too large"):
+        while True:
+            log.append("x" * 30)
+    whole = log.path.read_bytes().split(b"\n")[:-1]
+    assert len(whole) == log.count == 10_000 // 31 and log.path.stat().st_size == 10_000  # the last line is torn
+    again = Lines(log.path)
+    assert again.cut(log.count) == 0 and log.path.stat().st_size == 31 * log.count
+
+
+def test_a_log_is_cut_to_whole_lines_and_says_what_is_missing(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("one\ntwo\nthr")
+    log = Lines(path)
+    assert log.cut(3) == 1 and path.read_text() == "one\ntwo\n"
+    assert log.cut(1) == 0 and path.read_text() == "one\n"
+    log.append("new")
+    assert path.read_text() == "one\nnew\n" and log.count == 2
+    assert Lines(tmp_path / "none").cut(2) == 2 and not (tmp_path / "none").exists()
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "sub").mkdir()
+    left = [tmp_path / ".state.json.x1y2z3.partial", tmp_path / "sub" / ".tmpAb1xYz"]
+    kept = [tmp_path / "state.json", tmp_path / ".lock", tmp_path / "sub" / "log.tmpl"]
+    for path in (*left, *kept):
+        path.touch()
+    remove_partial(tmp_path)
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(kept)
+
+
+def test_what_is_written_is_on_disk_before_it_has_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(f"flush {Path(os.readlink(f'/proc/self/fd/{fd}')).name}"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"rename to {Path(b).name}"), replace(a, b)))
+    write_json(tmp_path / "new" / "a.json", 1)
+    assert [re.sub(r"\.a\.json\..+", "temporary", d) for d in done] == [f"flush {tmp_path.name}", "flush temporary", "rename to a.json", "flush new"]

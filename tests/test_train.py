@@ -13,14 +13,15 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 
-from modulate import Modulation
+from modulate import Modulation, optimise
 from modulate import train as training
 from modulate.errors import DataError, RecipeError
 from modulate.evaluate import evaluate, score
+from modulate.optimise import accelerator_for, parameter_groups, select, smoothed_cross_entropy, warmup_cosine
 from modulate.pipeline import Others, Pipeline
 from modulate.recipe import load_recipe
 from modulate.run import Run
-from modulate.train import accelerator_for, parameter_groups, select, smoothed_cross_entropy, train, warmup_cosine
+from modulate.train import train
 
 WORLD = ["data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=8"]
 QUICK = ["training.batch_size=4", "training.stages.0.epochs=1", "training.stages.1.epochs=1", "evaluation.batch_size=5", "evaluation.bootstrap=100"]
@@ -282,7 +283,7 @@ def test_tensorboard_gets_what_the_log_gets(world):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_and_not_left_out(world, monkeypatch):
-    monkeypatch.setattr(training, "get_available_trackers", lambda: [])
+    monkeypatch.setattr(optimise, "get_available_trackers", lambda: [])
     recipe = recipe_for(world, "name=untracked", "training.trackers=[tensorboard]")
     with pytest.raises(RecipeError, match=r"asks for 'tensorboard', which is not installed: pip install 'modulate\[tensorboard\]', or take it out"):
         train(Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world))

@@ -14,18 +14,23 @@ def evaluate(
     cache: Cache = DEFAULT_CACHE,
     trust: Trust = False,
 ) -> None:
-    """Evaluate a trained run under every control; writes metrics.json and predictions.jsonl into its folder."""
+    """Evaluate a trained run under every control; writes metrics.json and predictions.jsonl into its folder.
+
+    Ended early, by Ctrl-C (SIGINT, exit code 130), SIGTERM (143) or anything else, it keeps the conditions that were finished: the same command goes on.
+    """
     from modulate import evaluate as evaluation
     from modulate.cli.progress import bars
     from modulate.cli.show import show_metrics
+    from modulate.interrupts import graceful
     from modulate.modulation import Modulation
     from modulate.pipeline import Pipeline
     from modulate.run import Run
 
     run = Run.open(folder)
+    run.check_weights()
     modulation = Modulation.from_pretrained(run.weights)
     pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
     pipeline.make_data()
-    with bars() as shown:
-        metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated)
+    with run.held(), graceful() as stop, bars() as shown:
+        metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
     show_metrics(run, metrics)

@@ -21,6 +21,10 @@ class Bars:
         note = f"loss {p.loss:.3f}  accuracy {100 * p.accuracy:3.0f} %  signal in {100 * p.active:3.0f} %"
         self.progress.update(self._task(f"stage {p.stage}", p.steps), completed=p.step, note=note)
 
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.progress.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
     def evaluated(self, condition: str, done: int, total: int) -> None:
         """Show that ``done`` more of ``total`` samples were answered."""
         self.progress.update(self._task(f"evaluate {condition}", total), advance=done)

@@ -14,13 +14,21 @@ def train(
     runs: Annotated[Path, typer.Option(help="Folder of the runs; this one goes into a sub-folder by the recipe's name.")] = Path("runs"),
     cache: Cache = DEFAULT_CACHE,
     split: Annotated[str, typer.Option(help="Split to evaluate on: train, val or test.")] = "test",
+    resume: Annotated[
+        bool, typer.Option(help="Go on where a run of the same recipe ended, whatever ended it; --no-resume removes what it has and starts anew.")
+    ] = True,
     trust: Trust = False,
 ) -> None:
-    """Train a recipe's modulation and evaluate it under every control. A run that is finished already is only evaluated again."""
+    """Train a recipe's modulation and evaluate it under every control. A run that is finished already is only evaluated again.
+
+    Ctrl-C (SIGINT) or SIGTERM ends it, saved, after the optimiser step or batch that it is at, with exit code 130 or 143; a second one ends it at once.
+    However it ended, the same command goes on.
+    """
     from modulate import evaluate as evaluation
     from modulate import train as training
     from modulate.cli.progress import bars
     from modulate.cli.show import show_metrics
+    from modulate.interrupts import graceful
     from modulate.pipeline import Pipeline
     from modulate.recipe import load_recipe
     from modulate.run import Run
@@ -29,7 +37,7 @@ def train(
     pipeline = Pipeline(loaded, cache, trust_remote_code=trust)  # before the run's folder is made: a host that cannot be loaded leaves none behind
     pipeline.make_data()
     run = Run.create(loaded, runs)
-    with bars() as shown:
-        modulation = training.train(run, pipeline, shown.trained)
-        metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated)
+    with run.held(), graceful() as stop, bars() as shown:
+        modulation = training.train(run, pipeline, shown.trained, resume=resume, stop=stop, notice=shown.say)
+        metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
     show_metrics(run, metrics)

@@ -1,0 +1,152 @@
+"""The gradients of one optimiser step: samples prepared, forwards and backwards, in smaller parts where memory is short."""
+
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from accelerate import Accelerator
+
+from modulate.components import Sample
+from modulate.errors import ComponentError, DataError, ModulateError
+from modulate.inject import ModulatedHost
+from modulate.memory import first_line, give_back, is_out_of_memory
+from modulate.modulation import ClipInput
+from modulate.optimise import smoothed_cross_entropy
+from modulate.pipeline import Pipeline, Prepared
+from modulate.shared import ask_together, shared_prefix
+
+Row = tuple[Prepared, list[ClipInput]]
+
+
+@dataclass
+class Tally:
+    """Totals of one optimiser step. ``split``: memory was short, and its batches were computed in parts."""
+
+    loss: float = 0.0
+    right: int = 0
+    active: int = 0
+    ids: list[str] = field(default_factory=list)
+    split: bool = False
+
+    @property
+    def n(self) -> int:
+        """Samples that took part."""
+        return len(self.ids)
+
+
+class Learner:
+    """Leaves the gradients of an optimiser step on the parameters of ``host``.
+
+    ``rng``: of the augmentation. ``failed``: sample → error, of samples that cannot be used, more than the recipe allows of which is a :class:`DataError`;
+    ``samples``: how many there are in all; ``prepare``: what makes them ready, by default the pipeline.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        accelerator: Accelerator,
+        host: ModulatedHost,
+        rng: random.Random,
+        failed: dict[str, str],
+        samples: int,
+        prepare: Callable[[Sample], Prepared] | None = None,
+    ) -> None:
+        self.pipeline, self.accelerator, self.host = pipeline, accelerator, host
+        self.rng, self.failed, self.samples = rng, failed, samples
+        self.settings = pipeline.recipe.training
+        self.prepare = prepare or partial(pipeline.prepare, training=True)
+
+    def accumulate(self, batches: Sequence[Sequence[Sample]]) -> Tally:
+        """Go forwards and backwards through ``batches``; the gradient is that of the mean loss over all their samples, however they are divided.
+
+        What does not fit into memory is tried again in halves; a sample that does not fit alone is recorded as failed, and the others go on without it.
+        """
+        ready = [self._rows([p for s in samples if (p := self._prepare(s))]) for samples in batches]
+        size, tally = max(1, *map(len, ready)), Tally()
+        while True:
+            full, text = self._attempt(ready, size, tally)
+            if not full:
+                return tally
+            self.host.zero_grad()  # a backward that was broken off has left some
+            give_back()
+            tally = Tally(split=True)
+            if len(full) > 1:
+                size = len(full) // 2
+                warnings.warn(
+                    f"A forward of {len(full)} samples does not fit into memory ({text}); it is done in parts of {size}, with the same gradients. "
+                    "A smaller training.batch_size with more training.accumulation saves the failed attempts.",
+                    stacklevel=2,
+                )
+            else:
+                (sample,) = [p.sample for p, _ in full]
+                ready = [[row for row in rows if row[0].sample.id != sample.id] for rows in ready]
+                self._fail(sample, DataError(f"Sample {sample.id}: does not fit into memory, even alone ({text}). Lower sampling.train_max_frames."))
+
+    def _attempt(self, ready: list[list[Row]], size: int, tally: Tally) -> tuple[list[Row], str]:
+        """Learn from all, at most ``size`` at once. Return the part that did not fit into memory, if any, and torch's message."""
+        total = sum(map(len, ready))
+        for rows in ready:
+            for start in range(0, len(rows), size):
+                try:
+                    self._learn(part := rows[start : start + size], total, tally)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    return part, first_line(error)
+        return [], ""
+
+    def _learn(self, part: list[Row], total: int, tally: Tally) -> None:
+        prepared = [row for row, _ in part]
+        common = self._common(prepared)
+        batch = self.pipeline.collate(prepared, inputs=not common)
+        with self.accelerator.autocast():
+            if common:
+                output: object = ask_together(self.host, prepared, part[0][1], common)
+            else:
+                output = self.host([clips for _, clips in part], **batch.inputs, **self.pipeline.LAST_LOGITS)
+        logits = self.pipeline.option_logits(batch, output)
+        loss = smoothed_cross_entropy(logits, batch.answers, self.settings.label_smoothing)
+        if loss.requires_grad:  # not where every clip's signal is empty and gets no residual (injection.empty: none): nothing can be learned from those
+            self.accelerator.backward(loss * len(part) / total)
+        tally.loss += float(loss.detach()) * len(part)
+        tally.right += int((logits.argmax(1) == batch.answers).sum())
+        active = sum(n > 0 for n in self.host.attachment.report().active_steps)
+        tally.active += active * len(part) if common else active
+        tally.ids += [row.sample.id for row in prepared]
+
+    def _common(self, prepared: Sequence[Prepared]) -> int:
+        """Return how many positions of these prompts go through once for all of them; 0: each goes through alone."""
+        return shared_prefix(prepared, list(self.host.attachment.host.visual_ids.values())) if self.settings.together == "clip" else 0
+
+    def _rows(self, prepared: Sequence[Prepared]) -> list[Row]:
+        """Return samples with what they are conditioned with: one perturbed signal for all that go through together."""
+        if prepared and self._common(prepared):
+            clips = self._clips(prepared[0])
+            return [(p, clips) for p in prepared]
+        return [(p, self._clips(p)) for p in prepared]
+
+    def _clips(self, prepared: Prepared) -> list[ClipInput]:
+        if self.settings.condition == "none":
+            return []
+        signal = prepared.signal.blank() if self.settings.condition == "blank" else prepared.signal
+        return [prepared.clip(signal.augmented(self.rng) if self.settings.augment else signal)]
+
+    def _prepare(self, sample: Sample) -> Prepared | None:
+        try:
+            return self.prepare(sample)
+        except ComponentError:  # a defect of a plugin, no bad sample
+            raise
+        except ModulateError as error:
+            self._fail(sample, error)
+        except RuntimeError as error:  # of the backbone
+            if not is_out_of_memory(error):
+                raise
+            self._fail(sample, DataError(f"Sample {sample.id}: its frames' features do not fit into memory ({first_line(error)})."))
+        return None
+
+    def _fail(self, sample: Sample, error: ModulateError) -> None:
+        self.failed[sample.id] = str(error)
+        if len(self.failed) > self.pipeline.recipe.evaluation.max_failed_share * self.samples:
+            raise DataError(f"{len(self.failed)} of {self.samples} training samples failed, more than max_failed_share allows. {error}") from error

@@ -1,0 +1,105 @@
+"""One process at a time in a folder."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from modulate.errors import LockedError, StorageError
+
+NAME = ".lock"
+
+_held: dict[tuple[int, Path], int] = {}
+"""(process, folder) → how many blocks of this process hold it."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` (made if absent) for the length of the block; a process that holds it already may enter again.
+
+    The system's own lock on a file in it, which ends with the process however that ends. The file says who holds it. Raises :class:`LockedError`
+    with pid and host name of the process that does.
+    """
+    key = (os.getpid(), folder.resolve())
+    if key in _held:
+        _held[key] += 1
+        try:
+            yield
+        finally:
+            _held[key] -= 1
+        return
+    handle = _open(folder)
+    try:
+        _lock(handle, folder)
+        _sign(handle, folder)
+        _held[key] = 1
+        try:
+            yield
+        finally:
+            del _held[key]
+            os.ftruncate(handle, 0)  # and the file stays: were it removed, a third process could lock a new one beside it
+    finally:
+        os.close(handle)
+
+
+def _open(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error}. Name another folder for the runs.") from error
+
+
+def _sign(handle: int, folder: Path) -> None:
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}).encode(), 0)
+    except OSError as error:
+        raise StorageError(f"{folder / NAME} cannot be written: {error}. Free some space, or name another folder for the runs.") from error
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise _refusal(folder, _owner(handle)) from error
+        # Some cluster file systems have no locks: there the file's content must do, which knows the living of this machine only.
+        owner = _owner(handle)
+        if owner.get("host") == socket.gethostname() and _lives(int(owner["pid"])):
+            raise _refusal(folder, owner) from error
+        warnings.warn(f"{folder} lies on a file system without locks ({error}); see to it that no other machine works in it.", stacklevel=4)
+
+
+def _owner(handle: int) -> dict[str, Any]:
+    """Return what the lock file says of who holds it; {} when it says nothing, as in the moment between lock and note."""
+    try:
+        found = json.loads(os.pread(handle, 1000, 0))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refusal(folder: Path, owner: dict[str, Any]) -> LockedError:
+    since = f", since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(owner['since']))}" if "since" in owner else ""
+    who = f"process {owner.get('pid', '(unknown)')} on host {owner.get('host', '(unknown)')}{since}"
+    return LockedError(f"{folder} is in use by {who}. Wait for it, stop it, or give this run another name with name=….")
+
+
+def _lives(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,102 @@
+"""What a training needs to go on as if it had never ended: where it is, its weights and moments, its random numbers."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from modulate.checkpoints import Checkpoint
+from modulate.errors import CheckpointError, DataError
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class State:
+    """Where a training is.
+
+    ``stage``: index of the running stage; of it ``step`` optimiser steps done, ``validated`` at which of them last, the ``best`` accuracy so far, and ``stale``
+    validations since. ``steps``: of all stages. ``lines``: of the log. ``skipped``: optimiser steps not taken, by reason; ``in_a_row``: the last ones, if not
+    finite. ``split_steps``: those for which memory was short. ``resumed``: ``steps`` at every resumption.
+    """
+
+    stage: int = 0
+    step: int = 0
+    validated: int = 0
+    best: float = -1.0
+    stale: int = 0
+    steps: int = 0
+    lines: int = 0
+    seconds: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    in_a_row: int = 0
+    split_steps: int = 0
+    resumed: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Snapshot:
+    """A training at one moment: its state, the modulation's weights now and at their best, the optimiser's moments, and the augmentation's random numbers."""
+
+    state: State
+    model: Weights
+    best: Weights
+    moments: Weights
+    rng: random.Random
+
+    def pack(self, accelerator: Accelerator) -> tuple[dict[str, Any], Weights]:
+        """Return notes and tensors for a checkpoint, with torch's random state and that of fp16's loss scale."""
+        scaler = accelerator.scaler
+        notes = {"state": asdict(self.state), "random": self.rng.getstate(), "scaler": scaler and scaler.state_dict()}
+        torch_random = {"cpu": torch.get_rng_state()}
+        if accelerator.device.type == "cuda":
+            torch_random["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+        parts = {"model": self.model, "best": self.best, "moments": self.moments, "random": torch_random}
+        return notes, {f"{part}/{key}": value for part, values in parts.items() for key, value in values.items()}
+
+    @classmethod
+    def unpack(cls, found: Checkpoint, accelerator: Accelerator) -> "Snapshot":
+        """Return what :meth:`pack` packed, and set torch's random state and the loss scale. Raises :class:`CheckpointError`."""
+        parts: dict[str, Weights] = {"model": {}, "best": {}, "moments": {}, "random": {}}
+        try:
+            for key, value in found.tensors.items():
+                part, _, name = key.partition("/")
+                parts[part][name] = value
+            state, rng = State(**found.notes["state"]), random.Random()
+            version, numbers, gauss = found.notes["random"]
+            rng.setstate((version, tuple(numbers), gauss))
+            torch.set_rng_state(parts["random"]["cpu"])
+            if "cuda" in parts["random"] and accelerator.device.type == "cuda":
+                torch.cuda.set_rng_state(parts["random"]["cuda"], accelerator.device)
+            if accelerator.scaler is not None and found.notes["scaler"]:
+                accelerator.scaler.load_state_dict(found.notes["scaler"])
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise _misfit(error) from error
+        return cls(state, parts["model"], parts["best"], parts["moments"], rng)
+
+    def load_into(self, modulation: nn.Module) -> None:
+        """Give ``modulation`` the weights. Raises :class:`CheckpointError`."""
+        try:
+            modulation.load_state_dict(self.model)
+        except RuntimeError as error:
+            raise _misfit(error) from error
+
+
+def _misfit(error: Exception) -> CheckpointError:
+    return CheckpointError(f"The run's checkpoints were written by another version of modulate or of a plugin ({error}); start it anew with --no-resume.")
+
+
+def refuse_other(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise :class:`DataError` when what a run is made of has changed since it began."""
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise DataError(
+            f"{folder} was begun with other {' and '.join(changed)} than there is now. Bring that back, give this run another name with name=…, "
+            "or start it anew with --no-resume (in Python: resume=False), which removes what it has."
+        )

@@ -1,0 +1,66 @@
+"""One process at a time in a run's folder."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from modulate.errors import LockedError, StorageError
+from modulate.locks import NAME, held
+
+HOLD = "import sys; from modulate.locks import held\nwith held(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds tmp_path."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_told_who_the_first_is_until_that_dies(holder, tmp_path):
+    text = rf"^{re.escape(str(tmp_path))} is in use by process {holder.pid} on host {re.escape(socket.gethostname())}, since 2\d\d\d-.+Wait for it, stop it"
+    with pytest.raises(LockedError, match=text), held(tmp_path):
+        pytest.fail("both hold it")
+    holder.kill()  # -9: it cannot clean up
+    holder.wait()
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == holder.pid
+    with held(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+
+
+def test_a_process_may_hold_what_it_holds(tmp_path):
+    with held(tmp_path):
+        with held(tmp_path / "." / "x" / ".."):
+            pass
+        assert (tmp_path / NAME).read_text()
+    assert not (tmp_path / NAME).read_text()
+
+
+def refuse(*args):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_without_locks_the_file_s_content_decides_and_that_is_said(holder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(LockedError, match=f"in use by process {holder.pid} on host"), held(tmp_path):
+        pytest.fail("both hold it")
+    holder.kill()
+    holder.wait()
+    with pytest.warns(UserWarning, match=r"lies on a file system without locks \(.*No locks available\); see to it that no other machine"), held(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=rf"{tmp_path}/file/run cannot be written: .*Name another folder for the runs\."), held(tmp_path / "file" / "run"):
+        pass
