@@ -1,17 +1,24 @@
 """Frames of clips, read so that a video with many questions is decoded once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modulate.errors import VideoError
 from modulate.recent import Recent
 from modulate.video import Frames, probe, read_frames, read_shown
 
+FrameStore = Callable[[Path, Sequence[float], Callable[[], Frames]], Frames]
+"""(video, times, decode) → the frames shown at these times: kept ones, or what ``decode()`` returns."""
+
 
 class ClipReader:
-    """Reads clips' frames, all that are expected of a video in one go while they fit into ``memory_bytes``; videos used last are kept."""
+    """Reads clips' frames, all that are expected of a video in one go while they fit into ``memory_bytes``; videos used last are kept.
 
-    def __init__(self, memory_bytes: int = 512 << 20) -> None:
+    ``store``: keeps clips' frames on disk (:func:`modulate.features.frame_store`), so that a later epoch, or run, decodes nothing.
+    """
+
+    def __init__(self, memory_bytes: int = 512 << 20, store: FrameStore | None = None) -> None:
+        self._store = store
         self._expected: dict[Path, set[float]] = {}
         self._kept: Recent[Path, tuple[Frames, dict[float, int]]] = Recent(memory_bytes, lambda found: found[0].images.nbytes)
 
@@ -21,6 +28,11 @@ class ClipReader:
 
     def read(self, video: Path, times: Sequence[float]) -> Frames:
         """Return the frames shown at ``times``; exactly what :func:`modulate.video.read_frames` returns. Errors likewise."""
+        if self._store is None or not video.is_file():
+            return self._decode(video, times)
+        return self._store(video, times, lambda: self._decode(video, times))
+
+    def _decode(self, video: Path, times: Sequence[float]) -> Frames:
         found = self._kept.get(video)
         if found is None or not found[1].keys() >= set(times):
             wanted = self._expected.get(video, set()) | set(times)

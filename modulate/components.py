@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -101,7 +101,7 @@ class FrameFeatures:
     Alignment to the host's visual grid happens later, by true time (:func:`modulate.features.align`).
     """
 
-    values: Float[Tensor, "time row col d_features"]
+    values: Num[Tensor, "time row col d_features"]  # floats; whole numbers where the cache keeps frames themselves
     times: tuple[float, ...]
 
 
@@ -148,6 +148,28 @@ class InputTransform(ABC):
         """Return the turn with the signal in it; ``given`` is not written into. ``signal``: what of it belongs to the clip; ``window``: (start, end) s."""
 
 
+@dataclass(frozen=True)
+class ReferenceRow:
+    """What others report on a data set. ``accuracies``: by task, in [0, 1]; empty where only the mean is known. ``source``: where it is from."""
+
+    name: str
+    overall: float
+    source: str
+    accuracies: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What stands beside one's own results on a data set.
+
+    ``labels``: short name of each task, in the order of a table; ``rows``: published results; ``notes``: what of these is not comparable, and why.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    rows: tuple[ReferenceRow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class Dataset(ABC):
     """Questions about clips. Built as ``Class(params)``; makes or checks its files in :meth:`prepare`."""
 
@@ -163,6 +185,10 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a short text that changes whenever the data would."""
+
+    def reference(self) -> Reference:
+        """Return published results and the tasks' short names, for reports; by default none. Reads none of the data's files."""
+        return Reference()
 
     def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
         """Return what of a video's ``signal`` belongs to ``sample``: by default what overlaps its window. Times stay as they are."""

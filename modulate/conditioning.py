@@ -15,6 +15,7 @@ from modulate.hosts import Host
 from modulate.localize import Ledger, columns
 from modulate.modulation import ClipInput, Latents, Modulation
 from modulate.selection import Selection
+from modulate.writers import Memory
 
 Rows = Sequence[Sequence[ClipInput]]
 
@@ -32,6 +33,15 @@ class Plan:
     fired: set[int] = field(default_factory=set)
     norms: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     inputs: dict[int, tuple["weakref.ref[Tensor]", int]] = field(default_factory=dict)  # per layer: what went in, to know it again in a recompute
+
+    def __post_init__(self) -> None:
+        device = self.latents.layers[0].device
+        token = self.token.to(device)
+        self._source = token, self.latents.span.to(device)[token]  # the same for all layers
+
+    def read(self, k: int) -> tuple[Tensor, Memory]:
+        """Return the latents that the ``k``-th layer writes, one for each position, and the memory that goes with them."""
+        return self.latents.at(k, *self._source)
 
     def recomputes(self, k: int, hidden: Tensor) -> bool:
         """Return whether ``hidden`` is what the ``k``-th injected layer was given in this forward: the same memory, held ever since."""

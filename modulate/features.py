@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -22,14 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from modulate.clips import FrameStore
 from modulate.components import FrameFeatures
 from modulate.errors import PluginError, VideoError
-from modulate.files import write_atomically
+from modulate.files import LEFT_BEHIND, content_hash, write_atomically
 from modulate.grid import VisualGrid
 from modulate.recent import Recent
+from modulate.video import Frames
 
 SCHEMA_VERSION = 1
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64, "uint8": torch.uint8}
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary file is taken to be left over from a killed process
 
 
@@ -102,7 +105,7 @@ class FeatureKey:
     """Everything that raw features depend on.
 
     ``video``: hash of the file's content; ``times``: PTS (s) of the frames encoded; ``backbone``: its ``fingerprint()`` (weights, layer,
-    preprocessing); ``dtype``: of the values kept, one of float32, float16, bfloat16, float64; ``schema``: layout of the cache files.
+    preprocessing); ``dtype``: of the values kept, one of float32, float16, bfloat16, float64, uint8; ``schema``: layout of the cache files.
     """
 
     video: str
@@ -212,7 +215,7 @@ class FeatureCache:
                 continue
             if entry.name.endswith(".safetensors"):
                 files.append((stat.st_mtime, stat.st_size, Path(entry.path)))
-            elif ".safetensors." in entry.name and time.time() - stat.st_mtime > _ABANDONED:
+            elif any(fnmatch(entry.name, pattern) for pattern in LEFT_BEHIND) and time.time() - stat.st_mtime > _ABANDONED:
                 Path(entry.path).unlink(missing_ok=True)
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
@@ -221,6 +224,24 @@ class FeatureCache:
             path.unlink(missing_ok=True)
             total -= size
         return total
+
+
+def frame_store(folder: Path, max_bytes: int) -> FrameStore:
+    """Return a store of decoded frames in ``folder``, at most ``max_bytes``: (video, times, decode) → the frames, decoded only when they are not there.
+
+    They are kept as features are, under the content of the video and the times asked for, and checked when read.
+    """
+    cache = FeatureCache(folder, max_bytes, memory_bytes=0)
+
+    def frames(video: Path, times: Sequence[float], decode: Callable[[], Frames]) -> Frames:
+        def compute() -> FrameFeatures:
+            found = decode()
+            return FrameFeatures(torch.from_numpy(found.images), found.times)
+
+        found = cache.get_or_compute(FeatureKey(content_hash(video), tuple(times), "frames", "uint8"), compute)
+        return Frames(found.values.numpy(), found.times)
+
+    return frames
 
 
 def _touch(path: Path) -> None:

@@ -167,7 +167,7 @@ class Attachment:
             states = hidden.reshape(-1, hidden.shape[-1])
             index = plan.index.to(hidden.device)
             here = states[index]
-            delta = self.modulation.residual(k, *plan.latents.at(k, plan.token), here).to(hidden.device, hidden.dtype)
+            delta = self.modulation.residual(k, *plan.read(k), here).to(hidden.device, hidden.dtype)
             plan.norms[k] = (delta.detach().float().norm(), here.detach().float().norm())
             plan.fired.add(k)
             written = states.index_add(0, index, delta).view_as(hidden)  # out of place: the host may need its own states again

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from modulate.bundle import Bundle, controls_of, kinds_of
 from modulate.clips import ClipReader
 from modulate.components import LETTERS, Backbone, Dataset, FrameFeatures, HostInput, InputTransform, Sample
 from modulate.errors import ConditioningError, DataError, MissingFileError, ModulateError, RecipeError
-from modulate.features import FeatureCache, FeatureKey, align
+from modulate.features import FeatureCache, FeatureKey, align, frame_store
 from modulate.files import content_hash
 from modulate.grid import VisualGrid, counted_on, visual_grid
 from modulate.hosts import EncodedPrompt, Host, bare, understand
@@ -103,10 +104,12 @@ class Pipeline:
         self.dataset: Dataset = recipe.data.build("dataset")
         self.signal_kinds: dict[str, type[Signal]] = kinds_of(recipe.signal)
         self.features = FeatureCache(cache, int(recipe.features.disk_gib * 2**30))
-        self.clips = ClipReader()
+        frames = int(recipe.features.frames_gib * 2**30)
+        self.clips = ClipReader(store=frame_store(cache / "frames", frames) if frames else None)
         self.inputs: dict[str, InputTransform] = {name: choice.build("input") for name, choice in recipe.evaluation.inputs.items()}
         self._memory: Recent[tuple[str, str, bool], Prepared] = Recent(memory_bytes, _bytes)
         self._signals: dict[Path, Signal] = {}
+        self._one = threading.Lock()  # processors and tokenizers serve one thread at a time
 
     def make_data(self) -> None:
         """Let the data set make or check its files."""
@@ -154,12 +157,15 @@ class Pipeline:
         key = (sample.id, view, training)
         if (kept := self._memory.get(key)) is not None:
             return kept
-        try:
-            prepared = self._prepare(sample, view, training)
-        except ModulateError as error:
-            raise type(error)(f"Sample {sample.id}: {error}") from error
-        self._memory.put(key, prepared)
-        return prepared
+        with self._one:
+            if (kept := self._memory.get(key)) is not None:
+                return kept
+            try:
+                prepared = self._prepare(sample, view, training)
+            except ModulateError as error:
+                raise type(error)(f"Sample {sample.id}: {error}") from error
+            self._memory.put(key, prepared)
+            return prepared
 
     def _prepare(self, sample: Sample, view: str, training: bool) -> Prepared:
         with self.recipe.data.blame("dataset", "prompt"):
@@ -241,14 +247,14 @@ class Pipeline:
 
     # --- batches -----------------------------------------------------------------------------------------------------------------
 
-    def collate(self, prepared: Sequence[Prepared]) -> Batch:
-        """Join samples into one forward on the host's device."""
+    def collate(self, prepared: Sequence[Prepared], inputs: bool = True) -> Batch:
+        """Join samples into one forward on the host's device; without ``inputs`` where these go another way (:mod:`modulate.shared`)."""
         pad = self.processor.tokenizer.pad_token_id
-        inputs = self.host.collate([p.inputs for p in prepared], 0 if pad is None else pad)
+        joined = self.host.collate([p.inputs for p in prepared], 0 if pad is None else pad) if inputs else {}
         width = max(len(p.options) for p in prepared)
         options = torch.stack([nn.functional.pad(p.options, (0, width - len(p.options)), value=-1) for p in prepared])
         answers = torch.tensor([p.sample.answer for p in prepared])
-        return Batch(list(prepared), {k: v.to(self.device) for k, v in inputs.items()}, options.to(self.device), answers.to(self.device))
+        return Batch(list(prepared), {k: v.to(self.device) for k, v in joined.items()}, options.to(self.device), answers.to(self.device))
 
     def option_logits(self, batch: Batch, output: object) -> Tensor:
         """Return (sample, option) logits of the options offered, −inf where a sample has fewer; fp32."""

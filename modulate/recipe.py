@@ -61,6 +61,12 @@ class Recipe(Section):
             raise ValueError("a stage trains lora, but the recipe has no `lora:` section")
         if self.training.condition == "none" and asks != {"lora"}:
             raise ValueError("condition `none` gives the modulator no gradient: every stage must train [lora] only")
+        if self.training.together != "any" and self.training.batch_size == 1:
+            raise ValueError(f"`training.together: {self.training.together}` has no effect with batch_size 1")
+        if self.training.together == "clip" and self.injection.tokens.kind != "visual":
+            raise ValueError("`training.together: clip` goes over a clip once, before the questions part, and so can write on visual tokens only")
+        if self.training.condition == "blank" and self.injection.empty == "none" and "modulator" in asks:
+            raise ValueError("condition `blank` with `injection.empty: none` gives the modulator no gradient: train [lora] only, or let empty signals have a residual")
         if self.letters != "offered" and self.answer != "letter":
             raise ValueError("`letters` has no effect on answers by word")
         return self
@@ -152,6 +158,8 @@ def override(tree: dict[str, Any], text: str) -> None:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise RecipeError(f"Override {text!r} is not of the form key.sub=value.")
+    if any("\ud800" <= character <= "\udfff" for character in key):  # how Python shows bytes of a command line that are no text
+        raise RecipeError(f"Override {text[:60]!r}: its key is no UTF-8 text.")
     *path, last = key.split(".")
     if len(path) >= YAML_DEPTH:
         raise RecipeError(f"Override {text[:60]!r}…: its key is nested deeper than {YAML_DEPTH} levels.")

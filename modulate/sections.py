@@ -82,10 +82,13 @@ class Sampling(Section):
 
 
 class Features(Section):
-    """How the backbone's features are kept on disk."""
+    """How the backbone's features, and decoded frames, are kept on disk."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of the values kept; the modulation computes in float32 all the same")
     disk_gib: float = Field(50.0, ge=0, description="most that is kept, GiB; what was used longest ago goes first. 0: nothing is kept on disk")
+    frames_gib: float = Field(
+        0.0, ge=0, description="most that is kept of clips' decoded frames, uncompressed, GiB, so that later epochs and runs decode no video; 0: none"
+    )
 
 
 class Stage(Section):
@@ -120,6 +123,13 @@ class Training(Section):
     condition: Literal["signal", "blank", "none"] = Field(
         "signal", description="`blank` trains the gaze-free ceiling, `none` trains LoRA without modulation: the runs that stand beside a gaze run"
     )
+    together: Literal["any", "length", "clip"] = Field(
+        "any",
+        description="which samples share a batch. any: whatever comes next. length: clips of nearly the same number of frames, so that little is padded. clip: "
+        "questions on one clip only, which then go through in one pass over its visual tokens, under one perturbation of the signal: the gradients are those of "
+        "the same batch one by one, at a fraction of the cost, but batches are less varied",
+    )
+    ahead: int = Field(1, ge=0, description="batches whose samples are prepared ahead of time, in a thread beside the host; 0: none. Nothing that is learned depends on it")
     patience: int | None = Field(None, ge=1, description="stop a stage after this many epochs without a better validation accuracy; null: never")
     validate_every: int | None = Field(1, ge=1, description="epochs between validations; the best weights are kept. null: never, the last weights are kept")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the forward; weights stay float32. fp16 needs a GPU")

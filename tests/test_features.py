@@ -237,7 +237,7 @@ def test_use_from_memory_keeps_the_file_young(tmp_path: Path) -> None:
 
 
 def test_files_left_by_a_killed_process_go_but_fresh_ones_stay(tmp_path: Path) -> None:
-    old, fresh, other = tmp_path / ".a.safetensors.x1", tmp_path / ".b.safetensors.x2", tmp_path / "notes.txt"
+    old, fresh, other = tmp_path / ".tmpAb1xYz", tmp_path / ".b.safetensors.x2.partial", tmp_path / "notes.txt"
     for path in (old, fresh, other):
         path.write_bytes(b"half")
     for path in (old, other):

@@ -1,0 +1,54 @@
+"""Measure what this machine can and write docs/benchmarks.md: python -m benchmarks.speed [--only ROW …] [--repeats N] [--threads N]."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="functions of benchmarks/speed/rows.py, or curves; by default all")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of the shorter measurements")
+    parser.add_argument("--moments", type=int, default=3, help="clips of the training rows, each with four questions; one pair for each clip and epoch")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; with 1, the seconds do not depend on what else the machine does")
+    parser.add_argument("--folder", type=Path, help="keep the bench's files there")
+    parser.add_argument("--peak", choices=("ours", "naive"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(given.threads)
+    from benchmarks.speed import curves, page, rows, timing
+
+    with TemporaryDirectory() as temporary:
+        bench = rows.Bench(given.folder or Path(temporary), given.moments, given.repeats)
+        if given.peak:
+            print(rows.peak_of(given.peak, bench))
+            return
+        machine, measured = timing.machine(), dict[str, Any]()
+        wanted = [row for row in rows.ROWS if not given.only or row.__name__ in given.only]
+        for row in wanted:
+            begin = time.perf_counter()
+            found = row(bench)
+            measured |= found
+            brief = {name: {k: v for k, v in figure.items() if k in ("median", "low", "high", "seconds", "note")} for name, figure in found.items()}
+            print(f"{row.__name__} ({time.perf_counter() - begin:.0f} s): {json.dumps(brief, ensure_ascii=False)}", file=sys.stderr, flush=True)
+        grown = curves.measure(bench) if not given.only or "curves" in given.only else None
+    figures = page.load()  # only now: another run may have written meanwhile
+    number = str(1 + max(map(int, figures["runs"]), default=0))
+    figures["runs"][number] = machine
+    figures["rows"] |= {name: {**figure, "run": number} for name, figure in measured.items()}
+    if grown is not None:
+        figures["curves"] = {"run": number, "found": grown}
+    used = {row["run"] for row in figures["rows"].values()} | {figures["curves"].get("run")}
+    figures["runs"] = {n: m for n, m in figures["runs"].items() if n in used}
+    page.write(figures, Path(__file__).with_name("words.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

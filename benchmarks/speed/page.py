@@ -1,0 +1,110 @@
+"""docs/benchmarks.md, written from docs/benchmarks.json and the words here."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.curves import svg
+
+ROOT = Path(__file__).parents[2]
+DATA, PAGE, PLOTS = ROOT / "docs/benchmarks.json", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks"
+
+#: row → (what is measured, whether the ratio is to be at most or at least the bar, bar)
+BARS: dict[str, tuple[str, str, float]] = {
+    "attached": ("attached, not conditioned: forward over the bare host's", "≤", 1.01),
+    "conditioned": ("conditioned forward over the bare host's, features given", "≤", 1.05),
+    "gpu conditioned": ("the same at 7B shapes, bfloat16, on a GPU", "≤", 1.02),
+    "generate": ("conditioned generate, 64 tokens, over the bare host's", "≤", 1.02),
+    "epoch_2": ("training, second epoch: samples a second over the released way's", "≥", 10.0),
+    "epoch_1": ("training, first epoch: samples a second over the released way's", "≥", 3.0),
+    "step": ("stage-1 step over its floor: host forward, backward above the first injected layer", "≤", 1.15),
+    "memory": ("peak memory above the loaded weights, stage-1 step over the released way's", "≤", 0.5),
+    "resampler": ("resampler for one clip: one call for each layer and step over all at once", "≥", 5.0),
+    "start --help": ("seconds until `modulate --help` has printed", "<", 0.5),
+    "start ls": ("seconds until `modulate ls` has printed", "<", 0.5),
+    "start plugins": ("seconds until `modulate plugins` has printed", "<", 0.5),
+}
+
+
+def load() -> dict[str, Any]:
+    """Return the figures kept so far."""
+    return json.loads(DATA.read_text()) if DATA.is_file() else {"rows": {}, "curves": {}, "runs": {}}
+
+
+def write(figures: Mapping[str, Any], words: str) -> None:
+    """Write figures, plots and page; ``words``: what stands below the table, kept as it is."""
+    DATA.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    PLOTS.mkdir(exist_ok=True)
+    curves = figures["curves"].get("found", {})
+    for name, curve in curves.items():
+        (PLOTS / f"{slug(name)}.svg").write_text(svg(name, curve["points"]))
+    PAGE.write_text("\n".join([HEAD, *table(figures["rows"]), "", *machines(figures), "", *_curves(curves), words]).rstrip() + "\n")
+
+
+def slug(name: str) -> str:
+    """Return ``name`` as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def verdict(row: Mapping[str, Any], sign: str, bar: float) -> str:
+    """Say whether the whole interval lies on the right side of the bar, none of it does, or some."""
+    good = [value >= bar if sign == "≥" else value <= bar if sign == "≤" else value < bar for value in (row["low"], row["high"])]
+    return "met" if all(good) else "not met" if not any(good) else "open"
+
+
+def table(rows: Mapping[str, Any]) -> list[str]:
+    """Return the table's lines."""
+    lines = ["| what | bar | median | 95 % interval | pairs | | seconds | run |", "|---|---|---|---|---|---|---|---|"]
+    for name, (text, sign, bar) in BARS.items():
+        row = rows.get(name)
+        if row is None:
+            lines.append(f"| {text} | {sign} {bar:g} | not measured | | | | | |")
+            continue
+        text += f" ({row['note']})" if row.get("note") else ""
+        seconds = " / ".join(f"{s:.3g}" for s in row["seconds"]) if row.get("seconds") else ""
+        interval = f"{row['low']:.3f}–{row['high']:.3f}"
+        lines.append(f"| {text} | {sign} {bar:g} | {row['median']:.3f} | {interval} | {row['pairs']} | {verdict(row, sign, bar)} | {seconds} | {row['run']} |")
+    return lines
+
+
+def machines(figures: Mapping[str, Any]) -> list[str]:
+    """Return one line for each run that rows are from."""
+    used = {row["run"] for row in figures["rows"].values()} | {figures["curves"].get("run")}
+    lines = []
+    for number, m in sorted(figures.get("runs", {}).items()):
+        if number in used:
+            gpu = f", {m['gpu']}" if m["gpu"] else ""
+            lines.append(
+                f"- Run {number}, {m['date']}: {m['cpu']}{gpu}; {m['threads']} thread; load before it {m['load']}; Python {m['python']}, torch {m['torch']}, "
+                f"transformers {m['transformers']}, PyAV {m['av']}."
+            )
+    return lines
+
+
+def _curves(curves: Mapping[str, Any]) -> list[str]:
+    lines = ["## What conditioning adds, as things grow", "", CURVES, ""]
+    lines += ["| over | from | to | exponent of the last step |", "|---|---|---|---|"]
+    for name, curve in curves.items():
+        (a, s), (b, t) = curve["points"][0], curve["points"][-1]
+        lines.append(f"| {name} | {a:,}: {1000 * s:.3g} ms | {b:,}: {1000 * t:.3g} ms | {curve['exponent']:.2f} |")
+    return [*lines, "", *(f"![{name}](benchmarks/{slug(name)}.svg)" for name in curves), ""]
+
+
+CURVES = (
+    "Seconds of the processor for the latents of the bench's clips and the residuals of all injected layers, without the host. An exponent of 1 is linear growth."
+)
+
+HEAD = """# Benchmarks
+
+Written by `make bench` (`python -m benchmarks.speed`); the figures are also in [benchmarks.json](benchmarks.json). A run refreshes the rows that the machine
+can measure and leaves the others as they are.
+
+The bench host is a Qwen2.5-VL of 12 layers and width 512 with random weights; a clip is 16 frames and 1,872 visual tokens; layers 2, 5, 8 and 10 are injected, as
+deep as the paper's; no LoRA; float32; one thread. "The released way" is [benchmarks/naive.py](../benchmarks/naive.py): GazeQwen's own way of working, written anew on the same host, files and
+decoder. It is slow in the ways that the released code is and in no other, and a test holds its losses and gradients to ours.
+
+Every figure is a ratio of two things measured in turns in one run, the median over the pairs with its bootstrap interval. Seconds are the processor's: with one
+thread they are what the clock shows on an idle machine, and they stay the same when others use it. "met": the whole interval is on the right side of the bar.
+"""

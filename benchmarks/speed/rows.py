@@ -1,0 +1,341 @@
+"""The rows of the table: each measures one promise and returns its figures."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.naive import Naive, Resampler
+from benchmarks.speed import world
+from benchmarks.speed.timing import Cost, compared, cost, interleaved, peak, ratio, resident, started
+from modulate import ClipInput, Modulation, visual_grid
+from modulate.choice import Choice
+from modulate.optimise import smoothed_cross_entropy
+from modulate.pipeline import Pipeline
+from modulate.run import Run
+from modulate.train import Progress, train
+from modulate_gaze.scanpath import Scanpath
+
+SCALE = 6.283185
+
+
+class Bench:
+    """The bench host, its world, and a modulation of it whose residuals are not zero. ``folder``: holds all files."""
+
+    def __init__(self, folder: Path, moments: int, repeats: int) -> None:
+        self.folder, self.repeats = folder, repeats
+        if not (folder / "host").is_dir():
+            world.save_host(folder / "host")
+            world.write_world(folder / "world", videos=1, moments=world.MOMENTS[:moments])
+
+    def pipeline_for(self, name: str, **changes: Any) -> Pipeline:
+        """Return a pipeline with its own feature cache."""
+        recipe = world.recipe(self.folder / "world", self.folder / "host", name=name, **changes)
+        pipeline = Pipeline(recipe, self.folder / f"cache-{name}")
+        pipeline.make_data()
+        return pipeline
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The bench's own."""
+        return self.pipeline_for("bench")
+
+    @cached_property
+    def modulation(self) -> Modulation:
+        """One that writes something."""
+        return awake(self.pipeline.fresh_modulation())
+
+    @cached_property
+    def prepared(self) -> Any:
+        """The first sample."""
+        return self.pipeline.prepare(self.pipeline.samples("train")[0])
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """The first sample as a batch of one."""
+        return self.pipeline.collate([self.prepared]).inputs
+
+    @property
+    def rows(self) -> list[list[ClipInput]]:
+        """Its conditioning."""
+        return [[self.prepared.clip(self.prepared.signal)]]
+
+    def naive(self, weights: Modulation) -> Naive:
+        """Return the released way of training a copy of these weights."""
+        from transformers import AutoModelForImageTextToText
+
+        eager = AutoModelForImageTextToText.from_pretrained(self.folder / "host", attn_implementation="eager").eval().requires_grad_(False)
+        p = self.pipeline
+        return Naive(
+            eager, p.host, p.processor, p.backbone, dict(weights.state_dict()), world.INJECTED, frames=world.FRAMES, scale=SCALE, blocks=2, lr=3e-4
+        )  # fmt: skip
+
+    def prompt(self, sample: Any) -> str:
+        """Return the user's turn."""
+        return self.pipeline.dataset.prompt(sample, "letter")
+
+
+def awake(modulation: Modulation) -> Modulation:
+    """Give a fresh modulation writers that are not zero."""
+    torch.manual_seed(1)
+    for writer in modulation.out:
+        nn.init.normal_(writer.weight, std=0.02)
+    return modulation
+
+
+# --- inference --------------------------------------------------------------------------------------------------------------------------
+
+
+def forward(bench: Bench) -> dict[str, Any]:
+    """The bare host, attached, and conditioned: one forward on one clip, answered at the last position."""
+    model, inputs = bench.pipeline.model, bench.inputs
+
+    @torch.inference_mode()
+    def bare() -> None:
+        model(**inputs, **Pipeline.LAST_LOGITS)
+
+    @torch.inference_mode()
+    def attached() -> None:
+        with bench.modulation.attached(model):
+            model(**inputs, **Pipeline.LAST_LOGITS)
+
+    @torch.inference_mode()
+    def conditioned() -> None:
+        with bench.modulation.attached(model) as attachment, attachment.condition(bench.rows):
+            model(**inputs, **Pipeline.LAST_LOGITS)
+
+    @torch.inference_mode()
+    def condition() -> None:
+        bench.modulation.latents(bench.rows[0])
+
+    plain, hooked, full = interleaved([bare, attached, conditioned], bench.repeats)
+    alone = interleaved([condition], bench.repeats)[0]
+    seconds = statistics.median(c.cpu for c in alone)
+    return {
+        "attached": compared(hooked, plain),
+        "conditioned": {**compared(full, plain), "note": f"of which `condition()` {1000 * seconds:.0f} ms"},
+    }
+
+
+def generate(bench: Bench) -> dict[str, Any]:
+    """64 tokens, greedily, with and without conditioning."""
+    model = bench.pipeline.model
+    model.generation_config.eos_token_id = None
+    more = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": 0}
+
+    def bare() -> None:
+        model.generate(**bench.inputs, **more)
+
+    def conditioned() -> None:
+        with bench.modulation.attached(model) as attachment, attachment.condition(bench.rows):
+            model.generate(**bench.inputs, **more)
+
+    full, plain = interleaved([conditioned, bare], bench.repeats)
+    return {"generate": compared(full, plain)}
+
+
+# --- training ---------------------------------------------------------------------------------------------------------------------------
+
+
+def step(bench: Bench) -> dict[str, Any]:
+    """One stage-1 step (condition, forward, backward, AdamW) and its floor: the host's forward, and backward down to the first injected layer."""
+    pipeline, modulation = bench.pipeline, awake(bench.pipeline.fresh_modulation())
+    batch = pipeline.collate([bench.prepared])
+    optimiser = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
+
+    def loss(output: Any) -> Tensor:
+        return smoothed_cross_entropy(pipeline.option_logits(batch, output), batch.answers, 0.0)
+
+    def ours() -> None:
+        with modulation.attached(pipeline.model) as attachment:
+            with attachment.condition(bench.rows):
+                output = pipeline.model(**batch.inputs, **Pipeline.LAST_LOGITS)
+            loss(output).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    def floor() -> None:
+        layer = pipeline.host.layers[world.INJECTED[0]]
+        handle = layer.register_forward_hook(lambda module, args, out: out.detach().requires_grad_())
+        try:
+            loss(pipeline.model(**batch.inputs, **Pipeline.LAST_LOGITS)).backward()
+        finally:
+            handle.remove()
+
+    above, below = interleaved([ours, floor], bench.repeats)
+    below_it, above_it = kept_for_backward(pipeline, modulation, batch.inputs, bench.rows)
+    note = f"kept for backward below the first injected layer: {below_it} bytes, above: {above_it / 2**20:.0f} MiB"
+    return {"step": {**compared(above, below), "note": note}}
+
+
+def kept_for_backward(pipeline: Pipeline, modulation: Modulation, inputs: dict[str, Tensor], rows: Any) -> tuple[int, int]:
+    """Return the bytes that autograd keeps in a conditioned training forward: below the first injected layer's write, vision tower included, and above."""
+    part, found = [1], [0, 0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        found[part[0]] += tensor.nbytes
+        return tensor
+
+    def enter(number: int) -> Any:
+        def hook(*args: Any) -> None:
+            part[0] = number
+
+        return hook
+
+    first = pipeline.host.layers[modulation.config.injection.layers[0]]
+    with modulation.attached(pipeline.model) as attachment, attachment.condition(rows):
+        handles = [pipeline.host.entry.register_forward_pre_hook(enter(0)), first.register_forward_hook(enter(1), prepend=True)]
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                pipeline.model(**inputs, **Pipeline.LAST_LOGITS)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found[0], found[1]
+
+
+def training(bench: Bench) -> dict[str, Any]:
+    """Two epochs of `modulate train` on the bench's files; after each of its steps, one sample the released way, in the same process."""
+    stages = [{"name": "modulator", "train": ["modulator"], "epochs": 2}]
+    settings = {"stages": stages, "batch_size": len(world.TASKS), "augment": False, "validate_every": None, "warmup_steps": 0, "together": "clip", "ahead": 0}
+    pipeline = bench.pipeline_for("training", training=settings)
+    samples = pipeline.samples("train")
+    naive = bench.naive(awake(pipeline.fresh_modulation()))
+    ours: list[Cost] = []
+    theirs: list[Cost] = []
+    clock: list[Any] = []
+
+    def lap() -> None:
+        now = time.process_time(), time.perf_counter()
+        if clock:
+            ours.append(Cost((now[0] - clock[0]) / len(world.TASKS), (now[1] - clock[1]) / len(world.TASKS)))
+        clock[:] = now
+
+    def listener(progress: Progress) -> None:
+        lap()
+        sample = samples[len(theirs) % len(samples)]
+        theirs.append(cost(lambda: naive.step([sample], bench.prompt)))
+        clock.clear()
+        lap()
+
+    run = Run.create(pipeline.recipe, bench.folder / "runs")
+    lap()
+    train(run, pipeline, listener, resume=False)
+    half = len(ours) // 2
+    note = f"{len(world.TASKS)} questions on each clip"
+    first, second = (compared(theirs[part], ours[part]) for part in (slice(0, half), slice(half, 2 * half)))
+    return {"epoch_1": {**first, "note": note}, "epoch_2": {**second, "note": note}}
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """Peak memory above the loaded weights in one stage-1 step, each way in a process of its own."""
+    peaks = []
+    for way in ("ours", "naive"):
+        command = [sys.executable, "-m", "benchmarks.speed", "--peak", way, "--folder", str(bench.folder)]
+        peaks.append([float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]) for _ in range(2)])
+    found = ratio(*peaks)
+    return {"memory": {**found, "seconds": None, "note": f"{statistics.median(peaks[0]):.0f} MiB and {statistics.median(peaks[1]):.0f} MiB"}}
+
+
+def peak_of(way: str, bench: Bench) -> float:
+    """Return the peak memory (MiB) of one step the one ``way`` or the other, above that of the loaded weights. In a process of its own."""
+    sample = bench.pipeline.samples("train")[0]
+    modulation = awake(bench.pipeline.fresh_modulation())
+    if way == "naive":
+        naive = bench.naive(modulation)
+        bench.pipeline.model = nn.Module()  # only one host is in memory
+        before = resident()
+        naive.step([sample], bench.prompt)
+        return peak() - before
+    before = resident()
+    pipeline = bench.pipeline
+    optimiser = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
+    prepared = pipeline.prepare(sample)
+    batch = pipeline.collate([prepared])
+    with modulation.attached(pipeline.model) as attachment:
+        with attachment.condition([[prepared.clip(prepared.signal)]]):
+            output = pipeline.model(**batch.inputs, **Pipeline.LAST_LOGITS)
+        smoothed_cross_entropy(pipeline.option_logits(batch, output), batch.answers, 0.0).backward()
+    optimiser.step()
+    return peak() - before
+
+
+def resampler(bench: Bench) -> dict[str, Any]:
+    """One clip for 4 layers, 16 steps of 24 × 24 tokens, before the output projection: all at once, and one call per layer and step."""
+    grid = visual_grid([float(t) for t in range(32)], 2, 24, 24)
+    values = torch.randn(grid.steps, grid.tokens_per_step, 768, generator=torch.Generator().manual_seed(0))
+    modulation = awake(Modulation.for_host(
+        bench.pipeline.model, encoder=Choice(name="coord_pe", params={"dim": 256}), modulator=Choice(name="gaze_resampler"),
+        layers=world.INJECTED, d_features=768,
+    ))  # fmt: skip
+    clip = ClipInput(Scanpath([[0.3, 0.4, t, 0.9] for t in range(32)]), grid, values)
+    single = [Resampler(dict(modulation.state_dict()), k, 2) for k in range(4)]
+    code = modulation.encoder([clip.signal], [grid]).values[:, 0]
+
+    @torch.inference_mode()
+    def ours() -> None:
+        modulation.latents([clip])
+
+    @torch.inference_mode()
+    def theirs() -> None:
+        for one in single:
+            torch.cat([one.read(values[t], code[t]) for t in range(grid.steps)])
+
+    slow, fast = interleaved([theirs, ours], 2 * bench.repeats)
+    return {"resampler": compared(slow, fast)}
+
+
+def start(bench: Bench) -> dict[str, Any]:
+    """Seconds until a command that needs no torch has printed."""
+    found = {}
+    for command in (("--help",), ("ls",), ("plugins",)):
+        started(*command)
+        times = [started(*command) for _ in range(2 * bench.repeats)]
+        note = f"by the clock {statistics.median(t.wall for t in times):.2f} s"
+        found[f"start {command[0]}"] = {**ratio([t.cpu for t in times], [1.0] * len(times)), "seconds": None, "note": note}
+    return found
+
+
+def large(bench: Bench) -> dict[str, Any]:
+    """A conditioned forward at the shapes of Qwen2.5-VL-7B, bfloat16, random weights; needs a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    config = world.configuration(layers=28, width=3584, vocabulary=152064)
+    for part, sizes in ((config.text_config, {"intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4}),
+                        (config.vision_config, {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "fullatt_block_indexes": [7, 15, 23, 31]})):  # fmt: skip
+        for name, value in sizes.items():
+            setattr(part, name, value)
+    config.text_config.rope_parameters["mrope_section"] = [16, 24, 24]
+    with torch.device("cuda"):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    modulation = awake(Modulation.for_host(
+        model, encoder=Choice(name="coord_pe", params={"dim": 256}), modulator=Choice(name="gaze_resampler"), layers=(6, 13, 20, 26), d_features=768,
+    )).cuda()  # fmt: skip
+    prepared, inputs = bench.prepared, {k: v.cuda() for k, v in bench.inputs.items()}
+    features = torch.randn(prepared.grid.steps, prepared.grid.tokens_per_step, 768, device="cuda")
+    rows = [[ClipInput(prepared.signal, prepared.grid, features)]]
+
+    @torch.inference_mode()
+    def bare() -> None:
+        model(**inputs, **Pipeline.LAST_LOGITS)
+
+    @torch.inference_mode()
+    def conditioned() -> None:
+        with modulation.attached(model) as attachment, attachment.condition(rows):
+            model(**inputs, **Pipeline.LAST_LOGITS)
+
+    full, plain = interleaved([conditioned, bare], 10 * bench.repeats, warm=3)
+    return {"gpu conditioned": compared(full, plain)}
+
+
+ROWS: tuple[Callable[[Bench], dict[str, Any]], ...] = (start, resampler, forward, generate, step, memory, training, large)
+"""In the order in which they are measured."""
