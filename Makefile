@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-all test-oldest check docs clean
+.PHONY: demo test test-all test-oldest check bench torture docs clean
 
 demo: $(STAMP)  ## train, evaluate and compare a small modulation on generated videos
 	$(BIN)/modulate train recipes/gazeqwen_tiny.yaml
@@ -26,6 +26,12 @@ check: $(STAMP)  ## lint, types, generated docs
 	$(BIN)/ruff check modulate plugins benchmarks tests
 	$(BIN)/mypy
 	$(BIN)/python -m modulate.cli.reference --check
+
+torture: $(STAMP)  ## kill runs, damage files, and write docs/explanation/durability.md; at most 20 minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
+bench: $(STAMP)  ## measure speed and memory, and write docs/benchmarks.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
 
 docs: $(STAMP)  ## write the generated pages anew
 	$(BIN)/python -m modulate.cli.reference

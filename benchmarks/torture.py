@@ -50,7 +50,11 @@ def files() -> None:
         out = Path(folder) / "tests.xml"
         subprocess.run([sys.executable, "-m", "pytest", *BROKEN, "-q", f"--junitxml={out}"])
         cases = ElementTree.parse(out).getroot().iter("testcase")
-        rows = [{"name": case.get("name"), "file": case.get("classname"), "result": _result(case)} for case in cases]
+        found: dict[str, dict[str, int]] = {}
+        for case in cases:
+            outcomes = found.setdefault(str(case.get("name")).partition("[")[0], {})
+            outcomes[_result(case)] = outcomes.get(_result(case), 0) + 1
+        rows = [{"name": name, "outcomes": outcomes} for name, outcomes in found.items()]
     (KEPT / "durability-files.json").write_text(json.dumps({"date": today(), "rows": rows}, indent=1) + "\n")
 
 
@@ -116,8 +120,9 @@ def _files(found: Any) -> list[str]:
     lines = ["## Files that are broken", ""]
     if found is None:
         return [*lines, "Not run yet.", ""]
-    lines += [f"{found['date']}: real files, made by the tests; each row is one test, by its name.", ""]
-    return [*lines, *_table(("what is tried", "what happened"), [(str(r["name"]).removeprefix("test_").replace("_", " ").replace("|", "\\|"), r["result"]) for r in found["rows"]])]
+    lines += [f"{found['date']}: real files, made by the tests; each row is one test, by its name, with the number of files or kinds of damage that it goes through.", ""]
+    cells = [(r["name"].removeprefix("test_").replace("_", " "), str(sum(r["outcomes"].values())), _outcomes(r["outcomes"])) for r in found["rows"]]
+    return [*lines, *_table(("what is tried", "cases", "what happened"), cells)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from modulate import cli, plugins
 from modulate.cli import reference
 from modulate.hookspecs import hookimpl
-from modulate.recipe import recipe_paths
+from modulate.recipe import recipe_paths, shipped_paths, sweep_paths
 
 ROOT = Path(__file__).parents[1]
 SMALL = str(ROOT / "tests" / "data" / "small.yaml")
@@ -36,7 +36,7 @@ def modulate(capsys):
 # --- start ------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [["--help"], ["ls"], ["ls", "--json"], ["plugins"], ["cat", "gazeqwen_tiny"], ["train", "--help"], ["recipe", "schema"]])
+@pytest.mark.parametrize("args", [["--help"], ["ls"], ["ls", "--json"], ["plugins"], ["cat", "gazeqwen_tiny"], ["train", "--help"], ["sweep", "--help"], ["recipe", "schema"]])
 def test_light_commands_import_no_torch(args):
     code = (
         "import sys, modulate.cli\n"
@@ -52,16 +52,17 @@ def test_light_commands_import_no_torch(args):
 def test_help_names_every_command_and_those_of_plugins():
     result = CliRunner().invoke(cli.build(), ["--help"])
     assert result.exit_code == 0
-    for name in ("train", "eval", "check", "ask", "plugins", "ls", "cat", "cp", "recipe", "tabletop"):
+    for name in ("train", "eval", "sweep", "check", "ask", "plugins", "ls", "cat", "cp", "recipe", "tabletop"):
         assert f"  {name} " in result.output
 
 
 # --- listings ---------------------------------------------------------------------------------------------------------------------------
 
 
-def test_ls_lists_every_shipped_recipe(modulate):
+def test_ls_lists_every_shipped_recipe_and_sweep(modulate):
     code, out, _ = modulate("ls", "--json")
-    assert code == 0 and {row["name"] for row in json.loads(out)} == recipe_paths().keys()
+    assert code == 0 and {row["name"] for row in json.loads(out)} == shipped_paths().keys()
+    assert {row["name"] for row in json.loads(out) if row["kind"] == "sweep"} == sweep_paths().keys() and sweep_paths().keys().isdisjoint(recipe_paths())
     assert all(row["about"] and Path(row["path"]).is_file() for row in json.loads(out))
     assert "gazeqwen_tiny  " in modulate("ls")[1]
 
@@ -125,6 +126,7 @@ def test_a_plugins_command_that_clashes_is_left_out_and_said(capsys):
 
 def test_cat_prints_the_file_and_resolved_every_default(modulate):
     assert modulate("cat", "gazeqwen_tiny")[1] == recipe_paths()["gazeqwen_tiny"].read_text()
+    assert modulate("cat", "ablations/tabletop")[1] == sweep_paths()["ablations/tabletop"].read_text()
     assert "label_smoothing: 0.0" in modulate("cat", "gazeqwen_tiny", "seed=7", "--resolved")[1]
     code, _, err = modulate("cat", "gazeqwen_tiny", "seed=7")
     assert code == 1 and "add --resolved" in err
@@ -141,6 +143,7 @@ def test_cp_copies_and_never_overwrites_unasked(modulate, tmp_path):
 
 def test_the_schema_is_json(modulate):
     assert json.loads(modulate("recipe", "schema")[1])["title"] == "Recipe"
+    assert json.loads(modulate("recipe", "schema", "--sweeps")[1])["title"] == "Sweep"
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe
 from modulate.run import Run
 from modulate.sections import Sampling
+from modulate.train import train
 from modulate_gaze.scanpath import Scanpath
 from modulate_tabletop.make import make_world
 
@@ -165,6 +166,24 @@ def test_an_empty_signal_is_worth_a_residual_or_nothing():
     assert torch.equal(found["none"][1], found["residual"][1]) and not torch.equal(found["none"][1], bare[1])
     with pytest.raises(RecipeError, match="`empty: none` is for visual tokens; it has no effect on kind `text`"):
         load_recipe("gazeqwen_tiny", ["injection.empty=none", "injection.tokens={kind: text}"])
+
+
+def test_a_batch_without_any_signal_teaches_nothing_and_stops_nothing(tmp_path):
+    make_world(tmp_path / "tabletop", train=2, val=1, test=2, seed=5, workers=1)
+    first = min((tmp_path / "tabletop" / "fixations").glob("*.csv"))
+    first.write_text(first.read_text().splitlines()[0] + "\n")  # one of the two training videos: nobody looked
+    overrides = ["injection.empty=none", "data.params.train=2", "data.params.max_per_split=6", "training.batch_size=1", "training.validate_every=null"]
+    recipe = load_recipe("gazeqwen_tiny", [f"data.params.root={tmp_path}/tabletop", "data.params.val=1", "data.params.test=2", "data.params.seed=5", *overrides,
+                                           "training.stages=[{name: modulator, train: [modulator], epochs: 1}]"])  # fmt: skip
+    pipeline = Pipeline(recipe, tmp_path / "cache")
+    pipeline.make_data()
+    run = Run.create(recipe, tmp_path / "runs")
+    fresh, trained = pipeline.fresh_modulation().state_dict(), train(run, pipeline).state_dict()
+    curve = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert {line["active"] for line in curve} == {0.0, 1.0} and run.read_json("state.json")["skipped"] == {}
+    assert any(not torch.equal(fresh[key], trained[key]) for key in fresh)  # by the other video
+    with pytest.raises(RecipeError, match=r"condition `blank` with `injection\.empty: none` gives the modulator no gradient"):
+        load_recipe("gazeqwen_tiny", ["injection.empty=none", "training.condition=blank"])
 
 
 def test_a_data_set_says_what_of_a_signal_belongs_to_a_sample(root, monkeypatch):

@@ -12,6 +12,7 @@ from tiny import GRID, features, inputs, scanpath
 
 from modulate import hookspecs, visual_grid
 from modulate.features import align
+from modulate.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -22,16 +23,21 @@ RECIPES = "modulate_recipes"
 
 LAYERS = [
     {"errors", "hookspecs"},
-    {"plugins", "grid", "files", "parse", "paths", "recent", "statistics", "signals", "video", "writers"},
-    {"bundle", "choice", "clips", "hub", "metrics"},
-    {"components", "hosts", "sections"},
-    {"recipe"},
-    {"features", "localize", "lora", "run"},
+    {"plugins", "findings", "grid", "files", "interrupts", "jobs", "locks", "memory", "meta", "parse", "paired", "paths", "pickled", "recent", "statistics", "signals", "video", "writers"},
+    {"bundle", "checkpoints", "choice", "clips", "hub", "metrics"},
+    {"answered", "components", "hosts", "resume", "sections"},
+    {"loader", "recipe"},
+    {"features", "localize", "lora", "noise", "settings", "run", "sweep"},
+    {"saved", "swept"},
     {"modulation", "selection"},
-    {"conditioning"},
+    {"adopt", "conditioning", "optimise"},
     {"inject", "pipeline"},
-    {"reach", "evaluate", "ask"},
-    {"train", "check"},
+    {"shared"},
+    {"coverage", "learner", "reach", "evaluate", "ask"},
+    {"train", "budget", "report"},
+    {"costs"},
+    {"check"},
+    {"bench"},
     {"cli"},
 ]
 """The core's modules from the bottom: each imports only from lines above its own."""
@@ -152,6 +158,14 @@ def test_the_how_to_for_ones_own_model_works(host):
     exec(compile(code, "use-your-own-model.md", "exec", dont_inherit=True), names)
     assert names["grid"] == GRID and names["attachment"].report().tokens == GRID.tokens
     assert torch.equal(names["logits"], host(**names["inputs"]).logits)  # a fresh modulation changes nothing
+
+
+@pytest.mark.parametrize("base", ["gazeqwen", "gazeqwen_released", "gazeqwen_plus"])
+def test_the_miniature_of_the_reproduction_page_stands_on_each_recipe(base, tmp_path):
+    ((name, text),) = re.findall(r"<!-- file: (\S+) -->\n```yaml\n(.*?)^```$", (DOCS / "how-to" / "reproduce-gazeqwen.md").read_text(), re.S | re.M)
+    (tmp_path / name).write_text(text.replace("extends: gazeqwen ", f"extends: {base} "))
+    recipe = load_recipe(str(tmp_path / name))
+    assert recipe.host.params["path"] == "package:modulate_tabletop/host" and recipe.encoder == load_recipe(base).encoder
 
 
 def test_the_backbone_of_the_how_to_works():

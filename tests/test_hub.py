@@ -234,3 +234,12 @@ def test_the_cards_code_is_python(modulation, tmp_path):
 def test_a_folder_without_a_modulation_gets_no_card(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no modulation that a card can be written for: FileNotFoundError"):
         model_card(Path(tmp_path), "someone/none")
+
+
+@pytest.mark.parametrize("size", [2**64 - 1, 2**40, 3])
+def test_weights_whose_header_lies_about_its_size_get_no_card(size, modulation, tmp_path):
+    modulation.save_pretrained(tmp_path)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(size.to_bytes(8, "little") + data[8:])
+    with pytest.raises(CheckpointError, match=r"cannot be read: model\.safetensors"):
+        model_card(tmp_path, "a/b")

@@ -9,6 +9,16 @@ from modulate.errors import Interrupted
 from modulate.interrupts import Stop, graceful
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """As in a terminal: a job in the background, or under nohup, ignores some of them."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_a_request_that_the_run_answers_when_it_can(number, code):
     before = signal.getsignal(number)

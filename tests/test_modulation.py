@@ -1,6 +1,7 @@
 """Saving and loading."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -74,3 +75,62 @@ def test_modulation_stays_fp32_on_a_half_precision_host(tmp_path):
     with modulation.attached(host) as attachment, attachment.condition([[CLIP]] * 2):
         assert host(**inputs(dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
     assert {p.dtype for p in modulation.parameters()} == {torch.float32}
+
+
+def changed_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for key, value in changes.items():
+        *parts, last = key.split("__")
+        node = config
+        for part in parts:
+            node = node[part]
+        node[last] = value
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"host__d_model": 2**20, "modulator__params": {"width": 2**16, "latents": 2**16}}, r"it speaks of \d{12,} numbers, they hold \d+\."),
+        ({"host__n_layers": 1024}, r"it speaks of \d+ numbers, they hold"),
+        ({"host__d_model": 10**30}, "d_model"),
+        ({"host__d_model": -1}, "d_model"),
+        ({"injection__layers": [0, 99]}, "layer 99 is none of a host of"),
+        ({"lora__shapes": {"a|b": [4, 4]}}, "shapes"),
+        ({"lora__params__rank": 10**9}, "rank"),
+        ({"modulator__params": {"width": "wide"}}, "width"),
+        ({"modulator__params": {"blocks": 10**9}}, "blocks"),
+    ],
+)
+def test_a_configuration_that_asks_for_too_much_or_nonsense_is_refused_before_memory_is_taken(changes, message, host, tmp_path):
+    trained(host, lora=True).save_pretrained(tmp_path)
+    changed_config(tmp_path, **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=message):
+        Modulation.from_pretrained(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"\xff", "is not valid JSON"), (b"{" * 3000, "is not valid JSON|nested deeper"), (b'{"host": 1, "host": 2}', "stands twice"), (b" " * (2 << 20), "larger than 1048576 bytes")],
+)
+def test_a_configuration_that_is_no_json_is_refused(data, message, host, tmp_path):
+    trained(host).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(data)
+    with pytest.raises(CheckpointError, match=message):
+        Modulation.from_pretrained(tmp_path)
+
+
+def test_numbers_that_are_not_finite_or_no_numbers_are_refused(host, tmp_path):
+    trained(host, lora=True).save_pretrained(tmp_path)
+    for file in (tmp_path / "model.safetensors", tmp_path / "adapter" / "adapter_model.safetensors"):
+        whole = load_file(file)
+        name = sorted(whole)[0]
+        for wrong, message in ((torch.full_like(whole[name], torch.nan), "not finite"), (torch.zeros(whole[name].shape, dtype=torch.int64), "torch.int64")):
+            save_file(whole | {name: wrong}, file)
+            with pytest.raises(CheckpointError, match=message):
+                Modulation.from_pretrained(tmp_path)
+        save_file(whole, file)
+    assert Modulation.from_pretrained(tmp_path)

@@ -57,6 +57,7 @@ HOSTILE = {
     "a key that is a list": ("{[1]: 2}", "is not valid YAML"),
     "two documents": ("a: 1\n---\nb: 2\n", "is not valid YAML"),
     "control characters": ("a: \x00", "is not valid YAML"),
+    "half a character": ('a: 1\nb: "\\ud800"', "line 2: half of a character, which no file that repeats it could hold"),
 }
 
 
@@ -97,6 +98,38 @@ def test_large_json_is_refused_before_it_is_read(tmp_path):
         read_json(tmp_path / "q.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1, "b": 2, "b": 3}]', "the key 'b' stands twice in one object"),
+        ('{"' + "k" * 500 + '": 1, "' + "k" * 500 + '": 2}', "the key 'kkk.*… stands twice"),
+        ("[NaN]", "NaN is no number of JSON"),
+        ("[-Infinity]", "-Infinity is no number of JSON"),
+        ("[1e999]", "the number 1e999 is too large"),
+        (r'["\ud800"]', "surrogates not allowed"),
+        (r'{"\udfff": 1}', "surrogates not allowed"),
+    ],
+)
+def test_json_that_others_would_read_in_silence_is_refused(text, message, tmp_path):
+    (tmp_path / "q.json").write_text(text)
+    with pytest.raises(DataError, match=rf"q\.json is not valid JSON: .*{message}") as caught:
+        read_json(tmp_path / "q.json")
+    assert len(str(caught.value)) < 400
+
+
+def test_whole_characters_written_as_two_halves_are_read(tmp_path):
+    (tmp_path / "q.json").write_text(r'["\ud83d\ude00", 1e300, "\\ud800"]')
+    assert read_json(tmp_path / "q.json") == ["\U0001f600", 1e300, "\\ud800"]
+
+
+def test_many_keys_with_one_twice_are_refused_in_time_that_grows_with_their_number(tmp_path):
+    (tmp_path / "q.json").write_text("{" + ",".join(f'"{i}": 0' for i in range(100_000)) + ',"99999": 1}')
+    start = time.process_time()
+    with pytest.raises(DataError, match="'99999' stands twice"):
+        read_json(tmp_path / "q.json")
+    assert time.process_time() - start < 3
+
+
 def test_json_that_is_none_or_not_there_is_refused(tmp_path):
     (tmp_path / "q.json").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"q\.json is not valid JSON"):
@@ -106,3 +139,5 @@ def test_json_that_is_none_or_not_there_is_refused(tmp_path):
         read_json(tmp_path / "q.json")
     with pytest.raises(MissingFileError, match=r"Question file .*none\.json does not exist"):
         read_json(tmp_path / "none.json", "Question file")
+    with pytest.raises(DataError, match=r"Question file .* cannot be read: Is a directory"):
+        read_json(tmp_path, "Question file")

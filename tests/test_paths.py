@@ -54,3 +54,9 @@ def test_a_path_that_leaves_its_package_is_refused(text: str) -> None:
 def test_an_empty_path_is_an_error_and_not_the_working_directory() -> None:
     with pytest.raises(MissingFileError, match="empty path"):
         resolve(" ")
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "~nobody_of_this_name/x", "a\0b", "package:modulate_tabletop/" + "x" * 5000])
+def test_names_that_cannot_be_looked_for_are_refused(text):
+    with pytest.raises(MissingFileError, match=r"cannot be looked for|does not exist"):
+        resolve(text)

@@ -134,6 +134,14 @@ def test_an_override_makes_the_sections_that_are_absent():
     }  # fmt: skip
 
 
+def test_numbers_that_are_none_and_keys_that_are_no_text_are_refused():
+    for text in ("injection.alpha=.nan", "training.stages.0.epochs=.inf", "lora.alpha=.inf"):
+        with pytest.raises(RecipeError, match="finite number"):
+            recipes.load_recipe("gazeqwen_tiny", [text])
+    with pytest.raises(RecipeError, match="its key is no UTF-8 text"):
+        recipes.load_recipe("gazeqwen_tiny", ["evaluation.inputs.\udc95={name: gaze_text}"])
+
+
 def test_the_word_no_needs_no_quotes():
     assert recipes.load_recipe(SMALL, ["training.precision=no"]) == recipes.load_recipe(SMALL)
 

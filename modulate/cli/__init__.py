@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from modulate import plugins
-from modulate.errors import ComponentError, ModulateError, PluginError
+from modulate.errors import ComponentError, Interrupted, ModulateError, PluginError
 
 HELP = "Let a frozen multimodal LLM listen to a side signal such as eye gaze."
 
@@ -17,7 +17,7 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
 
     A plugin whose commands cannot be added, or clash with others, is marked as broken with its reason and adds none.
     """
-    from modulate.cli import ask, cat, check, cp, evaluate, hosts, ls, plugins_list, recipe, train
+    from modulate.cli import adopt, ask, bench, cat, check, cp, evaluate, hosts, ls, plugins_list, recipe, report, sweep, train
 
     registry = registry or plugins.registry()
     note = [f"Switched off by {plugins.VARIABLE}: {', '.join(registry.off)}."] if registry.off else []
@@ -28,8 +28,12 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
     for name, command in (
         ("train", train.train),
         ("eval", evaluate.evaluate),
+        ("adopt", adopt.adopt),
+        ("sweep", sweep.sweep),
         ("check", check.check),
+        ("bench", bench.bench),
         ("ask", ask.ask),
+        ("report", report.report),
         ("plugins", plugins_list.plugins),
         ("hosts", hosts.hosts),
         ("ls", ls.ls),
@@ -71,13 +75,17 @@ def _names(app: typer.Typer) -> list[str]:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line. Errors that modulate raises on purpose are printed without a traceback, with exit code 1; all others keep theirs.
 
-    So does a component's own failure: it is a defect, and the traceback is what its author needs.
+    So does a component's own failure: it is a defect, and the traceback is what its author needs. A run that was asked to stop by a signal, and has
+    saved, ends with 128 and the signal's number.
     """
     try:
         build()(args=list(args) if args is not None else None)
     except ComponentError as error:
         traceback.print_exception(error)
         raise SystemExit(1) from None
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.code) from None
     except ModulateError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -1,6 +1,6 @@
 """Tables of results for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -17,7 +17,8 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
     """Print accuracies by task and condition, comparisons, counts, and last of all the run's folder."""
     console = Console()
     console.width = max(console.width, WIDTH)
-    console.print(accuracies(run.recipe.name, metrics))
+    for k, names in enumerate(side_by_side(metrics)):
+        console.print(accuracies(run.recipe.name if k == 0 else f"{run.recipe.name}, further conditions", metrics, names))
     if metrics["comparisons"]:
         console.print(comparisons(metrics["comparisons"]))
     signal = metrics["signal"]
@@ -29,9 +30,21 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
     console.print(f"Run: {run.folder}", highlight=False, soft_wrap=True, markup=False)
 
 
-def accuracies(title: str, metrics: Mapping[str, Any]) -> Table:
-    """Return tasks × conditions with accuracies in percent; below, the unweighted mean over tasks with its interval."""
-    conditions = {metrics["condition"]: metrics, **metrics["controls"]}
+def side_by_side(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Divide the conditions among tables that fit, each with the main condition first."""
+    main, left = metrics["condition"], WIDTH - max(map(len, metrics["tasks"])) - 8
+    groups: list[list[str]] = [[main]]
+    for name in metrics["controls"]:
+        if sum(max(5, len(n)) + 3 for n in [*groups[-1], name]) > left:
+            groups.append([main])
+        groups[-1].append(name)
+    return groups
+
+
+def accuracies(title: str, metrics: Mapping[str, Any], names: Sequence[str]) -> Table:
+    """Return tasks × the conditions ``names`` with accuracies in percent; below, the unweighted mean over tasks with its interval."""
+    every = {metrics["condition"]: metrics, **metrics["controls"]}
+    conditions = {name: every[name] for name in names}
     table = Table(title=f"{title}: accuracy, %", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("Task", no_wrap=True)
     table.add_column("n", justify="right")

@@ -40,10 +40,10 @@ class GazeOverlayParams(Params):
 
     shape: Literal["dot", "circle", "both"] = Field("both", description="what is drawn at a fixation [StreamGaze: both]")
     dot_radius: float = Field(8.0, gt=0, description="radius of the filled dot, in dot_unit [StreamGaze: 8 px]")
-    dot_unit: Unit = Field("px", description="px: pixels of the video's own frames; width: fraction of their width")
+    dot_unit: Unit = Field("px", description="px: pixels of the video's own frames; width: fraction of their width [StreamGaze: px]")
     dot_colour: Colour = Field((0, 255, 0), description="RGB, 0 to 255 [StreamGaze: green]")
     circle_radius: float = Field(0.156, gt=0, description="radius of the circle, in circle_unit [StreamGaze: 100 px EGTEA, 170 px Ego4D, 0.156 of the width elsewhere]")
-    circle_unit: Unit = Field("width", description="px: pixels of the video's own frames; width: fraction of their width")
+    circle_unit: Unit = Field("width", description="px: pixels of the video's own frames; width: fraction of their width [StreamGaze: px or width, by source]")
     circle_colour: Colour = Field((255, 0, 0), description="RGB, 0 to 255 [StreamGaze: red]")
     line: float = Field(3.0, gt=0, description="thickness of the circle's line, px [ours]")
     reach: float = Field(
@@ -118,9 +118,9 @@ class GazeTextParams(Params):
         description="one fixation; knows x and y (fractions of the frame), px and py (pixels of the video's frames), start, end and duration (s) [ours]",
     )
     empty: str = Field("It is not known where the viewer looked.", description="instead of heading and lines where the clip has no fixation [ours]")
-    most: int | None = Field(None, ge=1, description="write only the latest so many fixations; null: all")
-    clock: Literal["clip", "video"] = Field("clip", description="clip: times count from the clip's start; video: from the video's")
-    place: Literal["before", "after"] = Field("before", description="where in the prompt: before the question and its options, or after")
+    most: int | None = Field(None, ge=1, description="write only the latest so many fixations; null: all [ours]")
+    clock: Literal["clip", "video"] = Field("clip", description="clip: times count from the clip's start; video: from the video's [ours]")
+    place: Literal["before", "after"] = Field("before", description="where in the prompt: before the question and its options, or after [ours]")
 
     @field_validator("line")
     @classmethod

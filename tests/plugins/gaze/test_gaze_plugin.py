@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import modulate_gaze
-from modulate.components import Modulator, SignalEncoder
+from modulate.components import InputTransform, Modulator, SignalEncoder
 from modulate.plugins import Registry
 from modulate.signals import Signal
 
@@ -12,6 +12,7 @@ EXPECTED = {
     "signal": {"gaze": Signal},
     "signal_encoder": dict.fromkeys(("coord_pe", "coord_rel", "heatmap_dur", "heatmap_tau"), SignalEncoder),
     "modulator": {"gaze_resampler": Modulator},
+    "input": dict.fromkeys(("gaze_overlay", "gaze_text", "gaze_saliency"), InputTransform),
 }
 
 
