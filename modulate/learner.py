@@ -22,13 +22,17 @@ Row = tuple[Prepared, list[ClipInput]]
 
 @dataclass
 class Tally:
-    """Totals of one optimiser step. ``split``: memory was short, and its batches were computed in parts."""
+    """Totals of one optimiser step.
+
+    ``split``: memory was short, and its batches were computed in parts. ``apart``: batches of one clip whose questions could not be asked together after all.
+    """
 
     loss: float = 0.0
     right: int = 0
     active: int = 0
     ids: list[str] = field(default_factory=list)
     split: bool = False
+    apart: int = 0
 
     @property
     def n(self) -> int:
@@ -100,6 +104,7 @@ class Learner:
     def _learn(self, part: list[Row], total: int, tally: Tally) -> None:
         prepared = [row for row, _ in part]
         common = self._common(prepared)
+        tally.apart += self.settings.together == "clip" and not common and len(part) > 1
         batch = self.pipeline.collate(prepared, inputs=not common)
         with self.accelerator.autocast():
             if common:

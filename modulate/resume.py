@@ -22,7 +22,7 @@ class State:
 
     ``stage``: index of the running stage; of it ``step`` optimiser steps done, ``validated`` at which of them last, the ``best`` accuracy so far, and ``stale``
     validations since. ``steps``: of all stages. ``lines``: of the log. ``skipped``: optimiser steps not taken, by reason; ``in_a_row``: the last ones, if not
-    finite. ``split_steps``: those for which memory was short. ``resumed``: ``steps`` at every resumption.
+    finite. ``split_steps``: those for which memory was short. ``apart``: batches of one clip whose questions could not be asked together. ``resumed``: ``steps`` at every resumption.
     """
 
     stage: int = 0
@@ -37,6 +37,7 @@ class State:
     skipped: dict[str, int] = field(default_factory=dict)
     in_a_row: int = 0
     split_steps: int = 0
+    apart: int = 0
     resumed: list[int] = field(default_factory=list)
 
 

@@ -125,7 +125,7 @@ class Trainer:
     def account(self) -> dict[str, Any]:
         """Return what state.json says of a training."""
         at = self.state
-        counts = {"failed": at.failed, "left_out": self.left_out, "skipped": at.skipped, "split_steps": at.split_steps, "resumed": at.resumed}
+        counts = {"failed": at.failed, "left_out": self.left_out, "skipped": at.skipped, "split_steps": at.split_steps, "apart": at.apart, "resumed": at.resumed}
         return {"steps": at.steps, "seconds": round(at.seconds, 1), **counts}
 
     def fit(self) -> Modulation:
@@ -190,7 +190,7 @@ class Trainer:
         self.modulation.train()
         tally = learner.accumulate(batches)
         skipped, wrong = self._update(tally)
-        at.step, at.steps, at.split_steps = at.step + 1, at.steps + 1, at.split_steps + tally.split
+        at.step, at.steps, at.split_steps, at.apart = at.step + 1, at.steps + 1, at.split_steps + tally.split, at.apart + tally.apart
         at.in_a_row = at.in_a_row + 1 if skipped == "not_finite" else 0
         if skipped:
             at.skipped[skipped] = at.skipped.get(skipped, 0) + 1

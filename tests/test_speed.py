@@ -228,7 +228,7 @@ def trained(pipeline, root, **changes):
     return weights, [json.loads(line)["loss"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(bench, tmp_path):
+def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(bench, tmp_path, monkeypatch):
     pipeline, _ = bench
     plain, losses = trained(pipeline, tmp_path, ahead=0, together="any")
     ahead, same = trained(pipeline, tmp_path, ahead=2, together="any")
@@ -237,6 +237,12 @@ def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(bench,
     assert len(losses) == 2 and near == pytest.approx(losses, abs=1e-4)
     fresh = pipeline.fresh_modulation().state_dict()
     moved = [k for k in plain if (plain[k] - fresh[k]).abs().max() > 1e-4]
+    apart = lambda name: json.loads((tmp_path / name / "state.json").read_text())["apart"]
+    assert apart("1-clip") == 0
+    signals, signal = iter(range(100)), pipeline.signal
+    monkeypatch.setattr(pipeline, "signal", lambda sample: signal(sample).moved(1e-3 * next(signals)))  # every question has a signal of its own
+    trained(pipeline, tmp_path, ahead=0, together="clip")
+    assert apart("0-clip") == 2
     assert "out.0.weight" in moved and all((plain[k] - together[k]).abs().max() < 0.2 * (plain[k] - fresh[k]).abs().max() for k in moved if k.startswith("out"))
 
 
