@@ -106,10 +106,10 @@ def _inputs() -> list[str]:
     total = sum(row["tried"] for row in rows)
     lines += [f"{total:,} inputs in {len(runs)} run{'s' if len(runs) > 1 else ''} ({when}); a right result or a typed error is what must come, anything else is a finding.", ""]
     cells = [
-        (f"`{r['parser']}`", r["fault"], f"{r['tried']:,}", f"{r['right']:,}", f"{r['refused']:,}", str(r["findings"]), _share(r), f"{r['slowest_s']:.2f}")
+        (f"`{r['parser']}`", r["fault"].removeprefix("damaged "), f"{r['tried']:,}", f"{r['right']:,}", f"{r['refused']:,}", str(r["findings"]), _share(r), f"{r['slowest_s']:.2f}")
         for r in sorted(rows, key=lambda r: str(r["parser"]))
     ]
-    return [*lines, *_table(("parser", "fault", "inputs", "read", "refused", "findings", "lines covered", "slowest, s"), cells), ""]
+    return [*lines, *_table(("parser", "what is damaged", "inputs", "read", "refused", "findings", "lines covered", "slowest, s"), cells), ""]
 
 
 def _share(row: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
     header, numbers = data[8 : 8 + size], data[8 + size :]
     if kind == 1:
         return struct.pack("<Q", rng.choice((0, 1, size + 1, size - 1, size * 2, 2**31, 2**40, 2**63, 2**64 - 1)) % 2**64) + header + numbers
-    if kind == 2 and numbers:
+    if kind == 2 and len(numbers) >= 4:
         at = 4 * rng.randrange(len(numbers) // 4)
         value = rng.choice((float("nan"), float("inf"), 0.0, 1e38, -1.0))
         return data[: 8 + size + at] + struct.pack("<f", value) + data[8 + size + at + 4 :]

@@ -81,7 +81,7 @@ def exponent(points: list[tuple[int, float]]) -> float:
 
 def svg(name: str, points: list[tuple[int, float]], width: int = 420, height: int = 260) -> str:
     """Draw seconds over x, both logarithmic, with the line that linear growth from the last point back would be."""
-    left, bottom, top, right = 64, height - 44, 30, width - 16
+    left, bottom, top, right = 64, height - 44, 30, width - 30  # half of the last label lies beyond
     xs, ys = [math.log10(x) for x, _ in points], [math.log10(y) for _, y in points]
     low, high = math.floor(min(ys)), math.ceil(max(ys))
     at_x = lambda x: left + (right - left) * (x - xs[0]) / (xs[-1] - xs[0])  # noqa: E731
