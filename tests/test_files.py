@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,25 +66,27 @@ def test_a_disk_that_is_full_at_any_point_is_said_and_leaves_the_old_file(tmp_pa
     assert path.read_text() == '"old"\n' and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.fixture
+@contextmanager
 def no_room():
-    """The system lets no file grow beyond 10 kB."""
+    """For the length of a block the system lets no file grow beyond 10 kB. Not for a whole test: pytest's own output may go to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_fills_up_while_tensors_are_written_is_said_and_nothing_is_left(tmp_path, no_room):
+def test_a_disk_that_fills_up_while_tensors_are_written_is_said_and_nothing_is_left(tmp_path):
     path = tmp_path / "w.safetensors"
-    with pytest.raises(StorageError, match=r"w\.safetensors cannot be written: .*File too large"):
+    with no_room(), pytest.raises(StorageError, match=r"w\.safetensors cannot be written: .*File too large"):
         write_atomically(path, lambda temporary: save_file({"w": torch.ones(10_000)}, temporary))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_under_a_log_costs_the_line_alone(tmp_path, no_room):
+def test_a_disk_that_fills_up_under_a_log_costs_the_line_alone(tmp_path):
     log = Lines(tmp_path / "log.jsonl")
-    with pytest.raises(StorageError, match=r"log\.jsonl cannot be written: .*File too large"):
+    with no_room(), pytest.raises(StorageError, match=r"log\.jsonl cannot be written: .*File too large"):
         while True:
             log.append("x" * 30)
     whole = log.path.read_bytes().split(b"\n")[:-1]
