@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tabletop_study import accuracy, difference, records, run
 
-from modulate.check import check
+from modulate.checks.check import check
 from modulate.recipe import load_recipe
 from modulate_gaze.extraction import Extraction, extract, write_fixations
 from modulate_gaze.raw_gaze import Recording

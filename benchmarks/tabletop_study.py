@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modulate.metrics import Prediction, compare, summarise
+from modulate.evaluation.metrics import Prediction, compare, summarise
 
 RECIPE = "recipes/gazeqwen_tiny.yaml"
 SEEDS = (0, 1, 2)  # fixed before any of these runs

@@ -33,11 +33,11 @@ from typing import Any
 import torch
 
 from modulate import cli
-from modulate.evaluate import evaluate
+from modulate.evaluation.evaluate import evaluate
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe
 from modulate.run import Run
-from modulate.train import train
+from modulate.training.train import train
 
 TINY = [
     "data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=2", "sampling.max_frames=2", "training.batch_size=1",

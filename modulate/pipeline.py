@@ -248,7 +248,7 @@ class Pipeline:
     # --- batches -----------------------------------------------------------------------------------------------------------------
 
     def collate(self, prepared: Sequence[Prepared], inputs: bool = True) -> Batch:
-        """Join samples into one forward on the host's device; without ``inputs`` where these go another way (:mod:`modulate.shared`)."""
+        """Join samples into one forward on the host's device; without ``inputs`` where these go another way (:mod:`modulate.training.shared`)."""
         pad = self.processor.tokenizer.pad_token_id
         joined = self.host.collate([p.inputs for p in prepared], 0 if pad is None else pad) if inputs else {}
         width = max(len(p.options) for p in prepared)

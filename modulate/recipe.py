@@ -89,7 +89,7 @@ def recipe_paths() -> dict[str, Path]:
 
 
 def sweep_paths() -> dict[str, Path]:
-    """Return the sweeps that ship with modulate (:mod:`modulate.sweep`): name → file."""
+    """Return the sweeps that ship with modulate (:mod:`modulate.sweeps.sweep`): name → file."""
     return {name: path for name, path in shipped_paths().items() if name.startswith(SWEEPS)}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from modulate.bench import Timing, most_alive
+from modulate.checks.bench import Timing, most_alive
 from modulate.cli import build
 from modulate_tabletop.make import make_world
 

@@ -8,16 +8,16 @@ from pydantic import ValidationError
 from transformers import AutoConfig, Qwen2_5_VLConfig
 
 import modulate_tabletop
-from modulate.bench import most_alive
-from modulate.budget import Example, budget, count_parameters, meta_recipe
+from modulate.checks.bench import most_alive
+from modulate.checks.budget import Example, budget, count_parameters, meta_recipe
+from modulate.checks.meta import META, Rehearsal
+from modulate.checks.reach import AnySignal
 from modulate.errors import HostError
 from modulate.inject import ModulatedHost
-from modulate.meta import META, Rehearsal
 from modulate.modulation import ClipInput
-from modulate.optimise import select
 from modulate.pipeline import Pipeline
-from modulate.reach import AnySignal
 from modulate.recipe import load_recipe
+from modulate.training.optimise import select
 from modulate.video import Frames
 from modulate_hosts.qwen2_5_vl import Qwen25VL
 from modulate_hosts.qwen_params import QwenParams

@@ -12,11 +12,11 @@ from tiny import CLIP, fresh, inputs, qwen
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import modulate_tabletop
-from modulate.check import check
-from modulate.findings import Report
-from modulate.reach import reach, twin_reach
+from modulate.checks.check import check
+from modulate.checks.findings import Report
+from modulate.checks.reach import reach, twin_reach
+from modulate.checks.settings import check_settings
 from modulate.recipe import load_recipe
-from modulate.settings import check_settings
 from modulate_tabletop.make import make_world
 
 SMALL = str(Path(__file__).parent / "data" / "small.yaml")
@@ -144,7 +144,7 @@ def test_the_papers_recipe_is_checked_without_weights_in_less_than_two_gigabytes
 
 
 def test_a_host_that_cannot_be_loaded_is_an_error_and_the_rest_is_found_without_it(checked, monkeypatch):
-    monkeypatch.setattr("modulate.check.tell_costs", lambda *found: None)  # 7 billion parameters take a while, even on paper
+    monkeypatch.setattr("modulate.checks.check.tell_costs", lambda *found: None)  # 7 billion parameters take a while, even on paper
     pixels = ["host.params.video_min_pixels=12544", "host.params.video_max_pixels=12544"]
     report = checked("host.params.path=Qwen/Qwen2.5-VL-7B-Instruct", "injection.layers=[13, 27]", *pixels, root="nowhere")
     assert "cannot be loaded" in texts(report, "error") and "as --meta does" in texts(report, "error")

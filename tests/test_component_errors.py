@@ -13,7 +13,7 @@ from modulate import Modulation, cli, plugins
 from modulate.choice import Choice, LoraParams, Params
 from modulate.components import Backbone, Dataset, Modulator, Sample, SignalEncoder, SignalFeatures
 from modulate.errors import ComponentError, DataError, PluginError, RecipeError
-from modulate.evaluate import score
+from modulate.evaluation.evaluate import score
 from modulate.hookspecs import hookimpl
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe

@@ -14,15 +14,15 @@ from modulate import ClipInput, visual_grid
 from modulate.choice import Choice, Injection
 from modulate.components import FrameFeatures, Sample
 from modulate.errors import RecipeError, VideoError
-from modulate.evaluate import _metrics, score
+from modulate.evaluation.evaluate import _metrics, score
+from modulate.evaluation.metrics import Prediction
 from modulate.features import align
 from modulate.grid import counted_on
-from modulate.metrics import Prediction
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe
 from modulate.run import Run
 from modulate.sections import Sampling
-from modulate.train import train
+from modulate.training.train import train
 from modulate_gaze.scanpath import Scanpath
 from modulate_tabletop.make import make_world
 

@@ -12,7 +12,7 @@ from modulate import plugins
 from modulate.choice import Params
 from modulate.components import HostInput, InputTransform
 from modulate.errors import ComponentError, ConditioningError, PluginError, RecipeError
-from modulate.evaluate import bare, score
+from modulate.evaluation.evaluate import bare, score
 from modulate.hookspecs import hookimpl
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modulate import paired
 from modulate.errors import DataError
-from modulate.paired import detectable_difference, grouped_p, least_detectable, mcnemar_power
-from modulate.statistics import mcnemar_counts
+from modulate.evaluation import paired
+from modulate.evaluation.paired import detectable_difference, grouped_p, least_detectable, mcnemar_power
+from modulate.evaluation.statistics import mcnemar_counts
 
 
 @given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from("abcdefgh")), max_size=40))

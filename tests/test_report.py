@@ -16,8 +16,8 @@ from modulate.bundle import Bundle
 from modulate.cli import build
 from modulate.components import Reference
 from modulate.errors import DataError, MissingFileError, RecipeError
-from modulate.evaluate import evaluate
-from modulate.metrics import Prediction, read_predictions
+from modulate.evaluation.evaluate import evaluate
+from modulate.evaluation.metrics import Prediction, read_predictions
 from modulate.pipeline import Pipeline
 from modulate.recipe import dump, load_recipe
 from modulate.report import svg, tables

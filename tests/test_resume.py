@@ -15,17 +15,17 @@ import pytest
 import torch
 from accelerate.utils import AutocastKwargs
 
-from modulate import train as training
 from modulate.errors import CheckpointError, DataError, DivergedError, Interrupted, LockedError, StorageError
-from modulate.evaluate import evaluate
+from modulate.evaluation.evaluate import evaluate
 from modulate.interrupts import Stop
-from modulate.learner import Learner
 from modulate.modulation import Modulation
-from modulate.optimise import accelerator_for, one_cycle, select
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe
 from modulate.run import Run
-from modulate.train import train
+from modulate.training import train as training
+from modulate.training.learner import Learner
+from modulate.training.optimise import accelerator_for, one_cycle, select
+from modulate.training.train import train
 
 TINY = [
     "data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=4", "sampling.max_frames=2", "training.batch_size=2",
@@ -242,7 +242,7 @@ def test_a_stopped_evaluation_goes_on_with_the_conditions_that_are_left(whole, b
         evaluate(run, pipeline, modulation, advance=count, stop=stop)
     assert sorted(p.name for p in (run.folder / "evaluation").iterdir()) == ["test-signal.jsonl"]
     done = asked.copy()
-    from modulate import evaluate as module
+    from modulate.evaluation import evaluate as module
 
     score = module.score
     monkeypatch.setattr(module, "score", lambda *args: (asked.append(("scored", args[3])), score(*args))[1])

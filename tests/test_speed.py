@@ -16,14 +16,14 @@ from modulate.components import Sample
 from modulate.errors import DataError, RecipeError
 from modulate.features import frame_store
 from modulate.inject import ModulatedHost
-from modulate.loader import Loader, arranged
-from modulate.optimise import smoothed_cross_entropy
 from modulate.pipeline import Pipeline
 from modulate.recent import Recent
 from modulate.recipe import validate
 from modulate.run import Run
-from modulate.shared import ask_together, shared_prefix
-from modulate.train import train
+from modulate.training.loader import Loader, arranged
+from modulate.training.optimise import smoothed_cross_entropy
+from modulate.training.shared import ask_together, shared_prefix
+from modulate.training.train import train
 from modulate.video import read_frames
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are no installed package

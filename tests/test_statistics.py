@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modulate import statistics
 from modulate.errors import DataError
-from modulate.statistics import bootstrap_interval, holm, mcnemar, mcnemar_counts, paired_difference, task_accuracies
+from modulate.evaluation import statistics
+from modulate.evaluation.statistics import bootstrap_interval, holm, mcnemar, mcnemar_counts, paired_difference, task_accuracies
 
 
 def test_mcnemar_counts_the_samples_that_changed():
@@ -175,5 +175,5 @@ def test_nonsense_is_refused(call, text):
 
 
 def test_statistics_import_no_torch():
-    code = "import sys, modulate.statistics; sys.exit('torch' in sys.modules)"
+    code = "import sys, modulate.evaluation.statistics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modulate import cli, swept
+from modulate import cli
 from modulate.cli.sweep import slots
 from modulate.errors import MissingFileError, PluginError, RecipeError
+from modulate.evaluation.metrics import Prediction
 from modulate.files import write_atomically
-from modulate.jobs import Job, Listener, run_jobs, tail
-from modulate.metrics import Prediction
 from modulate.recipe import dump, load_recipe, sweep_paths
 from modulate.run import Run
-from modulate.sweep import Sweep, load_sweep, plan
+from modulate.sweeps import swept
+from modulate.sweeps.jobs import Job, Listener, run_jobs, tail
+from modulate.sweeps.sweep import Sweep, load_sweep, plan
 
 ROOT = Path(__file__).parents[1]
 SMALL = str(ROOT / "tests" / "data" / "small.yaml")
@@ -244,7 +245,7 @@ def test_a_log_is_added_to_and_its_tail_is_of_the_last_attempt(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from modulate.jobs import Job, Listener, run_jobs
+from modulate.sweeps.jobs import Job, Listener, run_jobs
 folder, grace, script = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 jobs = [Job(name, ("/bin/sh", "-c", script), folder / f"{name}.log") for name in ("a", "b")]
 found = run_jobs(jobs, [{}], Listener(started=lambda name: print(name, flush=True)), grace=grace, poll=0.01)

@@ -13,15 +13,16 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 
-from modulate import Modulation, optimise
-from modulate import train as training
+from modulate import Modulation
 from modulate.errors import DataError, RecipeError
-from modulate.evaluate import evaluate, score
-from modulate.optimise import accelerator_for, parameter_groups, select, smoothed_cross_entropy, warmup_cosine
+from modulate.evaluation.evaluate import evaluate, score
 from modulate.pipeline import Others, Pipeline
 from modulate.recipe import load_recipe
 from modulate.run import Run
-from modulate.train import train
+from modulate.training import optimise
+from modulate.training import train as training
+from modulate.training.optimise import accelerator_for, parameter_groups, select, smoothed_cross_entropy, warmup_cosine
+from modulate.training.train import train
 
 WORLD = ["data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=8"]
 QUICK = ["training.batch_size=4", "training.stages.0.epochs=1", "training.stages.1.epochs=1", "evaluation.batch_size=5", "evaluation.bootstrap=100"]

@@ -17,10 +17,10 @@ from benchmarks.speed import world
 from benchmarks.speed.timing import Cost, compared, cost, interleaved, peak, ratio, resident, started
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.choice import Choice
-from modulate.optimise import smoothed_cross_entropy
 from modulate.pipeline import Pipeline
 from modulate.run import Run
-from modulate.train import Progress, train
+from modulate.training.optimise import smoothed_cross_entropy
+from modulate.training.train import Progress, train
 from modulate_gaze.scanpath import Scanpath
 
 SCALE = 6.283185

@@ -8,7 +8,7 @@ import typer
 from modulate.cli.arguments import Overrides, Recipe, Trust
 
 if TYPE_CHECKING:
-    from modulate.bench import Bench
+    from modulate.checks.bench import Bench
 
 
 def bench(
@@ -26,7 +26,7 @@ def bench(
 
     from rich.console import Console
 
-    from modulate import bench as benches
+    from modulate.checks import bench as benches
     from modulate.files import write_atomically
     from modulate.recipe import load_recipe
 

@@ -22,7 +22,7 @@ def check(
     from rich.console import Console
     from rich.table import Table
 
-    from modulate import check as checks
+    from modulate.checks import check as checks
     from modulate.recipe import load_recipe
 
     report = checks.check(load_recipe(recipe, overrides or ()), cache, prepare=prepare, trust_remote_code=trust, meta=meta)

@@ -18,9 +18,9 @@ def evaluate(
 
     Ended early, by Ctrl-C (SIGINT, exit code 130), SIGTERM (143) or anything else, it keeps the conditions that were finished: the same command goes on.
     """
-    from modulate import evaluate as evaluation
     from modulate.cli.progress import bars
     from modulate.cli.show import show_metrics
+    from modulate.evaluation import evaluate as evaluation
     from modulate.interrupts import graceful
     from modulate.modulation import Modulation
     from modulate.pipeline import Pipeline

@@ -17,6 +17,6 @@ def _group() -> None:
 def schema(sweeps: Annotated[bool, typer.Option("--sweeps", help="That of sweep files instead.")] = False) -> None:
     """Print the JSON Schema of recipes, for editors. Components' own parameters are checked when a recipe is read."""
     from modulate.recipe import schema as of_recipes
-    from modulate.sweep import Sweep
+    from modulate.sweeps.sweep import Sweep
 
     typer.echo(json.dumps(Sweep.model_json_schema() if sweeps else of_recipes(), indent=2, ensure_ascii=False))

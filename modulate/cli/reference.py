@@ -75,7 +75,7 @@ def _row(parameter: Any) -> tuple[str, str, str] | None:
 def recipe_page(registry: plugins.Registry) -> str:
     """Return the page of every key of a recipe, and of every shipped component's parameters."""
     from modulate.recipe import Recipe
-    from modulate.sweep import Sweep
+    from modulate.sweeps.sweep import Sweep
 
     parts = [NOTE, "# Recipes", "Every key, its type, its default and what it means. Unknown keys are errors.", "## The recipe", _fields(Recipe)]
     for path, model in _sections(Recipe, ""):

@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from modulate.jobs import Listener, Outcome, tail
-from modulate.sweep import Planned, Sweep
-from modulate.swept import RESULTS, State
+from modulate.sweeps.jobs import Listener, Outcome, tail
+from modulate.sweeps.sweep import Planned, Sweep
+from modulate.sweeps.swept import RESULTS, State
 
 WIDTH = 130
 """Columns that a table of options needs; a narrower terminal wraps lines, which loses nothing."""

@@ -9,8 +9,8 @@ from modulate.cli.arguments import DEFAULT_CACHE, Cache, Trust
 from modulate.errors import RecipeError
 
 if TYPE_CHECKING:
-    from modulate.jobs import Job
-    from modulate.sweep import Planned
+    from modulate.sweeps.jobs import Job
+    from modulate.sweeps.sweep import Planned
 
 
 def sweep(
@@ -26,10 +26,10 @@ def sweep(
     trust: Trust = False,
 ) -> None:
     """Train and evaluate every run of a sweep, several at a time. Finished runs are skipped, interrupted ones continued. Exit code 1 when one fails."""
-    from modulate import sweep as sweeps
-    from modulate import swept
     from modulate.cli import show_sweep
-    from modulate.jobs import run_jobs
+    from modulate.sweeps import sweep as sweeps
+    from modulate.sweeps import swept
+    from modulate.sweeps.jobs import run_jobs
 
     loaded = sweeps.load_sweep(file, overrides or ())
     plan, folder = sweeps.plan(loaded), runs / loaded.name
@@ -103,8 +103,8 @@ def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
     import sys
 
     from modulate.files import write_atomically
-    from modulate.jobs import Job
     from modulate.recipe import dump
+    from modulate.sweeps.jobs import Job
 
     recipe, text = folder / "jobs" / f"{run.name}.yaml", dump(run.recipe)
     write_atomically(recipe, lambda path: path.write_text(text))

@@ -24,14 +24,14 @@ def train(
     Ctrl-C (SIGINT) or SIGTERM ends it, saved, after the optimiser step or batch that it is at, with exit code 130 or 143; a second one ends it at once.
     However it ended, the same command goes on.
     """
-    from modulate import evaluate as evaluation
-    from modulate import train as training
     from modulate.cli.progress import bars
     from modulate.cli.show import show_metrics
+    from modulate.evaluation import evaluate as evaluation
     from modulate.interrupts import graceful
     from modulate.pipeline import Pipeline
     from modulate.recipe import load_recipe
     from modulate.run import Run
+    from modulate.training import train as training
 
     loaded = load_recipe(recipe, overrides or ())
     pipeline = Pipeline(loaded, cache, trust_remote_code=trust)  # before the run's folder is made: a host that cannot be loaded leaves none behind

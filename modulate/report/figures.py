@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from modulate.metrics import Prediction
-from modulate.paired import detectable_difference, grouped_p, least_detectable
+from modulate.evaluation.metrics import Prediction
+from modulate.evaluation.paired import detectable_difference, grouped_p, least_detectable
+from modulate.evaluation.statistics import holm, paired_difference, task_accuracies
 from modulate.report.runs import Companion, Entry, companions
-from modulate.statistics import holm, paired_difference, task_accuracies
 
 
 @dataclass(frozen=True)

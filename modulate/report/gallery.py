@@ -17,9 +17,9 @@ from torchvision.io import encode_jpeg
 
 from modulate.components import Sample
 from modulate.errors import DataError, ModulateError
-from modulate.evaluate import score
+from modulate.evaluation.evaluate import score
+from modulate.evaluation.metrics import Prediction
 from modulate.inject import Attachment
-from modulate.metrics import Prediction
 from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline, Prepared
 from modulate.report.runs import Recorded

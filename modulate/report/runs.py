@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modulate.errors import DataError, RecipeError
-from modulate.metrics import Prediction, read_predictions
+from modulate.evaluation.metrics import Prediction, read_predictions
 from modulate.recipe import Recipe
 from modulate.report.recipes import Differences, differences, same_trained
 from modulate.run import Run

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from modulate.errors import DataError, MissingFileError, near_matches, shown
+from modulate.evaluation.metrics import Prediction
 from modulate.files import write_atomically
-from modulate.metrics import Prediction
 from modulate.parse import parse_json, read_json
 from modulate_streamgaze.questions import LETTERS, TASKS, family, usable_questions
 

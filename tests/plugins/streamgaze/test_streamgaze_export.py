@@ -10,7 +10,7 @@ from streamgaze_tree import VIDEOS
 
 from modulate import cli
 from modulate.errors import DataError, MissingFileError
-from modulate.metrics import Prediction, summarise
+from modulate.evaluation.metrics import Prediction, summarise
 from modulate_streamgaze.export import export, read_predictions
 from modulate_streamgaze.questions import TASKS, family
 

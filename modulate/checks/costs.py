@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from modulate.budget import Budget, Example, budget, meta_recipe
+from modulate.checks.budget import Budget, Example, budget, meta_recipe
+from modulate.checks.findings import Report
+from modulate.checks.meta import META
+from modulate.checks.settings import optimiser_steps
 from modulate.components import Sample
 from modulate.errors import ModulateError
-from modulate.findings import Report
-from modulate.meta import META
 from modulate.pipeline import Pipeline
 from modulate.recipe import Recipe
-from modulate.settings import optimiser_steps
 
 A100 = 80 * 2**30
 """Bytes of the GPU that estimates are compared with where there is none."""

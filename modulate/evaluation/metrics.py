@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modulate.errors import DataError, MissingFileError, shown
-from modulate.statistics import paired_difference, task_accuracies
+from modulate.evaluation.statistics import paired_difference, task_accuracies
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from modulate.answered import Answered, as_lines
 from modulate.components import Sample
 from modulate.errors import ComponentError, DataError, ModulateError
+from modulate.evaluation.answered import Answered, as_lines
+from modulate.evaluation.metrics import Prediction, compare, summarise
 from modulate.features import weights_digest
 from modulate.files import write_atomically
 from modulate.inject import Attachment
 from modulate.interrupts import Stop
 from modulate.memory import first_line, give_back, is_out_of_memory
-from modulate.metrics import Prediction, compare, summarise
 from modulate.modulation import ClipInput, Modulation
 from modulate.pipeline import Others, Pipeline, Prepared
 from modulate.recipe import dump

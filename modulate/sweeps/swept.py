@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modulate.errors import RecipeError
+from modulate.evaluation.metrics import Prediction, compare, summarise
 from modulate.files import write_atomically
-from modulate.metrics import Prediction, compare, summarise
 from modulate.recipe import Recipe, load_recipe
-from modulate.sweep import BASE, Planned, Sweep
+from modulate.sweeps.sweep import BASE, Planned, Sweep
 
 State = Literal["finished", "begun", "waiting"]
 

@@ -13,9 +13,9 @@ from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.inject import ModulatedHost
 from modulate.memory import first_line, give_back, is_out_of_memory
 from modulate.modulation import ClipInput
-from modulate.optimise import smoothed_cross_entropy
 from modulate.pipeline import Pipeline, Prepared
-from modulate.shared import ask_together, shared_prefix
+from modulate.training.optimise import smoothed_cross_entropy
+from modulate.training.shared import ask_together, shared_prefix
 
 Row = tuple[Prepared, list[ClipInput]]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from accelerate.tracking import LoggerType, get_available_trackers
 
+from modulate.checks.findings import Level, Report
 from modulate.components import Sample
-from modulate.findings import Level, Report
 from modulate.recipe import Recipe
 
 

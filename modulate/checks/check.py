@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modulate.budget import Example, count_parameters, meta_recipe
+from modulate.checks.budget import Example, count_parameters, meta_recipe
+from modulate.checks.costs import tell_costs
+from modulate.checks.coverage import Probes, coverage
+from modulate.checks.findings import Finding, Level, Report
+from modulate.checks.meta import META
+from modulate.checks.noise import ASSUMED
+from modulate.checks.reach import reach, twin_reach
+from modulate.checks.settings import check_settings
 from modulate.components import Sample
-from modulate.costs import tell_costs
-from modulate.coverage import Probes, coverage
 from modulate.errors import HostError, MissingFileError, ModulateError
 from modulate.features import align
-from modulate.findings import Finding, Level, Report
 from modulate.hosts import EncodedPrompt
-from modulate.meta import META
 from modulate.modulation import Modulation
-from modulate.noise import ASSUMED
 from modulate.pipeline import Pipeline
-from modulate.reach import reach, twin_reach
 from modulate.recipe import Recipe
-from modulate.settings import check_settings
 from modulate.video import Frames, sample_times
 
 __all__ = ["Finding", "Report", "check", "examples"]

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modulate.checks.meta import META, Rehearsal
+from modulate.checks.reach import AnySignal
 from modulate.components import FrameFeatures, SignalFeatures
 from modulate.grid import VisualGrid
 from modulate.hosts import EncodedPrompt
 from modulate.inject import ModulatedHost
-from modulate.meta import META, Rehearsal
 from modulate.modulation import ClipInput, Modulation
-from modulate.optimise import select
 from modulate.pipeline import Pipeline
-from modulate.reach import AnySignal
 from modulate.recipe import Recipe
 from modulate.sections import Stage
+from modulate.training.optimise import select
 
 MOMENTS = 2
 """Numbers that AdamW keeps of every trained one, float32."""

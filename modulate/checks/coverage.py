@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modulate.checks.findings import Report
 from modulate.components import Sample, SignalEncoder
 from modulate.errors import ModulateError, VideoError
-from modulate.findings import Report
 from modulate.grid import VisualGrid, visual_grid
 from modulate.pipeline import Pipeline
 from modulate.signals import Signal

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from modulate.components import Sample
 from modulate.errors import DataError, DivergedError, Interrupted, ModulateError
-from modulate.evaluate import score
+from modulate.evaluation.evaluate import score
 from modulate.files import Lines, remove_partial
 from modulate.inject import ModulatedHost
 from modulate.interrupts import Stop
-from modulate.learner import Learner, Tally
-from modulate.loader import Loader, arranged
 from modulate.modulation import Modulation
-from modulate.optimise import Optimiser, accelerator_for
 from modulate.pipeline import Pipeline
-from modulate.resume import Snapshot, State, refuse_other
 from modulate.run import Run
 from modulate.sections import Stage
+from modulate.training.learner import Learner, Tally
+from modulate.training.loader import Loader, arranged
+from modulate.training.optimise import Optimiser, accelerator_for
+from modulate.training.resume import Snapshot, State, refuse_other
 
 
 @dataclass

@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 
-from modulate.budget import Budget, any_signal, size_of
-from modulate.check import SPLITS, examples
+from modulate.checks.budget import Budget, any_signal, size_of
+from modulate.checks.check import SPLITS, examples
+from modulate.checks.costs import estimate
+from modulate.checks.coverage import Probes
+from modulate.checks.noise import Noise
+from modulate.checks.reach import AnySignal
+from modulate.checks.settings import optimiser_steps
 from modulate.components import Sample
-from modulate.costs import estimate
-from modulate.coverage import Probes
 from modulate.errors import DataError, MissingFileError
-from modulate.evaluate import score
+from modulate.evaluation.evaluate import score
 from modulate.inject import ModulatedHost
-from modulate.learner import Learner
 from modulate.modulation import Modulation
-from modulate.noise import Noise
-from modulate.optimise import Optimiser, accelerator_for
 from modulate.pipeline import Pipeline
-from modulate.reach import AnySignal
 from modulate.recipe import Recipe
 from modulate.sections import Stage
-from modulate.settings import optimiser_steps
+from modulate.training.learner import Learner
+from modulate.training.optimise import Optimiser, accelerator_for
 
 WARM_UP = 2
 """First steps of a phase, which are not timed."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from modulate.evaluation.metrics import Prediction
 from modulate.files import write_atomically
-from modulate.metrics import Prediction
 
 
 class Answered:
