@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+# setuptools notes each editable installation on several lines
+EDITABLE := PYTHONWARNINGS="ignore:Editable installation"
 
 .PHONY: demo test test-all test-oldest check bench torture docs clean
 
@@ -14,12 +16,12 @@ test: $(STAMP)  ## the quick suite
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
 
 test-all: $(STAMP)  ## the quick suite and the long tail
-	$(BIN)/python -m pip install --quiet --editable ".[dev,quantised]"
+	$(EDITABLE) $(BIN)/python -m pip install --quiet --editable ".[dev,quantised]"
 	$(BIN)/python -m pytest -m "not gpu and not network"
 
 test-oldest:  ## the hosts' contract on the oldest transformers that is supported, in an environment of its own
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --editable ".[dev,quantised]" "transformers==5.17.0"
+	$(EDITABLE) $(OLDEST)/bin/python -m pip install --quiet --editable ".[dev,quantised]" "transformers==5.17.0"
 	$(OLDEST)/bin/python -m pytest tests/contract --write-hosts
 
 check: $(STAMP)  ## lint, types, generated docs
@@ -40,7 +42,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "modulate needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(EDITABLE) $(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 clean:

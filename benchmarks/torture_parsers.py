@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+import random
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -233,8 +234,33 @@ def _plain(text: str) -> Any:
     return parse_yaml(text, "shipped")
 
 
+CONTRADICTIONS = (
+    {"lora": None},
+    {"training": {"condition": "none"}},
+    {"training": {"together": "clip", "batch_size": 1}},
+    {"training": {"together": "clip"}, "injection": {"tokens": {"kind": "text"}}},
+    {"training": {"condition": "blank"}, "injection": {"empty": "none"}},
+    {"letters": "four", "answer": "word"},
+    {"evaluation": {"inputs": {"blank": {"name": "gaze_text"}}}},
+)
+"""Keys that are right each by itself."""
+
+
 def recipe_seeds() -> list[bytes]:
     return [json.dumps(tree).encode() for tree in list(shipped().values())[:4]]
+
+
+def mutate_recipe(data: bytes, rng: random.Random) -> bytes:
+    """Change a tree as any JSON; one time in ten put keys together that contradict each other."""
+    from modulate.recipe import overlay
+
+    if rng.random() < 0.9:
+        return mutate.mutate_json(data, rng)
+    try:
+        tree = json.loads(data)
+        return json.dumps(overlay(tree if isinstance(tree, dict) else {}, rng.choice(CONTRADICTIONS))).encode()
+    except (ValueError, RecursionError):
+        return mutate.mutate_bytes(data, rng)
 
 
 def parse_recipe(data: bytes) -> Any:
@@ -533,7 +559,7 @@ def parsers() -> dict[str, Parser]:
                ("modulate.paths",), only=("checked_name",)),
         Parser("yaml", "YAML", lambda: list(SHORT_YAML), lambda d: parse_yaml(text(d), "r.yaml"), check_yaml, ("modulate.parse",), read=read_yaml, suffix=".yaml",
                never=("read_limited", *json_rules)),
-        Parser("recipe", "recipes, as trees", recipe_seeds, parse_recipe, check_recipe, ("modulate.recipe",), mutate.mutate_json,
+        Parser("recipe", "recipes, as trees", recipe_seeds, parse_recipe, check_recipe, ("modulate.recipe",), mutate_recipe,
                only=("validate", "explain", "_short", "_known_keys", "_consistent", "choices")),
         Parser("override", "overrides of a recipe", lambda: list(OVERRIDES), parse_override, check_recipe, ("modulate.recipe",),
                only=("override", "_refuse_unknown", "validate", "explain", "_short", "_known_keys")),
@@ -554,9 +580,9 @@ def parsers() -> dict[str, Parser]:
         Parser("video", "video files", video_seeds, through_file(read_video, "v.mp4"), check_video, ("modulate.video",), never=("read_shown.<locals>",), share=0.02),
     ]  # fmt: skip
     own = {"egtea": ("_read_egtea", "_time_code"), "ego4d": ("_read_ego4d", "_rows"), "holoassist": ("_read_holoassist", "_rows"), "egoexolearn": ("_dense",)}
-    for source, functions in own.items():
+    for source, functions in own.items():  # read_gaze chooses among them by name: its lines are no parser's
         rows.append(Parser(source, f"raw gaze of {source}", raw_seeds(source), raw(source), check_recording, ("modulate_gaze.raw_gaze",),
-                           only=(*functions, "read_gaze", "_recording", "_float", "frame", "add", "recording") if source != "egoexolearn" else functions))  # fmt: skip
+                           only=(*functions, "_recording", "_float", "frame", "add", "recording") if source != "egoexolearn" else functions))  # fmt: skip
     return {row.name: row for row in rows}
 
 

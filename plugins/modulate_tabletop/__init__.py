@@ -15,6 +15,12 @@ def register_datasets(register: Register) -> None:
 
 
 @hookimpl
+def register_inputs(register: Register) -> None:
+    """Register the oracle: the mark that the host was taught."""
+    register("tabletop_mark", "modulate_tabletop.mark:TaughtMark")
+
+
+@hookimpl
 def register_commands(cli: "typer.Typer") -> None:
     """Add ``modulate tabletop …``."""
     from modulate_tabletop.commands import tabletop

@@ -60,18 +60,25 @@ def pointed(targets: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.from_numpy(targets), PLACES).flatten(1).float()
 
 
-def report(model: Any, packer: packing.Packer, *, steps: int, layer: int = 0, count: int = 64, seed: int = 5) -> dict[str, Any]:
-    """Accuracies on marked clips, on unmarked ones, and on unmarked ones with the pointer; norms of the pointer and of the tokens."""
-    rng = np.random.default_rng(seed)
+def pointer(
+    model: Any, packer: packing.Packer, rng: np.random.Generator, *, steps: int, layer: int = 0, count: int = 64
+) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
+    """Return the pointer (width,) of ``layer`` from ``count`` marked clips, the accuracies on these, and their visual tokens (clip, token, width)."""
     items, targets = clips(rng, count, steps, marked=True)
     marked, tokens = ask(model, packer, items, targets, layer)
     at = pointed(targets)[..., None]
     full = torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None] * (1 - at)
-    vector = packing.trace(tokens, at, full)
+    return packing.trace(tokens, at, full), marked, tokens
+
+
+def report(model: Any, packer: packing.Packer, *, steps: int, layer: int = 0, count: int = 64, seed: int = 5) -> dict[str, Any]:
+    """Accuracies on marked clips, on unmarked ones, and on unmarked ones with the pointer; norms of the pointer and of the tokens."""
+    rng = np.random.default_rng(seed)
+    vector, marked, tokens = pointer(model, packer, rng, steps=steps, layer=layer, count=count)
     items, targets = clips(rng, count, steps, marked=False)
     norms = {"pointer": round(float(vector.norm()), 2), "tokens": round(float(tokens.norm(dim=-1).mean()), 2)}
-    plain, pointer = ask(model, packer, items, targets, layer)[0], ask(model, packer, items, targets, layer, vector)[0]
-    return {"steps": steps, "layer": layer, "norms": norms, "marked": marked, "unmarked": plain, "pointer": pointer}
+    plain, added = ask(model, packer, items, targets, layer)[0], ask(model, packer, items, targets, layer, vector)[0]
+    return {"steps": steps, "layer": layer, "norms": norms, "marked": marked, "unmarked": plain, "pointer": added}
 
 
 def main() -> None:

@@ -1,0 +1,31 @@
+"""An oracle for the small host: the mark that it was taught, drawn where the viewer looks."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from modulate.components import HostInput, InputTransform, Params
+from modulate.signals import Signal
+from modulate.video import Frames
+from modulate_gaze.inputs import scanpath, shown_at
+from modulate_tabletop.render import draw_mark
+
+
+class TaughtMark(InputTransform):
+    """Draws the mark of the host's training (a white square with a dark rim) beside what is looked at, on every frame: what the host can answer when it sees
+    where one looked. On frames of another size than the world's it is drawn as large, which the host was not taught.
+    """
+
+    Params = Params
+    signal_kind = "gaze"
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+
+    def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
+        """Return the turn with marks on copies of the frames; a frame between two fixations shows the nearer one's."""
+        gaze, images = scanpath(signal), given.frames.images.copy()
+        for image, time in zip(images, given.frames.times, strict=True):
+            for x, y in shown_at(gaze, time, reach=float("inf")):
+                draw_mark(image, np.array([x * image.shape[1], y * image.shape[0]]))
+        return replace(given, frames=Frames(images, given.frames.times))
