@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool, Float, Num
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from modulate.choice import Params
@@ -73,6 +74,10 @@ class Modulator(nn.Module, ABC):
     def writer(self, layer: int, d_model: int) -> Writer:
         """Return the fresh writer of the ``layer``-th injected layer of a host of width ``d_model``; a fresh one must write exactly 0."""
         return Projection(self.d_latent, d_model)
+
+    def portable(self, params: BaseModel) -> BaseModel:
+        """Return ``params`` as config.json of saved weights is to name them. A saved modulation may name no file: what one held is among the weights."""
+        return params
 
 
 class Backbone(nn.Module, ABC):

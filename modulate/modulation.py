@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from modulate.choice import Choice, Injection, LoraParams, Tokens
 from modulate.components import Modulator, SignalEncoder, SignalFeatures
-from modulate.errors import CheckpointError, ComponentError, HostError, MissingFileError
+from modulate.errors import CheckpointError, ComponentError, HostError, MissingFileError, RecipeError
 from modulate.grid import VisualGrid
 from modulate.hosts import understand
 from modulate.hub import ADAPTER, CONFIG, WEIGHTS, count_numbers, fetch, is_repository, upload
 from modulate.lora import LoraTensors, check_numbers, describe
 from modulate.parse import read_limited
-from modulate.saved import CONFIG_BYTES, HostSpec, ModulationConfig, fitting, parse_config
+from modulate.saved import CONFIG_BYTES, HostSpec, ModulationConfig, fitting, parse_config, portable
 from modulate.signals import Signal
 from modulate.writers import Memory
 
@@ -83,16 +83,22 @@ class Modulation(nn.Module):
     @classmethod
     def for_host(cls, model: nn.Module, *, encoder: Choice, modulator: Choice, layers: Sequence[int], d_features: int, alpha: float = 1.0,
                  tokens: Tokens = Tokens(), empty: Literal["residual", "none"] = "residual", lora_params: LoraParams | None = None, backbone: Choice | None = None) -> Self:  # fmt: skip  # noqa: B008  (frozen)
-        """Build a fresh modulation for a loaded host; layer indices and LoRA targets are checked against it."""
+        """Build a fresh modulation for a loaded host; layer indices and LoRA targets are checked against it.
+
+        Raises :class:`RecipeError` when a component starts with numbers that are not finite.
+        """
         host = understand(model)
         host.check_layers(layers)
         spec = describe(host, lora_params) if lora_params else None
         injection = Injection(layers=tuple(layers), alpha=alpha, tokens=tokens, empty=empty)
-        return cls(
-            ModulationConfig(
-                host=HostSpec.of(host), encoder=encoder, modulator=modulator, injection=injection, backbone=backbone, d_features=d_features, lora=spec
-            )
+        config = ModulationConfig(
+            host=HostSpec.of(host), encoder=encoder, modulator=modulator, injection=injection, backbone=backbone, d_features=d_features, lora=spec
         )
+        fresh = cls(config)
+        wrong = [name for name, value in fresh.state_dict().items() if value.is_floating_point() and not value.is_meta and not value.isfinite().all()]
+        if wrong:
+            raise RecipeError(f"A fresh modulation of {encoder.name} and {modulator.name} starts with numbers in {wrong[0]!r} that are not finite.")
+        return fresh
 
     # --- residuals ---------------------------------------------------------------------------------------------------------------
 
@@ -174,7 +180,8 @@ class Modulation(nn.Module):
             write_atomically(folder / ADAPTER / "adapter_model.safetensors", lambda path: save_file(adapter, path, metadata={"format": "pt"}))
             text = json.dumps(config, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
             write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n"))
-        write_atomically(folder / CONFIG, lambda path: path.write_text(self.config.model_dump_json(indent=2) + "\n"))
+        named = portable(self.config, self.modulator)
+        write_atomically(folder / CONFIG, lambda path: path.write_text(named.model_dump_json(indent=2) + "\n"))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **hub: Any) -> str:
         """Upload to the hub with a model card; return the commit's address. For ``private`` and ``hub`` see :func:`modulate.hub.upload`."""

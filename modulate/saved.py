@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from modulate.choice import Choice, Injection, Params
+from modulate.components import Modulator
 from modulate.errors import CheckpointError, DataError
 from modulate.hosts import Host
 from modulate.lora import LoraSpec
@@ -60,9 +62,26 @@ def parse_config(data: bytes, source: str) -> ModulationConfig:
     """
     with fitting(source):
         config = ModulationConfig.model_validate(parse_json(data, source))
-        config.encoder.resolved("signal_encoder")
-        config.modulator.resolved("modulator")
+        for kind, choice in (("signal_encoder", config.encoder), ("modulator", config.modulator)):
+            _refuse_files(choice, choice.resolved(kind)[1], source)
         return config
+
+
+def _refuse_files(choice: Choice, params: Params, source: str) -> None:
+    """Raise :class:`CheckpointError` where parameters name a file: a stranger's configuration does not choose what is read here."""
+    for key, value in params:
+        if isinstance(value, Path):
+            raise CheckpointError(f"{source}: {key} of {choice.name} names the file {str(value)[:200]!r}. A saved modulation holds what it needs; save it again where it was made.")
+
+
+def portable(config: ModulationConfig, modulator: Modulator) -> ModulationConfig:
+    """Return ``config`` as it is saved: without names of files, see :meth:`modulate.components.Modulator.portable`."""
+    _, params = config.modulator.resolved("modulator")
+    with config.modulator.blame("modulator", "portable"):
+        kept = modulator.portable(params)
+    if kept is params:
+        return config
+    return config.model_copy(update={"modulator": Choice(name=config.modulator.name, params=kept.model_dump(mode="json", exclude_unset=True))})
 
 
 @contextmanager

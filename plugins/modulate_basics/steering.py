@@ -1,11 +1,12 @@
 """The modulator ``steering``: one direction per layer, learned or given, on every token or where the signal is."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import BaseModel, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,9 +24,17 @@ class SteeringParams(Params):
         description="signal: the encoder's features choose where and how strongly (a linear map of them; with an encoder of dim 1 a single direction); "
         "constant: the same direction on every selected token, whatever the signal",
     )
-    directions: Path | None = Field(
-        None, description="safetensors file with a tensor `directions` (injected layer, d_model) that is kept as it is, its strength alone being learned"
+    directions: Path | Literal["saved"] | None = Field(
+        None,
+        description="safetensors file with a tensor `directions` (injected layer, d_model) that is kept as it is, its strength alone being learned; "
+        "saved: they are among a saved modulation's own weights, which a recipe has none of",
     )
+
+    @field_validator("directions", mode="after")
+    @classmethod
+    def _word(cls, value: Path | str | None) -> Path | str | None:
+        return "saved" if value == Path("saved") else value
+
     strength: float = Field(
         0.0, description="initial strength of given directions, times their norm; anything but 0 changes the host before any training, which is then on purpose"
     )
@@ -70,10 +79,17 @@ class Steering(Modulator):
         """Return a learned map of the latents, or the given direction of this layer."""
         if self.params.directions is None:
             return Projection(self.d_latent, d_model)
-        directions = _read(self.params.directions)
+        if self.params.directions == "saved":
+            return GivenDirection(torch.full((d_model,), math.nan), self.d_latent, self.params.strength)
+        directions = _read(Path(self.params.directions))
         if tuple(directions.shape) != (self.n_layers, d_model):
             raise CheckpointError(f"{self.params.directions} holds directions of shape {tuple(directions.shape)}; here ({self.n_layers}, {d_model}) are needed.")
         return GivenDirection(directions[layer].float().clone(), self.d_latent, self.params.strength)
+
+    def portable(self, params: BaseModel) -> BaseModel:
+        """Return ``params`` without the file of given directions: these are saved as each layer's buffer."""
+        assert isinstance(params, SteeringParams)
+        return params if params.directions in (None, "saved") else params.model_copy(update={"directions": "saved"})
 
 
 def _read(path: Path) -> Tensor:

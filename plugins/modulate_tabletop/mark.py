@@ -11,15 +11,19 @@ from modulate_gaze.inputs import scanpath, shown_at
 from modulate_tabletop.render import draw_mark
 
 
+class TaughtMarkParams(Params):
+    """``tabletop_mark`` has no parameters."""
+
+
 class TaughtMark(InputTransform):
     """Draws the mark of the host's training (a white square with a dark rim) beside what is looked at, on every frame: what the host can answer when it sees
     where one looked. On frames of another size than the world's it is drawn as large, which the host was not taught.
     """
 
-    Params = Params
+    Params = TaughtMarkParams
     signal_kind = "gaze"
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: TaughtMarkParams) -> None:
         self.params = params
 
     def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:

@@ -1,5 +1,7 @@
 """The small modulators: nothing when fresh, what their formula says afterwards, through the same hooks as the resampler."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -102,16 +104,35 @@ def test_a_given_direction_is_added_with_its_strength_on_every_visual_token(host
     params = {"by": "constant", "directions": str(tmp_path / "d.safetensors"), "strength": 0.5}
     before, after = written(host, modulation(host, "steering", params))
     torch.testing.assert_close(after - before, (0.5 * directions[0]).expand_as(before), atol=1e-6, rtol=0)
-    # saved and loaded it no longer needs the file
-    again = modulation(host, "steering", params)
-    again.save_pretrained(tmp_path / "saved")
-    assert "out.0.direction" in again.state_dict()
+
+
+def test_a_saved_modulation_holds_its_directions_and_names_no_file(host, tmp_path):
+    directions = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    save_file({"directions": directions}, tmp_path / "d.safetensors")
+    made = modulation(host, "steering", {"directions": str(tmp_path / "d.safetensors")})
+    made.save_pretrained(tmp_path / "saved")
+    (tmp_path / "d.safetensors").unlink()
+    again = Modulation.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.out[1].direction, directions[1]) and again.config.modulator.params == {"directions": "saved"}
+    again.save_pretrained(tmp_path / "twice")
+    assert (tmp_path / "twice" / "config.json").read_text() == (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_a_strangers_configuration_that_names_a_file_is_refused(host, tmp_path):
+    save_file({"directions": torch.ones(2, 32)}, tmp_path / "d.safetensors")
+    modulation(host, "steering", {"directions": str(tmp_path / "d.safetensors")}).save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    path.write_text(path.read_text().replace('"saved"', json.dumps(str(tmp_path / "d.safetensors"))))
+    with pytest.raises(CheckpointError, match=r"config\.json: directions of steering names the file '.*d\.safetensors'\. A saved modulation holds what it needs"):
+        Modulation.from_pretrained(tmp_path / "saved")
 
 
 def test_directions_that_do_not_fit_are_refused(tmp_path):
     host = qwen()
     with pytest.raises(RecipeError, match="`strength` is that of given directions"):
         modulation(host, "steering", {"strength": 1.0})
+    with pytest.raises(RecipeError, match=r"starts with numbers in 'out\.0\.direction' that are not finite"):
+        modulation(host, "steering", {"directions": "saved"})
     save_file({"directions": torch.ones(1, 32)}, tmp_path / "d.safetensors")
     with pytest.raises(CheckpointError, match=r"shape \(1, 32\); here \(2, 32\)"):
         modulation(host, "steering", {"directions": str(tmp_path / "d.safetensors")})
