@@ -5,6 +5,7 @@ The baselines that StreamGaze names. [arXiv 2512.01707] Nothing given is written
 
 import re
 import string
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -71,11 +72,7 @@ class GazeOverlay(InputTransform):
 
     def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
         """Return the turn with marks on copies of the frames. Of gaze past the edge only what reaches into the frame is seen."""
-        gaze, images = scanpath(signal), given.frames.images.copy()
-        for image, time in zip(images, given.frames.times, strict=True):
-            for x, y in shown_at(gaze, time, self.params.reach):
-                self.draw(image, x, y)
-        return replace(given, frames=Frames(images, given.frames.times))
+        return drawn(given, signal, self.params.reach, self.draw)
 
     def draw(self, image: NDArray[np.uint8], x: float, y: float) -> None:
         """Draw one mark into ``image`` (height, width, 3); x and y are fractions of the frame."""
@@ -90,6 +87,15 @@ class GazeOverlay(InputTransform):
 
 def _pixels(radius: float, unit: Unit, width: int) -> float:
     return radius * width if unit == "width" else radius
+
+
+def drawn(given: HostInput, signal: Signal, reach: float, draw: Callable[[NDArray[np.uint8], float, float], None]) -> HostInput:
+    """Return the turn with marks on copies of its frames: ``draw(image, x, y)`` for what :func:`shown_at` says of each."""
+    gaze, images = scanpath(signal), given.frames.images.copy()
+    for image, time in zip(images, given.frames.times, strict=True):
+        for x, y in shown_at(gaze, time, reach):
+            draw(image, x, y)
+    return replace(given, frames=Frames(images, given.frames.times))
 
 
 def shown_at(gaze: Scanpath, time: float, reach: float) -> list[tuple[float, float]]:

@@ -1,13 +1,12 @@
 """An oracle for the small host: the mark that it was taught, drawn where the viewer looks."""
 
-from dataclasses import replace
+import math
 
 import numpy as np
 
 from modulate.components import HostInput, InputTransform, Params
 from modulate.signals import Signal
-from modulate.video import Frames
-from modulate_gaze.inputs import scanpath, shown_at
+from modulate_gaze.inputs import drawn
 from modulate_tabletop.render import draw_mark
 
 
@@ -28,8 +27,4 @@ class TaughtMark(InputTransform):
 
     def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
         """Return the turn with marks on copies of the frames; a frame between two fixations shows the nearer one's."""
-        gaze, images = scanpath(signal), given.frames.images.copy()
-        for image, time in zip(images, given.frames.times, strict=True):
-            for x, y in shown_at(gaze, time, reach=float("inf")):
-                draw_mark(image, np.array([x * image.shape[1], y * image.shape[0]]))
-        return replace(given, frames=Frames(images, given.frames.times))
+        return drawn(given, signal, math.inf, lambda image, x, y: draw_mark(image, np.array([x * image.shape[1], y * image.shape[0]])))
