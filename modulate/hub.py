@@ -89,14 +89,15 @@ def count_numbers(path: Path) -> int:
 
 def _front(config: dict[str, Any]) -> str:
     tags = ["modulate", config["host"]["model_type"], config["encoder"]["name"], config["modulator"]["name"], *(["lora"] if config["lora"] else [])]
-    lines = ["---", "library_name: modulate", "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"]
+    base = [f"base_model: {json.dumps(config['host']['name'])}"] if config["host"].get("name") else []
+    lines = ["---", "library_name: modulate", *base, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"]
     return "\n".join(lines) + "\n\n"
 
 
 def _body(config: dict[str, Any], repo_id: str, own: int, lora: int) -> str:
     host, injection, adapter = config["host"], config["injection"], config["lora"]
     rows = [
-        ("host", f"`{host['model_type']}`, {host['n_layers']} decoder layers of width {host['d_model']}; not part of this repository"),
+        ("host", f"{_named(host)}, {host['n_layers']} decoder layers of width {host['d_model']}; not part of this repository"),
         ("signal encoder", _chosen(config["encoder"])),
         ("modulator", _chosen(config["modulator"])),
         ("frame features", f"width {config['d_features']}{' from ' + _chosen(config['backbone']) if config['backbone'] else ''}"),
@@ -129,6 +130,10 @@ attachment.detach()
 
 Weights are safetensors and JSON; loading them runs no code from this repository.
 {notes}"""
+
+
+def _named(host: dict[str, Any]) -> str:
+    return f"`{host['model_type']}`" + (f" ({json.dumps(host['name'])})" if host.get("name") else "")
 
 
 def _chosen(choice: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from modulate.choice import Choice, Injection, Params
 from modulate.components import Modulator
 from modulate.errors import CheckpointError, DataError
 from modulate.hosts import Host
+from modulate.hub import is_repository
 from modulate.lora import LoraSpec
 from modulate.parse import parse_json
 
@@ -24,11 +25,14 @@ class HostSpec(Params):
     model_type: str = Field(description="transformers' model_type")
     d_model: int = Field(ge=1, le=2**20, description="width of the hidden states")
     n_layers: int = Field(ge=1, le=1024, description="number of decoder layers")
+    name: str | None = Field(None, max_length=200, description="the host's repository on the hub, where it was loaded from one; attaching does not ask for it")
 
     @classmethod
     def of(cls, host: Host) -> "HostSpec":
         """Describe a loaded host."""
-        return cls(model_type=host.config.model_type, d_model=host.d_model, n_layers=len(host.layers))
+        name = getattr(host.config, "name_or_path", None) or ""
+        kept = name if is_repository(name) and not Path(name).exists() else None
+        return cls(model_type=host.config.model_type, d_model=host.d_model, n_layers=len(host.layers), name=kept)
 
 
 class ModulationConfig(BaseModel):

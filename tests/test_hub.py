@@ -13,11 +13,13 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from tiny import CLIP, fresh, inputs
+from tiny import CLIP, fresh, inputs, qwen
 
 from modulate import Modulation
 from modulate.errors import CheckpointError, MissingFileError
+from modulate.hosts import understand
 from modulate.hub import FILES, fetch, is_repository, model_card
+from modulate.saved import HostSpec
 
 SHA = "0" * 39 + "1"
 
@@ -223,6 +225,20 @@ def test_the_card_says_what_is_inside(modulation, tmp_path):
         '  "recipe": "gazeqwen_tiny",',
     ):
         assert line in body.splitlines(), line
+
+
+def test_the_card_names_the_base_model_of_a_host_from_the_hub(modulation, tmp_path):
+    host = qwen()
+    assert HostSpec.of(understand(host)).name is None
+    host.config._name_or_path = str(tmp_path)
+    assert HostSpec.of(understand(host)).name is None
+    host.config._name_or_path = "Qwen/Qwen2.5-VL-7B-Instruct"
+    modulation.config = modulation.config.model_copy(update={"host": HostSpec.of(understand(host))})
+    modulation.save_pretrained(tmp_path)
+    _, front, body = model_card(tmp_path, "someone/gaze-tiny").split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert '| host | `qwen2_5_vl` ("Qwen/Qwen2.5-VL-7B-Instruct"), 4 decoder layers of width 32; not part of this repository |' in body
+    Modulation.from_pretrained(tmp_path).attach(qwen()).detach()
 
 
 def test_the_cards_code_is_python(modulation, tmp_path):
