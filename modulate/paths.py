@@ -65,7 +65,8 @@ def checked_name(text: str, where: str) -> str:
     that lie inside the folder are followed: whoever may write there has decided so.
     """
     plain = text.strip().replace("\\", "/")
-    path, windows = PurePosixPath(plain), PureWindowsPath(plain)
+    path = PurePosixPath(plain)
+    windows = PureWindowsPath(path)  # as it is given back: "./c:x" has no drive, what is left of it has
     if path.is_absolute() or windows.drive or windows.root or ".." in path.parts or "\0" in plain:
         raise DataError(f"{where}: {shown(text, 200)} leaves the data set's folder. Write a name relative to it, without '..'.")
     return path.as_posix() if plain else ""

@@ -37,6 +37,16 @@ def test_a_saved_modulation_gives_the_same_logits(host, tmp_path, sharing):
     ]
 
 
+@pytest.mark.parametrize("number", ["00", "٠", "0_0", "+0", "9999"])
+def test_an_adapter_s_layers_are_named_by_plain_numbers(number):
+    lora = trained(qwen(), lora=True).lora
+    tensors = lora.to_peft()[1]
+    key = next(k for k in tensors if ".layers.0." in k)
+    tensors[key.replace(".layers.0.", f".layers.{number}.")] = tensors.pop(key)
+    with pytest.raises(CheckpointError, match=r"The adapter file holds .* which the configuration does not expect"):
+        lora.load_peft(tensors)
+
+
 def test_the_adapter_folder_is_peft_s_own_format(tmp_path):
     from peft import PeftModel
 

@@ -120,7 +120,7 @@ def test_a_recipe_of_many_bytes_gives_a_short_message(tmp_path):
 
 # --- paths ------------------------------------------------------------------------------------------------------------------------------
 
-ESCAPES = ["../v00.mp4", "/etc/passwd", "a/../../v00.mp4", "..", "C:\\videos\\v00.mp4", "\\\\server\\v00.mp4", "..\\v00.mp4", " /v00.mp4", "v\0.mp4"]
+ESCAPES = ["../v00.mp4", "/etc/passwd", "a/../../v00.mp4", "..", "C:\\videos\\v00.mp4", "\\\\server\\v00.mp4", "..\\v00.mp4", " /v00.mp4", "v\0.mp4", "./c:v.mp4"]
 
 
 @pytest.mark.parametrize("text", ESCAPES)

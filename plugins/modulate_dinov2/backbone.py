@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from modulate import components
 from modulate.components import FrameFeatures
-from modulate.errors import CheckpointError, RecipeError
+from modulate.errors import CheckpointError, MissingFileError, RecipeError
 from modulate.features import checked_times, weights_digest
 from modulate.paths import resolve
 
@@ -155,14 +155,19 @@ def _built(params: DinoV2Params) -> VisionTransformer:
 
 
 def _timm_model(params: DinoV2Params, pretrained: bool) -> VisionTransformer:
-    """Build the model that timm knows by name. Raises :class:`modulate.errors.RecipeError` for names and sizes that do not fit."""
+    """Build the model that timm knows by name. Raises :class:`modulate.errors.RecipeError` for names and sizes that do not fit,
+    :class:`modulate.errors.MissingFileError` when pretrained weights cannot be fetched.
+    """
     if not timm.is_model(params.model):
         raise RecipeError(f"timm knows no model {params.model!r}; `timm.list_models('*dinov2*')` lists those meant here.")
     if "dinov2" not in params.model:
         raise RecipeError(f"The backbone dinov2 takes timm's DINOv2 models, whose names contain dinov2; got {params.model!r}.")
     patch = int(params.model.split("patch")[1].split("_")[0])
     _check_size(params.image_size, patch)
-    vit: VisionTransformer = timm.create_model(params.model, pretrained=pretrained, img_size=params.image_size, num_classes=0)  # type: ignore[assignment]
+    try:
+        vit: VisionTransformer = timm.create_model(params.model, pretrained=pretrained, img_size=params.image_size, num_classes=0)  # type: ignore[assignment]
+    except OSError as error:  # every failure of the hub's client
+        raise MissingFileError(f"timm's weights of {params.model} are not here and could not be fetched: {error}. Name a safetensors file under weights.") from error
     return vit
 
 

@@ -28,8 +28,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 PREFIXES = ("model.layers", "model.language_model.layers")
 """Where the decoder layers are in a Qwen2.5-VL of transformers up to 4.51, and since."""
 
-_FLAT = re.compile(r"(proj_in|proj_out|proj_gaze)\.|latents$|(q|k|v|g)_projs\.\d+\.(weight|bias)$|block_norms\.\d+\.(weight|bias)$")
-_LORA = re.compile(rf"({'|'.join(map(re.escape, PREFIXES))})\.(\d{{1,4}})\.(self_attn\.[qv]_proj)\.lora_([AB])$")
+_FLAT = re.compile(r"(proj_in|proj_out|proj_gaze)\.|latents$|(q|k|v|g)_projs\.\d+\.(weight|bias)$|block_norms\.\d+\.(weight|bias)$", re.ASCII)
+_LORA = re.compile(rf"({'|'.join(map(re.escape, PREFIXES))})\.(0|[1-9][0-9]{{0,3}})\.(self_attn\.[qv]_proj)\.lora_([AB])$")
 
 
 class ReleasedConfig(BaseModel):

@@ -23,7 +23,7 @@ from modulate_gaze.scanpath import Scanpath
 Colour = tuple[int, int, int]
 Unit = Literal["px", "width"]
 FIELDS = ("x", "y", "px", "py", "start", "end", "duration")
-SPEC = re.compile(r"\d?(\.\d)?[df]?")
+SPEC = re.compile(r"\d?(\.\d)?[df]?", re.ASCII)
 
 
 def scanpath(signal: Signal) -> Scanpath:

@@ -87,6 +87,13 @@ def test_the_default_is_the_pretrained_base_model(monkeypatch: pytest.MonkeyPatc
     assert asked == [("vit_base_patch14_dinov2.lvd142m", {"pretrained": True, "img_size": 518, "num_classes": 0})]
 
 
+def test_weights_that_cannot_be_fetched_are_an_error_that_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MissingFileError, match=r"weights of vit_small_patch14_dinov2 are not here and could not be fetched: .*Name a safetensors file under weights\."):
+        DinoV2(DinoV2.Params(model="vit_small_patch14_dinov2", image_size=28))
+
+
 def test_a_named_model_loads_from_a_local_file_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create = functools.partial(module.timm.create_model, depth=1)  # the published depth would only take longer
     monkeypatch.setattr(module.timm, "create_model", create)

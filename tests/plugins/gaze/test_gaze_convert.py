@@ -249,6 +249,7 @@ A0 = "model.language_model.layers.0.self_attn.q_proj.lora_A"
         (put("lora_state_dict", "model.layers.0.self_attn.q_proj.lora_A", value=torch.zeros(2, 8)), "beside 'model.language_model.layers'"),
         (put("lora_state_dict", A0.replace(".0.", ".28."), value=torch.zeros(2, 8)), "unexpected tensor 'model.language_model.layers.28.self_attn"),
         (put("lora_state_dict", A0.replace(".0.", ".00."), value=torch.zeros(2, 8)), "unexpected tensor 'model.language_model.layers.00.self_attn"),
+        (put("lora_state_dict", A0.replace(".0.", ".١."), value=torch.zeros(2, 8)), "unexpected tensor 'model.language_model.layers.١.self_attn"),
         (drop("lora_state_dict", A0), "lora_state_dict lacks 1 tensors, the first is self_attn.q_proj.lora_A of layer 0."),
         (put("lora_state_dict", A0.replace("q_proj.lora_A", "v_proj.lora_B"), value=torch.zeros(6, 2)), "has shape (4, 2), but config and lora_config"),
     ],
