@@ -1,15 +1,17 @@
-"""Kills a training everywhere and at any time, lets it go on, and compares what it leaves, byte for byte, with a run that nothing happened to.
+"""Kills a training, and the computing of features, everywhere and at any time, lets it go on, and compares what it leaves, byte for byte, with a run that
+nothing happened to.
 
 Run:   python benchmarks/torture_kills.py [--short] [--json OUT] [--seed N] [--folder DIR]
 
-Ways to die, on a real run of the tiny recipe (real host, videos, two stages, validation, evaluation), each followed by a resumption to the end:
+Ways to die, on a real run of the tiny recipe (real host, videos, two stages, validation, evaluation), and on `modulate features` of it (with and without
+frames on disk), each followed by a resumption to the end:
 
 - **killed**: a forked child leaves at its n-th file operation (a file opened for writing, a flush, a rename, a removal, a folder made …), for every n there is;
 - **power cut**: the same, and what was not flushed is lost as a disk loses it: contents of files end anywhere behind what was flushed, and of the names
   made, changed and removed since their folder was flushed, only the first few are there;
 - **three times in a row**: the process that goes on dies as well, at a random operation, and the one after it;
 - **kill -9**: SIGKILL at a random moment of `modulate train`; **SIGTERM**: the same, politely;
-- **altered checkpoint**: a random byte of the last checkpoint is changed, or its end cut off, before the run goes on.
+- **altered checkpoint**, or shard of features: a random byte of it is changed, or its end cut off, before the run goes on.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,11 @@ import torch
 
 from modulate import cli
 from modulate.evaluation.evaluate import evaluate
+from modulate.files import LEFT_BEHIND
+from modulate.footage import Footage
 from modulate.pipeline import Pipeline
+from modulate.plan import planned
+from modulate.precompute import Filler
 from modulate.recipe import load_recipe
 from modulate.run import Run
 from modulate.training.train import train
@@ -135,31 +142,47 @@ class Fault:
 
 
 class World:
-    """``folder``: for everything. ``operations``: of a run, on files. ``seconds``: that the command takes. ``expected``: what a whole run leaves.
+    """What is killed: the tiny recipe, in ``folder``, and what comes of it when nothing happens (``expected``).
 
-    The data, the recipe, a pipeline whose host is loaded and whose samples are read, and what a whole run leaves.
+    ``operations``: how many it makes on files; ``seconds``: that its command takes.
     """
+
+    name = ""  # before the names of its faults
+    commanded = ""  # the folder that its command fills
+    altered: str  # the fault of a file that is altered
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.overrides = [f"data.params.root={folder}/tabletop", *TINY]
         self.recipe = load_recipe("gazeqwen_tiny", self.overrides)
-        self.pipeline = Pipeline(self.recipe, folder / "cache")
-        self.pipeline.make_data()
-        self.go(folder / "whole")
-        self.expected = left_by(folder / "whole" / "tiny")
+        self.prepare()
+        self.go(folder / f"whole-{type(self).__name__}")
+        self.expected = self.left(folder / f"whole-{type(self).__name__}")
         gc.collect()
         gc.freeze()  # accelerate collects garbage before every stage: nothing of what is loaded by now is any
         self.operations, self.seconds = self._count(), self._time()
 
+    def prepare(self) -> None:
+        """Load what all forked processes share."""
+
     def go(self, runs: Path) -> None:
-        """What `modulate train` does, without loading everything anew."""
-        run = Run.create(self.recipe, runs)
-        with run.held():
-            evaluate(run, self.pipeline, train(run, self.pipeline))
+        """What the command does, without loading everything anew."""
+        raise NotImplementedError
+
+    def command(self, runs: Path) -> list[str]:
+        """Return the command's arguments."""
+        raise NotImplementedError
+
+    def left(self, runs: Path) -> dict[str, bytes]:
+        """Return everything that must not depend on how often it was ended."""
+        raise NotImplementedError
+
+    def alterable(self, runs: Path, chance: random.Random) -> Path | None:
+        """Return a file to alter, if there is one whose damage has to be noticed."""
+        raise NotImplementedError
 
     def _count(self) -> int:
-        """Return how many file operations a run makes."""
+        """Return how many file operations it makes."""
         read, write = os.pipe()
         with scratch(self.folder) as runs:
 
@@ -170,16 +193,76 @@ class World:
                 os.write(write, str(fault.count).encode())
 
             assert child(count) == 0
-            if left_by(runs / "tiny") != self.expected:
+            if self.left(runs) != self.expected:
                 raise SystemExit("Two runs that nothing happened to differ: there is nothing to compare with.")
         return int(os.read(read, 20))
 
     def _time(self) -> float:
-        """Return how long `modulate train` takes, s."""
+        """Return how long its command takes, s."""
         with scratch(self.folder) as runs:
             start = time.monotonic()
             assert child(lambda: command(self, runs)) == 0
             return time.monotonic() - start
+
+
+class Training(World):
+    """`modulate train`: a run's folder."""
+
+    altered = "last checkpoint altered or cut off"
+
+    def prepare(self) -> None:
+        """Load the host, and read the samples."""
+        self.pipeline = Pipeline(self.recipe, self.folder / "cache")
+        self.pipeline.make_data()
+
+    def go(self, runs: Path) -> None:
+        """Train and evaluate."""
+        run = Run.create(self.recipe, runs)
+        with run.held():
+            evaluate(run, self.pipeline, train(run, self.pipeline))
+
+    def command(self, runs: Path) -> list[str]:
+        """Return the command's arguments."""
+        return ["train", "gazeqwen_tiny", *self.overrides, "--runs", str(runs), "--cache", str(self.folder / "cache")]
+
+    def left(self, runs: Path) -> dict[str, bytes]:
+        """Return the run's folder."""
+        return left_by(runs / "tiny")
+
+    def alterable(self, runs: Path, chance: random.Random) -> Path | None:
+        """Return the last checkpoint of a run that is not finished."""
+        checkpoints = sorted((runs / "tiny" / "checkpoint").glob("*.json"))
+        if not checkpoints or (runs / "tiny" / "state.json").exists():
+            return None
+        return checkpoints[-1].with_suffix(chance.choice([".json", ".safetensors"]))
+
+
+class Features(World):
+    """`modulate features`: the folder of a cache, one with frames and one without."""
+
+    name, commanded, altered = "features: ", "plain/", "shard altered or cut off"
+
+    def go(self, runs: Path) -> None:
+        """Fill both caches."""
+        for name, frames in (("plain", 0), ("frames", 1)):
+            recipe = load_recipe("gazeqwen_tiny", [*self.overrides, f"features.frames_gib={frames}"])
+            footage = Footage(recipe, runs / name, torch.device("cpu"), must_keep=True)
+            footage.make_data()
+            Filler(footage).fill(planned(footage))
+
+    def command(self, runs: Path) -> list[str]:
+        """Return the command's arguments, of the cache without frames."""
+        return ["features", "gazeqwen_tiny", *self.overrides, "--cache", str(runs / "plain")]
+
+    def left(self, runs: Path) -> dict[str, bytes]:
+        """Return all but what is half-written: other processes may be at it, so that it stays for a day."""
+        found = [p for p in runs.rglob("*") if p.is_file() and not any(fnmatch(p.name, pattern) for pattern in LEFT_BEHIND)]
+        return {p.relative_to(runs).as_posix(): p.read_bytes() for p in found}
+
+    def alterable(self, runs: Path, chance: random.Random) -> Path | None:
+        """Return a shard of features."""
+        shards = sorted(runs.glob("*/*.safetensors"))
+        return chance.choice(shards) if shards else None
 
 
 class scratch:  # noqa: N801 - used like a function
@@ -248,25 +331,26 @@ def died_at(world: World, runs: Path, ats: list[int], cut: str = "") -> Outcome:
     return outcome(world, runs, kills, child(lambda: world.go(runs)))
 
 
-def outcome(world: World, runs: Path, kills: int, code: int) -> Outcome:
-    """Compare what is left after ``kills`` and a last process that ended with ``code``."""
+def outcome(world: World, runs: Path, kills: int, code: int, part: str = "") -> Outcome:
+    """Compare what is left, in ``part`` of the folder, after ``kills`` and a last process that ended with ``code``."""
     if code:
         return kills, f"failed: exit code {code} when going on"
-    found = left_by(runs / "tiny")
-    wrong = sorted(name or "checkpoints" for name in found.keys() | world.expected.keys() if found.get(name) != world.expected.get(name))
+    found = world.left(runs)
+    names = {name for name in found.keys() | world.expected.keys() if name.startswith(part)}
+    wrong = sorted(name or "checkpoints" for name in names if found.get(name) != world.expected.get(name))
     return kills, f"differs: {', '.join(wrong)}" if wrong else "identical"
 
 
 def command(world: World, runs: Path) -> None:
-    """`modulate train`, all of it but the imports."""
+    """`modulate train` or `modulate features`, all of it but the imports."""
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    cli.main(["train", "gazeqwen_tiny", *world.overrides, "--runs", str(runs), "--cache", str(world.folder / "cache")])
+    cli.main(world.command(runs))
 
 
 def shot(world: World, runs: Path, number: signal.Signals, share: float) -> Outcome:
-    """Send a signal to `modulate train` after a ``share`` of the time that it takes, and let the same command go on."""
+    """Send a signal to the command after a ``share`` of the time that it takes, and let the same command go on."""
     pid = os.fork()
     if not pid:
         try:
@@ -283,11 +367,11 @@ def shot(world: World, runs: Path, number: signal.Signals, share: float) -> Outc
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code not in (0, -number, 128 + number, 130):  # 0: it was done; 130: Ctrl-C before there was a run to save
         return 1, f"failed: exit code {code}"
-    return outcome(world, runs, int(code != 0), child(lambda: command(world, runs)))
+    return outcome(world, runs, int(code != 0), child(lambda: command(world, runs)), world.commanded)
 
 
 def altered(world: World, runs: Path, chance: random.Random) -> Outcome:
-    """Damage the last checkpoint of a killed run, and let it go on: the damage must be said, and the end be the same."""
+    """Damage what a killed process left, and let it go on: the damage must be said, and the end be the same."""
     at = chance.randint(world.operations // 4, world.operations // 2)
 
     def doomed() -> None:
@@ -296,10 +380,9 @@ def altered(world: World, runs: Path, chance: random.Random) -> Outcome:
 
     if child(doomed) != KILLED:
         return 0, "failed: not killed"
-    checkpoints = sorted((runs / "tiny" / "checkpoint").glob("*.json"))
-    if not checkpoints or (runs / "tiny" / "state.json").exists():
+    path = world.alterable(runs, chance)
+    if path is None:
         return altered(world, runs, chance)  # which goes on, to another moment
-    path = checkpoints[-1].with_suffix(chance.choice([".json", ".safetensors"]))
     content = bytearray(path.read_bytes())
     where = chance.randrange(len(content))
     if chance.random() < 0.5:
@@ -312,37 +395,48 @@ def altered(world: World, runs: Path, chance: random.Random) -> Outcome:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             world.go(runs)
-        assert [w for w in said if "is damaged" in str(w.message)], f"{path} was altered at {where} and nobody said so"
+        assert [w for w in said if " damaged" in str(w.message)], f"{path} was altered at {where} and nobody said so"
 
     return outcome(world, runs, 1, child(go_on))
 
 
-def cases(world: World, seed: int, short: bool) -> list[tuple[str, Callable[[World, Path], Outcome]]]:
-    """Return every fault with what does it, shuffled, so that any stretch holds some of all."""
+Case = tuple[str, Callable[[Path], Outcome]]
+
+
+def cases(world: World, seed: int, short: bool, often: dict[str, int]) -> list[Case]:
+    """Return every fault with what does it; ``often``: how many of each that is not tried everywhere."""
     chance = random.Random(seed)
     every = range(1, world.operations + 1)
-    some = chance.sample(every, 4) if short else every
-    found: list[tuple[str, Callable[[World, Path], Outcome]]] = []
-    found += [("killed at a file operation", partial(died_at, ats=[at])) for at in some]
+    some = chance.sample(every, often["some"]) if short else every
+    found = [("killed at a file operation", partial(died_at, ats=[at])) for at in some]
     found += [("power cut at a file operation", partial(died_at, ats=[at], cut=f"{seed}:{i}")) for i, at in enumerate(some if short else [*every] * 2)]
-    for i in range(1 if short else 80):
+    for i in range(often["again"]):
         ats = [chance.randint(1, len(every) // 2) for _ in range(3)]
         found.append(("power cut three times in a row", partial(died_at, ats=ats, cut=f"{seed}:again:{i}")))
-    for number, often in ((signal.SIGKILL, 80), (signal.SIGTERM, 10), (signal.SIGINT, 10)):
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         name = "kill -9" if number == signal.SIGKILL else number.name
-        found += [(f"{name} at a random time", partial(shot, number=number, share=chance.uniform(0, 0.8))) for _ in range(1 if short else often)]
-    found += [("last checkpoint altered or cut off", partial(altered, chance=random.Random(f"{seed}:altered:{i}"))) for i in range(1 if short else 60)]
-    chance.shuffle(found)
-    return found
+        found += [(f"{name} at a random time", partial(shot, number=number, share=chance.uniform(0, 0.8))) for _ in range(often[number.name])]
+    found += [(world.altered, partial(altered, chance=random.Random(f"{seed}:altered:{i}"))) for i in range(often["altered"])]
+    return [(world.name + name, partial(case, world)) for name, case in found]
 
 
-def work_off(world: World, plan: Iterable[tuple[str, Callable[[World, Path], Outcome]]], report: Path) -> None:
+OFTEN = {
+    Training: {"again": 80, "SIGKILL": 80, "SIGTERM": 10, "SIGINT": 10, "altered": 60},
+    Features: {"again": 20, "SIGKILL": 20, "SIGTERM": 5, "SIGINT": 5, "altered": 20},
+}
+OFTEN_IN_SHORT = {
+    Training: {"some": 4, "again": 1, "SIGKILL": 1, "SIGTERM": 1, "SIGINT": 1, "altered": 1},
+    Features: {"some": 2, "again": 1, "SIGKILL": 1, "SIGTERM": 0, "SIGINT": 0, "altered": 1},
+}
+
+
+def work_off(folder: Path, plan: Iterable[Case], report: Path) -> None:
     """Try the cases of ``plan``, each in a folder of its own, and write what came of them."""
     with report.open("w") as file:
         for fault, case in plan:
-            with scratch(world.folder) as runs:
+            with scratch(folder) as runs:
                 try:
-                    kills, what = case(world, runs)
+                    kills, what = case(runs)
                 except Exception as error:
                     kills, what = 0, f"failed: {error!r}"
             print(json.dumps([fault, kills, what]), file=file, flush=True)
@@ -350,8 +444,9 @@ def work_off(world: World, plan: Iterable[tuple[str, Callable[[World, Path], Out
 
 def torture(folder: Path, seed: int = 0, short: bool = False, workers: int = 2) -> list[dict[str, Any]]:
     """Try every case; return rows {"fault", "tried", "kills", "outcomes": {outcome: count}}."""
-    world = World(folder)
-    plan = cases(world, seed, short)
+    often = OFTEN_IN_SHORT if short else OFTEN
+    plan = [case for kind in often for case in cases(kind(folder), seed, short, often[kind])]
+    random.Random(seed).shuffle(plan)  # so that any stretch holds some of all
     reports = [folder / f"worker-{i}.jsonl" for i in range(workers)]
     pids = []
     for i, report in enumerate(reports):
@@ -359,7 +454,7 @@ def torture(folder: Path, seed: int = 0, short: bool = False, workers: int = 2) 
             pids.append(pid)
             continue
         try:
-            work_off(world, plan[i::workers], report)
+            work_off(folder, plan[i::workers], report)
         finally:
             os._exit(0)
     for pid in pids:

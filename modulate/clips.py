@@ -1,9 +1,12 @@
 """Frames of clips, read so that a video with many questions is decoded once."""
 
+import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modulate.errors import VideoError
+from modulate.files import content_hash, write_json
 from modulate.recent import Recent
 from modulate.video import Frames, probe, read_frames, read_shown
 
@@ -12,13 +15,15 @@ FrameStore = Callable[[Path, Sequence[float], Callable[[], Frames]], Frames]
 
 
 class ClipReader:
-    """Reads clips' frames, all that are expected of a video in one go while they fit into ``memory_bytes``; videos used last are kept.
+    """Reads clips' frames, all that are expected of a video in one go while they fit into ``video_bytes``; videos used last are kept, in ``memory_bytes``.
 
-    ``store``: keeps clips' frames on disk (:func:`modulate.features.frame_store`), so that a later epoch, or run, decodes nothing.
+    ``store``: keeps clips' frames on disk (:class:`modulate.features.FrameCache`), so that a later epoch, or run, decodes nothing. ``video_bytes``: by
+    default an eighth of ``memory_bytes``, since a long or large video would push all others out.
     """
 
-    def __init__(self, memory_bytes: int = 512 << 20, store: FrameStore | None = None) -> None:
+    def __init__(self, memory_bytes: int = 512 << 20, store: FrameStore | None = None, video_bytes: int | None = None) -> None:
         self._store = store
+        self._most = memory_bytes // 8 if video_bytes is None else video_bytes
         self._expected: dict[Path, set[float]] = {}
         self._kept: Recent[Path, tuple[Frames, dict[float, int]]] = Recent(memory_bytes, lambda found: found[0].images.nbytes)
 
@@ -37,7 +42,7 @@ class ClipReader:
         if found is None or not found[1].keys() >= set(times):
             wanted = self._expected.get(video, set()) | set(times)
             info = probe(video)
-            if len(wanted) * info.width * info.height * 3 * 8 > self._kept.max_bytes:  # long or large: such a video would push all others out
+            if len(wanted) * info.width * info.height * 3 > self._most:
                 return read_frames(video, times)
             try:
                 found = read_shown(video, sorted(wanted))
@@ -47,3 +52,39 @@ class ClipReader:
         frames, which = found
         chosen = sorted({which[t] for t in times})
         return Frames(frames.images[chosen], tuple(frames.times[i] for i in chosen))
+
+
+class ShownTimes:
+    """Notes of which frames clips show, by presentation time: all that it takes to know the key of a clip's features without decoding it again.
+
+    A JSON file in ``folder`` for the content of each video. Believed only as far as that: a note that is wrong leads to a key under which nothing is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, video: Path, times: Sequence[float]) -> tuple[float, ...] | None:
+        """Return the times (s) of the frames that ``video`` shows at ``times``, if noted. Raises :class:`MissingFileError`."""
+        found = self._read(self._path(video)).get(json.dumps(list(times)))
+        return None if found is None else tuple(found)
+
+    def note(self, video: Path, times: Sequence[float], shown: Sequence[float]) -> None:
+        """Note that ``video`` shows the frames ``shown`` at ``times``. Raises :class:`StorageError`. A note of another process at that moment may get lost."""
+        path = self._path(video)
+        notes = self._read(path) | {json.dumps(list(times)): list(shown)}
+        write_json(path, dict(sorted(notes.items())))
+
+    def _path(self, video: Path) -> Path:
+        return self.folder / f"{content_hash(video)}.json"
+
+    def _read(self, path: Path) -> dict[str, list[float]]:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not (isinstance(found, dict) and all(isinstance(t, list) and all(isinstance(x, float) for x in t) for t in found.values())):
+                raise ValueError("other things than times are in it")
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            warnings.warn(f"The notes in {path} are damaged ({error}); these clips are decoded again.", stacklevel=4)
+            return {}
+        return found

@@ -66,6 +66,10 @@ class LockedError(ModulateError, RuntimeError):
     """Another process works in a run's folder."""
 
 
+class RankError(ModulateError, RuntimeError):
+    """Another process of a run over several failed, hangs or is gone, and this one ends with it."""
+
+
 class DivergedError(ModulateError, ArithmeticError):
     """Training stopped because losses or gradients are not finite any more."""
 

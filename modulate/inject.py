@@ -3,7 +3,7 @@
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modulate.conditioning import Conditioning, Hints, Plan, Rows
 from modulate.errors import ConditioningError, HostError
+from modulate.hooks import Hook
 from modulate.hosts import understand
 from modulate.modulation import ClipInput, HostSpec, Modulation
 
@@ -39,19 +40,6 @@ REENTRANT = (
     "The host's layers run without gradients although the modulation needs them: reentrant activation checkpointing of whole layers, hooks included, would "
     "go through the modulation's graph once for every layer. Checkpoint with `use_reentrant=False`."
 )
-
-
-class Hook:
-    """A hook of ours. A deep copy does nothing: a copied host is a bare host, not a second one under the same attachment."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
-        return Hook(lambda *args, **kwargs: None)
 
 
 class Attachment:

@@ -73,7 +73,7 @@ def _lock(handle: int, folder: Path) -> None:
             raise _refusal(folder, _owner(handle)) from error
         # Some cluster file systems have no locks: there the file's content must do, which knows the living of this machine only.
         owner = _owner(handle)
-        if owner.get("host") == socket.gethostname() and _lives(int(owner["pid"])):
+        if owner.get("host") == socket.gethostname() and lives(int(owner["pid"])):
             raise _refusal(folder, owner) from error
         warnings.warn(f"{folder} lies on a file system without locks ({error}); see to it that no other machine works in it.", stacklevel=4)
 
@@ -93,7 +93,8 @@ def _refusal(folder: Path, owner: dict[str, Any]) -> LockedError:
     return LockedError(f"{folder} is in use by {who}. Wait for it, stop it, or give this run another name with name=….")
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Return whether another process of this machine has the number ``pid``."""
     if pid == os.getpid():
         return False
     try:

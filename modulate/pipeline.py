@@ -4,7 +4,8 @@ import hashlib
 import math
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,19 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modulate import plugins
+from modulate.below import Below
 from modulate.bundle import Bundle, controls_of, kinds_of
-from modulate.clips import ClipReader
-from modulate.components import LETTERS, Backbone, Dataset, FrameFeatures, HostInput, InputTransform, Sample
+from modulate.components import LETTERS, HostInput, InputTransform, Sample
 from modulate.errors import ConditioningError, DataError, MissingFileError, ModulateError, RecipeError
-from modulate.features import FeatureCache, FeatureKey, align, frame_store
-from modulate.files import content_hash
+from modulate.features import align
+from modulate.footage import Footage, greyed
 from modulate.grid import VisualGrid, counted_on, visual_grid
 from modulate.hosts import EncodedPrompt, Host, bare, understand
 from modulate.modulation import ClipInput, Modulation
 from modulate.recent import Recent
 from modulate.recipe import Recipe, refuse_remote_code
+from modulate.sharding import load, whole
 from modulate.signals import ControlContext, Signal
-from modulate.video import Frames, sample_times
+from modulate.tower import Contents, Tower
+from modulate.video import Frames
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ class Others:
         return random.Random(f"{seed}:{own.id}").choice(self._foreign[own.video])
 
 
-class Pipeline:
-    """Everything of a recipe that turns samples into forwards: host, processor, backbone, data set, caches.
+class Pipeline(Footage):
+    """Everything of a recipe that turns samples into forwards: its footage, host and processor.
 
     ``cache``: folder of the feature cache. Prepared samples are kept in memory up to ``memory_bytes``. ``trust_remote_code``: the user's own word that
     code which comes with a model may run; without it a recipe that asks for that is refused with a :class:`RecipeError`.
@@ -91,43 +94,23 @@ class Pipeline:
     LAST_LOGITS: ClassVar[dict[str, Any]] = {"logits_to_keep": 1, "use_cache": False}
 
     def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30, trust_remote_code: bool = False) -> None:
-        self.recipe = recipe
         if not trust_remote_code:
             refuse_remote_code(recipe)
         family, params = recipe.host.resolved("host")
         self.model: nn.Module
         with recipe.host.blame("host", "load"):
-            self.model, self.processor = family.load(params)
+            self.model, self.processor = load(family, params)
         self.host: Host = understand(self.model)
-        self.device = next(self.model.parameters()).device
-        self.backbone: Backbone = recipe.backbone.build("backbone").to(self.device).eval().requires_grad_(False)
-        self.dataset: Dataset = recipe.data.build("dataset")
+        super().__init__(recipe, cache, next(self.model.parameters()).device)
         self.signal_kinds: dict[str, type[Signal]] = kinds_of(recipe.signal)
-        self.features = FeatureCache(cache, int(recipe.features.disk_gib * 2**30))
-        frames = int(recipe.features.frames_gib * 2**30)
-        self.clips = ClipReader(store=frame_store(cache / "frames", frames) if frames else None)
+        tower, states = (int(gib * 2**30) for gib in (recipe.features.tower_gib, recipe.features.states_gib))
+        self.contents = Contents(wanted=bool(tower or states))
+        self.tower = Tower(self.host, cache / "tower", tower, recipe.features.tower_by, self.contents)
+        self.below = Below(self.host, min(recipe.injection.layers), states, self.contents)
         self.inputs: dict[str, InputTransform] = {name: choice.build("input") for name, choice in recipe.evaluation.inputs.items()}
         self._memory: Recent[tuple[str, str, bool], Prepared] = Recent(memory_bytes, _bytes)
         self._signals: dict[Path, Signal] = {}
         self._one = threading.Lock()  # processors and tokenizers serve one thread at a time
-
-    def make_data(self) -> None:
-        """Let the data set make or check its files."""
-        with self.recipe.data.blame("dataset", "prepare"):
-            self.dataset.prepare()
-
-    def samples(self, split: str) -> list[Sample]:
-        """Return a split's samples, and remember which frames they will ask for, so that a video with many questions is decoded once."""
-        with self.recipe.data.blame("dataset", "samples"):
-            samples = self.dataset.samples(split)
-        for sample in samples:
-            self.clips.expect(sample.video, self.times(sample, training=split == "train"))
-        return samples
-
-    def times(self, sample: Sample, training: bool = False) -> list[float]:
-        """Return the times (s) at which a sample's clip is looked at."""
-        sampling = self.recipe.sampling
-        return sample_times(sample.window, sampling.rate(sample.window[1] - sample.window[0]), sampling.frame_cap(training))
 
     def grid_of(self, sample: Sample, grid: VisualGrid, frames: int) -> VisualGrid:
         """Return ``grid``, made of a clip's ``frames`` frames, by the recipe's clock."""
@@ -141,7 +124,7 @@ class Pipeline:
         """Return what a run is made of: short texts that change when the data, the host's weights or the backbone do."""
         digest = hashlib.sha256()
         for name, value in bare(self.model).state_dict().items():
-            flat = value.detach().flatten()
+            flat = whole(value.detach()).flatten()
             some = flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes()  # samples: hashing every weight of a 7B host takes minutes
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode() + some)
         return {"data": self.dataset.fingerprint(), "host": digest.hexdigest(), "backbone": self.backbone.fingerprint()}
@@ -179,10 +162,10 @@ class Pipeline:
             encoded = self._encode(given.frames, given.text, sample.window, given.images)
         else:
             if view == "grey":
-                frames = replace(frames, images=np.full_like(frames.images, 127))
+                frames = greyed(frames)
             encoded = self._encode_timed(frames, text, sample.window)
             grid = self.grid_of(sample, encoded.grid, len(frames.times))
-            features = align(self._raw_features(sample, frames, view == "grey"), grid, self.recipe.sampling.alignment).cpu()
+            features = align(self.raw_features(sample.video, frames, view == "grey"), grid, self.recipe.sampling.alignment).cpu()
         return Prepared(sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample))
 
     def _encode(self, frames: Frames | None, text: str, window: tuple[float, float], images: Sequence[NDArray[np.uint8]] = ()) -> EncodedPrompt:
@@ -208,14 +191,6 @@ class Pipeline:
             signal = signal.parts[transform.signal_kind]
         with choice.blame("input", "call"):
             return transform(given, signal, window)
-
-    def _raw_features(self, sample: Sample, frames: Frames, blank_frames: bool) -> FrameFeatures:
-        def compute() -> FrameFeatures:
-            with torch.inference_mode(), self.recipe.backbone.blame("backbone", "forward"):
-                return self.backbone(torch.from_numpy(frames.images).to(self.device), frames.times)
-
-        source = "blank" if blank_frames else content_hash(sample.video)
-        return self.features.get_or_compute(FeatureKey(source, frames.times, self.backbone.fingerprint(), self.recipe.features.dtype), compute)
 
     def signal(self, sample: Sample) -> Signal:
         """Return the sample's own signal within its window; of several kinds, their bundle. Raises when the sample lacks one of the recipe's."""
@@ -248,13 +223,15 @@ class Pipeline:
     # --- batches -----------------------------------------------------------------------------------------------------------------
 
     def collate(self, prepared: Sequence[Prepared], inputs: bool = True) -> Batch:
-        """Join samples into one forward on the host's device; without ``inputs`` where these go another way (:mod:`modulate.training.shared`)."""
+        """Join samples into one forward on the host's device; without ``inputs`` where these go another way (:mod:`modulate.together`)."""
         pad = self.processor.tokenizer.pad_token_id
         joined = self.host.collate([p.inputs for p in prepared], 0 if pad is None else pad) if inputs else {}
         width = max(len(p.options) for p in prepared)
         options = torch.stack([nn.functional.pad(p.options, (0, width - len(p.options)), value=-1) for p in prepared])
         answers = torch.tensor([p.sample.answer for p in prepared])
-        return Batch(list(prepared), {k: v.to(self.device) for k, v in joined.items()}, options.to(self.device), answers.to(self.device))
+        there = {k: v.to(self.device) for k, v in joined.items()}
+        self.contents.recognise(there, [p.inputs for p in prepared])
+        return Batch(list(prepared), there, options.to(self.device), answers.to(self.device))
 
     def option_logits(self, batch: Batch, output: object) -> Tensor:
         """Return (sample, option) logits of the options offered, −inf where a sample has fewer; fp32."""
@@ -279,6 +256,12 @@ class Pipeline:
 
         with plugins.registry().blame("signal", self.recipe.signal, f"the control {name!r}"):
             return controls[name](prepared.signal, ControlContext(own.window, draw))
+
+    @contextmanager
+    def remembered(self) -> Iterator[None]:
+        """For the forwards of this block, let the host do no work again that the recipe's ``features`` keep."""
+        with self.tower.remembered(), self.below.remembered():
+            yield
 
     def fresh_modulation(self) -> Modulation:
         """Build the recipe's modulation for the host, seeded."""

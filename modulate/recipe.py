@@ -65,6 +65,12 @@ class Recipe(Section):
             raise ValueError(f"`training.together: {self.training.together}` has no effect with batch_size 1")
         if self.training.together == "clip" and self.injection.tokens.kind != "visual":
             raise ValueError("`training.together: clip` goes over a clip once, before the questions part, and so can write on visual tokens only")
+        if self.training.together == "clip" and self.training.recompute:
+            raise ValueError("`training.together: clip` keeps what the layers made of the clip in a cache, which layers that are recomputed cannot fill: choose one")
+        if self.evaluation.together == "clip" and self.evaluation.batch_size == 1:
+            raise ValueError("`evaluation.together: clip` has no effect with batch_size 1")
+        if self.evaluation.together == "clip" and self.injection.tokens.kind != "visual":
+            raise ValueError("`evaluation.together: clip` goes over a clip once, before the questions part, and so can write on visual tokens only")
         if self.training.condition == "blank" and self.injection.empty == "none" and "modulator" in asks:
             raise ValueError("condition `blank` with `injection.empty: none` gives the modulator no gradient: train [lora] only, or let empty signals have a residual")
         if self.letters != "offered" and self.answer != "letter":

@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from modulate import recipe as recipes
 from modulate.checkpoints import Checkpoints
 from modulate.errors import CheckpointError, MissingFileError, RecipeError
 from modulate.files import read_hash, write_atomically, write_json
+from modulate.launch import current
 from modulate.locks import held
 from modulate.parse import parse_yaml, read_yaml
 from modulate.recipe import Recipe
@@ -37,18 +38,22 @@ class Run:
     @classmethod
     def create(cls, recipe: Recipe, root: Path) -> "Run":
         """Make or reopen ``root/<recipe name>``. Raises :class:`RecipeError` when it holds a run of another recipe."""
-        run = cls(root / recipe.name, recipe)
-        text = recipes.dump(recipe)
-        existing = run.folder / "recipe.yaml"
-        with run.held():
-            if existing.is_file() and existing.read_text() != text:
-                changed = _differences(read_yaml(existing), parse_yaml(text, recipe.name))
-                raise RecipeError(
-                    f"{run.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
-                )
-            write_atomically(existing, lambda path: path.write_text(text))
-            run.write_json("environment.json", environment())
+        run, team = cls(root / recipe.name, recipe), current()
+        with team.one_fate(), run.held():
+            if team.leads:
+                run._begin()
+            team.meet()
         return run
+
+    def _begin(self) -> None:
+        text, existing = recipes.dump(self.recipe), self.folder / "recipe.yaml"
+        if existing.is_file() and existing.read_text() != text:
+            changed = _differences(read_yaml(existing), parse_yaml(text, self.recipe.name))
+            raise RecipeError(
+                f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
+            )
+        write_atomically(existing, lambda path: path.write_text(text))
+        self.write_json("environment.json", environment())
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -74,8 +79,11 @@ class Run:
         return Checkpoints(self.folder / "checkpoint")
 
     def held(self) -> AbstractContextManager[None]:
-        """Hold the run for the length of a ``with`` block. Raises :class:`LockedError` when another process does."""
-        return held(self.folder)
+        """Hold the run for the length of a ``with`` block. Raises :class:`LockedError` when another process does.
+
+        Of several processes of one run the first holds it for all; the others end when it cannot.
+        """
+        return held(self.folder) if current().leads else nullcontext()
 
     def clear(self) -> None:
         """Remove what training and evaluation have made, checkpoints first: a kill meanwhile leaves a run that is continued, finished, or not begun."""

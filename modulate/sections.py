@@ -82,12 +82,25 @@ class Sampling(Section):
 
 
 class Features(Section):
-    """How the backbone's features, and decoded frames, are kept on disk."""
+    """How the backbone's features, decoded frames and what the host's vision tower makes of them are kept on disk."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of the values kept; the modulation computes in float32 all the same")
     disk_gib: float = Field(50.0, ge=0, description="most that is kept, GiB; what was used longest ago goes first. 0: nothing is kept on disk")
     frames_gib: float = Field(
         0.0, ge=0, description="most that is kept of clips' decoded frames, uncompressed, GiB, so that later epochs and runs decode no video; 0: none"
+    )
+    tower_gib: float = Field(
+        0.0, ge=0, description="most that is kept of what the host's frozen vision tower makes of clips, GiB, on disk and its latest 2 in memory, so that later epochs, "
+        "conditions and runs do not run it again; 0: none"
+    )
+    states_gib: float = Field(
+        0.0, ge=0, description="most that is kept of hidden states up to the first injected layer, GiB of memory, so that under further controls, and in further epochs "
+        "of stages that leave these layers alone, neither they nor the vision tower run again for a batch that comes again; what comes first stays. 0: none"
+    )
+    tower_by: Literal["call", "clip"] = Field(
+        "call",
+        description="what is kept as one. call: the clips that go through the tower at once, with the same results to the bit as without; batches of other clips "
+        "find nothing. clip: each clip goes through by itself and is found in any batch; where batches hold several clips, the same up to rounding",
     )
 
 
@@ -132,6 +145,11 @@ class Training(Section):
     ahead: int = Field(1, ge=0, description="batches whose samples are prepared ahead of time, in a thread beside the host; 0: none. Nothing that is learned depends on it")
     patience: int | None = Field(None, ge=1, description="stop a stage after this many epochs without a better validation accuracy; null: never")
     validate_every: int | None = Field(1, ge=1, description="epochs between validations; the best weights are kept. null: never, the last weights are kept")
+    recompute: bool = Field(
+        False,
+        description="gradient checkpointing: the host's decoder layers keep nothing but their input for the backward and compute the rest again. Less memory, about a "
+        "third more time, the same gradients",
+    )
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the forward; weights stay float32. fp16 needs a GPU")
     checkpoint_every: int = Field(
         50, ge=1, description="optimiser steps between checkpoints, from which a killed run goes on; there is one after every validation and stage as well"
@@ -151,6 +169,11 @@ class Evaluation(Section):
     """How answers are scored."""
 
     batch_size: int = Field(32, ge=1, description="samples of one forward")
+    together: Literal["any", "clip"] = Field(
+        "any",
+        description="which samples share a forward. any: as they come. clip: questions on one clip only, which go through in one pass over its visual tokens where their "
+        "signals are the same, as under every condition but `shuffled`: answers are the same up to rounding, at a fraction of the cost",
+    )
     conditions: tuple[str, ...] = Field(
         ("none", "blank", "shuffled", "centre", "shifted", "host"), description="controls, beside the signal itself; a signal kind may offer more"
     )

@@ -36,7 +36,7 @@ def modulate(capsys):
 # --- start ------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [["--help"], ["ls"], ["ls", "--json"], ["plugins"], ["cat", "gazeqwen_tiny"], ["train", "--help"], ["sweep", "--help"], ["recipe", "schema"]])
+@pytest.mark.parametrize("args", [["--help"], ["ls"], ["ls", "--json"], ["plugins"], ["cat", "gazeqwen_tiny"], ["train", "--help"], ["features", "--help"], ["sweep", "--help"], ["recipe", "schema"]])
 def test_light_commands_import_no_torch(args):
     code = (
         "import sys, modulate.cli\n"
@@ -52,7 +52,7 @@ def test_light_commands_import_no_torch(args):
 def test_help_names_every_command_and_those_of_plugins():
     result = CliRunner().invoke(cli.build(), ["--help"])
     assert result.exit_code == 0
-    for name in ("train", "eval", "sweep", "check", "ask", "plugins", "ls", "cat", "cp", "recipe", "tabletop"):
+    for name in ("features", "train", "eval", "sweep", "check", "ask", "plugins", "ls", "cat", "cp", "recipe", "tabletop"):
         assert f"  {name} " in result.output
 
 

@@ -184,7 +184,7 @@ def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypa
     sample = Sample("s", "t", tmp_path / "v.mp4", (0.0, 1.0), "What?", ("x", "y"), 0, {})
     monochrome = Frames(np.zeros((2, 64, 64, 3), np.uint8), (0.0, 1.0))
     with pytest.raises(ComponentError, match="backbone 'loud_backbone' of plugin 'noisy' failed in forward: ZeroDivisionError: in a backbone"):
-        pipeline._raw_features(sample, monochrome, blank_frames=True)
+        pipeline.raw_features(sample.video, monochrome, grey=True)
     sample.video.write_bytes(b"never decoded here")
     monkeypatch.setattr(pipeline.clips, "read", lambda video, times: monochrome)
     for answer in (lambda: pipeline.prepare(sample), lambda: score(pipeline, None, [sample], "none")):  # it is no bad sample, to be counted and passed over

@@ -23,15 +23,15 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 RECIPES = "modulate_recipes"
 
 LAYERS = [
-    {"errors", "hookspecs", "memory", "recent", "signals", "writers"},
+    {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
     {"files", "grid", "interrupts", "localize", "locks", "parse", "paths", "pickled", "plugins", "video"},
-    {"bundle", "checkpoints", "choice", "clips", "hub"},
-    {"components", "hosts", "sections", "selection"},
+    {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
+    {"components", "hosts", "launch", "sections", "selection"},
     {"features", "lora", "recipe"},
-    {"run", "saved"},
-    {"modulation"},
-    {"adopt", "conditioning", "pipeline"},
-    {"inject"},
+    {"footage", "run", "saved", "sharding", "tower"},
+    {"below", "modulation", "plan"},
+    {"adopt", "conditioning", "pipeline", "precompute"},
+    {"inject", "together"},
     {"ask", "evaluation"},
     {"report", "sweeps", "training"},
     {"checks"},

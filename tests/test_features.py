@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modulate import features as features_module
 from modulate.components import FrameFeatures
-from modulate.errors import PluginError, VideoError
+from modulate.errors import PluginError, StorageError, VideoError
 from modulate.features import FeatureCache, FeatureKey, align, checked_times, weights_digest
 from modulate.grid import VisualGrid
 
@@ -143,12 +144,61 @@ def test_features_are_computed_once_and_come_back_the_same(tmp_path: Path, memor
     assert same(first, compute.features) and same(second, first) and same(later, first)
 
 
-def test_memory_answers_without_the_disk(tmp_path: Path) -> None:
-    compute, cache = Counter(), FeatureCache(tmp_path)
+def mapped() -> list[str]:
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if KEY.name() in line]
+
+
+def test_kept_features_are_mapped_and_neither_read_nor_held(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.get_or_compute(KEY, Counter())
+    assert not mapped()
+    features = cache.find(KEY)
+    assert features is not None and len(mapped()) == 1
+    del features
+    assert not mapped()
+
+
+def test_mapped_features_outlive_their_file_and_writing_into_them_does_not_change_it(tmp_path: Path) -> None:
+    cache, compute = FeatureCache(tmp_path), Counter()
     cache.get_or_compute(KEY, compute)
+    written = cache.path(KEY).read_bytes()
+    one, other = cache.get_or_compute(KEY, compute), cache.get_or_compute(KEY, compute)
+    one.values.zero_()
+    assert cache.path(KEY).read_bytes() == written and same(other, compute.features)
     cache.path(KEY).unlink()
+    assert same(other, compute.features) and compute.calls == 1 and cache.find(KEY) is None
+
+
+def test_a_shard_is_checked_once_in_a_process_and_again_when_it_is_another_file(tmp_path: Path, monkeypatch) -> None:
+    checks, checksum = [], features_module._checksum
+    monkeypatch.setattr(features_module, "_checksum", lambda *a: (checks.append(a[0]), checksum(*a))[1])
+    cache, compute = FeatureCache(tmp_path), Counter()
     cache.get_or_compute(KEY, compute)
-    assert compute.calls == 1
+    for _ in range(3):
+        cache.get_or_compute(KEY, compute)
+    assert len(checks) == 2  # when written, and when first read
+    FeatureCache(tmp_path).get_or_compute(KEY, compute)
+    assert len(checks) == 3 and compute.calls == 1
+    replaced = tmp_path / "copy"
+    replaced.write_bytes(flip(cache.path(KEY).read_bytes()))
+    replaced.replace(cache.path(KEY))
+    with pytest.warns(UserWarning, match="checksum does not match"):
+        cache.get_or_compute(KEY, compute)
+    assert compute.calls == 2
+
+
+def test_a_shard_under_the_name_of_another_is_not_believed(tmp_path: Path) -> None:
+    cache, other = FeatureCache(tmp_path), replace(KEY, backbone="toy-2")
+    cache.get_or_compute(KEY, Counter())
+    cache.path(KEY).rename(cache.path(other))
+    with pytest.warns(UserWarning, match="checksum does not match"):
+        assert cache.find(other) is None
+
+
+def test_memory_answers_where_the_disk_does_not_keep(tmp_path: Path) -> None:
+    compute, cache = Counter(), FeatureCache(tmp_path, max_bytes=0)
+    first, second = cache.get_or_compute(KEY, compute), cache.get_or_compute(KEY, compute)
+    assert compute.calls == 1 and second.values is first.values and not list(tmp_path.iterdir())
 
 
 def test_memory_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
@@ -217,23 +267,24 @@ def test_a_damaged_file_is_removed_with_a_warning_and_computed_again(tmp_path: P
 
 def test_the_disk_keeps_to_its_limit_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     compute, keys = Counter(), [replace(KEY, backbone=n) for n in "abcd"]
-    cache = FeatureCache(tmp_path, memory_bytes=0)
+    cache = FeatureCache(tmp_path)
     for age, key in enumerate(keys[:3]):
         cache.get_or_compute(key, compute)
         os.utime(cache.path(key), (1000 + age, 1000 + age))
-    size = cache.path(KEY).parent.joinpath(f"{keys[0].name()}.safetensors").stat().st_size
+    size = cache.path(keys[0]).stat().st_size
     cache.get_or_compute(keys[0], compute)  # used: now the youngest
-    cache = FeatureCache(tmp_path, max_bytes=3 * size, memory_bytes=0)
+    assert cache.path(keys[0]).stat().st_mtime == 1000  # and still the file that was checked
+    cache = FeatureCache(tmp_path, max_bytes=3 * size)
     cache.get_or_compute(keys[3], compute)
     assert [cache.path(k).exists() for k in keys] == [True, False, True, True]
 
 
-def test_use_from_memory_keeps_the_file_young(tmp_path: Path) -> None:
-    cache, compute = FeatureCache(tmp_path), Counter()
-    cache.get_or_compute(KEY, compute)
-    os.utime(cache.path(KEY), (1000, 1000))
-    cache.get_or_compute(KEY, compute)
-    assert cache.path(KEY).stat().st_mtime > 1000
+def test_several_caches_on_one_folder_keep_to_its_limit_together(tmp_path: Path) -> None:
+    size = toy().values.nbytes + 1000
+    caches = [FeatureCache(tmp_path, max_bytes=64 * size) for _ in range(8)]
+    for i in range(100):
+        caches[i % 8].get_or_compute(replace(KEY, backbone=str(i)), Counter())
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 80 * size  # each writes a 64th of it, and one more, before it looks
 
 
 def test_files_left_by_a_killed_process_go_but_fresh_ones_stay(tmp_path: Path) -> None:
@@ -251,6 +302,14 @@ def test_a_disk_that_cannot_be_written_costs_a_warning_and_not_the_run(tmp_path:
     compute = Counter()
     with pytest.warns(UserWarning, match="cannot be cached in .*file"):
         assert same(FeatureCache(tmp_path / "file").get_or_compute(KEY, compute), compute.features)
+
+
+def test_what_must_be_kept_and_is_not_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"480 bytes are not kept in .*, which may hold 479\. Raise the bound"):
+        FeatureCache(tmp_path, max_bytes=479, must_keep=True).get_or_compute(KEY, Counter())
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        FeatureCache(tmp_path / "file", must_keep=True).get_or_compute(KEY, Counter())
 
 
 def test_a_backbone_that_breaks_its_promise_is_told_before_anything_is_kept(tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ import torch
 from modulate.clips import ClipReader
 from modulate.components import Sample
 from modulate.errors import DataError, RecipeError
-from modulate.features import frame_store
+from modulate.features import FrameCache
 from modulate.inject import ModulatedHost
 from modulate.pipeline import Pipeline
 from modulate.recent import Recent
 from modulate.recipe import validate
 from modulate.run import Run
+from modulate.together import ask_together, shared_prefix
 from modulate.training.loader import Loader, arranged
 from modulate.training.optimise import smoothed_cross_entropy
-from modulate.training.shared import ask_together, shared_prefix
 from modulate.training.train import train
 from modulate.video import read_frames
 
@@ -109,7 +109,7 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
         for together in (False, True):
             host.zero_grad()
             if together:
-                output = ask_together(host, prepared, [clip], common)
+                output = ask_together(host, pipeline.model, prepared, [clip], common)
             else:
                 output = host([[p.clip(p.signal)] for p in prepared], **batch.inputs, **pipeline.LAST_LOGITS)
             logits = pipeline.option_logits(batch, output)
@@ -204,16 +204,16 @@ def test_frames_on_disk_are_the_decoded_ones_and_spare_the_decoder(bench, tmp_pa
     pipeline, _ = bench
     clip, times = pipeline.samples("train")[0].video, [3.0, 4.0, 5.0]
     plain = read_frames(clip, times)
-    first = ClipReader(store=frame_store(tmp_path, 1 << 20)).read(clip, times)
+    first = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
     monkeypatch.setattr("modulate.clips.read_shown", lambda *a: pytest.fail("decoded again"))
-    second = ClipReader(store=frame_store(tmp_path, 1 << 20)).read(clip, times)
+    second = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
     for found in (first, second):
         assert (found.images == plain.images).all() and found.times == plain.times
     (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-9] + b"x" * 9)
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="damaged"):
-        repaired = ClipReader(store=frame_store(tmp_path, 1 << 20)).read(clip, times)
+        repaired = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
     assert (repaired.images == plain.images).all()
 
 

@@ -27,6 +27,17 @@ BARS: dict[str, tuple[str, str, float]] = {
     "start plugins": ("seconds until `modulate plugins` has printed", "<", 0.5),
 }
 
+#: row → what is kept or shared; the ratio is that of the time without it to the time with it
+SAVED: dict[str, str] = {
+    "scoring tower": "scoring, `features.tower_gib`, `tower_by: clip`",
+    "scoring states": "scoring, `features.states_gib`",
+    "scoring together": "scoring, `evaluation.together: clip`",
+    "scoring together, tower": "scoring, `together: clip` and `tower_gib`",
+    "scoring together, states": "scoring, `together: clip` and `states_gib`",
+    "later tower": "a later stage-1 step, `training.together: clip` and `tower_gib`",
+    "later states": "a later stage-1 step, `training.together: clip` and `states_gib`",
+}
+
 
 def load() -> dict[str, Any]:
     """Return the figures kept so far."""
@@ -40,7 +51,7 @@ def write(figures: Mapping[str, Any], words: str) -> None:
     curves = figures["curves"].get("found", {})
     for name, curve in curves.items():
         (PLOTS / f"{slug(name)}.svg").write_text(svg(name, curve["points"]))
-    PAGE.write_text("\n".join([HEAD, *table(figures["rows"]), "", *machines(figures), "", *_curves(curves), words]).rstrip() + "\n")
+    PAGE.write_text("\n".join([HEAD, *table(figures["rows"]), "", *machines(figures), "", *saved(figures["rows"]), *_curves(curves), words]).rstrip() + "\n")
 
 
 def slug(name: str) -> str:
@@ -69,6 +80,15 @@ def table(rows: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def saved(rows: Mapping[str, Any]) -> list[str]:
+    """Return the table of what is kept and shared, without bars; nothing where it was never measured."""
+    lines = ["| with | times as fast | 95 % interval | pairs | seconds without / with | run |", "|---|---|---|---|---|---|"]
+    for name, row in ((name, rows[name]) for name in SAVED if name in rows):
+        seconds = " / ".join(f"{s:.3g}" for s in row["seconds"])
+        lines.append(f"| {SAVED[name]} | {row['median']:.2f} | {row['low']:.2f}–{row['high']:.2f} | {row['pairs']} | {seconds} | {row['run']} |")
+    return ["## What is kept of the host, and shared by questions", "", KEPT, "", *lines, ""] if len(lines) > 2 else []
+
+
 def machines(figures: Mapping[str, Any]) -> list[str]:
     """Return one line for each run that rows are from."""
     used = {row["run"] for row in figures["rows"].values()} | {figures["curves"].get("run")}
@@ -91,6 +111,11 @@ def _curves(curves: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {name} | {a:,}: {1000 * s:.3g} ms | {b:,}: {1000 * t:.3g} ms | {curve['exponent']:.2f} |")
     return [*lines, "", *(f"![{name}](benchmarks/{slug(name)}.svg)" for name in curves), ""]
 
+
+KEPT = (
+    "Scoring: four questions on one clip, prepared, in one batch, under three conditions (`signal`, `none`, `blank`); stores are empty at the start of each, so that the first "
+    "condition fills them. A later step: the four questions in one pass, forward, backward and AdamW, with the clip in the stores."
+)
 
 CURVES = (
     "Seconds of the processor for the latents of the bench's clips and the residuals of all injected layers, without the host. An exponent of 1 is linear growth."

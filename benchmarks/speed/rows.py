@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,14 +18,20 @@ from benchmarks.naive import Naive, Resampler
 from benchmarks.speed import world
 from benchmarks.speed.timing import Cost, compared, cost, interleaved, peak, ratio, resident, started
 from modulate import ClipInput, Modulation, visual_grid
+from modulate.below import Below
 from modulate.choice import Choice
+from modulate.evaluation.evaluate import score
+from modulate.inject import ModulatedHost
 from modulate.pipeline import Pipeline
 from modulate.run import Run
+from modulate.together import ask_together, by_clip, shared_prefix
+from modulate.tower import Contents, Tower
 from modulate.training.optimise import smoothed_cross_entropy
 from modulate.training.train import Progress, train
 from modulate_gaze.scanpath import Scanpath
 
 SCALE = 6.283185
+GIB = 1.0
 
 
 class Bench:
@@ -234,6 +242,72 @@ def training(bench: Bench) -> dict[str, Any]:
     return {"epoch_1": {**first, "note": note}, "epoch_2": {**second, "note": note}}
 
 
+CONDITIONS = ("signal", "none", "blank")
+KEPT: dict[str, tuple[float, float, str]] = {
+    "tower": (GIB, 0.0, "any"), "states": (0.0, GIB, "any"), "together": (0.0, 0.0, "clip"), "together, tower": (GIB, 0.0, "clip"), "together, states": (0.0, GIB, "clip"),
+}  # fmt: skip
+"""What is kept (tower_gib, states_gib) and shared in an evaluation, by name."""
+
+
+def keeping(bench: Bench, folder: Path, tower: float, states: float, together: str) -> Pipeline:
+    """Return the bench's pipeline with empty stores, and scoring as told."""
+    other, recipe, contents = copy(bench.pipeline), bench.pipeline.recipe, Contents(bool(tower or states))
+    other.recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"together": together, "batch_size": len(world.TASKS)})})
+    other.contents = contents
+    other.tower = Tower(other.host, folder, int(tower * 2**30), "clip", contents)
+    other.below = Below(other.host, world.INJECTED[0], int(states * 2**30), contents)
+    return other
+
+
+def scoring(bench: Bench) -> dict[str, Any]:
+    """Four questions on one clip scored under three conditions: as ever, and with what may be kept and shared, the stores empty at the start."""
+    samples = by_clip(bench.pipeline.samples("train"), len(world.TASKS))[0]
+
+    def way(*settings: Any) -> Callable[[], None]:
+        def call() -> None:
+            with TemporaryDirectory() as folder:
+                pipeline = keeping(bench, Path(folder), *settings)
+                with bench.modulation.attached(pipeline.model) as attachment, pipeline.remembered():
+                    for condition in CONDITIONS:
+                        score(pipeline, attachment, samples, condition)
+
+        return call
+
+    plain, *kept = interleaved([way(0.0, 0.0, "any"), *(way(*settings) for settings in KEPT.values())], bench.repeats)
+    note = f"{len(samples)} questions on one clip, under {len(CONDITIONS)} conditions"
+    return {f"scoring {name}": {**compared(plain, costs), "note": note} for name, costs in zip(KEPT, kept, strict=True)}
+
+
+def later(bench: Bench) -> dict[str, Any]:
+    """A stage-1 step on four questions on one clip that was seen before: with nothing kept of the host, and with what may be."""
+    modulation = awake(bench.pipeline.fresh_modulation())
+    prepared = [bench.pipeline.prepare(s) for s in by_clip(bench.pipeline.samples("train"), len(world.TASKS))[0]]
+    optimiser = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
+    clips = [prepared[0].clip(prepared[0].signal)]
+
+    def way(folder: Path, *settings: Any) -> Callable[[], None]:
+        pipeline = keeping(bench, folder, *settings, "clip")
+
+        def call() -> None:
+            host = ModulatedHost(modulation, pipeline.model)
+            try:
+                with pipeline.remembered():
+                    batch = pipeline.collate(prepared, inputs=False)
+                    common = shared_prefix(prepared, list(pipeline.host.visual_ids.values()))
+                    output = ask_together(host, pipeline.model, prepared, clips, common)
+                    smoothed_cross_entropy(pipeline.option_logits(batch, output), batch.answers, 0.0).backward()
+            finally:
+                host.attachment.detach()
+            optimiser.step()
+            optimiser.zero_grad()
+
+        return call
+
+    with TemporaryDirectory() as folder:
+        plain, tower, states = interleaved([way(Path(folder), 0.0, 0.0), way(Path(folder), GIB, 0.0), way(Path(folder), 0.0, GIB)], bench.repeats)
+    return {"later tower": compared(plain, tower), "later states": compared(plain, states)}
+
+
 def memory(bench: Bench) -> dict[str, Any]:
     """Peak memory above the loaded weights in one stage-1 step, each way in a process of its own."""
     peaks = []
@@ -337,5 +411,5 @@ def large(bench: Bench) -> dict[str, Any]:
     return {"gpu conditioned": compared(full, plain)}
 
 
-ROWS: tuple[Callable[[Bench], dict[str, Any]], ...] = (start, resampler, forward, generate, step, memory, training, large)
+ROWS: tuple[Callable[[Bench], dict[str, Any]], ...] = (start, resampler, forward, generate, step, memory, training, scoring, later, large)
 """In the order in which they are measured."""

@@ -57,6 +57,8 @@ def tell_costs(
         f"Memory is that of tensors on a {'GPU' if device == 'cuda' else 'CPU'}, of clips like the largest, weights included: gradients, AdamW's two moments and "
         "what the backward needs of the widest moment of every phase. The libraries' own (about 1 GiB on a GPU) and fragmentation come on top.",
     )
+    if recipe.training.recompute:
+        report.add("info", "The memory of the stages was estimated without training.recompute, which lowers it: an upper bound; `modulate bench` measures it.")
     if recipe.training.precision != "no":
         report.add("info", f"The memory of training.precision {recipe.training.precision!r} is not known beforehand: it was estimated without.")
     _fits(report, found)

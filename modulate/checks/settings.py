@@ -13,6 +13,7 @@ from modulate.recipe import Recipe
 def check_settings(report: Report, recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> None:
     """Add findings on the recipe's settings, given its samples by split as far as there are any."""
     _without_effect(report, recipe)
+    _keeping(report, recipe)
     _departures(report, recipe)
     _steps(report, recipe, samples.get("train", []))
     for tracker in recipe.training.trackers:
@@ -35,6 +36,22 @@ def _without_effect(report: Report, recipe: Recipe) -> None:
         report.add("info", f"`augment` has no effect: training under {training.condition!r} sees no signal.")
     if repeated := sorted({layer for layer in recipe.injection.layers if recipe.injection.layers.count(layer) > 1}):
         report.add("warning", f"injection.layers names layer {repeated[0]} more than once: it gets several residuals.")
+
+
+def _keeping(report: Report, recipe: Recipe) -> None:
+    """Say where what is kept of the host finds nothing."""
+    training, features = recipe.training, recipe.features
+    mixed = training.batch_size > 1 and training.together != "clip"
+    if mixed and features.tower_gib and features.tower_by == "call":
+        report.add(
+            "warning",
+            "features.tower_gib finds nothing in training: every epoch mixes batches anew, and features.tower_by is `call`. Take `clip`, or training.together: clip.",
+        )
+    if mixed and features.states_gib:
+        report.add("warning", "features.states_gib finds nothing in training: every epoch mixes batches anew. Take training.together: clip.")
+    for stage in training.stages if features.states_gib else ():
+        if "lora" in stage.train:
+            report.add("info", f"features.states_gib rests in stage {stage.name!r}, which trains LoRA in the layers whose states it keeps.")
 
 
 def _departures(report: Report, recipe: Recipe) -> None:

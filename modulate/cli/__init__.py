@@ -17,7 +17,7 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
 
     A plugin whose commands cannot be added, or clash with others, is marked as broken with its reason and adds none.
     """
-    from modulate.cli import adopt, ask, bench, cat, check, cp, evaluate, hosts, ls, plugins_list, recipe, report, sweep, train
+    from modulate.cli import adopt, ask, bench, cat, check, cp, evaluate, features, hosts, ls, plugins_list, recipe, report, sweep, train
 
     registry = registry or plugins.registry()
     note = [f"Switched off by {plugins.VARIABLE}: {', '.join(registry.off)}."] if registry.off else []
@@ -26,6 +26,7 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
         name="modulate", help=HELP, epilog=epilog, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     for name, command in (
+        ("features", features.features),
         ("train", train.train),
         ("eval", evaluate.evaluate),
         ("adopt", adopt.adopt),

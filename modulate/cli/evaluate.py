@@ -25,12 +25,15 @@ def evaluate(
     from modulate.modulation import Modulation
     from modulate.pipeline import Pipeline
     from modulate.run import Run
+    from modulate.training.ranks import joined
 
     run = Run.open(folder)
     run.check_weights()
     modulation = Modulation.from_pretrained(run.weights)
-    pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
-    pipeline.make_data()
-    with run.held(), graceful() as stop, bars() as shown:
-        metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
-    show_metrics(run, metrics)
+    with joined(run.recipe) as team:
+        pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
+        team.in_turn(pipeline.make_data)
+        with run.held(), graceful() as stop, bars(team.leads) as shown:
+            metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
+        if team.leads:
+            show_metrics(run, metrics)

@@ -29,6 +29,10 @@ class Bars:
         """Show that ``done`` more of ``total`` samples were answered."""
         self.progress.update(self._task(f"evaluate {condition}", total), advance=done)
 
+    def counted(self, name: str, done: int, total: int) -> None:
+        """Show that ``done`` more of ``total`` are finished."""
+        self.progress.update(self._task(name, total), advance=done)
+
     def _task(self, name: str, total: int) -> TaskID:
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, note="")
@@ -36,10 +40,10 @@ class Bars:
 
 
 @contextmanager
-def bars() -> Iterator[Bars]:
-    """Show bars for the length of a ``with`` block."""
+def bars(shown: bool = True) -> Iterator[Bars]:
+    """Show bars for the length of a ``with`` block; none where ``shown`` is False, as in all but the first of several processes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=_console()) as progress:
+    with Progress(*columns, console=_console(), disable=not shown) as progress:
         yield Bars(progress)
 
 

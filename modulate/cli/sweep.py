@@ -27,10 +27,13 @@ def sweep(
 ) -> None:
     """Train and evaluate every run of a sweep, several at a time. Finished runs are skipped, interrupted ones continued. Exit code 1 when one fails."""
     from modulate.cli import show_sweep
+    from modulate.launch import launched
     from modulate.sweeps import sweep as sweeps
     from modulate.sweeps import swept
     from modulate.sweeps.jobs import run_jobs
 
+    if launched():
+        raise RecipeError("modulate sweep starts its own processes, one for each device; start it once, without torchrun or accelerate launch.")
     loaded = sweeps.load_sweep(file, overrides or ())
     plan, folder = sweeps.plan(loaded), runs / loaded.name
     states = swept.states(plan, folder)

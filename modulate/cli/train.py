@@ -23,6 +23,8 @@ def train(
 
     Ctrl-C (SIGINT) or SIGTERM ends it, saved, after the optimiser step or batch that it is at, with exit code 130 or 143; a second one ends it at once.
     However it ended, the same command goes on.
+
+    `torchrun --nproc-per-node N -m modulate train …` and `accelerate launch` share the work over N devices; the results are those of one, up to rounding.
     """
     from modulate.cli.progress import bars
     from modulate.cli.show import show_metrics
@@ -32,12 +34,15 @@ def train(
     from modulate.recipe import load_recipe
     from modulate.run import Run
     from modulate.training import train as training
+    from modulate.training.ranks import joined
 
     loaded = load_recipe(recipe, overrides or ())
-    pipeline = Pipeline(loaded, cache, trust_remote_code=trust)  # before the run's folder is made: a host that cannot be loaded leaves none behind
-    pipeline.make_data()
-    run = Run.create(loaded, runs)
-    with run.held(), graceful() as stop, bars() as shown:
-        modulation = training.train(run, pipeline, shown.trained, resume=resume, stop=stop, notice=shown.say)
-        metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
-    show_metrics(run, metrics)
+    with joined(loaded) as team:
+        pipeline = Pipeline(loaded, cache, trust_remote_code=trust)  # before the run's folder is made: a host that cannot be loaded leaves none behind
+        team.in_turn(pipeline.make_data)
+        run = Run.create(loaded, runs)
+        with run.held(), graceful() as stop, bars(team.leads) as shown:
+            modulation = training.train(run, pipeline, shown.trained, resume=resume, stop=stop, notice=shown.say)
+            metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
+        if team.leads:
+            show_metrics(run, metrics)

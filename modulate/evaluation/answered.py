@@ -32,7 +32,7 @@ class Answered:
                 return None
             if notes["sha256"] != _hash(lines):
                 raise ValueError("its checksum does not match")
-            return [_prediction(json.loads(line)) for line in lines.split("\n")[:-1]]
+            return from_lines(lines)
         except (OSError, ValueError, LookupError, TypeError) as error:
             warnings.warn(f"The answers in {path} are damaged ({error}); the condition {condition!r} is evaluated again.", stacklevel=2)
             return None
@@ -57,6 +57,11 @@ class Answered:
 def as_lines(records: Sequence[Prediction]) -> str:
     """Return predictions as lines of JSON."""
     return "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
+
+
+def from_lines(lines: str) -> list[Prediction]:
+    """Return the predictions that :func:`as_lines` was given."""
+    return [_prediction(json.loads(line)) for line in lines.split("\n")[:-1]]
 
 
 def _prediction(fields: dict[str, Any]) -> Prediction:

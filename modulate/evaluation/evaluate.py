@@ -2,51 +2,73 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from modulate.components import Sample
+from modulate.conditioning import Rows
 from modulate.errors import ComponentError, DataError, ModulateError
-from modulate.evaluation.answered import Answered, as_lines
+from modulate.evaluation.answered import Answered, as_lines, from_lines
 from modulate.evaluation.metrics import Prediction, compare, summarise
 from modulate.features import weights_digest
 from modulate.files import write_atomically
 from modulate.inject import Attachment
 from modulate.interrupts import Stop
+from modulate.launch import current
 from modulate.memory import first_line, give_back, is_out_of_memory
 from modulate.modulation import ClipInput, Modulation
 from modulate.pipeline import Others, Pipeline, Prepared
 from modulate.recipe import dump
 from modulate.run import Run, environment
 from modulate.sections import BUILT_IN
+from modulate.sharding import in_step, refuse_out_of_step
+from modulate.together import ask_together, shared_prefix, to_score
 
 
 def score(
     pipeline: Pipeline, attachment: Attachment, samples: Sequence[Sample], condition: str, advance: Callable[[int], None] = lambda n: None
 ) -> list[Prediction]:
-    """Answer ``samples`` under ``condition``, in order. Errors of single samples are recorded, never dropped."""
-    size, others = pipeline.recipe.evaluation.batch_size, Others(samples)
+    """Answer ``samples`` under ``condition``, in order. Errors of single samples are recorded, never dropped.
+
+    Several processes take batches in turn, the same ones that one process would make, so that their answers are the same to the bit; each gets all of them.
+    """
+    settings, others, team = pipeline.recipe.evaluation, Others(samples), current()
+    chunks = to_score(samples, settings.batch_size, settings.together)
     records: list[Prediction] = []
-    for start in range(0, len(samples), size):
-        chunk = samples[start : start + size]
-        ready: dict[int, tuple[Prepared, list[ClipInput]]] = {}
-        for i, sample in enumerate(chunk):
-            try:
-                ready[i] = _conditioned(pipeline, sample, condition, others)
-            except ComponentError:  # a defect of a plugin, no bad sample: the next ones would fail alike
-                raise
-            except ModulateError as error:
-                records.append(_failure(sample, condition, error))
-            except RuntimeError as error:  # of the backbone
-                if not is_out_of_memory(error):
-                    raise
-                records.append(_failure(sample, condition, DataError(f"its frames' features do not fit into memory ({first_line(error)}).")))
-        records += _answers(pipeline, attachment, [ready[i] for i in sorted(ready)], condition)
-        advance(len(chunk))
+    for start in range(0, len(chunks), team.size):
+        among = chunks[start : start + team.size]
+        own = _chunk(pipeline, attachment, among[team.rank] if team.rank < len(among) else [], condition, others)
+        records += own if team.size == 1 else [prediction for lines in team.gather(as_lines(own)) for prediction in from_lines(lines)]
+        advance(sum(map(len, among)))
     order = {s.id: i for i, s in enumerate(samples)}
     return sorted(records, key=lambda r: order[r.id])
+
+
+def _chunk(pipeline: Pipeline, attachment: Attachment, chunk: Sequence[Sample], condition: str, others: Others) -> list[Prediction]:
+    """Answer one batch, in any order."""
+    records: list[Prediction] = []
+    ready: list[tuple[Prepared, list[ClipInput]]] = []
+    for sample in chunk:
+        try:
+            ready.append(_conditioned(pipeline, sample, condition, others))
+        except ComponentError:  # a defect of a plugin, no bad sample: the next ones would fail alike
+            raise
+        except ModulateError as error:
+            records.append(_failure(sample, condition, error))
+        except RuntimeError as error:  # of the backbone
+            if not is_out_of_memory(error):
+                raise
+            records.append(_failure(sample, condition, DataError(f"its frames' features do not fit into memory ({first_line(error)}).")))
+    team = current()
+    if not team.shards:
+        return records + _answers(pipeline, attachment, ready, condition)
+    with in_step(team):
+        if any(team.gather(bool(ready))):
+            records += _forward(pipeline, attachment, ready, condition) if ready else _forward_for_nothing(pipeline, attachment)
+    return records
 
 
 def _conditioned(pipeline: Pipeline, sample: Sample, condition: str, others: Others) -> tuple[Prepared, list[ClipInput]]:
@@ -88,14 +110,33 @@ def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[P
 
 
 @torch.inference_mode()
+def _forward_for_nothing(pipeline: Pipeline, attachment: Attachment) -> list[Prediction]:
+    """Go through a divided host with the others, who could not without us; answer nothing."""
+    inputs = pipeline.host.encode_text(pipeline.processor, "-").inputs
+    attachment.model(**{key: value.to(pipeline.device) for key, value in inputs.items()}, **pipeline.LAST_LOGITS)
+    return []
+
+
+@torch.inference_mode()
 def _forward(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[Prepared, list[ClipInput]]], condition: str) -> list[Prediction]:
-    batch = pipeline.collate([prepared for prepared, _ in ready])
-    rows = [clips for _, clips in ready]
-    with attachment.under(rows, bare=bare(pipeline, condition)):
-        output = attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
+    prepared, rows = [p for p, _ in ready], [clips for _, clips in ready]
+    common = 0
+    if pipeline.recipe.evaluation.together == "clip":
+        common = shared_prefix(prepared, list(attachment.host.visual_ids.values()), [clips[0].signal if clips else None for clips in rows])
+    batch = pipeline.collate(prepared, inputs=not common)
+
+    def ask(rows: Rows, **inputs: Any) -> Any:
+        with attachment.under(rows):
+            return attachment.model(**inputs)
+
+    with attachment.bare() if bare(pipeline, condition) else nullcontext():
+        if common:
+            output: object = ask_together(ask, attachment.model, prepared, rows[0], common)
+        else:
+            output = ask(rows, **batch.inputs, **pipeline.LAST_LOGITS)
     logits = pipeline.option_logits(batch, output).cpu()
-    active = attachment.report().active_steps if any(rows) else (0,) * len(rows)
-    return [_prediction(p.sample, condition, row[: len(p.options)].tolist(), n) for (p, _), row, n in zip(ready, logits, active, strict=True)]
+    active = attachment.report().active_steps * (len(rows) if common else 1) if any(rows) else (0,) * len(rows)
+    return [_prediction(p.sample, condition, row[: len(p.options)].tolist(), n) for p, row, n in zip(prepared, logits, active, strict=True)]
 
 
 def _prediction(sample: Sample, condition: str, logits: list[float], active: int) -> Prediction:
@@ -121,20 +162,18 @@ def evaluate(
     """Evaluate a run under its condition and all controls; write metrics.json and predictions.jsonl; return the metrics.
 
     Deterministic: a second evaluation writes the same files, and one that was ended early, by ``stop`` or by anything, goes on after the conditions it had
-    finished. Raises :class:`DataError` when more samples fail than the recipe allows, :class:`Interrupted`, :class:`LockedError`, :class:`StorageError`.
+    finished. Several processes share the work; the first one writes. Raises :class:`DataError` when more samples fail than the recipe allows,
+    :class:`Interrupted`, :class:`LockedError`, :class:`StorageError`, :class:`RankError`.
     """
-    samples, stop = pipeline.samples(split), stop or Stop()
+    samples, stop, team = pipeline.samples(split), stop or Stop(), current()
+    refuse_out_of_step(run.recipe, team, training=False)
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
-    with run.held():
+    with team.one_fate(), run.held():
         main = run.recipe.training.condition
         conditions = (c for c in run.recipe.evaluation.conditions if c != main and (main != "none" or c in ("host", "text_only")))
         records = _records(run, pipeline, modulation, split, samples, [main, *conditions, *pipeline.inputs], advance, stop)
-        lines = "".join(as_lines(answers) for answers in records.values())
-        write_atomically(run.folder / f"predictions{_suffix(split)}.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
-        metrics = {"split": split, **_metrics(run, main, records)}
-        run.write_json(f"metrics{_suffix(split)}.json", metrics)
-        Answered(run.evaluation, split, None).clear()
+        metrics = team.told(lambda: _written(run, split, main, records))
     share = len(metrics["failed"]) / len(samples)
     if share > run.recipe.evaluation.max_failed_share:
         first = metrics["failed"][0]
@@ -142,6 +181,16 @@ def evaluate(
             f"{len(metrics['failed'])} of {len(samples)} samples failed, more than max_failed_share {run.recipe.evaluation.max_failed_share} allows. "
             f"First: {first['id']}: {first['error']}"
         )
+    return metrics
+
+
+def _written(run: Run, split: str, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:
+    """Write what came of an evaluation; return its metrics."""
+    lines = "".join(as_lines(answers) for answers in records.values())
+    write_atomically(run.folder / f"predictions{_suffix(split)}.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    metrics = {"split": split, **_metrics(run, main, records)}
+    run.write_json(f"metrics{_suffix(split)}.json", metrics)
+    Answered(run.evaluation, split, None).clear()
     return metrics
 
 
@@ -157,19 +206,20 @@ def _records(
 ) -> dict[str, list[Prediction]]:
     """Return every condition's answers: kept ones of an evaluation that was ended early, or asked for now and kept."""
     made_of = [dump(run.recipe), [s.id for s in samples], pipeline.fingerprints(), weights_digest(modulation), environment()]
-    kept, total = Answered(run.evaluation, split, made_of), len(samples)
+    kept, total, team = Answered(run.evaluation, split, made_of), len(samples), current()
     records: dict[str, list[Prediction]] = {}
-    with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment:
+    with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment, pipeline.remembered():
         for name in names:
 
             def advanced(n: int, name: str = name) -> None:
                 advance(name, n, total)
-                stop.check()
+                team.agreed(stop).check()
 
-            answers = kept.read(name)
-            if answers is None:
+            answers = (kept.read(name) if team.leads else None) or []
+            if not team.gather(bool(answers))[0]:
                 answers = score(pipeline, attachment, samples, name, advanced)
-                kept.write(name, answers)
+                if team.leads:
+                    kept.write(name, answers)
             else:
                 advanced(total)
             records[name] = answers

@@ -1,10 +1,12 @@
 """The gradients of one optimiser step: samples prepared, forwards and backwards, in smaller parts where memory is short."""
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,8 +16,11 @@ from modulate.inject import ModulatedHost
 from modulate.memory import first_line, give_back, is_out_of_memory
 from modulate.modulation import ClipInput
 from modulate.pipeline import Pipeline, Prepared
+from modulate.sharding import in_step
+from modulate.team import Team
+from modulate.together import ask_together, shared_prefix
 from modulate.training.optimise import smoothed_cross_entropy
-from modulate.training.shared import ask_together, shared_prefix
+from modulate.training.recompute import recomputed
 
 Row = tuple[Prepared, list[ClipInput]]
 
@@ -44,7 +49,7 @@ class Learner:
     """Leaves the gradients of an optimiser step on the parameters of ``host``.
 
     ``rng``: of the augmentation. ``failed``: sample → error, of samples that cannot be used, more than the recipe allows of which is a :class:`DataError`;
-    ``samples``: how many there are in all; ``prepare``: what makes them ready, by default the pipeline.
+    ``samples``: how many there are in all; ``prepare``: what makes them ready, by default the pipeline. ``team``: the processes among which a step is divided.
     """
 
     def __init__(
@@ -56,18 +61,25 @@ class Learner:
         failed: dict[str, str],
         samples: int,
         prepare: Callable[[Sample], Prepared] | None = None,
+        team: Team | None = None,
     ) -> None:
         self.pipeline, self.accelerator, self.host = pipeline, accelerator, host
         self.rng, self.failed, self.samples = rng, failed, samples
         self.settings = pipeline.recipe.training
         self.prepare = prepare or partial(pipeline.prepare, training=True)
+        self.team = team or Team()
 
     def accumulate(self, batches: Sequence[Sequence[Sample]]) -> Tally:
         """Go forwards and backwards through ``batches``; the gradient is that of the mean loss over all their samples, however they are divided.
 
         What does not fit into memory is tried again in halves; a sample that does not fit alone is recorded as failed, and the others go on without it.
         """
-        ready = [self._rows([p for s in samples if (p := self._prepare(s))]) for samples in batches]
+        ready = self._drawn([[p for s in samples if (p := self._prepare(s))] for samples in batches])
+        with recomputed(self.pipeline.host, self.settings.recompute):
+            return self._in_step([rows for rows in ready if rows]) if self.team.shards else self._in_parts(ready)
+
+    def _in_parts(self, ready: list[list[Row]]) -> Tally:
+        """Go through batches whole, or in ever smaller parts until they fit into memory."""
         size, tally = max(1, *map(len, ready)), Tally()
         while True:
             full, text = self._attempt(ready, size, tally)
@@ -88,6 +100,25 @@ class Learner:
                 ready = [[row for row in rows if row[0].sample.id != sample.id] for rows in ready]
                 self._fail(sample, DataError(f"Sample {sample.id}: does not fit into memory, even alone ({text}). Lower sampling.train_max_frames."))
 
+    def _in_step(self, parts: list[list[Row]]) -> Tally:
+        """Go through a divided host as often as the process that has most to do: what one lacks it makes up for with a sample that counts for nothing."""
+        tally, total = Tally(), sum(map(len, parts))
+        told = self.team.gather([len(parts), parts[0][0][0].sample.id if parts else None])
+        most = max(n for n, _ in told)
+        spare = parts[-1][:1] if parts else [self._borrowed(next(name for n, name in told if n))] if most else []
+        self.team.meet()
+        with in_step(self.team):
+            for part in parts:
+                self._learn(part, total, tally)
+            for _ in range(most - len(parts)):
+                self._learn(spare, math.inf, Tally())
+        return tally
+
+    def _borrowed(self, name: str) -> Row:
+        sample = next(s for s in self.pipeline.samples("train") if s.id == name)
+        prepared = self.pipeline.prepare(sample, training=True)
+        return prepared, [] if self.settings.condition == "none" else [prepared.clip(prepared.signal)]
+
     def _attempt(self, ready: list[list[Row]], size: int, tally: Tally) -> tuple[list[Row], str]:
         """Learn from all, at most ``size`` at once. Return the part that did not fit into memory, if any, and torch's message."""
         total = sum(map(len, ready))
@@ -101,14 +132,14 @@ class Learner:
                     return part, first_line(error)
         return [], ""
 
-    def _learn(self, part: list[Row], total: int, tally: Tally) -> None:
+    def _learn(self, part: list[Row], total: float, tally: Tally) -> None:
         prepared = [row for row, _ in part]
         common = self._common(prepared)
         tally.apart += self.settings.together == "clip" and not common and len(part) > 1
         batch = self.pipeline.collate(prepared, inputs=not common)
         with self.accelerator.autocast():
             if common:
-                output: object = ask_together(self.host, prepared, part[0][1], common)
+                output: object = ask_together(self.host, self.host.attachment.model, prepared, part[0][1], common)
             else:
                 output = self.host([clips for _, clips in part], **batch.inputs, **self.pipeline.LAST_LOGITS)
         logits = self.pipeline.option_logits(batch, output)
@@ -124,6 +155,21 @@ class Learner:
     def _common(self, prepared: Sequence[Prepared]) -> int:
         """Return how many positions of these prompts go through once for all of them; 0: each goes through alone."""
         return shared_prefix(prepared, list(self.host.attachment.host.visual_ids.values())) if self.settings.together == "clip" else 0
+
+    def _drawn(self, batches: Sequence[Sequence[Prepared]]) -> list[list[Row]]:
+        """Return batches with what they are conditioned with. Random numbers are drawn as by one process alone: each goes on where the one before it ended."""
+        ready: list[list[Row]] = []
+
+        def draw(state: Any) -> Any:
+            self.rng.setstate((state[0], tuple(state[1]), state[2]))
+            ready.extend(self._rows(prepared) for prepared in batches)
+            return self.rng.getstate()
+
+        if self.team.size == 1 or not self.settings.augment or self.settings.condition == "none":
+            return [self._rows(prepared) for prepared in batches]
+        state = self.team.relay(self.rng.getstate(), draw)
+        self.rng.setstate((state[0], tuple(state[1]), state[2]))
+        return ready
 
     def _rows(self, prepared: Sequence[Prepared]) -> list[Row]:
         """Return samples with what they are conditioned with: one perturbed signal for all that go through together."""
@@ -153,5 +199,10 @@ class Learner:
 
     def _fail(self, sample: Sample, error: ModulateError) -> None:
         self.failed[sample.id] = str(error)
+        self.refuse_too_many(error)
+
+    def refuse_too_many(self, error: ModulateError | None = None) -> None:
+        """Raise :class:`DataError`, with the last failure's ``error`` as its cause, when more samples have failed than the recipe allows."""
         if len(self.failed) > self.pipeline.recipe.evaluation.max_failed_share * self.samples:
-            raise DataError(f"{len(self.failed)} of {self.samples} training samples failed, more than max_failed_share allows. {error}") from error
+            last = list(self.failed.values())[-1]
+            raise DataError(f"{len(self.failed)} of {self.samples} training samples failed, more than max_failed_share allows. {error or last}") from error

@@ -1,4 +1,4 @@
-"""Which samples go through together, and their preparation ahead of time, in a thread beside the host's forwards."""
+"""Which samples there are, which go through together, and their preparation ahead of time, in a thread beside the host's forwards."""
 
 import random
 from collections import deque
@@ -8,14 +8,30 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from modulate.components import Sample
+from modulate.errors import DataError, ModulateError
 from modulate.memory import is_out_of_memory
+from modulate.pipeline import Pipeline
+from modulate.together import by_clip, cut
 
 Together = Literal["any", "length", "clip"]
 
 
-def clip_of(sample: Sample) -> tuple[Any, ...]:
-    """Return what two samples that show the same clip, with the same signals, have in common."""
-    return sample.video, sample.window, tuple(sorted(sample.signals.items()))
+def training_samples(pipeline: Pipeline) -> tuple[list[Sample], int]:
+    """Return the samples to train on, and how many are left out because their signal is empty. Raises :class:`DataError` when none is left."""
+    samples = pipeline.samples("train")
+    if not samples:
+        raise DataError("The training split has no samples.")
+    kept = [s for s in samples if pipeline.recipe.training.empty == "train" or not _is_empty(pipeline, s)]
+    if not kept:
+        raise DataError(f"training.empty is skip, and the signal is empty in the clips of all {len(samples)} training samples.")
+    return kept, len(samples) - len(kept)
+
+
+def _is_empty(pipeline: Pipeline, sample: Sample) -> bool:
+    try:
+        return len(pipeline.signal(sample)) == 0
+    except ModulateError:
+        return False  # it fails again, and is recorded, when it is trained on
 
 
 def arranged(
@@ -29,20 +45,10 @@ def arranged(
     order = list(samples)
     rng.shuffle(order)
     if together == "any":
-        return _cut(order, size)
-    if together == "length":
-        batches = _cut(sorted(order, key=length), size)
-    else:
-        clips: dict[tuple[Any, ...], list[Sample]] = {}
-        for sample in order:
-            clips.setdefault(clip_of(sample), []).append(sample)
-        batches = [batch for clip in clips.values() for batch in _cut(clip, size)]
+        return cut(order, size)
+    batches = cut(sorted(order, key=length), size) if together == "length" else by_clip(order, size)
     rng.shuffle(batches)
     return batches
-
-
-def _cut(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    return [list(samples[i : i + size]) for i in range(0, len(samples), size)]
 
 
 class Loader:

@@ -36,9 +36,12 @@ def accelerator_for(recipe: Recipe, device: torch.device, folder: Path) -> Accel
         if LoggerType(tracker) not in get_available_trackers():
             raise RecipeError(f"training.trackers asks for {tracker!r}, which is not installed: pip install 'modulate[{tracker}]', or take it out.")
     try:
-        return Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=str(folder))
+        made = Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu", log_with=list(settings.trackers) or None, project_dir=str(folder))
     except ValueError as error:
         raise RecipeError(f"accelerate refuses training.precision {settings.precision!r} on {device}: one process trains in one precision. {error}") from error
+    if made.num_processes > 1 and made.device.type != device.type:
+        raise RecipeError(f"The processes of this run are joined for {made.device.type}, and the host is on {device}; leave host.params.device at auto, or say it to `modulate.launch.join`.")
+    return made
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------------------------

@@ -13,18 +13,22 @@ from typing import Any
 from torch import Tensor
 
 from modulate.components import Sample
-from modulate.errors import DataError, DivergedError, Interrupted, ModulateError
+from modulate.errors import DivergedError, Interrupted
 from modulate.evaluation.evaluate import score
+from modulate.features import weights_digest
 from modulate.files import Lines, remove_partial
 from modulate.inject import ModulatedHost
 from modulate.interrupts import Stop
+from modulate.launch import current
 from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
 from modulate.run import Run
 from modulate.sections import Stage
+from modulate.sharding import refuse_out_of_step
 from modulate.training.learner import Learner, Tally
-from modulate.training.loader import Loader, arranged
+from modulate.training.loader import Loader, arranged, training_samples
 from modulate.training.optimise import Optimiser, accelerator_for
+from modulate.training.ranks import add_up, check_size, own_part
 from modulate.training.resume import Snapshot, State, refuse_other
 
 
@@ -62,27 +66,35 @@ def train(
     A finished run is loaded, an unfinished one continued from its last checkpoint, to the same weights as if it had never ended. Not with ``resume`` False:
     then whatever the run has is removed first. ``stop`` may ask the training to end early; ``notice`` is told where it continues.
 
+    Started as one of several processes, it does its part of every step: weights and log are those of one process up to rounding, and the first process writes them.
+
     Raises :class:`DataError` when data, host or backbone are not those that the run began with, or too many samples fail; :class:`DivergedError`;
-    :class:`Interrupted`; :class:`LockedError`; :class:`StorageError`.
+    :class:`Interrupted`; :class:`LockedError`; :class:`StorageError`; :class:`RankError`.
     """
-    with run.held():
-        if not resume:
-            run.clear()
-        remove_partial(run.folder)
+    team = current()
+    with team.one_fate(), run.held():
+        if team.leads:
+            if not resume:
+                run.clear()
+            remove_partial(run.folder)
         made_of = pipeline.fingerprints()
+        team.same("data, host or backbone", made_of)
         state = run.read_json("state.json")
         refuse_other(run.folder, state.get("made_of", made_of), made_of)
         if state.get("finished"):
             if not (altered := run.altered()):
-                run.checkpoints.keep(1)
+                if team.leads:
+                    run.checkpoints.keep(1)
                 return Modulation.from_pretrained(run.weights)
             warnings.warn(f"{altered[0]} is not what training wrote; the modulation is made again from the last checkpoint.", stacklevel=2)
         trainer = Trainer(run, pipeline, made_of, listener, stop or Stop())
         trainer.restore(notice)
         modulation = trainer.fit()
-        modulation.save_pretrained(run.weights)
-        run.write_json("state.json", {"finished": True, "made_of": made_of, "weights": run.weight_hashes(), **trainer.account()})
-        trainer.checkpoints.keep(1)
+        if team.leads:
+            modulation.save_pretrained(run.weights)
+            run.write_json("state.json", {"finished": True, "made_of": made_of, "weights": run.weight_hashes(), **trainer.account()})
+            trainer.checkpoints.keep(1)
+        team.meet()
         return modulation
 
 
@@ -91,13 +103,15 @@ class Trainer:
 
     def __init__(self, run: Run, pipeline: Pipeline, made_of: dict[str, str], listener: Listener, stop: Stop) -> None:
         self.recipe, self.pipeline, self.made_of, self.listener, self.stop = run.recipe, pipeline, made_of, listener, stop
-        self.settings = run.recipe.training
+        self.settings, self.team = run.recipe.training, current()
+        check_size(self.team, self.settings)
+        refuse_out_of_step(self.recipe, self.team, training=True)
         self.log, self.checkpoints = Lines(run.folder / "log.jsonl"), run.checkpoints
         self.accelerator = accelerator_for(run.recipe, pipeline.device, run.folder)
         if self.settings.trackers:
             self.accelerator.init_trackers(run.recipe.name)
         self.modulation = pipeline.fresh_modulation().to(pipeline.device)
-        self.samples, self.left_out = self._training_samples()
+        self.samples, self.left_out = training_samples(pipeline)
         self.validation = pipeline.samples("val") if self.settings.validate_every else []
         self.state = State()
         self.rng = random.Random(run.recipe.seed)
@@ -105,22 +119,6 @@ class Trainer:
         self.optimiser: Optimiser | None = None
         self._moments: dict[str, Tensor] = {}  # of a checkpoint, until its stage's optimiser is there
         self._since = time.monotonic()
-
-    def _training_samples(self) -> tuple[list[Sample], int]:
-        """Return the samples to train on, and how many are left out because their signal is empty."""
-        samples = self.pipeline.samples("train")
-        if not samples:
-            raise DataError("The training split has no samples.")
-        kept = [s for s in samples if self.settings.empty == "train" or not self._is_empty(s)]
-        if not kept:
-            raise DataError(f"training.empty is skip, and the signal is empty in the clips of all {len(samples)} training samples.")
-        return kept, len(samples) - len(kept)
-
-    def _is_empty(self, sample: Sample) -> bool:
-        try:
-            return len(self.pipeline.signal(sample)) == 0
-        except ModulateError:
-            return False  # it fails again, and is recorded, when it is trained on
 
     def account(self) -> dict[str, Any]:
         """Return what state.json says of a training."""
@@ -132,11 +130,13 @@ class Trainer:
         """Run every stage that is left and return the best (or last) modulation, detached."""
         host = ModulatedHost(self.modulation, self.pipeline.model)
         try:
-            while self.state.stage < len(self.settings.stages):
-                self._stage(self.settings.stages[self.state.stage], host)
+            with self.pipeline.remembered():
+                while self.state.stage < len(self.settings.stages):
+                    self._stage(self.settings.stages[self.state.stage], host)
         finally:
             host.attachment.detach()
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         return self.modulation.eval()
 
     # --- one stage ---------------------------------------------------------------------------------------------------------------
@@ -150,14 +150,14 @@ class Trainer:
         self.optimiser.restore(self._moments)
         with Loader(partial(self.pipeline.prepare, training=True), settings.ahead) as loader:
             batches = loader.over(self._batches(stage.name, at.step * settings.accumulation))
-            learner = Learner(self.pipeline, self.accelerator, host, self.rng, at.failed, len(self.samples), loader.get)
+            learner = Learner(self.pipeline, self.accelerator, host, self.rng, at.failed, len(self.samples), loader.get, self.team)
             self._steps(stage, host, steps, every, batches, learner)
         if self.best:
             self.modulation.load_state_dict(self.best)
         at.stage, at.step, at.validated, at.best, at.stale = at.stage + 1, 0, 0, -1.0, 0
         self.best, self.optimiser, self._moments = {}, None, {}
         self._save()
-        self.stop.check()
+        self.team.agreed(self.stop).check()
 
     def _steps(self, stage: Stage, host: ModulatedHost, steps: int, every: int, batches: Iterator[list[Sample]], learner: Learner) -> None:
         """Take a stage's steps that are left, with a validation after ``every`` of them; until the last, or patience ends."""
@@ -169,12 +169,17 @@ class Trainer:
             if at.step == steps or (settings.patience and at.stale >= settings.patience):
                 break
             self._step(stage, steps, [next(batches) for _ in range(settings.accumulation)], learner)
-            if self.stop.requested or at.step % settings.checkpoint_every == 0:
+            stop = self.team.agreed(self.stop)
+            if stop.requested or at.step % settings.checkpoint_every == 0:
                 self._save()
-            self.stop.check()
+            stop.check()
 
     def _batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
-        """Yield the stage's batches without end, each epoch in an order of its own, from the ``skip``-th on."""
+        """Yield the stage's batches without end, each epoch in an order of its own, from the ``skip``-th on; of several processes, each its part of them."""
+        whole = self._all_batches(stage, skip)
+        return whole if self.team.size == 1 else own_part(self.team, self.settings, whole)
+
+    def _all_batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
         epoch, first = divmod(skip, len(self._epoch(stage, 0)))
         while True:
             yield from self._epoch(stage, epoch)[first:]
@@ -186,9 +191,10 @@ class Trainer:
         return arranged(self.samples, self.settings.batch_size, self.settings.together, rng, lambda s: len(self.pipeline.times(s, training=True)))
 
     def _step(self, stage: Stage, steps: int, batches: list[list[Sample]], learner: Learner) -> None:
-        at = self.state
+        at, before = self.state, len(self.state.failed)
         self.modulation.train()
         tally = learner.accumulate(batches)
+        tally = add_up(self.team, self.accelerator, learner, tally, before, [p for p in self.modulation.parameters() if p.requires_grad])
         skipped, wrong = self._update(tally)
         at.step, at.steps, at.split_steps, at.apart = at.step + 1, at.steps + 1, at.split_steps + tally.split, at.apart + tally.apart
         at.in_a_row = at.in_a_row + 1 if skipped == "not_finite" else 0
@@ -214,7 +220,7 @@ class Trainer:
         at = self.state
         self.modulation.eval()
         try:
-            records = score(self.pipeline, host.attachment, self.validation, self.settings.condition, lambda n: self.stop.check())
+            records = score(self.pipeline, host.attachment, self.validation, self.settings.condition, lambda n: self.team.agreed(self.stop).check())
         except Interrupted:
             self._save()
             raise
@@ -236,6 +242,8 @@ class Trainer:
         self.listener(progress)
 
     def _log(self, record: dict[str, Any]) -> None:
+        if not self.team.leads:
+            return
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}  # JSON has no NaN
         self.log.append(json.dumps(plain, allow_nan=False))
         if self.settings.trackers:
@@ -244,6 +252,10 @@ class Trainer:
     # --- checkpoints -------------------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        if self.team.size > 1:
+            self.team.same("modulation at a checkpoint", weights_digest(self.modulation))
+        if not self.team.leads:
+            return
         at, now = self.state, time.monotonic()
         at.seconds, self._since, at.lines = at.seconds + now - self._since, now, self.log.count
         moments = self.optimiser.state() if self.optimiser else {}
@@ -252,20 +264,25 @@ class Trainer:
         self.checkpoints.save({"made_of": self.made_of, **notes}, tensors)
 
     def restore(self, notice: Callable[[str], None]) -> None:
-        """Go to where the last whole checkpoint is, or to the start."""
-        found = self.checkpoints.latest()
+        """Go to where the last whole checkpoint is, or to the start; of several processes the first one removes what is damaged before the others read."""
+        found = self.checkpoints.latest() if self.team.leads else None
+        self.team.meet()
+        found = found if self.team.leads else self.checkpoints.latest()
+        self.team.same("checkpoint, or none", found and found.notes["state"])
         if found is None:
-            self.log.cut(0)
+            if self.team.leads:
+                self.log.cut(0)
             return
         refuse_other(self.log.path.parent, found.notes["made_of"], self.made_of)
         then = Snapshot.unpack(found, self.accelerator)
         self.state, self.rng, self._moments = then.state, then.rng, then.moments
         self.best = {k: v.to(self.pipeline.device) for k, v in then.best.items()}
         then.load_into(self.modulation)
-        if missing := self.log.cut(then.state.lines):
+        if self.team.leads and (missing := self.log.cut(then.state.lines)):
             warnings.warn(f"{self.log.path} lacks {missing} lines that were written before the checkpoint; the training itself lacks nothing.", stacklevel=2)
         self.state.resumed.append(self.state.steps)
-        notice(f"Continuing after optimiser step {self.state.steps}, from {self.checkpoints.folder}.")
+        if self.team.leads:
+            notice(f"Continuing after optimiser step {self.state.steps}, from {self.checkpoints.folder}.")
 
 
 def diagnosis(stage: Stage, at: State, tally: Tally, wrong: list[str]) -> str:

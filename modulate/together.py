@@ -1,19 +1,19 @@
-"""Questions on one clip in one pass over its visual tokens: prompt and clip go through once, then every question's own tokens on the cache that this filled.
+"""Questions on one clip: which these are, and one pass over its visual tokens for all of them, then every question's own tokens on the cache that it filled.
 
 The clip comes before the question in every prompt, and attention looks back only: what a host makes of the clip does not depend on the question. Residuals,
 and their gradients, are the same as one by one, up to rounding; only the signal must be one and the same too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from modulate.inject import ModulatedHost
+from modulate.components import Sample
 from modulate.modulation import ClipInput
 from modulate.pipeline import Prepared
 from modulate.signals import Signal
@@ -26,13 +26,39 @@ class Answers:
     logits: Tensor
 
 
-def shared_prefix(prepared: Sequence[Prepared], visual_ids: Sequence[int]) -> int:
+def clip_of(sample: Sample) -> tuple[Any, ...]:
+    """Return what two samples that show the same clip, with the same signals, have in common."""
+    return sample.video, sample.window, tuple(sorted(sample.signals.items()))
+
+
+def by_clip(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """Return ``samples`` in batches of at most ``size``, each of one clip; clips as they come first, samples of a clip as they come."""
+    clips: dict[tuple[Any, ...], list[Sample]] = {}
+    for sample in samples:
+        clips.setdefault(clip_of(sample), []).append(sample)
+    return [batch for clip in clips.values() for batch in cut(clip, size)]
+
+
+def to_score(samples: Sequence[Sample], size: int, together: Literal["any", "clip"]) -> list[list[Sample]]:
+    """Return ``samples`` in the batches in which they are scored. clip: by clip, and those that are alone on theirs as they come."""
+    if together == "any":
+        return cut(samples, size)
+    batches = by_clip(samples, size)
+    return [batch for batch in batches if len(batch) > 1] + cut([batch[0] for batch in batches if len(batch) == 1], size)
+
+
+def cut(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """Return ``samples`` as they come, ``size`` to a batch."""
+    return [list(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+
+def shared_prefix(prepared: Sequence[Prepared], visual_ids: Sequence[int], signals: Sequence[Signal | None] | None = None) -> int:
     """Return how many positions these prompts have in common, if they show one clip with one signal and may be asked together; else 0.
 
-    0 as well for a single prompt: nothing is gained.
+    ``signals``: what each is conditioned with, by default its own. 0 as well for a single prompt: nothing is gained.
     """
-    first = prepared[0]
-    if len(prepared) < 2 or first.grid is None or not all(p.grid == first.grid and _same(p.signal, first.signal) for p in prepared):
+    first, heard = prepared[0], signals or [p.signal for p in prepared]
+    if len(prepared) < 2 or first.grid is None or not all(p.grid == first.grid and _same(s, heard[0]) for p, s in zip(prepared, heard, strict=True)):
         return 0
     if any((p.sample.video, p.sample.window) != (first.sample.video, first.sample.window) for p in prepared):
         return 0
@@ -55,17 +81,18 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def ask_together(host: ModulatedHost, prepared: Sequence[Prepared], clips: Sequence[ClipInput], common: int) -> Answers:
+def ask_together(ask: Callable[..., Any], model: nn.Module, prepared: Sequence[Prepared], clips: Sequence[ClipInput], common: int) -> Answers:
     """Ask the host about one clip, conditioned with ``clips`` (that clip, or nothing), all questions of ``prepared`` at once.
 
-    ``common``: what :func:`shared_prefix` returned. Needs a host with a cache that can be repeated, which all of transformers' dynamic caches can.
+    ``ask``: rows and inputs → the output of ``model`` conditioned with them. ``common``: what :func:`shared_prefix` returned. Needs a host with a cache that
+    can be repeated, which all of transformers' dynamic caches can.
     """
-    model, first = host.attachment.model, prepared[0].inputs
+    first = prepared[0].inputs
     device = next(model.parameters()).device
     rows = [p.inputs["input_ids"][0, common:] for p in prepared]
     start: dict[str, Any] = {k: v[:, :common] if v.shape[:2] == first["input_ids"].shape else v for k, v in first.items() if k != "attention_mask"}
     start = {k: v.to(device) for k, v in start.items()}
-    cache = host([list(clips)], **start, use_cache=True, logits_to_keep=1).past_key_values
+    cache = ask([list(clips)], **start, use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_repeat_interleave(len(rows))
     # Padded on the right, where nothing that counts looks: so no mask is needed, and positions go on from the cache.
     output = model(input_ids=pad_sequence(rows, batch_first=True).to(device), past_key_values=cache, use_cache=True)

@@ -1,0 +1,70 @@
+"""What the backbone sees of a recipe's data: samples, frames of their clips at true times, raw features, and the caches of both. Knows no host."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modulate.clips import ClipReader
+from modulate.components import Backbone, Dataset, FrameFeatures, Sample
+from modulate.features import FeatureCache, FeatureKey, FrameCache
+from modulate.files import content_hash
+from modulate.recipe import Recipe
+from modulate.video import Frames, sample_times
+
+GREY_CONDITIONS = frozenset({"no_frames", "no_pixels"})
+"""Conditions of an evaluation that ask for features of grey frames."""
+
+
+def greyed(frames: Frames) -> Frames:
+    """Return mid-grey frames in place of ``frames``: what can be answered without seeing."""
+    return replace(frames, images=np.full_like(frames.images, 127))
+
+
+class Footage:
+    """A recipe's data set and backbone, on ``device``.
+
+    ``cache``: folder in which features, and frames where the recipe says so, are kept. ``must_keep``: what cannot be kept there is a
+    :class:`StorageError` instead of a warning.
+    """
+
+    def __init__(self, recipe: Recipe, cache: Path, device: torch.device, must_keep: bool = False) -> None:
+        self.recipe, self.device = recipe, device
+        self.backbone: Backbone = recipe.backbone.build("backbone").to(device).eval().requires_grad_(False)
+        self.dataset: Dataset = recipe.data.build("dataset")
+        self.features = FeatureCache(cache, int(recipe.features.disk_gib * 2**30), must_keep=must_keep)
+        frames = int(recipe.features.frames_gib * 2**30)
+        self.frames = FrameCache(cache / "frames", frames, must_keep) if frames else None
+        self.clips = ClipReader(store=self.frames)
+
+    def make_data(self) -> None:
+        """Let the data set make or check its files."""
+        with self.recipe.data.blame("dataset", "prepare"):
+            self.dataset.prepare()
+
+    def samples(self, split: str) -> list[Sample]:
+        """Return a split's samples, and remember which frames they will ask for, so that a video with many questions is decoded once."""
+        with self.recipe.data.blame("dataset", "samples"):
+            samples = self.dataset.samples(split)
+        for sample in samples:
+            self.clips.expect(sample.video, self.times(sample, training=split == "train"))
+        return samples
+
+    def times(self, sample: Sample, training: bool = False) -> list[float]:
+        """Return the times (s) at which a sample's clip is looked at."""
+        sampling = self.recipe.sampling
+        return sample_times(sample.window, sampling.rate(sample.window[1] - sample.window[0]), sampling.frame_cap(training))
+
+    def key(self, video: Path, shown: tuple[float, ...], grey: bool = False) -> FeatureKey:
+        """Return under what features of a video's frames are kept, or of ``grey`` ones in their place; ``shown``: the frames' own times (s)."""
+        return FeatureKey("blank" if grey else content_hash(video), shown, self.backbone.fingerprint(), self.recipe.features.dtype)
+
+    def raw_features(self, video: Path, frames: Frames, grey: bool = False) -> FrameFeatures:
+        """Return the backbone's features of ``frames``, which are a video's, or ``grey``; kept ones, or computed and kept."""
+
+        def compute() -> FrameFeatures:
+            with torch.inference_mode(), self.recipe.backbone.blame("backbone", "forward"):
+                return self.backbone(torch.from_numpy(frames.images).to(self.device), frames.times)
+
+        return self.features.get_or_compute(self.key(video, frames.times, grey), compute)

@@ -1,0 +1,59 @@
+"""What may be put into a host for a while: hooks, and stand-ins for its methods where a hook cannot leave a computation out."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Hook:
+    """A hook of ours. A deep copy does nothing: a copied host is a bare host, not a second one under the same attachment."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call what is hooked in."""
+        return self.call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
+        return Hook(lambda *args, **kwargs: None)
+
+
+class StandIn:
+    """Stands in for a method of a module. In a deep copy of the module it is the copy's own method again."""
+
+    def __init__(self, module: nn.Module, name: str, call: Callable[..., Any]) -> None:
+        self.module, self.name, self.call = module, name, call
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer in the method's place."""
+        return self.call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(getattr(type(self.module), self.name), memo[id(self.module)])
+
+
+@contextmanager
+def standing_in(module: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[None]:
+    """Let ``call`` stand in for the method ``name`` of ``module``, in its instance dictionary, which afterwards is as it was."""
+    absent = object()
+    before = module.__dict__.get(name, absent)
+    module.__dict__[name] = StandIn(module, name, call)
+    try:
+        yield
+    finally:
+        if before is absent:
+            del module.__dict__[name]
+        else:
+            module.__dict__[name] = before
+
+
+def foreign(hooks: Iterable[Any]) -> str:
+    """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when there is none."""
+    origins = (getattr(hook, "__module__", None) or type(hook).__module__ for hook in hooks)
+    return next((origin for origin in origins if origin.partition(".")[0] != "transformers"), "")
