@@ -1,6 +1,7 @@
 """What the README shows runs, and its tree names what there is."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -113,3 +114,12 @@ def test_the_commands_named_exist():
     targets = {m[1] for m in re.finditer(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)}
     assert named and named <= commands
     assert set(re.findall(r"^make (\w+)", README, re.M)) == {"demo", "test"} <= targets
+
+
+def test_the_results_table_has_the_figures_of_the_study():
+    study = json.loads((ROOT / "docs" / "results" / "tabletop.json").read_text())
+    cell = lambda found: "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * share for share in (found["overall"], *found["interval"])))
+    results = README[README.index("## Results") :]
+    shown = {name: cells.strip(" |").split(" | ") for name, cells in re.findall(r"^\| `(\w+)` \|(.+)$", results, re.M)}
+    assert shown == {name: [cell(e["conditions"][c]) for c in ("signal", "shuffled", "blank", "none")] for name, e in study["encoders"].items()}
+    assert f"LoRA alone reaches {cell(study['lora_only'])}, the same modulation trained without gaze {cell(study['gaze_free'])}." in results
