@@ -255,6 +255,17 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True)
 
 
+def differing(a: Recipe, b: Recipe) -> list[str]:
+    """Return the dotted keys in which two recipes differ. Defaults count as written: a recipe of an earlier version has those of keys that it did not know."""
+    return _differing(json.loads(a.model_dump_json()), json.loads(b.model_dump_json()), "")
+
+
+def _differing(a: Any, b: Any, prefix: str) -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for key in sorted(a.keys() | b.keys()) for d in _differing(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))]
+    return [] if a == b else [prefix]
+
+
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of recipes, for editors; one that extends another may leave any key out."""
     whole = Recipe.model_json_schema()

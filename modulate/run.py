@@ -17,7 +17,6 @@ from modulate.errors import CheckpointError, MissingFileError, RecipeError
 from modulate.files import read_hash, write_atomically, write_json
 from modulate.launch import current
 from modulate.locks import held
-from modulate.parse import parse_yaml, read_yaml
 from modulate.recipe import Recipe
 
 PACKAGES = ("modulate", "torch", "transformers", "peft", "accelerate", "safetensors", "timm", "av", "numpy", "pydantic")
@@ -47,8 +46,7 @@ class Run:
 
     def _begin(self) -> None:
         text, existing = recipes.dump(self.recipe), self.folder / "recipe.yaml"
-        if existing.is_file() and existing.read_text() != text:
-            changed = _differences(read_yaml(existing), parse_yaml(text, self.recipe.name))
+        if existing.is_file() and (changed := recipes.differing(recipes.load_recipe(str(existing)), self.recipe)):
             raise RecipeError(
                 f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
             )
@@ -137,9 +135,3 @@ def _git_state() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None  # not a checkout, or no git: the versions above say what ran
     return {"commit": commit, "modified": bool(status.strip())}
-
-
-def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for key in sorted(a.keys() | b.keys()) for d in _differences(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))]
-    return [] if a == b else [prefix]

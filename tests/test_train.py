@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs
@@ -91,6 +92,19 @@ def test_a_finished_run_is_loaded_not_repeated_and_another_recipe_is_refused(fin
     assert all(torch.equal(a, b) for a, b in zip(modulation.state_dict().values(), again.state_dict().values(), strict=True))
     with pytest.raises(RecipeError, match=r"holds a run of another recipe \(differs in seed\)"):
         Run.create(recipe_for(world, "seed=5"), world / "runs")
+
+
+def test_a_run_of_an_earlier_version_is_this_recipe_s_where_new_keys_have_their_defaults(finished, tmp_path):
+    recipe, text = finished[0].recipe, (finished[0].folder / "recipe.yaml").read_text()
+    older = {key: value for key, value in yaml.safe_load(text).items() if key != "letters"}
+    path = tmp_path / recipe.name / "recipe.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(older))
+    Run.create(recipe, tmp_path)
+    assert path.read_text() == text
+    path.write_text(yaml.safe_dump(older | {"seed": 9}))
+    with pytest.raises(RecipeError, match=r"another recipe \(differs in seed\)"):
+        Run.create(recipe, tmp_path)
 
 
 def test_the_same_seed_gives_the_same_weights(finished, world):

@@ -1,7 +1,7 @@
 """What came of a sweep: which runs are finished, and figures of every option pooled over seeds, compared with the base."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from modulate.errors import RecipeError
 from modulate.evaluation.metrics import Prediction, compare, summarise
 from modulate.files import write_atomically
-from modulate.recipe import Recipe, load_recipe
+from modulate.recipe import Recipe, differing, load_recipe
 from modulate.sweeps.sweep import BASE, Planned, Sweep
 
 State = Literal["finished", "begun", "waiting"]
@@ -22,7 +22,7 @@ def states(plan: Sequence[Planned], folder: Path) -> dict[str, State]:
     found = {}
     for run in plan:
         own = folder / run.name / "recipe.yaml"
-        if own.is_file() and (changed := differences(load_recipe(str(own)), run.recipe)):
+        if own.is_file() and (changed := differing(load_recipe(str(own)), run.recipe)):
             raise RecipeError(
                 f"{own.parent} holds a run of another recipe (differs in {', '.join(changed)}): the sweep or its base was changed since. "
                 "Give the sweep another name with name=…, or remove that folder."
@@ -39,19 +39,6 @@ def state(folder: Path, recipe: Recipe) -> State:
     if not metrics or not _read(folder / "state.json").get("finished"):
         return "begun"
     return "finished" if len(metrics["failed"]) <= recipe.evaluation.max_failed_share * metrics["signal"]["samples"] else "begun"
-
-
-def differences(a: Recipe, b: Recipe) -> list[str]:
-    """Return the keys in which two recipes differ, dotted."""
-    return list(_differences(json.loads(a.model_dump_json()), json.loads(b.model_dump_json()), ""))
-
-
-def _differences(a: Any, b: Any, prefix: str) -> Iterable[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
-            yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
-    elif a != b:
-        yield prefix
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------------------------
