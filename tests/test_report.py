@@ -185,6 +185,19 @@ def test_a_failed_sample_counts_as_wrong_and_is_listed(tmp_path):
     assert report_of([made(tmp_path, "c-0", SIGNAL)]).failures is None
 
 
+def test_what_failed_or_was_left_out_in_training_is_listed(tmp_path):
+    run = made(tmp_path, "a-0", SIGNAL)
+    run.run.write_json("state.json", {"finished": True, "failed": {"clip-7": "VideoError: cut off"}, "skipped": {"not_finite": 1, "scaled": 2}, "left_out": 12})
+    found = report_of([read(run.run.folder)]).failures
+    assert found.rows == (("a-0", "clip-7", "training", "VideoError: cut off"),)
+    assert found.notes == (
+        "A sample that failed in training took no part in its step.",
+        "a-0: 1 training step was not taken: loss or gradients were not finite.",
+        "a-0: 2 training steps were not taken: fp16's loss scale was too large and has been lowered.",
+        "a-0: 12 training samples were left out, as the signal is empty (training.empty: skip).",
+    )
+
+
 def test_a_small_task_without_a_difference_gets_a_note_on_its_power(tmp_path):
     rights = {"signal": {EASY: "1" * 16, HARD: "1" * 3 + "0" * 7}, "shuffled": {EASY: "0" * 16, HARD: "0" * 2 + "1" * 2 + "0" * 6}}
     ours = figures_of(*(lambda given: (given[0], given))(entries([made(tmp_path, "a-0", rights)])))

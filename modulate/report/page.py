@@ -10,6 +10,7 @@ from modulate.errors import RecipeError, near_matches
 from modulate.files import write_atomically
 from modulate.report import svg, tables
 from modulate.report.ablations import table2
+from modulate.report.failures import failures_table
 from modulate.report.figures import Figures, figures_of, scores_of
 from modulate.report.html import Child, Html, figure, page, table, tag
 from modulate.report.runs import Entry, Recorded, entries
@@ -51,7 +52,7 @@ def report_of(runs: Sequence[Recorded], base: str | None = None) -> Report:
     reference = reference_of(given)
     title = f"Report on {given[0].name}" + (f" and {len(given) - 1} more" if len(given) > 1 else "")
     parts = tables.summary(figures), tables.runs_table(given, figures), tables.table1(figures, reference)
-    return Report(title, figures, reference, *parts, table2(figures, reference, base), tables.failures_table(given))
+    return Report(title, figures, reference, *parts, table2(figures, reference, base), failures_table(given))
 
 
 def reference_of(given: Sequence[Entry]) -> Reference:

@@ -34,6 +34,11 @@ class Recorded:
         return self.run.folder.resolve().name
 
     @cached_property
+    def training(self) -> dict[str, Any]:
+        """What state.json says of the training: "failed" samples with their errors, "skipped" steps by reason, samples "left_out"; empty where there was none."""
+        return self.run.read_json("state.json")
+
+    @cached_property
     def failed(self) -> list[Prediction]:
         """Samples that failed under any condition, one line for each sample and condition."""
         return [record for records in self.records.values() for record in records if record.error]

@@ -250,22 +250,6 @@ def coverage_table(own: Figures) -> Table:
     return Table(f"coverage-{slug(own.entry)}", f"{own.entry.name}: where the signal reached the host", columns, tuple(rows))
 
 
-def failures_table(entries: Sequence[Entry], most: int = 500) -> Table | None:
-    """Return all failed samples, or None when there are none."""
-    rows = [(run.name, r.id, r.condition, r.error or "") for entry in entries for run in entry.runs for r in run.failed]
-    if not rows:
-        return None
-    left_out = [entry.name for entry in entries if entry.recipe.evaluation.failed == "left_out" and any(run.failed for run in entry.runs)]
-    notes = (
-        ["A failed sample counts as wrong."]
-        if not left_out
-        else [f"Left out of all figures, as the recipe says (evaluation.failed: left_out): those of {', '.join(left_out)}. All others count as wrong."]
-    )
-    if len(rows) > most:
-        notes.append(f"… and {len(rows) - most} more; the runs' metrics.json list all.")
-    return Table("failures", f"Failed samples: {len(rows)}", ("Run", "Sample", "Condition", "Error"), tuple(rows[:most]), tuple(notes), text_columns=4)
-
-
 def companions_notes(own: Figures) -> list[str]:
     """Return what stands beside a signal run, in what it differs, and what is missing."""
     return [_companion_note(companion) for companion, _ in own.companions]
