@@ -145,7 +145,7 @@ READING = """## How to read it
   backbone cost 2 to 3 points, which one seed cannot tell from nothing; an activity at an instant costs nothing where gaze is there all the time.
 - The dead layer's run had hardly left the guess when its training ended. Nothing written there reaches the answer and its copy of the modulator gets no gradient, so it differs
   from `plus` in its initialisation alone: how long the guess lasts varies with the seed (docs/log.md), and one seed says no more.
-- One seed and a short training; the intervals are of the test questions alone. Settings that were not trained say so; the script trains what is missing.""".splitlines()
+- One seed and a short training; the intervals are of the test questions alone.""".splitlines()
 
 
 def _table(rows: dict[str, Any], marks: dict[str, str]) -> list[str]:
