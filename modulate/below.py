@@ -42,8 +42,9 @@ class States:
 class Below:
     """The decoder layers of ``host`` up to ``first``, the first injected one, with a store of ``max_bytes`` in memory; 0: they are left alone.
 
-    What comes first stays until the store is full: epochs and controls go round, and what was used longest ago is what they need next. Raises
-    :class:`HostError` for a host of which this cannot be right, here and when :meth:`remembered` begins.
+    What comes first stays until the store is full: epochs and controls go round, and what was used longest ago is what they need next. What an earlier
+    :meth:`remembered` left, a training's for the evaluation after it, makes room. Raises :class:`HostError` for a host of which this cannot be right, here and
+    when :meth:`remembered` begins.
     """
 
     def __init__(self, host: Host, first: int, max_bytes: int, contents: Contents) -> None:
@@ -52,6 +53,7 @@ class Below:
         self.hits = self.misses = 0
         self._kept: dict[tuple[str, str], States] = {}  # (state of the host, inputs) → states
         self._free = max_bytes
+        self._used: set[tuple[str, str]] = set()  # kept or found since remembering began
         self._now: tuple[str, str] | None = None  # of the forward that is running
         self._found: States | None = None
         self._made: tuple[Tensor, bool] | None = None
@@ -125,6 +127,7 @@ class Below:
             yield
             return
         self._check()
+        self._used.clear()
         entry = self.host.entry
         with ExitStack() as undo:
             undo.callback(entry.register_forward_pre_hook(Hook(partial(self._before, signature(entry.forward))), with_kwargs=True).remove)
@@ -142,6 +145,7 @@ class Below:
         if self._now is None or (found := self._kept.get(self._now)) is None:
             return None
         self._found = found
+        self._used.add(self._now)
         return args, kwargs | {name: None for name in (PIXELS, "pixel_values") if name in kwargs}
 
     def _layer(self, index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -176,9 +180,11 @@ class Below:
 
     def _keep(self, now: tuple[str, str], made: tuple[Tensor, bool], cached: tuple[tuple[Tensor, Tensor], ...]) -> None:
         size = made[0].nbytes + sum(k.nbytes + v.nbytes for k, v in cached)
-        for key in [key for key in self._kept if key[0] != now[0] and size > self._free]:
-            self._free += self._kept.pop(key).nbytes  # of weights as they were, or of another set of adapters
+        if size > self._free:  # of weights as they were, of another set of adapters, or of no use so far
+            for key in [key for key in self._kept if key[0] != now[0] or key not in self._used]:
+                self._free += self._kept.pop(key).nbytes
         if size <= self._free:
+            self._used.add(now)
             self._kept[now] = States(_own(made[0]), made[1], tuple((_own(k), _own(v)) for k, v in cached))
             self._free -= size
 

@@ -17,7 +17,7 @@ FrameStore = Callable[[Path, Sequence[float], Callable[[], Frames]], Frames]
 class ClipReader:
     """Reads clips' frames, all that are expected of a video in one go while they fit into ``video_bytes``; videos used last are kept, in ``memory_bytes``.
 
-    ``store``: keeps clips' frames on disk (:class:`modulate.features.FrameCache`), so that a later epoch, or run, decodes nothing. ``video_bytes``: by
+    ``store``: keeps clips' frames on disk (:class:`modulate.footage.FrameCache`), so that a later epoch, or run, decodes nothing. ``video_bytes``: by
     default an eighth of ``memory_bytes``, since a long or large video would push all others out.
     """
 

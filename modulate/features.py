@@ -30,10 +30,9 @@ from torch.nn.functional import interpolate
 
 from modulate.components import FrameFeatures
 from modulate.errors import PluginError, StorageError, VideoError
-from modulate.files import LEFT_BEHIND, content_hash, write_atomically
+from modulate.files import LEFT_BEHIND, write_atomically
 from modulate.grid import VisualGrid
 from modulate.recent import Recent
-from modulate.video import Frames
 
 SCHEMA_VERSION = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64, "uint8": torch.uint8}
@@ -185,8 +184,7 @@ class FeatureCache:
                 self._checked[name] = file_now
         except (OSError, RuntimeError, SafetensorError, ValueError, TypeError, KeyError) as error:
             if _identity(path) == file_now:  # else another process dropped or replaced it meanwhile, which safetensors may call a RuntimeError
-                warnings.warn(f"The cached features in {path} are damaged ({error}); they are removed and computed again.", stacklevel=3)
-                path.unlink(missing_ok=True)
+                _discard(path, error)
             return self._memory.get(name)
         _touch(path, file_now[-1])
         return FrameFeatures(values, times)
@@ -239,38 +237,6 @@ class FeatureCache:
         return total
 
 
-class FrameCache:
-    """Decoded frames in ``folder``, at most ``max_bytes``, kept as features are: by the content of the video and the times asked for.
-
-    Callable as a :data:`modulate.clips.FrameStore`.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int, must_keep: bool = False) -> None:
-        self.kept = FeatureCache(folder, max_bytes, memory_bytes=0, must_keep=must_keep)
-
-    def __call__(self, video: Path, times: Sequence[float], decode: Callable[[], Frames]) -> Frames:
-        """Return the frames of ``video`` shown at ``times``, from the disk or from ``decode``. Raises :class:`MissingFileError`."""
-
-        def compute() -> FrameFeatures:
-            found = decode()
-            return FrameFeatures(torch.from_numpy(found.images), found.times)
-
-        return _as_frames(self.kept.get_or_compute(self.key(video, times), compute))
-
-    def find(self, video: Path, times: Sequence[float]) -> Frames | None:
-        """Return the frames if they are kept. Raises :class:`MissingFileError` when there is no such video."""
-        found = self.kept.find(self.key(video, times))
-        return None if found is None else _as_frames(found)
-
-    def key(self, video: Path, times: Sequence[float]) -> FeatureKey:
-        """Return under what the frames of ``video`` shown at ``times`` are kept."""
-        return FeatureKey(content_hash(video), tuple(times), "frames", "uint8")
-
-
-def _as_frames(found: FrameFeatures) -> Frames:
-    return Frames(found.values.numpy(), found.times)
-
-
 def _identity(path: Path) -> tuple[int, int, int] | None:
     """Return what tells a file from one that was written in its place: inode, size, time of writing (ns); None when there is none."""
     try:
@@ -278,6 +244,17 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _discard(path: Path, error: Exception) -> None:
+    """Remove a shard that is not what was written; one that cannot be opened, for want of handles or rights, may be whole, and stays."""
+    try:
+        path.open("rb").close()
+    except OSError as refusal:
+        warnings.warn(f"The cached features in {path} cannot be opened ({refusal}); they are computed again.", stacklevel=4)
+    else:
+        warnings.warn(f"The cached features in {path} are damaged ({error}); they are removed and computed again.", stacklevel=4)
+        path.unlink(missing_ok=True)
 
 
 def _touch(path: Path, written: int) -> None:

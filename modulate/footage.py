@@ -1,5 +1,6 @@
 """What the backbone sees of a recipe's data: samples, frames of their clips at true times, raw features, and the caches of both. Knows no host."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from modulate.clips import ClipReader
 from modulate.components import Backbone, Dataset, FrameFeatures, Sample
-from modulate.features import FeatureCache, FeatureKey, FrameCache
+from modulate.features import FeatureCache, FeatureKey
 from modulate.files import content_hash
 from modulate.recipe import Recipe
 from modulate.video import Frames, sample_times
@@ -20,6 +21,38 @@ GREY_CONDITIONS = frozenset({"no_frames", "no_pixels"})
 def greyed(frames: Frames) -> Frames:
     """Return mid-grey frames in place of ``frames``: what can be answered without seeing."""
     return replace(frames, images=np.full_like(frames.images, 127))
+
+
+class FrameCache:
+    """Decoded frames in ``folder``, at most ``max_bytes``, kept as features are: by the content of the video and the times asked for.
+
+    Callable as a :data:`modulate.clips.FrameStore`.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, must_keep: bool = False) -> None:
+        self.kept = FeatureCache(folder, max_bytes, memory_bytes=0, must_keep=must_keep)
+
+    def __call__(self, video: Path, times: Sequence[float], decode: Callable[[], Frames]) -> Frames:
+        """Return the frames of ``video`` shown at ``times``, from the disk or from ``decode``. Raises :class:`MissingFileError`."""
+
+        def compute() -> FrameFeatures:
+            found = decode()
+            return FrameFeatures(torch.from_numpy(found.images), found.times)
+
+        return _as_frames(self.kept.get_or_compute(self.key(video, times), compute))
+
+    def find(self, video: Path, times: Sequence[float]) -> Frames | None:
+        """Return the frames if they are kept. Raises :class:`MissingFileError` when there is no such video."""
+        found = self.kept.find(self.key(video, times))
+        return None if found is None else _as_frames(found)
+
+    def key(self, video: Path, times: Sequence[float]) -> FeatureKey:
+        """Return under what the frames of ``video`` shown at ``times`` are kept."""
+        return FeatureKey(content_hash(video), tuple(times), "frames", "uint8")
+
+
+def _as_frames(found: FrameFeatures) -> Frames:
+    return Frames(found.values.numpy(), found.times)
 
 
 class Footage:

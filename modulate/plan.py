@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+from modulate.components import Sample
 from modulate.errors import RecipeError
 from modulate.footage import GREY_CONDITIONS, Footage
 
@@ -24,16 +25,20 @@ class Clip:
 
 
 def planned(footage: Footage, splits: Sequence[str] = SPLITS) -> list[Clip]:
-    """Return the clips that a training and an evaluation ask for, each once, those of a video together.
+    """Return the clips that a training and an evaluation ask for in these splits (:func:`clips_of`)."""
+    with footage.recipe.data.blame("dataset", "samples"):
+        return clips_of(footage, {split: footage.dataset.samples(split) for split in splits})
+
+
+def clips_of(footage: Footage, samples: Mapping[str, Sequence[Sample]]) -> list[Clip]:
+    """Return the clips that a training and an evaluation ask for, each once, those of a video together. ``samples``: by split.
 
     "train" is seen as in training, every other split as in an evaluation; grey frames in every split but "train" and "val", if a condition asks for them.
     """
     asked = bool(GREY_CONDITIONS & set(footage.recipe.evaluation.conditions))
     found: dict[tuple[Path, tuple[float, ...]], Clip] = {}
-    for split in splits:
-        with footage.recipe.data.blame("dataset", "samples"):
-            samples = footage.dataset.samples(split)
-        for sample in samples:
+    for split, items in samples.items():
+        for sample in items:
             grey = asked and split not in ("train", "val")
             key = sample.video, tuple(footage.times(sample, training=split == "train"))
             same = found.get(key) or Clip(*key, False, ())

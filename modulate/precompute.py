@@ -178,7 +178,7 @@ class Filler:
         need = Sizes(self.footage).of(missing)
         for cache, more in zip(caches, (need.features, need.frames), strict=False):
             kept = sum(_size(path) for path in cache.folder.glob("*.safetensors"))
-            if kept + more > cache.max_bytes:
+            if more and kept + more > cache.max_bytes:
                 warnings.warn(
                     f"{cache.folder} holds {gib(kept)} and {gib(more)} are to come, of at most {gib(cache.max_bytes)}: what other recipes used longest ago will be "
                     "dropped. Raise the bound in the recipe's `features`, or take another --cache, to keep both.",

@@ -90,8 +90,8 @@ class Features(Section):
         0.0, ge=0, description="most that is kept of clips' decoded frames, uncompressed, GiB, so that later epochs and runs decode no video; 0: none"
     )
     tower_gib: float = Field(
-        0.0, ge=0, description="most that is kept of what the host's frozen vision tower makes of clips, GiB, on disk and its latest 2 in memory, so that later epochs, "
-        "conditions and runs do not run it again; 0: none"
+        0.0, ge=0, description="most that is kept on disk of what the host's frozen vision tower makes of clips, GiB, so that later epochs, conditions and runs do not run "
+        "it again; 0: none"
     )
     states_gib: float = Field(
         0.0, ge=0, description="most that is kept of hidden states up to the first injected layer, GiB of memory, so that under further controls, and in further epochs "

@@ -53,13 +53,13 @@ def whole(value: Tensor) -> Tensor:
 
 
 def refuse_out_of_step(recipe: Recipe, team: Team, training: bool) -> None:
-    """Raise :class:`RecipeError` for what would take some processes through a divided host, in training or in evaluation, more often than others."""
+    """Raise :class:`RecipeError` for what would take some processes through a divided host more often than others: in evaluation, and in ``training``, which validates."""
     if not team.shards:
         return
-    name, section = ("training", recipe.training) if training else ("evaluation", recipe.evaluation)
-    if getattr(section, "together", "any") == "clip":
-        raise RecipeError(f"`{name}.together: clip` takes as many forwards as there are clips in common, and processes that share a host's layers (FSDP) must go in step; take any.")
-    if getattr(recipe.features, "states_gib", 0):
+    for name, together in (("training", recipe.training.together if training else "any"), ("evaluation", recipe.evaluation.together)):
+        if together == "clip":
+            raise RecipeError(f"`{name}.together: clip` takes as many forwards as there are clips in common, and processes that share a host's layers (FSDP) must go in step; take any.")
+    if recipe.features.states_gib:
         raise RecipeError("`features.states_gib` leaves layers out for clips that are kept, and processes that share a host's layers (FSDP) must go in step; set it to 0.")
     if not training:
         return

@@ -1,6 +1,6 @@
 """What a host's vision tower makes of clips, kept: the tower is frozen, so over epochs and conditions a clip gives the same again and again.
 
-While :meth:`Tower.remembered` lasts, the host's own ``get_video_features``, which its forward calls, is answered from a store on disk and in memory.
+While :meth:`Tower.remembered` lasts, the host's own ``get_video_features``, which its forward calls, is answered from a store on disk.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ METHOD, PIXELS, GRIDS = "get_video_features", "pixel_values_videos", "video_grid
 """What transformers' classes call it, and its arguments: the patches of all clips in one row, and (clip, 3) steps × rows × columns of patches."""
 
 MEMORY = 2 << 30
-"""Most bytes of the store that are in memory too."""
+"""Most bytes in memory of what the disk does not take."""
 
 
 @dataclass

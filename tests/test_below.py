@@ -151,6 +151,20 @@ def test_what_comes_first_stays_until_the_weights_are_others(host):
     assert (below.hits, below.misses) == (3, 7)
 
 
+def test_what_a_training_left_makes_room_for_the_evaluation_after_it(host):
+    rows = [inputs(((7, 8 + i),)) for i in range(4)]
+    size = rows[0]["input_ids"].shape[1] * 32 * 4
+    below = Below(understand(host), 1, 2 * size, Contents())
+    with below.remembered():
+        for row in rows[:2]:
+            host(**row, use_cache=False)
+    with below.remembered():
+        for _ in range(2):
+            for row in rows[1:]:
+                host(**row, use_cache=False)
+    assert (below.hits, below.misses) == (3, 5)  # row 1 was found and stays, row 0 made room for row 2, row 3 came too late
+
+
 def test_the_host_is_put_back_as_it_was(host, below):
     layers, keys = host.model.language_model.layers, set(host.state_dict())
     with pytest.raises(ZeroDivisionError), below.remembered():

@@ -122,6 +122,12 @@ def test_a_good_recipe_has_no_error_and_all_figures(checked, world):
     assert report.cache == len(clips) * 4 * 16 * 48 * 4  # 4 steps of 4 × 4 places, 48 float32 each
 
 
+def test_features_of_grey_frames_count_where_a_condition_asks_for_them(checked, world):
+    clips = {(s.video, s.window) for s in samples_of(world)}
+    tested = {(s.video, s.window) for s in load_recipe(SMALL, [f"data.params.root={world}"]).data.build("dataset").samples("test")}
+    assert checked("evaluation.conditions=[no_pixels]", meta=True).cache == (len(clips) + len(tested)) * 4 * 16 * 48 * 4
+
+
 def test_on_meta_tensors_the_same_is_found_without_the_weights(checked, monkeypatch):
     full = checked()
     monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", lambda *a, **k: pytest.fail("weights were loaded"))

@@ -220,6 +220,8 @@ def test_a_process_that_was_killed_is_named_at_once():
     [
         (True, ["training.together=clip"], r"`training\.together: clip` takes as many forwards as there are clips in common"),
         (False, ["evaluation.together=clip"], r"`evaluation\.together: clip` takes as many forwards"),
+        (True, ["evaluation.together=clip"], r"`evaluation\.together: clip` takes as many forwards"),  # a validation would never end
+        (False, ["features.states_gib=1"], r"`features\.states_gib` leaves layers out for clips that are kept"),
         (True, ["injection.empty=none"], r"`injection\.empty: none` leaves a backward out where signals are empty"),
     ],
 )

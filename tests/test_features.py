@@ -265,6 +265,28 @@ def test_a_damaged_file_is_removed_with_a_warning_and_computed_again(tmp_path: P
     assert same(cache.get_or_compute(KEY, compute), compute.features) and compute.calls == 2
 
 
+def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> None:
+    import resource
+
+    compute, cache = Counter(), FeatureCache(tmp_path, memory_bytes=0)
+    cache.get_or_compute(KEY, compute)
+    limits, handles = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match=rf"{KEY.name()}\.safetensors cannot be opened \(.*Too many open files.*computed again"):
+            while True:
+                try:
+                    handles.append(os.open(tmp_path, os.O_RDONLY))
+                except OSError:
+                    break
+            assert cache.find(KEY) is None
+    finally:
+        for handle in handles:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert same(cache.get_or_compute(KEY, compute), compute.features) and compute.calls == 1
+
+
 def test_the_disk_keeps_to_its_limit_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     compute, keys = Counter(), [replace(KEY, backbone=n) for n in "abcd"]
     cache = FeatureCache(tmp_path)

@@ -257,6 +257,15 @@ def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_p
     assert not (tmp_path / "other.safetensors").exists() and {k for k in files_in(tmp_path) if "/" not in k} == {k for k in filled[3] if "/" not in k}
 
 
+def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path):
+    footage, clips = footage_for(world, tmp_path), planned(filled[0], ["val"])
+    Filler(footage).fill(clips)
+    (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
+    footage.features.max_bytes = 500_000
+    assert Filler(footage).fill(clips).there == len(clips)  # warnings are errors here
+    assert (tmp_path / "other.safetensors").exists()
+
+
 def test_a_disk_without_room_is_told_before_anything_is_computed(filled, world, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1000))
     with pytest.raises(StorageError, match=r"MiB are still to be written, and the disk of .* has 0\.0 MiB left"):

@@ -14,7 +14,7 @@ import torch
 from modulate.clips import ClipReader
 from modulate.components import Sample
 from modulate.errors import DataError, RecipeError
-from modulate.features import FrameCache
+from modulate.footage import FrameCache
 from modulate.inject import ModulatedHost
 from modulate.pipeline import Pipeline
 from modulate.recent import Recent

@@ -149,5 +149,6 @@ def test_what_is_kept_and_never_found_is_a_finding(root):
     mixed = found(features={"tower_gib": 1, "states_gib": 1})
     assert [text.partition(" finds nothing in training")[0] for text in mixed] == ["features.tower_gib", "features.states_gib"]
     assert found(features={"tower_gib": 1, "tower_by": "clip"}) == found(together="clip", features={"tower_gib": 1, "states_gib": 1}) == []
+    assert found(features={"tower_by": "clip"}) == ["features.tower_by is `clip`, which has no effect without features.tower_gib."]
     (rests,) = found(stages=2, together="clip", features={"states_gib": 1})
     assert rests.startswith("features.states_gib rests in stage 'joint'")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from modulate.checks.budget import Budget, any_signal, size_of
-from modulate.checks.check import SPLITS, examples
+from modulate.checks.check import examples
 from modulate.checks.costs import estimate
 from modulate.checks.coverage import Probes
 from modulate.checks.noise import Noise
@@ -25,6 +25,7 @@ from modulate.evaluation.evaluate import score
 from modulate.inject import ModulatedHost
 from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
+from modulate.plan import SPLITS
 from modulate.recipe import Recipe
 from modulate.sections import Stage
 from modulate.training.learner import Learner

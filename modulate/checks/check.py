@@ -21,12 +21,11 @@ from modulate.features import align
 from modulate.hosts import EncodedPrompt
 from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
+from modulate.plan import SPLITS
 from modulate.recipe import Recipe
 from modulate.video import Frames, sample_times
 
 __all__ = ["Finding", "Report", "check", "examples"]
-
-SPLITS = ("train", "val", "test")
 
 QUESTION = "Question: What is the person looking at right now, while the kettle is on?\nOptions:\nA. The red cup\nB. A knife\nC. The sink\nD. Bread\n\nThe best option is:"
 """A prompt of the usual length."""

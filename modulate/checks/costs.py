@@ -12,7 +12,9 @@ from modulate.checks.meta import META
 from modulate.checks.settings import optimiser_steps
 from modulate.components import Sample
 from modulate.errors import ModulateError
+from modulate.features import DTYPES
 from modulate.pipeline import Pipeline
+from modulate.plan import clips_of
 from modulate.recipe import Recipe
 
 A100 = 80 * 2**30
@@ -21,8 +23,6 @@ A100 = 80 * 2**30
 A100_FLOPS = 312e12
 UTILISATION = 0.4
 """Share of the A100's dense bfloat16 rate that a run is taken to reach, when its length is guessed at."""
-
-TYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def estimate(recipe: Recipe, cache: Path, training: Example, evaluation: Example, device: str, trust_remote_code: bool = False) -> Budget:
@@ -83,18 +83,13 @@ def _fits(report: Report, found: Budget) -> None:
 
 
 def _cache(report: Report, recipe: Recipe, pipeline: Pipeline, samples: Mapping[str, Sequence[Sample]], found: Budget, example: Example) -> None:
-    """Add the size of all features: one entry for every video and times that are looked at, and one of grey frames where a condition asks for them."""
-    a_frame = math.prod(found.feature_shape) * TYPES[recipe.features.dtype] / len(example.times)
+    """Add the size of all features: of every clip that `modulate features` would compute, taken to be as large as the largest."""
+    a_frame = math.prod(found.feature_shape) * DTYPES[recipe.features.dtype].itemsize / len(example.times)
     report.figures["features of a clip"] = f"{mib(round(a_frame * len(example.times)))} as {recipe.features.dtype}"
-    clips = {(s.video, tuple(pipeline.times(s, split == "train"))) for split, items in samples.items() for s in items}
+    clips = clips_of(pipeline, samples)
     if not clips:
         return
-    grey = (
-        {times for s in samples.get("test", []) for times in [tuple(pipeline.times(s))]}
-        if {"no_frames", "no_pixels"} & set(recipe.evaluation.conditions)
-        else set()
-    )
-    report.cache = round(a_frame * (sum(len(times) for _, times in clips) + sum(map(len, grey))))
+    report.cache = round(a_frame * sum(len(clip.times) * (1 + clip.grey) for clip in clips))
     report.figures["features of all clips"] = f"{gib(report.cache)} on disk, of {len(clips)} clips"
     if report.cache > recipe.features.disk_gib * 2**30:
         report.add(

@@ -49,6 +49,10 @@ def _keeping(report: Report, recipe: Recipe) -> None:
         )
     if mixed and features.states_gib:
         report.add("warning", "features.states_gib finds nothing in training: every epoch mixes batches anew. Take training.together: clip.")
+    if features.tower_by != "call" and not features.tower_gib:
+        report.add("warning", f"features.tower_by is `{features.tower_by}`, which has no effect without features.tower_gib.")
+    if features.states_gib and training.recompute:
+        report.add("warning", "features.states_gib has no effect in training with training.recompute: layers that are recomputed must run.")
     for stage in training.stages if features.states_gib else ():
         if "lora" in stage.train:
             report.add("info", f"features.states_gib rests in stage {stage.name!r}, which trains LoRA in the layers whose states it keeps.")

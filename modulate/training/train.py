@@ -80,6 +80,7 @@ def train(
         made_of = pipeline.fingerprints()
         team.same("data, host or backbone", made_of)
         state = run.read_json("state.json")
+        team.same("run in its folder", state)
         refuse_other(run.folder, state.get("made_of", made_of), made_of)
         if state.get("finished"):
             if not (altered := run.altered()):
