@@ -119,7 +119,7 @@ def page(figures: dict[str, Any], epochs: str) -> str:
     lines = ["# What each correction is worth", "", "`python benchmarks/corrections.py`", ""]
     lines += [
         f"The tabletop world, {n} questions of the test split that only gaze can answer (chance 25 %), `gazeqwen_tiny` with {epochs} + 0.5 epochs, seed {SEED}; accuracy in per cent "
-        "with 95 % bootstrap intervals clustered by video. Active: share of samples whose gaze reaches a step at all, in training and in the test, and such steps of a clip's four.",
+        f"with 95 % bootstrap intervals clustered by video. It differs from the study in `{' '.join(COMMON[:3])}`, so that clips have the benchmark's troubles; its figures are not the study's. Active: share of samples whose gaze reaches a step at all, in training and in the test, and such steps of a clip's four.",
         "",
         "## Upwards: released → paper → plus, one option more in every row",
         "",

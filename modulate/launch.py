@@ -23,7 +23,7 @@ def join(device: str = "auto") -> Team:
     """Join the processes that this one was started with, by torchrun or accelerate, for work on ``device``: auto (CUDA where present, else the CPU), cuda, cpu.
 
     On CUDA each process gets the device of its LOCAL_RANK, and tensors go through nccl; on the CPU through gloo. Joining again returns the same. Raises
-    :class:`RecipeError` for a single device, which all would crowd upon, and when accelerate was asked for several processes and started one.
+    :class:`RecipeError` for a single device, which all would crowd upon, without an address to meet at, and when accelerate was asked for several processes and started one.
     """
     global _joined
     if _joined is not None:
@@ -39,6 +39,8 @@ def join(device: str = "auto") -> Team:
 
     cpu = device == "cpu" or not torch.cuda.is_available()
     shards, reshard = _sharding()
+    if "RANK" in os.environ and "MASTER_ADDR" not in os.environ:
+        raise RecipeError("RANK and WORLD_SIZE are set, as by a launcher, but MASTER_ADDR is not: start with torchrun or accelerate launch, or unset both to be alone.")
     state = PartialState(cpu=cpu, timeout=timedelta(seconds=PATIENCE))
     store: Any = dist.PrefixStore("modulate", dist.distributed_c10d._get_default_store())
     first, kind = state.local_process_index == 0, state.device.type

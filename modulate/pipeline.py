@@ -216,7 +216,7 @@ class Pipeline(Footage):
         for word in words:
             tokens = self.processor.tokenizer.encode(word, add_special_tokens=False)
             if len(tokens) != 1 or tokens[0] == self.processor.tokenizer.unk_token_id:
-                raise DataError(f"the answer {word!r} is not one known token of the host's tokenizer (ids {tokens}); score letters instead.")
+                raise DataError(f"the answer {word!r} is not one known token of the host's tokenizer (ids {tokens}); offer options of one known word each, or score letters (the recipe's `answer: letter`).")
             ids.append(tokens[0])
         return torch.tensor(ids)
 

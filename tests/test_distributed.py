@@ -237,3 +237,10 @@ def test_short_memory_on_a_divided_host_ends_the_run():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     with pytest.raises(torch.OutOfMemoryError), in_step(Team(0, 2)):
         raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_rank_without_an_address_to_meet_at_is_refused(environment, monkeypatch):
+    environment(WORLD_SIZE="2", RANK="0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(RecipeError, match="RANK and WORLD_SIZE are set, as by a launcher, but MASTER_ADDR is not: start with torchrun"):
+        launch.join("cpu")

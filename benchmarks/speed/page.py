@@ -131,5 +131,5 @@ deep as the paper's; no LoRA; float32; one thread. "The released way" is [benchm
 decoder. It is slow in the ways that the released code is and in no other, and a test holds its losses and gradients to ours.
 
 Every figure is a ratio of two things measured in turns in one run, the median over the pairs with its bootstrap interval. Seconds are the processor's: with one
-thread they are what the clock shows on an idle machine, and they stay the same when others use it. "met": the whole interval is on the right side of the bar.
+thread they are what the clock shows on an idle machine, and they stay the same when others use it. "met": the whole interval is on the right side of the bar; "not met": on the wrong one; "open": the bar is within it.
 """

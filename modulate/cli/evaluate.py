@@ -30,7 +30,7 @@ def evaluate(
     run = Run.open(folder)
     run.check_weights()
     modulation = Modulation.from_pretrained(run.weights)
-    with joined(run.recipe) as team:
+    with joined(run.recipe, training=False) as team:
         pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
         team.in_turn(pipeline.make_data)
         with run.held(), graceful() as stop, bars(team.leads) as shown:

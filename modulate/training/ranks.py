@@ -16,17 +16,22 @@ from modulate.errors import RecipeError
 from modulate.launch import join, leave
 from modulate.recipe import Recipe
 from modulate.sections import Training
+from modulate.sharding import refuse_out_of_step
 from modulate.team import Team
 from modulate.training.learner import Learner, Tally
 
 
 @contextmanager
-def joined(recipe: Recipe) -> Iterator[Team]:
-    """Join the processes that this one was started with, on the device that ``recipe`` says, for a program that does one thing and ends."""
+def joined(recipe: Recipe, training: bool = True) -> Iterator[Team]:
+    """Join the processes that this one was started with, on the device that ``recipe`` says, for a program that does one thing and ends: ``training``, or scoring.
+
+    Raises :class:`RecipeError` for what a divided host cannot do, before anything is loaded.
+    """
     _, params = recipe.host.resolved("host")
     team = join(getattr(params, "device", "auto"))
     try:
         with team.one_fate():
+            refuse_out_of_step(recipe, team, training)
             yield team
     finally:
         leave()
@@ -38,7 +43,7 @@ def check_size(team: Team, settings: Training) -> None:
     parts = settings.accumulation * (1 if whole else settings.batch_size)
     if team.size > parts:
         what = "batches, which `training.together: clip` keeps whole" if whole else "samples (training.batch_size times training.accumulation)"
-        raise RecipeError(f"{team.size} processes share an optimiser step of {parts} {what}: some would never have anything to do. Start fewer, or let a step have more.")
+        raise RecipeError(f"{team.size} processes share an optimiser step of {parts} {what}: some would never have anything to do. Start fewer, or raise `training.accumulation`.")
 
 
 def own_part(team: Team, settings: Training, batches: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
