@@ -130,7 +130,8 @@ class FeatureCache:
     """Raw features on disk, least recently used out first; in memory only what the disk does not keep. Safe for several threads and processes.
 
     Shards are whole or absent, the same to the byte whoever writes them, and checked by a checksum when a process first reads them; two processes that
-    miss at the same moment both compute. ``hits`` and ``misses`` count this object's calls of :meth:`get_or_compute`.
+    miss at the same moment both compute. ``hits`` and ``misses`` count this object's calls of :meth:`get_or_compute`, ``dropped`` what
+    it left off the disk, or removed from it, because of ``max_bytes``.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int = 50 * 2**30, memory_bytes: int = 2 * 2**30, must_keep: bool = False) -> None:
@@ -141,6 +142,8 @@ class FeatureCache:
         self.folder, self.max_bytes, self.must_keep = Path(folder), max_bytes, must_keep
         self.hits = 0
         self.misses = 0
+        self.dropped = 0
+        self._said = False  # that the disk cannot be written
         self._until_look = 0  # bytes that may still be written before the folder is looked through
         self._memory: Recent[str, FrameFeatures] = Recent(memory_bytes, lambda features: features.values.nbytes)
         self._checked: dict[str, tuple[int, int, int]] = {}  # shard → the file that was found to be what was written
@@ -149,7 +152,7 @@ class FeatureCache:
         """Return the features of ``key``: those kept, or from ``compute`` and then kept.
 
         Values are on the CPU in ``key.dtype``, the same whether computed or kept; they may be shared, so never write into them. A disk that cannot be
-        written costs a warning, not the run, unless ``must_keep``.
+        written costs a warning, once, not the run, unless ``must_keep``.
         """
         found = self.find(key)
         if found is not None:
@@ -203,6 +206,7 @@ class FeatureCache:
             if size > self.max_bytes:
                 if self.must_keep:
                     raise StorageError(f"Features of {size} bytes are not kept in {self.folder}, which may hold {self.max_bytes}. Raise the bound in the recipe's `features`.")
+                self.dropped += 1
                 return False
             write_atomically(path, lambda temporary: save_file({"values": features.values}, temporary, notes))
             self._until_look -= size + len(notes["modulate"])
@@ -212,7 +216,10 @@ class FeatureCache:
         except (OSError, SafetensorError) as error:
             if self.must_keep:
                 raise
-            warnings.warn(f"Features cannot be cached in {self.folder} ({error}); they will be computed again next time.", stacklevel=3)
+            if not self._said:
+                self._said = True
+                why = str(error.__cause__ or error).rstrip(".")
+                warnings.warn(f"Features cannot be cached in {self.folder} ({why}); they will be computed again next time.", stacklevel=3)
             return False
         return True
 
@@ -233,6 +240,7 @@ class FeatureCache:
             if total <= self.max_bytes:
                 break
             path.unlink(missing_ok=True)
+            self.dropped += 1
             total -= size
         return total
 

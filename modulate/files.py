@@ -17,6 +17,9 @@ PARTIAL = ".partial"
 LEFT_BEHIND = (f".*{PARTIAL}", ".tmp??????")
 """Names of files that are being written, by us and by safetensors; a killed process leaves them behind."""
 
+NO_MATTER_OF_SPACE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR})
+"""Why a place that has room may still not be written."""
+
 _hashes: dict[tuple[str, int, int], str] = {}
 
 
@@ -43,6 +46,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def refuse_unwritable(folder: Path, option: str) -> None:
+    """Raise :class:`StorageError` unless files can be made in ``folder``, or where it would be made. ``option``: how it was named. Leaves nothing behind."""
+    nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        at = "" if nearest == folder.absolute() else f"cannot be made: {nearest} "
+        raise StorageError(f"{option} {folder} {at}is a file, not a folder. Name a folder, or one that can be made.")
+    try:
+        handle, name = tempfile.mkstemp(prefix=".modulate.", suffix=PARTIAL, dir=nearest)
+    except OSError as error:
+        raise StorageError(f"{option} {folder} cannot be written: {error.strerror} ({nearest}). Name another folder, or let this one be written.") from error
+    os.close(handle)
+    Path(name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -135,6 +152,5 @@ def _flush(path: Path) -> None:
 
 
 def _refused(path: Path, error: Exception) -> StorageError:
-    return StorageError(
-        f"{path} cannot be written: {error}. What was there before is untouched. Free some space, or name another folder, and give the command again."
-    )
+    advice = "Name another folder, or let this one be written," if getattr(error, "errno", None) in NO_MATTER_OF_SPACE else "Free some space, or name another folder,"
+    return StorageError(f"{path} cannot be written: {error}. What was there before is untouched. {advice} and give the command again.")

@@ -230,7 +230,8 @@ def explain(error: ValidationError, source: str, model: type[BaseModel] | None) 
             known = _known_keys(model, item["loc"][:-1])
             lines.append(f"  {where}: unknown key. {near_matches(str(item['loc'][-1]), known) if known else ''}".rstrip())
         else:
-            lines.append(f"  {where}: {item['msg']}, got {_short(repr(item['input']))}")
+            whole = item["type"] == "value_error" and isinstance(item["input"], Mapping)  # keys that contradict each other: the text names them
+            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}" + ("" if whole else f", got {_short(repr(item['input']))}"))
     if len(found) > MAX_FINDINGS:
         lines.append(f"  … and {len(found) - MAX_FINDINGS} more.")
     return "\n".join(lines)

@@ -16,7 +16,10 @@ from modulate.checks.check import check
 from modulate.checks.findings import Report
 from modulate.checks.reach import reach, twin_reach
 from modulate.checks.settings import check_settings
+from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe
+from modulate.run import Run
+from modulate.training.train import train
 from modulate_tabletop.make import make_world
 
 SMALL = str(Path(__file__).parent / "data" / "small.yaml")
@@ -185,6 +188,31 @@ def test_settings_without_effect_are_named(checked):
     assert "`patience` has no effect without validation" in found
     assert "injection.layers names layer 1 more than once" in found
     assert "warm-up is shortened" in texts(report, "info")
+
+
+def steps_of(report, stage):
+    return report.figures[f"stage {stage}"].split(", training")[0]
+
+
+@pytest.mark.parametrize(("accumulation", "of"), [(1, "a clip"), (2, "2 clips")])
+def test_steps_on_batches_of_a_clip_each_are_those_that_training_makes(checked, world, tmp_path, accumulation, of):
+    overrides = ["training.together=clip", f"training.accumulation={accumulation}", "training.batch_size=32", "training.stages.0.epochs=1", "training.stages.1.epochs=1"]
+    report = checked(*overrides)
+    samples = [s for s in samples_of(world) if s in load_recipe(SMALL, [f"data.params.root={world}"]).data.build("dataset").samples("train")]
+    clips = len({(s.video, s.window) for s in samples})
+    steps = -(-clips // accumulation)
+    assert clips > 2 and steps_of(report, "modulator") == f"{steps} optimiser steps of {of}, {len(samples) / clips * accumulation:.1f} samples on average"
+    assert ("an optimiser step sees a single clip. Raise training.accumulation" in texts(report, "warning")) is (accumulation == 1)
+    recipe = load_recipe(SMALL, [f"data.params.root={world}", *overrides])
+    run = Run.create(recipe, tmp_path)
+    train(run, Pipeline(recipe, tmp_path / "cache"))
+    assert run.read_json("state.json")["steps"] == 2 * steps
+
+
+def test_sizes_below_a_gibibyte_are_told_in_mebibytes(checked):
+    report = checked("features.disk_gib=0.0001", meta=True)
+    assert f"features of all clips {report.figures['features of all clips']}".startswith(f"features of all clips {report.cache / 2**20:.1f} MiB on disk")
+    assert f"All features take {report.cache / 2**20:.1f} MiB, features.disk_gib keeps 0.1 MiB: some are computed again" in texts(report, "warning")
 
 
 def test_patience_that_can_never_run_out_is_named(checked):

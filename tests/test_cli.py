@@ -1,6 +1,7 @@
 """The command line: fast without torch, errors without traceback, and the whole way from train to ask on generated files."""
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -193,6 +194,35 @@ def test_train_prints_a_table_and_last_the_run(work):
         assert text in result.stdout
     assert result.stdout.splitlines()[-1] == f"Run: {folder / 'runs' / 'small'}"
     assert "stage modulator" in result.stderr and "signal in" in result.stderr
+    there = len(list((folder / "cache").glob("*.safetensors")))
+    assert re.search(rf"^features \(cache {folder / 'cache'}\): {there} times computed, [1-9][0-9]* times found$", result.stderr, re.M)
+
+
+FEW = ["lora=null", "training.stages.1.train=[modulator]", "data.params.max_per_split=4", "evaluation.conditions=[blank]"]
+
+
+def test_train_tells_what_every_store_did_and_which_bound_was_too_small(work, modulate, tmp_path):
+    folder, _ = work
+    bounds = ["features.disk_gib=0.00002", "features.tower_gib=1", "features.states_gib=1", "features.frames_gib=1", "training.together=clip", "training.batch_size=4"]
+    code, _, err = modulate("train", SMALL, f"data.params.root={folder}/world", "--runs", tmp_path / "runs", "--cache", tmp_path / "cache", *bounds, *FEW)
+    assert code == 0, err
+    for line in (
+        rf"features \(cache {tmp_path}/cache\): \d+ times computed, \d+ times found; features\.disk_gib keeps 0\.0 MiB, for which \d+ were dropped: raise it",
+        rf"decoded frames \(cache {tmp_path}/cache/frames\): [1-9]\d* times decoded, \d+ times found",
+        rf"output of the vision tower \(cache {tmp_path}/cache/tower\): [1-9]\d* times computed, \d+ times found",
+        r"states below the first residual \(memory\): [1-9]\d* times computed, [1-9]\d* times found",
+    ):
+        assert re.search(f"^{line}$", err, re.M), (line, err)
+
+
+def test_warnings_are_plain_lines_and_said_once_for_a_place_that_cannot_be_written(work, tmp_path):
+    folder, _ = work
+    (tmp_path / "file").touch()
+    args = ["train", SMALL, f"data.params.root={folder}/world", "--runs", tmp_path / "runs", "--cache", tmp_path / "file", *FEW]
+    done = subprocess.run([sys.executable, "-m", "modulate", *map(str, args)], capture_output=True, text=True, timeout=120)
+    told = [line for line in done.stderr.splitlines() if "cannot be cached" in line]
+    assert done.returncode == 0 and len(told) == 1 and told[0].startswith(f"warning: Features cannot be cached in {tmp_path}/file (")
+    assert "UserWarning" not in done.stderr and "warnings.warn" not in done.stderr
 
 
 def test_eval_reproduces_the_metrics_exactly(work, modulate):

@@ -326,6 +326,24 @@ def test_a_disk_that_cannot_be_written_costs_a_warning_and_not_the_run(tmp_path:
         assert same(FeatureCache(tmp_path / "file").get_or_compute(KEY, compute), compute.features)
 
 
+def test_a_disk_that_cannot_be_written_is_told_once_and_without_a_word_of_space(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = FeatureCache(tmp_path / "file", memory_bytes=0)
+    with pytest.warns(UserWarning) as told:
+        for _ in range(3):
+            cache.get_or_compute(KEY, Counter())
+    assert len(told) == 1 and cache.misses == 3 and "Free some space" not in str(told[0].message)
+
+
+def test_what_the_bound_keeps_off_the_disk_is_counted(tmp_path: Path) -> None:
+    small = FeatureCache(tmp_path / "small", max_bytes=479)
+    small.get_or_compute(KEY, Counter())
+    bounded = FeatureCache(tmp_path / "bounded", max_bytes=3000)
+    for k in range(5):
+        bounded.get_or_compute(replace(KEY, video=f"v{k}"), Counter())
+    assert small.dropped == 1 and bounded.dropped == 5 - len(list((tmp_path / "bounded").glob("*.safetensors"))) > 0
+
+
 def test_what_must_be_kept_and_is_not_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"480 bytes are not kept in .*, which may hold 479\. Raise the bound"):
         FeatureCache(tmp_path, max_bytes=479, must_keep=True).get_or_compute(KEY, Counter())

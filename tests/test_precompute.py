@@ -344,3 +344,22 @@ def test_a_launcher_s_environment_that_makes_no_sense_is_refused(monkeypatch, ra
 def test_a_device_that_is_not_here_is_refused(world, tmp_path, capsys):
     assert command(world, tmp_path, "--device", "abacus")[0] == 1
     assert "--device 'abacus' is none of auto, cpu, and CUDA devices that are present here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_without_cuda_it_is_told_what_to_take(world, tmp_path, capsys):
+    assert command(world, tmp_path, "--device", "cuda:0")[0] == 1
+    assert capsys.readouterr().err == "Error: --device 'cuda:0': no CUDA device is present here; take --device cpu.\n"
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_data_are_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for cache, says in (
+        (tmp_path / "file", f"Error: --cache {tmp_path}/file is a file, not a folder."),
+        (tmp_path / "file" / "below", f"Error: --cache {tmp_path}/file/below cannot be made: {tmp_path}/file is a file, not a folder."),
+        (Path("/proc/modulate"), "Error: --cache /proc/modulate cannot be written: No such file or directory (/proc). Name another folder"),
+    ):
+        assert command(tmp_path, cache)[0] == 1
+        err = capsys.readouterr().err
+        assert err.startswith(says) and "space" not in err and len(err.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -169,6 +169,13 @@ def test_training_lora_without_a_lora_section_is_refused():
         recipes.load_recipe(SMALL, ["lora=null"])
 
 
+def test_keys_that_contradict_each_other_are_told_without_the_whole_recipe():
+    with pytest.raises(RecipeError) as failed:
+        recipes.load_recipe(SMALL, ["training.together=clip", "training.recompute=true"])
+    first, second = str(failed.value).splitlines()
+    assert first.endswith("is not valid:") and second.startswith("  (whole): `training.together: clip` keeps") and second.endswith("cannot fill: choose one")
+
+
 def test_a_missing_recipe_is_refused_with_near_matches():
     with pytest.raises(MissingFileError, match=r"No recipe 'gazeqwen_tny': neither a file nor a shipped recipe\. Did you mean 'gazeqwen_tiny'"):
         recipes.load_recipe("gazeqwen_tny")

@@ -1,5 +1,6 @@
 """How long a recipe takes and how much memory it needs, measured on a few dozen steps, beside what the check estimates."""
 
+import math
 import random
 import statistics
 import time
@@ -274,7 +275,7 @@ def _hours(found: Bench, recipe: Recipe, counts: dict[str, int], pipeline: Pipel
     *stages, evaluation = found.phases
     size = recipe.training.batch_size * recipe.training.accumulation
     bytes_each = statistics.mean(sum(v.nbytes for v in pipeline.prepare(s, training=True).inputs.values()) for s in prepared[:4])
-    steps, n = optimiser_steps(recipe, counts["train"]), counts["train"] + counts["val"]
+    steps, n = optimiser_steps(recipe, math.ceil(counts["train"] / recipe.training.batch_size)), counts["train"] + counts["val"]
     again = 0.0 if n * bytes_each < KEPT else found.again.median
     each = evaluation.seconds.median / evaluation.samples
     every = recipe.training.validate_every

@@ -15,6 +15,7 @@ from modulate.errors import ModulateError
 from modulate.features import DTYPES
 from modulate.pipeline import Pipeline
 from modulate.plan import clips_of
+from modulate.precompute import gib
 from modulate.recipe import Recipe
 
 A100 = 80 * 2**30
@@ -50,8 +51,9 @@ def tell_costs(
     report.figures["memory, about"] = "\n".join(
         [f"{mib(sum(found.weights.values()))} weights: {parts}", *(f"{mib(p.peak)} {p.name}, at most" for p in found.phases)]
     )
-    per = {"features": "a clip", "evaluation": "a sample"}
-    report.figures["operations"] = "\n".join(f"{n / 1e12:,.3g} TFLOP {name}, {per.get(name, 'an optimiser step')}" for name, n in report.flops.items())
+    per, settings = {"features": "a clip", "evaluation": "a sample"}, recipe.training
+    step = "an optimiser step" if settings.together != "clip" else f"{settings.batch_size * settings.accumulation} samples, each with its own pass over the clip"
+    report.figures["operations"] = "\n".join(f"{n / 1e12:,.3g} TFLOP {name}, {per.get(name, step)}" for name, n in report.flops.items())
     report.add(
         "info",
         f"Memory is that of tensors on a {'GPU' if device == 'cuda' else 'CPU'}, of clips like the largest, weights included: gradients, AdamW's two moments and "
@@ -85,7 +87,7 @@ def _fits(report: Report, found: Budget) -> None:
 def _cache(report: Report, recipe: Recipe, pipeline: Pipeline, samples: Mapping[str, Sequence[Sample]], found: Budget, example: Example) -> None:
     """Add the size of all features: of every clip that `modulate features` would compute, taken to be as large as the largest."""
     a_frame = math.prod(found.feature_shape) * DTYPES[recipe.features.dtype].itemsize / len(example.times)
-    report.figures["features of a clip"] = f"{mib(round(a_frame * len(example.times)))} as {recipe.features.dtype}"
+    report.figures["features of a clip"] = f"{gib(round(a_frame * len(example.times)))} as {recipe.features.dtype}"
     clips = clips_of(pipeline, samples)
     if not clips:
         return
@@ -94,12 +96,13 @@ def _cache(report: Report, recipe: Recipe, pipeline: Pipeline, samples: Mapping[
     if report.cache > recipe.features.disk_gib * 2**30:
         report.add(
             "warning",
-            f"All features take {gib(report.cache)}, features.disk_gib keeps {recipe.features.disk_gib:g} GiB: some are computed again in every epoch.",
+            f"All features take {gib(report.cache)}, features.disk_gib keeps {gib(int(recipe.features.disk_gib * 2**30))}: some are computed again in every epoch.",
         )
 
 
 def _hours(report: Report, recipe: Recipe, samples: Mapping[str, Sequence[Sample]], found: Budget) -> None:
-    steps = optimiser_steps(recipe, len(samples.get("train", []))) if samples.get("train") else []
+    full = math.ceil(len(samples.get("train", [])) / recipe.training.batch_size)  # the operations of a step are those of full batches
+    steps = optimiser_steps(recipe, full) if full else []
     work = sum(n * phase.flops for n, phase in zip(steps, found.stages, strict=False)) + found.features.flops * sum(map(len, samples.values()))
     work += found.evaluation.flops * len(samples.get("test", [])) * (1 + len(recipe.evaluation.conditions) + len(recipe.evaluation.inputs))
     hours = work / (A100_FLOPS * UTILISATION) / 3600
@@ -111,8 +114,3 @@ def _hours(report: Report, recipe: Recipe, samples: Mapping[str, Sequence[Sample
 def mib(n: int) -> str:
     """Return bytes as text."""
     return f"{n / 2**20:,.0f} MiB"
-
-
-def gib(n: int) -> str:
-    """Return bytes as text."""
-    return f"{n / 2**30:,.1f} GiB"

@@ -1,6 +1,7 @@
 """Settings of a recipe that will have no effect, cannot be met, or change what the figures mean."""
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 from accelerate.tracking import LoggerType, get_available_trackers
@@ -8,6 +9,7 @@ from accelerate.tracking import LoggerType, get_available_trackers
 from modulate.checks.findings import Level, Report
 from modulate.components import Sample
 from modulate.recipe import Recipe
+from modulate.training.loader import arranged
 
 
 def check_settings(report: Report, recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> None:
@@ -16,6 +18,11 @@ def check_settings(report: Report, recipe: Recipe, samples: Mapping[str, Sequenc
     _keeping(report, recipe)
     _departures(report, recipe)
     _steps(report, recipe, samples.get("train", []))
+    if recipe.training.together == "clip" and recipe.training.accumulation == 1:
+        report.add(
+            "warning",
+            "training.together is `clip` and training.accumulation is 1: an optimiser step sees a single clip. Raise training.accumulation (docs/how-to/train-faster.md).",
+        )
     for tracker in recipe.training.trackers:
         if LoggerType(tracker) not in get_available_trackers():
             report.add("error", f"training.trackers asks for {tracker!r}, which is not installed: pip install 'modulate[{tracker}]', or take it out.")
@@ -87,11 +94,17 @@ def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:
     training, n = recipe.training, len(samples)
     if not n:
         return
-    size = training.batch_size * training.accumulation
-    if size > n:
+    size, batches = training.batch_size * training.accumulation, len(arranged(samples, training.batch_size, training.together, random.Random(0)))
+    of = f"{size} samples"
+    if training.together == "clip":
+        clips = "a clip" if training.accumulation == 1 else f"{training.accumulation} clips"
+        of = f"{clips}, {n / batches * training.accumulation:.1f} samples on average"
+        if training.accumulation > batches:
+            report.add("info", f"One optimiser step takes {training.accumulation} batches, the training split makes {batches}: it goes through it more than once.")
+    elif size > n:
         report.add("info", f"One optimiser step takes {size} samples, the training split has {n}: it goes through it more than once.")
-    for stage, steps in zip(training.stages, optimiser_steps(recipe, n), strict=True):
-        report.figures[f"stage {stage.name}"] = f"{steps} optimiser steps of {size} samples, training {' + '.join(stage.train)}"
+    for stage, steps in zip(training.stages, optimiser_steps(recipe, batches), strict=True):
+        report.figures[f"stage {stage.name}"] = f"{steps} optimiser steps of {of}, training {' + '.join(stage.train)}"
         if training.schedule == "cosine" and training.warmup_steps > steps // 2:
             report.add("info", f"warmup_steps is {training.warmup_steps}, stage {stage.name!r} has {steps} steps: its warm-up is shortened to {steps // 2}.")
         if training.patience is not None and training.validate_every is not None and training.patience * training.validate_every >= stage.epochs:
@@ -101,7 +114,7 @@ def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:
             )
 
 
-def optimiser_steps(recipe: Recipe, samples: int) -> list[int]:
-    """Return the optimiser steps of every stage on this many training samples, none stopped early."""
-    per_epoch = math.ceil(samples / (recipe.training.batch_size * recipe.training.accumulation))
+def optimiser_steps(recipe: Recipe, batches: int) -> list[int]:
+    """Return the optimiser steps of every stage on this many batches in an epoch, none stopped early."""
+    per_epoch = math.ceil(batches / recipe.training.accumulation)
     return [max(1, round(stage.epochs * per_epoch)) for stage in recipe.training.stages]

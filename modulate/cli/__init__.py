@@ -2,7 +2,9 @@
 
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 
@@ -73,14 +75,30 @@ def _names(app: typer.Typer) -> list[str]:
     return commands + groups
 
 
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show warnings as a line each for the length of a ``with`` block; which are shown is left to Python's filters."""
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        return f"warning: {message}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line. Errors that modulate raises on purpose are printed without a traceback, with exit code 1; all others keep theirs.
 
     So does a component's own failure: it is a defect, and the traceback is what its author needs. A run that was asked to stop by a signal, and has
-    saved, ends with 128 and the signal's number.
+    saved, ends with 128 and the signal's number. Warnings are lines on stderr, without the line of source that they come from.
     """
     try:
-        build()(args=list(args) if args is not None else None)
+        with plain_warnings():
+            build()(args=list(args) if args is not None else None)
     except ComponentError as error:
         traceback.print_exception(error)
         raise SystemExit(1) from None

@@ -31,6 +31,7 @@ def features(
 
     from modulate.cli.progress import bars
     from modulate.errors import DataError
+    from modulate.files import refuse_unwritable
     from modulate.footage import Footage
     from modulate.interrupts import graceful
     from modulate.plan import SPLITS, Share, planned
@@ -40,6 +41,7 @@ def features(
     loaded, share = load_recipe(recipe, overrides or ()), Share.here(shard)
     if not trust:
         refuse_remote_code(loaded)
+    refuse_unwritable(cache, "--cache")
     footage = Footage(loaded, cache, torch.device(_device(device)), must_keep=True)
     footage.make_data()
     everything = planned(footage, split or SPLITS)
@@ -67,7 +69,9 @@ def _device(text: str) -> str:
         if (kind := torch.device(text).type) == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
             return text
     except RuntimeError:
-        pass
+        kind = ""
+    if kind == "cuda":
+        raise RecipeError(f"--device {text!r}: no CUDA device is present here; take --device cpu.")
     raise RecipeError(f"--device {text!r} is none of auto, cpu, and CUDA devices that are present here (cuda, cuda:0 …).")
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from modulate.pipeline import Pipeline
+from modulate.precompute import gib
 from modulate.training import train as training
 
 
@@ -37,6 +39,23 @@ class Bars:
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, note="")
         return self.tasks[name]
+
+
+def what_was_kept(pipeline: Pipeline) -> list[str]:
+    """Return a line for every store that ``pipeline`` asked: how often what it keeps was found, how often it was computed, and where its bound was too small."""
+    frames, below, lines = pipeline.frames, pipeline.below, []
+    for what, store, bound, made in (
+        ("features", pipeline.features, "disk_gib", "computed"),
+        ("decoded frames", frames.kept if frames is not None else None, "frames_gib", "decoded"),
+        ("output of the vision tower", pipeline.tower.store, "tower_gib", "computed"),
+    ):
+        if store is None or not store.hits + store.misses:
+            continue
+        small = f"; features.{bound} keeps {gib(store.max_bytes)}, for which {store.dropped:,} were dropped: raise it" if store.dropped else ""
+        lines.append(f"{what} (cache {store.folder}): {store.misses:,} times {made}, {store.hits:,} times found{small}")
+    if below.hits + below.misses:
+        lines.append(f"states below the first residual (memory): {below.misses:,} times computed, {below.hits:,} times found")
+    return lines
 
 
 @contextmanager

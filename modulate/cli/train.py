@@ -26,7 +26,7 @@ def train(
 
     `torchrun --nproc-per-node N -m modulate train …` and `accelerate launch` share the work over N devices; the results are those of one, up to rounding.
     """
-    from modulate.cli.progress import bars
+    from modulate.cli.progress import bars, what_was_kept
     from modulate.cli.show import show_metrics
     from modulate.evaluation import evaluate as evaluation
     from modulate.interrupts import graceful
@@ -44,5 +44,7 @@ def train(
         with run.held(), graceful() as stop, bars(team.leads) as shown:
             modulation = training.train(run, pipeline, shown.trained, resume=resume, stop=stop, notice=shown.say)
             metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
+            for line in what_was_kept(pipeline) if team.leads else ():
+                shown.say(line)
         if team.leads:
             show_metrics(run, metrics)
