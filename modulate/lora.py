@@ -21,7 +21,7 @@ from modulate.errors import CheckpointError, HostError
 from modulate.hosts import Host, bare
 
 _numbers = itertools.count()
-_KEY = re.compile(r"(?:^|\.)layers\.(0|[1-9][0-9]{0,3})\.(.+)\.lora_([AB])\.weight$")
+_KEY = re.compile(r"(?:^|\.)layers\.(0|[1-9][0-9]{0,3})\.([^/|]+)\.lora_([AB])\.weight$")
 
 
 Width = Annotated[int, Field(ge=1, le=2**20)]

@@ -37,12 +37,12 @@ def test_a_saved_modulation_gives_the_same_logits(host, tmp_path, sharing):
     ]
 
 
-@pytest.mark.parametrize("number", ["00", "٠", "0_0", "+0", "9999"])
-def test_an_adapter_s_layers_are_named_by_plain_numbers(number):
+@pytest.mark.parametrize("other", [".layers.00.self_attn.", ".layers.٠.self_attn.", ".layers.+0.self_attn.", ".layers.9999.self_attn.", ".layers.0.self_attn/"])
+def test_an_adapter_s_tensors_are_named_as_peft_names_them(other):
     lora = trained(qwen(), lora=True).lora
     tensors = lora.to_peft()[1]
-    key = next(k for k in tensors if ".layers.0." in k)
-    tensors[key.replace(".layers.0.", f".layers.{number}.")] = tensors.pop(key)
+    key = next(k for k in tensors if ".layers.0.self_attn." in k)
+    tensors[key.replace(".layers.0.self_attn.", other)] = tensors.pop(key)
     with pytest.raises(CheckpointError, match=r"The adapter file holds .* which the configuration does not expect"):
         lora.load_peft(tensors)
 
