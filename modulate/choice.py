@@ -58,7 +58,7 @@ class Injection(Params):
     """Where residuals go."""
 
     layers: tuple[int, ...] = Field(min_length=1, description="decoder layers whose output is modulated, 0-based")
-    alpha: float = Field(1.0, description="initial amplitude α of every layer; learned [GazeQwen: 1]")
+    alpha: float = Field(1.0, ge=-1e6, le=1e6, description="initial amplitude α of every layer; learned [GazeQwen: 1]")
     tokens: Tokens = Field(Tokens(), description="which tokens get them [GazeQwen: the visual ones]")
     empty: Literal["residual", "none"] = Field(
         "residual",
@@ -76,5 +76,5 @@ class LoraParams(Params):
     """Low-rank adaptation (arXiv 2106.09685) of the language model's own linear layers; never of the vision tower."""
 
     rank: int = Field(8, ge=1, le=2**16, description="rank of the update [GazeQwen: 8]")
-    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank [GazeQwen: 16]")
+    alpha: float = Field(16.0, gt=0, le=1e6, description="the update is scaled by alpha / rank [GazeQwen: 16]")
     targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="last names of the linear layers to adapt, in every decoder layer")

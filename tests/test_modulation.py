@@ -111,6 +111,8 @@ def changed_config(folder, **changes):
         ({"lora__params__rank": 10**9}, "rank"),
         ({"modulator__params": {"width": "wide"}}, "width"),
         ({"modulator__params": {"blocks": 10**9}}, "blocks"),
+        ({"injection__alpha": 1e308}, "alpha"),
+        ({"lora__params__alpha": 1e308}, "alpha"),
     ],
 )
 def test_a_configuration_that_asks_for_too_much_or_nonsense_is_refused_before_memory_is_taken(changes, message, host, tmp_path):

@@ -99,7 +99,7 @@ def parse_time(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, str) and not _SECONDS.fullmatch(value.strip())):
         raise DataError(hint)
     try:
-        number = float(value)
+        number = float(value.strip() if isinstance(value, str) else value)  # float() knows fewer kinds of white space than strip()
     except OverflowError:
         raise DataError(hint) from None
     return _in_video(number, hint)

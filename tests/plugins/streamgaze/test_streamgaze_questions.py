@@ -35,7 +35,7 @@ def read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [("00:12", 12), ("75:10", 4510), ("1:02:03", 3723), ("01:02.5", 62.5), (12, 12), (3.25, 3.25), ("7.5", 7.5), (" 00:01 ", 1), (0, 0)]
+    ("value", "seconds"), [("00:12", 12), ("75:10", 4510), ("1:02:03", 3723), ("01:02.5", 62.5), (12, 12), (3.25, 3.25), ("7.5", 7.5), (" 00:01 ", 1), ("2\x1d", 2), (0, 0)]
 )
 def test_times_are_read_in_all_their_forms(value, seconds):
     assert parse_time(value) == seconds
