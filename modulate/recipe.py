@@ -24,7 +24,7 @@ SWEEPS = "ablations/"
 MAX_EXTENDS = 8
 """Most recipes that one may stand on, each extending the next."""
 
-MAX_FINDINGS = 20
+MAX_FINDINGS = 12
 """Most problems of one recipe that a message lists."""
 
 
