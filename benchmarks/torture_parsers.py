@@ -401,7 +401,7 @@ def check_weights(name: str) -> Callable[[Any, bytes], None]:
     def check(result: Any, data: bytes) -> None:
         from safetensors.torch import load
 
-        short = lambda key: key if name == "model.safetensors" else key[key.index("layers.") :]  # where the layers are in a host is not the adapter's to say
+        short = lambda key: key if name == "model.safetensors" else key[key.rindex("layers.") :]  # where the layers are in a host is not the adapter's to say
         own = {short(key): tensor for key, tensor in (result.state_dict() if name == "model.safetensors" else result.lora.to_peft()[1]).items()}
         for key, tensor in load(data).items():
             assert tensor.isfinite().all() and bool((own[short(key)] == tensor.float()).all())
@@ -563,7 +563,7 @@ def parsers() -> dict[str, Parser]:
                only=("validate", "explain", "_short", "_known_keys", "_consistent", "choices")),
         Parser("override", "overrides of a recipe", lambda: list(OVERRIDES), parse_override, check_recipe, ("modulate.recipe",),
                only=("override", "_refuse_unknown", "validate", "explain", "_short", "_known_keys")),
-        Parser("config", "config.json of a saved modulation", config_seeds, _config, check_config, ("modulate.saved",), mutate.mutate_json, read_folder, ".json", never=("of",), same=False),
+        Parser("config", "config.json of a saved modulation", config_seeds, _config, check_config, ("modulate.saved",), mutate.mutate_json, read_folder, ".json", never=("of", "portable"), same=False),
         Parser("weights", "safetensors of a saved modulation", weight_seeds("model.safetensors"), fill_weights, check_weights("model.safetensors"),
                ("modulate.modulation", "modulate.lora"), mutate.mutate_safetensors, load_file("model.safetensors"), ".safetensors",
                only=("load", "fill", "check_numbers")),
