@@ -10,12 +10,11 @@ The world's clips are seven seconds long; 2 frames a second are asked for and th
 import argparse
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabletop_study import accuracy, difference, records, run
+from tabletop_study import accuracy, cell, difference, publish, records, run_all
 
 from modulate.checks.check import check
 from modulate.recipe import load_recipe
@@ -154,18 +153,12 @@ def _table(rows: dict[str, Any], marks: dict[str, str]) -> list[str]:
     for name, found in rows.items():
         cells = [marks.get(name, ""), name, f"{100 * found['coverage']['train']:.1f}", f"{100 * found['coverage']['test']:.1f}"]
         if "signal" in found:
-            cells += [f"{found['steps']:.2f}", _cell(found["signal"], "overall"), _cell(found["blank"], "overall")]
-            cells.append(_cell(found["signal - blank"], "difference", signed=True))
+            cells += [f"{found['steps']:.2f}", cell(found["signal"], "overall"), cell(found["blank"], "overall")]
+            cells.append(cell(found["signal - blank"], "difference", signed=True))
         else:
             cells += ["–"] * 3 + ["not trained"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def _cell(found: dict[str, Any], key: str, signed: bool = False) -> str:
-    form = "{:+.1f}" if signed else "{:.1f}"
-    middle, low, high = (form.format(100 * share) for share in (found[key], *found["interval"]))
-    return f"{middle} [{low}, {high}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -178,15 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.collect:
         make_dwells(Path("data/tabletop"))
-        with ThreadPoolExecutor(options.jobs) as pool:
-            waiting = [pool.submit(run, job, options.runs) for job in jobs(options.epochs)]
-        for one in waiting:
-            one.result()
+        run_all(jobs(options.epochs), options.runs, options.jobs)
     figures = collect(options.runs)
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-    PAGE.with_suffix(".md").write_text(page(figures, options.epochs))
-    print(PAGE.with_suffix(".md").read_text())
+    publish(PAGE, figures, page(figures, options.epochs))
 
 
 if __name__ == "__main__":

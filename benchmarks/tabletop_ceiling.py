@@ -8,7 +8,6 @@ added to the visual token looked at in every step, after layer 0, which is where
 above chance. Writes docs/results/ceiling.md and .json.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tabletop_study import accuracy
+from tabletop_study import accuracy, cell, publish
 
 from modulate.components import Sample
 from modulate.errors import DataError
@@ -149,7 +148,7 @@ READING = """## What follows
 
 def _cell(found: dict[str, dict[str, Any]], oracle: str) -> str:
     own, host = found[oracle], found["host"]
-    text = f"{100 * own['overall']:.1f} [{100 * own['interval'][0]:.1f}, {100 * own['interval'][1]:.1f}]"
+    text = cell(own, "overall")
     helped = oracle != "host" and own["interval"][0] > max(own["chance"], host["interval"][1])
     return f"**{text}**" if helped else text
 
@@ -157,9 +156,7 @@ def _cell(found: dict[str, dict[str, Any]], oracle: str) -> str:
 def main() -> None:
     """Ask, and write the page."""
     figures = {answer: ceiling(answer) for answer in ("letter", "word")}
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-    PAGE.with_suffix(".md").write_text(page(figures))
-    print(PAGE.with_suffix(".md").read_text())
+    publish(PAGE, figures, page(figures))
 
 
 if __name__ == "__main__":

@@ -79,6 +79,20 @@ def seeds_of(runs: Path, name: str) -> list[int]:
     return [seed for seed in SEEDS if (runs / f"{name}-{seed}" / "metrics.json").is_file()]
 
 
+def run_all(waiting: Sequence[Sequence[str]], runs: Path, at_once: int) -> None:
+    """Run all of :func:`run`'s jobs, so many at once."""
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(lambda job: run(job, runs), waiting))
+
+
+def publish(page: Path, figures: dict[str, Any], text: str) -> None:
+    """Write figures and the page that shows them, ``page`` .json and .md, and print the page."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    page.with_suffix(".md").write_text(text)
+    print(text)
+
+
 def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list[Prediction]:
     """Return the predictions of one condition, over the given seeds; a sample has another id for each seed."""
     found = []
@@ -137,23 +151,23 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     names = ["signal", *CONTROLS]
     lines += [_row(["encoder", "seeds", *names]), _row(["---"] * (len(names) + 2))]
     for encoder, found in figures["encoders"].items():
-        cells = [_cell(found["conditions"][c], "overall") if c in found["conditions"] else "–" for c in names]
+        cells = [cell(found["conditions"][c], "overall") if c in found["conditions"] else "–" for c in names]
         lines.append(_row([f"`{encoder}`", ", ".join(map(str, found["seeds"])), *cells]))
-    lines += ["", f"LoRA alone, trained (seeds {lora['seeds']}): {_cell(lora, 'overall')}."]
-    lines += [f"The same modulation trained with a blank signal, the gaze-free ceiling (seeds {free['seeds']}): {_cell(free, 'overall')}.", ""]
+    lines += ["", f"LoRA alone, trained (seeds {lora['seeds']}): {cell(lora, 'overall')}."]
+    lines += [f"The same modulation trained with a blank signal, the gaze-free ceiling (seeds {free['seeds']}): {cell(free, 'overall')}.", ""]
     tasks = sorted(free["tasks"])
     lines += ["## Tasks, under the clip's own signal", "", _row(["encoder", *(f"`{t}`" for t in tasks), "seeds (overall)"]), _row(["---"] * (len(tasks) + 2))]
     for encoder, found in figures["encoders"].items():
         own = found["conditions"]["signal"]["tasks"]
-        lines.append(_row([f"`{encoder}`", *(_cell(own[t], "accuracy") for t in tasks), ", ".join(f"{100 * s:.1f}" for s in found["per_seed"])]))
+        lines.append(_row([f"`{encoder}`", *(cell(own[t], "accuracy") for t in tasks), ", ".join(f"{100 * s:.1f}" for s in found["per_seed"])]))
     pairs = ["shuffled - blank", "shifted - blank", "blank - gaze_free", "signal - lora_only"]
     lines += ["", "## Differences (points)", "", _row(["encoder", *pairs]), _row(["---"] * (len(pairs) + 1))]
     for encoder, found in figures["encoders"].items():
-        lines.append(_row([f"`{encoder}`", *(_cell(found[p], "difference", signed=True) for p in pairs)]))
+        lines.append(_row([f"`{encoder}`", *(cell(found[p], "difference", signed=True) for p in pairs)]))
     lines += ["", "## Still scenes: can the host be steered?", "", "One time step (two frames of the last second), the modulator alone trained, seed 0; the clip's own signal.", ""]
     lines += [_row(["encoder", "overall", *(f"`{t}`" for t in tasks)]), _row(["---"] * (len(tasks) + 2))]
     for encoder, found in figures["stills"].items():
-        lines.append(_row([f"`{encoder}`", _cell(found, "overall"), *(_cell(found["tasks"][t], "accuracy") for t in tasks)]))
+        lines.append(_row([f"`{encoder}`", cell(found, "overall"), *(cell(found["tasks"][t], "accuracy") for t in tasks)]))
     lines += others_of(figures.get("others", {}))
     return "\n".join([*lines, "", *READING]) + "\n"
 
@@ -162,7 +176,7 @@ def others_of(found: dict[str, Any]) -> list[str]:
     """Return the table of the other recipes: one row each, a column for every condition that any of them has."""
     names = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
     lines = ["", "## Other modulators and signals", "", "The recipes as they ship, seed 0.", "", _row(["recipe", *names]), _row(["---"] * (len(names) + 1))]
-    return lines + [_row([f"`{recipe}`", *(_cell(by[c], "overall") if c in by else "–" for c in names)]) for recipe, by in found.items()]
+    return lines + [_row([f"`{recipe}`", *(cell(by[c], "overall") if c in by else "–" for c in names)]) for recipe, by in found.items()]
 
 
 READING = """## How to read it
@@ -181,7 +195,8 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(found: dict[str, Any], key: str, signed: bool = False) -> str:
+def cell(found: dict[str, Any], key: str, signed: bool = False) -> str:
+    """Return a share with its interval, in per cent."""
     form = "{:+.1f}" if signed else "{:.1f}"
     middle, low, high = (form.format(100 * share) for share in (found[key], *found["interval"]))
     return f"{middle} [{low}, {high}]"
@@ -197,13 +212,10 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="run nothing; write the page from the runs that are finished")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(() if options.collect else pool.map(lambda job: run(job, options.runs), jobs(options.overrides, options.lora_epochs, options.still_epochs)))
+    if not options.collect:
+        run_all(jobs(options.overrides, options.lora_epochs, options.still_epochs), options.runs, options.jobs)
     figures = collect(options.runs)
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-    PAGE.with_suffix(".md").write_text(page(figures, options.overrides))
-    print(PAGE.with_suffix(".md").read_text())
+    publish(PAGE, figures, page(figures, options.overrides))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from modulate.errors import HostError
-from modulate.hooks import Hook, standing_in
+from modulate.hooks import Hook, named, standing_in
 from modulate.hosts import Host
-from modulate.tower import GRIDS, PIXELS, Contents, digest_of, no_constant, seeing
+from modulate.tower import GRIDS, PIXELS, Contents, arithmetic, digest_of, no_constant, seeing
 
 READ = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids", "second_per_grid_ts", "image_grid_thw", GRIDS, "pixel_values", PIXELS)
 """Inputs of a forward that its hidden states are made of. A forward that is given any other tensor is left alone."""
@@ -94,9 +94,7 @@ class Below:
             for module in layer.modules():
                 if type(module).__module__.startswith("peft.") and hasattr(module, "active_adapters"):
                     digest.update(f"{module.active_adapters} {module.disable_adapters} ".encode())
-        device = next(self.host.entry.parameters()).device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        digest.update(f"{device} {autocast} {self.host.config.get_text_config()._attn_implementation}".encode())
+        digest.update(f"{arithmetic(self.host)} {self.host.config.get_text_config()._attn_implementation}".encode())
         return digest.hexdigest()
 
     def _key(self, given: dict[str, Any]) -> tuple[str, str] | None:
@@ -138,8 +136,7 @@ class Below:
 
     @torch.compiler.disable
     def _before(self, parameters: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = parameters.bind_partial(*args, **kwargs).arguments
-        given |= given.pop("kwargs", {})
+        given = named(parameters, args, kwargs)
         self._found = self._made = None
         self._now = self._key(given)
         if self._now is None or (found := self._kept.get(self._now)) is None:

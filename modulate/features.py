@@ -52,12 +52,17 @@ def checked_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[float, 
     return times
 
 
+def bytes_of(value: Tensor) -> memoryview:
+    """Return a tensor's bytes, for a hash."""
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 (hex) of names, types, shapes and bytes of all of ``module``'s weights, for a backbone's ``fingerprint``."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(bytes_of(value))
     return digest.hexdigest()
 
 
@@ -279,5 +284,5 @@ def _touch(path: Path, written: int) -> None:
 def _checksum(name: str, values: Tensor, times: tuple[float, ...]) -> str:
     """Return the sha256 (hex) of the shard's name, the values' dtype, shape and bytes, and the times."""
     digest = hashlib.sha256(json.dumps([name, str(values.dtype), list(values.shape), list(times)]).encode())
-    digest.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
+    digest.update(bytes_of(values))
     return digest.hexdigest()

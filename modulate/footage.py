@@ -3,16 +3,21 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from modulate.clips import ClipReader
 from modulate.components import Backbone, Dataset, FrameFeatures, Sample
+from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.features import FeatureCache, FeatureKey
 from modulate.files import content_hash
+from modulate.memory import first_line, is_out_of_memory
 from modulate.recipe import Recipe
 from modulate.video import Frames, sample_times
+
+T = TypeVar("T")
 
 GREY_CONDITIONS = frozenset({"no_frames", "no_pixels"})
 """Conditions of an evaluation that ask for features of grey frames."""
@@ -21,6 +26,23 @@ GREY_CONDITIONS = frozenset({"no_frames", "no_pixels"})
 def greyed(frames: Frames) -> Frames:
     """Return mid-grey frames in place of ``frames``: what can be answered without seeing."""
     return replace(frames, images=np.full_like(frames.images, 127))
+
+
+def spared(make: Callable[[], T], who: str = "") -> T | ModulateError:
+    """Return what ``make`` makes of one sample, or the error that is this sample's alone: the others go on. ``who``: stands before what we say of it.
+
+    Raises what is not: a component's defect, with which the next ones would fail alike, and whatever was not foreseen.
+    """
+    try:
+        return make()
+    except ComponentError:
+        raise
+    except ModulateError as error:
+        return error
+    except RuntimeError as error:  # of the backbone
+        if not is_out_of_memory(error):
+            raise
+        return DataError(f"{who}its frames' features do not fit into memory ({first_line(error)}).")
 
 
 class FrameCache:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import Signature
 from types import MethodType
 from typing import Any
 
@@ -21,6 +22,12 @@ class Hook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
         return Hook(lambda *args, **kwargs: None)
+
+
+def named(parameters: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by their names; those that a method takes as ``**kwargs`` by their own."""
+    given = parameters.bind_partial(*args, **kwargs).arguments
+    return given | given.pop("kwargs", {})
 
 
 class StandIn:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modulate.conditioning import Conditioning, Hints, Plan, Rows
 from modulate.errors import ConditioningError, HostError
-from modulate.hooks import Hook
+from modulate.hooks import Hook, named
 from modulate.hosts import understand
 from modulate.modulation import ClipInput, HostSpec, Modulation
 
@@ -99,9 +99,7 @@ class Attachment:
         self._plan = None
         if conditioning is None:
             return
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        given |= given.pop("kwargs", {})
-        self._plan = conditioning.plan(given)
+        self._plan = conditioning.plan(named(self._signature, args, kwargs))
         if self._plan is not None:
             self._plan.learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.modulation.parameters())
 

@@ -13,11 +13,12 @@ from torch import nn
 
 from modulate.clips import ClipReader, ShownTimes
 from modulate.components import FrameFeatures
-from modulate.errors import ComponentError, DataError, MissingFileError, ModulateError, RecipeError, StorageError
+from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, StorageError
 from modulate.features import DTYPES, FeatureKey
-from modulate.footage import Footage, greyed
+from modulate.files import gib
+from modulate.footage import Footage, greyed, spared
 from modulate.interrupts import Stop
-from modulate.memory import first_line, give_back, is_out_of_memory
+from modulate.memory import give_back
 from modulate.plan import Clip
 from modulate.video import probe
 
@@ -91,11 +92,6 @@ def refuse_too_small(footage: Footage, need: Need) -> None:
                 f"All {what} take about {gib(bytes_)}, and features.{name} keeps {gib(most)}: what is computed first would be dropped before it is used. "
                 f"Raise features.{name} to {bytes_ / 2**30 * 1.02:.3g} or more, or {other}."
             )
-
-
-def gib(n: int) -> str:
-    """Return a number of bytes, readable."""
-    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:,.1f} MiB"
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------------------------
@@ -204,23 +200,21 @@ class Filler:
 
     def _compute(self, reader: ClipReader, clip: Clip, done: Filled) -> None:
         cache = self.footage.features
-        misses, failed = cache.misses, len(done.failed)
-        try:
+        misses = cache.misses
+
+        def make() -> None:
             frames = reader.read(clip.video, clip.times)
             for grey in (False, True) if clip.grey else (False,):
                 self.footage.raw_features(clip.video, greyed(frames) if grey else frames, grey)
             if self.footage.frames is None:
                 self.shown.note(clip.video, clip.times, frames.times)
             self._note(clip, frames.times)
-        except (ComponentError, StorageError):  # a defect of a plugin, or of the disk, and no bad clip
-            raise
-        except ModulateError as error:
+
+        error = spared(make)
+        if isinstance(error, StorageError):  # a defect of the disk, and no bad clip
+            raise error
+        if error is not None:
             done.failed.append((clip, str(error)))
-        except RuntimeError as error:  # of the backbone
-            if not is_out_of_memory(error):
-                raise
-            done.failed.append((clip, f"its frames' features do not fit into memory ({first_line(error)})."))
-        if len(done.failed) > failed:
             give_back()
         elif cache.misses > misses:
             done.computed += 1

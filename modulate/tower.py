@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from modulate.components import FrameFeatures
 from modulate.errors import HostError
-from modulate.features import FeatureCache, FeatureKey, weights_digest
+from modulate.features import FeatureCache, FeatureKey, bytes_of, weights_digest
 from modulate.hooks import foreign, standing_in
 from modulate.hosts import Host
 
@@ -56,6 +56,12 @@ def no_constant(whole: nn.Module, path: str) -> str:
     return ""
 
 
+def arithmetic(host: Host) -> str:
+    """Return where a forward of ``host`` computes now, and in what type of its own accord."""
+    device = next(host.entry.parameters()).device.type
+    return f"{device} {torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None}"
+
+
 class Contents:
     """What clips' patches hold, as digests. Those of a pipeline's samples are made once for as long as the samples live, unaltered; not at all unless ``wanted``."""
 
@@ -83,7 +89,7 @@ class Contents:
 def digest_of(values: Tensor, *more: object) -> str:
     """Return the SHA-256 (hex) of a tensor's bytes, type and shape, and of the text of ``more``."""
     digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} {more};".encode())
-    digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    digest.update(bytes_of(values))
     return digest.hexdigest()
 
 
@@ -126,9 +132,7 @@ class Tower:
             weights = {name: weights_digest(part) for name, part in seeing(self.host).items()}
             settings = json.dumps(config.to_dict(), sort_keys=True, default=str)
             self._made_of = hashlib.sha256(f"{weights} {settings} {torch.__version__} {transformers.__version__}".encode()).hexdigest()
-        device = next(self.host.entry.parameters()).device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return f"tower {self._made_of} {device} {autocast} {getattr(config, '_attn_implementation', None)}"
+        return f"tower {self._made_of} {arithmetic(self.host)} {getattr(config, '_attn_implementation', None)}"
 
     # --- use ---------------------------------------------------------------------------------------------------------------------
 

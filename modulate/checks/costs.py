@@ -13,9 +13,9 @@ from modulate.checks.settings import optimiser_steps
 from modulate.components import Sample
 from modulate.errors import ModulateError
 from modulate.features import DTYPES
+from modulate.files import gib
 from modulate.pipeline import Pipeline
 from modulate.plan import clips_of
-from modulate.precompute import gib
 from modulate.recipe import Recipe
 
 A100 = 80 * 2**30

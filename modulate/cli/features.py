@@ -80,7 +80,7 @@ def _show(done: "Filled", share: "Share", clips: int, cache: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from modulate.precompute import gib
+    from modulate.files import gib
 
     console = Console()
     console.width = max(console.width, 110)

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from modulate.files import gib
 from modulate.pipeline import Pipeline
-from modulate.precompute import gib
 from modulate.training import train as training
 
 
@@ -29,7 +29,7 @@ class Bars:
 
     def evaluated(self, condition: str, done: int, total: int) -> None:
         """Show that ``done`` more of ``total`` samples were answered."""
-        self.progress.update(self._task(f"evaluate {condition}", total), advance=done)
+        self.counted(f"evaluate {condition}", done, total)
 
     def counted(self, name: str, done: int, total: int) -> None:
         """Show that ``done`` more of ``total`` are finished."""

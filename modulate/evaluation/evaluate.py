@@ -4,17 +4,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from modulate.components import Sample
 from modulate.conditioning import Rows
-from modulate.errors import ComponentError, DataError, ModulateError
+from modulate.errors import DataError, ModulateError
 from modulate.evaluation.answered import Answered, as_lines, from_lines
 from modulate.evaluation.metrics import Prediction, compare, summarise
 from modulate.features import weights_digest
 from modulate.files import write_atomically
+from modulate.footage import spared
 from modulate.inject import Attachment
 from modulate.interrupts import Stop
 from modulate.launch import current
@@ -52,16 +54,11 @@ def _chunk(pipeline: Pipeline, attachment: Attachment, chunk: Sequence[Sample], 
     records: list[Prediction] = []
     ready: list[tuple[Prepared, list[ClipInput]]] = []
     for sample in chunk:
-        try:
-            ready.append(_conditioned(pipeline, sample, condition, others))
-        except ComponentError:  # a defect of a plugin, no bad sample: the next ones would fail alike
-            raise
-        except ModulateError as error:
-            records.append(_failure(sample, condition, error))
-        except RuntimeError as error:  # of the backbone
-            if not is_out_of_memory(error):
-                raise
-            records.append(_failure(sample, condition, DataError(f"its frames' features do not fit into memory ({first_line(error)}).")))
+        made = spared(partial(_conditioned, pipeline, sample, condition, others))
+        if isinstance(made, ModulateError):
+            records.append(_failure(sample, condition, made))
+        else:
+            ready.append(made)
     team = current()
     if not team.shards:
         return records + _answers(pipeline, attachment, ready, condition)

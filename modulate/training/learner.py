@@ -11,7 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from modulate.components import Sample
-from modulate.errors import ComponentError, DataError, ModulateError
+from modulate.errors import DataError, ModulateError
+from modulate.footage import spared
 from modulate.inject import ModulatedHost
 from modulate.memory import first_line, give_back, is_out_of_memory
 from modulate.modulation import ClipInput
@@ -185,16 +186,10 @@ class Learner:
         return [prepared.clip(signal.augmented(self.rng) if self.settings.augment else signal)]
 
     def _prepare(self, sample: Sample) -> Prepared | None:
-        try:
-            return self.prepare(sample)
-        except ComponentError:  # a defect of a plugin, no bad sample
-            raise
-        except ModulateError as error:
-            self._fail(sample, error)
-        except RuntimeError as error:  # of the backbone
-            if not is_out_of_memory(error):
-                raise
-            self._fail(sample, DataError(f"Sample {sample.id}: its frames' features do not fit into memory ({first_line(error)})."))
+        made = spared(partial(self.prepare, sample), f"Sample {sample.id}: ")
+        if not isinstance(made, ModulateError):
+            return made
+        self._fail(sample, made)
         return None
 
     def _fail(self, sample: Sample, error: ModulateError) -> None:
