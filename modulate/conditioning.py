@@ -12,7 +12,7 @@ from torch import Tensor
 from modulate.errors import ConditioningError
 from modulate.grid import VisualGrid
 from modulate.hosts import Host
-from modulate.localize import Ledger, columns
+from modulate.localize import Columns, Ledger, columns
 from modulate.modulation import ClipInput, Latents, Modulation
 from modulate.selection import Selection
 from modulate.writers import Memory
@@ -107,18 +107,30 @@ class Conditioning:
         """Locate what is to be written in a forward with these arguments; None when there is nothing."""
         here = columns(given, self.visual_ids, self.positions)
         ordinal = self.ledger.place(here)
-        chosen = self.selection.choose(here) if self.selection is not None else ordinal >= 0
-        if self.latents is None or not bool(chosen.any()):
+        token = self._means(here, self.selection) if self.selection is not None else self._visual(ordinal)
+        if self.latents is None or token is None:
             return None
-        token = torch.full_like(ordinal, -1)
-        for i, r in enumerate(self.ledger.rows_of(len(ordinal))):
-            token[i, chosen[i]] = self.means[r] if self.selection is not None else self.maps[r].to(token.device)[ordinal[i, chosen[i]]]
         index = (token.flatten() >= 0).nonzero()[:, 0]
         if not len(index):
             return None
         self.modified += len(index)
         self.last = Plan(self.latents, index, token.flatten()[index], (token.shape[0], token.shape[1]), threading.get_ident())
         return self.last
+
+    def _visual(self, ordinal: Tensor | None) -> Tensor | None:
+        """Return the row of the latents that each visual token reads, −1 for all other positions; None where there are no visual tokens."""
+        if ordinal is None:
+            return None
+        token = torch.full_like(ordinal, -1)
+        for i, r in enumerate(self.ledger.rows_of(len(ordinal))):
+            visual = ordinal[i] >= 0
+            token[i, visual] = self.maps[r].to(token.device)[ordinal[i, visual]]
+        return token
+
+    def _means(self, here: Columns, selection: Selection) -> Tensor:
+        """Return the mean of the row's latents for every position selected, −1 for all others."""
+        rows = torch.tensor([self.means[r] for r in self.ledger.rows_of(len(here.mask))], device=here.mask.device)
+        return torch.where(selection.choose(here), rows[:, None], -1)
 
 
 def chosen_steps(places: Tensor, grid: VisualGrid, steps: Sequence[int] | None) -> Tensor:

@@ -26,6 +26,8 @@ class Hook:
 
 def named(parameters: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by their names; those that a method takes as ``**kwargs`` by their own."""
+    if not args:
+        return kwargs
     given = parameters.bind_partial(*args, **kwargs).arguments
     return given | given.pop("kwargs", {})
 

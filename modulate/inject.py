@@ -167,7 +167,7 @@ class Attachment:
         if plan is not None and plan.thread == threading.get_ident():
             plan.inputs[k] = (weakref.ref(hidden), hidden.data_ptr())
             return plan
-        return next((p for p in list(self._kept) if p.recomputes(k, hidden)), None)
+        return next((p for p in list(self._kept) if p.recomputes(k, hidden)), None) if self._kept else None
 
     # --- use ---------------------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from modulate.errors import ConditioningError, HostError
 
@@ -23,16 +24,24 @@ class Columns:
     """What one forward gets, as far as it says where visual tokens are.
 
     ``mask``: (row, position) bool, placeholders of vision; ``past``: absolute position of its first column; ``typed``: token types, or
-    positions given by hand, vouch that no generated placeholder is in the mask; ``ids``: the token ids, where there are any; ``attended``:
-    (row, position) bool, all that is not padding.
+    positions given by hand, vouch that no generated placeholder is in the mask; ``ids``: the token ids, where there are any; ``attention``:
+    the attention mask, if one came.
     """
 
     mask: Tensor
     past: int
     typed: bool
     ids: Tensor | None
-    attended: Tensor
+    attention: Any = None
     cache: Any = None
+
+    @property
+    def attended(self) -> Tensor:
+        """Return (row, position) bool, where these columns are no padding; without an attention mask of two axes, everywhere."""
+        rows, length = self.mask.shape
+        if isinstance(self.attention, Tensor) and self.attention.shape == (rows, self.past + length):
+            return self.attention[:, self.past :].to(self.mask.device).bool()
+        return torch.ones_like(self.mask)
 
 
 def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor | None) -> Columns:
@@ -51,24 +60,19 @@ def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor 
     if tokens is None or (ids is None and positions is None):
         raise HostError("This forward got inputs_embeds without input_ids, so visual tokens cannot be located; pass input_ids, or condition(…, positions=mask).")
     past = 0 if cache is None else int(cache.get_seq_length())
-    length = tokens.shape[1]
+    rows, length = tokens.shape[:2]
+    attention = given.get("attention_mask")
     if positions is not None:
         here = positions.to(tokens.device)[:, past : past + length]
-        mask = torch.nn.functional.pad(here, (0, length - here.shape[1]))  # what lies beyond was generated
-        if tokens.shape[0] % max(len(mask), 1) == 0:
-            mask = mask.repeat_interleave(tokens.shape[0] // max(len(mask), 1), 0)
-        return Columns(mask, past, True, ids, _attended(given, past, mask), cache)
-    mask = torch.isin(ids, torch.tensor(list(visual_ids), device=ids.device))
+        mask = pad(here, (0, length - here.shape[1]))  # what lies beyond was generated
+        if rows % max(len(mask), 1) == 0:
+            mask = mask.repeat_interleave(rows // max(len(mask), 1), 0)
+        return Columns(mask, past, True, ids, attention, cache)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for visual in visual_ids:  # a number at a time: nothing has to be brought to the ids' device, as isin's list had
+        mask |= ids == visual
     types = _types(given, past, ids)
-    return Columns(mask if types is None else mask & (types != 0), past, types is not None, ids, _attended(given, past, mask), cache)
-
-
-def _attended(given: dict[str, Any], past: int, mask: Tensor) -> Tensor:
-    """Return where this forward's columns are no padding; without an attention mask of two axes, everywhere."""
-    attention = given.get("attention_mask")
-    if isinstance(attention, Tensor) and attention.shape == (len(mask), past + mask.shape[1]):
-        return attention[:, past:].to(mask.device).bool()
-    return torch.ones_like(mask)
+    return Columns(mask if types is None else mask & (types != 0), past, types is not None, ids, attention, cache)
 
 
 def _types(given: dict[str, Any], past: int, ids: Tensor) -> Tensor | None:
@@ -101,7 +105,8 @@ class Ledger:
         self.histories = WeakKeyDictionary() if histories is None else histories
         self.begins: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # cache → absolute position from which its tokens are ours
         self.begin = 0
-        self.seen: Tensor | None = None  # (batch, absolute position) bool, of the last forward and what its cache holds
+        self.seen: Tensor | None = None  # (batch, absolute position) bool, of the last forward and what its cache holds; none lies beyond
+        self.held: list[int] = []  # per input row: its visual tokens in ``seen``, from ``begin`` on
         self.prompt: Tensor | None = None  # ids of the prompt, once every row has all its tokens
         self.prompt_end = 0  # absolute position after it
         self.forwards = 0
@@ -115,28 +120,36 @@ class Ledger:
             )
         return [i // (batch // rows) for i in range(batch)]
 
-    def place(self, here: Columns) -> Tensor:
-        """Record one forward and return the ordinal of every visual token in its row: (row, position) long, −1 where not visual."""
-        batch, length = here.mask.shape
-        device = here.mask.device
-        counts = [self.expected[r] for r in self.rows_of(batch)]
-        expected = torch.tensor([c or 0 for c in counts], device=device)
-        mask = here.mask & torch.tensor([c is not None for c in counts], device=device)[:, None]
-        before = self._history(batch, here, device)
-        start = before[:, self.begin :].sum(1)
-        ordinal = start[:, None] + mask.long().cumsum(1) - 1
-        surplus = mask & (ordinal >= expected[:, None])
-        self._check_surplus(here, surplus, start + mask.sum(1), expected)
-        visual = mask & ~surplus
-        self.seen = torch.cat([before, visual], 1)
+    def place(self, here: Columns) -> Tensor | None:
+        """Record one forward and return the ordinal of every visual token in its row: (row, position) long, −1 where not visual; None when none is."""
+        expected = [self.expected[r] for r in self.rows_of(len(here.mask))]
+        begun, known = self.begin, self._history(here)
+        ordinal = None
+        if bool(here.mask.any()):
+            ordinal, visual = self._count(here, known, expected)
+            known = torch.cat([pad(known, (0, here.past - known.shape[1])), visual], 1)  # what came between was not conditioned
+        if known is not self.seen or self.begin != begun:
+            self.seen, self.held = known, known[:, self.begin :].sum(1).tolist()
         self.forwards += 1
         self.remember(here.cache)
-        if bool((self.seen[:, self.begin :].sum(1) == expected).all()):
+        if self.held == [n or 0 for n in expected]:
             if not self.prompt_end or (here.past == 0 and not self._goes_on(here)):
-                self.prompt, self.prompt_end = here.ids, here.past + length
-        elif length == 1 and here.past > self.begin and not bool(visual.any()):
+                self.prompt, self.prompt_end = here.ids, here.past + here.mask.shape[1]
+        elif here.mask.shape[1] == 1 and here.past > self.begin and (ordinal is None or not bool((ordinal >= 0).any())):
             self.finish()
-        return torch.where(visual, ordinal, -1)
+        return ordinal
+
+    def _count(self, here: Columns, known: Tensor, expected: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+        """Return every visual token's ordinal in its row, −1 where not visual, and where they are: (row, position) both."""
+        device = here.mask.device
+        most = torch.tensor([n or 0 for n in expected], device=device)
+        mask = here.mask & torch.tensor([n is not None for n in expected], device=device)[:, None]
+        start = known[:, self.begin :].sum(1)
+        ordinal = start[:, None] + mask.long().cumsum(1) - 1
+        surplus = mask & (ordinal >= most[:, None])
+        self._check_surplus(here, surplus, start + mask.sum(1), most)
+        visual = mask & ~surplus
+        return torch.where(visual, ordinal, -1), visual
 
     def _check_surplus(self, here: Columns, surplus: Tensor, total: Tensor, expected: Tensor) -> None:
         """Raise when a row holds more visual tokens than its conditioning, unless they can only be placeholders that the host generated."""
@@ -154,8 +167,9 @@ class Ledger:
         """Return whether this forward continues the prompt: by the cache, or, without one, by beginning with the same ids."""
         return here.past > 0 or begins_with(here.ids, self.prompt)
 
-    def _history(self, batch: int, here: Columns, device: torch.device) -> Tensor:
-        """Return (batch, past) bool: visual tokens that the cache holds; find out from where on they are of this conditioning."""
+    def _history(self, here: Columns) -> Tensor:
+        """Return (batch, at most past) bool: visual tokens that the cache holds; find out from where on they are of this conditioning."""
+        batch, device = len(here.mask), here.mask.device
         if here.past == 0:
             self.begin = 0
             return torch.zeros(batch, 0, dtype=torch.bool, device=device)
@@ -167,8 +181,7 @@ class Ledger:
         if known.shape[0] != batch:
             raise ConditioningError(f"The batch changed from {known.shape[0]} to {batch} rows in the middle of a cache.")
         self.begin = self.begins.setdefault(here.cache, here.past)
-        known = known[:, : here.past].to(device)
-        return torch.nn.functional.pad(known, (0, here.past - known.shape[1]))  # what came between was not conditioned
+        return known.to(device) if known.shape[1] <= here.past else known[:, : here.past].to(device)
 
     def remember(self, cache: Any) -> None:
         """Note what ``cache`` holds after this forward, for those that continue it."""
@@ -182,8 +195,8 @@ class Ledger:
         """Raise :class:`ConditioningError` when a row got fewer visual tokens than its conditioning holds."""
         if self.seen is None:
             return
-        rows = self.rows_of(self.seen.shape[0])
-        for i, got in enumerate(self.seen[:, self.begin :].sum(1).tolist()):
+        rows = self.rows_of(len(self.held))
+        for i, got in enumerate(self.held):
             if got != (self.expected[rows[i]] or 0):
                 raise ConditioningError(
                     f"Row {i}: the inputs hold {got} visual tokens, the conditioning {self.expected[rows[i]]}. Give the grid that the host really used."

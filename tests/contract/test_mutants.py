@@ -59,7 +59,7 @@ def beam_expansion_ignored(monkeypatch):
 
 def chunk_boundary_ignored(monkeypatch):
     """Every forward counts its visual tokens from 0, and nobody checks the count."""
-    monkeypatch.setattr(localize.Ledger, "_history", lambda self, batch, here, device: torch.zeros(batch, here.past, dtype=torch.bool))
+    monkeypatch.setattr(localize.Ledger, "_history", lambda self, here: torch.zeros(len(here.mask), here.past, dtype=torch.bool))
     monkeypatch.setattr(localize.Ledger, "finish", lambda self: None)
 
 
@@ -134,7 +134,7 @@ def hooks_stay(monkeypatch):
 
 def any_cache_is_new(monkeypatch):
     """A second turn forgets what the cache holds of the first."""
-    monkeypatch.setattr(localize.Ledger, "_history", lambda self, batch, here, device: torch.zeros(batch, 0, dtype=torch.bool))
+    monkeypatch.setattr(localize.Ledger, "_history", lambda self, here: torch.zeros(len(here.mask), 0, dtype=torch.bool))
 
 
 CAUGHT_BY = {
