@@ -22,6 +22,7 @@ _PUBLIC = {
     "Writer": "modulate.writers",
     "Projection": "modulate.writers",
     "Memory": "modulate.writers",
+    "Mixture": "modulate.writers",
     "Dataset": "modulate.components",
     "HostInput": "modulate.components",
     "InputTransform": "modulate.components",

@@ -22,7 +22,7 @@ from modulate.errors import DataError
 from modulate.grid import VisualGrid
 from modulate.signals import Signal
 from modulate.video import Frames
-from modulate.writers import Projection, Writer
+from modulate.writers import Mixture, Projection, Writer
 
 LETTERS = "ABCDEFGH"
 
@@ -68,8 +68,10 @@ class Modulator(nn.Module, ABC):
     shared_output: bool = False
 
     @abstractmethod
-    def forward(self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures) -> list[Float[Tensor, "step token d_latent"]]:
-        """Return latents for each injected layer, in order. Steps are independent of each other."""
+    def forward(
+        self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures
+    ) -> Sequence[Float[Tensor, "step token d_latent"] | Mixture]:
+        """Return latents for each injected layer, in order, each token's own or as mixtures of a few vectors. Steps are independent of each other."""
 
     def writer(self, layer: int, d_model: int) -> Writer:
         """Return the fresh writer of the ``layer``-th injected layer of a host of width ``d_model``; a fresh one must write exactly 0."""

@@ -15,7 +15,7 @@ from modulate.hosts import Host
 from modulate.localize import Columns, Ledger, columns
 from modulate.modulation import ClipInput, Latents, Modulation
 from modulate.selection import Selection
-from modulate.writers import Memory
+from modulate.writers import Memory, Mixture
 
 Rows = Sequence[Sequence[ClipInput]]
 
@@ -35,13 +35,15 @@ class Plan:
     inputs: dict[int, tuple["weakref.ref[Tensor]", int]] = field(default_factory=dict)  # per layer: what went in, to know it again in a recompute
 
     def __post_init__(self) -> None:
-        device = self.latents.layers[0].device
+        every = torch.arange(len(self.latents.span), device=self.token.device)
+        self._whole = bool(self.latents.mixtures(0)) and torch.equal(self.token, every)
+        device = self.latents.device
         token = self.token.to(device)
         self._source = token, self.latents.span.to(device)[token]  # the same for all layers
 
-    def read(self, k: int) -> tuple[Tensor, Memory]:
-        """Return the latents that the ``k``-th layer writes, one for each position, and the memory that goes with them."""
-        return self.latents.at(k, *self._source)
+    def read(self, k: int) -> tuple[Tensor | list[Mixture], Memory | None]:
+        """Return the latents that the ``k``-th layer writes, one for each position or all clips whole, and the memory that goes with them."""
+        return (self.latents.mixtures(k), None) if self._whole else self.latents.at(k, *self._source)
 
     def recomputes(self, k: int, hidden: Tensor) -> bool:
         """Return whether ``hidden`` is what the ``k``-th injected layer was given in this forward: the same memory, held ever since."""

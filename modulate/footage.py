@@ -1,5 +1,6 @@
 """What the backbone sees of a recipe's data: samples, frames of their clips at true times, raw features, and the caches of both. Knows no host."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from modulate.components import Backbone, Dataset, FrameFeatures, Sample
 from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.features import FeatureCache, FeatureKey
 from modulate.files import content_hash
+from modulate.grid import VisualGrid, counted_on
 from modulate.memory import first_line, is_out_of_memory
 from modulate.recipe import Recipe
+from modulate.sections import Sampling
 from modulate.video import Frames, sample_times
 
 T = TypeVar("T")
@@ -26,6 +29,19 @@ GREY_CONDITIONS = frozenset({"no_frames", "no_pixels"})
 def greyed(frames: Frames) -> Frames:
     """Return mid-grey frames in place of ``frames``: what can be answered without seeing."""
     return replace(frames, images=np.full_like(frames.images, 127))
+
+
+def asked_times(sampling: Sampling, window: tuple[float, float], training: bool = False) -> list[float]:
+    """Return the times (s) at which a clip of this ``window`` is looked at."""
+    return sample_times(window, sampling.rate(window[1] - window[0]), sampling.frame_cap(training))
+
+
+def on_clock(sampling: Sampling, window: tuple[float, float], grid: VisualGrid, frames: int) -> VisualGrid:
+    """Return ``grid``, made of the ``frames`` frames of a clip of this ``window``, by the clock that is asked for."""
+    if sampling.clock == "true":
+        return grid
+    start, end = window
+    return counted_on(grid, start, math.ceil(frames / grid.steps) / sampling.rate(end - start))
 
 
 def spared(make: Callable[[], T], who: str = "") -> T | ModulateError:
@@ -108,8 +124,7 @@ class Footage:
 
     def times(self, sample: Sample, training: bool = False) -> list[float]:
         """Return the times (s) at which a sample's clip is looked at."""
-        sampling = self.recipe.sampling
-        return sample_times(sample.window, sampling.rate(sample.window[1] - sample.window[0]), sampling.frame_cap(training))
+        return asked_times(self.recipe.sampling, sample.window, training)
 
     def key(self, video: Path, shown: tuple[float, ...], grey: bool = False) -> FeatureKey:
         """Return under what features of a video's frames are kept, or of ``grey`` ones in their place; ``shown``: the frames' own times (s)."""

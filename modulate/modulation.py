@@ -24,7 +24,7 @@ from modulate.lora import LoraTensors, check_numbers, describe
 from modulate.parse import read_limited
 from modulate.saved import CONFIG_BYTES, HostSpec, ModulationConfig, fitting, parse_config, portable
 from modulate.signals import Signal
-from modulate.writers import Memory
+from modulate.writers import Memory, Mixture, Projection
 
 if TYPE_CHECKING:
     from modulate.inject import Attachment
@@ -46,23 +46,41 @@ class ClipInput:
 class Latents:
     """Residuals at the modulator's width, once per conditioning.
 
-    ``layers[k]``: (visual token of all clips, d_latent). ``steps[i]`` of clip i, of which a signal reached ``active[i]``. ``span``: (visual token, 2),
-    the first and one past the last latent of each one's step.
+    ``parts[k]``: of the k-th injected layer, clip by clip: (token of the clip, d_latent), or mixtures, where every writer takes these. ``steps[i]`` of
+    clip i, of which a signal reached ``active[i]``. ``span``: (visual token of all clips, 2), the first and one past the last latent of each one's step.
     """
 
-    layers: list[Tensor]
+    parts: list[list[Tensor | Mixture]]
     steps: tuple[int, ...]
     active: tuple[int, ...]
     span: Tensor
 
+    @property
+    def layers(self) -> list[Tensor]:
+        """Return for each injected layer (visual token of all clips, d_latent)."""
+        return [self.layer(k) for k in range(len(self.parts))]
+
+    def layer(self, k: int) -> Tensor:
+        """Return the ``k``-th of ``layers``."""
+        return torch.cat([part if isinstance(part, Tensor) else part.dense().flatten(0, 1) for part in self.parts[k]])
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.parts[0][0].device
+
+    def mixtures(self, k: int) -> list[Mixture]:
+        """Return the ``k``-th layer's mixtures; none where it has each token's own latents."""
+        return [part for part in self.parts[k] if isinstance(part, Mixture)]
+
     def with_means(self, spans: Sequence[tuple[int, int]]) -> "Latents":
         """Return these latents and behind them, for each of ``spans``, the mean over it, for positions that are no visual tokens."""
-        layers = [torch.cat([z, *(z[a:b].mean(0, keepdim=True) for a, b in spans)]) for z in self.layers]
-        return replace(self, layers=layers, span=torch.cat([self.span, torch.tensor(spans)]))
+        parts: list[list[Tensor | Mixture]] = [[z, *(z[a:b].mean(0, keepdim=True) for a, b in spans)] for z in self.layers]
+        return replace(self, parts=parts, span=torch.cat([self.span, torch.tensor(spans)]))
 
     def at(self, k: int, token: Tensor, span: Tensor) -> tuple[Tensor, Memory]:
         """Return the ``k``-th layer's latents of these rows, and the memory that goes with them. ``token``, ``span``: where the latents are."""
-        latents = self.layers[k]
+        latents = self.layer(k)
         return latents[token], Memory(latents, span)
 
 
@@ -107,7 +125,8 @@ class Modulation(nn.Module):
         groups: dict[tuple[int, int], list[int]] = {}
         for i, clip in enumerate(clips):
             groups.setdefault((clip.grid.rows, clip.grid.cols), []).append(i)
-        parts: dict[int, list[Tensor]] = {}
+        parts: dict[int, list[Tensor | Mixture]] = {}
+        whole = not all(isinstance(writer, Projection) for writer in self.out)  # such writers look at each token's own latents
         active = [0] * len(clips)
         for members in groups.values():
             chosen = [clips[i] for i in members]
@@ -115,14 +134,14 @@ class Modulation(nn.Module):
                 signal: SignalFeatures = self.encoder([c.signal for c in chosen], [c.grid for c in chosen])
             features = torch.cat([self._features(c) for c in chosen])
             with self.config.modulator.blame("modulator", "forward"):
-                layers = self.modulator(features, signal)
+                layers = [z.dense() if whole and isinstance(z, Mixture) else z for z in self.modulator(features, signal)]
             steps = [c.grid.steps for c in chosen]
             split = [z.split(steps) for z in layers]
             for k, (i, reached) in enumerate(zip(members, signal.active.split(steps), strict=True)):
                 active[i] = int(reached.sum())
-                parts[i] = [z[k].flatten(0, 1) for z in split]
-        flat = [torch.cat([parts[i][k] for i in range(len(clips))]) for k in range(len(self.config.injection.layers))]
-        return Latents(flat, tuple(c.grid.steps for c in clips), tuple(active), step_spans([c.grid for c in clips]))
+                parts[i] = [part if isinstance(part := z[k], Mixture) else part.flatten(0, 1) for z in split]
+        by_layer = [[parts[i][k] for i in range(len(clips))] for k in range(len(self.config.injection.layers))]
+        return Latents(by_layer, tuple(c.grid.steps for c in clips), tuple(active), step_spans([c.grid for c in clips]))
 
     def _features(self, clip: ClipInput) -> Tensor:
         grid, expected = clip.grid, (clip.grid.steps, clip.grid.tokens_per_step, self.config.d_features)
@@ -133,16 +152,20 @@ class Modulation(nn.Module):
             )
         return clip.features.to(self.amplitude.device, torch.float32)
 
-    def residual(self, k: int, latents: Tensor, memory: Memory | None = None, hidden: Tensor | None = None) -> Tensor:
+    def residual(self, k: int, latents: Tensor | list[Mixture], memory: Memory | None = None, hidden: Tensor | None = None) -> Tensor:
         """Return what the ``k``-th injected layer adds, (token, d_model) in fp32: α_k times what its writer makes of the latents.
 
-        ``hidden`` and ``memory``: see :class:`modulate.writers.Writer`; a writer that looks at neither does without.
+        ``latents``: (token, d_latent), or whole clips, which only a :class:`modulate.writers.Projection` takes as mixtures. ``hidden`` and ``memory``: see
+        :class:`modulate.writers.Writer`; a writer that looks at neither does without.
         """
-        device = latents.device
+        device = self.amplitude.device
         hidden = None if hidden is None else hidden.to(device)
+        writer: Any = self.out[0 if len(self.out) == 1 else k]
         try:
             with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
-                return self.amplitude[k] * self.out[0 if len(self.out) == 1 else k](latents.float(), hidden, memory)
+                if isinstance(latents, Tensor):
+                    return self.amplitude[k] * writer(latents.float(), hidden, memory)
+                return self.amplitude[k] * torch.cat([writer.mixed(mixture) for mixture in latents])
         except Exception:
             with self.config.modulator.blame("modulator", "writer"):  # only now: this runs inside compiled hosts
                 raise

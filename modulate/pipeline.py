@@ -21,8 +21,8 @@ from modulate.bundle import Bundle, controls_of, kinds_of
 from modulate.components import LETTERS, HostInput, InputTransform, Sample
 from modulate.errors import ConditioningError, DataError, MissingFileError, ModulateError, RecipeError
 from modulate.features import align
-from modulate.footage import Footage, greyed
-from modulate.grid import VisualGrid, counted_on, visual_grid
+from modulate.footage import Footage, greyed, on_clock
+from modulate.grid import VisualGrid, visual_grid
 from modulate.hosts import EncodedPrompt, Host, bare, understand
 from modulate.modulation import ClipInput, Modulation
 from modulate.recent import Recent
@@ -112,14 +112,6 @@ class Pipeline(Footage):
         self._signals: dict[Path, Signal] = {}
         self._one = threading.Lock()  # processors and tokenizers serve one thread at a time
 
-    def grid_of(self, sample: Sample, grid: VisualGrid, frames: int) -> VisualGrid:
-        """Return ``grid``, made of a clip's ``frames`` frames, by the recipe's clock."""
-        sampling = self.recipe.sampling
-        if sampling.clock == "true":
-            return grid
-        start, end = sample.window
-        return counted_on(grid, start, math.ceil(frames / grid.steps) / sampling.rate(end - start))
-
     def fingerprints(self) -> dict[str, str]:
         """Return what a run is made of: short texts that change when the data, the host's weights or the backbone do."""
         digest = hashlib.sha256()
@@ -164,7 +156,7 @@ class Pipeline(Footage):
             if view == "grey":
                 frames = greyed(frames)
             encoded = self._encode_timed(frames, text, sample.window)
-            grid = self.grid_of(sample, encoded.grid, len(frames.times))
+            grid = on_clock(self.recipe.sampling, sample.window, encoded.grid, len(frames.times))
             features = align(self.raw_features(sample.video, frames, view == "grey"), grid, self.recipe.sampling.alignment).cpu()
         return Prepared(sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample))
 

@@ -1,6 +1,7 @@
 """From latents to what a layer adds to its tokens; by default one zero-initialised linear map that does not look at the hidden states."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,28 @@ class Memory:
 
     latents: Float[Tensor, "latent d_latent"]
     span: Int64[Tensor, "token 2"]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Latents of a clip's tokens as sums of a few vectors of their step. A linear map of them is a map of the vectors, which are fewer."""
+
+    weights: Float[Tensor, "step token latent"]
+    vectors: Float[Tensor, "step latent d_latent"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.vectors.device
+
+    def dense(self) -> Float[Tensor, "step token d_latent"]:
+        """Return each token's own."""
+        return self.weights @ self.vectors
+
+    def split(self, steps: Sequence[int]) -> list["Mixture"]:
+        """Return those of clips of so many steps."""
+        sizes = list(steps)
+        return [Mixture(w, v) for w, v in zip(self.weights.split(sizes), self.vectors.split(sizes), strict=True)]
 
 
 class Writer(nn.Module, ABC):
@@ -48,3 +71,7 @@ class Projection(Writer):
     ) -> Float[Tensor, "token d_model"]:
         """Map the latents; ``hidden`` and ``memory`` are not used."""
         return nn.functional.linear(latents, self.weight)
+
+    def mixed(self, mixture: Mixture) -> Float[Tensor, "token d_model"]:
+        """Return what is added to all tokens of a clip: the same up to rounding."""
+        return Mixture(mixture.weights.float(), nn.functional.linear(mixture.vectors.float(), self.weight)).dense().flatten(0, 1)

@@ -163,7 +163,8 @@ def test_an_empty_signal_is_worth_a_residual_or_nothing():
                 found[rule] = host(**inputs()).logits
         assert attachment.report().active_steps == (0, 2) and attachment.report().tokens == (24 if rule == "residual" else 12)
     assert torch.equal(found["none"][0], bare[0]) and not torch.equal(found["residual"][0], bare[0])
-    assert torch.equal(found["none"][1], found["residual"][1]) and not torch.equal(found["none"][1], bare[1])
+    torch.testing.assert_close(found["none"][1], found["residual"][1], atol=1e-6, rtol=1e-6)  # a batch whose clips are all written goes by mixtures
+    assert not torch.equal(found["none"][1], bare[1])
     with pytest.raises(RecipeError, match="`empty: none` is for visual tokens; it has no effect on kind `text`"):
         load_recipe("gazeqwen_tiny", ["injection.empty=none", "injection.tokens={kind: text}"])
 

@@ -7,6 +7,7 @@ from tiny import CLIP, GRID, features, fresh, inputs, qwen, scanpath
 
 from modulate import ClipInput, visual_grid
 from modulate.errors import ConditioningError, HostError
+from modulate.writers import Projection
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -60,6 +61,20 @@ def test_report_counts_tokens_steps_and_strength(host, modulation):
         report = attachment.report()
     assert (report.forwards, report.tokens, report.steps, report.active_steps) == (1, GRID.tokens, (2,), (2,))
     assert set(report.ratio) == {1, 2} and all(r > 0 for r in report.ratio.values())
+
+
+def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(host, modulation, monkeypatch):
+    calls, found = [], []
+    for name in ("forward", "mixed"):
+        original = getattr(Projection, name)
+        monkeypatch.setattr(Projection, name, lambda self, *args, name=name, original=original: calls.append(name) or original(self, *args))
+    with modulation.attached(host) as attachment:
+        for rows in ([[CLIP], [CLIP]], [[CLIP]]):  # the second: one row for two of the batch, as beams are, so that its tokens come twice
+            with attachment.condition(rows):
+                found.append(host(**inputs()).logits)
+    assert calls == ["mixed"] * 4 + ["forward"] * 2  # layers and clips; layers
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(found[0], host(**inputs()).logits, atol=1e-3)
 
 
 def test_misuse_is_an_error_with_both_sizes(host, modulation):

@@ -41,8 +41,8 @@ def added(modulation: Modulation, clips: list[ClipInput], repeats: int) -> float
     @torch.inference_mode()
     def call() -> None:
         latents = modulation.latents(clips)
-        for k, z in enumerate(latents.layers):
-            modulation.residual(k, z)
+        for k in range(len(latents.parts)):
+            modulation.residual(k, latents.mixtures(k))
 
     return statistics.median(c.cpu for c in interleaved([call], repeats)[0])
 

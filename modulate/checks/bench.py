@@ -29,6 +29,7 @@ from modulate.pipeline import Pipeline
 from modulate.plan import SPLITS
 from modulate.recipe import Recipe
 from modulate.sections import Stage
+from modulate.together import cut
 from modulate.training.learner import Learner
 from modulate.training.optimise import Optimiser, accelerator_for
 
@@ -76,7 +77,8 @@ class Measured:
 @dataclass
 class Bench:
     """What was measured. ``made_up``: the clips were noise, because there are no data. ``first`` and ``again``: preparing a sample without and with its
-    features in the cache. ``hours``: of the full run, by part; empty without data.
+    features in the cache. ``hours``: of the full run, by part; empty without data. ``without``: stores that the recipe asks for and that a few dozen
+    steps cannot fill, so that every step is one of a first epoch.
     """
 
     recipe: str
@@ -86,6 +88,7 @@ class Bench:
     again: Timing
     phases: list[Measured] = field(default_factory=list)
     hours: dict[str, float] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""
@@ -108,7 +111,9 @@ def bench(recipe: Recipe, steps: int = 24, trust_remote_code: bool = False, tell
         size = recipe.training.batch_size * recipe.training.accumulation
         train, test = _spread(every["train"], (WARM_UP + steps) * size), _spread(every["test"], steps * recipe.evaluation.batch_size)
         tell(f"preparing {len(train)} samples")
-        found = Bench(recipe.name, _name(pipeline.device), made_up, Timing.of(_timed(pipeline, train, True)), Timing.of(_timed(pipeline, train, False)))
+        stores = tuple(name for name in ("tower_gib", "states_gib") if getattr(recipe.features, name))
+        first, again = (Timing.of(_timed(pipeline, train, new)) for new in (True, False))
+        found = Bench(recipe.name, _name(pipeline.device), made_up, first, again, without=stores)
         guess = estimate(recipe, folder, *examples(pipeline, {"train": train, "val": test}, Probes()), pipeline.device.type, trust_remote_code)
         with _Session(pipeline, folder, made_up) as session:
             for k, stage in enumerate(recipe.training.stages):
@@ -174,7 +179,7 @@ class _Session:
         """Answer all ``samples`` under their own signal, batch by batch."""
         size, times, peak = self.pipeline.recipe.evaluation.batch_size, list[float](), _Peak(self.pipeline.device)
         self.modulation.eval()
-        chunks = [samples[i : i + size] for i in range(0, len(samples), size)]
+        chunks = cut(samples, size)
         for chunk in [chunks[0], *chunks]:  # the first one twice: it warms up
             for sample in chunk:
                 self.pipeline.prepare(sample)

@@ -18,12 +18,13 @@ from modulate.checks.settings import check_settings
 from modulate.components import Sample
 from modulate.errors import HostError, MissingFileError, ModulateError
 from modulate.features import align
+from modulate.footage import asked_times
 from modulate.hosts import EncodedPrompt
 from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
 from modulate.plan import SPLITS
 from modulate.recipe import Recipe
-from modulate.video import Frames, sample_times
+from modulate.video import Frames
 
 __all__ = ["Finding", "Report", "check", "examples"]
 
@@ -128,7 +129,7 @@ def _largest(pipeline: Pipeline, samples: Sequence[Sample], probes: Probes, trai
     _, chosen, (height, width) = best
     sampling = pipeline.recipe.sampling
     window = (0.0, (sampling.frame_cap(training) - 1) / sampling.rate(0.0)) if chosen is None else chosen.window
-    times = sample_times(window, sampling.rate(window[1] - window[0]), sampling.frame_cap(training))
+    times = asked_times(sampling, window, training)
     text = QUESTION if chosen is None else pipeline.dataset.prompt(chosen, pipeline.recipe.answer)
     images = np.random.default_rng(0).integers(0, 256, (len(times), height, width, 3), dtype=np.uint8)
     with pipeline.recipe.host.blame("host", "encode"):

@@ -9,6 +9,7 @@ from torch import Tensor
 from modulate.checks.findings import Report
 from modulate.components import Sample, SignalEncoder
 from modulate.errors import ModulateError, VideoError
+from modulate.footage import on_clock
 from modulate.grid import VisualGrid, visual_grid
 from modulate.pipeline import Pipeline
 from modulate.signals import Signal
@@ -105,4 +106,5 @@ def _probed(pipeline: Pipeline, sample: Sample, grid: VisualGrid, per_step: int,
     if sample.window[1] > end:
         raise VideoError(f"the question at {sample.window[1]:.2f} s lies beyond the end of {sample.video}, which ends at {end:.2f} s.")
     times = pipeline.times(sample, training)
-    return pipeline.signal(sample), pipeline.grid_of(sample, visual_grid(times, per_step, grid.rows, grid.cols, sample.window), len(times))
+    whole = visual_grid(times, per_step, grid.rows, grid.cols, sample.window)
+    return pipeline.signal(sample), on_clock(pipeline.recipe.sampling, sample.window, whole, len(times))

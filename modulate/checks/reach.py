@@ -58,7 +58,7 @@ def reach(model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor]
         return probes[k]
 
     def latents(clips: Any) -> Latents:
-        return Latents([torch.zeros(grid.tokens, 1, device=device) for _ in layers], (grid.steps,), (grid.steps,), step_spans([grid]))
+        return Latents([[torch.zeros(grid.tokens, 1, device=device)] for _ in layers], (grid.steps,), (grid.steps,), step_spans([grid]))
 
     stand_ins: dict[str, Any] = {"residual": residual, "latents": latents}
     modulation.__dict__.update(stand_ins)

@@ -53,6 +53,9 @@ def _show(found: "Bench") -> None:
         table.add_row(f"{phase.name}, {phase.samples} samples", f"{s.median:.3g}", f"{s.low:.3g} to {s.high:.3g}", f"{phase.samples / s.median:.3g}", *memory)
     console.print(table)
     console.print(f"A sample is prepared in {found.first.median:.3g} s, with its features in the cache in {found.again.median:.3g} s.")
+    if found.without:
+        names = " and ".join(f"`features.{name}`" for name in found.without)
+        console.print(f"Measured without {names}: every step is one of a first epoch, and later ones will be faster.", soft_wrap=True)
     if found.hours:
         parts = ", ".join(f"{name} {hours:.2g} h" for name, hours in found.hours.items())
         console.print(f"The full run: {sum(found.hours.values()):.2g} h, no stage stopped early ({parts}).", soft_wrap=True)

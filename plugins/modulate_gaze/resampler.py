@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from modulate.components import Modulator, Params, SignalFeatures
 from modulate.errors import RecipeError
+from modulate.writers import Mixture
 from modulate_gaze.encoding import full_precision
 
 
@@ -138,8 +139,8 @@ class GazeResampler(Modulator):
         self.proj_in = StackedLinear(modules, d_features, params.width, bias=False)
         self.blocks = nn.ModuleList(Block(modules, params.width, d_signal) for _ in range(params.blocks))
 
-    def forward(self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures) -> list[Float[Tensor, "step token d_latent"]]:
-        """Return latents for each injected layer. Compute is fp32 whatever the inputs' dtype; with ``shared`` all entries are one tensor."""
+    def forward(self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures) -> list[Mixture]:
+        """Return for each injected layer the latents as its tokens read them. Compute is fp32 whatever the inputs' dtype; with ``shared`` all entries are one."""
         if signal.to_features and self.d_signal != self.params.width:
             raise RecipeError(
                 f"The encoder's features (dim {self.d_signal}) are to be added to the resampler's (width {self.params.width}); "
@@ -152,5 +153,5 @@ class GazeResampler(Modulator):
             for block in self.blocks:
                 latents = block(latents, tokens, guide)
             back = torch.softmax(tokens.products(latents) / self.params.width**0.5, 2)  # each token over the latents
-            read = torch.einsum("mslt,msld->mstd", back, latents)
-        return list(read.unbind(0)) if not self.shared_output else [read[0]] * self.n_layers
+        read = [Mixture(weights.mT, vectors) for weights, vectors in zip(back, latents, strict=True)]
+        return read if not self.shared_output else read * self.n_layers

@@ -1,18 +1,19 @@
 """What a StreamGaze tree on disk holds, task by task, and what of it would fail in training. Nothing is decoded but each video's first frame."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
+from modulate.checks.findings import Finding, Level
 from modulate.components import Sample
 from modulate.errors import ModulateError
-from modulate.grid import VisualGrid, counted_on, visual_grid
+from modulate.footage import asked_times, on_clock
+from modulate.grid import VisualGrid, visual_grid
 from modulate.sections import Sampling
-from modulate.video import VideoInfo, probe, sample_times
+from modulate.video import VideoInfo, probe
 from modulate_gaze.activity import Mode, activity, align
 from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.dataset import StreamGaze
@@ -52,14 +53,6 @@ class Task:
     active_training: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """An ``error`` would stop or spoil a training, a ``warning`` is probably not meant, an ``info`` is worth knowing."""
-
-    level: Literal["error", "warning", "info"]
-    text: str
-
-
 @dataclass
 class DataReport:
     """All that was found. ``conventions`` and ``unknown`` count keys of the question files; ``splits`` counts videos."""
@@ -77,7 +70,7 @@ class DataReport:
         """Whether nothing found would fail in training."""
         return all(f.level != "error" for f in self.findings)
 
-    def add(self, level: Literal["error", "warning", "info"], text: str) -> None:
+    def add(self, level: Level, text: str) -> None:
         """Add a finding."""
         self.findings.append(Finding(level, text))
 
@@ -290,18 +283,15 @@ def _task(
     task.without = sum(len(signal) == 0 for signal in signals) / len(samples)
     for training, shares in ((False, task.active), (True, task.active_training)):
         if not training or sampling.train_max_frames is not None:
-            grids = [grid_of(sample, sampling, frames_per_step, training) for sample in samples]
+            grids = [steps_of(sample, sampling, frames_per_step, training) for sample in samples]
             shares.update({mode: n / len(samples) for mode, n in _active(signals, grids).items()})
     return task
 
 
-def grid_of(sample: Sample, sampling: Sampling, frames_per_step: int, training: bool) -> VisualGrid:
+def steps_of(sample: Sample, sampling: Sampling, frames_per_step: int, training: bool) -> VisualGrid:
     """Return the time steps of a sample's clip under ``sampling``, frames taken to come exactly when they are asked for; one token a step."""
-    start, end = sample.window
-    rate = sampling.rate(end - start)
-    times = sample_times(sample.window, rate, sampling.frame_cap(training))
-    grid = visual_grid(times, frames_per_step, 1, 1, sample.window)
-    return grid if sampling.clock == "true" else counted_on(grid, start, math.ceil(len(times) / grid.steps) / rate)
+    times = asked_times(sampling, sample.window, training)
+    return on_clock(sampling, sample.window, visual_grid(times, frames_per_step, 1, 1, sample.window), len(times))
 
 
 def _active(signals: Sequence[Any], grids: Sequence[VisualGrid]) -> Counter[str]:
@@ -323,6 +313,6 @@ def _coverage(report: DataReport) -> None:
         for mode in MODES if rows else ():
             without = clips - round(sum(n * shares[mode] for n, shares in rows))
             if without:
-                level: Literal["error", "warning"] = "error" if without == clips and mode == "overlap" else "warning"
+                level: Level = "error" if without == clips and mode == "overlap" else "warning"
                 share = f"{100 * without / clips:.1f} %"
                 report.add(level, f"With `active: {mode}` gaze is active at no sampled step{where} for {without:,} of {clips:,} questions ({share}).")

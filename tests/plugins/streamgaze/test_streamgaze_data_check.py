@@ -8,7 +8,7 @@ from streamgaze_tree import EGTEA, HEADER, VIDEOS, fixation
 from modulate import cli
 from modulate.recipe import recipe_paths
 from modulate.sections import Sampling
-from modulate_streamgaze.data_check import check_data, grid_of
+from modulate_streamgaze.data_check import check_data, steps_of
 from modulate_streamgaze.questions import TASKS
 
 PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
@@ -77,8 +77,8 @@ def test_gaze_that_no_step_can_see_is_an_error(reader):
 
 def test_steps_follow_the_sampling(reader):
     sample = next(s for s in reader().samples("all") if s.window == (0.0, 10.0))
-    assert grid_of(sample, TWO, 2, False).spans == ((0.0, 10.0),)
-    times = grid_of(sample, Sampling(fps=1.0, max_frames=99), 2, False).times
+    assert steps_of(sample, TWO, 2, False).spans == ((0.0, 10.0),)
+    times = steps_of(sample, Sampling(fps=1.0, max_frames=99), 2, False).times
     assert times == (0.5, 2.5, 4.5, 6.5, 8.5, 10.0)
 
 
