@@ -23,12 +23,13 @@ TYPES = ("mm_token_type_ids", "token_type_ids")
 class Columns:
     """What one forward gets, as far as it says where visual tokens are.
 
-    ``mask``: (row, position) bool, placeholders of vision; ``past``: absolute position of its first column; ``typed``: token types, or
-    positions given by hand, vouch that no generated placeholder is in the mask; ``ids``: the token ids, where there are any; ``attention``:
-    the attention mask, if one came.
+    ``mask``: (row, position) bool, placeholders of vision; ``some``: whether any token looks like one; ``past``: absolute position of its first
+    column; ``typed``: token types, or positions given by hand, vouch that no generated placeholder is in the mask; ``ids``: the token ids, where
+    there are any; ``attention``: the attention mask, if one came.
     """
 
     mask: Tensor
+    some: bool
     past: int
     typed: bool
     ids: Tensor | None
@@ -67,12 +68,13 @@ def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor 
         mask = pad(here, (0, length - here.shape[1]))  # what lies beyond was generated
         if rows % max(len(mask), 1) == 0:
             mask = mask.repeat_interleave(rows // max(len(mask), 1), 0)
-        return Columns(mask, past, True, ids, attention, cache)
+        return Columns(mask, bool(mask.any()), past, True, ids, attention, cache)
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for visual in visual_ids:  # a number at a time: nothing has to be brought to the ids' device, as isin's list had
         mask |= ids == visual
-    types = _types(given, past, ids)
-    return Columns(mask if types is None else mask & (types != 0), past, types is not None, ids, attention, cache)
+    some = bool(mask.any())
+    types = _types(given, past, ids) if some else None
+    return Columns(mask if types is None else mask & (types != 0), some, past, types is not None, ids, attention, cache)
 
 
 def _types(given: dict[str, Any], past: int, ids: Tensor) -> Tensor | None:
@@ -125,7 +127,7 @@ class Ledger:
         expected = [self.expected[r] for r in self.rows_of(len(here.mask))]
         begun, known = self.begin, self._history(here)
         ordinal = None
-        if bool(here.mask.any()):
+        if here.some:
             ordinal, visual = self._count(here, known, expected)
             known = torch.cat([pad(known, (0, here.past - known.shape[1])), visual], 1)  # what came between was not conditioned
         if known is not self.seen or self.begin != begun:

@@ -165,7 +165,8 @@ class Modulation(nn.Module):
             with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
                 if isinstance(latents, Tensor):
                     return self.amplitude[k] * writer(latents.float(), hidden, memory)
-                return self.amplitude[k] * torch.cat([writer.mixed(mixture) for mixture in latents])
+                found = [writer.mixed(mixture, self.amplitude[k]) for mixture in latents]
+                return torch.cat(found) if len(found) > 1 else found[0]
         except Exception:
             with self.config.modulator.blame("modulator", "writer"):  # only now: this runs inside compiled hosts
                 raise

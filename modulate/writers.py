@@ -72,6 +72,7 @@ class Projection(Writer):
         """Map the latents; ``hidden`` and ``memory`` are not used."""
         return nn.functional.linear(latents, self.weight)
 
-    def mixed(self, mixture: Mixture) -> Float[Tensor, "token d_model"]:
-        """Return what is added to all tokens of a clip: the same up to rounding."""
-        return Mixture(mixture.weights.float(), nn.functional.linear(mixture.vectors.float(), self.weight)).dense().flatten(0, 1)
+    def mixed(self, mixture: Mixture, amplitude: Float[Tensor, ""]) -> Float[Tensor, "token d_model"]:
+        """Return what is added to all tokens of a clip, α W z: the same up to rounding."""
+        vectors = amplitude * nn.functional.linear(mixture.vectors.float(), self.weight)
+        return Mixture(mixture.weights.float(), vectors).dense().flatten(0, 1)

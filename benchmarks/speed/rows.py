@@ -242,7 +242,7 @@ def training(bench: Bench) -> dict[str, Any]:
     """Two epochs of `modulate train` on the bench's files; after each of its steps, one sample the released way, in the same process."""
     stages = [{"name": "modulator", "train": ["modulator"], "epochs": 2}]
     settings = {"stages": stages, "batch_size": len(world.TASKS), "augment": False, "validate_every": None, "warmup_steps": 0, "together": "clip", "ahead": 0}
-    pipeline = bench.pipeline_for("training", training=settings)
+    pipeline = bench.pipeline_for("training", training=settings, features={"states_gib": GIB})
     samples = pipeline.samples("train")
     naive = bench.naive(awake(pipeline.fresh_modulation()))
     ours: list[Cost] = []
@@ -266,7 +266,7 @@ def training(bench: Bench) -> dict[str, Any]:
     lap()
     train(run, pipeline, listener, resume=False)
     half = len(ours) // 2
-    note = f"{len(world.TASKS)} questions on each clip"
+    note = f"{len(world.TASKS)} questions on each clip, `features.states_gib`"
     first, second = (compared(theirs[part], ours[part]) for part in (slice(0, half), slice(half, 2 * half)))
     return {"epoch_1": {**first, "note": note}, "epoch_2": {**second, "note": note}}
 
