@@ -48,7 +48,7 @@ def check_archive(path: Path, most_unpacked: int | None = None) -> None:
     except CheckpointError:
         raise
     except Exception as error:  # an altered archive fails in many ways; each means that torch.save did not write it
-        raise CheckpointError(f"{path} is not a file that torch.save writes: {error}. Download it again.") from error
+        raise CheckpointError(f"{path} is not a file that torch.save writes: {error!s:.200}. Download it again.") from error
 
 
 def check_pickle(data: bytes, source: str) -> int:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+MAX_SECONDS = 1e7
+"""Times from here on, 115 days, are no seconds of a video but what a clock showed, or another unit, or damage."""
+
 
 @dataclass(frozen=True)
 class ControlContext:

@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from modulate.errors import MissingFileError, VideoError
+from modulate.signals import MAX_SECONDS
 
 _SEEK_GAP = 10.0  # seconds: asked times closer than this are reached by decoding on, farther ones by seeking
 _NOT_VIDEO = frozenset({"tty", "lrc", "srt", "webvtt", "ass"})  # demuxers that make "video" or subtitles of any text file
@@ -93,8 +94,15 @@ def _duration(container: InputContainer, stream: VideoStream, path: Path) -> flo
     """
     if stream.time_base is None:
         raise VideoError(f"{path} declares no time base, so its frames have no times. Re-encode it.")
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
+    seconds = float((stream.duration or _packets_end(container, stream)) * stream.time_base)
+    if seconds >= MAX_SECONDS:
+        raise VideoError(f"{path} ends at {seconds:.3g} s by its own account, which is no length of a video: its times are damaged. Re-encode it.")
+    return seconds
+
+
+def _packets_end(container: InputContainer, stream: VideoStream) -> int:
+    """Return where the last packets of a stream end, in its time base from its start."""
+    assert stream.time_base is not None
     start = end = stream.start_time or 0
     about = int((container.duration or 0) / av.time_base / stream.time_base)
     for aim in (start + about, start):  # should nothing lie there, or should it refuse, all of it is read
@@ -104,7 +112,7 @@ def _duration(container: InputContainer, stream: VideoStream, path: Path) -> flo
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
         if end > start:
             break
-    return float((end - start) * stream.time_base)
+    return end - start
 
 
 class _Reader:

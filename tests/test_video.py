@@ -416,6 +416,20 @@ def test_a_header_that_claims_24_hours_costs_neither_time_nor_memory(ending: str
     assert time.process_time() - start < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
+def test_a_packet_that_claims_centuries_is_damage(folder: Path) -> None:
+    path = folder / "centuries.mkv"
+    with av.open(str(path), "w") as out, av.open(str(write(folder / "plain.mkv", REGULAR[:4], bf="0"))) as plain:
+        copy = out.add_stream_from_template(plain.streams.video[0])
+        packets = [packet for packet in plain.demux(plain.streams.video[0]) if packet.pts is not None]
+        for packet in packets:
+            if packet is packets[-1]:
+                packet.pts = packet.dts = 10**13  # milliseconds
+            packet.stream = copy
+            out.mux(packet)
+    with pytest.raises(VideoError, match=r"centuries\.mkv ends at 1e\+10 s by its own account, which is no length of a video: its times are damaged\. Re-encode it\."):
+        probe(path)
+
+
 def test_reading_video_imports_no_torch() -> None:
     code = "import sys, modulate.video; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from modulate.errors import MissingFileError, SignalError, shown
+from modulate.signals import MAX_SECONDS
 from modulate_gaze.positions import position_problem
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -29,9 +30,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 MAX_BYTES = 256 * 2**20
 MAX_ROWS = 2_000_000
-
-MAX_SECONDS = 1e7
-"""Times from here on, 115 days, are no seconds of a video but what a clock showed, or another unit."""
 
 
 def read_fixations(path: Path) -> Float64[np.ndarray, "fixation 4"]:

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from modulate.errors import MissingFileError, SignalError, shown
+from modulate.signals import MAX_SECONDS
 from modulate_gaze.positions import position_problem
 from modulate_gaze.scanpath import Scanpath
 
@@ -17,8 +18,6 @@ GAP = 0.5
 """Seconds after which a sample no longer holds: the hand was not tracked until the next one."""
 MAX_ROWS = 2_000_000
 MAX_BYTES = 256 * 2**20
-MAX_SECONDS = 1e7
-"""Times from here on, 115 days, are no seconds of a video."""
 
 
 class HandPath(Scanpath):

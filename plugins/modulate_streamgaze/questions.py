@@ -16,6 +16,7 @@ from typing import Any
 from modulate.errors import DataError, near_matches, shown
 from modulate.parse import parse_json, read_json
 from modulate.paths import checked_name
+from modulate.signals import MAX_SECONDS
 
 TASKS = (
     "past_scene_recall",
@@ -33,8 +34,6 @@ TASKS = (
 
 LETTERS = "ABCDEFGH"
 ALERT = "Based on the video so far, should the alert be triggered?"
-MAX_SECONDS = 1e7
-"""Times from here on, 115 days, are in no video."""
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"})
 _CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
 _SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)

@@ -365,6 +365,17 @@ def test_archives_with_damaged_directories_are_refused(saved, tmp_path):
             assert str(tmp_path / "changed.pt") in str(error)
 
 
+def test_an_archive_whose_entry_has_a_long_second_name_gives_a_short_message(saved, tmp_path):
+    data = bytearray(saved(made()).read_bytes())
+    at = data.rindex(b"PK\x03\x04", 0, data.index(b"/data.pkl"))  # where the entry's own header begins
+    data[at + 6 : at + 8] = bytes(2)  # names in no encoding that could fail
+    data[at + 26 : at + 28] = (4000).to_bytes(2, "little")
+    (tmp_path / "long.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"is not a file that torch\.save writes: File name in directory") as caught:
+        read_checkpoint(tmp_path / "long.pt")
+    assert len(str(caught.value)) < 500
+
+
 def test_other_files_are_refused(saved, tmp_path):
     with pytest.raises(MissingFileError, match="There is no checkpoint at"):
         read_checkpoint(tmp_path / "none.pt")
