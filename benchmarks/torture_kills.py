@@ -1,5 +1,5 @@
-"""Kills a training, and the computing of features, everywhere and at any time, lets it go on, and compares what it leaves, byte for byte, with a run that
-nothing happened to.
+"""Kills a training, and the computing of features, everywhere and at any time, and a sweep at any time; lets it go on, and compares what it leaves, byte for
+byte, with a run that nothing happened to.
 
 Run:   python benchmarks/torture_kills.py [--short] [--json OUT] [--seed N] [--folder DIR]
 
@@ -10,7 +10,7 @@ frames on disk), each followed by a resumption to the end:
 - **power cut**: the same, and what was not flushed is lost as a disk loses it: contents of files end anywhere behind what was flushed, and of the names
   made, changed and removed since their folder was flushed, only the first few are there;
 - **three times in a row**: the process that goes on dies as well, at a random operation, and the one after it;
-- **kill -9**: SIGKILL at a random moment of `modulate train`; **SIGTERM**: the same, politely;
+- **kill -9**: SIGKILL at a random moment of `modulate train`, `features` or `sweep`, whose own processes go on alone; **SIGTERM**: the same, politely;
 - **altered checkpoint**, or shard of features: a random byte of it is changed, or its end cut off, before the run goes on.
 """
 
@@ -265,6 +265,41 @@ class Features(World):
         return chance.choice(shards) if shards else None
 
 
+class Sweeping(World):
+    """`modulate sweep`: two runs, each a process of its own, which goes on by itself when the sweep is killed."""
+
+    name = "sweep: "
+
+    def prepare(self) -> None:
+        """Write the sweep."""
+        self.file = self.folder / "swept.yaml"
+        axes = {"alpha": {"one": {}, "two": {"injection": {"alpha": 2.0}}}}
+        self.file.write_text(json.dumps({"name": "swept", "base": "gazeqwen_tiny", "axes": axes}))
+
+    def go(self, runs: Path) -> None:
+        """Run it, in a process of its own, as it starts others."""
+        if code := child(lambda: command(self, runs)):
+            raise SystemExit(f"The sweep ended with exit code {code}.")
+
+    def _count(self) -> int:
+        """Return 0: what its processes do at their file operations is tried for each by itself."""
+        return 0
+
+    def command(self, runs: Path) -> list[str]:
+        """Return the command's arguments; changes of the recipe are those of the run alone, under the sweep's names."""
+        changes = [change for change in self.overrides if not change.startswith("name=")]
+        return ["sweep", str(self.file), *changes, "--jobs", "2", "--devices", "cpu", "--runs", str(runs), "--cache", str(self.folder / "cache")]
+
+    def left(self, runs: Path) -> dict[str, bytes]:
+        """Return the runs' folders and the figures made of them."""
+        folders = sorted(path.parent for path in (runs / "swept").glob("*/recipe.yaml"))
+        found = {f"{folder.name}/{name}": content for folder in folders for name, content in left_by(folder).items()}
+        figures = json.loads((runs / "swept" / "sweep.json").read_text())
+        for run in figures["runs"]:
+            run.pop("seconds", None)
+        return found | {"sweep.json": json.dumps(figures).encode()}
+
+
 class scratch:  # noqa: N801 - used like a function
     """A folder of its own for the length of a block, behind symbolic links resolved."""
 
@@ -342,7 +377,7 @@ def outcome(world: World, runs: Path, kills: int, code: int, part: str = "") -> 
 
 
 def command(world: World, runs: Path) -> None:
-    """`modulate train` or `modulate features`, all of it but the imports."""
+    """The command, all of it but the imports."""
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
@@ -423,6 +458,7 @@ def cases(world: World, seed: int, short: bool, often: dict[str, int]) -> list[C
 OFTEN = {
     Training: {"again": 80, "SIGKILL": 80, "SIGTERM": 10, "SIGINT": 10, "altered": 60},
     Features: {"again": 20, "SIGKILL": 20, "SIGTERM": 5, "SIGINT": 5, "altered": 20},
+    Sweeping: {"again": 0, "SIGKILL": 12, "SIGTERM": 4, "SIGINT": 4, "altered": 0},
 }
 OFTEN_IN_SHORT = {
     Training: {"some": 4, "again": 1, "SIGKILL": 1, "SIGTERM": 1, "SIGINT": 1, "altered": 1},

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,36 @@ def held(folder: Path) -> Iterator[None]:
         finally:
             del _held[key]
             os.ftruncate(handle, 0)  # and the file stays: were it removed, a third process could lock a new one beside it
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def bequeathed(folder: Path, tell: Callable[[str], object], poll: float = 0.5) -> Iterator[int]:
+    """Hold ``folder`` by a handle to be given to the processes that are started meanwhile: they hold it on, should this one be killed before them.
+
+    Yields the handle. Where such heirs hold it, they are waited for, which ``tell`` is told once. Raises :class:`LockedError` when the process that took it lives.
+    """
+    handle = _open(folder)
+    try:
+        told = False
+        while True:
+            try:
+                _lock(handle, folder)
+                break
+            except LockedError:
+                owner = _owner(handle)
+                if owner.get("host") != socket.gethostname() or lives(int(owner["pid"])):
+                    raise
+                if not told:
+                    tell(f"Process {owner['pid']}, which worked in {folder}, is gone, but what it has started goes on by itself: waiting for that to end.")
+                    told = True
+                time.sleep(poll)
+        _sign(handle, folder)
+        try:
+            yield handle
+        finally:
+            os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import sys
 import pytest
 
 from modulate.errors import LockedError, StorageError
-from modulate.locks import NAME, held
+from modulate.locks import NAME, bequeathed, held
 
 HOLD = "import sys; from modulate.locks import held\nwith held(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
@@ -36,6 +37,36 @@ def test_a_second_process_is_told_who_the_first_is_until_that_dies(holder, tmp_p
     assert json.loads((tmp_path / NAME).read_text())["pid"] == holder.pid
     with held(tmp_path):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+
+
+BEQUEATH = """
+import subprocess, sys
+from pathlib import Path
+from modulate.locks import bequeathed
+with bequeathed(Path(sys.argv[1]), print) as handle:
+    heir = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[handle])
+    print(heir.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_has_started_holds_its_folder_until_it_ends(tmp_path):
+    first = subprocess.Popen([sys.executable, "-c", BEQUEATH, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    heir = int(first.stdout.readline())
+    with pytest.raises(LockedError, match=rf"is in use by process {first.pid} on host"), bequeathed(tmp_path, pytest.fail):
+        pytest.fail("both hold it")
+    os.kill(heir, signal.SIGSTOP)  # or the end of its input would end it
+    first.kill()
+    first.communicate()
+    said = []
+
+    def end_the_heir(text):
+        said.append(text)
+        os.kill(heir, signal.SIGKILL)
+
+    with bequeathed(tmp_path, end_the_heir, poll=0.01):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert said == [f"Process {first.pid}, which worked in {tmp_path}, is gone, but what it has started goes on by itself: waiting for that to end."]
 
 
 def test_a_process_may_hold_what_it_holds(tmp_path):

@@ -28,6 +28,7 @@ def sweep(
     """Train and evaluate every run of a sweep, several at a time. Finished runs are skipped, interrupted ones continued. Exit code 1 when one fails."""
     from modulate.cli import show_sweep
     from modulate.launch import launched
+    from modulate.locks import bequeathed
     from modulate.sweeps import sweep as sweeps
     from modulate.sweeps import swept
     from modulate.sweeps.jobs import run_jobs
@@ -36,17 +37,18 @@ def sweep(
         raise RecipeError("modulate sweep starts its own processes, one for each device; start it once, without torchrun or accelerate launch.")
     loaded = sweeps.load_sweep(file, overrides or ())
     plan, folder = sweeps.plan(loaded), runs / loaded.name
-    states = swept.states(plan, folder)
     if dry_run:
-        show_sweep.plan(loaded, plan, states, folder)
+        show_sweep.plan(loaded, plan, swept.states(plan, folder), folder)
         return
-    waiting = [run for run in plan if states[run.name] != "finished"]
-    places = slots(devices, jobs, len(waiting))
-    _prepare(waiting, trust)
-    with show_sweep.progress(plan, states, folder) as listener:
-        outcomes = run_jobs([_job(run, folder, cache, trust) for run in waiting], places, listener)
-    failed = {o.name: show_sweep.last_lines(folder, o) for o in outcomes.ended if o.code and not o.interrupted}
-    show_sweep.results(swept.write_results(loaded, plan, folder, failed), folder, plan)
+    with bequeathed(folder, lambda text: typer.echo(text, err=True)) as handle:
+        states = swept.states(plan, folder)
+        waiting = [run for run in plan if states[run.name] != "finished"]
+        places = slots(devices, jobs, len(waiting))
+        _prepare(waiting, trust)
+        with show_sweep.progress(plan, states, folder) as listener:
+            outcomes = run_jobs([_job(run, folder, cache, trust) for run in waiting], places, listener, handles=[handle])
+        failed = {o.name: show_sweep.last_lines(folder, o) for o in outcomes.ended if o.code and not o.interrupted}
+        show_sweep.results(swept.write_results(loaded, plan, folder, failed), folder, plan)
     if outcomes.signum is not None:
         left = len(outcomes.waiting) + sum(o.interrupted and o.code != 0 for o in outcomes.ended)
         typer.echo(f"Interrupted with {left} of {len(plan)} runs to go. The same command continues.", err=True)

@@ -65,8 +65,15 @@ class _Running:
     told: bool = False
 
 
-def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], listener: Listener | None = None, grace: float = GRACE, poll: float = 0.2) -> Outcomes:
-    """Run every job, as many at once as there are ``slots``; a slot is what it adds to the environment of the jobs that it takes.
+def run_jobs(
+    jobs: Sequence[Job],
+    slots: Sequence[Mapping[str, str]],
+    listener: Listener | None = None,
+    grace: float = GRACE,
+    poll: float = 0.2,
+    handles: Sequence[int] = (),
+) -> Outcomes:
+    """Run every job, as many at once as there are ``slots``; a slot is what it adds to the environment of the jobs that it takes. Jobs inherit ``handles``.
 
     SIGINT, SIGTERM and SIGHUP are passed on: running jobs are told, and waited for until ``grace`` seconds have passed or a second signal comes; then they
     are killed. No further job is started. Outside the main thread, where signals do not arrive, nothing of this happens.
@@ -79,7 +86,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], listener: 
             while running or (waiting and not caught):
                 while waiting and free and not caught:
                     slot = free.popleft()
-                    running.append(_start(waiting.popleft(), slot, slots[slot]))
+                    running.append(_start(waiting.popleft(), slot, slots[slot], handles))
                     listener.started(running[-1].job.name)
                 _tell(running, caught, grace)
                 for one in [r for r in running if r.process.poll() is not None]:
@@ -99,14 +106,14 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], listener: 
     return outcomes
 
 
-def _start(job: Job, slot: int, extra: Mapping[str, str]) -> _Running:
+def _start(job: Job, slot: int, extra: Mapping[str, str], handles: Sequence[int]) -> _Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
         log.write(f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {' '.join(job.command)}\n".encode())
         log.flush()
         # A session of its own: Ctrl-C at the terminal reaches us alone, so that each job is told once.
         process = subprocess.Popen(
-            job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **extra}, start_new_session=True
+            job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **extra}, start_new_session=True, pass_fds=handles
         )
     return _Running(job, process, slot, time.monotonic())
 
