@@ -23,6 +23,9 @@ from modulate.errors import MissingFileError, VideoError
 from modulate.signals import MAX_SECONDS
 
 _SEEK_GAP = 10.0  # seconds: asked times closer than this are reached by decoding on, farther ones by seeking
+MAX_PIXELS = 2**25
+"""Pixels of the largest pictures that are read: 8K (7680×4320) and little more. A damaged header would take all memory otherwise."""
+
 _NOT_VIDEO = frozenset({"tty", "lrc", "srt", "webvtt", "ass"})  # demuxers that make "video" or subtitles of any text file
 
 
@@ -57,7 +60,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes). Copy or download it again.")
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        container = av.open(str(path), metadata_errors="ignore", options={"max_pixels": str(MAX_PIXELS)})  # already what is looked at in opening is decoded
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path} cannot be opened as a video: {_reason(error)}. It is no video, or was cut off before its index.") from error
     with container:
@@ -65,6 +68,8 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, av.ArgumentError):  # all that FFmpeg says of too many pixels
+        return f"{error.strerror}: pictures may have at most {MAX_PIXELS:,} pixels"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -75,6 +80,7 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # whatever is declared, a picture's own header says how large it is
             return stream
     kinds = sorted({s.type for s in container.streams})
     raise VideoError(f"{path} holds no video stream, only: {', '.join(kinds) or 'nothing'}. Name the file with the pictures.")

@@ -430,6 +430,22 @@ def test_a_packet_that_claims_centuries_is_damage(folder: Path) -> None:
         probe(path)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_pictures_larger_than_8k_are_refused_whatever_the_file_says_of_them(declared: bool, folder: Path) -> None:
+    path = folder / f"large-{declared}.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mjpeg", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 8192, 4112, "yuvj420p"
+        for packet in [*stream.encode(av.VideoFrame(8192, 4112, "yuvj420p")), *stream.encode()]:
+            out.mux(packet)
+    if not declared:
+        data = path.read_bytes()
+        assert data.count(b"\xb0\x82\x20\x00\xba\x82\x10\x10") == 1  # PixelWidth, PixelHeight
+        path.write_bytes(data.replace(b"\xb0\x82\x20\x00\xba\x82\x10\x10", b"\xb0\x82\x00\x20\xba\x82\x00\x20"))
+    with pytest.raises(VideoError, match=rf"large-{declared}\.mkv: no frame can be decoded \(Invalid argument: pictures may have at most 33,554,432 pixels\)"):
+        probe(path)
+
+
 def test_reading_video_imports_no_torch() -> None:
     code = "import sys, modulate.video; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
