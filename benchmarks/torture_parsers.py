@@ -512,7 +512,8 @@ def video_seeds() -> list[bytes]:
 
 
 def read_video(path: Path) -> Any:
-    from modulate.video import probe, read_frames, sample_times
+    from modulate.grid import sample_times
+    from modulate.video import probe, read_frames
 
     info = probe(path)
     return info, read_frames(path, sample_times((0.0, min(info.duration, 1e6)), 2.0, 3))
@@ -522,7 +523,7 @@ def check_video(result: Any, data: bytes) -> None:
     info, frames = result
     assert 1 <= len(frames.times) <= 3 and frames.images.shape[0] == len(frames.times) and frames.images.shape[3] == 3 and frames.images.dtype == np.uint8
     assert all(math.isfinite(t) for t in frames.times) and all(b > a for a, b in itertools.pairwise(frames.times))
-    assert 0 <= info.duration < 1e7 and 0 < info.fps < 1e7 and info.width > 0 and info.height > 0
+    assert 0 <= info.duration < 1e7 and 0 < info.fps <= 1e5 and info.width > 0 and info.height > 0
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from modulate.components import Backbone, Dataset, FrameFeatures, Sample
 from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.features import FeatureCache, FeatureKey
 from modulate.files import content_hash
-from modulate.grid import VisualGrid, counted_on
+from modulate.grid import VisualGrid, counted_on, sample_times
 from modulate.memory import first_line, is_out_of_memory
 from modulate.recipe import Recipe
 from modulate.sections import Sampling
-from modulate.video import Frames, sample_times
+from modulate.video import Frames
 
 T = TypeVar("T")
 

@@ -1,8 +1,9 @@
-"""The visual grid of a clip: which visual tokens there are, and which stretch of time each step of them shows.
+"""When a clip is looked at, and its visual grid: which visual tokens there are, and which stretch of time each step of them shows.
 
 The only place where frame times become step times (:func:`visual_grid`): hosts, signal encoders and backbones all read its result.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,3 +81,22 @@ def visual_grid(frame_times: Sequence[float], frames_per_step: int, rows: int, c
     groups[-1] += [groups[-1][-1]] * (frames_per_step - len(groups[-1]))
     cuts = [start] + [(a[-1] + b[0]) / 2 for a, b in zip(groups, groups[1:], strict=False)] + [end]
     return VisualGrid(rows, cols, tuple(sum(g) / len(g) for g in groups), tuple(zip(cuts, cuts[1:], strict=False)))
+
+
+def sample_times(window: tuple[float, float], fps: float, max_frames: int | None = None) -> list[float]:
+    """Return the times (s) at which to look at ``window`` = (start, end): …, end − 2/fps, end − 1/fps, end, none before start.
+
+    Where that makes more than ``max_frames``, they are spread evenly over the window instead, both ends included (one alone is the end).
+    Raises :class:`VideoError` for a window that ends before it starts, or values that are not finite or positive.
+    """
+    start, end = float(window[0]), float(window[1])
+    if not (math.isfinite(start) and math.isfinite(end) and start <= end):
+        raise VideoError(f"A window must be (start, end) in seconds with start ≤ end; got ({start}, {end}).")
+    if not (math.isfinite(fps) and fps > 0) or (max_frames is not None and max_frames < 1):
+        raise VideoError(f"Sampling needs fps > 0 and max_frames ≥ 1; got fps={fps}, max_frames={max_frames}.")
+    count = math.floor((end - start) * fps + 1e-6) + 1
+    if max_frames is None or count <= max_frames:
+        return [max(start, end - k / fps) for k in reversed(range(count))]
+    if max_frames == 1:
+        return [end]
+    return [start + (end - start) * k / (max_frames - 1) for k in range(max_frames - 1)] + [end]

@@ -26,6 +26,9 @@ _SEEK_GAP = 10.0  # seconds: asked times closer than this are reached by decodin
 MAX_PIXELS = 2**25
 """Pixels of the largest pictures that are read: 8K (7680×4320) and little more. A damaged header would take all memory otherwise."""
 
+MAX_FPS = 1e5
+"""Frames a second; a faster rate is none of a video."""
+
 _NOT_VIDEO = frozenset({"tty", "lrc", "srt", "webvtt", "ass"})  # demuxers that make "video" or subtitles of any text file
 
 
@@ -90,6 +93,8 @@ def _fps(stream: VideoStream, path: Path) -> float:
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     if not rate:
         raise VideoError(f"{path} declares no frame rate. Re-encode it, for example to mp4.")
+    if rate > MAX_FPS:
+        raise VideoError(f"{path} declares {float(rate):.3g} frames a second, which no video has: its header is damaged. Re-encode it.")
     return float(rate)
 
 
@@ -256,7 +261,10 @@ def read_shown(path: str | Path, times: Sequence[float]) -> tuple[Frames, dict[f
         for time in asked:
             frame = reader.at(time)
             if not shown or reader.time(frame) > shown[-1]:
-                image = _upright(frame, images)
+                try:
+                    image = _upright(frame, images)
+                except av.FFmpegError as error:
+                    raise VideoError(f"{path}: the frame at {reader.time(frame):.3f} s cannot be brought to RGB: {_reason(error)}. Re-encode it.") from error
                 if images is None:
                     images = np.empty((len(asked), *image.shape), np.uint8)
                 images[len(shown)] = image
@@ -273,22 +281,3 @@ def _upright(frame: VideoFrame, like: NDArray[np.uint8] | None) -> NDArray[np.ui
     if like is not None:
         height, width = like.shape[2:0:-1] if turns % 2 else like.shape[1:3]
     return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)
-
-
-def sample_times(window: tuple[float, float], fps: float, max_frames: int | None = None) -> list[float]:
-    """Return the times (s) at which to look at ``window`` = (start, end): …, end − 2/fps, end − 1/fps, end, none before start.
-
-    Where that makes more than ``max_frames``, they are spread evenly over the window instead, both ends included (one alone is the end).
-    Raises :class:`VideoError` for a window that ends before it starts, or values that are not finite or positive.
-    """
-    start, end = float(window[0]), float(window[1])
-    if not (math.isfinite(start) and math.isfinite(end) and start <= end):
-        raise VideoError(f"A window must be (start, end) in seconds with start ≤ end; got ({start}, {end}).")
-    if not (math.isfinite(fps) and fps > 0) or (max_frames is not None and max_frames < 1):
-        raise VideoError(f"Sampling needs fps > 0 and max_frames ≥ 1; got fps={fps}, max_frames={max_frames}.")
-    count = math.floor((end - start) * fps + 1e-6) + 1
-    if max_frames is None or count <= max_frames:
-        return [max(start, end - k / fps) for k in reversed(range(count))]
-    if max_frames == 1:
-        return [end]
-    return [start + (end - start) * k / (max_frames - 1) for k in range(max_frames - 1)] + [end]

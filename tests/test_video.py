@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modulate.errors import MissingFileError, VideoError
-from modulate.video import VideoInfo, probe, read_frames, sample_times
+from modulate.grid import sample_times
+from modulate.video import VideoInfo, probe, read_frames
 
 CLOCK = 90_000
 REGULAR = [k / 25 for k in range(150)]
@@ -444,6 +445,27 @@ def test_pictures_larger_than_8k_are_refused_whatever_the_file_says_of_them(decl
         path.write_bytes(data.replace(b"\xb0\x82\x20\x00\xba\x82\x10\x10", b"\xb0\x82\x00\x20\xba\x82\x00\x20"))
     with pytest.raises(VideoError, match=rf"large-{declared}\.mkv: no frame can be decoded \(Invalid argument: pictures may have at most 33,554,432 pixels\)"):
         probe(path)
+
+
+def test_a_frame_rate_that_no_video_has_is_damage(folder: Path) -> None:
+    path = folder / "fast.avi"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for packet in [*(p for k in range(4) for p in stream.encode(av.VideoFrame.from_ndarray(picture(k), format="rgb24"))), *stream.encode()]:
+            out.mux(packet)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"strh") + 28  # scale, rate
+    data[at : at + 8] = struct.pack("<II", 1, 10**8)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"fast\.avi declares 1e\+08 frames a second, which no video has: its header is damaged\. Re-encode it\."):
+        probe(path)
+
+
+def test_colours_that_cannot_be_converted_are_an_error_with_the_frames_time(folder: Path) -> None:
+    path = write(folder / "colours.mp4", REGULAR[:4], bf="0", **{"x264-params": "colormatrix=chroma-derived-nc"})
+    with pytest.raises(VideoError, match=r"colours\.mp4: the frame at 0\.040 s cannot be brought to RGB: .+\. Re-encode it\."):
+        read_frames(path, [0.04])
 
 
 def test_reading_video_imports_no_torch() -> None:
