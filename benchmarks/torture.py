@@ -137,7 +137,7 @@ def main() -> None:
     """Torture what is asked for, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("kills", "inputs", "files"), action="append")
-    parser.add_argument("--seconds", type=float, default=50.0, help="for each parser")
+    parser.add_argument("--seconds", type=float, default=40.0, help="for each parser")
     parser.add_argument("--seed", type=int, default=0, help="of the damaged inputs; another one adds others")
     parser.add_argument("--page", action="store_true", help="run nothing; write the page from what is noted")
     options = parser.parse_args()

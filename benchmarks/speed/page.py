@@ -93,7 +93,7 @@ def machines(figures: Mapping[str, Any]) -> list[str]:
     """Return one line for each run that rows are from."""
     used = {row["run"] for row in figures["rows"].values()} | {figures["curves"].get("run")}
     lines = []
-    for number, m in sorted(figures.get("runs", {}).items()):
+    for number, m in sorted(figures.get("runs", {}).items(), key=lambda item: int(item[0])):
         if number in used:
             gpu = f", {m['gpu']}" if m["gpu"] else ""
             lines.append(
