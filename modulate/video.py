@@ -82,6 +82,8 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
         raise VideoError(f"{path} cannot be opened as a video: it is text. It is no video, or was cut off before its index.")
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise VideoError(f"{path} holds video of a kind that cannot be decoded here. Re-encode it, for example to mp4.")
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # whatever is declared, a picture's own header says how large it is
             return stream

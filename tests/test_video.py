@@ -447,6 +447,13 @@ def test_pictures_larger_than_8k_are_refused_whatever_the_file_says_of_them(decl
         probe(path)
 
 
+def test_a_codec_that_nobody_knows_is_named_as_such(folder: Path) -> None:
+    path = write(folder / "unknown.mkv", REGULAR[:4], bf="0")
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODY/KNOWS!"))
+    with pytest.raises(VideoError, match=r"unknown\.mkv holds video of a kind that cannot be decoded here\. Re-encode it, for example to mp4\."):
+        probe(path)
+
+
 def test_a_frame_rate_that_no_video_has_is_damage(folder: Path) -> None:
     path = folder / "fast.avi"
     with av.open(str(path), "w") as out:
