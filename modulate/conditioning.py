@@ -37,9 +37,10 @@ class Plan:
     def __post_init__(self) -> None:
         every = torch.arange(len(self.latents.span), device=self.token.device)
         self._whole = bool(self.latents.mixtures(0)) and torch.equal(self.token, every)
-        device = self.latents.device
-        token = self.token.to(device)
-        self._source = token, self.latents.span.to(device)[token]  # the same for all layers
+        if not self._whole:
+            device = self.latents.device
+            token = self.token.to(device)
+            self._source = token, self.latents.span.to(device)[token]  # the same for all layers
 
     def read(self, k: int) -> tuple[Tensor | list[Mixture], Memory | None]:
         """Return the latents that the ``k``-th layer writes, one for each position or all clips whole, and the memory that goes with them."""

@@ -38,13 +38,12 @@ def held(folder: Path) -> Iterator[None]:
     handle = _open(folder)
     try:
         _lock(handle, folder)
-        _sign(handle, folder)
-        _held[key] = 1
-        try:
-            yield
-        finally:
-            del _held[key]
-            os.ftruncate(handle, 0)  # and the file stays: were it removed, a third process could lock a new one beside it
+        with _signed(handle, folder):
+            _held[key] = 1
+            try:
+                yield
+            finally:
+                del _held[key]
     finally:
         os.close(handle)
 
@@ -70,11 +69,8 @@ def bequeathed(folder: Path, tell: Callable[[str], object], poll: float = 0.5) -
                     tell(f"Process {owner['pid']}, which worked in {folder}, is gone, but what it has started goes on by itself: waiting for that to end.")
                     told = True
                 time.sleep(poll)
-        _sign(handle, folder)
-        try:
+        with _signed(handle, folder):
             yield handle
-        finally:
-            os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 
@@ -87,12 +83,18 @@ def _open(folder: Path) -> int:
         raise StorageError(f"{folder} cannot be written: {error}. Name another folder for the runs.") from error
 
 
-def _sign(handle: int, folder: Path) -> None:
+@contextmanager
+def _signed(handle: int, folder: Path) -> Iterator[None]:
+    """Say in the lock file who holds it, for the length of a ``with`` block."""
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}).encode(), 0)
     except OSError as error:
         raise StorageError(f"{folder / NAME} cannot be written: {error}. Free some space, or name another folder for the runs.") from error
+    try:
+        yield
+    finally:
+        os.ftruncate(handle, 0)  # and the file stays: were it removed, a third process could lock a new one beside it
 
 
 def _lock(handle: int, folder: Path) -> None:
