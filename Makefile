@@ -33,7 +33,7 @@ torture: $(STAMP)  ## kill runs, damage files, and write docs/explanation/durabi
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
 
 bench: $(STAMP)  ## measure speed and memory, and write docs/benchmarks.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
+	OMP_NUM_THREADS=1 MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks.speed
 
 docs: $(STAMP)  ## write the generated pages anew
 	$(BIN)/python -m modulate.cli.reference

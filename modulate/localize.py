@@ -69,8 +69,9 @@ def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor 
         if rows % max(len(mask), 1) == 0:
             mask = mask.repeat_interleave(rows // max(len(mask), 1), 0)
         return Columns(mask, bool(mask.any()), past, True, ids, attention, cache)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for visual in visual_ids:  # a number at a time: nothing has to be brought to the ids' device, as isin's list had
+    first, *others = visual_ids  # a number at a time: nothing has to be brought to the ids' device, as isin's list had
+    mask = ids == first
+    for visual in others:
         mask |= ids == visual
     some = bool(mask.any())
     types = _types(given, past, ids) if some else None

@@ -214,8 +214,11 @@ class Modulation(nn.Module):
             return upload(Path(folder), repo_id, private=private, **hub)
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, **hub: Any) -> Self:
+    def from_pretrained(cls, path_or_repo: str | Path, *, is_trainable: bool = False, **hub: Any) -> Self:
         """Load a folder or a hub repository (``hub``: arguments of ``huggingface_hub.snapshot_download``).
+
+        Frozen and in evaluation mode, as PEFT's adapters, unless ``is_trainable``: otherwise ``condition()`` outside of ``no_grad`` would record a graph that
+        nobody asked for, and keep it.
 
         Raises :class:`MissingFileError` or :class:`CheckpointError` naming file and key.
         """
@@ -229,7 +232,7 @@ class Modulation(nn.Module):
             _refuse_misfit(config, folder)
             modulation = cls(config)
         modulation.load(folder)
-        return modulation
+        return modulation.train(is_trainable).requires_grad_(is_trainable)
 
     def load(self, folder: Path) -> None:
         """Take over the weights in ``folder``, strictly. Raises :class:`CheckpointError` on any missing, unexpected or misshapen tensor."""

@@ -12,7 +12,7 @@ from typing import Any
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="functions of benchmarks/speed/rows.py, or curves; by default all")
+    parser.add_argument("--only", nargs="*", help="rows (functions of benchmarks/speed/rows.py and inference.py) or curves; by default all")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of the shorter measurements")
     parser.add_argument("--moments", type=int, default=4, help="clips of the training rows, each with four questions; one pair for each clip and epoch")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; with 1, the seconds do not depend on what else the machine does")
@@ -24,9 +24,10 @@ def main() -> None:
 
     torch.set_num_threads(given.threads)
     from benchmarks.speed import curves, page, rows, timing
+    from benchmarks.speed.bench import Bench
 
     with TemporaryDirectory() as temporary:
-        bench = rows.Bench(given.folder or Path(temporary), given.moments, given.repeats)
+        bench = Bench(given.folder or Path(temporary), given.moments, given.repeats)
         if given.peak:
             print(rows.peak_of(given.peak, bench))
             return

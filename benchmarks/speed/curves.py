@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed import world
-from benchmarks.speed.rows import Bench, awake
+from benchmarks.speed.bench import Bench, awake
 from benchmarks.speed.timing import interleaved
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.choice import Choice

@@ -11,8 +11,9 @@ from benchmarks.speed.curves import svg
 ROOT = Path(__file__).parents[2]
 DATA, PAGE, PLOTS = ROOT / "docs/benchmarks.json", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks"
 
-#: row → (what is measured, whether the ratio is to be at most or at least the bar, bar)
+#: row → (what is measured, whether the ratio is to be at most, at least or equal to the bar, bar)
 BARS: dict[str, tuple[str, str, float]] = {
+    "bare": ("control: the bare host's forward over another bare host's", "=", 1.0),
     "attached": ("attached, not conditioned: forward over the bare host's", "≤", 1.01),
     "conditioned": ("conditioned forward over the bare host's, features given", "≤", 1.05),
     "gpu conditioned": ("the same at 7B shapes, bfloat16, on a GPU", "≤", 1.02),
@@ -60,7 +61,9 @@ def slug(name: str) -> str:
 
 
 def verdict(row: Mapping[str, Any], sign: str, bar: float) -> str:
-    """Say whether the whole interval lies on the right side of the bar, none of it does, or some."""
+    """Say whether the whole interval lies on the right side of the bar, none of it does, or some; of an equality, whether the bar lies within."""
+    if sign == "=":
+        return "met" if row["low"] <= bar <= row["high"] else "not met"
     good = [value >= bar if sign == "≥" else value <= bar if sign == "≤" else value < bar for value in (row["low"], row["high"])]
     return "met" if all(good) else "not met" if not any(good) else "open"
 

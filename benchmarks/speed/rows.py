@@ -5,9 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import copy
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.naive import Naive, Resampler
+from benchmarks.naive import Resampler
 from benchmarks.speed import world
+from benchmarks.speed.bench import Bench, awake
+from benchmarks.speed.inference import forward, generate
 from benchmarks.speed.timing import Cost, compared, cost, interleaved, peak, ratio, resident, started
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.below import Below
 from modulate.choice import Choice
 from modulate.evaluation.evaluate import score
-from modulate.hooks import Hook
 from modulate.inject import ModulatedHost
 from modulate.pipeline import Pipeline
 from modulate.run import Run
@@ -34,148 +33,6 @@ from modulate_gaze.scanpath import Scanpath
 
 SCALE = 6.283185
 GIB = 1.0
-
-
-class Bench:
-    """The bench host, its world, and a modulation of it whose residuals are not zero. ``folder``: holds all files."""
-
-    def __init__(self, folder: Path, moments: int, repeats: int) -> None:
-        self.folder, self.repeats = folder, repeats
-        if not (folder / "host").is_dir():
-            world.save_host(folder / "host")
-            world.write_world(folder / "world", videos=1, moments=world.MOMENTS[:moments])
-
-    def pipeline_for(self, name: str, **changes: Any) -> Pipeline:
-        """Return a pipeline with its own feature cache."""
-        recipe = world.recipe(self.folder / "world", self.folder / "host", name=name, **changes)
-        pipeline = Pipeline(recipe, self.folder / f"cache-{name}")
-        pipeline.make_data()
-        return pipeline
-
-    @cached_property
-    def pipeline(self) -> Pipeline:
-        """The bench's own."""
-        return self.pipeline_for("bench")
-
-    @cached_property
-    def modulation(self) -> Modulation:
-        """One that writes something."""
-        return awake(self.pipeline.fresh_modulation())
-
-    @cached_property
-    def prepared(self) -> Any:
-        """The first sample."""
-        return self.pipeline.prepare(self.pipeline.samples("train")[0])
-
-    @cached_property
-    def inputs(self) -> dict[str, Tensor]:
-        """The first sample as a batch of one."""
-        return self.pipeline.collate([self.prepared]).inputs
-
-    @property
-    def rows(self) -> list[list[ClipInput]]:
-        """Its conditioning."""
-        return [[self.prepared.clip(self.prepared.signal)]]
-
-    def naive(self, weights: Modulation) -> Naive:
-        """Return the released way of training a copy of these weights."""
-        from transformers import AutoModelForImageTextToText
-
-        eager = AutoModelForImageTextToText.from_pretrained(self.folder / "host", attn_implementation="eager").eval().requires_grad_(False)
-        p = self.pipeline
-        return Naive(
-            eager, p.host, p.processor, p.backbone, dict(weights.state_dict()), world.INJECTED, frames=world.FRAMES, scale=SCALE, blocks=2, lr=3e-4
-        )  # fmt: skip
-
-    def prompt(self, sample: Any) -> str:
-        """Return the user's turn."""
-        return self.pipeline.dataset.prompt(sample, "letter")
-
-
-def awake(modulation: Modulation) -> Modulation:
-    """Give a fresh modulation writers that are not zero."""
-    torch.manual_seed(1)
-    for writer in modulation.out:
-        nn.init.normal_(writer.weight, std=0.02)
-    return modulation
-
-
-def ours(bench: Bench, act: Callable[[], Any], rows: list[list[ClipInput]] | None) -> float:
-    """Return the seconds of the processor that attaching, conditioning by ``rows``, our hooks during ``act`` and detaching take by themselves; median of the repeats."""
-    def once() -> float:
-        spent, call = [0.0], Hook.__call__
-
-        def timed(hook: Hook, *args: Any, **kwargs: Any) -> Any:
-            begin = time.process_time()
-            try:
-                return call(hook, *args, **kwargs)
-            finally:
-                spent[0] += time.process_time() - begin
-
-        begin = time.process_time()
-        with bench.modulation.attached(bench.pipeline.model) as attachment, attachment.condition(rows) if rows else nullcontext():
-            spent[0] += time.process_time() - begin
-            Hook.__call__ = timed  # type: ignore[method-assign]
-            try:
-                act()
-            finally:
-                Hook.__call__ = call  # type: ignore[method-assign]
-            begin = time.process_time()
-        return spent[0] + time.process_time() - begin
-
-    return statistics.median(once() for _ in range(bench.repeats))
-
-
-# --- inference --------------------------------------------------------------------------------------------------------------------------
-
-
-def forward(bench: Bench) -> dict[str, Any]:
-    """The bare host, attached, and conditioned: one forward on one clip, answered at the last position."""
-    model, inputs = bench.pipeline.model, bench.inputs
-
-    @torch.inference_mode()
-    def bare() -> None:
-        model(**inputs, **Pipeline.LAST_LOGITS)
-
-    @torch.inference_mode()
-    def attached() -> None:
-        with bench.modulation.attached(model):
-            model(**inputs, **Pipeline.LAST_LOGITS)
-
-    @torch.inference_mode()
-    def conditioned() -> None:
-        with bench.modulation.attached(model) as attachment, attachment.condition(bench.rows):
-            model(**inputs, **Pipeline.LAST_LOGITS)
-
-    @torch.inference_mode()
-    def condition() -> None:
-        bench.modulation.latents(bench.rows[0])
-
-    plain, hooked, full = interleaved([bare, attached, conditioned], bench.repeats)
-    alone = interleaved([condition], bench.repeats)[0]
-    seconds = statistics.median(c.cpu for c in alone)
-    own, all_of_it = ours(bench, bare, None), ours(bench, bare, bench.rows)
-    return {
-        "attached": {**compared(hooked, plain), "note": f"ours by itself {1000 * own:.1f} ms"},
-        "conditioned": {**compared(full, plain), "note": f"ours by itself {1000 * all_of_it:.0f} ms, of which `condition()` {1000 * seconds:.0f} ms"},
-    }
-
-
-def generate(bench: Bench) -> dict[str, Any]:
-    """64 tokens, greedily, with and without conditioning."""
-    model = bench.pipeline.model
-    model.generation_config.eos_token_id = None
-    more = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": 0}
-
-    def bare() -> None:
-        model.generate(**bench.inputs, **more)
-
-    def conditioned() -> None:
-        with bench.modulation.attached(model) as attachment, attachment.condition(bench.rows):
-            model.generate(**bench.inputs, **more)
-
-    full, plain = interleaved([conditioned, bare], bench.repeats)
-    return {"generate": {**compared(full, plain), "note": f"ours by itself {1000 * ours(bench, bare, bench.rows):.0f} ms"}}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------------------------

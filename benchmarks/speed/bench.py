@@ -1,0 +1,77 @@
+"""The bench host, its files, and a modulation of it that writes something: what all rows are measured on."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.naive import Naive
+from benchmarks.speed import world
+from modulate import ClipInput, Modulation
+from modulate.pipeline import Pipeline
+
+
+class Bench:
+    """The bench host, its world, and a modulation of it whose residuals are not zero. ``folder``: holds all files."""
+
+    def __init__(self, folder: Path, moments: int, repeats: int) -> None:
+        self.folder, self.repeats = folder, repeats
+        if not (folder / "host").is_dir():
+            world.save_host(folder / "host")
+            world.write_world(folder / "world", videos=1, moments=world.MOMENTS[:moments])
+
+    def pipeline_for(self, name: str, **changes: Any) -> Pipeline:
+        """Return a pipeline with its own feature cache."""
+        recipe = world.recipe(self.folder / "world", self.folder / "host", name=name, **changes)
+        pipeline = Pipeline(recipe, self.folder / f"cache-{name}")
+        pipeline.make_data()
+        return pipeline
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The bench's own."""
+        return self.pipeline_for("bench")
+
+    @cached_property
+    def modulation(self) -> Modulation:
+        """One that writes something, as it is when it was loaded."""
+        return awake(self.pipeline.fresh_modulation()).eval().requires_grad_(False)
+
+    @cached_property
+    def prepared(self) -> Any:
+        """The first sample."""
+        return self.pipeline.prepare(self.pipeline.samples("train")[0])
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """The first sample as a batch of one."""
+        return self.pipeline.collate([self.prepared]).inputs
+
+    @property
+    def rows(self) -> list[list[ClipInput]]:
+        """Its conditioning."""
+        return [[self.prepared.clip(self.prepared.signal)]]
+
+    def naive(self, weights: Modulation) -> Naive:
+        """Return the released way of training a copy of these weights."""
+        from transformers import AutoModelForImageTextToText
+
+        eager = AutoModelForImageTextToText.from_pretrained(self.folder / "host", attn_implementation="eager").eval().requires_grad_(False)
+        p = self.pipeline
+        return Naive(
+            eager, p.host, p.processor, p.backbone, dict(weights.state_dict()), world.INJECTED, frames=world.FRAMES, scale=SCALE, blocks=2, lr=3e-4
+        )  # fmt: skip
+
+    def prompt(self, sample: Any) -> str:
+        """Return the user's turn."""
+        return self.pipeline.dataset.prompt(sample, "letter")
+
+
+def awake(modulation: Modulation) -> Modulation:
+    """Give a fresh modulation writers that are not zero."""
+    torch.manual_seed(1)
+    for writer in modulation.out:
+        nn.init.normal_(writer.weight, std=0.02)
+    return modulation

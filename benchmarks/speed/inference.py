@@ -1,0 +1,92 @@
+"""The rows of a host in use: what attaching and conditioning cost a forward, and an answer of 64 tokens."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.side_by_side import side_by_side
+from benchmarks.speed.timing import compared, interleaved
+from modulate.hooks import Hook
+from modulate.pipeline import Pipeline
+
+Act = Callable[[Any], Any]
+
+
+def forward(bench: Bench) -> dict[str, Any]:
+    """The bare host, attached, and conditioned: one forward on one clip, answered at the last position; and, as a control, the bare host once more."""
+    act = torch.inference_mode()(lambda model: model(**bench.inputs, **Pipeline.LAST_LOGITS))
+
+    def attached(model: nn.Module) -> None:
+        with bench.modulation.attached(model):
+            act(model)
+
+    def condition() -> None:
+        bench.modulation.latents(bench.rows[0])
+
+    plain, hooked, full, again = side_by_side([act, attached, conditioned(bench, act), act], hosts(bench, 4), 2 * bench.repeats)
+    alone = interleaved([condition], bench.repeats)[0]
+    seconds = statistics.median(c.cpu for c in alone)
+    own, all_of_it = ours(bench, act, None), ours(bench, act, bench.rows)
+    return {
+        "bare": compared(again, plain),
+        "attached": {**compared(hooked, plain), "note": f"ours by itself {1000 * own:.1f} ms"},
+        "conditioned": {**compared(full, plain), "note": f"ours by itself {1000 * all_of_it:.0f} ms, of which `condition()` {1000 * seconds:.0f} ms"},
+    }
+
+
+def generate(bench: Bench) -> dict[str, Any]:
+    """64 tokens, greedily, with and without conditioning."""
+    def act(model: Any) -> None:
+        model.generation_config.eos_token_id = None
+        model.generate(**bench.inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
+
+    full, plain = side_by_side([conditioned(bench, act), act], hosts(bench, 2), 4 * bench.repeats)
+    return {"generate": {**compared(full, plain), "note": f"ours by itself {1000 * ours(bench, act, bench.rows):.0f} ms"}}
+
+
+def hosts(bench: Bench, n: int) -> list[nn.Module]:
+    """Return the bench host and equal ones, ``n`` in all."""
+    return [bench.pipeline.model, *(copy.deepcopy(bench.pipeline.model) for _ in range(n - 1))]
+
+
+def conditioned(bench: Bench, act: Act) -> Act:
+    """Return ``act`` with attaching, conditioning and detaching around it."""
+
+    def call(model: nn.Module) -> None:
+        with bench.modulation.attached(model) as attachment, attachment.condition(bench.rows):
+            act(model)
+
+    return call
+
+
+def ours(bench: Bench, act: Act, rows: list[Any] | None) -> float:
+    """Return the seconds of the processor that attaching, conditioning by ``rows``, our hooks during ``act`` and detaching take by themselves; median of the repeats."""
+    def once() -> float:
+        spent, call = [0.0], Hook.__call__
+
+        def timed(hook: Hook, *args: Any, **kwargs: Any) -> Any:
+            begin = time.process_time()
+            try:
+                return call(hook, *args, **kwargs)
+            finally:
+                spent[0] += time.process_time() - begin
+
+        begin = time.process_time()
+        with bench.modulation.attached(bench.pipeline.model) as attachment, attachment.condition(rows) if rows else nullcontext():
+            spent[0] += time.process_time() - begin
+            Hook.__call__ = timed  # type: ignore[method-assign]
+            try:
+                act(bench.pipeline.model)
+            finally:
+                Hook.__call__ = call  # type: ignore[method-assign]
+            begin = time.process_time()
+        return spent[0] + time.process_time() - begin
+
+    return statistics.median(once() for _ in range(bench.repeats))
