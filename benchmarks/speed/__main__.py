@@ -13,7 +13,7 @@ def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="rows (functions of benchmarks/speed/rows.py and inference.py) or curves; by default all")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of the shorter measurements")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of most measurements; a forward has 4 times as many, generate 8 times")
     parser.add_argument("--moments", type=int, default=4, help="clips of the training rows, each with four questions; one pair for each clip and epoch")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; with 1, the seconds do not depend on what else the machine does")
     parser.add_argument("--folder", type=Path, help="keep the bench's files there")

@@ -30,7 +30,7 @@ def forward(bench: Bench) -> dict[str, Any]:
     def condition() -> None:
         bench.modulation.latents(bench.rows[0])
 
-    plain, hooked, full, again = side_by_side([act, attached, conditioned(bench, act), act], hosts(bench, 4), 2 * bench.repeats)
+    plain, hooked, full, again = side_by_side([act, attached, conditioned(bench, act), act], hosts(bench, 4), 4 * bench.repeats)
     alone = interleaved([condition], bench.repeats)[0]
     seconds = statistics.median(c.cpu for c in alone)
     own, all_of_it = ours(bench, act, None), ours(bench, act, bench.rows)
@@ -47,7 +47,7 @@ def generate(bench: Bench) -> dict[str, Any]:
         model.generation_config.eos_token_id = None
         model.generate(**bench.inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
 
-    full, plain = side_by_side([conditioned(bench, act), act], hosts(bench, 2), 4 * bench.repeats)
+    full, plain = side_by_side([conditioned(bench, act), act], hosts(bench, 2), 8 * bench.repeats)
     return {"generate": {**compared(full, plain), "note": f"ours by itself {1000 * ours(bench, act, bench.rows):.0f} ms"}}
 
 
