@@ -37,6 +37,23 @@ def test_a_saved_modulation_gives_the_same_logits(host, tmp_path, sharing):
     ]
 
 
+def test_a_loaded_modulation_is_frozen_unless_it_is_to_be_trained(host, tmp_path):
+    trained(host, lora=True).save_pretrained(tmp_path)
+    loaded, learning = Modulation.from_pretrained(tmp_path), Modulation.from_pretrained(tmp_path, is_trainable=True)
+    assert (loaded.training, learning.training) == (False, True)
+    for m in (loaded, learning):
+        with m.attached(host) as attachment:
+            with attachment.bare():  # switches the LoRA off, and on again
+                host(**inputs())
+            with attachment.condition([[CLIP]] * 2):
+                logits = host(**inputs()).logits
+        assert logits.requires_grad == (m is learning)
+        assert {p.requires_grad for p in m.parameters()} == {m is learning}
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in learning.named_parameters() if name.startswith("out."))
+    assert not any(p.requires_grad for p in host.parameters())
+
+
 @pytest.mark.parametrize("other", [".layers.00.self_attn.", ".layers.٠.self_attn.", ".layers.+0.self_attn.", ".layers.9999.self_attn.", ".layers.0.self_attn/"])
 def test_an_adapter_s_tensors_are_named_as_peft_names_them(other):
     lora = trained(qwen(), lora=True).lora
