@@ -12,6 +12,8 @@ from benchmarks.speed import world
 from modulate import ClipInput, Modulation
 from modulate.pipeline import Pipeline
 
+SCALE = 6.283185
+
 
 class Bench:
     """The bench host, its world, and a modulation of it whose residuals are not zero. ``folder``: holds all files."""

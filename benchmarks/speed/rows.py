@@ -32,7 +32,6 @@ from modulate.training.optimise import smoothed_cross_entropy
 from modulate.training.train import Progress, train
 from modulate_gaze.scanpath import Scanpath
 
-SCALE = 6.283185
 GIB = 1.0
 
 
