@@ -65,6 +65,8 @@ class Host:
         self.config = cast(Any, self.entry.config)
         self.d_model = int(self.config.get_text_config().hidden_size)
         self.visual_ids = self.find_visual_ids(self.config)
+        if not self.visual_ids:
+            raise HostError(f"{type(self).__name__} names no visual placeholder: its find_visual_ids returned none.")
 
     # --- what is where -----------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from tiny import CLIP, GRID, features, fresh, inputs, qwen, scanpath
 from modulate import ClipInput, visual_grid
 from modulate.errors import ConditioningError, HostError
 from modulate.writers import Projection
+from modulate_hosts.qwen2_5_vl import Qwen25VL
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -135,3 +136,15 @@ def test_layers_out_of_range_and_foreign_hosts_are_refused(host):
         fresh(host).attach(qwen(layers=3))
     with pytest.raises(HostError, match=r"has no `config\.model_type`"):
         fresh(host).attach(torch.nn.Linear(2, 2))
+
+
+def test_a_host_class_that_names_no_placeholder_is_refused():
+    class Blind(Qwen25VL):
+        """Its family's placeholders are forgotten."""
+
+        @staticmethod
+        def find_visual_ids(config):
+            return {}
+
+    with pytest.raises(HostError, match="Blind names no visual placeholder"):
+        Blind(qwen())
