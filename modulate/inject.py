@@ -139,9 +139,7 @@ class Attachment:
     def _write(self, k: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             plan = self._plan
-            if plan is None and not torch.is_grad_enabled():
-                return None  # nothing to write, and a recompute has gradients
-            if not torch.compiler.is_compiling():
+            if (plan is not None or torch.is_grad_enabled()) and not torch.compiler.is_compiling():  # a recompute has gradients
                 plan = self._plan_of(k, args[0] if args else kwargs["hidden_states"])
             if plan is None:
                 return None

@@ -57,7 +57,7 @@ def naive_for(pipeline, modulation):
     recipe = pipeline.recipe
     return Naive(
         pipeline.model, pipeline.host, pipeline.processor, pipeline.backbone, dict(modulation.state_dict()), recipe.injection.layers,
-        frames=recipe.sampling.max_frames, scale=6.283185, blocks=2, lr=1e-3,
+        frames=recipe.sampling.max_frames, scale=world.SCALE, blocks=2, lr=1e-3,
     )  # fmt: skip
 
 

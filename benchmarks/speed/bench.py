@@ -12,8 +12,6 @@ from benchmarks.speed import world
 from modulate import ClipInput, Modulation
 from modulate.pipeline import Pipeline
 
-SCALE = 6.283185
-
 
 class Bench:
     """The bench host, its world, and a modulation of it whose residuals are not zero. ``folder``: holds all files."""
@@ -63,7 +61,7 @@ class Bench:
         eager = AutoModelForImageTextToText.from_pretrained(self.folder / "host", attn_implementation="eager").eval().requires_grad_(False)
         p = self.pipeline
         return Naive(
-            eager, p.host, p.processor, p.backbone, dict(weights.state_dict()), world.INJECTED, frames=world.FRAMES, scale=SCALE, blocks=2, lr=3e-4
+            eager, p.host, p.processor, p.backbone, dict(weights.state_dict()), world.INJECTED, frames=world.FRAMES, scale=world.SCALE, blocks=2, lr=3e-4
         )  # fmt: skip
 
     def prompt(self, sample: Any) -> str:

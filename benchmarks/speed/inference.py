@@ -4,7 +4,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.side_by_side import side_by_side
 from benchmarks.speed.timing import compared, interleaved
+from modulate.conditioning import Rows
 from modulate.hooks import Hook
 from modulate.pipeline import Pipeline
 
@@ -23,17 +23,13 @@ def forward(bench: Bench) -> dict[str, Any]:
     """The bare host, attached, and conditioned: one forward on one clip, answered at the last position; and, as a control, the bare host once more."""
     act = torch.inference_mode()(lambda model: model(**bench.inputs, **Pipeline.LAST_LOGITS))
 
-    def attached(model: nn.Module) -> None:
-        with bench.modulation.attached(model):
-            act(model)
-
     def condition() -> None:
         bench.modulation.latents(bench.rows[0])
 
-    plain, hooked, full, again = side_by_side([act, attached, conditioned(bench, act), act], hosts(bench, 4), 4 * bench.repeats)
+    plain, hooked, full, again = side_by_side([act, attached(bench, act, []), attached(bench, act, bench.rows), act], hosts(bench, 4), 4 * bench.repeats)
     alone = interleaved([condition], bench.repeats)[0]
     seconds = statistics.median(c.cpu for c in alone)
-    own, all_of_it = ours(bench, act, None), ours(bench, act, bench.rows)
+    own, all_of_it = ours(bench, act, []), ours(bench, act, bench.rows)
     return {
         "bare": compared(again, plain),
         "attached": {**compared(hooked, plain), "note": f"ours by itself {1000 * own:.1f} ms"},
@@ -47,7 +43,7 @@ def generate(bench: Bench) -> dict[str, Any]:
         model.generation_config.eos_token_id = None
         model.generate(**bench.inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
 
-    full, plain = side_by_side([conditioned(bench, act), act], hosts(bench, 2), 8 * bench.repeats)
+    full, plain = side_by_side([attached(bench, act, bench.rows), act], hosts(bench, 2), 8 * bench.repeats)
     return {"generate": {**compared(full, plain), "note": f"ours by itself {1000 * ours(bench, act, bench.rows):.0f} ms"}}
 
 
@@ -56,17 +52,17 @@ def hosts(bench: Bench, n: int) -> list[nn.Module]:
     return [bench.pipeline.model, *(copy.deepcopy(bench.pipeline.model) for _ in range(n - 1))]
 
 
-def conditioned(bench: Bench, act: Act) -> Act:
-    """Return ``act`` with attaching, conditioning and detaching around it."""
+def attached(bench: Bench, act: Act, rows: Rows) -> Act:
+    """Return ``act`` with attaching, conditioning by ``rows`` if there are any, and detaching around it."""
 
     def call(model: nn.Module) -> None:
-        with bench.modulation.attached(model) as attachment, attachment.condition(bench.rows):
+        with bench.modulation.attached(model) as attachment, attachment.under(rows):
             act(model)
 
     return call
 
 
-def ours(bench: Bench, act: Act, rows: list[Any] | None) -> float:
+def ours(bench: Bench, act: Act, rows: Rows) -> float:
     """Return the seconds of the processor that attaching, conditioning by ``rows``, our hooks during ``act`` and detaching take by themselves; median of the repeats."""
     def once() -> float:
         spent, call = [0.0], Hook.__call__
@@ -79,7 +75,7 @@ def ours(bench: Bench, act: Act, rows: list[Any] | None) -> float:
                 spent[0] += time.process_time() - begin
 
         begin = time.process_time()
-        with bench.modulation.attached(bench.pipeline.model) as attachment, attachment.condition(rows) if rows else nullcontext():
+        with bench.modulation.attached(bench.pipeline.model) as attachment, attachment.under(rows):
             spent[0] += time.process_time() - begin
             Hook.__call__ = timed  # type: ignore[method-assign]
             try:

@@ -19,6 +19,7 @@ from modulate_tabletop.host_files import CHAT_TEMPLATE, ID, tokenizer
 
 LAYERS, WIDTH, VOCABULARY = 12, 512, 8192
 INJECTED = (2, 5, 8, 10)  # the paper's 6, 13, 20 of 28; and, for its 27, which cannot reach the answer, the last that can
+SCALE = 6.283185  # of coord_pe
 SECONDS, RATE, SIZE = 40, 24, (640, 480)
 FRAMES = 16
 MOMENTS = (17, 21, 25, 30)  # seconds at which questions are asked, each seeing the 16 s before
@@ -112,7 +113,7 @@ def recipe(root: Path, host: Path, **changes: Any) -> Recipe:
         "name": "bench",
         "host": {"name": "qwen2_5_vl", "params": {"path": str(host), "device": "cpu"}},
         "backbone": {"name": "vjepa2_1", "params": {"weights": "random", "dims": {"dim": 192, "depth": 4, "heads": 4}, "image_size": 224}},
-        "encoder": {"name": "coord_pe", "params": {"dim": 256, "scale": 6.283185}},
+        "encoder": {"name": "coord_pe", "params": {"dim": 256, "scale": SCALE}},
         "modulator": {"name": "gaze_resampler", "params": {"width": 256, "latents": 32, "blocks": 2}},
         "injection": {"layers": list(INJECTED)},
         "data": {"name": "streamgaze", "params": {"root": str(root), "split": "split.json", "present_seconds": FRAMES - 1.0}},
