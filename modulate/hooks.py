@@ -13,6 +13,8 @@ from torch import nn
 class Hook:
     """A hook of ours. A deep copy does nothing: a copied host is a bare host, not a second one under the same attachment."""
 
+    tracked = False
+
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
 
@@ -62,7 +64,17 @@ def standing_in(module: nn.Module, name: str, call: Callable[..., Any]) -> Itera
             module.__dict__[name] = before
 
 
+def stood_in(module: nn.Module, name: str) -> bool:
+    """Return whether something stands in for the method ``name`` of ``module``."""
+    return isinstance(module.__dict__.get(name), StandIn)
+
+
 def foreign(hooks: Iterable[Any]) -> str:
-    """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when there is none."""
-    origins = (getattr(hook, "__module__", None) or type(hook).__module__ for hook in hooks)
+    """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when there is none.
+
+    Hooks that say of themselves that they are ``tracked`` do not count: whoever keeps a module's
+    output asks them what it depends on.
+    """
+    others = (hook for hook in hooks if not getattr(hook, "tracked", False))
+    origins = (getattr(hook, "__module__", None) or type(hook).__module__ for hook in others)
     return next((origin for origin in origins if origin.partition(".")[0] != "transformers"), "")
