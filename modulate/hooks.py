@@ -11,7 +11,10 @@ from torch import nn
 
 
 class Hook:
-    """A hook of ours. A deep copy does nothing: a copied host is a bare host, not a second one under the same attachment."""
+    """A hook of ours. A copy, or one that was pickled with its host, does nothing.
+
+    A copied host is a bare host, not a second one under the same attachment.
+    """
 
     tracked = False
 
@@ -23,7 +26,14 @@ class Hook:
         return self.call(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
-        return Hook(lambda *args, **kwargs: None)
+        return Hook(_nothing)
+
+    def __reduce__(self) -> Any:
+        return Hook, (_nothing,)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a hook does in a copy of its host."""
 
 
 def named(parameters: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +57,9 @@ class StandIn:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return MethodType(getattr(type(self.module), self.name), memo[id(self.module)])
+
+    def __reduce__(self) -> Any:
+        return MethodType, (getattr(type(self.module), self.name), self.module)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[2] / "plugins" / "modulate_hosts" / "verified.json
 ROWS: dict[str, str] = {}
 """Every row whose module is imported: its test's name → what it says."""
 
-MODULES = ("test_forward", "test_generation", "test_embeddings", "test_training", "test_compiled", "test_wrapped", "test_company")
+MODULES = ("test_forward", "test_generation", "test_embeddings", "test_training", "test_compiled", "test_wrapped", "test_adapters", "test_company")
 """Where rows are, in the order of the page."""
 
 _where: dict[str, str] = {}
@@ -54,12 +54,15 @@ def host_of(family: Family) -> torch.nn.Module:
     return family.build()
 
 
-def strong(host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1, **more: Any) -> Modulation:
-    """A modulation whose output projections are not zero any more."""
-    modulation = fresh(host, layers=layers, **more)
+def strong(host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1, lora: bool = True, **more: Any) -> Modulation:
+    """A modulation whose output projections and LoRA are not zero any more."""
+    modulation = fresh(host, layers=layers, lora=lora, **more)
     torch.manual_seed(seed)
     for projection in modulation.out:
         torch.nn.init.normal_(projection.weight, std=0.5)
+    for name, value in (modulation.lora or {}).items():
+        if name.endswith("|B"):
+            torch.nn.init.normal_(value, std=0.1)
     return modulation.eval()
 
 
@@ -108,6 +111,11 @@ class Case:
     def expected(self, batch: Batch, clips: Any, call: Callable[[], Any]) -> Any:
         """Call the plain host with the reference's residuals."""
         with reference.written(self.host, self.modulation, self.dense(batch, clips)):
+            return call()
+
+    def adapted(self, call: Callable[[], Any]) -> Any:
+        """Call the attached host without a conditioning: with the modulation's LoRA, and no residual."""
+        with self.modulation.attached(self.host):
             return call()
 
     def bare(self, call: Callable[[], Any]) -> Any:
