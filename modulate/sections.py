@@ -54,6 +54,11 @@ class Sampling(Section):
         description="how features meet the steps. time: read at the steps' own times; index: both time axes laid over each other end to end, whatever their "
         "times, as GazeQwen's code does",
     )
+    antialias: bool = Field(
+        True,
+        description="smooth the features where the host's visual grid is coarser than theirs, so that each of them counts. false: plain bilinear interpolation, which "
+        "skips some, as GazeQwen's code has it",
+    )
 
     @field_validator("fps")
     @classmethod

@@ -285,6 +285,7 @@ def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path
         ("sampling.clock=requested", "warning", "timed by the rate asked for, not by their frames"),
         ("sampling.told_fps=24", "warning", "its own sense of time is wrong"),
         ("sampling.alignment=index", "warning", "features meet the steps by their order"),
+        ("sampling.antialias=false", "warning", "others are seen by none"),
         ("sampling.train_max_frames=3", "info", "training sees fewer frames than the 8 of the evaluation"),
         ("training.schedule=one_cycle", "info", "warmup_steps has no effect"),
         ("training.empty=skip", "info", "left out of training"),

@@ -76,6 +76,8 @@ def _departures(report: Report, recipe: Recipe) -> None:
          f"sampling.told_fps is {sampling.told_fps}: the host is told that rate whatever the true one, so that its own sense of time is wrong."),
         (sampling.alignment == "index", "warning",
          "sampling.alignment is `index`: features meet the steps by their order, not by their times; where the numbers differ they show other moments."),
+        (not sampling.antialias, "warning",
+         "sampling.antialias is false: on a visual grid coarser than the features' each token sees the four features around its centre, and others are seen by none."),
         (cap is not None and cap < sampling.max_frames, "info",
          f"sampling.train_max_frames is {cap}: training sees fewer frames than the {sampling.max_frames} of the evaluation, and the signal at fewer steps."),
         (training.schedule == "one_cycle", "info", "training.schedule is `one_cycle`: warmup_steps has no effect, and momentum cycles with the rate."),
