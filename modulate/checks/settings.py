@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from accelerate.tracking import LoggerType, get_available_trackers
 
 from modulate.checks.findings import Level, Report
-from modulate.components import Sample
+from modulate.components import Params, Sample
 from modulate.recipe import Recipe
 from modulate.training.loader import arranged
 
@@ -90,6 +90,10 @@ def _departures(report: Report, recipe: Recipe) -> None:
     for present, level, text in chosen:
         if present:
             report.add(level, text)
+    parts = [("injection", recipe.injection), *((f"{key}.params", choice.resolved(kind)[1]) for key, kind, choice in recipe.choices())]
+    for key, params in parts:
+        for level, text in params.departures() if isinstance(params, Params) else ():
+            report.add(level, f"{key}.{text}")
 
 
 def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:

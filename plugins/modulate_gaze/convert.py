@@ -69,8 +69,8 @@ def modulation_from(checkpoint: Checkpoint, layers: Sequence[int] | None = None,
     released = read_released(checkpoint.resampler, chosen)
     config = ModulationConfig(
         host=HostSpec(model_type="qwen2_5_vl", d_model=c.d_llm, n_layers=c.n_layers),
-        # as released: coordinates without DETR's 2π, a fixation active where it contains the step's time, features for the keys alone
-        encoder=Choice(name="coord_pe", params={"dim": c.d_latent, "temperature": 10000.0, "scale": 1.0, "active": "midpoint", "to_features": False}),
+        # as released: coordinates without DETR's 2π, a fixation active where it contains the step's time in float32, features for the keys alone
+        encoder=Choice(name="coord_pe", params={"dim": c.d_latent, "temperature": 10000.0, "scale": 1.0, "active": "released", "to_features": False}),
         modulator=Choice(name="gaze_resampler", params=released.params.model_dump()),
         injection=Injection(layers=chosen, empty="none"),
         backbone=Choice(name="vjepa2_1", params=FEATURES.get(c.d_vjepa, {})),

@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from modulate.choice import Departure
 from modulate.components import Dataset, Params, Reference, Sample
 from modulate.signals import Signal
-from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
+from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams, rule_departures
 from modulate_streamgaze.questions import Item
 from modulate_tabletop.make import make_world
 from modulate_tabletop.text import GAZE_ONLY
@@ -29,6 +30,11 @@ class TabletopParams(Params):
     fixation_rule: Literal["overlap", "midpoint"] = Field("overlap", description="which fixations belong to a clip, as in `streamgaze`")
     proactive_fixations: Literal["own", "origin"] = Field("own", description="where fixations lie in the proactive tasks, as in `streamgaze`")
     max_per_split: PositiveInt | None = Field(None, description="largest number of samples per split, taken evenly from the tasks; all if absent")
+
+
+    def departures(self) -> list[Departure]:
+        """Name what GazeQwen's code does otherwise."""
+        return rule_departures(self.fixation_rule, self.proactive_fixations)
 
 
 class TabletopFiles(StreamGaze):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from modulate import components
+from modulate.choice import Departure
 from modulate.components import FrameFeatures
 from modulate.errors import RecipeError, VideoError
 from modulate.features import checked_times, weights_digest
@@ -49,6 +50,14 @@ class VJepa21Params(components.Params):
         True, description="smooth frames that are larger than image_size when they are resized; false: plain bilinear interpolation, as in GazeQwen's code"
     )
     seed: int = Field(0, description="Seed of random weights; unused otherwise.")
+
+    def departures(self) -> list[Departure]:
+        """Name what GazeQwen's code does otherwise."""
+        found: list[tuple[bool, Departure]] = [
+            (self.pad_to is not None, ("warning", f"pad_to is {self.pad_to}: shorter clips end in copies of their last frame, so that features stand for moments that were not shown.")),
+            (not self.antialias, ("info", "antialias is false: where larger frames are resized, some of their pixels count for nothing.")),
+        ]
+        return [departure for present, departure in found if present]
 
 
 class VJepa21(components.Backbone):

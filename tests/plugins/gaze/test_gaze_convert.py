@@ -185,7 +185,7 @@ def test_half_precision_is_widened_exactly(saved, tmp_path):
 def test_the_configuration_says_what_it_was_made_of(saved, tmp_path):
     config = convert(saved(made(d_vjepa=768)), tmp_path / "out").modulation.config
     assert config.host.model_type == "qwen2_5_vl" and (config.host.d_model, config.host.n_layers) == (8, 28)
-    assert config.encoder.params == {"dim": 8, "temperature": 10000.0, "scale": 1.0, "active": "midpoint", "to_features": False}
+    assert config.encoder.params == {"dim": 8, "temperature": 10000.0, "scale": 1.0, "active": "released", "to_features": False}
     assert config.backbone.name == "vjepa2_1" and config.backbone.params["preset"] == "base"
     assert config.injection.layers == LAYERS and config.lora.params.alpha == 16 and config.lora.layers_path == "model.language_model.layers"
     noted = config.training["converted_from"]
@@ -455,7 +455,7 @@ def test_the_recipe_of_the_how_to_fits_the_converted_checkpoint(tmp_path):
     recipe = load_recipe(str(tmp_path / "released.yaml"))
     assert recipe.backbone.params == FEATURES[768] and recipe.injection.layers == LAYERS
     assert recipe.modulator.resolved("modulator")[1] == GazeResamplerParams()
-    assert recipe.encoder.resolved("signal_encoder")[1] == CoordPEParams(dim=256, scale=1.0, active="midpoint", temperature=10000.0, to_features=False)
+    assert recipe.encoder.resolved("signal_encoder")[1] == CoordPEParams(dim=256, scale=1.0, active="released", temperature=10000.0, to_features=False)
     assert (recipe.lora.rank, recipe.lora.alpha) == (8, 16) and recipe.lora.targets == ("q_proj", "v_proj")
 
 
