@@ -128,10 +128,10 @@ class Training(Section):
     weight_decay: float = Field(1.0e-2, ge=0, description="AdamW; never on biases, norms, other 1-D parameters and LoRA")
     schedule: Literal["cosine", "one_cycle"] = Field(
         "cosine",
-        description="cosine: linear warm-up, then cosine decay. one_cycle: torch's OneCycleLR with its defaults, whose momentum cycles too: peak after 30 % of the "
-        "stage's steps; warmup_steps has no effect [GazeQwen's code]",
+        description="cosine: linear warm-up, then cosine decay. one_cycle: torch's OneCycleLR, whose momentum cycles too, with its peak "
+        "after warmup_steps, but no later than half-way [GazeQwen's code]",
     )
-    warmup_steps: int = Field(20, ge=0, description="optimiser steps of linear warm-up; then cosine decay to 0 at the stage's last step")
+    warmup_steps: int = Field(20, ge=0, description="optimiser steps until the peak rate; then it decays to the stage's last step")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="over the options offered [GazeQwen's code: 0.1]")
     empty: Literal["train", "skip"] = Field(

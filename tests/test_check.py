@@ -295,7 +295,7 @@ def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path
         ("injection.empty=none", "info", "injection.empty is `none`"),
         ("sampling.antialias=false", "warning", "others are seen by none"),
         ("sampling.train_max_frames=3", "info", "training sees fewer frames than the 8 of the evaluation"),
-        ("training.schedule=one_cycle", "info", "warmup_steps has no effect"),
+        ("training.schedule=one_cycle", "info", "momentum cycles with it"),
         ("training.empty=skip", "info", "left out of training"),
         ("letters=four", "warning", "an answer that was never offered can win"),
         ("evaluation.failed=left_out", "warning", "samples that fail leave the count"),
