@@ -70,8 +70,7 @@ def _fill(table: Table, path: Path) -> None:
         raise MissingFileError(f"The table {path} does not exist; it must be a CSV with the columns video, participant, source.")
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES >> 20} MiB are read.")
-    source = _called(path.stem)
-    source = source if source in SOURCES else None
+    source = _called(path.stem) if _called(path.stem) in SOURCES else None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
