@@ -70,6 +70,11 @@ class Sampling(Section):
                 raise ValueError("rates by length need growing `up_to`, and a last rate without it for all longer clips")
         return value
 
+    @field_validator("clock", mode="before")
+    @classmethod
+    def _unquoted(cls, value: Any) -> Any:
+        return "true" if value is True else value  # how YAML reads the word true
+
     def rate(self, seconds: float) -> float:
         """Return the frames per second asked for of a clip of this length."""
         if not isinstance(self.fps, tuple):

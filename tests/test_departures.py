@@ -69,6 +69,14 @@ def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
     assert believed.times == (0.0, 4.0, 8.0, 12.0) and believed.spans[-1] == (12.0, 16.0)
 
 
+def test_the_true_clock_may_be_named_without_quotes():
+    released = load_recipe("gazeqwen_released")
+    corrected = load_recipe("gazeqwen_released", ["sampling.clock=true"])  # as docs/how-to/reproduce-gazeqwen.md has it
+    assert (released.sampling.clock, corrected.sampling.clock) == ("requested", "true")
+    with pytest.raises(RecipeError, match="sampling.clock"):
+        load_recipe("gazeqwen_released", ["sampling.clock=false"])
+
+
 def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root):
     own = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8}")
     sample = own.samples("test")[0]
