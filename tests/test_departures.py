@@ -138,8 +138,8 @@ def test_space_is_plain_where_time_is_true():
     assert (found - align(FrameFeatures(values, grid.times), grid)).norm() > 0.2 * found.norm()
 
 
-def test_a_pipeline_aligns_as_its_recipe_says(root):
-    smooth, plain = (pipeline_for(root, f"sampling.antialias={choice}") for choice in ("true", "false"))
+def test_a_pipeline_aligns_as_its_recipe_says(root, tmp_path):
+    smooth, plain = (pipeline_for(root, f"sampling.antialias={choice}", cache=tmp_path) for choice in ("true", "false"))
     sample = smooth.samples("test")[0]
     a, b = smooth.prepare(sample), plain.prepare(sample)
     assert a.grid == b.grid and a.grid.rows < 8
