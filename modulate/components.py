@@ -193,6 +193,16 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """Return a short text that changes whenever the data would."""
 
+    @classmethod
+    def elsewhere(cls, params: BaseModel, root: Path) -> BaseModel:
+        """Return ``params`` for data of the same kind in the folder ``root``, which may hold none yet: by default the same, with another ``root``.
+
+        Raises :class:`DataError` when the parameters name no such folder, or when what is there is something else.
+        """
+        if "root" not in type(params).model_fields:
+            raise DataError(f"{cls.__name__} has no parameter `root`: its data are in no folder that could be another. Change its parameters in a recipe.")
+        return params.model_copy(update={"root": root})
+
     def reference(self) -> Reference:
         """Return published results and the tasks' short names, for reports; by default none. Reads none of the data's files."""
         return Reference()

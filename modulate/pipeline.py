@@ -157,7 +157,8 @@ class Pipeline(Footage):
                 frames = greyed(frames)
             encoded = self._encode_timed(frames, text, sample.window)
             grid = on_clock(self.recipe.sampling, sample.window, encoded.grid, len(frames.times))
-            features = align(self.raw_features(sample.video, frames, view == "grey"), grid, self.recipe.sampling.alignment).cpu()
+            raw, how = self.raw_features(sample.video, frames, view == "grey"), self.recipe.sampling
+            features = align(raw, grid, how.alignment, how.antialias).cpu()
         return Prepared(sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample))
 
     def _encode(self, frames: Frames | None, text: str, window: tuple[float, float], images: Sequence[NDArray[np.uint8]] = ()) -> EncodedPrompt:

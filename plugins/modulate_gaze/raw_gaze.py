@@ -51,7 +51,8 @@ class Recording:
     """Gaze at every frame of a video.
 
     ``xy``: fractions of the frame. ``present``: frames that take part; all of them when untracked ones are kept. ``fps``: frames a second.
-    ``untracked``: frames without gaze; ``outside``: frames whose gaze was beyond the frame and was clamped.
+    ``untracked``: frames without gaze; ``outside``: frames whose gaze was beyond the frame and was clamped, which can change which fixations
+    there are (:func:`modulate_gaze.extraction.clamped`). ``unclamped``: fractions of the frame before that.
     """
 
     xy: Float64[np.ndarray, "frame 2"]
@@ -59,6 +60,7 @@ class Recording:
     fps: float
     untracked: int
     outside: int
+    unclamped: Float64[np.ndarray, "frame 2"] | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -139,7 +141,7 @@ def _recording(
     outside = (inside != xy).any(axis=1) & tracked
     inside.setflags(write=False)
     present.setflags(write=False)
-    return Recording(inside, present, fps, int((~tracked).sum()), int(outside.sum()))
+    return Recording(inside, present, fps, int((~tracked).sum()), int(outside.sum()), xy)
 
 
 # --- one reader for each source ---------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def fixations(
     videos: Annotated[Path | None, typer.Option(help="Folder of the videos: only theirs are made, and frame sizes are read from them.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width of the videos in pixels, where no videos are named.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Height of the videos in pixels, where no videos are named; only holoassist needs it.")] = None,
-    preset: Annotated[str, typer.Option(help="How fixations are extracted; streamgaze: as the benchmark does.")] = "streamgaze",
+    preset: Annotated[str, typer.Option(help="How fixations are extracted. streamgaze: as the benchmark's code, of 2.5 s and more; gazeqwen: of 2 s and more, as in GazeQwen's file.")] = "streamgaze",
     radius: Annotated[float | None, typer.Option(help="Radius of a fixation, fraction of the frame, instead of the preset's.")] = None,
     min_seconds: Annotated[float | None, typer.Option(help="Shortest fixation, s, instead of the preset's.")] = None,
     untracked: Annotated[str | None, typer.Option(help="Samples without gaze: keep (as the benchmark) or drop.")] = None,
@@ -166,6 +166,12 @@ def fixations(
     typer.echo(f"Of {made.frames:,} frames {made.untracked:,} have no gaze and {made.outside:,} have it outside the frame.")
     if made.corner:
         typer.echo(f"Note: {made.corner} fixations lie at (0, 0): frames without gaze, which the benchmark keeps. --untracked drop leaves them out.")
+    if made.clamped:
+        moved, left = (sum(counts) for counts in zip(*made.clamped.values(), strict=True))
+        typer.echo(
+            f"Note: gaze outside the frame was moved to its edge, which changes which fixations there are: {moved} of the {made.fixations} exist only because of that, "
+            f"{left} would exist only without it ({len(made.clamped)} of {made.files} videos)." + (" The benchmark leaves HoloAssist's where it is." if source == "holoassist" else "")
+        )
     if made.lacking:
         typer.echo(f"{len(made.lacking)} of {len(stems)} videos have no gaze file: {', '.join(made.lacking[:3])}{' …' if len(made.lacking) > 3 else ''}.")
     for stem, reason in made.failed.items():

@@ -20,6 +20,8 @@ def make(
     val: Annotated[int, typer.Option(min=0, help="Videos to validate on.")] = 20,
     test: Annotated[int, typer.Option(min=0, help="Videos to test on.")] = 80,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 0,
+    objects: Annotated[int, typer.Option(min=10, max=15, help="Most objects on a table; at least two fewer.")] = 13,
+    drift: Annotated[float, typer.Option(min=0, max=16, help="Farthest that the camera moves from its centre, pixels of 128.")] = 4.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
 ) -> None:
     """Make a world: H.264 videos, fixations, raw gaze, hand, the ten question files, splits."""
@@ -31,7 +33,9 @@ def make(
 
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("Videos", total=train + val + test)
-        world = make_world(root, train=train, val=val, test=test, seed=seed, workers=workers, progress=lambda done, total: bar.update(task, completed=done))
+        sizes = {"train": train, "val": val, "test": test}
+        shown = lambda done, total: bar.update(task, completed=done)  # noqa: E731
+        world = make_world(root, **sizes, seed=seed, objects=objects, drift=drift, workers=workers, progress=shown)
         bar.update(task, completed=train + val + test)
     table = Table("Task", "train", "val", "test", title="Questions (test points for proactive tasks)")
     for name, counts in world["questions"].items():
