@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from modulate.errors import DataError
+from modulate.parse import read_json
 from modulate_tabletop.clips import VARIABLE_EVERY, Clip, make_clip, write_video
 from modulate_tabletop.questions import MULTIPLE_CHOICE, TASKS, Alert, Choice, alert_entry, choice_entry, draft, lettered
 from modulate_tabletop.viewer import Viewer
@@ -94,7 +95,7 @@ def _existing(root: Path, wanted: dict[str, int]) -> dict[str, Any] | None:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
     try:
-        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(root / "manifest.json")
         found = {key: manifest[key] for key in wanted}
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{root} is not empty and holds no tabletop world (no readable manifest.json); name another folder, or empty it.") from None
