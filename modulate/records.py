@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError, model_validator
 
 from modulate.errors import DataError, near_matches, shown
 from modulate.parse import parse_json, read_json, read_lines
@@ -34,10 +34,18 @@ SLACK = 1e-9
 MAX_FINDINGS = 3
 """Most findings that one error names."""
 
+
+
+def _bounded(value: float) -> float:
+    if abs(value) > LARGEST:
+        raise ValueError(f"must lie between {-LARGEST:g} and {LARGEST:g}")
+    return value
+
+
 Text = Annotated[str, Strict()]
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
-Real = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST)]
+Real = Annotated[float, Strict(), Field(allow_inf_nan=False), AfterValidator(_bounded)]
 Share = Annotated[float, Strict(), Field(ge=-SLACK, le=1 + SLACK)]
 Difference = Annotated[float, Strict(), Field(ge=-1 - SLACK, le=1 + SLACK)]
 
@@ -63,7 +71,7 @@ class State(Record):
     made_of: dict[str, str] | None = None
     weights: dict[str, str] = Field(default_factory=dict)
     steps: Count | None = None
-    seconds: Annotated[float, Field(ge=0, le=LARGEST)] | None = None
+    seconds: Annotated[Real, Field(ge=0)] | None = None
     failed: dict[str, str] = Field(default_factory=dict)
     left_out: Count = 0
     skipped: dict[str, Count] = Field(default_factory=dict)
@@ -180,7 +188,7 @@ class LogLine(Record):
     validation_accuracy: Real | None = None
 
     @model_validator(mode="after")
-    def _bounded(self) -> "LogLine":
+    def _further(self) -> "LogLine":
         for key, value in (self.model_extra or {}).items():
             if _number(value) and abs(value) > LARGEST:
                 raise ValueError(f"{shown(key)} must lie between {-LARGEST:g} and {LARGEST:g}")

@@ -27,6 +27,8 @@ class State:
     finite. ``split_steps``: those for which memory was short. ``apart``: batches of one clip whose questions could not be asked together. ``resumed``: ``steps`` at every resumption.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a key that this version does not know says where the training is: guessing would train otherwise
+
     stage: Count = 0
     step: Count = 0
     validated: Count = 0

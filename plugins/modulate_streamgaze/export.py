@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modulate.errors import DataError, near_matches
+from modulate.errors import DataError, near_matches, shown
 from modulate.evaluation.predictions import FATES, Prediction, Rule, read_predictions
 from modulate.files import write_atomically
 from modulate.parse import read_json
@@ -23,7 +23,7 @@ def answers_of(path: Path, condition: str) -> list[Prediction]:
     """Return the answers under ``condition`` in a run's file. Raises :class:`MissingFileError`, and :class:`DataError` when there are none."""
     records = read_predictions(path)
     if condition not in records:
-        raise DataError(f"The run has no predictions under {condition!r}. {near_matches(condition, records)}")
+        raise DataError(f"{path}: the run has no predictions under {condition!r}. {near_matches(condition, records)}")
     return records[condition]
 
 
@@ -57,7 +57,7 @@ def export(predictions: Sequence[Prediction], qa: Path, out: Path, condition: st
         if p.condition == condition:
             by_task.setdefault(p.task, {})[_place(p)] = p
     if odd := sorted(by_task.keys() - set(TASKS)):
-        raise DataError(f"{odd[0]!r} is no task of StreamGaze; only runs on StreamGaze's files can be exported. {near_matches(odd[0], TASKS)}")
+        raise DataError(f"{shown(odd[0])} is no task of StreamGaze; only runs on StreamGaze's files can be exported. {near_matches(odd[0], TASKS)}")
     files = {task: _result(task, qa / f"{task}.json", found) for task, found in by_task.items()}
     for task, entries in files.items():
         text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
@@ -69,8 +69,8 @@ def _place(p: Prediction) -> tuple[int, ...]:
     """Return (entry, question[, test point]) from the end of an id."""
     parts = p.id.split("/")
     count = 3 if family(p.task) == "proactive" else 2
-    if len(parts) != count + 2 or not all(part.isdecimal() for part in parts[2:]):
-        raise DataError(f"The prediction {p.id!r} does not say which question it answers; only runs on StreamGaze's files can be exported.")
+    if len(parts) != count + 2 or not all(part.isdecimal() and len(part) < 10 for part in parts[2:]):
+        raise DataError(f"The prediction {shown(p.id)} does not say which question it answers; only runs on StreamGaze's files can be exported.")
     return tuple(map(int, parts[2:]))
 
 
