@@ -594,7 +594,7 @@ def recorded(name: str, at: str) -> Callable[[bytes], Any]:
     """Return the parser of one record: the schema ``name`` of the module ``at``."""
 
     def parse(data: bytes) -> Any:
-        from modulate.records import parse_record
+        from modulate.schema import parse_record
 
         return parse_record(data, getattr(importlib.import_module(at), name), f"{name}.json", "record", "")
 
@@ -693,7 +693,7 @@ def parsers() -> dict[str, Parser]:
 
     text = lambda data: data.decode("utf-8", "surrogateescape")
     raw = lambda source: through_file(lambda path: read_gaze(path, source, "drop" if path.stat().st_size % 2 else "keep", (640, 480)), f"raw{SUFFIXES[source]}")
-    json_rules: Sequence[str] = ("read_json", "parse_json", "_distinct", "_no_number", "_finite", "_deeper")
+    json_rules: Sequence[str] = ("read_json", "parse_json", "_distinct", "_no_number", "_finite", "_short", "_deeper", "read_lines", "_refuse_device")
     rows = [
         Parser("fixations", "fixation CSV", fixation_seeds, lambda d: parse_fixations(d, "f.csv"), check_fixations, ("modulate_gaze.fixation_csv",), read=read_fixations),
         Parser("hand", "hand CSV", hand_seeds, lambda d: HandPath.parse(d, "h.csv"), check_hand, ("modulate_hand.path",), read=HandPath.read),
@@ -727,7 +727,7 @@ def parsers() -> dict[str, Parser]:
                ("modulate.pickled", "modulate_gaze.checkpoint"), mutate.mutate_archive, only=("check_archive", "check_pickle", "_run", "_pop", "_unpickled", "_check_size"), share=0.1),
         Parser("predictions", "predictions of a run, JSON lines", prediction_seeds, parse_predictions, check_predictions, ("modulate.evaluation.predictions",), mutate_lines,
                read_predictions, ".jsonl", only=("parse_predictions", "_consistent"), same=False),
-        *(Parser(name, what, seeds, recorded(schema, at), check_record, ("modulate.records",), mutate.mutate_json, only=only)
+        *(Parser(name, what, seeds, recorded(schema, at), check_record, ("modulate.schema", "modulate.records"), mutate.mutate_json, only=only)
           for name, what, seeds, schema, at, only in RECORDS),
         Parser("video", "video files", video_seeds, through_file(read_video, "v.mp4"), check_video, ("modulate.video",), never=("read_shown.<locals>",), share=0.02),
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import Field
 
 from modulate.errors import DataError, LockedError, StorageError
-from modulate.records import Record, parse_record
+from modulate.schema import Record, parse_record
 
 NAME = ".lock"
 

@@ -13,7 +13,7 @@ import typer
 from modulate import plugins
 from modulate.cli.arguments import AsJson
 from modulate.errors import DataError, PluginError, near_matches, shown
-from modulate.records import Record, parse_record
+from modulate.schema import Record, parse_record
 
 SUITE = "python -m pytest tests/contract --write-hosts"
 

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from modulate.errors import DataError
-from modulate.records import LogLine, parse_record
+from modulate.records import LogLine
+from modulate.schema import parse_record
 from modulate.sweeps.jobs import Listener, Outcome, tail
 from modulate.sweeps.sweep import Planned, Sweep
 from modulate.sweeps.swept import RESULTS, State

@@ -12,7 +12,7 @@ from modulate.errors import DataError
 from modulate.evaluation.predictions import Prediction, as_lines, parse_predictions
 from modulate.files import write_atomically
 from modulate.parse import LINES_BYTES, read_limited
-from modulate.records import Record, parse_record
+from modulate.schema import Record, parse_record
 
 
 class Head(Record):

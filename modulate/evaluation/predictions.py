@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, Strict, TypeAdapter
 
 from modulate.errors import DataError, MissingFileError, shown
 from modulate.parse import parse_json, read_lines
-from modulate.records import Count, Flag, Real, Text, checked, warn_of_key
+from modulate.schema import Count, Flag, Real, Text, checked, warn_of_key
 
 MOST_OPTIONS = 256
 """Most options of one question."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modulate.checkpoints import Checkpoint
 from modulate.errors import CheckpointError, DataError
-from modulate.records import Count, Real, Record, checked
+from modulate.schema import Count, Real, Record, checked
 
 Weights = dict[str, Tensor]
 

@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 from streamgaze_tree import VIDEOS
@@ -240,3 +240,19 @@ def test_a_run_without_failures_is_exported_without_more_words(finished, reader,
     path.write_text("".join(json.dumps(asdict(p)) + "\n" for p in predicted(reader, "test") if not p.error))
     code, out, err = command(finished, tmp_path / "out")
     assert code == 0 and err == "" and "failed" not in out
+
+
+WRONG = (None, True, -1, 9, 10**60, 1e308, float("nan"), "", "x", "\0", "a/b/" + "9" * 5000 + "/1", [], {}, [[]])
+
+
+@pytest.mark.parametrize("key", [f.name for f in fields(Prediction)])
+def test_a_damaged_prediction_is_refused_with_an_error_or_exported(finished, tmp_path, command, key):
+    path = finished / "predictions.jsonl"
+    first, rest = path.read_text().split("\n", 1)
+    for value in WRONG:
+        path.write_text(json.dumps({**json.loads(first), key: value}) + "\n" + rest)
+        code, _, err = command(finished, tmp_path / "out", "--allow-failed")  # any other exception would come through
+        assert code in (0, 1) and (code == 0 or err.startswith("Error: ")) and len(err) < 2000
+    path.write_text(json.dumps({**json.loads(first), "prediction": 9, "correct": False, "error": None, "logits": [0.0] * 10}) + "\n" + rest)
+    code, _, err = command(finished, tmp_path / "out", "--allow-failed")
+    assert code == 1 and "is answered with option 9, counted from 0; the benchmark has letters for 8 options" in err
