@@ -668,8 +668,8 @@ RECORDS: Sequence[tuple[str, str, Callable[[], list[bytes]], str, str, tuple[str
     ("environment", "environment.json of a run", environment_seeds, "Environment", "modulate.records", COMMON),
     ("metrics", "metrics.json of a run", metrics_seeds, "Metrics", "modulate.records", (*COMMON, "_same_tasks")),
     ("log", "a line of a training's log", log_seeds, "LogLine", "modulate.records", (*COMMON[:3], "_further", "curves", "_number", "_bounded")),
-    ("finished", "head of finished answers", head_seeds, "Head", "modulate.evaluation.answered", COMMON),
-    ("lock", "who holds a folder", lock_seeds, "Owner", "modulate.locks", COMMON),
+    ("finished", "head of finished answers", head_seeds, "Head", "modulate.evaluation.answered", COMMON[:3]),
+    ("lock", "who holds a folder", lock_seeds, "Owner", "modulate.locks", COMMON[:3]),
     ("resume", "notes of a training's checkpoint", training_seeds, "Notes", "modulate.training.resume", COMMON),
     ("verified", "a plugin's note of hosts", verified_seeds, "Verified", "modulate.cli.hosts", COMMON),
 )
