@@ -425,3 +425,28 @@ def test_the_command_line_ends_without_a_traceback(world, capsys):
 def test_a_recipe_that_is_dumped_is_still_a_run(world):
     _, runs = world
     assert Run.open(runs[0].folder).recipe == load_recipe(str(runs[0].folder / "recipe.yaml")) and "bootstrap: 200" in dump(runs[0].recipe)
+
+
+def test_names_are_shown_as_they_are_whatever_they_hold(tmp_path, capsys):
+    """Markup that closes nothing, a NUL at the end, which numpy drops, and a name longer than a stack is deep."""
+    run = Run.create(load_recipe("gazeqwen_tiny", ["name=a", "evaluation.bootstrap=200"]), tmp_path)
+    names = ("[/no]", "x\0", "y" * 100_000)
+    records = {c: [Prediction(**{**asdict(r), "task": names[i % 3]}) for i, r in enumerate(rows)] for c, rows in answers().items()}
+    fill(run, records)
+    show.show_metrics(run, figures(records))
+    assert "[/no]" in capsys.readouterr().out
+    from modulate.report.page import as_html, report_of
+
+    report = report_of([read(run.folder)])
+    assert list(report.figures[0].own.tasks) == list(names) and "[/no]" in as_html(report)
+
+
+@pytest.mark.parametrize("logits", [[math.nan, 1.0], [math.inf, 1.0], [1.0, -math.inf]])
+def test_an_answer_whose_logits_are_not_finite_has_failed(logits):
+    from modulate.components import Sample
+    from modulate.evaluation.evaluate import _prediction
+
+    sample = Sample("a", "t", Path("v.mp4"), (0.0, 1.0), "Which?", ("one", "two"), 0, {})
+    record = _prediction(sample, "signal", logits, 3)
+    assert record.prediction is None and not record.correct and record.error.startswith("DataError: the host's logits of the options are not all finite: [")
+    assert json.loads(as_lines([record]))["logits"] == []
