@@ -30,7 +30,7 @@ def adopt(recipe: Recipe, weights: str, root: Path) -> Run:
         raise RecipeError(f"{weights} is no modulation of the recipe {recipe.name!r}:\n" + "\n".join(f"  {line}" for line in wrong))
     run = Run.create(recipe, root)
     with run.held():
-        if run.weights.exists() and "adopted" not in run.read_json("state.json"):
+        if run.weights.exists() and run.read_state().adopted is None:
             raise RecipeError(f"{run.folder} holds the weights of a training; give this run another name with name=….")
         run.clear()
         modulation.save_pretrained(run.weights)

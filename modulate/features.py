@@ -32,6 +32,7 @@ from modulate.components import FrameFeatures
 from modulate.errors import PluginError, StorageError, VideoError
 from modulate.files import LEFT_BEHIND, write_atomically
 from modulate.grid import VisualGrid
+from modulate.parse import parse_json
 from modulate.recent import Recent
 
 SCHEMA_VERSION = 2
@@ -196,7 +197,7 @@ class FeatureCache:
             return self._memory.get(name)
         try:
             with safe_open(path, framework="pt") as file:
-                note = json.loads((file.metadata() or {})["modulate"])
+                note = parse_json((file.metadata() or {})["modulate"].encode(), "its note")
                 values, times = file.get_tensor("values"), tuple(float(t) for t in note["times"])
             if self._checked.get(name) != file_now:
                 if note["checksum"] != _checksum(name, values, times):

@@ -103,9 +103,9 @@ class Lines:
 
     def cut(self, count: int) -> int:
         """Keep the first ``count`` lines and go on behind them; return how many whole lines of these are missing."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        kept = [line for line in lines[:count] if line.endswith(b"\n")]
-        if kept != lines:
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        kept = [line + b"\n" for line in content.split(b"\n")[:-1][:count]]
+        if b"".join(kept) != content:
             write_atomically(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))
         self.count = count
         return count - len(kept)

@@ -24,7 +24,9 @@ RECIPES = "modulate_recipes"
 
 LAYERS = [
     {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
-    {"files", "grid", "interrupts", "localize", "locks", "parse", "paths", "pickled", "plugins", "video"},
+    {"files", "grid", "interrupts", "localize", "parse", "paths", "pickled", "plugins", "video"},
+    {"schema"},
+    {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
     {"components", "hosts", "launch", "sections", "selection"},
     {"features", "lora", "recipe"},

@@ -62,12 +62,13 @@ def _source(run: Path | None, modulation: str | None, recipe: str | None) -> "tu
 def _show(options: list[str], answers: "list[Answer]") -> None:
     """Print the answers side by side, the one with the signal first."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     table = Table("Option", *(a.condition for a in answers))
     for i, text in enumerate(options):
-        table.add_row(text, *(f"{100 * a.probabilities[i]:.1f} %{' ←' if a.choice == i else ''}" for a in answers))
+        table.add_row(escape(text), *(f"{100 * a.probabilities[i]:.1f} %{' ←' if a.choice == i else ''}" for a in answers))
     console.print(table)
     own = answers[0]
     console.print(f"The signal reached {own.active_steps} of {own.steps} steps; {own.tokens} visual tokens got a residual.")

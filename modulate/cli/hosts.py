@@ -12,9 +12,40 @@ import typer
 
 from modulate import plugins
 from modulate.cli.arguments import AsJson
-from modulate.errors import PluginError, near_matches
+from modulate.errors import DataError, PluginError, near_matches, shown
+from modulate.schema import Record, parse_record
 
 SUITE = "python -m pytest tests/contract --write-hosts"
+
+
+class Cell(Record):
+    """What came of one row of the contract on one host, and why, where it did not pass."""
+
+    outcome: str
+    reason: str | None = None
+
+
+class Host(Record):
+    """What was seen of one family of hosts."""
+
+    served_by: str
+    encodes: bool
+    cells: dict[str, Cell]
+
+
+class Seen(Record):
+    """What was seen under one version of transformers."""
+
+    torch: str
+    device: str
+    hosts: dict[str, Host]
+
+
+class Verified(Record):
+    """verified.json: titles of the contract's rows, and what was seen by version of transformers."""
+
+    rows: dict[str, str]
+    versions: dict[str, Seen]
 
 
 def hosts(
@@ -48,13 +79,30 @@ def verified(registry: plugins.Registry) -> dict[str, Any]:
         path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
         if path is None or not path.is_file():
             continue
-        data = json.loads(path.read_text(encoding="utf-8"))
-        rows |= data["rows"]
-        for version in sorted(data["versions"], key=lambda v: [int(part) if part.isdigit() else -1 for part in v.split(".")], reverse=True):
-            seen = data["versions"][version]
-            for name, host in seen["hosts"].items():
-                families.setdefault(name, {})[version] = host | {"torch": seen["torch"], "device": seen["device"]}
+        data = _read(path, owner)
+        rows |= data.rows
+        for version in sorted(data.versions, key=_order, reverse=True):
+            seen = data.versions[version]
+            for name, host in seen.hosts.items():
+                families.setdefault(name, {})[version] = host.model_dump(exclude_unset=True) | {"torch": seen.torch, "device": seen.device}
     return {"rows": rows, "families": families}
+
+
+def _read(path: Any, owner: str) -> Verified:
+    """Return what a plugin's file says. Raises :class:`PluginError` naming plugin, file and key."""
+    what, advice = "note of what was verified of hosts", f"`{SUITE}` writes it."
+    try:
+        found = parse_record(path.read_bytes(), Verified, str(path), what, advice)
+        if unknown := sorted({row for v in found.versions.values() for h in v.hosts.values() for row in h.cells} - found.rows.keys()):
+            raise DataError(f"{path}: the row {shown(unknown[0])} has no title among its rows. {advice}")
+    except (OSError, DataError) as error:
+        raise PluginError(f"Plugin {owner!r}: {error}") from error
+    return found
+
+
+def _order(version: str) -> list[int]:
+    """Return the numbers of a version, −1 for parts that are none."""
+    return [int(part) if part.isdecimal() and len(part) < 10 else -1 for part in version.split(".")]
 
 
 def summary(cells: dict[str, dict[str, str]]) -> str:

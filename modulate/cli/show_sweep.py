@@ -1,6 +1,5 @@
 """What the terminal shows of a sweep: its plan, how far it is, its results."""
 
-import json
 import shlex
 import signal
 import time
@@ -15,6 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from modulate.errors import DataError
+from modulate.records import LogLine
+from modulate.schema import parse_record
 from modulate.sweeps.jobs import Listener, Outcome, tail
 from modulate.sweeps.sweep import Planned, Sweep
 from modulate.sweeps.swept import RESULTS, State
@@ -31,7 +33,7 @@ def _console() -> Console:
 
 def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> None:
     """Print every run of a sweep and how far it is."""
-    table = Table(title=f"{sweep.name}: {len(runs)} runs around {sweep.base}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(f"{sweep.name}: {len(runs)} runs around {sweep.base}"), title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("Run", "stands for", "seed", "steps of", "state"):
         table.add_column(name, no_wrap=name == "Run")
     for run in runs:
@@ -71,8 +73,9 @@ def progress(runs: Sequence[Planned], states: Mapping[str, State], folder: Path)
             looked[0] = time.monotonic()
             for name in names:
                 if step := _last_step(folder / name / "log.jsonl"):
-                    stage_done = step["step"] >= step["steps"]
-                    bars.update(tasks[name], total=step["steps"], completed=step["step"], note=f"{step['stage']}{', done; what follows is in its log' * stage_done}")
+                    stage_done = step.steps is not None and step.step >= step.steps
+                    note = f"{escape(step.stage)}{', done; what follows is in its log' * stage_done}"
+                    bars.update(tasks[name], total=step.steps, completed=step.step, note=note)
 
         yield Listener(started, ended, running)
 
@@ -87,21 +90,21 @@ def _code(code: int) -> str:
     return f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def _last_step(log: Path) -> dict[str, Any] | None:
-    """Return the last step in a run's training log, None when there is none yet."""
+def _last_step(log: Path) -> LogLine | None:
+    """Return the last step in a run's training log, None when there is none yet. What is no step is passed over."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 4096))
-            lines = file.read().decode().splitlines()
+            lines = file.read().split(b"\n")
     except OSError:
         return None
     for line in reversed(lines):
         try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut off: the window begins in the middle of a line, or this one is being written
-        if isinstance(record, dict) and "steps" in record:
+            record = parse_record(line, LogLine, str(log), "step of a training", "")
+        except DataError:
+            continue  # cut off: the window begins in the middle of a line, or this one is being written; else reports name it
+        if record.steps is not None:
             return record
     return None
 
@@ -153,7 +156,7 @@ def _cells(group: Mapping[str, Any], seeds: int) -> list[str]:
     if (difference := group.get("minus_base")) is None:
         return [*own, "base" if group["role"] == "base" else "", "", ""]
     task, most = max(difference["tasks"].items(), key=lambda item: abs(item[1]["difference"]))
-    return [*own, f"{100 * difference['difference']:+.1f}", _interval(difference["interval"], "+"), f"{100 * most['difference']:+.1f} {task}"]
+    return [*own, f"{100 * difference['difference']:+.1f}", _interval(difference["interval"], "+"), escape(f"{100 * most['difference']:+.1f} {task}")]
 
 
 def _seeds(done: Sequence[int], of: int) -> str:

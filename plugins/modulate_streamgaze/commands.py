@@ -187,8 +187,13 @@ def export(
     condition: Annotated[str | None, typer.Option(help="Condition whose answers are written; by default the one that was trained.")] = None,
     split: Annotated[str, typer.Option(help="Split that was evaluated: test, train, val or all.")] = "test",
     qa: Annotated[Path | None, typer.Option(help="Folder of the question files; by default that of the run's data.")] = None,
+    allow_failed: Annotated[
+        bool, typer.Option("--allow-failed", help="Export answers that failed, with empty replies, which the benchmark's scorer counts as wrong; else any is an error.")
+    ] = False,
 ) -> None:
-    """Write a run's answers in the benchmark's own result format."""
+    """Write a run's answers in the benchmark's own result format. Answers that failed are refused, unless they are allowed; then they are counted."""
+    from collections import Counter
+
     from modulate.run import Run
     from modulate_streamgaze import export as exporting
 
@@ -197,7 +202,14 @@ def export(
         if "root" not in opened.recipe.data.params:
             raise DataError(f"The run's data set {opened.recipe.data.name!r} names no root; name the folder of the question files with --qa.")
         qa = Path(str(opened.recipe.data.params["root"])).expanduser() / "qa"
-    predictions = exporting.read_predictions(opened.folder / ("predictions.jsonl" if split == "test" else f"predictions-{split}.jsonl"))
-    name = condition or opened.recipe.training.condition
-    for task, n in exporting.export(predictions, qa, out, name).items():
-        typer.echo(f"{out / f'{task}_output.json'}: {n} answers")
+    name, rule = condition or opened.recipe.training.condition, opened.recipe.evaluation.failed
+    answers = exporting.answers_of(opened.predictions(split), name)
+    failed = [p for p in answers if p.error]
+    if not allow_failed:
+        exporting.refuse_failed(failed, len(answers), rule)
+    counts = exporting.export(answers, qa, out, name)
+    by_task = Counter(p.task for p in failed)
+    for task, n in counts.items():
+        typer.echo(f"{out / f'{task}_output.json'}: {n} answers" + (f", of which {by_task[task]} failed" if by_task[task] else ""))
+    if failed:
+        typer.echo(f"Warning: {exporting.failures(failed, len(answers), rule)}", err=True)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from modulate.errors import DataError
+from modulate.parse import read_json
 from modulate_tabletop.clips import DRIFT, FARTHEST, MOST, OBJECTS, VARIABLE_EVERY, Clip, make_clip, write_video
 from modulate_tabletop.questions import MULTIPLE_CHOICE, TASKS, Alert, Choice, alert_entry, choice_entry, draft, lettered
 from modulate_tabletop.viewer import Viewer
@@ -116,7 +117,7 @@ def world_in(root: Path) -> dict[str, Any] | None:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
     try:
-        manifest = {**SINCE, **json.loads((root / "manifest.json").read_text(encoding="utf-8"))}
+        manifest = {**SINCE, **read_json(root / "manifest.json")}
         for key in NUMBERS:
             if not isinstance(manifest[key], int | float):
                 raise TypeError(key)
