@@ -23,9 +23,9 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 RECIPES = "modulate_recipes"
 
 LAYERS = [
-    {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
-    {"files", "grid", "interrupts", "localize", "parse", "paths", "pickled", "plugins", "video"},
-    {"schema"},
+    {"errors", "hooks", "hookspecs", "memory", "passes", "recent", "signals", "wrappers", "writers"},
+    {"caches", "files", "grid", "interrupts", "parse", "paths", "pickled", "plugins", "video"},
+    {"localize", "schema"},
     {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
     {"components", "hosts", "launch", "sections", "selection"},
