@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from modulate.caches import cache_out
-from modulate.conditioning import Conditioning, Hints, Plan, Rows
+from modulate.conditioning import Conditioning, Hints, Plan
 from modulate.errors import ConditioningError, HostError
 from modulate.hooks import Hook, named
 from modulate.hosts import understand
-from modulate.modulation import ClipInput, HostSpec, Modulation
+from modulate.modulation import HostSpec, Modulation
+from modulate.rows import ClipInput, Rows, listed
 
 __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
 
@@ -179,13 +180,13 @@ class Attachment:
         A forward that continues a cache which an earlier conditioning filled takes the clips of the new tokens only.
 
         Args:
-            rows: for each row of the batch, its clips.
-            positions: (row, position) bool, where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
+            rows: for each row of the batch, its clips; iterables are read once.
+            positions: (row, position) bool, as ``prompt`` and ``mask`` a tensor, array or list of bool or of 0 and 1: where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
                 they are found by the host's placeholder ids.
             prompt: (row, position) bool, the prompt's attention mask, for a modulation that writes on the last token and a host that generates with a cache.
             mask: (row, position) bool, the tokens to write on, for a modulation that is told.
 
-        Raises :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
+        Raises what :func:`modulate.rows.check` and :func:`modulate.rows.mask_of` do, and :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
         """
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
@@ -227,6 +228,7 @@ class Attachment:
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
         """Condition with ``rows`` where any of them has a clip, else not at all; ``bare`` switches our LoRA off too."""
+        rows = listed(rows)
         with self.bare() if bare else nullcontext(), self.condition(rows) if any(rows) else nullcontext():
             yield
 

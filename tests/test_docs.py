@@ -24,8 +24,8 @@ RECIPES = "modulate_recipes"
 
 LAYERS = [
     {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
-    {"files", "grid", "interrupts", "localize", "locks", "parse", "paths", "pickled", "plugins", "video"},
-    {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
+    {"files", "grid", "caches", "interrupts", "locks", "parse", "paths", "pickled", "plugins", "video"},
+    {"bundle", "checkpoints", "choice", "clips", "hub", "localize", "rows", "team"},
     {"components", "hosts", "launch", "sections", "selection"},
     {"features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
