@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from modulate.errors import ConditioningError
 from modulate.grid import VisualGrid
 from modulate.hosts import Host
-from modulate.localize import Columns, Ledger, columns
+from modulate.ledger import Ledger
+from modulate.localize import Columns, columns
 from modulate.modulation import Latents, Modulation
 from modulate.rows import Rows, check, listed, mask_of
 from modulate.selection import Selection
@@ -72,14 +73,14 @@ class Hints:
 class Conditioning:
     """Signals and features of the rows of a batch, their latents computed once."""
 
-    def __init__(self, modulation: Modulation, rows: Rows, host: Host, histories: MutableMapping[Any, Tensor], hints: Hints) -> None:
+    def __init__(self, modulation: Modulation, rows: Rows, host: Host, hints: Hints) -> None:
         self.owner = threading.get_ident()
         rows = listed(rows)
         if not rows:
             raise ConditioningError("The conditioning has no rows. Give one list of clips for each row of the batch, `[]` for a row without.")
         check(rows, modulation.needs)
         hints = hints.checked(len(rows))
-        self.visual_ids, self.positions = list(host.visual_ids.values()), hints.positions
+        self.visual_ids, self.types, self.positions = list(host.visual_ids.values()), host.types, hints.positions
         tokens = modulation.config.injection.tokens
         self.maps: list[Tensor] = []  # per row: ordinal of its placeholder → row of the latents, −1 where none is written
         spans: list[tuple[int, int]] = []  # per row: its latents
@@ -96,13 +97,14 @@ class Conditioning:
                 start += clip.grid.tokens if clip.signal is not None else 0
             self.maps.append(torch.cat(parts))
             spans.append((begin, start))
-        self.ledger = Ledger([len(m) if row else None for m, row in zip(self.maps, rows, strict=True)], histories)
+        selects = tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None
+        self.ledger = Ledger([len(m) if row else None for m, row in zip(self.maps, rows, strict=True)], everywhere=selects)
         if hints.positions is not None:
             self._check(hints.positions)
         clips = [clip for row in rows for clip in row if clip.signal is not None]
         self.latents = modulation.latents(clips) if clips else None
         self.selection = None
-        if tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None:
+        if selects:
             self.selection = Selection(tokens, hints.prompt, hints.mask)
             full = [span for span in spans if span[0] < span[1]]
             self.means = [start + full.index(span) if span in full else -1 for span in spans]  # per row: its mean among the latents
@@ -117,9 +119,12 @@ class Conditioning:
 
     def plan(self, given: dict[str, Any]) -> Plan | None:
         """Locate what is to be written in a forward with these arguments; None when there is nothing."""
-        here = columns(given, self.visual_ids, self.positions)
+        here = columns(given, self.visual_ids, self.positions, self.types)
         ordinal = self.ledger.place(here)
-        token = self._means(here, self.selection) if self.selection is not None else self._visual(ordinal)
+        if self.selection is None:
+            token = self._visual(ordinal)
+        else:
+            token = None if self.ledger.aside else self._means(here, self.selection)
         if self.latents is None or token is None:
             return None
         index = (token.flatten() >= 0).nonzero()[:, 0]

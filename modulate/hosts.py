@@ -55,6 +55,9 @@ class Host:
     languages: ClassVar[tuple[str, ...]] = ("language_model", "text_model")
     """Names under which transformers' classes keep the language model."""
 
+    types: ClassVar[tuple[str, ...]] = ("mm_token_type_ids",)
+    """Arguments in which 0 is text and everything else vision. ``token_type_ids`` is not among them by default: in PaliGemma's, pictures have type 0 too."""
+
     model_types: ClassVar[tuple[str, ...]] = ()
     Params: ClassVar[type[HostParams]] = HostParams
 

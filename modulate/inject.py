@@ -55,7 +55,6 @@ class Attachment:
         self._conditioning: Conditioning | None = None
         self._plan: Plan | None = None  # of the forward that is running
         self._kept: weakref.WeakSet[Plan] = weakref.WeakSet()  # of forwards whose graph lives
-        self._histories: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # caches that conditioned forwards filled
         self._inside: set[int] = set()  # threads in a forward of the host
         self._lock = threading.Lock()
         self._report = Report(modulation.config.injection.layers)
@@ -190,7 +189,7 @@ class Attachment:
         """
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
-        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, Hints(positions, prompt, mask))
+        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, Hints(positions, prompt, mask))
         try:
             yield
             if conditioning.ledger.forwards == 0:

@@ -26,7 +26,7 @@ LAYERS = [
     {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
     {"files", "grid", "caches", "interrupts", "locks", "parse", "paths", "pickled", "plugins", "video"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "localize", "rows", "team"},
-    {"components", "hosts", "launch", "sections", "selection"},
+    {"components", "hosts", "launch", "ledger", "sections", "selection"},
     {"features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
     {"below", "modulation", "plan"},

@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[2] / "plugins" / "modulate_hosts" / "verified.json
 ROWS: dict[str, str] = {}
 """Every row whose module is imported: its test's name → what it says."""
 
-MODULES = ("test_forward", "test_generation", "test_embeddings", "test_training", "test_compiled", "test_wrapped", "test_company")
+MODULES = ("test_forward", "test_generation", "test_lines", "test_embeddings", "test_training", "test_compiled", "test_wrapped", "test_company")
 """Where rows are, in the order of the page."""
 
 _where: dict[str, str] = {}
