@@ -10,7 +10,7 @@ _PUBLIC = {
     "ModulationConfig": "modulate.modulation",
     "ModulatedHost": "modulate.inject",
     "Attachment": "modulate.inject",
-    "ClipInput": "modulate.inject",
+    "ClipInput": "modulate.rows",
     "VisualGrid": "modulate.grid",
     "visual_grid": "modulate.grid",
     "Signal": "modulate.signals",

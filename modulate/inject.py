@@ -2,7 +2,6 @@
 
 import inspect
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from modulate.caches import cache_out
-from modulate.conditioning import Conditioning, Hints, Plan, Rows
+from modulate.conditioning import Conditioning, Hints, Plan
 from modulate.errors import ConditioningError, HostError
 from modulate.hooks import Hook, named, stood_in
 from modulate.hosts import understand
 from modulate.lora import LoraHooks
-from modulate.modulation import ClipInput, HostSpec, Modulation
+from modulate.modulation import HostSpec, Modulation
 from modulate.passes import Pass, in_backward, recomputed, remember, sequence_number
+from modulate.rows import ClipInput, Rows, listed
 
 __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
 
@@ -56,7 +56,6 @@ class Attachment:
         self._conditioning: Conditioning | None = None
         self._idle = Pass(None, lora=True)  # outside any forward of the host
         self._pass: Pass | None = None  # of the forward that is running
-        self._histories: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # caches that conditioned forwards filled
         self._inside: set[int] = set()  # threads in a forward of the host
         self._lock = threading.Lock()
         self._report = Report(modulation.config.injection.layers)
@@ -199,17 +198,17 @@ class Attachment:
         A forward that continues a cache which an earlier conditioning filled takes the clips of the new tokens only.
 
         Args:
-            rows: for each row of the batch, its clips.
-            positions: (row, position) bool, where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
+            rows: for each row of the batch, its clips; iterables are read once.
+            positions: (row, position) bool, as ``prompt`` and ``mask`` a tensor, array or list of bool or of 0 and 1: where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
                 they are found by the host's placeholder ids.
             prompt: (row, position) bool, the prompt's attention mask, for a modulation that writes on the last token and a host that generates with a cache.
             mask: (row, position) bool, the tokens to write on, for a modulation that is told.
 
-        Raises :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
+        Raises what :func:`modulate.rows.check` and :func:`modulate.rows.mask_of` do, and :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
         """
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
-        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, Hints(positions, prompt, mask))
+        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, Hints(positions, prompt, mask))
         try:
             yield
             if conditioning.ledger.forwards == 0:
@@ -248,6 +247,7 @@ class Attachment:
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
         """Condition with ``rows`` where any of them has a clip, else not at all; ``bare`` switches our LoRA off too."""
+        rows = listed(rows)
         with self.bare() if bare else nullcontext(), self.condition(rows) if any(rows) else nullcontext():
             yield
 

@@ -16,30 +16,18 @@ from torch import Tensor, nn
 
 from modulate.choice import Choice, Injection, LoraParams, Tokens
 from modulate.components import Modulator, SignalEncoder, SignalFeatures
-from modulate.errors import CheckpointError, ComponentError, HostError, MissingFileError, RecipeError
+from modulate.errors import CheckpointError, ComponentError, MissingFileError, RecipeError
 from modulate.grid import VisualGrid
 from modulate.hosts import understand
 from modulate.hub import ADAPTER, CONFIG, WEIGHTS, count_numbers, fetch, is_repository, upload
 from modulate.lora import LoraTensors, check_numbers, describe
 from modulate.parse import read_limited
+from modulate.rows import ClipInput, Needs, check_features
 from modulate.saved import CONFIG_BYTES, HostSpec, ModulationConfig, fitting, parse_config, portable
-from modulate.signals import Signal
 from modulate.writers import Memory, Mixture, Projection
 
 if TYPE_CHECKING:
     from modulate.inject import Attachment
-
-
-@dataclass(frozen=True)
-class ClipInput:
-    """One clip of a conditioning: its signal, the visual grid that the host really used, and frame features on that grid.
-
-    ``features``: (step, token, d_features). ``signal`` None: a clip without any signal; its tokens get no residual.
-    """
-
-    signal: Signal | None
-    grid: VisualGrid
-    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -143,14 +131,13 @@ class Modulation(nn.Module):
         by_layer = [[parts[i][k] for i in range(len(clips))] for k in range(len(self.config.injection.layers))]
         return Latents(by_layer, tuple(c.grid.steps for c in clips), tuple(active), step_spans([c.grid for c in clips]))
 
+    @property
+    def needs(self) -> Needs:
+        """What is read of a clip."""
+        return Needs(self.encoder.signal_kind, self.config.d_features, self.amplitude.is_meta)
+
     def _features(self, clip: ClipInput) -> Tensor:
-        grid, expected = clip.grid, (clip.grid.steps, clip.grid.tokens_per_step, self.config.d_features)
-        if clip.features is None or tuple(clip.features.shape) != expected:
-            got = None if clip.features is None else tuple(clip.features.shape)
-            raise HostError(
-                f"A clip of {grid.steps} steps of {grid.rows}×{grid.cols} needs features of shape {expected}, got {got}; `modulate.features.align` makes them."
-            )
-        return clip.features.to(self.amplitude.device, torch.float32)
+        return check_features("Features", clip, self.needs).to(self.amplitude.device, torch.float32)
 
     def residual(self, k: int, latents: Tensor | list[Mixture], memory: Memory | None = None, hidden: Tensor | None = None) -> Tensor:
         """Return what the ``k``-th injected layer adds, (token, d_model) in fp32: α_k times what its writer makes of the latents.

@@ -24,9 +24,10 @@ from modulate.features import align
 from modulate.footage import Footage, greyed, on_clock
 from modulate.grid import VisualGrid, visual_grid
 from modulate.hosts import EncodedPrompt, Host, bare, understand
-from modulate.modulation import ClipInput, Modulation
+from modulate.modulation import Modulation
 from modulate.recent import Recent
 from modulate.recipe import Recipe, refuse_remote_code
+from modulate.rows import ClipInput
 from modulate.sharding import load, whole
 from modulate.signals import ControlContext, Signal
 from modulate.tower import Contents, Tower

@@ -25,10 +25,10 @@ RECIPES = "modulate_recipes"
 LAYERS = [
     {"errors", "hooks", "hookspecs", "memory", "passes", "recent", "signals", "wrappers", "writers"},
     {"caches", "files", "grid", "interrupts", "parse", "paths", "pickled", "plugins", "video"},
-    {"localize", "schema"},
+    {"localize", "rows", "schema"},
     {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
-    {"components", "hosts", "launch", "sections", "selection"},
+    {"components", "hosts", "launch", "ledger", "sections", "selection"},
     {"features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
     {"below", "modulation", "plan"},

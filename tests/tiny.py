@@ -5,7 +5,7 @@ import torch
 from transformers import Cache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
-from modulate.choice import Choice, LoraParams
+from modulate.choice import Choice, LoraParams, Tokens
 from modulate_gaze.scanpath import Scanpath
 
 VIDEO, IMAGE, START, END, PAD = 5, 6, 3, 4, 0
@@ -68,6 +68,19 @@ def fresh(host, layers=(1, 2), encoder="heatmap_dur", lora=None, sharing="per_la
         modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1, "sharing": sharing}),
         layers=layers, d_features=D_FEATURES, lora_params=LoraParams(rank=2) if lora else None,
     )  # fmt: skip
+
+
+def selecting(host, kind):
+    """A modulation that writes on tokens of this kind, with weights that do something."""
+    torch.manual_seed(3)
+    made = Modulation.for_host(
+        host, encoder=Choice(name="heatmap_dur", params={"dim": 16}),
+        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
+        layers=(1, 2), d_features=D_FEATURES, tokens=Tokens(kind=kind),
+    )  # fmt: skip
+    for writer in made.out:
+        torch.nn.init.normal_(writer.weight, std=0.5)
+    return made.eval()
 
 
 def cached(output):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from modulate.components import Sample
-from modulate.conditioning import Rows
 from modulate.errors import DataError, ModulateError
 from modulate.evaluation.answered import Answered
 from modulate.evaluation.metrics import compare, summarise
@@ -23,9 +22,10 @@ from modulate.inject import Attachment
 from modulate.interrupts import Stop
 from modulate.launch import current
 from modulate.memory import first_line, give_back, is_out_of_memory
-from modulate.modulation import ClipInput, Modulation
+from modulate.modulation import Modulation
 from modulate.pipeline import Others, Pipeline, Prepared
 from modulate.recipe import dump
+from modulate.rows import ClipInput, Rows
 from modulate.run import Run, environment
 from modulate.sections import BUILT_IN
 from modulate.sharding import in_step, refuse_out_of_step

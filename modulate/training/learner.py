@@ -15,8 +15,8 @@ from modulate.errors import DataError, ModulateError
 from modulate.footage import spared
 from modulate.inject import ModulatedHost
 from modulate.memory import first_line, give_back, is_out_of_memory
-from modulate.modulation import ClipInput
 from modulate.pipeline import Pipeline, Prepared
+from modulate.rows import ClipInput
 from modulate.sharding import in_step
 from modulate.team import Team
 from modulate.together import ask_together, shared_prefix

@@ -24,7 +24,7 @@ def pytest_configure(config):
 
 @pytest.fixture
 def case(request):
-    case = Case(request.param)
+    case = Case(request.param, lora=True)
     yield case
     assert not our_hooks(case.host), "a test left hooks of ours on the shared host"
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 import reference
 import torch
-from suite import close, row, strong
+from suite import close, row
 from tiny import our_hooks
 
 from modulate.errors import ConditioningError
@@ -23,7 +23,7 @@ def prompts(case):
 def test_stacked(case):
     batch, clips = prompts(case)
     host = case.host
-    some = [strong(host, layers, seed) for seed, layers in enumerate([(1, 2), (0, 2), (1, 3)])]
+    some = [case.strong(host, layers, seed) for seed, layers in enumerate([(1, 2), (0, 2), (1, 3)])]
     values = [case.dense(batch, clips, m) for m in some]
     call = lambda: host(**batch.inputs).logits
     bare = call()
@@ -118,7 +118,7 @@ def test_an_exception_inside(case):
 def test_copies(case):
     batch, clips = prompts(case)
     host = case.family.build()
-    modulation = strong(host)
+    modulation = case.strong(host)
     bare = host(**batch.inputs).logits
     with modulation.attached(host) as attachment:
         with attachment.condition(clips):
@@ -199,7 +199,7 @@ def test_detached(case):
     batch, clips = prompts(case)
     host = case.family.build()
     modules, keys = {id(m) for m in host.modules()}, list(host.state_dict())
-    modulation = strong(host, lora=True)
+    modulation = case.strong(host)
     attachment = modulation.attach(host)
     with attachment.condition(clips):
         host(**batch.inputs)

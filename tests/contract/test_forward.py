@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from suite import close, row, strong
+from suite import close, row
 from tiny import fresh
 
 from modulate import ClipInput
@@ -109,7 +109,7 @@ def test_recorded_outputs(case):
     host.set_attn_implementation("eager")
     batch = case.write(["video", (7, 8)])
     clips = case.clips(batch)
-    modulation = strong(host)
+    modulation = case.strong(host)
     values = case.dense(batch, clips, modulation)
     call = lambda: host(**batch.inputs, output_hidden_states=True, output_attentions=True)
     plain = call()
@@ -135,7 +135,7 @@ def compare(case, host, atol=1e-4, tolerance=None):
     batch = case.write(["video", (7, 8)], ["video", (9,)])
     batch.inputs = {k: v.to(host.dtype) if v.is_floating_point() and k != "second_per_grid_ts" else v for k, v in batch.inputs.items()}
     batch.inputs = {k: v.to(host.device) for k, v in batch.inputs.items()}
-    modulation, clips = strong(host), case.clips(batch)
+    modulation, clips = case.strong(host), case.clips(batch)
     values = [v.to(host.device) for v in case.dense(batch, clips, modulation)]
     call = lambda: host(**batch.inputs)
     with reference.written(host, modulation, values):

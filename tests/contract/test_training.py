@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families import FAMILIES
-from suite import Case, row, strong
+from suite import Case, row
 from torch.utils.checkpoint import checkpoint
 
 from modulate.errors import ConditioningError
@@ -16,7 +16,7 @@ def trainable(case, **checkpointing):
         # Renamed after 5.17; the old name warns.
         enable = getattr(host, "activation_checkpointing_enable", None) or host.gradient_checkpointing_enable
         enable(checkpointing)
-    return host, strong(host).train()
+    return host, case.strong(host).train()
 
 
 def loss_of(host, batch):
@@ -49,7 +49,7 @@ def same(a, b):
 @row("gradients reach every part of the modulation and never the host")
 def test_gradients(case):
     found = single(case)
-    assert [n for n, p in strong(case.host).named_parameters() if n not in found or not found[n].any()] == []
+    assert [n for n, p in case.strong(case.host).named_parameters() if n not in found or not found[n].any()] == []
 
 
 @row("gradient checkpointing, not reentrant, backward after the block: the same gradients")
