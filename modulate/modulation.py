@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modulate.choice import Choice, Injection, LoraParams, Tokens
 from modulate.components import Modulator, SignalEncoder, SignalFeatures
 from modulate.errors import CheckpointError, ComponentError, HostError, MissingFileError, RecipeError
+from modulate.files import read_tensors
 from modulate.grid import VisualGrid
 from modulate.hosts import understand
 from modulate.hub import ADAPTER, CONFIG, WEIGHTS, count_numbers, fetch, is_repository, upload
@@ -237,9 +238,9 @@ class Modulation(nn.Module):
     def load(self, folder: Path) -> None:
         """Take over the weights in ``folder``, strictly. Raises :class:`CheckpointError` on any missing, unexpected or misshapen tensor."""
         try:
-            self.fill(load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+            self.fill(read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
             if self.lora is not None:
-                self.lora.load_peft(load_file(folder / ADAPTER / "adapter_model.safetensors"))
+                self.lora.load_peft(read_tensors(folder / ADAPTER / "adapter_model.safetensors"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"The weights in {folder} cannot be read: {error}") from error
 

@@ -23,10 +23,10 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 RECIPES = "modulate_recipes"
 
 LAYERS = [
-    {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
-    {"files", "grid", "interrupts", "localize", "locks", "parse", "paths", "pickled", "plugins", "video"},
-    {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
-    {"components", "hosts", "launch", "sections", "selection"},
+    {"errors", "hooks", "hookspecs", "memory", "recent", "shards", "signals", "writers"},
+    {"containers", "files", "grid", "interrupts", "localize", "locks", "parse", "paths", "pickled", "plugins"},
+    {"bundle", "checkpoints", "choice", "hub", "team", "video"},
+    {"clips", "components", "hosts", "launch", "sections", "selection"},
     {"features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
     {"below", "modulation", "plan"},
