@@ -55,15 +55,21 @@ def _extend(app: typer.Typer, registry: plugins.Registry, name: str) -> None:
     plugin, info = registry.manager.get_plugin(name), registry.plugins[name]
     if plugin is None:
         return
-    commands, groups = list(app.registered_commands), list(app.registered_groups)
+    commands, groups, callbacks = list(app.registered_commands), list(app.registered_groups), [c.callback for c in app.registered_commands]
     others = [p for p in registry.manager.get_plugins() if p is not plugin]
     try:
-        registry.manager.subset_hook_caller("register_commands", remove_plugins=others)(cli=app)
+        with registry.others_stay(name):
+            registry.manager.subset_hook_caller("register_commands", remove_plugins=others)(cli=app)
+        kept = app.registered_commands[: len(commands)], app.registered_groups[: len(groups)], [c.callback for c in commands]
+        if kept != (commands, groups, callbacks):
+            raise PluginError(f"the plugin {name!r} changed commands that are not its own.")
         names = _names(app)
         if clash := sorted({n for n in names if names.count(n) > 1}):
             raise PluginError(f"command {clash[0]!r} of plugin {name!r} clashes with one that exists; rename it.")
     except (Exception, SystemExit) as error:
         app.registered_commands[:], app.registered_groups[:] = commands, groups
+        for command, callback in zip(commands, callbacks, strict=True):
+            command.callback = callback
         info.error = f"{type(error).__name__}: {error}"
         print(f"Warning: the commands of plugin {name!r} are left out. {info.error}", file=sys.stderr)
 

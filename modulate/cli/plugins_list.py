@@ -10,7 +10,10 @@ from modulate.cli.arguments import AsJson
 
 
 def plugins(as_json: AsJson = False) -> None:
-    """List plugins: which distribution and file each comes from, what it provides, why broken ones are broken, and which MODULATE_PLUGINS switches off."""
+    """List plugins: which distribution and file each comes from, what it provides, why broken ones are broken, which MODULATE_PLUGINS switches off.
+
+    Notes say where one bears another's name: that of a plugin that ships, of a distribution, of a module.
+    """
     from modulate.plugins import VARIABLE, PluginInfo, registry
 
     known = registry()
@@ -28,6 +31,8 @@ def plugins(as_json: AsJson = False) -> None:
             typer.echo(f"  {kind.replace('_', ' ')}: {', '.join(name for _, name in group)}")
         if plugin.off:
             typer.echo(f"  off: {VARIABLE} does not name it")
+        for note in plugin.notes:
+            typer.secho(f"  note: {note}", fg=typer.colors.YELLOW)
         if plugin.error:
             typer.secho(f"  broken: {plugin.error}", fg=typer.colors.RED)
 
