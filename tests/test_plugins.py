@@ -188,7 +188,7 @@ PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 
 def test_the_plugins_that_ship_are_those_of_the_project():
     assert {name: f"modulate_{name}" for name in installed.OURS} == PROJECT["entry-points"]["modulate"]
-    assert installed.DISTRIBUTION == PROJECT["name"]
+    assert PROJECT["name"] == installed.DISTRIBUTION
 
 
 def install(site, name, version, points, code="", folder=None):
