@@ -204,9 +204,9 @@ class Modulation(nn.Module):
             (folder / ADAPTER).mkdir(exist_ok=True)
             write_atomically(folder / ADAPTER / "adapter_model.safetensors", lambda path: save_file(adapter, path, metadata={"format": "pt"}))
             text = json.dumps(config, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-            write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n"))
+            write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
         named = portable(self.config, self.modulator)
-        write_atomically(folder / CONFIG, lambda path: path.write_text(named.model_dump_json(indent=2) + "\n"))
+        write_atomically(folder / CONFIG, lambda path: path.write_text(named.model_dump_json(indent=2) + "\n", encoding="utf-8"))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **hub: Any) -> str:
         """Upload to the hub with a model card; return the commit's address. For ``private`` and ``hub`` see :func:`modulate.hub.upload`."""

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import typer
 
 from modulate import plugins
-from modulate.errors import ComponentError, Interrupted, ModulateError, PluginError
+from modulate.cli import output
+from modulate.errors import ComponentError, Interrupted, ModulateError, PluginError, StorageError
 
 HELP = "Let a frozen multimodal LLM listen to a side signal such as eye gaze."
 
@@ -100,8 +101,18 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line. Errors that modulate raises on purpose are printed without a traceback, with exit code 1; all others keep theirs.
 
     So does a component's own failure: it is a defect, and the traceback is what its author needs. A run that was asked to stop by a signal, and has
-    saved, ends with 128 and the signal's number. Warnings are lines on stderr, without the line of source that they come from.
+    saved, ends with 128 and the signal's number; one whose output cannot be written, with 1 and a line that says so. Warnings are lines on stderr, without the line of source that they come from.
     """
+    try:
+        with output.checked():
+            _run(args)
+    except StorageError as error:  # of standard output, at the end; standard error is as it was, and may be broken too
+        with output.checked():
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+def _run(args: Sequence[str] | None) -> None:
     try:
         with plain_warnings():
             build()(args=list(args) if args is not None else None)

@@ -34,7 +34,7 @@ def bench(
         found = benches.bench(load_recipe(recipe, overrides or ()), steps, trust, status.update)
     _show(found)
     if json is not None:
-        write_atomically(json, lambda path: path.write_text(text.dumps(found.as_json(), indent=2) + "\n"))
+        write_atomically(json, lambda path: path.write_text(text.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8"))
 
 
 def _show(found: "Bench") -> None:

@@ -12,6 +12,7 @@ import typer
 
 from modulate import plugins
 from modulate.cli.arguments import AsJson
+from modulate.cli.output import echo_json
 from modulate.errors import PluginError, near_matches
 
 SUITE = "python -m pytest tests/contract --write-hosts"
@@ -28,7 +29,7 @@ def hosts(
         raise PluginError(f"Unknown family {family!r}. {near_matches(family, families)}")
     chosen = {family: families[family]} if family else families
     if as_json:
-        typer.echo(json.dumps({"rows": rows, "families": chosen}, indent=2, ensure_ascii=False))
+        echo_json({"rows": rows, "families": chosen})
         return
     width = max((len(name) for name in chosen), default=0)
     for name, versions in chosen.items():

@@ -1,12 +1,12 @@
 """``modulate plugins``: what is installed, what it provides, what is broken and why."""
 
-import json
 from dataclasses import asdict
 from itertools import groupby
 
 import typer
 
 from modulate.cli.arguments import AsJson
+from modulate.cli.output import echo_json
 
 
 def plugins(as_json: AsJson = False) -> None:
@@ -20,7 +20,7 @@ def plugins(as_json: AsJson = False) -> None:
     found = sorted([*known.plugins.values(), *known.off.values(), *known.missing.values()], key=lambda p: p.name)
     if as_json:
         rows = [asdict(p) | {"source": p.source, "provides": [{"kind": kind, "name": name} for kind, name in p.provides]} for p in found]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo_json(rows)
         return
 
     def show(plugin: PluginInfo) -> None:

@@ -112,6 +112,6 @@ def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
     from modulate.sweeps.jobs import Job
 
     recipe, text = folder / "jobs" / f"{run.name}.yaml", dump(run.recipe)
-    write_atomically(recipe, lambda path: path.write_text(text))
+    write_atomically(recipe, lambda path: path.write_text(text, encoding="utf-8"))
     command = (sys.executable, "-m", "modulate", "train", str(recipe), "--runs", str(folder), "--cache", str(cache))
     return Job(run.name, command + (("--trust-remote-code",) if trust else ()), folder / "jobs" / f"{run.name}.log")

@@ -47,7 +47,7 @@ def state(folder: Path, recipe: Recipe) -> State:
 def write_results(sweep: Sweep, plan: Sequence[Planned], folder: Path, failed: dict[str, list[str]]) -> dict[str, Any]:
     """Write :func:`results` to sweep.json in ``folder``, and return them."""
     found = results(sweep, plan, folder, failed)
-    write_atomically(folder / RESULTS, lambda path: path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"))
+    write_atomically(folder / RESULTS, lambda path: path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"))
     return found
 
 
@@ -110,7 +110,7 @@ def _group(members: Sequence[Planned], base: Sequence[Planned], folder: Path, fi
 def _records(run: Planned, folder: Path, cache: dict[str, list[Prediction]]) -> list[Prediction]:
     """Return a run's predictions under its own condition; a sample has another id for each seed."""
     if run.name not in cache:
-        lines = map(json.loads, (folder / run.name / "predictions.jsonl").read_text().splitlines())
+        lines = map(json.loads, (folder / run.name / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
         rows = [Prediction(**row) for row in lines if row["condition"] == run.recipe.training.condition]
         left_out = {f["id"] for f in _read(folder / run.name / "metrics.json")["failed"]} if run.recipe.evaluation.failed == "left_out" else set()
         cache[run.name] = [replace(r, id=f"{run.recipe.seed}/{r.id}") for r in rows if r.id not in left_out]
@@ -125,4 +125,4 @@ def _mean_over_tasks(rows: Sequence[Prediction]) -> float:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from modulate.cli.output import echo_json
 from modulate.errors import DataError, RecipeError, near_matches
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a data tree, task by task: files, durations, fixations, share of questions with active gaze. Exit code 1 when something would fail in training."""
-    import json
-
     from rich.console import Console
     from rich.progress import Progress
 
@@ -46,7 +45,7 @@ def check(
     if note:
         report.add("info", note)
     if as_json:
-        typer.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+        echo_json(report.as_json())
     else:
         _print(report)
     if not report.ok:
