@@ -16,6 +16,7 @@ from modulate.errors import ConditioningError, HostError
 from modulate.hooks import Hook, named
 from modulate.hosts import understand
 from modulate.modulation import ClipInput, HostSpec, Modulation
+from modulate.notices import heard
 
 __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
 
@@ -45,6 +46,7 @@ REENTRANT = (
 class Attachment:
     """A modulation attached to a host; owns its hooks and its injected adapter."""
 
+    @heard()
     def __init__(self, modulation: Modulation, model: nn.Module) -> None:
         self.modulation = modulation
         self.model = model
@@ -190,7 +192,8 @@ class Attachment:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
         self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, Hints(positions, prompt, mask))
         try:
-            yield
+            with heard():
+                yield
             if conditioning.ledger.forwards == 0:
                 raise ConditioningError(
                     "No forward reached the host inside this conditioning, so nothing was injected. (A graph that torch.compile traced before "

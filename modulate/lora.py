@@ -140,7 +140,7 @@ class Injected:
         theirs = self.model.__dict__.get("peft_config")  # PEFT adds our entry to a user's own dictionary
         entries = dict(theirs or {})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns about a second adapter; ours is meant to be one
+            warnings.simplefilter("ignore", UserWarning)  # PEFT warns about a second adapter; ours is meant to be one
             inject_adapter_in_model(tensors._peft_config(sorted(targets)), self.model, self.name)
         self.model.__dict__.pop("peft_config", None)
         if theirs is not None:

@@ -23,7 +23,7 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 RECIPES = "modulate_recipes"
 
 LAYERS = [
-    {"errors", "hooks", "hookspecs", "installed", "memory", "recent", "shards", "signals", "writers"},
+    {"errors", "hooks", "hookspecs", "installed", "memory", "notices", "recent", "shards", "signals", "writers"},
     {"containers", "files", "grid", "interrupts", "localize", "locks", "parse", "paths", "pickled", "plugins"},
     {"bundle", "checkpoints", "choice", "hub", "team", "video"},
     {"clips", "components", "hosts", "launch", "sections", "selection"},

@@ -2,15 +2,14 @@
 
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import typer
 
 from modulate import plugins
 from modulate.cli import output
 from modulate.errors import ComponentError, Interrupted, ModulateError, PluginError, StorageError
+from modulate.notices import heard
 
 HELP = "Let a frozen multimodal LLM listen to a side signal such as eye gaze."
 
@@ -82,21 +81,6 @@ def _names(app: typer.Typer) -> list[str]:
     return commands + groups
 
 
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Show warnings as a line each for the length of a ``with`` block; which are shown is left to Python's filters."""
-
-    def plain(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-        return f"warning: {message}\n"
-
-    before = warnings.formatwarning
-    warnings.formatwarning = plain
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line. Errors that modulate raises on purpose are printed without a traceback, with exit code 1; all others keep theirs.
 
@@ -114,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: Sequence[str] | None) -> None:
     try:
-        with plain_warnings():
+        with heard(every=True):
             build()(args=list(args) if args is not None else None)
     except ComponentError as error:
         traceback.print_exception(error)

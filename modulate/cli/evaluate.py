@@ -30,10 +30,11 @@ def evaluate(
     run = Run.open(folder)
     run.check_weights()
     modulation = Modulation.from_pretrained(run.weights)
-    with joined(run.recipe, training=False) as team:
+    with joined(run.recipe, training=False) as team, bars(team.leads) as shown:
+        shown.doing("loading")
         pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
         team.in_turn(pipeline.make_data)
-        with run.held(), graceful() as stop, bars(team.leads) as shown:
+        with run.held(), graceful() as stop:
             metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
-        if team.leads:
-            show_metrics(run, metrics)
+    if team.leads:
+        show_metrics(run, metrics)

@@ -22,6 +22,7 @@ from modulate.interrupts import Stop
 from modulate.launch import current
 from modulate.memory import first_line, give_back, is_out_of_memory
 from modulate.modulation import ClipInput, Modulation
+from modulate.notices import heard
 from modulate.pipeline import Others, Pipeline, Prepared
 from modulate.recipe import dump
 from modulate.run import Run, environment
@@ -147,6 +148,7 @@ def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
     return Prediction(sample.id, sample.task, group, condition, sample.answer, None, False, (), 0, f"{type(error).__name__}: {error}")
 
 
+@heard()
 def evaluate(
     run: Run,
     pipeline: Pipeline,

@@ -24,15 +24,13 @@ def make(
 ) -> None:
     """Make a world: H.264 videos, fixations, raw gaze, hand, the ten question files, splits."""
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
+    from modulate.cli.progress import bars
     from modulate_tabletop.make import make_world
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("Videos", total=train + val + test)
-        world = make_world(root, train=train, val=val, test=test, seed=seed, workers=workers, progress=lambda done, total: bar.update(task, completed=done))
-        bar.update(task, completed=train + val + test)
+    with bars() as shown:
+        world = make_world(root, train=train, val=val, test=test, seed=seed, workers=workers, progress=lambda done, total: shown.at("videos", done, total))
     table = Table("Task", "train", "val", "test", title="Questions (test points for proactive tasks)")
     for name, counts in world["questions"].items():
         table.add_row(name, *(str(counts[split]) for split in ("train", "val", "test")))
