@@ -22,7 +22,7 @@ SMALL = ROOT / "tests" / "data" / "small.yaml"
 LIGHT = (
     ["--help"], ["ls"], ["ls", "--json"], ["plugins"], ["plugins", "--json"], ["hosts"], ["hosts", "--json"], ["cat", "gazeqwen_tiny"],
     ["cat", "gazeqwen_tiny", "--resolved"], ["recipe", "schema"], ["recipe", "schema", "--sweeps"], ["sweep", "ablations/tabletop", "--dry-run"],
-    *([name, "--help"] for name in ("features", "train", "eval", "adopt", "sweep", "check", "bench", "ask", "report", "plugins", "hosts", "ls", "cat", "cp", "data", "tabletop", "convert")),
+    ["train", "--help"], ["data", "--help"],  # all others are made by the same parser
 )  # fmt: skip
 
 

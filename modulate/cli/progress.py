@@ -23,8 +23,8 @@ class Display(ABC):
     """What a command is at: ``doing`` something that cannot be counted, or tasks by name, each with a number done of a total (None: unknown)."""
 
     @abstractmethod
-    def at(self, name: str, done: int, total: int | None, note: str = "") -> None:
-        """Show that ``done`` of ``total`` are finished."""
+    def at(self, name: str, done: int, total: int | None, note: str = "", before: int | None = None) -> None:
+        """Show that ``done`` of ``total`` are finished; ``before`` were when this was begun, by default as many as when it is first told."""
 
     @abstractmethod
     def counted(self, name: str, done: int, total: int | None) -> None:
@@ -45,7 +45,7 @@ class Display(ABC):
     def trained(self, p: training.Progress) -> None:
         """Show a step of training: loss, accuracy, and the share of samples in which the signal reached a token."""
         note = f"loss {p.loss:.3f}  accuracy {100 * p.accuracy:3.0f} %  signal in {100 * p.active:3.0f} %"
-        self.at(f"stage {p.stage}", p.step, p.steps, note)
+        self.at(f"stage {p.stage}", p.step, p.steps, note, before=p.step - 1)
 
     def evaluated(self, condition: str, done: int, total: int) -> None:
         """Show that ``done`` more of ``total`` samples were answered."""
@@ -60,7 +60,7 @@ class Bars(Display):
         self.tasks: dict[str, TaskID] = {}
         self._doing = ""
 
-    def at(self, name: str, done: int, total: int | None, note: str = "") -> None:
+    def at(self, name: str, done: int, total: int | None, note: str = "", before: int | None = None) -> None:
         """Set how many are finished."""
         self.progress.update(self._task(name, total), completed=done, total=total, note=note)
 
@@ -94,7 +94,9 @@ class Bars(Display):
 
 @dataclass
 class _Count:
-    """A task as lines tell of it. ``first``: done when it began to be counted, at ``begun``; ``last``: when it was counted last (s)."""
+    """A task as lines tell of it. ``first``: done before it was first counted; ``begun``: since when, which is when the display was last told anything;
+    ``last``: when it was counted last (s).
+    """
 
     done: int
     total: int | None
@@ -121,7 +123,7 @@ class Lines(Display):
         self.shown = shown
         self._tasks: dict[str, _Count] = {}
         self._doing = ""
-        self._begun = time.monotonic()
+        self._begun = self._active = time.monotonic()
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tick, daemon=True)
@@ -144,23 +146,26 @@ class Lines(Display):
         end = f"{'done' if kind is None else 'stopped'} after {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         self._print(f"{end}: {tasks}" if tasks else end)
 
-    def at(self, name: str, done: int, total: int | None, note: str = "") -> None:
+    def at(self, name: str, done: int, total: int | None, note: str = "", before: int | None = None) -> None:
         """Set how many are finished."""
-        now = time.monotonic()
-        with self._lock:
-            old = self._tasks.get(name)
-            first, begun = (old.first, old.begun) if old and old.total == total else (done, now)
-            self._tasks[name] = _Count(done, total, note, first, begun, now)
-            self._doing = ""
+        self._set(name, done, done if before is None else before, total, note)
 
     def counted(self, name: str, done: int, total: int | None) -> None:
         """Add to how many are finished."""
         old = self._tasks.get(name)
-        self.at(name, done + (old.done if old else 0), total)
+        self._set(name, done + (old.done if old else 0), 0, total, "")
+
+    def _set(self, name: str, done: int, first: int, total: int | None, note: str) -> None:
+        now = time.monotonic()
+        with self._lock:
+            old = self._tasks.get(name)
+            first, begun = (old.first, old.begun) if old and old.total == total else (first, self._active)
+            self._tasks[name] = _Count(done, total, note, first, begun, now)
+            self._doing, self._active = "", now
 
     def doing(self, text: str) -> None:
         """Set what is being done."""
-        self._doing = text
+        self._doing, self._active = text, time.monotonic()
 
     def drop(self, name: str) -> None:
         """Forget a task."""
