@@ -7,11 +7,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from modulate.errors import MissingFileError, ModulateError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".partial"
 LEFT_BEHIND = (f".*{PARTIAL}", ".tmp??????")
@@ -130,6 +133,16 @@ def read_hash(path: Path) -> str:
     """Return the sha256 (hex) of the file's content, read now. Raises what opening it raises."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Return the tensors of a safetensors file, in memory of their own: mapped ones would change, or end the process, with the file.
+
+    Raises :class:`safetensors.SafetensorError`, and what opening it raises.
+    """
+    from safetensors.torch import load
+
+    return load(path.read_bytes())
 
 
 def gib(n: int) -> str:

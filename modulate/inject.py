@@ -17,6 +17,7 @@ from modulate.hooks import Hook, named, stood_in
 from modulate.hosts import understand
 from modulate.lora import LoraHooks
 from modulate.modulation import HostSpec, Modulation
+from modulate.notices import heard
 from modulate.passes import Pass, in_backward, recomputed, remember, sequence_number
 from modulate.rows import ClipInput, Rows, listed
 
@@ -48,6 +49,7 @@ REENTRANT = (
 class Attachment:
     """A modulation attached to a host; owns its hooks."""
 
+    @heard()
     def __init__(self, modulation: Modulation, model: nn.Module) -> None:
         self.modulation = modulation
         self.model = model
@@ -210,7 +212,8 @@ class Attachment:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
         self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, Hints(positions, prompt, mask))
         try:
-            yield
+            with heard():
+                yield
             if conditioning.ledger.forwards == 0:
                 raise ConditioningError(
                     "No forward reached the host inside this conditioning, so nothing was injected. (A graph that torch.compile traced before "

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modulate.choice import Choice, Injection, LoraParams, Tokens
 from modulate.components import Modulator, SignalEncoder, SignalFeatures
 from modulate.errors import CheckpointError, ComponentError, MissingFileError, RecipeError
+from modulate.files import read_tensors
 from modulate.grid import VisualGrid
 from modulate.hosts import understand
 from modulate.hub import ADAPTER, CONFIG, WEIGHTS, count_numbers, fetch, is_repository, upload
@@ -190,9 +191,9 @@ class Modulation(nn.Module):
             (folder / ADAPTER).mkdir(exist_ok=True)
             write_atomically(folder / ADAPTER / "adapter_model.safetensors", lambda path: save_file(adapter, path, metadata={"format": "pt"}))
             text = json.dumps(config, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-            write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n"))
+            write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
         named = portable(self.config, self.modulator)
-        write_atomically(folder / CONFIG, lambda path: path.write_text(named.model_dump_json(indent=2) + "\n"))
+        write_atomically(folder / CONFIG, lambda path: path.write_text(named.model_dump_json(indent=2) + "\n", encoding="utf-8"))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **hub: Any) -> str:
         """Upload to the hub with a model card; return the commit's address. For ``private`` and ``hub`` see :func:`modulate.hub.upload`."""
@@ -224,9 +225,9 @@ class Modulation(nn.Module):
     def load(self, folder: Path) -> None:
         """Take over the weights in ``folder``, strictly. Raises :class:`CheckpointError` on any missing, unexpected or misshapen tensor."""
         try:
-            self.fill(load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+            self.fill(read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
             if self.lora is not None:
-                self.lora.load_peft(load_file(folder / ADAPTER / "adapter_model.safetensors"))
+                self.lora.load_peft(read_tensors(folder / ADAPTER / "adapter_model.safetensors"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"The weights in {folder} cannot be read: {error}") from error
 

@@ -25,6 +25,7 @@ from modulate.footage import Footage, greyed, on_clock
 from modulate.grid import VisualGrid, visual_grid
 from modulate.hosts import EncodedPrompt, Host, bare, understand
 from modulate.modulation import Modulation
+from modulate.notices import heard
 from modulate.recent import Recent
 from modulate.recipe import Recipe, refuse_remote_code
 from modulate.rows import ClipInput
@@ -94,6 +95,7 @@ class Pipeline(Footage):
     #: How every answer is asked of the host: only the last position's logits, in one forward.
     LAST_LOGITS: ClassVar[dict[str, Any]] = {"logits_to_keep": 1, "use_cache": False}
 
+    @heard()
     def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30, trust_remote_code: bool = False) -> None:
         if not trust_remote_code:
             refuse_remote_code(recipe)

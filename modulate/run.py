@@ -50,7 +50,7 @@ class Run:
             raise RecipeError(
                 f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
             )
-        write_atomically(existing, lambda path: path.write_text(text))
+        write_atomically(existing, lambda path: path.write_text(text, encoding="utf-8"))
         self.write_json("environment.json", environment())
 
     @classmethod

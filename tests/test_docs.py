@@ -23,9 +23,9 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 RECIPES = "modulate_recipes"
 
 LAYERS = [
-    {"errors", "hooks", "hookspecs", "memory", "passes", "recent", "signals", "wrappers", "writers"},
-    {"caches", "files", "grid", "interrupts", "parse", "paths", "pickled", "plugins", "video"},
-    {"localize", "rows", "schema"},
+    {"errors", "hooks", "hookspecs", "installed", "memory", "notices", "passes", "recent", "shards", "signals", "wrappers", "writers"},
+    {"caches", "containers", "files", "grid", "interrupts", "parse", "paths", "pickled", "plugins"},
+    {"localize", "rows", "schema", "video"},
     {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
     {"components", "hosts", "launch", "ledger", "sections", "selection"},

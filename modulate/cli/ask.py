@@ -1,12 +1,12 @@
 """``modulate ask``: one question about one video, with and without the signal."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modulate.cli.arguments import DEFAULT_CACHE, AsJson, Cache, Trust
+from modulate.cli.output import echo_json
 from modulate.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def ask(
     sample = asking.sample_of(video, signals, at, question, option, setting, seconds)
     answers = asking.ask(Pipeline(setting, cache, trust_remote_code=trust), weights, sample)
     if as_json:
-        typer.echo(json.dumps([asdict(a) for a in answers], indent=2, ensure_ascii=False))
+        echo_json([asdict(a) for a in answers])
         return
     _show(option, answers)
 

@@ -3,7 +3,6 @@
 A plugin that registers hosts may ship a ``verified.json`` beside its ``__init__.py``, written by its suite. Nothing here imports torch.
 """
 
-import json
 from collections import Counter
 from importlib.resources import files
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from modulate import plugins
 from modulate.cli.arguments import AsJson
+from modulate.cli.output import echo_json
 from modulate.errors import DataError, PluginError, near_matches, shown
 from modulate.schema import Record, parse_record
 
@@ -59,7 +59,7 @@ def hosts(
         raise PluginError(f"Unknown family {family!r}. {near_matches(family, families)}")
     chosen = {family: families[family]} if family else families
     if as_json:
-        typer.echo(json.dumps({"rows": rows, "families": chosen}, indent=2, ensure_ascii=False))
+        echo_json({"rows": rows, "families": chosen})
         return
     width = max((len(name) for name in chosen), default=0)
     for name, versions in chosen.items():

@@ -11,9 +11,9 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from modulate.cli.progress import Display, bars
 from modulate.errors import DataError
 from modulate.records import LogLine
 from modulate.schema import parse_record
@@ -46,38 +46,42 @@ def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], fol
 
 
 @contextmanager
-def progress(runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> Iterator[Listener]:
-    """Show a bar of all runs, and one of each that is running; a line for each that ends."""
-    console = Console(stderr=True, highlight=False)
+def progress(runs: Sequence[Planned], states: Mapping[str, State]) -> Iterator[Display]:
+    """Show how many of all runs are finished, and how far each is that is running."""
+    done = sum(state == "finished" for state in states.values())
+    with bars() as shown:
+        if done:
+            shown.say(f"{done} of {len(runs)} runs are finished already.")
+        shown.at("runs", done, len(runs))
+        yield shown
+
+
+def listener(shown: Display, runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> Listener:
+    """Return what tells ``shown`` of runs: a line for each that ends."""
     done = [name for name, state in states.items() if state == "finished"]
-    if done:
-        console.print(f"{len(done)} of {len(runs)} runs are finished already.")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console) as bars:
-        whole = bars.add_task("runs", total=len(runs), completed=len(done), note="")
-        tasks: dict[str, TaskID] = {}
-        looked = [0.0]
+    looked = [0.0]
 
-        def started(name: str) -> None:
-            tasks[name] = bars.add_task(name, total=None, note="starting")
+    def started(name: str) -> None:
+        shown.at(name, 0, None, "starting")
 
-        def ended(outcome: Outcome) -> None:
-            bars.remove_task(tasks.pop(outcome.name))
-            if outcome.code == 0:
-                bars.advance(whole)
-            bars.console.print(f"{outcome.name}: {_ending(outcome)} after {outcome.seconds / 60:.1f} min")
+    def ended(outcome: Outcome) -> None:
+        shown.drop(outcome.name)
+        if outcome.code == 0:
+            done.append(outcome.name)
+            shown.at("runs", len(done), len(runs))
+        shown.say(f"{outcome.name}: {_ending(outcome)} after {outcome.seconds / 60:.1f} min")
 
-        def running(names: Sequence[str]) -> None:
-            if time.monotonic() - looked[0] < 1.0:
-                return
-            looked[0] = time.monotonic()
-            for name in names:
-                if step := _last_step(folder / name / "log.jsonl"):
-                    stage_done = step.steps is not None and step.step >= step.steps
-                    note = f"{escape(step.stage)}{', done; what follows is in its log' * stage_done}"
-                    bars.update(tasks[name], total=step.steps, completed=step.step, note=note)
+    def running(names: Sequence[str]) -> None:
+        if time.monotonic() - looked[0] < 1.0:
+            return
+        looked[0] = time.monotonic()
+        for name in names:
+            if step := _last_step(folder / name / "log.jsonl"):
+                stage_done = step.steps is not None and step.step >= step.steps
+                note = f"{step.stage}{', done; what follows is in its log' * stage_done}"
+                shown.at(name, step.step, step.steps, f"{note}, loss {step.loss:.3f}" if isinstance(step.loss, float) else note)
 
-        yield Listener(started, ended, running)
+    return Listener(started, ended, running)
 
 
 def _ending(outcome: Outcome) -> str:

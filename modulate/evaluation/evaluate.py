@@ -23,6 +23,7 @@ from modulate.interrupts import Stop
 from modulate.launch import current
 from modulate.memory import first_line, give_back, is_out_of_memory
 from modulate.modulation import Modulation
+from modulate.notices import heard
 from modulate.pipeline import Others, Pipeline, Prepared
 from modulate.recipe import dump
 from modulate.rows import ClipInput, Rows
@@ -155,6 +156,7 @@ def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
     return Prediction(sample.id, sample.task, group, condition, sample.answer, None, False, (), 0, text)
 
 
+@heard()
 def evaluate(
     run: Run,
     pipeline: Pipeline,

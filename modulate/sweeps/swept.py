@@ -51,7 +51,7 @@ def state(folder: Path, recipe: Recipe) -> State:
 def write_results(sweep: Sweep, plan: Sequence[Planned], folder: Path, failed: dict[str, list[str]]) -> dict[str, Any]:
     """Write :func:`results` to sweep.json in ``folder``, and return them."""
     found = results(sweep, plan, folder, failed)
-    write_atomically(folder / RESULTS, lambda path: path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"))
+    write_atomically(folder / RESULTS, lambda path: path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"))
     return found
 
 

@@ -21,6 +21,7 @@ from modulate.inject import ModulatedHost
 from modulate.interrupts import Stop
 from modulate.launch import current
 from modulate.modulation import Modulation
+from modulate.notices import heard
 from modulate.pipeline import Pipeline
 from modulate.run import Run
 from modulate.sections import Stage
@@ -52,6 +53,7 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 
+@heard()
 def train(
     run: Run,
     pipeline: Pipeline,

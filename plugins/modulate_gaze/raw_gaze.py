@@ -16,14 +16,16 @@ Samples from before the video begins are left out.
 
 import csv
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO, get_args
+from typing import Any, Literal, TextIO, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64
+from numpy.typing import NDArray
 
 from modulate.errors import MissingFileError, SignalError, near_matches, shown
 from modulate_gaze.positions import PIXELS_FROM
@@ -211,8 +213,7 @@ def _read_holoassist(path: Path, file: TextIO, frames: _Frames, keep: bool, size
 
 def _dense(path: Path, fps: float, keep: bool) -> Recording:
     try:
-        # mapped: no object is ever made of what the file holds, and a header that lies about the size allocates nothing
-        rows = np.lib.format.open_memmap(path, mode="r")
+        rows = _array(path)
     except Exception as error:  # NumPy reads the header as Python's literals, which fails in as many ways as Python does
         raise SignalError(f"{path} cannot be read as a NumPy array of numbers: {error}. Nothing else is read from .npy files, pickles never.") from error
     if rows.ndim != 2 or rows.shape[1] != 3 or rows.dtype.kind not in "fiub":
@@ -228,6 +229,26 @@ def _dense(path: Path, fps: float, keep: bool) -> Recording:
     xy = np.where(finite[:, None], values[:, :2], 0.0)
     tracked = finite & (values[:, 2] == 1)
     return _recording(xy, tracked, np.ones_like(tracked) if keep else tracked, fps)
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """Return the array in a .npy file. No object is ever made of what the file holds, and a header that lies about the size allocates nothing.
+
+    Read, not mapped: a mapped file that another process cuts short ends this one. Raises ValueError and what else NumPy's reading of headers raises.
+    """
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version} of the format holds no plain numbers")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        size, left = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()
+        if size > left:
+            raise ValueError(f"its header speaks of {size:,} bytes, {left:,} follow")
+        data = file.read(size)
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")
 
 
 # --- text -------------------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from modulate.cli.output import echo_json
 from modulate.errors import DataError, RecipeError, near_matches
 
 if TYPE_CHECKING:
@@ -32,21 +33,16 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a data tree, task by task: files, durations, fixations, share of questions with active gaze. Exit code 1 when something would fail in training."""
-    import json
-
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from modulate.cli.progress import bars
     from modulate_streamgaze.data_check import check_data
 
     dataset, sampling, note = _settings(root, recipe, overrides or [])
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Videos", total=None)
-        report = check_data(dataset, sampling, frames_per_step, lambda: bar.advance(task))
+    with bars() as shown:
+        report = check_data(dataset, sampling, frames_per_step, lambda: shown.counted("videos", 1, None))
     if note:
         report.add("info", note)
     if as_json:
-        typer.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+        echo_json(report.as_json())
     else:
         _print(report)
     if not report.ok:
@@ -136,9 +132,8 @@ def fixations(
 ) -> None:
     """Make fixation files of a data set's own gaze files. Exit code 1 when one cannot be made."""
     from pydantic import ValidationError
-    from rich.console import Console
-    from rich.progress import Progress
 
+    from modulate.cli.progress import bars
     from modulate_gaze.extraction import PRESETS, Extraction
     from modulate_gaze.raw_gaze import SOURCES
     from modulate_streamgaze.files import find_videos
@@ -159,9 +154,8 @@ def fixations(
     stems = sorted(files or found)
     if not stems:
         raise DataError(f"{gaze} holds no gaze file of {source}.")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Recordings", total=len(stems))
-        made = make_fixations(stems, found, out, extraction, size, lambda: bar.advance(task))
+    with bars() as shown:
+        made = make_fixations(stems, found, out, extraction, size, lambda: shown.counted("recordings", 1, len(stems)))
     typer.echo(f"Wrote {made.files} files with {made.fixations} fixations to {out}; {made.kept} were there before.")
     typer.echo(f"Of {made.frames:,} frames {made.untracked:,} have no gaze and {made.outside:,} have it outside the frame.")
     if made.corner:

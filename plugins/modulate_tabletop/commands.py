@@ -26,17 +26,15 @@ def make(
 ) -> None:
     """Make a world: H.264 videos, fixations, raw gaze, hand, the ten question files, splits."""
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
+    from modulate.cli.progress import bars
     from modulate_tabletop.make import make_world
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("Videos", total=train + val + test)
-        sizes = {"train": train, "val": val, "test": test}
-        shown = lambda done, total: bar.update(task, completed=done)  # noqa: E731
-        world = make_world(root, **sizes, seed=seed, objects=objects, drift=drift, workers=workers, progress=shown)
-        bar.update(task, completed=train + val + test)
+    sizes = {"train": train, "val": val, "test": test}
+    with bars() as shown:
+        report = lambda done, total: shown.at("videos", done, total)  # noqa: E731
+        world = make_world(root, **sizes, seed=seed, objects=objects, drift=drift, workers=workers, progress=report)
     table = Table("Task", "train", "val", "test", title="Questions (test points for proactive tasks)")
     for name, counts in world["questions"].items():
         table.add_row(name, *(str(counts[split]) for split in ("train", "val", "test")))
