@@ -90,8 +90,22 @@ class Attachment:
 
     # --- hooks -------------------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_exporting():
+            self._refuse_export()
+        else:
+            self._enter(args, kwargs)
+
+    @torch.compiler.assume_constant_result
+    def _refuse_export(self) -> None:  # a strict export runs this while it traces
+        if self._conditioning is not None:
+            raise HostError(
+                "A conditioned forward cannot be exported: where residuals go depends on the values of the inputs. Export the bare host, outside of the block, "
+                "or run the conditioned one as it is or under torch.compile."
+            )
+
+    @torch.compiler.disable
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         conditioning, me = self._conditioning, threading.get_ident()
         with self._lock:
             if conditioning is not None and (conditioning.owner != me or self._inside - {me}):
@@ -104,8 +118,12 @@ class Attachment:
         if self._plan is not None:
             self._plan.learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.modulation.parameters())
 
-    @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.compiler.is_exporting():
+            self._leave(output)
+
+    @torch.compiler.disable
+    def _leave(self, output: Any) -> None:
         """Close a forward, also one that failed (``output`` None)."""
         me = threading.get_ident()
         with self._lock:
