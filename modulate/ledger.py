@@ -4,6 +4,7 @@ Position, never call order, decides. What a cache holds is noted on the cache it
 """
 
 import itertools
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from modulate.caches import keys_at
 from modulate.errors import ConditioningError, HostError
 from modulate.localize import Columns, begins_with, placeholders_in
 
 NOTES = "_modulate_streams"
 """Attribute of a cache: number of a conditioning → :class:`Stream`, for every conditioning that goes on."""
+
+SAMPLES = 32
+"""Lines of forwards whose keys are remembered, to know a cache again that was rebuilt from another's keys and values."""
 
 _numbers = itertools.count(1)
 _ledgers: "WeakValueDictionary[int, Ledger]" = WeakValueDictionary()
@@ -98,6 +103,7 @@ class Ledger:
         self._open: dict[int, Stream] = {}  # those that have some of their tokens, and that no forward went on with
         self._last: Stream | None = None
         self._textual: tuple[str, Tensor] | None = None
+        self._samples: deque[tuple[Stream, int, Tensor]] = deque(maxlen=SAMPLES)
         self._pending: tuple[Stream, Stream, Columns] | None = None  # of the forward that runs: before, after
 
     def rows_of(self, batch: int) -> list[int]:
@@ -145,6 +151,8 @@ class Ledger:
                     raise self._short(after)
                 self._open[after.number] = after
         self._last = after
+        if caches and after.held != before.held:
+            self._sample(after, caches[-1])
         for held in caches:
             if noted(held).get(self.number) is not after:
                 self._note(held, after)
@@ -160,8 +168,23 @@ class Ledger:
 
     def _continued(self, here: Columns) -> Stream | None:
         """Return the line of forwards that this one goes on with, as its cache knows it; None where it begins one."""
-        stream = noted(here.cache).get(self.number) if here.past else None
+        stream = (noted(here.cache).get(self.number) or self._known(here)) if here.past else None
         return stream and stream.cropped(here.past).fitted(len(here.mask), alike=len(self.expected) == 1)
+
+    def _known(self, here: Columns) -> Stream | None:
+        """Return the line whose last visual token a cache without notes holds, by its keys: a copy that was not made by ``copy``."""
+        for stream, position, sample in reversed(self._samples):
+            keys = keys_at(here.cache, position) if position < here.past else None
+            if keys is not None and keys.shape[1:] == sample.shape and bool((keys == sample.to(keys.device)).flatten(1).all(1).any()):
+                return stream
+        return None
+
+    def _sample(self, stream: Stream, cache: Any) -> None:
+        row = next(i for i, n in enumerate(stream.held) if n)
+        position = stream.begin + int(stream.seen[row].nonzero()[-1])
+        keys = keys_at(cache, position)
+        if keys is not None:
+            self._samples.append((stream, position, keys[row].clone()))
 
     def _begun(self, here: Columns) -> Stream:
         """Return the line that this forward begins. What its cache holds is from before the conditioning, and not of it."""
