@@ -5,8 +5,8 @@ Position, never call order, decides. What a cache holds is noted on the cache it
 
 import itertools
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,71 +15,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from modulate.caches import keys_at
-from modulate.errors import ConditioningError, HostError
+from modulate.errors import ConditioningError
 from modulate.localize import Columns, begins_with, placeholders_in
-
-NOTES = "_modulate_streams"
-"""Attribute of a cache: number of a conditioning → :class:`Stream`, for every conditioning that goes on."""
+from modulate.streams import Stream, note, noted
 
 SAMPLES = 32
 """Lines of forwards whose keys are remembered, to know a cache again that was rebuilt from another's keys and values."""
 
 _numbers = itertools.count(1)
 _ledgers: "WeakValueDictionary[int, Ledger]" = WeakValueDictionary()
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """What a line of forwards, on one cache or alone, has had of a conditioning.
-
-    ``number``: of the last forward that went on with it while tokens were missing; ``begin``: absolute position from which its tokens are the
-    conditioning's; ``seen``: (row, position from ``begin`` on) bool, visual tokens, none beyond; ``held``: how many per row; ``end``: absolute
-    position by which all had come, 0 until then; ``ids``: tokens until then, (row, position from ``begin`` on); ``wide``: the first forward had
-    more than one token; ``singles``: forwards of a single token without any visual one, the last ones in a row; ``aside``: a branch without clips
-    beside a complete prompt; ``lost``: the batch has changed, and which rows are left is not known.
-    """
-
-    number: int
-    begin: int
-    seen: Tensor
-    held: list[int]
-    end: int = 0
-    ids: Tensor | None = None
-    wide: bool = False
-    singles: int = 0
-    aside: bool = False
-    lost: bool = False
-
-    def cropped(self, past: int) -> "Stream":
-        """Return what is left of it where the cache holds ``past`` positions."""
-        begin = min(self.begin, past)
-        if past >= max(self.begin + self.seen.shape[1], self.end):
-            return self
-        seen = self.seen[:, : past - begin]
-        held = seen.sum(1).tolist()
-        end = min(self.end, past) if held == self.held else 0
-        ids = None if self.ids is None else self.ids[:, : past - begin]
-        return replace(self, begin=begin, seen=seen, held=held, end=end, ids=ids)
-
-    def fitted(self, batch: int, alike: bool) -> "Stream":
-        """Return it for a batch of another size: rows repeat in place, or, where all are ``alike``, are any of them; else they are lost."""
-        rows = len(self.held)
-        if self.lost or batch == rows:
-            return self
-        if batch % rows == 0:
-            n = batch // rows
-        elif alike and bool((self.seen == self.seen[:1]).all()):
-            rows, n = 1, batch
-        else:
-            return replace(self, lost=True)
-        ids = None if self.ids is None else self.ids[:rows].repeat_interleave(n, 0)
-        return replace(self, seen=self.seen[:rows].repeat_interleave(n, 0), ids=ids, held=[h for h in self.held[:rows] for _ in range(n)])
-
-
-def noted(cache: Any) -> Mapping[int, Stream]:
-    """Return what is noted on a cache."""
-    found: Mapping[int, Stream] = getattr(cache, NOTES, {})
-    return found
 
 
 class Ledger:
@@ -96,15 +40,21 @@ class Ledger:
         _ledgers[self.number] = self
         self.forwards = 0
         self.complete = False  # some line of forwards had all its tokens
-        self.prompt: Tensor | None = None  # ids of the last prompt that had, from position ``prompt_begin`` on
+        self.prompt: Tensor | None = (
+            None  # ids of the last prompt that had, from position ``prompt_begin`` on
+        )
         self.prompt_begin = self.prompt_end = 0
         self.aside = False  # the forward that was placed last belongs to a branch without clips
         self._counter = itertools.count(1)
-        self._open: dict[int, Stream] = {}  # those that have some of their tokens, and that no forward went on with
+        self._open: dict[
+            int, Stream
+        ] = {}  # those that have some of their tokens, and that no forward went on with
         self._last: Stream | None = None
         self._textual: tuple[str, Tensor] | None = None
         self._samples: deque[tuple[Stream, int, Tensor]] = deque(maxlen=SAMPLES)
-        self._pending: tuple[Stream, Stream, Columns] | None = None  # of the forward that runs: before, after
+        self._pending: tuple[Stream, Stream, Columns] | None = (
+            None  # of the forward that runs: before, after
+        )
 
     def rows_of(self, batch: int) -> list[int]:
         """Return the conditioned row of every input row. Raises :class:`ConditioningError` unless the batch is a multiple."""
@@ -124,8 +74,15 @@ class Ledger:
         """
         self._pending = None
         before = self._continued(here) or self._begun(here)
-        after, ordinal = (self._left(before, here), None) if before.lost else self._advanced(before, here)
-        if after.wide and after.singles > 1 and not after.end and (any(after.held) or not self.complete):
+        after, ordinal = (
+            (self._left(before, here), None) if before.lost else self._advanced(before, here)
+        )
+        if (
+            after.wide
+            and after.singles > 1
+            and not after.end
+            and (any(after.held) or not self.complete)
+        ):
             raise self._short(after)  # these are no chunks of a prompt
         self._pending, self.aside = (before, after, here), after.aside
         return ordinal
@@ -155,7 +112,7 @@ class Ledger:
             self._sample(after, caches[-1])
         for held in caches:
             if noted(held).get(self.number) is not after:
-                self._note(held, after)
+                note(held, self.number, after, _ledgers)
 
     def finish(self) -> None:
         """Raise :class:`ConditioningError` when a line of forwards ended with some of its visual tokens, or none had all."""
@@ -169,13 +126,19 @@ class Ledger:
     def _continued(self, here: Columns) -> Stream | None:
         """Return the line of forwards that this one goes on with, as its cache knows it; None where it begins one."""
         stream = (noted(here.cache).get(self.number) or self._known(here)) if here.past else None
-        return stream and stream.cropped(here.past).fitted(len(here.mask), alike=len(self.expected) == 1)
+        return stream and stream.cropped(here.past).fitted(
+            len(here.mask), alike=len(self.expected) == 1
+        )
 
     def _known(self, here: Columns) -> Stream | None:
         """Return the line whose last visual token a cache without notes holds, by its keys: a copy that was not made by ``copy``."""
         for stream, position, sample in reversed(self._samples):
             keys = keys_at(here.cache, position) if position < here.past else None
-            if keys is not None and keys.shape[1:] == sample.shape and bool((keys == sample.to(keys.device)).flatten(1).all(1).any()):
+            if (
+                keys is not None
+                and keys.shape[1:] == sample.shape
+                and bool((keys == sample.to(keys.device)).flatten(1).all(1).any())
+            ):
                 return stream
         return None
 
@@ -192,18 +155,34 @@ class Ledger:
         again = here.past == self.prompt_begin and begins_with(here.ids, self.prompt)
         aside = self.complete and not again and self._beside(here)
         seen = here.mask.new_zeros(batch, 0)
-        return Stream(0, here.past, seen, [0] * batch, self.prompt_end if again else 0, wide=width > 1, aside=aside)
+        return Stream(
+            0,
+            here.past,
+            seen,
+            [0] * batch,
+            self.prompt_end if again else 0,
+            wide=width > 1,
+            aside=aside,
+        )
 
     def _beside(self, here: Columns) -> bool:
         """Return whether a forward that begins a line, after a complete one, shows no placeholder and is no first part of that prompt."""
-        if not here.plain or (here.by_hand and self.prompt is not None and not bool(placeholders_in(self.prompt, here.visual_ids).any())):
+        if not here.plain or (
+            here.by_hand
+            and self.prompt is not None
+            and not bool(placeholders_in(self.prompt, here.visual_ids).any())
+        ):
             return False
         return here.past != self.prompt_begin or not begins_with(self.prompt, here.ids)
 
     def _left(self, before: Stream, here: Columns) -> Stream:
         """Return ``before`` where it does not matter which rows are left in a batch that shrank."""
         if self.everywhere or not before.end or (here.some and (here.typed or here.shown)):
-            why = "so residuals cannot be told apart by row" if before.end else "and not all visual tokens had come"
+            why = (
+                "so residuals cannot be told apart by row"
+                if before.end
+                else "and not all visual tokens had come"
+            )
             raise ConditioningError(
                 f"The batch of this cache was of {len(before.held)} rows and is of {len(here.mask)} now; which rows are left cannot be known, {why}. "
                 "Leave the batch as it is, or begin with an empty cache and a conditioning of the rows that are left."
@@ -230,14 +209,20 @@ class Ledger:
             )
         whole = held == [n or 0 for n in expected]
         width = here.mask.shape[1]
-        ids = here.ids if before.ids is None and here.past == before.begin else _joined(before.ids, here.ids)
+        ids = (
+            here.ids
+            if before.ids is None and here.past == before.begin
+            else _joined(before.ids, here.ids)
+        )
         after = replace(
             before, seen=seen, held=held, end=(before.end or here.past + width) if whole else 0, aside=aside, ids=None if whole else ids,
             singles=before.singles + 1 if width == 1 and held == before.held else 0,
         )  # fmt: skip
         return after, ordinal
 
-    def _count(self, here: Columns, before: Stream, expected: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    def _count(
+        self, here: Columns, before: Stream, expected: Sequence[int | None]
+    ) -> tuple[Tensor, Tensor]:
         """Return every visual token's ordinal in its row, −1 where not visual, and where they are: (row, position) both."""
         device = here.mask.device
         most = torch.tensor([n or 0 for n in expected], device=device)
@@ -249,7 +234,9 @@ class Ledger:
         visual = mask & ~surplus
         return torch.where(visual, ordinal, -1), visual
 
-    def _check_surplus(self, here: Columns, before: Stream, surplus: Tensor, total: Tensor, expected: Tensor) -> None:
+    def _check_surplus(
+        self, here: Columns, before: Stream, surplus: Tensor, total: Tensor, expected: Tensor
+    ) -> None:
         """Raise when a row holds more visual tokens than its conditioning, unless they can only be placeholders that the host generated."""
         if before.end and not here.typed and not here.shown:
             position = torch.arange(here.past, here.past + surplus.shape[1], device=surplus.device)
@@ -257,7 +244,11 @@ class Ledger:
         wrong = surplus.any(1)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
-            later = " Those of the conditioning had come before; a clip that comes later has a conditioning of its own." if before.end and here.past else ""
+            later = (
+                " Those of the conditioning had come before; a clip that comes later has a conditioning of its own."
+                if before.end and here.past
+                else ""
+            )
             raise ConditioningError(
                 f"Row {row}: the inputs hold {int(total[row])} visual tokens, the conditioning {int(expected[row])}. "
                 f"Give one ClipInput with its grid for every clip of the row.{later}{_begun_at(before)}"
@@ -270,13 +261,6 @@ class Ledger:
         if not before.end:
             self.prompt = here.ids if here.past == before.begin else _joined(before.ids, here.ids)
             self.prompt_begin, self.prompt_end = before.begin, after.end
-
-    def _note(self, cache: Any, stream: Stream) -> None:
-        others = {number: other for number, other in noted(cache).items() if number in _ledgers}
-        try:
-            setattr(cache, NOTES, others | {self.number: stream})
-        except AttributeError as error:
-            raise HostError(f"A {type(cache).__name__} takes no attribute, so what it holds cannot be noted; use a transformers Cache.") from error
 
     def _short(self, stream: Stream) -> ConditioningError:
         """Return the error for a row that got fewer visual tokens than its conditioning holds."""
@@ -296,4 +280,8 @@ def _joined(first: Tensor | None, then: Tensor | None) -> Tensor | None:
 
 
 def _begun_at(stream: Stream) -> str:
-    return f" The cache held {stream.begin} positions before this conditioning began; tokens there are not counted." if stream.begin else ""
+    return (
+        f" The cache held {stream.begin} positions before this conditioning began; tokens there are not counted."
+        if stream.begin
+        else ""
+    )

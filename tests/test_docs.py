@@ -24,7 +24,7 @@ RECIPES = "modulate_recipes"
 
 LAYERS = [
     {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
-    {"files", "grid", "caches", "interrupts", "locks", "parse", "paths", "pickled", "plugins", "video"},
+    {"files", "grid", "caches", "streams", "interrupts", "locks", "parse", "paths", "pickled", "plugins", "video"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "localize", "rows", "team"},
     {"components", "hosts", "launch", "ledger", "sections", "selection"},
     {"features", "lora", "recipe"},

@@ -146,7 +146,7 @@ def copies_know_nothing(monkeypatch):
     held = weakref.WeakKeyDictionary()
     monkeypatch.setattr(ledger, "noted", lambda cache: held.get(cache, {}) if cache is not None else {})
     monkeypatch.setattr(ledger.Ledger, "_known", lambda self, here: None)
-    monkeypatch.setattr(ledger.Ledger, "_note", lambda self, cache, stream: held.update({cache: {self.number: stream}}))
+    monkeypatch.setattr(ledger, "note", lambda cache, number, stream, going_on: held.update({cache: {number: stream}}))
 
 
 def later_clips_are_text(monkeypatch):
