@@ -1,10 +1,10 @@
 """Which visual tokens of one conditioning came already, in every line of forwards on one cache.
 
-Position, never call order, decides. What a cache holds is noted on the cache itself, so that a deep copy knows it too.
+Position, never call order, decides. What a cache holds is noted on the cache itself, so that a deep
+copy knows it too.
 """
 
 import itertools
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,13 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from modulate.caches import keys_at
 from modulate.errors import ConditioningError
 from modulate.localize import Columns, begins_with, placeholders_in
-from modulate.streams import Stream, note, noted
-
-SAMPLES = 32
-"""Lines of forwards whose keys are remembered, to know a cache again that was rebuilt from another's keys and values."""
+from modulate.streams import Samples, Stream, note, noted
 
 _numbers = itertools.count(1)
 _ledgers: "WeakValueDictionary[int, Ledger]" = WeakValueDictionary()
@@ -29,8 +25,9 @@ _ledgers: "WeakValueDictionary[int, Ledger]" = WeakValueDictionary()
 class Ledger:
     """Follows the rows of one conditioning through one or many forwards.
 
-    ``expected[r]`` visual tokens belong to conditioned row ``r`` (None: a row without conditioning, whose visual tokens are left alone); input
-    row ``i`` of a batch uses conditioned row ``i // (batch / rows)``. ``everywhere``: other tokens than visual ones are written too, so that rows
+    ``expected[r]`` visual tokens belong to conditioned row ``r`` (None: a row without conditioning,
+    whose visual tokens are left alone); input row ``i`` of a batch uses conditioned row ``i //
+    (batch / rows)``. ``everywhere``: other tokens than visual ones are written too, so that rows
     must be told apart, and prompts from branches without clips, in every forward.
     """
 
@@ -51,26 +48,33 @@ class Ledger:
         ] = {}  # those that have some of their tokens, and that no forward went on with
         self._last: Stream | None = None
         self._textual: tuple[str, Tensor] | None = None
-        self._samples: deque[tuple[Stream, int, Tensor]] = deque(maxlen=SAMPLES)
+        self._samples = Samples()
         self._pending: tuple[Stream, Stream, Columns] | None = (
             None  # of the forward that runs: before, after
         )
 
     def rows_of(self, batch: int) -> list[int]:
-        """Return the conditioned row of every input row. Raises :class:`ConditioningError` unless the batch is a multiple."""
+        """Return the conditioned row of every input row.
+
+        Raises :class:`ConditioningError` unless the batch is a multiple.
+        """
         rows = len(self.expected)
         if batch % rows:
             raise ConditioningError(
-                f"The conditioning has {rows} rows, the forward a batch of {batch}: the batch must be a multiple of the rows (beams, num_return_sequences)."
+                f"The conditioning has {rows} rows, the forward a batch of {batch}: the batch must "
+                "be a multiple of the rows (beams, num_return_sequences)."
             )
         return [i // (batch // rows) for i in range(batch)]
 
-    # --- one forward -------------------------------------------------------------------------------------------------------------
+    # --- one forward ------------------------------------------------------------------------------
 
     def place(self, here: Columns) -> Tensor | None:
-        """Return the ordinal of every visual token of a forward in its row: (row, position) long, −1 where not visual; None when none is.
+        """Return the ordinal of every visual token of a forward in its row.
 
-        :meth:`remember` follows once the forward went through. Raises :class:`ConditioningError` where tokens and conditioning contradict.
+        (row, position) long, −1 where not visual; None when none is.
+
+        :meth:`remember` follows once the forward went through. Raises :class:`ConditioningError`
+        where tokens and conditioning contradict.
         """
         self._pending = None
         before = self._continued(here) or self._begun(here)
@@ -90,7 +94,8 @@ class Ledger:
     def remember(self, cache: Any) -> None:
         """Note what the forward that was placed last did; ``cache``: the one that it gave out.
 
-        Raises :class:`ConditioningError` for a forward without cache, which nothing can continue, that lacked some of its tokens.
+        Raises :class:`ConditioningError` for a forward without cache, which nothing can continue,
+        that lacked some of its tokens.
         """
         if self._pending is None:
             return
@@ -109,48 +114,39 @@ class Ledger:
                 self._open[after.number] = after
         self._last = after
         if caches and after.held != before.held:
-            self._sample(after, caches[-1])
+            self._samples.keep(after, caches[-1])
         for held in caches:
             if noted(held).get(self.number) is not after:
                 note(held, self.number, after, _ledgers)
 
     def finish(self) -> None:
-        """Raise :class:`ConditioningError` when a line of forwards ended with some of its visual tokens, or none had all."""
+        """Raise :class:`ConditioningError` where visual tokens are missing.
+
+        A line of forwards ended with some of them, or none had all.
+        """
         for stream in self._open.values():
             raise self._short(stream)
         if self._last is not None and not self.complete:
             raise self._short(self._last)
 
-    # --- which line it belongs to ------------------------------------------------------------------------------------------------
+    # --- which line it belongs to -----------------------------------------------------------------
 
     def _continued(self, here: Columns) -> Stream | None:
-        """Return the line of forwards that this one goes on with, as its cache knows it; None where it begins one."""
-        stream = (noted(here.cache).get(self.number) or self._known(here)) if here.past else None
+        """Return the line of forwards that this one goes on with; None where it begins one."""
+        stream = (
+            (noted(here.cache).get(self.number) or self._samples.find(here.cache, here.past))
+            if here.past
+            else None
+        )
         return stream and stream.cropped(here.past).fitted(
             len(here.mask), alike=len(self.expected) == 1
         )
 
-    def _known(self, here: Columns) -> Stream | None:
-        """Return the line whose last visual token a cache without notes holds, by its keys: a copy that was not made by ``copy``."""
-        for stream, position, sample in reversed(self._samples):
-            keys = keys_at(here.cache, position) if position < here.past else None
-            if (
-                keys is not None
-                and keys.shape[1:] == sample.shape
-                and bool((keys == sample.to(keys.device)).flatten(1).all(1).any())
-            ):
-                return stream
-        return None
-
-    def _sample(self, stream: Stream, cache: Any) -> None:
-        row = next(i for i, n in enumerate(stream.held) if n)
-        position = stream.begin + int(stream.seen[row].nonzero()[-1])
-        keys = keys_at(cache, position)
-        if keys is not None:
-            self._samples.append((stream, position, keys[row].clone()))
-
     def _begun(self, here: Columns) -> Stream:
-        """Return the line that this forward begins. What its cache holds is from before the conditioning, and not of it."""
+        """Return the line that this forward begins.
+
+        What its cache holds is from before the conditioning, and not of it.
+        """
         batch, width = here.mask.shape
         again = here.past == self.prompt_begin and begins_with(here.ids, self.prompt)
         aside = self.complete and not again and self._beside(here)
@@ -166,7 +162,10 @@ class Ledger:
         )
 
     def _beside(self, here: Columns) -> bool:
-        """Return whether a forward that begins a line, after a complete one, shows no placeholder and is no first part of that prompt."""
+        """Return whether a forward that begins a line, after a complete one, belongs to no prompt.
+
+        It shows no placeholder, and is no first part of the prompt that was complete.
+        """
         if not here.plain or (
             here.by_hand
             and self.prompt is not None
@@ -184,12 +183,14 @@ class Ledger:
                 else "and not all visual tokens had come"
             )
             raise ConditioningError(
-                f"The batch of this cache was of {len(before.held)} rows and is of {len(here.mask)} now; which rows are left cannot be known, {why}. "
-                "Leave the batch as it is, or begin with an empty cache and a conditioning of the rows that are left."
+                f"The batch of this cache was of {len(before.held)} rows and is of "
+                f"{len(here.mask)} now; which rows are left cannot be known, {why}. "
+                "Leave the batch as it is, or begin with an empty cache and a conditioning of the "
+                "rows that are left."
             )
         return before
 
-    # --- counting ----------------------------------------------------------------------------------------------------------------
+    # --- counting ---------------------------------------------------------------------------------
 
     def _advanced(self, before: Stream, here: Columns) -> tuple[Stream, Tensor | None]:
         """Return the line after this forward, and the ordinal of every visual token in its row."""
@@ -204,8 +205,10 @@ class Ledger:
         aside = before.aside and held == before.held
         if self.everywhere and before.aside and not aside:
             raise ConditioningError(
-                f"{here.past - before.begin} tokens of this cache were taken for a branch without clips, as guidance has one, since they begin no "
-                "prompt of this conditioning; now visual tokens follow. Give this prompt a conditioning of its own."
+                f"{here.past - before.begin} tokens of this cache were taken for a branch without "
+                "clips, as guidance has one, since they begin no "
+                "prompt of this conditioning; now visual tokens follow. Give this prompt a "
+                "conditioning of its own."
             )
         whole = held == [n or 0 for n in expected]
         width = here.mask.shape[1]
@@ -215,7 +218,9 @@ class Ledger:
             else _joined(before.ids, here.ids)
         )
         after = replace(
-            before, seen=seen, held=held, end=(before.end or here.past + width) if whole else 0, aside=aside, ids=None if whole else ids,
+            before, seen=seen, held=held, aside=aside,
+            end=(before.end or here.past + width) if whole else 0,
+            ids=None if whole else ids,
             singles=before.singles + 1 if width == 1 and held == before.held else 0,
         )  # fmt: skip
         return after, ordinal
@@ -223,7 +228,10 @@ class Ledger:
     def _count(
         self, here: Columns, before: Stream, expected: Sequence[int | None]
     ) -> tuple[Tensor, Tensor]:
-        """Return every visual token's ordinal in its row, −1 where not visual, and where they are: (row, position) both."""
+        """Return every visual token's ordinal in its row, −1 elsewhere, and where they are.
+
+        Both are (row, position).
+        """
         device = here.mask.device
         most = torch.tensor([n or 0 for n in expected], device=device)
         mask = here.mask & torch.tensor([n is not None for n in expected], device=device)[:, None]
@@ -237,7 +245,10 @@ class Ledger:
     def _check_surplus(
         self, here: Columns, before: Stream, surplus: Tensor, total: Tensor, expected: Tensor
     ) -> None:
-        """Raise when a row holds more visual tokens than its conditioning, unless they can only be placeholders that the host generated."""
+        """Raise when a row holds more visual tokens than its conditioning.
+
+        Placeholders that the host can only have generated do not count.
+        """
         if before.end and not here.typed and not here.shown:
             position = torch.arange(here.past, here.past + surplus.shape[1], device=surplus.device)
             surplus = surplus & (position < before.end)
@@ -245,16 +256,19 @@ class Ledger:
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
             later = (
-                " Those of the conditioning had come before; a clip that comes later has a conditioning of its own."
+                " Those of the conditioning had come before; a clip that comes later has a "
+                "conditioning of its own."
                 if before.end and here.past
                 else ""
             )
             raise ConditioningError(
-                f"Row {row}: the inputs hold {int(total[row])} visual tokens, the conditioning {int(expected[row])}. "
-                f"Give one ClipInput with its grid for every clip of the row.{later}{_begun_at(before)}"
+                f"Row {row}: the inputs hold {int(total[row])} visual tokens, the conditioning "
+                f"{int(expected[row])}. "
+                "Give one ClipInput with its grid for every clip of the "
+                f"row.{later}{before.beginning}"
             )
 
-    # --- noting ------------------------------------------------------------------------------------------------------------------
+    # --- noting -----------------------------------------------------------------------------------
 
     def _complete(self, before: Stream, after: Stream, here: Columns) -> None:
         self.complete = True
@@ -268,20 +282,16 @@ class Ledger:
         wrong = [i for i, got in enumerate(stream.held) if got != (self.expected[rows[i]] or 0)]
         text = ""
         if self._textual is not None and (n := int(self._textual[1].sum())):
-            text = f" {n} placeholders of its last forward are text by their `{self._textual[0]}`, which is 0 there."
+            text = (
+                f" {n} placeholders of its last forward are text by their `{self._textual[0]}`, "
+                "which is 0 there."
+            )
         return ConditioningError(
-            f"Row {wrong[0]}: the inputs hold {stream.held[wrong[0]]} visual tokens, the conditioning {self.expected[rows[wrong[0]]]}. "
-            f"Give the grid that the host really used.{_begun_at(stream)}{text}"
+            f"Row {wrong[0]}: the inputs hold {stream.held[wrong[0]]} visual tokens, the "
+            f"conditioning {self.expected[rows[wrong[0]]]}. "
+            f"Give the grid that the host really used.{stream.beginning}{text}"
         )
 
 
 def _joined(first: Tensor | None, then: Tensor | None) -> Tensor | None:
     return None if first is None or then is None else torch.cat([first, then], 1)
-
-
-def _begun_at(stream: Stream) -> str:
-    return (
-        f" The cache held {stream.begin} positions before this conditioning began; tokens there are not counted."
-        if stream.begin
-        else ""
-    )

@@ -16,14 +16,18 @@ from modulate.errors import ConditioningError, HostError, PluginError, SignalErr
 from modulate.grid import VisualGrid
 from modulate.signals import ANY, Signal
 
-WANTED = "For each row of the batch give its clips in order: `[[clip]]` is one row with one clip, `[]` a row without."
+WANTED = (
+    "For each row of the batch give its clips in order: `[[clip]]` is one row with one clip, "
+    "`[]` a row without."
+)
 
 
 @dataclass(frozen=True)
 class ClipInput:
-    """One clip of a conditioning: its signal, the visual grid that the host really used, and frame features on that grid.
+    """One clip of a conditioning: its signal, the visual grid that the host used, and its features.
 
-    ``features``: (step, token, d_features). ``signal`` None: a clip without any signal; its tokens get no residual.
+    ``features``: (step, token, d_features). ``signal`` None: a clip without any signal; its tokens
+    get no residual.
     """
 
     signal: Signal | None
@@ -36,7 +40,10 @@ Rows = Iterable[Iterable[ClipInput]]
 
 @dataclass(frozen=True)
 class Needs:
-    """What a modulation reads of a clip: ``signal_kind`` by name, features of width ``d_features``; ``meta``: it has no memory itself."""
+    """What a modulation reads of a clip: a signal of a kind, features of a width.
+
+    ``meta``: it has no memory itself, and needs none to be read.
+    """
 
     signal_kind: str
     d_features: int
@@ -46,7 +53,8 @@ class Needs:
 def listed(rows: Rows) -> list[list[ClipInput]]:
     """Return ``rows`` as lists, each iterable read once.
 
-    Raises :class:`ConditioningError` for anything but clips in rows, naming the row and what is there.
+    Raises :class:`ConditioningError` for anything but clips in rows, naming the row and what is
+    there.
     """
     found = [_row(r, row) for r, row in enumerate(_items(rows, "rows"))]
     for r, row in enumerate(found):
@@ -63,7 +71,10 @@ def _row(r: int, row: Any) -> list[Any]:
 
 
 def _items(value: Any, what: str) -> list[Any]:
-    """Return the items of an iterable that can be rows or a row. Texts, mappings, sets and tensors can be iterated over, but are neither."""
+    """Return the items of an iterable that can be rows or a row.
+
+    Texts, mappings, sets and tensors can be iterated over, but are neither.
+    """
     wrong = isinstance(
         value, ClipInput | str | bytes | Mapping | set | frozenset | Tensor | np.ndarray
     )
@@ -87,8 +98,9 @@ def _named(value: Any) -> str:
 def check(rows: Sequence[Sequence[ClipInput]], needs: Needs) -> None:
     """Raise where a clip of ``rows`` is not what the modulation reads, naming its row and place.
 
-    Raises :class:`SignalError` for a signal of another kind or with numbers that are not finite, :class:`HostError` for features of
-    another shape, :class:`ConditioningError` for what is no signal, grid or features, and for features that are not finite.
+    Raises :class:`SignalError` for a signal of another kind or with numbers that are not finite,
+    :class:`HostError` for features of another shape, :class:`ConditioningError` for what is no
+    signal, grid or features, and for features that are not finite.
     """
     named = [
         (f"Row {r}, clip {c}", clip) for r, row in enumerate(rows) for c, clip in enumerate(row)
@@ -97,7 +109,8 @@ def check(rows: Sequence[Sequence[ClipInput]], needs: Needs) -> None:
     for where, clip in named:
         if not isinstance(clip.grid, VisualGrid):
             raise ConditioningError(
-                f"{where}: its grid is {_named(clip.grid)}, no VisualGrid; `modulate.visual_grid` makes one."
+                f"{where}: its grid is {_named(clip.grid)}, no VisualGrid; `modulate.visual_grid` "
+                "makes one."
             )
         if clip.signal is not None:
             _check_signal(where, clip.signal, needs.signal_kind)
@@ -109,21 +122,24 @@ def check(rows: Sequence[Sequence[ClipInput]], needs: Needs) -> None:
 def _check_signal(where: str, signal: Any, kind: str) -> None:
     if not isinstance(signal, Signal):
         raise ConditioningError(
-            f"{where}: its signal is {_named(signal)}, no Signal. Read one with its kind's class; None is a clip without."
+            f"{where}: its signal is {_named(signal)}, no Signal. Read one with its kind's class; "
+            "None is a clip without."
         )
     own = getattr(type(signal), "kind", None)
     if own not in (None, ANY, kind) and not isinstance(signal, _class_of(kind)):
         raise SignalError(
-            f"{where}: its signal is of the kind {own!r}, but this modulation's encoder reads {kind!r}."
+            f"{where}: its signal is of the kind {own!r}, but this modulation's encoder reads "
+            f"{kind!r}."
         )
     if (name := _not_finite(_parts(signal))) is not None:
         raise SignalError(
-            f"{where}: `{name}` of its {own} signal holds numbers that are not finite. Leave out what was not measured."
+            f"{where}: `{name}` of its {own} signal holds numbers that are not finite. Leave out "
+            "what was not measured."
         )
 
 
 def _class_of(kind: str) -> type[Signal]:
-    """Return the class registered for a kind of signal: signals of a subclass are read by encoders of that kind too."""
+    """Return the class registered for a kind: its encoders read signals of a subclass too."""
     try:
         found: type[Signal] = plugins.get("signal", kind)
     except PluginError:  # a kind that only its encoder knows
@@ -140,7 +156,10 @@ def _parts(signal: Signal) -> dict[str, Any]:
 
 
 def _not_finite(parts: Mapping[str, Any]) -> str | None:
-    """Return the name of the first of ``parts`` that holds NaN or infinity, None where all are finite; parts of parts are looked at too."""
+    """Return the name of the first of ``parts`` that holds NaN or infinity; None where none does.
+
+    Parts of parts are looked at too.
+    """
     for name, value in parts.items():
         inside = (
             _parts(value)
@@ -172,35 +191,41 @@ def _finite(value: Any) -> bool:
 def check_features(where: str, clip: ClipInput, needs: Needs) -> Tensor:
     """Return a clip's features, (step, token, d_features).
 
-    Raises :class:`HostError`, whose message begins with ``where``, for another shape, numbers that are not real, or none at all.
+    Raises :class:`HostError`, whose message begins with ``where``, for another shape, numbers that
+    are not real, or none at all.
     """
     grid, features = clip.grid, clip.features
     expected = (grid.steps, grid.tokens_per_step, needs.d_features)
     if features is not None and not isinstance(features, Tensor):
         raise HostError(
-            f"{where}: its features are {_named(features)}, no Tensor; `torch.as_tensor` makes one of an array."
+            f"{where}: its features are {_named(features)}, no Tensor; `torch.as_tensor` makes one "
+            "of an array."
         )
     if features is None or tuple(features.shape) != expected:
         got = None if features is None else tuple(features.shape)
         raise HostError(
-            f"{where}: a clip of {grid.steps} steps of {grid.rows}×{grid.cols} needs features of shape {expected}, got {got}; `modulate.features.align` makes them."
+            f"{where}: a clip of {grid.steps} steps of {grid.rows}×{grid.cols} needs features of "
+            f"shape {expected}, got {got}; `modulate.features.align` makes them."
         )
     if not features.is_floating_point() or features.layout != torch.strided:
         layout = "" if features.layout == torch.strided else f" of layout {features.layout}"
         raise HostError(
-            f"{where}: its features are of {features.dtype}{layout}; they must be dense, of a floating-point dtype, as the backbone made them."
+            f"{where}: its features are of {features.dtype}{layout}; they must be dense, of a "
+            "floating-point dtype, as the backbone made them."
         )
     if features.is_meta and not needs.meta:
         raise HostError(
-            f"{where}: its features are on the meta device, which holds no numbers; compute them on the CPU or a GPU."
+            f"{where}: its features are on the meta device, which holds no numbers; compute them "
+            "on the CPU or a GPU."
         )
     return features
 
 
 def _check_finite(clips: Sequence[tuple[str, ClipInput]]) -> None:
-    """Raise :class:`ConditioningError` for features with NaN or infinity, also those that only fp32 cannot hold.
+    """Raise :class:`ConditioningError` for features that are not finite, or not so in fp32.
 
-    Each clip's smallest and largest number tell, in one pass and without a copy; the device is waited for once.
+    Each clip's smallest and largest number tell, in one pass and without a copy; the device is
+    waited for once.
     """
     read = [
         (where, clip.features.detach())
@@ -218,7 +243,8 @@ def _check_finite(clips: Sequence[tuple[str, ClipInput]]) -> None:
     wrong = ~features.float().isfinite()
     step, token, channel = wrong.nonzero()[0].tolist()
     raise ConditioningError(
-        f"{where}: {int(wrong.sum())} of its features are not finite in fp32, the first at step {step}, token {token}, channel {channel}: "
+        f"{where}: {int(wrong.sum())} of its features are not finite in fp32, the first at step "
+        f"{step}, token {token}, channel {channel}: "
         f"{float(features[step, token, channel])}. Compute them again."
     )
 
@@ -255,7 +281,8 @@ def mask_of(name: str, value: Any, rows: int) -> Tensor:
         )
     if mask.is_meta or mask.layout != torch.strided:
         raise ConditioningError(
-            f"`{name}` must be a dense tensor in memory, got one of layout {mask.layout} on {mask.device}."
+            f"`{name}` must be a dense tensor in memory, got one of layout {mask.layout} on "
+            f"{mask.device}."
         )
     if mask.dtype == torch.bool:
         return mask
@@ -263,6 +290,7 @@ def mask_of(name: str, value: Any, rows: int) -> Tensor:
     if bool(wrong.any()):
         row, position = wrong.nonzero()[0].tolist()
         raise ConditioningError(
-            f"`{name}` must hold nothing but 0 and 1 (or bool); row {row}, position {position} is {mask[row, position].item()}."
+            f"`{name}` must hold nothing but 0 and 1 (or bool); row {row}, position {position} is "
+            f"{mask[row, position].item()}."
         )
     return mask == 1

@@ -1,25 +1,29 @@
-"""What one cache has had of a conditioning, noted on the cache itself, so that a copy knows it too."""
+"""What one cache has had of a conditioning, noted on the cache, so that a copy knows it too."""
 
+from collections import deque
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from modulate.caches import keys_at
 from modulate.errors import HostError
 
 NOTES = "_modulate_streams"
-"""Attribute of a cache: number of a conditioning → :class:`Stream`, for every conditioning that goes on."""
+"""Attribute of a cache: number of a conditioning that goes on → its :class:`Stream`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
     """What a line of forwards, on one cache or alone, has had of a conditioning.
 
-    ``number``: of the last forward that went on with it while tokens were missing; ``begin``: absolute position from which its tokens are the
-    conditioning's; ``seen``: (row, position from ``begin`` on) bool, visual tokens, none beyond; ``held``: how many per row; ``end``: absolute
-    position by which all had come, 0 until then; ``ids``: tokens until then, (row, position from ``begin`` on); ``wide``: the first forward had
-    more than one token; ``singles``: forwards of a single token without any visual one, the last ones in a row; ``aside``: a branch without clips
+    ``number``: of the last forward that went on with it while tokens were missing; ``begin``:
+    absolute position from which its tokens are the conditioning's; ``seen``: (row, position from
+    ``begin`` on) bool, visual tokens, none beyond; ``held``: how many per row; ``end``: absolute
+    position by which all had come, 0 until then; ``ids``: tokens until then, (row, position from
+    ``begin`` on); ``wide``: the first forward had more than one token; ``singles``: forwards of a
+    single token without any visual one, the last ones in a row; ``aside``: a branch without clips
     beside a complete prompt; ``lost``: the batch has changed, and which rows are left is not known.
     """
 
@@ -34,6 +38,16 @@ class Stream:
     aside: bool = False
     lost: bool = False
 
+    @property
+    def beginning(self) -> str:
+        """Return what an error about its count must add; "" where the conditioning began it."""
+        if not self.begin:
+            return ""
+        return (
+            f" The cache held {self.begin} positions before this conditioning began; "
+            "tokens there are not counted."
+        )
+
     def cropped(self, past: int) -> "Stream":
         """Return what is left of it where the cache holds ``past`` positions."""
         begin = min(self.begin, past)
@@ -46,7 +60,10 @@ class Stream:
         return replace(self, begin=begin, seen=seen, held=held, end=end, ids=ids)
 
     def fitted(self, batch: int, alike: bool) -> "Stream":
-        """Return it for a batch of another size: rows repeat in place, or, where all are ``alike``, are any of them; else they are lost."""
+        """Return it for a batch of another size.
+
+        Rows repeat in place, or, where all are ``alike``, are any of them; else they are lost.
+        """
         rows = len(self.held)
         if self.lost or batch == rows:
             return self
@@ -84,3 +101,32 @@ def note(cache: Any, number: int, stream: Stream, going_on: Container[int]) -> N
             f"A {type(cache).__name__} takes no attribute, so what it holds cannot be noted; "
             "use a transformers Cache."
         ) from error
+
+
+class Samples:
+    """Keys of the last visual tokens of some streams: by these a cache is known again that was rebuilt.
+
+    Copies that were not made by ``copy``, but from a cache's keys and values, have no notes. The last
+    ``most`` streams are remembered.
+    """
+
+    def __init__(self, most: int = 32) -> None:
+        self._kept: deque[tuple[Stream, int, Tensor]] = deque(maxlen=most)
+
+    def keep(self, stream: Stream, cache: Any) -> None:
+        """Remember a stream that has visual tokens by what ``cache`` holds of the last one."""
+        row = next(i for i, n in enumerate(stream.held) if n)
+        position = stream.begin + int(stream.seen[row].nonzero()[-1])
+        keys = keys_at(cache, position)
+        if keys is not None:
+            self._kept.append((stream, position, keys[row].clone()))
+
+    def find(self, cache: Any, past: int) -> Stream | None:
+        """Return the stream that ``cache``, which holds ``past`` positions, was rebuilt from."""
+        for stream, position, sample in reversed(self._kept):
+            keys = keys_at(cache, position) if position < past else None
+            if keys is None or keys.shape[1:] != sample.shape:
+                continue
+            if bool((keys == sample.to(keys.device)).flatten(1).all(1).any()):
+                return stream
+        return None

@@ -24,8 +24,8 @@ RECIPES = "modulate_recipes"
 
 LAYERS = [
     {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
-    {"files", "grid", "caches", "streams", "interrupts", "locks", "parse", "paths", "pickled", "plugins", "video"},
-    {"bundle", "checkpoints", "choice", "clips", "hub", "localize", "rows", "team"},
+    {"files", "grid", "caches", "interrupts", "locks", "parse", "paths", "pickled", "plugins", "video"},
+    {"bundle", "checkpoints", "choice", "clips", "hub", "localize", "rows", "streams", "team"},
     {"components", "hosts", "launch", "ledger", "sections", "selection"},
     {"features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
