@@ -93,8 +93,22 @@ class Attachment:
 
     # --- hooks -------------------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_exporting():
+            self._refuse_export()
+        else:
+            self._enter(args, kwargs)
+
+    @torch.compiler.assume_constant_result
+    def _refuse_export(self) -> None:  # a strict export runs this while it traces
+        if self._conditioning is not None:
+            raise HostError(
+                "A conditioned forward cannot be exported: where residuals go depends on the values of the inputs. Export the bare host, outside of the block, "
+                "or run the conditioned one as it is or under torch.compile."
+            )
+
+    @torch.compiler.disable
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if in_backward() and recomputed(self) is not None:
             return  # a checkpoint around the whole host: what this forward did is known
         conditioning, me = self._conditioning, threading.get_ident()
@@ -111,8 +125,12 @@ class Attachment:
             plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
         self._pass = Pass(plan, self._idle.lora, sequence_number() if learning else 0)
 
-    @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.compiler.is_exporting():
+            self._leave(output)
+
+    @torch.compiler.disable
+    def _leave(self, output: Any) -> None:
         """Close a forward, also one that failed (``output`` None)."""
         if in_backward() and recomputed(self) is not None:
             return

@@ -25,7 +25,7 @@ RECIPES = "modulate_recipes"
 LAYERS = [
     {"errors", "hooks", "hookspecs", "installed", "memory", "notices", "passes", "recent", "shards", "signals", "wrappers", "writers"},
     {"caches", "containers", "files", "grid", "interrupts", "parse", "paths", "pickled", "plugins"},
-    {"localize", "rows", "schema", "video"},
+    {"localize", "rows", "schema", "streams", "video"},
     {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
     {"components", "hosts", "launch", "ledger", "sections", "selection"},

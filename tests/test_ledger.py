@@ -10,8 +10,9 @@ from transformers import DynamicCache
 
 from modulate import ClipInput
 from modulate.errors import ConditioningError, HostError
-from modulate.ledger import NOTES, Ledger
+from modulate.ledger import Ledger
 from modulate.localize import columns
+from modulate.streams import NOTES
 
 OTHER = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
 

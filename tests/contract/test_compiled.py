@@ -5,9 +5,10 @@ import contextlib
 import pytest
 import reference
 import torch
-from suite import close, row
+from families import FAMILIES
+from suite import Case, close, row
 
-from modulate.errors import ConditioningError
+from modulate.errors import ConditioningError, HostError
 
 FEW = ("smolvlm",)
 """Families that these rows run on in the quick suite: compiling takes seconds."""
@@ -149,3 +150,15 @@ def test_traced_before_attaching(case):
             "torch.compile does not guard on hooks (`torch._dynamo.config.skip_nnmodule_hook_guards`), so a graph traced earlier never runs ours; "
             "after `torch._dynamo.reset()` it is right"
         )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_is_the_bare_hosts_or_refused_under_a_conditioning(strict):
+    case = Case(next(family for family in FAMILIES if family.name == "llava_onevision"))
+    batch = case.write(["video", (7, 8, 9)])
+    call = lambda: torch.export.export(case.host, (), batch.inputs | {"use_cache": False}, strict=strict)
+    with torch.no_grad(), quietly(), case.modulation.attached(case.host) as attachment:
+        with pytest.raises(HostError, match="A conditioned forward cannot be exported"), attachment.condition(case.clips(batch)):
+            call()
+        exported = call().module()(**batch.inputs, use_cache=False).logits
+    close(exported, case.host(**batch.inputs).logits)

@@ -141,7 +141,8 @@ def copies_know_nothing(monkeypatch):
     """What a cache holds is known of the object alone."""
     held = weakref.WeakKeyDictionary()
     monkeypatch.setattr(ledger, "noted", lambda cache: held.get(cache, {}) if cache is not None else {})
-    monkeypatch.setattr(ledger.Ledger, "_note", lambda self, cache, stream: held.update({cache: {self.number: stream}}))
+    monkeypatch.setattr(ledger.Samples, "find", lambda self, cache, past: None)
+    monkeypatch.setattr(ledger, "note", lambda cache, number, stream, going_on: held.update({cache: {number: stream}}))
 
 
 def later_clips_are_text(monkeypatch):
