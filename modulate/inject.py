@@ -21,7 +21,7 @@ from modulate.notices import heard
 from modulate.passes import Pass, in_backward, recomputed, remember, sequence_number
 from modulate.rows import ClipInput, Rows, listed
 
-__all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
+__all__ = ["Attachment", "ClipInput", "Report"]
 
 
 @dataclass
@@ -281,21 +281,3 @@ class Attachment:
 
     def __reduce__(self) -> Any:
         raise ConditioningError("An attachment cannot be pickled; save the modulation with save_pretrained and attach it again.")
-
-
-class ModulatedHost(nn.Module):
-    """Conditions and calls the host in one forward, so that data-parallel wrappers see the modulation's parameters used.
-
-    Its parameters and state_dict are the modulation's alone: the host is held outside the module tree.
-    """
-
-    def __init__(self, modulation: Modulation, model: nn.Module) -> None:
-        super().__init__()
-        self.modulation = modulation
-        self.__dict__["attachment"] = modulation.attach(model)
-        self.attachment: Attachment
-
-    def forward(self, rows: Rows, **inputs: Any) -> Any:
-        """Call the host on ``inputs`` conditioned with ``rows``."""
-        with self.attachment.condition(rows):
-            return self.attachment.model(**inputs)

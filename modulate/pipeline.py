@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modulate import plugins
+from modulate.alignment import align
 from modulate.below import Below
 from modulate.bundle import Bundle, controls_of, kinds_of
 from modulate.components import LETTERS, HostInput, InputTransform, Sample
 from modulate.errors import ConditioningError, DataError, MissingFileError, ModulateError, RecipeError
-from modulate.features import align
 from modulate.footage import Footage, greyed, on_clock
 from modulate.grid import VisualGrid, visual_grid
 from modulate.hosts import EncodedPrompt, Host, bare, understand

@@ -205,7 +205,7 @@ def check_features(where: str, clip: ClipInput, needs: Needs) -> Tensor:
         got = None if features is None else tuple(features.shape)
         raise HostError(
             f"{where}: a clip of {grid.steps} steps of {grid.rows}×{grid.cols} needs features of "
-            f"shape {expected}, got {got}; `modulate.features.align` makes them."
+            f"shape {expected}, got {got}; `modulate.alignment.align` makes them."
         )
     if not features.is_floating_point() or features.layout != torch.strided:
         layout = "" if features.layout == torch.strided else f" of layout {features.layout}"

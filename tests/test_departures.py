@@ -11,12 +11,12 @@ from tiny import CLIP, GRID, features, fresh, inputs, qwen
 from torch.nn.functional import interpolate
 
 from modulate import ClipInput, visual_grid
+from modulate.alignment import align
 from modulate.choice import Choice, Injection
 from modulate.components import FrameFeatures, Sample
 from modulate.errors import RecipeError, VideoError
 from modulate.evaluation.evaluate import _metrics, score
 from modulate.evaluation.metrics import Prediction
-from modulate.features import align
 from modulate.grid import counted_on
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe

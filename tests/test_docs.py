@@ -12,7 +12,7 @@ import torch
 from tiny import GRID, features, inputs, scanpath
 
 from modulate import hookspecs, visual_grid
-from modulate.features import align
+from modulate.alignment import align
 from modulate.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -29,11 +29,12 @@ LAYERS = [
     {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
     {"components", "hosts", "launch", "ledger", "sections", "selection"},
-    {"features", "lora", "recipe"},
+    {"alignment", "features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
     {"below", "modulation", "plan"},
     {"adopt", "conditioning", "pipeline", "precompute"},
     {"inject", "together"},
+    {"modulated_host"},
     {"ask", "evaluation"},
     {"report", "sweeps", "training"},
     {"checks"},

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modulate import features as features_module
+from modulate.alignment import align
 from modulate.components import FrameFeatures
 from modulate.errors import PluginError, StorageError, VideoError
-from modulate.features import FeatureCache, FeatureKey, align, checked_times, weights_digest
+from modulate.features import FeatureCache, FeatureKey, checked_times, weights_digest
 from modulate.footage import FrameCache
 from modulate.grid import VisualGrid
 from modulate.video import Frames

@@ -24,7 +24,7 @@ from modulate import ClipInput, Modulation, visual_grid
 from modulate.below import Below
 from modulate.choice import Choice
 from modulate.evaluation.evaluate import score
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.pipeline import Pipeline
 from modulate.run import Run
 from modulate.together import ask_together, by_clip, shared_prefix

@@ -13,7 +13,7 @@ from modulate.checks.reach import AnySignal
 from modulate.components import FrameFeatures, SignalFeatures
 from modulate.grid import VisualGrid
 from modulate.hosts import EncodedPrompt
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
 from modulate.recipe import Recipe

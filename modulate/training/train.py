@@ -17,16 +17,16 @@ from modulate.errors import CheckpointError, DivergedError, Interrupted
 from modulate.evaluation.evaluate import score
 from modulate.features import weights_digest
 from modulate.files import Lines, remove_partial
-from modulate.inject import ModulatedHost
 from modulate.interrupts import Stop
 from modulate.launch import current
+from modulate.modulated_host import ModulatedHost
 from modulate.modulation import Modulation
 from modulate.notices import heard
 from modulate.pipeline import Pipeline
 from modulate.run import Run
 from modulate.sections import Stage
 from modulate.sharding import refuse_out_of_step
-from modulate.training.learner import Learner, Tally
+from modulate.training.learner import Learner, Tally, diagnosis
 from modulate.training.loader import Loader, arranged, training_samples
 from modulate.training.optimise import Optimiser, accelerator_for
 from modulate.training.ranks import add_up, check_size, own_part
@@ -289,13 +289,3 @@ class Trainer:
         self.state.resumed.append(self.state.steps)
         if self.team.leads:
             notice(f"Continuing after optimiser step {self.state.steps}, from {self.checkpoints.folder}.")
-
-
-def diagnosis(stage: Stage, at: State, tally: Tally, wrong: list[str]) -> str:
-    """Return what is known of a training whose losses or gradients are not finite any more."""
-    where = f"Gradients are not finite in {len(wrong)} parameters, among them {', '.join(wrong[:3])}" if wrong else "Its gradients are finite"
-    return (
-        f"Training diverged: {at.in_a_row} optimiser steps in a row had a loss or gradients that are not finite. The last is step {at.step} of stage {stage.name!r}: "
-        f"loss {tally.loss / tally.n} on {tally.n} samples, the first {', '.join(tally.ids[:3])}. {where}. Lower the learning rate {stage.lr:g}, look at these samples, or "
-        "let training.max_skipped_steps allow more."
-    )
