@@ -8,9 +8,9 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,26 @@ MEMORY = 2 << 30
 
 @dataclass
 class Seen:
-    """What a host's forward reads of its vision tower: for every clip its (token, d_model) embeddings, and those for further layers, where a host has them."""
+    """What is kept of a vision tower's output: for every clip its (token, d_model) embeddings, and those for further layers, where a host has them."""
 
     pooler_output: tuple[Tensor, ...]
     deepstack_features: list[tuple[Tensor, ...]] = field(default_factory=list)
-    last_hidden_state: None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Fields of an output with something in them, by name."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+def announced(entry: nn.Module) -> list[type[Any]]:
+    """Return the classes of outputs that the class of ``entry`` says its :data:`METHOD` returns."""
+    from transformers.utils import ModelOutput
+
+    try:
+        said = get_type_hints(inspect.unwrap(getattr(type(entry), METHOD)))["return"]
+    except (AttributeError, KeyError, NameError):  # no annotation, or one that cannot be evaluated
+        return []
+    return [kind for kind in (said, *get_args(said)) if isinstance(kind, type) and issubclass(kind, ModelOutput)]
 
 
 def seeing(host: Host) -> dict[str, nn.Module]:
@@ -106,6 +121,7 @@ class Tower:
         self.host, self.by, self.contents = host, by, contents or Contents()
         self.store = FeatureCache(folder, max_bytes, min(max_bytes, MEMORY)) if max_bytes else None
         self._made_of = ""
+        self._kinds: list[type[Any]] = []
         if self.store is not None:
             self._check()
 
@@ -154,17 +170,32 @@ class Tower:
             given = signature.bind(*args, **kwargs).arguments
             more = given.pop("kwargs", {}) | {k: v for k, v in given.items() if k not in (PIXELS, GRIDS)}
             pixels, grids = given.get(PIXELS), given.get(GRIDS)
-            if pixels is None or grids is None or pixels.requires_grad or any(v is not None for k, v in more.items() if k != "return_dict"):
+            asked = more.pop("return_dict", None)
+            if pixels is None or grids is None or pixels.requires_grad or asked is False or any(v is not None for v in more.values()):
                 return original(*args, **kwargs)  # something else is asked for than a forward needs, such as attentions
             digests = self.contents.of(pixels, grids)
             if self.by == "call":
-                return self._kept(original, pixels, grids, digests)
+                return self._output(original, pixels, grids, self._kept(original, pixels, grids, digests))
             sizes = grids.prod(-1).tolist()
             one = [self._kept(original, p, g, (d,)) for p, g, d in zip(pixels.split(sizes), grids.split(1), digests, strict=True)]
             deep = [tuple(part[0] for part in level) for level in zip(*(seen.deepstack_features for seen in one), strict=True)]
-            return Seen(tuple(seen.pooler_output[0] for seen in one), deep)
+            return self._output(original, pixels, grids, Seen(tuple(seen.pooler_output[0] for seen in one), deep))
 
         return answer
+
+    def _output(self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, seen: Seen) -> Any:
+        """Return what is kept as the library's own class of outputs: hosts and users may call any of its methods. What is not kept is None in it.
+
+        The class is the one that the method announces. One that announces none runs once more in each process, to see what it returns.
+        """
+        values = seen.values
+        kinds = self._kinds or announced(self.host.entry)
+        fitting = [kind for kind in kinds if values.keys() <= {f.name for f in fields(kind)}]
+        if not fitting:
+            with torch.no_grad():
+                fitting = [type(original(pixels, grids, return_dict=True))]
+        self._kinds = fitting
+        return fitting[0](**values)
 
     def _kept(self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, digests: Sequence[str]) -> Seen:
         """Return what the tower makes of these clips, from the store or from the tower, in the type that the language model is given."""
