@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modulate.caches import cache_among, cache_out, length_of
 from modulate.errors import HostError
 from modulate.hooks import Hook, named, standing_in
 from modulate.hosts import Host
@@ -99,9 +100,9 @@ class Below:
 
     def _key(self, given: dict[str, Any]) -> tuple[str, str] | None:
         """Return by what a forward with these arguments is known; None for one that is left alone."""
-        past = given.get("past_key_values")
-        plain = {"past_key_values", "use_cache", "return_dict", *READ}
-        if given.get("input_ids") is None or (past is not None and past.get_seq_length()) or any(v is not None for k, v in given.items() if k not in plain):
+        past = cache_among(given)
+        more = [v for k, v in given.items() if k not in {"use_cache", "return_dict", *READ} and v is not past]
+        if given.get("input_ids") is None or length_of(past) or any(v is not None for v in more):
             return None
         if any(layer.training for layer in self.layers):  # they are computed again in the backward
             warnings.warn("features.states_gib has no effect while decoder layers are recomputed (training.recompute).", stacklevel=2)
@@ -154,7 +155,7 @@ class Below:
                     self._now = None  # more is asked for than hidden states
             return output
         hidden = args[0] if args else kwargs["hidden_states"]
-        cache = kwargs.get("past_key_values")
+        cache = cache_among(kwargs | {str(i): value for i, value in enumerate(args)})
         if cache is not None:
             cache.update(*(value.to(hidden.device) for value in self._found.cached[index]), index)
         if index == self.first:
@@ -171,7 +172,7 @@ class Below:
         self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
         if made is None:
             return
-        cached = _so_far(getattr(output, "past_key_values", None), self.first + 1)
+        cached = _so_far(next(iter(cache_out(output).values()), None), self.first + 1)
         if cached is not None:
             self._keep(now, made, cached)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modulate.caches import cache_out
 from modulate.conditioning import Conditioning, Hints, Plan, Rows
 from modulate.errors import ConditioningError, HostError
 from modulate.hooks import Hook, named
@@ -115,7 +116,7 @@ class Attachment:
         self._plan = None
         if output is None:
             return
-        conditioning.ledger.remember(getattr(output, "past_key_values", None))
+        conditioning.ledger.remember(next(iter(cache_out(output).values()), None))
         if plan is not None:
             self._check_written(plan)
             self._keep(plan, output)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from modulate.caches import cache_among, length_of, refuse_unseen_past
 from modulate.errors import ConditioningError, HostError
 
 TYPES = ("mm_token_type_ids", "token_type_ids")
@@ -55,12 +56,14 @@ def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor 
 
     Raises :class:`HostError` when only embeddings came and no positions are given.
     """
-    cache: Any = given.get("past_key_values")
+    cache: Any = cache_among(given)
     ids: Any = given.get("input_ids")
     tokens = ids if ids is not None else given.get("inputs_embeds")
     if tokens is None or (ids is None and positions is None):
         raise HostError("This forward got inputs_embeds without input_ids, so visual tokens cannot be located; pass input_ids, or condition(…, positions=mask).")
-    past = 0 if cache is None else int(cache.get_seq_length())
+    if cache is None:
+        refuse_unseen_past(given, tokens)
+    past = length_of(cache)
     rows, length = tokens.shape[:2]
     attention = given.get("attention_mask")
     if positions is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from modulate.caches import cache_out
 from modulate.components import Sample
 from modulate.modulation import ClipInput
 from modulate.pipeline import Prepared
@@ -86,9 +87,10 @@ def ask_together(ask: Callable[..., Any], model: nn.Module, prepared: Sequence[P
     rows = [p.inputs["input_ids"][0, common:] for p in prepared]
     start: dict[str, Any] = {k: v[:, :common] if v.shape[:2] == first["input_ids"].shape else v for k, v in first.items() if k != "attention_mask"}
     start = {k: v.to(device) for k, v in start.items()}
-    cache = ask([list(clips)], **start, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(len(rows))
+    cache = cache_out(ask([list(clips)], **start, use_cache=True, logits_to_keep=1))
+    for filled in cache.values():
+        filled.batch_repeat_interleave(len(rows))
     # Padded on the right, where nothing that counts looks: so no mask is needed, and positions go on from the cache.
-    output = model(input_ids=pad_sequence(rows, batch_first=True).to(device), past_key_values=cache, use_cache=True)
+    output = model(input_ids=pad_sequence(rows, batch_first=True).to(device), **cache, use_cache=True)
     last = torch.tensor([len(row) - 1 for row in rows], device=device)
     return type(output)(logits=output.logits[torch.arange(len(rows), device=device), last][:, None])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CLIP, fresh, inputs, our_hooks, qwen
+from tiny import CLIP, cached, fresh, inputs, our_hooks, qwen
 
 from modulate.below import Below
 from modulate.errors import HostError
@@ -61,18 +61,23 @@ def test_logits_and_gradients_are_the_same_to_the_bit_without_tower_and_lower_la
     assert (below.hits, below.misses) == (3, 1)
 
 
+def layers_of(output):
+    (cache,) = cached(output).values()
+    return cache.layers
+
+
 def test_a_cache_is_filled_as_ever_and_can_be_continued(host, below, ran):
     given, more = inputs(((7, 8),)), torch.tensor([[9, 10]])
     first = host(**given, use_cache=True)
-    expected = host(input_ids=more, past_key_values=first.past_key_values, use_cache=True).logits
+    expected = host(input_ids=more, **cached(first), use_cache=True).logits
     with below.remembered():
         for _ in range(2):
             del ran[:]
             output = host(**given, use_cache=True)
             assert torch.equal(output.logits, first.logits)
-            assert [layer.keys.shape for layer in output.past_key_values.layers] == [layer.keys[:, :, :-2].shape for layer in first.past_key_values.layers]
-            assert torch.equal(host(input_ids=more, past_key_values=output.past_key_values, use_cache=True).logits, expected)
-            assert all(torch.equal(a.values, b.values) for a, b in zip(output.past_key_values.layers, first.past_key_values.layers, strict=True))
+            assert [layer.keys.shape for layer in layers_of(output)] == [layer.keys[:, :, :-2].shape for layer in layers_of(first)]
+            assert torch.equal(host(input_ids=more, **cached(output), use_cache=True).logits, expected)
+            assert all(torch.equal(a.values, b.values) for a, b in zip(layers_of(output), layers_of(first), strict=True))
         assert ran == [2, 3, 0, 1, 2, 3]  # the question's own tokens go through all
         tokens = host.generate(**given, max_new_tokens=3, do_sample=False)
     assert torch.equal(tokens, host.generate(**given, max_new_tokens=3, do_sample=False))

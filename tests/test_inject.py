@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny import CLIP, GRID, features, fresh, inputs, qwen, scanpath
+from tiny import CLIP, GRID, cached, features, fresh, inputs, qwen, scanpath
 
 from modulate import ClipInput, visual_grid
 from modulate.errors import ConditioningError, HostError
@@ -105,9 +105,9 @@ def test_misuse_is_an_error_with_both_sizes(host, modulation):
 
 def test_a_cache_filled_elsewhere_is_refused(host, modulation):
     batch = inputs(texts=((7,),))
-    cache = host(**batch, use_cache=True).past_key_values
+    cache = cached(host(**batch, use_cache=True))
     with modulation.attached(host) as attachment, pytest.raises(ConditioningError, match="a cache filled elsewhere"), attachment.condition([[CLIP]]):
-        host(input_ids=torch.tensor([[9]]), past_key_values=cache)
+        host(input_ids=torch.tensor([[9]]), **cache)
 
 
 def test_two_modulations_stack_and_detach_in_any_order(host):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Cache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.choice import Choice, LoraParams
@@ -68,6 +68,11 @@ def fresh(host, layers=(1, 2), encoder="heatmap_dur", lora=None, sharing="per_la
         modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1, "sharing": sharing}),
         layers=layers, d_features=D_FEATURES, lora_params=LoraParams(rank=2) if lora else None,
     )  # fmt: skip
+
+
+def cached(output):
+    """{name: cache} of a forward's output: transformers takes it back under the name that it gives it out with."""
+    return {name: value for name, value in output.items() if isinstance(value, Cache)}
 
 
 def our_hooks(host):

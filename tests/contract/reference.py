@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -46,8 +47,8 @@ def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iter
     past = [0]
 
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
-        past[0] = 0 if cache is None else int(cache.get_seq_length())
+        found = [value for value in kwargs.values() if isinstance(value, Cache)]
+        past[0] = int(found[0].get_seq_length()) if found else 0
 
     def adder(k: int) -> Any:
         def add(module: nn.Module, args: Any, output: Any) -> Any:

@@ -6,6 +6,7 @@ import reference
 import torch
 from prompts import IMAGE, VIDEO
 from suite import close, row
+from tiny import cached
 from transformers.generation.streamers import BaseStreamer
 
 STEPS = 4
@@ -166,11 +167,12 @@ def chat(case, second):
             out = generate(host, batch)
         answer = tuple(out.sequences[0, batch.inputs["input_ids"].shape[1] :].tolist())
         long = case.write([*first, answer, *second])
-        past = out.past_key_values.get_seq_length()
+        cache = cached(out)
+        past = next(iter(cache.values())).get_seq_length()
         fresh_clips = case.write([(), *second], first=1)  # the vision inputs of the second turn alone
         types = case.family.types
         inputs = {k: v for k, v in fresh_clips.inputs.items() if k not in ("input_ids", "attention_mask", types)} if fresh_clips.kinds[0] else {}
-        inputs |= {"input_ids": long.inputs["input_ids"][:, past:], "attention_mask": long.inputs["attention_mask"], "past_key_values": out.past_key_values}
+        inputs |= {"input_ids": long.inputs["input_ids"][:, past:], "attention_mask": long.inputs["attention_mask"], **cache}
         inputs |= {types: long.inputs[types]} if types else {}
         if (positions := rope_positions(host, long)) is not None:
             inputs["position_ids"] = positions[..., past:]
