@@ -17,6 +17,7 @@ from modulate.errors import ConditioningError, HostError
 from modulate.hooks import Hook, named
 from modulate.hosts import understand
 from modulate.modulation import ClipInput, HostSpec, Modulation
+from modulate.verified import warn_if_unverified
 
 __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
 
@@ -51,6 +52,7 @@ class Attachment:
         self.model = model
         self.host = understand(model)
         self._check()
+        warn_if_unverified(self.host.config.model_type)
         self._conditioning: Conditioning | None = None
         self._plan: Plan | None = None  # of the forward that is running
         self._kept: weakref.WeakSet[Plan] = weakref.WeakSet()  # of forwards whose graph lives

@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import inspect
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +11,6 @@ from tiny import CLIP, inputs, qwen
 from modulate.errors import HostError
 from modulate.hosts import understand
 from modulate.tower import METHOD, Tower
-
-sys.path.insert(0, str(Path(__file__).parent / "contract"))
 
 GIB = 2**30
 
@@ -181,8 +177,8 @@ def field_by_field(output):
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_what_the_host_is_given_is_of_the_library_s_own_class(name, annotated, by, tmp_path, monkeypatch):
     """Whatever a host, generation or a user then does with it: dictionary, tuple, copies of it."""
-    from families import FAMILIES
-    from prompts import write
+    from modulate_hosts.contract.families import FAMILIES
+    from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == name)
     model, given = family.build(), write(family, [["video", "video"]]).inputs
@@ -207,8 +203,8 @@ def test_what_the_host_is_given_is_of_the_library_s_own_class(name, annotated, b
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
-    from families import FAMILIES
-    from prompts import write
+    from modulate_hosts.contract.families import FAMILIES
+    from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == name)
     model, given = family.build(), write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
@@ -222,7 +218,7 @@ def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
 
 
 def test_a_host_whose_clips_cannot_be_told_apart_is_refused(tmp_path):
-    from families import FAMILIES
+    from modulate_hosts.contract.families import FAMILIES
 
     model = next(f for f in FAMILIES if f.name == "smolvlm").build()
     with pytest.raises(HostError, match="SmolVLMModel has no get_video_features"):

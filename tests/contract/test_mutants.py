@@ -3,17 +3,17 @@
 from dataclasses import replace
 
 import pytest
-import test_company
-import test_embeddings
-import test_forward
-import test_generation
-import test_training
 import torch
-from families import FAMILIES
-from suite import Case
 
 from modulate import conditioning, inject, localize
 from modulate.errors import ModulateError
+from modulate_hosts.contract import company as test_company
+from modulate_hosts.contract import embeddings as test_embeddings
+from modulate_hosts.contract import forward as test_forward
+from modulate_hosts.contract import generation as test_generation
+from modulate_hosts.contract import training as test_training
+from modulate_hosts.contract.families import FAMILIES
+from modulate_hosts.contract.suite import Case
 from modulate_hosts.llava_onevision import LlavaOnevision
 
 BY_NAME = {family.name: family for family in FAMILIES}

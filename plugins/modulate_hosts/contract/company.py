@@ -4,13 +4,11 @@ import copy
 import pickle  # noqa: TID251  (to see it refused)
 import threading
 
-import pytest
-import reference
 import torch
-from suite import close, row, strong
-from tiny import our_hooks
 
 from modulate.errors import ConditioningError
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.suite import close, our_hooks, raises, row, strong
 
 
 def prompts(case):
@@ -98,7 +96,7 @@ def test_an_exception_inside(case):
     with case.modulation.attached(host) as attachment:
         for place in (host.lm_head, host.get_decoder().layers[1], host.get_decoder().layers[2].mlp, host.get_input_embeddings()):
             foreign = place.register_forward_hook(broken)
-            with pytest.raises(RuntimeError, match="foreign"), attachment.condition(clips):
+            with raises(RuntimeError, match="foreign"), attachment.condition(clips):
                 call()
             foreign.remove()
             assert torch.equal(call(), before)
@@ -120,7 +118,7 @@ def test_copies(case):
             twin = copy.deepcopy(host)
             assert torch.equal(twin(**batch.inputs).logits, bare)
         for protocol in (pickle.dumps, copy.copy, copy.deepcopy):
-            with pytest.raises(ConditioningError, match="cannot be pickled"):
+            with raises(ConditioningError, match="cannot be pickled"):
                 protocol(attachment)
         with attachment.condition(clips):
             host(**batch.inputs)
@@ -132,9 +130,9 @@ def test_copies(case):
 def test_nesting(case):
     batch, clips = prompts(case)
     with case.modulation.attached(case.host) as attachment, attachment.condition(clips):
-        with pytest.raises(ConditioningError, match="does not nest"), attachment.condition(clips):
+        with raises(ConditioningError, match="does not nest"), attachment.condition(clips):
             pass
-        with pytest.raises(ConditioningError, match="Cannot detach inside"):
+        with raises(ConditioningError, match="Cannot detach inside"):
             attachment.detach()
         got = case.host(**batch.inputs).logits
     close(got, case.expected(batch, clips, lambda: case.host(**batch.inputs).logits))
@@ -172,10 +170,10 @@ def test_threads(case):
             thread = threading.Thread(target=run, args=(attachment, conditioned))
             thread.start()
             assert reached.wait(20)
-            with pytest.raises(ConditioningError, match=r"[Aa]nother thread|does not nest"), attachment.condition(clips):
+            with raises(ConditioningError, match=r"[Aa]nother thread|does not nest"), attachment.condition(clips):
                 call()
             if conditioned:
-                with pytest.raises(ConditioningError, match="Another thread"):
+                with raises(ConditioningError, match="Another thread"):
                     call()
             else:
                 close(call(), bare)

@@ -2,11 +2,10 @@
 
 import contextlib
 
-import pytest
 import torch
-from suite import close, row, strong
 
 from modulate.errors import ConditioningError
+from modulate_hosts.contract.suite import close, row, strong
 
 FEW = ("smolvlm",)
 """Families that these rows run on in the quick suite: compiling takes seconds."""
@@ -14,11 +13,13 @@ FEW = ("smolvlm",)
 BACKEND = "aot_eager"
 
 
-@pytest.fixture(autouse=True)
+@contextlib.contextmanager
 def fresh_compiler():
     torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
 
 
 @contextlib.contextmanager
@@ -65,11 +66,13 @@ def conditioned_equals_expected(case, host, modulation, attachment, batch, clips
 
 
 @row("torch.compile of the language model in one graph (fullgraph), after attaching", quick=FEW)
+@fresh_compiler()
 def test_compiled_in_one_graph(case):
     one_graph(case, BACKEND)
 
 
 @row("torch.compile of the language model in one graph, by inductor", quick=())
+@fresh_compiler()
 def test_compiled_by_inductor(case):
     one_graph(case, "inductor")
 
@@ -95,6 +98,7 @@ def bare_graph(case, backend):
 
 
 @row("torch.compile of the whole host after attaching", quick=FEW)
+@fresh_compiler()
 def test_compiled_after_attaching(case):
     batch, clips = prompts(case)
     host = case.family.build()
@@ -104,6 +108,7 @@ def test_compiled_after_attaching(case):
 
 
 @row("torch.compile before attaching, first called after", quick=())
+@fresh_compiler()
 def test_compiled_before_attaching(case):
     batch, clips = prompts(case)
     compiled = torch.compile(case.family.build(), backend=BACKEND)
@@ -113,6 +118,7 @@ def test_compiled_before_attaching(case):
 
 
 @row("torch.compile and a first call before attaching", quick=FEW)
+@fresh_compiler()
 def test_traced_before_attaching(case):
     batch, clips = prompts(case)
     host = case.family.build()

@@ -1,0 +1,190 @@
+"""Which releases of the libraries that hosts come from were verified: by us, as data of plugins, and by the user, on this machine.
+
+A plugin that registers hosts may ship a ``verified.json`` beside its ``__init__.py``, written by its suite, and a sub-package ``contract`` whose
+``verify(family)`` yields (title, :class:`Cell`) of every row that is quick. Nothing here imports torch.
+"""
+
+import functools
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from modulate import plugins
+from modulate.errors import UnverifiedWarning
+from modulate.files import write_atomically
+
+FOLDER = "MODULATE_CACHE"
+"""Environment variable: the folder in which a machine's own verifications are remembered."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of one row on one host: "pass", "refused", "not applicable" or "failed", and why it is not a pass."""
+
+    outcome: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Releases that belong together, without what stands behind a plus sign (which device they were built for)."""
+
+    transformers: str
+    torch: str
+    peft: str = ""  # "": not noted
+
+    @classmethod
+    def installed(cls) -> "Versions":
+        """Return those that this process would import."""
+        return cls(**{field.name: version(field.name).partition("+")[0] for field in fields(cls)})
+
+    def beside(self) -> str:
+        """Return all but transformers', as text."""
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value and name != "transformers")
+
+    def __str__(self) -> str:
+        return f"transformers {self.transformers}, {self.beside()}"
+
+
+def recorded(registry: plugins.Registry) -> dict[str, Any]:
+    """Return {"rows": {row: title}, "families": {family: {transformers version: what was seen}}} of every plugin that registers hosts."""
+    rows: dict[str, str] = {}
+    families: dict[str, dict[str, Any]] = {}
+    for plugin in _owners(registry):
+        path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
+        if path is None or not path.is_file():
+            continue
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows |= data["rows"]
+        for release in sorted(data["versions"], key=_order, reverse=True):
+            seen = data["versions"][release]
+            beside = {name: value for name, value in seen.items() if name != "hosts"}
+            for name, host in seen["hosts"].items():
+                families.setdefault(name, {})[release] = host | beside
+    return {"rows": rows, "families": families}
+
+
+def contract_of(registry: plugins.Registry, family: str) -> Any:
+    """Return the ``contract`` of the plugin whose suite knows ``family``; None where it ships none."""
+    import importlib
+    import importlib.util
+
+    for plugin in _owners(registry):
+        path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
+        known = path is not None and path.is_file() and family in str(path.read_text(encoding="utf-8"))
+        if known and importlib.util.find_spec(f"{plugin.__name__}.contract"):
+            return importlib.import_module(f"{plugin.__name__}.contract")
+    return None
+
+
+def _owners(registry: plugins.Registry) -> list[Any]:
+    """Return the plugins that register hosts, in the order of their names."""
+    names = sorted({c.plugin for (kind, _), c in registry.components.items() if kind == "host"})
+    return [registry.manager.get_plugin(name) for name in names]
+
+
+def _order(release: str) -> list[int]:
+    return [int(part) if part.isdigit() else -1 for part in release.split(".")]
+
+
+def _minor(release: str) -> list[int]:
+    return _order(release)[:2]
+
+
+# --- what was verified ------------------------------------------------------------------------------------------------------------------
+
+
+def doubt(here: Versions, seen: Iterable[Versions]) -> str:
+    """Return which of the releases ``here`` is outside what was ``seen``, and why that counts; "" when none is.
+
+    transformers changes what hosts look like from one minor release to the next: its minor release must have been seen. torch and peft keep what we use
+    of them: theirs must be between the oldest and the newest that were seen. Patch releases are not told apart.
+    """
+    seen = list(seen)
+    known = sorted({tuple(_minor(v.transformers)) for v in seen})
+    if known and tuple(_minor(here.transformers)) not in known:
+        return f"transformers {here.transformers}; it was with {', '.join('.'.join(map(str, v)) for v in known)}"
+    for name in ("torch", "peft"):
+        mine, theirs = getattr(here, name), sorted((getattr(v, name) for v in seen if getattr(v, name)), key=_order)
+        if theirs and not _minor(theirs[0]) <= _minor(mine) <= _minor(theirs[-1]):
+            return f"{name} {mine}; it was with {theirs[0]} to {theirs[-1]}"
+    return ""
+
+
+def releases(registry: plugins.Registry) -> list[Versions]:
+    """Return the releases that plugins' suites were run with."""
+    found = {}
+    for by_release in recorded(registry)["families"].values():
+        for release, seen in by_release.items():
+            found[release] = Versions(release, seen["torch"], seen.get("peft", ""))
+    return list(found.values())
+
+
+# --- what this machine verified -----------------------------------------------------------------------------------------------------------
+
+
+def notes() -> Path:
+    """Return the file in which this machine's verifications are remembered."""
+    base = os.environ.get(FOLDER) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modulate"
+    return Path(base) / "verified.json"
+
+
+def remembered(here: Versions) -> set[str]:
+    """Return the families that this machine verified with the releases ``here`` and this modulate; none where the notes cannot be read."""
+    try:
+        kept = json.loads(notes().read_text(encoding="utf-8"))
+        return {family for note in kept if note["versions"] == _key(here) for family in note["families"]}
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or another program's
+        return set()
+
+
+def remember(here: Versions, families: Iterable[str]) -> Path:
+    """Note that ``families`` passed with the releases ``here``; return the file. Raises :class:`StorageError` where it cannot be written."""
+    path = notes()
+    try:
+        kept = [note for note in json.loads(path.read_text(encoding="utf-8")) if note["versions"] != _key(here)]
+    except (OSError, ValueError, TypeError, KeyError):  # as above
+        kept = []
+    kept.append({"versions": _key(here), "families": sorted(remembered(here) | set(families))})
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8"))
+    _warning.cache_clear()
+    return path
+
+
+def _key(here: Versions) -> dict[str, str]:
+    from modulate import __version__
+
+    return asdict(here) | {"modulate": __version__}
+
+
+# --- the warning ------------------------------------------------------------------------------------------------------------------------
+
+
+def warn_if_unverified(model_type: str) -> None:
+    """Warn, once in a process, when nobody has verified hosts like ``model_type`` with the releases installed."""
+    if (text := _warning(model_type)) and not _said:
+        _said.append(text)
+        warnings.warn(text, UnverifiedWarning, stacklevel=4)
+
+
+_said: list[str] = []
+
+
+@functools.cache
+def _warning(model_type: str) -> str:
+    registry, here = plugins.registry(), Versions.installed()
+    why = doubt(here, releases(registry))
+    if not why:
+        return ""
+    known, own = recorded(registry)["families"], remembered(here)
+    needed = {model_type} if model_type in known else set()
+    if own and needed <= own:
+        return ""
+    command = " ".join(["modulate hosts --verify", *sorted(needed)])
+    return f"modulate was never verified with {why}. `{command}` proves it for your versions within a minute, and ends this warning."

@@ -1,0 +1,46 @@
+"""Every row of the contract on every family, as a test; the rows are in modulate_hosts.contract."""
+
+import functools
+
+import pytest
+from torch.utils.checkpoint import checkpoint
+
+from modulate.errors import ConditioningError
+from modulate_hosts.contract.families import FAMILIES
+from modulate_hosts.contract.suite import Case, NotApplicable, rows
+from modulate_hosts.contract.training import loss_of, trainable
+
+
+def as_test(row):
+    """A test of one row, parametrized by family."""
+
+    @functools.wraps(row.check)
+    def test(case):
+        try:
+            row.check(case)
+        except NotApplicable as reason:
+            pytest.skip(str(reason))
+
+    slow = lambda family: [] if row.quick(family) else [pytest.mark.slow]
+    cells = [pytest.param(family, id=family.name, marks=slow(family)) for family in FAMILIES]
+    return pytest.mark.contract(pytest.mark.parametrize("case", cells, indirect=True)(test))
+
+
+globals().update({name: as_test(row) for name, row in rows().items()})
+
+
+def test_reentrant_checkpointing_of_whole_layers_is_refused():
+    case = Case(FAMILIES[1])
+    host, modulation = trainable(case)
+    for layer in host.get_decoder().layers:
+        call = type(layer).__call__
+        run = lambda self, *a, call=call, **kw: checkpoint(lambda *b: call(self, *b, **kw), *a, use_reentrant=True)
+        layer.__class__ = type(type(layer).__name__, (type(layer),), {"__call__": run})
+    host.enable_input_require_grads()
+    batch = case.write(["video", (7, 8, 9)])
+    with (
+        modulation.attached(host) as attachment,
+        pytest.raises(ConditioningError, match="although the modulation needs them"),
+        attachment.condition(case.clips(batch)),
+    ):
+        loss_of(host, batch)
