@@ -8,10 +8,12 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,7 @@ def recorded(registry: plugins.Registry) -> dict[str, Any]:
     """Return {"rows": {row: title}, "families": {family: {transformers version: what was seen}}} of every plugin that registers hosts."""
     rows: dict[str, str] = {}
     families: dict[str, dict[str, Any]] = {}
-    for plugin in _owners(registry):
-        path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
-        if path is None or not path.is_file():
-            continue
-        data = json.loads(path.read_text(encoding="utf-8"))
+    for _, data in _records(registry):
         rows |= data["rows"]
         for release in sorted(data["versions"], key=_order, reverse=True):
             seen = data["versions"][release]
@@ -72,21 +70,20 @@ def recorded(registry: plugins.Registry) -> dict[str, Any]:
 
 def contract_of(registry: plugins.Registry, family: str) -> Any:
     """Return the ``contract`` of the plugin whose suite knows ``family``; None where it ships none."""
-    import importlib
-    import importlib.util
-
-    for plugin in _owners(registry):
-        path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
-        known = path is not None and path.is_file() and family in str(path.read_text(encoding="utf-8"))
-        if known and importlib.util.find_spec(f"{plugin.__name__}.contract"):
-            return importlib.import_module(f"{plugin.__name__}.contract")
+    for package, data in _records(registry):
+        known = any(family in seen["hosts"] for seen in data["versions"].values())
+        if known and find_spec(f"{package}.contract"):
+            return import_module(f"{package}.contract")
     return None
 
 
-def _owners(registry: plugins.Registry) -> list[Any]:
-    """Return the plugins that register hosts, in the order of their names."""
-    names = sorted({c.plugin for (kind, _), c in registry.components.items() if kind == "host"})
-    return [registry.manager.get_plugin(name) for name in names]
+def _records(registry: plugins.Registry) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield package and record of every plugin that registers hosts and ships a record, in the order of their names."""
+    for name in sorted({c.plugin for (kind, _), c in registry.components.items() if kind == "host"}):
+        plugin: Any = registry.manager.get_plugin(name)
+        path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
+        if path is not None and path.is_file():
+            yield plugin.__name__, json.loads(path.read_text(encoding="utf-8"))
 
 
 def _order(release: str) -> list[int]:

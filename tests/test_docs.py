@@ -26,7 +26,7 @@ LAYERS = [
     {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
     {"files", "grid", "interrupts", "localize", "locks", "parse", "paths", "pickled", "plugins", "video"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
-    {"components", "hosts", "launch", "sections", "selection"},
+    {"components", "hosts", "launch", "sections", "selection", "verified"},
     {"features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
     {"below", "modulation", "plan"},

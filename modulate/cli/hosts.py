@@ -14,7 +14,7 @@ import typer
 
 from modulate import plugins
 from modulate.cli.arguments import AsJson
-from modulate.errors import PluginError, near_matches
+from modulate.errors import PluginError, StorageError, near_matches
 from modulate.verified import Cell, Versions, contract_of, recorded, remember
 
 SUITE = "python -m pytest tests/contract --write-hosts"
@@ -71,15 +71,23 @@ def prove(families: Iterable[str], here: Versions, as_json: bool = False) -> Non
             say(f"  {cell.outcome:<14}  {title}{f': {cell.reason}' if cell.reason else ''}")
     failed = {family: [title for title, cell in cells.items() if cell.outcome == "failed"] for family, cells in found.items()}
     passed = [family for family, titles in failed.items() if not titles]
-    kept = str(remember(here, passed)) if passed else ""
+    kept = _kept(here, passed) if passed else ""
     if as_json:
         cells = {family: {title: asdict(cell) for title, cell in by_title.items()} for family, by_title in found.items()}
         typer.echo(json.dumps({"versions": asdict(here), "families": cells}, indent=2, ensure_ascii=False))
     counted = summary({title: asdict(cell) for family, cells in found.items() for title, cell in ((f"{family} {t}", c) for t, c in cells.items())})
-    say(f"{counted} in {time.monotonic() - start:.0f} s." + (f" Remembered in {kept}: {', '.join(passed)}." if passed else ""))
+    say(f"{counted} in {time.monotonic() - start:.0f} s." + kept)
     if len(passed) < len(found):
         say(f"Failed with {here}: {', '.join(family for family, titles in failed.items() if titles)}. Install the releases of the lock, or report the rows above.")
         raise typer.Exit(1)
+
+
+def _kept(here: Versions, passed: list[str]) -> str:
+    """Remember the families that passed; return what there is to say of it."""
+    try:
+        return f" Remembered in {remember(here, passed)}: {', '.join(passed)}."
+    except StorageError as error:  # what was proved stays proved
+        return f" Not remembered: {error}"
 
 
 def summary(cells: dict[str, dict[str, str]]) -> str:
@@ -115,7 +123,8 @@ INTRODUCTION = f"""Every row of the contract on every family of hosts: real tran
 knows nothing of how modulate finds tokens. A cell is **pass**, **refused** (an error says why; no residual goes astray) or **n/a**; the number is that of
 its reason below the table.
 
-`{SUITE}` runs the suite, slow rows too, and notes what it saw; then `python -m modulate.cli.reference` writes this page. `modulate hosts` prints the same.
+`{SUITE}` runs the suite, slow rows too, and notes what it saw; then `python -m modulate.cli.reference` writes this page: `make hosts` does both with the
+locked, the newest and the oldest releases. `modulate hosts` prints the same, and `modulate hosts --verify` runs the quick rows on [your own](../how-to/install.md).
 Any other model that follows transformers' conventions is served by the generic host; [add a host](../how-to/add-a-host.md) puts it into this table."""
 
 
