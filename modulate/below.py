@@ -20,6 +20,7 @@ from modulate.caches import cache_among, cache_out, length_of
 from modulate.errors import HostError
 from modulate.hooks import Hook, named, standing_in
 from modulate.hosts import Host
+from modulate.lora import LoraHook
 from modulate.tower import GRIDS, PIXELS, Contents, arithmetic, digest_of, no_constant, seeing
 
 READ = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids", "second_per_grid_ts", "image_grid_thw", GRIDS, "pixel_values", PIXELS)
@@ -54,6 +55,7 @@ class Below:
         self.hits = self.misses = 0
         self._kept: dict[tuple[str, str], States] = {}  # (state of the host, inputs) → states
         self._free = max_bytes
+        self._adapters: dict[int, Tensor] = {}  # of modulations, by id: held, so that no other tensor gets the id
         self._used: set[tuple[str, str]] = set()  # kept or found since remembering began
         self._now: tuple[str, str] | None = None  # of the forward that is running
         self._found: States | None = None
@@ -95,6 +97,13 @@ class Below:
             for module in layer.modules():
                 if type(module).__module__.startswith("peft.") and hasattr(module, "active_adapters"):
                     digest.update(f"{module.active_adapters} {module.disable_adapters} ".encode())
+                for hook in module._forward_hooks.values():
+                    if isinstance(hook, LoraHook) and hook.current().lora:
+                        if torch.is_grad_enabled() and (hook.a.requires_grad or hook.b.requires_grad):
+                            return None
+                        for tensor in (hook.a, hook.b):
+                            self._adapters[id(tensor)] = tensor
+                            digest.update(f"{id(module)} {id(tensor)} {tensor._version} ".encode())
         digest.update(f"{arithmetic(self.host)} {self.host.config.get_text_config()._attn_implementation}".encode())
         return digest.hexdigest()
 

@@ -1,7 +1,6 @@
 """Signals and features for the rows of a batch, and where one forward writes what comes of them."""
 
 import threading
-import weakref
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +27,9 @@ class Plan:
     index: Tensor
     token: Tensor
     shape: tuple[int, int]
-    thread: int
     learns: bool = False  # gradients are wanted
     fired: set[int] = field(default_factory=set)
     norms: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    inputs: dict[int, tuple["weakref.ref[Tensor]", int]] = field(default_factory=dict)  # per layer: what went in, to know it again in a recompute
 
     def __post_init__(self) -> None:
         every = torch.arange(len(self.latents.span), device=self.token.device)
@@ -45,11 +42,6 @@ class Plan:
     def read(self, k: int) -> tuple[Tensor | list[Mixture], Memory | None]:
         """Return the latents that the ``k``-th layer writes, one for each position or all clips whole, and the memory that goes with them."""
         return (self.latents.mixtures(k), None) if self._whole else self.latents.at(k, *self._source)
-
-    def recomputes(self, k: int, hidden: Tensor) -> bool:
-        """Return whether ``hidden`` is what the ``k``-th injected layer was given in this forward: the same memory, held ever since."""
-        first, pointer = self.inputs.get(k, (None, 0))
-        return first is not None and first() is not None and pointer == hidden.data_ptr()
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ class Conditioning:
         if not len(index):
             return None
         self.modified += len(index)
-        self.last = Plan(self.latents, index, token.flatten()[index], (token.shape[0], token.shape[1]), threading.get_ident())
+        self.last = Plan(self.latents, index, token.flatten()[index], (token.shape[0], token.shape[1]))
         return self.last
 
     def _visual(self, ordinal: Tensor | None) -> Tensor | None:

@@ -11,7 +11,12 @@ from torch import nn
 
 
 class Hook:
-    """A hook of ours. A deep copy does nothing: a copied host is a bare host, not a second one under the same attachment."""
+    """A hook of ours. A copy, or one that was pickled with its host, does nothing.
+
+    A copied host is a bare host, not a second one under the same attachment.
+    """
+
+    tracked = False
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
@@ -21,7 +26,14 @@ class Hook:
         return self.call(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
-        return Hook(lambda *args, **kwargs: None)
+        return Hook(_nothing)
+
+    def __reduce__(self) -> Any:
+        return Hook, (_nothing,)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a hook does in a copy of its host."""
 
 
 def named(parameters: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +58,9 @@ class StandIn:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return MethodType(getattr(type(self.module), self.name), memo[id(self.module)])
 
+    def __reduce__(self) -> Any:
+        return MethodType, (getattr(type(self.module), self.name), self.module)
+
 
 @contextmanager
 def standing_in(module: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[None]:
@@ -62,7 +77,17 @@ def standing_in(module: nn.Module, name: str, call: Callable[..., Any]) -> Itera
             module.__dict__[name] = before
 
 
+def stood_in(module: nn.Module, name: str) -> bool:
+    """Return whether something stands in for the method ``name`` of ``module``."""
+    return isinstance(module.__dict__.get(name), StandIn)
+
+
 def foreign(hooks: Iterable[Any]) -> str:
-    """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when there is none."""
-    origins = (getattr(hook, "__module__", None) or type(hook).__module__ for hook in hooks)
+    """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when there is none.
+
+    Hooks that say of themselves that they are ``tracked`` do not count: whoever keeps a module's
+    output asks them what it depends on.
+    """
+    others = (hook for hook in hooks if not getattr(hook, "tracked", False))
+    origins = (getattr(hook, "__module__", None) or type(hook).__module__ for hook in others)
     return next((origin for origin in origins if origin.partition(".")[0] != "transformers"), "")

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from modulate.caches import cache_out
 from modulate.conditioning import Conditioning, Hints, Plan, Rows
 from modulate.errors import ConditioningError, HostError
-from modulate.hooks import Hook, named
+from modulate.hooks import Hook, named, stood_in
 from modulate.hosts import understand
+from modulate.lora import LoraHooks
 from modulate.modulation import ClipInput, HostSpec, Modulation
+from modulate.passes import Pass, in_backward, recomputed, remember, sequence_number
 from modulate.verified import warn_if_unverified
 
 __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
@@ -45,7 +47,7 @@ REENTRANT = (
 
 
 class Attachment:
-    """A modulation attached to a host; owns its hooks and its injected adapter."""
+    """A modulation attached to a host; owns its hooks."""
 
     def __init__(self, modulation: Modulation, model: nn.Module) -> None:
         self.modulation = modulation
@@ -54,8 +56,8 @@ class Attachment:
         self._check()
         warn_if_unverified(self.host.config.model_type)
         self._conditioning: Conditioning | None = None
-        self._plan: Plan | None = None  # of the forward that is running
-        self._kept: weakref.WeakSet[Plan] = weakref.WeakSet()  # of forwards whose graph lives
+        self._idle = Pass(None, lora=True)  # outside any forward of the host
+        self._pass: Pass | None = None  # of the forward that is running
         self._histories: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # caches that conditioned forwards filled
         self._inside: set[int] = set()  # threads in a forward of the host
         self._lock = threading.Lock()
@@ -80,13 +82,13 @@ class Attachment:
     def _install(self) -> None:
         self._lora = None
         if self.modulation.lora is not None:
-            self._lora = self.modulation.lora.inject(self.host)
+            self._lora = LoraHooks(self.modulation.lora, self.host, self._current)
             self._undo.callback(self._lora.remove)
         entry = self.host.entry
         handles = [entry.register_forward_pre_hook(Hook(self._before), with_kwargs=True), entry.register_forward_hook(Hook(self._after), always_call=True)]
         for k, layer in enumerate(self.modulation.config.injection.layers):
             # First in line: transformers records hidden states by hooks of its own, which must see the modulated ones.
-            handles.append(self.host.layers[layer].register_forward_hook(Hook(self._write(k)), prepend=True, with_kwargs=True))
+            handles.append(self.host.layers[layer].register_forward_hook(Hook(self._write(k)), prepend=True))
         for handle in handles:
             self._undo.callback(handle.remove)
 
@@ -94,56 +96,72 @@ class Attachment:
 
     @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if in_backward() and recomputed(self) is not None:
+            return  # a checkpoint around the whole host: what this forward did is known
         conditioning, me = self._conditioning, threading.get_ident()
         with self._lock:
             if conditioning is not None and (conditioning.owner != me or self._inside - {me}):
                 raise ConditioningError("Another thread is conditioning this attachment or calling its host; one at a time may do so during a conditioning.")
             self._inside.add(me)
-        self._plan = None
-        if conditioning is None:
-            return
-        self._plan = conditioning.plan(named(self._signature, args, kwargs))
-        if self._plan is not None:
-            self._plan.learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.modulation.parameters())
+        if self._lora is not None:
+            self._lora.follow()
+        self._pass = None
+        plan = None if conditioning is None else conditioning.plan(named(self._signature, args, kwargs))
+        learning = torch.is_grad_enabled()
+        if plan is not None:
+            plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
+        self._pass = Pass(plan, self._idle.lora, sequence_number() if learning else 0)
 
     @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close a forward, also one that failed (``output`` None)."""
+        if in_backward() and recomputed(self) is not None:
+            return
         me = threading.get_ident()
         with self._lock:
             self._inside.discard(me)
-        conditioning, plan = self._conditioning, self._plan
-        if conditioning is None or conditioning.owner != me:
+        passed = self._pass
+        if passed is None or passed.thread != me:
             return
-        self._plan = None
+        self._pass = None
         if output is None:
             return
-        conditioning.ledger.remember(next(iter(cache_out(output).values()), None))
-        if plan is not None:
-            self._check_written(plan)
-            self._keep(plan, output)
+        if self._conditioning is not None:
+            self._conditioning.ledger.remember(next(iter(cache_out(output).values()), None))
+        self._check_fired(passed)
+        if torch.is_grad_enabled() and output[0].grad_fn is not None:
+            remember(self, passed, output[0])
 
-    def _check_written(self, plan: Plan) -> None:
-        silent = [layer for k, layer in enumerate(self.modulation.config.injection.layers) if k not in plan.fired]
+    def _check_fired(self, passed: Pass) -> None:
+        """Raise :class:`ConditioningError` where a hook did not run although its layer did."""
+        layers = self.modulation.config.injection.layers
+        silent = [layer for k, layer in enumerate(layers) if passed.plan is not None and k not in passed.plan.fired]
+        what = "residual was not injected"
+        if not silent and self._lora is not None and passed.lora:
+            # A layer whose output is kept runs none of its parts.
+            silent = [layer for layer in sorted(self._lora.layers - passed.fired) if not stood_in(self.host.layers[layer], "forward")]
+            what = "LoRA was not added"
         if silent:
             raise ConditioningError(
-                f"The hook of decoder layer {silent[0]} did not run, so its residual was not injected: torch.compile runs a graph traced without it. "
+                f"The hook of decoder layer {silent[0]} did not run, so its {what}: torch.compile runs a graph traced without it, or the host leaves the layer out. "
                 "Attach before the first call, or call `torch._dynamo.reset()` after attaching."
             )
 
-    def _keep(self, plan: Plan, output: Any) -> None:
-        """Tie a plan to the life of its forward's graph: activation checkpointing may run the layers again, in any later backward."""
-        if not torch.is_grad_enabled():
-            return
-        if output[0].grad_fn is not None:
-            output[0].grad_fn.metadata[self] = plan
-            self._kept.add(plan)
+    def _current(self) -> Pass:
+        """Return the forward that is running in this thread, or that a backward is recomputing."""
+        if not torch.compiler.is_compiling():
+            if in_backward() and (passed := recomputed(self)) is not None:
+                return passed
+            if self._pass is not None and self._pass.thread != threading.get_ident():
+                return self._idle
+        return self._pass or self._idle
 
     def _write(self, k: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            plan = self._plan
-            if (plan is not None or torch.is_grad_enabled()) and not torch.compiler.is_compiling():  # a recompute has gradients
-                plan = self._plan_of(k, args[0] if args else kwargs["hidden_states"])
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            now = self._current()
+            if now is self._idle and self._conditioning is not None:
+                self._refuse_bypass()
+            plan: Plan | None = now.plan
             if plan is None:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
@@ -164,13 +182,15 @@ class Attachment:
 
         return hook
 
-    def _plan_of(self, k: int, hidden: Tensor) -> Plan | None:
-        """Return the plan that a layer given ``hidden`` is to follow: this forward's, or, in a recompute, that of the forward recomputed."""
-        plan = self._plan
-        if plan is not None and plan.thread == threading.get_ident():
-            plan.inputs[k] = (weakref.ref(hidden), hidden.data_ptr())
-            return plan
-        return next((p for p in list(self._kept) if p.recomputes(k, hidden)), None) if self._kept else None
+    def _refuse_bypass(self) -> None:
+        """Raise :class:`ConditioningError` for layers that run outside a forward of the entry, in the thread that conditions."""
+        if torch.compiler.is_compiling() or in_backward() or self._conditioning is None or self._conditioning.owner != threading.get_ident():
+            return
+        raise ConditioningError(
+            f"The decoder layers ran inside a conditioning without a forward of {type(self.host.entry).__name__}, the module that merges vision into text: "
+            "where the visual tokens are cannot be seen there, so nothing was injected. (Some classes' `generate` calls the language model directly.) "
+            f"Call the host's own forward, or its `generate` where that goes through {type(self.host.entry).__name__}."
+        )
 
     # --- use ---------------------------------------------------------------------------------------------------------------------
 
@@ -201,7 +221,7 @@ class Attachment:
                 )
             conditioning.ledger.finish()
         finally:
-            self._conditioning = self._plan = None
+            self._conditioning = self._pass = None
             self._summarise(conditioning)
 
     def _summarise(self, conditioning: Conditioning) -> None:
@@ -220,11 +240,12 @@ class Attachment:
         """Switch the modulation's own LoRA off for a while, so that forwards without conditioning are the host's own."""
         if self._conditioning is not None:
             raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
-        if self._lora is None:
+        before = self._idle.lora
+        self._idle.lora = False
+        try:
             yield
-        else:
-            with self._lora.disabled():
-                yield
+        finally:
+            self._idle.lora = before
 
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
@@ -233,10 +254,10 @@ class Attachment:
             yield
 
     def detach(self) -> None:
-        """Take out every hook and the injected adapter; the host is what it was. Detaching twice is harmless."""
+        """Take out every hook; the host is what it was. Detaching twice is harmless."""
         if self._conditioning is not None:
             raise ConditioningError("Cannot detach inside a conditioning.")
-        self._plan = None
+        self._pass = None
         self._undo.close()
 
     def __reduce__(self) -> Any:

@@ -1,39 +1,48 @@
-"""LoRA tensors that a modulation owns, put into a host through PEFT and taken out again.
+"""LoRA tensors that a modulation owns, and the hooks through which a host is adapted by them.
 
-A modulation keeps its low-rank matrices as parameters of its own, keyed by layer index and sub-module. Attaching injects a uniquely named
-PEFT adapter whose weights *are* those parameters; detaching puts back the very modules that were there. A user's own adapters stay.
+A modulation keeps its low-rank matrices as parameters of its own, keyed by layer index and
+sub-module, always in fp32. PEFT's adapter folder is the format in which they are saved and loaded.
 """
 
-import itertools
 import math
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from modulate.choice import LoraParams, Params
 from modulate.errors import CheckpointError, HostError
+from modulate.hooks import Hook
 from modulate.hosts import Host, bare
+from modulate.passes import Pass
+from modulate.wrappers import Place, named_inside
 
-_numbers = itertools.count()
 _KEY = re.compile(r"(?:^|\.)layers\.(0|[1-9][0-9]{0,3})\.([^/|]+)\.lora_([AB])\.weight$")
-
+_WRAPPED = re.compile(r"\b_(?:orig_mod|checkpoint_wrapped_module|fsdp_wrapped_module)\.")
+"""Wrappers of torch in the names that versions before this one saved."""
 
 Width = Annotated[int, Field(ge=1, le=2**20)]
+
+
+def plain_name(name: Any) -> Any:
+    """Return a module's path without wrappers, as every version reads it."""
+    return _WRAPPED.sub("", name) if isinstance(name, str) else name
+
+
+PlainName = Annotated[str, BeforeValidator(plain_name)]
+SubModule = Annotated[PlainName, Field(pattern=r"^\w+(\.\w+)*$")]
 
 
 class LoraSpec(Params):
     """What is saved of an adaptation: its parameters, and the shape of every adapted sub-module of a decoder layer."""
 
     params: LoraParams
-    shapes: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")], tuple[Width, Width]] = Field(description="sub-module of a decoder layer → (input width, output width)")
-    layers: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="of sub-modules that not every layer has: the layers that have it")
-    layers_path: str = Field(description="where the decoder layers are inside the host, for the names in the PEFT adapter file")
+    shapes: dict[SubModule, tuple[Width, Width]] = Field(description="sub-module of a decoder layer → (input width, output width)")
+    layers: dict[PlainName, tuple[int, ...]] = Field(default_factory=dict, description="of sub-modules that not every layer has: the layers that have it")
+    layers_path: PlainName = Field(description="where the decoder layers are inside the host, for the names in the PEFT adapter file")
 
 
 def describe(host: Host, params: LoraParams) -> LoraSpec:
@@ -41,7 +50,8 @@ def describe(host: Host, params: LoraParams) -> LoraSpec:
     shapes: dict[str, tuple[int, int]] = {}
     where: dict[str, list[int]] = {}
     for index, layer in enumerate(host.layers):
-        for name, module in layer.named_modules():
+        module: Any
+        for name, module in named_inside(layer):
             if name.rpartition(".")[2] not in params.targets or not hasattr(module, "in_features"):
                 continue
             shape = (int(module.in_features), int(module.out_features))
@@ -50,7 +60,7 @@ def describe(host: Host, params: LoraParams) -> LoraSpec:
             where.setdefault(name, []).append(index)
     missing = set(params.targets) - {name.rpartition(".")[2] for name in shapes}
     if missing:
-        linear = sorted({n.rpartition(".")[2] for n, m in host.layers.named_modules() if hasattr(m, "in_features")})
+        linear = sorted({n.rpartition(".")[2] for n, m in named_inside(host.layers) if hasattr(m, "in_features")})
         raise HostError(f"LoRA targets {sorted(missing)} match no linear layer of the host's decoder layers; there are {', '.join(linear)}.")
     some = {name: tuple(layers) for name, layers in where.items() if len(layers) < len(host.layers)}
     return LoraSpec(params=params, shapes=shapes, layers=some, layers_path=layers_path(host))
@@ -58,7 +68,7 @@ def describe(host: Host, params: LoraParams) -> LoraSpec:
 
 def layers_path(host: Host) -> str:
     """Return the dotted path of the decoder layers inside the bare host."""
-    return next(name for name, module in bare(host.model).named_modules() if module is host.layers)
+    return next(name for name, module in named_inside(bare(host.model)) if module is host.layers)
 
 
 def check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -98,7 +108,7 @@ class LoraTensors(nn.ParameterDict):
         check_numbers(tensors, "The adapter file")
         todo = dict(self.items())
         for key, value in tensors.items():
-            match = _KEY.search(key)
+            match = _KEY.search(plain_name(key))
             slot = _slot(int(match[1]), match[2], match[3]) if match else ""
             if slot not in todo:
                 raise CheckpointError(f"The adapter file holds {key!r:.200}, which the configuration does not expect.")
@@ -116,80 +126,106 @@ class LoraTensors(nn.ParameterDict):
         alpha: Any = self.spec.params.alpha  # PEFT annotates an int and takes any number
         return LoraConfig(r=self.spec.params.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
 
-    def inject(self, host: Host) -> "Injected":
-        """Put the tensors into a host under a unique adapter name; flags, other adapters and ``peft_config`` stay as found."""
-        return Injected(self, host)
+
+class LoraHook(Hook):
+    """Adds α/r · B A x to what one linear layer of a host returns, in fp32."""
+
+    tracked = True
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, layer: int, current: Callable[[], Pass]) -> None:
+        super().__init__(self._add)
+        self.a = a
+        self.b = b
+        self.scale = scale
+        self.layer = layer
+        self.current = current
+
+    def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        now = self.current()
+        if not now.lora:
+            return None
+        now.fired.add(self.layer)
+        given = args[0] if args else next(iter(kwargs.values()))
+        kind = given.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._sum(given, output)
+        return self._sum(given, output)
+
+    def _sum(self, given: Tensor, output: Tensor) -> Tensor:
+        a = self.a.to(given.device, torch.float32)
+        b = self.b.to(given.device, torch.float32)
+        low = nn.functional.linear(given.float(), a) * self.scale
+        added = output + nn.functional.linear(low, b).to(output.device)
+        return added.to(output.dtype)
 
 
-class Injected:
-    """An adapter inside a host; :meth:`remove` restores the modules that were there."""
+class LoraHooks:
+    """LoRA tensors at work in a host: hooks on its linear layers, and no module of it replaced.
 
-    def __init__(self, tensors: LoraTensors, host: Host) -> None:
-        from peft import inject_adapter_in_model
-        from peft.tuners.lora import LoraLayer
+    So whatever is done to the host's modules and parameters (casting, freezing, saving, copying,
+    merging or removing a user's adapters) is not done to these tensors, nor the other way round.
+    Where a library puts another module in the place of an adapted one, the hook moves on to it.
 
-        self.name = f"modulate_{next(_numbers)}"
-        self.model: Any = bare(host.model)
-        targets = {}
-        for slot in tensors:
-            layer, name, _ = _unslot(slot)
-            targets[f"{layers_path(host)}.{layer}.{name}"] = (layer, name)
-        self.before = {path: self.model.get_submodule(path) for path in targets}
-        self.active = {path: list(m.active_adapters) for path, m in self.model.named_modules() if isinstance(m, LoraLayer)}
-        flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        theirs = self.model.__dict__.get("peft_config")  # PEFT adds our entry to a user's own dictionary
-        entries = dict(theirs or {})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns about a second adapter; ours is meant to be one
-            inject_adapter_in_model(tensors._peft_config(sorted(targets)), self.model, self.name)
-        self.model.__dict__.pop("peft_config", None)
-        if theirs is not None:
-            theirs.clear()
-            theirs.update(entries)
-            self.model.peft_config = theirs
-        for path, (layer, name) in targets.items():
-            module: Any = self.model.get_submodule(path)
-            module.set_adapter([*self.active.get(path, []), self.name])
-            module.train(self.before[path].training)
-            module.lora_A[self.name].weight = tensors[_slot(layer, name, "A")]
-            module.lora_B[self.name].weight = tensors[_slot(layer, name, "B")]
-        for path in self.active.keys() - targets.keys():  # injecting made ours the active adapter everywhere
-            other: Any = self.model.get_submodule(path)
-            other.set_adapter(self.active[path])
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    ``current``: returns the forward that is running, which says whether LoRA is on.
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Switch this adapter off for a while; a user's own adapters stay on."""
-        self._switch(on=False)
+    Raises :class:`HostError` where the host lacks a layer that the tensors are for, or has it in
+    another shape.
+    """
+
+    def __init__(self, tensors: LoraTensors, host: Host, current: Callable[[], Pass]) -> None:
+        self._host = host
+        self._hooks: dict[tuple[int, str], LoraHook] = {}
+        scale = tensors.spec.params.alpha / tensors.spec.params.rank
+        for slot, a in tensors.items():
+            layer, name, side = _unslot(slot)
+            if side == "A":
+                b = tensors[_slot(layer, name, "B")]
+                self._hooks[layer, name] = LoraHook(a, b, scale, layer, current)
+        self.layers = frozenset(layer for layer, _ in self._hooks)
+        self._places: dict[tuple[int, str], tuple[Place, Any]] = {}
         try:
-            yield
-        finally:
-            self._switch(on=True)
+            self.follow()
+        except BaseException:
+            self.remove()
+            raise
 
-    def _switch(self, on: bool) -> None:
-        for path in self.before:
-            module: Any = self.model.get_submodule(path)
-            flags = [(p, p.requires_grad) for p in module.parameters()]
-            others = self.active.get(path, [])
-            module.set_adapter([*others, self.name] if on else others)
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+    def follow(self) -> None:
+        """Put each hook on what is in its place now, where it is not there yet."""
+        for target, hook in self._hooks.items():
+            known = self._places.get(target)
+            if known is not None and known[0].stands:
+                continue
+            place = self._place(target, hook)
+            if known is not None:
+                known[1].remove()
+            handle = place.module.register_forward_hook(hook, with_kwargs=True)
+            self._places[target] = place, handle
+
+    def _place(self, target: tuple[int, str], hook: LoraHook) -> Place:
+        layer, name = target
+        try:
+            place = Place.of(self._host.layers, f"{layer}.{name}")
+        except LookupError as error:
+            raise HostError(
+                f"The modulation's LoRA is for {name!r} of decoder layer {layer}, which this "
+                f"{type(bare(self._host.model)).__name__} does not have: {error}."
+            ) from None
+        module: Any = place.module
+        shape = hook.a.shape[1], hook.b.shape[0]
+        found = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        if found != shape:
+            raise HostError(
+                f"The modulation's LoRA is for a {name!r} of {shape[0]} to {shape[1]} features; "
+                f"in decoder layer {layer} of this host it has {found[0]} to {found[1]}."
+            )
+        return place
 
     def remove(self) -> None:
-        """Put back the modules that were there before; in a user's own adapted layers only our adapter goes."""
-        for path, module in self.before.items():
-            if path in self.active:
-                layer: Any = module
-                flags = [(p, p.requires_grad) for p in layer.parameters()]
-                layer.set_adapter(self.active[path])
-                layer.delete_adapter(self.name)
-                for parameter, flag in flags:
-                    parameter.requires_grad_(flag)
-            else:
-                parent, _, child = path.rpartition(".")
-                setattr(self.model.get_submodule(parent), child, module)
+        """Take all hooks out."""
+        for _, handle in self._places.values():
+            handle.remove()
+        self._places.clear()
 
 
 def _slot(layer: int, name: str, side: str) -> str:

@@ -35,7 +35,7 @@ def applied_at_decode_steps(monkeypatch):
         if plan is not None or ids.shape[1] > 1:
             return plan
         everything = torch.arange(len(ids))
-        return conditioning.Plan(self.latents, everything, torch.zeros_like(everything), tuple(ids.shape), self.owner)
+        return conditioning.Plan(self.latents, everything, torch.zeros_like(everything), tuple(ids.shape))
 
     after_plan(monkeypatch, change)
 
@@ -77,7 +77,7 @@ def next_layer(monkeypatch):
 
     def shifted(self):
         layers = self.host.layers
-        self.host.layers = [*layers[1:], layers[0]]
+        self.host.layers = torch.nn.ModuleList([*layers[1:], layers[0]])
         install(self)
         self.host.layers = layers
 
@@ -86,18 +86,14 @@ def next_layer(monkeypatch):
 
 def after_other_hooks(monkeypatch):
     register = torch.nn.Module.register_forward_hook
-    monkeypatch.setattr(torch.nn.Module, "register_forward_hook", lambda self, hook, **more: register(self, hook, **more | {"prepend": False}))
+    monkeypatch.setattr(torch.nn.Module, "register_forward_hook", lambda self, hook, **more: register(self, hook, **more | ({"prepend": False} if isinstance(hook, inject.Hook) else {})))
 
 
 def recompute_by_the_last_plan(monkeypatch):
-    """What was kept for recomputation is that of the last forward."""
-
-    def plan_of(self, k, hidden):
-        if self._plan is not None:
-            self.latest = self._plan
-        return self._plan or getattr(self, "latest", None)
-
-    monkeypatch.setattr(inject.Attachment, "_plan_of", plan_of)
+    """What is recomputed is taken for the last forward."""
+    latest = []
+    monkeypatch.setattr(inject, "remember", lambda owner, passed, output: latest.append(passed))
+    monkeypatch.setattr(inject, "recomputed", lambda owner: latest[-1] if latest else None)
 
 
 def separators_are_places(monkeypatch):
@@ -121,7 +117,7 @@ def types_ignored(monkeypatch):
 def applied_to_placeholders(self, given):
     ids = given["input_ids"]
     index = torch.isin(ids.flatten(), torch.tensor(self.visual_ids)).nonzero()[:, 0]
-    return conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape), self.owner) if len(index) else None
+    return conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape)) if len(index) else None
 
 
 def copies_keep_their_hooks(monkeypatch):

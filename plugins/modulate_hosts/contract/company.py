@@ -1,5 +1,6 @@
 """Attachments in company: other modulations, foreign hooks, exceptions, copies, threads."""
 
+import contextlib
 import copy
 import pickle  # noqa: TID251  (to see it refused)
 import threading
@@ -32,7 +33,11 @@ def test_stacked(case):
             if not attachments:
                 break
             got = under(attachments.values(), clips, call)
-            close(got, referenced(case, [(some[i], values[i]) for i in attachments], call))
+            with contextlib.ExitStack() as bare_host:
+                for attachment in attachments.values():
+                    bare_host.enter_context(attachment.bare())
+                assert torch.equal(call(), bare)
+                close(got, referenced(case, [(some[i], values[i]) for i in attachments], call))
         assert torch.equal(call(), bare)
 
 
@@ -99,7 +104,8 @@ def test_an_exception_inside(case):
             with raises(RuntimeError, match="foreign"), attachment.condition(clips):
                 call()
             foreign.remove()
-            assert torch.equal(call(), before)
+            with attachment.bare():
+                assert torch.equal(call(), before)
         with attachment.condition(clips):
             got = call()
     close(got, case.expected(batch, clips, call))
@@ -144,7 +150,7 @@ def test_threads(case):
     batch, clips = prompts(case)
     host = case.host
     call = lambda: host(**batch.inputs).logits
-    bare, expected = call(), case.expected(batch, clips, call)
+    bare, expected = case.adapted(call), case.expected(batch, clips, call)
     main, reached, go_on = threading.get_ident(), threading.Event(), threading.Event()
     results = {}
 

@@ -62,7 +62,18 @@ def conditioned_equals_expected(case, host, modulation, attachment, batch, clips
         with attachment.condition(some):
             got = call()
         close(got, case.expected(batch, some, lambda: case.host(**batch.inputs).logits))
-    close(call(), case.host(**batch.inputs).logits)
+    unconditioned(case, modulation, attachment, batch, call)
+
+
+def unconditioned(case, modulation, attachment, batch, call):
+    """Without a conditioning the LoRA alone is on; in ``bare`` nothing is."""
+    plain = lambda: case.host(**batch.inputs).logits
+    with reference.merged(case.host, modulation):
+        adapted = plain()
+    close(call(), adapted)
+    with attachment.bare():
+        close(call(), plain())
+    close(call(), adapted)
 
 
 @row("torch.compile of the language model in one graph (fullgraph), after attaching", quick=FEW)
@@ -88,7 +99,7 @@ def one_graph(case, backend):
             with attachment.condition(some):
                 got = call()
             close(got, case.expected(batch, some, lambda: case.host(**batch.inputs).logits))
-        close(call(), case.host(**batch.inputs).logits)
+        unconditioned(case, modulation, attachment, batch, call)
 
 
 def bare_graph(case, backend):

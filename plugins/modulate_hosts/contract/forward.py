@@ -12,7 +12,7 @@ def test_zero_effect_when_fresh(case):
     batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
     clips = case.clips(batch)
     before = case.host(**batch.inputs).logits
-    with fresh(case.host).attached(case.host) as attachment, attachment.condition(clips):
+    with fresh(case.host, lora=True).attached(case.host) as attachment, attachment.condition(clips):
         during = case.host(**batch.inputs).logits
     assert torch.equal(before, during) and torch.equal(before, case.host(**batch.inputs).logits)
 
@@ -23,7 +23,7 @@ def test_only_visual_tokens_differ_and_by_the_residual(case):
     clips = case.clips(batch)
     call = lambda: case.host(**batch.inputs)
     first = case.modulation.config.injection.layers[0]
-    before = reference.states_after(case.host, first, call)
+    before = case.adapted(lambda: reference.states_after(case.host, first, call))
     with case.conditioned(clips) as attachment:
         after = reference.states_after(case.host, first, call)
         logits = call().logits
@@ -66,7 +66,7 @@ def mixed(case, *rows, blank=()):
     clips = [[ClipInput(None, c.grid) if (r, i) in blank else c for i, c in enumerate(row)] for r, row in enumerate(case.clips(batch))]
     call = lambda: case.host(**batch.inputs)
     layer = case.modulation.config.injection.layers[0]
-    before = reference.states_after(case.host, layer, call)
+    before = case.adapted(lambda: reference.states_after(case.host, layer, call))
     with case.conditioned(clips):
         after = reference.states_after(case.host, layer, call)
     torch.testing.assert_close(after - before, case.dense(batch, clips)[0], atol=1e-5, rtol=0)
@@ -95,7 +95,7 @@ def test_rows_and_clips_without_a_signal(case):
     batch = case.write(["video", (7,)], ["video", "video", (8,)], [(9, 10)])
     clips = case.clips(batch)
     call = lambda: case.host(**batch.inputs)
-    before = reference.states_after(case.host, 1, call)
+    before = case.adapted(lambda: reference.states_after(case.host, 1, call))
     with case.conditioned([clips[0], [], []]):
         after = reference.states_after(case.host, 1, call)
     assert not (after - before)[1:].any() and (after - before)[0].any()

@@ -42,7 +42,10 @@ def dense(modulation: Any, rows: Sequence[Sequence[Any]], positions: Sequence[Se
 
 @contextmanager
 def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iterator[None]:
-    """Add the dense residuals in every forward of this block; beams and returned sequences repeat each row."""
+    """Add the dense residuals in every forward of this block; beams and returned sequences repeat each row.
+
+    The modulation's LoRA is merged into the weights meanwhile, as W + α/r · B A.
+    """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     past = [0]
 
@@ -63,9 +66,37 @@ def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iter
     handles = [base.model.register_forward_pre_hook(note, with_kwargs=True)]
     handles += [decoder_layers(model)[layer].register_forward_hook(adder(k), prepend=True) for k, layer in enumerate(modulation.config.injection.layers)]
     try:
-        yield
+        with merged(model, modulation):
+            yield
     finally:
         for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def merged(model: nn.Module, modulation: Any) -> Iterator[None]:
+    """Merge the modulation's LoRA into the model's weights for this block."""
+    before: list[tuple[Tensor, Tensor]] = []
+    beside: list[Any] = []
+    try:
+        if modulation.lora is not None:
+            base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+            params = modulation.config.lora.params
+            _, tensors = modulation.lora.to_peft()
+            for name in sorted({key.rpartition(".lora_")[0] for key in tensors}):
+                module = base.get_submodule(name.removeprefix("base_model.model."))
+                a, b = tensors[f"{name}.lora_A.weight"], params.alpha / params.rank * tensors[f"{name}.lora_B.weight"]
+                weight = getattr(module, "base_layer", module).weight.data
+                if weight.dtype == torch.float32 and not weight.is_meta:
+                    before.append((weight, weight.clone()))
+                    weight += b @ a
+                else:  # rounded when merged, or not there: added to what the layer returns
+                    beside.append(module.register_forward_hook(lambda m, args, out, a=a, b=b: (out.float() + args[0].float() @ a.T @ b.T).to(out.dtype)))
+        yield
+    finally:
+        for weight, value in before:
+            weight.copy_(value)
+        for handle in beside:
             handle.remove()
 
 

@@ -5,11 +5,14 @@ Rows are plain functions of a :class:`Case` that assert. The test suite makes te
 
 import functools
 import importlib
+import inspect
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from modulate_gaze.scanpath import Scanpath
 from modulate_hosts.contract import reference
 from modulate_hosts.contract.prompts import Batch, Family, write
 
-MODULES = ("forward", "generation", "embeddings", "training", "compiled", "wrapped", "company")
+MODULES = ("forward", "generation", "embeddings", "training", "compiled", "wrapped", "adapters", "company")
 """Where rows are, in the order of the page."""
 
 D_FEATURES = 12
@@ -57,17 +60,20 @@ def rows() -> dict[str, Row]:
 def row(title: str, quick: Sequence[str] | None = None, ignoring: str = "") -> Callable[[Any], Any]:
     """Make a function of a :class:`Case` a row of the contract.
 
-    ``quick``: families that it runs on in the quick suite (by default all); on the others it is slow. ``ignoring``: a warning that is not ours to prevent.
+    A parameter ``tmp_path`` of it gets an empty folder. ``quick``: families that it runs on in the quick suite (by default all); on the others it is slow. ``ignoring``: a warning that is not ours to prevent.
     """
 
     def mark(check: Any) -> Any:
+        wants_folder = "tmp_path" in inspect.signature(check).parameters
+
         @functools.wraps(check)
         def checked(case: "Case") -> None:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
                 if ignoring:
                     warnings.filterwarnings("ignore", ignoring)
-                check(case)
+                check(case, **({"tmp_path": Path(folder)} if wants_folder else {}))
 
+        del checked.__wrapped__  # type: ignore[attr-defined]  # its signature would show: pytest's folder is not asked for
         _ROWS.setdefault(check.__module__, []).append(Row(check.__name__, title, checked, quick))
         return checked
 
@@ -122,12 +128,15 @@ def host_of(family: Family) -> torch.nn.Module:
     return family.build()
 
 
-def strong(host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1, **more: Any) -> Modulation:
-    """A modulation whose output projections are not zero any more."""
-    modulation = fresh(host, layers=layers, **more)
+def strong(host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1, lora: bool = True, **more: Any) -> Modulation:
+    """A modulation whose output projections and LoRA are not zero any more."""
+    modulation = fresh(host, layers=layers, lora=lora, **more)
     torch.manual_seed(seed)
     for projection in modulation.out:
         torch.nn.init.normal_(projection.weight, std=0.5)
+    for name, value in (modulation.lora or {}).items():
+        if name.endswith("|B"):
+            torch.nn.init.normal_(value, std=0.1)
     return modulation.eval()
 
 
@@ -176,6 +185,11 @@ class Case:
     def expected(self, batch: Batch, clips: Any, call: Callable[[], Any]) -> Any:
         """Call the plain host with the reference's residuals."""
         with reference.written(self.host, self.modulation, self.dense(batch, clips)):
+            return call()
+
+    def adapted(self, call: Callable[[], Any]) -> Any:
+        """Call the attached host without a conditioning: with the modulation's LoRA, and no residual."""
+        with self.modulation.attached(self.host):
             return call()
 
     def bare(self, call: Callable[[], Any]) -> Any:

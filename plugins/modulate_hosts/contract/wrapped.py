@@ -1,7 +1,5 @@
 """Hosts that are split over devices, quantised, or carry adapters: PEFT's and the modulation's own."""
 
-import tempfile
-
 import torch
 
 from modulate_hosts.contract import reference
@@ -79,9 +77,8 @@ def test_device_map(case):
 
 
 @row("accelerate: a layer offloaded to disk", quick=(), ignoring=DEVICE_MAP)
-def test_disk_offload(case):
-    with tempfile.TemporaryDirectory() as folder:
-        dispatched(case, "disk", offload_dir=folder)
+def test_disk_offload(case, tmp_path):
+    dispatched(case, "disk", offload_dir=tmp_path)
 
 
 @row("a host quantised to int8", quick=())
@@ -110,25 +107,22 @@ def test_peft(case):
 @row("the modulation's own LoRA: the logits are those of the merged weights, and the bare host's when it is fresh")
 def test_lora(case):
     batch, clips = prompts(case)
-    host, merged = case.host, case.family.build()
-    call = lambda h=host: h(**batch.inputs).logits
+    host = case.host
+    call = lambda: host(**batch.inputs).logits
     bare = call()
     with fresh(host, lora=True).attached(host) as attachment, attachment.condition(clips):
         assert torch.equal(call(), bare)
-    modulation = strong(host, lora=True)
-    assert modulation.lora is not None
-    _, tensors = modulation.lora.to_peft()
-    scale = modulation.config.lora.params.alpha / modulation.config.lora.params.rank
-    for name in {key.rpartition(".lora_")[0] for key in tensors}:
-        a, b = tensors[f"{name}.lora_A.weight"], torch.randn_like(tensors[f"{name}.lora_B.weight"])
-        tensors[f"{name}.lora_B.weight"] = b
-        merged.get_submodule(name.removeprefix("base_model.model.")).weight += scale * b @ a
-    modulation.lora.load_peft(tensors)
+    modulation = strong(host)
+    with reference.merged(host, modulation):
+        adapted = call()
+    assert not torch.allclose(adapted, bare, atol=1e-2)
     with modulation.attached(host) as attachment:
+        close(call(), adapted)
         with attachment.condition(clips):
             got = call()
-        with reference.written(merged, modulation, case.dense(batch, clips, modulation)):
-            close(got, call(merged), atol=1e-3)
         with attachment.bare():
             assert torch.equal(call(), bare)
+        close(call(), adapted)
+    with reference.written(host, modulation, case.dense(batch, clips, modulation)):
+        close(got, call())
     assert torch.equal(call(), bare)

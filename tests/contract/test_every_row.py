@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 from torch.utils.checkpoint import checkpoint
 
 from modulate.errors import ConditioningError
@@ -44,3 +45,16 @@ def test_reentrant_checkpointing_of_whole_layers_is_refused():
         attachment.condition(case.clips(batch)),
     ):
         loss_of(host, batch)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_checkpoint_wrapped_module."])
+def test_a_modulation_saved_with_wrappers_in_its_names_still_loads(wrapper):
+    from modulate.choice import LoraParams
+    from modulate.lora import LoraSpec, LoraTensors
+
+    spec = LoraSpec(params=LoraParams(rank=2), shapes={f"{wrapper}self_attn.q_proj": (8, 8)}, layers={f"{wrapper}self_attn.q_proj": (1,)}, layers_path="model.layers")
+    assert list(spec.shapes) == ["self_attn.q_proj"] and list(spec.layers) == ["self_attn.q_proj"]
+    tensors = LoraTensors(spec, 2)
+    names = {f"base_model.model.model.layers.1.{wrapper}self_attn.q_proj.lora_{side}.weight": torch.ones(2, 8) if side == "A" else torch.ones(8, 2) for side in "AB"}
+    tensors.load_peft(names)
+    assert all(bool((value == 1).all()) for value in tensors.values())

@@ -1,0 +1,237 @@
+"""A user's adapters and the modulation's own LoRA on one host: neither does anything to the other."""
+
+import copy
+import warnings
+from contextlib import contextmanager
+
+import peft
+import torch
+
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.suite import close, our_hooks, row, strong
+
+FEW = ("qwen2_5_vl", "smolvlm")
+TARGETS = r".*(language_model|text_model)\..*\.(q_proj|v_proj)"
+
+KINDS = {
+    "LoRA": lambda: peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False),
+    "DoRA": lambda: peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, use_dora=True),
+    "rsLoRA with a bias": lambda: peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, use_rslora=True, bias="lora_only"),
+    "LoRA of one layer": lambda: peft.LoraConfig(r=2, target_modules=r".*(language_model|text_model)\.layers\.1\..*\.q_proj", init_lora_weights=False),
+    "IA3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=[], init_ia3_weights=False),
+    "IA3 on inputs": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=TARGETS, init_ia3_weights=False),
+    "LoHa": lambda: peft.LoHaConfig(r=2, target_modules=TARGETS, init_weights=False),
+    "LoKr": lambda: peft.LoKrConfig(r=2, target_modules=TARGETS, init_weights=False),
+    "OFT": lambda: peft.OFTConfig(oft_block_size=4, target_modules=TARGETS, init_weights=False),
+    "HRA": lambda: peft.HRAConfig(r=2, target_modules=TARGETS, init_weights=False),
+    "VeRA": lambda: peft.VeraConfig(r=2, target_modules=r".*(language_model|text_model)\..*\.q_proj", init_weights=False),
+    "FourierFT": lambda: peft.FourierFTConfig(n_frequency=8, target_modules=TARGETS, init_weights=False),
+}
+"""Kinds of adapters that can be merged, so that their sum with ours has a reference: merged weights."""
+
+
+def prompts(case):
+    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
+    return batch, case.clips(batch)
+
+
+def wrapped(host, config, seed=0):
+    """Put an adapter of the user's on a host, with weights that do something."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")  # PEFT's, about its own options
+        model = peft.get_peft_model(host, config).eval()
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            value.data.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
+    return model
+
+
+def flags(model):
+    return {name: value.requires_grad for name, value in model.named_parameters()}
+
+
+def adapters(model):
+    """Everything that PEFT records of its adapters on a model."""
+    parts = {name: (m.active_adapters, m.disable_adapters, m.merged_adapters) for name, m in model.named_modules() if hasattr(m, "merged_adapters")}
+    return parts, dict(getattr(model, "peft_config", {})), flags(model), list(model.state_dict())
+
+
+@contextmanager
+def merged_beside(case, model, modulation):
+    """A host with the user's adapters merged by PEFT and ours by hand: no adapter, and no hook, is left in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twin = copy.deepcopy(model).merge_and_unload()
+    with reference.merged(twin, modulation):
+        yield twin
+
+
+@row("a user's adapters of every PEFT kind, before, during and after: the sum of both, then theirs alone", quick=FEW)
+def test_users_adapters(case):
+    batch, clips = prompts(case)
+    for kind, config in KINDS.items():
+        host = case.family.build()
+        try:
+            model = wrapped(host, config())
+        except (TypeError, ValueError) as error:
+            raise AssertionError(f"{kind}: {error}") from error
+        call = lambda model=model: model(**batch.inputs).logits
+        theirs, recorded = call(), adapters(model)
+        modulation = strong(model)
+        with merged_beside(case, model, modulation) as twin:
+            adapted = call(twin)
+            with reference.written(twin, strong(twin, lora=False), case.dense(batch, clips, modulation)):
+                both = call(twin)
+        with modulation.attached(model) as attachment:
+            close(call(), adapted)
+            with attachment.condition(clips):
+                close(call(), both)
+            with attachment.bare():
+                assert torch.equal(call(), theirs), kind
+            assert adapters(model) == recorded, kind
+        assert torch.equal(call(), theirs) and adapters(model) == recorded and not our_hooks(model), kind
+
+
+@row("adapters put on, switched, merged and taken off while attached", quick=FEW)
+def test_adapters_come_and_go(case):
+    batch, _ = prompts(case)
+    host = case.family.build()
+    call = lambda: host(**batch.inputs).logits
+    bare = call()
+    modulation = strong(host)
+    attachment = modulation.attach(host)
+    ours = call()
+
+    def sums(model):
+        """The sum of both, by a copy that has neither hooks nor adapters."""
+        with merged_beside(case, model, modulation) as twin:
+            return twin(**batch.inputs).logits
+
+    model = wrapped(host, KINDS["LoRA"]())
+    close(call(), sums(model))
+    with torch.enable_grad():
+        model.add_adapter("second", KINDS["LoRA"]())
+    model.set_adapter("second")
+    close(call(), sums(model))
+    with model.disable_adapter():
+        close(call(), ours)
+    both = call()
+    model.merge_adapter()
+    close(call(), both)
+    model.unmerge_adapter()
+    close(call(), both)
+    model.set_adapter("default")
+    model.delete_adapter("second")
+    close(call(), sums(model))
+    expected = sums(model)
+    model.merge_and_unload()
+    close(call(), expected)
+    attachment.detach()
+    assert not torch.allclose(call(), bare, atol=1e-2)  # theirs is merged for good, ours is gone
+    with modulation.attached(host):
+        close(call(), expected)
+    assert not our_hooks(host)
+
+
+@row("an adapter put on while attached stays when the modulation is detached")
+def test_an_adapter_outlives_the_attachment(case):
+    batch, _ = prompts(case)
+    host = case.family.build()
+    attachment = strong(host).attach(host)
+    model = wrapped(host, KINDS["LoRA"]())
+    call = lambda: model(**batch.inputs).logits
+    with attachment.bare():
+        theirs = call()
+    both = call()
+    attachment.detach()
+    assert torch.equal(call(), theirs) and not torch.allclose(both, theirs, atol=1e-2)
+    twin = wrapped(case.family.build(), KINDS["LoRA"]())
+    assert torch.equal(twin(**batch.inputs).logits, theirs) and not our_hooks(model)
+
+
+@row("modules_to_save and trained tokens of a user's stay switched on")
+def test_modules_to_save(case):
+    batch, _ = prompts(case)
+    for more in (dict(modules_to_save=["lm_head"]), dict(trainable_token_indices=[7, 8])):
+        model = wrapped(case.family.build(), peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, **more))
+        call = lambda model=model: model(**batch.inputs).logits
+        theirs, recorded = call(), adapters(model)
+        with strong(model).attached(model) as attachment:
+            moved = call()
+            with attachment.bare():
+                assert torch.equal(call(), theirs)
+        assert torch.equal(call(), theirs) and adapters(model) == recorded
+        assert not torch.allclose(moved, theirs, atol=1e-2)
+
+
+@row("what is done to the host's parameters is not done to the modulation's LoRA: freezing, casting, k-bit preparation")
+def test_the_hosts_parameters_are_the_hosts(case):
+    host = case.family.build()
+    modulation = strong(host).train()
+    before = {name: value.clone() for name, value in modulation.named_parameters()}
+    with modulation.attached(host):
+        mine = {id(p) for p in modulation.parameters()}
+        assert not mine & {id(p) for p in host.parameters()}
+        host.requires_grad_(False)
+        with torch.enable_grad():
+            peft.prepare_model_for_kbit_training(host, use_gradient_checkpointing=False)
+        host.to(torch.bfloat16)
+        host.train()
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in modulation.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in modulation.named_parameters())
+
+
+@row("a host saved while attached loads as the bare host; so does a user's adapter folder", quick=FEW)
+def test_saved_while_attached(case, tmp_path):
+    batch, _ = prompts(case)
+    host = case.family.build()
+    bare = host(**batch.inputs).logits
+    with strong(host).attached(host):
+        host.save_pretrained(tmp_path / "host")
+        assert torch.load(saved(host, tmp_path / "whole"), weights_only=False)(**batch.inputs).logits.equal(bare)
+    back, info = type(host).from_pretrained(tmp_path / "host", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(back.eval()(**batch.inputs).logits, bare)
+
+    model = wrapped(case.family.build(), KINDS["LoRA"]())
+    theirs = model(**batch.inputs).logits
+    with strong(model).attached(model):
+        model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(case.family.build(), tmp_path / "adapter").eval()
+    assert torch.equal(again(**batch.inputs).logits, theirs)
+
+
+def saved(model, path):
+    torch.save(model, path)
+    return path
+
+
+@row("layers wrapped one by one (torch.compile, activation checkpointing): a modulation is saved and loaded under plain names", quick=FEW)
+def test_wrapped_layers(case, tmp_path):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    from modulate import Modulation
+
+    batch, clips = prompts(case)
+    plain = case.family.build()
+    modulation = strong(plain)
+    modulation.save_pretrained(tmp_path / "plain")
+    with modulation.attached(plain) as attachment, attachment.condition(clips):
+        expected = plain(**batch.inputs).logits
+    for name, wrap in (("compiled", lambda layer: torch.compile(layer, backend="eager")), ("checkpointed", checkpoint_wrapper)):
+        host = case.family.build()
+        layers = host.get_decoder().layers
+        for i in range(len(layers)):
+            layers[i] = wrap(layers[i])
+        if name == "checkpointed":
+            layers[0]._checkpoint_wrapped_module.self_attn.q_proj = checkpoint_wrapper(layers[0]._checkpoint_wrapped_module.self_attn.q_proj)
+        there = strong(host)
+        there.save_pretrained(tmp_path / name)
+        assert "_orig_mod" not in (tmp_path / name / "config.json").read_text()
+        assert "_wrapped" not in (tmp_path / name / "config.json").read_text()
+        for made, onto in ((tmp_path / "plain", host), (tmp_path / name, plain)):
+            loaded = Modulation.from_pretrained(made)
+            with loaded.attached(onto) as attachment, attachment.condition(clips):
+                close(onto(**batch.inputs).logits, expected)
+        torch._dynamo.reset()
