@@ -31,15 +31,24 @@ MEMORY = 2 << 30
 
 @dataclass
 class Seen:
-    """What is kept of a vision tower's output: for every clip its (token, d_model) embeddings, and those for further layers, where a host has them."""
+    """What is kept of a vision tower's output: for every clip its (token, d_model) embeddings, and those for further layers, where a host has them.
+
+    A further layer's are clip by clip, or of all clips in one tensor: transformers' releases differ.
+    """
 
     pooler_output: tuple[Tensor, ...]
-    deepstack_features: list[tuple[Tensor, ...]] = field(default_factory=list)
+    deepstack_features: list[tuple[Tensor, ...] | Tensor] = field(default_factory=list)
 
     @property
     def values(self) -> dict[str, Any]:
         """Fields of an output with something in them, by name."""
         return {name: value for name, value in vars(self).items() if value}
+
+
+def joined(parts: Sequence[tuple[Tensor, ...] | Tensor]) -> tuple[Tensor, ...] | Tensor:
+    """Return one level of several clips from those of single clips."""
+    whole = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(whole) if whole else tuple(part[0] for part in parts)
 
 
 def announced(entry: nn.Module) -> list[type[Any]]:
@@ -178,7 +187,7 @@ class Tower:
                 return self._output(original, pixels, grids, self._kept(original, pixels, grids, digests))
             sizes = grids.prod(-1).tolist()
             one = [self._kept(original, p, g, (d,)) for p, g, d in zip(pixels.split(sizes), grids.split(1), digests, strict=True)]
-            deep = [tuple(part[0] for part in level) for level in zip(*(seen.deepstack_features for seen in one), strict=True)]
+            deep = [joined(level) for level in zip(*(seen.deepstack_features for seen in one), strict=True)]
             return self._output(original, pixels, grids, Seen(tuple(seen.pooler_output[0] for seen in one), deep))
 
         return answer
@@ -206,16 +215,18 @@ class Tower:
             with torch.inference_mode(False), torch.no_grad():  # what is kept may serve a forward with gradients later
                 made = original(pixels, grids, return_dict=True)
                 levels = [made.pooler_output, *(getattr(made, "deepstack_features", None) or [])]
-                if not all(isinstance(level, tuple | list) and len(level) == len(grids) for level in levels):
+                if not (isinstance(levels[0], tuple | list) and all(isinstance(level, Tensor) or len(level) == len(grids) for level in levels)):
                     self._refuse(f"{type(self.host.entry).__name__}.{METHOD} does not return embeddings clip by clip")
-                values = torch.stack([torch.cat(list(level)).to(dtype) for level in levels])[:, None]
-            return FrameFeatures(values, tuple(map(float, range(len(levels)))))
+                values = torch.stack([(level if isinstance(level, Tensor) else torch.cat(list(level))).to(dtype) for level in levels])[:, None]
+            # In place of times: numbers of levels, by a half more where a level is one tensor.
+            return FrameFeatures(values, tuple(i + 0.5 * isinstance(level, Tensor) for i, level in enumerate(levels)))
 
         content = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
         key = FeatureKey(content, (), self._fingerprint(), str(dtype).removeprefix("torch."))
-        values = self.store.get_or_compute(key, compute).values[:, 0].to(pixels.device)
+        found = self.store.get_or_compute(key, compute)
+        values = found.values[:, 0].to(pixels.device)
         rows = grids.prod(-1)
         sizes = (rows * values.shape[1] // rows.sum()).tolist()
-        first, *deep = (level.split(sizes) for level in values)
-        return Seen(first, deep)
+        deep = [level if time % 1 else level.split(sizes) for level, time in zip(values[1:], found.times[1:], strict=True)]
+        return Seen(values[0].split(sizes), deep)
 

@@ -225,7 +225,7 @@ def measured(recipe, stage, size):
                 adamw = torch.optim.AdamW([p for p in modulation.parameters() if p.requires_grad])
             moments = 0
             for step in range(1 if stage is None else 2):  # from the second step on the moments are there
-                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
                     logits = host(rows, **inputs, **Pipeline.LAST_LOGITS).logits[:, -1].float()
                     if stage is not None:
                         torch.nn.functional.cross_entropy(logits[:, :4], torch.zeros(size, dtype=torch.long)).backward()

@@ -173,6 +173,8 @@ class _Attention(TorchFunctionMode):
         elif attn_mask is None and query.dtype in (torch.float16, torch.bfloat16):
             out = ops._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)
         else:
+            if key.shape[1] != query.shape[1]:  # this kernel knows no groups: PyTorch writes keys and values out before it
+                key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
             wide = None if attn_mask is None else bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
             out = ops._scaled_dot_product_efficient_attention(query, key, value, wide, True, dropout_p, is_causal, scale=scale)
         result: Tensor = out[0]
