@@ -13,7 +13,7 @@ from modulate_hosts.contract import forward as test_forward
 from modulate_hosts.contract import generation as test_generation
 from modulate_hosts.contract import training as test_training
 from modulate_hosts.contract.families import FAMILIES
-from modulate_hosts.contract.suite import Case
+from modulate_hosts.contract.suite import Case, NotApplicable
 from modulate_hosts.llava_onevision import LlavaOnevision
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -158,8 +158,11 @@ def test_a_broken_injector_is_caught(mutant, monkeypatch):
     mutant(monkeypatch)
     for row in CAUGHT_BY[mutant]:
         row, name = row if isinstance(row, tuple) else (row, "qwen2_5_vl")
-        with pytest.raises((AssertionError, ModulateError, RuntimeError, IndexError)):
-            row(Case(replace(BY_NAME[name])))  # a host of its own: a row that fails may leave its own hooks behind
+        try:
+            with pytest.raises((AssertionError, ModulateError, RuntimeError, IndexError)):
+                row(Case(replace(BY_NAME[name])))  # a host of its own: a row that fails may leave its own hooks behind
+        except NotApplicable as reason:  # this transformers cannot be asked, so nothing is proved of the mutant
+            pytest.skip(str(reason))
 
 
 def test_hooks_left_behind_are_seen(monkeypatch):

@@ -182,7 +182,8 @@ def test_the_hosts_parameters_are_the_hosts(case):
     assert all(torch.equal(value, before[name]) for name, value in modulation.named_parameters())
 
 
-@row("a host saved while attached loads as the bare host; so does a user's adapter folder", quick=FEW)
+# PEFT 0.18 looks for the configuration of a host that never was on a disk.
+@row("a host saved while attached loads as the bare host; so does a user's adapter folder", quick=FEW, ignoring="Could not find a config file in")
 def test_saved_while_attached(case, tmp_path):
     batch, _ = prompts(case)
     host = case.family.build()
