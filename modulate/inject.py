@@ -20,6 +20,7 @@ from modulate.modulation import HostSpec, Modulation
 from modulate.notices import heard
 from modulate.passes import Pass, in_backward, recomputed, remember, sequence_number
 from modulate.rows import ClipInput, Rows, listed
+from modulate.verified import warn_if_unverified
 
 __all__ = ["Attachment", "ClipInput", "Report"]
 
@@ -55,6 +56,7 @@ class Attachment:
         self.model = model
         self.host = understand(model)
         self._check()
+        warn_if_unverified(self.host.config.model_type)
         self._conditioning: Conditioning | None = None
         self._idle = Pass(None, lora=True)  # outside any forward of the host
         self._pass: Pass | None = None  # of the forward that is running

@@ -28,7 +28,7 @@ LAYERS = [
     {"localize", "rows", "schema", "streams", "video"},
     {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
-    {"components", "hosts", "launch", "ledger", "sections", "selection"},
+    {"components", "hosts", "launch", "ledger", "sections", "selection", "verified"},
     {"alignment", "features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
     {"below", "modulation", "plan"},

@@ -201,7 +201,7 @@ class _Peak:
 
     def __enter__(self) -> None:
         if self.slows:
-            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True)
             self._profile.__enter__()
         else:
             torch.cuda.reset_peak_memory_stats(self.device)

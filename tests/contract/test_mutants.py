@@ -5,19 +5,19 @@ import weakref
 from dataclasses import replace
 
 import pytest
-import test_company
-import test_embeddings
-import test_forward
-import test_generation
-import test_lines
-import test_training
 import torch
-from families import FAMILIES
-from suite import Case
 
 from modulate import conditioning, inject, ledger, localize
 from modulate.caches import cache_among, length_of
 from modulate.errors import ModulateError
+from modulate_hosts.contract import company as test_company
+from modulate_hosts.contract import embeddings as test_embeddings
+from modulate_hosts.contract import forward as test_forward
+from modulate_hosts.contract import generation as test_generation
+from modulate_hosts.contract import lines as test_lines
+from modulate_hosts.contract import training as test_training
+from modulate_hosts.contract.families import FAMILIES
+from modulate_hosts.contract.suite import Case, NotApplicable
 from modulate_hosts.llava_onevision import LlavaOnevision
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -189,8 +189,11 @@ def test_a_broken_injector_is_caught(mutant, monkeypatch):
     mutant(monkeypatch)
     for row in CAUGHT_BY[mutant]:
         row, name = row if isinstance(row, tuple) else (row, "qwen2_5_vl")
-        with pytest.raises((AssertionError, ModulateError, RuntimeError, IndexError, pytest.fail.Exception)):
-            row(Case(replace(BY_NAME[name]), lora=True))  # a host of its own: a row that fails may leave its own hooks behind
+        try:
+            with pytest.raises((AssertionError, ModulateError, RuntimeError, IndexError, pytest.fail.Exception)):
+                row(Case(replace(BY_NAME[name]), lora=True))  # a host of its own: a row that fails may leave its own hooks behind
+        except NotApplicable as reason:  # this transformers cannot be asked, so nothing is proved of the mutant
+            pytest.skip(str(reason))
 
 
 def test_hooks_left_behind_are_seen(monkeypatch):

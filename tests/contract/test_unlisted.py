@@ -1,17 +1,17 @@
 """Families that the contract does not hold in full: right, or refused when attached, with the true reason."""
 
 import pytest
-import reference
 import torch
 import transformers
-from families import LAYERS, MROPE, SIGLIP, VOCAB, WIDTH
-from prompts import BOS, END, IMAGE, PAD, START, VIDEO, noise
-from suite import close, strong
 from tiny import D_FEATURES, scanpath
 
 from modulate import ClipInput, visual_grid
 from modulate.errors import HostError, ModulateError
 from modulate.hosts import understand
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.families import LAYERS, MROPE, SIGLIP, VOCAB, WIDTH
+from modulate_hosts.contract.prompts import BOS, END, IMAGE, PAD, START, VIDEO, noise
+from modulate_hosts.contract.suite import close, strong
 
 T = transformers
 IDS = dict(image_token_id=IMAGE, video_token_id=VIDEO)

@@ -2,12 +2,12 @@
 
 from contextlib import nullcontext
 
-import reference
 import torch
-from prompts import IMAGE, VIDEO
-from suite import close, row
-from tiny import cached
 from transformers.generation.streamers import BaseStreamer
+
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.prompts import IMAGE, VIDEO
+from modulate_hosts.contract.suite import cached, close, row
 
 STEPS = 4
 

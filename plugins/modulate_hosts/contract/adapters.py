@@ -5,11 +5,10 @@ import warnings
 from contextlib import contextmanager
 
 import peft
-import pytest
-import reference
 import torch
-from suite import close, row, strong
-from tiny import our_hooks
+
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.suite import close, our_hooks, row, strong
 
 FEW = ("qwen2_5_vl", "smolvlm")
 TARGETS = r".*(language_model|text_model)\..*\.(q_proj|v_proj)"
@@ -183,7 +182,8 @@ def test_the_hosts_parameters_are_the_hosts(case):
     assert all(torch.equal(value, before[name]) for name, value in modulation.named_parameters())
 
 
-@row("a host saved while attached loads as the bare host; so does a user's adapter folder", quick=FEW)
+# PEFT 0.18 looks for the configuration of a host that never was on a disk.
+@row("a host saved while attached loads as the bare host; so does a user's adapter folder", quick=FEW, ignoring="Could not find a config file in")
 def test_saved_while_attached(case, tmp_path):
     batch, _ = prompts(case)
     host = case.family.build()
@@ -236,16 +236,3 @@ def test_wrapped_layers(case, tmp_path):
             with loaded.attached(onto) as attachment, attachment.condition(clips):
                 close(onto(**batch.inputs).logits, expected)
         torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_checkpoint_wrapped_module."])
-def test_a_modulation_saved_with_wrappers_in_its_names_still_loads(wrapper):
-    from modulate.choice import LoraParams
-    from modulate.lora import LoraSpec, LoraTensors
-
-    spec = LoraSpec(params=LoraParams(rank=2), shapes={f"{wrapper}self_attn.q_proj": (8, 8)}, layers={f"{wrapper}self_attn.q_proj": (1,)}, layers_path="model.layers")
-    assert list(spec.shapes) == ["self_attn.q_proj"] and list(spec.layers) == ["self_attn.q_proj"]
-    tensors = LoraTensors(spec, 2)
-    names = {f"base_model.model.model.layers.1.{wrapper}self_attn.q_proj.lora_{side}.weight": torch.ones(2, 8) if side == "A" else torch.ones(8, 2) for side in "AB"}
-    tensors.load_peft(names)
-    assert all(bool((value == 1).all()) for value in tensors.values())
