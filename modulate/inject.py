@@ -18,7 +18,7 @@ from modulate.hooks import Hook, named, stood_in
 from modulate.hosts import understand
 from modulate.lora import LoraHooks
 from modulate.modulation import ClipInput, HostSpec, Modulation
-from modulate.passes import Pass, in_backward, recomputed, remember, sequence_number
+from modulate.passes import Pass, Recall, backward_now, checkpoint_now, save_a_marker
 
 __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
 
@@ -55,7 +55,10 @@ class Attachment:
         self._check()
         self._conditioning: Conditioning | None = None
         self._idle = Pass(None, lora=True)  # outside any forward of the host
+        self._bare = Pass(None, lora=False)  # a recomputed forward that was made without us
         self._pass: Pass | None = None  # of the forward that is running
+        self._recall = Recall()
+        self._opened = -1  # the backward in which the block that lasts was entered
         self._histories: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # caches that conditioned forwards filled
         self._inside: set[int] = set()  # threads in a forward of the host
         self._lock = threading.Lock()
@@ -94,8 +97,9 @@ class Attachment:
 
     @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if in_backward() and recomputed(self) is not None:
-            return  # a checkpoint around the whole host: what this forward did is known
+        if self._replays():
+            self._recall.run_again()
+            return
         conditioning, me = self._conditioning, threading.get_ident()
         with self._lock:
             if conditioning is not None and (conditioning.owner != me or self._inside - {me}):
@@ -108,12 +112,14 @@ class Attachment:
         learning = torch.is_grad_enabled()
         if plan is not None:
             plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
-        self._pass = Pass(plan, self._idle.lora, sequence_number() if learning else 0)
+        self._pass = Pass(plan, self._idle.lora, torch.autograd._get_sequence_nr() if learning else -1)
+        self._recall.begin(self._pass)
 
     @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close a forward, also one that failed (``output`` None)."""
-        if in_backward() and recomputed(self) is not None:
+        if self._replays():
+            self._recall.end_again()
             return
         me = threading.get_ident()
         with self._lock:
@@ -128,7 +134,7 @@ class Attachment:
             self._conditioning.ledger.remember(next(iter(cache_out(output).values()), None))
         self._check_fired(passed)
         if torch.is_grad_enabled() and output[0].grad_fn is not None:
-            remember(self, passed, output[0])
+            self._recall.remember(passed, output[0])
 
     def _check_fired(self, passed: Pass) -> None:
         """Raise :class:`ConditioningError` where a hook did not run although its layer did."""
@@ -147,12 +153,24 @@ class Attachment:
 
     def _current(self) -> Pass:
         """Return the forward that is running in this thread, or that a backward is recomputing."""
-        if not torch.compiler.is_compiling():
-            if in_backward() and (passed := recomputed(self)) is not None:
-                return passed
-            if self._pass is not None and self._pass.thread != threading.get_ident():
-                return self._idle
-        return self._pass or self._idle
+        if torch.compiler.is_compiling():
+            return self._pass or self._idle
+        task = backward_now()
+        if task != -1 and (passed := self._recall.current()) is not None:
+            return passed
+        now = self._pass
+        if now is not None and now.thread == threading.get_ident() and now.task == task:
+            now.note_checkpoint()
+            return now
+        if self._replays() and self._recall.older():
+            return self._bare
+        if self._lora is not None and self._idle.lora and checkpoint_now() is not None:
+            save_a_marker()
+        return self._idle
+
+    def _replays(self) -> bool:
+        """Return whether this thread is in a backward from outside of the block that lasts."""
+        return backward_now() not in (-1, self._opened)
 
     def _write(self, k: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -182,7 +200,7 @@ class Attachment:
 
     def _refuse_bypass(self) -> None:
         """Raise :class:`ConditioningError` for layers that run outside a forward of the entry, in the thread that conditions."""
-        if torch.compiler.is_compiling() or in_backward() or self._conditioning is None or self._conditioning.owner != threading.get_ident():
+        if torch.compiler.is_compiling() or backward_now() != -1 or self._conditioning is None or self._conditioning.owner != threading.get_ident():
             return
         raise ConditioningError(
             f"The decoder layers ran inside a conditioning without a forward of {type(self.host.entry).__name__}, the module that merges vision into text: "
@@ -210,6 +228,7 @@ class Attachment:
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
         self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, Hints(positions, prompt, mask))
+        before, self._opened = self._opened, backward_now()
         try:
             yield
             if conditioning.ledger.forwards == 0:
@@ -220,6 +239,7 @@ class Attachment:
             conditioning.ledger.finish()
         finally:
             self._conditioning = self._pass = None
+            self._opened = before
             self._summarise(conditioning)
 
     def _summarise(self, conditioning: Conditioning) -> None:
@@ -238,12 +258,12 @@ class Attachment:
         """Switch the modulation's own LoRA off for a while, so that forwards without conditioning are the host's own."""
         if self._conditioning is not None:
             raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
-        before = self._idle.lora
-        self._idle.lora = False
+        before = self._idle.lora, self._opened
+        self._idle.lora, self._opened = False, backward_now()
         try:
             yield
         finally:
-            self._idle.lora = before
+            self._idle.lora, self._opened = before
 
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
@@ -256,6 +276,7 @@ class Attachment:
         if self._conditioning is not None:
             raise ConditioningError("Cannot detach inside a conditioning.")
         self._pass = None
+        self._recall.closed = True
         self._undo.close()
 
     def __reduce__(self) -> Any:
