@@ -1,5 +1,6 @@
 """What may be put into a host for a while: hooks, and stand-ins for its methods where a hook cannot leave a computation out."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import Signature
@@ -42,6 +43,16 @@ def named(parameters: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return kwargs
     given = parameters.bind_partial(*args, **kwargs).arguments
     return given | given.pop("kwargs", {})
+
+
+def may_run_modules(thread: int) -> bool:
+    """Return whether ``thread`` may be in a call of a module right now: torch is on its stack."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(("torch.nn.", "torch._dynamo.")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class StandIn:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modulate.caches import cache_out
 from modulate.conditioning import Conditioning, Hints, Plan, Rows
 from modulate.errors import ConditioningError, HostError
-from modulate.hooks import Hook, named, stood_in
+from modulate.hooks import Hook, may_run_modules, named, stood_in
 from modulate.hosts import understand
 from modulate.lora import LoraHooks
 from modulate.modulation import ClipInput, HostSpec, Modulation
@@ -102,7 +102,7 @@ class Attachment:
             return
         conditioning, me = self._conditioning, threading.get_ident()
         with self._lock:
-            if conditioning is not None and (conditioning.owner != me or self._inside - {me}):
+            if conditioning is not None and (conditioning.owner != me or self._others(me)):
                 raise ConditioningError("Another thread is conditioning this attachment or calling its host; one at a time may do so during a conditioning.")
             self._inside.add(me)
         if self._lora is not None:
@@ -168,6 +168,17 @@ class Attachment:
             save_a_marker()
         return self._idle
 
+    def _others(self, me: int) -> set[int]:
+        """Return the other threads that are in a forward of the host; one that was interrupted is not."""
+        if self._inside - {me}:
+            self._inside = {thread for thread in self._inside if may_run_modules(thread)}
+        return self._inside - {me}
+
+    def _forget_interrupted(self) -> None:
+        """Drop a forward that ended by an interrupt: torch calls no hook for what is no ``Exception``."""
+        if self._pass is not None and not may_run_modules(self._pass.thread):
+            self._pass = None
+
     def _replays(self) -> bool:
         """Return whether this thread is in a backward from outside of the block that lasts."""
         return backward_now() not in (-1, self._opened)
@@ -228,6 +239,7 @@ class Attachment:
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
         self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, Hints(positions, prompt, mask))
+        self._forget_interrupted()
         before, self._opened = self._opened, backward_now()
         try:
             yield
@@ -258,12 +270,14 @@ class Attachment:
         """Switch the modulation's own LoRA off for a while, so that forwards without conditioning are the host's own."""
         if self._conditioning is not None:
             raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
+        self._forget_interrupted()
         before = self._idle.lora, self._opened
         self._idle.lora, self._opened = False, backward_now()
         try:
             yield
         finally:
             self._idle.lora, self._opened = before
+            self._forget_interrupted()
 
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:

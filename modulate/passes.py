@@ -110,6 +110,11 @@ def checkpoint_now() -> Any:
     return hooks[0]
 
 
+def _recomputes(hook: Any) -> bool:
+    """Return whether what :func:`checkpoint_now` returned is a recomputation's."""
+    return getattr(hook, "__qualname__", "").startswith("_recomputation_hook")
+
+
 def save_a_marker() -> None:
     """Let the checkpoint that runs count one more saved tensor; its memory is freed at once.
 
@@ -134,8 +139,13 @@ class Recall:
     # --- forwards ----------------------------------------------------------------------------------
 
     def begin(self, passed: Pass) -> None:
-        """Note a forward that begins, and the checkpoint around it."""
+        """Note a forward that begins, and the checkpoint around it.
+
+        Raises :class:`ConditioningError` for one that is run again outside of any backward.
+        """
         around = checkpoint_now()
+        if passed.task == -1 and _recomputes(around):
+            raise ConditioningError(UNKNOWN.format(why="what it saved is read outside of a backward"))
         region = self._region(around)
         if region is None:
             self._unmarked = None
@@ -193,8 +203,7 @@ class Recall:
             raise ConditioningError(UNKNOWN.format(why="the graph holds none that was made while attached and needs gradients"))
         region = max(found, key=lambda mark: mark.passed.number).region
         # Of a checkpoint inside the recomputed one only that around the forward is known.
-        inner = not getattr(running, "__qualname__", "").startswith("_recomputation_hook")
-        if region is None or (inner and len({id(mark.region) for mark in found}) > 1):
+        if region is None or (not _recomputes(running) and len({id(mark.region) for mark in found}) > 1):
             raise ConditioningError(UNKNOWN.format(why="the graph holds several"))
         passed = region.next(running)
         if passed is None:

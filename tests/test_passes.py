@@ -356,6 +356,29 @@ def test_a_reentrant_checkpoint_around_the_host_is_refused(scene):
                 loss.backward()
 
 
+@pytest.mark.parametrize("kind", [whole, nested, twice], ids=lambda kind: kind.__name__)
+def test_what_was_saved_is_read_outside_of_a_backward(scene, kind):
+    """Of a graph that is drawn, say: torch runs the host again for it."""
+    with scene.modulation.attached(scene.host) as attachment:
+        expected = scene.under(attachment, ONE, scene.loss).grad_fn.next_functions[0][0]._saved_self
+        saved = scene.under(attachment, ONE, kind(scene)).grad_fn.next_functions[0][0]
+        with pytest.raises(ConditioningError, match="read outside of a backward"):
+            torch.testing.assert_close(saved._saved_self, expected)
+
+
+@of_every_kind
+def test_gradients_of_gradients(scene, kind):
+    def second(loss):
+        parameters = list(scene.modulation.parameters())
+        first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        found = torch.autograd.grad(sum(g.square().sum() for g in first if g is not None), parameters, allow_unused=True)
+        return {i: value for i, value in enumerate(found) if value is not None}
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), scene.modulation.attached(scene.host) as attachment:
+        expected = second(scene.under(attachment, ONE, scene.loss))
+        same(second(scene.under(attachment, ONE, kind(scene))), expected)
+
+
 def test_a_forward_inside_a_backward_needs_a_block_of_its_own(scene):
     """Of a user's tensor hook, say: it cannot be told from a recomputation."""
     with torch.no_grad(), scene.modulation.attached(scene.host) as attachment:
