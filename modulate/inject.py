@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from modulate.caches import cache_out
 from modulate.conditioning import Conditioning, Hints, Plan, Rows
 from modulate.errors import ConditioningError, HostError
-from modulate.hooks import Hook, may_run_modules, named, stood_in
+from modulate.hooks import Callers, Hook, named, stood_in
 from modulate.hosts import understand
 from modulate.lora import LoraHooks
 from modulate.modulation import ClipInput, HostSpec, Modulation
-from modulate.passes import Pass, Recall, backward_now, checkpoint_now, save_a_marker
+from modulate.passes import Pass, Recall, backward_now
 
 __all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
 
@@ -54,14 +54,9 @@ class Attachment:
         self.host = understand(model)
         self._check()
         self._conditioning: Conditioning | None = None
-        self._idle = Pass(None, lora=True)  # outside any forward of the host
-        self._bare = Pass(None, lora=False)  # a recomputed forward that was made without us
-        self._pass: Pass | None = None  # of the forward that is running
         self._recall = Recall()
-        self._opened = -1  # the backward in which the block that lasts was entered
         self._histories: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # caches that conditioned forwards filled
-        self._inside: set[int] = set()  # threads in a forward of the host
-        self._lock = threading.Lock()
+        self._callers = Callers()
         self._report = Report(modulation.config.injection.layers)
         self._signature = inspect.signature(self.host.entry.forward)
         self._undo = ExitStack()
@@ -97,37 +92,33 @@ class Attachment:
 
     @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._replays():
+        if self._recall.replays():
             self._recall.run_again()
             return
         conditioning, me = self._conditioning, threading.get_ident()
-        with self._lock:
-            if conditioning is not None and (conditioning.owner != me or self._others(me)):
-                raise ConditioningError("Another thread is conditioning this attachment or calling its host; one at a time may do so during a conditioning.")
-            self._inside.add(me)
+        if not self._callers.enter(alone=conditioning is not None) or (conditioning is not None and conditioning.owner != me):
+            self._callers.leave()
+            raise ConditioningError("Another thread is conditioning this attachment or calling its host; one at a time may do so during a conditioning.")
         if self._lora is not None:
             self._lora.follow()
-        self._pass = None
+        self._recall.running = None
         plan = None if conditioning is None else conditioning.plan(named(self._signature, args, kwargs))
         learning = torch.is_grad_enabled()
         if plan is not None:
             plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
-        self._pass = Pass(plan, self._idle.lora, torch.autograd._get_sequence_nr() if learning else -1)
-        self._recall.begin(self._pass)
+        self._recall.begin(Pass(plan, self._recall.idle.lora, torch.autograd._get_sequence_nr() if learning else -1))
 
     @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close a forward, also one that failed (``output`` None)."""
-        if self._replays():
+        if self._recall.replays():
             self._recall.end_again()
             return
-        me = threading.get_ident()
-        with self._lock:
-            self._inside.discard(me)
-        passed = self._pass
-        if passed is None or passed.thread != me:
+        self._callers.leave()
+        passed = self._recall.running
+        if passed is None or passed.thread != threading.get_ident():
             return
-        self._pass = None
+        self._recall.running = None
         if output is None:
             return
         if self._conditioning is not None:
@@ -154,39 +145,13 @@ class Attachment:
     def _current(self) -> Pass:
         """Return the forward that is running in this thread, or that a backward is recomputing."""
         if torch.compiler.is_compiling():
-            return self._pass or self._idle
-        task = backward_now()
-        if task != -1 and (passed := self._recall.current()) is not None:
-            return passed
-        now = self._pass
-        if now is not None and now.thread == threading.get_ident() and now.task == task:
-            now.note_checkpoint()
-            return now
-        if self._replays() and self._recall.older():
-            return self._bare
-        if self._lora is not None and self._idle.lora and checkpoint_now() is not None:
-            save_a_marker()
-        return self._idle
-
-    def _others(self, me: int) -> set[int]:
-        """Return the other threads that are in a forward of the host; one that was interrupted is not."""
-        if self._inside - {me}:
-            self._inside = {thread for thread in self._inside if may_run_modules(thread)}
-        return self._inside - {me}
-
-    def _forget_interrupted(self) -> None:
-        """Drop a forward that ended by an interrupt: torch calls no hook for what is no ``Exception``."""
-        if self._pass is not None and not may_run_modules(self._pass.thread):
-            self._pass = None
-
-    def _replays(self) -> bool:
-        """Return whether this thread is in a backward from outside of the block that lasts."""
-        return backward_now() not in (-1, self._opened)
+            return self._recall.running or self._recall.idle
+        return self._recall.current(adapted=self._lora is not None)
 
     def _write(self, k: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             now = self._current()
-            if now is self._idle and self._conditioning is not None:
+            if now is self._recall.idle and self._conditioning is not None:
                 self._refuse_bypass()
             plan: Plan | None = now.plan
             if plan is None:
@@ -239,8 +204,7 @@ class Attachment:
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
         self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, Hints(positions, prompt, mask))
-        self._forget_interrupted()
-        before, self._opened = self._opened, backward_now()
+        before = self._recall.open_block()
         try:
             yield
             if conditioning.ledger.forwards == 0:
@@ -250,8 +214,8 @@ class Attachment:
                 )
             conditioning.ledger.finish()
         finally:
-            self._conditioning = self._pass = None
-            self._opened = before
+            self._conditioning = self._recall.running = None
+            self._recall.opened = before
             self._summarise(conditioning)
 
     def _summarise(self, conditioning: Conditioning) -> None:
@@ -270,14 +234,13 @@ class Attachment:
         """Switch the modulation's own LoRA off for a while, so that forwards without conditioning are the host's own."""
         if self._conditioning is not None:
             raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
-        self._forget_interrupted()
-        before = self._idle.lora, self._opened
-        self._idle.lora, self._opened = False, backward_now()
+        before = self._recall.idle.lora, self._recall.open_block()
+        self._recall.idle.lora = False
         try:
             yield
         finally:
-            self._idle.lora, self._opened = before
-            self._forget_interrupted()
+            self._recall.open_block()
+            self._recall.idle.lora, self._recall.opened = before
 
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
@@ -289,7 +252,7 @@ class Attachment:
         """Take out every hook; the host is what it was. Detaching twice is harmless."""
         if self._conditioning is not None:
             raise ConditioningError("Cannot detach inside a conditioning.")
-        self._pass = None
+        self._recall.running = None
         self._recall.closed = True
         self._undo.close()
 

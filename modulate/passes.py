@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modulate.errors import ConditioningError
+from modulate.hooks import may_run_modules
 
 LEAF = 1 << 62
 """Sequence numbers from here on are of nodes that accumulate gradients of leaves; all forwards share these."""
@@ -126,10 +127,19 @@ def save_a_marker() -> None:
 
 
 class Recall:
-    """Which forward of one attachment a backward recomputes."""
+    """What forward of one attachment is running in a thread, or recomputed in its backward.
+
+    ``idle``: of layers that run outside of any forward of the host. ``running``: the last forward
+    that began and has not ended. ``opened``: the backward in which the block that lasts was
+    entered, −1 outside of any. ``closed``: whether the attachment is gone.
+    """
 
     def __init__(self) -> None:
+        self.idle = Pass(None, lora=True)
+        self.running: Pass | None = None
+        self.opened = -1
         self.closed = False
+        self._bare = Pass(None, lora=False)  # a recomputed forward that was made before us
         self._since = torch.autograd._get_sequence_nr()
         # Held by the marks alone: what a region holds may belong to the checkpoint's own graph.
         self._regions: weakref.WeakKeyDictionary[Any, weakref.ref[Region]] = weakref.WeakKeyDictionary()
@@ -143,6 +153,7 @@ class Recall:
 
         Raises :class:`ConditioningError` for one that is run again outside of any backward.
         """
+        self.running = passed
         around = checkpoint_now()
         if passed.task == -1 and _recomputes(around):
             raise ConditioningError(UNKNOWN.format(why="what it saved is read outside of a backward"))
@@ -214,19 +225,45 @@ class Recall:
         """End a whole forward that was run again."""
         self._again.pop(threading.get_ident(), None)
 
-    def older(self) -> bool:
-        """Return whether autograd is at a node from before the attachment, as far as one thread counts."""
-        node = torch._C._current_autograd_node()
-        return node is not None and node._sequence_nr() < self._since
+    def replays(self) -> bool:
+        """Return whether this thread is in a backward from outside of the block that lasts."""
+        return backward_now() not in (-1, self.opened)
 
-    def current(self) -> Pass | None:
-        """Return the pass that a backward in this thread is recomputing, or None."""
-        task, passed = self._again.get(threading.get_ident(), (-1, None))
-        if passed is not None and task == backward_now():
+    def open_block(self) -> int:
+        """Note in which backward a block begins, if in any; return what was noted before."""
+        if self.running is not None and not may_run_modules(self.running.thread):
+            self.running = None  # it was interrupted, and no hook of ours was called
+        before, self.opened = self.opened, backward_now()
+        return before
+
+    def current(self, adapted: bool) -> Pass:
+        """Return the pass that this thread runs or recomputes. ``adapted``: whether there is LoRA."""
+        task = backward_now()
+        if task != -1 and (passed := self._recomputed(task)) is not None:
+            return passed
+        now = self.running
+        if now is not None and now.thread == threading.get_ident() and now.task == task:
+            now.note_checkpoint()
+            return now
+        if self.replays() and self._older():
+            return self._bare
+        if adapted and self.idle.lora and checkpoint_now() is not None:
+            save_a_marker()
+        return self.idle
+
+    def _recomputed(self, task: int) -> Pass | None:
+        """Return the pass that the backward ``task`` is recomputing in this thread, or None."""
+        again, passed = self._again.get(threading.get_ident(), (-1, None))
+        if passed is not None and again == task:
             return passed
         node = torch._C._current_autograd_node()
         mark: Mark | None = None if node is None else cast(Any, node.metadata).get(self)
         return None if mark is None else mark.passed
+
+    def _older(self) -> bool:
+        """Return whether autograd is at a node from before the attachment, as far as one thread counts."""
+        node = torch._C._current_autograd_node()
+        return node is not None and node._sequence_nr() < self._since
 
     def _upstream(self) -> set[Mark]:
         """Return the marks of all that the node at which autograd is was made of."""

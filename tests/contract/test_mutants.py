@@ -93,19 +93,20 @@ def after_other_hooks(monkeypatch):
 def recompute_by_the_last_plan(monkeypatch):
     """What is recomputed is taken for the last forward."""
     latest = []
-    monkeypatch.setattr(passes.Recall, "begin", lambda self, passed: latest.append(passed))
+    begin = passes.Recall.begin
+    monkeypatch.setattr(passes.Recall, "begin", lambda self, passed: (latest.append(passed), begin(self, passed)))
     monkeypatch.setattr(passes.Recall, "run_again", lambda self: None)
-    monkeypatch.setattr(passes.Recall, "current", lambda self: latest[-1])
+    monkeypatch.setattr(passes.Recall, "_recomputed", lambda self, task: latest[-1])
 
 
 def recomputed_is_bare(monkeypatch):
     """What is recomputed is taken for a forward that nothing is known of."""
-    monkeypatch.setattr(passes.Recall, "current", lambda self: None)
+    monkeypatch.setattr(passes.Recall, "_recomputed", lambda self, task: None)
 
 
 def run_again_is_new(monkeypatch):
     """A whole forward that is run again is taken for one of the block that lasts."""
-    monkeypatch.setattr(inject.Attachment, "_replays", lambda self: False)
+    monkeypatch.setattr(passes.Recall, "replays", lambda self: False)
 
 
 def first_of_the_checkpoint(monkeypatch):
