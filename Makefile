@@ -3,29 +3,56 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NEWEST := .venv-newest
 OLDEST := .venv-oldest
+# What is installed for demo and test; with another build of torch than CUDA 13's: make LOCK="-c requirements/lock.txt" …
+LOCK ?= -c requirements/lock.txt -c requirements/lock-cuda.txt
+ENVIRONMENTS := requirements/environments.py
+QUICK := -m "not slow and not gpu and not network"
 # setuptools notes each editable installation on several lines
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation"
+# also for the processes that tests start: what nobody has verified is what these environments are for
+UNVERIFIED := PYTHONWARNINGS="ignore:modulate was never verified with:UserWarning"
 
-.PHONY: demo test test-all test-oldest check bench torture docs clean
+.PHONY: demo test test-all test-newest test-oldest newest oldest hosts lock check bench torture docs clean
 
 demo: $(STAMP)  ## train, evaluate and compare a small modulation on generated videos
 	$(BIN)/modulate train recipes/gazeqwen_tiny.yaml
 
 test: $(STAMP)  ## the quick suite
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+	$(BIN)/python -m pytest $(QUICK)
 
 test-all: $(STAMP)  ## the quick suite and the long tail
-	$(EDITABLE) $(BIN)/python -m pip install --quiet --editable ".[dev,quantised]"
+	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev,quantised]"
 	$(BIN)/python -m pytest -m "not gpu and not network"
 
-test-oldest:  ## the hosts' contract on the oldest transformers that is supported, in an environment of its own
+test-newest: newest  ## the quick suite on the newest releases, whatever the lock says, in an environment of its own
+	$(UNVERIFIED) $(NEWEST)/bin/python -m pytest $(QUICK)
+
+test-oldest: oldest  ## the quick suite on the oldest releases that pyproject.toml allows, in an environment of its own
+	$(UNVERIFIED) $(OLDEST)/bin/python -m pytest $(QUICK)
+
+newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(EDITABLE) $(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,quantised]"
+
+oldest:
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(EDITABLE) $(OLDEST)/bin/python -m pip install --quiet --editable ".[dev,quantised]" "transformers==5.17.0"
-	$(OLDEST)/bin/python -m pytest tests/contract --write-hosts
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python $(ENVIRONMENTS) floors > $(OLDEST)/floors.txt
+	$(EDITABLE) $(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/floors.txt --editable ".[dev,quantised]"
+
+hosts: $(STAMP) oldest newest  ## the hosts' contract, slow rows too, in all three environments, and its page
+	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev,quantised]"
+	for bin in $(OLDEST)/bin $(NEWEST)/bin $(BIN); do $(UNVERIFIED) $$bin/python -m pytest tests/contract --write-hosts || exit 1; done
+	$(BIN)/python -m modulate.cli.reference
+
+lock:  ## write the newest releases that fit together into requirements/
+	$(PYTHON) $(ENVIRONMENTS) lock
 
 check: $(STAMP)  ## lint, types, generated docs
-	$(BIN)/ruff check modulate plugins benchmarks tests
+	$(BIN)/ruff check modulate plugins benchmarks tests requirements
 	$(BIN)/mypy
 	$(BIN)/python -m modulate.cli.reference --check
 
@@ -38,12 +65,12 @@ bench: $(STAMP)  ## measure speed and memory, and write docs/benchmarks.md
 docs: $(STAMP)  ## write the generated pages anew
 	$(BIN)/python -m modulate.cli.reference
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml requirements/lock.txt requirements/lock-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "modulate needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(EDITABLE) $(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --upgrade -c requirements/lock.txt pip
+	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) $(OLDEST) build *.egg-info .mypy_cache .ruff_cache .hypothesis

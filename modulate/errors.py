@@ -12,6 +12,10 @@ class ModulateError(Exception):
     """Base of all errors raised on purpose."""
 
 
+class UnverifiedWarning(UserWarning):
+    """Nobody has verified hosts with the releases of transformers, torch and PEFT that are installed."""
+
+
 class PluginError(ModulateError, LookupError):
     """A plugin is unknown, broken, clashes with another, or misuses its interface."""
 

@@ -5,26 +5,18 @@ and their gradients, are the same as one by one, up to rounding; only the signal
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from modulate.caches import cache_out
 from modulate.components import Sample
-from modulate.modulation import ClipInput
 from modulate.pipeline import Prepared
+from modulate.rows import ClipInput
 from modulate.signals import Signal
-
-
-@dataclass(frozen=True)
-class Answers:
-    """``logits``: (question, 1, token id), those that each question is answered with, as a host returns its last position's."""
-
-    logits: Tensor
 
 
 def clip_of(sample: Sample) -> tuple[Any, ...]:
@@ -82,8 +74,10 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def ask_together(ask: Callable[..., Any], model: nn.Module, prepared: Sequence[Prepared], clips: Sequence[ClipInput], common: int) -> Answers:
+def ask_together(ask: Callable[..., Any], model: nn.Module, prepared: Sequence[Prepared], clips: Sequence[ClipInput], common: int) -> Any:
     """Ask the host about one clip, conditioned with ``clips`` (that clip, or nothing), all questions of ``prepared`` at once.
+
+    Returns an output of the host's own class whose ``logits`` are (question, 1, token id): those that each question is answered with.
 
     ``ask``: rows and inputs → the output of ``model`` conditioned with them. ``common``: what :func:`shared_prefix` returned. Needs a host with a cache that
     can be repeated, which all of transformers' dynamic caches can.
@@ -99,4 +93,4 @@ def ask_together(ask: Callable[..., Any], model: nn.Module, prepared: Sequence[P
     # Padded on the right, where nothing that counts looks: so no mask is needed, and positions go on from the cache.
     output = model(input_ids=pad_sequence(rows, batch_first=True).to(device), **cache, use_cache=True)
     last = torch.tensor([len(row) - 1 for row in rows], device=device)
-    return Answers(output.logits[torch.arange(len(rows), device=device), last][:, None])
+    return type(output)(logits=output.logits[torch.arange(len(rows), device=device), last][:, None])

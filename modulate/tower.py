@@ -8,9 +8,9 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,35 @@ MEMORY = 2 << 30
 
 @dataclass
 class Seen:
-    """What a host's forward reads of its vision tower: for every clip its (token, d_model) embeddings, and those for further layers, where a host has them."""
+    """What is kept of a vision tower's output: for every clip its (token, d_model) embeddings, and those for further layers, where a host has them.
+
+    A further layer's are clip by clip, or of all clips in one tensor: transformers' releases differ.
+    """
 
     pooler_output: tuple[Tensor, ...]
-    deepstack_features: list[tuple[Tensor, ...]] = field(default_factory=list)
-    last_hidden_state: None = None
+    deepstack_features: list[tuple[Tensor, ...] | Tensor] = field(default_factory=list)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Fields of an output with something in them, by name."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+def joined(parts: Sequence[tuple[Tensor, ...] | Tensor]) -> tuple[Tensor, ...] | Tensor:
+    """Return one level of several clips from those of single clips."""
+    whole = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(whole) if whole else tuple(part[0] for part in parts)
+
+
+def announced(entry: nn.Module) -> list[type[Any]]:
+    """Return the classes of outputs that the class of ``entry`` says its :data:`METHOD` returns."""
+    from transformers.utils import ModelOutput
+
+    try:
+        said = get_type_hints(inspect.unwrap(getattr(type(entry), METHOD)))["return"]
+    except (AttributeError, KeyError, NameError):  # no annotation, or one that cannot be evaluated
+        return []
+    return [kind for kind in (said, *get_args(said)) if isinstance(kind, type) and issubclass(kind, ModelOutput)]
 
 
 def seeing(host: Host) -> dict[str, nn.Module]:
@@ -106,6 +130,7 @@ class Tower:
         self.host, self.by, self.contents = host, by, contents or Contents()
         self.store = FeatureCache(folder, max_bytes, min(max_bytes, MEMORY)) if max_bytes else None
         self._made_of = ""
+        self._kinds: list[type[Any]] = []
         if self.store is not None:
             self._check()
 
@@ -154,17 +179,32 @@ class Tower:
             given = signature.bind(*args, **kwargs).arguments
             more = given.pop("kwargs", {}) | {k: v for k, v in given.items() if k not in (PIXELS, GRIDS)}
             pixels, grids = given.get(PIXELS), given.get(GRIDS)
-            if pixels is None or grids is None or pixels.requires_grad or any(v is not None for k, v in more.items() if k != "return_dict"):
+            asked = more.pop("return_dict", None)
+            if pixels is None or grids is None or pixels.requires_grad or asked is False or any(v is not None for v in more.values()):
                 return original(*args, **kwargs)  # something else is asked for than a forward needs, such as attentions
             digests = self.contents.of(pixels, grids)
             if self.by == "call":
-                return self._kept(original, pixels, grids, digests)
+                return self._output(original, pixels, grids, self._kept(original, pixels, grids, digests))
             sizes = grids.prod(-1).tolist()
             one = [self._kept(original, p, g, (d,)) for p, g, d in zip(pixels.split(sizes), grids.split(1), digests, strict=True)]
-            deep = [tuple(part[0] for part in level) for level in zip(*(seen.deepstack_features for seen in one), strict=True)]
-            return Seen(tuple(seen.pooler_output[0] for seen in one), deep)
+            deep = [joined(level) for level in zip(*(seen.deepstack_features for seen in one), strict=True)]
+            return self._output(original, pixels, grids, Seen(tuple(seen.pooler_output[0] for seen in one), deep))
 
         return answer
+
+    def _output(self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, seen: Seen) -> Any:
+        """Return what is kept as the library's own class of outputs: hosts and users may call any of its methods. What is not kept is None in it.
+
+        The class is the one that the method announces. One that announces none runs once more in each process, to see what it returns.
+        """
+        values = seen.values
+        kinds = self._kinds or announced(self.host.entry)
+        fitting = [kind for kind in kinds if values.keys() <= {f.name for f in fields(kind)}]
+        if not fitting:
+            with torch.no_grad():
+                fitting = [type(original(pixels, grids, return_dict=True))]
+        self._kinds = fitting
+        return fitting[0](**values)
 
     def _kept(self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, digests: Sequence[str]) -> Seen:
         """Return what the tower makes of these clips, from the store or from the tower, in the type that the language model is given."""
@@ -175,16 +215,18 @@ class Tower:
             with torch.inference_mode(False), torch.no_grad():  # what is kept may serve a forward with gradients later
                 made = original(pixels, grids, return_dict=True)
                 levels = [made.pooler_output, *(getattr(made, "deepstack_features", None) or [])]
-                if not all(isinstance(level, tuple | list) and len(level) == len(grids) for level in levels):
+                if not (isinstance(levels[0], tuple | list) and all(isinstance(level, Tensor) or len(level) == len(grids) for level in levels)):
                     self._refuse(f"{type(self.host.entry).__name__}.{METHOD} does not return embeddings clip by clip")
-                values = torch.stack([torch.cat(list(level)).to(dtype) for level in levels])[:, None]
-            return FrameFeatures(values, tuple(map(float, range(len(levels)))))
+                values = torch.stack([(level if isinstance(level, Tensor) else torch.cat(list(level))).to(dtype) for level in levels])[:, None]
+            # In place of times: numbers of levels, by a half more where a level is one tensor.
+            return FrameFeatures(values, tuple(i + 0.5 * isinstance(level, Tensor) for i, level in enumerate(levels)))
 
         content = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
         key = FeatureKey(content, (), self._fingerprint(), str(dtype).removeprefix("torch."))
-        values = self.store.get_or_compute(key, compute).values[:, 0].to(pixels.device)
+        found = self.store.get_or_compute(key, compute)
+        values = found.values[:, 0].to(pixels.device)
         rows = grids.prod(-1)
         sizes = (rows * values.shape[1] // rows.sum()).tolist()
-        first, *deep = (level.split(sizes) for level in values)
-        return Seen(first, deep)
+        deep = [level if time % 1 else level.split(sizes) for level, time in zip(values[1:], found.times[1:], strict=True)]
+        return Seen(values[0].split(sizes), deep)
 

@@ -1,8 +1,6 @@
 """Hidden states below the first residual are kept, and nothing else changes."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +10,6 @@ from modulate.below import Below
 from modulate.errors import HostError
 from modulate.hosts import understand
 from modulate.tower import Contents
-
-sys.path.insert(0, str(Path(__file__).parent / "contract"))
 
 MIB = 2**20
 
@@ -186,7 +182,7 @@ def test_the_host_is_put_back_as_it_was(host, below):
 
 
 def test_a_host_of_which_it_cannot_be_right_is_refused(host):
-    from families import FAMILIES
+    from modulate_hosts.contract.families import FAMILIES
 
     deep = next(f for f in FAMILIES if f.name == "qwen3_vl").build()
     with pytest.raises(HostError, match=r"adds to the states after each of its first 2 layers, and layer 1 is one\. Set features\.states_gib to 0"):
@@ -204,8 +200,8 @@ def test_a_host_of_which_it_cannot_be_right_is_refused(host):
 
 
 def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_path):
-    from families import FAMILIES
-    from prompts import write
+    from modulate_hosts.contract.families import FAMILIES
+    from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == "qwen3_vl")
     model, given = family.build(), write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs

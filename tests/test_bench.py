@@ -49,7 +49,7 @@ def test_the_median_and_four_fifths_of_the_times_are_told():
 
 
 def test_the_peak_of_a_profile_is_what_was_alive_at_once():
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
         one = torch.empty(1 << 20, dtype=torch.uint8)
         del one
         two = torch.empty(3 << 20, dtype=torch.uint8)

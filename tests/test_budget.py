@@ -13,7 +13,7 @@ from modulate.checks.budget import Example, budget, count_parameters, meta_recip
 from modulate.checks.meta import META, Rehearsal
 from modulate.checks.reach import AnySignal
 from modulate.errors import HostError
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.modulation import ClipInput
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe
@@ -59,6 +59,43 @@ def test_attention_keeps_what_fused_kernels_keep():
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert out.shape == q.shape and rehearsal.flops == 2 * 2 * 4 * 1000 * 1000 * 16
     assert rehearsal.peak < 4 * 1000 * 1000  # never the weights of one place to another, 16 MB
+
+
+@pytest.mark.parametrize("heads", [4, 2], ids=["as many heads", "fewer heads of keys"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_attention_is_counted_by_whatever_kernel_it_goes(device, dtype, masked, heads):
+    """Two products forward; five backward, where a fused kernel computes the scores again."""
+    q = torch.empty(1, 4, 100, 16, device=META, dtype=dtype, requires_grad=True)
+    k, v = (torch.empty(1, heads, 50, 16, device=META, dtype=dtype, requires_grad=True) for _ in range(2))
+    mask = torch.ones(1, 1, 100, 50, dtype=torch.bool) if masked else None
+    one = 2 * 4 * 100 * 50 * 16
+    for learns in (False, True):
+        with Rehearsal(device) as rehearsal, torch.set_grad_enabled(learns):
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads != 4)
+            assert rehearsal.flops == 2 * one
+            if learns:
+                out.sum().backward()
+                assert rehearsal.flops == 7 * one
+        assert not rehearsal.uncounted
+
+
+def test_experts_chosen_for_each_token_are_counted():
+    tokens, weights = torch.empty(10, 32, device=META, dtype=torch.bfloat16), torch.empty(4, 32, 64, device=META, dtype=torch.bfloat16)
+    with Rehearsal() as rehearsal:
+        torch._grouped_mm(tokens, weights, offs=torch.empty(4, dtype=torch.int32, device=META))
+    assert rehearsal.flops == 2 * 10 * 32 * 64
+
+
+def test_an_operation_that_no_formula_is_known_for_is_told():
+    library = torch.library.Library("modulate_tests", "FRAGMENT")
+    library.define("new_attention(Tensor q, Tensor k, Tensor v) -> Tensor")
+    library.impl("new_attention", lambda q, k, v: torch.empty_like(q), "Meta")
+    q = torch.empty(1, 4, 10, 16, device=META)
+    with Rehearsal() as rehearsal:
+        torch.ops.modulate_tests.new_attention(q, q, q)
+    assert (rehearsal.flops, rehearsal.uncounted) == (0, {"new_attention"})
 
 
 # --- hosts without weights --------------------------------------------------------------------------------------------------------------
@@ -188,7 +225,7 @@ def measured(recipe, stage, size):
                 adamw = torch.optim.AdamW([p for p in modulation.parameters() if p.requires_grad])
             moments = 0
             for step in range(1 if stage is None else 2):  # from the second step on the moments are there
-                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
                     logits = host(rows, **inputs, **Pipeline.LAST_LOGITS).logits[:, -1].float()
                     if stage is not None:
                         torch.nn.functional.cross_entropy(logits[:, :4], torch.zeros(size, dtype=torch.long)).backward()
@@ -252,7 +289,7 @@ def test_operations_of_a_forward_are_those_of_its_matrix_products(mid_host):
         inputs = {k: t.to(META) if k == "pixel_values_videos" else t for k, t in example.prompt.inputs.items()}
         with modulation.attached(pipeline.model) as attachment:
             attachment.model(**inputs, **Pipeline.LAST_LOGITS)
-    assert rehearsal.flops == pytest.approx(expected, rel=0.005)
+    assert rehearsal.flops == pytest.approx(expected, rel=0.005) and not rehearsal.uncounted
 
 
 def test_the_papers_recipe_has_the_papers_parameters():

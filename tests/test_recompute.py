@@ -6,7 +6,7 @@ from tiny import CLIP, fresh, inputs, qwen
 
 from modulate.errors import HostError, RecipeError
 from modulate.hosts import understand
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.recipe import load_recipe
 from modulate.training.recompute import recomputed
 

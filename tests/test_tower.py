@@ -1,8 +1,8 @@
 """What the vision tower makes of clips is kept, and nothing else changes."""
 
 import copy
-import sys
-from pathlib import Path
+import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -11,8 +11,6 @@ from tiny import CLIP, inputs, qwen
 from modulate.errors import HostError
 from modulate.hosts import understand
 from modulate.tower import METHOD, Tower
-
-sys.path.insert(0, str(Path(__file__).parent / "contract"))
 
 GIB = 2**30
 
@@ -168,10 +166,45 @@ def test_attentions_that_are_asked_for_are_the_tower_s_own(host, tower, runs):
     assert len(runs) == 2
 
 
+def field_by_field(output):
+    """Names and values of an output, tuples and tensors down to bytes."""
+    plain = lambda v: [plain(x) for x in v] if isinstance(v, tuple | list) else v.tolist()
+    return {name: plain(value) for name, value in output.items()}
+
+
+@pytest.mark.parametrize("by", ["call", "clip"])
+@pytest.mark.parametrize("annotated", [True, False], ids=["the class says what it returns", "it does not"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_what_the_host_is_given_is_of_the_library_s_own_class(name, annotated, by, tmp_path, monkeypatch):
+    """Whatever a host, generation or a user then does with it: dictionary, tuple, copies of it."""
+    from modulate_hosts.contract.families import FAMILIES
+    from modulate_hosts.contract.prompts import write
+
+    family = next(f for f in FAMILIES if f.name == name)
+    model, given = family.build(), write(family, [["video", "video"]]).inputs
+    if not annotated:
+        monkeypatch.delitem(inspect.unwrap(getattr(type(model.model), METHOD)).__annotations__, "return")
+    ask = lambda **more: getattr(model.model, METHOD)(given["pixel_values_videos"], given["video_grid_thw"], **more)
+    made = ask(return_dict=True)
+    kept = {"pooler_output", "deepstack_features"} & made.keys()
+    for _ in range(2):  # the second is another process: nothing in memory
+        tower = Tower(understand(model), tmp_path, GIB, by)
+        with tower.remembered():
+            for found in (ask(return_dict=True), ask()):
+                assert type(found) is type(made)
+                assert found.keys() == kept and len(found.to_tuple()) == len(kept)
+                if by == "call":
+                    assert field_by_field(found) == {k: v for k, v in field_by_field(made).items() if k in kept}
+                assert type(copy.copy(found)) is type(dataclasses.replace(found)) is type(made)
+            assert isinstance(ask(return_dict=False), tuple)
+            whole = model(**given, return_dict=True)
+            assert isinstance(whole.to_tuple(), tuple)
+
+
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
-    from families import FAMILIES
-    from prompts import write
+    from modulate_hosts.contract.families import FAMILIES
+    from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == name)
     model, given = family.build(), write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
@@ -185,7 +218,7 @@ def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
 
 
 def test_a_host_whose_clips_cannot_be_told_apart_is_refused(tmp_path):
-    from families import FAMILIES
+    from modulate_hosts.contract.families import FAMILIES
 
     model = next(f for f in FAMILIES if f.name == "smolvlm").build()
     with pytest.raises(HostError, match="SmolVLMModel has no get_video_features"):

@@ -1,15 +1,15 @@
 """Small real models and inputs that several tests share."""
 
-import numpy as np
 import torch
-from transformers import Cache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
-from modulate.choice import Choice, LoraParams
-from modulate_gaze.scanpath import Scanpath
+from modulate.choice import Choice, Tokens
+from modulate_hosts.contract.suite import D_FEATURES, cached, fresh, our_hooks, scanpath
+
+__all__ = ["CLIP", "D_FEATURES", "GRID", "cached", "features", "fresh", "inputs", "our_hooks", "qwen", "scanpath", "selecting"]
 
 VIDEO, IMAGE, START, END, PAD = 5, 6, 3, 4, 0
-D_FEATURES = 12
 
 
 def qwen(layers=4, dtype=torch.float32, seed=0):
@@ -29,10 +29,6 @@ def qwen(layers=4, dtype=torch.float32, seed=0):
 
 
 GRID = visual_grid([0.0, 1.0, 2.0, 3.0], frames_per_step=2, rows=2, cols=3)
-
-
-def scanpath(x=0.2, y=0.7):
-    return Scanpath(np.array([[x, y, 0.5, 1.0], [1 - x, y, 2.5, 1.0]]))
 
 
 def features(grid=GRID, seed=0):
@@ -61,20 +57,14 @@ def inputs(texts=((7, 8, 9), (10, 11)), side="left", videos=1, seed=0, dtype=tor
     )
 
 
-def fresh(host, layers=(1, 2), encoder="heatmap_dur", lora=None, sharing="per_layer"):
+def selecting(host, kind):
+    """A modulation that writes on tokens of this kind, with weights that do something."""
     torch.manual_seed(3)
-    return Modulation.for_host(
-        host, encoder=Choice(name=encoder, params={"dim": 16}),
-        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1, "sharing": sharing}),
-        layers=layers, d_features=D_FEATURES, lora_params=LoraParams(rank=2) if lora else None,
+    made = Modulation.for_host(
+        host, encoder=Choice(name="heatmap_dur", params={"dim": 16}),
+        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
+        layers=(1, 2), d_features=D_FEATURES, tokens=Tokens(kind=kind),
     )  # fmt: skip
-
-
-def cached(output):
-    """{name: cache} of a forward's output: transformers takes it back under the name that it gives it out with."""
-    return {name: value for name, value in output.items() if isinstance(value, Cache)}
-
-
-def our_hooks(host):
-    """Hooks of modulate on any module (transformers keeps some of its own for output_hidden_states)."""
-    return [h for m in host.modules() for h in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()] if h.__module__.startswith("modulate")]
+    for writer in made.out:
+        torch.nn.init.normal_(writer.weight, std=0.5)
+    return made.eval()

@@ -23,7 +23,7 @@ from modulate.checks.settings import optimiser_steps
 from modulate.components import Sample
 from modulate.errors import DataError, MissingFileError
 from modulate.evaluation.evaluate import score
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
 from modulate.plan import SPLITS
@@ -201,7 +201,7 @@ class _Peak:
 
     def __enter__(self) -> None:
         if self.slows:
-            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True)
             self._profile.__enter__()
         else:
             torch.cuda.reset_peak_memory_stats(self.device)

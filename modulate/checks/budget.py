@@ -13,10 +13,11 @@ from modulate.checks.reach import AnySignal
 from modulate.components import FrameFeatures, SignalFeatures
 from modulate.grid import VisualGrid
 from modulate.hosts import EncodedPrompt
-from modulate.inject import ModulatedHost
-from modulate.modulation import ClipInput, Modulation
+from modulate.modulated_host import ModulatedHost
+from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
 from modulate.recipe import Recipe
+from modulate.rows import ClipInput
 from modulate.sections import Stage
 from modulate.training.optimise import select
 
@@ -26,11 +27,15 @@ MOMENTS = 2
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of a run. ``peak``: bytes alive at most, weights included; ``flops``: operations of one optimiser step, or of one clip or sample."""
+    """One part of a run. ``peak``: bytes alive at most, weights included; ``flops``: operations of one optimiser step, or of one clip or sample.
+
+    ``uncounted``: names of torch operations that ``flops`` is without, see :class:`Rehearsal`.
+    """
 
     name: str
     peak: int
     flops: int
+    uncounted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class _Steps:
             nn.functional.cross_entropy(options, torch.zeros(len(options), dtype=torch.long, device=META)).backward()  # type: ignore[no-untyped-call]
         for p in trained:
             p.grad = None
-        return Phase(f"stage {stage.name}", rehearsal.peak, rehearsal.flops * settings.accumulation)
+        return Phase(f"stage {stage.name}", rehearsal.peak, rehearsal.flops * settings.accumulation, frozenset(rehearsal.uncounted))
 
     def evaluation(self) -> Phase:
         """Rehearse the forward of one batch of an evaluation; operations are given for one sample."""
@@ -126,7 +131,7 @@ class _Steps:
         with torch.no_grad(), Rehearsal(self.device) as rehearsal:
             rehearsal.see(self.resident)
             self.forward(size)
-        return Phase("evaluation", rehearsal.peak, rehearsal.flops // size)
+        return Phase("evaluation", rehearsal.peak, rehearsal.flops // size, frozenset(rehearsal.uncounted))
 
     def forward(self, size: int, signal: bool = True) -> Tensor:
         """Run one forward of ``size`` samples through the hooks; return its logits."""
@@ -151,7 +156,7 @@ def _features(pipeline: Pipeline, example: Example, resident: Sequence[Tensor], 
     with torch.no_grad(), Rehearsal(device) as rehearsal:
         rehearsal.see(list(resident))
         found: FrameFeatures = pipeline.backbone(torch.empty(*example.frames, 3, dtype=torch.uint8, device=META), example.times)
-    return Phase("features", rehearsal.peak, rehearsal.flops), tuple(found.values.shape)
+    return Phase("features", rehearsal.peak, rehearsal.flops, frozenset(rehearsal.uncounted)), tuple(found.values.shape)
 
 
 @contextmanager

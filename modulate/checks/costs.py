@@ -54,6 +54,8 @@ def tell_costs(
     per, settings = {"features": "a clip", "evaluation": "a sample"}, recipe.training
     step = "an optimiser step" if settings.together != "clip" else f"{settings.batch_size * settings.accumulation} samples, each with its own pass over the clip"
     report.figures["operations"] = "\n".join(f"{n / 1e12:,.3g} TFLOP {name}, {per.get(name, step)}" for name, n in report.flops.items())
+    if uncounted := sorted(set().union(*(phase.uncounted for phase in found.phases))):
+        report.add("info", f"Operations are more than said: this torch's {', '.join(uncounted)} could not be counted.")
     report.add(
         "info",
         f"Memory is that of tensors on a {'GPU' if device == 'cuda' else 'CPU'}, of clips like the largest, weights included: gradients, AdamW's two moments and "

@@ -1,34 +1,45 @@
 """``modulate hosts``: families of hosts, and what the contract suite saw of each under which version of transformers.
 
-A plugin that registers hosts may ship a ``verified.json`` beside its ``__init__.py``, written by its suite. Nothing here imports torch.
+Nothing here imports torch, except ``--verify``, which runs the contract's quick rows on this machine.
 """
 
-import json
+import time
 from collections import Counter
-from importlib.resources import files
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from modulate import plugins
 from modulate.cli.arguments import AsJson
-from modulate.errors import PluginError, near_matches
+from modulate.cli.output import echo_json
+from modulate.errors import PluginError, StorageError, near_matches
+from modulate.verified import Cell, Versions, contract_of, recorded, remember
 
 SUITE = "python -m pytest tests/contract --write-hosts"
 
 
 def hosts(
     family: Annotated[str | None, typer.Argument(metavar="FAMILY", help="a family, to see every row; without it all families, summed up")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="run the contract's quick rows on a tiny random host of FAMILY, or of each family, here and now")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List families of hosts: what serves them, and which rows of the contract pass under which version of transformers."""
-    data = verified(plugins.registry())
+    """List families of hosts: what serves them, and which rows of the contract pass under which version of transformers.
+
+    With --verify: prove the versions that are installed, row by row. Exit code 1 when a row fails; else the result is remembered for these versions, and
+    attaching no longer warns that nobody verified them.
+    """
+    data = recorded(plugins.registry())
     rows, families = data["rows"], data["families"]
     if family is not None and family not in families:
         raise PluginError(f"Unknown family {family!r}. {near_matches(family, families)}")
     chosen = {family: families[family]} if family else families
+    if verify:
+        prove(chosen, Versions.installed(), as_json)
+        return
     if as_json:
-        typer.echo(json.dumps({"rows": rows, "families": chosen}, indent=2, ensure_ascii=False))
+        echo_json({"rows": rows, "families": chosen})
         return
     width = max((len(name) for name in chosen), default=0)
     for name, versions in chosen.items():
@@ -39,28 +50,50 @@ def hosts(
                     typer.echo(f"  {cell['outcome']:<14}  {rows[row]}{f': {reason}' if (reason := cell.get('reason')) else ''}")
 
 
-def verified(registry: plugins.Registry) -> dict[str, Any]:
-    """Return {"rows": {row: title}, "families": {family: {transformers version: what was seen}}} of every plugin that registers hosts."""
-    rows: dict[str, str] = {}
-    families: dict[str, dict[str, Any]] = {}
-    for owner in sorted({c.plugin for (kind, _), c in registry.components.items() if kind == "host"}):
-        plugin: Any = registry.manager.get_plugin(owner)
-        path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
-        if path is None or not path.is_file():
-            continue
-        data = json.loads(path.read_text(encoding="utf-8"))
-        rows |= data["rows"]
-        for version in sorted(data["versions"], key=lambda v: [int(part) if part.isdigit() else -1 for part in v.split(".")], reverse=True):
-            seen = data["versions"][version]
-            for name, host in seen["hosts"].items():
-                families.setdefault(name, {})[version] = host | {"torch": seen["torch"], "device": seen["device"]}
-    return {"rows": rows, "families": families}
+def prove(families: Iterable[str], here: Versions, as_json: bool = False) -> None:
+    """Run the quick rows of ``families``, print them as they come, and remember the families when none of their rows failed.
+
+    Raises :class:`PluginError` for a family whose plugin ships no contract, and ``typer.Exit`` (1) after a failure.
+    """
+    if not __debug__:
+        raise PluginError("The contract is made of assertions, which python -O leaves out; run without -O and PYTHONOPTIMIZE.")
+    start, found = time.monotonic(), dict[str, dict[str, Cell]]()
+    say = (lambda text: None) if as_json else typer.echo
+    say(str(here))
+    for family in families:
+        contract = contract_of(plugins.registry(), family)
+        if contract is None:
+            raise PluginError(f"The plugin that knows {family!r} ships no contract, so nothing can be run for it.")
+        say(family)
+        found[family] = {}
+        for title, cell in contract.verify(family):
+            found[family][title] = cell
+            say(f"  {cell.outcome:<14}  {title}{f': {cell.reason}' if cell.reason else ''}")
+    failed = {family: [title for title, cell in cells.items() if cell.outcome == "failed"] for family, cells in found.items()}
+    passed = [family for family, titles in failed.items() if not titles]
+    kept = _kept(here, passed) if passed else ""
+    if as_json:
+        cells = {family: {title: asdict(cell) for title, cell in by_title.items()} for family, by_title in found.items()}
+        echo_json({"versions": asdict(here), "families": cells})
+    counted = summary({title: asdict(cell) for family, cells in found.items() for title, cell in ((f"{family} {t}", c) for t, c in cells.items())})
+    say(f"{counted} in {time.monotonic() - start:.0f} s." + kept)
+    if len(passed) < len(found):
+        say(f"Failed with {here}: {', '.join(family for family, titles in failed.items() if titles)}. Install the releases of the lock, or report the rows above.")
+        raise typer.Exit(1)
+
+
+def _kept(here: Versions, passed: list[str]) -> str:
+    """Remember the families that passed; return what there is to say of it."""
+    try:
+        return f" Remembered in {remember(here, passed)}: {', '.join(passed)}."
+    except StorageError as error:  # what was proved stays proved
+        return f" Not remembered: {error}"
 
 
 def summary(cells: dict[str, dict[str, str]]) -> str:
     """Return how many rows pass, are refused, are not applicable."""
     counted = Counter(cell["outcome"] for cell in cells.values())
-    return ", ".join(f"{counted[outcome]} {outcome}" for outcome in ("pass", "refused", "not applicable") if counted[outcome])
+    return ", ".join(f"{counted[outcome]} {outcome}" for outcome in ("pass", "refused", "not applicable", "failed") if counted[outcome])
 
 
 def served(seen: dict[str, Any]) -> str:
@@ -74,7 +107,7 @@ def served(seen: dict[str, Any]) -> str:
 
 def page(registry: plugins.Registry, note: str) -> str:
     """Return the reference page: for every version of transformers the matrix of rows × hosts, and below it every reason."""
-    data = verified(registry)
+    data = recorded(registry)
     versions: dict[str, dict[str, Any]] = {}
     for name, by_version in data["families"].items():
         for version, seen in by_version.items():
@@ -82,7 +115,7 @@ def page(registry: plugins.Registry, note: str) -> str:
     parts = [note, "# Hosts", INTRODUCTION, _table(("family", *versions), [_standing(name, by, versions) for name, by in data["families"].items()])]
     for version, families in versions.items():
         first = next(iter(families.values()))
-        parts += [f"## transformers {version}", f"torch {first['torch']}, on {first['device']}.", *_matrix(data["rows"], families)]
+        parts += [f"## transformers {version}", f"{Versions(version, first['torch'], first.get('peft', '')).beside()}, on {first['device']}.", *_matrix(data["rows"], families)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -90,7 +123,8 @@ INTRODUCTION = f"""Every row of the contract on every family of hosts: real tran
 knows nothing of how modulate finds tokens. A cell is **pass**, **refused** (an error says why; no residual goes astray) or **n/a**; the number is that of
 its reason below the table.
 
-`{SUITE}` runs the suite, slow rows too, and notes what it saw; then `python -m modulate.cli.reference` writes this page. `modulate hosts` prints the same.
+`{SUITE}` runs the suite, slow rows too, and notes what it saw; then `python -m modulate.cli.reference` writes this page: `make hosts` does both with the
+locked, the newest and the oldest releases. `modulate hosts` prints the same, and `modulate hosts --verify` runs the quick rows on [your own](../how-to/install.md).
 Any other model that follows transformers' conventions is served by the generic host; [add a host](../how-to/add-a-host.md) puts it into this table."""
 
 

@@ -1,15 +1,16 @@
 """Fixtures of the contract suite, and the option that writes its outcomes down."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
-import transformers
-from families import FAMILIES
-from suite import DATA, Case, rows
-from tiny import our_hooks
 
 from modulate.hosts import Host, understand
+from modulate.verified import Versions
+from modulate_hosts.contract import DATA
+from modulate_hosts.contract.families import FAMILIES
+from modulate_hosts.contract.suite import rows, watched
 
 OUTCOMES = pytest.StashKey[dict[str, dict[str, list[dict[str, str]]]]]()
 
@@ -24,9 +25,8 @@ def pytest_configure(config):
 
 @pytest.fixture
 def case(request):
-    case = Case(request.param)
-    yield case
-    assert not our_hooks(case.host), "a test left hooks of ours on the shared host"
+    with watched(request.param) as case:
+        yield case
 
 
 @pytest.hookimpl(wrapper=True)
@@ -48,7 +48,7 @@ def pytest_sessionfinish(session):
 
 def write(outcomes):
     """Put this transformers version's cells into the data file; return what is in the way, if anything."""
-    hosts, titles, rank = {}, rows(), ("pass", "not applicable", "refused", "failed")
+    hosts, titles, rank = {}, {name: row.title for name, row in rows().items()}, ("pass", "not applicable", "refused", "failed")
     for family in FAMILIES:
         found = outcomes[family.name]
         missing = [name for name in titles if name not in found]
@@ -59,8 +59,10 @@ def write(outcomes):
             return f"Nothing written: {family.name} fails {', '.join(failed)}."
         host = understand(family.build())
         hosts[family.name] = {"served_by": type(host).__name__, "encodes": type(host).encode is not Host.encode, "cells": cells}
-    here = {"torch": torch.__version__.split("+")[0], "device": "CUDA" if torch.cuda.is_available() else "CPU", "hosts": hosts}
-    versions = (json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}) | {transformers.__version__: here}
+    version = Versions.installed()
+    others = {name: value for name, value in asdict(version).items() if name != "transformers"}
+    here = others | {"device": "CUDA" if torch.cuda.is_available() else "CPU", "hosts": hosts}
+    versions = (json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}) | {version.transformers: here}
     for seen in versions.values():
         for host in seen["hosts"].values():
             host["cells"] = {name: host["cells"][name] for name in titles if name in host["cells"]}

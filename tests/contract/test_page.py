@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES
-from suite import DATA, rows
 from typer.testing import CliRunner
 
 from modulate.cli import build
 from modulate.errors import HostError
 from modulate.hosts import understand
+from modulate_hosts.contract import DATA
+from modulate_hosts.contract.families import FAMILIES
+from modulate_hosts.contract.suite import rows
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "hosts.md"
-ROWS = rows()
+ROWS = {name: row.title for name, row in rows().items()}
 VERSIONS = json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}
 
 

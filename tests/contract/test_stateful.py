@@ -16,18 +16,18 @@ from typing import Any
 import hypothesis.strategies as st
 import peft
 import pytest
-import reference
 import torch
-from families import FAMILIES
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from suite import Case, close, host_of, strong
 from test_passes import by_layer, direct
 from tiny import cached, our_hooks
 from torch.utils.checkpoint import CheckpointError
 
 from modulate import ClipInput
 from modulate.errors import ConditioningError
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.families import FAMILIES
+from modulate_hosts.contract.suite import Case, close, host_of, strong
 
 LONG = int(os.environ.get("MODULATE_STATEFUL_STEPS", "3000"))
 STEPS = 40  # of one example of the long form
@@ -232,7 +232,7 @@ class Machine(RuleBasedStateMachine):
 
     # --- caches ------------------------------------------------------------------------------------
 
-    @rule(spec=batches, heard=heard, more=st.booleans())
+    @rule(spec=batches, heard=heard, more=st.sampled_from(["", "on", "copy", "repeat", "crop"]))
     def first_turn(self, spec, heard, more):
         batch = self.case.write(*spec[0], first=spec[2])
         rows, parts = self.stack(batch, heard)
@@ -243,7 +243,9 @@ class Machine(RuleBasedStateMachine):
             ours = self.host(**batch.inputs, use_cache=True)
             close(ours.logits, plain.logits)
             turn = Turn(cached(ours), cached(plain), mask)
-            if more:
+            if more:  # in the same block
+                if more != "on":
+                    turn = self.changed(turn, more)
                 self.say(turn, (30, 31), [(m, None) for m, _ in parts])
         self.turns = [*self.turns[-2:], turn]
 
@@ -267,7 +269,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9), ids=st.sampled_from([(30,), (31, 32, 33)]), blocks=st.booleans())
     def next_turn(self, which, ids, blocks):
         turn = self.turns[which % len(self.turns)]
-        rows = {name: [[]] * len(turn.mask) for name, attachment in self.attached.items() if blocks and self.knows(attachment, turn)}
+        rows = {name: [[]] * len(turn.mask) for name in self.attached if blocks}
         self.say(turn, ids, [(self.mods[name], None) for name in self.attached], lambda: self.under(rows))
 
     @precondition(lambda self: self.turns)
@@ -279,36 +281,39 @@ class Machine(RuleBasedStateMachine):
         if past > 150:
             return
         batch = self.case.write(*[[part, (30, 31)]] * len(turn.mask), first=5)
-        heard = {name: how if name in self.attached and self.knows(self.attached[name], turn) else "" for name, how in heard.items()}
         rows, _ = self.stack(batch, heard)
         places = [[[p + past for p in clip] for clip in row] for row in batch.positions]
         length = past + batch.inputs["input_ids"].shape[1]
         parts = [(self.mods[name], reference.dense(self.mods[name], rows[name], places, length) if name in rows else None) for name in self.attached]
         self.go_on(turn, batch.inputs, parts, lambda: self.under(rows))
 
-    def knows(self, attachment, turn):
-        """Whether a block may continue this cache: only one that was filled under the attachment's own."""
-        return all(cache in attachment._histories for cache in turn.ours.values())
-
     @precondition(lambda self: self.turns)
-    @rule(which=st.integers(0, 9), how=st.sampled_from(["crop", "copy", "reorder"]), n=st.integers(1, 3))
+    @rule(which=st.integers(0, 9), how=st.sampled_from(["crop", "copy", "reorder", "repeat"]), n=st.integers(1, 3))
     def change_cache(self, which, how, n):
-        turn = self.turns[which % len(self.turns)]
+        turn = self.changed(self.turns[which % len(self.turns)], how, n)
         if how == "copy":
-            turn = Turn(*(copy.deepcopy(vars(turn)[name]) for name in ("ours", "plain", "mask")))
             self.turns = [*self.turns[-2:], turn]
+
+    def changed(self, turn, how, n=1):
+        """Change both caches as users and decoding strategies do; a copy is another turn."""
+        if how == "copy":
+            return Turn(*(copy.deepcopy(vars(turn)[name]) for name in ("ours", "plain", "mask")))
+        if how == "repeat" and len(turn.mask) > 2:
+            return turn
         for cache in [*turn.ours.values(), *turn.plain.values()]:
             if how == "crop":
                 cache.crop(-n)
             elif how == "reorder":
                 cache.reorder_cache(torch.arange(len(turn.mask)).flip(0))
+            elif how == "repeat":
+                cache.batch_repeat_interleave(2)
         if how == "crop":
             turn.mask = turn.mask[:, :-n]
         elif how == "reorder":
             turn.mask = turn.mask.flip(0)
-            for attachment in self.attached.values():
-                for cache in turn.ours.values():
-                    attachment._histories.pop(cache, None)  # a block of its own would not know of the new order
+        elif how == "repeat":
+            turn.mask = turn.mask.repeat_interleave(2, 0)
+        return turn
 
     # --- gradients ---------------------------------------------------------------------------------
 

@@ -1,12 +1,10 @@
 """Gradients: of the modulation only, and the same under activation checkpointing, however forwards and backwards are ordered."""
 
-import pytest
 import torch
-from families import FAMILIES
-from suite import Case, row, strong
 from torch.utils.checkpoint import checkpoint
 
 from modulate.errors import ConditioningError
+from modulate_hosts.contract.suite import row
 
 
 def trainable(case, **checkpointing):
@@ -16,7 +14,7 @@ def trainable(case, **checkpointing):
         # Renamed after 5.17; the old name warns.
         enable = getattr(host, "activation_checkpointing_enable", None) or host.gradient_checkpointing_enable
         enable(checkpointing)
-    return host, strong(host).train()
+    return host, case.strong(host).train()
 
 
 def loss_of(host, batch):
@@ -49,7 +47,7 @@ def same(a, b):
 @row("gradients reach every part of the modulation and never the host")
 def test_gradients(case):
     found = single(case)
-    assert [n for n, p in strong(case.host).named_parameters() if n not in found or not found[n].any()] == []
+    assert [n for n, p in case.strong(case.host).named_parameters() if n not in found or not found[n].any()] == []
 
 
 @row("gradient checkpointing, not reentrant, backward after the block: the same gradients")
@@ -57,8 +55,8 @@ def test_checkpointing(case):
     same(single(case), single(case, use_reentrant=False))
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")  # of the frozen vision tower, which needs none
-@row("gradient checkpointing, reentrant, backward after the block: the same gradients")
+# Torch warns of the frozen vision tower, which needs no gradients.
+@row("gradient checkpointing, reentrant, backward after the block: the same gradients", ignoring="None of the inputs have requires_grad=True")
 def test_reentrant_checkpointing(case):
     try:
         found = single(case, prepare=lambda host: host.enable_input_require_grads(), use_reentrant=True)
@@ -102,20 +100,3 @@ def test_two_forwards_then_two_backwards(case):
     expected = two(case, inside=False)
     same(expected, two(case, inside=False, use_reentrant=False))
     same(expected, two(case, inside=True))
-
-
-def test_reentrant_checkpointing_of_whole_layers_is_refused():
-    case = Case(FAMILIES[1])
-    host, modulation = trainable(case)
-    for layer in host.get_decoder().layers:
-        call = type(layer).__call__
-        run = lambda self, *a, call=call, **kw: checkpoint(lambda *b: call(self, *b, **kw), *a, use_reentrant=True)
-        layer.__class__ = type(type(layer).__name__, (type(layer),), {"__call__": run})
-    host.enable_input_require_grads()
-    batch = case.write(["video", (7, 8, 9)])
-    with (
-        modulation.attached(host) as attachment,
-        pytest.raises(ConditioningError, match="although the modulation needs them"),
-        attachment.condition(case.clips(batch)),
-    ):
-        loss_of(host, batch)

@@ -1,10 +1,9 @@
 """Hosts that are split over devices, quantised, or carry adapters: PEFT's and the modulation's own."""
 
-import pytest
-import reference
 import torch
-from suite import close, row, strong
-from tiny import fresh, our_hooks
+
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.suite import close, fresh, our_hooks, row
 
 
 def prompts(case):
@@ -15,7 +14,7 @@ def prompts(case):
 def agrees(case, host, steps=3):
     """Logits and what is generated are those of the family's plain host under the reference's residuals."""
     batch, clips = prompts(case)
-    modulation = strong(host)
+    modulation = case.strong(host)
     values = case.dense(batch, clips, modulation)
     forward = lambda h: h(**batch.inputs).logits
     generate = lambda h: h.generate(**batch.inputs, max_new_tokens=steps, do_sample=False)
@@ -33,8 +32,8 @@ def test_cpu_offload(case):
     offloaded(case, lambda host, batch: host(**batch.inputs).logits)
 
 
-@pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids` being on a device type:UserWarning")  # before 5.23
-@row("accelerate: weights offloaded to the CPU between layers, generating")
+# Before 5.23 transformers warns of where the ids are.
+@row("accelerate: weights offloaded to the CPU between layers, generating", ignoring="You are calling .generate.. with the `input_ids` being on a device type")
 def test_generating_under_cpu_offload(case):
     offloaded(case, lambda host, batch: host.generate(**batch.inputs, max_new_tokens=3, output_scores=True, return_dict_in_generate=True).scores[-1])
 
@@ -68,14 +67,16 @@ def dispatched(case, device, **more):
     close(agrees(case, host), agrees(case, case.family.build()))
 
 
-@pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")  # a parameter beside the modules has a key too
-@row("accelerate: a device map")
+DEVICE_MAP = "The following device_map keys do not match"
+"""What accelerate warns of: a parameter beside the modules has a key too."""
+
+
+@row("accelerate: a device map", ignoring=DEVICE_MAP)
 def test_device_map(case):
     dispatched(case, "cpu")
 
 
-@pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
-@row("accelerate: a layer offloaded to disk", quick=())
+@row("accelerate: a layer offloaded to disk", quick=(), ignoring=DEVICE_MAP)
 def test_disk_offload(case, tmp_path):
     dispatched(case, "disk", offload_dir=tmp_path)
 
@@ -111,7 +112,7 @@ def test_lora(case):
     bare = call()
     with fresh(host, lora=True).attached(host) as attachment, attachment.condition(clips):
         assert torch.equal(call(), bare)
-    modulation = strong(host)
+    modulation = case.strong(host)
     with reference.merged(host, modulation):
         adapted = call()
     assert not torch.allclose(adapted, bare, atol=1e-2)

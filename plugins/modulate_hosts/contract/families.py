@@ -6,7 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from prompts import (
+from torch import Tensor, nn
+
+from modulate import visual_grid
+from modulate.grid import VisualGrid
+from modulate_hosts.contract.prompts import (
     BOS,
     BOTH,
     END,
@@ -26,10 +30,6 @@ from prompts import (
     pictures,
     pictures_by_row,
 )  # fmt: skip
-from torch import Tensor, nn
-
-from modulate import visual_grid
-from modulate.grid import VisualGrid
 
 WIDTH, LAYERS, VOCAB = 32, 4, 64
 

@@ -2,11 +2,10 @@
 
 import inspect
 
-import pytest
 import torch
-from suite import close, row
 
 from modulate.errors import ConditioningError, HostError
+from modulate_hosts.contract.suite import close, raises, row
 
 STEPS = 4
 
@@ -39,7 +38,7 @@ def test_inputs_embeds_with_positions(case):
     agrees = bare_agrees(case, batch, inputs)
     expected = case.expected(batch, clips, call)
     with case.modulation.attached(case.host) as attachment:
-        with pytest.raises(HostError, match="inputs_embeds without input_ids"), attachment.condition(clips):
+        with raises(HostError, match="inputs_embeds without input_ids"), attachment.condition(clips):
             call()
         with attachment.condition(clips, positions=batch.mask):
             got = call()
@@ -94,17 +93,17 @@ def test_a_conditioning_that_does_not_fit(case):
     with case.modulation.attached(case.host) as attachment:
 
         def refused(rows, match, **more):
-            with pytest.raises(ConditioningError, match=match), attachment.condition(rows, **more):
+            with raises(ConditioningError, match=match), attachment.condition(rows, **more):
                 call()
 
         refused([clips[0], [*clips[1], *clips[1]]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+")
         refused([clips[0], [wrong]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+")
         refused([clips[0]] * 3, "has 3 rows, the forward a batch of 2")
         refused(clips, f"Row 1: the positions name 0 visual tokens, the conditioning {tokens}", positions=batch.mask & torch.tensor([[True], [False]]))
-        refused(clips, r"positions must be \(row, position\) for 2 rows, got shape \(1,", positions=batch.mask[:1])
-        with pytest.raises(HostError, match=r"needs features of shape"), attachment.condition([[type(wrong)(wrong.signal, wrong.grid, None)], clips[1]]):
+        refused(clips, r"`positions` must be \(row, position\) for 2 rows, got shape \(1,", positions=batch.mask[:1])
+        with raises(HostError, match=r"needs features of shape"), attachment.condition([[type(wrong)(wrong.signal, wrong.grid, None)], clips[1]]):
             call()
-        with pytest.raises(ConditioningError, match="No forward reached the host"), attachment.condition(clips):
+        with raises(ConditioningError, match="No forward reached the host"), attachment.condition(clips):
             pass
         with attachment.condition(clips):
             got = call().logits

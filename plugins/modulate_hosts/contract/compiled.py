@@ -2,12 +2,11 @@
 
 import contextlib
 
-import pytest
-import reference
 import torch
-from suite import close, row, strong
 
 from modulate.errors import ConditioningError
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.suite import close, row
 
 FEW = ("smolvlm",)
 """Families that these rows run on in the quick suite: compiling takes seconds."""
@@ -15,11 +14,13 @@ FEW = ("smolvlm",)
 BACKEND = "aot_eager"
 
 
-@pytest.fixture(autouse=True)
+@contextlib.contextmanager
 def fresh_compiler():
     torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
 
 
 @contextlib.contextmanager
@@ -77,11 +78,13 @@ def unconditioned(case, modulation, attachment, batch, call):
 
 
 @row("torch.compile of the language model in one graph (fullgraph), after attaching", quick=FEW)
+@fresh_compiler()
 def test_compiled_in_one_graph(case):
     one_graph(case, BACKEND)
 
 
 @row("torch.compile of the language model in one graph, by inductor", quick=())
+@fresh_compiler()
 def test_compiled_by_inductor(case):
     one_graph(case, "inductor")
 
@@ -89,7 +92,7 @@ def test_compiled_by_inductor(case):
 def one_graph(case, backend):
     batch, clips = prompts(case)
     host = case.family.build()
-    modulation = strong(host)
+    modulation = case.strong(host)
     with compiling(case, lambda: bare_graph(case, backend)), modulation.attached(host) as attachment:
         host.get_decoder().compile(backend=backend, fullgraph=True)
         call = lambda: host(**batch.inputs, use_cache=False).logits
@@ -107,24 +110,27 @@ def bare_graph(case, backend):
 
 
 @row("torch.compile of the whole host after attaching", quick=FEW)
+@fresh_compiler()
 def test_compiled_after_attaching(case):
     batch, clips = prompts(case)
     host = case.family.build()
-    modulation = strong(host)
+    modulation = case.strong(host)
     with compiling(case, whole(case)), modulation.attached(host) as attachment:
         conditioned_equals_expected(case, host, modulation, attachment, batch, clips, torch.compile(host, backend=BACKEND))
 
 
 @row("torch.compile before attaching, first called after", quick=())
+@fresh_compiler()
 def test_compiled_before_attaching(case):
     batch, clips = prompts(case)
     compiled = torch.compile(case.family.build(), backend=BACKEND)
-    modulation = strong(compiled)
+    modulation = case.strong(compiled)
     with compiling(case, whole(case)), modulation.attached(compiled) as attachment:
         conditioned_equals_expected(case, compiled, modulation, attachment, batch, clips)
 
 
 @row("torch.compile and a first call before attaching", quick=FEW)
+@fresh_compiler()
 def test_traced_before_attaching(case):
     batch, clips = prompts(case)
     host = case.family.build()
@@ -132,7 +138,7 @@ def test_traced_before_attaching(case):
     call = lambda: host(**batch.inputs, use_cache=False)
     with quietly():
         case.bare(call)
-        with strong(host).attached(host) as attachment:
+        with case.strong(host).attached(host) as attachment:
             refused = False
             try:
                 with attachment.condition(clips):

@@ -1,12 +1,10 @@
 """One forward: residuals land on the grids' tokens and nowhere else."""
 
-import pytest
-import reference
 import torch
-from suite import close, row, strong
-from tiny import fresh
 
 from modulate import ClipInput
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.suite import close, fresh, row
 
 
 @row("a fresh modulation leaves the logits bit for bit as they are")
@@ -109,7 +107,7 @@ def test_recorded_outputs(case):
     host.set_attn_implementation("eager")
     batch = case.write(["video", (7, 8)])
     clips = case.clips(batch)
-    modulation = strong(host)
+    modulation = case.strong(host)
     values = case.dense(batch, clips, modulation)
     call = lambda: host(**batch.inputs, output_hidden_states=True, output_attentions=True)
     plain = call()
@@ -123,11 +121,11 @@ def test_recorded_outputs(case):
 
 
 @row("attention by sdpa and eager")
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_attention_implementations(case, attention):
-    host = case.family.build()
-    case.bare(lambda: host.set_attn_implementation(attention))
-    compare(case, host)
+def test_attention_implementations(case):
+    for attention in ("sdpa", "eager"):
+        host = case.family.build()
+        case.bare(lambda host=host, attention=attention: host.set_attn_implementation(attention))
+        compare(case, host)
 
 
 def compare(case, host, atol=1e-4, tolerance=None):
@@ -135,7 +133,7 @@ def compare(case, host, atol=1e-4, tolerance=None):
     batch = case.write(["video", (7, 8)], ["video", (9,)])
     batch.inputs = {k: v.to(host.dtype) if v.is_floating_point() and k != "second_per_grid_ts" else v for k, v in batch.inputs.items()}
     batch.inputs = {k: v.to(host.device) for k, v in batch.inputs.items()}
-    modulation, clips = strong(host), case.clips(batch)
+    modulation, clips = case.strong(host), case.clips(batch)
     values = [v.to(host.device) for v in case.dense(batch, clips, modulation)]
     call = lambda: host(**batch.inputs)
     with reference.written(host, modulation, values):

@@ -5,13 +5,11 @@ import copy
 import pickle  # noqa: TID251  (to see it refused)
 import threading
 
-import pytest
-import reference
 import torch
-from suite import close, row, strong
-from tiny import our_hooks
 
 from modulate.errors import ConditioningError
+from modulate_hosts.contract import reference
+from modulate_hosts.contract.suite import close, our_hooks, raises, row
 
 
 def prompts(case):
@@ -23,7 +21,7 @@ def prompts(case):
 def test_stacked(case):
     batch, clips = prompts(case)
     host = case.host
-    some = [strong(host, layers, seed) for seed, layers in enumerate([(1, 2), (0, 2), (1, 3)])]
+    some = [case.strong(host, layers, seed) for seed, layers in enumerate([(1, 2), (0, 2), (1, 3)])]
     values = [case.dense(batch, clips, m) for m in some]
     call = lambda: host(**batch.inputs).logits
     bare = call()
@@ -103,7 +101,7 @@ def test_an_exception_inside(case):
     with case.modulation.attached(host) as attachment:
         for place in (host.lm_head, host.get_decoder().layers[1], host.get_decoder().layers[2].mlp, host.get_input_embeddings()):
             foreign = place.register_forward_hook(broken)
-            with pytest.raises(RuntimeError, match="foreign"), attachment.condition(clips):
+            with raises(RuntimeError, match="foreign"), attachment.condition(clips):
                 call()
             foreign.remove()
             with attachment.bare():
@@ -118,7 +116,7 @@ def test_an_exception_inside(case):
 def test_copies(case):
     batch, clips = prompts(case)
     host = case.family.build()
-    modulation = strong(host)
+    modulation = case.strong(host)
     bare = host(**batch.inputs).logits
     with modulation.attached(host) as attachment:
         with attachment.condition(clips):
@@ -126,7 +124,7 @@ def test_copies(case):
             twin = copy.deepcopy(host)
             assert torch.equal(twin(**batch.inputs).logits, bare)
         for protocol in (pickle.dumps, copy.copy, copy.deepcopy):
-            with pytest.raises(ConditioningError, match="cannot be pickled"):
+            with raises(ConditioningError, match="cannot be pickled"):
                 protocol(attachment)
         with attachment.condition(clips):
             host(**batch.inputs)
@@ -138,9 +136,9 @@ def test_copies(case):
 def test_nesting(case):
     batch, clips = prompts(case)
     with case.modulation.attached(case.host) as attachment, attachment.condition(clips):
-        with pytest.raises(ConditioningError, match="does not nest"), attachment.condition(clips):
+        with raises(ConditioningError, match="does not nest"), attachment.condition(clips):
             pass
-        with pytest.raises(ConditioningError, match="Cannot detach inside"):
+        with raises(ConditioningError, match="Cannot detach inside"):
             attachment.detach()
         got = case.host(**batch.inputs).logits
     close(got, case.expected(batch, clips, lambda: case.host(**batch.inputs).logits))
@@ -178,10 +176,10 @@ def test_threads(case):
             thread = threading.Thread(target=run, args=(attachment, conditioned))
             thread.start()
             assert reached.wait(20)
-            with pytest.raises(ConditioningError, match=r"[Aa]nother thread|does not nest"), attachment.condition(clips):
+            with raises(ConditioningError, match=r"[Aa]nother thread|does not nest"), attachment.condition(clips):
                 call()
             if conditioned:
-                with pytest.raises(ConditioningError, match="Another thread"):
+                with raises(ConditioningError, match="Another thread"):
                     call()
             else:
                 close(call(), bare)
@@ -199,7 +197,7 @@ def test_detached(case):
     batch, clips = prompts(case)
     host = case.family.build()
     modules, keys = {id(m) for m in host.modules()}, list(host.state_dict())
-    modulation = strong(host, lora=True)
+    modulation = case.strong(host)
     attachment = modulation.attach(host)
     with attachment.condition(clips):
         host(**batch.inputs)

@@ -1,0 +1,41 @@
+"""What every host must do, written once: the test suite runs all of it, `modulate hosts --verify` its quick rows.
+
+Importing this package imports no torch; :func:`verify` does.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modulate.verified import Cell
+
+DATA = Path(__file__).parents[1] / "verified.json"
+"""What the suite saw, by version of transformers: written by ``pytest tests/contract --write-hosts``."""
+
+
+def verify(family: str) -> Iterator[tuple[str, Cell]]:
+    """Run the quick rows on a tiny random host of ``family``; yield each row's title and what came of it."""
+    from modulate_hosts.contract.families import FAMILIES
+    from modulate_hosts.contract.suite import rows, run
+
+    (chosen,) = (f for f in FAMILIES if f.name == family)
+    with _small_and_quiet():
+        for row in rows().values():
+            if row.quick(chosen):
+                yield row.title, run(row, chosen)
+
+
+@contextmanager
+def _small_and_quiet() -> Iterator[None]:
+    """One thread, since hosts this small gain nothing from more; none of the libraries' advice, since what counts is printed row by row."""
+    import torch
+
+    threads, silenced = torch.get_num_threads(), logging.root.manager.disable
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        logging.disable(silenced)
