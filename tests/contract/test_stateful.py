@@ -366,6 +366,7 @@ class Machine(RuleBasedStateMachine):
             finally:
                 self.host.eval()
                 (getattr(self.host, "activation_checkpointing_disable", None) or self.host.gradient_checkpointing_disable)()
+                self.host.disable_input_require_grads()  # left on, it would change what is recomputed of other graphs
         if kind == "whole":
             return direct(run, self.host)
         with by_layer(self.host, kind != "plain"):
@@ -561,7 +562,7 @@ HOSTS = ("qwen2_5_vl", "smolvlm")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", HOSTS)
 def test_a_few_random_steps(name):
-    run(name, 6, 16, derandomize=True, phases=[Phase.generate])
+    run(name, 4, 16, derandomize=True, phases=[Phase.generate])
 
 
 @pytest.mark.slow
