@@ -1,5 +1,7 @@
 """What may be put into a host for a while: hooks, and stand-ins for its methods where a hook cannot leave a computation out."""
 
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import Signature
@@ -42,6 +44,43 @@ def named(parameters: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return kwargs
     given = parameters.bind_partial(*args, **kwargs).arguments
     return given | given.pop("kwargs", {})
+
+
+def may_run_modules(thread: int) -> bool:
+    """Return whether ``thread`` may be in a call of a module right now: torch is on its stack."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(("torch.nn.", "torch._dynamo.")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+class Callers:
+    """The threads that are in a forward of one host."""
+
+    def __init__(self) -> None:
+        self._inside: set[int] = set()
+        self._lock = threading.Lock()
+
+    def enter(self, alone: bool) -> bool:
+        """Note that this thread begins a forward; False, and nothing noted, where it must be alone and is not.
+
+        A forward that ended by an interrupt is over: torch calls no hook for what is no ``Exception``.
+        """
+        me = threading.get_ident()
+        with self._lock:
+            if alone and self._inside - {me}:
+                self._inside = {thread for thread in self._inside if may_run_modules(thread)}
+            if alone and self._inside - {me}:
+                return False
+            self._inside.add(me)
+            return True
+
+    def leave(self) -> None:
+        """Note that this thread's forward has ended."""
+        with self._lock:
+            self._inside.discard(threading.get_ident())
 
 
 class StandIn:

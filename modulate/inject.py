@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from modulate.caches import cache_out
 from modulate.conditioning import Conditioning, Hints, Plan
 from modulate.errors import ConditioningError, HostError
-from modulate.hooks import Hook, named, stood_in
+from modulate.hooks import Callers, Hook, named, stood_in
 from modulate.hosts import understand
 from modulate.lora import LoraHooks
 from modulate.modulation import HostSpec, Modulation
 from modulate.notices import heard
-from modulate.passes import Pass, in_backward, recomputed, remember, sequence_number
+from modulate.passes import Pass, Recall, backward_now
 from modulate.rows import ClipInput, Rows, listed
 from modulate.verified import warn_if_unverified
 
@@ -58,10 +58,8 @@ class Attachment:
         self._check()
         warn_if_unverified(self.host.config.model_type)
         self._conditioning: Conditioning | None = None
-        self._idle = Pass(None, lora=True)  # outside any forward of the host
-        self._pass: Pass | None = None  # of the forward that is running
-        self._inside: set[int] = set()  # threads in a forward of the host
-        self._lock = threading.Lock()
+        self._recall = Recall()
+        self._callers = Callers()
         self._report = Report(modulation.config.injection.layers)
         self._signature = inspect.signature(self.host.entry.forward)
         self._undo = ExitStack()
@@ -111,21 +109,21 @@ class Attachment:
 
     @torch.compiler.disable
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if in_backward() and recomputed(self) is not None:
-            return  # a checkpoint around the whole host: what this forward did is known
+        if self._recall.replays():
+            self._recall.run_again()
+            return
         conditioning, me = self._conditioning, threading.get_ident()
-        with self._lock:
-            if conditioning is not None and (conditioning.owner != me or self._inside - {me}):
-                raise ConditioningError("Another thread is conditioning this attachment or calling its host; one at a time may do so during a conditioning.")
-            self._inside.add(me)
+        if not self._callers.enter(alone=conditioning is not None) or (conditioning is not None and conditioning.owner != me):
+            self._callers.leave()
+            raise ConditioningError("Another thread is conditioning this attachment or calling its host; one at a time may do so during a conditioning.")
         if self._lora is not None:
             self._lora.follow()
-        self._pass = None
+        self._recall.running = None
         plan = None if conditioning is None else conditioning.plan(named(self._signature, args, kwargs))
         learning = torch.is_grad_enabled()
         if plan is not None:
             plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
-        self._pass = Pass(plan, self._idle.lora, sequence_number() if learning else 0)
+        self._recall.begin(Pass(plan, self._recall.idle.lora, torch.autograd._get_sequence_nr() if learning else -1))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_exporting():
@@ -134,22 +132,21 @@ class Attachment:
     @torch.compiler.disable
     def _leave(self, output: Any) -> None:
         """Close a forward, also one that failed (``output`` None)."""
-        if in_backward() and recomputed(self) is not None:
+        if self._recall.replays():
+            self._recall.end_again()
             return
-        me = threading.get_ident()
-        with self._lock:
-            self._inside.discard(me)
-        passed = self._pass
-        if passed is None or passed.thread != me:
+        self._callers.leave()
+        passed = self._recall.running
+        if passed is None or passed.thread != threading.get_ident():
             return
-        self._pass = None
+        self._recall.running = None
         if output is None:
             return
         if self._conditioning is not None:
             self._conditioning.ledger.remember(next(iter(cache_out(output).values()), None))
         self._check_fired(passed)
         if torch.is_grad_enabled() and output[0].grad_fn is not None:
-            remember(self, passed, output[0])
+            self._recall.remember(passed, output[0])
 
     def _check_fired(self, passed: Pass) -> None:
         """Raise :class:`ConditioningError` where a hook did not run although its layer did."""
@@ -168,17 +165,14 @@ class Attachment:
 
     def _current(self) -> Pass:
         """Return the forward that is running in this thread, or that a backward is recomputing."""
-        if not torch.compiler.is_compiling():
-            if in_backward() and (passed := recomputed(self)) is not None:
-                return passed
-            if self._pass is not None and self._pass.thread != threading.get_ident():
-                return self._idle
-        return self._pass or self._idle
+        if torch.compiler.is_compiling():
+            return self._recall.running or self._recall.idle
+        return self._recall.current(adapted=self._lora is not None)
 
     def _write(self, k: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             now = self._current()
-            if now is self._idle and self._conditioning is not None:
+            if now is self._recall.idle and self._conditioning is not None:
                 self._refuse_bypass()
             plan: Plan | None = now.plan
             if plan is None:
@@ -203,7 +197,7 @@ class Attachment:
 
     def _refuse_bypass(self) -> None:
         """Raise :class:`ConditioningError` for layers that run outside a forward of the entry, in the thread that conditions."""
-        if torch.compiler.is_compiling() or in_backward() or self._conditioning is None or self._conditioning.owner != threading.get_ident():
+        if torch.compiler.is_compiling() or backward_now() != -1 or self._conditioning is None or self._conditioning.owner != threading.get_ident():
             return
         raise ConditioningError(
             f"The decoder layers ran inside a conditioning without a forward of {type(self.host.entry).__name__}, the module that merges vision into text: "
@@ -231,6 +225,7 @@ class Attachment:
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
         self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, Hints(positions, prompt, mask))
+        before = self._recall.open_block()
         try:
             with heard():
                 yield
@@ -241,7 +236,8 @@ class Attachment:
                 )
             conditioning.ledger.finish()
         finally:
-            self._conditioning = self._pass = None
+            self._conditioning = self._recall.running = None
+            self._recall.opened = before
             self._summarise(conditioning)
 
     def _summarise(self, conditioning: Conditioning) -> None:
@@ -260,12 +256,13 @@ class Attachment:
         """Switch the modulation's own LoRA off for a while, so that forwards without conditioning are the host's own."""
         if self._conditioning is not None:
             raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
-        before = self._idle.lora
-        self._idle.lora = False
+        before = self._recall.idle.lora, self._recall.open_block()
+        self._recall.idle.lora = False
         try:
             yield
         finally:
-            self._idle.lora = before
+            self._recall.open_block()
+            self._recall.idle.lora, self._recall.opened = before
 
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
@@ -278,7 +275,8 @@ class Attachment:
         """Take out every hook; the host is what it was. Detaching twice is harmless."""
         if self._conditioning is not None:
             raise ConditioningError("Cannot detach inside a conditioning.")
-        self._pass = None
+        self._recall.running = None
+        self._recall.closed = True
         self._undo.close()
 
     def __reduce__(self) -> Any:

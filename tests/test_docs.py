@@ -23,8 +23,8 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 RECIPES = "modulate_recipes"
 
 LAYERS = [
-    {"errors", "hooks", "hookspecs", "installed", "memory", "notices", "passes", "recent", "shards", "signals", "wrappers", "writers"},
-    {"caches", "containers", "files", "grid", "interrupts", "parse", "paths", "pickled", "plugins"},
+    {"errors", "hooks", "hookspecs", "installed", "memory", "notices", "recent", "shards", "signals", "wrappers", "writers"},
+    {"caches", "containers", "files", "grid", "interrupts", "parse", "passes", "paths", "pickled", "plugins"},
     {"localize", "rows", "schema", "streams", "video"},
     {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},

@@ -1,5 +1,6 @@
 """Attachments beyond what every host must do (tests/contract): adapters, reports, misuse."""
 
+import threading
 
 import pytest
 import torch
@@ -149,3 +150,61 @@ def test_a_host_class_that_names_no_placeholder_is_refused():
 
     with pytest.raises(HostError, match="Blind names no visual placeholder"):
         Blind(qwen())
+
+
+def interrupted(host, kind=KeyboardInterrupt, **batch):
+    """Call the host and interrupt it in the middle, as Ctrl-C does: torch runs no hooks for what is no Exception."""
+
+    def stop(*args):
+        raise kind
+
+    handle = host.model.language_model.layers[1].mlp.register_forward_hook(stop)
+    try:
+        with pytest.raises(kind):
+            host(**batch)
+    finally:
+        handle.remove()
+
+
+def test_an_interrupted_forward_keeps_no_other_thread_out(host, modulation):
+    batch = inputs()
+    errors, found = [], []
+
+    def work():
+        try:
+            with attachment.condition([[CLIP], [CLIP]]):
+                found.append(host(**batch).logits)
+        except ConditioningError as error:
+            errors.append(error)
+
+    with modulation.attached(host) as attachment:
+        interrupted(host, **batch)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert errors == []
+        with attachment.condition([[CLIP], [CLIP]]):
+            assert torch.equal(host(**batch).logits, found[0])
+
+
+def test_an_interrupted_forward_is_over(host):
+    """Layers that are called by hand afterwards are not taken for its own."""
+    modulation, batch = fresh(host, lora=True), inputs()
+    for name, value in modulation.lora.items():
+        if name.endswith("|B"):
+            torch.nn.init.normal_(value, std=0.5)
+    project = host.model.language_model.layers[1].self_attn.q_proj
+    states = torch.ones(1, 1, 32)
+    plain = project(states)
+    with modulation.attached(host) as attachment:
+        adapted = project(states)
+        assert not torch.equal(adapted, plain)
+        with attachment.bare():
+            interrupted(host, **batch)
+        assert torch.equal(project(states), adapted)
+        interrupted(host, **batch)
+        with attachment.bare():
+            assert torch.equal(project(states), plain)
+        interrupted(host, **batch)
+        with pytest.raises(ConditioningError, match="ran inside a conditioning without a forward"), attachment.condition([[CLIP], [CLIP]]):
+            host.model.language_model(inputs_embeds=torch.ones(1, 4, 32))

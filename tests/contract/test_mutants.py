@@ -5,9 +5,10 @@ import weakref
 from dataclasses import replace
 
 import pytest
+import test_passes
 import torch
 
-from modulate import conditioning, inject, ledger, localize
+from modulate import conditioning, inject, ledger, localize, passes
 from modulate.caches import cache_among, length_of
 from modulate.errors import ModulateError
 from modulate_hosts.contract import company as test_company
@@ -96,8 +97,30 @@ def after_other_hooks(monkeypatch):
 def recompute_by_the_last_plan(monkeypatch):
     """What is recomputed is taken for the last forward."""
     latest = []
-    monkeypatch.setattr(inject, "remember", lambda owner, passed, output: latest.append(passed))
-    monkeypatch.setattr(inject, "recomputed", lambda owner: latest[-1] if latest else None)
+    begin = passes.Recall.begin
+    monkeypatch.setattr(passes.Recall, "begin", lambda self, passed: (latest.append(passed), begin(self, passed)))
+    monkeypatch.setattr(passes.Recall, "run_again", lambda self: None)
+    monkeypatch.setattr(passes.Recall, "_recomputed", lambda self, task: latest[-1])
+
+
+def recomputed_is_bare(monkeypatch):
+    """What is recomputed is taken for a forward that nothing is known of."""
+    monkeypatch.setattr(passes.Recall, "_recomputed", lambda self, task: None)
+
+
+def run_again_is_new(monkeypatch):
+    """A whole forward that is run again is taken for one of the block that lasts."""
+    monkeypatch.setattr(passes.Recall, "replays", lambda self: False)
+
+
+def first_of_the_checkpoint(monkeypatch):
+    """Of several forwards in one checkpoint the first is taken for all."""
+    monkeypatch.setattr(passes.Region, "next", lambda self, running: self.passes[0])
+
+
+def recomputed(test, *more):
+    """A test of recomputed layers, in the form of a row."""
+    return lambda case: test(test_passes.Scene(), *more)
 
 
 def separators_are_places(monkeypatch):
@@ -172,7 +195,21 @@ CAUGHT_BY = {
     last_clip_first: [test_forward.test_several_videos, test_forward.test_several_images, test_forward.test_image_and_video],
     next_layer: [test_forward.test_only_visual_tokens_differ_and_by_the_residual, test_forward.test_recorded_outputs],
     after_other_hooks: [test_forward.test_recorded_outputs, test_company.test_foreign_hooks],
-    recompute_by_the_last_plan: [test_training.test_two_forwards_then_two_backwards],
+    recompute_by_the_last_plan: [
+        test_training.test_two_forwards_then_two_backwards,
+        recomputed(test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.whole, 1),
+        recomputed(test_passes.test_bare_ones_have_gradients_of_their_own, test_passes.layers),
+    ],
+    recomputed_is_bare: [
+        test_training.test_two_forwards_then_two_backwards,
+        recomputed(test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.layers, 1),
+        recomputed(test_passes.test_backward_inside_another_conditioning, test_passes.states),
+    ],
+    run_again_is_new: [
+        recomputed(test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.whole, 1),
+        recomputed(test_passes.test_backward_inside_another_conditioning, test_passes.whole),
+    ],
+    first_of_the_checkpoint: [recomputed(test_passes.test_several_forwards_inside_one_checkpoint, 1)],
     separators_are_places: [(test_forward.test_only_visual_tokens_differ_and_by_the_residual, "llava_onevision")],
     positions_ignored: [test_embeddings.test_inputs_embeds_with_positions, test_embeddings.test_generating_from_inputs_embeds],
     types_ignored: [test_generation.test_a_generated_placeholder_is_text],

@@ -123,3 +123,52 @@ def greedy(model: nn.Module, inputs: dict[str, Tensor], steps: int, types: str |
         if types:
             inputs[types] = torch.cat([inputs[types], torch.zeros_like(chosen)], 1)
     return inputs["input_ids"][:, start:], scores
+
+
+def together(model: nn.Module, parts: Sequence[tuple[Any, Sequence[Tensor] | None]], call: Any) -> Any:
+    """Call ``call(model)`` with gradients to all that ``parts`` are made of.
+
+    ``parts``: modulations with their dense residuals, or None for LoRA alone. Weights are
+    W + Σ α/r · B A, put in for this call only; residuals are added by plain hooks.
+    """
+    weights: dict[str, Tensor] = {}
+    handles = []
+    for modulation, values in parts:
+        for slot, a in (modulation.lora or {}).items():
+            layer, name, side = slot.split("|")
+            if side == "A":
+                module = decoder_layers(model)[int(layer)].get_submodule(name.replace("/", "."))
+                weight = getattr(module, "base_layer", module).weight
+                key = next(key for key, value in model.named_parameters() if value is weight)
+                params = modulation.config.lora.params
+                b = modulation.lora[f"{layer}|{name}|B"]
+                weights[key] = weights.get(key, weight) + params.alpha / params.rank * b @ a
+        for layer, value in zip(modulation.config.injection.layers, values or (), strict=bool(values)):
+            handles.append(decoder_layers(model)[layer].register_forward_hook(_adder(value), prepend=True))
+    wrapper = _Called(model, call)
+    try:
+        return torch.func.functional_call(wrapper, {f"model.{key}": value for key, value in weights.items()}, ())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Called(nn.Module):
+    """Any call of a model as a forward of its own."""
+
+    def __init__(self, model: nn.Module, call: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.call = call
+
+    def forward(self) -> Any:
+        return self.call(self.model)
+
+
+def _adder(value: Tensor) -> Any:
+    def add(module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        added = hidden + value[:, : hidden.shape[1]].to(hidden.dtype)
+        return (added, *output[1:]) if isinstance(output, tuple) else added
+
+    return add
