@@ -24,6 +24,10 @@ def test_of_a_message_the_first_sentence_is_told():
     assert first_line(RuntimeError("size 2.5 GiB\nat line 3. More")) == "size 2.5 GiB"
 
 
-def test_giving_back_without_an_accelerator_does_nothing():
+@pytest.mark.parametrize("used", [False, True])
+def test_what_torch_keeps_is_given_back_where_an_accelerator_is_in_use(monkeypatch, used):
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append("cache"))
     give_back()
-    assert not torch.cuda.is_initialized()
+    assert given == ["cache"] * used
