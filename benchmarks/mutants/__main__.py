@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.mutants import child, page
-from benchmarks.mutants.equivalents import real
+from benchmarks.mutants.equivalents import real, stale
 from benchmarks.mutants.operators import Mutant, mutants, sample
 from benchmarks.mutants.tests import CORE, ROOT, Known
 
@@ -29,6 +29,8 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="run nothing; write the page from what is noted")
     options = parser.parse_args()
     if not options.page:
+        for entry in stale(ROOT):
+            print(f"equivalents.toml: no such mutant any more: {entry['module']}: {entry['now']}")
         child.warm()
         known = Known()
         for path in paths(options.modules):

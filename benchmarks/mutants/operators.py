@@ -238,7 +238,7 @@ class _Finder:
 
     def _condition(self, node: ast.If | ast.While) -> Iterator[tuple[str, int, int, str]]:
         start, end = self._span(node.test)
-        if isinstance(node, ast.If):
+        if isinstance(node, ast.If) and _named(node.test) != "TYPE_CHECKING":
             yield "not", start, end, f"not ({self._text(node.test)})"
 
 

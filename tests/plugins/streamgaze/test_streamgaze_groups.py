@@ -210,7 +210,7 @@ def test_any_groups_are_dealt_as_near_to_the_shares_as_whole_ones_allow(seed):
     dealt = counts(participant_split(groups, seed))
     assert min(dealt) > 0
     assert sum(abs(c - share * n) for c, share in zip(dealt, (0.7, 0.15, 0.15))) == pytest.approx(best_deal(sizes, (0.7, 0.15, 0.15)))
-    sources = {stem: "rest" for stem in groups} | {"held_out": "other"}
+    sources = dict.fromkeys(groups, "rest") | {"held_out": "other"}
     train, val, test = counts(source_split(sources, groups, "other", seed))
     assert test == 1 and min(train, val) > 0
     assert abs(train - 0.85 * n) + abs(val - 0.15 * n) == pytest.approx(best_deal(sizes, (0.85, 0.15, 0.0)))
