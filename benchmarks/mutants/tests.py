@@ -60,22 +60,22 @@ class Known:
             return 0
         return 1 if module in self.imports[file] else 2
 
-    def of(self, mutant: Mutant) -> list[str]:
-        """Return the tests that run a mutant's lines, the nearest and fastest first, up to a limit of time."""
+    def of(self, mutant: Mutant) -> list[list[str]]:
+        """Return the tests that run a mutant's lines, up to a limit of time: the nearest first, each group its fastest first."""
         module = module_of(mutant.path)
         rows = []
         for file in self.files:
             near = self.nearness(file, module)
             for test in self._running(file, mutant, near):
                 rows.append((near, self.traced(file).seconds[test], file, test))
-        chosen: list[str] = []
+        groups: list[list[str]] = [[], [], []]
         spent = 0.0
-        for _, seconds, _, test in sorted(rows):
-            if chosen and spent + seconds > MOST_S:
+        for near, seconds, _, test in sorted(rows):
+            if spent and spent + seconds > MOST_S:
                 continue
             spent += seconds
-            chosen.append(test)
-        return chosen
+            groups[near].append(test)
+        return [group for group in groups if group]
 
     def _running(self, file: str, mutant: Mutant, near: int) -> Iterator[str]:
         traced = self.traced(file)
