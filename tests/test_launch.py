@@ -46,7 +46,7 @@ def test_a_process_started_alone_is_a_team_of_its_own_and_stays_it(environment):
 
 def test_a_single_device_for_many_and_a_launch_without_an_address_are_refused(environment):
     environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="localhost")
-    with pytest.raises(RecipeError, match="host.params.device is 'cuda:0', which all processes of this run would crowd upon"):
+    with pytest.raises(RecipeError, match=r"host\.params\.device is 'cuda:0', which all processes of this run would crowd upon"):
         launch.join("cuda:0")
     environment(WORLD_SIZE="2", RANK="0")
     with pytest.raises(RecipeError, match="RANK and WORLD_SIZE are set, as by a launcher, but MASTER_ADDR is not"):
