@@ -12,18 +12,22 @@ from modulate.errors import MissingFileError, VideoError
 from modulate.video import read_frames
 
 
-@pytest.fixture(scope="module")
-def video(tmp_path_factory):
-    """Twelve frames of 32 × 48, one a second."""
-    path = tmp_path_factory.mktemp("video") / "v.mp4"
+def film(path, fps, count=12):
+    """Write ``count`` frames of 32 × 48."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("mpeg4", rate=1)
+        stream = out.add_stream("mpeg4", rate=fps)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for _ in range(12):
+        for _ in range(count):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 255, (32, 48, 3), np.uint8))))
         out.mux(stream.encode())
     return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Twelve frames, one a second."""
+    return film(tmp_path_factory.mktemp("video") / "v.mp4", fps=1)
 
 
 FRAME = 32 * 48 * 3
