@@ -56,7 +56,7 @@ def test_statements_raises_and_return_values_are_removed(tmp_path):
     "text",
     [
         '"""Words."""', "__all__ = [1, 2]", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1 < 2", "x: L[1] | None", "def f(a: B | C) -> D[1]: ...",
-        "@dataclass(frozen=True)\nclass A: ...", "x = Field(description=1 + 2)", "assert a < b", "x = zip(a, strict=True)",
+        "@dataclass(frozen=True)\nclass A: ...", "x = Field(description=1 + 2)", "assert a < b", "x = zip(a, strict=True)", 'T = TypeVar("T", bound=int)',
     ],
 )  # fmt: skip
 def test_types_words_and_assertions_are_left_alone(tmp_path, text):

@@ -65,13 +65,16 @@ def module(path: str, known: Known, count: int, seed: int) -> page.Row:
 
 def fate(mutant: Mutant, source: bytes, known: Known) -> str:
     """Return whether a mutant is "killed", "too long" or "lived"."""
+    file = Path(ROOT / mutant.path)
     for names in known.of(mutant):
-        usual = sum(known.traced(name.partition("::")[0]).seconds[name] for name in names)
-        status = child.mutated(Path(ROOT / mutant.path), mutant.apply(source), names, 60 + 3 * usual)
+        seconds = 60 + 3 * known.usual(names)
+        status = child.mutated(file, mutant.apply(source), names, seconds)
         if status == 5:
             raise SystemExit(f"pytest found none of {names}: remove build/mutants and run again.")
-        if status != 0:
-            return "too long" if status is None else "killed"
+        if status is None and child.mutated(file, source, names, seconds) == 0:
+            return "too long"
+        if status:
+            return "killed"
     return "lived"
 
 

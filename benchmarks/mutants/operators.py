@@ -36,8 +36,8 @@ SILENT = {"warn", "print", "info", "debug"}
 """Calls whose arguments are words for people: the call may be lost, its words are not changed."""
 UNREAD = {"description", "help", "stacklevel", "strict"}
 """Keyword arguments for people; and zip's, which asserts what cannot be otherwise."""
-DECLARED = {"dataclass"}
-"""Decorators that say what a class is for, as a type annotation does."""
+DECLARED = {"dataclass", "TypeVar"}
+"""Calls that say what a class or a type is, as an annotation does."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,8 @@ class _Finder:
         yield "removed statement", start, end, "break" if isinstance(node, ast.Continue) else "continue"
 
     def _call(self, node: ast.Call) -> Iterator[tuple[str, int, int, str]]:
+        if _named(node) in DECLARED:
+            return
         if isinstance(node.func, ast.Name) and node.func.id in CALLED:
             yield "comparison", *self._span(node.func), CALLED[node.func.id]
         ordered = _named(node) not in CALLED  # min(a, b) is min(b, a)

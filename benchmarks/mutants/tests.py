@@ -61,21 +61,31 @@ class Known:
         return 1 if module in self.imports[file] else 2
 
     def of(self, mutant: Mutant) -> list[list[str]]:
-        """Return the tests that run a mutant's lines, up to a limit of time: the nearest first, each group its fastest first."""
+        """Return the tests that run a mutant's lines, up to a limit of time: the nearest first, of these the fastest files'."""
         module = module_of(mutant.path)
         rows = []
         for file in self.files:
             near = self.nearness(file, module)
+            slowest = max(self.traced(file).seconds.values(), default=0.0)
             for test in self._running(file, mutant, near):
-                rows.append((near, self.traced(file).seconds[test], file, test))
+                rows.append((near, slowest, self.traced(file).seconds[test], file, test))
         groups: list[list[str]] = [[], [], []]
-        spent = 0.0
-        for near, seconds, _, test in sorted(rows):
-            if spent and spent + seconds > MOST_S:
+        spent, opened = 0.0, set[str]()
+        for near, slowest, seconds, file, test in sorted(rows):
+            # What a file's tests share is made in whichever comes first: its slowest stands for that.
+            cost = seconds + (slowest if opened and file not in opened else 0.0)
+            if opened and spent + cost > MOST_S:
                 continue
-            spent += seconds
+            opened.add(file)
+            spent += cost
             groups[near].append(test)
         return [group for group in groups if group]
+
+    def usual(self, names: list[str]) -> float:
+        """Return how long these tests take at most: their own seconds, and for each file those of its slowest."""
+        files = {name.partition("::")[0] for name in names}
+        own = sum(self.traced(name.partition("::")[0]).seconds[name] for name in names)
+        return own + sum(max(self.traced(file).seconds.values()) for file in files)
 
     def _running(self, file: str, mutant: Mutant, near: int) -> Iterator[str]:
         traced = self.traced(file)
