@@ -41,6 +41,8 @@ def test_conditions_are_compared_sample_by_sample_whatever_their_order():
     low, high = found["interval"]
     assert low <= found["difference"] <= high
     assert compare(second, first, 200, 3)["difference"] == -found["difference"]
+    with pytest.raises(DataError, match="resamples 99"):
+        compare(first, second, 99, 3)
 
 
 def test_predictions_are_read_by_condition_in_the_file_s_order(tmp_path):

@@ -34,8 +34,8 @@ ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
 CALLED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 SILENT = {"warn", "print", "info", "debug"}
 """Calls whose arguments are words for people: the call may be lost, its words are not changed."""
-UNREAD = {"description", "help", "stacklevel", "strict"}
-"""Keyword arguments for people; and zip's, which asserts what cannot be otherwise."""
+UNREAD = {"description", "help", "stacklevel", "strict", "encoding"}
+"""Keyword arguments for people; zip's, which asserts what cannot be otherwise; and UTF-8, which is the machine's own encoding wherever this runs."""
 DECLARED = {"dataclass", "TypeVar"}
 """Calls that say what a class or a type is, as an annotation does."""
 
