@@ -51,6 +51,14 @@ def test_a_single_device_for_many_and_a_launch_without_an_address_are_refused(en
     environment(WORLD_SIZE="2", RANK="0")
     with pytest.raises(RecipeError, match="RANK and WORLD_SIZE are set, as by a launcher, but MASTER_ADDR is not"):
         launch.join("cpu")
+    with pytest.raises(RecipeError, match="MASTER_ADDR is not"):
+        launch.current()  # joins
+
+
+def test_who_has_joined_stays_in_that_team(environment, monkeypatch):
+    team = Team(1, 3)
+    monkeypatch.setattr(launch, "_joined", team)
+    assert launch.current() is team and launch.join("cuda:0") is team
 
 
 def test_several_asked_for_and_one_started_is_refused(environment):
