@@ -11,7 +11,7 @@ from itertools import repeat
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from modulate import team as team_module
 from modulate.errors import DataError, RankError
@@ -175,6 +175,33 @@ def test_the_first_process_stays_until_the_others_have_left(one_block):
     assert last >= 0.4 and first >= 0.35
 
 
+def test_leaving_takes_no_longer_than_the_slowest(one_block):
+    def work(team):
+        start = time.monotonic()
+        with team.one_fate():
+            team.introduce(os.getppid())
+            team.meet()
+        return time.monotonic() - start
+
+    assert max(together(work)) < 0.9
+
+
+def test_an_error_of_the_work_itself_is_no_matter_of_the_store():
+    def failing(state):
+        raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match=r"^shapes$"):
+        Team(0, 2, HashStore()).relay(0, failing)
+
+
+def test_a_store_that_is_gone_is_said():
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("localhost", server.port, is_master=False, wait_for_workers=False)
+    del server
+    with pytest.raises(RankError, match=r"Process 0 of 2 cannot reach the others any more; look for what ended process 0\."):
+        Team(0, 2, store).meet()
+
+
 # --- who does not come ------------------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +209,9 @@ def test_who_does_not_come_in_time_is_named():
     team = Team(0, 2, HashStore(), patience=0.05)
     with pytest.raises(RankError, match=r"Process 1 of 2 did not come within 0\.05 s; .* than process 0"):
         team.meet()
+    last = Team(0, 3, HashStore(), patience=0.05)
+    with pytest.raises(RankError, match="Process 2 of 3 did not come"):
+        last.relay("start", lambda state: state)
 
 
 def dead():
