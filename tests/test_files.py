@@ -186,3 +186,20 @@ def test_a_log_that_is_whole_is_not_written_anew(tmp_path):
     before = log.path.stat().st_ino
     assert log.cut(2) == 0 and log.path.stat().st_ino == before
     assert log.cut(0) == 0 and log.path.read_text() == ""
+
+
+def test_what_a_killed_look_at_a_folder_leaves_is_hidden_and_removed_as_any_half_written_file(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        refuse_unwritable(tmp_path, "--out")
+    assert [path.name.startswith(".") for path in tmp_path.iterdir()] == [True]
+    remove_partial(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_makes_at_that_moment_is_no_error(tmp_path, monkeypatch):
+    folder, is_dir = tmp_path / "new", Path.is_dir
+    folder.mkdir()
+    monkeypatch.setattr(Path, "is_dir", lambda self: self != folder and is_dir(self))
+    write_json(folder / "a.json", 1)
+    assert (folder / "a.json").read_text() == "1\n"

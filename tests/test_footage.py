@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modulate.errors import ComponentError, DataError, VideoError
+from modulate.errors import ComponentError, DataError, StorageError, VideoError
 from modulate.footage import FrameCache, asked_times, greyed, on_clock, spared
 from modulate.grid import visual_grid
 from modulate.sections import Sampling
@@ -21,7 +21,7 @@ def test_grey_frames_have_the_same_times_and_nothing_to_see():
 
 
 def test_a_clip_is_looked_at_by_the_rate_for_its_length_and_the_cap_of_its_use():
-    sampling = Sampling(fps=({"up_to": 4.0, "fps": 2.0}, {"fps": 1.0}), max_frames=6, train_max_frames=3)
+    sampling = Sampling(fps=({"up_to": 4.0, "fps": 2.0}, {"fps": 1.0}), max_frames=20, train_max_frames=3)
     assert asked_times(sampling, (10.0, 12.0)) == [10.0, 10.5, 11.0, 11.5, 12.0]
     assert asked_times(sampling, (10.0, 15.0)) == [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
     assert asked_times(sampling, (10.0, 12.0), training=True) == [10.0, 11.0, 12.0]
@@ -74,3 +74,12 @@ def test_frames_are_kept_by_content_and_times(tmp_path):
     assert cache.find(video, [0.1, 1.0]) is None
     video.write_bytes(b"another")
     assert cache.find(video, [0.1, 1.0, 2.2]) is None
+
+
+def test_frames_that_cannot_be_kept_are_an_error_where_they_must_be_and_else_a_warning(tmp_path):
+    video = tmp_path / "v.mp4"
+    video.write_bytes(b"some video")
+    with pytest.raises(StorageError, match="cannot be written"):
+        FrameCache(video / "kept", 1 << 20, must_keep=True)(video, [0.0], lambda: frames(1))
+    with pytest.warns(UserWarning, match="cannot be written"):
+        assert FrameCache(video / "kept", 1 << 20)(video, [0.0], lambda: frames(1)).times == (0.0,)

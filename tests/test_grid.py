@@ -42,6 +42,8 @@ def test_a_first_frame_that_came_up_before_the_window_counts_from_its_start():
     [
         ([3.0, 5.0, 6.0], r"Frames at 3\.000–6\.000 s lie outside the clip's window 5\.000–8\.000 s"),  # the second is shown as the window opens
         ([3.0, 4.0, 6.0], r"lie outside"),
+        ([4.5, 5.0, 6.0], r"Frames at 4\.500–6\.000 s lie outside"),
+        ([5.0, 8.5], "lie outside"),
         ([5.0, 8.1], r"Frames at 5\.000–8\.100 s lie outside"),
         ([5.0, 5.0, 6.0], r"must be increasing and at least one; got \[5\.0, 5\.0, 6\.0\]"),
         ([5.0, 7.0, 6.0], "must be increasing"),
