@@ -199,7 +199,13 @@ def test_what_a_killed_look_at_a_folder_leaves_is_hidden_and_removed_as_any_half
 
 def test_a_folder_that_another_process_makes_at_that_moment_is_no_error(tmp_path, monkeypatch):
     folder, is_dir = tmp_path / "new", Path.is_dir
-    folder.mkdir()
-    monkeypatch.setattr(Path, "is_dir", lambda self: self != folder and is_dir(self))
+
+    def just_before(self):
+        if self == folder and not is_dir(self):
+            folder.mkdir()
+            return False
+        return is_dir(self)
+
+    monkeypatch.setattr(Path, "is_dir", just_before)
     write_json(folder / "a.json", 1)
     assert (folder / "a.json").read_text() == "1\n"
