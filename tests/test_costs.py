@@ -125,10 +125,10 @@ def test_features_that_do_not_all_fit_are_a_warning(told, gib, warned):
 
 def test_hours_are_those_of_all_steps_features_and_answers(told):
     overrides = ["training.batch_size=2", "evaluation.conditions=[none, host]"]
-    report, _ = told(found(flops=10**16), {"train": samples(6), "test": samples(4, "t")}, overrides)
+    report, _ = told(found(flops=10**18), {"train": samples(6), "test": samples(4, "t")}, overrides)
     steps = 3  # six samples in batches of two, one epoch in each stage
-    work = 10**16 * (steps + 3 * steps + 10 + 4 * 3)
+    work = 10**18 * (steps + 3 * steps + 10 + 4 * 3)
     assert (A100_FLOPS, UTILISATION) == (312e12, 0.4)
     assert report.figures["time, roughly"].startswith(f"{work / (312e12 * 0.4) / 3600:,.0f} h on an A100 at 40% of its 312 TFLOP/s")
-    untrained, _ = told(found(flops=10**16), {"test": samples(4, "t")}, overrides)
-    assert untrained.figures["time, roughly"].startswith(f"{10**16 * (4 + 12) / (312e12 * 0.4) / 3600:,.0f} h")
+    untrained, _ = told(found(flops=10**18), {"test": samples(4, "t")}, overrides)
+    assert untrained.figures["time, roughly"].startswith(f"{10**18 * (4 + 12) / (312e12 * 0.4) / 3600:,.0f} h")

@@ -1,5 +1,11 @@
 """How a process finds out whether it was started alone, and what it refuses."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from modulate import launch
@@ -92,3 +98,29 @@ def test_ways_to_divide_a_host_that_do_not_work_are_refused(environment, values,
     environment(ACCELERATE_USE_FSDP="true", **values)
     with pytest.raises(RecipeError, match=text):
         launch._sharding()
+
+
+JOIN = """
+import json, warnings
+from modulate import launch
+import torch.distributed as dist
+team = launch.join("cpu")
+heard = team.gather(team.rank)
+same = launch.current() is team
+launch.leave()
+print(json.dumps([team.rank, team.size, team.first_here, team.device, team.shards, team.reshard, team.patience, heard, same, dist.is_initialized()]))
+"""
+
+
+def test_processes_that_are_launched_together_are_one_team_until_they_leave():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    plain = {name: value for name, value in os.environ.items() if name not in NAMES}
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", JOIN], env={**plain, **asked, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    assert found == [[rank, 2, rank == 0, "cpu", True, False, 1800.0, [0, 1], True, False] for rank in range(2)]

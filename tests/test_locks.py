@@ -104,6 +104,11 @@ def test_a_process_may_hold_any_number_of_times_over_and_the_first_to_enter_lets
                 pass
         assert holder_of(tmp_path) == os.getpid()
     assert holder_of(tmp_path) is None
+    with held(tmp_path):  # once more from the start
+        assert holder_of(tmp_path) == os.getpid()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o644 & ~mask
 
 
 @pytest.fixture
