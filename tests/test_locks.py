@@ -127,4 +127,9 @@ def holder_of():
 def test_processes_that_live_are_told_from_those_that_do_not():
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    assert [lives(ended.pid), lives(os.getpid()), lives(os.getppid()), lives(1)] == [False, False, True, True]
+    waiting = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        assert [lives(ended.pid), lives(os.getpid()), lives(waiting.pid)] == [False, False, True]
+    finally:
+        waiting.kill()
+        waiting.communicate()

@@ -1,6 +1,7 @@
 """The faults that `make mutants` puts into the core: what is changed, what is not, and that a fault that matters is noticed."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,6 +98,28 @@ def test_a_listed_change_that_the_module_no_longer_allows_is_told(tmp_path, monk
     assert [e["now"] for e in equivalents.stale(tmp_path)] == ["x = a == b"]
     every = mutants(tmp_path, "m.py")
     assert [m.text for m in equivalents.real(every, b"x = a < b\n")] == [">"]
+
+
+def test_a_fault_reaches_no_process_but_the_test_s_own():
+    script = """
+import os, subprocess, sys
+os.environ["MUTANT_ROOT"] = str(os.getpid())
+sys.path.insert(0, sys.argv[1])
+import sitecustomize
+sitecustomize.guard()
+child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+os.kill(os.getppid(), 0)
+os.killpg(child.pid, 9)
+print(child.wait())
+for send, target in ((os.kill, os.getppid()), (os.kill, 1), (os.killpg, os.getpgid(os.getppid()))):
+    try:
+        send(target, 18)
+    except PermissionError as error:
+        print(type(error).__name__)
+"""
+    inside = ROOT / "benchmarks" / "mutants" / "inside"
+    done = subprocess.run([sys.executable, "-S", "-c", script, inside], capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert done.stdout.split() == ["-9", "PermissionError", "PermissionError", "PermissionError"], done.stderr
 
 
 def test_the_page_is_written_from_the_record():

@@ -1,6 +1,7 @@
 """Processes in which tests are run: forked from one that has imported what is slow and never changes."""
 
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import os
@@ -24,6 +25,9 @@ HEAVY = (
     "jaxtyping", "beartype", "pydantic", "typer.testing", "rich", "huggingface_hub", "PIL.Image", "xml.dom",
     "multiprocessing.connection", "_hypothesis_pytestplugin", "torch.distributed", "torch.utils.data", "torch.utils.checkpoint",
 )  # fmt: skip
+PR_SET_CHILD_SUBREAPER = 36
+"""Of linux/prctl.h."""
+
 MEMORY = 12 * 2**30
 """Bytes of data that a process may have: a loop that never ends must not take the machine."""
 
@@ -85,6 +89,7 @@ def _apart(folder: str) -> None:
         silence = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(silence, descriptor)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent has ended is this one's: so it is known as the test's own
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["TMPDIR"] = folder
@@ -137,7 +142,9 @@ def mutated(file: Path, source: bytes, names: list[str], seconds: float) -> int 
         held.write_bytes(source)
         os.environ["MUTANT_FILE"] = str(file)
         os.environ["MUTANT_SOURCE"] = str(held)
+        os.environ["MUTANT_ROOT"] = str(os.getpid())
         inside().mutate(str(file), str(held))
+        inside().guard()
         files = sorted({name.partition("::")[0] for name in names})
         return tests(["-x", *files], Chosen(names))
 

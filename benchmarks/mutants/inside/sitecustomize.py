@@ -1,6 +1,6 @@
 """Runs first in every process of a test: puts the mutant in its module's place, or notes which lines are run.
 
-`MUTANT_FILE` is the module's file, `MUTANT_SOURCE` the file that is read instead. `LINES_OF` is a folder, `LINES_TO` a file
+`MUTANT_FILE` is the module's file, `MUTANT_SOURCE` the file that is read instead, `MUTANT_ROOT` the first of the test's processes. `LINES_OF` is a folder, `LINES_TO` a file
 to which every line that is run in it is added once for each process, as `path:number`.
 """
 
@@ -32,6 +32,30 @@ def mutate(file, source):
     sys.dont_write_bytecode = True
 
 
+def guard():
+    """Let signals reach only what the test itself has started: a fault in the core may send them to any process."""
+    root = int(os.environ["MUTANT_ROOT"])
+
+    def own(pid):
+        while pid > 1 and pid != root:
+            try:
+                with open(f"/proc/{pid}/stat") as stat:
+                    pid = int(stat.read().rpartition(")")[2].split()[1])
+            except OSError:
+                return True  # there is none, which the system says itself
+        return pid == root
+
+    def guarded(send):
+        def only_own(pid, number):
+            if number and not own(pid):
+                raise PermissionError(f"no signal {number} for process {pid}, which is not of this test")
+            return send(pid, number)
+
+        return only_own
+
+    os.kill, os.killpg = guarded(os.kill), guarded(os.killpg)
+
+
 def trace():
     """Note the lines that are run from here on, in this process and those that it forks."""
     folder = os.environ["LINES_OF"] + os.sep
@@ -61,5 +85,6 @@ def _note(file, number):
 
 if "MUTANT_FILE" in os.environ:
     mutate(os.environ["MUTANT_FILE"], os.environ["MUTANT_SOURCE"])
+    guard()
 if "LINES_TO" in os.environ:
     trace()
