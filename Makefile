@@ -14,7 +14,7 @@ EDITABLE := PYTHONWARNINGS="ignore:Editable installation"
 # also for the processes that tests start: what nobody has verified is what these environments are for
 UNVERIFIED := PYTHONWARNINGS="ignore:modulate was never verified with:UserWarning"
 
-.PHONY: demo test test-all test-newest test-oldest newest oldest hosts lock check bench torture docs clean
+.PHONY: demo test test-all test-newest test-oldest newest oldest hosts lock check bench torture mutants docs clean
 
 demo: $(STAMP)  ## train, evaluate and compare a small modulation on generated videos
 	$(BIN)/modulate train recipes/gazeqwen_tiny.yaml
@@ -58,6 +58,9 @@ check: $(STAMP)  ## lint, types, generated docs
 
 torture: $(STAMP)  ## kill runs, damage files, and write docs/explanation/durability.md; at most 20 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
+mutants: $(STAMP)  ## put small faults into the core, see which the quick tests notice, and write docs/results/mutants.md; hours
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
 
 bench: $(STAMP)  ## measure speed and memory, and write docs/benchmarks.md
 	OMP_NUM_THREADS=1 MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks.speed

@@ -1,5 +1,6 @@
 """Checkpoints: whole or noticed, the one before when the last is damaged."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from modulate.checkpoints import Checkpoints
+from modulate.files import write_json
 
 
 def saved(folder, n=3):
@@ -84,3 +86,43 @@ def test_notes_are_plain_json_with_a_checksum_each(tmp_path):
     saved(tmp_path)
     content = json.loads((tmp_path / "000003.json").read_text())
     assert content.keys() == {"sha256", "schema", "tensors", "notes"} and len(content["sha256"]) == len(content["tensors"]) == 64
+
+
+def test_the_checksum_is_that_of_the_notes_sorted_and_as_text(tmp_path):
+    Checkpoints(tmp_path).save({"stage": "première", "at": 2}, {"w": torch.ones(1)})
+    content = json.loads((tmp_path / "000001.json").read_text(encoding="utf-8"))
+    found = content.pop("sha256")
+    assert found == hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    assert content["tensors"] == hashlib.sha256((tmp_path / "000001.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("change", [{"schema": 2}, {"tensors": "0" * 64}])
+def test_notes_of_another_schema_or_other_tensors_are_not_read_though_they_are_whole(tmp_path, change):
+    saved(tmp_path)
+    content = json.loads((tmp_path / "000003.json").read_text()) | change
+    del content["sha256"]
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    write_json(tmp_path / "000003.json", {"sha256": checksum, **content})
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert Checkpoints(tmp_path).latest().notes["step"] == 2
+
+
+def test_any_number_of_the_last_can_be_kept(tmp_path):
+    checkpoints = saved(tmp_path)
+    checkpoints.keep(1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000003.json", "000003.safetensors"]
+    checkpoints.keep(1)
+    assert checkpoints.latest().notes["step"] == 3
+
+
+def test_other_files_of_the_folder_are_left_alone(tmp_path):
+    (tmp_path / "notes.json").write_text("{}")
+    checkpoints = saved(tmp_path)
+    checkpoints.clear()
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.json"]
+
+
+def test_tensors_are_kept_as_they_are_whatever_their_layout(tmp_path):
+    given = torch.arange(6.0, requires_grad=True).reshape(2, 3).T
+    Checkpoints(tmp_path).save({}, {"w": given})
+    assert torch.equal(Checkpoints(tmp_path).latest().tensors["w"], given.detach())

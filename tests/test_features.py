@@ -439,3 +439,16 @@ def test_many_caches_on_one_folder_that_keep_dropping_each_other_s_files_always_
         warnings.simplefilter("error")
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(work, range(4)))
+
+
+def test_space_is_smoothed_where_it_shrinks_though_it_grows_along_the_other_axis():
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randn(1, 4, 2, 3, generator=generator)
+    shrink = torch.tensor([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7  # triangles two places wide, around the new centres
+    grow = torch.tensor([[4, 0], [3, 1], [1, 3], [0, 4]]) / 4
+    for rows_shrink in (True, False):
+        given = values if rows_shrink else values.transpose(1, 2)
+        rows, cols = (shrink, grow) if rows_shrink else (grow, shrink)
+        found = align(FrameFeatures(given, (0.0,)), grid_at([0.0], len(rows), len(cols)))
+        wanted = torch.einsum("ir,jc,trcd->tijd", rows, cols, given).reshape(1, len(rows) * len(cols), 3)
+        assert torch.allclose(found, wanted, atol=1e-6)

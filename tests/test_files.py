@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from modulate.errors import MissingFileError, StorageError
-from modulate.files import Lines, content_hash, remove_partial, write_atomically, write_json
+from modulate.files import Lines, as_json, content_hash, gib, refuse_unwritable, remove_partial, write_atomically, write_json
 
 
 def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path):
@@ -122,3 +122,90 @@ def test_what_is_written_is_on_disk_before_it_has_its_name_and_its_folder_after(
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"rename to {Path(b).name}"), replace(a, b)))
     write_json(tmp_path / "new" / "a.json", 1)
     assert [re.sub(r"\.a\.json\..+", "temporary", d) for d in done] == [f"flush {tmp_path.name}", "flush temporary", "rename to a.json", "flush new"]
+
+
+def test_results_may_be_read_by_everybody(tmp_path):
+    write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_json_is_text_as_it_is_and_holds_no_nan(tmp_path):
+    assert as_json({"é": [1, None]}) == '{\n  "é": [\n    1,\n    null\n  ]\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "new/deep"])
+def test_a_folder_that_can_be_written_or_made_is_not_refused_and_not_made(tmp_path, name):
+    refuse_unwritable(tmp_path / name, "--out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_a_file_or_below_one_is_refused_with_the_option(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=rf"^--out {re.escape(str(tmp_path / 'file'))} is a file, not a folder\. Name a folder"):
+        refuse_unwritable(tmp_path / "file", "--out")
+    below = tmp_path / "file" / "new" / "deep"
+    with pytest.raises(StorageError, match=rf"^--out {re.escape(str(below))} cannot be made: {re.escape(str(tmp_path / 'file'))} is a file"):
+        refuse_unwritable(below, "--out")
+
+
+def test_a_folder_that_the_system_protects_is_refused_with_its_reason():
+    with pytest.raises(StorageError, match=r"^--out /proc/1/new cannot be written: .+ \(/proc/1\)\. Name another folder"):
+        refuse_unwritable(Path("/proc/1/new"), "--out")
+
+
+def test_a_place_that_may_not_be_written_is_not_blamed_on_space():
+    with pytest.raises(StorageError, match="Name another folder, or let this one be written, and give the command again"):
+        write_json(Path("/proc/new/a.json"), 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0.0 MiB"), (2**20 * 3 // 2, "1.5 MiB"), (2**30 - 1, "1,024.0 MiB"), (2**30, "1.0 GiB"), (5000 * 2**30, "5,000.0 GiB")]
+)
+def test_sizes_are_told_in_the_unit_that_fits(size, text):
+    assert gib(size) == text
+
+
+def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_error(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    log = Lines(tmp_path / "log.jsonl")
+    log.flush()
+    log.append("é")
+    assert flushed == []
+    log.flush()
+    assert flushed == [str(log.path)] and log.path.read_text(encoding="utf-8") == "é\n"
+
+
+def test_a_log_that_is_whole_is_not_written_anew(tmp_path):
+    log = Lines(tmp_path / "log.jsonl")
+    log.append("one")
+    log.append("two")
+    before = log.path.stat().st_ino
+    assert log.cut(2) == 0 and log.path.stat().st_ino == before
+    assert log.cut(0) == 0 and log.path.read_text() == ""
+
+
+def test_what_a_killed_look_at_a_folder_leaves_is_hidden_and_removed_as_any_half_written_file(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        refuse_unwritable(tmp_path, "--out")
+    assert [path.name.startswith(".") for path in tmp_path.iterdir()] == [True]
+    remove_partial(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_makes_at_that_moment_is_no_error(tmp_path, monkeypatch):
+    folder, is_dir = tmp_path / "new", Path.is_dir
+
+    def just_before(self):
+        if self == folder and not is_dir(self):
+            folder.mkdir()
+            return False
+        return is_dir(self)
+
+    monkeypatch.setattr(Path, "is_dir", just_before)
+    write_json(folder / "a.json", 1)
+    assert (folder / "a.json").read_text() == "1\n"

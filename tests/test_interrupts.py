@@ -51,3 +51,11 @@ def test_a_signal_that_is_ignored_stays_so():
 
 def test_nobody_asked_nothing_raised():
     Stop().check()
+
+
+def test_handlers_come_back_when_the_block_ends_though_nothing_was_asked():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with graceful():
+        assert all(signal.getsignal(number) is not handler for number, handler in zip(numbers, before, strict=True))
+    assert [signal.getsignal(number) for number in numbers] == before

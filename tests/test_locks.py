@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from modulate.errors import LockedError, StorageError
-from modulate.locks import NAME, bequeathed, held
+from modulate.locks import NAME, bequeathed, held, lives
 
 HOLD = "import sys; from modulate.locks import held\nwith held(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
@@ -95,3 +95,41 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=rf"{tmp_path}/file/run cannot be written: .*Name another folder for the runs\."), held(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_process_may_hold_any_number_of_times_over_and_the_first_to_enter_lets_go(tmp_path, holder_of):
+    with held(tmp_path):
+        for _ in range(3):
+            with held(tmp_path), held(tmp_path):
+                pass
+        assert holder_of(tmp_path) == os.getpid()
+    assert holder_of(tmp_path) is None
+    with held(tmp_path):  # once more from the start
+        assert holder_of(tmp_path) == os.getpid()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o644 & ~mask
+
+
+@pytest.fixture
+def holder_of():
+    """Who holds a folder, as another process is told; None when it may have it."""
+    ask = "import sys; from modulate.locks import held\nwith held(__import__('pathlib').Path(sys.argv[1])): pass"
+
+    def find(folder):
+        done = subprocess.run([sys.executable, "-c", ask, str(folder)], capture_output=True, text=True)
+        found = re.search(r"in use by process (\d+)", done.stderr)
+        return int(found[1]) if found else None
+
+    return find
+
+
+def test_processes_that_live_are_told_from_those_that_do_not():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    waiting = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        assert [lives(ended.pid), lives(os.getpid()), lives(waiting.pid)] == [False, False, True]
+    finally:
+        waiting.kill()
+        waiting.communicate()

@@ -88,3 +88,23 @@ def test_the_least_detectable_difference_needs_every_change_on_one_side():
 def test_power_refuses_a_difference_beyond_the_discordance():
     with pytest.raises(DataError, match=r"ψ = 0\.2, δ = 0\.3"):
         mcnemar_power(10, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("n", "discordance", "difference", "alpha"),
+    [(0, 0.5, 0.1, 0.05), (5, 0.0, 0.0, 0.05), (5, 1.1, 0.1, 0.05), (5, 0.5, -0.6, 0.05), (5, 0.5, 0.1, 0.0), (5, 0.5, 0.1, 1.0)],
+)
+def test_power_refuses_each_value_out_of_its_range(n, discordance, difference, alpha):
+    with pytest.raises(DataError, match=f"got n = {n}, ψ = {discordance}, δ = {difference}, α = {alpha}"):
+        mcnemar_power(n, discordance, difference, alpha)
+
+
+def test_power_reaches_to_the_edges_of_its_ranges():
+    assert mcnemar_power(1, 1.0, 1.0) == 0.0 and mcnemar_power(1, 1.0, -1.0, 0.999) == 0.0
+    assert mcnemar_power(6, 1.0, 1.0) == mcnemar_power(6, 1.0, -1.0) == 1.0  # 2 / 2^6 < 0.05
+
+
+def test_a_difference_found_exactly_as_often_as_asked_is_found():
+    assert least_detectable(6, power=mcnemar_power(6, 1.0, 1.0)) == pytest.approx(1.0, abs=1e-3)
+    assert detectable_difference(6, 1.0, power=mcnemar_power(6, 1.0, 1.0)) == pytest.approx(1.0, abs=1e-3)
+    assert detectable_difference(6, 0.0) is None

@@ -177,3 +177,33 @@ def test_nonsense_is_refused(call, text):
 def test_statistics_import_no_torch():
     code = "import sys, modulate.evaluation.statistics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
+    values = {f"v{i}": [i % 2, i % 3 == 0, 1] for i in range(7)}
+    whole = bootstrap_interval(values, resamples=500, seed=3)
+    for held in (7 * 64, 7 * 500, 3):  # 8 parts, one, and one resample at a time
+        monkeypatch.setattr(statistics, "_CHUNK", held)
+        drawn = statistics._resampled_means(np.ones((7, 1)), np.ones((7, 1)), 500, 3)
+        assert drawn.shape == (500, 1) and bootstrap_interval(values, resamples=500, seed=3) == whole
+
+
+def test_a_result_says_how_it_was_drawn():
+    found = task_accuracies([1, 0, 1, 1], ["a", "a", "b", "b"], ["v", "w", "v", "w"], level=0.9, resamples=300, seed=7)
+    assert (found.level, found.resamples, found.seed, found.n, found.groups) == (0.9, 300, 7, 4, 2)
+    interval = bootstrap_interval({"v": [1, 0], "w": [1]}, level=0.9, resamples=300, seed=7)
+    assert (interval.level, interval.resamples, interval.seed, interval.n, interval.groups) == (0.9, 300, 7, 3, 2)
+    difference = paired_difference([1, 0], [0, 0], ["v", "w"], level=0.9, resamples=300, seed=7)
+    assert (difference.level, difference.resamples, difference.seed, difference.n, difference.groups) == (0.9, 300, 7, 2, 2)
+
+
+def test_a_hundred_resamples_are_enough_and_fewer_are_not():
+    assert bootstrap_interval({"v": [1], "w": [0]}, resamples=100).resamples == 100
+    with pytest.raises(DataError, match="resamples 99"):
+        bootstrap_interval({"v": [1], "w": [0]}, resamples=99)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 1.5])
+def test_a_level_lies_between_none_and_all(level):
+    with pytest.raises(DataError, match=f"got level {level}"):
+        bootstrap_interval({"v": [1], "w": [0]}, level=level)

@@ -594,3 +594,23 @@ def test_colours_that_cannot_be_converted_are_an_error_with_the_frames_time(fold
 def test_reading_video_imports_no_torch() -> None:
     code = "import sys, modulate.video; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_frame_asked_for_at_its_exact_time_is_sought_directly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [round(0.04 * k + 0.013 * (k % 3), 5) for k in range(60)]
+    path = write(folder / "all_keys.mp4", times, g="1", bf="0")
+    import modulate.video as video
+
+    decoded: list[float] = []
+    original = video._Reader._decoded
+
+    def counted(self):
+        for frame in original(self):
+            decoded.append(self.time(frame))
+            yield frame
+
+    monkeypatch.setattr(video._Reader, "_decoded", counted)
+    for index in (1, 20, 40, 58):
+        decoded.clear()
+        assert read_frames(path, [times[index]]).times == pytest.approx([times[index]], abs=2e-5)
+        assert decoded == pytest.approx(times[index : index + 2], abs=2e-5)  # it, and the next, which shows where it ends

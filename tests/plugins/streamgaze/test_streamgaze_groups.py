@@ -239,3 +239,24 @@ def test_entries_that_contradict_each_other_are_named(reader, tree):
     path.write_text(json.dumps(entries))
     with pytest.raises(DataError, match=rf"Question past_scene_recall/{VIDEOS[0]}/1/0: video .* has two values of participant, 'a' and 'b'"):
         reader().samples("all")
+
+
+def best_deal(sizes, shares):
+    """The least sum of absolute differences from the shares over all ways to deal groups, none of the wanted splits empty."""
+    n, kinds = sum(sizes), [k for k, share in enumerate(shares) if share]
+    ways = ([sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3)] for deal in itertools.product(kinds, repeat=len(sizes)))
+    return min(sum(abs(c - share * n) for c, share in zip(way, shares)) for way in ways if all(way[k] for k in kinds))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_groups_are_dealt_as_near_to_the_shares_as_whole_ones_allow(seed):
+    rng = random.Random(seed)
+    sizes = [rng.randint(1, 12) for _ in range(rng.randint(3, 7))]
+    groups, n = people(sizes), sum(sizes)
+    dealt = counts(participant_split(groups, seed))
+    assert min(dealt) > 0
+    assert sum(abs(c - share * n) for c, share in zip(dealt, (0.7, 0.15, 0.15))) == pytest.approx(best_deal(sizes, (0.7, 0.15, 0.15)))
+    sources = dict.fromkeys(groups, "rest") | {"held_out": "other"}
+    train, val, test = counts(source_split(sources, groups, "other", seed))
+    assert test == 1 and min(train, val) > 0
+    assert abs(train - 0.85 * n) + abs(val - 0.15 * n) == pytest.approx(best_deal(sizes, (0.85, 0.15, 0.0)))

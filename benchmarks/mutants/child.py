@@ -1,0 +1,151 @@
+"""Processes in which tests are run: forked from one that has imported what is slow and never changes."""
+
+import contextlib
+import ctypes
+import gc
+import importlib.util
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+INSIDE = Path(__file__).parent / "inside"
+HEAVY = (
+    "torch", "torchvision", "transformers", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.auto.modeling_auto", "peft", "accelerate", "timm", "av", "einops", "hypothesis",
+    "jaxtyping", "beartype", "pydantic", "typer.testing", "rich", "huggingface_hub", "PIL.Image", "xml.dom",
+    "multiprocessing.connection", "_hypothesis_pytestplugin", "torch.distributed", "torch.utils.data", "torch.utils.checkpoint",
+)  # fmt: skip
+PR_SET_CHILD_SUBREAPER = 36
+"""Of linux/prctl.h."""
+
+MEMORY = 12 * 2**30
+"""Bytes of data that a process may have: a loop that never ends must not take the machine."""
+
+
+def warm() -> None:
+    """Import what tests need and no mutant changes."""
+    from _pytest.config import default_plugins
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for name in HEAVY:
+        importlib.import_module(name)
+    for name in default_plugins:
+        importlib.import_module(f"_pytest.{name}")
+    sys.modules["torch"].set_num_threads(1)
+    assert not any(name.partition(".")[0] == "modulate" for name in sys.modules)
+    gc.freeze()  # what is here is never garbage: pytest has all of it looked through at its end
+
+
+def inside() -> ModuleType:
+    """Return the module that runs first in the tests' processes."""
+    name = "mutants_inside"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, INSIDE / "sitecustomize.py")
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def run(job: Callable[[], int], seconds: float) -> int | None:
+    """Return the exit status of ``job`` in a process of its own, or None when it ran too long; ends all that it started."""
+    folder = tempfile.mkdtemp(prefix="mutants-")
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            _apart(folder)
+            status = int(job())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    with contextlib.suppress(OSError):
+        os.setpgid(pid, pid)
+    try:
+        return _waited(pid, seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _apart(folder: str) -> None:
+    """Make this process the first of a group, without words, with a folder of its own for what is temporary."""
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
+    if not os.environ.get("MUTANTS_LOUD"):
+        silence = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(silence, descriptor)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent has ended is this one's: so it is known as the test's own
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ["TMPDIR"] = folder
+    tempfile.tempdir = folder
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(INSIDE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.chdir(ROOT)
+
+
+def _waited(pid: int, seconds: float) -> int | None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def tests(arguments: list[str], plugin: Any) -> int:
+    """Run pytest in this process; examples of hypothesis are the same every time, and are not made smaller."""
+    import pytest
+    from hypothesis import Phase, settings
+
+    settings.register_profile("mutants", derandomize=True, database=None, deadline=None, phases=(Phase.explicit, Phase.generate))
+    settings.load_profile("mutants")
+    options = ["-q", "-p", "no:xdist", "-p", "no:anyio", "--no-header", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=no" if not os.environ.get("MUTANTS_LOUD") else "--tb=short"]
+    return int(pytest.main([*options, *arguments], plugins=[plugin]))
+
+
+class Chosen:
+    """A plugin of pytest that runs the tests it is given, in their order."""
+
+    def __init__(self, names: list[str]) -> None:
+        """Run the tests ``names``."""
+        self.order = {name: k for k, name in enumerate(names)}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Keep the chosen."""
+        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+
+
+def mutated(file: Path, source: bytes, names: list[str], seconds: float) -> int | None:
+    """Return the exit status of pytest for the tests ``names`` while ``file`` is imported as ``source``; None after ``seconds``."""
+
+    def job() -> int:
+        held = Path(tempfile.gettempdir()) / "mutant.py"
+        held.write_bytes(source)
+        os.environ["MUTANT_FILE"] = str(file)
+        os.environ["MUTANT_SOURCE"] = str(held)
+        os.environ["MUTANT_ROOT"] = str(os.getpid())
+        inside().mutate(str(file), str(held))
+        inside().guard()
+        files = sorted({name.partition("::")[0] for name in names})
+        return tests(["-x", *files], Chosen(names))
+
+    return run(job, seconds)

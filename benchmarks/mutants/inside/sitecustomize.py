@@ -1,0 +1,90 @@
+"""Runs first in every process of a test: puts the mutant in its module's place, or notes which lines are run.
+
+`MUTANT_FILE` is the module's file, `MUTANT_SOURCE` the file that is read instead, `MUTANT_ROOT` the first of the test's processes. `LINES_OF` is a folder, `LINES_TO` a file
+to which every line that is run in it is added once for each process, as `path:number`.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import threading
+
+SEEN: set = set()
+
+
+def mutate(file, source):
+    """Let ``file`` be imported as if it held what ``source`` holds."""
+    with open(source, "rb") as handle:
+        text = handle.read()
+    loader = importlib.machinery.SourceFileLoader
+    read = loader.get_data
+    folder, name = os.path.split(importlib.util.cache_from_source(file))
+    stem = name.partition(".")[0] + "."
+
+    def get_data(self, path):
+        where, what = os.path.split(path)
+        if where == folder and what.startswith(stem):
+            raise OSError("what was compiled before is of the module as it is")
+        return text if path == file else read(self, path)
+
+    loader.get_data = get_data
+    sys.dont_write_bytecode = True
+
+
+def guard():
+    """Let signals reach only what the test itself has started: a fault in the core may send them to any process."""
+    root = int(os.environ["MUTANT_ROOT"])
+
+    def own(pid):
+        while pid > 1 and pid != root:
+            try:
+                with open(f"/proc/{pid}/stat") as stat:
+                    pid = int(stat.read().rpartition(")")[2].split()[1])
+            except OSError:
+                return True  # there is none, which the system says itself
+        return pid == root
+
+    def guarded(send):
+        def only_own(pid, number):
+            if number and not own(pid):
+                raise PermissionError(f"no signal {number} for process {pid}, which is not of this test")
+            return send(pid, number)
+
+        return only_own
+
+    os.kill, os.killpg = guarded(os.kill), guarded(os.killpg)
+
+
+def trace():
+    """Note the lines that are run from here on, in this process and those that it forks."""
+    folder = os.environ["LINES_OF"] + os.sep
+    known: dict = {}
+
+    def line(frame, event, arg):
+        if event == "line":
+            _note(known[frame.f_code], frame.f_lineno)
+        return line
+
+    def call(frame, event, arg):
+        code = frame.f_code
+        if code not in known:
+            known[code] = code.co_filename if code.co_filename.startswith(folder) else None
+        return line if known[code] is not None else None
+
+    threading.settrace(call)
+    sys.settrace(call)
+
+
+def _note(file, number):
+    if (file, number) not in SEEN:
+        SEEN.add((file, number))
+        with open(os.environ["LINES_TO"], "a") as out:
+            out.write(f"{file}:{number}\n")
+
+
+if "MUTANT_FILE" in os.environ:
+    mutate(os.environ["MUTANT_FILE"], os.environ["MUTANT_SOURCE"])
+    guard()
+if "LINES_TO" in os.environ:
+    trace()
