@@ -5,6 +5,7 @@ import contextlib
 import torch
 
 from modulate.errors import ConditioningError
+from modulate_hosts.contract import reference
 from modulate_hosts.contract.suite import close, row, strong
 
 FEW = ("smolvlm",)
