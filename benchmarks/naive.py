@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modulate.alignment import align
 from modulate.components import Backbone, Sample
-from modulate.features import align
 from modulate.grid import VisualGrid
 from modulate.video import Frames, read_frames
 from modulate_gaze.scanpath import Scanpath

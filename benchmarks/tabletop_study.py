@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modulate.evaluation.metrics import Prediction, compare, summarise
+from modulate.evaluation.metrics import Prediction, compare, read_predictions, summarise
 
 RECIPE = "recipes/gazeqwen_tiny.yaml"
 SEEDS = (0, 1, 2)  # fixed before any of these runs
@@ -97,9 +97,8 @@ def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list
     """Return the predictions of one condition, over the given seeds; a sample has another id for each seed."""
     found = []
     for seed in seeds:
-        lines = (runs / f"{name}-{seed}" / "predictions.jsonl").read_text().splitlines()
-        own = [Prediction(**record) for record in map(json.loads, lines) if record["condition"] == condition]
-        found += [replace(r, id=f"{seed}/{r.id}") for r in own]
+        answers = read_predictions(runs / f"{name}-{seed}" / "predictions.jsonl")
+        found += [replace(r, id=f"{seed}/{r.id}") for r in answers.get(condition, [])]
     return found
 
 

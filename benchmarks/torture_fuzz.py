@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torture_mutate as mutate
 
 ROOT = Path(__file__).parents[1]
-INSTRUMENTED = ("modulate.parse", "modulate.paths", "modulate.pickled", "modulate.recipe", "modulate.saved", "modulate.lora", "modulate_gaze.fixation_csv",
+INSTRUMENTED = ("modulate.parse", "modulate.paths", "modulate.pickled", "modulate.recipe", "modulate.saved", "modulate.lora", "modulate.schema", "modulate.records", "modulate.evaluation.predictions", "modulate_gaze.fixation_csv",
                 "modulate_gaze.checkpoint", "modulate_gaze.raw_gaze", "modulate_hand.path", "modulate_streamgaze.questions", "modulate_streamgaze.splits",
                 "modulate_vjepa.weights")  # fmt: skip
 SLOW, HANG = 2.0, 20.0

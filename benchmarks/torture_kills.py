@@ -495,7 +495,7 @@ def torture(folder: Path, seed: int = 0, short: bool = False, workers: int = 2) 
             os._exit(0)
     for pid in pids:
         os.waitpid(pid, 0)
-    results = [json.loads(line) for report in reports for line in report.read_text().splitlines()]
+    results = [json.loads(line) for report in reports for line in report.read_bytes().split(b"\n") if line]
     if len(results) != len(plan):
         raise SystemExit(f"Only {len(results)} of {len(plan)} cases were tried.")
     rows = []

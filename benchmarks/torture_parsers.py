@@ -7,6 +7,7 @@ are written from the formats, not from the parsers. A further parser is a furthe
 import contextlib
 import csv
 import functools
+import importlib
 import io
 import itertools
 import json
@@ -490,6 +491,138 @@ def check_count(result: int, data: bytes) -> None:
     assert 1 <= result <= 20_000_000
 
 
+# --- what a run notes of itself --------------------------------------------------------------------------------------------------------
+
+
+def prediction_seeds() -> list[bytes]:
+    row = {"id": "t/v/0/1", "task": "t", "group": "v\u2028", "condition": "signal", "answer": 1, "prediction": 1, "correct": True, "logits": [0.25, 1.5], "active_steps": 3, "error": None}
+    failed = row | {"id": "b", "prediction": None, "correct": False, "logits": [], "error": "VideoError: cut off"}
+    return [b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in rows) for rows in ([row], [row, failed, row | {"condition": "none"}])]
+
+
+def mutate_lines(data: bytes, rng: random.Random) -> bytes:
+    """Change one line of JSON as a tree, or the bytes of all."""
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    if not lines[at] or rng.random() < 0.2:
+        return mutate.mutate_bytes(data, rng)
+    lines[at] = mutate.mutate_json(lines[at], rng)
+    return b"\n".join(lines)[: mutate.LONGEST]
+
+
+def parse_predictions(data: bytes) -> Any:
+    from modulate.evaluation.predictions import parse_predictions
+
+    lines = data.split(b"\n")
+    return list(parse_predictions(lines if lines[-1] else lines[:-1], "predictions.jsonl"))
+
+
+def read_predictions(path: Path) -> Any:
+    from modulate.evaluation.predictions import read_predictions
+
+    return [record for records in read_predictions(path).values() for record in records]
+
+
+def check_predictions(result: Any, data: bytes) -> None:
+    trees = [json.loads(line) for line in data.split(b"\n") if line]
+    assert len(result) == len(trees) == len({(r.condition, r.id) for r in result})
+    by_id = {(tree["condition"], tree["id"]): tree for tree in trees}
+    for record in result:
+        tree = by_id[record.condition, record.id]
+        assert all(same(getattr(record, key), tree[key]) for key in ("task", "group", "answer", "prediction", "correct", "active_steps"))
+        assert agrees(record.logits, tree["logits"]) and all(type(v) is float and abs(v) <= 1e100 for v in record.logits) and record.error == tree.get("error")
+        assert record.correct == (record.prediction == record.answer) and 0 <= record.answer < 256 and 0 <= record.active_steps <= 2**53
+        assert all(type(text) is str for text in (record.id, record.task, record.group)) and (record.prediction is None) == bool(record.error)
+        json.dumps(tree, ensure_ascii=False, allow_nan=False).encode()
+
+
+def same(found: Any, given: Any) -> bool:
+    """Return whether two values are equal and of one type: 1 is not True."""
+    return bool(found == given) and type(found) is type(given)
+
+
+def state_seeds() -> list[bytes]:
+    whole = {
+        "finished": True, "made_of": {"data": "ab"}, "weights": {"model.safetensors": "cd"}, "steps": 12, "seconds": 3.5, "failed": {"a": "VideoError: b"}, "left_out": 1,
+        "skipped": {"not_finite": 2}, "split_steps": 0, "apart": 0, "resumed": [3, 9],
+    }  # fmt: skip
+    return [json.dumps(tree).encode() for tree in (whole, {"finished": True, "adopted": "me/weights", "weights": {}, "steps": 0})]
+
+
+def environment_seeds() -> list[bytes]:
+    git = {"commit": "0123456789abcdef", "modified": True}
+    return [json.dumps({"python": "3.11", "system": "Linux", "machine": "x86_64", "versions": {"modulate": "1"}, "git": value}).encode() for value in (git, None)]
+
+
+def metrics_seeds() -> list[bytes]:
+    task = {"accuracy": 0.5, "n": 4, "interval": [0.25, 0.75]}
+    condition = {"overall": 0.5, "interval": [0.25, None], "n": 4, "tasks": {"t": task}}
+    difference = {"difference": -0.5, "interval": [-1.0, 0.0], "n": 4, "mcnemar": {"b": 0, "c": 2, "p": 0.5, "exact": True}}
+    failed = [{"id": "a", "condition": "none", "error": "VideoError: b"}]
+    tree = {"split": "test", "condition": "signal", **condition, "controls": {"none": condition}, "comparisons": {"signal - none": {**difference, "tasks": {"t": difference}}}}
+    return [json.dumps({**tree, "signal": {"samples": 4, "samples_with_active_signal": 3, "active_steps": 9}, "failed": failed}).encode()]
+
+
+def log_seeds() -> list[bytes]:
+    return [json.dumps(tree).encode() for tree in ({"stage": "joint", "step": 3, "steps": 9, "loss": None, "accuracy": 0.5, "active": 1.0, "lr": 1e-4, "skipped": "no_samples"},
+                                                   {"stage": "joint", "step": 3, "validation_accuracy": 0.75, "gate": 2})]  # fmt: skip
+
+
+def head_seeds() -> list[bytes]:
+    return [b'{"key": "ab", "sha256": "cd"}']
+
+
+def lock_seeds() -> list[bytes]:
+    return [b'{"pid": 4321, "host": "here", "since": 1700000000.5}']
+
+
+def training_seeds() -> list[bytes]:
+    from dataclasses import asdict
+
+    from modulate.training.resume import State
+
+    drawn = [3, [*range(8)], None]
+    return [json.dumps({"made_of": {"data": "a"}, "state": asdict(State(step=2, failed={"a": "b"})), "random": drawn, "scaler": {"scale": 65536.0}}).encode()]
+
+
+def verified_seeds() -> list[bytes]:
+    hosts = {"q": {"served_by": "Host", "encodes": True, "cells": {"test_a": {"outcome": "refused", "reason": "no"}}}}
+    return [json.dumps({"rows": {"test_a": "a"}, "versions": {"5.1": {"torch": "2", "device": "cpu", "hosts": hosts}}}).encode()]
+
+
+def recorded(name: str, at: str) -> Callable[[bytes], Any]:
+    """Return the parser of one record: the schema ``name`` of the module ``at``."""
+
+    def parse(data: bytes) -> Any:
+        from modulate.schema import parse_record
+
+        return parse_record(data, getattr(importlib.import_module(at), name), f"{name}.json", "record", "")
+
+    return parse
+
+
+def check_record(result: Any, data: bytes) -> None:
+    """Whatever a record says is what stands in the file, of the same type; numbers that are counted with are finite in floats."""
+    tree = json.loads(data)
+    json.dumps(tree, ensure_ascii=False, allow_nan=False).encode()
+    assert agrees(result.model_dump(exclude_unset=True), tree)
+    if type(result).__name__ == "LogLine":
+        assert all(math.isfinite(value - -value) for value in result.curves().values())
+    if type(result).__name__ == "Owner":
+        import time
+
+        assert 0 < result.pid < 2**31 and time.localtime(result.since)
+
+
+def agrees(found: Any, given: Any) -> bool:
+    """Return whether ``found`` says what the tree ``given`` does; a whole number may have become a float, and what is left out a default."""
+    if isinstance(found, dict):
+        return isinstance(given, dict) and given.keys() <= found.keys() and all(agrees(found[key], value) for key, value in given.items())
+    if isinstance(found, list | tuple):
+        return isinstance(given, list) and len(found) == len(given) and all(map(agrees, found, given))
+    return same(found, given) or (type(found) is float and type(given) is int and found == float(given))
+
+
 # --- videos -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -529,6 +662,20 @@ def check_video(result: Any, data: bytes) -> None:
 # --- all of them ------------------------------------------------------------------------------------------------------------------------
 
 
+COMMON = ("parse_record", "checked", "findings", "unknown_keys", "warn_of_key")
+RECORDS: Sequence[tuple[str, str, Callable[[], list[bytes]], str, str, tuple[str, ...]]] = (
+    ("state", "state.json of a run", state_seeds, "State", "modulate.records", COMMON),
+    ("environment", "environment.json of a run", environment_seeds, "Environment", "modulate.records", COMMON),
+    ("metrics", "metrics.json of a run", metrics_seeds, "Metrics", "modulate.records", (*COMMON, "_same_tasks")),
+    ("log", "a line of a training's log", log_seeds, "LogLine", "modulate.records", (*COMMON[:3], "_further", "curves", "_number", "_bounded")),
+    ("finished", "head of finished answers", head_seeds, "Head", "modulate.evaluation.answered", COMMON[:3]),
+    ("lock", "who holds a folder", lock_seeds, "Owner", "modulate.locks", COMMON[:3]),
+    ("resume", "notes of a training's checkpoint", training_seeds, "Notes", "modulate.training.resume", COMMON),
+    ("verified", "a plugin's note of hosts", verified_seeds, "Verified", "modulate.cli.hosts", COMMON),
+)
+"""Name, what it is, seeds, schema and its module, functions that count for coverage."""
+
+
 def parsers() -> dict[str, Parser]:
     """Return every parser by name. Imports what they need, so that the fuzzer can instrument it first."""
     from modulate.parse import parse_yaml, read_yaml
@@ -546,7 +693,7 @@ def parsers() -> dict[str, Parser]:
 
     text = lambda data: data.decode("utf-8", "surrogateescape")
     raw = lambda source: through_file(lambda path: read_gaze(path, source, "drop" if path.stat().st_size % 2 else "keep", (640, 480)), f"raw{SUFFIXES[source]}")
-    json_rules: Sequence[str] = ("read_json", "parse_json", "_distinct", "_no_number", "_finite", "_deeper")
+    json_rules: Sequence[str] = ("read_json", "parse_json", "_distinct", "_no_number", "_finite", "_short", "_deeper", "read_lines", "_refuse_device")
     rows = [
         Parser("fixations", "fixation CSV", fixation_seeds, lambda d: parse_fixations(d, "f.csv"), check_fixations, ("modulate_gaze.fixation_csv",), read=read_fixations),
         Parser("hand", "hand CSV", hand_seeds, lambda d: HandPath.parse(d, "h.csv"), check_hand, ("modulate_hand.path",), read=HandPath.read),
@@ -578,6 +725,10 @@ def parsers() -> dict[str, Parser]:
                ("modulate.pickled",), never=("check_archive",)),
         Parser("archive", "a released checkpoint's file", archive_seeds, through_file(read_checkpoint, "best_model.pt"), check_checkpoint,
                ("modulate.pickled", "modulate_gaze.checkpoint"), mutate.mutate_archive, only=("check_archive", "check_pickle", "_run", "_pop", "_unpickled", "_check_size"), share=0.1),
+        Parser("predictions", "predictions of a run, JSON lines", prediction_seeds, parse_predictions, check_predictions, ("modulate.evaluation.predictions",), mutate_lines,
+               read_predictions, ".jsonl", only=("parse_predictions", "_consistent"), same=False),
+        *(Parser(name, what, seeds, recorded(schema, at), check_record, ("modulate.schema", "modulate.records"), mutate.mutate_json, only=only)
+          for name, what, seeds, schema, at, only in RECORDS),
         Parser("video", "video files", video_seeds, through_file(read_video, "v.mp4"), check_video, ("modulate.video",), never=("read_shown.<locals>",), share=0.02),
     ]  # fmt: skip
     own = {"egtea": ("_read_egtea", "_time_code"), "ego4d": ("_read_ego4d", "_rows"), "holoassist": ("_read_holoassist", "_rows"), "egoexolearn": ("_dense",)}

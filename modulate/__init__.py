@@ -8,9 +8,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Modulation": "modulate.modulation",
     "ModulationConfig": "modulate.modulation",
-    "ModulatedHost": "modulate.inject",
+    "ModulatedHost": "modulate.modulated_host",
     "Attachment": "modulate.inject",
-    "ClipInput": "modulate.inject",
+    "ClipInput": "modulate.rows",
     "VisualGrid": "modulate.grid",
     "visual_grid": "modulate.grid",
     "Signal": "modulate.signals",

@@ -11,6 +11,7 @@ from modulate.components import LETTERS, Sample
 from modulate.errors import DataError, MissingFileError, RecipeError, VideoError, near_matches
 from modulate.inject import Attachment
 from modulate.modulation import Modulation
+from modulate.notices import heard
 from modulate.pipeline import Pipeline, Prepared
 from modulate.recipe import Recipe
 from modulate.video import probe
@@ -74,6 +75,7 @@ def sample_of(
     return Sample(f"{video.name}@{at:g}s", "ask", video, (max(0.0, at - seconds), at), question, tuple(options), 0, dict(signals))
 
 
+@heard()
 def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answer]:
     """Answer with the signal, then without: no residual, and where the modulation has LoRA also the bare host. Errors are never recorded, but raised."""
     prepared = pipeline.prepare(sample)

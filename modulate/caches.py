@@ -18,6 +18,17 @@ def length_of(cache: Any) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
+def keys_at(cache: Any, position: int) -> Tensor | None:
+    """Return (batch, head, width): keys at an absolute position, of the deepest layer that keeps all positions; None where none does."""
+    for layer in reversed(getattr(cache, "layers", ())):
+        keys = getattr(layer, "keys", None)
+        if not isinstance(keys, Tensor) or keys.ndim != 4 or getattr(layer, "is_sliding", False):
+            continue
+        if length_of(cache) <= keys.shape[2] > position:
+            return keys[:, :, position].detach()
+    return None
+
+
 def cache_among(given: Mapping[str, Any]) -> Any:
     """Return the cache among a forward's arguments, whatever its name is; None where there is none.
 

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from modulate.errors import CheckpointError
-from modulate.files import as_json, read_hash, write_atomically, write_json
+from modulate.files import as_json, read_hash, read_tensors, write_atomically, write_json
+from modulate.parse import parse_json, read_limited
 
 SCHEMA = 1
 KEPT = 2
+NOTES_BYTES = 64 << 20
+"""Largest notes of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,13 @@ class Checkpoints:
     def _read(self, number: int) -> Checkpoint:
         path = self._notes(number)
         try:
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text)
-            if text != as_json(content) or content.pop("sha256") != _hash(content) or content["schema"] != SCHEMA:
+            data = read_limited(path, NOTES_BYTES)
+            content = parse_json(data, path.name)
+            if data != as_json(content).encode() or content.pop("sha256") != _hash(content) or content["schema"] != SCHEMA:
                 raise ValueError("its checksum does not match")
             if read_hash(self._tensors(number)) != content["tensors"]:
                 raise ValueError(f"the checksum of {self._tensors(number).name} does not match")
-            return Checkpoint(content["notes"], load_file(self._tensors(number)))
+            return Checkpoint(content["notes"], read_tensors(self._tensors(number)))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise CheckpointError(f"The checkpoint {path} is damaged: {error}") from error
 

@@ -1,5 +1,6 @@
 """The parts that recipes and saved modulations share; imports no torch, so that recipes are read instantly."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -7,11 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from modulate import plugins
 
+Departure = tuple[Literal["info", "warning"], str]
+"""A parameter that departs from what is right, to repeat what somebody's code does: how much it matters, and what follows from it, as a sentence."""
+
 
 class Params(BaseModel):
     """Base of every component's parameters: unknown keys are errors, values do not change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def departures(self) -> Sequence[Departure]:
+        """Return what `modulate check` must say of these parameters: those that repeat what some published code does, although it is not right."""
+        return ()
 
 
 class Choice(Params):
@@ -64,6 +72,11 @@ class Injection(Params):
         "residual",
         description="what a clip gets whose signal is empty. residual: what the modulator makes of its frame features alone; none: nothing, as in GazeQwen's code",
     )
+
+    def departures(self) -> Sequence[Departure]:
+        """Say what follows from leaving out clips without a signal."""
+        text = "empty is `none`: a clip without any signal gets no residual, one whose signal is active at no step does; the control `blank` is the former."
+        return [("info", text)] if self.empty == "none" else []
 
     @model_validator(mode="after")
     def _empty_is_visual(self) -> "Injection":

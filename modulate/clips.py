@@ -5,8 +5,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from modulate.errors import VideoError
+from modulate.errors import MissingFileError, VideoError
 from modulate.files import content_hash, write_json
+from modulate.parse import read_json
 from modulate.recent import Recent
 from modulate.video import Frames, probe, read_frames, read_shown
 
@@ -79,12 +80,12 @@ class ShownTimes:
 
     def _read(self, path: Path) -> dict[str, list[float]]:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             if not (isinstance(found, dict) and all(isinstance(t, list) and all(isinstance(x, float) for x in t) for t in found.values())):
                 raise ValueError("other things than times are in it")
-        except FileNotFoundError:
+        except MissingFileError:
             return {}
-        except (OSError, ValueError) as error:
+        except ValueError as error:  # DataError, too
             warnings.warn(f"The notes in {path} are damaged ({error}); these clips are decoded again.", stacklevel=4)
             return {}
         return found

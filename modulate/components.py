@@ -5,6 +5,7 @@ registered name and those parameters. Shapes use the shared axis names of ``docs
 ``step`` (all steps of all clips given, one after the other), ``token`` (rows·cols of one step), ``d_*`` (channels).
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from modulate.choice import Params
-from modulate.errors import DataError
+from modulate.errors import DataError, PluginError
 from modulate.grid import VisualGrid
 from modulate.signals import Signal
 from modulate.video import Frames
@@ -105,11 +106,19 @@ class FrameFeatures:
     """A backbone's raw features of one clip on its own grid.
 
     ``values``: (time, row, col, d_features); ``times``: seconds of each time index (mean of the frames it merges), increasing.
-    Alignment to the host's visual grid happens later, by true time (:func:`modulate.features.align`).
+    Alignment to the host's visual grid happens later, by true time (:func:`modulate.alignment.align`).
     """
 
     values: Num[Tensor, "time row col d_features"]  # floats; whole numbers where the cache keeps frames themselves
     times: tuple[float, ...]
+
+    def check(self) -> None:
+        """Raise :class:`PluginError` unless values are (time, row, col, d) with one increasing time for each time index."""
+        shape, times = tuple(self.values.shape), self.times
+        if len(shape) != 4 or 0 in shape or len(times) != shape[0]:
+            raise PluginError(f"A backbone's features must be (time, row, col, d_features) with a time each; got shape {shape} and {len(times)} times.")
+        if any(not b > a for a, b in itertools.pairwise(times)):
+            raise PluginError(f"A backbone's feature times must increase; got {list(times)}.")
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,16 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a short text that changes whenever the data would."""
+
+    @classmethod
+    def elsewhere(cls, params: BaseModel, root: Path) -> BaseModel:
+        """Return ``params`` for data of the same kind in the folder ``root``, which may hold none yet: by default the same, with another ``root``.
+
+        Raises :class:`DataError` when the parameters name no such folder, or when what is there is something else.
+        """
+        if "root" not in type(params).model_fields:
+            raise DataError(f"{cls.__name__} has no parameter `root`: its data are in no folder that could be another. Change its parameters in a recipe.")
+        return params.model_copy(update={"root": root})
 
     def reference(self) -> Reference:
         """Return published results and the tasks' short names, for reports; by default none. Reads none of the data's files."""

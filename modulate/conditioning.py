@@ -1,7 +1,7 @@
 """Signals and features for the rows of a batch, and where one forward writes what comes of them."""
 
 import threading
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from modulate.errors import ConditioningError
 from modulate.grid import VisualGrid
 from modulate.hosts import Host
-from modulate.localize import Columns, Ledger, columns
-from modulate.modulation import ClipInput, Latents, Modulation
+from modulate.ledger import Ledger
+from modulate.localize import Columns, columns
+from modulate.modulation import Latents, Modulation
+from modulate.rows import Rows, check, listed, mask_of
 from modulate.selection import Selection
 from modulate.writers import Memory, Mixture
-
-Rows = Sequence[Sequence[ClipInput]]
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Hints:
-    """What only the caller may know of a conditioning's tokens, each (row, absolute position) bool or None.
+    """What only the caller may know of a conditioning's tokens, each (row, absolute position) or None; 0 and 1 are taken for bool.
 
     ``positions``: the grids' tokens, for forwards that get no token ids; by default placeholders are looked for. ``prompt``, ``mask``: see
     :class:`modulate.selection.Selection`.
@@ -56,35 +56,48 @@ class Hints:
     prompt: Tensor | None = None
     mask: Tensor | None = None
 
+    def checked(self, rows: int) -> "Hints":
+        """Return these as bool tensors of ``rows`` rows. Raises :class:`ConditioningError` for what is none."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return Hints(**{name: mask_of(name, value, rows) for name, value in given.items()})
+
 
 class Conditioning:
     """Signals and features of the rows of a batch, their latents computed once."""
 
-    def __init__(self, modulation: Modulation, rows: Rows, host: Host, histories: MutableMapping[Any, Tensor], hints: Hints) -> None:
+    def __init__(self, modulation: Modulation, rows: Rows, host: Host, hints: Hints) -> None:
         self.owner = threading.get_ident()
-        self.visual_ids, self.positions = list(host.visual_ids.values()), hints.positions
+        rows = listed(rows)
+        if not rows:
+            raise ConditioningError("The conditioning has no rows. Give one list of clips for each row of the batch, `[]` for a row without.")
+        check(rows, modulation.needs)
+        hints = hints.checked(len(rows))
+        self.visual_ids, self.types, self.positions = list(host.visual_ids.values()), host.types, hints.positions
         tokens = modulation.config.injection.tokens
         self.maps: list[Tensor] = []  # per row: ordinal of its placeholder → row of the latents, −1 where none is written
         spans: list[tuple[int, int]] = []  # per row: its latents
         start = 0
-        for row in rows:
+        for r, row in enumerate(rows):
             parts, begin = [torch.empty(0, dtype=torch.long)], start
-            for clip in row:
-                places = torch.tensor(host.placeholders(clip.grid) if hints.positions is None else range(clip.grid.tokens))
+            for c, clip in enumerate(row):
+                places = torch.tensor(host.placeholders(clip.grid) if hints.positions is None else range(clip.grid.tokens), dtype=torch.long)
+                if not bool((places >= 0).any()):
+                    raise ConditioningError(f"Row {r}, clip {c}: its grid has no visual token in this host ({type(host).__name__}.placeholders names none).")
                 heard = clip.signal is not None and (modulation.config.injection.empty == "residual" or len(clip.signal) > 0)
                 there = chosen_steps(places, clip.grid, tokens.steps) if heard else torch.zeros_like(places, dtype=torch.bool)
                 parts.append(torch.where(there, places + start, -1))
                 start += clip.grid.tokens if clip.signal is not None else 0
             self.maps.append(torch.cat(parts))
             spans.append((begin, start))
-        self.ledger = Ledger([len(m) if row else None for m, row in zip(self.maps, rows, strict=True)], histories)
+        selects = tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None
+        self.ledger = Ledger([len(m) if row else None for m, row in zip(self.maps, rows, strict=True)], everywhere=selects)
         if hints.positions is not None:
             self._check(hints.positions)
         clips = [clip for row in rows for clip in row if clip.signal is not None]
         self.latents = modulation.latents(clips) if clips else None
         self.selection = None
-        if tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None:
-            self.selection = Selection(tokens, len(rows), hints.prompt, hints.mask)
+        if selects:
+            self.selection = Selection(tokens, hints.prompt, hints.mask)
             full = [span for span in spans if span[0] < span[1]]
             self.means = [start + full.index(span) if span in full else -1 for span in spans]  # per row: its mean among the latents
             self.latents = self.latents and self.latents.with_means(full)
@@ -92,17 +105,18 @@ class Conditioning:
         self.last: Plan | None = None
 
     def _check(self, positions: Tensor) -> None:
-        if positions.ndim != 2 or len(positions) != len(self.maps):
-            raise ConditioningError(f"positions must be (row, position) for {len(self.maps)} rows, got shape {tuple(positions.shape)}.")
         for r, (got, expected) in enumerate(zip(positions.sum(1).tolist(), self.ledger.expected, strict=True)):
             if expected is not None and got != expected:
                 raise ConditioningError(f"Row {r}: the positions name {got} visual tokens, the conditioning {expected}.")
 
     def plan(self, given: dict[str, Any]) -> Plan | None:
         """Locate what is to be written in a forward with these arguments; None when there is nothing."""
-        here = columns(given, self.visual_ids, self.positions)
+        here = columns(given, self.visual_ids, self.positions, self.types)
         ordinal = self.ledger.place(here)
-        token = self._means(here, self.selection) if self.selection is not None else self._visual(ordinal)
+        if self.selection is None:
+            token = self._visual(ordinal)
+        else:
+            token = None if self.ledger.aside else self._means(here, self.selection)
         if self.latents is None or token is None:
             return None
         index = (token.flatten() >= 0).nonzero()[:, 0]

@@ -7,11 +7,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from modulate.errors import MissingFileError, ModulateError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".partial"
 LEFT_BEHIND = (f".*{PARTIAL}", ".tmp??????")
@@ -103,9 +106,9 @@ class Lines:
 
     def cut(self, count: int) -> int:
         """Keep the first ``count`` lines and go on behind them; return how many whole lines of these are missing."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        kept = [line for line in lines[:count] if line.endswith(b"\n")]
-        if kept != lines:
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        kept = [line + b"\n" for line in content.split(b"\n")[:-1][:count]]
+        if b"".join(kept) != content:
             write_atomically(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))
         self.count = count
         return count - len(kept)
@@ -130,6 +133,16 @@ def read_hash(path: Path) -> str:
     """Return the sha256 (hex) of the file's content, read now. Raises what opening it raises."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Return the tensors of a safetensors file, in memory of their own: mapped ones would change, or end the process, with the file.
+
+    Raises :class:`safetensors.SafetensorError`, and what opening it raises.
+    """
+    from safetensors.torch import load
+
+    return load(path.read_bytes())
 
 
 def gib(n: int) -> str:

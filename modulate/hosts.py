@@ -55,6 +55,9 @@ class Host:
     languages: ClassVar[tuple[str, ...]] = ("language_model", "text_model")
     """Names under which transformers' classes keep the language model."""
 
+    types: ClassVar[tuple[str, ...]] = ("mm_token_type_ids",)
+    """Arguments in which 0 is text and everything else vision. ``token_type_ids`` is not among them by default: in PaliGemma's, pictures have type 0 too."""
+
     model_types: ClassVar[tuple[str, ...]] = ()
     Params: ClassVar[type[HostParams]] = HostParams
 
@@ -67,6 +70,7 @@ class Host:
         self.visual_ids = self.find_visual_ids(self.config)
         if not self.visual_ids:
             raise HostError(f"{type(self).__name__} names no visual placeholder: its find_visual_ids returned none.")
+        self.check_states()
 
     # --- what is where -----------------------------------------------------------------------------------------------------------
 
@@ -80,8 +84,9 @@ class Host:
                 if isinstance(candidate, nn.Module) and name in children:
                     return candidate, children[name]
         found = ", ".join(name for name, _ in model.named_children())
+        blind = "" if getattr(getattr(model, "config", None), "vision_config", None) is not None else " Its configuration has no vision_config: it is no host with a vision tower."
         wanted = ", ".join(f"`{prefix}{name}`" for name in cls.languages for prefix in ("", "model."))
-        raise HostError(f"{type(model).__name__} is not understood as a multimodal host: looked for {wanted}, found only {found or 'no sub-modules'}.")
+        raise HostError(f"{type(model).__name__} is not understood as a multimodal host: looked for {wanted}, found only {found or 'no sub-modules'}.{blind}")
 
     @staticmethod
     def find_layers(language: Any) -> nn.ModuleList:
@@ -114,6 +119,17 @@ class Host:
         By default placeholders are the grid's tokens. A family whose clips hold further ones (ends of lines, separators) overrides this.
         """
         return range(grid.tokens)
+
+    def check_states(self) -> None:
+        """Raise :class:`HostError` where the decoder layers' states are not (batch, position, d_model) with visual tokens among the positions."""
+        name = type(bare(self.model)).__name__
+        for i, layer in enumerate(self.layers):
+            if cross := next((child for child, _ in layer.named_children() if child.startswith(("cross_att", "crossatt", "encoder_att"))), None):
+                raise HostError(
+                    f"{name} cannot be modulated: vision reaches its decoder by cross-attention (`{cross}` of layer {i}), so that none of its positions are visual tokens."
+                )
+        if (streams := getattr(self.config.get_text_config(), "altup_num_inputs", 1) or 1) > 1:
+            raise HostError(f"{name} cannot be modulated: its decoder layers hand on {streams} states of each token (AltUp), of which only some reach the answer.")
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise :class:`HostError` when a layer index does not exist."""

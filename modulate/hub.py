@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from modulate.errors import CheckpointError, MissingFileError
 from modulate.files import write_atomically
+from modulate.parse import parse_json
 
 CARD = "README.md"
 CONFIG, WEIGHTS, ADAPTER = "config.json", "model.safetensors", "adapter"
@@ -68,13 +69,13 @@ def upload(
 def model_card(folder: Path, repo_id: str) -> str:
     """Return the text of the card, from config.json and the shapes in the weights' headers. Raises :class:`CheckpointError` when they cannot be read."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = parse_json((folder / CONFIG).read_bytes(), CONFIG)
         own = count_numbers(folder / WEIGHTS)
         lora = count_numbers(folder / FILES[-1]) if config["lora"] else 0
         return _front(config) + _body(config, repo_id, own, lora)
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} holds no modulation that a card can be written for: {type(error).__name__}: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from modulate.caches import cache_out
-from modulate.conditioning import Conditioning, Hints, Plan, Rows
+from modulate.conditioning import Conditioning, Hints, Plan
 from modulate.errors import ConditioningError, HostError
 from modulate.hooks import Hook, named, stood_in
 from modulate.hosts import understand
 from modulate.lora import LoraHooks
-from modulate.modulation import ClipInput, HostSpec, Modulation
+from modulate.modulation import HostSpec, Modulation
+from modulate.notices import heard
 from modulate.passes import Pass, in_backward, recomputed, remember, sequence_number
+from modulate.rows import ClipInput, Rows, listed
 from modulate.verified import warn_if_unverified
 
-__all__ = ["Attachment", "ClipInput", "ModulatedHost", "Report"]
+__all__ = ["Attachment", "ClipInput", "Report"]
 
 
 @dataclass
@@ -49,6 +50,7 @@ REENTRANT = (
 class Attachment:
     """A modulation attached to a host; owns its hooks."""
 
+    @heard()
     def __init__(self, modulation: Modulation, model: nn.Module) -> None:
         self.modulation = modulation
         self.model = model
@@ -58,7 +60,6 @@ class Attachment:
         self._conditioning: Conditioning | None = None
         self._idle = Pass(None, lora=True)  # outside any forward of the host
         self._pass: Pass | None = None  # of the forward that is running
-        self._histories: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # caches that conditioned forwards filled
         self._inside: set[int] = set()  # threads in a forward of the host
         self._lock = threading.Lock()
         self._report = Report(modulation.config.injection.layers)
@@ -94,8 +95,22 @@ class Attachment:
 
     # --- hooks -------------------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_exporting():
+            self._refuse_export()
+        else:
+            self._enter(args, kwargs)
+
+    @torch.compiler.assume_constant_result
+    def _refuse_export(self) -> None:  # a strict export runs this while it traces
+        if self._conditioning is not None:
+            raise HostError(
+                "A conditioned forward cannot be exported: where residuals go depends on the values of the inputs. Export the bare host, outside of the block, "
+                "or run the conditioned one as it is or under torch.compile."
+            )
+
+    @torch.compiler.disable
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if in_backward() and recomputed(self) is not None:
             return  # a checkpoint around the whole host: what this forward did is known
         conditioning, me = self._conditioning, threading.get_ident()
@@ -112,8 +127,12 @@ class Attachment:
             plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
         self._pass = Pass(plan, self._idle.lora, sequence_number() if learning else 0)
 
-    @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.compiler.is_exporting():
+            self._leave(output)
+
+    @torch.compiler.disable
+    def _leave(self, output: Any) -> None:
         """Close a forward, also one that failed (``output`` None)."""
         if in_backward() and recomputed(self) is not None:
             return
@@ -201,19 +220,20 @@ class Attachment:
         A forward that continues a cache which an earlier conditioning filled takes the clips of the new tokens only.
 
         Args:
-            rows: for each row of the batch, its clips.
-            positions: (row, position) bool, where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
+            rows: for each row of the batch, its clips; iterables are read once.
+            positions: (row, position) bool, as ``prompt`` and ``mask`` a tensor, array or list of bool or of 0 and 1: where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
                 they are found by the host's placeholder ids.
             prompt: (row, position) bool, the prompt's attention mask, for a modulation that writes on the last token and a host that generates with a cache.
             mask: (row, position) bool, the tokens to write on, for a modulation that is told.
 
-        Raises :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
+        Raises what :func:`modulate.rows.check` and :func:`modulate.rows.mask_of` do, and :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
         """
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
-        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, self._histories, Hints(positions, prompt, mask))
+        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, Hints(positions, prompt, mask))
         try:
-            yield
+            with heard():
+                yield
             if conditioning.ledger.forwards == 0:
                 raise ConditioningError(
                     "No forward reached the host inside this conditioning, so nothing was injected. (A graph that torch.compile traced before "
@@ -250,6 +270,7 @@ class Attachment:
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
         """Condition with ``rows`` where any of them has a clip, else not at all; ``bare`` switches our LoRA off too."""
+        rows = listed(rows)
         with self.bare() if bare else nullcontext(), self.condition(rows) if any(rows) else nullcontext():
             yield
 
@@ -262,21 +283,3 @@ class Attachment:
 
     def __reduce__(self) -> Any:
         raise ConditioningError("An attachment cannot be pickled; save the modulation with save_pretrained and attach it again.")
-
-
-class ModulatedHost(nn.Module):
-    """Conditions and calls the host in one forward, so that data-parallel wrappers see the modulation's parameters used.
-
-    Its parameters and state_dict are the modulation's alone: the host is held outside the module tree.
-    """
-
-    def __init__(self, modulation: Modulation, model: nn.Module) -> None:
-        super().__init__()
-        self.modulation = modulation
-        self.__dict__["attachment"] = modulation.attach(model)
-        self.attachment: Attachment
-
-    def forward(self, rows: Rows, **inputs: Any) -> Any:
-        """Call the host on ``inputs`` conditioned with ``rows``."""
-        with self.attachment.condition(rows):
-            return self.attachment.model(**inputs)

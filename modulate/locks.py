@@ -10,11 +10,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from modulate.errors import LockedError, StorageError
+from pydantic import Field
+
+from modulate.errors import DataError, LockedError, StorageError
+from modulate.schema import Record, parse_record
 
 NAME = ".lock"
+
+class Owner(Record):
+    """Who holds a folder: process, host name, and since when (s since 1970)."""
+
+    pid: int = Field(ge=1, lt=2**31)
+    host: str = Field(max_length=255)
+    since: float = Field(ge=0, le=1e11)
+
 
 _held: dict[tuple[int, Path], int] = {}
 """(process, folder) → how many blocks of this process hold it."""
@@ -63,10 +73,10 @@ def bequeathed(folder: Path, tell: Callable[[str], object], poll: float = 0.5) -
                 break
             except LockedError:
                 owner = _owner(handle)
-                if owner.get("host") != socket.gethostname() or lives(int(owner["pid"])):
+                if owner is None or owner.host != socket.gethostname() or lives(owner.pid):
                     raise
                 if not told:
-                    tell(f"Process {owner['pid']}, which worked in {folder}, is gone, but what it has started goes on by itself: waiting for that to end.")
+                    tell(f"Process {owner.pid}, which worked in {folder}, is gone, but what it has started goes on by itself: waiting for that to end.")
                     told = True
                 time.sleep(poll)
         with _signed(handle, folder):
@@ -105,23 +115,24 @@ def _lock(handle: int, folder: Path) -> None:
             raise _refusal(folder, _owner(handle)) from error
         # Some cluster file systems have no locks: there the file's content must do, which knows the living of this machine only.
         owner = _owner(handle)
-        if owner.get("host") == socket.gethostname() and lives(int(owner["pid"])):
+        if owner is not None and owner.host == socket.gethostname() and lives(owner.pid):
             raise _refusal(folder, owner) from error
         warnings.warn(f"{folder} lies on a file system without locks ({error}); see to it that no other machine works in it.", stacklevel=4)
 
 
-def _owner(handle: int) -> dict[str, Any]:
-    """Return what the lock file says of who holds it; {} when it says nothing, as in the moment between lock and note."""
+def _owner(handle: int) -> Owner | None:
+    """Return what the lock file says of who holds it; None when it says nothing that could be true, as in the moment between lock and note."""
     try:
-        found = json.loads(os.pread(handle, 1000, 0))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return parse_record(os.pread(handle, 1000, 0), Owner, NAME, "note of who holds a folder", "")
+    except DataError:
+        return None
 
 
-def _refusal(folder: Path, owner: dict[str, Any]) -> LockedError:
-    since = f", since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(owner['since']))}" if "since" in owner else ""
-    who = f"process {owner.get('pid', '(unknown)')} on host {owner.get('host', '(unknown)')}{since}"
+def _refusal(folder: Path, owner: Owner | None) -> LockedError:
+    if owner is None:
+        who = f"another process, of which {NAME} there says nothing"
+    else:
+        who = f"process {owner.pid} on host {owner.host}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(owner.since))}"
     return LockedError(f"{folder} is in use by {who}. Wait for it, stop it, or give this run another name with name=….")
 
 

@@ -11,35 +11,24 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modulate.choice import Choice, Injection, LoraParams, Tokens
 from modulate.components import Modulator, SignalEncoder, SignalFeatures
-from modulate.errors import CheckpointError, ComponentError, HostError, MissingFileError, RecipeError
+from modulate.errors import CheckpointError, ComponentError, MissingFileError, RecipeError
+from modulate.files import read_tensors
 from modulate.grid import VisualGrid
 from modulate.hosts import understand
 from modulate.hub import ADAPTER, CONFIG, WEIGHTS, count_numbers, fetch, is_repository, upload
 from modulate.lora import LoraTensors, check_numbers, describe
 from modulate.parse import read_limited
+from modulate.rows import ClipInput, Needs, check_features
 from modulate.saved import CONFIG_BYTES, HostSpec, ModulationConfig, fitting, parse_config, portable
-from modulate.signals import Signal
 from modulate.writers import Memory, Mixture, Projection
 
 if TYPE_CHECKING:
     from modulate.inject import Attachment
-
-
-@dataclass(frozen=True)
-class ClipInput:
-    """One clip of a conditioning: its signal, the visual grid that the host really used, and frame features on that grid.
-
-    ``features``: (step, token, d_features). ``signal`` None: a clip without any signal; its tokens get no residual.
-    """
-
-    signal: Signal | None
-    grid: VisualGrid
-    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -143,14 +132,13 @@ class Modulation(nn.Module):
         by_layer = [[parts[i][k] for i in range(len(clips))] for k in range(len(self.config.injection.layers))]
         return Latents(by_layer, tuple(c.grid.steps for c in clips), tuple(active), step_spans([c.grid for c in clips]))
 
+    @property
+    def needs(self) -> Needs:
+        """What is read of a clip."""
+        return Needs(self.encoder.signal_kind, self.config.d_features, self.amplitude.is_meta)
+
     def _features(self, clip: ClipInput) -> Tensor:
-        grid, expected = clip.grid, (clip.grid.steps, clip.grid.tokens_per_step, self.config.d_features)
-        if clip.features is None or tuple(clip.features.shape) != expected:
-            got = None if clip.features is None else tuple(clip.features.shape)
-            raise HostError(
-                f"A clip of {grid.steps} steps of {grid.rows}×{grid.cols} needs features of shape {expected}, got {got}; `modulate.features.align` makes them."
-            )
-        return clip.features.to(self.amplitude.device, torch.float32)
+        return check_features("Features", clip, self.needs).to(self.amplitude.device, torch.float32)
 
     def residual(self, k: int, latents: Tensor | list[Mixture], memory: Memory | None = None, hidden: Tensor | None = None) -> Tensor:
         """Return what the ``k``-th injected layer adds, (token, d_model) in fp32: α_k times what its writer makes of the latents.
@@ -203,9 +191,9 @@ class Modulation(nn.Module):
             (folder / ADAPTER).mkdir(exist_ok=True)
             write_atomically(folder / ADAPTER / "adapter_model.safetensors", lambda path: save_file(adapter, path, metadata={"format": "pt"}))
             text = json.dumps(config, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-            write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n"))
+            write_atomically(folder / ADAPTER / "adapter_config.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
         named = portable(self.config, self.modulator)
-        write_atomically(folder / CONFIG, lambda path: path.write_text(named.model_dump_json(indent=2) + "\n"))
+        write_atomically(folder / CONFIG, lambda path: path.write_text(named.model_dump_json(indent=2) + "\n", encoding="utf-8"))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **hub: Any) -> str:
         """Upload to the hub with a model card; return the commit's address. For ``private`` and ``hub`` see :func:`modulate.hub.upload`."""
@@ -237,9 +225,9 @@ class Modulation(nn.Module):
     def load(self, folder: Path) -> None:
         """Take over the weights in ``folder``, strictly. Raises :class:`CheckpointError` on any missing, unexpected or misshapen tensor."""
         try:
-            self.fill(load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+            self.fill(read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
             if self.lora is not None:
-                self.lora.load_peft(load_file(folder / ADAPTER / "adapter_model.safetensors"))
+                self.lora.load_peft(read_tensors(folder / ADAPTER / "adapter_model.safetensors"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"The weights in {folder} cannot be read: {error}") from error
 

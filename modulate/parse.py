@@ -6,8 +6,10 @@ whoever uses the result; a key that stands twice in one mapping is an error, bec
 
 import json
 import math
+import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,19 @@ YAML_NODES = 10_000
 """Most values, keys included and aliases written out; recipes have 150."""
 
 YAML_NUMBER = 64
-"""Most characters of one number."""
+"""Most characters of one number; of a whole one in JSON, too."""
 
 JSON_BYTES = 64 << 20
 """Largest JSON file of a data set."""
 
 JSON_DEPTH = 64
 """Most objects and lists inside each other in a JSON file of a data set."""
+
+LINES_BYTES = 512 << 20
+"""Largest file of JSON lines: answers to 100 000 questions under ten conditions have 300 MB."""
+
+LINE_BYTES = 1 << 20
+"""Longest line of such a file."""
 
 
 class _Refused(yaml.MarkedYAMLError):
@@ -133,6 +141,7 @@ def read_json(path: Path, what: str = "File") -> Any:
 
     Raises :class:`MissingFileError`, or :class:`DataError` for what is no JSON, larger than :data:`JSON_BYTES` or nested deeper than :data:`JSON_DEPTH`.
     """
+    _refuse_device(path, what)
     try:
         size = path.stat().st_size
         if size > JSON_BYTES:
@@ -147,6 +156,7 @@ def read_json(path: Path, what: str = "File") -> Any:
 
 def read_limited(path: Path, most: int) -> bytes:
     """Return the bytes of the file at ``path``. Raises :class:`DataError` for one of more than ``most`` bytes, or one that cannot be read."""
+    _refuse_device(path, "File")
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
@@ -157,15 +167,44 @@ def read_limited(path: Path, most: int) -> bytes:
     return data
 
 
+def read_lines(path: Path, what: str = "File") -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of the file at ``path`` with their numbers, from 1; ``what`` is the file's part, for errors.
+
+    Lines end at line feeds alone, which they keep: texts in JSON may hold everything else that ``str.splitlines`` splits at.
+    Raises :class:`MissingFileError`, or :class:`DataError` for a file of more than :data:`LINES_BYTES`, or a line of more than :data:`LINE_BYTES`.
+    """
+    _refuse_device(path, what)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LINES_BYTES:
+                raise DataError(f"{path} has {size} bytes; at most {LINES_BYTES >> 20} MiB are read. Look at what it really is.")
+            for number, line in enumerate(iter(partial(file.readline, LINE_BYTES + 1), b""), 1):
+                if len(line) > LINE_BYTES:
+                    raise DataError(f"{path}, line {number} is longer than {LINE_BYTES >> 10} KiB, the most that are read of one.")
+                yield number, line
+    except FileNotFoundError:
+        raise MissingFileError(f"{what} {path} does not exist.") from None
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read: {error.strerror or error}.") from error
+
+
+def _refuse_device(path: Path, what: str) -> None:
+    """Raise :class:`DataError` for what is there but no file, such as a pipe, at which a reader would wait for ever. Folders are left to the system's error."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{what} {path} is no regular file.")
+
+
 def parse_json(data: bytes, source: str) -> Any:
     """Return what the JSON text ``data`` (UTF-8) holds; ``source`` names it in errors.
 
     Raises :class:`DataError` for what is no JSON or nested deeper than :data:`JSON_DEPTH`, for a key that stands twice in one object, of which the
-    first would be dropped without a word, for NaN and infinities, and for halves of characters, which no file that repeats them could hold.
+    first would be dropped without a word, for NaN and infinities, for whole numbers of more than :data:`YAML_NUMBER` characters, which no float could hold and
+    whose printing takes long, and for halves of characters, which no file that repeats them could hold.
     """
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number, parse_float=_finite, parse_int=_short)
         if _HALF.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
@@ -199,6 +238,12 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"the number {text[:YAML_NUMBER]} is too large")
     return value
+
+
+def _short(text: str) -> int:
+    if len(text) > YAML_NUMBER:
+        raise ValueError(f"the number {text[:YAML_NUMBER]}… has more than {YAML_NUMBER} characters")
+    return int(text)
 
 
 def _deeper(value: Any, limit: int) -> bool:

@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modulate import plugins
+from modulate.alignment import align
 from modulate.below import Below
 from modulate.bundle import Bundle, controls_of, kinds_of
 from modulate.components import LETTERS, HostInput, InputTransform, Sample
 from modulate.errors import ConditioningError, DataError, MissingFileError, ModulateError, RecipeError
-from modulate.features import align
 from modulate.footage import Footage, greyed, on_clock
 from modulate.grid import VisualGrid, visual_grid
 from modulate.hosts import EncodedPrompt, Host, bare, understand
-from modulate.modulation import ClipInput, Modulation
+from modulate.modulation import Modulation
+from modulate.notices import heard
 from modulate.recent import Recent
 from modulate.recipe import Recipe, refuse_remote_code
+from modulate.rows import ClipInput
 from modulate.sharding import load, whole
 from modulate.signals import ControlContext, Signal
 from modulate.tower import Contents, Tower
@@ -93,6 +95,7 @@ class Pipeline(Footage):
     #: How every answer is asked of the host: only the last position's logits, in one forward.
     LAST_LOGITS: ClassVar[dict[str, Any]] = {"logits_to_keep": 1, "use_cache": False}
 
+    @heard()
     def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30, trust_remote_code: bool = False) -> None:
         if not trust_remote_code:
             refuse_remote_code(recipe)
@@ -157,7 +160,8 @@ class Pipeline(Footage):
                 frames = greyed(frames)
             encoded = self._encode_timed(frames, text, sample.window)
             grid = on_clock(self.recipe.sampling, sample.window, encoded.grid, len(frames.times))
-            features = align(self.raw_features(sample.video, frames, view == "grey"), grid, self.recipe.sampling.alignment).cpu()
+            raw, how = self.raw_features(sample.video, frames, view == "grey"), self.recipe.sampling
+            features = align(raw, grid, how.alignment, how.antialias).cpu()
         return Prepared(sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample))
 
     def _encode(self, frames: Frames | None, text: str, window: tuple[float, float], images: Sequence[NDArray[np.uint8]] = ()) -> EncodedPrompt:

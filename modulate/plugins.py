@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pluggy
 
 from modulate import hookspecs
 from modulate.errors import ComponentError, ModulateError, PluginError, near_matches
+from modulate.installed import entry_points, module_of, notes, ships
 
 GROUP = "modulate"
 VARIABLE = "MODULATE_PLUGINS"
@@ -62,7 +63,8 @@ class Component:
 class PluginInfo:
     """One plugin as found: where it comes from, what it provides, why it is broken (if it is).
 
-    ``location``: the file that is run when it is loaded; ``off``: it is installed, but MODULATE_PLUGINS switches it off, so nothing of it was run.
+    ``location``: the file that is run when it is loaded; ``off``: it is installed, but MODULATE_PLUGINS switches it off, so nothing of it was run;
+    ``notes``: what is odd about where it comes from, such as another's name.
     """
 
     name: str
@@ -73,21 +75,19 @@ class PluginInfo:
     error: str = ""
     off: bool = False
     provides: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, point: EntryPoint, off: bool = False) -> "PluginInfo":
         """Describe an entry point without loading it."""
         dist = point.dist
-        return cls(point.name, dist.name if dist else "?", dist.version if dist else "", point.value, locate(_module(point)), off=off)
+        place = locate(module_of(point))
+        return cls(point.name, dist.name if dist else "?", dist.version if dist else "", point.value, place, off=off, notes=notes(point, place))
 
     @property
     def source(self) -> str:
         """Distribution and module, for a line of text."""
         return f"{self.distribution} ({self.module})" if self.module else self.distribution
-
-
-def _module(point: EntryPoint) -> str:
-    return point.value.partition(":")[0].strip()  # EntryPoint.module fails for a value that is none
 
 
 def locate(module: str) -> str:
@@ -110,15 +110,18 @@ class Registry:
     long as there is one, asking for a component is an error, while listing is none.
     """
 
-    def __init__(self, points: Iterable[EntryPoint], wanted: Iterable[str] | None = None) -> None:
-        """Load the plugins of ``points``; only those called as in ``wanted``, where that is given."""
+    def __init__(self, points: Iterable[EntryPoint], wanted: Iterable[str] | None = None, hidden: Iterable[EntryPoint] = ()) -> None:
+        """Load the plugins of ``points``; only those called as in ``wanted``, where that is given. Those that ship come first: no other takes their names.
+
+        ``hidden``: entry points that are listed, and not loaded, because an earlier distribution has the name of theirs.
+        """
         self.manager = pluggy.PluginManager("modulate")
         self.manager.add_hookspecs(hookspecs)
         self.plugins: dict[str, PluginInfo] = {}
         self.off: dict[str, PluginInfo] = {}
         self.missing: dict[str, PluginInfo] = {}
         self.components: dict[tuple[str, str], Component] = {}
-        points = sorted(points, key=lambda p: p.name)
+        points = sorted(points, key=lambda p: (not ships(p), p.name))
         names = {p.name for p in points}
         chosen = names if wanted is None else set(wanted)
         for name in sorted(chosen - names):
@@ -127,23 +130,36 @@ class Registry:
             if point.name in chosen:
                 self._load(point)
             else:
-                self.off[point.name] = PluginInfo.of(point, off=True)
+                info = PluginInfo.of(point, off=True)
+                self.off[point.name if point.name not in self.off else self._beside(info)] = info
+        for point in hidden:
+            info = PluginInfo.of(point)
+            info.error = f"not loaded: an earlier distribution is called {info.distribution!r} as well; rename one"
+            self.plugins[self._beside(info)] = info
+
+    @staticmethod
+    def _beside(info: PluginInfo) -> str:
+        """Give a plugin whose name is another's already a name to be listed under, and return it."""
+        info.name = f"{info.name} of {info.source}"
+        return info.name
 
     def _load(self, point: EntryPoint) -> None:
         info = PluginInfo.of(point)
         first = self.plugins.get(point.name)
         if first is not None:
             if first.source != info.source:  # the very same one is found twice when a package is installed in two places on the path
-                info.name = f"{point.name} of {info.source}"
                 info.error = f"the entry point name {point.name!r} is taken by {first.source}; rename one"
-                self.plugins[info.name] = info
+                self.plugins[self._beside(info)] = info
             return
         self.plugins[point.name] = info
         try:
-            self.add(point.name, point.load(), info)
+            with self.others_stay(point.name):
+                plugin = point.load()
+            self.add(point.name, plugin, info)
         except (Exception, SystemExit) as error:  # a module that calls exit() ends itself, not us
             info.error = f"{type(error).__name__}: {error}"
-        info.location = locate(_module(point))
+        info.location = locate(module_of(point))
+        info.notes = notes(point, info.location)
 
     def add(self, name: str, plugin: object, info: PluginInfo | None = None) -> PluginInfo:
         """Register ``plugin`` (a module or object with hook implementations). All or nothing: a clash or a misspelt hook leaves no trace.
@@ -155,8 +171,9 @@ class Registry:
         added: list[Component] = []
         try:
             self.manager.check_pending()
-            for kind, hook in KINDS.items():
-                added += self._collect(kind, hook, plugin, name)
+            with self.others_stay(name):
+                for kind, hook in KINDS.items():
+                    added += self._collect(kind, hook, plugin, name)
         except Exception:
             self.manager.unregister(plugin)
             raise
@@ -164,6 +181,30 @@ class Registry:
         info.provides = [(c.kind, c.name) for c in added]
         self.plugins[name] = info
         return info
+
+    @contextmanager
+    def others_stay(self, name: str) -> Iterator[None]:
+        """Run code of the plugin called ``name``; raise :class:`PluginError` when it changed what is registered, other than by registering, and undo that."""
+        components, plugins = dict(self.components), dict(self.manager.list_name_plugin())
+        try:
+            yield
+        finally:
+            touched = self._undone(components, plugins)
+        if touched:
+            raise PluginError(f"The plugin {name!r} changed what others registered: {', '.join(touched)}. All is as it was; this plugin is left out.")
+
+    def _undone(self, components: dict[tuple[str, str], Component], plugins: dict[str, Any]) -> list[str]:
+        """Bring back what was registered, and return what had to be."""
+        now = dict(self.manager.list_name_plugin())
+        touched = [f"{kind} {key!r}" for kind, key in components.keys() | self.components.keys() if components.get((kind, key)) is not self.components.get((kind, key))]
+        touched += [f"plugin {key!r}" for key in plugins.keys() | now.keys() if plugins.get(key) is not now.get(key)]
+        if touched:
+            self.components = components
+            for key in now:
+                self.manager.unregister(name=key)
+            for key, plugin in plugins.items():
+                self.manager.register(plugin, key)
+        return sorted(touched)
 
     def remove(self, name: str) -> None:
         """Forget the plugin called ``name`` and everything that it registered."""
@@ -240,10 +281,11 @@ def registry() -> Registry:
     Unset: all plugins. Empty or ``none``: none. Else names of entry points, separated by commas: only these.
     """
     given = os.environ.get(VARIABLE)
+    points, hidden = entry_points(GROUP)
     if given is None:
-        return Registry(entry_points(group=GROUP))
+        return Registry(points, hidden=hidden)
     given = "" if given.strip() == "none" else given
-    return Registry(entry_points(group=GROUP), [name for part in given.split(",") if (name := part.strip())])
+    return Registry(points, [name for part in given.split(",") if (name := part.strip())], hidden)
 
 
 def get(kind: str, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import functools
 import importlib.metadata
-import json
 import platform
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from modulate.files import read_hash, write_atomically, write_json
 from modulate.launch import current
 from modulate.locks import held
 from modulate.recipe import Recipe
+from modulate.records import Environment, State, read_environment, read_metrics, read_state
 
 PACKAGES = ("modulate", "torch", "transformers", "peft", "accelerate", "safetensors", "timm", "av", "numpy", "pydantic")
 
@@ -50,7 +50,7 @@ class Run:
             raise RecipeError(
                 f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
             )
-        write_atomically(existing, lambda path: path.write_text(text))
+        write_atomically(existing, lambda path: path.write_text(text, encoding="utf-8"))
         self.write_json("environment.json", environment())
 
     @classmethod
@@ -99,7 +99,7 @@ class Run:
 
     def altered(self) -> list[Path]:
         """Return the files of the trained modulation that are not what training wrote, by the checksums in state.json."""
-        hashes, found = self.read_json("state.json").get("weights", {}), self.weight_hashes()
+        hashes, found = self.read_state().weights, self.weight_hashes()
         return [self.weights / name for name in sorted(hashes) if found.get(name) != hashes[name]]
 
     def check_weights(self) -> None:
@@ -111,13 +111,31 @@ class Run:
         """Write one of the run's JSON files atomically."""
         write_json(self.folder / name, value)
 
-    def read_json(self, name: str) -> Any:
-        """Read one of the run's JSON files; {} when it does not exist yet. Raises :class:`CheckpointError` when it is damaged."""
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged ({error}). Remove it, and give the command again: the run goes on from its last checkpoint.") from error
+    def predictions(self, split: str) -> Path:
+        """Return the file of the answers to ``split``. The test split's has the plain name; another split's never overwrites it."""
+        return self.folder / f"predictions{_suffix(split)}.jsonl"
+
+    def metrics(self, split: str = "test") -> Path:
+        """Return the file of the figures of ``split``, named likewise."""
+        return self.folder / f"metrics{_suffix(split)}.json"
+
+    def read_state(self) -> State:
+        """Return what state.json says of the training. Raises :class:`DataError`."""
+        return read_state(self.folder / "state.json")
+
+    def read_environment(self) -> Environment:
+        """Return what the run was made with. Raises :class:`DataError`."""
+        return read_environment(self.folder / "environment.json")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return what a JSON file of the run says, checked, as a plain tree; {} when it does not exist yet. Raises :class:`DataError`."""
+        readers = {"state.json": read_state, "environment.json": read_environment}
+        found = readers.get(name, read_metrics)(self.folder / name)
+        return found.model_dump(exclude_unset=True) if found is not None else {}
+
+
+def _suffix(split: str) -> str:
+    return "" if split == "test" else f"-{split}"
 
 
 def environment() -> dict[str, Any]:

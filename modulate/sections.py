@@ -54,6 +54,11 @@ class Sampling(Section):
         description="how features meet the steps. time: read at the steps' own times; index: both time axes laid over each other end to end, whatever their "
         "times, as GazeQwen's code does",
     )
+    antialias: bool = Field(
+        True,
+        description="smooth the features where the host's visual grid is coarser than theirs, so that each of them counts. false: plain bilinear interpolation, which "
+        "skips some, as GazeQwen's code has it",
+    )
 
     @field_validator("fps")
     @classmethod
@@ -64,6 +69,11 @@ class Sampling(Section):
             if not limits or limits[-1] is not None or len(lengths) < len(limits) - 1 or any(b <= a for a, b in pairwise(lengths)):
                 raise ValueError("rates by length need growing `up_to`, and a last rate without it for all longer clips")
         return value
+
+    @field_validator("clock", mode="before")
+    @classmethod
+    def _unquoted(cls, value: Any) -> Any:
+        return "true" if value is True else value  # how YAML reads the word true
 
     def rate(self, seconds: float) -> float:
         """Return the frames per second asked for of a clip of this length."""
@@ -123,10 +133,10 @@ class Training(Section):
     weight_decay: float = Field(1.0e-2, ge=0, description="AdamW; never on biases, norms, other 1-D parameters and LoRA")
     schedule: Literal["cosine", "one_cycle"] = Field(
         "cosine",
-        description="cosine: linear warm-up, then cosine decay. one_cycle: torch's OneCycleLR with its defaults, whose momentum cycles too: peak after 30 % of the "
-        "stage's steps; warmup_steps has no effect [GazeQwen's code]",
+        description="cosine: linear warm-up, then cosine decay. one_cycle: torch's OneCycleLR, whose momentum cycles too, with its peak "
+        "after warmup_steps, but no later than half-way [GazeQwen's code]",
     )
-    warmup_steps: int = Field(20, ge=0, description="optimiser steps of linear warm-up; then cosine decay to 0 at the stage's last step")
+    warmup_steps: int = Field(20, ge=0, description="optimiser steps until the peak rate; then it decays to the stage's last step")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="over the options offered [GazeQwen's code: 0.1]")
     empty: Literal["train", "skip"] = Field(

@@ -15,16 +15,14 @@ class Selection:
 
     ``prompt``: (row, position) bool, where the prompt's tokens are, for ``last``; without it a forward that fills no cache is taken to begin with
     the whole prompt. ``mask``: (row, position) bool, for ``mask``; what lies beyond it is not chosen. Raises :class:`ConditioningError` where
-    one is missing, has the wrong number of rows, or would have no effect.
+    one is missing or would have no effect.
     """
 
-    def __init__(self, tokens: Tokens, rows: int, prompt: Tensor | None, mask: Tensor | None) -> None:
+    def __init__(self, tokens: Tokens, prompt: Tensor | None, mask: Tensor | None) -> None:
         self.kind = tokens.kind
         for name, given, kind in (("prompt", prompt, "last"), ("mask", mask, "mask")):
             if given is not None and self.kind != kind:
                 raise ConditioningError(f"`{name}` has no effect here: this modulation writes on {self.kind} tokens.")
-            if given is not None and (given.ndim != 2 or len(given) != rows):
-                raise ConditioningError(f"`{name}` must be (row, position) for {rows} rows, got shape {tuple(given.shape)}.")
         if self.kind == "mask" and mask is None:
             raise ConditioningError("This modulation writes on the tokens of a mask: give `condition(rows, mask=…)`, (row, position) bool.")
         self.given = prompt if prompt is not None else mask
@@ -54,7 +52,7 @@ class Selection:
 
     def _columns(self, batch: int, position: Tensor) -> Tensor:
         mask: Any = self.given
-        mask = mask.to(position.device).bool().repeat_interleave(batch // len(mask), 0)
+        mask = mask.to(position.device).repeat_interleave(batch // len(mask), 0)
         inside = position < mask.shape[1]
         return mask[:, position.clamp(max=mask.shape[1] - 1)] & inside
 

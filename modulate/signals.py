@@ -10,6 +10,10 @@ MAX_SECONDS = 1e7
 """Times from here on, 115 days, are no seconds of a video but what a clock showed, or another unit, or damage."""
 
 
+ANY = "any"
+"""The kind of a stand-in whose values are never looked at; it goes with every encoder."""
+
+
 @dataclass(frozen=True)
 class ControlContext:
     """What a control may use: the clip's window in seconds, and ``draw()``, the signal and window of a sample of another video (for shuffling)."""
@@ -32,6 +36,8 @@ class Mark:
 
 class Signal(ABC):
     """Time-stamped side information, in seconds of the video's own clock. Immutable: every method returns a new signal.
+
+    Its numbers are finite: what was not measured is left out.
 
     ``kind`` is the registered name. ``controls`` maps a control's name to a function (signal, context) → signal; ``blank`` and
     ``shuffled`` exist for every kind, others (``centre``, ``shifted`` …) are what the kind makes of them.

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from modulate.caches import cache_out
 from modulate.components import Sample
-from modulate.modulation import ClipInput
 from modulate.pipeline import Prepared
+from modulate.rows import ClipInput
 from modulate.signals import Signal
 
 

@@ -18,11 +18,47 @@ from pathlib import Path
 from typing import Any
 
 from modulate import plugins
-from modulate.errors import UnverifiedWarning
+from modulate.errors import DataError, PluginError, UnverifiedWarning, shown
 from modulate.files import write_atomically
+from modulate.schema import Record, parse_record
 
 FOLDER = "MODULATE_CACHE"
 """Environment variable: the folder in which a machine's own verifications are remembered."""
+
+
+SUITE = "python -m pytest tests/contract --write-hosts"
+"""The command that writes a plugin's ``verified.json``."""
+
+
+class SeenCell(Record):
+    """What came of one row of the contract on one host, and why, where it did not pass."""
+
+    outcome: str
+    reason: str | None = None
+
+
+class SeenHost(Record):
+    """What was seen of one family of hosts."""
+
+    served_by: str
+    encodes: bool
+    cells: dict[str, SeenCell]
+
+
+class Seen(Record):
+    """What was seen under one version of transformers."""
+
+    torch: str
+    device: str
+    peft: str = ""
+    hosts: dict[str, SeenHost]
+
+
+class Verified(Record):
+    """verified.json: titles of the contract's rows, and what was seen by version of transformers."""
+
+    rows: dict[str, str]
+    versions: dict[str, Seen]
 
 
 @dataclass(frozen=True)
@@ -83,11 +119,24 @@ def _records(registry: plugins.Registry) -> Iterator[tuple[str, dict[str, Any]]]
         plugin: Any = registry.manager.get_plugin(name)
         path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
         if path is not None and path.is_file():
-            yield plugin.__name__, json.loads(path.read_text(encoding="utf-8"))
+            yield plugin.__name__, _read(path, name).model_dump(exclude_unset=True)
+
+
+def _read(path: Any, owner: str) -> Record:
+    """Return what a plugin's file says. Raises :class:`PluginError` naming plugin, file and key."""
+    what, advice = "note of what was verified of hosts", f"`{SUITE}` writes it."
+    try:
+        found = parse_record(path.read_bytes(), Verified, str(path), what, advice)
+        if unknown := sorted({row for v in found.versions.values() for h in v.hosts.values() for row in h.cells} - found.rows.keys()):
+            raise DataError(f"{path}: the row {shown(unknown[0])} has no title among its rows. {advice}")
+    except (OSError, DataError) as error:
+        raise PluginError(f"Plugin {owner!r}: {error}") from error
+    return found
 
 
 def _order(release: str) -> list[int]:
-    return [int(part) if part.isdigit() else -1 for part in release.split(".")]
+    """Return the numbers of a version, −1 for parts that are none."""
+    return [int(part) if part.isdecimal() and len(part) < 10 else -1 for part in release.split(".")]
 
 
 def _minor(release: str) -> list[int]:

@@ -19,17 +19,13 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from modulate.containers import MAX_PIXELS, opened, reason
 from modulate.errors import MissingFileError, VideoError
 from modulate.signals import MAX_SECONDS
 
 _SEEK_GAP = 10.0  # seconds: asked times closer than this are reached by decoding on, farther ones by seeking
-MAX_PIXELS = 2**25
-"""Pixels of the largest pictures that are read: 8K (7680×4320) and little more. A damaged header would take all memory otherwise."""
-
 MAX_FPS = 1e5
 """Frames a second; a faster rate is none of a video."""
-
-_NOT_VIDEO = frozenset({"tty", "lrc", "srt", "webvtt", "ass"})  # demuxers that make "video" or subtitles of any text file
 
 
 @dataclass(frozen=True)
@@ -62,24 +58,13 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise MissingFileError(f"There is no video file at {path}. Check the path, or the folder that the recipe names.")
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes). Copy or download it again.")
-    try:
-        container = av.open(str(path), metadata_errors="ignore", options={"max_pixels": str(MAX_PIXELS)})  # already what is looked at in opening is decoded
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path} cannot be opened as a video: {_reason(error)}. It is no video, or was cut off before its index.") from error
+    container = opened(path)
     with container:
         yield container, _video_stream(container, path)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, av.ArgumentError):  # all that FFmpeg says of too many pixels
-        return f"{error.strerror}: pictures may have at most {MAX_PIXELS:,} pixels"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     """Return the first video stream that is no cover picture, set to decode on several threads; raise when there is none."""
-    if container.format.name in _NOT_VIDEO:
-        raise VideoError(f"{path} cannot be opened as a video: it is text. It is no video, or was cut off before its index.")
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             if stream.codec_context is None:
@@ -186,7 +171,7 @@ class _Reader:
             if aim < 0 or (self.current is not None and self.time(self.current) <= time + self.epsilon):
                 return
         if self.failure and (self.current is None or self.time(self.current) > time + self.epsilon):
-            raise VideoError(f"{self.path} cannot be sought in: {_reason(self.failure)}. Re-encode it, for example to mp4.")
+            raise VideoError(f"{self.path} cannot be sought in: {reason(self.failure)}. Re-encode it, for example to mp4.")
 
     def at(self, time: float) -> VideoFrame:
         """Return the frame shown at ``time``: the last with PTS ≤ time (plus rounding), or the first. Times must not decrease."""
@@ -194,7 +179,10 @@ class _Reader:
             self._seek(time)
             self.gap = max(self.gap, 2 * (time - self.landed)) if math.isfinite(self.landed) else self.gap
         if self.current is None:
-            raise VideoError(f"{self.path}: no frame can be decoded{self._why()}. The file is damaged or cut off; copy or re-encode it.")
+            raise VideoError(
+                f"{self.path}: no frame can be decoded{self._why()}. The file is damaged or cut off, or its pictures are in another file, "
+                "which is not read; copy or re-encode it."
+            )
         while True:
             self.ahead = self.ahead or next(self.source, None)
             if self.ahead is None:
@@ -218,7 +206,7 @@ class _Reader:
             )
 
     def _why(self) -> str:
-        return f" ({_reason(self.failure)})" if self.failure else ""
+        return f" ({reason(self.failure)})" if self.failure else ""
 
 
 def _turns(frame: VideoFrame) -> int:
@@ -266,7 +254,7 @@ def read_shown(path: str | Path, times: Sequence[float]) -> tuple[Frames, dict[f
                 try:
                     image = _upright(frame, images)
                 except av.FFmpegError as error:
-                    raise VideoError(f"{path}: the frame at {reader.time(frame):.3f} s cannot be brought to RGB: {_reason(error)}. Re-encode it.") from error
+                    raise VideoError(f"{path}: the frame at {reader.time(frame):.3f} s cannot be brought to RGB: {reason(error)}. Re-encode it.") from error
                 if images is None:
                     images = np.empty((len(asked), *image.shape), np.uint8)
                 images[len(shown)] = image

@@ -155,7 +155,7 @@ class Scenarios:
         """A host is divided; modulation and gradients are as without, and after detaching it is the host it was."""
         from tiny import CLIP, fresh, inputs, our_hooks, qwen
 
-        from modulate.inject import ModulatedHost
+        from modulate.modulated_host import ModulatedHost
         from modulate.sharding import shard, whole
 
         def learn(model):

@@ -13,7 +13,7 @@ from modulate.checks.budget import Example, budget, count_parameters, meta_recip
 from modulate.checks.meta import META, Rehearsal
 from modulate.checks.reach import AnySignal
 from modulate.errors import HostError
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.modulation import ClipInput
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe

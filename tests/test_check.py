@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.tracking import get_available_trackers
 from tiny import CLIP, fresh, inputs, qwen
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -285,8 +286,16 @@ def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path
         ("sampling.clock=requested", "warning", "timed by the rate asked for, not by their frames"),
         ("sampling.told_fps=24", "warning", "its own sense of time is wrong"),
         ("sampling.alignment=index", "warning", "features meet the steps by their order"),
+        ("data.params.fixation_rule=midpoint", "warning", "data.params.fixation_rule is `midpoint`"),
+        ("data.params.proactive_fixations=origin", "warning", "every fixation lies at (0, 0)"),
+        ("backbone.params.pad_to=16", "warning", "backbone.params.pad_to is 16"),
+        ("backbone.params.antialias=false", "info", "some of their pixels count for nothing"),
+        ("encoder={name: coord_pe, params: {dim: 64, active: midpoint}}", "info", "encoder.params.scale is 1"),
+        ("encoder={name: coord_pe, params: {dim: 64, scale: 6.28, active: released}}", "info", "compared in float32"),
+        ("injection.empty=none", "info", "injection.empty is `none`"),
+        ("sampling.antialias=false", "warning", "others are seen by none"),
         ("sampling.train_max_frames=3", "info", "training sees fewer frames than the 8 of the evaluation"),
-        ("training.schedule=one_cycle", "info", "warmup_steps has no effect"),
+        ("training.schedule=one_cycle", "info", "momentum cycles with it"),
         ("training.empty=skip", "info", "left out of training"),
         ("letters=four", "warning", "an answer that was never offered can win"),
         ("evaluation.failed=left_out", "warning", "samples that fail leave the count"),
@@ -309,3 +318,17 @@ def test_a_tracker_that_is_not_installed_is_an_error():
         pytest.skip("all trackers are installed")
     tracker = sorted(missing)[0]
     assert f"training.trackers asks for {tracker!r}, which is not installed" in texts(settings_of(f"training.trackers=[{tracker}]"), "error")
+
+
+def test_what_the_released_recipe_departs_in_is_all_named():
+    """Every key that `gazeqwen_released` has for the released code's sake is in a finding, except training's length, which is no error of anybody's."""
+    own = yaml.safe_load(Path("recipes/gazeqwen_released.yaml").read_text())
+    named = {f"{section}.{key}" for section in ("sampling", "training", "evaluation", "injection") for key in own[section]}
+    named |= {f"{part}.params.{key}" for part in ("encoder", "backbone", "data") for key in own[part]["params"]} | {"letters"}
+    named -= {"sampling.max_frames", "training.stages", "evaluation.max_failed_share"}
+    report = Report("released")
+    check_settings(report, load_recipe("gazeqwen_released"), {})
+    assert sorted(key for key in named if not any(f.text.startswith(f"{key} is") for f in report.findings)) == []
+    plain = Report("paper")
+    check_settings(plain, load_recipe("gazeqwen"), {})
+    assert not any(f.text.startswith(f"{key} is") for f in plain.findings for key in named)

@@ -11,12 +11,12 @@ from tiny import CLIP, GRID, features, fresh, inputs, qwen
 from torch.nn.functional import interpolate
 
 from modulate import ClipInput, visual_grid
+from modulate.alignment import align
 from modulate.choice import Choice, Injection
 from modulate.components import FrameFeatures, Sample
 from modulate.errors import RecipeError, VideoError
 from modulate.evaluation.evaluate import _metrics, score
 from modulate.evaluation.metrics import Prediction
-from modulate.features import align
 from modulate.grid import counted_on
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe
@@ -69,6 +69,14 @@ def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
     assert believed.times == (0.0, 4.0, 8.0, 12.0) and believed.spans[-1] == (12.0, 16.0)
 
 
+def test_the_true_clock_may_be_named_without_quotes():
+    released = load_recipe("gazeqwen_released")
+    corrected = load_recipe("gazeqwen_released", ["sampling.clock=true"])  # as docs/how-to/reproduce-gazeqwen.md has it
+    assert (released.sampling.clock, corrected.sampling.clock) == ("requested", "true")
+    with pytest.raises(RecipeError, match=r"sampling\.clock"):
+        load_recipe("gazeqwen_released", ["sampling.clock=false"])
+
+
 def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root):
     own = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8}")
     sample = own.samples("test")[0]
@@ -85,13 +93,72 @@ def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root)
 # --- features ---------------------------------------------------------------------------------------------------------------------------
 
 
-def test_alignment_by_index_is_torch_s_trilinear_interpolation():
-    values = torch.randn(8, 4, 4, 5, generator=torch.Generator().manual_seed(0))
-    grid = visual_grid([0.0, 1.0, 20.0, 21.0, 50.0, 51.0], 2, 4, 4)
-    found = align(FrameFeatures(values, tuple(float(t) ** 2 for t in range(8))), grid, "index")
+def between_centres(n, into):
+    """(into, n) weights of linear interpolation between the centres of ``n`` cells, read at the centres of ``into``, one number at a time."""
+    weights = np.zeros((into, n))
+    for i in range(into):
+        place = min(max((i + 0.5) * n / into - 0.5, 0.0), n - 1.0)
+        left = int(place)
+        right = min(left + 1, n - 1)
+        weights[i, left] += 1 - (place - left)
+        weights[i, right] += place - left
+    return weights
+
+
+def released_alignment(values, steps, rows, cols):
+    """The released code's order: trilinear with the space as it is, then bilinear step by step."""
     volume = values.permute(3, 0, 1, 2)[None]
-    expected = interpolate(volume, (3, 4, 4), mode="trilinear", align_corners=False)[0].permute(1, 2, 3, 0).reshape(3, 16, 5)
-    torch.testing.assert_close(found, expected)
+    if len(values) != steps:
+        volume = interpolate(volume, (steps, *values.shape[1:3]), mode="trilinear", align_corners=False)
+    planes = [volume[0, :, t][None] for t in range(steps)]
+    if tuple(values.shape[1:3]) != (rows, cols):
+        planes = [interpolate(plane, (rows, cols), mode="bilinear", align_corners=False) for plane in planes]
+    return torch.stack([plane[0].permute(1, 2, 0).reshape(rows * cols, -1) for plane in planes])
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8, 11])
+@pytest.mark.parametrize("shape", [(18, 24), (24, 18), (8, 10), (24, 24), (25, 24), (20, 32), (28, 44), (1, 1)])
+def test_alignment_as_released_is_plain_interpolation_on_any_grid(steps, shape):
+    values = torch.randn(8, 24, 24, 5, generator=torch.Generator().manual_seed(0))
+    raw = FrameFeatures(values, tuple(float(t) ** 2 for t in range(8)))
+    grid = visual_grid([2.0 * k * k for k in range(2 * steps)], 2, *shape)
+    found = align(raw, grid, "index", antialias=False)
+    by_hand = np.einsum("kt,ir,jc,trcd->kijd", between_centres(8, steps), between_centres(24, shape[0]), between_centres(24, shape[1]), values.double().numpy())
+    torch.testing.assert_close(found.double(), torch.from_numpy(by_hand).reshape(steps, -1, 5), atol=2e-5, rtol=0)
+    torch.testing.assert_close(found, released_alignment(values, steps, *shape), atol=1e-6, rtol=1e-6)
+    smooth = align(raw, grid, "index")
+    assert torch.equal(smooth, found) == (min(shape) >= 24)  # what smoothing changes, and where it has nothing to do
+
+
+def test_space_is_plain_where_time_is_true():
+    values = torch.randn(3, 24, 24, 5, generator=torch.Generator().manual_seed(0))
+    grid = visual_grid([0.0, 1.0, 5.0, 6.0, 9.0, 10.0], 2, 8, 10)
+    found = align(FrameFeatures(values, grid.times), grid, antialias=False)
+    torch.testing.assert_close(found, released_alignment(values, 3, 8, 10))
+    assert (found - align(FrameFeatures(values, grid.times), grid)).norm() > 0.2 * found.norm()
+
+
+def test_a_pipeline_aligns_as_its_recipe_says(root, tmp_path):
+    smooth, plain = (pipeline_for(root, f"sampling.antialias={choice}", cache=tmp_path) for choice in ("true", "false"))
+    sample = smooth.samples("test")[0]
+    a, b = smooth.prepare(sample), plain.prepare(sample)
+    assert a.grid == b.grid and a.grid.rows < 8
+    frames = plain.clips.read(sample.video, plain.times(sample))
+    raw = plain.raw_features(sample.video, frames)
+    assert (smooth.features.misses, plain.features.hits) == (1, 2)  # what is kept is on the backbone's own grid: one entry serves both
+    assert torch.equal(b.features, align(raw, b.grid, antialias=False)) and not torch.equal(a.features, b.features)
+
+
+def test_frames_are_resized_for_the_backbone_with_or_without_smoothing():
+    params = {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 32}
+    smooth, plain = (Choice(name="vjepa2_1", params={**params, **more}).build("backbone") for more in ({}, {"antialias": False}))
+    frames = torch.randint(0, 256, (2, 90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    small = interpolate(frames.permute(0, 3, 1, 2).float() / 255, (32, 32), mode="bilinear", align_corners=False)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    expected = plain.encoder(((small - mean) / std).transpose(0, 1)[None], None).reshape(1, 2, 2, 24)
+    torch.testing.assert_close(plain(frames, (0.0, 1.0)).values, expected)
+    assert not torch.allclose(smooth(frames, (0.0, 1.0)).values, expected, atol=1e-3)
+    assert smooth.fingerprint() != plain.fingerprint()  # features of the two are kept apart
 
 
 def test_padding_for_the_backbone_repeats_the_last_frame():

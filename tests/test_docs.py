@@ -12,7 +12,7 @@ import torch
 from tiny import GRID, features, inputs, scanpath
 
 from modulate import hookspecs, visual_grid
-from modulate.features import align
+from modulate.alignment import align
 from modulate.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -23,15 +23,18 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 RECIPES = "modulate_recipes"
 
 LAYERS = [
-    {"errors", "hooks", "hookspecs", "memory", "recent", "signals", "writers"},
-    {"files", "grid", "interrupts", "localize", "locks", "parse", "paths", "pickled", "plugins", "video"},
+    {"errors", "hooks", "hookspecs", "installed", "memory", "notices", "passes", "recent", "shards", "signals", "wrappers", "writers"},
+    {"caches", "containers", "files", "grid", "interrupts", "parse", "paths", "pickled", "plugins"},
+    {"localize", "rows", "schema", "streams", "video"},
+    {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
-    {"components", "hosts", "launch", "sections", "selection", "verified"},
-    {"features", "lora", "recipe"},
+    {"components", "hosts", "launch", "ledger", "sections", "selection", "verified"},
+    {"alignment", "features", "lora", "recipe"},
     {"footage", "run", "saved", "sharding", "tower"},
     {"below", "modulation", "plan"},
     {"adopt", "conditioning", "pipeline", "precompute"},
     {"inject", "together"},
+    {"modulated_host"},
     {"ask", "evaluation"},
     {"report", "sweeps", "training"},
     {"checks"},

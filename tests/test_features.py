@@ -1,6 +1,9 @@
 import copy
 import hashlib
+import mmap
 import os
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modulate import features as features_module
+from modulate.alignment import align
 from modulate.components import FrameFeatures
 from modulate.errors import PluginError, StorageError, VideoError
-from modulate.features import FeatureCache, FeatureKey, align, checked_times, weights_digest
+from modulate.features import FeatureCache, FeatureKey, checked_times, weights_digest
+from modulate.footage import FrameCache
 from modulate.grid import VisualGrid
+from modulate.video import Frames
 
 KEY = FeatureKey(video="ab" * 32, times=(0.0, 0.5), backbone="toy-1")
 
@@ -148,17 +154,15 @@ def mapped() -> list[str]:
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if KEY.name() in line]
 
 
-def test_kept_features_are_mapped_and_neither_read_nor_held(tmp_path: Path) -> None:
+def test_kept_features_are_read_and_neither_mapped_nor_held(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
     cache.get_or_compute(KEY, Counter())
-    assert not mapped()
     features = cache.find(KEY)
-    assert features is not None and len(mapped()) == 1
-    del features
-    assert not mapped()
+    assert features is not None and not mapped()
+    assert cache._memory.get(KEY.name()) is None
 
 
-def test_mapped_features_outlive_their_file_and_writing_into_them_does_not_change_it(tmp_path: Path) -> None:
+def test_features_outlive_their_file_and_writing_into_them_does_not_change_it(tmp_path: Path) -> None:
     cache, compute = FeatureCache(tmp_path), Counter()
     cache.get_or_compute(KEY, compute)
     written = cache.path(KEY).read_bytes()
@@ -167,6 +171,71 @@ def test_mapped_features_outlive_their_file_and_writing_into_them_does_not_chang
     assert cache.path(KEY).read_bytes() == written and same(other, compute.features)
     cache.path(KEY).unlink()
     assert same(other, compute.features) and compute.calls == 1 and cache.find(KEY) is None
+
+
+def altered_in_place(path: Path, how: str) -> None:
+    """Do as another process might to a file that is in use: its inode stays, and where ``how`` says so its time of writing."""
+    before = path.stat()
+    if how == "cut":
+        os.truncate(path, before.st_size // 2)
+    elif how == "emptied":
+        os.truncate(path, 0)
+    else:
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+            content[-9:-1] = bytes(8) if content[-9:-1] != bytes(8) else b"\1" * 8
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + (how == "altered")))
+
+
+@pytest.mark.parametrize("how", ["altered", "altered with its time kept", "cut", "emptied"])
+def test_values_that_were_handed_out_stay_and_a_file_altered_in_place_is_not_believed_again(tmp_path: Path, how: str) -> None:
+    cache, compute = FeatureCache(tmp_path), Counter()
+    cache.get_or_compute(KEY, compute)
+    given = [cache.find(KEY), cache.find(KEY)]
+    altered_in_place(cache.path(KEY), how)
+    assert all(same(features, compute.features) for features in given)
+    with pytest.warns(UserWarning, match=r"are damaged \(.*\); they are removed and computed again"):
+        assert same(cache.get_or_compute(KEY, compute), compute.features)
+    assert compute.calls == 2 and same(cache.find(KEY), compute.features)
+
+
+def test_frames_that_are_kept_stay_as_they_were_given(tmp_path: Path) -> None:
+    (tmp_path / "video").write_bytes(b"as good as any")
+    images = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    frames = FrameCache(tmp_path / "frames", 2**20)
+    times = (0.0, 1.0, 2.0, 3.0)
+    frames(tmp_path / "video", times, lambda: Frames(images, times))
+    given = frames.find(tmp_path / "video", times)
+    altered_in_place(frames.kept.path(frames.key(tmp_path / "video", times)), "cut")
+    assert given is not None and np.array_equal(given.images, images)
+
+
+def test_a_process_survives_a_file_that_is_cut_while_it_reads_it_again_and_again(tmp_path: Path) -> None:
+    large = replace(KEY, video="large")
+    values = torch.rand(8, 24, 24, 96)
+    FeatureCache(tmp_path).get_or_compute(large, lambda: FrameFeatures(values, tuple(map(float, range(8)))))
+    code = (
+        "import sys, threading, time, warnings, shutil, os, torch\n"
+        "from pathlib import Path\n"
+        "from dataclasses import replace\n"
+        "from modulate.features import FeatureCache, FeatureKey\n"
+        "warnings.simplefilter('ignore')\n"
+        "folder, video, backbone, times = Path(sys.argv[1]), *sys.argv[2:4], tuple(map(float, sys.argv[4].split(',')))\n"
+        "key = FeatureKey(video, times, backbone)\n"
+        "cache = FeatureCache(folder); path = cache.path(key); whole = path.read_bytes(); right = cache.find(key).values.clone()\n"
+        "stop = threading.Event()\n"
+        "def cut():\n"
+        "    while not stop.is_set():\n"
+        "        path.write_bytes(whole); time.sleep(0.002); os.truncate(path, 5000) if path.exists() else None\n"
+        "threading.Thread(target=cut, daemon=True).start()\n"
+        "end, seen = time.monotonic() + 1.5, 0\n"
+        "while time.monotonic() < end:\n"
+        "    found = cache.find(key)\n"
+        "    if found is not None: time.sleep(0.003); assert torch.equal(found.values, right); seen += 1\n"
+        "stop.set(); print(seen)\n"
+    )
+    given = [str(tmp_path), large.video, large.backbone, ",".join(map(str, large.times))]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and int(done.stdout) > 0, (done.returncode, done.stderr[-500:])
 
 
 def test_a_shard_is_checked_once_in_a_process_and_again_when_it_is_another_file(tmp_path: Path, monkeypatch) -> None:

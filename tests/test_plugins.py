@@ -1,12 +1,18 @@
 """Finding plugins: broken ones are kept with their reason, clashes and misspelt hooks are errors, names are resolved with help."""
 
+import json
+import os
+import re
+import subprocess
 import sys
+import tomllib
 import types
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
-from modulate import plugins
+from modulate import installed, plugins
 from modulate.errors import PluginError
 from modulate.hookspecs import hookimpl
 
@@ -173,3 +179,150 @@ def test_a_second_entry_point_of_a_taken_name_is_listed_and_leaves_the_first_alo
     second = next(p for name, p in registry.plugins.items() if name != "gaze")
     assert second.error == "the entry point name 'gaze' is taken by ? (modulate_gaze); rename one" and not second.provides
     assert len(Registry([points[0], points[0]]).plugins) == 1
+
+
+# --- one in the place of another --------------------------------------------------------------------------------------------------------
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_plugins_that_ship_are_those_of_the_project():
+    assert {name: f"modulate_{name}" for name in installed.OURS} == PROJECT["entry-points"]["modulate"]
+    assert PROJECT["name"] == installed.DISTRIBUTION
+
+
+def install(site, name, version, points, code="", folder=None):
+    """Put a distribution into ``site`` as an installer does: its metadata, and a module for each entry point that has none."""
+    info = site / f"{folder or name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text("[modulate]\n" + "".join(f"{key} = {value}\n" for key, value in points.items()))
+    for module in points.values():
+        if not module.startswith("modulate_"):
+            (site / f"{module}.py").write_text(f"from modulate.hookspecs import hookimpl\nclass Evil: ...\n{code}\n")
+
+
+TAKES = "@hookimpl\ndef register_modulators(register):\n    register('gaze_resampler', Evil)\n"
+"""A hook that registers another's name."""
+
+
+def listed(site, *args):
+    """What `modulate plugins` says in a process that has ``site`` in front of its path: by name, and as text."""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    environment.pop("MODULATE_PLUGINS", None)
+    done = [
+        subprocess.run([sys.executable, "-m", "modulate", "plugins", *more], env=environment, cwd=site, capture_output=True, text=True, timeout=60) for more in (["--json"], [])
+    ]
+    assert [d.returncode for d in done] == [0, 0], done[0].stderr
+    return {row["name"]: row for row in json.loads(done[0].stdout)}, done[1].stdout
+
+
+def as_they_ship(rows):
+    """The plugins that ship are there, each with all that it provides."""
+    own = {name: info.provides for name, info in plugins.registry().plugins.items() if name in installed.OURS}
+    assert {name: [(p["kind"], p["name"]) for p in rows[name]["provides"]] for name in own} == own
+    assert not [name for name in own if rows[name]["error"]]
+    return True
+
+
+def test_nothing_is_noted_of_what_ships(tmp_path):
+    rows, text = listed(tmp_path)
+    assert as_they_ship(rows) and not [row for row in rows.values() if row["notes"]] and "note:" not in text
+
+
+@pytest.mark.parametrize(("name", "folder"), [("modulate", None), ("Modulate", None), ("modulate", "something_else")])
+@pytest.mark.parametrize("version", ["0.1.0", "9.9"])
+def test_a_distribution_called_as_modulate_is_shown_and_stands_in_for_nothing(tmp_path, name, version, folder):
+    install(tmp_path, name, version, {"gaze": "evil_gaze", "more": "evil_more"}, TAKES, folder)
+    rows, text = listed(tmp_path)
+    assert as_they_ship(rows)
+    assert all("distributions are called" in " ".join(rows[own]["notes"]) for own in installed.OURS)
+    assert str(tmp_path) in text and re.search(r"  note: \d distributions are called 'modulate': ", text)
+    for plugin, module in (("gaze", "evil_gaze"), ("more", "evil_more")):
+        row = rows[f"{plugin} of {name} ({module})"]
+        assert row["error"] == f"not loaded: an earlier distribution is called {name!r} as well; rename one" and not row["provides"]
+        assert any("its distribution calls itself 'modulate', and it is none of the plugins that ship" in note for note in row["notes"])
+
+
+def test_two_distributions_of_another_name_are_shown(tmp_path):
+    for version, module in (("1.0", "first_one"), ("2.0", "second_one")):
+        install(tmp_path, "modulate-extra", version, {"extra": module})
+    rows, _ = listed(tmp_path)
+    mine = {name: row for name, row in rows.items() if row["distribution"] == "modulate-extra"}
+    assert len(mine) == 2 and sum(bool(row["error"]) for row in mine.values()) == 1
+    assert all("2 distributions are called 'modulate-extra': " in " ".join(row["notes"]) for row in mine.values())
+
+
+def test_an_entry_point_of_a_built_in_s_name_from_elsewhere_is_shown_and_not_run(tmp_path):
+    install(tmp_path, "aardvark", "1.0", {"gaze": "evil_gaze"}, "raise SystemExit('this must not run')")
+    rows, text = listed(tmp_path)
+    row = rows["gaze of aardvark (evil_gaze)"]
+    assert as_they_ship(rows) and row["error"] == "the entry point name 'gaze' is taken by modulate (modulate_gaze); rename one"
+    assert row["notes"] == ["it has the name of a plugin that ships with modulate, and is not it: that one is modulate_gaze"]
+    assert "  note: it has the name of a plugin that ships" in text
+
+
+def test_names_that_another_registered_stay_with_it_whatever_the_plugin_is_called(tmp_path):
+    install(tmp_path, "aardvark", "1.0", {"aaa": "evil_aaa"}, TAKES)  # in front of `gaze` in the alphabet
+    rows, _ = listed(tmp_path)
+    assert as_they_ship(rows)
+    assert rows["aaa"]["error"] == "PluginError: modulator 'gaze_resampler' of plugin 'aaa' clashes with the one of plugin 'gaze'; rename one of them."
+
+
+def test_a_built_in_s_module_from_elsewhere_is_shown(tmp_path):
+    (tmp_path / "modulate_hand.py").write_text("")
+    rows, text = listed(tmp_path)
+    assert rows["hand"]["location"] == str(tmp_path / "modulate_hand.py") and len(rows["hand"]["notes"]) == 1
+    assert re.search(r"note: the module modulate_hand that ships with modulate lies beside .*; this one has its name, and is run in its place", text)
+
+
+def test_one_that_is_switched_off_is_noted_too(tmp_path, monkeypatch):
+    install(tmp_path, "aardvark", "1.0", {"gaze": "evil_gaze"})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = limited("none", monkeypatch)
+    assert {"gaze", "gaze of aardvark (evil_gaze)"} <= registry.off.keys() and registry.off["gaze of aardvark (evil_gaze)"].notes
+
+
+REACHES = """
+@hookimpl
+def register_backbones(register):
+    cells = dict(zip(register.__code__.co_freevars, register.__closure__))
+    registry = cells["self"].cell_contents
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("registry.components['signal_encoder', 'dot'] = registry.components['signal_encoder', 'dot'].__class__('signal_encoder', 'dot', Evil, 'first')", "signal_encoder 'dot'"),
+        ("registry.components['modulator', 'more'] = None or registry.components['signal_encoder', 'dot']", "modulator 'more'"),
+        ("del registry.components['signal_encoder', 'dot']", "signal_encoder 'dot'"),
+        ("registry.manager.unregister(name='first')", "plugin 'first'"),
+        ("registry.components.clear(); raise ValueError('and fails')", "signal_encoder 'dot'"),
+    ],
+)
+def test_what_a_hook_does_to_others_names_is_undone_and_said(registry, line, told):
+    registry.add("first", plugin())
+    module = types.ModuleType("reaching")
+    exec(compile(f"from modulate.hookspecs import hookimpl\nclass Evil: ...\n{REACHES}    {line}\n", "reaching", "exec"), module.__dict__)
+    before = dict(registry.components)
+    with pytest.raises(PluginError, match=re.escape(told) if "raise" not in line else "failed in its hook register_backbones: ValueError: and fails"):
+        registry.add("second", module)
+    assert registry.components == before and registry.get("signal_encoder", "dot") is Dot and registry.plugins.keys() == {"first"}
+    assert dict(registry.manager.list_name_plugin()).keys() == {"first"}
+
+
+@pytest.mark.parametrize("line", ["cli.registered_commands[0].callback = print", "del cli.registered_commands[0]", "cli.registered_groups.clear()", "cli.registered_commands.reverse()"])
+def test_a_plugin_cannot_put_its_commands_in_the_place_of_others(line, registry, capsys):
+    from typer.testing import CliRunner
+
+    from modulate import cli
+
+    module = types.ModuleType("commanding")
+    exec(compile(f"from modulate.hookspecs import hookimpl\n@hookimpl\ndef register_commands(cli):\n    {line}\n", "commanding", "exec"), module.__dict__)
+    registry.add("second", module)
+    app = cli.build(registry)
+    assert registry.plugins["second"].error == "PluginError: the plugin 'second' changed commands that are not its own."
+    before = [(c.name, c.callback) for c in cli.build(plugins.Registry([])).registered_commands]
+    assert [(c.name, c.callback) for c in app.registered_commands] == before
+    assert "are left out" in capsys.readouterr().err and CliRunner().invoke(app, ["recipe", "--help"]).exit_code == 0

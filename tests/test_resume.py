@@ -24,7 +24,7 @@ from modulate.recipe import load_recipe
 from modulate.run import Run
 from modulate.training import train as training
 from modulate.training.learner import Learner
-from modulate.training.optimise import accelerator_for, one_cycle, select
+from modulate.training.optimise import accelerator_for, one_cycle, schedule_for, select
 from modulate.training.train import train
 
 TINY = [
@@ -489,11 +489,18 @@ def test_fp16_s_search_for_its_scale_is_no_divergence_and_goes_on_after_a_kill(b
 # --- schedules and empty signals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 37, 200])
-def test_one_cycle_is_torch_s(steps):
+def scheduled(steps, warmup):
+    recipe = load_recipe("gazeqwen_tiny", ["training.schedule=one_cycle", f"training.warmup_steps={warmup}"])
+    return schedule_for(recipe.training, steps)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 10, 37, 200])
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_one_cycle_is_torch_s_with_its_peak_where_the_released_code_puts_it(steps, warmup):
+    rising = min(warmup / steps, 0.5)
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight], lr=1.0)
-    schedule, ours = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3.0e-4, total_steps=steps), one_cycle(steps)
+    schedule, ours = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3.0e-4, total_steps=steps, pct_start=rising), scheduled(steps, warmup)
     for step in range(steps):
         group = optimizer.param_groups[0]
         factor, momentum = ours(step)
@@ -503,12 +510,18 @@ def test_one_cycle_is_torch_s(steps):
             schedule.step()
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 20), (10, 1)])
+def test_one_cycle_may_begin_with_its_peak(steps, warmup):
+    """Where torch's own divides by 0."""
+    assert scheduled(steps, warmup)(0) == (1.0, 0.85)
+
+
 def test_the_optimiser_is_given_the_schedule_s_rate_and_momentum(begin, monkeypatch):
     run, pipeline = begin("training.schedule=one_cycle", "training.validate_every=null")
     seen, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: (seen.append([(g["lr"], g["betas"]) for g in self.param_groups]), step(self, *args))[1])
     train(run, pipeline)
-    expected = [(stage.lr * one_cycle(n)(k)[0], (one_cycle(n)(k)[1], 0.999)) for stage, n in zip(run.recipe.training.stages, (4, 2)) for k in range(n)]
+    expected = [(stage.lr * one_cycle(n, 0.5)(k)[0], (one_cycle(n, 0.5)(k)[1], 0.999)) for stage, n in zip(run.recipe.training.stages, (4, 2)) for k in range(n)]
     assert [groups[0] for groups in seen] == expected and all(len(set(groups)) == 1 for groups in seen)
 
 

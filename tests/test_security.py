@@ -48,6 +48,28 @@ def offences(source):
             yield f"{called} that does not say trust_remote_code"
 
 
+def openings(source):
+    """Calls that open a video to read it: those of av.open without a mode of writing."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and re.fullmatch(r"(av|container|av\.container)\.open", ast.unparse(node.func)):
+            modes = [ast.unparse(value) for value in (*node.args[1:2], *(k.value for k in node.keywords if k.arg == "mode"))]
+            if modes != ["'w'"]:
+                yield ast.unparse(node)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "av" and "open" in {alias.name for alias in node.names}:
+            yield ast.unparse(node)
+
+
+OTHER_READERS = {"cv2", "decord", "torchcodec", "imageio", "moviepy"}
+
+
+def test_videos_are_opened_in_one_place():
+    assert list(openings("av.open(p)")) and list(openings("av.open(p, 'r')")) and list(openings("from av import open")) and not list(openings("av.open(p, 'w')"))
+    found = {path.relative_to(ROOT).as_posix(): calls for path in SOURCES if (calls := list(openings(path.read_text(encoding="utf-8"))))}
+    assert found.keys() == {"modulate/containers.py"} and len(found["modulate/containers.py"]) == 1
+    imported = {path.name: {line.split()[1].split(".")[0] for line in path.read_text(encoding="utf-8").splitlines() if re.match(r" *(import|from) ", line)} for path in SOURCES}
+    assert not {name: others for name, modules in imported.items() if (others := modules & OTHER_READERS)}
+
+
 @pytest.mark.parametrize(
     "source",
     ["eval('1')", "exec(text)", "import pickle", "from pickle import loads", "torch.load(p)", "torch.load(p, weights_only=False)", "yaml.load(t, Loader)",

@@ -15,7 +15,7 @@ from modulate.clips import ClipReader
 from modulate.components import Sample
 from modulate.errors import DataError, RecipeError
 from modulate.footage import FrameCache
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.pipeline import Pipeline
 from modulate.recent import Recent
 from modulate.recipe import validate

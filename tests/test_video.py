@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modulate.containers import CONTAINERS
 from modulate.errors import MissingFileError, VideoError
 from modulate.grid import sample_times
 from modulate.video import VideoInfo, probe, read_frames
@@ -223,6 +224,121 @@ def test_text_is_no_video_whatever_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("These are notes, not pictures.\n" * 200)
     with pytest.raises(VideoError, match=rf"{name} cannot be opened as a video: .*It is no video, or was cut off before its index"):
         read_frames(tmp_path / name, [0.0])
+
+
+PLAYLISTS = {
+    "concat": "ffconcat version 1.0\nfile regular.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:6,\nregular.mp4\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5555 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><BaseURL>regular.mp4</BaseURL></Period></MPD>',
+    "rtsp": "[Reference]\nRef1=http://127.0.0.1:9/regular.mp4\n",
+}
+
+
+@pytest.mark.parametrize("ending", ["mp4", "m3u8", "mkv", "ffconcat", "txt", ""])
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_what_names_other_files_is_no_video_whatever_its_name(kind: str, ending: str, regular: Path) -> None:
+    path = regular.parent / f"{kind}.{ending}"  # beside a video that it names
+    path.write_text(PLAYLISTS[kind])
+    for call in (probe, lambda path: read_frames(path, [0.0])):
+        with pytest.raises(VideoError, match=rf"{path.name} cannot be opened as a video: .*It is no video, or was cut off before its index"):
+            call(path)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("concat", "mp4"), ("hls", "m3u8"), ("sdp", "mp4")])
+def test_a_refused_format_is_named_with_what_is_allowed_and_the_log_is_left_as_it_was(kind: str, ending: str, regular: Path) -> None:
+    path = regular.parent / f"named-{kind}.{ending}"
+    path.write_text(PLAYLISTS[kind])
+    level = av.logging.get_level()
+    with pytest.raises(VideoError, match=rf"FFmpeg takes it for '{kind}', which is none of the containers that are read \(MP4, MOV, .*Matroska and WebM"):
+        probe(path)
+    assert av.logging.get_level() == level
+
+
+def test_a_playlist_inside_a_playlist_or_a_link_to_one_is_refused(regular: Path) -> None:
+    for name, inner in (("outer.mp4", "inner.mp4"), ("inner.mp4", "regular.mp4")):
+        (regular.parent / name).write_text(f"ffconcat version 1.0\nfile {inner}\n")
+    link = regular.parent / "linked.mkv"
+    link.symlink_to("outer.mp4")
+    with pytest.raises(VideoError, match=r"linked\.mkv .*'concat'"):
+        probe(link)
+
+
+MUXERS = {"mov": "mov", "mp4": "mov", "3gp": "mov", "matroska": "matroska", "webm": "matroska", "avi": "avi", "mpegts": "mpegts", "mpeg": "mpeg",
+          "asf": "asf", "flv": "flv", "ogg": "ogg", "gif": "", "h264": "", "mjpeg": "", "nut": "", "mxf": "", "yuv4mpegpipe": ""}  # fmt: skip
+CODECS = {"webm": "libvpx", "ogg": "libvpx", "3gp": "mpeg4", "mpeg": "mpeg1video", "flv": "flv", "asf": "mpeg4", "avi": "mpeg4", "gif": "gif",
+          "mjpeg": "mjpeg", "mxf": "mpeg2video", "yuv4mpegpipe": "wrapped_avframe"}  # fmt: skip
+PIXELS = {"gif": "rgb8", "mjpeg": "yuvj420p"}
+
+
+@pytest.mark.parametrize("muxer", MUXERS)
+def test_only_the_listed_containers_are_read(muxer: str, tmp_path: Path) -> None:
+    codec = CODECS.get(muxer, "libx264")
+    codec = "libtheora" if muxer == "ogg" and "libtheora" in av.codecs_available else codec
+    path = tmp_path / "some.video"
+    with av.open(str(path), "w", format=muxer) as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, PIXELS.get(muxer, "yuv420p")
+        for k in range(30):
+            frame = av.VideoFrame.from_ndarray(picture(k), format="rgb24").reformat(format=stream.pix_fmt)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    if MUXERS[muxer]:
+        assert MUXERS[muxer] in CONTAINERS and len(read_frames(path, [0.0, 0.5]).images) == 2
+    else:
+        with pytest.raises(VideoError, match=r"FFmpeg takes it for '\w+', which is none of the containers"):
+            read_frames(path, [0.0])
+
+
+def test_every_container_that_is_read_has_a_test_and_stands_in_the_documentation() -> None:
+    assert set(MUXERS.values()) - {""} == CONTAINERS.keys()
+    page = (Path(__file__).parents[1] / "docs/how-to/use-your-own-model.md").read_text(encoding="utf-8")
+    assert "; ".join(CONTAINERS.values()) in page
+
+
+def test_a_name_that_looks_like_an_address_is_a_name(regular: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = regular.read_bytes()
+    for name in ("concat:regular.mp4", "http:a.mp4", "subfile,,start,9,end,0,,:x.mp4", "pipe:0", "-", "50%d.mp4"):
+        Path(name).write_bytes(data)
+        assert probe(name).frames == len(REGULAR), name
+    for name in ("clip%03d.png", "*.png"):  # FFmpeg takes such names for sequences of images
+        Path(name).write_bytes(data)
+        Path("clip001.png").write_bytes(b"no picture")
+        with pytest.raises(VideoError, match=r"FFmpeg takes it for 'image2'"):
+            probe(name)
+
+
+def outside(source: Path, path: Path) -> Path:
+    """Copy an mp4 without its pictures, for which a data reference (`alis`) names ``source`` beside it."""
+    data = bytearray(source.read_bytes())
+    at = data.index(b"mdat")
+    size = int.from_bytes(data[at - 4 : at], "big")
+    data[at + 4 : at - 4 + size] = bytes(size - 8)
+    target = f"/{source.name}".encode()
+    target += b"\0" * (len(target) % 2)
+    levels = struct.pack(">HH", 1, 1)
+    alias = bytes(10) + b"\0" + bytes(27) + bytes(12) + b"\0" + bytes(63) + bytes(16) + levels + bytes(16)
+    alias += struct.pack(">HH", 2, len(target)) + target + struct.pack(">H", 0xFFFF)
+    entry = b"alis" + bytes(4) + alias + bytes(max(0, 160 - len(alias)))
+    entry = struct.pack(">I", len(entry) + 4) + entry
+    at = data.index(b"dref") + 12  # version and flags, number of entries
+    old = int.from_bytes(data[at : at + 4], "big")
+    data[at : at + old] = entry
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
+        here = data.index(box)
+        data[here - 4 : here] = (int.from_bytes(data[here - 4 : here], "big") + len(entry) - old).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+def test_pictures_in_another_file_are_not_read(regular: Path) -> None:
+    assert regular.read_bytes().index(b"mdat") < regular.read_bytes().index(b"moov")
+    path = outside(regular, regular.parent / "outside.mp4")
+    with av.open(str(path), options={"enable_drefs": "1"}) as file:  # what FFmpeg would do if it were let
+        assert sum(1 for _ in file.decode(video=0)) == len(REGULAR)
+    with pytest.raises(VideoError, match=r"outside\.mp4: no frame can be decoded.* its pictures are in another file, which is not read"):
+        read_frames(path, [0.0])
 
 
 def test_a_file_cut_before_its_index_cannot_be_opened(tmp_path: Path, regular: Path) -> None:

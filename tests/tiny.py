@@ -3,10 +3,11 @@
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from modulate import ClipInput, visual_grid
+from modulate import ClipInput, Modulation, visual_grid
+from modulate.choice import Choice, Tokens
 from modulate_hosts.contract.suite import D_FEATURES, cached, fresh, our_hooks, scanpath
 
-__all__ = ["CLIP", "D_FEATURES", "GRID", "cached", "features", "fresh", "inputs", "our_hooks", "qwen", "scanpath"]
+__all__ = ["CLIP", "D_FEATURES", "GRID", "cached", "features", "fresh", "inputs", "our_hooks", "qwen", "scanpath", "selecting"]
 
 VIDEO, IMAGE, START, END, PAD = 5, 6, 3, 4, 0
 
@@ -54,3 +55,16 @@ def inputs(texts=((7, 8, 9), (10, 11)), side="left", videos=1, seed=0, dtype=tor
         video_grid_thw=torch.tensor([[GRID.steps, GRID.rows * 2, GRID.cols * 2]] * n),
         second_per_grid_ts=torch.ones(n),
     )
+
+
+def selecting(host, kind):
+    """A modulation that writes on tokens of this kind, with weights that do something."""
+    torch.manual_seed(3)
+    made = Modulation.for_host(
+        host, encoder=Choice(name="heatmap_dur", params={"dim": 16}),
+        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
+        layers=(1, 2), d_features=D_FEATURES, tokens=Tokens(kind=kind),
+    )  # fmt: skip
+    for writer in made.out:
+        torch.nn.init.normal_(writer.weight, std=0.5)
+    return made.eval()

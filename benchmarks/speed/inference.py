@@ -12,9 +12,9 @@ from torch import nn
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.side_by_side import side_by_side
 from benchmarks.speed.timing import compared, interleaved
-from modulate.conditioning import Rows
 from modulate.hooks import Hook
 from modulate.pipeline import Pipeline
+from modulate.rows import Rows
 
 Act = Callable[[Any], Any]
 

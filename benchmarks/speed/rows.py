@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.naive import Resampler
 from benchmarks.speed import world
+from benchmarks.speed.adapters import lora
 from benchmarks.speed.bench import Bench, awake
 from benchmarks.speed.inference import forward, generate
 from benchmarks.speed.timing import Cost, compared, cost, interleaved, peak, ratio, resident, started
@@ -23,7 +24,7 @@ from modulate import ClipInput, Modulation, visual_grid
 from modulate.below import Below
 from modulate.choice import Choice
 from modulate.evaluation.evaluate import score
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.pipeline import Pipeline
 from modulate.run import Run
 from modulate.together import ask_together, by_clip, shared_prefix
@@ -298,5 +299,5 @@ def large(bench: Bench) -> dict[str, Any]:
     return {"gpu conditioned": compared(full, plain)}
 
 
-ROWS: tuple[Callable[[Bench], dict[str, Any]], ...] = (start, resampler, forward, generate, step, memory, training, scoring, later, large)
+ROWS: tuple[Callable[[Bench], dict[str, Any]], ...] = (start, resampler, forward, generate, lora, step, memory, training, scoring, later, large)
 """In the order in which they are measured."""

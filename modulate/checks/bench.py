@@ -23,7 +23,7 @@ from modulate.checks.settings import optimiser_steps
 from modulate.components import Sample
 from modulate.errors import DataError, MissingFileError
 from modulate.evaluation.evaluate import score
-from modulate.inject import ModulatedHost
+from modulate.modulated_host import ModulatedHost
 from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
 from modulate.plan import SPLITS

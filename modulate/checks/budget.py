@@ -13,10 +13,11 @@ from modulate.checks.reach import AnySignal
 from modulate.components import FrameFeatures, SignalFeatures
 from modulate.grid import VisualGrid
 from modulate.hosts import EncodedPrompt
-from modulate.inject import ModulatedHost
-from modulate.modulation import ClipInput, Modulation
+from modulate.modulated_host import ModulatedHost
+from modulate.modulation import Modulation
 from modulate.pipeline import Pipeline
 from modulate.recipe import Recipe
+from modulate.rows import ClipInput
 from modulate.sections import Stage
 from modulate.training.optimise import select
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modulate.alignment import align
 from modulate.checks.budget import Example, count_parameters, meta_recipe
 from modulate.checks.costs import tell_costs
 from modulate.checks.coverage import Probes, coverage
@@ -17,7 +18,6 @@ from modulate.checks.reach import reach, twin_reach
 from modulate.checks.settings import check_settings
 from modulate.components import Sample
 from modulate.errors import HostError, MissingFileError, ModulateError
-from modulate.features import align
 from modulate.footage import asked_times
 from modulate.hosts import EncodedPrompt
 from modulate.modulation import Modulation

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from modulate.grid import VisualGrid
 from modulate.hosts import bare, understand
-from modulate.modulation import ClipInput, Latents, Modulation, step_spans
+from modulate.modulation import Latents, Modulation, step_spans
 from modulate.recipe import Recipe
-from modulate.signals import Control, Signal
+from modulate.rows import ClipInput
+from modulate.signals import ANY, Control, Signal
 from modulate.video import Frames
 
 
 class AnySignal(Signal):
     """A signal that is there, and that nobody looks at: for forwards whose shapes and times alone matter."""
 
-    kind = "any"
+    kind = ANY
     controls: ClassVar[Mapping[str, Control]] = {}
 
     @classmethod
@@ -63,7 +64,8 @@ def reach(model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor]
     stand_ins: dict[str, Any] = {"residual": residual, "latents": latents}
     modulation.__dict__.update(stand_ins)
     try:
-        clip = ClipInput(AnySignal(), grid)  # never looked at: the latents are ours
+        features = torch.zeros(()).expand(grid.steps, grid.tokens_per_step, modulation.config.d_features)
+        clip = ClipInput(AnySignal(), grid, features)  # never looked at: the latents are ours
         with modulation.attached(model) as attachment, torch.enable_grad(), attachment.condition([[clip]]):
             logits = model(**inputs, use_cache=False).logits[0, -1].float()
             weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from accelerate.tracking import LoggerType, get_available_trackers
 
 from modulate.checks.findings import Level, Report
-from modulate.components import Sample
+from modulate.components import Params, Sample
 from modulate.recipe import Recipe
 from modulate.training.loader import arranged
 
@@ -76,9 +76,11 @@ def _departures(report: Report, recipe: Recipe) -> None:
          f"sampling.told_fps is {sampling.told_fps}: the host is told that rate whatever the true one, so that its own sense of time is wrong."),
         (sampling.alignment == "index", "warning",
          "sampling.alignment is `index`: features meet the steps by their order, not by their times; where the numbers differ they show other moments."),
+        (not sampling.antialias, "warning",
+         "sampling.antialias is false: on a visual grid coarser than the features' each token sees the four features around its centre, and others are seen by none."),
         (cap is not None and cap < sampling.max_frames, "info",
          f"sampling.train_max_frames is {cap}: training sees fewer frames than the {sampling.max_frames} of the evaluation, and the signal at fewer steps."),
-        (training.schedule == "one_cycle", "info", "training.schedule is `one_cycle`: warmup_steps has no effect, and momentum cycles with the rate."),
+        (training.schedule == "one_cycle", "info", "training.schedule is `one_cycle`: the rate starts at 1/25 of its peak instead of 0 and rises on a cosine, and momentum cycles with it."),
         (training.empty == "skip", "info", "training.empty is `skip`: samples without a signal are left out of training, but are in the evaluation."),
         (recipe.letters == "four", "warning",
          "letters is `four`: an answer that was never offered can win, and counts as wrong: questions with fewer than four options become harder."),
@@ -88,6 +90,10 @@ def _departures(report: Report, recipe: Recipe) -> None:
     for present, level, text in chosen:
         if present:
             report.add(level, text)
+    parts = [("injection", recipe.injection), *((f"{key}.params", choice.resolved(kind)[1]) for key, kind, choice in recipe.choices())]
+    for key, params in parts:
+        for level, text in params.departures() if isinstance(params, Params) else ():
+            report.add(level, f"{key}.{text}")
 
 
 def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:
@@ -105,7 +111,7 @@ def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:
         report.add("info", f"One optimiser step takes {size} samples, the training split has {n}: it goes through it more than once.")
     for stage, steps in zip(training.stages, optimiser_steps(recipe, batches), strict=True):
         report.figures[f"stage {stage.name}"] = f"{steps} optimiser steps of {of}, training {' + '.join(stage.train)}"
-        if training.schedule == "cosine" and training.warmup_steps > steps // 2:
+        if training.warmup_steps > steps // 2:
             report.add("info", f"warmup_steps is {training.warmup_steps}, stage {stage.name!r} has {steps} steps: its warm-up is shortened to {steps // 2}.")
         if training.patience is not None and training.validate_every is not None and training.patience * training.validate_every >= stage.epochs:
             report.add(

@@ -2,14 +2,14 @@
 
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import typer
 
 from modulate import plugins
-from modulate.errors import ComponentError, Interrupted, ModulateError, PluginError
+from modulate.cli import output
+from modulate.errors import ComponentError, Interrupted, ModulateError, PluginError, StorageError
+from modulate.notices import heard
 
 HELP = "Let a frozen multimodal LLM listen to a side signal such as eye gaze."
 
@@ -55,15 +55,21 @@ def _extend(app: typer.Typer, registry: plugins.Registry, name: str) -> None:
     plugin, info = registry.manager.get_plugin(name), registry.plugins[name]
     if plugin is None:
         return
-    commands, groups = list(app.registered_commands), list(app.registered_groups)
+    commands, groups, callbacks = list(app.registered_commands), list(app.registered_groups), [c.callback for c in app.registered_commands]
     others = [p for p in registry.manager.get_plugins() if p is not plugin]
     try:
-        registry.manager.subset_hook_caller("register_commands", remove_plugins=others)(cli=app)
+        with registry.others_stay(name):
+            registry.manager.subset_hook_caller("register_commands", remove_plugins=others)(cli=app)
+        kept = app.registered_commands[: len(commands)], app.registered_groups[: len(groups)], [c.callback for c in commands]
+        if kept != (commands, groups, callbacks):
+            raise PluginError(f"the plugin {name!r} changed commands that are not its own.")
         names = _names(app)
         if clash := sorted({n for n in names if names.count(n) > 1}):
             raise PluginError(f"command {clash[0]!r} of plugin {name!r} clashes with one that exists; rename it.")
     except (Exception, SystemExit) as error:
         app.registered_commands[:], app.registered_groups[:] = commands, groups
+        for command, callback in zip(commands, callbacks, strict=True):
+            command.callback = callback
         info.error = f"{type(error).__name__}: {error}"
         print(f"Warning: the commands of plugin {name!r} are left out. {info.error}", file=sys.stderr)
 
@@ -75,29 +81,24 @@ def _names(app: typer.Typer) -> list[str]:
     return commands + groups
 
 
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Show warnings as a line each for the length of a ``with`` block; which are shown is left to Python's filters."""
-
-    def plain(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-        return f"warning: {message}\n"
-
-    before = warnings.formatwarning
-    warnings.formatwarning = plain
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line. Errors that modulate raises on purpose are printed without a traceback, with exit code 1; all others keep theirs.
 
     So does a component's own failure: it is a defect, and the traceback is what its author needs. A run that was asked to stop by a signal, and has
-    saved, ends with 128 and the signal's number. Warnings are lines on stderr, without the line of source that they come from.
+    saved, ends with 128 and the signal's number; one whose output cannot be written, with 1 and a line that says so. Warnings are lines on stderr, without the line of source that they come from.
     """
     try:
-        with plain_warnings():
+        with output.checked():
+            _run(args)
+    except StorageError as error:  # of standard output, at the end; standard error is as it was, and may be broken too
+        with output.checked():
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+def _run(args: Sequence[str] | None) -> None:
+    try:
+        with heard(every=True):
             build()(args=list(args) if args is not None else None)
     except ComponentError as error:
         traceback.print_exception(error)

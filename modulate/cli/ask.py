@@ -1,12 +1,12 @@
 """``modulate ask``: one question about one video, with and without the signal."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modulate.cli.arguments import DEFAULT_CACHE, AsJson, Cache, Trust
+from modulate.cli.output import echo_json
 from modulate.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def ask(
     sample = asking.sample_of(video, signals, at, question, option, setting, seconds)
     answers = asking.ask(Pipeline(setting, cache, trust_remote_code=trust), weights, sample)
     if as_json:
-        typer.echo(json.dumps([asdict(a) for a in answers], indent=2, ensure_ascii=False))
+        echo_json([asdict(a) for a in answers])
         return
     _show(option, answers)
 
@@ -62,12 +62,13 @@ def _source(run: Path | None, modulation: str | None, recipe: str | None) -> "tu
 def _show(options: list[str], answers: "list[Answer]") -> None:
     """Print the answers side by side, the one with the signal first."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     table = Table("Option", *(a.condition for a in answers))
     for i, text in enumerate(options):
-        table.add_row(text, *(f"{100 * a.probabilities[i]:.1f} %{' ←' if a.choice == i else ''}" for a in answers))
+        table.add_row(escape(text), *(f"{100 * a.probabilities[i]:.1f} %{' ←' if a.choice == i else ''}" for a in answers))
     console.print(table)
     own = answers[0]
     console.print(f"The signal reached {own.active_steps} of {own.steps} steps; {own.tokens} visual tokens got a residual.")

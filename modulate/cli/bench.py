@@ -24,17 +24,16 @@ def bench(
     """
     import json as text
 
-    from rich.console import Console
-
     from modulate.checks import bench as benches
+    from modulate.cli.progress import bars
     from modulate.files import write_atomically
     from modulate.recipe import load_recipe
 
-    with Console(stderr=True).status("") as status:
-        found = benches.bench(load_recipe(recipe, overrides or ()), steps, trust, status.update)
+    with bars() as shown:
+        found = benches.bench(load_recipe(recipe, overrides or ()), steps, trust, shown.doing)
     _show(found)
     if json is not None:
-        write_atomically(json, lambda path: path.write_text(text.dumps(found.as_json(), indent=2) + "\n"))
+        write_atomically(json, lambda path: path.write_text(text.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8"))
 
 
 def _show(found: "Bench") -> None:

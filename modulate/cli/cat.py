@@ -21,4 +21,4 @@ def cat(
         return
     if overrides:
         raise RecipeError(f"The file itself knows no overrides, got {overrides[0]!r}; add --resolved to see the recipe with them.")
-    typer.echo(recipes.find(recipe, recipes.shipped_paths(), "recipe").read_text(), nl=False)
+    typer.echo(recipes.find(recipe, recipes.shipped_paths(), "recipe").read_bytes(), nl=False)

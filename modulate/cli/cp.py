@@ -22,6 +22,6 @@ def cp(
     target = destination / source.name if destination.is_dir() else destination
     if target.exists() and not force:
         raise RecipeError(f"{target} exists; name another file, or add --force to replace it.")
-    text = source.read_text()
-    write_atomically(target, lambda path: path.write_text(text))
+    text = source.read_text(encoding="utf-8")
+    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
     typer.echo(str(target))

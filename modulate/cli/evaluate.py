@@ -1,4 +1,4 @@
-"""``modulate eval``: evaluate a run again."""
+"""``modulate eval``: evaluate a run again, on its own data or on others."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +10,28 @@ from modulate.cli.arguments import DEFAULT_CACHE, Cache, Trust
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as `modulate train` prints it.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="With --on: changes to data, evaluation or name, such as data.params.seed=7.")
+    ] = None,
+    on: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Evaluate on the data of the same kind in this folder, as a run of its own beside RUN: RUN-on-FOLDER."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to evaluate on: train, val or test.")] = "test",
     cache: Cache = DEFAULT_CACHE,
     trust: Trust = False,
 ) -> None:
     """Evaluate a trained run under every control; writes metrics.json and predictions.jsonl into its folder.
 
+    With --on, on other data: another tabletop world (made there if the folder does not exist), another StreamGaze tree. What is in the folder says
+    which world it is; the run's own results stay as they are.
+
     Ended early, by Ctrl-C (SIGINT, exit code 130), SIGTERM (143) or anything else, it keeps the conditions that were finished: the same command goes on.
     """
+    from modulate.adopt import on_other_data
     from modulate.cli.progress import bars
     from modulate.cli.show import show_metrics
+    from modulate.errors import RecipeError
     from modulate.evaluation import evaluate as evaluation
     from modulate.interrupts import graceful
     from modulate.modulation import Modulation
@@ -27,13 +39,18 @@ def evaluate(
     from modulate.run import Run
     from modulate.training.ranks import joined
 
+    if overrides and on is None:
+        raise RecipeError(f"{overrides[0]!r} has no effect on a run's own evaluation; name other data with --on FOLDER.")
     run = Run.open(folder)
     run.check_weights()
-    modulation = Modulation.from_pretrained(run.weights)
-    with joined(run.recipe, training=False) as team:
+    with joined(run.recipe, training=False) as team, bars(team.leads) as shown:
+        shown.doing("loading")
+        if on is not None:
+            run = on_other_data(run, on, overrides or ())
+        modulation = Modulation.from_pretrained(run.weights)
         pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
         team.in_turn(pipeline.make_data)
-        with run.held(), graceful() as stop, bars(team.leads) as shown:
+        with run.held(), graceful() as stop:
             metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
-        if team.leads:
-            show_metrics(run, metrics)
+    if team.leads:
+        show_metrics(run, metrics)

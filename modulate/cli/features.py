@@ -42,16 +42,18 @@ def features(
     if not trust:
         refuse_remote_code(loaded)
     refuse_unwritable(cache, "--cache")
-    footage = Footage(loaded, cache, torch.device(_device(device)), must_keep=True)
-    footage.make_data()
-    everything = planned(footage, split or SPLITS)
-    if not everything:
-        raise DataError(f"There are no samples in {', '.join(split or SPLITS)}.")
-    refuse_too_small(footage, Sizes(footage).of(everything))
-    own = share.clips(everything)
-    with graceful() as stop, bars() as shown:
-        first = os.environ.get("LOCAL_RANK", "0") == "0"  # one terminal has room for the bars of one process
-        done = Filler(footage, lambda n: shown.counted("features", n, len(own)) if first else None, stop).fill(own)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # one terminal has room for the bars of one process
+    with bars(first) as shown:
+        shown.doing("looking for what is missing")
+        footage = Footage(loaded, cache, torch.device(_device(device)), must_keep=True)
+        footage.make_data()
+        everything = planned(footage, split or SPLITS)
+        if not everything:
+            raise DataError(f"There are no samples in {', '.join(split or SPLITS)}.")
+        refuse_too_small(footage, Sizes(footage).of(everything))
+        own = share.clips(everything)
+        with graceful() as stop:
+            done = Filler(footage, lambda n: shown.counted("features", n, len(own)), stop).fill(own)
     _show(done, share, len(own), cache)
     refuse_failures(footage, own, done)
 

@@ -3,7 +3,6 @@
 Nothing here imports torch, except ``--verify``, which runs the contract's quick rows on this machine.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ import typer
 
 from modulate import plugins
 from modulate.cli.arguments import AsJson
+from modulate.cli.output import echo_json
 from modulate.errors import PluginError, StorageError, near_matches
 from modulate.verified import Cell, Versions, contract_of, recorded, remember
 
@@ -39,7 +39,7 @@ def hosts(
         prove(chosen, Versions.installed(), as_json)
         return
     if as_json:
-        typer.echo(json.dumps({"rows": rows, "families": chosen}, indent=2, ensure_ascii=False))
+        echo_json({"rows": rows, "families": chosen})
         return
     width = max((len(name) for name in chosen), default=0)
     for name, versions in chosen.items():
@@ -74,7 +74,7 @@ def prove(families: Iterable[str], here: Versions, as_json: bool = False) -> Non
     kept = _kept(here, passed) if passed else ""
     if as_json:
         cells = {family: {title: asdict(cell) for title, cell in by_title.items()} for family, by_title in found.items()}
-        typer.echo(json.dumps({"versions": asdict(here), "families": cells}, indent=2, ensure_ascii=False))
+        echo_json({"versions": asdict(here), "families": cells})
     counted = summary({title: asdict(cell) for family, cells in found.items() for title, cell in ((f"{family} {t}", c) for t, c in cells.items())})
     say(f"{counted} in {time.monotonic() - start:.0f} s." + kept)
     if len(passed) < len(found):

@@ -1,10 +1,9 @@
 """``modulate ls``: the recipes and sweeps that ship."""
 
-import json
-
 import typer
 
 from modulate.cli.arguments import AsJson
+from modulate.cli.output import echo_json
 
 
 def ls(as_json: AsJson = False) -> None:
@@ -12,9 +11,9 @@ def ls(as_json: AsJson = False) -> None:
     from modulate.recipe import recipe_paths, sweep_paths
 
     found = [(kind, *item) for kind, paths in (("recipe", recipe_paths()), ("sweep", sweep_paths())) for item in paths.items()]
-    rows = [{"name": name, "kind": kind, "about": _first_comment(path.read_text()), "path": str(path)} for kind, name, path in found]
+    rows = [{"name": name, "kind": kind, "about": _first_comment(path.read_text(encoding="utf-8")), "path": str(path)} for kind, name, path in found]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo_json(rows)
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:

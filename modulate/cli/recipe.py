@@ -1,9 +1,10 @@
 """``modulate recipe …``: about recipes as such."""
 
-import json
 from typing import Annotated
 
 import typer
+
+from modulate.cli.output import echo_json
 
 recipe = typer.Typer(name="recipe", help="About recipes as such.", no_args_is_help=True)
 
@@ -19,4 +20,4 @@ def schema(sweeps: Annotated[bool, typer.Option("--sweeps", help="That of sweep 
     from modulate.recipe import schema as of_recipes
     from modulate.sweeps.sweep import Sweep
 
-    typer.echo(json.dumps(Sweep.model_json_schema() if sweeps else of_recipes(), indent=2, ensure_ascii=False))
+    echo_json(Sweep.model_json_schema() if sweeps else of_recipes())

@@ -5,8 +5,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from modulate.evaluation.predictions import FATES
 from modulate.run import Run
 
 WIDTH = 110
@@ -23,8 +25,9 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
         console.print(comparisons(metrics["comparisons"]))
     signal = metrics["signal"]
     console.print(f"The signal reached {signal['samples_with_active_signal']} of {signal['samples']} samples ({signal['active_steps']} steps).")
+    fate = FATES[run.recipe.evaluation.failed]
     for failure in metrics["failed"][:5]:
-        console.print(f"Failed and counted as wrong: {failure['id']} ({failure['condition']}): {failure['error']}", markup=False)
+        console.print(f"Failed and {fate}: {failure['id']} ({failure['condition']}): {failure['error']}", markup=False)
     if len(metrics["failed"]) > 5:
         console.print(f"… and {len(metrics['failed']) - 5} more failed samples; metrics.json lists all.")
     console.print(f"Run: {run.folder}", highlight=False, soft_wrap=True, markup=False)
@@ -32,7 +35,7 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
 
 def side_by_side(metrics: Mapping[str, Any]) -> list[list[str]]:
     """Divide the conditions among tables that fit, each with the main condition first."""
-    main, left = metrics["condition"], WIDTH - max(map(len, metrics["tasks"])) - 8
+    main, left = metrics["condition"], WIDTH - max(map(len, metrics["tasks"]), default=0) - 8
     groups: list[list[str]] = [[main]]
     for name in metrics["controls"]:
         if sum(max(5, len(n)) + 3 for n in [*groups[-1], name]) > left:
@@ -45,13 +48,13 @@ def accuracies(title: str, metrics: Mapping[str, Any], names: Sequence[str]) -> 
     """Return tasks × the conditions ``names`` with accuracies in percent; below, the unweighted mean over tasks with its interval."""
     every = {metrics["condition"]: metrics, **metrics["controls"]}
     conditions = {name: every[name] for name in names}
-    table = Table(title=f"{title}: accuracy, %", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(f"{title}: accuracy, %"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("Task", no_wrap=True)
     table.add_column("n", justify="right")
     for name in conditions:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for task, own in metrics["tasks"].items():
-        table.add_row(task, str(own["n"]), *(_percent(c["tasks"][task]["accuracy"]) for c in conditions.values()))
+        table.add_row(escape(task), str(own["n"]), *(_percent(c["tasks"][task]["accuracy"]) for c in conditions.values()))
     table.add_section()
     table.add_row("mean over tasks", str(metrics["n"]), *(_percent(c["overall"]) for c in conditions.values()), style="bold")
     for i, end in enumerate(("from", "to")):
@@ -65,7 +68,7 @@ def comparisons(found: Mapping[str, Any]) -> Table:
     for name in ("Conditions", "difference", "95 % interval", "McNemar p"):
         table.add_column(name, justify="left" if name == "Conditions" else "right")
     for name, c in found.items():
-        table.add_row(name, f"{100 * c['difference']:+.1f}", _interval(c["interval"]), f"{c['mcnemar']['p']:.2g}")
+        table.add_row(escape(name), f"{100 * c['difference']:+.1f}", _interval(c["interval"]), f"{c['mcnemar']['p']:.2g}")
     return table
 
 

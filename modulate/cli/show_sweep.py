@@ -1,6 +1,5 @@
 """What the terminal shows of a sweep: its plan, how far it is, its results."""
 
-import json
 import shlex
 import signal
 import time
@@ -12,9 +11,12 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from modulate.cli.progress import Display, bars
+from modulate.errors import DataError
+from modulate.records import LogLine
+from modulate.schema import parse_record
 from modulate.sweeps.jobs import Listener, Outcome, tail
 from modulate.sweeps.sweep import Planned, Sweep
 from modulate.sweeps.swept import RESULTS, State
@@ -31,7 +33,7 @@ def _console() -> Console:
 
 def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> None:
     """Print every run of a sweep and how far it is."""
-    table = Table(title=f"{sweep.name}: {len(runs)} runs around {sweep.base}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(f"{sweep.name}: {len(runs)} runs around {sweep.base}"), title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("Run", "stands for", "seed", "steps of", "state"):
         table.add_column(name, no_wrap=name == "Run")
     for run in runs:
@@ -44,37 +46,42 @@ def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], fol
 
 
 @contextmanager
-def progress(runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> Iterator[Listener]:
-    """Show a bar of all runs, and one of each that is running; a line for each that ends."""
-    console = Console(stderr=True, highlight=False)
+def progress(runs: Sequence[Planned], states: Mapping[str, State]) -> Iterator[Display]:
+    """Show how many of all runs are finished, and how far each is that is running."""
+    done = sum(state == "finished" for state in states.values())
+    with bars() as shown:
+        if done:
+            shown.say(f"{done} of {len(runs)} runs are finished already.")
+        shown.at("runs", done, len(runs))
+        yield shown
+
+
+def listener(shown: Display, runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> Listener:
+    """Return what tells ``shown`` of runs: a line for each that ends."""
     done = [name for name, state in states.items() if state == "finished"]
-    if done:
-        console.print(f"{len(done)} of {len(runs)} runs are finished already.")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console) as bars:
-        whole = bars.add_task("runs", total=len(runs), completed=len(done), note="")
-        tasks: dict[str, TaskID] = {}
-        looked = [0.0]
+    looked = [0.0]
 
-        def started(name: str) -> None:
-            tasks[name] = bars.add_task(name, total=None, note="starting")
+    def started(name: str) -> None:
+        shown.at(name, 0, None, "starting")
 
-        def ended(outcome: Outcome) -> None:
-            bars.remove_task(tasks.pop(outcome.name))
-            if outcome.code == 0:
-                bars.advance(whole)
-            bars.console.print(f"{outcome.name}: {_ending(outcome)} after {outcome.seconds / 60:.1f} min")
+    def ended(outcome: Outcome) -> None:
+        shown.drop(outcome.name)
+        if outcome.code == 0:
+            done.append(outcome.name)
+            shown.at("runs", len(done), len(runs))
+        shown.say(f"{outcome.name}: {_ending(outcome)} after {outcome.seconds / 60:.1f} min")
 
-        def running(names: Sequence[str]) -> None:
-            if time.monotonic() - looked[0] < 1.0:
-                return
-            looked[0] = time.monotonic()
-            for name in names:
-                if step := _last_step(folder / name / "log.jsonl"):
-                    stage_done = step["step"] >= step["steps"]
-                    bars.update(tasks[name], total=step["steps"], completed=step["step"], note=f"{step['stage']}{', done; what follows is in its log' * stage_done}")
+    def running(names: Sequence[str]) -> None:
+        if time.monotonic() - looked[0] < 1.0:
+            return
+        looked[0] = time.monotonic()
+        for name in names:
+            if step := _last_step(folder / name / "log.jsonl"):
+                stage_done = step.steps is not None and step.step >= step.steps
+                note = f"{step.stage}{', done; what follows is in its log' * stage_done}"
+                shown.at(name, step.step, step.steps, f"{note}, loss {step.loss:.3f}" if isinstance(step.loss, float) else note)
 
-        yield Listener(started, ended, running)
+    return Listener(started, ended, running)
 
 
 def _ending(outcome: Outcome) -> str:
@@ -87,21 +94,21 @@ def _code(code: int) -> str:
     return f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def _last_step(log: Path) -> dict[str, Any] | None:
-    """Return the last step in a run's training log, None when there is none yet."""
+def _last_step(log: Path) -> LogLine | None:
+    """Return the last step in a run's training log, None when there is none yet. What is no step is passed over."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 4096))
-            lines = file.read().decode().splitlines()
+            lines = file.read().split(b"\n")
     except OSError:
         return None
     for line in reversed(lines):
         try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut off: the window begins in the middle of a line, or this one is being written
-        if isinstance(record, dict) and "steps" in record:
+            record = parse_record(line, LogLine, str(log), "step of a training", "")
+        except DataError:
+            continue  # cut off: the window begins in the middle of a line, or this one is being written; else reports name it
+        if record.steps is not None:
             return record
     return None
 
@@ -153,7 +160,7 @@ def _cells(group: Mapping[str, Any], seeds: int) -> list[str]:
     if (difference := group.get("minus_base")) is None:
         return [*own, "base" if group["role"] == "base" else "", "", ""]
     task, most = max(difference["tasks"].items(), key=lambda item: abs(item[1]["difference"]))
-    return [*own, f"{100 * difference['difference']:+.1f}", _interval(difference["interval"], "+"), f"{100 * most['difference']:+.1f} {task}"]
+    return [*own, f"{100 * difference['difference']:+.1f}", _interval(difference["interval"], "+"), escape(f"{100 * most['difference']:+.1f} {task}")]
 
 
 def _seeds(done: Sequence[int], of: int) -> str:

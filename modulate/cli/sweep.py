@@ -44,8 +44,10 @@ def sweep(
         states = swept.states(plan, folder)
         waiting = [run for run in plan if states[run.name] != "finished"]
         places = slots(devices, jobs, len(waiting))
-        _prepare(waiting, trust)
-        with show_sweep.progress(plan, states, folder) as listener:
+        with show_sweep.progress(plan, states) as shown:
+            shown.doing("preparing the data")
+            _prepare(waiting, trust)
+            listener = show_sweep.listener(shown, plan, states, folder)
             outcomes = run_jobs([_job(run, folder, cache, trust) for run in waiting], places, listener, handles=[handle])
         failed = {o.name: show_sweep.last_lines(folder, o) for o in outcomes.ended if o.code and not o.interrupted}
         show_sweep.results(swept.write_results(loaded, plan, folder, failed), folder, plan)
@@ -112,6 +114,6 @@ def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
     from modulate.sweeps.jobs import Job
 
     recipe, text = folder / "jobs" / f"{run.name}.yaml", dump(run.recipe)
-    write_atomically(recipe, lambda path: path.write_text(text))
+    write_atomically(recipe, lambda path: path.write_text(text, encoding="utf-8"))
     command = (sys.executable, "-m", "modulate", "train", str(recipe), "--runs", str(folder), "--cache", str(cache))
     return Job(run.name, command + (("--trust-remote-code",) if trust else ()), folder / "jobs" / f"{run.name}.log")

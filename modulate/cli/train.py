@@ -37,14 +37,15 @@ def train(
     from modulate.training.ranks import joined
 
     loaded = load_recipe(recipe, overrides or ())
-    with joined(loaded) as team:
+    with joined(loaded) as team, bars(team.leads) as shown:
+        shown.doing("loading")
         pipeline = Pipeline(loaded, cache, trust_remote_code=trust)  # before the run's folder is made: a host that cannot be loaded leaves none behind
         team.in_turn(pipeline.make_data)
         run = Run.create(loaded, runs)
-        with run.held(), graceful() as stop, bars(team.leads) as shown:
+        with run.held(), graceful() as stop:
             modulation = training.train(run, pipeline, shown.trained, resume=resume, stop=stop, notice=shown.say)
             metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
             for line in what_was_kept(pipeline) if team.leads else ():
                 shown.say(line)
-        if team.leads:
-            show_metrics(run, metrics)
+    if team.leads:
+        show_metrics(run, metrics)

@@ -4,13 +4,22 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from modulate.evaluation.metrics import Prediction
+from modulate.errors import DataError
+from modulate.evaluation.predictions import Prediction, as_lines, parse_predictions
 from modulate.files import write_atomically
+from modulate.parse import LINES_BYTES, read_limited
+from modulate.schema import Record, parse_record
+
+
+class Head(Record):
+    """First line of a file of finished answers: which evaluation's they are, and the checksum of the lines below."""
+
+    key: str
+    sha256: str
 
 
 class Answered:
@@ -20,27 +29,33 @@ class Answered:
         self.folder, self.split = folder, split
         self.key = hashlib.sha256(json.dumps([split, made_of], sort_keys=True).encode()).hexdigest()
 
-    def read(self, condition: str) -> list[Prediction] | None:
-        """Return the answers under ``condition``, None when they are not there, or are another evaluation's. Damaged ones are left alone, with a warning."""
+    def read(self, condition: str, ids: Sequence[str]) -> list[Prediction] | None:
+        """Return the answers under ``condition`` to the samples ``ids``, None when they are not there, or are another evaluation's.
+
+        Damaged ones are left alone, with a warning.
+        """
         path = self._path(condition)
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            head, _, lines = path.read_text(encoding="utf-8").partition("\n")
-            notes = json.loads(head)
-            if notes["key"] != self.key:
+            head, _, lines = read_limited(path, LINES_BYTES).partition(b"\n")
+            notes = parse_record(head, Head, f"{path}, line 1", "head of finished answers", "")
+            if notes.key != self.key:
                 return None
-            if notes["sha256"] != _hash(lines):
-                raise ValueError("its checksum does not match")
-            return from_lines(lines)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            warnings.warn(f"The answers in {path} are damaged ({error}); the condition {condition!r} is evaluated again.", stacklevel=2)
+            if notes.sha256 != _hash(lines):
+                raise DataError("its checksum does not match")
+            records = list(parse_predictions(lines.split(b"\n")[:-1], str(path), first=2))
+            if [record.id for record in records] != list(ids) or any(record.condition != condition for record in records):
+                raise DataError("they are of other samples, or of another condition")
+        except DataError as error:
+            warnings.warn(f"The answers in {path} are damaged ({str(error).strip()}); the condition {condition!r} is evaluated again.", stacklevel=2)
             return None
+        return records
 
     def write(self, condition: str, records: Sequence[Prediction]) -> None:
         """Keep the answers under ``condition``. Raises :class:`StorageError`."""
         lines = as_lines(records)
-        head = json.dumps({"key": self.key, "sha256": _hash(lines)})
+        head = json.dumps({"key": self.key, "sha256": _hash(lines.encode())})
         write_atomically(self._path(condition), lambda path: path.write_text(f"{head}\n{lines}", encoding="utf-8"))
 
     def clear(self) -> None:
@@ -54,19 +69,5 @@ class Answered:
         return self.folder / f"{quote(self.split, safe='')}-{quote(condition, safe='')}.jsonl"  # a recipe's own name for a condition may hold anything
 
 
-def as_lines(records: Sequence[Prediction]) -> str:
-    """Return predictions as lines of JSON."""
-    return "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
-
-
-def from_lines(lines: str) -> list[Prediction]:
-    """Return the predictions that :func:`as_lines` was given."""
-    return [_prediction(json.loads(line)) for line in lines.split("\n")[:-1]]
-
-
-def _prediction(fields: dict[str, Any]) -> Prediction:
-    return Prediction(**{**fields, "logits": tuple(fields["logits"])})
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _hash(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

@@ -1,5 +1,6 @@
 """Evaluation: answers under the signal and under every control, each sample accounted for."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 
 from modulate.components import Sample
-from modulate.conditioning import Rows
 from modulate.errors import DataError, ModulateError
-from modulate.evaluation.answered import Answered, as_lines, from_lines
-from modulate.evaluation.metrics import Prediction, compare, summarise
+from modulate.evaluation.answered import Answered
+from modulate.evaluation.metrics import compare, summarise
+from modulate.evaluation.predictions import Prediction, as_lines, from_lines, scored
 from modulate.features import weights_digest
 from modulate.files import write_atomically
 from modulate.footage import spared
@@ -21,13 +22,18 @@ from modulate.inject import Attachment
 from modulate.interrupts import Stop
 from modulate.launch import current
 from modulate.memory import first_line, give_back, is_out_of_memory
-from modulate.modulation import ClipInput, Modulation
+from modulate.modulation import Modulation
+from modulate.notices import heard
 from modulate.pipeline import Others, Pipeline, Prepared
 from modulate.recipe import dump
+from modulate.rows import ClipInput, Rows
 from modulate.run import Run, environment
 from modulate.sections import BUILT_IN
 from modulate.sharding import in_step, refuse_out_of_step
 from modulate.together import ask_together, shared_prefix, to_score
+
+ERROR_LENGTH = 10_000
+"""Most characters that are noted of a sample's error."""
 
 
 def score(
@@ -137,6 +143,8 @@ def _forward(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[P
 
 
 def _prediction(sample: Sample, condition: str, logits: list[float], active: int) -> Prediction:
+    if not all(map(math.isfinite, logits)):  # which of them is the largest nobody can say, and JSON has no word for them
+        return _failure(sample, condition, DataError(f"the host's logits of the options are not all finite: {logits}."))
     choice = max(range(len(logits)), key=logits.__getitem__)
     rounded = tuple(round(v, 4) for v in logits)
     return Prediction(sample.id, sample.task, sample.groups.get("video", sample.id), condition, sample.answer, choice, choice == sample.answer, rounded, active)
@@ -144,9 +152,11 @@ def _prediction(sample: Sample, condition: str, logits: list[float], active: int
 
 def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
     group = sample.groups.get("video", sample.id)
-    return Prediction(sample.id, sample.task, group, condition, sample.answer, None, False, (), 0, f"{type(error).__name__}: {error}")
+    text = f"{type(error).__name__}: {error}"[:ERROR_LENGTH].encode("utf-8", "backslashreplace").decode()  # names of files may hold what UTF-8 cannot
+    return Prediction(sample.id, sample.task, group, condition, sample.answer, None, False, (), 0, text)
 
 
+@heard()
 def evaluate(
     run: Run,
     pipeline: Pipeline,
@@ -184,9 +194,9 @@ def evaluate(
 def _written(run: Run, split: str, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:
     """Write what came of an evaluation; return its metrics."""
     lines = "".join(as_lines(answers) for answers in records.values())
-    write_atomically(run.folder / f"predictions{_suffix(split)}.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    write_atomically(run.predictions(split), lambda path: path.write_text(lines, encoding="utf-8"))
     metrics = {"split": split, **_metrics(run, main, records)}
-    run.write_json(f"metrics{_suffix(split)}.json", metrics)
+    run.write_json(run.metrics(split).name, metrics)
     Answered(run.evaluation, split, None).clear()
     return metrics
 
@@ -212,7 +222,7 @@ def _records(
                 advance(name, n, total)
                 team.agreed(stop).check()
 
-            answers = (kept.read(name) if team.leads else None) or []
+            answers = (kept.read(name, [s.id for s in samples]) if team.leads else None) or []
             if not team.gather(bool(answers))[0]:
                 answers = score(pipeline, attachment, samples, name, advanced)
                 if team.leads:
@@ -223,17 +233,14 @@ def _records(
     return records
 
 
-def _suffix(split: str) -> str:
-    """The test split's files have the plain names; another split's never overwrite them."""
-    return "" if split == "test" else f"-{split}"
-
-
 def _metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:
     boot, seed = run.recipe.evaluation.bootstrap, run.recipe.seed
     failed = {r.id: {"id": r.id, "condition": r.condition, "error": r.error} for rs in records.values() for r in rs if r.error}
-    if run.recipe.evaluation.failed == "left_out":
-        records = {name: [r for r in rs if r.id not in failed] for name, rs in records.items()}
+    records = scored(records, run.recipe.evaluation.failed)
     own = records[main]
+    if not own:
+        first = next(iter(failed.values()))
+        raise DataError(f"Every sample failed under some condition, and is left out (evaluation.failed: left_out). First: {first['id']}, {first['condition']}: {first['error']}")
     controls = {name: summarise(r, boot, seed) for name, r in records.items() if name != main}
     return {
         "condition": main,

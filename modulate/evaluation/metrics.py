@@ -1,46 +1,12 @@
 """From predictions to figures: accuracy per task and overall with intervals, and paired comparisons of conditions."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from modulate.errors import DataError, MissingFileError, shown
+from modulate.evaluation.predictions import Prediction, read_predictions
 from modulate.evaluation.statistics import paired_difference, task_accuracies
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """One sample's answer under one condition. A failed sample has ``error`` and counts as wrong."""
-
-    id: str
-    task: str
-    group: str
-    condition: str
-    answer: int
-    prediction: int | None
-    correct: bool
-    logits: tuple[float, ...]
-    active_steps: int
-    error: str | None = None
-
-
-def read_predictions(path: Path) -> dict[str, list[Prediction]]:
-    """Read a run's predictions: condition → its samples' answers, both in the order of the file.
-
-    Raises :class:`MissingFileError`, and :class:`DataError` naming file and line.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist: the run was not evaluated on that split. `modulate eval {path.parent}` does it.")
-    found: dict[str, list[Prediction]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):  # not splitlines: ids may hold other separators
-        try:
-            record = Prediction(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: no prediction: {error}, got {shown(line)}. `modulate eval {path.parent}` writes the file anew.") from error
-        found.setdefault(record.condition, []).append(record)
-    return found
+__all__ = ["Prediction", "compare", "read_predictions", "summarise"]
 
 
 def summarise(records: Sequence[Prediction], resamples: int, seed: int) -> dict[str, Any]:

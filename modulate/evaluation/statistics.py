@@ -195,7 +195,7 @@ def task_accuracies(
     """Accuracy per task and their unweighted mean, each with its interval.
 
     Args:
-        correct: right or wrong, sample by sample; failed samples count as wrong.
+        correct: right or wrong, sample by sample; a failed sample that is among them is wrong.
         tasks: each sample's task.
         groups: each sample's group (video, viewer), resampled as a whole; without, every sample is a group of its own.
 
@@ -237,13 +237,20 @@ def _intervals(
 
 def _tables(values: NDArray[np.float64], groups: Sequence[str], strata: Sequence[str]) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
     """Names of the strata, sorted; sums and numbers of values, (group, stratum) each."""
-    group_names, g = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    stratum_names, s = np.unique(np.asarray(strata, dtype=str), return_inverse=True)
-    shape = len(group_names), len(stratum_names)
-    tables = np.zeros((2, *shape))
+    group_names, g = _numbered(groups)
+    stratum_names, s = _numbered(strata)
+    tables = np.zeros((2, len(group_names), len(stratum_names)))
     np.add.at(tables[0], (g, s), values)
     np.add.at(tables[1], (g, s), 1)
-    return stratum_names.tolist(), tables[0], tables[1]
+    return stratum_names, tables[0], tables[1]
+
+
+def _numbered(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The different names, sorted, and each one's number. Not by numpy's texts, which lose NULs at the end, and are all as long as the longest."""
+    texts = [str(name) for name in names]
+    different = sorted(set(texts))
+    number = {text: i for i, text in enumerate(different)}
+    return different, np.array([number[text] for text in texts], dtype=np.int64)
 
 
 def _resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:

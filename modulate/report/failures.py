@@ -16,7 +16,7 @@ def failures_table(entries: Sequence[Entry], most: int = 500) -> Table | None:
     """Return all failed samples, and what training left out; None when there is neither."""
     runs = [run for entry in entries for run in entry.runs]
     asked = [(run.name, r.id, r.condition, r.error or "") for run in runs for r in run.failed]
-    trained = [(run.name, str(sample), "training", str(error)) for run in runs for sample, error in run.training.get("failed", {}).items()]
+    trained = [(run.name, sample, "training", error) for run in runs for sample, error in run.training.failed.items()]
     rows, notes = asked + trained, [note for run in runs for note in _left_out(run)]
     if not rows and not notes:
         return None
@@ -30,16 +30,17 @@ def failures_table(entries: Sequence[Entry], most: int = 500) -> Table | None:
 
 
 def _scored(entries: Sequence[Entry]) -> str:
-    left_out = [entry.name for entry in entries if entry.recipe.evaluation.failed == "left_out" and any(run.failed for run in entry.runs)]
+    having = [entry for entry in entries if any(run.failed for run in entry.runs)]
+    left_out = [entry.name for entry in having if entry.recipe.evaluation.failed == "left_out"]
     if not left_out:
         return "A failed sample counts as wrong."
-    return f"Left out of all figures, as the recipe says (evaluation.failed: left_out): those of {', '.join(left_out)}. All others count as wrong."
+    others = " All others count as wrong." if len(left_out) < len(having) else ""
+    return f"Left out of all figures, as the recipe says (evaluation.failed: left_out): those of {', '.join(left_out)}, under every condition.{others}"
 
 
 def _left_out(run: Recorded) -> list[str]:
     """Return what of a training did not take part although nothing failed."""
-    skipped = run.training.get("skipped") or {}
-    notes = [f"{run.name}: {n} training {'step was' if n == 1 else 'steps were'} not taken: {_REASONS.get(why, why)}." for why, n in skipped.items()]
-    if samples := run.training.get("left_out", 0):
+    notes = [f"{run.name}: {n} training {'step was' if n == 1 else 'steps were'} not taken: {_REASONS.get(why, why)}." for why, n in run.training.skipped.items()]
+    if samples := run.training.left_out:
         notes.append(f"{run.name}: {samples} training {'sample was' if samples == 1 else 'samples were'} left out, as the signal is empty (training.empty: skip).")
     return notes

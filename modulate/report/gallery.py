@@ -113,7 +113,7 @@ def _in_turn(lists: Sequence[Sequence[str]]) -> list[str]:
 
 def gallery(recorded: Recorded, pipeline: Pipeline, n: int, split: str = "test", most_steps: int = 8) -> Gallery:
     """Answer ``n`` samples of a run again and look where its residuals land. Errors of single samples are raised."""
-    without, kinds, chosen = choose(recorded.records, n)
+    without, kinds, chosen = choose(recorded.scored, n)
     modulation = Modulation.from_pretrained(recorded.run.weights)
     pipeline.make_data()
     samples = {s.id: s for s in pipeline.dataset.samples(split)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import modulate
 from modulate.components import Reference
 from modulate.errors import RecipeError, near_matches
+from modulate.evaluation.predictions import FATES
 from modulate.files import write_atomically
 from modulate.report import svg, tables
 from modulate.report.ablations import table2
@@ -144,7 +145,7 @@ def _entry(number: int, own: Figures, reference: Reference) -> list[Child]:
     """One run's part of the page."""
     entry = own.entry
     by_task, conditions, tests, *rest = tables_of(own, reference)
-    failed = sum(len(run.failed) for run in entry.runs)
+    failed, fate = sum(len(run.failed) for run in entry.runs), FATES[entry.recipe.evaluation.failed]
     parts: list[Child] = [tag("h2", entry.name, id=f"run-{number}", class_="new")]
     parts.append(tag("p", f"Trained with {tables.TRAINED[entry.condition]}; {tables.seeds_text(entry.seeds, True)}{_per_seed(entry)}."))
     if entry.condition == "signal":
@@ -157,7 +158,7 @@ def _entry(number: int, own: Figures, reference: Reference) -> list[Child]:
         )
     if failed:
         parts.append(
-            tag("p", f"{failed} {'answer' if failed == 1 else 'answers'} failed; see ", tag("a", "failed samples", href="#failed"), ".", class_="warn")
+            tag("p", f"{failed} {'answer' if failed == 1 else 'answers'} failed, {fate}; see ", tag("a", "failed samples", href="#failed"), ".", class_="warn")
         )
     parts += [_bars(own, reference), table(by_task, bold=[len(by_task.rows) - 1]), table(conditions, bold=[0])]
     parts += [table(tests)] if tests.rows else []
@@ -220,13 +221,12 @@ def _by_step(run: Recorded) -> tuple[dict[str, list[tuple[float, float]]], list[
     points: dict[str, list[tuple[float, float]]] = {}
     stages: list[tuple[str, float]] = []
     offset = last = 0.0
-    for record in run.log:
-        name, step = str(record.get("stage", "")), float(record.get("step", 0))
+    for line in run.log:
+        name, step = line.stage, float(line.step)
         if not stages or stages[-1][0] != name:
             offset = last
             stages.append((name, offset))
         last = offset + step
-        for key, value in record.items():
-            if key not in ("step", "steps") and isinstance(value, int | float) and not isinstance(value, bool):
-                points.setdefault(key, []).append((last, float(value)))
+        for key, value in line.curves().items():
+            points.setdefault(key, []).append((last, value))
     return points, stages

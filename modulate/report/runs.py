@@ -1,6 +1,5 @@
 """Finished runs as a report needs them: read, pooled over seeds, and each beside the runs that it has to be compared with."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from modulate.errors import DataError, RecipeError
-from modulate.evaluation.metrics import Prediction, read_predictions
+from modulate.evaluation.predictions import Prediction, read_predictions, scored
 from modulate.recipe import Recipe
+from modulate.records import LogLine, State, read_log
 from modulate.report.recipes import Differences, differences, same_trained
 from modulate.run import Run
 
@@ -21,7 +21,7 @@ class Recorded:
 
     run: Run
     records: dict[str, list[Prediction]]
-    log: tuple[dict[str, Any], ...]
+    log: tuple[LogLine, ...]
 
     @property
     def recipe(self) -> Recipe:
@@ -34,9 +34,9 @@ class Recorded:
         return self.run.folder.resolve().name
 
     @cached_property
-    def training(self) -> dict[str, Any]:
-        """What state.json says of the training: "failed" samples with their errors, "skipped" steps by reason, samples "left_out"; empty where there was none."""
-        return self.run.read_json("state.json")
+    def training(self) -> State:
+        """What state.json says of the training."""
+        return self.run.read_state()
 
     @cached_property
     def failed(self) -> list[Prediction]:
@@ -46,27 +46,19 @@ class Recorded:
     @cached_property
     def scored(self) -> dict[str, list[Prediction]]:
         """Answers by condition as the recipe scores them: a failed sample counts as wrong, or, where it says so, is left out of all conditions."""
-        if self.recipe.evaluation.failed == "wrong":
-            return self.records
-        bad = {record.id for record in self.failed}
-        return {name: [r for r in records if r.id not in bad] for name, records in self.records.items()}
+        return scored(self.records, self.recipe.evaluation.failed)
 
 
 def read(folder: Path, split: str = "test") -> Recorded:
     """Read one run. Raises :class:`MissingFileError` for what is no run or was not evaluated, :class:`DataError` for broken files."""
     run = Run.open(folder)
-    records = read_predictions(folder / ("predictions.jsonl" if split == "test" else f"predictions-{split}.jsonl"))
-    main = run.recipe.training.condition
-    if not records.get(main):
-        raise DataError(
-            f"{folder} holds no answers under its own condition {main!r}, only {', '.join(records) or 'none'}. `modulate eval {folder}` writes them."
-        )
-    path = folder / "log.jsonl"
-    try:
-        log = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
-    except ValueError as error:
-        raise DataError(f"{path} is no training curve: {error}. Remove it to report without curves.") from error
-    return Recorded(run, records, log)
+    path, main = run.predictions(split), run.recipe.training.condition
+    records = read_predictions(path)
+    if main not in records:
+        raise DataError(f"{path} holds no answers under its own condition {main!r}, only {', '.join(records)}. `modulate eval {folder}` writes them.")
+    if empty := [name for name, answers in scored(records, run.recipe.evaluation.failed).items() if not answers]:
+        raise DataError(f"{path}: no answer under {empty[0]!r} is left to count, as evaluation.failed is left_out and each of its samples failed under some condition.")
+    return Recorded(run, records, read_log(folder / "log.jsonl"))
 
 
 @dataclass(frozen=True)
@@ -131,7 +123,7 @@ def entries(runs: Sequence[Recorded]) -> list[Entry]:
 
 def _made_of(run: Recorded) -> Any:
     """Fingerprints of data, host and backbone: the same recipe on other files is another run."""
-    return run.run.read_json("state.json").get("made_of")
+    return run.training.made_of
 
 
 def _name(group: Sequence[Recorded]) -> str:

@@ -70,10 +70,12 @@ def _legend(series: Sequence[str]) -> list[Html]:
 
 def _wrapped(text: str, most: int) -> list[str]:
     """Break a long name after an underscore, hyphen or space."""
-    if len(text) <= most:
-        return [text]
-    cut = max((i + 1 for i, letter in enumerate(text[:most]) if letter in "_- "), default=most)
-    return [text[:cut], *_wrapped(text[cut:], most)]
+    lines = []
+    while len(text) > most:
+        cut = max((i + 1 for i, letter in enumerate(text[:most]) if letter in "_- "), default=most)
+        lines.append(text[:cut])
+        text = text[cut:]
+    return [*lines, text]
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ def curves(title: str, lines: Sequence[Curve], stages: Sequence[tuple[str, float
 
 def _ticks(low: float, high: float) -> tuple[float, float, float]:
     """Return rounded ends of a scale, and a round distance of its three to six ticks."""
-    if high - low < 1e-12:
-        low, high = (0.0, 1.0) if 0 <= low <= 1 else (low - 0.5 * abs(low), high + 0.5 * abs(high))
+    largest = max(abs(low), abs(high), 1e-12)
+    if high - low < 1e-12 * max(1.0, largest):  # as good as constant
+        low, high = (0.0, 1.0) if 0 <= low <= 1 else (low - 0.5 * largest, high + 0.5 * largest)
     rough = (high - low) / 4
     size = 10 ** math.floor(math.log10(rough))
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough * 0.999)

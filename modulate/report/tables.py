@@ -25,7 +25,7 @@ def runs_table(entries: Sequence[Entry], figures: Sequence[Figures]) -> Table:
         layers = ", ".join(map(str, r.injection.layers))
         parts = f"{r.encoder.name} → {r.modulator.name}, layers {layers}, {r.backbone.name}" if entry.condition != "none" else NONE
         lora = f"rank {r.lora.rank}" if r.lora else "none"
-        steps = " / ".join(str(run.run.read_json("state.json").get("steps", NONE)) for run in entry.runs)
+        steps = " / ".join(str(NONE if run.training.steps is None else run.training.steps) for run in entry.runs)
         rows.append((entry.name, seeds_text(entry.seeds), TRAINED[entry.condition], r.host.name, parts, lora, r.data.name, steps, str(own.own.overall.n)))
     columns = ("Run", "Seeds", "Trained with", "Host", "Modulation", "LoRA", "Data", "Steps", "Answers")
     notes = tuple(f"{entry.name}: {'; '.join(_made_by(run) for run in entry.runs)}." for entry in entries)
@@ -34,10 +34,9 @@ def runs_table(entries: Sequence[Entry], figures: Sequence[Figures]) -> Table:
 
 def _made_by(run: Recorded) -> str:
     """Where a run lies, and what made it."""
-    environment = run.run.read_json("environment.json")
-    git = environment.get("git") or {}
-    commit = f" at {git['commit'][:10]}{', modified' if git.get('modified') else ''}" if git.get("commit") else ""
-    version = environment.get("versions", {}).get("modulate")
+    environment = run.run.read_environment()
+    git, version = environment.git, environment.versions.get("modulate")
+    commit = f" at {git.commit[:10]}{', modified' if git.modified else ''}" if git and git.commit else ""
     return f"{run.run.folder}" + (f" (modulate {version}{commit})" if version else "")
 
 

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modulate.errors import RecipeError
-from modulate.evaluation.metrics import Prediction, compare, summarise
+from modulate.errors import DataError, RecipeError
+from modulate.evaluation.metrics import compare, summarise
+from modulate.evaluation.predictions import Prediction, read_predictions, scored
 from modulate.files import write_atomically
 from modulate.recipe import Recipe, differing, load_recipe
+from modulate.records import read_metrics
+from modulate.run import Run
 from modulate.sweeps.sweep import BASE, Planned, Sweep
 
 State = Literal["finished", "begun", "waiting"]
@@ -33,12 +36,13 @@ def states(plan: Sequence[Planned], folder: Path) -> dict[str, State]:
 
 def state(folder: Path, recipe: Recipe) -> State:
     """Return how far the run in ``folder`` is; finished means trained and evaluated, with no more failed samples than the recipe allows."""
-    metrics = _read(folder / "metrics.json")
     if not (folder / "recipe.yaml").is_file():
         return "waiting"
-    if not metrics or not _read(folder / "state.json").get("finished"):
+    run = Run(folder, recipe)
+    metrics = read_metrics(run.metrics())
+    if metrics is None or not run.read_state().finished:
         return "begun"
-    return "finished" if len(metrics["failed"]) <= recipe.evaluation.max_failed_share * metrics["signal"]["samples"] else "begun"
+    return "finished" if len(metrics.failed) <= recipe.evaluation.max_failed_share * metrics.signal.samples else "begun"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------------------------
@@ -47,7 +51,7 @@ def state(folder: Path, recipe: Recipe) -> State:
 def write_results(sweep: Sweep, plan: Sequence[Planned], folder: Path, failed: dict[str, list[str]]) -> dict[str, Any]:
     """Write :func:`results` to sweep.json in ``folder``, and return them."""
     found = results(sweep, plan, folder, failed)
-    write_atomically(folder / RESULTS, lambda path: path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"))
+    write_atomically(folder / RESULTS, lambda path: path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"))
     return found
 
 
@@ -82,8 +86,10 @@ def _run(run: Planned, folder: Path, failed: dict[str, list[str]]) -> dict[str, 
     state_of = "failed" if run.name in failed else state(own, run.recipe)
     row = {"name": run.name, "role": run.role, "seed": run.recipe.seed, "options": run.options, "beside": list(run.beside), "state": state_of}
     if state_of == "finished":
-        metrics = _read(own / "metrics.json")
-        row |= {key: metrics[key] for key in ("condition", "overall", "interval", "n")} | {"seconds": _read(own / "state.json").get("seconds")}
+        done = Run(own, run.recipe)
+        metrics = read_metrics(done.metrics())
+        assert metrics is not None  # or it would not be finished
+        row |= metrics.model_dump(include={"condition", "overall", "interval", "n"}) | {"seconds": done.read_state().seconds}
     return row | ({"log": failed[run.name]} if run.name in failed else {})
 
 
@@ -102,7 +108,7 @@ def _group(members: Sequence[Planned], base: Sequence[Planned], folder: Path, fi
     if first.role != BASE and (both := [p for p in own if p.recipe.seed in partners]):
         mine = [r for p in both for r in _records(p, folder, cache)]
         theirs = [r for p in both for r in _records(partners[p.recipe.seed], folder, cache)]
-        if {r.id for r in mine} == {r.id for r in theirs}:  # not where an axis changes the data
+        if {(r.id, r.task) for r in mine} == {(r.id, r.task) for r in theirs}:  # not where an axis changes the data
             row["minus_base"] = compare(mine, theirs, resamples, 0) | {"seeds": [p.recipe.seed for p in both]}
     return row
 
@@ -110,10 +116,11 @@ def _group(members: Sequence[Planned], base: Sequence[Planned], folder: Path, fi
 def _records(run: Planned, folder: Path, cache: dict[str, list[Prediction]]) -> list[Prediction]:
     """Return a run's predictions under its own condition; a sample has another id for each seed."""
     if run.name not in cache:
-        lines = map(json.loads, (folder / run.name / "predictions.jsonl").read_text().splitlines())
-        rows = [Prediction(**row) for row in lines if row["condition"] == run.recipe.training.condition]
-        left_out = {f["id"] for f in _read(folder / run.name / "metrics.json")["failed"]} if run.recipe.evaluation.failed == "left_out" else set()
-        cache[run.name] = [replace(r, id=f"{run.recipe.seed}/{r.id}") for r in rows if r.id not in left_out]
+        path, condition = Run(folder / run.name, run.recipe).predictions("test"), run.recipe.training.condition
+        answers = scored(read_predictions(path), run.recipe.evaluation.failed).get(condition)
+        if not answers:
+            raise DataError(f"{path} holds no answers under the run's own condition {condition!r} that count. `modulate eval {path.parent}` writes them.")
+        cache[run.name] = [replace(r, id=f"{run.recipe.seed}/{r.id}") for r in answers]
     return cache[run.name]
 
 
@@ -122,7 +129,3 @@ def _mean_over_tasks(rows: Sequence[Prediction]) -> float:
     for row in rows:
         by_task.setdefault(row.task, []).append(row.correct)
     return sum(sum(rights) / len(rights) for rights in by_task.values()) / len(by_task)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}

@@ -13,15 +13,17 @@ from accelerate import Accelerator
 from modulate.components import Sample
 from modulate.errors import DataError, ModulateError
 from modulate.footage import spared
-from modulate.inject import ModulatedHost
 from modulate.memory import first_line, give_back, is_out_of_memory
-from modulate.modulation import ClipInput
+from modulate.modulated_host import ModulatedHost
 from modulate.pipeline import Pipeline, Prepared
+from modulate.rows import ClipInput
+from modulate.sections import Stage
 from modulate.sharding import in_step
 from modulate.team import Team
 from modulate.together import ask_together, shared_prefix
 from modulate.training.optimise import smoothed_cross_entropy
 from modulate.training.recompute import recomputed
+from modulate.training.resume import State
 
 Row = tuple[Prepared, list[ClipInput]]
 
@@ -201,3 +203,13 @@ class Learner:
         if len(self.failed) > self.pipeline.recipe.evaluation.max_failed_share * self.samples:
             last = list(self.failed.values())[-1]
             raise DataError(f"{len(self.failed)} of {self.samples} training samples failed, more than max_failed_share allows. {error or last}") from error
+
+
+def diagnosis(stage: Stage, at: State, tally: Tally, wrong: list[str]) -> str:
+    """Return what is known of a training whose losses or gradients are not finite any more."""
+    where = f"Gradients are not finite in {len(wrong)} parameters, among them {', '.join(wrong[:3])}" if wrong else "Its gradients are finite"
+    return (
+        f"Training diverged: {at.in_a_row} optimiser steps in a row had a loss or gradients that are not finite. The last is step {at.step} of stage {stage.name!r}: "
+        f"loss {tally.loss / tally.n} on {tally.n} samples, the first {', '.join(tally.ids[:3])}. {where}. Lower the learning rate {stage.lr:g}, look at these samples, or "
+        "let training.max_skipped_steps allow more."
+    )

@@ -75,7 +75,7 @@ Schedule = Callable[[int], tuple[float, float]]
 def schedule_for(training: Training, steps: int) -> Schedule:
     """Return the schedule that the recipe asks for over a stage of ``steps`` optimiser steps."""
     if training.schedule == "one_cycle":
-        return one_cycle(steps)
+        return one_cycle(steps, min(training.warmup_steps / steps, 0.5))
     factor = warmup_cosine(min(training.warmup_steps, steps // 2), steps)
     return lambda step: (factor(step), MOMENTUM)
 
@@ -91,17 +91,19 @@ def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def one_cycle(steps: int) -> Schedule:
-    """Return torch's OneCycleLR over ``steps`` with its defaults: peak after 30 % of the steps, from 1/25 of the peak to 1/250,000 of it, on cosines.
+def one_cycle(steps: int, rising: float = 0.3) -> Schedule:
+    """Return torch's OneCycleLR over ``steps``: from 1/25 of the peak up to it and down to 1/250,000 of it, on cosines.
 
-    The momentum goes the other way, 0.95 → 0.85 → 0.95. [GazeQwen's code; where it puts the peak is not published]
+    ``rising``: share of the steps until the peak, torch's ``pct_start``. The momentum goes the other way, 0.95 → 0.85 → 0.95. [GazeQwen's
+    code, where the share is that of the warm-up steps, at most a half]
     """
-    peak, last = 0.3 * steps - 1, steps - 1
+    peak, last = rising * steps - 1, steps - 1
     start, end, slow, fast = 1 / 25, 1 / 25 / 1e4, 0.95, 0.85
 
     def course(step: int) -> tuple[float, float]:
         if step <= peak:
-            return _cosine(start, 1.0, step / peak), _cosine(slow, fast, step / peak)
+            done = step / peak if peak else 1.0  # torch's own divides by 0 here
+            return _cosine(start, 1.0, done), _cosine(slow, fast, done)
         done = (step - peak) / (last - peak)
         return _cosine(1.0, end, done), _cosine(fast, slow, done)
 

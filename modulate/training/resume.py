@@ -4,14 +4,16 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
+from pydantic import ConfigDict, Field, Strict, TypeAdapter
 from torch import Tensor, nn
 
 from modulate.checkpoints import Checkpoint
 from modulate.errors import CheckpointError, DataError
+from modulate.schema import Count, Real, Record, checked
 
 Weights = dict[str, Tensor]
 
@@ -25,20 +27,47 @@ class State:
     finite. ``split_steps``: those for which memory was short. ``apart``: batches of one clip whose questions could not be asked together. ``resumed``: ``steps`` at every resumption.
     """
 
-    stage: int = 0
-    step: int = 0
-    validated: int = 0
-    best: float = -1.0
-    stale: int = 0
-    steps: int = 0
-    lines: int = 0
-    seconds: float = 0.0
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a key that this version does not know says where the training is: guessing would train otherwise
+
+    stage: Count = 0
+    step: Count = 0
+    validated: Count = 0
+    best: Real = -1.0
+    stale: Count = 0
+    steps: Count = 0
+    lines: Count = 0
+    seconds: Real = 0.0
     failed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    in_a_row: int = 0
-    split_steps: int = 0
-    apart: int = 0
-    resumed: list[int] = field(default_factory=list)
+    skipped: dict[str, Count] = field(default_factory=dict)
+    in_a_row: Count = 0
+    split_steps: Count = 0
+    apart: Count = 0
+    resumed: list[Count] = field(default_factory=list)
+
+
+Word = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+
+
+class Notes(Record):
+    """What a checkpoint notes in JSON: what the run is made of, where its training is, and the states of the random numbers and of fp16's loss scale."""
+
+    model_config = ConfigDict(strict=False)  # a dataclass, and tuples, are made of what JSON has
+
+    made_of: dict[str, str]
+    state: State
+    random: tuple[Literal[3], tuple[Word, ...], Real | None]
+    scaler: dict[str, Any] | None = None
+
+
+_NOTES = TypeAdapter(Notes)
+
+
+def notes_of(found: Checkpoint, folder: Path) -> Notes:
+    """Return what a checkpoint in ``folder`` notes. Raises :class:`CheckpointError` for what no training of this version notes."""
+    try:
+        return checked(_NOTES, found.notes, f"The last checkpoint in {folder}", "notes of a training", "")
+    except DataError as error:
+        raise _misfit(error) from error
 
 
 @dataclass
@@ -62,24 +91,23 @@ class Snapshot:
         return notes, {f"{part}/{key}": value for part, values in parts.items() for key, value in values.items()}
 
     @classmethod
-    def unpack(cls, found: Checkpoint, accelerator: Accelerator) -> "Snapshot":
-        """Return what :meth:`pack` packed, and set torch's random state and the loss scale. Raises :class:`CheckpointError`."""
+    def unpack(cls, found: Checkpoint, notes: Notes, accelerator: Accelerator) -> "Snapshot":
+        """Return what :meth:`pack` packed, and set torch's random state and the loss scale; ``notes``: those of ``found``. Raises :class:`CheckpointError`."""
         parts: dict[str, Weights] = {"model": {}, "best": {}, "moments": {}, "random": {}}
         try:
             for key, value in found.tensors.items():
                 part, _, name = key.partition("/")
                 parts[part][name] = value
-            state, rng = State(**found.notes["state"]), random.Random()
-            version, numbers, gauss = found.notes["random"]
-            rng.setstate((version, tuple(numbers), gauss))
+            rng = random.Random()
+            rng.setstate(notes.random)
             torch.set_rng_state(parts["random"]["cpu"])
             if "cuda" in parts["random"] and accelerator.device.type == "cuda":
                 torch.cuda.set_rng_state(parts["random"]["cuda"], accelerator.device)
-            if accelerator.scaler is not None and found.notes["scaler"]:
-                accelerator.scaler.load_state_dict(found.notes["scaler"])
+            if accelerator.scaler is not None and notes.scaler:
+                accelerator.scaler.load_state_dict(notes.scaler)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise _misfit(error) from error
-        return cls(state, parts["model"], parts["best"], parts["moments"], rng)
+        return cls(notes.state, parts["model"], parts["best"], parts["moments"], rng)
 
     def load_into(self, modulation: nn.Module) -> None:
         """Give ``modulation`` the weights. Raises :class:`CheckpointError`."""

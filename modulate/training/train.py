@@ -13,23 +13,24 @@ from typing import Any
 from torch import Tensor
 
 from modulate.components import Sample
-from modulate.errors import DivergedError, Interrupted
+from modulate.errors import CheckpointError, DivergedError, Interrupted
 from modulate.evaluation.evaluate import score
 from modulate.features import weights_digest
 from modulate.files import Lines, remove_partial
-from modulate.inject import ModulatedHost
 from modulate.interrupts import Stop
 from modulate.launch import current
+from modulate.modulated_host import ModulatedHost
 from modulate.modulation import Modulation
+from modulate.notices import heard
 from modulate.pipeline import Pipeline
 from modulate.run import Run
 from modulate.sections import Stage
 from modulate.sharding import refuse_out_of_step
-from modulate.training.learner import Learner, Tally
+from modulate.training.learner import Learner, Tally, diagnosis
 from modulate.training.loader import Loader, arranged, training_samples
 from modulate.training.optimise import Optimiser, accelerator_for
 from modulate.training.ranks import add_up, check_size, own_part
-from modulate.training.resume import Snapshot, State, refuse_other
+from modulate.training.resume import Snapshot, State, notes_of, refuse_other
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 
+@heard()
 def train(
     run: Run,
     pipeline: Pipeline,
@@ -79,10 +81,10 @@ def train(
             remove_partial(run.folder)
         made_of = pipeline.fingerprints()
         team.same("data, host or backbone", made_of)
-        state = run.read_json("state.json")
-        team.same("run in its folder", state)
-        refuse_other(run.folder, state.get("made_of", made_of), made_of)
-        if state.get("finished"):
+        state = run.read_state()
+        team.same("run in its folder", state.model_dump())
+        refuse_other(run.folder, made_of if state.made_of is None else state.made_of, made_of)
+        if state.finished:
             if not (altered := run.altered()):
                 if team.leads:
                     run.checkpoints.keep(1)
@@ -146,6 +148,8 @@ class Trainer:
         settings, at = self.settings, self.state
         per_epoch = math.ceil(len(self._epoch(stage.name, 0)) / settings.accumulation)
         steps = max(1, round(stage.epochs * per_epoch))
+        if at.step > steps:
+            raise CheckpointError(f"The checkpoint in {self.checkpoints.folder} is after step {at.step} of the stage {stage.name!r}, which has {steps}; start anew with --no-resume.")
         every = per_epoch * (settings.validate_every or 1)
         self.optimiser = Optimiser.make(self.accelerator, self.modulation, stage, settings, steps)
         self.optimiser.restore(self._moments)
@@ -269,13 +273,14 @@ class Trainer:
         found = self.checkpoints.latest() if self.team.leads else None
         self.team.meet()
         found = found if self.team.leads else self.checkpoints.latest()
-        self.team.same("checkpoint, or none", found and found.notes["state"])
-        if found is None:
+        notes = notes_of(found, self.checkpoints.folder) if found else None
+        self.team.same("checkpoint, or none", notes and asdict(notes.state))
+        if found is None or notes is None:
             if self.team.leads:
                 self.log.cut(0)
             return
-        refuse_other(self.log.path.parent, found.notes["made_of"], self.made_of)
-        then = Snapshot.unpack(found, self.accelerator)
+        refuse_other(self.log.path.parent, notes.made_of, self.made_of)
+        then = Snapshot.unpack(found, notes, self.accelerator)
         self.state, self.rng, self._moments = then.state, then.rng, then.moments
         self.best = {k: v.to(self.pipeline.device) for k, v in then.best.items()}
         then.load_into(self.modulation)
@@ -284,13 +289,3 @@ class Trainer:
         self.state.resumed.append(self.state.steps)
         if self.team.leads:
             notice(f"Continuing after optimiser step {self.state.steps}, from {self.checkpoints.folder}.")
-
-
-def diagnosis(stage: Stage, at: State, tally: Tally, wrong: list[str]) -> str:
-    """Return what is known of a training whose losses or gradients are not finite any more."""
-    where = f"Gradients are not finite in {len(wrong)} parameters, among them {', '.join(wrong[:3])}" if wrong else "Its gradients are finite"
-    return (
-        f"Training diverged: {at.in_a_row} optimiser steps in a row had a loss or gradients that are not finite. The last is step {at.step} of stage {stage.name!r}: "
-        f"loss {tally.loss / tally.n} on {tally.n} samples, the first {', '.join(tally.ids[:3])}. {where}. Lower the learning rate {stage.lr:g}, look at these samples, or "
-        "let training.max_skipped_steps allow more."
-    )

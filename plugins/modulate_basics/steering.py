@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from pydantic import BaseModel, Field, field_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modulate import Memory, Modulator, Params, Projection, SignalFeatures, Writer
 from modulate.errors import CheckpointError, RecipeError
+from modulate.files import read_tensors
 from modulate.paths import resolve
 
 
@@ -94,6 +94,6 @@ class Steering(Modulator):
 
 def _read(path: Path) -> Tensor:
     try:
-        return load_file(resolve(str(path)))["directions"]
+        return read_tensors(resolve(str(path)))["directions"]
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{path} is no safetensors file with a tensor `directions`: {error}.") from error

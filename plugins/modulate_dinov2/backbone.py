@@ -10,7 +10,6 @@ import torch
 from einops import rearrange
 from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -20,6 +19,7 @@ from modulate import components
 from modulate.components import FrameFeatures
 from modulate.errors import CheckpointError, MissingFileError, RecipeError
 from modulate.features import checked_times, weights_digest
+from modulate.files import read_tensors
 from modulate.paths import resolve
 
 SCHEMA = 1
@@ -178,7 +178,7 @@ def _load(vit: VisionTransformer, weights: str) -> None:
     """
     path = resolve(weights)
     try:
-        state = load_file(path)
+        state = read_tensors(path)
         if "pos_embed" in state and vit.pos_embed is not None and state["pos_embed"].shape[1] != vit.pos_embed.shape[1]:
             prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
             state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)

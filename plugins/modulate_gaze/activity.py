@@ -1,9 +1,10 @@
 """Which fixations are active at which time step, for several clips at once.
 
-Two readings of "active". ``midpoint`` is the paper's: a fixation is active at a step when the step's time lies within it. A step is one
+Two readings of "active", and a third for comparison. ``midpoint`` is the paper's: a fixation is active at a step when the step's time lies within it. A step is one
 instant then, so with few frames a second most fixations fall between two steps and are never seen. ``overlap`` weighs each fixation by
 the seconds for which it overlaps the stretch of time that the step stands for; these stretches touch each other, so that every fixation of
-the clip counts somewhere. Fixations that overlap in time share a step in both.
+the clip counts somewhere. Fixations that overlap in time share a step in both. ``released`` is ``midpoint`` by the arithmetic of GazeQwen's
+code, down to the last bit: in float32, without tolerance at the edges.
 
 Times are compared in float64 on the CPU (float32 is 0.2 ms coarse after an hour of video, and some devices have no float64); only
 weights and ages go to the device.
@@ -24,12 +25,16 @@ from modulate.signals import Signal
 from modulate_gaze.scanpath import Scanpath
 
 Mode = Literal["midpoint", "overlap"]
+Released = Literal["released"]
 
 INSTANT = 1e-3
 """Seconds that a fixation or step lasts at least: a sample without duration and a clip of a single frame would otherwise overlap nothing."""
 
 ROUNDING = 1e-6
 """Seconds below which two times are the same: ends that touch do not overlap, and |t − t_i| ≤ Δt_i/2 holds at the very edge."""
+
+RELEASED_INSTANT = 1e-6
+"""Seconds that a fixation lasts at least in GazeQwen's code."""
 
 FAINT = 1e-3
 """A fixation that has decayed below this share of itself no longer counts as active."""
@@ -39,13 +44,15 @@ FAINT = 1e-3
 class Alignment:
     """Fixations and steps of several clips, padded to the largest of each; all on the CPU.
 
-    ``xy``: fractions of the frame; ``begin``, ``end``: seconds; ``exists``: false for padding. ``times``: seconds of each step, ``spans``: the
+    ``xy``: fractions of the frame; ``begin``, ``end``: seconds, at least :data:`INSTANT` apart; ``middle``, ``lasts``: seconds, as given; ``exists``: false for padding. ``times``: seconds of each step, ``spans``: the
     (start, end) it stands for. ``real``: positions of the steps that exist in the flattened (clip·step), in the order of the clips.
     """
 
     xy: Float64[Tensor, "clip fixation 2"]
     begin: Float64[Tensor, "clip fixation"]
     end: Float64[Tensor, "clip fixation"]
+    middle: Float64[Tensor, "clip fixation"]
+    lasts: Float64[Tensor, "clip fixation"]
     exists: Bool[Tensor, "clip fixation"]
     times: Float64[Tensor, "clip slot"]
     spans: Float64[Tensor, "clip slot 2"]
@@ -74,6 +81,8 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
         xy=rows[..., :2],
         begin=rows[..., 2] - half,
         end=rows[..., 2] + half,
+        middle=rows[..., 2],
+        lasts=rows[..., 3],
         exists=torch.arange(rows.shape[1]) < torch.tensor([len(f) for f in fixations])[:, None],
         times=pad_sequence([torch.tensor(g.times, dtype=torch.float64) for g in grids], batch_first=True),
         spans=torch.stack([middle - reach, middle + reach], -1),
@@ -81,16 +90,25 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
     )
 
 
-def activity(a: Alignment, mode: Mode) -> Float64[Tensor, "clip slot fixation"]:
-    """Weigh every fixation at every step: 1 or 0 for ``midpoint``, seconds of overlap for ``overlap``. [GazeQwen §3: |t − t_i| ≤ Δt_i/2]"""
+def activity(a: Alignment, mode: Mode | Released) -> Float64[Tensor, "clip slot fixation"]:
+    """Weigh every fixation at every step: 1 or 0, or seconds of overlap for ``overlap``. [GazeQwen §3: |t − t_i| ≤ Δt_i/2]"""
     begin, end = a.begin[:, None], a.end[:, None]
     if mode == "midpoint":
         time = a.times[..., None]
         weights = ((time >= begin - ROUNDING) & (time <= end + ROUNDING)).double()
+    elif mode == "released":
+        weights = _as_released(a)
     else:
         seconds = torch.minimum(end, a.spans[..., 1:]) - torch.maximum(begin, a.spans[..., :1])
         weights = torch.where(seconds > ROUNDING, seconds, 0.0)
     return weights * a.exists[:, None]
+
+
+def _as_released(a: Alignment) -> Float64[Tensor, "clip slot fixation"]:
+    """Return 1 where a fixation contains the step's time by GazeQwen's code, whose tensors are float32: so the edges and the time are rounded to that."""
+    middle, half = a.middle.float(), a.lasts.float().clamp(min=RELEASED_INSTANT) / 2
+    time = a.times.float()[..., None]
+    return ((time >= (middle - half)[:, None]) & (time <= (middle + half)[:, None])).double()
 
 
 def decayed(a: Alignment, mode: Mode, tau: Float[Tensor, ""]) -> Float[Tensor, "clip slot fixation"]:

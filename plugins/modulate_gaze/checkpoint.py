@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from modulate.errors import CheckpointError, MissingFileError, shown
@@ -28,22 +28,60 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 PREFIXES = ("model.layers", "model.language_model.layers")
 """Where the decoder layers are in a Qwen2.5-VL of transformers up to 4.51, and since."""
 
+COORD_PE = frozenset({"coordpe", "g3", "g3coordpe"})
+"""What older checkpoints may call the one encoding of gaze that the released class builds, letters and digits alone; its code numbers it G3."""
+
 _FLAT = re.compile(r"(proj_in|proj_out|proj_gaze)\.|latents$|(q|k|v|g)_projs\.\d+\.(weight|bias)$|block_norms\.\d+\.(weight|bias)$", re.ASCII)
 _LORA = re.compile(rf"({'|'.join(map(re.escape, PREFIXES))})\.(0|[1-9][0-9]{{0,3}})\.(self_attn\.[qv]_proj)\.lora_([AB])$")
 
 
 class ReleasedConfig(BaseModel):
-    """The checkpoint's entry ``config``. The bounds only keep absurd files out."""
+    """The checkpoint's entry ``config``: what the released class takes when it is built. The bounds only keep absurd files out.
+
+    A size that is missing is the released class's own default, as there; the tensors' shapes must agree in any case. ``gaze_input`` and
+    ``per_layer`` are of older checkpoints: the class takes and ignores them, here they must say what it builds all the same.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    d_vjepa: int = Field(ge=1, le=16384, description="width of the frame features [GazeQwen: 768]")
-    d_llm: int = Field(ge=1, le=16384, description="width of the host's hidden states [GazeQwen: 3584]")
-    n_latents: int = Field(ge=1, le=1024, description="learned latents [GazeQwen: 32]")
-    d_latent: int = Field(ge=4, le=4096, multiple_of=4, description="width of the latents and of the gaze's encoding [GazeQwen: 256]")
-    n_blocks: int = Field(ge=1, le=32, description="blocks of each module [GazeQwen: 2]")
-    n_layers: int = Field(ge=1, le=512, description="decoder layers of the host [GazeQwen: 28]")
-    version: str = Field(min_length=1, max_length=64, description="what the training code called itself")
+    d_vjepa: int = Field(768, ge=1, le=16384, description="width of the frame features [GazeQwen: 768]")
+    d_llm: int = Field(3584, ge=1, le=16384, description="width of the host's hidden states [GazeQwen: 3584]")
+    n_latents: int = Field(32, ge=1, le=1024, description="learned latents [GazeQwen: 32]")
+    d_latent: int = Field(256, ge=4, le=4096, multiple_of=4, description="width of the latents and of the gaze's encoding [GazeQwen: 256]")
+    n_blocks: int = Field(2, ge=1, le=32, description="blocks of each module [GazeQwen: 2]")
+    n_layers: int = Field(28, ge=1, le=512, description="decoder layers of the host [GazeQwen: 28]")
+    version: str | None = Field(None, min_length=1, max_length=64, description="what the training code called itself; unknown if absent")
+    gaze_input: str = Field("coord_pe", max_length=64, description="how gaze is encoded; only coord_pe is built")
+    per_layer: bool = Field(True, description="whether each layer has its own module; only that is built")
+    amplitude_init: float = Field(1.0, allow_inf_nan=False, description="first value of the amplitudes, which the file's own replace")
+
+    @field_validator("gaze_input")
+    @classmethod
+    def _is_coord_pe(cls, value: str) -> str:
+        if re.sub(r"[\W_]", "", value.lower()) not in COORD_PE:
+            raise ValueError("the file was trained with another encoding of gaze than coord_pe, the only one that is read")
+        return value
+
+    @field_validator("per_layer")
+    @classmethod
+    def _has_modules(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("the file was trained with one module shared by all layers; only one for each layer is read")
+        return value
+
+    def ignored(self) -> list[str]:
+        """Say what of the file has no effect, or was not in it, each as a sentence."""
+        of_no_effect = {
+            "gaze_input": "coord_pe is the only encoding that is built",
+            "per_layer": "a module for each layer is all that is built",
+            "amplitude_init": "the file has the trained amplitudes",
+        }
+        told = [f"Ignored: config.{key} is {getattr(self, key)!r}; {why}." for key, why in of_no_effect.items() if key in self.model_fields_set]
+        missing = [name for name in type(self).model_fields if name not in self.model_fields_set and name not in of_no_effect]
+        return told + [f"Not in config: {name}; {self._instead(name)}." for name in missing]
+
+    def _instead(self, name: str) -> str:
+        return "it is noted as unknown" if name == "version" else f"taken to be {getattr(self, name)}, as by the released class"
 
 
 class ReleasedLora(BaseModel):
@@ -136,7 +174,8 @@ def _validated(model: type[Any], value: Any, name: str, path: Path) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([name, *map(str, first["loc"])])
-        raise CheckpointError(f"{path}: {key:.200}: {first['msg']}; got {shown(first['input'])}.") from error
+        problem = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{path}: {key:.200}: {problem}; got {shown(first['input'])}.") from error
 
 
 def _tensors(value: Any, name: str, path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ def convert(
         str | None, typer.Option(metavar="N,N,…", help="Decoder layer of each module, in order; by default 6,13,20,27 for four modules and 28 layers.")
     ] = None,
 ) -> None:
-    """Convert GazeQwen's released checkpoint to a modulation with a PEFT adapter. Refuses a file with anything unexpected in it."""
+    """Convert GazeQwen's released checkpoint to a modulation with a PEFT adapter. Refuses a file with anything in it that could mean something else; says what it ignores."""
     from modulate_gaze import convert as converting
 
     done = converting.convert(checkpoint, out, _numbers(layers) if layers is not None else None)
@@ -28,6 +28,8 @@ def convert(
         f"layers {', '.join(map(str, injected))} of a {host.model_type} of {host.n_layers} layers of width {host.d_model}."
     )
     typer.echo(f"Left out: the amplitudes of the {done.resampler - done.written} layers that no module serves.")
+    for line in done.ignored:
+        typer.echo(line)
     if done.dead is not None:
         typer.echo(f"Note: layer {done.dead} is the host's last; as in the released code, what is added there cannot change an answer.")
 

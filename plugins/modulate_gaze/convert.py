@@ -24,12 +24,16 @@ FEATURES = {768: {"weights": "vjepa2_1_vitb_dist_vitG_384.pt", "preset": "base",
 
 @dataclass(frozen=True)
 class Converted:
-    """What was read and what was written: ``resampler``, ``lora`` count the checkpoint's parameters, ``written`` the modulation's without LoRA."""
+    """What was read and what was written: ``resampler``, ``lora`` count the checkpoint's parameters, ``written`` the modulation's without LoRA.
+
+    ``ignored``: what of the file's configuration has no effect, or was missing, each as a sentence.
+    """
 
     modulation: Modulation
     resampler: int
     lora: int
     written: int
+    ignored: tuple[str, ...] = ()
 
     @property
     def dead(self) -> int | None:
@@ -53,6 +57,7 @@ def convert(source: Path, folder: Path, layers: Sequence[int] | None = None) -> 
         resampler=sum(t.numel() for t in checkpoint.resampler.values()),
         lora=sum(t.numel() for t in checkpoint.lora.values()),
         written=sum(t.numel() for name, t in modulation.state_dict().items() if not name.startswith("lora.")),
+        ignored=tuple(checkpoint.config.ignored()),
     )
 
 
@@ -69,14 +74,14 @@ def modulation_from(checkpoint: Checkpoint, layers: Sequence[int] | None = None,
     released = read_released(checkpoint.resampler, chosen)
     config = ModulationConfig(
         host=HostSpec(model_type="qwen2_5_vl", d_model=c.d_llm, n_layers=c.n_layers),
-        # as released: coordinates without DETR's 2π, a fixation active where it contains the step's time, features for the keys alone
-        encoder=Choice(name="coord_pe", params={"dim": c.d_latent, "temperature": 10000.0, "scale": 1.0, "active": "midpoint", "to_features": False}),
+        # as released: coordinates without DETR's 2π, a fixation active where it contains the step's time in float32, features for the keys alone
+        encoder=Choice(name="coord_pe", params={"dim": c.d_latent, "temperature": 10000.0, "scale": 1.0, "active": "released", "to_features": False}),
         modulator=Choice(name="gaze_resampler", params=released.params.model_dump()),
         injection=Injection(layers=chosen, empty="none"),
         backbone=Choice(name="vjepa2_1", params=FEATURES.get(c.d_vjepa, {})),
         d_features=released.d_features,
         lora=_lora_spec(checkpoint),
-        training={"converted_from": {**(origin or {}), "version": c.version}},
+        training={"converted_from": {**(origin or {}), **({"version": c.version} if c.version is not None else {})}},
     )
     modulation = Modulation(config).eval()
     modulation.modulator.load_state_dict(released.resampler)

@@ -8,30 +8,46 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from modulate_gaze.activity import Alignment, Mode, activity, share
+from modulate.choice import Departure
+from modulate_gaze.activity import Alignment, Mode, Released, activity, share
 from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centres
 
 
-class CoordPEParams(GazeParams):
-    """Parameters of ``coord_pe``."""
+class CoordinateParams(GazeParams):
+    """Parameters of both encoders of coordinates."""
 
     dim: int = Field(256, gt=0, le=2**16, multiple_of=4, description="width of the encoding, channels: half for x, half for y [GazeQwen: 256]")
     temperature: float = Field(10000.0, gt=1, description="ratio of the longest to the shortest wavelength, no unit [DETR, GazeQwen: 10000]")
+    scale: float = Field(2 * math.pi, gt=0, description="radians per frame width or height [DETR: 2π, which tells neighbouring tokens apart]")
+
+
+class CoordPEParams(CoordinateParams):
+    """Parameters of ``coord_pe``."""
+
     scale: float = Field(1.0, gt=0, description="radians per frame width or height: 1 as in GazeQwen's code, 6.283185 (2π) as in DETR")
-    active: Mode = Field("midpoint", description=ACTIVE)
+    active: Mode | Released = Field(
+        "midpoint", description=f"{ACTIVE}; released: midpoint by the arithmetic of GazeQwen's code, in float32 and without tolerance at a fixation's ends"
+    )
+
+    def departures(self) -> list[Departure]:
+        """Name what GazeQwen's code does otherwise than its paper, or than is exact."""
+        found: list[tuple[bool, Departure]] = [
+            (self.scale == 1.0, ("info", "scale is 1: coordinates are not multiplied by 2π as DETR does, so that far places look nearly alike (cosine .970 from corner to corner).")),
+            (self.active == "released", ("info", "active is `released`: times are compared in float32, so that a step at the very end of a fixation may fall on either side.")),
+        ]
+        return [departure for present, departure in found if present]
 
 
-class CoordRelParams(CoordPEParams):
+class CoordRelParams(CoordinateParams):
     """Parameters of ``coord_rel``."""
 
-    scale: float = Field(2 * math.pi, gt=0, description="radians per frame width or height [DETR: 2π, which tells neighbouring tokens apart]")
     active: Mode = Field("overlap", description=ACTIVE)
     to_features: bool = Field(
         True, description="add the features to the modulator's frame features as well as to its keys; keys alone cannot point at a token [ours, measured]"
     )
 
 
-def angular_frequencies(params: CoordPEParams) -> Float[Tensor, " quarter"]:
+def angular_frequencies(params: CoordinateParams) -> Float[Tensor, " quarter"]:
     """Radians per unit of coordinate for each sine/cosine pair: scale / temperature^(2i / (dim/2)), i < dim/4. [DETR, GazeQwen code]"""
     half = params.dim // 2
     return (params.scale / params.temperature ** (2 * torch.arange(half // 2, dtype=torch.float64) / half)).float()
@@ -50,6 +66,7 @@ class CoordPE(GazeEncoder):
     """
 
     Params = CoordPEParams
+    params: CoordPEParams
 
     def __init__(self, params: CoordPEParams) -> None:
         super().__init__(params)
@@ -70,6 +87,7 @@ class CoordRel(GazeEncoder):
     """
 
     Params = CoordRelParams
+    params: CoordRelParams
 
     def __init__(self, params: CoordRelParams) -> None:
         super().__init__(params)

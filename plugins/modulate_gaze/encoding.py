@@ -14,7 +14,7 @@ from modulate.components import Params, SignalEncoder, SignalFeatures
 from modulate.errors import ConditioningError
 from modulate.grid import VisualGrid
 from modulate.signals import Signal
-from modulate_gaze.activity import Alignment, Mode, align
+from modulate_gaze.activity import Alignment, align
 
 ACTIVE = "midpoint: fixations that contain the step's time [GazeQwen]; overlap: weighted by the seconds they share with the step [ours]"
 
@@ -23,7 +23,6 @@ class GazeParams(Params):
     """Parameters of every gaze encoder."""
 
     dim: int = Field(256, gt=0, le=2**16, description="width of the features, channels [GazeQwen: 256]")
-    active: Mode = Field("overlap", description=ACTIVE)
     to_features: bool = Field(False, description="add the features to the modulator's frame features as well as to its keys; needs dim = its width [ours]")
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from modulate_gaze.activity import Alignment, activity, decayed, share
-from modulate_gaze.encoding import GazeEncoder, GazeParams, token_centres
+from modulate_gaze.activity import Alignment, Mode, activity, decayed, share
+from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centres
 
 Normalisation = Literal["none", "weight", "peak"]
 
@@ -21,6 +21,7 @@ Normalisation = Literal["none", "weight", "peak"]
 class HeatmapParams(GazeParams):
     """Parameters of both heat maps."""
 
+    active: Mode = Field("overlap", description=ACTIVE)
     sigma: float = Field(0.1, gt=0, description="standard deviation of a fixation's Gaussian, fraction of the frame's width and height [ours]")
 
 

@@ -16,14 +16,16 @@ Samples from before the video begins are left out.
 
 import csv
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO, get_args
+from typing import Any, Literal, TextIO, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64
+from numpy.typing import NDArray
 
 from modulate.errors import MissingFileError, SignalError, near_matches, shown
 from modulate_gaze.positions import PIXELS_FROM
@@ -51,7 +53,8 @@ class Recording:
     """Gaze at every frame of a video.
 
     ``xy``: fractions of the frame. ``present``: frames that take part; all of them when untracked ones are kept. ``fps``: frames a second.
-    ``untracked``: frames without gaze; ``outside``: frames whose gaze was beyond the frame and was clamped.
+    ``untracked``: frames without gaze; ``outside``: frames whose gaze was beyond the frame and was clamped, which can change which fixations
+    there are (:func:`modulate_gaze.extraction.clamped`). ``unclamped``: fractions of the frame before that.
     """
 
     xy: Float64[np.ndarray, "frame 2"]
@@ -59,6 +62,7 @@ class Recording:
     fps: float
     untracked: int
     outside: int
+    unclamped: Float64[np.ndarray, "frame 2"] | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -139,7 +143,7 @@ def _recording(
     outside = (inside != xy).any(axis=1) & tracked
     inside.setflags(write=False)
     present.setflags(write=False)
-    return Recording(inside, present, fps, int((~tracked).sum()), int(outside.sum()))
+    return Recording(inside, present, fps, int((~tracked).sum()), int(outside.sum()), xy)
 
 
 # --- one reader for each source ---------------------------------------------------------------------------------------------------------
@@ -209,8 +213,7 @@ def _read_holoassist(path: Path, file: TextIO, frames: _Frames, keep: bool, size
 
 def _dense(path: Path, fps: float, keep: bool) -> Recording:
     try:
-        # mapped: no object is ever made of what the file holds, and a header that lies about the size allocates nothing
-        rows = np.lib.format.open_memmap(path, mode="r")
+        rows = _array(path)
     except Exception as error:  # NumPy reads the header as Python's literals, which fails in as many ways as Python does
         raise SignalError(f"{path} cannot be read as a NumPy array of numbers: {error}. Nothing else is read from .npy files, pickles never.") from error
     if rows.ndim != 2 or rows.shape[1] != 3 or rows.dtype.kind not in "fiub":
@@ -226,6 +229,26 @@ def _dense(path: Path, fps: float, keep: bool) -> Recording:
     xy = np.where(finite[:, None], values[:, :2], 0.0)
     tracked = finite & (values[:, 2] == 1)
     return _recording(xy, tracked, np.ones_like(tracked) if keep else tracked, fps)
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """Return the array in a .npy file. No object is ever made of what the file holds, and a header that lies about the size allocates nothing.
+
+    Read, not mapped: a mapped file that another process cuts short ends this one. Raises ValueError and what else NumPy's reading of headers raises.
+    """
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version} of the format holds no plain numbers")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        size, left = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()
+        if size > left:
+            raise ValueError(f"its header speaks of {size:,} bytes, {left:,} follow")
+        data = file.read(size)
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")
 
 
 # --- text -------------------------------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def kept(path: str) -> dict[str, Any]:
     names = {file.stem: file for file in CONFIGS.glob("*.json")}
     if name not in names:
         raise HostError(f"No configuration of {path!r} is kept here; give a folder with its config.json as path. {near_matches(name, names)}")
-    found: dict[str, Any] = json.loads(names[name].read_text())
+    found: dict[str, Any] = json.loads(names[name].read_text(encoding="utf-8"))
     return found
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from modulate.cli.output import echo_json
 from modulate.errors import DataError, RecipeError, near_matches
 
 if TYPE_CHECKING:
@@ -32,21 +33,16 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a data tree, task by task: files, durations, fixations, share of questions with active gaze. Exit code 1 when something would fail in training."""
-    import json
-
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from modulate.cli.progress import bars
     from modulate_streamgaze.data_check import check_data
 
     dataset, sampling, note = _settings(root, recipe, overrides or [])
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Videos", total=None)
-        report = check_data(dataset, sampling, frames_per_step, lambda: bar.advance(task))
+    with bars() as shown:
+        report = check_data(dataset, sampling, frames_per_step, lambda: shown.counted("videos", 1, None))
     if note:
         report.add("info", note)
     if as_json:
-        typer.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+        echo_json(report.as_json())
     else:
         _print(report)
     if not report.ok:
@@ -129,16 +125,15 @@ def fixations(
     videos: Annotated[Path | None, typer.Option(help="Folder of the videos: only theirs are made, and frame sizes are read from them.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width of the videos in pixels, where no videos are named.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Height of the videos in pixels, where no videos are named; only holoassist needs it.")] = None,
-    preset: Annotated[str, typer.Option(help="How fixations are extracted; streamgaze: as the benchmark does.")] = "streamgaze",
+    preset: Annotated[str, typer.Option(help="How fixations are extracted. streamgaze: as the benchmark's code, of 2.5 s and more; gazeqwen: of 2 s and more, as in GazeQwen's file.")] = "streamgaze",
     radius: Annotated[float | None, typer.Option(help="Radius of a fixation, fraction of the frame, instead of the preset's.")] = None,
     min_seconds: Annotated[float | None, typer.Option(help="Shortest fixation, s, instead of the preset's.")] = None,
     untracked: Annotated[str | None, typer.Option(help="Samples without gaze: keep (as the benchmark) or drop.")] = None,
 ) -> None:
     """Make fixation files of a data set's own gaze files. Exit code 1 when one cannot be made."""
     from pydantic import ValidationError
-    from rich.console import Console
-    from rich.progress import Progress
 
+    from modulate.cli.progress import bars
     from modulate_gaze.extraction import PRESETS, Extraction
     from modulate_gaze.raw_gaze import SOURCES
     from modulate_streamgaze.files import find_videos
@@ -159,13 +154,18 @@ def fixations(
     stems = sorted(files or found)
     if not stems:
         raise DataError(f"{gaze} holds no gaze file of {source}.")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Recordings", total=len(stems))
-        made = make_fixations(stems, found, out, extraction, size, lambda: bar.advance(task))
+    with bars() as shown:
+        made = make_fixations(stems, found, out, extraction, size, lambda: shown.counted("recordings", 1, len(stems)))
     typer.echo(f"Wrote {made.files} files with {made.fixations} fixations to {out}; {made.kept} were there before.")
     typer.echo(f"Of {made.frames:,} frames {made.untracked:,} have no gaze and {made.outside:,} have it outside the frame.")
     if made.corner:
         typer.echo(f"Note: {made.corner} fixations lie at (0, 0): frames without gaze, which the benchmark keeps. --untracked drop leaves them out.")
+    if made.clamped:
+        moved, left = (sum(counts) for counts in zip(*made.clamped.values(), strict=True))
+        typer.echo(
+            f"Note: gaze outside the frame was moved to its edge, which changes which fixations there are: {moved} of the {made.fixations} exist only because of that, "
+            f"{left} would exist only without it ({len(made.clamped)} of {made.files} videos)." + (" The benchmark leaves HoloAssist's where it is." if source == "holoassist" else "")
+        )
     if made.lacking:
         typer.echo(f"{len(made.lacking)} of {len(stems)} videos have no gaze file: {', '.join(made.lacking[:3])}{' …' if len(made.lacking) > 3 else ''}.")
     for stem, reason in made.failed.items():
@@ -181,8 +181,13 @@ def export(
     condition: Annotated[str | None, typer.Option(help="Condition whose answers are written; by default the one that was trained.")] = None,
     split: Annotated[str, typer.Option(help="Split that was evaluated: test, train, val or all.")] = "test",
     qa: Annotated[Path | None, typer.Option(help="Folder of the question files; by default that of the run's data.")] = None,
+    allow_failed: Annotated[
+        bool, typer.Option("--allow-failed", help="Export answers that failed, with empty replies, which the benchmark's scorer counts as wrong; else any is an error.")
+    ] = False,
 ) -> None:
-    """Write a run's answers in the benchmark's own result format."""
+    """Write a run's answers in the benchmark's own result format. Answers that failed are refused, unless they are allowed; then they are counted."""
+    from collections import Counter
+
     from modulate.run import Run
     from modulate_streamgaze import export as exporting
 
@@ -191,7 +196,14 @@ def export(
         if "root" not in opened.recipe.data.params:
             raise DataError(f"The run's data set {opened.recipe.data.name!r} names no root; name the folder of the question files with --qa.")
         qa = Path(str(opened.recipe.data.params["root"])).expanduser() / "qa"
-    predictions = exporting.read_predictions(opened.folder / ("predictions.jsonl" if split == "test" else f"predictions-{split}.jsonl"))
-    name = condition or opened.recipe.training.condition
-    for task, n in exporting.export(predictions, qa, out, name).items():
-        typer.echo(f"{out / f'{task}_output.json'}: {n} answers")
+    name, rule = condition or opened.recipe.training.condition, opened.recipe.evaluation.failed
+    answers = exporting.answers_of(opened.predictions(split), name)
+    failed = [p for p in answers if p.error]
+    if not allow_failed:
+        exporting.refuse_failed(failed, len(answers), rule)
+    counts = exporting.export(answers, qa, out, name)
+    by_task = Counter(p.task for p in failed)
+    for task, n in counts.items():
+        typer.echo(f"{out / f'{task}_output.json'}: {n} answers" + (f", of which {by_task[task]} failed" if by_task[task] else ""))
+    if failed:
+        typer.echo(f"Warning: {exporting.failures(failed, len(answers), rule)}", err=True)

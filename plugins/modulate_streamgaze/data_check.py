@@ -17,7 +17,7 @@ from modulate.video import VideoInfo, probe
 from modulate_gaze.activity import Mode, activity, align
 from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.dataset import StreamGaze
-from modulate_streamgaze.fixations import find_gaze
+from modulate_streamgaze.fixations import find_gaze, read_clamped
 from modulate_streamgaze.groups import People
 from modulate_streamgaze.questions import TASKS, Item, family, usable_questions
 from modulate_streamgaze.splits import UNUSED
@@ -229,9 +229,27 @@ def _scanpaths(report: DataReport, data: StreamGaze, stems: Sequence[str]) -> di
             broken.append(str(error))
     if broken:
         report.add("error", f"{len(broken)} of {len(stems)} fixation files cannot be read. First: {broken[0]}")
+    _clamped(report, data, stems, sum(map(len, found.values())))
     if outside:
         report.add("info", f"{outside} of {sum(map(len, found.values()))} fixations lie outside the frame.")
     return found
+
+
+def _clamped(report: DataReport, data: StreamGaze, stems: Sequence[str], total: int) -> None:
+    """Say how many fixations there are, or are not, because gaze outside the frame was moved to its edge when they were made."""
+    try:
+        known = read_clamped(data.root / folder for folder in data.params.fixations)
+    except ModulateError as error:
+        report.add("warning", str(error))
+        return
+    counts = [known[stem] for stem in stems if stem in known]
+    if counts:
+        moved, left = (sum(numbers) for numbers in zip(*counts, strict=True))
+        report.add(
+            "info",
+            f"Gaze outside the frame was moved to its edge when fixations were made: {moved} of {total} fixations exist only because of that, {left} would exist only without it "
+            f"({len(counts)} of {len(stems)} videos). The benchmark leaves HoloAssist's where it is.",
+        )
 
 
 def _makeable(report: DataReport, data: StreamGaze, missing: list[str]) -> list[str]:

@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Float64
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from modulate.choice import Departure
 from modulate.components import Dataset, Params, Reference, Sample
 from modulate.errors import DataError, MissingFileError, near_matches
 from modulate.signals import Signal
@@ -28,6 +31,25 @@ SIGNAL = "gaze"
 
 LATER = ("fixation_rule", "proactive_fixations")
 """Parameters that came later: left at their defaults, they leave a data set's fingerprint what it was."""
+
+
+def rule_departures(fixation_rule: str, proactive_fixations: str) -> list[Departure]:
+    """Return what follows from the rules that GazeQwen's code has for fixations."""
+    found: list[tuple[bool, Departure]] = [
+        (fixation_rule == "midpoint", ("warning", "fixation_rule is `midpoint`: a fixation that lasts beyond the question, as the one that it asks about, is left out.")),
+        (proactive_fixations == "origin", ("warning", "proactive_fixations is `origin`: in the proactive tasks every fixation lies at (0, 0), and tells nothing.")),
+    ]
+    return [departure for present, departure in found if present]
+
+
+def by_midpoint(fixations: Float64[np.ndarray, "fixation 4"], start: float, end: float) -> Float64[np.ndarray, "fixation 4"]:
+    """Return the fixations whose midpoint lies in [start, end] seconds, as GazeQwen's code finds them.
+
+    Its fixations are float32, and torch rounds a number that a tensor is compared with to the tensor's type: so midpoint and window are
+    rounded to float32 (steps of 4 μs after a minute, of 0.2 ms after an hour), and then compared without tolerance, both ends included.
+    """
+    middle = fixations[:, 2].astype(np.float32)
+    return fixations[(middle >= np.float32(start)) & (middle <= np.float32(end))]
 
 
 class StreamGazeParams(Params):
@@ -47,8 +69,8 @@ class StreamGazeParams(Params):
     gaze: GazeFiles | None = Field(None, description="data sets' own gaze files; missing fixation files are made of them, in the first folder of `fixations`")
     fixation_rule: Literal["overlap", "midpoint"] = Field(
         "overlap",
-        description="overlap: a fixation belongs to a clip when any part of it lies in its window. midpoint: when its midpoint does, as in GazeQwen's code, "
-        "which so drops the very fixation that a question about the present asks about",
+        description="overlap: a fixation belongs to a clip when any part of it lies in its window. midpoint: when its midpoint does, both in float32, as in "
+        "GazeQwen's code, which so drops the very fixation that a question about the present asks about",
     )
     proactive_fixations: Literal["own", "origin"] = Field(
         "own", description="origin: in the proactive tasks every fixation is moved to (0, 0), as GazeQwen's code does when it evaluates, by mistake"
@@ -65,6 +87,10 @@ class StreamGazeParams(Params):
     limits: dict[Literal["train", "val", "test", "all"], PositiveInt] = Field(
         default_factory=dict, description="largest number of samples per split, taken evenly from the tasks and from all along their files"
     )
+
+    def departures(self) -> list[Departure]:
+        """Name what GazeQwen's code does otherwise."""
+        return rule_departures(self.fixation_rule, self.proactive_fixations)
 
     @model_validator(mode="after")
     def _have_an_effect(self) -> "StreamGazeParams":
@@ -222,8 +248,7 @@ class StreamGaze(Dataset):
         if signal.kind != SIGNAL or not isinstance(signal, Scanpath):  # hand paths are scanpaths too
             return signal.within(start, end)
         if self.params.fixation_rule == "midpoint":
-            middle = signal.fixations[:, 2]
-            signal = Scanpath(signal.fixations[(middle >= start) & (middle <= end)], signal.n_resorted)
+            signal = Scanpath(by_midpoint(signal.fixations, start, end), signal.n_resorted)
         else:
             signal = signal.within(start, end)
         if self.params.proactive_fixations == "origin" and family(sample.task) == "proactive":

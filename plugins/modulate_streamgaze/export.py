@@ -7,31 +7,40 @@ entries gain ``model_predictions``, one for each question in order; proactive te
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from modulate.errors import DataError, MissingFileError, near_matches, shown
-from modulate.evaluation.metrics import Prediction
+from modulate.errors import DataError, near_matches, shown
+from modulate.evaluation.predictions import FATES, Prediction, Rule, read_predictions
 from modulate.files import write_atomically
-from modulate.parse import parse_json, read_json
+from modulate.parse import read_json
 from modulate_streamgaze.questions import LETTERS, TASKS, family, usable_questions
 
 REPLIES = ("Yes", "No")
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """Read a run's ``predictions.jsonl``. Raises :class:`MissingFileError` and :class:`DataError`, naming the line."""
-    if not path.is_file():
-        raise MissingFileError(f"There are no predictions at {path}. `modulate eval RUN` makes them.")
-    names, found = {f.name for f in fields(Prediction)}, []
-    needed = {f.name for f in fields(Prediction) if f.default is MISSING}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        row = parse_json(line, f"{path}, line {number}")
-        if not isinstance(row, dict) or not needed <= row.keys() <= names:
-            raise DataError(f"{path}, line {number}: not a prediction of a run; got {shown(row)}.")
-        found.append(Prediction(**{**row, "logits": tuple(row["logits"])}))
-    return found
+def answers_of(path: Path, condition: str) -> list[Prediction]:
+    """Return the answers under ``condition`` in a run's file. Raises :class:`MissingFileError`, and :class:`DataError` when there are none."""
+    records = read_predictions(path)
+    if condition not in records:
+        raise DataError(f"{path}: the run has no predictions under {condition!r}. {near_matches(condition, records)}")
+    return records[condition]
+
+
+def refuse_failed(failed: Sequence[Prediction], n: int, rule: Rule) -> None:
+    """Raise :class:`DataError` if answers ``failed``, of ``n``: to the benchmark they are what they are not, replies that were wrong. ``rule``: how the run counts them."""
+    if failed:
+        first = failed[0]
+        raise DataError(
+            f"{failures(failed, n, rule)} The first: {first.id}: {first.error} Mend what failed and evaluate the run again, or export them so with --allow-failed."
+        )
+
+
+def failures(failed: Sequence[Prediction], n: int, rule: Rule) -> str:
+    """Return what comes of answers that failed, of ``n``, when they are exported; ``rule``: how the run's own figures count them."""
+    text = f"{len(failed)} of {n} answers failed. The benchmark's format has no word for that: each is exported with an empty reply, which its scorer counts as wrong."
+    other = f" The run's own figures differ: there, such samples are {FATES[rule]} (evaluation.failed: {rule})."
+    return text + (other if rule != "wrong" else "")
 
 
 def export(predictions: Sequence[Prediction], qa: Path, out: Path, condition: str) -> dict[str, int]:
@@ -48,7 +57,7 @@ def export(predictions: Sequence[Prediction], qa: Path, out: Path, condition: st
         if p.condition == condition:
             by_task.setdefault(p.task, {})[_place(p)] = p
     if odd := sorted(by_task.keys() - set(TASKS)):
-        raise DataError(f"{odd[0]!r} is no task of StreamGaze; only runs on StreamGaze's files can be exported. {near_matches(odd[0], TASKS)}")
+        raise DataError(f"{shown(odd[0])} is no task of StreamGaze; only runs on StreamGaze's files can be exported. {near_matches(odd[0], TASKS)}")
     files = {task: _result(task, qa / f"{task}.json", found) for task, found in by_task.items()}
     for task, entries in files.items():
         text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
@@ -60,8 +69,8 @@ def _place(p: Prediction) -> tuple[int, ...]:
     """Return (entry, question[, test point]) from the end of an id."""
     parts = p.id.split("/")
     count = 3 if family(p.task) == "proactive" else 2
-    if len(parts) != count + 2 or not all(part.isdecimal() for part in parts[2:]):
-        raise DataError(f"The prediction {p.id!r} does not say which question it answers; only runs on StreamGaze's files can be exported.")
+    if len(parts) != count + 2 or not all(part.isdecimal() and len(part) < 10 for part in parts[2:]):
+        raise DataError(f"The prediction {shown(p.id)} does not say which question it answers; only runs on StreamGaze's files can be exported.")
     return tuple(map(int, parts[2:]))
 
 
@@ -72,6 +81,8 @@ def _result(task: str, path: Path, found: Mapping[tuple[int, ...], Prediction]) 
             raise DataError(
                 f"{path} is not the file that the run was evaluated on: {p.id} is not in it, or its answer differs. Name the right folder with --qa."
             )
+        if p.prediction is not None and p.prediction >= len(LETTERS):
+            raise DataError(f"{p.id} is answered with option {p.prediction}, counted from 0; the benchmark has letters for {len(LETTERS)} options.")
     entries, asked = [], {place[0] for place in found}
     for e, entry in enumerate(read_json(path, "Question file")):
         questions, replies = [], []

@@ -9,15 +9,19 @@ from pydantic import Field
 
 from modulate.components import Params
 from modulate.errors import DataError, MissingFileError, ModulateError
-from modulate.files import write_atomically
+from modulate.files import write_atomically, write_json
 from modulate.parse import read_json
 from modulate.video import probe
-from modulate_gaze.extraction import RADII, Extraction, extract, n_in_corner, radius_of, write_fixations
+from modulate_gaze.extraction import RADII, Extraction, clamped, extract, n_in_corner, radius_of, write_fixations
 from modulate_gaze.raw_gaze import SUFFIXES, Source, read_gaze
 from modulate_streamgaze.files import FIXATIONS
 
 SETTINGS = "extraction.json"
 """File beside the fixation files that says how they were made."""
+
+CLAMPED = "clamped.json"
+"""File beside them that says of which videos fixations exist, or are missing, because gaze outside the frame was moved to its edge:
+{stem: [only because of that, only without it]}."""
 
 
 class GazeFiles(Params):
@@ -33,7 +37,8 @@ class GazeFiles(Params):
 class Made:
     """What came of it: fixation files written, files that were there before, and of those written: ``fixations``, frames without gaze, and more.
 
-    ``corner``: fixations at (0, 0), made of frames without gaze. ``failed``: {stem: reason}. ``lacking``: stems for which there is no gaze file.
+    ``corner``: fixations at (0, 0), made of frames without gaze. ``clamped``: {stem: (fixations that exist only because gaze outside the frame was
+    moved to its edge, fixations that would exist only otherwise)}, where any. ``failed``: {stem: reason}. ``lacking``: stems for which there is no gaze file.
     """
 
     files: int = 0
@@ -43,6 +48,7 @@ class Made:
     untracked: int = 0
     outside: int = 0
     corner: int = 0
+    clamped: dict[str, tuple[int, int]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     lacking: list[str] = field(default_factory=list)
 
@@ -89,16 +95,34 @@ def make_fixations(
             made.lacking.append(stem)
         else:
             try:
-                _make(made, path, *gaze[stem], extraction, lambda stem=stem: size(stem))  # type: ignore[misc]
+                _make(made, stem, path, *gaze[stem], extraction, lambda stem=stem: size(stem))  # type: ignore[misc]
             except ModulateError as error:
                 made.failed[stem] = str(error)
+    if made.clamped:
+        known = {**read_clamped([out]), **made.clamped}
+        write_json(out / CLAMPED, dict(sorted(known.items())))
     return made
 
 
-def _make(made: Made, path: Path, source: Source, file: Path, extraction: Extraction, size: Callable[[], tuple[int, int] | None]) -> None:
+def read_clamped(folders: Iterable[Path]) -> dict[str, tuple[int, int]]:
+    """Return what the files :data:`CLAMPED` in ``folders`` say. Raises :class:`DataError` for one that says something else."""
+    known: dict[str, tuple[int, int]] = {}
+    for path in (folder / CLAMPED for folder in folders):
+        if not path.is_file():
+            continue
+        found = read_json(path, "Counts of fixations")
+        pairs = found.values() if isinstance(found, dict) else [None]
+        if not all(isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs):
+            raise DataError(f"{path} must map videos to two counts of fixations each; remove it, nothing but a finding of `modulate data check` depends on it.")
+        known |= {stem: (moved, left) for stem, (moved, left) in found.items()}
+    return known
+
+
+def _make(made: Made, stem: str, path: Path, source: Source, file: Path, extraction: Extraction, size: Callable[[], tuple[int, int] | None]) -> None:
     pixels = size() if source == "holoassist" or (source not in RADII and extraction.radius is None) else None
     recording = read_gaze(file, source, extraction.untracked, pixels)
-    scanpath = extract(recording, extraction, radius_of(source, extraction, pixels[0] if pixels else None))
+    radius = radius_of(source, extraction, pixels[0] if pixels else None)
+    scanpath = extract(recording, extraction, radius)
     write_fixations(path, scanpath)
     made.files += 1
     made.fixations += len(scanpath)
@@ -106,6 +130,8 @@ def _make(made: Made, path: Path, source: Source, file: Path, extraction: Extrac
     made.untracked += recording.untracked
     made.outside += recording.outside
     made.corner += n_in_corner(scanpath)
+    if any(counts := clamped(recording, extraction, radius)):
+        made.clamped[stem] = counts
 
 
 def _claim(out: Path, extraction: Extraction) -> None:

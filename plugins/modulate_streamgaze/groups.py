@@ -14,12 +14,18 @@ from modulate.errors import DataError, MissingFileError, shown
 from modulate_streamgaze.questions import Item, video_stem
 
 SOURCES = ("egtea", "egoexolearn", "holoassist", "ego4d")
+ALSO_CALLED = {"egoexo": "egoexolearn", "egtea gaze+": "egtea", "egtea_gaze": "egtea"}
+"""Other names of data sets; ``egoexo`` is what StreamGaze's code calls EgoExoLearn."""
+
 COLUMNS = {
-    "video": ("video", "video_name", "video_path", "video_id", "video_uid"),
+    "video": ("video", "video_name", "video_source", "video_path", "video_id", "video_uid", "source_file"),
     "participant": ("participant", "participant_id", "subject", "subject_id", "person", "viewer"),
-    "source": ("source", "dataset", "video_source"),
+    "source": ("source", "dataset"),
 }
-"""What a table's columns may be called."""
+"""What a table's columns may be called, the first that is there counting. ``video_source``, in StreamGaze's tables, is the video's name."""
+
+OF_VIDEO = re.compile(r"(_fixation_.*)?\.csv$", re.ASCII)
+"""What follows the video's name where a table names its fixation file instead, as StreamGaze's own code takes it off."""
 
 MAX_BYTES = 512 * 2**20
 
@@ -64,7 +70,7 @@ def _fill(table: Table, path: Path) -> None:
         raise MissingFileError(f"The table {path} does not exist; it must be a CSV with the columns video, participant, source.")
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES >> 20} MiB are read.")
-    source = next((name for name in SOURCES if path.stem.lower() == name), None)
+    source = _called(path.stem) if _called(path.stem) in SOURCES else None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
@@ -73,17 +79,30 @@ def _fill(table: Table, path: Path) -> None:
             if columns["video"] < 0:
                 raise DataError(f"{path}, line 1: no column names the video ({' or '.join(COLUMNS['video'])}); got {shown(','.join(header), 200)}.")
             for cells in lines:
-                if len(cells) > columns["video"] and (stem := video_stem(PurePath(cells[columns["video"]].strip()).name)):
+                if len(cells) > columns["video"] and (stem := _stem(cells[columns["video"]])):
                     given = {w: cells[c].strip() for w, c in columns.items() if w != "video" and 0 <= c < len(cells) and cells[c].strip()}
+                    if _stem(given.get("source", "")) == stem:
+                        del given["source"]  # where the row comes from, not the data set
                     row = table.rows.setdefault(stem, {"source": source} if source else {})
                     _merge(row, given, f"{path}, line {lines.line_num}: video {stem!r}")
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not readable as a UTF-8 CSV: {error}.") from error
 
 
+def _stem(cell: str) -> str:
+    """Return the video's name from its own, from a path, or from the name of its fixation file; "" where there is none."""
+    name = OF_VIDEO.sub("", PurePath(cell.strip().replace("\\", "/")).name)
+    return video_stem(name) if name else ""
+
+
+def _called(source: str) -> str:
+    """Return a data set's name as the others have it, lower case."""
+    return ALSO_CALLED.get(source.strip().lower(), source.strip().lower())
+
+
 def _merge(row: dict[str, str], given: Mapping[str, str], where: str) -> None:
     for what, value in given.items():
-        value = value.lower() if what == "source" else value
+        value = _called(value) if what == "source" else value
         if row.setdefault(what, value) != value:
             raise DataError(f"{where} has two values of {what}, {shown(row[what])} and {shown(value)}; correct one of them.")
 
@@ -135,7 +154,8 @@ def _of_entries(items: Iterable[Item]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for item in items:
         entry = item.extra.get("entry", {})
-        given = {"participant": item.groups.get("participant") or item.groups.get("viewer"), "source": entry.get("source") or entry.get("dataset")}
+        source = entry.get("source") or entry.get("dataset")
+        given = {"participant": item.groups.get("participant") or item.groups.get("viewer"), "source": None if _stem(str(source)) == item.stem else source}
         row = found.setdefault(item.stem, {})
         _merge(row, {what: str(value) for what, value in given.items() if value}, f"Question {item.id}: video {item.stem!r}")
     return found
@@ -149,4 +169,4 @@ def _of_name(stem: str) -> dict[str, str]:
 
 
 def _of_folders(folders: Sequence[str]) -> dict[str, str]:
-    return next(({"source": name} for folder in reversed(folders) for name in SOURCES if name in folder.lower()), {})
+    return next(({"source": name} for folder in reversed(folders) for name in SOURCES if name in _called(folder)), {})

@@ -19,9 +19,11 @@ RATE = 8  # frames per second
 WINDOW = 8  # s that a gaze-only question may see
 LAST_ASKED = 22  # s, latest gaze-only question; the reach follows it
 REACH = (22.2, 24.0, 24.7)  # s: the hand starts, arrives, ends
-OBJECTS = (11, 13)  # fewest and most objects on the table
+OBJECTS = 13  # most objects on the table; at least two fewer
 COPIES = 2  # most objects of one class, and of one colour
 DRIFT = 4.0  # pixels, farthest the camera moves from its centre
+MOST = (10, PLACES - 1)  # what OBJECTS may be: enough that were not looked at lately and that differ; what moves or appears needs an empty place
+FARTHEST = 16.0  # pixels, what DRIFT may be: an eighth of the frame
 VARIABLE_EVERY = 5  # one file in so many has a variable frame rate
 
 
@@ -67,11 +69,11 @@ def _askable(dwell: Dwell) -> bool:
 
 
 class Camera:
-    """A slow drift: two sines for each axis, at most ``DRIFT`` pixels together."""
+    """A slow drift: two sines for each axis, at most ``drift`` pixels together."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, drift: float = DRIFT) -> None:
         """Draw amplitudes, periods and phases."""
-        self.amplitude = rng.uniform(0.2, 0.5, (2, 2)) * DRIFT
+        self.amplitude = rng.uniform(0.2, 0.5, (2, 2)) * drift
         self.pace = 2 * np.pi / rng.uniform(6, 20, (2, 2))
         self.phase = rng.uniform(0, 2 * np.pi, (2, 2))
 
@@ -80,20 +82,20 @@ class Camera:
         return (self.amplitude * np.sin(times[:, None, None] * self.pace + self.phase)).sum(-1)
 
 
-def _first_state(rng: np.random.Generator) -> np.ndarray:
-    """Fill 11 or 12 places, each class and each colour at most twice, so that no object is favoured by its kind."""
+def _first_state(rng: np.random.Generator, most: int) -> np.ndarray:
+    """Fill one or two places fewer than ``most``, each class and each colour at most twice, so that no object is favoured by its kind."""
     state = np.full((2, PLACES), -1)
-    places = rng.choice(PLACES, rng.integers(OBJECTS[0], OBJECTS[1]), replace=False)  # room for what appears
+    places = rng.choice(PLACES, rng.integers(most - 2, most), replace=False)  # room for what appears
     for row, words in enumerate((CLASSES, COLOURS)):
         state[row, places] = rng.permutation(np.repeat(np.arange(len(words)), COPIES))[: len(places)]
     return state
 
 
-def _change(rng: np.random.Generator, state: np.ndarray, spared: int, what: str) -> tuple[np.ndarray, int, str]:
+def _change(rng: np.random.Generator, state: np.ndarray, spared: int, what: str, most: int) -> tuple[np.ndarray, int, str]:
     """Let something happen to an object that is not at ``spared``; ``what`` gives way to "move" where the count of objects forbids it."""
     state = state.copy()
     full = np.flatnonzero(state[0] >= 0)
-    if (what == "appear" and len(full) >= OBJECTS[1]) or (what == "vanish" and len(full) <= OBJECTS[0]):
+    if (what == "appear" and len(full) >= most) or (what == "vanish" and len(full) <= most - 2):
         what = "move"
     empty = int(rng.choice(np.flatnonzero(state[0] < 0)))
     chosen = int(rng.choice(full[full != spared]))
@@ -116,13 +118,13 @@ def _event_times(rng: np.random.Generator, dwells: list[Dwell]) -> dict[int, flo
     return {i: round(float(rng.uniform(dwells[i].start + 0.4, dwells[i].end - 0.4)), 3) for i in early + late}
 
 
-def _story(rng: np.random.Generator, dwells: list[Dwell]) -> tuple[list[Dwell], list[float], list[np.ndarray], list[Event]]:
+def _story(rng: np.random.Generator, dwells: list[Dwell], most: int) -> tuple[list[Dwell], list[float], list[np.ndarray], list[Event]]:
     """Choose targets and events in the order of time.
 
     A target is drawn evenly among the places that hold an object and were not looked at within 8 s; what is new on the table is held
     back as often as what is old, so that novelty says nothing about the target.
     """
-    when, state = _event_times(rng, dwells), _first_state(rng)
+    when, state = _event_times(rng, dwells), _first_state(rng, most)
     changes, states, events = [0.0], [state], list[Event]()
     done: list[Dwell] = []
     held: dict[int, float] = {}  # place → until when it is held back
@@ -134,7 +136,7 @@ def _story(rng: np.random.Generator, dwells: list[Dwell]) -> tuple[list[Dwell], 
         done.append(replace(dwell, place=place))
         if index in when:
             what = "appear" if index == min(when) else str(rng.choice(["appear", "move", "vanish"]))
-            state, changed, what = _change(rng, state, place, what)
+            state, changed, what = _change(rng, state, place, what, most)
             if what != "vanish" and rng.random() < len(full & (recent | {place})) / len(full):
                 held[changed] = when[index] + rng.uniform(1, WINDOW)
             changes.append(when[index])
@@ -161,14 +163,14 @@ def _hand_path(rng: np.random.Generator, times: np.ndarray, target: np.ndarray) 
     return idle * (1 - share) + (target + np.array([0.0, 0.05])) * share
 
 
-def make_clip(stem: str, seed: tuple[int, ...], viewer: Viewer, variable: bool) -> Clip:
-    """Draw one clip; the same arguments give the same clip."""
+def make_clip(stem: str, seed: tuple[int, ...], viewer: Viewer, variable: bool, objects: int = OBJECTS, drift: float = DRIFT) -> Clip:
+    """Draw one clip; the same arguments give the same clip. ``objects``: most on the table; ``drift``: of the camera, pixels."""
     rng = np.random.default_rng(seed)
-    layout, camera = Layout.random(rng), Camera(rng)
+    layout, camera = Layout.random(rng), Camera(rng, drift)
     dwells = dwell_times(rng, DURATION)
     while sum(map(_askable, dwells)) < 4:
         dwells = dwell_times(rng, DURATION)
-    dwells, changes, states, events = _story(rng, dwells)
+    dwells, changes, states, events = _story(rng, dwells, objects)
     centres = np.array([place_centre(layout, p) for p in range(PLACES)])
     fixations, samples = trace(rng, viewer, dwells, lambda place, at: centres[place] + camera(at) / SIZE, DURATION)
     times = _frame_times(rng, variable)

@@ -20,19 +20,21 @@ def make(
     val: Annotated[int, typer.Option(min=0, help="Videos to validate on.")] = 20,
     test: Annotated[int, typer.Option(min=0, help="Videos to test on.")] = 80,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 0,
+    objects: Annotated[int, typer.Option(min=10, max=15, help="Most objects on a table; at least two fewer.")] = 13,
+    drift: Annotated[float, typer.Option(min=0, max=16, help="Farthest that the camera moves from its centre, pixels of 128.")] = 4.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
 ) -> None:
     """Make a world: H.264 videos, fixations, raw gaze, hand, the ten question files, splits."""
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
+    from modulate.cli.progress import bars
     from modulate_tabletop.make import make_world
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("Videos", total=train + val + test)
-        world = make_world(root, train=train, val=val, test=test, seed=seed, workers=workers, progress=lambda done, total: bar.update(task, completed=done))
-        bar.update(task, completed=train + val + test)
+    sizes = {"train": train, "val": val, "test": test}
+    with bars() as shown:
+        report = lambda done, total: shown.at("videos", done, total)  # noqa: E731
+        world = make_world(root, **sizes, seed=seed, objects=objects, drift=drift, workers=workers, progress=report)
     table = Table("Task", "train", "val", "test", title="Questions (test points for proactive tasks)")
     for name, counts in world["questions"].items():
         table.add_row(name, *(str(counts[split]) for split in ("train", "val", "test")))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,13 +22,21 @@ from typing import Any
 import numpy as np
 
 from modulate.errors import DataError
-from modulate_tabletop.clips import VARIABLE_EVERY, Clip, make_clip, write_video
+from modulate.parse import read_json
+from modulate_tabletop.clips import DRIFT, FARTHEST, MOST, OBJECTS, VARIABLE_EVERY, Clip, make_clip, write_video
 from modulate_tabletop.questions import MULTIPLE_CHOICE, TASKS, Alert, Choice, alert_entry, choice_entry, draft, lettered
 from modulate_tabletop.viewer import Viewer
 
 GENERATOR = 1  # raise it whenever the same numbers would give another world
 SPLITS = ("train", "val", "test")
 VIDEOS_PER_VIEWER = 10
+WORLD = ("train", "val", "test", "seed", "objects", "drift")
+"""What tells one world from another, in the order of :func:`jobs`."""
+
+NUMBERS = ("generator", *WORLD)
+SINCE = {"objects": OBJECTS, "drift": DRIFT}
+"""What manifests did not say at first, when no world had another."""
+
 FIXATION_HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
 Progress = Callable[[int, int], object]  # (videos done, videos in all)
 Question = Choice | Alert
@@ -43,13 +51,15 @@ class Job:
     seed: tuple[int, int, int]  # world, split, number within the split
     viewer: Viewer
     variable: bool  # frame rate
+    objects: int = OBJECTS
+    drift: float = DRIFT
 
     def clip(self) -> Clip:
         """Draw the clip."""
-        return make_clip(self.stem, self.seed, self.viewer, self.variable)
+        return make_clip(self.stem, self.seed, self.viewer, self.variable, self.objects, self.drift)
 
 
-def jobs(train: int, val: int, test: int, seed: int) -> list[Job]:
+def jobs(train: int, val: int, test: int, seed: int, objects: int = OBJECTS, drift: float = DRIFT) -> list[Job]:
     """List the videos of a world; each split has viewers of its own, about one for ten videos."""
     result: list[Job] = []
     seen = 0
@@ -59,20 +69,33 @@ def jobs(train: int, val: int, test: int, seed: int) -> list[Job]:
         seen += people
         for i in range(count):
             number = len(result) + 1
-            result.append(Job(f"tabletop_{number:04d}", split, (seed, code, i), viewers[i % people], number % VARIABLE_EVERY == 3))
+            result.append(Job(f"tabletop_{number:04d}", split, (seed, code, i), viewers[i % people], number % VARIABLE_EVERY == 3, objects, drift))
     return result
 
 
-def make_world(root: Path, *, train: int, val: int, test: int, seed: int = 0, workers: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def make_world(
+    root: Path,
+    *,
+    train: int,
+    val: int,
+    test: int,
+    seed: int = 0,
+    objects: int = OBJECTS,
+    drift: float = DRIFT,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Make the world in ``root`` unless it is there already; return its manifest with ``root``, ``reused`` and ``seconds``.
 
-    ``workers``: processes, all cores if None; the files do not depend on it. Raises :class:`~modulate.errors.DataError` if ``root`` holds
+    ``train``, ``val``, ``test``: videos; ``objects``: most on a table; ``drift``: farthest the camera moves from its centre, pixels. ``workers``: processes, all cores if None; the files do not depend on it. Raises :class:`~modulate.errors.DataError` if ``root`` holds
     anything else, or a world of other numbers.
     """
     begun, root = time.monotonic(), Path(root).expanduser()
-    wanted = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, "test": test}
+    wanted = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, "test": test, "objects": objects, "drift": float(drift)}
     if bad := [f"{k} = {v}" for k, v in wanted.items() if v < 0]:
         raise DataError(f"A tabletop world cannot have {', '.join(bad)}; counts and seed must be 0 or more.")
+    if not MOST[0] <= objects <= MOST[1] or not drift <= FARTHEST:
+        raise DataError(f"A tabletop world has {MOST[0]} to {MOST[1]} objects and a drift of 0 to {FARTHEST:g} pixels; got objects = {objects}, drift = {drift}.")
     if train + val + test == 0:
         raise DataError("A tabletop world needs at least one video; got train = val = test = 0.")
     manifest = _existing(root, wanted)
@@ -89,18 +112,28 @@ def make_world(root: Path, *, train: int, val: int, test: int, seed: int = 0, wo
     return {**manifest, "root": str(root), "reused": reused, "seconds": round(time.monotonic() - begun, 1)}
 
 
-def _existing(root: Path, wanted: dict[str, int]) -> dict[str, Any] | None:
-    """Return the manifest of the world in ``root``, None if there is nothing."""
+def world_in(root: Path) -> dict[str, Any] | None:
+    """Return the manifest of the world in ``root``, None if there is nothing. Raises :class:`~modulate.errors.DataError` for anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
     try:
-        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-        found = {key: manifest[key] for key in wanted}
+        manifest = {**SINCE, **read_json(root / "manifest.json")}
+        for key in NUMBERS:
+            if not isinstance(manifest[key], int | float):
+                raise TypeError(key)
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{root} is not empty and holds no tabletop world (no readable manifest.json); name another folder, or empty it.") from None
+    return manifest
+
+
+def _existing(root: Path, wanted: Mapping[str, float]) -> dict[str, Any] | None:
+    """Return the manifest of the world in ``root`` if it is the one that is ``wanted``, None if there is nothing."""
+    found = world_in(root)
+    if found is None:
+        return None
     if other := [f"{key} is {found[key]}, wanted {wanted[key]}" for key in wanted if found[key] != wanted[key]]:
         raise DataError(f"{root} holds another tabletop world: {'; '.join(other)}. Name another folder, or delete this one.")
-    return dict(manifest)
+    return found
 
 
 @contextmanager
@@ -115,13 +148,13 @@ def _folder_for(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fill(folder: Path, wanted: dict[str, int], workers: int, progress: Progress | None) -> dict[str, Any]:
-    world = [wanted[key] for key in ("train", "val", "test", "seed")]
-    todo = jobs(*world)
+def _fill(folder: Path, wanted: Mapping[str, Any], workers: int, progress: Progress | None) -> dict[str, Any]:
+    world = {key: wanted[key] for key in WORLD}
+    todo = jobs(**world)
     for name in ("videos/original_video", "fixations", "gaze", "hand", "qa"):
         (folder / name).mkdir(parents=True)
     drafts: list[list[Question]] = []
-    for questions in _run(todo, folder, world, min(workers, len(todo))):
+    for questions in _run(todo, folder, list(world.values()), min(workers, len(todo))):
         drafts.append(questions)
         if progress is not None:
             progress(len(drafts), len(todo))
@@ -132,7 +165,7 @@ def _fill(folder: Path, wanted: dict[str, int], workers: int, progress: Progress
     return manifest
 
 
-def _run(todo: list[Job], folder: Path, world: list[int], workers: int) -> Iterator[list[Question]]:
+def _run(todo: list[Job], folder: Path, world: Sequence[float], workers: int) -> Iterator[list[Question]]:
     """Make the videos in order; a few are not worth processes of their own.
 
     Workers are new interpreters and not forks of this one: it may hold threads and a GPU, and its main module may have no guard.
@@ -167,8 +200,9 @@ def _question(fields: dict[str, Any]) -> Question:
 
 def _work(folder: str, *numbers: str) -> None:
     """Run as a worker: make videos ``start`` to ``stop`` of a world and print their questions as JSON."""
-    train, val, test, seed, start, stop = map(int, numbers)
-    drafts = [make_files(job, Path(folder)) for job in jobs(train, val, test, seed)[start:stop]]
+    train, val, test, seed, objects = map(int, numbers[:5])
+    start, stop = map(int, numbers[6:])
+    drafts = [make_files(job, Path(folder)) for job in jobs(train, val, test, seed, objects, float(numbers[5]))[start:stop]]
     print(json.dumps([[asdict(question) for question in questions] for questions in drafts]))
 
 

@@ -94,7 +94,7 @@ def _save(kind: str, backbone: nn.Module, out: Path, result: dict[str, Any]) -> 
     notes = {"config": json.dumps(dataclasses.asdict(VJEPA))} if kind == "vjepa" else {"format": "pt"}
     tensors = {k: v.contiguous() for k, v in backbone.state_dict().items()}
     write_atomically(out / "model.safetensors", lambda path: save_file(tensors, path, notes))
-    write_atomically(out / "training.json", lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
+    write_atomically(out / "training.json", lambda path: path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8"))
 
 
 def main() -> None:

@@ -209,7 +209,7 @@ def train(out: Path, seed: int, muon: bool = True, parts: Sequence[str] = tuple(
 
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start_from) if start_from else Qwen2_5_VLForConditionalGeneration(host_files.configuration())
-    record: dict[str, Any] = json.loads((start_from / "training.json").read_text())["phases"] if start_from else {}
+    record: dict[str, Any] = json.loads((start_from / "training.json").read_text(encoding="utf-8"))["phases"] if start_from else {}
     if start_from:
         host_files.rescale(model, 1 / STREAM)
     packer = packing.Packer(host_files.tokenizer())
@@ -221,7 +221,7 @@ def train(out: Path, seed: int, muon: bool = True, parts: Sequence[str] = tuple(
             host_files.save(model, out)
     host_files.rescale(model, STREAM)
     host_files.save(model, out)
-    (out / "training.json").write_text(json.dumps({"seed": seed, "muon": muon, "phases": record}, indent=1) + "\n")
+    (out / "training.json").write_text(json.dumps({"seed": seed, "muon": muon, "phases": record}, indent=1) + "\n", encoding="utf-8")
     return record
 
 

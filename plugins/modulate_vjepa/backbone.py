@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from modulate import components
+from modulate.choice import Departure
 from modulate.components import FrameFeatures
 from modulate.errors import RecipeError, VideoError
 from modulate.features import checked_times, weights_digest
@@ -45,13 +46,24 @@ class VJepa21Params(components.Params):
         gt=0,
         description="frames that the encoder always gets: fewer are filled up with copies of the last, as in GazeQwen's code (16); null: those of the clip",
     )
+    antialias: bool = Field(
+        True, description="smooth frames that are larger than image_size when they are resized; false: plain bilinear interpolation, as in GazeQwen's code"
+    )
     seed: int = Field(0, description="Seed of random weights; unused otherwise.")
+
+    def departures(self) -> list[Departure]:
+        """Name what GazeQwen's code does otherwise."""
+        found: list[tuple[bool, Departure]] = [
+            (self.pad_to is not None, ("warning", f"pad_to is {self.pad_to}: shorter clips end in copies of their last frame, so that features stand for moments that were not shown.")),
+            (not self.antialias, ("info", "antialias is false: where larger frames are resized, some of their pixels count for nothing.")),
+        ]
+        return [departure for present, departure in found if present]
 
 
 class VJepa21(components.Backbone):
     """V-JEPA 2.1, frozen (https://github.com/facebookresearch/vjepa2).
 
-    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bilinear with antialiasing), so that a feature's row
+    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bilinear, by default with antialiasing), so that a feature's row
     and column are fractions of the whole frame's height and width; then normalised by the ImageNet mean and deviation. All frames go
     through the encoder at once: memory and time grow with the square of their number.
     """
@@ -97,7 +109,7 @@ class VJepa21(components.Backbone):
         weight = self.encoder.video_mod_embed
         images = rearrange(frames.to(weight.device), "frame height width rgb -> frame rgb height width").float() / 255
         side = self.params.image_size
-        images = interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+        images = interpolate(images, size=(side, side), mode="bilinear", antialias=self.params.antialias, align_corners=False)
         mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
         return ((images - mean) / std).to(weight.dtype)
 
@@ -107,7 +119,8 @@ class VJepa21(components.Backbone):
         if dtype not in self._digests:
             self._digests[dtype] = weights_digest(self.encoder)
         layer = self.encoder.config.levels[-1] if self.params.layer is None else self.params.layer
-        preprocessing = f"square {self.params.image_size} bilinear antialias, mean {MEAN}, std {STD}"
+        resizing = "bilinear antialias" if self.params.antialias else "bilinear"
+        preprocessing = f"square {self.params.image_size} {resizing}, mean {MEAN}, std {STD}"
         text = f"{self._digests[dtype]}; {self.encoder.config}; layer {layer}; {preprocessing}; schema {SCHEMA}"
         text += f"; padded to {self.params.pad_to}" if self.params.pad_to else ""
         return f"vjepa2_1-{hashlib.sha256(text.encode()).hexdigest()[:32]}"

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from modulate.errors import ConditioningError
+from modulate.errors import ConditioningError, HostError
+from modulate_hosts.contract.compiled import quietly
 from modulate_hosts.contract.families import FAMILIES
-from modulate_hosts.contract.suite import Case, NotApplicable, rows
+from modulate_hosts.contract.suite import Case, NotApplicable, close, rows, strong
 from modulate_hosts.contract.training import loss_of, trainable
 
 
@@ -58,3 +59,26 @@ def test_a_modulation_saved_with_wrappers_in_its_names_still_loads(wrapper):
     names = {f"base_model.model.model.layers.1.{wrapper}self_attn.q_proj.lora_{side}.weight": torch.ones(2, 8) if side == "A" else torch.ones(8, 2) for side in "AB"}
     tensors.load_peft(names)
     assert all(bool((value == 1).all()) for value in tensors.values())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_is_the_bare_hosts_or_refused_under_a_conditioning(strict):
+    case = Case(next(family for family in FAMILIES if family.name == "llava_onevision"))
+    batch = case.write(["video", (7, 8, 9)])
+    call = lambda: torch.export.export(case.host, (), batch.inputs | {"use_cache": False}, strict=strict)
+    with torch.no_grad(), quietly(), case.modulation.attached(case.host) as attachment:
+        with pytest.raises(HostError, match="A conditioned forward cannot be exported"), attachment.condition(case.clips(batch)):
+            call()
+        exported = call().module()(**batch.inputs, use_cache=False).logits
+    close(exported, case.host(**batch.inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm"])
+def test_a_whole_host_written_while_attached_is_read_as_the_bare_host(name, tmp_path):
+    """Here and not in a row: what is installed reads no pickles."""
+    case = Case(next(family for family in FAMILIES if family.name == name))
+    host, batch = case.family.build(), case.write(["video", (7, 8, 9)])
+    bare = host(**batch.inputs).logits
+    with strong(host, lora=True).attached(host):
+        torch.save(host, tmp_path / "whole")
+    assert torch.equal(torch.load(tmp_path / "whole", weights_only=False)(**batch.inputs).logits, bare)

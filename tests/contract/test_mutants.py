@@ -1,16 +1,20 @@
 """The contract can fail: injectors that are broken on purpose are each caught by the rows named here."""
 
+import itertools
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
-from modulate import conditioning, inject, localize
+from modulate import conditioning, inject, ledger, localize
+from modulate.caches import cache_among, length_of
 from modulate.errors import ModulateError
 from modulate_hosts.contract import company as test_company
 from modulate_hosts.contract import embeddings as test_embeddings
 from modulate_hosts.contract import forward as test_forward
 from modulate_hosts.contract import generation as test_generation
+from modulate_hosts.contract import lines as test_lines
 from modulate_hosts.contract import training as test_training
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, NotApplicable
@@ -54,13 +58,13 @@ def first_row_for_every_row(monkeypatch):
 
 
 def beam_expansion_ignored(monkeypatch):
-    monkeypatch.setattr(localize.Ledger, "rows_of", lambda self, batch: [i % len(self.expected) for i in range(batch)])
+    monkeypatch.setattr(ledger.Ledger, "rows_of", lambda self, batch: [i % len(self.expected) for i in range(batch)])
 
 
 def chunk_boundary_ignored(monkeypatch):
     """Every forward counts its visual tokens from 0, and nobody checks the count."""
-    monkeypatch.setattr(localize.Ledger, "_history", lambda self, here: torch.zeros(len(here.mask), here.past, dtype=torch.bool))
-    monkeypatch.setattr(localize.Ledger, "finish", lambda self: None)
+    monkeypatch.setattr(ledger.Ledger, "_continued", lambda self, here: None)
+    monkeypatch.setattr(ledger.Ledger, "finish", lambda self: None)
 
 
 def first_forward_only(monkeypatch):
@@ -103,14 +107,14 @@ def separators_are_places(monkeypatch):
 
 def positions_ignored(monkeypatch):
     columns = conditioning.columns
-    shifted = lambda given, ids, positions: columns(given, ids, positions if positions is None else positions.roll(1, 1))
+    shifted = lambda given, ids, positions, types: columns(given, ids, positions if positions is None else positions.roll(1, 1), types)
     monkeypatch.setattr(conditioning, "columns", shifted)
 
 
 def types_ignored(monkeypatch):
     """Generated placeholders count as visual."""
-    monkeypatch.setattr(localize.Ledger, "_check_surplus", lambda *args: None)
-    monkeypatch.setattr(localize, "_types", lambda *args: None)
+    monkeypatch.setattr(ledger.Ledger, "_check_surplus", lambda *args: None)
+    monkeypatch.setattr(localize, "_types", lambda *args: ("", None))
     after_plan(monkeypatch, lambda self, given, plan: plan or applied_to_placeholders(self, given))
 
 
@@ -128,9 +132,33 @@ def hooks_stay(monkeypatch):
     monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "remove", lambda self: None)
 
 
-def any_cache_is_new(monkeypatch):
-    """A second turn forgets what the cache holds of the first."""
-    monkeypatch.setattr(localize.Ledger, "_history", lambda self, here: torch.zeros(len(here.mask), 0, dtype=torch.bool))
+def turns_count_on(monkeypatch):
+    """A second turn takes the tokens of the first for its own."""
+    monkeypatch.setattr(ledger, "_numbers", itertools.repeat(1))
+
+
+def copies_know_nothing(monkeypatch):
+    """What a cache holds is known of the object alone."""
+    held = weakref.WeakKeyDictionary()
+    monkeypatch.setattr(ledger, "noted", lambda cache: held.get(cache, {}) if cache is not None else {})
+    monkeypatch.setattr(ledger.Samples, "find", lambda self, cache, past: None)
+    monkeypatch.setattr(ledger, "note", lambda cache, number, stream, going_on: held.update({cache: {number: stream}}))
+
+
+def later_clips_are_text(monkeypatch):
+    """Whatever comes after a complete prompt counts as generated."""
+    monkeypatch.setattr(ledger.Ledger, "_check_surplus", lambda *args: None)
+
+
+def branches_are_prompts(monkeypatch):
+    """Positions decide alone, in a branch without clips too."""
+    after_plan(monkeypatch, lambda self, given, plan: plan or applied_where_the_prompt_has_them(self, given))
+
+
+def applied_where_the_prompt_has_them(self, given):
+    ids, past = given["input_ids"], length_of(cache_among(given))
+    index = (torch.arange(past, past + ids.shape[1]) < 8).nonzero()[:, 0]
+    return conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape), self.owner) if len(index) else None
 
 
 CAUGHT_BY = {
@@ -149,7 +177,10 @@ CAUGHT_BY = {
     positions_ignored: [test_embeddings.test_inputs_embeds_with_positions, test_embeddings.test_generating_from_inputs_embeds],
     types_ignored: [test_generation.test_a_generated_placeholder_is_text],
     copies_keep_their_hooks: [test_company.test_copies],
-    any_cache_is_new: [test_generation.test_a_second_turn_with_a_clip],
+    turns_count_on: [test_generation.test_a_second_turn_with_a_clip],
+    copies_know_nothing: [test_lines.test_a_second_clip_in_the_same_block],
+    later_clips_are_text: [test_lines.test_a_second_clip_in_the_same_block],
+    branches_are_prompts: [test_lines.test_guidance],
 }
 
 
@@ -159,8 +190,8 @@ def test_a_broken_injector_is_caught(mutant, monkeypatch):
     for row in CAUGHT_BY[mutant]:
         row, name = row if isinstance(row, tuple) else (row, "qwen2_5_vl")
         try:
-            with pytest.raises((AssertionError, ModulateError, RuntimeError, IndexError)):
-                row(Case(replace(BY_NAME[name])))  # a host of its own: a row that fails may leave its own hooks behind
+            with pytest.raises((AssertionError, ModulateError, RuntimeError, IndexError, pytest.fail.Exception)):
+                row(Case(replace(BY_NAME[name]), lora=True))  # a host of its own: a row that fails may leave its own hooks behind
         except NotApplicable as reason:  # this transformers cannot be asked, so nothing is proved of the mutant
             pytest.skip(str(reason))
 

@@ -6,7 +6,7 @@ import torch
 
 from modulate.errors import ConditioningError
 from modulate_hosts.contract import reference
-from modulate_hosts.contract.suite import close, row, strong
+from modulate_hosts.contract.suite import close, row
 
 FEW = ("smolvlm",)
 """Families that these rows run on in the quick suite: compiling takes seconds."""
@@ -92,7 +92,7 @@ def test_compiled_by_inductor(case):
 def one_graph(case, backend):
     batch, clips = prompts(case)
     host = case.family.build()
-    modulation = strong(host)
+    modulation = case.strong(host)
     with compiling(case, lambda: bare_graph(case, backend)), modulation.attached(host) as attachment:
         host.get_decoder().compile(backend=backend, fullgraph=True)
         call = lambda: host(**batch.inputs, use_cache=False).logits
@@ -114,7 +114,7 @@ def bare_graph(case, backend):
 def test_compiled_after_attaching(case):
     batch, clips = prompts(case)
     host = case.family.build()
-    modulation = strong(host)
+    modulation = case.strong(host)
     with compiling(case, whole(case)), modulation.attached(host) as attachment:
         conditioned_equals_expected(case, host, modulation, attachment, batch, clips, torch.compile(host, backend=BACKEND))
 
@@ -124,7 +124,7 @@ def test_compiled_after_attaching(case):
 def test_compiled_before_attaching(case):
     batch, clips = prompts(case)
     compiled = torch.compile(case.family.build(), backend=BACKEND)
-    modulation = strong(compiled)
+    modulation = case.strong(compiled)
     with compiling(case, whole(case)), modulation.attached(compiled) as attachment:
         conditioned_equals_expected(case, compiled, modulation, attachment, batch, clips)
 
@@ -138,7 +138,7 @@ def test_traced_before_attaching(case):
     call = lambda: host(**batch.inputs, use_cache=False)
     with quietly():
         case.bare(call)
-        with strong(host).attached(host) as attachment:
+        with case.strong(host).attached(host) as attachment:
             refused = False
             try:
                 with attachment.condition(clips):

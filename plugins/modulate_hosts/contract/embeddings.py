@@ -100,7 +100,7 @@ def test_a_conditioning_that_does_not_fit(case):
         refused([clips[0], [wrong]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+")
         refused([clips[0]] * 3, "has 3 rows, the forward a batch of 2")
         refused(clips, f"Row 1: the positions name 0 visual tokens, the conditioning {tokens}", positions=batch.mask & torch.tensor([[True], [False]]))
-        refused(clips, r"positions must be \(row, position\) for 2 rows, got shape \(1,", positions=batch.mask[:1])
+        refused(clips, r"`positions` must be \(row, position\) for 2 rows, got shape \(1,", positions=batch.mask[:1])
         with raises(HostError, match=r"needs features of shape"), attachment.condition([[type(wrong)(wrong.signal, wrong.grid, None)], clips[1]]):
             call()
         with raises(ConditioningError, match="No forward reached the host"), attachment.condition(clips):

@@ -4,7 +4,7 @@ import torch
 
 from modulate import ClipInput
 from modulate_hosts.contract import reference
-from modulate_hosts.contract.suite import close, fresh, row, strong
+from modulate_hosts.contract.suite import close, fresh, row
 
 
 @row("a fresh modulation leaves the logits bit for bit as they are")
@@ -107,7 +107,7 @@ def test_recorded_outputs(case):
     host.set_attn_implementation("eager")
     batch = case.write(["video", (7, 8)])
     clips = case.clips(batch)
-    modulation = strong(host)
+    modulation = case.strong(host)
     values = case.dense(batch, clips, modulation)
     call = lambda: host(**batch.inputs, output_hidden_states=True, output_attentions=True)
     plain = call()
@@ -133,7 +133,7 @@ def compare(case, host, atol=1e-4, tolerance=None):
     batch = case.write(["video", (7, 8)], ["video", (9,)])
     batch.inputs = {k: v.to(host.dtype) if v.is_floating_point() and k != "second_per_grid_ts" else v for k, v in batch.inputs.items()}
     batch.inputs = {k: v.to(host.device) for k, v in batch.inputs.items()}
-    modulation, clips = strong(host), case.clips(batch)
+    modulation, clips = case.strong(host), case.clips(batch)
     values = [v.to(host.device) for v in case.dense(batch, clips, modulation)]
     call = lambda: host(**batch.inputs)
     with reference.written(host, modulation, values):

@@ -97,7 +97,7 @@ def test_sampling_and_several_sequences(case):
 @row("prefill in chunks")
 def test_chunked_prefill(case):
     batch, clips = one_prompt(case)
-    for size in (4, 5):
+    for size in (4, 5, 1):
         _, report = same_as_expected(case, batch, clips, prefill_chunk_size=size)
         assert report.tokens == int(batch.mask.sum())
 

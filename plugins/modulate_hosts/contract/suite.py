@@ -26,7 +26,7 @@ from modulate_gaze.scanpath import Scanpath
 from modulate_hosts.contract import reference
 from modulate_hosts.contract.prompts import Batch, Family, write
 
-MODULES = ("forward", "generation", "embeddings", "training", "compiled", "wrapped", "adapters", "company")
+MODULES = ("forward", "generation", "lines", "embeddings", "training", "compiled", "wrapped", "adapters", "company")
 """Where rows are, in the order of the page."""
 
 D_FEATURES = 12
@@ -128,8 +128,8 @@ def host_of(family: Family) -> torch.nn.Module:
     return family.build()
 
 
-def strong(host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1, lora: bool = True, **more: Any) -> Modulation:
-    """A modulation whose output projections and LoRA are not zero any more."""
+def strong(host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1, lora: bool = False, **more: Any) -> Modulation:
+    """A modulation whose output projections, and LoRA where it has one, are not zero any more."""
     modulation = fresh(host, layers=layers, lora=lora, **more)
     torch.manual_seed(seed)
     for projection in modulation.out:
@@ -149,6 +149,7 @@ class Case:
     """One family under test, with what its cell turned out to be beyond passing."""
 
     family: Family
+    lora: bool = False
     outcome: str = "pass"
     reason: str = ""
 
@@ -169,9 +170,13 @@ class Case:
         numbers = iter(range(first, 1000))
         return [[self.clip(kind, next(numbers)) for kind in kinds] for kinds in batch.kinds]
 
+    def strong(self, host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1) -> Modulation:
+        """A modulation that does something; in a cell of the contract with LoRA."""
+        return strong(host, layers, seed, lora=self.lora)
+
     @functools.cached_property
     def modulation(self) -> Modulation:
-        return strong(self.host)
+        return self.strong(self.host)
 
     def dense(self, batch: Batch, clips: Sequence[Sequence[ClipInput]], modulation: Modulation | None = None) -> list[torch.Tensor]:
         with torch.no_grad():
@@ -212,7 +217,7 @@ class Case:
 @contextmanager
 def watched(family: Family) -> Iterator[Case]:
     """Hand out a case whose host, which the cases of a family share, must afterwards be without hooks of ours."""
-    case = Case(family)
+    case = Case(family, lora=True)
     yield case
     assert not our_hooks(case.host), "a row left hooks of ours on the shared host"
 

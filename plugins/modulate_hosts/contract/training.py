@@ -4,7 +4,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from modulate.errors import ConditioningError
-from modulate_hosts.contract.suite import row, strong
+from modulate_hosts.contract.suite import row
 
 
 def trainable(case, **checkpointing):
@@ -14,7 +14,7 @@ def trainable(case, **checkpointing):
         # Renamed after 5.17; the old name warns.
         enable = getattr(host, "activation_checkpointing_enable", None) or host.gradient_checkpointing_enable
         enable(checkpointing)
-    return host, strong(host).train()
+    return host, case.strong(host).train()
 
 
 def loss_of(host, batch):
@@ -47,7 +47,7 @@ def same(a, b):
 @row("gradients reach every part of the modulation and never the host")
 def test_gradients(case):
     found = single(case)
-    assert [n for n, p in strong(case.host).named_parameters() if n not in found or not found[n].any()] == []
+    assert [n for n, p in case.strong(case.host).named_parameters() if n not in found or not found[n].any()] == []
 
 
 @row("gradient checkpointing, not reentrant, backward after the block: the same gradients")

@@ -3,7 +3,7 @@
 import torch
 
 from modulate_hosts.contract import reference
-from modulate_hosts.contract.suite import close, fresh, our_hooks, row, strong
+from modulate_hosts.contract.suite import close, fresh, our_hooks, row
 
 
 def prompts(case):
@@ -14,7 +14,7 @@ def prompts(case):
 def agrees(case, host, steps=3):
     """Logits and what is generated are those of the family's plain host under the reference's residuals."""
     batch, clips = prompts(case)
-    modulation = strong(host)
+    modulation = case.strong(host)
     values = case.dense(batch, clips, modulation)
     forward = lambda h: h(**batch.inputs).logits
     generate = lambda h: h.generate(**batch.inputs, max_new_tokens=steps, do_sample=False)
@@ -112,7 +112,7 @@ def test_lora(case):
     bare = call()
     with fresh(host, lora=True).attached(host) as attachment, attachment.condition(clips):
         assert torch.equal(call(), bare)
-    modulation = strong(host)
+    modulation = case.strong(host)
     with reference.merged(host, modulation):
         adapted = call()
     assert not torch.allclose(adapted, bare, atol=1e-2)

@@ -3,14 +3,18 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from modulate.errors import ConditioningError
 from modulate.grid import VisualGrid, visual_grid
 from modulate_gaze.activity import activity, align, decayed, share
+from modulate_gaze.coordinates import CoordPEParams, CoordRelParams
+from modulate_gaze.heatmaps import HeatmapDurParams, HeatmapTauParams
 from modulate_gaze.scanpath import Scanpath
 
 CLIPS = [
@@ -72,6 +76,41 @@ def test_the_edge_of_a_fixation_counts_as_active_despite_rounding():
     grid = VisualGrid(1, 1, (1.0,), ((0.9, 1.1),))
     assert abs(1.0 - 1.1) > 0.2 / 2  # in floating point
     assert batched([(Scanpath([(0.5, 0.5, 1.1, 0.2)]), grid)], lambda a: activity(a, "midpoint")).item() == 1
+
+
+def released_activity(rows, time):
+    """The released code's own test of one step: float32 rows, a Python number."""
+    middle, lasts = torch.tensor(rows, dtype=torch.float32)[:, 2:].T
+    half = lasts.clamp(min=1e-6) / 2.0
+    return ((time >= middle - half) & (time <= middle + half)).double()
+
+
+EDGES = [0.1 + 0.2, 1 / 3, 2 / 3, 1.0, 62.1, 138.0, 3723.0]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_activity_as_released_is_the_released_comparison_at_every_edge(edge):
+    rows = [[0.5, 0.5, edge + sign * lasts / 2 + k * step, lasts] for sign in (-1, 1) for lasts in (0.0, 1e-7, 0.2, 2.04) for k in range(-3, 4)
+            for step in (1e-9, 4e-7, float(np.spacing(np.float32(edge))))]  # fmt: skip
+    scanpath, grid = Scanpath([[*row[:2], max(row[2], 0.0), row[3]] for row in rows]), VisualGrid(1, 1, (edge,), ((edge, edge),))
+    found = batched([(scanpath, grid)], lambda a: activity(a, "released"))[0]
+    assert torch.equal(found, released_activity(scanpath.fixations.tolist(), edge)) and 0 < found.sum() < len(rows)
+    assert not torch.equal(found, batched([(scanpath, grid)], lambda a: activity(a, "midpoint"))[0])  # which forgives a microsecond
+
+
+@given(st.lists(st.tuples(st.floats(0, 4000), st.floats(0, 5)), min_size=1, max_size=12), st.lists(st.floats(0, 4000), min_size=1, max_size=4, unique=True))
+def test_activity_as_released_is_the_released_comparison_everywhere(spans, times):
+    scanpath, times = Scanpath([(0.5, 0.5, middle, lasts) for middle, lasts in spans]), sorted(times)
+    grid = VisualGrid(1, 1, tuple(times), tuple((t, t) for t in times))
+    found = batched([(scanpath, grid)], lambda a: activity(a, "released"))
+    assert torch.equal(found, torch.stack([released_activity(scanpath.fixations.tolist(), t) for t in times]))
+
+
+def test_only_coord_pe_knows_the_released_arithmetic():
+    assert CoordPEParams(active="released").departures()[-1][1].startswith("active is `released`")
+    for params in (CoordRelParams, HeatmapTauParams, HeatmapDurParams):
+        with pytest.raises(ValidationError, match="active"):
+            params(active="released")
 
 
 def test_ends_that_touch_do_not_overlap():

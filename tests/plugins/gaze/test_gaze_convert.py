@@ -185,7 +185,7 @@ def test_half_precision_is_widened_exactly(saved, tmp_path):
 def test_the_configuration_says_what_it_was_made_of(saved, tmp_path):
     config = convert(saved(made(d_vjepa=768)), tmp_path / "out").modulation.config
     assert config.host.model_type == "qwen2_5_vl" and (config.host.d_model, config.host.n_layers) == (8, 28)
-    assert config.encoder.params == {"dim": 8, "temperature": 10000.0, "scale": 1.0, "active": "midpoint", "to_features": False}
+    assert config.encoder.params == {"dim": 8, "temperature": 10000.0, "scale": 1.0, "active": "released", "to_features": False}
     assert config.backbone.name == "vjepa2_1" and config.backbone.params["preset"] == "base"
     assert config.injection.layers == LAYERS and config.lora.params.alpha == 16 and config.lora.layers_path == "model.language_model.layers"
     noted = config.training["converted_from"]
@@ -221,8 +221,17 @@ A0 = "model.language_model.layers.0.self_attn.q_proj.lora_A"
     [
         (put("epoch", value=3), "holds an unexpected entry 'epoch' (1 in all); nothing was converted."),
         (drop("lora_config"), "lacks the entry 'lora_config' (1 in all)"),
-        (put("config", "gaze_input", value="coord_pe"), "config.gaze_input: Extra inputs are not permitted; got 'coord_pe'."),
-        (drop("config", "version"), "config.version: Field required"),
+        (put("config", "gaze_input", value="heatmap_tau"), "config.gaze_input: the file was trained with another encoding of gaze than coord_pe, the only one that is read; got 'heatmap_tau'."),
+        (put("config", "gaze_input", value=""), "config.gaze_input: the file was trained with another encoding of gaze"),
+        (put("config", "gaze_input", value=None), "config.gaze_input: Input should be a valid string; got None."),
+        (put("config", "gaze_input", value="coord_pe_rel"), "another encoding of gaze than coord_pe, the only one that is read; got 'coord_pe_rel'."),
+        (put("config", "per_layer", value=False), "config.per_layer: the file was trained with one module shared by all layers; only one for each layer is read; got False."),
+        (put("config", "per_layer", value=None), "config.per_layer: Input should be a valid boolean; got None."),
+        (put("config", "per_layer", value="yes"), "config.per_layer: Input should be a valid boolean; got 'yes'."),
+        (put("config", "amplitude_init", value=math.nan), "config.amplitude_init: Input should be a finite number; got nan."),
+        (put("config", "sharing", value="shared"), "config.sharing: Extra inputs are not permitted; got 'shared'."),
+        (put("config", "version", value=""), "config.version: String should have at least 1 character; got ''."),
+        (drop("config", "d_llm"), "tensor 'proj_outs.0.weight' has shape (8, 8), but config says (3584, 8)."),
         (put("config", "d_llm", value="8"), "config.d_llm: Input should be a valid integer; got '8'."),
         (put("config", "n_latents", value=0), "config.n_latents: Input should be greater than or equal to 1; got 0."),
         (put("config", "n_blocks", value=True), "config.n_blocks: Input should be a valid integer; got True."),
@@ -260,6 +269,34 @@ def test_anything_unexpected_is_refused_by_name_and_nothing_is_written(change, m
     with pytest.raises(CheckpointError, match=re.escape(message)):
         convert(saved(content), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["coord_pe", "coordpe", "Coord-PE", "G3"])
+def test_what_older_checkpoints_say_of_what_is_built_anyway_is_ignored_and_told(name, saved, tmp_path):
+    content = made()
+    plain = convert(saved(content), tmp_path / "plain")
+    content["config"] |= {"gaze_input": name, "per_layer": True, "amplitude_init": 0.5}
+    path = saved(content, "older.pt")
+    older = convert(path, tmp_path / "older")
+    assert plain.ignored == () and older.ignored == (
+        f"Ignored: config.gaze_input is {name!r}; coord_pe is the only encoding that is built.",
+        "Ignored: config.per_layer is True; a module for each layer is all that is built.",
+        "Ignored: config.amplitude_init is 0.5; the file has the trained amplitudes.",
+    )
+    ours, theirs = older.modulation.state_dict(), plain.modulation.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    told = CliRunner().invoke(cli.build(), ["convert", str(path), str(tmp_path / "told")])
+    assert told.exit_code == 0 and told.output.splitlines()[3:6] == list(older.ignored)
+
+
+def test_a_configuration_may_leave_out_what_the_released_class_has_defaults_for(saved, tmp_path):
+    content = made(d_vjepa=768, d_llm=32, n_latents=32, d_latent=256)
+    for key in ("version", "d_vjepa", "n_latents", "d_latent", "n_blocks", "n_layers"):
+        del content["config"][key]
+    done = convert(saved(content), tmp_path / "out")
+    assert done.ignored[0] == "Not in config: d_vjepa; taken to be 768, as by the released class." and len(done.ignored) == 6
+    assert done.ignored[-1] == "Not in config: version; it is noted as unknown."
+    assert "version" not in Modulation.from_pretrained(tmp_path / "out").config.training["converted_from"]
 
 
 def test_the_older_flat_layout_is_recognised_by_a_key(saved):
@@ -455,7 +492,7 @@ def test_the_recipe_of_the_how_to_fits_the_converted_checkpoint(tmp_path):
     recipe = load_recipe(str(tmp_path / "released.yaml"))
     assert recipe.backbone.params == FEATURES[768] and recipe.injection.layers == LAYERS
     assert recipe.modulator.resolved("modulator")[1] == GazeResamplerParams()
-    assert recipe.encoder.resolved("signal_encoder")[1] == CoordPEParams(dim=256, scale=1.0, active="midpoint", temperature=10000.0, to_features=False)
+    assert recipe.encoder.resolved("signal_encoder")[1] == CoordPEParams(dim=256, scale=1.0, active="released", temperature=10000.0, to_features=False)
     assert (recipe.lora.rank, recipe.lora.alpha) == (8, 16) and recipe.lora.targets == ("q_proj", "v_proj")
 
 

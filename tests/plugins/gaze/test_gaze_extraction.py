@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from modulate.errors import SignalError
-from modulate_gaze.extraction import PRESETS, Extraction, extract, n_in_corner, radius_of, write_fixations
+from modulate_gaze.extraction import PRESETS, Extraction, clamped, extract, n_in_corner, radius_of, write_fixations
 from modulate_gaze.raw_gaze import Recording
 from modulate_gaze.scanpath import Scanpath
 
@@ -59,6 +59,37 @@ def test_the_preset_extracts_what_the_benchmark_does(fps, radius, seed):
     expected = as_the_benchmark(xy, fps, radius)
     found = extract(recording(xy, fps), STREAMGAZE, radius)
     assert len(expected) > 3 and np.allclose(found.fixations, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_preset_of_gazeqwen_is_the_benchmark_s_first_step_alone(seed):
+    xy = wander(seed, 24.0, 90)
+    expected = as_the_benchmark(xy, 24.0, 0.15, later=0)
+    found = extract(recording(xy), PRESETS["gazeqwen"], 0.15)
+    assert np.allclose(found.fixations, expected, atol=1e-9) and len(found) > 3
+
+
+def test_gazeqwen_s_own_fixations_are_all_long_enough_for_its_preset_and_not_for_the_benchmark_s_two_steps():
+    frames = [49, 61, 65, 55, 57, 64, 53, 56, 104, 58, 66, 58, 97, 136, 56, 73, 61, 67, 55, 49, 54, 89, 75, 76, 87, 65, 83, 109, 62, 95, 53, 49, 49, 50, 49]
+    counts = {}  # frames at 24 a second of the 35 fixations in the file that its repository ships
+    for name, preset in PRESETS.items():
+        lasted = [len(extract(recording([[0.5, 0.5]] * (n + 1)), preset, 0.15)) for n in frames]
+        counts[name] = sum(lasted)
+    assert counts == {"streamgaze": 19, "gazeqwen": 35}
+
+
+def test_clamping_counts_the_fixations_that_it_makes_and_those_that_it_takes():
+    """61 samples make 2.5 s at 24 a second. Gaze is seen, wanders outside to the right, and is seen again."""
+    inside, far = [[0.5, 0.5]] * 61, [[1.5 + 0.2 * k, 0.5] for k in range(61)]
+    xy = np.array([*inside, *far])
+    made = Recording(xy.clip(0, 1), np.ones(len(xy), bool), 24.0, 0, 61, xy)
+    assert len(extract(made, STREAMGAZE, 0.15)) == 2 and clamped(made, STREAMGAZE, 0.15) == (1, 0)  # at rest on the edge, nowhere in truth
+    beside = np.array([*[[1.3, 0.5]] * 61, *[[0.95, 0.5]] * 61])  # two places, which the edge brings together: two fixations become one that lasts longer
+    joined = Recording(beside.clip(0, 1), np.ones(122, bool), 24.0, 0, 61, beside)
+    assert clamped(joined, STREAMGAZE, 0.15) == (1, 2) and len(extract(joined, STREAMGAZE, 0.15)) == 1
+    still = np.array([[1.02, 0.5]] * 61)
+    assert clamped(Recording(still.clip(0, 1), np.ones(61, bool), 24.0, 0, 61, still), STREAMGAZE, 0.15) == (0, 0)  # another place, but the same fixation
+    assert clamped(recording(inside), STREAMGAZE, 0.15) == (0, 0)
 
 
 def test_a_fixation_lasts_from_its_first_sample_to_its_last():

@@ -3,15 +3,15 @@
 import json
 import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 from streamgaze_tree import VIDEOS
 
 from modulate import cli
-from modulate.errors import DataError, MissingFileError
+from modulate.errors import DataError
 from modulate.evaluation.metrics import Prediction, summarise
-from modulate_streamgaze.export import export, read_predictions
+from modulate_streamgaze.export import export
 from modulate_streamgaze.questions import TASKS, family
 
 PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
@@ -164,17 +164,6 @@ def test_predictions_of_other_questions_are_refused(tree, reader, tmp_path, chan
     assert list(tmp_path.glob("*.json")) == []
 
 
-def test_predictions_are_read_back_line_by_line(reader, tmp_path):
-    predictions, path = predicted(reader), tmp_path / "predictions.jsonl"
-    path.write_text("".join(json.dumps(asdict(p)) + "\n" for p in predictions))
-    assert read_predictions(path) == predictions
-    path.write_text(path.read_text() + '{"id": 1}\n')
-    with pytest.raises(DataError, match=rf"line {len(predictions) + 1}: not a prediction of a run; got .*'id': 1"):
-        read_predictions(path)
-    with pytest.raises(MissingFileError, match=r"There are no predictions at .*none\.jsonl\. `modulate eval RUN` makes them"):
-        read_predictions(tmp_path / "none.jsonl")
-
-
 # --- the command ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -204,14 +193,14 @@ def command(capsys):
 
 
 def test_the_command_writes_the_trained_conditions_answers(finished, reader, tmp_path, command):
-    code, out, _ = command(finished, tmp_path / "out")
+    code, out, _ = command(finished, tmp_path / "out", "--allow-failed")
     assert code == 0 and f"{tmp_path}/out/{PRESENT}_output.json: 4 answers" in out
     right = sum(benchmark_score(written(tmp_path / "out", task))[0] for task in TASKS)
     assert right == sum(p.correct for p in predicted(reader, "test"))
 
 
 def test_the_command_can_write_another_condition_and_split(finished, reader, tmp_path, command):
-    code, out, _ = command(finished, tmp_path / "out", "--condition", "none", "--split", "all")
+    code, out, _ = command(finished, tmp_path / "out", "--condition", "none", "--split", "all", "--allow-failed")
     assert code == 0 and f"{PRESENT}_output.json: 16 answers" in out
     right = sum(benchmark_score(written(tmp_path / "out", task))[0] for task in TASKS)
     assert right == sum(p.correct for p in predicted(reader, "all", seed=1))
@@ -219,10 +208,51 @@ def test_the_command_can_write_another_condition_and_split(finished, reader, tmp
 
 def test_the_command_says_what_is_missing(finished, tree, tmp_path, command):
     code, _, err = command(finished, tmp_path / "out", "--split", "val")
-    assert code == 1 and "There are no predictions at" in err and "`modulate eval RUN` makes them." in err
+    assert code == 1 and "predictions-val.jsonl does not exist" in err and f"`modulate eval {finished}` does it." in err
     code, _, err = command(finished, tmp_path / "out", "--condition", "blank")
     assert code == 1 and "no predictions under 'blank'. Known: none, signal." in err
-    code, _, err = command(finished, tmp_path / "out", "--qa", tmp_path)
+    code, _, err = command(finished, tmp_path / "out", "--qa", tmp_path, "--allow-failed")
     assert code == 1 and "is not the file that the run was evaluated on" in err
     code, _, err = command(tmp_path, tmp_path / "out")
     assert code == 1 and "is no run" in err
+
+
+def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(finished, reader, tmp_path, command):
+    answers = predicted(reader, "all")
+    failed = [p for p in answers if p.error]
+    code, _, err = command(finished, tmp_path / "out", "--split", "all")
+    assert code == 1 and f"{len(failed)} of {len(answers)} answers failed." in err and "--allow-failed" in err and failed[0].id in err
+    assert not (tmp_path / "out").exists()
+    code, out, err = command(finished, tmp_path / "out", "--split", "all", "--allow-failed")
+    assert code == 0 and err.startswith(f"Warning: {len(failed)} of {len(answers)} answers failed.") and "its scorer counts as wrong" in err
+    for task in TASKS:
+        n = sum(p.task == task for p in failed)
+        assert (f"{task}_output.json: {sum(p.task == task for p in answers)} answers" + f", of which {n} failed" * bool(n) + "\n") in out
+    assert "left out" not in err
+    recipe = finished / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("failed: wrong", "failed: left_out"))
+    _, _, err = command(finished, tmp_path / "out", "--split", "all", "--allow-failed")
+    assert "The run's own figures differ: there, such samples are left out of all figures" in err
+
+
+def test_a_run_without_failures_is_exported_without_more_words(finished, reader, tmp_path, command):
+    path = finished / "predictions.jsonl"
+    path.write_text("".join(json.dumps(asdict(p)) + "\n" for p in predicted(reader, "test") if not p.error))
+    code, out, err = command(finished, tmp_path / "out")
+    assert code == 0 and err == "" and "failed" not in out
+
+
+WRONG = (None, True, -1, 9, 10**60, 1e308, float("nan"), "", "x", "\0", "a/b/" + "9" * 5000 + "/1", [], {}, [[]])
+
+
+@pytest.mark.parametrize("key", [f.name for f in fields(Prediction)])
+def test_a_damaged_prediction_is_refused_with_an_error_or_exported(finished, tmp_path, command, key):
+    path = finished / "predictions.jsonl"
+    first, rest = path.read_text().split("\n", 1)
+    for value in WRONG:
+        path.write_text(json.dumps({**json.loads(first), key: value}) + "\n" + rest)
+        code, _, err = command(finished, tmp_path / "out", "--allow-failed")  # any other exception would come through
+        assert code in (0, 1) and (code == 0 or err.startswith("Error: ")) and len(err) < 2000
+    path.write_text(json.dumps({**json.loads(first), "prediction": 9, "correct": False, "error": None, "logits": [0.0] * 10}) + "\n" + rest)
+    code, _, err = command(finished, tmp_path / "out", "--allow-failed")
+    assert code == 1 and "is answered with option 9, counted from 0; the benchmark has letters for 8 options" in err

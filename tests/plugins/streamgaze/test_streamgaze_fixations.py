@@ -8,7 +8,9 @@ from streamgaze_tree import EGOEXO, EGTEA, HEADER, HOLO, VIDEOS, write_video
 
 from modulate import cli
 from modulate.errors import DataError, MissingFileError
+from modulate.sections import Sampling
 from modulate_gaze.scanpath import Scanpath
+from modulate_streamgaze.data_check import check_data
 
 EGTEA_HEAD = "## [BeGaze]\nTime\tType\tTrial\tX\tY\tFrame\tEvent\n"
 
@@ -139,6 +141,45 @@ def test_the_command_tells_of_fixations_at_the_corner_and_can_drop_them(tree, ga
     assert "Wrote 4 files with 5 fixations" in text
 
 
+def wandering(tree):
+    """One HoloAssist recording: 3 s inside the 640 × 16 frame, then 3 s on the way out of it, to the right."""
+    rows = "".join(f"{k},{k / 24.46},{160 if k < 75 else 700 + 60 * (k - 75)},12,True,True\n" for k in range(150))
+    (tree / f"gaze/holo/{HOLO[0]}_gaze_2d.csv").write_text("frame_idx,timestamp_sec,u,v,valid,in_frame\n" + rows)
+
+
+def test_the_command_counts_the_fixations_that_clamping_makes(tree, gaze, run, tmp_path):
+    code, text, _ = run("holoassist", tree / "gaze/holo", tmp_path / "plain", "--width", 640, "--height", 16)
+    assert code == 0 and "moved to its edge" not in text and not (tmp_path / "plain/clamped.json").exists()
+    wandering(tree)
+    code, text, _ = run("holoassist", tree / "gaze/holo", tmp_path / "made", "--width", 640, "--height", 16)
+    assert code == 0 and "75 have it outside the frame." in text
+    note = "Note: gaze outside the frame was moved to its edge, which changes which fixations there are: 1 of the 3 exist only because of that, 0 would exist only without it (1 of 2 videos)."
+    assert f"{note} The benchmark leaves HoloAssist's where it is." in text
+    assert json.loads((tmp_path / "made/clamped.json").read_text()) == {HOLO[0]: [1, 0]}
+    code, text, _ = run("holoassist", tree / "gaze/holo", tmp_path / "made", "--width", 640, "--height", 16)
+    assert "Wrote 0 files" in text and json.loads((tmp_path / "made/clamped.json").read_text()) == {HOLO[0]: [1, 0]}  # what was made before is not forgotten
+
+
+def test_the_check_of_the_data_counts_them_too(tree, reader, gaze):
+    wandering(tree)
+    data = reader(gaze=gaze)
+    data.prepare()
+    said = "moved to its edge when fixations were made: 1 of 9 fixations exist only because of that, 0 would exist only without it (1 of 8 videos)"
+    assert [f.level for f in check_data(reader(), Sampling()).findings if said in f.text] == ["info"]
+    (tree / "fixations/clamped.json").write_text('{"a": [1]}')
+    assert any(f.level == "warning" and "must map videos to two counts" in f.text for f in check_data(reader(), Sampling()).findings)
+    (tree / "fixations/clamped.json").unlink()
+    assert not any("its edge" in f.text for f in check_data(reader(), Sampling()).findings)
+
+
+def test_the_preset_of_gazeqwen_keeps_fixations_of_two_seconds(tree, gaze, run, tmp_path):
+    (tree / f"gaze/egtea/deep/{EGTEA[0]}.txt").write_text(begaze(frames=range(24, 24 + 55)))  # 2.25 s, but for the frames before
+    for preset, n in (("streamgaze", 3), ("gazeqwen", 4)):
+        code, text, _ = run("egtea", tree / "gaze/egtea", tmp_path / preset, "--preset", preset)
+        assert code == 0 and f"Wrote 4 files with {n} fixations" in text
+    assert json.loads((tmp_path / "gazeqwen/extraction.json").read_text())["min_seconds"] == 2.0
+
+
 def test_the_command_names_every_file_that_fails(tree, gaze, run, tmp_path):
     (tree / f"gaze/egtea/deep/{EGTEA[2]}.txt").write_text(EGTEA_HEAD + "1 2 3\n")
     code, text, err = run("egtea", tree / "gaze/egtea", tmp_path / "made")
@@ -152,7 +193,7 @@ def test_the_command_names_every_file_that_fails(tree, gaze, run, tmp_path):
     [
         (["eegtea", ".", "out"], "Unknown source of gaze 'eegtea'. Did you mean 'egtea'"),
         (["egtea", "nowhere", "out"], "Folder nowhere of the gaze files of egtea does not exist"),
-        (["egtea", ".", "out", "--preset", "mine"], "Unknown preset 'mine'. Known: streamgaze."),
+        (["egtea", ".", "out", "--preset", "mine"], "Unknown preset 'mine'. Known: gazeqwen, streamgaze."),
         (["egtea", ".", "out", "--untracked", "hide"], "--untracked: Input should be 'keep' or 'drop', got 'hide'"),
         (["egtea", ".", "out", "--min-seconds", "0"], "--min-seconds: Input should be greater than 0"),
         (["egtea", ".", "out"], "holds no gaze file of egtea"),

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from pydantic import ValidationError
-from streamgaze_tree import EGOEXO, HOLO, VIDEOS
+from streamgaze_tree import EGOEXO, EGTEA, HOLO, VIDEOS
 
 from modulate.errors import DataError, MissingFileError
 from modulate_streamgaze.dataset import StreamGazeParams
@@ -105,6 +105,52 @@ def test_metadata_tables_tell_participants_by_any_of_their_names(reader, tree):
     (tree / "metadata/egoexolearn.csv").write_text(f"Video_Path,caption,Subject_ID\nx/{EGOEXO[0]}.mp4,a,s1\nx/{EGOEXO[0]}.mp4,b,s1\n{EGOEXO[1]},c,\n")
     known = reader().people.known
     assert known[EGOEXO[0]] == {"participant": "s1", "source": "egoexolearn"} and known[EGOEXO[1]] == {"source": "egoexolearn"}
+
+
+# columns as StreamGaze's own tables have them: many rows for a video, whose name is under video_source
+EPISODES = "Episode_ID,Video_Source,Object_Type,Object_Identity,Episode_Start_Time\n"
+MERGED = "video_source,episode_start_time,episode_end_time,duration,fixation_ids,representative_object,video_categories,source_file\n"
+
+
+def episodes(*stems):
+    return EPISODES + "".join(f'{n},{stem},representative,"cup, or\nmug",{n}.5\n' for n, stem in enumerate(stems * 2))
+
+
+def merged(*stems):
+    return MERGED + "".join(f"""{stem},{n},{n + 3},3,"[1, 2]","{{'object_identity': 'cup'}}",EGTEA,/x/{stem}/{stem}_fixation_merged_filtered_v2.csv\n""" for n, stem in enumerate(stems))
+
+
+@pytest.mark.parametrize("table", [episodes, merged])
+@pytest.mark.parametrize("name", ["egtea", "total_metadata"])
+def test_video_source_names_the_video_and_never_the_data_set(reader, tree, table, name):
+    plain = reader()
+    (tree / "metadata").mkdir()
+    (tree / f"metadata/{name}.csv").write_text(table(*EGTEA))
+    found = read_table(tree / f"metadata/{name}.csv", strict=True)
+    assert found.rows.keys() == set(EGTEA) and all(row == ({"source": "egtea"} if name == "egtea" else {}) for row in found.rows.values())
+    with_tables = reader()
+    assert with_tables.people.known == plain.people.known and {told["source"] for told in with_tables.people.known.values()} == {"egtea", "egoexolearn", "holoassist"}
+    assert [s.groups for s in with_tables.samples("all")] == [s.groups for s in plain.samples("all")]
+
+
+def test_splits_do_not_go_by_the_name_of_the_video(reader, tree):
+    (tree / "who.csv").write_text(TABLE)
+    before = [reader(split="participant", groups="who.csv").splits, reader(split="source", test_source="egtea").splits]
+    (tree / "metadata").mkdir()
+    for name, stems in (("egtea", EGTEA), ("egoexolearn", EGOEXO), ("holoassist", HOLO)):
+        (tree / f"metadata/{name}.csv").write_text(episodes(*stems))
+    (tree / "metadata/total_metadata.csv").write_text("video_name,source,video_source\n" + "".join(f"{s},{s},{s}\n" for s in VIDEOS))
+    by_participant = reader(split="participant", groups="who.csv")
+    assert [by_participant.splits, reader(split="source", test_source="egtea").splits] == before
+    assert by_participant.splits[EGTEA[0]] == by_participant.splits[EGTEA[1]]  # both of OP01, whatever the tables call their source
+    assert {told["source"] for told in by_participant.people.known.values()} == {"egtea", "egoexolearn", "holoassist"}
+
+
+def test_a_table_of_videos_that_nothing_else_tells_of_gives_them_its_data_set(tmp_path):
+    (tmp_path / "egoexo.csv").write_text("video_source,dataset\nkitchen_7_fixation_merged_filtered_v2.csv,EgoExo\nlab\\kitchen_8.csv,\n")
+    assert read_table(tmp_path / "egoexo.csv", strict=True).rows == {"kitchen_7": {"source": "egoexolearn"}, "kitchen_8": {"source": "egoexolearn"}}
+    (tmp_path / "own.csv").write_text("video,participant,source\nP01.R02.mp4,ann,Kitchen\n")
+    assert read_table(tmp_path / "own.csv", strict=True).rows == {"P01.R02": {"participant": "ann", "source": "kitchen"}}
 
 
 def test_the_users_table_wins_and_folders_come_last(reader, tree):

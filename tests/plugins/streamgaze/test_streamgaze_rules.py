@@ -3,13 +3,17 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from modulate_gaze.scanpath import Scanpath
 from modulate_hand.path import HandPath
-from modulate_streamgaze.dataset import StreamGazeParams
-from modulate_streamgaze.questions import family
+from modulate_streamgaze.dataset import StreamGazeParams, by_midpoint
+from modulate_streamgaze.questions import family, parse_time
 from modulate_tabletop.dataset import Tabletop, TabletopParams
 
 PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
@@ -39,6 +43,42 @@ def test_the_fixation_that_begins_when_the_question_is_asked_is_dropped_by_the_r
     own, released = reader(), reader(fixation_rule="midpoint")
     assert len(own.clip_signal(sample(own, PRESENT), asked)) == 1
     assert len(released.clip_signal(sample(released, PRESENT), asked)) == 0
+
+
+def released_choice(rows, start, end):
+    """The released code's own comparison: fixations as a float32 tensor, its times compared with Python's numbers."""
+    middle = torch.tensor(rows, dtype=torch.float32)[:, 2]
+    return ((middle >= start) & (middle <= end)).tolist()
+
+
+# midpoints within a rounding of an edge, as sums, thirds and clocks make them; windows end, or begin, there
+EDGES = [0.1 + 0.2, 0.3, 1 / 3, 2 / 3, 0.1 * 3, 138.0, 137.99999999999997, parse_time("02:18"), parse_time("1:02:03"), parse_time("01:02.1"), 62.1]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("ulps", [-2, -1, 0, 1, 2])
+def test_at_an_edge_the_released_rule_decides_as_the_released_code_does(edge, ulps):
+    nearby = []
+    for step in (np.spacing(edge), float(np.spacing(np.float32(edge)))):
+        middle = edge + ulps * step
+        nearby += [[0.5, 0.5, middle, 2.0], [0.5, 0.5, middle + 0.51 * step, 2.0]]
+    for window in ((0.0, edge), (edge, edge + 60.0)):
+        assert len(by_midpoint(np.array(nearby), *window)) == sum(released_choice(nearby, *window)), window
+
+
+def test_a_midpoint_that_is_the_question_s_time_only_in_float32_is_kept_as_released(reader):
+    start, end = 8.0 + 1 / 3, 11.666666666666668  # as a file states them: the midpoint is 10 s and 2e-15
+    data, late = reader(fixation_rule="midpoint"), (start + end) / 2 + 1e-9
+    assert late > 10.0 and np.float32(late) == 10.0
+    assert len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, late, end - start]]))) == 1
+    assert len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, 10.000001, 3.0]]))) == 0  # a whole float32 later
+
+
+@given(st.lists(st.tuples(st.floats(0, 4000), st.floats(0.04, 5)), min_size=1, max_size=20), st.integers(0, 4000), st.sampled_from([60, 4000]))
+def test_the_released_rule_is_the_released_comparison_everywhere(spans, asked, seconds):
+    rows = [[0.5, 0.5, (start + (start + lasts)) / 2, lasts] for start, lasts in spans]
+    window = max(0.0, asked - seconds), asked
+    assert len(by_midpoint(np.array(rows), *window)) == sum(released_choice(rows, *window))
 
 
 @pytest.mark.parametrize("rule", ["overlap", "midpoint"])

@@ -279,3 +279,39 @@ def test_any_eight_seconds_hold_different_places(stories: list[tuple[Clip, list[
 def test_a_clip_is_a_function_of_its_seed() -> None:
     job = JOBS[0]
     assert (make_clip(job.stem, job.seed, job.viewer, job.variable).samples == job.clip().samples).all()
+
+
+@pytest.mark.parametrize("most", [10, 13, 14, 15])
+def test_as_many_objects_stand_on_the_table_as_are_asked_for(most):
+    counts = [int((state[0] >= 0).sum()) for job in jobs(0, 0, 12, seed=3, objects=most) for state in job.clip().states]
+    assert most - 2 <= min(counts) and max(counts) <= most and len(set(counts)) > 1
+    clip = jobs(0, 0, 1, seed=3, objects=most)[0].clip()
+    assert draft(np.random.default_rng(0), clip)
+
+
+@pytest.mark.parametrize("drift", [0.0, 4.0, 16.0])
+def test_the_camera_goes_as_far_as_it_may(drift):
+    farthest = max(float(np.abs(job.clip().camera).max()) for job in jobs(0, 0, 12, seed=3, drift=drift))
+    assert 0.5 * drift <= farthest <= drift
+
+
+def test_what_a_manifest_of_before_does_not_say_is_as_it_was(tmp_path):
+    root = tmp_path / "w"
+    manifest = make_world(root, train=1, val=0, test=0, seed=5, workers=1)
+    assert (manifest["objects"], manifest["drift"]) == (13, 4.0)
+    path = root / "manifest.json"
+    older = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("objects", "drift")}
+    path.write_text(json.dumps(older))
+    assert make_world(root, train=1, val=0, test=0, seed=5)["reused"]
+    with pytest.raises(DataError, match=r"holds another tabletop world: objects is 13, wanted 14; drift is 4\.0, wanted 8\.0"):
+        make_world(root, train=1, val=0, test=0, seed=5, objects=14, drift=8)
+    for numbers in ({"objects": 16}, {"objects": 9}, {"drift": 20.0}, {"drift": float("nan")}):
+        with pytest.raises(DataError, match="has 10 to 15 objects and a drift of 0 to 16 pixels"):
+            make_world(tmp_path / "v", train=1, val=0, test=0, **numbers)
+
+
+def test_workers_make_the_same_world_of_other_numbers(tmp_path):
+    for name, workers in (("one", 1), ("two", 2)):
+        make_world(tmp_path / name, train=7, val=0, test=0, seed=1, objects=14, drift=8.0, workers=workers)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.suffix in (".csv", ".json"))
+    assert files and all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
