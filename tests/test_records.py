@@ -387,13 +387,12 @@ def test_finished_answers_are_used_only_if_they_are_of_these_samples(tmp_path):
 
 @pytest.mark.parametrize("content", ["[]", '{"rows": {}}', '{"rows": {}, "versions": {"5.0": {"torch": "2", "device": "cpu", "hosts": {"q": {"cells": []}}}}}', "[" * 10_000])
 def test_a_plugins_note_of_hosts_that_is_damaged_names_plugin_and_file(content, tmp_path, monkeypatch):
-    from modulate import plugins
-    from modulate.cli import hosts
+    from modulate import plugins, verified
 
     (tmp_path / "verified.json").write_text(content)
-    monkeypatch.setattr(hosts, "files", lambda package: tmp_path)
+    monkeypatch.setattr(verified, "files", lambda package: tmp_path)
     with pytest.raises(PluginError, match=r"Plugin '\w+': .*verified\.json"):
-        hosts.verified(plugins.registry())
+        verified.recorded(plugins.registry())
 
 
 @pytest.mark.parametrize("changes", [{"state": {"step": "x"}}, {"state": []}, {"made_of": []}, {"random": [3, [2**40], None]}, {"random": {}}, {"scaler": 3}, {"state": {"best": "0"}}])
