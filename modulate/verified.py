@@ -233,4 +233,4 @@ def _warning(model_type: str) -> str:
     if own and needed <= own:
         return ""
     command = " ".join(["modulate hosts --verify", *sorted(needed)])
-    return f"modulate was never verified with {why}. `{command}` proves it for your versions within a minute, and ends this warning."
+    return f"modulate was never verified with {why}. `{command}` proves it for your versions, and ends this warning."

@@ -40,7 +40,8 @@ def test_layers_are_computed_twice_and_gradients_are_the_same(host, lora):
     expected, once = learn(host, False, lora)
     found, twice = learn(host, True, lora)
     assert once == [1, 1, 1, 1]
-    assert twice == ([2, 2, 2, 2] if lora else [1, 1, 2, 2])  # residuals are added behind layers 1 and 2: nothing is learned before
+    # Residuals are added behind layers 1 and 2: nothing is learned before. Up to transformers 5.22 what is behind a layer is recomputed with it.
+    assert twice in ([[2, 2, 2, 2]] if lora else [[1, 1, 2, 2], [1, 2, 2, 2]])
     assert max(float(g.abs().max()) for g in expected.values() if g is not None) > 1e-3
     assert {name for name, g in expected.items() if (g is None) != (found[name] is None) or (g is not None and not torch.equal(g, found[name]))} == set()
 

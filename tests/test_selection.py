@@ -106,6 +106,10 @@ def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, h
 def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_ends(host):
     made, batch = modulation(host, kind="last"), inputs(texts=((7, 8, 9),))
     prompt, settings = batch["attention_mask"].bool(), dict(max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    try:
+        host.generate(**batch, prefill_chunk_size=4, **settings)
+    except RuntimeError as error:  # transformers 5.17
+        pytest.skip(f"the bare host refuses: {error}")
     with made.attached(host) as attachment:
         with attachment.condition([[CLIP]], prompt=prompt):
             whole = host.generate(**batch, **settings)

@@ -8,7 +8,7 @@ import torch
 
 from modulate.hosts import Host, understand
 from modulate.verified import Versions
-from modulate_hosts.contract import DATA
+from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows, watched
 
@@ -63,8 +63,9 @@ def write(outcomes):
     others = {name: value for name, value in asdict(version).items() if name != "transformers"}
     here = others | {"device": "CUDA" if torch.cuda.is_available() else "CPU", "hosts": hosts}
     versions = (json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}) | {version.transformers: here}
-    for seen in versions.values():
-        for host in seen["hosts"].values():
-            host["cells"] = {name: host["cells"][name] for name in titles if name in host["cells"]}
+    kept = complete(versions, titles)
+    for release in versions.keys() - kept.keys():
+        print(f"\nDropped transformers {release}: it has not seen all of today's rows.")
+    versions = kept
     DATA.write_text(json.dumps({"rows": titles, "versions": versions}, indent=1, ensure_ascii=False) + "\n")
     return ""

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from modulate.errors import ConditioningError, HostError
 from modulate_hosts.contract.compiled import quietly
 from modulate_hosts.contract.families import FAMILIES
-from modulate_hosts.contract.suite import Case, NotApplicable, close, rows
+from modulate_hosts.contract.suite import Case, NotApplicable, close, rows, strong
 from modulate_hosts.contract.training import loss_of, trainable
 
 
@@ -71,3 +71,14 @@ def test_an_export_is_the_bare_hosts_or_refused_under_a_conditioning(strict):
             call()
         exported = call().module()(**batch.inputs, use_cache=False).logits
     close(exported, case.host(**batch.inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm"])
+def test_a_whole_host_written_while_attached_is_read_as_the_bare_host(name, tmp_path):
+    """Here and not in a row: what is installed reads no pickles."""
+    case = Case(next(family for family in FAMILIES if family.name == name))
+    host, batch = case.family.build(), case.write(["video", (7, 8, 9)])
+    bare = host(**batch.inputs).logits
+    with strong(host, lora=True).attached(host):
+        torch.save(host, tmp_path / "whole")
+    assert torch.equal(torch.load(tmp_path / "whole", weights_only=False)(**batch.inputs).logits, bare)

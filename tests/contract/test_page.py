@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from modulate.cli import build
 from modulate.errors import HostError
 from modulate.hosts import understand
-from modulate_hosts.contract import DATA
+from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows
 
@@ -40,6 +40,14 @@ def test_every_row_on_every_host_is_written_down():
     assert list(VERSIONS[newest]["hosts"]) == [f.name for f in FAMILIES]
     for seen in VERSIONS.values():
         assert all(list(host["cells"]) == list(ROWS) for host in seen["hosts"].values())
+
+
+def test_a_release_that_has_not_seen_a_row_is_not_in_the_table():
+    record = lambda *hosts: {"torch": "2", "hosts": {f"h{i}": {"cells": {row: {"outcome": "pass"} for row in rows}} for i, rows in enumerate(hosts)}}
+    versions = {"5.1.0": record("ab", "ab"), "5.2.0": record("abc", "ab"), "5.3.0": record("cba", "xbca")}
+    found = complete(versions, ["a", "b", "c"])
+    assert list(found) == ["5.3.0"]
+    assert [list(host["cells"]) for host in found["5.3.0"]["hosts"].values()] == [["a", "b", "c"]] * 2
 
 
 def test_a_cell_that_does_not_pass_has_its_reason():
