@@ -489,20 +489,6 @@ def test_fp16_s_search_for_its_scale_is_no_divergence_and_goes_on_after_a_kill(b
 # --- schedules and empty signals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 37, 200])
-def test_one_cycle_is_torch_s(steps):
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([weight], lr=1.0)
-    schedule, ours = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3.0e-4, total_steps=steps), one_cycle(steps)
-    for step in range(steps):
-        group = optimizer.param_groups[0]
-        factor, momentum = ours(step)
-        assert (3.0e-4 * factor, momentum) == pytest.approx((group["lr"], group["betas"][0]), rel=1e-9)
-        optimizer.step()
-        if step < steps - 1:
-            schedule.step()
-
-
 def test_the_optimiser_is_given_the_schedule_s_rate_and_momentum(begin, monkeypatch):
     run, pipeline = begin("training.schedule=one_cycle", "training.validate_every=null")
     seen, step = [], torch.optim.AdamW.step
