@@ -11,7 +11,7 @@ from modulate.checks.costs import A100, A100_FLOPS, UTILISATION, tell_costs
 from modulate.checks.findings import Report
 from modulate.checks.meta import META
 from modulate.components import Sample
-from modulate.errors import HostError
+from modulate.errors import HostError, RecipeError
 from modulate.hosts import EncodedPrompt
 from modulate.pipeline import Pipeline
 from modulate.recipe import load_recipe
@@ -19,6 +19,7 @@ from modulate.recipe import load_recipe
 SMALL = str(Path(__file__).parent / "data" / "small.yaml")
 GIB = 2**30
 EXAMPLE = Example(EncodedPrompt({}, None), (4, 64, 64), (0.0, 1.0, 2.0, 3.0))
+OTHER = Example(EncodedPrompt({}, None), (4, 64, 64), (0.0, 1.0, 2.0, 4.0))
 
 
 def found(device="cuda", peak=3 * GIB, flops=2 * 10**12):
@@ -49,8 +50,10 @@ def told(monkeypatch, pipeline, tmp_path):
             return budget or found(given[4])
 
         monkeypatch.setattr(costs, "estimate", estimate)
-        tell_costs(report, load_recipe(SMALL, overrides), pipeline, tmp_path, splits or {}, EXAMPLE, EXAMPLE)
-        return report, asked[0][4]
+        tell_costs(report, load_recipe(SMALL, overrides), pipeline, tmp_path, splits or {}, EXAMPLE, OTHER)
+        recipe, cache, training, evaluation, device, trust = asked[0]
+        assert (recipe.name, cache, training, evaluation, trust) == ("small", tmp_path, EXAMPLE, OTHER, False)
+        return report, device
 
     return tell
 
@@ -132,3 +135,14 @@ def test_hours_are_those_of_all_steps_features_and_answers(told):
     assert report.figures["time, roughly"].startswith(f"{work / (312e12 * 0.4) / 3600:,.0f} h on an A100 at 40% of its 312 TFLOP/s")
     untrained, _ = told(found(flops=10**18), {"test": samples(4, "t")}, overrides)
     assert untrained.figures["time, roughly"].startswith(f"{10**18 * (4 + 12) / (312e12 * 0.4) / 3600:,.0f} h")
+
+
+def test_an_estimate_is_a_budget_of_the_recipe_without_its_weights(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(costs, "budget", lambda *given: asked.append(given))
+    costs.estimate(load_recipe(SMALL), tmp_path, EXAMPLE, OTHER, "cpu")
+    [(pipeline, modulation, training, evaluation, device)] = asked
+    assert (training, evaluation, device) == (EXAMPLE, OTHER, "cpu") and modulation.config.injection.layers == (0, 1, 3)
+    assert all(p.is_meta for p in pipeline.model.parameters()) and all(p.is_meta for p in pipeline.backbone.parameters())
+    with pytest.raises(RecipeError, match="trust_remote_code"):
+        costs.estimate(load_recipe(SMALL, ["host.params.trust_remote_code=true"]), tmp_path, EXAMPLE, OTHER, "cpu")

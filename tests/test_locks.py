@@ -124,12 +124,16 @@ def holder_of():
     return find
 
 
-def test_processes_that_live_are_told_from_those_that_do_not():
+def test_processes_that_live_are_told_from_those_that_do_not_and_left_in_peace(monkeypatch):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     waiting = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    try:
-        assert [lives(ended.pid), lives(os.getpid()), lives(waiting.pid)] == [False, False, True]
-    finally:
-        waiting.kill()
-        waiting.communicate()
+    assert [lives(ended.pid), lives(os.getpid()), lives(waiting.pid)] == [False, False, True]
+    waiting.communicate()
+    assert waiting.returncode == 0
+
+    def another_user_s(pid, number):
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", another_user_s)
+    assert lives(waiting.pid) is True

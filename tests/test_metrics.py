@@ -59,3 +59,10 @@ def test_what_is_no_prediction_is_named_by_line(tmp_path):
     path.write_text(as_lines(made([True, True])) + '{"id": "x"}\n')
     with pytest.raises(DataError, match=r"predictions\.jsonl, line 3: no prediction: .*got '\{\"id\": \"x\"\}'"):
         read_predictions(path)
+
+
+def test_intervals_are_drawn_by_the_seed():
+    many = [Prediction(f"q{i}", "a", f"v{i % 9}", "signal", 0, 0, i % 9 < i // 9, (1.0,), 1) for i in range(81)]
+    none = [Prediction(f"q{i}", "a", f"v{i % 9}", "blank", 0, 1, False, (1.0,), 1) for i in range(81)]
+    for figures in (lambda seed: summarise(many, 100, seed), lambda seed: compare(many, none, 100, seed)):
+        assert figures(3) == figures(3) and len({tuple(figures(seed)["interval"]) for seed in range(6)}) > 1

@@ -68,7 +68,7 @@ def test_a_warm_up_takes_at_most_half_of_a_stage_and_momentum_moves_in_one_cycle
     course = schedule_for(training(warmup_steps=20), 8)
     assert [course(k) for k in range(5)] == [(0.25, MOMENTUM), (0.5, MOMENTUM), (0.75, MOMENTUM), (1.0, MOMENTUM), (1.0, MOMENTUM)] and MOMENTUM == 0.9
     assert schedule_for(training(warmup_steps=2), 8)(0) == (0.5, 0.9)
-    assert [schedule_for(training(schedule="one_cycle"), 20)(k) for k in range(20)] == [one_cycle(20)(k) for k in range(20)]
+    assert [schedule_for(training(schedule="one_cycle"), 20)(k) for k in range(20)] == [one_cycle(20, 0.5)(k) for k in range(20)]
 
 
 @pytest.fixture
@@ -145,3 +145,26 @@ def test_a_precision_that_the_cpu_lacks_is_refused(tmp_path):
         accelerator_for(recipe, torch.device("cpu"), tmp_path)
     made = accelerator_for(load_recipe("gazeqwen_tiny"), torch.device("cpu"), tmp_path)
     assert (made.mixed_precision, made.device.type, made.log_with) == ("no", "cpu", [])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 37, 200])
+def test_one_cycle_is_torch_s(steps):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=1.0)
+    schedule, ours = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3.0e-4, total_steps=steps), one_cycle(steps)
+    for step in range(steps):
+        group = optimizer.param_groups[0]
+        factor, momentum = ours(step)
+        assert (3.0e-4 * factor, momentum) == pytest.approx((group["lr"], group["betas"][0]), rel=1e-9)
+        optimizer.step()
+        if step < steps - 1:
+            schedule.step()
+
+
+def test_processes_joined_for_another_kind_of_device_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
+    with pytest.raises(RecipeError, match="The processes of this run are joined for cuda, and the host is on cpu"):
+        accelerator_for(load_recipe("gazeqwen_tiny"), torch.device("cpu"), tmp_path)
+    monkeypatch.setattr(Accelerator, "num_processes", 1)
+    accelerator_for(load_recipe("gazeqwen_tiny"), torch.device("cpu"), tmp_path)

@@ -235,7 +235,7 @@ host.register_forward_pre_hook(lambda *a: made.old())
 
 def warned(code, *args, option=()):
     code = f"LIBRARY = {LIBRARY!r}\nTESTS = {str(ROOT / 'tests')!r}\n{code}"
-    return subprocess.run([sys.executable, *option, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run([sys.executable, *option, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""})
 
 
 def test_what_libraries_deprecate_within_a_command_is_told_once_as_a_plain_line(tmp_path):

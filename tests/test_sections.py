@@ -11,7 +11,7 @@ STAGE = {"name": "one", "train": ("modulator",), "epochs": 1.0}
 NEEDED = {Training: {"stages": (STAGE,)}, Stage: STAGE, Rate: {"fps": 1.0}}
 
 DEFAULTS = {
-    Sampling: {"fps": 1.0, "max_frames": 8, "train_max_frames": None, "clock": "true", "told_fps": None, "alignment": "time"},
+    Sampling: {"fps": 1.0, "max_frames": 8, "train_max_frames": None, "clock": "true", "told_fps": None, "alignment": "time", "antialias": True},
     Features: {"dtype": "float32", "disk_gib": 50.0, "frames_gib": 0.0, "tower_gib": 0.0, "states_gib": 0.0, "tower_by": "call"},
     Stage: {**STAGE, "lr": 3e-4, "lora_lr": None},
     Training: {

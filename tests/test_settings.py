@@ -102,7 +102,7 @@ def test_steps_on_clips_are_counted_in_clips(accumulation, train, of, odd):
     assert [f.text.startswith(f"One optimiser step takes {accumulation} batches, the training split makes 3") for f in report.findings if f.level == "info"] == [True] * odd
 
 
-@pytest.mark.parametrize(("warmup", "schedule", "told"), [(5, "cosine", []), (6, "cosine", [5, 5]), (6, "one_cycle", [])])
+@pytest.mark.parametrize(("warmup", "schedule", "told"), [(5, "cosine", []), (6, "cosine", [5, 5]), (6, "one_cycle", [5, 5])])
 def test_a_warm_up_longer_than_half_a_stage_is_named(warmup, schedule, told):
     report = found("training.batch_size=2", f"training.warmup_steps={warmup}", f"training.schedule={schedule}", train=20)
     shortened = [f.text for f in report.findings if "its warm-up is shortened to" in f.text]

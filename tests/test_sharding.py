@@ -1,5 +1,6 @@
 """Hosts whose layers are divided among processes: what cannot be done with them is refused before anything is loaded."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def test_running_out_of_memory_is_final_where_the_host_is_divided_and_there_alon
         raise full
     with pytest.raises(RuntimeError, match="shapes"), in_step(DIVIDED):
         raise RuntimeError("shapes")
+
+
+def test_the_one_warning_that_our_own_hooks_cause_is_silent_and_no_other():
+    with in_step(DIVIDED):
+        warnings.warn("FSDP2-wrapped module Layer returned a view tensor.", stacklevel=1)
+    with pytest.warns(UserWarning, match="something else"), in_step(DIVIDED):
+        warnings.warn("something else", stacklevel=1)
 
 
 def test_a_parameter_that_is_not_divided_is_its_own_whole():

@@ -1,6 +1,7 @@
 """Where a training is when it has not begun, and what a changed run says."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from modulate.checkpoints import Checkpoint
 from modulate.errors import CheckpointError, DataError
 from modulate.training.learner import Tally
-from modulate.training.resume import Snapshot, State, refuse_other
+from modulate.training.resume import Snapshot, State, notes_of, refuse_other
 
 
 def test_a_training_begins_at_the_start_with_nothing_behind_it():
@@ -28,9 +29,11 @@ def test_a_snapshot_is_unpacked_as_it_was_packed_with_all_random_numbers():
     torch.manual_seed(5)
     state = State(stage=1, step=4, failed={"a": "b"}, resumed=[2])
     notes, tensors = Snapshot(state, {"w/x": torch.ones(2)}, {"w/x": torch.zeros(2)}, {"exp_avg/w": torch.full((2,), 3.0)}, rng).pack(accelerator)
+    notes["made_of"] = {}
     wanted = torch.rand(3), rng.random(), rng.gauss(0, 1)
     torch.manual_seed(6)
-    found = Snapshot.unpack(Checkpoint(notes, tensors), accelerator)
+    kept = Checkpoint(notes, tensors)
+    found = Snapshot.unpack(kept, notes_of(kept, Path("checkpoints")), accelerator)
     assert found.state == state and (found.rng.random(), found.rng.gauss(0, 1)) == wanted[1:] and torch.equal(torch.rand(3), wanted[0])
     assert [list(part) for part in (found.model, found.best, found.moments)] == [["w/x"], ["w/x"], ["exp_avg/w"]]
     assert (found.model["w/x"] == 1).all() and (found.best["w/x"] == 0).all() and (found.moments["exp_avg/w"] == 3).all()
@@ -40,9 +43,11 @@ def test_a_snapshot_is_unpacked_as_it_was_packed_with_all_random_numbers():
 def test_a_checkpoint_of_another_version_says_so(damage):
     accelerator = Accelerator(cpu=True)
     notes, tensors = Snapshot(State(), {}, {}, {}, random.Random(0)).pack(accelerator)
+    notes["made_of"] = {}
     damage(notes, tensors)
     with pytest.raises(CheckpointError, match=r"written by another version of modulate or of a plugin .*; start it anew with --no-resume"):
-        Snapshot.unpack(Checkpoint(notes, tensors), accelerator)
+        kept = Checkpoint(notes, tensors)
+        Snapshot.unpack(kept, notes_of(kept, Path("checkpoints")), accelerator)
 
 
 def test_weights_that_do_not_fit_say_so():

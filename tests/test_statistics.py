@@ -207,3 +207,9 @@ def test_a_hundred_resamples_are_enough_and_fewer_are_not():
 def test_a_level_lies_between_none_and_all(level):
     with pytest.raises(DataError, match=f"got level {level}"):
         bootstrap_interval({"v": [1], "w": [0]}, level=level)
+
+
+def test_a_resample_that_lacks_a_task_has_the_mean_of_the_others():
+    found = task_accuracies([1] * 6, ["a", "a", "a", "a", "a", "b"], ["u", "v", "w", "x", "y", "z"], resamples=300)
+    assert (found.overall, found.low, found.high) == (1.0, 1.0, 1.0)  # about a third of the resamples have no b
+    assert task_accuracies([0] * 6, ["a", "a", "a", "a", "a", "b"], ["u", "v", "w", "x", "y", "z"], resamples=300).high == 0.0

@@ -1,5 +1,6 @@
 """What the processes of a run tell each other; here each is a thread, and the store is torch's own in memory."""
 
+import importlib.util
 import os
 import signal
 import socket
@@ -118,6 +119,23 @@ def test_a_process_alone_is_its_own_team():
     assert alone.agreed(stop) is stop and done == [1] and tensor.tolist() == [1, 1]
 
 
+def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_of_the_team(monkeypatch):
+    team, tensor = Team(1, 2, HashStore()), torch.ones(2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda given: given.mul_(2))
+    team.add(tensor)
+    assert tensor.tolist() == [2, 2]
+
+    def broken(given):
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", broken)
+    with pytest.raises(RankError, match="Process 1 of 2 could not add up gradients with the others: connection closed by peer"):
+        team.add(tensor)
+    team._post(ValueError("first"))
+    with pytest.raises(RankError, match="Process 1 of 2 failed, and so all end"):
+        team.add(tensor)
+
+
 # --- one fate ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +178,18 @@ def test_blocks_inside_a_block_are_that_block(one_block):
             return team._block == block and team._open
 
     assert together(work) == [True] * 3
+
+
+def test_a_block_s_number_is_not_that_of_what_is_said_outside_of_blocks():
+    spec = importlib.util.spec_from_file_location("fresh_team", team_module.__file__)
+    sys.modules["fresh_team"] = fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    fresh.FAREWELL = 0.0
+    team = fresh.Team(0, 2, HashStore())
+    outside = team._block
+    with team.one_fate():
+        assert team._block != outside
+    del sys.modules["fresh_team"]
 
 
 def test_the_first_process_stays_until_the_others_have_left(one_block):

@@ -75,8 +75,6 @@ def page() -> str:
         "## Faults that nobody noticed",
         "",
     ]
-
-
     unnoticed = _with_names(found)
     lines += ["```diff", *unnoticed, "```"] if unnoticed else ["None."]
     return "\n".join(lines) + "\n"
@@ -107,6 +105,7 @@ def _table(found: list[dict[str, Any]]) -> list[str]:
 WORDS = """A test suite that is green says little until it has been seen to turn red. `make mutants` puts small faults into the core, one at a
 time: comparisons swapped and their boundaries shifted, `and` for `or`, `not` lost, arithmetic, constants off by one, statements, raises
 and return values removed, arguments swapped, keyword arguments dropped, slices widened, default values changed. A sample of each
-module's faults, drawn by a seed, is tried; each has to make one of the quick tests fail that run its line, the module's own first, within
-20 seconds of tests. The bar is nine in ten for every module. Not changed are texts for people, types, declarations of dataclasses, and
-assertions. Tests that start a process of their own are included: the fault is there, too."""
+module's faults, drawn by a seed, is tried; each has to make one of the quick tests fail that run its line: the module's own first, then those of
+files that import it, then others, 20 seconds of each. The bar is nine in ten for every module. Not changed are texts for people, types, declarations of dataclasses, and
+assertions. Tests that start a process of their own are included: the fault is there, too. Modules without a row have not been tried
+yet."""

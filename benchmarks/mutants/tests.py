@@ -20,7 +20,7 @@ CACHE = ROOT / "build" / "mutants"
 CORE = "modulate"
 QUICK = "not slow and not gpu and not network"
 MOST_S = 20.0
-"""Seconds of tests, as they took when traced, that a mutant is given at most."""
+"""Seconds of tests, as they took when traced, that a mutant is given at most of each nearness."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Known:
         return 1 if module in self.imports[file] else 2
 
     def of(self, mutant: Mutant) -> list[list[str]]:
-        """Return the tests that run a mutant's lines, up to a limit of time: the nearest first, of these the fastest files'."""
+        """Return the tests that run a mutant's lines, each up to a limit of time: the nearest first, of these the fastest files'."""
         module = module_of(mutant.path)
         rows = []
         for file in self.files:
@@ -70,14 +70,14 @@ class Known:
             for test in self._running(file, mutant, near):
                 rows.append((near, slowest, self.traced(file).seconds[test], file, test))
         groups: list[list[str]] = [[], [], []]
-        spent, opened = 0.0, set[str]()
+        spent, opened = [0.0, 0.0, 0.0], set[str]()
         for near, slowest, seconds, file, test in sorted(rows):
             # What a file's tests share is made in whichever comes first: its slowest stands for that.
             cost = seconds + (slowest if opened and file not in opened else 0.0)
-            if opened and spent + cost > MOST_S:
+            if opened and spent[near] + cost > MOST_S:
                 continue
             opened.add(file)
-            spent += cost
+            spent[near] += cost
             groups[near].append(test)
         return [group for group in groups if group]
 
