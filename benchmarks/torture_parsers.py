@@ -671,7 +671,7 @@ RECORDS: Sequence[tuple[str, str, Callable[[], list[bytes]], str, str, tuple[str
     ("finished", "head of finished answers", head_seeds, "Head", "modulate.evaluation.answered", COMMON[:3]),
     ("lock", "who holds a folder", lock_seeds, "Owner", "modulate.locks", COMMON[:3]),
     ("resume", "notes of a training's checkpoint", training_seeds, "Notes", "modulate.training.resume", COMMON),
-    ("verified", "a plugin's note of hosts", verified_seeds, "Verified", "modulate.cli.hosts", COMMON),
+    ("verified", "a plugin's note of hosts", verified_seeds, "Verified", "modulate.verified", COMMON),
 )
 """Name, what it is, seeds, schema and its module, functions that count for coverage."""
 

@@ -223,8 +223,8 @@ def test_wrapped_layers(case, tmp_path):
             layers[0]._checkpoint_wrapped_module.self_attn.q_proj = checkpoint_wrapper(layers[0]._checkpoint_wrapped_module.self_attn.q_proj)
         there = strong(host, lora=True)
         there.save_pretrained(tmp_path / name)
-        assert "_orig_mod" not in (tmp_path / name / "config.json").read_text()
-        assert "_wrapped" not in (tmp_path / name / "config.json").read_text()
+        assert "_orig_mod" not in (tmp_path / name / "config.json").read_text(encoding="utf-8")
+        assert "_wrapped" not in (tmp_path / name / "config.json").read_text(encoding="utf-8")
         for made, onto in ((tmp_path / "plain", host), (tmp_path / name, plain)):
             loaded = Modulation.from_pretrained(made)
             with loaded.attached(onto) as attachment, attachment.condition(clips):
