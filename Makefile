@@ -11,8 +11,6 @@ ENVIRONMENTS := requirements/environments.py
 QUICK := -m "not slow and not gpu and not network"
 # setuptools notes each editable installation on several lines
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation"
-# also for the processes that tests start: what nobody has verified is what these environments are for
-UNVERIFIED := PYTHONWARNINGS="ignore:modulate was never verified with:UserWarning"
 
 .PHONY: demo test test-all test-newest test-oldest newest oldest hosts lock check bench torture mutants docs clean
 
@@ -27,10 +25,10 @@ test-all: $(STAMP)  ## the quick suite and the long tail
 	$(BIN)/python -m pytest -m "not gpu and not network"
 
 test-newest: newest  ## the quick suite on the newest releases, whatever the lock says, in an environment of its own
-	$(UNVERIFIED) $(NEWEST)/bin/python -m pytest $(QUICK)
+	$(NEWEST)/bin/python -m pytest $(QUICK)
 
 test-oldest: oldest  ## the quick suite on the oldest releases that pyproject.toml allows, in an environment of its own
-	$(UNVERIFIED) $(OLDEST)/bin/python -m pytest $(QUICK)
+	$(OLDEST)/bin/python -m pytest $(QUICK)
 
 newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
@@ -45,7 +43,7 @@ oldest:
 
 hosts: $(STAMP) oldest newest  ## the hosts' contract, slow rows too, in all three environments, and its page
 	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev,quantised]"
-	for bin in $(OLDEST)/bin $(NEWEST)/bin $(BIN); do $(UNVERIFIED) $$bin/python -m pytest tests/contract --write-hosts || exit 1; done
+	for bin in $(OLDEST)/bin $(NEWEST)/bin $(BIN); do $$bin/python -m pytest tests/contract --write-hosts || exit 1; done
 	$(BIN)/python -m modulate.cli.reference
 
 lock:  ## write the newest releases that fit together into requirements/

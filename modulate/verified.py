@@ -225,7 +225,10 @@ _said: list[str] = []
 @functools.cache
 def _warning(model_type: str) -> str:
     registry, here = plugins.registry(), Versions.installed()
-    why = doubt(here, releases(registry))
+    try:
+        why = doubt(here, releases(registry))
+    except PluginError:  # a plugin's record that cannot be read: `modulate hosts` says so, attaching does not depend on it
+        return ""
     if not why:
         return ""
     known, own = recorded(registry)["families"], remembered(here)

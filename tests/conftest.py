@@ -1,6 +1,7 @@
 """Shared fixtures: small real hosts, clips, and modulations with weights that do something."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -11,7 +12,18 @@ pytest.register_assert_rewrite("modulate_hosts.contract")  # rows of the contrac
 import torch  # noqa: E402
 from tiny import CLIP, fresh, our_hooks, qwen  # noqa: E402
 
+from modulate import plugins, verified  # noqa: E402
+
 torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose a lot where cores are busy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_family_is_taken_for_verified():
+    """Here and in processes that tests start: the suite is what proves the releases installed. What the user's machine remembers is left alone."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(verified.FOLDER, folder)
+        verified.remember(verified.Versions.installed(), verified.recorded(plugins.registry())["families"])
+        yield
 
 
 @pytest.fixture(scope="session")

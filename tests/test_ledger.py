@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 
 import pytest
 import torch
@@ -32,6 +33,11 @@ def merged(host, batch):
     return found[0]["inputs_embeds"], found[0]["position_ids"]
 
 
+def named(host, cache):
+    """`cache` under the name that this transformers gives it."""
+    return {next(name for name in ("cache", "past_key_values") if name in inspect.signature(host.forward).parameters): cache}
+
+
 def chunked(host, batch, sizes, cache=None):
     """Feed a prompt in chunks of these sizes, as embeddings, for a conditioning with `positions`; return the last chunk's logits."""
     embeds, positions = merged_of(host, batch)
@@ -39,7 +45,7 @@ def chunked(host, batch, sizes, cache=None):
     for size in sizes:
         stop = min(start + size, embeds.shape[1])
         if start < stop:
-            logits = host(inputs_embeds=embeds[:, start:stop], position_ids=positions[..., start:stop], cache=cache, use_cache=True).logits
+            logits = host(inputs_embeds=embeds[:, start:stop], position_ids=positions[..., start:stop], **named(host, cache), use_cache=True).logits
         start = stop
     return logits[:, -1], cache
 
@@ -115,7 +121,7 @@ def test_one_copy_that_stops_halfway_is_named_though_another_went_on(own):
     embeds, rope = merged_of(host, batch)
 
     def go_on(cache, start, stop):
-        host(inputs_embeds=embeds[:, start:stop], position_ids=rope[..., start:stop], cache=cache, use_cache=True)
+        host(inputs_embeds=embeds[:, start:stop], position_ids=rope[..., start:stop], **named(host, cache), use_cache=True)
 
     for order in (0, 1):
         with (

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from modulate import conditioning, plugins, verified
 from modulate.cli import build
-from modulate.errors import UnverifiedWarning
+from modulate.errors import PluginError, UnverifiedWarning
 from modulate.verified import Versions, doubt, releases, remember, remembered
 from modulate_hosts.contract.suite import fresh, rows
 
@@ -86,6 +86,15 @@ def test_another_family_or_other_releases_that_it_verified_do_not_count(newer, r
     remember(Versions.installed(), ["smolvlm"])
     remember(replace(Versions.installed(), torch="1.2.3"), ["qwen2_5_vl"])
     assert len(warnings_of_attaching(recwarn)) == 1
+
+
+@pytest.mark.filterwarnings("always::modulate.errors.UnverifiedWarning")
+def test_attaching_does_not_depend_on_a_record_that_can_be_read(newer, recwarn, monkeypatch):
+    def damaged(registry):
+        raise PluginError("verified.json of plugin 'other' is damaged")
+
+    monkeypatch.setattr(verified, "releases", damaged)
+    assert warnings_of_attaching(recwarn) == []
 
 
 def test_notes_add_up_and_damaged_ones_are_written_anew(newer):
