@@ -1,5 +1,7 @@
 """Answers of conditions that are finished: kept for the same evaluation alone, damage noticed."""
 
+from dataclasses import replace
+
 import pytest
 
 from modulate.evaluation.answered import Answered
@@ -47,11 +49,12 @@ def test_a_split_s_answers_are_removed_and_the_folder_once_it_is_empty(tmp_path)
     folder = tmp_path / "evaluation"
     first, second = Answered(folder, "test", 1), Answered(folder, "val", 2)
     for condition in ("signal", "my own/input"):
-        first.write(condition, RECORDS)
-        second.write(condition, RECORDS)
+        records = [replace(record, condition=condition) for record in RECORDS]
+        first.write(condition, records)
+        second.write(condition, records)
     assert len(list(folder.iterdir())) == 4
     Answered(folder, "test", None).clear()
-    assert first.read("signal", IDS) is None and second.read("my own/input", IDS) == RECORDS
+    assert first.read("signal", IDS) is None and second.read("my own/input", IDS) == records
     second.clear()
     assert not folder.exists()
     second.clear()
