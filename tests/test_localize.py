@@ -5,9 +5,11 @@ import torch
 from transformers import DynamicCache
 
 from modulate.errors import ConditioningError, HostError
-from modulate.localize import Ledger, begins_with, columns
+from modulate.ledger import Ledger
+from modulate.localize import begins_with, columns
 
 VIDEO, IMAGE, TEXT = 5, 6, 9
+TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
 def filled(length, rows=1):
@@ -29,7 +31,7 @@ def forward(ids, cache=None, **more):
 
 
 def read(ids, cache=None, **more):
-    return columns(forward(ids, cache, **more), (VIDEO, IMAGE), None)
+    return columns(forward(ids, cache, **more), (VIDEO, IMAGE), None, TYPES)
 
 
 # --- one forward ------------------------------------------------------------------------------------------------------------------------
@@ -66,17 +68,17 @@ def test_types_of_other_positions_or_rows_say_nothing(shape):
 
 def test_positions_given_by_hand_are_taken_from_where_the_cache_ends_and_what_is_beyond_is_text():
     positions = torch.tensor([[False, True, True], [True, False, False]])
-    here = columns(forward([[VIDEO] * 3] * 2, filled(1, 2)), (VIDEO,), positions)
+    here = columns(forward([[VIDEO] * 3] * 2, filled(1, 2)), (VIDEO,), positions, TYPES)
     assert here.mask.tolist() == [[True, True, False], [False, False, False]] and here.typed and here.past == 1
-    beams = columns(forward([[TEXT] * 3] * 4), (VIDEO,), positions)
+    beams = columns(forward([[TEXT] * 3] * 4), (VIDEO,), positions, TYPES)
     assert beams.mask.tolist() == [[False, True, True]] * 2 + [[True, False, False]] * 2
 
 
 def test_embeddings_without_ids_need_positions():
     given = {"inputs_embeds": torch.zeros(1, 3, 8)}
     with pytest.raises(HostError, match="visual tokens cannot be located"):
-        columns(given, (VIDEO,), None)
-    assert columns(given, (VIDEO,), torch.tensor([[False, True, False]])).mask.tolist() == [[False, True, False]]
+        columns(given, (VIDEO,), None, TYPES)
+    assert columns(given, (VIDEO,), torch.tensor([[False, True, False]]), TYPES).mask.tolist() == [[False, True, False]]
 
 
 def test_padding_is_read_off_an_attention_mask_of_all_positions():
@@ -113,6 +115,7 @@ def fed(ledger, cache, chunk):
     """Give the ledger one more chunk of a row; return its tokens' ordinals."""
     found = ledger.place(read([chunk], cache))
     grow(cache, len(chunk))
+    ledger.remember(cache)
     return None if found is None else found[0].tolist()
 
 
@@ -125,9 +128,10 @@ def test_tokens_are_counted_on_over_chunks_of_any_length(chunks):
     assert fed(ledger, cache, [TEXT]) is None and ledger.forwards == len(chunks) + 1
 
 
-def test_a_single_token_of_text_ends_a_prompt_and_one_that_lacks_visual_tokens_is_said():
+def test_two_single_tokens_of_text_end_a_prompt_and_one_that_lacks_visual_tokens_is_said():
     ledger, cache = Ledger([3]), DynamicCache()
     fed(ledger, cache, [TEXT, VIDEO, VIDEO])
+    fed(ledger, cache, [TEXT])
     with pytest.raises(ConditioningError, match="Row 0: the inputs hold 2 visual tokens, the conditioning 3"):
         fed(ledger, cache, [TEXT])
 
@@ -164,10 +168,12 @@ def test_a_batch_that_is_no_multiple_of_the_rows_is_refused():
     assert Ledger([1, 2]).rows_of(6) == [0, 0, 0, 1, 1, 1]
     with pytest.raises(ConditioningError, match="has 2 rows, the forward a batch of 3"):
         Ledger([1, 2]).rows_of(3)
-    with pytest.raises(ConditioningError, match="has 0 rows"):
-        Ledger([]).rows_of(3)
 
 
-def test_a_cache_that_nobody_saw_filled_cannot_be_continued():
-    with pytest.raises(ConditioningError, match="The cache holds 3 positions, of which this conditioning saw 0"):
-        Ledger([1]).place(read([[VIDEO]], filled(3)))
+def test_what_a_cache_held_before_the_conditioning_is_not_counted_and_an_error_says_so():
+    ledger, cache = Ledger([2]), filled(3)
+    assert fed(ledger, cache, [VIDEO]) == [0]
+    with pytest.raises(ConditioningError, match=r"hold 1 visual tokens, the conditioning 2.* The cache held 3 positions before"):
+        ledger.finish()
+    assert fed(ledger, cache, [TEXT, VIDEO]) == [-1, 1]
+    ledger.finish()
