@@ -60,7 +60,7 @@ def test_types_of_the_chunk_alone_are_taken_as_they_are():
     assert here.typed and here.mask.tolist() == [[True, False]]
 
 
-@pytest.mark.parametrize("shape", [(1, 4), (1, 1), (2, 2), (2, 5)])
+@pytest.mark.parametrize("shape", [(1, 4), (1, 1), (2, 2), (2, 5), (1,), (5,), (1, 5, 2)])
 def test_types_of_other_positions_or_rows_say_nothing(shape):
     here = read([[VIDEO, TEXT]], filled(3), mm_token_type_ids=torch.zeros(shape, dtype=torch.long))
     assert not here.typed and here.mask.tolist() == [[True, False]]
@@ -79,6 +79,14 @@ def test_embeddings_without_ids_need_positions():
     with pytest.raises(HostError, match="visual tokens cannot be located"):
         columns(given, (VIDEO,), None, TYPES)
     assert columns(given, (VIDEO,), torch.tensor([[False, True, False]]), TYPES).mask.tolist() == [[False, True, False]]
+
+
+def test_an_attention_mask_of_positions_that_no_cache_explains_is_refused():
+    mask = torch.ones(1, 5)
+    with pytest.raises(HostError, match="spans 5 positions, but it got 2 tokens"):
+        read([[TEXT, VIDEO]], attention_mask=mask)
+    assert read([[TEXT, VIDEO]], filled(3), attention_mask=mask).past == 3
+    assert read([[TEXT, VIDEO]], attention_mask=mask[:, :2]).past == 0
 
 
 def test_padding_is_read_off_an_attention_mask_of_all_positions():
