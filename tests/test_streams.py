@@ -100,3 +100,16 @@ def test_the_last_of_two_equal_ones_is_found_and_only_so_many_are_remembered():
     samples.keep(second, filled(1))
     samples.keep(second, filled(2))
     assert samples.find(filled(0), 8) is None
+
+
+def test_a_later_sample_of_other_shape_hides_no_earlier_one_and_a_part_that_is_equal_is_not_enough():
+    samples, first, second = Samples(), stream(rows=1), stream(rows=1)
+    samples.keep(first, filled(0))
+    wider = DynamicCache()
+    wider.update(torch.zeros(1, 3, 8, 3), torch.zeros(1, 3, 8, 3), 0)
+    samples.keep(second, wider)
+    assert samples.find(filled(0), 8) is first and samples.find(wider, 8) is second
+    other = filled(0)
+    other.layers[0].keys = other.layers[0].keys.clone()
+    other.layers[0].keys[..., 0] += 1
+    assert samples.find(other, 8) is None
