@@ -98,7 +98,7 @@ class StandIn:
         return MethodType(getattr(type(self.module), self.name), memo[id(self.module)])
 
     def __reduce__(self) -> Any:
-        return MethodType, (getattr(type(self.module), self.name), self.module)
+        return getattr, (self.module, self.name)  # of a module that is still empty: its own method
 
 
 @contextmanager

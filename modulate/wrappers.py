@@ -21,7 +21,8 @@ def is_wrapper(module: nn.Module) -> bool:
     child = next(iter(module._modules.values()))
     if child is None or module._parameters:
         return False
-    parts = [*child._modules, *child._parameters]
+    inside = unwrapped(child)  # of a wrapper twice around a module, both have a child of one name
+    parts = [*inside._modules, *inside._parameters]
     return bool(parts) and all(name not in module._modules and hasattr(module, name) for name in parts)
 
 

@@ -211,3 +211,30 @@ def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_p
         for _ in range(2):
             assert torch.equal(model(**given).logits, expected)
     assert below.hits == 1
+
+
+def test_a_forward_that_was_interrupted_answers_for_no_other(host, below):
+    """Ctrl-C: torch calls no hook for what is no Exception."""
+    given, other = inputs(((7, 8),)), inputs(((10, 11),), seed=1)
+    expected = host(**other, use_cache=False).logits
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with below.remembered():
+        host(**given, use_cache=False)
+        handle = host.model.language_model.layers[3].mlp.register_forward_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            host(**given, use_cache=False)  # found
+        handle.remove()
+        assert torch.equal(host(**other, use_cache=False).logits, expected)
+
+
+def test_of_a_cache_only_the_lower_layers_are_kept_and_counted(host, below):
+    given = inputs(((7, 8),))
+    with below.remembered():
+        output = host(**given, use_cache=True)
+        (states,) = below._kept.values()
+        lower = layers_of(output)[: below.first + 1]
+        assert len(states.cached) == len(lower) == 2
+        assert states.nbytes == states.hidden.nbytes + sum(layer.keys.nbytes + layer.values.nbytes for layer in lower) == MIB - below._free

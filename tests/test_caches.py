@@ -1,11 +1,13 @@
 """The cache of a forward is known by what it is."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import CLIP, cached, inputs
 from transformers import Cache, DynamicCache
 
-from modulate.caches import cache_among, cache_out
+from modulate.caches import cache_among, cache_out, keys_at
 from modulate.errors import HostError
 
 
@@ -53,3 +55,27 @@ def test_a_past_that_no_argument_explains_is_refused(host, modulation):
     ):
         host(**batch)
         host.model(input_ids=torch.tensor([[9]]), attention_mask=mask, memory=Opaque())
+
+
+def two_layers(length):
+    """A cache of two layers, whose keys are their positions, in the second from 100 on: (1, 2 heads, length, 3)."""
+    cache = DynamicCache()
+    for layer in range(2):
+        keys = torch.arange(length).view(1, 1, length, 1).expand(1, 2, length, 3) + 100 * layer
+        cache.update(keys, keys, layer)
+    return cache
+
+
+def test_keys_are_those_of_the_deepest_layer_that_keeps_every_position():
+    cache = two_layers(5)
+    assert keys_at(cache, 3).tolist() == [[[103] * 3] * 2]
+    cache.layers[1].keys = cache.layers[1].keys[:, :, :3]
+    assert keys_at(cache, 2).tolist() == [[[2] * 3] * 2]
+    assert keys_at(cache, 5) is None
+    cache.layers[0].is_sliding = True
+    assert keys_at(cache, 2) is None
+
+
+def test_an_output_that_is_no_mapping_names_its_caches_by_its_attributes():
+    cache = DynamicCache()
+    assert cache_out(SimpleNamespace(logits=torch.ones(1), memory=cache)) == {"memory": cache}

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from tiny import CLIP, GRID, cached, features, fresh, inputs, qwen, scanpath
+from torch.utils.checkpoint import checkpoint
 
 from modulate import ClipInput, visual_grid
 from modulate.errors import ConditioningError, HostError
@@ -208,3 +209,41 @@ def test_an_interrupted_forward_is_over(host):
         interrupted(host, **batch)
         with pytest.raises(ConditioningError, match="ran inside a conditioning without a forward"), attachment.condition([[CLIP], [CLIP]]):
             host.model.language_model(inputs_embeds=torch.ones(1, 4, 32))
+
+
+def learned(modulation, loss):
+    """The gradients that ``loss`` gives a modulation's writers."""
+    modulation.zero_grad()
+    loss.backward()
+    return [writer.weight.grad.clone() for writer in modulation.out]
+
+
+@pytest.mark.parametrize("between", [None, "condition", "bare"])
+def test_a_forward_that_is_recomputed_has_its_own_gradients_whatever_the_backward_ran_before(host, modulation, between):
+    modulation.train().requires_grad_(True)
+    batch, other = inputs(), ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
+    run = lambda: host(**batch, use_cache=False).logits.square().mean()
+
+    def meanwhile(gradient):
+        with torch.no_grad(), attachment.bare() if between == "bare" else attachment.condition([[other], [other]]):
+            run()
+
+    with modulation.attached(host) as attachment:
+        with attachment.condition([[CLIP], [CLIP]]):
+            plain = run()
+        with attachment.condition([[CLIP], [CLIP]]):
+            kept = checkpoint(run, use_reentrant=False)
+        expected = learned(modulation, plain)
+        if between:
+            kept.register_hook(meanwhile)
+        for found, wanted in zip(learned(modulation, kept), expected, strict=True):
+            assert wanted.any()
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_an_attachment_that_fails_halfway_leaves_no_hook(host):
+    modulation = fresh(host, lora=True)
+    host.model.language_model.layers[3].self_attn.q_proj = torch.nn.Linear(32, 8)
+    with pytest.raises(HostError, match="of 32 to 32 features; in decoder layer 3 of this host it has 32 to 8"):
+        modulation.attach(host)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in host.modules())

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny import qwen
 from torch import nn
 
 from modulate.choice import LoraParams
 from modulate.errors import CheckpointError, HostError
 from modulate.hosts import understand
-from modulate.lora import LoraHooks, LoraTensors, check_numbers, describe
+from modulate.lora import LoraHook, LoraHooks, LoraSpec, LoraTensors, check_numbers, describe
 from modulate.passes import Pass
 
 
@@ -42,14 +43,13 @@ def test_a_target_that_all_layers_have_is_restricted_to_none(uneven):
     assert spec(uneven, "q_proj", "v_proj").layers == {}
 
 
-def test_restricted_targets_reach_the_host_where_they_are_and_leave_it_as_it_was(uneven):
-    tensors = LoraTensors(spec(uneven, "extra"), 4)
-    attached = LoraHooks(tensors, uneven, lambda: Pass(None, lora=True))
-    layers = [layer.self_attn for layer in uneven.layers]
-    assert [len(a.extra._forward_hooks) for a in layers if hasattr(a, "extra")] == [1, 1]
-    assert attached.layers == {1, 3} and not any(a.q_proj._forward_hooks for a in layers)
-    attached.remove()
-    assert not any(module._forward_hooks for a in layers for module in a.modules())
+def test_restricted_targets_are_hooked_where_they_are_and_leave_the_host_as_it_was(uneven):
+    hooked = LoraHooks(LoraTensors(spec(uneven, "extra"), 4), uneven, lambda: Pass(None, lora=True))
+    with_hooks = {name for name, module in uneven.model.named_modules() if module._forward_hooks}
+    assert {name.partition("layers.")[2] for name in with_hooks} == {"1.self_attn.extra", "3.self_attn.extra"}
+    assert hooked.layers == {1, 3}
+    hooked.remove()
+    assert not any(module._forward_hooks for module in uneven.model.modules())
 
 
 def test_a_target_of_two_shapes_is_refused_with_both_layers(uneven):
@@ -64,10 +64,12 @@ def test_a_target_that_no_layer_has_is_refused_with_those_that_are_there(uneven)
 
 
 def test_fresh_tensors_change_nothing_and_have_the_rank_asked_for(uneven):
-    tensors = LoraTensors(spec(uneven, "extra", rank=3), 4)
+    found = spec(uneven, "extra", rank=3)
+    tensors = LoraTensors(found, 4)
     config, named = tensors.to_peft()
     shapes = {key.split(".lora_")[1]: tuple(value.shape) for key, value in named.items()}
     assert shapes == {"A.weight": (3, 32), "B.weight": (24, 3)} and (config["r"], config["lora_alpha"]) == (3, 4.0)
+    assert set(config["target_modules"]) == {f"{found.layers_path}.{layer}.self_attn.extra" for layer in (1, 3)}
     assert all((value == 0).all() == (".lora_B." in key) for key, value in named.items())
 
 
@@ -88,3 +90,28 @@ def test_numbers_that_are_none_are_refused_with_the_file_s_name(tensor, text):
     check_numbers({"w": torch.ones(2)}, "adapter.safetensors")
     with pytest.raises(CheckpointError, match=f"adapter.safetensors: tensor 'w' .*{text}"):
         check_numbers({"w": tensor}, "adapter.safetensors")
+
+
+@pytest.mark.parametrize(("width", "allowed"), [(0, False), (1, True), (2**20, True), (2**20 + 1, False)])
+def test_widths_of_a_saved_adaptation_are_bounded(width, allowed):
+    make = lambda: LoraSpec(params=LoraParams(), shapes={"q_proj": (4, width)}, layers_path="layers")
+    if allowed:
+        assert make().shapes == {"q_proj": (4, width)}
+    else:
+        with pytest.raises(ValidationError, match="q_proj"):
+            make()
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_lora_adds_is_computed_in_fp32_also_under_autocast(named, autocast):
+    torch.manual_seed(0)
+    a, b, x, before = torch.randn(2, 64), torch.randn(8, 2), torch.randn(3, 64), torch.randn(3, 8)
+    passed = Pass(None, lora=True)
+    hook = LoraHook(a, b, 0.5, 7, lambda: passed)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = hook(nn.Identity(), () if named else (x,), {"input": x} if named else {}, before)
+    torch.testing.assert_close(found, before + 0.5 * x @ a.T @ b.T, atol=1e-5, rtol=1e-5)
+    assert passed.fired == {7}
+    passed.lora = False
+    assert hook(nn.Identity(), (x,), {}, before) is None

@@ -6,10 +6,11 @@ import resource
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import CLIP, fresh, inputs, qwen
+from tiny import CLIP, fresh, inputs, qwen, selecting
 
-from modulate import Modulation
+from modulate import Modulation, visual_grid
 from modulate.errors import CheckpointError, MissingFileError
+from modulate.modulation import step_spans
 
 
 def trained(host, **options):
@@ -163,3 +164,23 @@ def test_numbers_that_are_not_finite_or_no_numbers_are_refused(host, tmp_path):
                 Modulation.from_pretrained(tmp_path)
         save_file(whole, file)
     assert Modulation.from_pretrained(tmp_path)
+
+
+def test_what_is_asked_of_a_fresh_modulation_stands_in_its_configuration(host):
+    injection = selecting(host, "text").config.injection
+    assert (injection.layers, injection.tokens.kind, injection.alpha, injection.empty) == ((1, 2), "text", 1.0, "residual")
+
+
+def test_a_modulation_is_saved_over_an_earlier_one(host, tmp_path):
+    for _ in range(2):
+        modulation = trained(host, lora=True)
+        torch.nn.init.normal_(modulation.amplitude)
+        modulation.save_pretrained(tmp_path / "new" / "deep")
+        loaded = Modulation.from_pretrained(tmp_path / "new" / "deep")
+        assert torch.equal(loaded.amplitude, modulation.amplitude)
+        assert all(torch.equal(value, modulation.lora[name]) for name, value in loaded.lora.items())
+
+
+def test_every_token_knows_where_its_step_begins_and_ends():
+    grids = [visual_grid([0.0, 1.0], frames_per_step=1, rows=1, cols=2), visual_grid([0.0], frames_per_step=1, rows=1, cols=3)]
+    assert step_spans(grids).tolist() == [[0, 2]] * 2 + [[2, 4]] * 2 + [[4, 7]] * 3

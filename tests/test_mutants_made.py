@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are no installed package
 
 from benchmarks.mutants import equivalents, page  # noqa: E402
 from benchmarks.mutants.operators import mutants, sample  # noqa: E402
+from benchmarks.mutants.tests import Known  # noqa: E402
 
 
 def made(tmp_path, text):
@@ -120,6 +121,15 @@ for send, target in ((os.kill, os.getppid()), (os.kill, 1), (os.killpg, os.getpg
     inside = ROOT / "benchmarks" / "mutants" / "inside"
     done = subprocess.run([sys.executable, "-S", "-c", script, inside], capture_output=True, text=True, timeout=60, start_new_session=True)
     assert done.stdout.split() == ["-9", "PermissionError", "PermissionError", "PermissionError"], done.stderr
+
+
+def test_what_no_file_of_tests_imports_is_near_those_that_test_its_users():
+    known = Known(["tests/test_lora.py", "tests/test_passes.py", "tests/test_caches.py"])
+    near = lambda module: [known.nearness(file, module) for file in known.files]
+    assert near("modulate.lora") == [0, 2, 2]
+    assert near("modulate.passes") == [1, 0, 2]
+    assert near("modulate.wrappers") == [1, 2, 2]  # modulate.lora imports it
+    assert near("modulate.nowhere") == [2, 2, 2]
 
 
 def test_the_page_is_written_from_the_record():

@@ -528,3 +528,20 @@ def passes_of(output):
         found += [mark.passed for mark in node.metadata.values()]
         todo += [before for before, _ in node.next_functions]
     return list(dict.fromkeys(found))
+
+
+def test_layers_kept_before_attaching_are_computed_again_as_the_bare_hosts():
+    scene = Scene()
+    weight = trained_host(scene)
+    expected = gradient_of(weight, scene.loss())
+    loss = kept_by_layer(scene, scene.loss)
+    with scene.modulation.attached(scene.host):
+        torch.testing.assert_close(gradient_of(weight, loss), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_backward_that_comes_after_detaching_is_refused_where_layers_are_computed_again(scene):
+    with scene.modulation.attached(scene.host) as attachment:
+        plain, kept = (scene.under(attachment, ONE, run) for run in (scene.loss, layers(scene)))
+    plain.backward()
+    with pytest.raises(ConditioningError, match="detached since"):
+        kept.backward()

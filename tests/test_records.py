@@ -25,6 +25,7 @@ from modulate.recipe import dump, load_recipe
 from modulate.records import read_environment, read_log, read_metrics, read_state
 from modulate.report.runs import read
 from modulate.run import Run, environment
+from modulate.schema import LARGEST
 from modulate.sweeps import swept
 from modulate.sweeps.sweep import load_sweep, plan
 
@@ -449,3 +450,13 @@ def test_an_answer_whose_logits_are_not_finite_has_failed(logits):
     record = _prediction(sample, "signal", logits, 3)
     assert record.prediction is None and not record.correct and record.error.startswith("DataError: the host's logits of the options are not all finite: [")
     assert json.loads(as_lines([record]))["logits"] == []
+
+
+def test_a_log_that_is_not_there_has_no_lines_and_the_largest_number_is_allowed(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert read_log(path) == ()
+    path.write_text(json.dumps({"stage": "one", "step": 1, "gate": LARGEST}) + "\n")
+    assert [line.curves() for line in read_log(path)] == [{"gate": LARGEST}]
+    path.write_text(json.dumps({"stage": "one", "step": 1, "gate": -1.01 * LARGEST}) + "\n")
+    with pytest.raises(DataError, match="'gate' must lie between -1e\\+100 and 1e\\+100"):
+        read_log(path)

@@ -8,6 +8,8 @@ from tiny import CLIP, D_FEATURES, GRID, VIDEO, features, inputs, scanpath
 from modulate import ClipInput, Modulation
 from modulate.choice import Choice, Tokens
 from modulate.errors import ConditioningError
+from modulate.localize import Columns
+from modulate.selection import Selection
 
 OTHER = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
 
@@ -70,6 +72,13 @@ def test_a_mask_is_taken_as_it_is(host):
     mask[0, 3], mask[1, -1] = True, True
     where, _, _ = written(host, made, batch, [[CLIP], [OTHER]], mask=mask)
     assert torch.equal(where, mask)
+
+
+def test_positions_beyond_a_mask_are_not_chosen():
+    chosen = Selection(Tokens(kind="mask"), None, torch.tensor([[False, True]]))
+    for past, expected in ((0, [False, True, False, False]), (1, [True, False, False, False]), (2, [False] * 4)):
+        here = Columns(torch.zeros(1, 4, dtype=torch.bool), False, past, False, None)
+        assert chosen.choose(here).tolist() == [expected]
 
 
 @pytest.mark.parametrize("steps", [(0,), (-1,), (0, 1)])

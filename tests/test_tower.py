@@ -223,3 +223,15 @@ def test_a_host_whose_clips_cannot_be_told_apart_is_refused(tmp_path):
     model = next(f for f in FAMILIES if f.name == "smolvlm").build()
     with pytest.raises(HostError, match="SmolVLMModel has no get_video_features"):
         Tower(understand(model), tmp_path, GIB)
+
+
+def test_what_lacks_pixels_grids_or_a_constant_input_is_the_towers_own_business(host, tower, runs):
+    given = inputs()
+    pixels, grids = given["pixel_values_videos"], given["video_grid_thw"]
+    with tower.remembered():
+        see = getattr(host.model, METHOD)
+        for _ in range(2):
+            with pytest.raises((TypeError, AttributeError)):
+                see(pixels, None)  # the host's own error
+            see(pixels.clone().requires_grad_(True), grids)
+        assert len(runs) == 2 and tower.store.misses == 0

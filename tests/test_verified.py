@@ -151,3 +151,20 @@ def test_an_unknown_family_is_refused_with_the_nearest():
     code = "from modulate.cli import main; main(['hosts', '--verify', 'qwen2_5vl'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "qwen2_5_vl" in done.stderr
+
+
+def test_a_record_whose_cells_name_a_row_without_title_is_refused(tmp_path):
+    cell = {"outcome": "pass"}
+    host = {"served_by": "Some", "encodes": True, "cells": {"first": cell, "frist": cell}}
+    seen = {"torch": "2.11.0", "peft": "0.18.0", "device": "CPU", "hosts": {"some": host}}
+    path = tmp_path / "verified.json"
+    path.write_text(json.dumps({"rows": {"first": "A title", "frist": "Another"}, "versions": {"5.24.0": seen}}))
+    assert verified._read(path, "one").rows["frist"] == "Another"
+    path.write_text(json.dumps({"rows": {"first": "A title"}, "versions": {"5.24.0": seen}}))
+    with pytest.raises(PluginError, match=r"Plugin 'one': .*verified\.json: the row 'frist' has no title among its rows"):
+        verified._read(path, "one")
+
+
+def test_releases_are_ordered_by_their_numbers_and_what_came_before_a_release_comes_first():
+    mixed = ["5.24.0", "5.9.10", "5.24.0rc1", "5.100.0", "5.24"]
+    assert sorted(mixed, key=verified._order) == ["5.9.10", "5.24", "5.24.0rc1", "5.24.0", "5.100.0"]

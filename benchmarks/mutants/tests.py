@@ -40,6 +40,7 @@ class Known:
         found = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
         self.files = files or found
         self.imports = {file: _imports(ROOT / file) for file in self.files}
+        self.users = _users()
         self._traced: dict[str, Traced] = {}
 
     def traced(self, file: str) -> Traced:
@@ -54,7 +55,16 @@ class Known:
         return self._traced[file]
 
     def nearness(self, file: str, module: str) -> int:
-        """Return 0 for a module's namesake among the tests, 1 for a file that imports it, 2 for others."""
+        """Return 0 for a module's namesake among the tests, 1 for a file that imports it, 2 for others.
+
+        What no file of tests is near is known by the modules of the core that import it: files near these are near it.
+        """
+        found = self._nearness(file, module)
+        if found < 2 or any(self._nearness(other, module) < 2 for other in self.files):
+            return found
+        return 1 if any(self._nearness(file, user) < 2 for user in self.users.get(module, ())) else 2
+
+    def _nearness(self, file: str, module: str) -> int:
         name = module.rpartition(".")[2]
         if Path(file).stem.removeprefix("test_") == name:
             return 0
@@ -101,6 +111,15 @@ class Known:
 def module_of(path: str) -> str:
     """Return the dotted name of a module's file."""
     return ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _users() -> dict[str, set[str]]:
+    """Return each module of the core with those that import it."""
+    users: dict[str, set[str]] = {}
+    for path in (ROOT / CORE).rglob("*.py"):
+        for name in _imports(path):
+            users.setdefault(name, set()).add(module_of(path.relative_to(ROOT).as_posix()))
+    return users
 
 
 def _imports(path: Path) -> set[str]:

@@ -1,8 +1,9 @@
 """The encoder ``pointer``."""
 
 import torch
-from modulate import Params, SignalEncoder, SignalFeatures
 from pydantic import Field
+
+from modulate import Params, SignalEncoder, SignalFeatures
 
 
 class PointerParams(Params):
