@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,24 @@ for send, target in ((os.kill, os.getppid()), (os.kill, 1), (os.killpg, os.getpg
     inside = ROOT / "benchmarks" / "mutants" / "inside"
     done = subprocess.run([sys.executable, "-S", "-c", script, inside], capture_output=True, text=True, timeout=60, start_new_session=True)
     assert done.stdout.split() == ["-9", "PermissionError", "PermissionError", "PermissionError"], done.stderr
+
+
+def test_nothing_that_a_job_started_outlives_it():
+    script = """
+import subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+from benchmarks.mutants import child
+def job():
+    started = subprocess.Popen(["/bin/sh", "-c", "sleep 60 & echo $!; exec sleep 60"], stdout=subprocess.PIPE, start_new_session=True, text=True)
+    with open(sys.argv[2], "w") as out:
+        out.write(f"{started.pid} {started.stdout.readline()}")
+    return 3
+print(child.run(job, 30))
+"""
+    with tempfile.NamedTemporaryFile() as pids:
+        done = subprocess.run([sys.executable, "-S", "-c", script, ROOT, pids.name], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == ["3"], done.stderr
+        assert [Path(f"/proc/{pid}").exists() for pid in Path(pids.name).read_text().split()] == [False, False]
 
 
 def test_the_page_is_written_from_the_record():
