@@ -101,14 +101,15 @@ def test_ways_to_divide_a_host_that_do_not_work_are_refused(environment, values,
 
 
 JOIN = """
-import json, warnings
+import json, torch
 from modulate import launch
 import torch.distributed as dist
 team = launch.join("cpu")
 heard = team.gather(team.rank)
 same = launch.current() is team
+patience = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 launch.leave()
-print(json.dumps([team.rank, team.size, team.first_here, team.device, team.shards, team.reshard, team.patience, heard, same, dist.is_initialized()]))
+print(json.dumps([patience, team.rank, team.size, team.first_here, team.device, team.shards, team.reshard, team.patience, heard, same, dist.is_initialized()]))
 """
 
 
@@ -123,4 +124,4 @@ def test_processes_that_are_launched_together_are_one_team_until_they_leave():
         for rank in range(2)
     ]
     found = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
-    assert found == [[rank, 2, rank == 0, "cpu", True, False, 1800.0, [0, 1], True, False] for rank in range(2)]
+    assert found == [[1800.0, rank, 2, rank == 0, "cpu", True, False, 1800.0, [0, 1], True, False] for rank in range(2)]

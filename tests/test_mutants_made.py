@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,24 @@ def test_what_no_file_of_tests_imports_is_near_those_that_test_its_users():
     assert near("modulate.passes") == [1, 0, 2]
     assert near("modulate.wrappers") == [1, 2, 2]  # modulate.lora imports it
     assert near("modulate.nowhere") == [2, 2, 2]
+
+
+def test_nothing_that_a_job_started_outlives_it():
+    script = """
+import subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+from benchmarks.mutants import child
+def job():
+    started = subprocess.Popen(["/bin/sh", "-c", "sleep 60 & echo $!; exec sleep 60"], stdout=subprocess.PIPE, start_new_session=True, text=True)
+    with open(sys.argv[2], "w") as out:
+        out.write(f"{started.pid} {started.stdout.readline()}")
+    return 3
+print(child.run(job, 30))
+"""
+    with tempfile.NamedTemporaryFile() as pids:
+        done = subprocess.run([sys.executable, "-S", "-c", script, ROOT, pids.name], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == ["3"], done.stderr
+        assert [Path(f"/proc/{pid}").exists() for pid in Path(pids.name).read_text().split()] == [False, False]
 
 
 def test_the_page_is_written_from_the_record():

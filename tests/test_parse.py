@@ -141,3 +141,26 @@ def test_json_that_is_none_or_not_there_is_refused(tmp_path):
         read_json(tmp_path / "none.json", "Question file")
     with pytest.raises(DataError, match=r"Question file .* cannot be read: Is a directory"):
         read_json(tmp_path, "Question file")
+
+
+def is_refused(text):
+    try:
+        parse_yaml(text, "r")
+    except RecipeError as error:
+        assert f"nested deeper than {YAML_DEPTH} levels" in str(error)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("named", ["1", "[1]", "[[[[1]]]]", "{deep: [[[1]]], flat: 1}", "{flat: 1, deep: [[[1]]]}", "[[[1]], [1], 1]", "{a: {b: [1, [2]]}, c: []}"])
+def test_an_alias_is_as_deep_as_what_it_names_written_out(named):
+    before = "x: [[[[[[1]]]]]]\n"
+    seen = []
+    for around in range(YAML_DEPTH + 2):
+        opened, closed = "[" * around, "]" * around
+        alias = is_refused(f"{before}a: &a {named}\nb: {opened}*a{closed}\n")
+        again = is_refused(f"{before}a: &a {named}\nb: &b [*a, 1]\nc: {opened}*b{closed}\n")
+        assert alias == is_refused(f"{before}a: {named}\nb: {opened}{named}{closed}\n")
+        assert again == is_refused(f"{before}a: {named}\nc: {opened}[{named}, 1]{closed}\n")
+        seen.append(alias)
+    assert set(seen) == {True, False}

@@ -194,3 +194,11 @@ def test_an_unknown_condition_and_an_unknown_parameter_are_errors_with_near_matc
         recipes.load_recipe("gazeqwen_tiny", ["evaluation.conditions=[shufled]"])
     with pytest.raises(RecipeError, match=r"encoder.params of heatmap_dur is not valid:\n  dims: unknown key. Did you mean 'dim'"):
         recipes.load_recipe("gazeqwen_tiny", ["encoder.params={dims: 3}"])
+
+
+def test_of_many_problems_the_first_are_listed_and_the_others_counted():
+    tree = yaml.safe_load(Path(SMALL).read_text()) | {f"nose{i:02}": 1 for i in range(15)}
+    with pytest.raises(RecipeError) as found:
+        recipes.validate(tree, "mine")
+    lines = str(found.value).splitlines()
+    assert len(lines) == 14 and all("unknown key" in line for line in lines[1:13]) and lines[13] == "  … and 3 more."

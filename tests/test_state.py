@@ -39,6 +39,20 @@ def test_a_snapshot_is_unpacked_as_it_was_packed_with_all_random_numbers():
     assert (found.model["w/x"] == 1).all() and (found.best["w/x"] == 0).all() and (found.moments["exp_avg/w"] == 3).all()
 
 
+def test_a_loss_scale_is_no_matter_where_none_is_used():
+    accelerator = Accelerator(cpu=True)
+    notes, tensors = Snapshot(State(), {}, {}, {}, random.Random(0)).pack(accelerator)
+    assert notes["scaler"] is None
+    assert Snapshot.unpack(Checkpoint(notes | {"scaler": {"scale": 2.0}}, tensors), accelerator).state == State()
+
+
+def test_random_numbers_of_a_gpu_are_no_matter_on_the_cpu():
+    accelerator = Accelerator(cpu=True)
+    notes, tensors = Snapshot(State(), {}, {}, {}, random.Random(0)).pack(accelerator)
+    assert "random/cuda" not in tensors
+    assert Snapshot.unpack(Checkpoint(notes, tensors | {"random/cuda": torch.zeros(16, dtype=torch.uint8)}), accelerator).state == State()
+
+
 @pytest.mark.parametrize("damage", [lambda n, t: n.pop("state"), lambda n, t: n["state"].update(nose=1), lambda n, t: n.pop("random"), lambda n, t: t.update({"nose/x": torch.ones(1)})])
 def test_a_checkpoint_of_another_version_says_so(damage):
     accelerator = Accelerator(cpu=True)

@@ -61,6 +61,7 @@ def run(job: Callable[[], int], seconds: float) -> int | None:
     """Return the exit status of ``job`` in a process of its own, or None when it ran too long; ends all that it started."""
     folder = tempfile.mkdtemp(prefix="mutants-")
     sys.stdout.flush()
+    _adopt_orphans()
     pid = os.fork()
     if pid == 0:
         status = 70
@@ -78,7 +79,23 @@ def run(job: Callable[[], int], seconds: float) -> int | None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+        _end_orphans()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _adopt_orphans() -> None:
+    """Let processes below this one whose parent ends become its own children, whatever their group or session."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _end_orphans() -> None:
+    """End every process that is left of a job: a fault may have kept a test from ending what it had started."""
+    while left := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        for pid in map(int, left):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
 def _apart(folder: str) -> None:
@@ -89,7 +106,7 @@ def _apart(folder: str) -> None:
         silence = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(silence, descriptor)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent has ended is this one's: so it is known as the test's own
+    _adopt_orphans()  # so that they are known as the test's own
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["TMPDIR"] = folder

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from benchmarks.mutants.child import ROOT
 from benchmarks.mutants.equivalents import listed
-from benchmarks.mutants.tests import ROOT
 
 DATA, PAGE = ROOT / "docs/results/mutants.json", ROOT / "docs/results/mutants.md"
 BAR = 0.9
