@@ -74,7 +74,7 @@ def test_a_run_is_evaluated_on_another_world_by_naming_its_folder(weights, train
     answered = [json.loads(line) for line in (there.folder / "predictions.jsonl").read_text().splitlines()]
     assert len({a["group"] for a in answered}) == 3 and there.read_json("metrics.json")["controls"].keys() == {"none", "shuffled"}
     assert differing(there.recipe, trained.recipe) == sorted(["name", *(f"data.params.{key}" for key in ("drift", "objects", "root", "seed", "test", "val"))])
-    assert trained.read_json("metrics.json") == {"own": "results"} and there.weight_hashes() == trained.weight_hashes()
+    assert json.loads((trained.folder / "metrics.json").read_text(encoding="utf-8")) == {"own": "results"} and there.weight_hashes() == trained.weight_hashes()
     written = [path.stat().st_mtime_ns for path in sorted(there.weights.rglob("*"))]
     evaluated(trained, "--on", str(weights / "other world"), "--split", "val")  # goes on with the same run
     assert [path.stat().st_mtime_ns for path in sorted(there.weights.rglob("*"))] == written and (there.folder / "metrics-val.json").is_file()

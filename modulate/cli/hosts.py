@@ -91,9 +91,9 @@ def _kept(here: Versions, passed: list[str]) -> str:
 
 
 def summary(cells: dict[str, dict[str, str]]) -> str:
-    """Return how many rows pass, are refused, are not applicable."""
+    """Return how many rows pass, are refused, are not applicable, were not run."""
     counted = Counter(cell["outcome"] for cell in cells.values())
-    return ", ".join(f"{counted[outcome]} {outcome}" for outcome in ("pass", "refused", "not applicable", "failed") if counted[outcome])
+    return ", ".join(f"{counted[outcome]} {outcome}" for outcome in ("pass", "refused", "not applicable", "not run", "failed") if counted[outcome])
 
 
 def served(seen: dict[str, Any]) -> str:
