@@ -47,6 +47,10 @@ REENTRANT = (
 )
 
 
+TRACED = tuple(map(int, torch.__version__.partition("+")[0].split(".")[:2])) >= (2, 14)
+"""Whether dynamo may look into the entry's hooks, so that a strict export is refused in our words. Seen on 2.14; 2.11 cannot compile a whole host so."""
+
+
 class Attachment:
     """A modulation attached to a host; owns its hooks."""
 
@@ -84,7 +88,8 @@ class Attachment:
             self._lora = LoraHooks(self.modulation.lora, self.host, self._current)
             self._undo.callback(self._lora.remove)
         entry = self.host.entry
-        handles = [entry.register_forward_pre_hook(Hook(self._before), with_kwargs=True), entry.register_forward_hook(Hook(self._after), always_call=True)]
+        before, after = (self._before, self._after) if TRACED else map(torch.compiler.disable, (self._before, self._after))
+        handles = [entry.register_forward_pre_hook(Hook(before), with_kwargs=True), entry.register_forward_hook(Hook(after), always_call=True)]
         for k, layer in enumerate(self.modulation.config.injection.layers):
             # First in line: transformers records hidden states by hooks of its own, which must see the modulated ones.
             handles.append(self.host.layers[layer].register_forward_hook(Hook(self._write(k)), prepend=True))

@@ -1,9 +1,8 @@
 """The encoder ``pointer``."""
 
 import torch
-from pydantic import Field
-
 from modulate import Params, SignalEncoder, SignalFeatures
+from pydantic import Field
 
 
 class PointerParams(Params):
