@@ -147,11 +147,11 @@ def test_a_precision_that_the_cpu_lacks_is_refused(tmp_path):
     assert (made.mixed_precision, made.device.type, made.log_with) == ("no", "cpu", [])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 37, 200])
-def test_one_cycle_is_torch_s(steps):
+def as_torch(ours, steps, **more):
+    """Rates and momenta are those of torch's own one cycle."""
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight], lr=1.0)
-    schedule, ours = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3.0e-4, total_steps=steps), one_cycle(steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3.0e-4, total_steps=steps, **more)
     for step in range(steps):
         group = optimizer.param_groups[0]
         factor, momentum = ours(step)
@@ -159,6 +159,11 @@ def test_one_cycle_is_torch_s(steps):
         optimizer.step()
         if step < steps - 1:
             schedule.step()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 37, 200])
+def test_one_cycle_is_torch_s(steps):
+    as_torch(one_cycle(steps), steps)
 
 
 def test_processes_joined_for_another_kind_of_device_are_refused(tmp_path, monkeypatch):

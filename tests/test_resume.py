@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.utils import AutocastKwargs
+from test_optimise import as_torch
 
 from modulate.errors import CheckpointError, DataError, DivergedError, Interrupted, LockedError, StorageError
 from modulate.evaluation.evaluate import evaluate
@@ -498,16 +499,7 @@ def scheduled(steps, warmup):
 @pytest.mark.parametrize("warmup", [0, 20])
 def test_one_cycle_is_torch_s_with_its_peak_where_the_released_code_puts_it(steps, warmup):
     rising = min(warmup / steps, 0.5)
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([weight], lr=1.0)
-    schedule, ours = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3.0e-4, total_steps=steps, pct_start=rising), scheduled(steps, warmup)
-    for step in range(steps):
-        group = optimizer.param_groups[0]
-        factor, momentum = ours(step)
-        assert (3.0e-4 * factor, momentum) == pytest.approx((group["lr"], group["betas"][0]), rel=1e-9)
-        optimizer.step()
-        if step < steps - 1:
-            schedule.step()
+    as_torch(scheduled(steps, warmup), steps, pct_start=rising)
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(2, 20), (10, 1)])

@@ -15,9 +15,7 @@ from modulate import plugins
 from modulate.cli.arguments import AsJson
 from modulate.cli.output import echo_json
 from modulate.errors import PluginError, StorageError, near_matches
-from modulate.verified import Cell, Versions, contract_of, recorded, remember
-
-SUITE = "python -m pytest tests/contract --write-hosts"
+from modulate.verified import SUITE, Cell, Versions, contract_of, recorded, remember
 
 
 def hosts(
