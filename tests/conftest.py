@@ -26,15 +26,12 @@ def every_family_is_taken_for_verified():
         yield
 
 
-@pytest.fixture(scope="session")
-def shared_host():
-    return qwen()
-
-
 @pytest.fixture
-def host(shared_host):
-    yield shared_host
-    assert not our_hooks(shared_host), "a test left hooks of ours on the shared host"
+def host():
+    """A host of the test's own, so that no test meets what another one did to it."""
+    host = qwen()
+    yield host
+    assert not our_hooks(host), "a test left hooks of ours on its host"
 
 
 @pytest.fixture
