@@ -9,6 +9,8 @@ OLDEST := .venv-oldest
 LOCK ?= -c requirements/lock.txt -c requirements/lock-cuda.txt
 ENVIRONMENTS := requirements/environments.py
 QUICK := -m "not slow and not gpu and not network"
+# a process for each core; a file's tests share fixtures, so they stay together
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 # setuptools notes each editable installation on several lines
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation"
 
@@ -18,17 +20,17 @@ demo: $(STAMP)  ## train, evaluate and compare a small modulation on generated v
 	$(BIN)/modulate train recipes/gazeqwen_tiny.yaml
 
 test: $(STAMP)  ## the quick suite
-	$(BIN)/python -m pytest $(QUICK)
+	$(BIN)/python -m pytest $(PARALLEL) $(QUICK)
 
 test-all: $(STAMP)  ## the quick suite and the long tail
 	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev,quantised]"
 	$(BIN)/python -m pytest -m "not gpu and not network"
 
 test-newest: newest  ## the quick suite on the newest releases, whatever the lock says, in an environment of its own
-	$(NEWEST)/bin/python -m pytest $(QUICK)
+	$(NEWEST)/bin/python -m pytest $(PARALLEL) $(QUICK)
 
 test-oldest: oldest  ## the quick suite on the oldest releases that pyproject.toml allows, in an environment of its own
-	$(OLDEST)/bin/python -m pytest $(QUICK)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(QUICK)
 
 newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
