@@ -57,7 +57,7 @@ check: $(STAMP)  ## lint, types, generated docs
 	$(BIN)/python -m modulate.cli.reference --check
 
 torture: $(STAMP)  ## kill runs, damage files, and write docs/explanation/durability.md; at most 20 minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.durability
 
 mutants: $(STAMP)  ## put small faults into the core, see which the quick tests notice, and write docs/results/mutants.md; hours
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants

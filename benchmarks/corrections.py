@@ -17,7 +17,7 @@ import numpy as np
 from tabletop_study import accuracy, cell, difference, publish, records, run_all
 
 from modulate.checks.check import check
-from modulate.recipe import load_recipe
+from modulate.config.recipe import load_recipe
 from modulate_gaze.extraction import Extraction, extract, write_fixations
 from modulate_gaze.raw_gaze import Recording
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modulate.alignment import align
-from modulate.components import Backbone, Sample
-from modulate.grid import VisualGrid
-from modulate.video import Frames, read_frames
+from modulate.data.alignment import align
+from modulate.data.video import read_frames
+from modulate.interfaces.components import Backbone, Sample
+from modulate.interfaces.frames import Frames
+from modulate.interfaces.visual_grid import VisualGrid
 from modulate_gaze.scanpath import Scanpath
 
 

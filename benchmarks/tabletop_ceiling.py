@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from tabletop_study import accuracy, cell, publish
 
-from modulate.components import Sample
+from modulate.config.recipe import load_recipe
 from modulate.errors import DataError
 from modulate.evaluation.evaluate import score
 from modulate.evaluation.metrics import Prediction
-from modulate.pipeline import Pipeline
-from modulate.recipe import load_recipe
+from modulate.inference.pipeline import Pipeline
+from modulate.interfaces.components import Sample
 from modulate_gaze.activity import activity, align
 from modulate_tabletop import packing, steer
 from modulate_tabletop.questions import TASKS

@@ -78,7 +78,7 @@ class DivergedError(ModulateError, ArithmeticError):
     """Training stopped because losses or gradients are not finite any more."""
 
 
-class Interrupted(ModulateError, RuntimeError):  # noqa: N818 - no failure: the run was asked to stop, and has saved itself
+class Interrupted(ModulateError, RuntimeError):  # noqa: N818  (not a failure: the run was asked to stop and has saved itself)
     """A run was asked to stop by a signal, finished what it was at, and saved; the same command continues it.
 
     ``code``: with which a command ends that was: 128 and the signal's number, as shells have it.

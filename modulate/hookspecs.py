@@ -21,37 +21,37 @@ Register = Callable[[str, str | type], None]
 
 @hookspec
 def register_signals(register: Register) -> None:
-    """Kinds of time-stamped side information: subclasses of :class:`modulate.signals.Signal`."""
+    """Kinds of time-stamped side information: subclasses of :class:`modulate.interfaces.signal.Signal`."""
 
 
 @hookspec
 def register_signal_encoders(register: Register) -> None:
-    """Signal + visual grid → features per visual token: :class:`modulate.components.SignalEncoder`."""
+    """Signal + visual grid → features per visual token: :class:`modulate.interfaces.components.SignalEncoder`."""
 
 
 @hookspec
 def register_backbones(register: Register) -> None:
-    """Frozen vision encoders of the raw frames: :class:`modulate.components.Backbone`."""
+    """Frozen vision encoders of the raw frames: :class:`modulate.interfaces.components.Backbone`."""
 
 
 @hookspec
 def register_modulators(register: Register) -> None:
-    """Signal features + backbone features → residuals: :class:`modulate.components.Modulator`."""
+    """Signal features + backbone features → residuals: :class:`modulate.interfaces.components.Modulator`."""
 
 
 @hookspec
 def register_hosts(register: Register) -> None:
-    """What a family of multimodal LLMs needs beyond the generic host: :class:`modulate.hosts.Host`."""
+    """What a family of multimodal LLMs needs beyond the generic host: :class:`modulate.hosts.host.Host`."""
 
 
 @hookspec
 def register_datasets(register: Register) -> None:
-    """Questions about clips, with their signals: :class:`modulate.components.Dataset`."""
+    """Questions about clips, with their signals: :class:`modulate.interfaces.components.Dataset`."""
 
 
 @hookspec
 def register_inputs(register: Register) -> None:
-    """Ways of telling the bare host about a signal by what it is given, to compare with: :class:`modulate.components.InputTransform`."""
+    """Ways of telling the bare host about a signal by what it is given, to compare with: :class:`modulate.interfaces.components.InputTransform`."""
 
 
 @hookspec

@@ -21,7 +21,7 @@ import pluggy
 
 from modulate import hookspecs
 from modulate.errors import ComponentError, ModulateError, PluginError, near_matches
-from modulate.installed import entry_points, module_of, notes, ships
+from modulate.utils.entry_points import entry_points, module_of, notes, ships
 
 GROUP = "modulate"
 VARIABLE = "MODULATE_PLUGINS"

@@ -10,9 +10,10 @@ import pytest
 pytest.register_assert_rewrite("modulate_hosts.contract")  # rows of the contract live in the package, and fail as tests do
 
 import torch  # noqa: E402
-from tiny import CLIP, fresh, our_hooks, qwen  # noqa: E402
 
-from modulate import plugins, verified  # noqa: E402
+from modulate import plugins  # noqa: E402
+from modulate.hosts import verified_versions as verified  # noqa: E402
+from tests.tiny import CLIP, fresh, our_hooks, qwen  # noqa: E402
 
 torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose a lot where cores are busy
 

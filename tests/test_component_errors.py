@@ -1,25 +1,24 @@
 """Components that fail: named with their plugin, the original kept as the cause, and the host left clean."""
 
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import CLIP, D_FEATURES, inputs, our_hooks, qwen
 from torch import nn
 
 from modulate import Modulation, cli, plugins
-from modulate.choice import Choice, LoraParams, Params
-from modulate.components import Backbone, Dataset, Modulator, Sample, SignalEncoder, SignalFeatures
+from modulate.config.injection import LoraParams
+from modulate.config.recipe import load_recipe
 from modulate.errors import ComponentError, DataError, PluginError, RecipeError
 from modulate.evaluation.evaluate import score
 from modulate.hookspecs import hookimpl
-from modulate.pipeline import Pipeline
-from modulate.recipe import load_recipe
-from modulate.video import Frames
-
-SMALL = str(Path(__file__).parent / "data" / "small.yaml")
+from modulate.inference.pipeline import Pipeline
+from modulate.interfaces.components import Backbone, Dataset, Modulator, Sample, SignalEncoder, SignalFeatures
+from modulate.interfaces.frames import Frames
+from modulate.interfaces.params import Choice, Params
+from tests.paths import SMALL
+from tests.tiny import CLIP, D_FEATURES, inputs, our_hooks, qwen
 
 
 class LoudParams(Params):
@@ -240,7 +239,7 @@ def test_the_command_line_keeps_the_traceback_of_a_components_failure(monkeypatc
         with plugins.registry().blame("modulator", "gaze_resampler", "forward"):
             raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("modulate.recipe.recipe_paths", broken)
+    monkeypatch.setattr("modulate.config.recipe.recipe_paths", broken)
     with pytest.raises(SystemExit) as ended:
         cli.main(["ls"])
     err = capsys.readouterr().err

@@ -7,24 +7,25 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import CLIP, GRID, features, fresh, inputs, qwen
 from torch.nn.functional import interpolate
 
 from modulate import ClipInput, visual_grid
-from modulate.alignment import align
-from modulate.choice import Choice, Injection
-from modulate.components import FrameFeatures, Sample
+from modulate.config.injection import Injection
+from modulate.config.recipe import load_recipe
+from modulate.config.sections import Sampling
+from modulate.data.alignment import align
 from modulate.errors import RecipeError, VideoError
 from modulate.evaluation.evaluate import _metrics, score
 from modulate.evaluation.metrics import Prediction
-from modulate.grid import counted_on
-from modulate.pipeline import Pipeline
-from modulate.recipe import load_recipe
-from modulate.run import Run
-from modulate.sections import Sampling
-from modulate.training.train import train
+from modulate.inference.pipeline import Pipeline
+from modulate.interfaces.components import FrameFeatures, Sample
+from modulate.interfaces.params import Choice
+from modulate.interfaces.visual_grid import counted_on
+from modulate.runs.run import Run
+from modulate.training.trainer import train
 from modulate_gaze.scanpath import Scanpath
 from modulate_tabletop.make import make_world
+from tests.tiny import CLIP, GRID, features, fresh, inputs, qwen
 
 RATES = [{"up_to": 30, "fps": 1}, {"up_to": 60, "fps": 0.5}, {"up_to": 300, "fps": 0.2}, {"fps": 0.1}]
 

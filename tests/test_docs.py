@@ -5,17 +5,16 @@ import graphlib
 import inspect
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import GRID, features, inputs, scanpath
 
 from modulate import hookspecs, visual_grid
-from modulate.alignment import align
-from modulate.recipe import load_recipe
+from modulate.config.recipe import load_recipe
+from modulate.data.alignment import align
+from tests.paths import ROOT
+from tests.tiny import GRID, features, inputs, scanpath
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
 CORE = sorted((ROOT / "modulate").rglob("*.py"))
@@ -61,7 +60,7 @@ def imported(tree):
 
 
 def own_name(path, package="modulate"):
-    """The module's first part inside its package: `modulate/cli/ask.py` → cli."""
+    """The module's first part inside its package: `modulate/cli/commands/ask.py` → cli."""
     return path.relative_to(ROOT / package).parts[0].removesuffix(".py")
 
 

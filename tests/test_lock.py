@@ -4,16 +4,15 @@ import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from modulate import plugins
-from modulate.verified import Versions, doubt, releases
+from modulate.hosts.verified_versions import Versions, doubt, releases
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("environments", ROOT / "requirements" / "environments.py")
 environments = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(environments)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 POINTER = ROOT / "docs" / "tutorial" / "modulate-pointer"
 
 
@@ -96,10 +97,10 @@ from pathlib import Path
 import torch
 import modulate, modulate_pointer
 from modulate import ClipInput, Modulation, visual_grid
-from modulate.choice import Choice, Injection
-from modulate.modulation import HostSpec, ModulationConfig
-from modulate.paths import resolve
-from modulate.recipe import recipe_paths
+from modulate.interfaces.params import Choice, Injection
+from modulate.modulation.module import HostSpec, ModulationConfig
+from modulate.utils.paths import resolve
+from modulate.config.recipe import recipe_paths
 from modulate_gaze.scanpath import Scanpath
 
 site = Path(sys.argv[1]).resolve()

@@ -8,13 +8,14 @@ import sys
 import tomllib
 import types
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
 
-from modulate import installed, plugins
+from modulate import plugins
 from modulate.errors import PluginError
 from modulate.hookspecs import hookimpl
+from modulate.utils import entry_points as installed
+from tests.paths import ROOT
 
 
 class Dot:
@@ -183,7 +184,7 @@ def test_a_second_entry_point_of_a_taken_name_is_listed_and_leaves_the_first_alo
 
 # --- one in the place of another --------------------------------------------------------------------------------------------------------
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def test_the_plugins_that_ship_are_those_of_the_project():

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import our_hooks
 
 from modulate import Modulation
-from modulate.choice import Choice
-from modulate.hosts import understand
-from modulate.paths import resolve
-from modulate.video import Frames
+from modulate.hosts.host import understand
+from modulate.interfaces.frames import Frames
+from modulate.interfaces.params import Choice
+from modulate.utils.paths import resolve
+from tests.paths import ROOT
+from tests.tiny import our_hooks
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

@@ -1,23 +1,23 @@
 """What recipes, checkpoints, data sets and plugins of strangers cannot do. The threat model (docs/explanation/threat-model.md) names these tests."""
 
 import ast
-import pickle  # noqa: TID251  (to show that it is not read)
+import pickle  # noqa: TID251  (to show what is refused)
 import re
 import sys
 from pathlib import Path
 
 import pytest
-from tiny import qwen
 
 from modulate import cli
+from modulate.config.recipe import load_recipe
 from modulate.errors import DataError, HostError, MissingFileError, PluginError, RecipeError
-from modulate.hosts import Host, HostParams
-from modulate.paths import checked_name, resolve
-from modulate.pipeline import Pipeline
-from modulate.recipe import load_recipe
+from modulate.hosts.host import Host, HostParams
+from modulate.inference.pipeline import Pipeline
+from modulate.utils.paths import checked_name, resolve
 from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
+from tests.paths import ROOT
+from tests.tiny import qwen
 
-ROOT = Path(__file__).parents[1]
 SMALL = str(ROOT / "tests" / "data" / "small.yaml")
 SOURCES = sorted([*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 
@@ -65,7 +65,7 @@ OTHER_READERS = {"cv2", "decord", "torchcodec", "imageio", "moviepy"}
 def test_videos_are_opened_in_one_place():
     assert list(openings("av.open(p)")) and list(openings("av.open(p, 'r')")) and list(openings("from av import open")) and not list(openings("av.open(p, 'w')"))
     found = {path.relative_to(ROOT).as_posix(): calls for path in SOURCES if (calls := list(openings(path.read_text(encoding="utf-8"))))}
-    assert found.keys() == {"modulate/containers.py"} and len(found["modulate/containers.py"]) == 1
+    assert found.keys() == {"modulate/data/video_containers.py"} and len(found["modulate/data/video_containers.py"]) == 1
     imported = {path.name: {line.split()[1].split(".")[0] for line in path.read_text(encoding="utf-8").splitlines() if re.match(r" *(import|from) ", line)} for path in SOURCES}
     assert not {name: others for name, modules in imported.items() if (others := modules & OTHER_READERS)}
 
@@ -255,7 +255,7 @@ def test_code_that_comes_with_a_host_does_not_run_and_nobody_is_asked(hidden_cod
     with pytest.raises(HostError, match=r"hidden_code_host' cannot be loaded: [^$]*trust_remote_code"):
         Host.load(HostParams(path=str(folder)))
     assert not marker.exists()
-    with pytest.raises(Exception):  # noqa: B017  (whatever comes of a model that is none: the code ran)
+    with pytest.raises(Exception):  # noqa: B017
         Host.load(HostParams(path=str(folder), trust_remote_code=True))
     assert marker.exists()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from modulate.components import SignalFeatures
+from modulate.interfaces.components import SignalFeatures
 from modulate_gaze.coordinates import sinusoid
 
 

@@ -4,7 +4,8 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
-from modulate.choice import Choice, Tokens
+from modulate.config.injection import Tokens
+from modulate.interfaces.params import Choice
 from modulate_hosts.contract.suite import D_FEATURES, cached, fresh, our_hooks, scanpath
 
 __all__ = ["CLIP", "D_FEATURES", "GRID", "cached", "features", "fresh", "inputs", "our_hooks", "qwen", "scanpath", "selecting"]

@@ -13,8 +13,8 @@ from benchmarks.speed.bench import Bench
 from benchmarks.speed.side_by_side import side_by_side
 from benchmarks.speed.timing import compared, interleaved
 from modulate import Modulation
-from modulate.choice import LoraParams
-from modulate.pipeline import Pipeline
+from modulate.config.injection import LoraParams
+from modulate.inference.pipeline import Pipeline
 
 NAME = "bench"
 """The adapter's name in PEFT."""

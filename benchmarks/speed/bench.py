@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.naive import Naive
 from benchmarks.speed import world
 from modulate import ClipInput, Modulation
-from modulate.pipeline import Pipeline
+from modulate.inference.pipeline import Pipeline
 
 
 class Bench:

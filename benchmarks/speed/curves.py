@@ -14,7 +14,7 @@ from benchmarks.speed import world
 from benchmarks.speed.bench import Bench, awake
 from benchmarks.speed.timing import interleaved
 from modulate import ClipInput, Modulation, visual_grid
-from modulate.choice import Choice
+from modulate.interfaces.params import Choice
 from modulate_gaze.scanpath import Scanpath
 
 ROWS, COLS, D_FEATURES = 13, 18, 192  # of the bench's clips

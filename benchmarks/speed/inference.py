@@ -12,9 +12,9 @@ from torch import nn
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.side_by_side import side_by_side
 from benchmarks.speed.timing import compared, interleaved
-from modulate.hooks import Hook
-from modulate.pipeline import Pipeline
-from modulate.rows import Rows
+from modulate.hosts.hooks import Hook
+from modulate.inference.pipeline import Pipeline
+from modulate.modulation.clip_inputs import Rows
 
 Act = Callable[[Any], Any]
 

@@ -21,16 +21,16 @@ from benchmarks.speed.bench import Bench, awake
 from benchmarks.speed.inference import forward, generate
 from benchmarks.speed.timing import Cost, compared, cost, interleaved, peak, ratio, resident, started
 from modulate import ClipInput, Modulation, visual_grid
-from modulate.below import Below
-from modulate.choice import Choice
 from modulate.evaluation.evaluate import score
-from modulate.modulated_host import ModulatedHost
-from modulate.pipeline import Pipeline
-from modulate.run import Run
-from modulate.together import ask_together, by_clip, shared_prefix
-from modulate.tower import Contents, Tower
-from modulate.training.optimise import smoothed_cross_entropy
-from modulate.training.train import Progress, train
+from modulate.hosts.hidden_state_cache import Below
+from modulate.hosts.vision_tower_cache import Contents, Tower
+from modulate.inference.pipeline import Pipeline
+from modulate.inference.shared_prefix import ask_together, by_clip, shared_prefix
+from modulate.interfaces.params import Choice
+from modulate.modulation.modulated_host import ModulatedHost
+from modulate.runs.run import Run
+from modulate.training.optimizer import smoothed_cross_entropy
+from modulate.training.trainer import Progress, train
 from modulate_gaze.scanpath import Scanpath
 
 GIB = 1.0

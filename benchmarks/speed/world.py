@@ -14,7 +14,7 @@ import av
 import numpy as np
 import torch
 
-from modulate.recipe import Recipe, validate
+from modulate.config.recipe import Recipe, validate
 from modulate_tabletop.host_files import CHAT_TEMPLATE, ID, tokenizer
 
 LAYERS, WIDTH, VOCABULARY = 12, 512, 8192

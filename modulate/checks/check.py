@@ -7,24 +7,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modulate.alignment import align
-from modulate.checks.budget import Example, count_parameters, meta_recipe
-from modulate.checks.costs import tell_costs
+from modulate.checks.cost_model import Example, count_parameters, meta_recipe
+from modulate.checks.cost_report import tell_costs
 from modulate.checks.coverage import Probes, coverage
+from modulate.checks.dead_layers import reach, twin_reach
 from modulate.checks.findings import Finding, Level, Report
-from modulate.checks.meta import META
-from modulate.checks.noise import ASSUMED
-from modulate.checks.reach import reach, twin_reach
+from modulate.checks.meta_tensors import META
 from modulate.checks.settings import check_settings
-from modulate.components import Sample
+from modulate.checks.synthetic_data import ASSUMED
+from modulate.config.recipe import Recipe
+from modulate.data.alignment import align
+from modulate.data.clip_shards import SPLITS
+from modulate.data.feature_extractor import asked_times
 from modulate.errors import HostError, MissingFileError, ModulateError
-from modulate.footage import asked_times
-from modulate.hosts import EncodedPrompt
-from modulate.modulation import Modulation
-from modulate.pipeline import Pipeline
-from modulate.plan import SPLITS
-from modulate.recipe import Recipe
-from modulate.video import Frames
+from modulate.hosts.host import EncodedPrompt
+from modulate.inference.pipeline import Pipeline
+from modulate.interfaces.components import Sample
+from modulate.interfaces.frames import Frames
+from modulate.modulation.module import Modulation
 
 __all__ = ["Finding", "Report", "check", "examples"]
 
@@ -35,7 +35,7 @@ QUESTION = "Question: What is the person looking at right now, while the kettle 
 def check(recipe: Recipe, cache: Path, prepare: bool = False, trust_remote_code: bool = False, meta: bool = False) -> Report:
     """Check a validated recipe. Errors that are found become findings, not exceptions.
 
-    ``prepare``: let the data set make its files first. ``trust_remote_code``: see :class:`modulate.pipeline.Pipeline`. ``meta``: build host and backbone on
+    ``prepare``: let the data set make its files first. ``trust_remote_code``: see :class:`modulate.inference.pipeline.Pipeline`. ``meta``: build host and backbone on
     meta tensors, without weights and memory; so it is done anyway when the recipe's weights are random, and when the host cannot be loaded.
     """
     report = Report(recipe.name)

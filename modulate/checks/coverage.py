@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from modulate.checks.findings import Report
-from modulate.components import Sample, SignalEncoder
+from modulate.data.feature_extractor import on_clock
+from modulate.data.video import VideoInfo, probe
 from modulate.errors import ModulateError, VideoError
-from modulate.footage import on_clock
-from modulate.grid import VisualGrid, visual_grid
-from modulate.pipeline import Pipeline
-from modulate.signals import Signal
-from modulate.video import VideoInfo, probe
+from modulate.inference.pipeline import Pipeline
+from modulate.interfaces.components import Sample, SignalEncoder
+from modulate.interfaces.signal import Signal
+from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 
 CHUNK = 16  # clips encoded at once
 

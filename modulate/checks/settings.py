@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from accelerate.tracking import LoggerType, get_available_trackers
 
 from modulate.checks.findings import Level, Report
-from modulate.components import Params, Sample
-from modulate.recipe import Recipe
-from modulate.training.loader import arranged
+from modulate.config.recipe import Recipe
+from modulate.interfaces.components import Params, Sample
+from modulate.training.data_loader import arranged
 
 
 def check_settings(report: Report, recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> None:

@@ -9,7 +9,7 @@ import typer
 from modulate import plugins
 from modulate.cli import output
 from modulate.errors import ComponentError, Interrupted, ModulateError, PluginError, StorageError
-from modulate.notices import heard
+from modulate.utils.library_warnings import heard
 
 HELP = "Let a frozen multimodal LLM listen to a side signal such as eye gaze."
 
@@ -19,7 +19,7 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
 
     A plugin whose commands cannot be added, or clash with others, is marked as broken with its reason and adds none.
     """
-    from modulate.cli import adopt, ask, bench, cat, check, cp, evaluate, features, hosts, ls, plugins_list, recipe, report, sweep, train
+    from modulate.cli.commands import adopt, ask, bench, cat, check, cp, evaluate, features, hosts, ls, plugins_list, recipe, report, sweep, train
 
     registry = registry or plugins.registry()
     note = [f"Switched off by {plugins.VARIABLE}: {', '.join(registry.off)}."] if registry.off else []

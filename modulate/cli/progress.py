@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from modulate.files import gib
-from modulate.pipeline import Pipeline
-from modulate.training import train as training
+from modulate.inference.pipeline import Pipeline
+from modulate.training import trainer as training
+from modulate.utils.atomic_files import gib
 
 EVERY = 30.0
 """Seconds between two lines where stderr is no terminal."""

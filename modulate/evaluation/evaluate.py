@@ -10,27 +10,27 @@ from typing import Any
 
 import torch
 
-from modulate.components import Sample
+from modulate.config.recipe import dump
+from modulate.config.sections import BUILT_IN
+from modulate.data.feature_cache import weights_digest
+from modulate.data.feature_extractor import spared
+from modulate.distributed.launch import current
 from modulate.errors import DataError, ModulateError
-from modulate.evaluation.answered import Answered
+from modulate.evaluation.finished_conditions import Answered
 from modulate.evaluation.metrics import compare, summarise
 from modulate.evaluation.predictions import Prediction, as_lines, from_lines, scored
-from modulate.features import weights_digest
-from modulate.files import write_atomically
-from modulate.footage import spared
-from modulate.inject import Attachment
-from modulate.interrupts import Stop
-from modulate.launch import current
-from modulate.memory import first_line, give_back, is_out_of_memory
-from modulate.modulation import Modulation
-from modulate.notices import heard
-from modulate.pipeline import Others, Pipeline, Prepared
-from modulate.recipe import dump
-from modulate.rows import ClipInput, Rows
-from modulate.run import Run, environment
-from modulate.sections import BUILT_IN
-from modulate.sharding import in_step, refuse_out_of_step
-from modulate.together import ask_together, shared_prefix, to_score
+from modulate.hosts.fsdp import in_step, refuse_out_of_step
+from modulate.inference.pipeline import Others, Pipeline, Prepared
+from modulate.inference.shared_prefix import ask_together, shared_prefix, to_score
+from modulate.interfaces.components import Sample
+from modulate.modulation.attachment import Attachment
+from modulate.modulation.clip_inputs import ClipInput, Rows
+from modulate.modulation.module import Modulation
+from modulate.runs.run import Run, environment
+from modulate.utils.atomic_files import write_atomically
+from modulate.utils.interrupts import Stop
+from modulate.utils.library_warnings import heard
+from modulate.utils.out_of_memory import first_line, give_back, is_out_of_memory
 
 ERROR_LENGTH = 10_000
 """Most characters that are noted of a sample's error."""

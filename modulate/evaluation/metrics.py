@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from modulate.evaluation.intervals import paired_difference, task_accuracies
 from modulate.evaluation.predictions import Prediction, read_predictions
-from modulate.evaluation.statistics import paired_difference, task_accuracies
 
 __all__ = ["Prediction", "compare", "read_predictions", "summarise"]
 

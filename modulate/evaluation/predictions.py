@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, Strict, TypeAdapter
 
 from modulate.errors import DataError, MissingFileError, shown
-from modulate.parse import parse_json, read_lines
-from modulate.schema import Count, Flag, Real, Text, checked, warn_of_key
+from modulate.utils.safe_load import parse_json, read_lines
+from modulate.utils.schema import Count, Flag, Real, Text, checked, warn_of_key
 
 MOST_OPTIONS = 256
 """Most options of one question."""

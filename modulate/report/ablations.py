@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from modulate.components import Reference
+from modulate.interfaces.components import Reference
 from modulate.report.figures import Comparison, Figures, Test, adjust, compare
 from modulate.report.recipes import Differences, axes, axis_label, base_of
 from modulate.report.table import NONE, Table, interval, p_value, percent, points

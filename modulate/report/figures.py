@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from modulate.evaluation.intervals import holm, paired_difference, task_accuracies
 from modulate.evaluation.metrics import Prediction
-from modulate.evaluation.paired import detectable_difference, grouped_p, least_detectable
-from modulate.evaluation.statistics import holm, paired_difference, task_accuracies
+from modulate.evaluation.paired_tests import detectable_difference, grouped_p, least_detectable
 from modulate.report.runs import Companion, Entry, companions
 
 

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import encode_jpeg
 
-from modulate.components import Sample
 from modulate.errors import DataError, ModulateError
 from modulate.evaluation.evaluate import score
 from modulate.evaluation.metrics import Prediction
-from modulate.inject import Attachment
-from modulate.modulation import Modulation
-from modulate.pipeline import Pipeline, Prepared
+from modulate.inference.pipeline import Pipeline, Prepared
+from modulate.interfaces.components import Sample
+from modulate.interfaces.signal import Mark
+from modulate.modulation.attachment import Attachment
+from modulate.modulation.module import Modulation
 from modulate.report.runs import Recorded
-from modulate.signals import Mark
 
 PICTURE_WIDTH = 320
 """Widest picture of a frame, pixels; wider frames are shrunk."""

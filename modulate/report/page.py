@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import modulate
-from modulate.components import Reference
 from modulate.errors import RecipeError, near_matches
 from modulate.evaluation.predictions import FATES
-from modulate.files import write_atomically
+from modulate.interfaces.components import Reference
 from modulate.report import svg, tables
 from modulate.report.ablations import table2
 from modulate.report.failures import failures_table
@@ -16,6 +15,7 @@ from modulate.report.figures import Figures, figures_of, scores_of
 from modulate.report.html import Child, Html, figure, page, table, tag
 from modulate.report.runs import Entry, Recorded, entries
 from modulate.report.table import Table, latex, markdown, plain
+from modulate.utils.atomic_files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from modulate.recipe import KIND_OF, Recipe
+from modulate.config.recipe import KIND_OF, Recipe
 
 Differences = dict[str, tuple[Any, Any]]
 """Key of a recipe → its value in the first and in the second; ABSENT where one does not have it."""

@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modulate.config.recipe import Recipe
 from modulate.errors import DataError, RecipeError
 from modulate.evaluation.predictions import Prediction, read_predictions, scored
-from modulate.recipe import Recipe
-from modulate.records import LogLine, State, read_log
 from modulate.report.recipes import Differences, differences, same_trained
-from modulate.run import Run
+from modulate.runs.records import LogLine, State, read_log
+from modulate.runs.run import Run
 
 
 @dataclass(frozen=True)

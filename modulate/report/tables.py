@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from modulate.bundle import controls_of
-from modulate.components import Reference
+from modulate.config.sections import BUILT_IN
+from modulate.interfaces.components import Reference
+from modulate.interfaces.multi_signal import controls_of
+from modulate.interfaces.signal import COMMON_CONTROLS
 from modulate.report.figures import Comparison, Figures, Score, Scores, Test, adjust, scores_of
 from modulate.report.recipes import ABSENT, value_text
 from modulate.report.runs import ROLES, Companion, Entry, Recorded
 from modulate.report.table import NONE, Table, interval, p_value, percent, points
-from modulate.sections import BUILT_IN
-from modulate.signals import COMMON_CONTROLS
 
 TRAINED = {"signal": "its signal", "blank": "a blank signal", "none": "no signal (LoRA only)"}
 TESTED = (*ROLES.values(), *COMMON_CONTROLS)

@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from modulate.config.recipe import KIND_OF, Recipe, explain, find, load_recipe, overlay, override, sweep_paths, validate
+from modulate.config.sections import Section
 from modulate.errors import ModulateError, RecipeError, near_matches
-from modulate.parse import parse_yaml, read_yaml
-from modulate.recipe import KIND_OF, Recipe, explain, find, load_recipe, overlay, override, sweep_paths, validate
-from modulate.sections import Section
+from modulate.utils.safe_load import parse_yaml, read_yaml
 
 Overrides = dict[str, Any] | tuple[str | dict[str, Any], ...] | None
 Companion = Literal["lora_only", "gaze_free"]

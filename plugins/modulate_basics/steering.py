@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from modulate import Memory, Modulator, Params, Projection, SignalFeatures, Writer
 from modulate.errors import CheckpointError, RecipeError
-from modulate.files import read_tensors
-from modulate.paths import resolve
+from modulate.utils.atomic_files import read_tensors
+from modulate.utils.paths import resolve
 
 
 class SteeringParams(Params):

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import nn
 
 from modulate import Params, Signal, SignalEncoder, SignalFeatures, VisualGrid
-from modulate.bundle import Bundle
-from modulate.choice import Choice
 from modulate.errors import ConditioningError, RecipeError
+from modulate.interfaces.multi_signal import Bundle
+from modulate.interfaces.params import Choice
 
 
 class TogetherParams(Params):

@@ -15,12 +15,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from modulate import components
-from modulate.components import FrameFeatures
+from modulate.data.feature_cache import checked_times, weights_digest
 from modulate.errors import CheckpointError, MissingFileError, RecipeError
-from modulate.features import checked_times, weights_digest
-from modulate.files import read_tensors
-from modulate.paths import resolve
+from modulate.interfaces import components
+from modulate.interfaces.components import FrameFeatures
+from modulate.utils.atomic_files import read_tensors
+from modulate.utils.paths import resolve
 
 SCHEMA = 1
 """Raised whenever this module starts to compute other features from the same weights and parameters."""

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from modulate.errors import ConditioningError
-from modulate.grid import VisualGrid
-from modulate.signals import Signal
+from modulate.interfaces.signal import Signal
+from modulate.interfaces.visual_grid import VisualGrid
 from modulate_gaze.scanpath import Scanpath
 
 Mode = Literal["midpoint", "overlap"]

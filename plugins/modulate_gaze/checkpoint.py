@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor
 
 from modulate.errors import CheckpointError, MissingFileError, shown
-from modulate.pickled import check_archive
+from modulate.utils.pickle_check import check_archive
 
 LIMIT = 2**28
 """Bytes that a checkpoint may take on disk, unpacked, and as tensors: 256 MiB, five times the released one."""

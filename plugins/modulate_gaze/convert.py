@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from modulate.choice import Choice, Injection, LoraParams
+from modulate.config.injection import Injection, LoraParams
 from modulate.errors import CheckpointError
-from modulate.files import content_hash
-from modulate.lora import LoraSpec
-from modulate.modulation import HostSpec, Modulation, ModulationConfig
+from modulate.interfaces.params import Choice
+from modulate.modulation.lora import LoraSpec
+from modulate.modulation.module import HostSpec, Modulation, ModulationConfig
+from modulate.utils.atomic_files import content_hash
 from modulate_gaze.checkpoint import Checkpoint, read_checkpoint
 from modulate_gaze.released import read_released
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from modulate.choice import Departure
+from modulate.interfaces.params import Departure
 from modulate_gaze.activity import Alignment, Mode, Released, activity, share
 from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centres
 

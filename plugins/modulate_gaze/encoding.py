@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from modulate.components import Params, SignalEncoder, SignalFeatures
 from modulate.errors import ConditioningError
-from modulate.grid import VisualGrid
-from modulate.signals import Signal
+from modulate.interfaces.components import Params, SignalEncoder, SignalFeatures
+from modulate.interfaces.signal import Signal
+from modulate.interfaces.visual_grid import VisualGrid
 from modulate_gaze.activity import Alignment, align
 
 ACTIVE = "midpoint: fixations that contain the step's time [GazeQwen]; overlap: weighted by the seconds they share with the step [ours]"

@@ -21,7 +21,7 @@ from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from modulate.errors import SignalError
-from modulate.files import write_atomically
+from modulate.utils.atomic_files import write_atomically
 from modulate_gaze.raw_gaze import Recording, Source, Untracked
 from modulate_gaze.scanpath import Scanpath
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from modulate.errors import MissingFileError, SignalError, shown
-from modulate.signals import MAX_SECONDS
+from modulate.interfaces.signal import MAX_SECONDS
 from modulate_gaze.positions import position_problem
 
 ALIASES: dict[str, tuple[str, ...]] = {

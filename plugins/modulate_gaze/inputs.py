@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from modulate.components import HostInput, InputTransform, Params
 from modulate.errors import ConditioningError
-from modulate.signals import Signal
-from modulate.video import Frames
+from modulate.interfaces.components import HostInput, InputTransform, Params
+from modulate.interfaces.frames import Frames
+from modulate.interfaces.signal import Signal
 from modulate_gaze.activity import INSTANT, ROUNDING
 from modulate_gaze.scanpath import Scanpath
 

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modulate.components import Modulator, Params, SignalFeatures
 from modulate.errors import RecipeError
-from modulate.writers import Mixture
+from modulate.interfaces.components import Modulator, Params, SignalFeatures
+from modulate.interfaces.writer import Mixture
 from modulate_gaze.encoding import full_precision
 
 

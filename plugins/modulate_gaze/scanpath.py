@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
 from modulate.errors import SignalError
-from modulate.signals import COMMON_CONTROLS, Control, ControlContext, Mark, Signal
+from modulate.interfaces.signal import COMMON_CONTROLS, Control, ControlContext, Mark, Signal
 from modulate_gaze.fixation_csv import read_fixations
 from modulate_gaze.positions import OFF_SCREEN, position_problem
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from modulate.errors import MissingFileError, SignalError, shown
-from modulate.signals import MAX_SECONDS
+from modulate.interfaces.signal import MAX_SECONDS
 from modulate_gaze.positions import position_problem
 from modulate_gaze.scanpath import Scanpath
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from modulate.grid import VisualGrid
-from modulate.hosts import Host
+from modulate.hosts.host import Host
+from modulate.interfaces.visual_grid import VisualGrid
 
 
 class LlavaOnevision(Host):

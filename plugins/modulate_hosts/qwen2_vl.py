@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from modulate.hosts import EncodedPrompt, Host, HostParams
-from modulate.video import Frames
+from modulate.hosts.host import EncodedPrompt, Host, HostParams
+from modulate.interfaces.frames import Frames
 from modulate_hosts import qwen_random
 from modulate_hosts.qwen_params import QwenParams, limit_pixels
 from modulate_hosts.qwen_video import Images, encode_video, mean_rate

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from modulate.hosts import EncodedPrompt, Host
-from modulate.video import Frames
+from modulate.hosts.host import EncodedPrompt, Host
+from modulate.interfaces.frames import Frames
 from modulate_hosts import qwen_random
 from modulate_hosts.qwen_video import Images, encode_video, milliseconds
 

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from modulate.errors import HostError
-from modulate.grid import visual_grid
-from modulate.hosts import EncodedPrompt, Host
-from modulate.video import Frames
+from modulate.hosts.host import EncodedPrompt, Host
+from modulate.interfaces.frames import Frames
+from modulate.interfaces.visual_grid import visual_grid
 
 Images = Sequence[NDArray[np.uint8]]
 

@@ -11,7 +11,7 @@ from modulate.errors import DataError, RecipeError, near_matches
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from modulate.sections import Sampling
+    from modulate.config.sections import Sampling
     from modulate_streamgaze.data_check import DataReport
     from modulate_streamgaze.dataset import StreamGaze
 
@@ -53,8 +53,8 @@ def _settings(root: Path, recipe: str, overrides: list[str]) -> "tuple[StreamGaz
     """Return the data set in ``root`` and the sampling that a recipe says, and a note where they are not the recipe's."""
     import json
 
-    from modulate.recipe import load_recipe, override, recipe_paths
-    from modulate.sections import Sampling
+    from modulate.config.recipe import load_recipe, override, recipe_paths
+    from modulate.config.sections import Sampling
     from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
 
     if recipe == RECIPE and not Path(recipe).is_file() and recipe not in recipe_paths():
@@ -75,7 +75,7 @@ def _settings(root: Path, recipe: str, overrides: list[str]) -> "tuple[StreamGaz
 def _valid(model: "type[Model]", where: str, given: dict[str, Any]) -> "Model":
     from pydantic import ValidationError
 
-    from modulate.recipe import explain
+    from modulate.config.recipe import explain
 
     try:
         return model.model_validate(given)
@@ -188,7 +188,7 @@ def export(
     """Write a run's answers in the benchmark's own result format. Answers that failed are refused, unless they are allowed; then they are counted."""
     from collections import Counter
 
-    from modulate.run import Run
+    from modulate.runs.run import Run
     from modulate_streamgaze import export as exporting
 
     opened = Run.open(run)

@@ -8,12 +8,12 @@ from statistics import median
 from typing import Any
 
 from modulate.checks.findings import Finding, Level
-from modulate.components import Sample
+from modulate.config.sections import Sampling
+from modulate.data.feature_extractor import asked_times, on_clock
+from modulate.data.video import VideoInfo, probe
 from modulate.errors import ModulateError
-from modulate.footage import asked_times, on_clock
-from modulate.grid import VisualGrid, visual_grid
-from modulate.sections import Sampling
-from modulate.video import VideoInfo, probe
+from modulate.interfaces.components import Sample
+from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 from modulate_gaze.activity import Mode, activity, align
 from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.dataset import StreamGaze

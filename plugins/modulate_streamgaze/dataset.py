@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float64
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from modulate.choice import Departure
-from modulate.components import Dataset, Params, Reference, Sample
 from modulate.errors import DataError, MissingFileError, near_matches
-from modulate.signals import Signal
+from modulate.interfaces.components import Dataset, Params, Reference, Sample
+from modulate.interfaces.params import Departure
+from modulate.interfaces.signal import Signal
 from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.files import find_fixations, find_videos, require
 from modulate_streamgaze.fixations import GazeFiles, find_gaze, make_fixations, size_of

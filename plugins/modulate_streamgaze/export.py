@@ -12,8 +12,8 @@ from typing import Any
 
 from modulate.errors import DataError, near_matches, shown
 from modulate.evaluation.predictions import FATES, Prediction, Rule, read_predictions
-from modulate.files import write_atomically
-from modulate.parse import read_json
+from modulate.utils.atomic_files import write_atomically
+from modulate.utils.safe_load import read_json
 from modulate_streamgaze.questions import LETTERS, TASKS, family, usable_questions
 
 REPLIES = ("Yes", "No")

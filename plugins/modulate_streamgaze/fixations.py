@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from modulate.components import Params
+from modulate.data.video import probe
 from modulate.errors import DataError, MissingFileError, ModulateError
-from modulate.files import write_atomically, write_json
-from modulate.parse import read_json
-from modulate.video import probe
+from modulate.interfaces.components import Params
+from modulate.utils.atomic_files import write_atomically, write_json
+from modulate.utils.safe_load import read_json
 from modulate_gaze.extraction import RADII, Extraction, clamped, extract, n_in_corner, radius_of, write_fixations
 from modulate_gaze.raw_gaze import SUFFIXES, Source, read_gaze
 from modulate_streamgaze.files import FIXATIONS

@@ -4,7 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from modulate.components import Reference, ReferenceRow
+from modulate.interfaces.components import Reference, ReferenceRow
 
 FILE = Path(__file__).with_name("published.json")
 

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modulate.errors import DataError, near_matches, shown
-from modulate.parse import parse_json, read_json
-from modulate.paths import checked_name
-from modulate.signals import MAX_SECONDS
+from modulate.interfaces.signal import MAX_SECONDS
+from modulate.utils.paths import checked_name
+from modulate.utils.safe_load import parse_json, read_json
 
 TASKS = (
     "past_scene_recall",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from modulate.errors import DataError, MissingFileError, near_matches, shown
-from modulate.parse import parse_json, read_json
-from modulate.paths import checked_name
+from modulate.utils.paths import checked_name
+from modulate.utils.safe_load import parse_json, read_json
 from modulate_streamgaze.questions import video_stem
 
 SPLITS = ("train", "val", "test")

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from modulate.choice import Departure
-from modulate.components import Dataset, Params, Reference, Sample
-from modulate.signals import Signal
+from modulate.interfaces.components import Dataset, Params, Reference, Sample
+from modulate.interfaces.params import Departure
+from modulate.interfaces.signal import Signal
 from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams, rule_departures
 from modulate_streamgaze.questions import Item
 from modulate_tabletop.make import WORLD, make_world, world_in

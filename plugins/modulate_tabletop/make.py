@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from modulate.errors import DataError
-from modulate.parse import read_json
+from modulate.utils.safe_load import read_json
 from modulate_tabletop.clips import DRIFT, FARTHEST, MOST, OBJECTS, VARIABLE_EVERY, Clip, make_clip, write_video
 from modulate_tabletop.questions import MULTIPLE_CHOICE, TASKS, Alert, Choice, alert_entry, choice_entry, draft, lettered
 from modulate_tabletop.viewer import Viewer

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from modulate.components import HostInput, InputTransform, Params
-from modulate.signals import Signal
+from modulate.interfaces.components import HostInput, InputTransform, Params
+from modulate.interfaces.signal import Signal
 from modulate_gaze.inputs import drawn
 from modulate_tabletop.render import draw_mark
 

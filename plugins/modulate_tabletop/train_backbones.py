@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modulate.files import write_atomically
+from modulate.utils.atomic_files import write_atomically
 from modulate_dinov2.backbone import DinoV2Dims, build_vit
 from modulate_tabletop.lessons import SHAPES, TINTS, Lesson, lesson
 from modulate_tabletop.render import GRID

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from modulate import components
-from modulate.choice import Departure
-from modulate.components import FrameFeatures
+from modulate.data.feature_cache import checked_times, weights_digest
 from modulate.errors import RecipeError, VideoError
-from modulate.features import checked_times, weights_digest
-from modulate.paths import resolve
+from modulate.interfaces import components
+from modulate.interfaces.components import FrameFeatures
+from modulate.interfaces.params import Departure
+from modulate.utils.paths import resolve
 from modulate_vjepa.encoder import PRESETS, VJepaConfig, VJepaEncoder
 from modulate_vjepa.weights import load_encoder, random_encoder
 

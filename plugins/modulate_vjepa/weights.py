@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modulate.errors import CheckpointError, DataError, RecipeError, shown
-from modulate.parse import parse_json, read_limited
-from modulate.pickled import check_archive
+from modulate.utils.pickle_check import check_archive
+from modulate.utils.safe_load import parse_json, read_limited
 from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 
 ENCODERS = ("ema_encoder", "target_encoder")

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from modulate.hosts import Host, understand
-from modulate.verified import Versions
+from modulate.hosts.host import Host, understand
+from modulate.hosts.verified_versions import Versions
 from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows, watched

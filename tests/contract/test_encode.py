@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import D_FEATURES, scanpath
 
 from modulate import ClipInput
 from modulate.errors import HostError
-from modulate.hosts import understand
-from modulate.video import Frames
+from modulate.hosts.host import understand
+from modulate.interfaces.frames import Frames
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, close, strong
+from tests.tiny import D_FEATURES, scanpath
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>", "<unk>", "user", "assistant", "Where", "<", ">",
          ".", "seconds", "\n", *map(str, range(10))]  # fmt: skip

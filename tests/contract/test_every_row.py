@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from modulate.errors import ConditioningError, HostError
-from modulate.inject import TRACED
+from modulate.modulation.attachment import TRACED
 from modulate_hosts.contract.compiled import quietly
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, NotApplicable, close, rows, strong
@@ -51,8 +51,8 @@ def test_reentrant_checkpointing_of_whole_layers_is_refused():
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "_checkpoint_wrapped_module."])
 def test_a_modulation_saved_with_wrappers_in_its_names_still_loads(wrapper):
-    from modulate.choice import LoraParams
-    from modulate.lora import LoraSpec, LoraTensors
+    from modulate.config.injection import LoraParams
+    from modulate.modulation.lora import LoraSpec, LoraTensors
 
     spec = LoraSpec(params=LoraParams(rank=2), shapes={f"{wrapper}self_attn.q_proj": (8, 8)}, layers={f"{wrapper}self_attn.q_proj": (1,)}, layers_path="model.layers")
     assert list(spec.shapes) == ["self_attn.q_proj"] and list(spec.layers) == ["self_attn.q_proj"]

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import cached, selecting
 
 from modulate.errors import ConditioningError
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.generation import generate, one_prompt
 from modulate_hosts.contract.lines import FIRST
 from modulate_hosts.contract.suite import Case
+from tests.tiny import cached, selecting
 
 
 @pytest.fixture

@@ -5,12 +5,15 @@ import weakref
 from dataclasses import replace
 
 import pytest
-import test_passes
 import torch
 
-from modulate import conditioning, inject, ledger, localize, passes
-from modulate.caches import cache_among, length_of
 from modulate.errors import ModulateError
+from modulate.hosts.kv_cache import cache_among, length_of
+from modulate.modulation import attachment as inject
+from modulate.modulation import conditioning
+from modulate.modulation import recompute as passes
+from modulate.modulation import token_positions as localize
+from modulate.modulation import visual_token_tracker as ledger
 from modulate_hosts.contract import company as test_company
 from modulate_hosts.contract import embeddings as test_embeddings
 from modulate_hosts.contract import forward as test_forward
@@ -20,6 +23,7 @@ from modulate_hosts.contract import training as test_training
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, NotApplicable
 from modulate_hosts.llava_onevision import LlavaOnevision
+from tests.modulation import test_recompute as test_passes
 
 BY_NAME = {family.name: family for family in FAMILIES}
 

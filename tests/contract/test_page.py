@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +11,12 @@ from typer.testing import CliRunner
 
 from modulate.cli import build
 from modulate.errors import HostError
-from modulate.hosts import understand
+from modulate.hosts.host import understand
 from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "hosts.md"
 ROWS = {name: row.title for name, row in rows().items()}
 VERSIONS = json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}

@@ -19,8 +19,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from test_passes import by_layer, direct
-from tiny import cached, our_hooks
 from torch.utils.checkpoint import CheckpointError
 
 from modulate import ClipInput
@@ -28,6 +26,8 @@ from modulate.errors import ConditioningError
 from modulate_hosts.contract import reference
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, close, host_of, strong
+from tests.modulation.test_recompute import by_layer, direct
+from tests.tiny import cached, our_hooks
 
 LONG = int(os.environ.get("MODULATE_STATEFUL_STEPS", "3000"))
 STEPS = 40  # of one example of the long form

@@ -3,15 +3,15 @@
 import pytest
 import torch
 import transformers
-from tiny import D_FEATURES, scanpath
 
 from modulate import ClipInput, visual_grid
 from modulate.errors import HostError, ModulateError
-from modulate.hosts import understand
+from modulate.hosts.host import understand
 from modulate_hosts.contract import reference
 from modulate_hosts.contract.families import LAYERS, MROPE, SIGLIP, VOCAB, WIDTH
 from modulate_hosts.contract.prompts import BOS, END, IMAGE, PAD, START, VIDEO, noise
 from modulate_hosts.contract.suite import close, strong
+from tests.tiny import D_FEATURES, scanpath
 
 T = transformers
 IDS = dict(image_token_id=IMAGE, video_token_id=VIDEO)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modulate.verified import Cell
+from modulate.hosts.verified_versions import Cell
 
 DATA = Path(__file__).parents[1] / "verified.json"
 """What the suite saw, by version of transformers: written by ``pytest tests/contract --write-hosts``."""

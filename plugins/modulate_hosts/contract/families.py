@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modulate import visual_grid
-from modulate.grid import VisualGrid
+from modulate.interfaces.visual_grid import VisualGrid
 from modulate_hosts.contract.prompts import (
     BOS,
     BOTH,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modulate import visual_grid
-from modulate.grid import VisualGrid
+from modulate.interfaces.visual_grid import VisualGrid
 
 PAD, BOS, START, END, VIDEO, IMAGE = 0, 1, 3, 4, 5, 6
 BOTH, ONE = {"image": IMAGE, "video": VIDEO}, {"image": IMAGE, "video": IMAGE}

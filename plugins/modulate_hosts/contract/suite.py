@@ -20,8 +20,9 @@ import torch
 from transformers import Cache
 
 from modulate import ClipInput, Modulation
-from modulate.choice import Choice, LoraParams
-from modulate.verified import Cell
+from modulate.config.injection import LoraParams
+from modulate.hosts.verified_versions import Cell
+from modulate.interfaces.params import Choice
 from modulate_gaze.scanpath import Scanpath
 from modulate_hosts.contract import reference
 from modulate_hosts.contract.prompts import Batch, Family, write

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import CLIP, D_FEATURES, GRID, VIDEO, inputs, qwen
 
 from modulate import ClipInput, Memory, Modulation
-from modulate.choice import Choice
 from modulate.errors import CheckpointError, RecipeError
+from modulate.interfaces.params import Choice
+from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, inputs, qwen
 
 MODULATORS = {"steering": {}, "film": {"width": 8}, "gated_cross_attention": {"width": 16, "heads": 2}}
 

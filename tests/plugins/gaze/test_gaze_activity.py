@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from modulate.errors import ConditioningError
-from modulate.grid import VisualGrid, visual_grid
+from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 from modulate_gaze.activity import activity, align, decayed, share
 from modulate_gaze.coordinates import CoordPEParams, CoordRelParams
 from modulate_gaze.heatmaps import HeatmapDurParams, HeatmapTauParams

@@ -15,22 +15,22 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import GRID, inputs, qwen
 from typer.testing import CliRunner
 
 from modulate import ClipInput, Modulation, cli
+from modulate.config.recipe import load_recipe
 from modulate.errors import CheckpointError, MissingFileError
-from modulate.grid import VisualGrid
-from modulate.pickled import check_pickle
-from modulate.recipe import load_recipe
+from modulate.interfaces.visual_grid import VisualGrid
+from modulate.utils.pickle_check import check_pickle
 from modulate_gaze import checkpoint as reading
 from modulate_gaze.checkpoint import PREFIXES, ReleasedConfig, read_checkpoint, released_shapes
 from modulate_gaze.convert import FEATURES, convert
 from modulate_gaze.coordinates import CoordPEParams
 from modulate_gaze.resampler import GazeResamplerParams
 from modulate_gaze.scanpath import Scanpath
+from tests.tiny import GRID, inputs, qwen
 
-GOLDEN = "tests/data/gazeqwen_resampler.safetensors"
+GOLDEN = "tests/fixtures/gazeqwen_resampler.safetensors"
 LAYERS = (6, 13, 20, 27)
 
 

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from modulate.errors import ConditioningError
-from modulate.grid import VisualGrid, visual_grid
+from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 from modulate_gaze.coordinates import CoordPE, CoordRel
 from modulate_gaze.heatmaps import HeatmapDur, HeatmapTau
 from modulate_gaze.scanpath import Scanpath
 
-GOLDEN = "tests/data/gazeqwen_resampler.safetensors"
+GOLDEN = "tests/fixtures/gazeqwen_resampler.safetensors"
 ALL = [CoordPE, CoordRel, HeatmapTau, HeatmapDur]
 SCANPATHS = [
     Scanpath([(0.1, 0.2, 1.0, 0.6), (0.7, 0.9, 1.1, 0.5), (0.5, 0.5, 4.0, 2.0)]),

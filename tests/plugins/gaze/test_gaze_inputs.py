@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from modulate.components import HostInput
 from modulate.errors import ConditioningError
-from modulate.video import Frames
+from modulate.interfaces.components import HostInput
+from modulate.interfaces.frames import Frames
 from modulate_gaze.inputs import (
     GazeOverlay,
     GazeOverlayParams,

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import modulate_gaze
-from modulate.components import InputTransform, Modulator, SignalEncoder
+from modulate.interfaces.components import InputTransform, Modulator, SignalEncoder
+from modulate.interfaces.signal import Signal
 from modulate.plugins import Registry
-from modulate.signals import Signal
 
 EXPECTED = {
     "signal": {"gaze": Signal},

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_gaze_convert import made
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from modulate.adopt import mismatches
 from modulate.cli import main
-from modulate.modulation import Modulation
-from modulate.paths import resolve
-from modulate.recipe import load_recipe
+from modulate.config.recipe import load_recipe
+from modulate.modulation.module import Modulation
+from modulate.runs.import_weights import mismatches
+from modulate.utils.paths import resolve
 from modulate_gaze.convert import convert
 from modulate_tabletop.make import make_world
+from tests.plugins.gaze.test_gaze_convert import made
 
 PAGE = Path("docs/how-to/use-the-released-checkpoint.md").read_text(encoding="utf-8")
 REPRODUCE = Path("docs/how-to/reproduce-gazeqwen.md").read_text(encoding="utf-8")

@@ -8,15 +8,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from modulate.components import SignalFeatures
 from modulate.errors import CheckpointError, RecipeError
-from modulate.grid import VisualGrid
+from modulate.interfaces.components import SignalFeatures
+from modulate.interfaces.visual_grid import VisualGrid
 from modulate_gaze.coordinates import CoordPE
 from modulate_gaze.released import read_released
 from modulate_gaze.resampler import GazeResampler
 from modulate_gaze.scanpath import Scanpath
 
-GOLDEN = "tests/data/gazeqwen_resampler.safetensors"
+GOLDEN = "tests/fixtures/gazeqwen_resampler.safetensors"
 LAYERS = (6, 13, 20, 27)
 
 

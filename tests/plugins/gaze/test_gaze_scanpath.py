@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modulate.errors import SignalError
-from modulate.signals import ControlContext
+from modulate.interfaces.signal import ControlContext
 from modulate_gaze.scanpath import Augmentation, Scanpath
 
 ROWS = [(0.1, 0.2, 1.0, 2.0), (0.3, 0.4, 5.0, 1.0), (0.5, 0.6, 9.0, 1.0)]

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tiny import GRID, scanpath
 
 from modulate import plugins
-from modulate.bundle import Bundle, controls_of
 from modulate.errors import ConditioningError, MissingFileError, PluginError, SignalError
-from modulate.signals import ControlContext
+from modulate.interfaces.multi_signal import Bundle, controls_of
+from modulate.interfaces.signal import ControlContext
 from modulate_hand.path import GAP, HandPath
+from tests.tiny import GRID, scanpath
 
 HEADER = "time_seconds,x,y\n"
 

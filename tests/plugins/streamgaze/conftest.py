@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from streamgaze_tree import EGTEA, HEADER, VIDEOS, entry, fixation, write_video
 
 from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
 from modulate_streamgaze.questions import TASKS
+from tests.plugins.streamgaze.streamgaze_tree import EGTEA, HEADER, VIDEOS, entry, fixation, write_video
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from streamgaze_tree import EGTEA, HEADER, VIDEOS, fixation
 
 from modulate import cli
-from modulate.recipe import recipe_paths
-from modulate.sections import Sampling
+from modulate.config.recipe import recipe_paths
+from modulate.config.sections import Sampling
 from modulate_streamgaze.data_check import check_data, steps_of
 from modulate_streamgaze.questions import TASKS
+from tests.plugins.streamgaze.streamgaze_tree import EGTEA, HEADER, VIDEOS, fixation
 
 PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
 TWO = Sampling(fps=1.0, max_frames=2)  # one step in the middle of every window
@@ -194,7 +194,7 @@ def test_of_a_recipe_on_other_data_only_the_sampling_is_taken(tree, run):
 
 def test_without_the_recipe_the_options_stand_alone(tree, run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("modulate.recipe.recipe_paths", lambda: {})
+    monkeypatch.setattr("modulate.config.recipe.recipe_paths", lambda: {})
     code, out, _ = run(tree, "sampling.max_frames=2", "data.params.present_seconds=5", "--json")
     found = json.loads(out)
     assert code == 0 and "There is no recipe 'gazeqwen' here" in found["findings"][-1]["text"] and "at most 2," in found["sampling"]

@@ -6,13 +6,13 @@ import re
 from dataclasses import asdict, fields
 
 import pytest
-from streamgaze_tree import VIDEOS
 
 from modulate import cli
 from modulate.errors import DataError
 from modulate.evaluation.metrics import Prediction, summarise
 from modulate_streamgaze.export import export
 from modulate_streamgaze.questions import TASKS, family
+from tests.plugins.streamgaze.streamgaze_tree import VIDEOS
 
 PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
 
@@ -170,8 +170,8 @@ def test_predictions_of_other_questions_are_refused(tree, reader, tmp_path, chan
 @pytest.fixture
 def finished(tree, reader, tmp_path):
     """A run's folder as training leaves it: its recipe on this tree, predictions under two conditions and of two splits."""
-    from modulate.recipe import load_recipe
-    from modulate.run import Run
+    from modulate.config.recipe import load_recipe
+    from modulate.runs.run import Run
 
     data = f"data={{name: streamgaze, params: {{root: {json.dumps(str(tree))}}}}}"
     run = Run.create(load_recipe("gazeqwen_tiny", ["name=done", data]), tmp_path / "runs")

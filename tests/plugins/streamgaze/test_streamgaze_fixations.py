@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from streamgaze_tree import EGOEXO, EGTEA, HEADER, HOLO, VIDEOS, write_video
 
 from modulate import cli
+from modulate.config.sections import Sampling
 from modulate.errors import DataError, MissingFileError
-from modulate.sections import Sampling
 from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.data_check import check_data
+from tests.plugins.streamgaze.streamgaze_tree import EGOEXO, EGTEA, HEADER, HOLO, VIDEOS, write_video
 
 EGTEA_HEAD = "## [BeGaze]\nTime\tType\tTrial\tX\tY\tFrame\tEvent\n"
 

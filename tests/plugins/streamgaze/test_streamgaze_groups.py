@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 from pydantic import ValidationError
-from streamgaze_tree import EGOEXO, EGTEA, HOLO, VIDEOS
 
 from modulate.errors import DataError, MissingFileError
 from modulate_streamgaze.dataset import StreamGazeParams
 from modulate_streamgaze.groups import read_table
 from modulate_streamgaze.splits import participant_split, source_split
+from tests.plugins.streamgaze.streamgaze_tree import EGOEXO, EGTEA, HOLO, VIDEOS
 
 TABLE = "video,participant,source\n" + "".join(f"{stem}.mp4,person_{i},\n" for i, stem in enumerate((*EGOEXO, *HOLO)))
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from modulate.bundle import Bundle
-from modulate.components import HostInput
 from modulate.errors import ConditioningError
+from modulate.interfaces.components import HostInput
+from modulate.interfaces.frames import Frames
+from modulate.interfaces.multi_signal import Bundle
 from modulate.plugins import get
-from modulate.video import Frames
 from modulate_gaze.scanpath import Scanpath
 
 MARK = get("input", "tabletop_mark")

@@ -8,12 +8,13 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from modulate import plugins
-from modulate.components import FrameFeatures
 from modulate.errors import CheckpointError, MissingFileError, RecipeError, VideoError
+from modulate.interfaces.components import FrameFeatures
 from modulate_vjepa.backbone import VJepa21
 from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
+from tests.paths import FIXTURES
 
-GOLDEN = Path(__file__).parents[2] / "data" / "vjepa2_1_tiny.safetensors"
+GOLDEN = FIXTURES / "vjepa2_1_tiny.safetensors"
 DIMS: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 2}
 RANDOM: dict[str, Any] = {"weights": "random", "dims": DIMS, "image_size": 32}
 

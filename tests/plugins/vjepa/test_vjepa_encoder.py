@@ -1,4 +1,3 @@
-from pathlib import Path
 
 import pytest
 import torch
@@ -7,8 +6,9 @@ from safetensors.torch import load_file
 from modulate.errors import ConditioningError, RecipeError
 from modulate_vjepa.encoder import PRESETS, VJepaConfig, VJepaEncoder
 from modulate_vjepa.weights import load_encoder
+from tests.paths import FIXTURES
 
-GOLDEN = Path(__file__).parents[2] / "data" / "vjepa2_1_tiny.safetensors"
+GOLDEN = FIXTURES / "vjepa2_1_tiny.safetensors"
 TINY = VJepaConfig(dim=24, depth=3, heads=2)
 
 

@@ -1,0 +1,49 @@
+"""Clips of noise, for measurements where there are no data."""
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from modulate.config.recipe import Recipe
+from modulate.interfaces.components import Dataset, Sample
+
+ASSUMED = (960, 1280)
+"""Height and width of frames where there are no data to look at: those of EGTEA Gaze+."""
+
+
+class Noise(Dataset):
+    """Clips of noise, as long as the frame cap allows."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        sampling = recipe.sampling
+        self.seconds = sampling.max_frames / sampling.rate(0.0)
+        self.videos = [folder / f"noise{k}.mp4" for k in range(2)]
+        for path in self.videos:
+            write_noise(path, round(self.seconds) + 2)
+
+    def samples(self, split: str) -> list[Sample]:
+        """Return samples whose clips all begin and end a little differently, so that each has features of its own."""
+        options = ("the red cup", "a knife", "the sink", "some bread")
+        return [
+            Sample(f"noise-{k}", "noise", self.videos[k % 2], (0.0, self.seconds - 0.001 * k), "What is looked at right now?", options, k % 4, {})
+            for k in range(64)
+        ]
+
+    def fingerprint(self) -> str:
+        """Return the same for all noise."""
+        return "noise"
+
+
+def write_noise(path: Path, seconds: int) -> None:
+    """Write a video of coarse noise, one frame a second."""
+    height, width = ASSUMED
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(seconds):
+            coarse = rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(coarse.repeat(32, 0).repeat(32, 1))))
+        container.mux(stream.encode())

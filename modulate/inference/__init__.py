@@ -1,0 +1,1 @@
+"""From samples to conditioned forwards, for training, evaluation and single questions."""

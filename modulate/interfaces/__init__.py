@@ -1,0 +1,1 @@
+"""What plugins implement and exchange: signals, grids, frames, encoders, backbones, modulators, writers, data sets."""

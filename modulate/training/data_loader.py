@@ -1,0 +1,100 @@
+"""Which samples there are, which go through together, and their preparation ahead of time, in a thread beside the host's forwards."""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from modulate.errors import DataError, ModulateError
+from modulate.inference.pipeline import Pipeline
+from modulate.inference.shared_prefix import by_clip, cut
+from modulate.interfaces.components import Sample
+from modulate.utils.out_of_memory import is_out_of_memory
+
+Together = Literal["any", "length", "clip"]
+
+
+def training_samples(pipeline: Pipeline) -> tuple[list[Sample], int]:
+    """Return the samples to train on, and how many are left out because their signal is empty. Raises :class:`DataError` when none is left."""
+    samples = pipeline.samples("train")
+    if not samples:
+        raise DataError("The training split has no samples.")
+    kept = [s for s in samples if pipeline.recipe.training.empty == "train" or not _is_empty(pipeline, s)]
+    if not kept:
+        raise DataError(f"training.empty is skip, and the signal is empty in the clips of all {len(samples)} training samples.")
+    return kept, len(samples) - len(kept)
+
+
+def _is_empty(pipeline: Pipeline, sample: Sample) -> bool:
+    try:
+        return len(pipeline.signal(sample)) == 0
+    except ModulateError:
+        return False  # it fails again, and is recorded, when it is trained on
+
+
+def arranged(
+    samples: Sequence[Sample], size: int, together: Together, rng: random.Random, length: Callable[[Sample], int] = lambda sample: 0
+) -> list[list[Sample]]:
+    """Return an epoch's batches of at most ``size`` samples, in an order that ``rng`` draws.
+
+    ``together``: any: whatever comes next. length: samples of nearly the same ``length``, so that little is padded. clip: samples of one clip only.
+    The number of batches does not depend on ``rng``.
+    """
+    order = list(samples)
+    rng.shuffle(order)
+    if together == "any":
+        return cut(order, size)
+    batches = cut(sorted(order, key=length), size) if together == "length" else by_clip(order, size)
+    rng.shuffle(batches)
+    return batches
+
+
+class Loader:
+    """Calls ``prepare`` for the samples of batches to come; what comes of a sample, and the order of use, do not depend on it.
+
+    ``ahead``: how many batches; 0: none, everything is prepared when it is asked for. To be closed: a context manager.
+    """
+
+    def __init__(self, prepare: Callable[[Sample], Any], ahead: int) -> None:
+        self._prepare, self._ahead = prepare, ahead
+        self._coming: dict[str, Future[Any]] = {}
+        self._thread = ThreadPoolExecutor(1, "modulate-loader") if ahead else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Give up what is not begun, and wait for what is."""
+        self._coming.clear()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def over(self, batches: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
+        """Yield ``batches`` as they are, each when those behind it are in preparation."""
+        waiting: deque[list[Sample]] = deque()
+        for batch in batches:
+            self._expect(batch)
+            waiting.append(batch)
+            if len(waiting) > self._ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _expect(self, batch: Sequence[Sample]) -> None:
+        if self._thread is not None:
+            for sample in batch:
+                if sample.id not in self._coming:
+                    self._coming[sample.id] = self._thread.submit(self._prepare, sample)
+
+    def get(self, sample: Sample) -> Any:
+        """Return what ``prepare`` returns for ``sample``, or raise what it raises."""
+        coming = self._coming.pop(sample.id, None)
+        if coming is None:
+            return self._prepare(sample)
+        try:
+            return coming.result()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        return self._prepare(sample)  # memory was short beside a forward; now it is alone

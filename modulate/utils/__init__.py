@@ -1,0 +1,1 @@
+"""Files, locks, limits and messages: helpers that know nothing of modulation."""

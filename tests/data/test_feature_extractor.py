@@ -1,0 +1,85 @@
+"""What the backbone sees: times, clocks, grey frames, and which errors are one sample's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from modulate.config.sections import Sampling
+from modulate.data.feature_extractor import FrameCache, asked_times, greyed, on_clock, spared
+from modulate.errors import ComponentError, DataError, StorageError, VideoError
+from modulate.interfaces.frames import Frames
+from modulate.interfaces.visual_grid import visual_grid
+
+
+def frames(n=3, seed=0):
+    return Frames(np.random.default_rng(seed).integers(0, 255, (n, 4, 6, 3), np.uint8), tuple(float(k) for k in range(n)))
+
+
+def test_grey_frames_have_the_same_times_and_nothing_to_see():
+    grey = greyed(frames())
+    assert grey.times == (0.0, 1.0, 2.0) and grey.images.shape == (3, 4, 6, 3) and grey.images.dtype == np.uint8 and (grey.images == 127).all()
+
+
+def test_a_clip_is_looked_at_by_the_rate_for_its_length_and_the_cap_of_its_use():
+    sampling = Sampling(fps=({"up_to": 4.0, "fps": 2.0}, {"fps": 1.0}), max_frames=20, train_max_frames=3)
+    assert asked_times(sampling, (10.0, 12.0)) == [10.0, 10.5, 11.0, 11.5, 12.0]
+    assert asked_times(sampling, (10.0, 15.0)) == [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
+    assert asked_times(sampling, (10.0, 12.0), training=True) == [10.0, 11.0, 12.0]
+
+
+def test_the_true_clock_leaves_the_grid_and_the_requested_one_counts_at_the_rate_asked_for():
+    grid = visual_grid([0.0, 10.0, 20.0, 30.0, 40.0], 2, 2, 3, (0.0, 40.0))
+    assert on_clock(Sampling(), (0.0, 40.0), grid, 5) is grid
+    counted = on_clock(Sampling(clock="requested", fps=0.5), (3.0, 43.0), grid, 5)
+    assert counted.spans == ((3.0, 7.0), (7.0, 11.0), (11.0, 15.0)) and (counted.rows, counted.cols) == (2, 3)  # two frames at half a frame a second
+
+
+def failing(error):
+    def make():
+        raise error
+
+    return make
+
+
+def test_what_a_sample_gives_is_returned_and_so_is_its_own_error():
+    assert spared(lambda: 3) == 3
+    error = VideoError("cut off")
+    assert spared(failing(error)) is error
+    found = spared(failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")), "Sample a: ")
+    assert isinstance(found, DataError) and str(found) == "Sample a: its frames' features do not fit into memory (CUDA out of memory)."
+
+
+@pytest.mark.parametrize("error", [ComponentError("a defect"), RuntimeError("shapes"), KeyError("x")])
+def test_defects_and_surprises_end_everything(error):
+    with pytest.raises(type(error)):
+        spared(failing(error))
+
+
+def test_frames_are_kept_by_content_and_times(tmp_path):
+    cache, decoded = FrameCache(tmp_path / "kept", 1 << 20), []
+    video = tmp_path / "v.mp4"
+    video.write_bytes(b"some video")
+
+    def decode():
+        decoded.append(1)
+        return frames()
+
+    assert cache.find(video, [0.1, 1.0, 2.2]) is None
+    for _ in range(2):
+        found = cache(video, [0.1, 1.0, 2.2], decode)
+        assert np.array_equal(found.images, frames().images) and found.times == frames().times
+    assert len(decoded) == 1
+    kept = FrameCache(tmp_path / "kept", 1 << 20).find(video, [0.1, 1.0, 2.2])
+    assert np.array_equal(kept.images, frames().images) and kept.times == frames().times
+    assert cache.find(video, [0.1, 1.0]) is None
+    video.write_bytes(b"another")
+    assert cache.find(video, [0.1, 1.0, 2.2]) is None
+
+
+def test_frames_that_cannot_be_kept_are_an_error_where_they_must_be_and_else_a_warning(tmp_path):
+    video = tmp_path / "v.mp4"
+    video.write_bytes(b"some video")
+    with pytest.raises(StorageError, match="cannot be written"):
+        FrameCache(video / "kept", 1 << 20, must_keep=True)(video, [0.0], lambda: frames(1))
+    with pytest.warns(UserWarning, match="Features cannot be cached in"):
+        assert FrameCache(video / "kept", 1 << 20)(video, [0.0], lambda: frames(1)).times == (0.0,)

@@ -1,0 +1,70 @@
+"""The bytes of a shard, and the values in them: anything that does not fit is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from modulate.data.feature_shards import STORED, content, parsed
+
+VALUES = torch.arange(24.0).view(2, 3, 4)
+NOTE = {"times": [0.0, 1.0]}
+
+
+def shard(values=VALUES):
+    return bytearray(save({"values": values}, {"modulate": json.dumps(NOTE)}))
+
+
+def altered(change, rest=b""):
+    """A shard whose header's entry is changed."""
+    data = shard()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    change(header["values"])
+    text = json.dumps(header).encode()
+    return bytearray(len(text).to_bytes(8, "little") + text + data[8 + size :] + rest)
+
+
+@pytest.mark.parametrize("dtype", STORED.values())
+def test_what_safetensors_wrote_is_read_with_its_note_without_a_copy(dtype):
+    data = shard(VALUES.to(dtype))
+    note, values = parsed(data)
+    assert note == NOTE and values.dtype == dtype and torch.equal(values, VALUES.to(dtype))
+    data[-values.element_size() :] = bytes(values.element_size())
+    assert values.flatten()[-1] == 0
+
+
+def test_a_header_that_does_not_fit_the_file_is_refused():
+    assert torch.equal(parsed(altered(lambda entry: None))[1], VALUES)
+    wrong = [
+        altered(lambda entry: None, rest=b"0"),
+        altered(lambda entry: entry.update(shape=[2, 3, 3])),
+        altered(lambda entry: entry.update(shape=[2, 3, 3], data_offsets=[24, 96])),
+        altered(lambda entry: entry.update(shape=[-2, -3, 4], data_offsets=[4, 96])),
+        altered(lambda entry: entry.update(dtype="F64")),
+        altered(lambda entry: entry.update(data_offsets=[0, 95])),
+        altered(lambda entry: entry.update(data_offsets=[1, 96])),
+        shard()[:-1],
+        shard(torch.zeros(0, 3, 4)),
+        shard(torch.zeros(1))[:-4] + bytes(8),
+    ]
+    for data in wrong:
+        with pytest.raises(ValueError, match="its header does not fit its length"):
+            parsed(data)
+
+
+def test_values_of_a_type_that_is_not_kept_or_other_names_are_refused():
+    for data in (shard(VALUES.long()), bytearray(save({"others": VALUES}))):
+        with pytest.raises(KeyError):
+            parsed(data)
+
+
+def test_a_file_s_bytes_are_read_whole(tmp_path):
+    path = tmp_path / "shard"
+    for data in (b"", b"1", bytes(range(256)) * math.prod((64, 64))):
+        path.write_bytes(data)
+        found = content(path)
+        path.write_bytes(b"another")
+        assert found == data

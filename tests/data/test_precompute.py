@@ -1,0 +1,365 @@
+"""Features ahead of training: all that it asks for and no more, by any number of processes, whatever ends them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter, namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modulate import cli
+from modulate.config.recipe import load_recipe
+from modulate.data.clip_shards import Clip, Share, planned
+from modulate.data.feature_extractor import Footage
+from modulate.data.precompute import Filler, Need, Sizes, refuse_failures, refuse_too_small
+from modulate.errors import ComponentError, DataError, Interrupted, RecipeError, StorageError
+from modulate.evaluation.evaluate import evaluate
+from modulate.inference.pipeline import Pipeline
+from modulate.interfaces.components import FrameFeatures
+from modulate.interfaces.params import Choice
+from modulate.runs.run import Run
+from modulate.training.trainer import train
+from modulate.utils.interrupts import Stop
+from modulate_tabletop.make import make_world
+
+TINY = [
+    "data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=4", "data.params.seed=7", "sampling.max_frames=4",
+    "sampling.train_max_frames=2", "training.batch_size=4", "training.stages.0.epochs=1", "training.stages.1.epochs=1", "evaluation.bootstrap=100",
+    "evaluation.conditions=[blank,host,no_pixels]", "features.dtype=float16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("precompute")
+    make_world(folder / "tabletop", train=2, val=1, test=2, seed=7, workers=1)
+    return folder
+
+
+def arguments(world, *overrides):
+    return [f"data.params.root={world}/tabletop", *TINY, *overrides]
+
+
+def footage_for(world, cache, *overrides):
+    return Footage(load_recipe("gazeqwen_tiny", arguments(world, *overrides)), cache, torch.device("cpu"), must_keep=True)
+
+
+def files_in(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def filled(world):
+    """(footage, clips, folder of a cache that the command has filled, its files, what it printed)."""
+    cache = world / "cache"
+    done = command(world, cache)
+    footage = footage_for(world, cache)
+    return footage, planned(footage), cache, files_in(cache), done
+
+
+def command(world, cache, *more):
+    """Run `modulate features` in this process; return (exit code, stdout)."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    said = StringIO()
+    with redirect_stdout(said), pytest.raises(SystemExit) as ended:
+        cli.main(["features", "gazeqwen_tiny", *arguments(world), "--cache", str(cache), *more])
+    return ended.value.code, " ".join(said.getvalue().split())
+
+
+# --- the same as training asks for, whoever computes it -----------------------------------------------------------------------------------
+
+
+def test_training_and_evaluation_find_all_that_they_ask_for_and_leave_nothing_unused(filled, world, tmp_path):
+    _, clips, cache, files, (code, said) = filled
+    shards = sorted(cache.glob("*.safetensors"))
+    assert code == 0 and f"clips {len(clips)} already there 0 computed {len(clips)} failed 0 on disk" in said and len(shards) > len(clips) > 5
+    for path in shards:
+        os.utime(path, ns=(10**12, path.stat().st_mtime_ns))
+    recipe = load_recipe("gazeqwen_tiny", arguments(world))
+    pipeline, run = Pipeline(recipe, cache), Run.create(recipe, tmp_path)
+    evaluate(run, pipeline, train(run, pipeline))
+    assert pipeline.features.misses == 0 and pipeline.features.hits >= len(shards)
+    assert [p.name for p in shards if p.stat().st_atime_ns == 10**12] == []
+    assert files_in(cache) == files
+
+
+RANKS = """
+import os, sys
+import torch
+from modulate import cli
+from modulate.interfaces.params import Choice
+torch.set_num_threads(1)
+pids = []
+for rank in range(2):
+    if not (pid := os.fork()):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        try:
+            cli.main(sys.argv[1:])
+        except SystemExit as end:
+            os._exit(end.code or 0)
+        finally:
+            os._exit(9)
+    pids.append(pid)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
+"""
+
+
+def test_two_processes_write_the_same_bytes_as_one(filled, world, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", RANKS, "features", "gazeqwen_tiny", *arguments(world), "--cache", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    shares = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.split()[:1] == ["computed"]]
+    assert len(shares) == 2 and min(shares) > 0 and sum(shares) == len(filled[1])
+    assert files_in(tmp_path) == filled[3]
+
+
+def test_shares_given_by_hand_make_the_whole(filled, world, tmp_path):
+    for number in (1, 3):
+        Filler(footage_for(world, tmp_path)).fill(Share(number, 3).clips(filled[1]))
+    assert files_in(tmp_path).items() < filled[3].items()
+    code, said = command(world, tmp_path, "--shard", "2/3")
+    assert code == 0 and "features (share 2 of 3)" in said and files_in(tmp_path) == filled[3]
+
+
+def test_of_splits_only_those_asked_for(world, filled, tmp_path):
+    footage, clips, *_ = filled
+    train_clips, val, test = (planned(footage, [split]) for split in ("train", "val", "test"))
+    assert {len(c.times) for c in train_clips} == {2} and {len(c.times) for c in val} == {4} and not any(c.grey for c in (*train_clips, *val))
+    assert all(c.grey for c in test) and not any(c.grey for c in planned(footage_for(world, tmp_path, "evaluation.conditions=[blank]"), ["test"]))
+    assert sorted((*train_clips, *val, *test), key=lambda c: (str(c.video), c.times)) == clips
+    assert sum(len(c.samples) for c in clips) == sum(len(footage.dataset.samples(s)) for s in ("train", "val", "test")) > len(clips)
+
+
+# --- going on -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_time_nothing_is_decoded_or_computed(filled, monkeypatch):
+    footage, clips, cache, files, _ = filled
+    monkeypatch.setattr("modulate.data.clip_reader.probe", lambda path: pytest.fail("opened a video"))
+    done = Filler(footage).fill(clips)
+    assert (done.there, done.computed, done.failed) == (len(clips), 0, []) and done.bytes == sum(p.stat().st_size for p in cache.glob("*.safetensors"))
+    assert files_in(cache) == files
+
+
+def test_what_is_missing_or_damaged_is_computed_again_and_nothing_else(filled):
+    footage, clips, cache, files, _ = filled
+    gone, altered, noted = sorted(cache.glob("*.safetensors"))[0], sorted(cache.glob("*.safetensors"))[-1], sorted((cache / "shown").iterdir())[0]
+    gone.unlink()
+    altered.write_bytes(altered.read_bytes()[:-1] + b"?")
+    noted.write_text('{"[0.0]": ["never"]}')
+    with pytest.warns(UserWarning) as said:
+        done = Filler(footage).fill(clips)
+    assert [("notes in" in str(w.message), "features in" in str(w.message)) for w in said if "damaged" in str(w.message)].count((False, True)) == 1
+    assert any("The notes in" in str(w.message) and "are decoded again" in str(w.message) for w in said)
+    assert done.computed == 2 and done.there == len(clips) - 2 and files_in(cache) == files
+
+
+def test_asked_to_stop_it_stops_behind_a_clip_and_then_goes_on(filled, world, tmp_path):
+    footage, stop = footage_for(world, tmp_path), Stop()
+    with pytest.raises(Interrupted, match="Stopped by SIGTERM; everything up to here is saved") as stopped:
+        Filler(footage, lambda n: stop.request(signal.SIGTERM), stop).fill(filled[1])
+    assert stopped.value.code == 143 and 1 <= len(list(tmp_path.glob("*.safetensors"))) <= 2
+    done = Filler(footage).fill(filled[1])
+    assert done.there == 1 and done.computed == len(filled[1]) - 1 and files_in(tmp_path) == filled[3]
+
+
+def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(world, filled, tmp_path, monkeypatch):
+    footage = footage_for(world, tmp_path, "features.frames_gib=1")
+    clips = planned(footage, ["val"])
+    need, done = Sizes(footage).of(clips), Filler(footage).fill(clips)
+    kept = sum(p.stat().st_size for p in (tmp_path / "frames").iterdir())
+    assert done.computed == len(clips) and done.bytes == sum(map(len, files_in(tmp_path).values())) and kept < need.frames < kept + 4096 * len(clips)
+    monkeypatch.setattr("modulate.data.clip_reader.read_shown", lambda *a: pytest.fail("decoded"))
+    again = Filler(footage_for(world, tmp_path, "features.frames_gib=1")).fill(clips)
+    assert (again.there, again.computed) == (len(clips), 0)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    assert Filler(footage).fill(clips).computed == len(clips)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video" * 99)
+    footage, (clip, *_) = footage_for(world, tmp_path / "cache"), filled[1]
+    clips = [Clip(broken, (0.0,), False, ("q1", "q2")), Clip(tmp_path / "absent.mp4", (0.0,), False, ("q3",)), clip]
+    done = Filler(footage).fill(clips)
+    assert done.computed == 1 and [c.samples for c, _ in done.failed] == [("q1", "q2"), ("q3",)]
+    assert "cannot be opened as a video" in done.failed[0][1] and "There is no video file at" in done.failed[1][1]
+    total = 3 + len(clip.samples)
+    with pytest.raises(DataError, match=rf"clips of 3 of {total} samples failed, more than max_failed_share 0\.0 allows\. First: q1: .*broken\.mp4"):
+        refuse_failures(footage, clips, done)
+    refuse_failures(footage_for(world, tmp_path, "evaluation.max_failed_share=0.99"), clips, done)
+
+
+def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_of_a_backbone_is_a_defect(filled, world, tmp_path):
+    footage, clips = footage_for(world, tmp_path), filled[1][:2]
+
+    def full(frames, times):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 PiB.")
+
+    def broken(frames, times):
+        raise ZeroDivisionError("in a backbone")
+
+    footage.backbone.forward = full
+    done = Filler(footage).fill(clips)
+    assert [reason for _, reason in done.failed] == ["its frames' features do not fit into memory (CUDA out of memory)."] * 2 and done.computed == 0
+    footage.backbone.forward = broken
+    with pytest.raises(ComponentError, match="backbone 'vjepa2_1' of plugin 'vjepa' failed in forward: ZeroDivisionError"):
+        Filler(footage).fill(clips)
+
+
+def test_the_command_fails_when_clips_do_and_says_which(world, tmp_path, monkeypatch, capsys):
+    def refuse(video, times):
+        raise DataError(f"no luck with {Path(video).name}")
+
+    monkeypatch.setattr("modulate.data.precompute.ClipReader.read", lambda self, video, times: refuse(video, times))
+    code, said = command(world, tmp_path, "--split", "val")
+    assert code == 1 and "computed 0 failed" in said and "failed: " in said and "no luck with tabletop_0003.mp4" in said
+    assert "more than max_failed_share 0.0 allows" in capsys.readouterr().err
+
+
+def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(world, tmp_path, capsys):
+    assert command(world, tmp_path, "features.disk_gib=0.0001")[0] == 1
+    err = capsys.readouterr().err
+    assert "features.disk_gib keeps 0.1 MiB: what is computed first would be dropped before it is used. Raise features.disk_gib to 0.000" in err
+    assert not list(tmp_path.rglob("*.safetensors"))
+    frames = footage_for(world, tmp_path, "features.frames_gib=0.001")
+    with pytest.raises(RecipeError, match=r"All decoded frames take about 5\.0 GiB, and features\.frames_gib keeps 1\.0 MiB"):
+        refuse_too_small(frames, Need(0, 5 << 30))
+    refuse_too_small(frames, Need(50 << 30, 1 << 20))
+
+
+def test_a_bound_that_drops_what_was_computed_all_the_same_is_told(filled, world, tmp_path):
+    footage = footage_for(world, tmp_path)
+    footage.features.max_bytes = 100_000
+    with pytest.warns(UserWarning, match="what other recipes used longest ago will be dropped"), pytest.raises(StorageError, match=r"was dropped before it was used: the cache is too small\. Raise features\.disk_gib"):
+        Filler(footage).fill(filled[1])
+
+
+def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_path):
+    footage = footage_for(world, tmp_path)
+    (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
+    os.utime(tmp_path / "other.safetensors", (1000, 1000))
+    footage.features.max_bytes = 800_000
+    with pytest.warns(UserWarning, match=r"holds 0\.7 MiB and 0\.2 MiB are to come, of at most 0\.8 MiB: what other recipes used"):
+        Filler(footage).fill(filled[1])
+    assert not (tmp_path / "other.safetensors").exists() and {k for k in files_in(tmp_path) if "/" not in k} == {k for k in filled[3] if "/" not in k}
+
+
+def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path):
+    footage, clips = footage_for(world, tmp_path), planned(filled[0], ["val"])
+    Filler(footage).fill(clips)
+    (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
+    footage.features.max_bytes = 500_000
+    assert Filler(footage).fill(clips).there == len(clips)  # warnings are errors here
+    assert (tmp_path / "other.safetensors").exists()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_computed(filled, world, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1000))
+    with pytest.raises(StorageError, match=r"MiB are still to be written, and the disk of .* has 0\.0 MiB left"):
+        Filler(footage_for(world, tmp_path / "cache")).fill(filled[1])
+    assert not (tmp_path / "cache").exists()
+
+
+DINO = Choice(name="dinov2", params={"weights": "random", "dims": {"dim": 24, "depth": 2, "heads": 2}, "image_size": 56})
+
+
+@pytest.mark.parametrize("backbone", [None, DINO])
+def test_sizes_are_known_without_computing_and_the_backbone_is_left_as_it_is(filled, tmp_path, backbone):
+    recipe = filled[0].recipe
+    footage = Footage(recipe.model_copy(update={"backbone": backbone or recipe.backbone}), tmp_path, torch.device("cpu"))
+    clips, before = filled[1], footage.backbone.fingerprint()
+    need = Sizes(footage).of(clips)
+    real = sum(footage.backbone(torch.zeros(len(c.times), 64, 64, 3, dtype=torch.uint8), c.times).values.numel() * 2 * (1 + c.grey) for c in clips)
+    assert real < need.features <= real + 4096 * sum(1 + c.grey for c in clips) and need.frames == 0
+    assert footage.backbone.fingerprint() == before and {t.device.type for t in footage.backbone.state_dict().values()} == {"cpu"}
+
+
+def test_sizes_of_a_backbone_that_needs_real_numbers_are_left_open(filled, world, tmp_path):
+    footage = footage_for(world, tmp_path)
+
+    class Picky(torch.nn.Module):
+        def forward(self, frames, times):
+            return FrameFeatures(torch.zeros(int(frames.sum()), 1, 1, 1), times)
+
+    footage.backbone = Picky()
+    assert Sizes(footage).of(filled[1]) == Need()
+
+
+# --- shares ---------------------------------------------------------------------------------------------------------------------------------
+
+
+clip_lists = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 16)), min_size=1, max_size=30, unique=True).map(
+    lambda pairs: [Clip(Path(video), tuple(map(float, range(n))), False, (f"{video}{n}",)) for video, n in pairs]
+)
+
+
+@given(clip_lists, st.integers(1, 12), st.randoms())
+def test_shares_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
+    shares = [Share(i, of).clips(clips) for i in range(1, of + 1)]
+    assert Counter(c for share in shares for c in share) == Counter(clips)
+    rng.shuffle(clips)
+    assert shares == [Share(i, of).clips(clips) for i in range(1, of + 1)]
+    videos = [{c.video for c in share} for share in shares]
+    assert sum(map(len, videos)) == len({c.video for c in clips})
+    frames = [sum(len(c.times) for c in share) for share in shares]
+    largest = max(sum(len(c.times) for c in clips if c.video == v) for v in {c.video for c in clips})
+    assert max(frames) <= sum(frames) / of + largest
+
+
+def test_a_share_comes_from_the_launcher_from_the_command_line_or_both(monkeypatch):
+    assert Share.here() == Share(1, 1) and Share.here("3/8") == Share(3, 8)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Share.here() == Share(2, 4) and Share.here("3/8") == Share(10, 32)
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "a/b", "-1/2", "1/8 "])
+def test_shares_that_make_no_sense_are_refused(text):
+    with pytest.raises(RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"):
+        Share.here(text)
+
+
+@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("1", None), ("x", "2")])
+def test_a_launcher_s_environment_that_makes_no_sense_is_refused(monkeypatch, rank, size):
+    monkeypatch.setenv("RANK", rank)
+    if size:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(RecipeError, match=rf"environment says RANK={rank} and WORLD_SIZE="):
+        Share.here()
+
+
+def test_a_device_that_is_not_here_is_refused(world, tmp_path, capsys):
+    assert command(world, tmp_path, "--device", "abacus")[0] == 1
+    assert "--device 'abacus' is none of auto, cpu, and CUDA devices that are present here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_without_cuda_it_is_told_what_to_take(world, tmp_path, capsys):
+    assert command(world, tmp_path, "--device", "cuda:0")[0] == 1
+    assert capsys.readouterr().err == "Error: --device 'cuda:0': no CUDA device is present here; take --device cpu.\n"
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_data_are_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for cache, says in (
+        (tmp_path / "file", f"Error: --cache {tmp_path}/file is a file, not a folder."),
+        (tmp_path / "file" / "below", f"Error: --cache {tmp_path}/file/below cannot be made: {tmp_path}/file is a file, not a folder."),
+        (Path("/proc/modulate"), "Error: --cache /proc/modulate cannot be written: No such file or directory (/proc). Name another folder"),
+    ):
+        assert command(tmp_path, cache)[0] == 1
+        err = capsys.readouterr().err
+        assert err.startswith(says) and "space" not in err and len(err.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,64 @@
+"""Hosts whose layers are divided among processes: what cannot be done with them is refused before anything is loaded."""
+
+import warnings
+
+import pytest
+import torch
+
+from modulate.config.recipe import load_recipe
+from modulate.distributed.process_group import Team
+from modulate.errors import DataError, RecipeError
+from modulate.hosts.fsdp import in_step, refuse_out_of_step, whole
+from tests.paths import SMALL
+
+DIVIDED, ALONE = Team(0, 2, shards=True), Team(0, 2)
+LORA_EVERYWHERE = "training.stages.0.train=[modulator, lora]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text", "scoring_too"),
+    [
+        (["training.together=clip"], "`training.together: clip` takes as many forwards as there are clips", False),
+        (["evaluation.together=clip"], "`evaluation.together: clip` takes as many forwards", True),
+        (["features.states_gib=1"], "`features.states_gib` leaves layers out", True),
+        (["injection.empty=none"], "`injection.empty: none` leaves a backward out", False),
+    ],
+)
+def test_what_takes_some_through_the_host_more_often_than_others_is_refused(overrides, text, scoring_too):
+    recipe = load_recipe(SMALL, overrides)
+    with pytest.raises(RecipeError, match=text):
+        refuse_out_of_step(recipe, DIVIDED, training=True)
+    if scoring_too:
+        with pytest.raises(RecipeError, match=text):
+            refuse_out_of_step(recipe, DIVIDED, training=False)
+    else:
+        refuse_out_of_step(recipe, DIVIDED, training=False)
+    refuse_out_of_step(recipe, ALONE, training=True)
+
+
+def test_what_goes_in_step_is_not_refused():
+    for overrides in ([], ["injection.empty=none", LORA_EVERYWHERE]):
+        for training in (True, False):
+            refuse_out_of_step(load_recipe(SMALL, overrides), DIVIDED, training)
+
+
+def test_running_out_of_memory_is_final_where_the_host_is_divided_and_there_alone():
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(DataError, match=r"A forward does not fit into memory \(CUDA out of memory\)\. .* lower batch_size"), in_step(DIVIDED):
+        raise full
+    with pytest.raises(torch.OutOfMemoryError), in_step(ALONE):
+        raise full
+    with pytest.raises(RuntimeError, match="shapes"), in_step(DIVIDED):
+        raise RuntimeError("shapes")
+
+
+def test_the_one_warning_that_our_own_hooks_cause_is_silent_and_no_other():
+    with in_step(DIVIDED):
+        warnings.warn("FSDP2-wrapped module Layer returned a view tensor.", stacklevel=1)
+    with pytest.warns(UserWarning, match="something else"), in_step(DIVIDED):
+        warnings.warn("something else", stacklevel=1)
+
+
+def test_a_parameter_that_is_not_divided_is_its_own_whole():
+    value = torch.ones(2)
+    assert whole(value) is value

@@ -1,0 +1,121 @@
+"""What is put into a host for a while: it is inert in copies, tells threads apart, and goes without a trace."""
+
+import copy
+import inspect
+import pickle  # noqa: TID251  (what users may do with their hosts)
+import threading
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from modulate.hosts.hooks import Callers, Hook, foreign, may_run_modules, named, standing_in, stood_in
+
+
+def doubled(module, args, output):
+    return 2 * output
+
+
+def test_a_hook_works_in_its_host_and_in_no_copy_of_it():
+    host, given = nn.Linear(2, 2), torch.ones(1, 2)
+    bare = host(given)
+    host.register_forward_hook(Hook(doubled))
+    assert torch.equal(host(given), 2 * bare)
+    for other in (copy.deepcopy(host), pickle.loads(pickle.dumps(host))):
+        assert torch.equal(other(given), bare)
+
+
+def test_arguments_are_named_whether_given_by_place_or_by_name():
+    def forward(a, b=None, **kwargs): ...
+
+    of = inspect.signature(forward)
+    assert named(of, (1,), {"b": 2, "c": 3}) == {"a": 1, "b": 2, "c": 3}
+    assert named(of, (1, 2), {}) == {"a": 1, "b": 2}
+    assert named(of, (), {"a": 1, "c": 3}) == {"a": 1, "c": 3}
+
+
+def meanwhile(run):
+    """Start a thread, wait until it is in ``run``, and return its number and what ends it."""
+    ready, end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=run, args=(lambda *_: ready.set() or (end.wait(30) and None),))
+    thread.start()
+    assert ready.wait(30)
+
+    def over():
+        end.set()
+        thread.join()
+
+    return thread.ident, over
+
+
+def in_a_module(wait):
+    module = nn.Identity()
+    module.register_forward_hook(wait)
+    module(torch.ones(1))
+
+
+def by_itself(wait):
+    wait()
+
+
+def test_a_thread_may_run_modules_while_torch_is_on_its_stack():
+    for run, expected in ((in_a_module, True), (by_itself, False)):
+        thread, over = meanwhile(run)
+        try:
+            assert may_run_modules(thread) is expected
+        finally:
+            over()
+        assert not may_run_modules(thread)  # it has ended
+
+
+def test_who_must_be_alone_waits_for_no_thread_that_was_interrupted():
+    for run, free in ((in_a_module, False), (by_itself, True)):
+        callers = Callers()
+        thread, over = meanwhile(lambda wait, run=run, callers=callers: callers.enter(alone=False) and run(wait))
+        try:
+            assert callers.enter(alone=True) is free
+            assert callers._inside == ({threading.get_ident()} if free else {thread})
+            assert callers.enter(alone=False)
+            callers.leave()
+            assert callers._inside == (set() if free else {thread})
+        finally:
+            over()
+    assert callers.enter(alone=True) and callers.enter(alone=True)  # a thread is alone beside itself
+    callers.leave()
+    callers.leave()
+
+
+@pytest.mark.parametrize("before", [None, partial(int, 3)])
+def test_a_stand_in_answers_inside_its_block_and_leaves_what_was_there(before):
+    module = nn.Linear(2, 2)
+    if before is not None:
+        module.forward = before
+    assert not stood_in(module, "forward")
+    with pytest.raises(KeyError), standing_in(module, "forward", lambda *a, **k: (a, k)):
+        assert stood_in(module, "forward") and not stood_in(module, "extra_repr")
+        assert module(1, b=2) == ((1,), {"b": 2})
+        raise KeyError
+    assert module.__dict__.get("forward") is before
+
+
+def test_a_copy_made_while_something_stands_in_has_its_own_method():
+    module, given = nn.Linear(2, 2), torch.ones(1, 2)
+    bare = module(given)
+    with standing_in(module, "forward", lambda *a: None):
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert torch.equal(other(given), bare)
+            assert other.__dict__["forward"].__self__ is other
+        assert module(given) is None
+
+
+def test_hooks_of_others_are_known_by_their_module():
+    class Tracked(Hook):
+        tracked = True
+
+    from transformers.utils.generic import set_attribute_for_modules
+
+    assert foreign([]) == foreign([Tracked(doubled), set_attribute_for_modules]) == ""
+    assert foreign([set_attribute_for_modules, doubled]) == __name__
+    assert foreign([partial(doubled)]) == "functools"
+    assert foreign([Hook(doubled)]) == "modulate.hosts.hooks"

@@ -1,0 +1,49 @@
+"""What components do by default."""
+
+from pathlib import Path
+
+import pytest
+
+from modulate.errors import DataError
+from modulate.interfaces.components import LETTERS, Dataset, Modulator, Reference, Sample
+from modulate.interfaces.params import Choice
+from modulate.interfaces.writer import Projection
+from modulate_gaze.scanpath import Scanpath
+from modulate_tabletop.dataset import Tabletop
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return Tabletop(Tabletop.Params(root=tmp_path))
+
+
+def sample(options):
+    return Sample("q1", "task", Path("v.mp4"), (2.0, 5.0), "What is it?", tuple(options), 0, {})
+
+
+def test_the_prompt_offers_every_option_by_its_letter(dataset):
+    text = Dataset.prompt(dataset, sample(["a cup", "a knife", "a plate"]))
+    assert text == "Question: What is it?\nOptions:\nA. a cup\nB. a knife\nC. a plate\n\nThe best option is:"
+    assert Dataset.prompt(dataset, sample(["a cup", "a knife"]), answer="word") == "Question: What is it?\nThe answer is:"
+
+
+def test_there_are_letters_for_eight_options(dataset):
+    assert Dataset.prompt(dataset, sample(LETTERS)).count("\n") == 11
+    with pytest.raises(DataError, match="Sample q1 offers 9 options; there are letters for 8"):
+        Dataset.prompt(dataset, sample("abcdefghi"))
+
+
+def test_of_a_signal_a_sample_has_what_overlaps_its_window(dataset):
+    path = Scanpath([(0.1, 0.1, 1.0, 0.5), (0.2, 0.2, 2.1, 0.5), (0.3, 0.3, 4.0, 0.5), (0.4, 0.4, 6.0, 0.5)])
+    assert Dataset.clip_signal(dataset, sample("ab"), path).fixations[:, 2].tolist() == [2.1, 4.0]
+
+
+def test_nothing_is_published_and_nothing_is_made_unless_a_data_set_says_so(dataset):
+    assert Dataset.reference(dataset) == Reference({}, (), ()) and Dataset.prepare(dataset) is None
+
+
+def test_by_default_every_layer_gets_a_linear_map_that_is_zero():
+    modulator = Choice(name="gaze_resampler", params={"width": 16, "latents": 4}).build("modulator", d_features=12, d_signal=8, n_layers=3)
+    writer = Modulator.writer(modulator, 0, 5)
+    assert type(writer) is Projection and writer.weight.shape == (5, modulator.d_latent) and not writer.weight.any()
+    assert Modulator.shared_output is False

@@ -1,0 +1,249 @@
+"""Attachments beyond what every host must do (tests/contract): adapters, reports, misuse."""
+
+import threading
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from modulate import ClipInput, visual_grid
+from modulate.errors import ConditioningError, HostError
+from modulate.interfaces.writer import Projection
+from modulate_hosts.qwen2_5_vl import Qwen25VL
+from tests.tiny import CLIP, GRID, cached, features, fresh, inputs, qwen, scanpath
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_fresh_modulation_leaves_logits_bit_identical(dtype, lora):
+    host, batch = qwen(dtype=dtype), inputs(dtype=dtype)
+    before = host(**batch).logits
+    with fresh(host, lora=lora).attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
+        during = host(**batch).logits
+    assert torch.equal(before, during)
+    assert torch.equal(before, host(**batch).logits)
+
+
+def test_detach_restores_modules_keys_flags_and_foreign_hooks(host):
+    modules, keys = {id(m) for m in host.modules()}, list(host.state_dict())
+    calls = []
+    foreign = host.model.language_model.layers[1].register_forward_hook(lambda *a: calls.append(1))
+    attachment = fresh(host, lora=True).attach(host)
+    assert {id(m) for m in host.modules()} == modules and list(host.state_dict()) == keys  # also while it is on
+    attachment.detach()
+    attachment.detach()
+    assert {id(m) for m in host.modules()} == modules and list(host.state_dict()) == keys
+    assert not any(p.requires_grad for p in host.parameters()) and not any(m.training for m in host.modules())
+    assert not hasattr(host, "peft_config")
+    host(**inputs())
+    assert calls == [1]
+    foreign.remove()
+
+
+def test_a_users_own_adapter_survives():
+    from peft import LoraConfig, get_peft_model
+
+    host = get_peft_model(qwen(), LoraConfig(r=2, target_modules=["q_proj", "k_proj"], exclude_modules=r".*visual.*"))
+    for name, p in host.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    batch = inputs()
+    before, trainable = host(**batch).logits, [n for n, p in host.named_parameters() if p.requires_grad]
+    modulation = fresh(host, lora=True)
+    with modulation.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
+        assert torch.equal(host(**batch).logits, before)
+    assert torch.equal(host(**batch).logits, before)
+    assert [n for n, p in host.named_parameters() if p.requires_grad] == trainable
+    assert list(host.peft_config) == ["default"]
+
+
+def test_report_counts_tokens_steps_and_strength(host, modulation):
+    with modulation.attached(host) as attachment:
+        with attachment.condition([[CLIP], []]):
+            host(**inputs())
+        report = attachment.report()
+    assert (report.forwards, report.tokens, report.steps, report.active_steps) == (1, GRID.tokens, (2,), (2,))
+    assert set(report.ratio) == {1, 2} and all(r > 0 for r in report.ratio.values())
+
+
+def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(host, modulation, monkeypatch):
+    calls, found = [], []
+    for name in ("forward", "mixed"):
+        original = getattr(Projection, name)
+        monkeypatch.setattr(Projection, name, lambda self, *args, name=name, original=original: calls.append(name) or original(self, *args))
+    with modulation.attached(host) as attachment:
+        for rows in ([[CLIP], [CLIP]], [[CLIP]]):  # the second: one row for two of the batch, as beams are, so that its tokens come twice
+            with attachment.condition(rows):
+                found.append(host(**inputs()).logits)
+    assert calls == ["mixed"] * 4 + ["forward"] * 2  # layers and clips; layers
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(found[0], host(**inputs()).logits, atol=1e-3)
+
+
+def test_misuse_is_an_error_with_both_sizes(host, modulation):
+    wrong = visual_grid([0.0, 1.0, 2.0, 3.0], 2, 2, 2)
+    with modulation.attached(host) as attachment:
+        with (
+            pytest.raises(ConditioningError, match="Row 0: the inputs hold 12 visual tokens, the conditioning 8"),
+            attachment.condition([[ClipInput(scanpath(), wrong, features(wrong))]] * 2),
+        ):
+            host(**inputs())
+        with pytest.raises(ConditioningError, match="Row 0: the inputs hold 12 visual tokens, the conditioning 24"), attachment.condition([[CLIP, CLIP]] * 2):
+            host(**inputs())
+        with pytest.raises(ConditioningError, match="has 3 rows, the forward a batch of 2"), attachment.condition([[CLIP]] * 3):
+            host(**inputs())
+        with pytest.raises(ConditioningError, match="does not nest"), attachment.condition([[CLIP]] * 2), attachment.condition([[CLIP]] * 2):
+            pass
+        with pytest.raises(ConditioningError, match="No forward reached the host"), attachment.condition([[CLIP]]):
+            pass
+        with pytest.raises(HostError, match="inputs_embeds without input_ids"), attachment.condition([[CLIP]]):
+            host(inputs_embeds=torch.zeros(1, 4, 32))
+        with (
+            pytest.raises(HostError, match=r"needs features of shape \(2, 6, 12\), got \(2, 6, 5\)"),
+            attachment.condition([[ClipInput(scanpath(), GRID, torch.zeros(2, 6, 5))]]),
+        ):
+            pass
+
+
+def test_a_prompt_that_the_cache_held_before_is_not_counted(host, modulation):
+    batch = inputs(texts=((7,),))
+    cache = cached(host(**batch, use_cache=True))
+    message = "Row 0: the inputs hold 0 visual tokens, the conditioning 12.* The cache held 16 positions before this conditioning began"
+    with modulation.attached(host) as attachment, pytest.raises(ConditioningError, match=message), attachment.condition([[CLIP]]):
+        host(input_ids=torch.tensor([[9]]), **cache)
+
+
+def test_two_modulations_stack_and_detach_in_any_order(host):
+    torch.manual_seed(0)
+    first, second = fresh(host, lora=True), fresh(host, layers=(0, 2), lora=True)
+    for m in (first, second):
+        torch.nn.init.normal_(m.out[0].weight)
+    batch = inputs()
+    bare = host(**batch).logits
+    modules = {id(m) for m in host.modules()}
+    a, b = first.attach(host), second.attach(host)
+    with a.condition([[CLIP]] * 2), b.condition([[CLIP]] * 2):
+        both = host(**batch).logits
+    a.detach()
+    with b.condition([[CLIP]] * 2):
+        alone = host(**batch).logits
+    b.detach()
+    assert not torch.allclose(both, alone) and not torch.allclose(alone, bare)
+    assert torch.equal(host(**batch).logits, bare) and {id(m) for m in host.modules()} == modules
+
+
+def test_layers_out_of_range_and_foreign_hosts_are_refused(host):
+    with pytest.raises(HostError, match="asks for decoder layer 9, but Qwen2_5_VLForConditionalGeneration has layers 0 to 3"):
+        fresh(host, layers=(1, 9))
+    with pytest.raises(HostError, match="made for a qwen2_5_vl of 4 layers of width 32; this qwen2_5_vl has 3"):
+        fresh(host).attach(qwen(layers=3))
+    with pytest.raises(HostError, match=r"has no `config\.model_type`"):
+        fresh(host).attach(torch.nn.Linear(2, 2))
+
+
+def test_a_host_class_that_names_no_placeholder_is_refused():
+    class Blind(Qwen25VL):
+        """Its family's placeholders are forgotten."""
+
+        @staticmethod
+        def find_visual_ids(config):
+            return {}
+
+    with pytest.raises(HostError, match="Blind names no visual placeholder"):
+        Blind(qwen())
+
+
+def interrupted(host, kind=KeyboardInterrupt, **batch):
+    """Call the host and interrupt it in the middle, as Ctrl-C does: torch runs no hooks for what is no Exception."""
+
+    def stop(*args):
+        raise kind
+
+    handle = host.model.language_model.layers[1].mlp.register_forward_hook(stop)
+    try:
+        with pytest.raises(kind):
+            host(**batch)
+    finally:
+        handle.remove()
+
+
+def test_an_interrupted_forward_keeps_no_other_thread_out(host, modulation):
+    batch = inputs()
+    errors, found = [], []
+
+    def work():
+        try:
+            with attachment.condition([[CLIP], [CLIP]]):
+                found.append(host(**batch).logits)
+        except ConditioningError as error:
+            errors.append(error)
+
+    with modulation.attached(host) as attachment:
+        interrupted(host, **batch)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert errors == []
+        with attachment.condition([[CLIP], [CLIP]]):
+            assert torch.equal(host(**batch).logits, found[0])
+
+
+def test_an_interrupted_forward_is_over(host):
+    """Layers that are called by hand afterwards are not taken for its own."""
+    modulation, batch = fresh(host, lora=True), inputs()
+    for name, value in modulation.lora.items():
+        if name.endswith("|B"):
+            torch.nn.init.normal_(value, std=0.5)
+    project = host.model.language_model.layers[1].self_attn.q_proj
+    states = torch.ones(1, 1, 32)
+    plain = project(states)
+    with modulation.attached(host) as attachment:
+        adapted = project(states)
+        assert not torch.equal(adapted, plain)
+        with attachment.bare():
+            interrupted(host, **batch)
+        assert torch.equal(project(states), adapted)
+        interrupted(host, **batch)
+        with attachment.bare():
+            assert torch.equal(project(states), plain)
+        interrupted(host, **batch)
+        with pytest.raises(ConditioningError, match="ran inside a conditioning without a forward"), attachment.condition([[CLIP], [CLIP]]):
+            host.model.language_model(inputs_embeds=torch.ones(1, 4, 32))
+
+
+def learned(modulation, loss):
+    """The gradients that ``loss`` gives a modulation's writers."""
+    modulation.zero_grad()
+    loss.backward()
+    return [writer.weight.grad.clone() for writer in modulation.out]
+
+
+@pytest.mark.parametrize("between", [None, "condition", "bare"])
+def test_a_forward_that_is_recomputed_has_its_own_gradients_whatever_the_backward_ran_before(host, modulation, between):
+    modulation.train().requires_grad_(True)
+    batch, other = inputs(), ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
+    run = lambda: host(**batch, use_cache=False).logits.square().mean()
+
+    def meanwhile(gradient):
+        with torch.no_grad(), attachment.bare() if between == "bare" else attachment.condition([[other], [other]]):
+            run()
+
+    with modulation.attached(host) as attachment:
+        with attachment.condition([[CLIP], [CLIP]]):
+            plain = run()
+        with attachment.condition([[CLIP], [CLIP]]):
+            kept = checkpoint(run, use_reentrant=False)
+        expected = learned(modulation, plain)
+        if between:
+            kept.register_hook(meanwhile)
+        for found, wanted in zip(learned(modulation, kept), expected, strict=True):
+            assert wanted.any()
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_an_attachment_that_fails_halfway_leaves_no_hook(host):
+    modulation = fresh(host, lora=True)
+    host.model.language_model.layers[3].self_attn.q_proj = torch.nn.Linear(32, 8)
+    with pytest.raises(HostError, match="of 32 to 32 features; in decoder layer 3 of this host it has 32 to 8"):
+        modulation.attach(host)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in host.modules())

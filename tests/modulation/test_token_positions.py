@@ -1,0 +1,187 @@
+"""Which positions of a forward are which visual tokens: by ids, types and the position in the cache."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from modulate.errors import ConditioningError, HostError
+from modulate.modulation.token_positions import begins_with, columns
+from modulate.modulation.visual_token_tracker import Ledger
+
+VIDEO, IMAGE, TEXT = 5, 6, 9
+TYPES = ("mm_token_type_ids", "token_type_ids")
+
+
+def filled(length, rows=1):
+    """A cache that holds ``length`` positions."""
+    cache = DynamicCache()
+    if length:
+        grow(cache, length, rows)
+    return cache
+
+
+def grow(cache, length, rows=1):
+    cache.update(torch.zeros(rows, 1, length, 2), torch.zeros(rows, 1, length, 2), 0)
+
+
+def forward(ids, cache=None, **more):
+    """The arguments of a forward; the cache under its names in older and newer transformers."""
+    named = {} if cache is None else {"past_key_values": cache, "cache": cache}
+    return {"input_ids": torch.tensor(ids), **named, **more}
+
+
+def read(ids, cache=None, **more):
+    return columns(forward(ids, cache, **more), (VIDEO, IMAGE), None, TYPES)
+
+
+# --- one forward ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_any_of_the_placeholders_is_visual():
+    here = read([[TEXT, VIDEO, IMAGE, TEXT]])
+    assert here.mask.tolist() == [[False, True, True, False]] and here.some and not here.typed and here.past == 0
+    assert not read([[TEXT, TEXT]]).some
+
+
+def test_token_types_tell_placeholders_from_tokens_that_only_look_so():
+    here = read([[VIDEO, TEXT, VIDEO]], mm_token_type_ids=torch.tensor([[2, 0, 0]]))
+    assert here.mask.tolist() == [[True, False, False]] and here.typed
+
+
+@pytest.mark.parametrize("name", ["mm_token_type_ids", "token_type_ids"])
+def test_types_of_the_whole_prompt_are_read_at_the_chunk_s_own_positions(name):
+    types = torch.tensor([[2, 2, 0, 0, 2]])
+    here = read([[VIDEO, VIDEO]], filled(3), **{name: types})
+    assert here.past == 3 and here.typed and here.mask.tolist() == [[False, True]]
+
+
+def test_types_of_the_chunk_alone_are_taken_as_they_are():
+    here = read([[VIDEO, VIDEO]], filled(3), mm_token_type_ids=torch.tensor([[2, 0]]))
+    assert here.typed and here.mask.tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 1), (2, 2), (2, 5), (1,), (5,), (1, 5, 2)])
+def test_types_of_other_positions_or_rows_say_nothing(shape):
+    here = read([[VIDEO, TEXT]], filled(3), mm_token_type_ids=torch.zeros(shape, dtype=torch.long))
+    assert not here.typed and here.mask.tolist() == [[True, False]]
+
+
+def test_positions_given_by_hand_are_taken_from_where_the_cache_ends_and_what_is_beyond_is_text():
+    positions = torch.tensor([[False, True, True], [True, False, False]])
+    here = columns(forward([[VIDEO] * 3] * 2, filled(1, 2)), (VIDEO,), positions, TYPES)
+    assert here.mask.tolist() == [[True, True, False], [False, False, False]] and here.typed and here.past == 1
+    beams = columns(forward([[TEXT] * 3] * 4), (VIDEO,), positions, TYPES)
+    assert beams.mask.tolist() == [[False, True, True]] * 2 + [[True, False, False]] * 2
+
+
+def test_embeddings_without_ids_need_positions():
+    given = {"inputs_embeds": torch.zeros(1, 3, 8)}
+    with pytest.raises(HostError, match="visual tokens cannot be located"):
+        columns(given, (VIDEO,), None, TYPES)
+    assert columns(given, (VIDEO,), torch.tensor([[False, True, False]]), TYPES).mask.tolist() == [[False, True, False]]
+
+
+def test_an_attention_mask_of_positions_that_no_cache_explains_is_refused():
+    mask = torch.ones(1, 5)
+    with pytest.raises(HostError, match="spans 5 positions, but it got 2 tokens"):
+        read([[TEXT, VIDEO]], attention_mask=mask)
+    assert read([[TEXT, VIDEO]], filled(3), attention_mask=mask).past == 3
+    assert read([[TEXT, VIDEO]], attention_mask=mask[:, :2]).past == 0
+
+
+def test_padding_is_read_off_an_attention_mask_of_all_positions():
+    mask = torch.tensor([[0, 0, 1, 0, 1]])
+    assert read([[TEXT, TEXT]], filled(3), attention_mask=mask).attended.tolist() == [[False, True]]
+    assert read([[TEXT, TEXT]], filled(3), attention_mask=mask[:, 3:]).attended.tolist() == [[True, True]]
+    assert read([[TEXT, TEXT]]).attended.tolist() == [[True, True]]
+
+
+# --- the same prompt again --------------------------------------------------------------------------------------------------------------
+
+PROMPT = torch.tensor([[1, 2], [3, 4]])
+
+
+def test_rows_that_are_multiplied_begin_with_their_own_row_of_the_prompt():
+    assert begins_with(torch.tensor([[1, 2, 9], [1, 2, 8], [3, 4, 9], [3, 4, 7]]), PROMPT)
+    assert not begins_with(torch.tensor([[1, 2, 9], [3, 4, 9], [1, 2, 8], [3, 4, 7]]), PROMPT)
+    assert begins_with(PROMPT, PROMPT)
+
+
+@pytest.mark.parametrize("ids", [[[1, 2, 9], [3, 5, 9]], [[1], [3]], [[1, 2], [1, 2], [3, 4]], [[1, 2]]])
+def test_other_rows_are_not_the_prompt(ids):
+    assert not begins_with(torch.tensor(ids), PROMPT)
+
+
+def test_nothing_begins_with_nothing():
+    assert not begins_with(None, PROMPT) and not begins_with(PROMPT, None)
+
+
+# --- many forwards ----------------------------------------------------------------------------------------------------------------------
+
+
+def fed(ledger, cache, chunk):
+    """Give the ledger one more chunk of a row; return its tokens' ordinals."""
+    found = ledger.place(read([chunk], cache))
+    grow(cache, len(chunk))
+    ledger.remember(cache)
+    return None if found is None else found[0].tolist()
+
+
+@pytest.mark.parametrize("chunks", [[[TEXT, VIDEO, VIDEO, TEXT, VIDEO]], [[TEXT], [VIDEO], [VIDEO], [TEXT, VIDEO]], [[TEXT, VIDEO], [VIDEO], [TEXT, VIDEO]]])
+def test_tokens_are_counted_on_over_chunks_of_any_length(chunks):
+    ledger, cache = Ledger([3]), DynamicCache()
+    found = [fed(ledger, cache, chunk) or [-1] * len(chunk) for chunk in chunks]
+    assert [ordinal for chunk in found for ordinal in chunk] == [-1, 0, 1, -1, 2]
+    ledger.finish()
+    assert fed(ledger, cache, [TEXT]) is None and ledger.forwards == len(chunks) + 1
+
+
+def test_two_single_tokens_of_text_end_a_prompt_and_one_that_lacks_visual_tokens_is_said():
+    ledger, cache = Ledger([3]), DynamicCache()
+    fed(ledger, cache, [TEXT, VIDEO, VIDEO])
+    fed(ledger, cache, [TEXT])
+    with pytest.raises(ConditioningError, match="Row 0: the inputs hold 2 visual tokens, the conditioning 3"):
+        fed(ledger, cache, [TEXT])
+
+
+def test_a_single_visual_token_or_several_of_text_do_not_end_a_prompt():
+    ledger, cache = Ledger([3]), DynamicCache()
+    fed(ledger, cache, [TEXT, VIDEO])
+    assert fed(ledger, cache, [VIDEO]) == [1]
+    assert fed(ledger, cache, [TEXT, TEXT]) is None
+    assert fed(ledger, cache, [VIDEO]) == [2]
+
+
+def test_a_prompt_may_begin_with_a_single_token_of_text():
+    ledger = Ledger([1])
+    cache = DynamicCache()
+    assert fed(ledger, cache, [TEXT]) is None
+    assert fed(ledger, cache, [VIDEO]) == [0]
+
+
+def test_more_visual_tokens_than_the_conditioning_holds_are_an_error_in_the_prompt_alone():
+    with pytest.raises(ConditioningError, match="Row 0: the inputs hold 3 visual tokens, the conditioning 2"):
+        fed(Ledger([2]), DynamicCache(), [VIDEO] * 3)
+    ledger, cache = Ledger([2]), DynamicCache()
+    fed(ledger, cache, [VIDEO, VIDEO, TEXT])
+    assert fed(ledger, cache, [VIDEO]) == [-1]  # the host wrote it
+
+
+def test_rows_without_conditioning_are_left_alone_whatever_they_hold():
+    found = Ledger([1, None]).place(read([[VIDEO, TEXT], [VIDEO, VIDEO]]))
+    assert found.tolist() == [[0, -1], [-1, -1]]
+
+
+def test_a_batch_that_is_no_multiple_of_the_rows_is_refused():
+    assert Ledger([1, 2]).rows_of(6) == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ConditioningError, match="has 2 rows, the forward a batch of 3"):
+        Ledger([1, 2]).rows_of(3)
+
+
+def test_what_a_cache_held_before_the_conditioning_is_not_counted_and_an_error_says_so():
+    ledger, cache = Ledger([2]), filled(3)
+    assert fed(ledger, cache, [VIDEO]) == [0]
+    with pytest.raises(ConditioningError, match=r"hold 1 visual tokens, the conditioning 2.* The cache held 3 positions before"):
+        ledger.finish()
+    assert fed(ledger, cache, [TEXT, VIDEO]) == [-1, 1]
+    ledger.finish()

@@ -1,0 +1,150 @@
+"""Residuals on other tokens than the visual ones: text, the last token, a user's mask, visual tokens of some steps."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from modulate import ClipInput, Modulation
+from modulate.config.injection import Tokens
+from modulate.errors import ConditioningError
+from modulate.interfaces.params import Choice
+from modulate.modulation.token_positions import Columns
+from modulate.modulation.token_selection import Selection
+from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, features, inputs, scanpath
+
+OTHER = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
+
+
+def modulation(host, **tokens):
+    torch.manual_seed(3)
+    made = Modulation.for_host(
+        host,
+        encoder=Choice(name="heatmap_dur", params={"dim": 16}),
+        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
+        layers=(1, 2),
+        d_features=D_FEATURES,
+        tokens=Tokens(**tokens),
+    )
+    for writer in made.out:
+        torch.nn.init.normal_(writer.weight, std=0.5)
+    return made.eval()
+
+
+def written(host, made, batch, rows, **hints):
+    """Which positions changed after layer 1, and by how much."""
+    before = host(**batch, output_hidden_states=True).hidden_states[2]
+    with made.attached(host) as attachment, attachment.condition(rows, **hints):
+        after = host(**batch, output_hidden_states=True).hidden_states[2]
+    return (after - before).abs().amax(-1) > 0, after - before, attachment.report()
+
+
+def mean(made, clips):
+    return made.residual(0, made.latents(clips).layers[0].mean(0, keepdim=True))[0]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_text_is_all_that_is_neither_visual_nor_padding(host, side):
+    made, batch = modulation(host, kind="text"), inputs(side=side)
+    where, by, report = written(host, made, batch, [[CLIP], [OTHER]])
+    assert torch.equal(where, (batch["input_ids"] != VIDEO) & batch["attention_mask"].bool())
+    assert report.tokens == int(where.sum())
+    for row, clip in enumerate([CLIP, OTHER]):
+        torch.testing.assert_close(by[row, where[row]], mean(made, [clip]).expand(int(where[row].sum()), -1), atol=1e-5, rtol=0)
+
+
+def test_the_mean_is_over_all_clips_of_the_row_and_rows_without_a_signal_stay(host):
+    made, batch = modulation(host, kind="text"), inputs(videos=2)
+    where, by, _ = written(host, made, batch, [[CLIP, OTHER], []])
+    assert not where[1].any()
+    torch.testing.assert_close(by[0, where[0]][0], mean(made, [CLIP, OTHER]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_last_is_the_last_token_that_is_no_padding(host, side):
+    made, batch = modulation(host, kind="last"), inputs(side=side)
+    where, _, _ = written(host, made, batch, [[CLIP], [OTHER]])
+    last = batch["attention_mask"].cumsum(1).argmax(1)
+    assert torch.equal(where.nonzero(), torch.stack([torch.arange(2), last], 1))
+
+
+def test_a_mask_is_taken_as_it_is(host):
+    made, batch = modulation(host, kind="mask"), inputs()
+    mask = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    mask[0, 3], mask[1, -1] = True, True
+    where, _, _ = written(host, made, batch, [[CLIP], [OTHER]], mask=mask)
+    assert torch.equal(where, mask)
+
+
+def test_positions_beyond_a_mask_are_not_chosen():
+    chosen = Selection(Tokens(kind="mask"), None, torch.tensor([[False, True]]))
+    for past, expected in ((0, [False, True, False, False]), (1, [True, False, False, False]), (2, [False] * 4)):
+        here = Columns(torch.zeros(1, 4, dtype=torch.bool), False, past, False, None)
+        assert chosen.choose(here).tolist() == [expected]
+
+
+@pytest.mark.parametrize("steps", [(0,), (-1,), (0, 1)])
+def test_steps_choose_among_the_visual_tokens(host, steps):
+    made, batch = modulation(host, steps=steps), inputs()
+    where, by, _ = written(host, made, batch, [[CLIP], [OTHER]])
+    visual = (batch["input_ids"] == VIDEO).nonzero().view(2, GRID.steps, GRID.tokens_per_step, 2)
+    chosen = torch.zeros_like(where)
+    chosen[visual[:, list(steps)][..., 0], visual[:, list(steps)][..., 1]] = True
+    assert torch.equal(where, chosen)
+    expected = made.residual(0, made.latents([CLIP]).layers[0]).view(GRID.steps, GRID.tokens_per_step, -1)[list(steps)].flatten(0, 1)
+    torch.testing.assert_close(by[0, where[0]], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "hint"), [("text", None), ("last", "prompt"), ("mask", "mask")])
+def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, hint):
+    made, batch = modulation(host, kind=kind), inputs()
+    given = {} if hint is None else {hint: batch["attention_mask"].bool() & (batch["input_ids"] != VIDEO)}
+    settings = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    with made.attached(host) as attachment:
+        with attachment.condition([[CLIP], [OTHER]], **given):
+            cached = host.generate(**batch, **settings)
+        with attachment.condition([[CLIP], [OTHER]], **given):
+            uncached = host.generate(**batch, use_cache=False, **settings)
+        with attachment.condition([[CLIP], [OTHER]], **given):
+            beams = host.generate(**batch, num_beams=2, **settings)
+        for row, clip in enumerate([CLIP, OTHER]):
+            alone = {k: v[row : row + 1] for k, v in batch.items()} | {"pixel_values_videos": batch["pixel_values_videos"].chunk(2)[row]}
+            with attachment.condition([[clip]], **{k: v[row : row + 1] for k, v in given.items()}):
+                assert torch.equal(host.generate(**alone, num_beams=2, **settings)[0], beams[row])
+    assert torch.equal(cached, uncached) and not torch.equal(cached, host.generate(**batch, **settings))
+
+
+def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_ends(host):
+    made, batch = modulation(host, kind="last"), inputs(texts=((7, 8, 9),))
+    prompt, settings = batch["attention_mask"].bool(), dict(max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    try:
+        host.generate(**batch, prefill_chunk_size=4, **settings)
+    except RuntimeError as error:  # transformers 5.17
+        pytest.skip(f"the bare host refuses: {error}")
+    with made.attached(host) as attachment:
+        with attachment.condition([[CLIP]], prompt=prompt):
+            whole = host.generate(**batch, **settings)
+        with attachment.condition([[CLIP]], prompt=prompt):
+            assert torch.equal(host.generate(**batch, prefill_chunk_size=4, **settings), whole)
+        with pytest.raises(ConditioningError, match=r"give `condition\(rows, prompt=attention_mask\)`"), attachment.condition([[CLIP]]):
+            host.generate(**batch, **settings)
+
+
+def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
+    batch, mask = inputs(), torch.ones(2, 4, dtype=torch.bool)
+    for tokens, hints, message in (
+        ({"kind": "mask"}, {}, "give `condition"),
+        ({"kind": "mask"}, {"mask": mask[:1]}, r"`mask` must be \(row, position\) for 2 rows"),
+        ({"kind": "text"}, {"mask": mask}, "`mask` has no effect here: this modulation writes on text tokens"),
+        ({}, {"prompt": mask}, "`prompt` has no effect here: this modulation writes on visual tokens"),
+        ({"steps": (2,)}, {}, "step 2 .* but a clip has 2 steps"),
+    ):
+        made = modulation(host, **tokens)
+        with pytest.raises(ConditioningError, match=message), made.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]], **hints):
+            host(**batch)
+    with pytest.raises(ValidationError, match="has no effect on kind `text`"):
+        Tokens(kind="text", steps=(0,))
+
+
+def test_it_is_saved_with_the_modulation(host, tmp_path):
+    modulation(host, kind="last").save_pretrained(tmp_path)
+    assert Modulation.from_pretrained(tmp_path).config.injection.tokens == Tokens(kind="last")

@@ -1,0 +1,114 @@
+"""Which samples there are to train on, and their preparation ahead of time."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from modulate.config.recipe import load_recipe
+from modulate.errors import DataError, SignalError
+from modulate.inference.pipeline import Pipeline
+from modulate.interfaces.components import Sample
+from modulate.training.data_loader import Loader, training_samples
+from modulate_tabletop.make import make_world
+from tests.paths import SMALL
+
+
+def samples(n, first=0):
+    return [Sample(f"s{i}", "task", Path("v"), (0.0, 1.0), "?", ("x", "y"), 0, {}) for i in range(first, first + n)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("loader")
+    make_world(root / "world", train=3, val=1, test=1, seed=0, workers=1)
+    return root
+
+
+def pipeline_for(world, empty):
+    return Pipeline(load_recipe(SMALL, [f"data.params.root={world}/world", f"training.empty={empty}"]), world / "cache")
+
+
+def test_samples_with_an_empty_signal_are_left_out_and_counted_where_the_recipe_says_so(world, monkeypatch):
+    pipeline = pipeline_for(world, "skip")
+    every = pipeline.samples("train")
+    read = pipeline.signal
+
+    def signal(sample):
+        if sample is every[1]:
+            raise SignalError("broken")
+        return read(sample).blank() if sample is every[0] else read(sample)
+
+    monkeypatch.setattr(pipeline, "signal", signal)
+    monkeypatch.setattr(pipeline, "samples", lambda split: every)
+    assert training_samples(pipeline) == (every[1:], 1)  # what cannot be read fails when it is trained on
+    monkeypatch.setattr(pipeline, "recipe", pipeline_for(world, "train").recipe)
+    assert training_samples(pipeline) == (every, 0)
+
+
+def test_without_anything_to_train_on_the_reason_is_said(world, monkeypatch):
+    pipeline = pipeline_for(world, "skip")
+    every, read = pipeline.samples("train"), pipeline.signal
+    monkeypatch.setattr(pipeline, "signal", lambda sample: read(sample).blank())
+    with pytest.raises(DataError, match=f"the signal is empty in the clips of all {len(every)} training samples"):
+        training_samples(pipeline)
+    monkeypatch.setattr(pipeline, "samples", lambda split: [])
+    with pytest.raises(DataError, match="The training split has no samples"):
+        training_samples(pipeline)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_batches_come_as_they_are_and_so_many_are_in_preparation_ahead(ahead):
+    batches = [samples(2, 2 * i) for i in range(5)]
+    drawn, done = [], []
+
+    def source():
+        for batch in batches:
+            drawn.append(batch)
+            yield batch
+
+    with Loader(lambda sample: (done.append(sample.id), sample.id.upper())[1], ahead) as loader:
+        for k, batch in enumerate(loader.over(source())):
+            assert batch is batches[k] and len(drawn) == min(5, k + 1 + ahead)
+            assert [loader.get(sample) for sample in batch] == [sample.id.upper() for sample in batch]
+    assert sorted(done) == sorted(f"s{i}" for i in range(10))
+
+
+def test_each_is_prepared_once_however_often_it_is_to_come():
+    done = []
+    batch = samples(1)
+    with Loader(lambda sample: done.append(threading.current_thread().name), 3) as loader:
+        given = loader.over(iter([batch, batch, batch]))
+        next(given)
+        assert loader.get(batch[0]) is None and len(done) == 1 and done[0].startswith("modulate-loader")
+        loader.get(batch[0])
+    assert done[1:] == [threading.current_thread().name]
+
+
+def test_what_does_not_fit_beside_a_forward_is_tried_again_alone_and_other_errors_are_raised():
+    tries = []
+
+    def prepare(sample):
+        tries.append(sample.id)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried")
+        if sample.id == "s1":
+            raise RuntimeError("shapes")
+        return "ready"
+
+    with Loader(prepare, 1) as loader:
+        first, second = samples(2)
+        next(loader.over(iter([[first], [second]])))
+        assert loader.get(first) == "ready"
+        with pytest.raises(RuntimeError, match="shapes"):
+            loader.get(second)
+    assert tries.count("s0") == 2 and tries.count("s1") == 1
+
+
+def test_leaving_gives_up_what_is_not_begun():
+    begun = []
+    with Loader(lambda sample: (begun.append(sample.id), time.sleep(0.2)), 5) as loader:
+        next(loader.over(iter([samples(1, i) for i in range(6)])))
+    assert 1 <= len(begun) < 6

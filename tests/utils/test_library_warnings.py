@@ -1,0 +1,101 @@
+"""What libraries warn of is told once, as a plain line, and what the user set stays."""
+
+import logging
+import sys
+import warnings
+
+import pytest
+
+from modulate.utils import library_warnings as notices
+from modulate.utils.library_warnings import heard
+
+LIBRARY = "transformers"
+
+
+@pytest.fixture
+def stock():
+    """Python's warnings as a script finds them: nobody set anything, nobody records."""
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for entry in (("ignore", DeprecationWarning), ("ignore", PendingDeprecationWarning), ("ignore", ImportWarning), ("ignore", ResourceWarning)):
+            warnings.simplefilter(*entry, append=True)
+        warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
+        notices._told.clear()
+        yield
+
+
+def shown(category, text, module=LIBRARY):
+    """Warn from a library, and return what Python would print."""
+    found = []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.warn_explicit(text, category, f"{module}.py", 1, module=module, registry={})
+    found += [warnings.formatwarning(one.message, one.category, one.filename, one.lineno) for one in told]
+    return found
+
+
+@pytest.mark.parametrize("category", notices.DEPRECATIONS)
+def test_a_library_s_deprecation_is_told_once_as_a_plain_line(stock, category):
+    with heard():
+        assert shown(category, "old") == ["warning: old\n"]
+        assert shown(category, "old") == [""]
+        assert shown(category, "older") == ["warning: older\n"]
+    with heard():
+        assert shown(category, "old") == [""]
+    with heard(every=True):
+        assert shown(category, "old") == ["warning: old\n"]
+
+
+def test_other_warnings_are_as_python_prints_them_and_plain_lines_in_a_command(stock):
+    with heard():
+        (said,) = shown(UserWarning, "look")
+        assert said.startswith(f"{LIBRARY}.py:1: UserWarning: look")
+        assert shown(UserWarning, "look") == [said]
+    with heard(every=True):
+        assert shown(UserWarning, "look") == ["warning: look\n"] == shown(UserWarning, "look")
+
+
+def test_filters_and_format_are_as_they_were_when_the_outermost_block_ends(stock):
+    before, filters = warnings.formatwarning, list(warnings.filters)
+    with heard():
+        inside = warnings.formatwarning
+        assert inside is not before and len(warnings.filters) == len(filters) + 2
+        with pytest.raises(KeyError), heard():
+            assert warnings.formatwarning is inside
+            raise KeyError
+        assert warnings.formatwarning is inside
+    assert warnings.formatwarning is before and warnings.filters == filters
+    with heard():
+        assert warnings.formatwarning is not before
+    assert warnings.formatwarning is before and warnings.filters == filters
+
+
+def test_a_deprecation_of_nobody_we_know_or_that_the_user_ignores_is_not_told(stock):
+    with heard():
+        assert shown(DeprecationWarning, "old", "somebody") == []
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=LIBRARY)
+    with heard():
+        assert shown(DeprecationWarning, "old") == []
+    warnings.simplefilter("ignore", DeprecationWarning)
+    with heard():
+        assert shown(DeprecationWarning, "other") == []
+
+
+def test_what_a_library_logs_is_a_line_on_the_stderr_of_the_moment(stock, capsys):
+    logger = logging.getLogger(LIBRARY)
+    own = logging.StreamHandler(sys.__stderr__)
+    before, spreads = list(logger.handlers), logger.propagate
+    logger.handlers, logger.propagate = [own], False
+    try:
+        with heard():
+            for _ in range(2):
+                logger.warning("careful")
+                logger.error("wrong")
+            assert own not in logger.handlers
+            assert capsys.readouterr().err.splitlines() == ["warning: careful", "error: wrong", "error: wrong"]
+        assert logger.handlers == [own]
+        kept = logging.NullHandler()
+        logger.handlers = [kept]
+        with heard():
+            assert logger.handlers == [kept]  # somebody handles them already
+    finally:
+        logger.handlers, logger.propagate = before, spreads

@@ -1,0 +1,33 @@
+"""Out of memory: recognised, and told in a line."""
+
+import pytest
+import torch
+
+from modulate.utils.out_of_memory import first_line, give_back, is_out_of_memory
+
+
+def test_an_allocation_that_the_machine_refuses_is_out_of_memory():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**58, dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)
+
+
+def test_an_accelerator_s_own_error_is_out_of_memory_and_others_are_not():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
+    with pytest.raises(RuntimeError) as shapes:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_out_of_memory(shapes.value)
+
+
+def test_of_a_message_the_first_sentence_is_told():
+    assert first_line(RuntimeError("CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0 has\nmore")) == "CUDA out of memory"
+    assert first_line(RuntimeError("size 2.5 GiB\nat line 3. More")) == "size 2.5 GiB"
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_what_torch_keeps_is_given_back_where_an_accelerator_is_in_use(monkeypatch, used):
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append("cache"))
+    give_back()
+    assert given == ["cache"] * used
