@@ -1,6 +1,7 @@
 """Pickles are counted before anything is made of them. (Those used here are made on purpose, and never loaded.)"""
 
 import pickle  # noqa: TID251  (to show what is refused)
+import pickletools
 import zipfile
 
 import pytest
