@@ -34,7 +34,7 @@ HEAT = "encoder={name: heatmap_dur, params: {dim: 64, active: %s}}"
 OPTIONS: list[tuple[str, str, list[str], list[str]]] = [
     ("two frames in training", "training sees the frames of the test", ["sampling.train_max_frames=2"], []),
     ("times as requested", "true times", ["sampling.clock=requested"], []),
-    ("the host is told 24 fps", "the host is told the truth", ["sampling.told_fps=24"], []),
+    ("the host is told 24 fps", "the host is told the truth", ["sampling.processor_fps=24"], []),
     ("a fixation belongs by its midpoint", "a fixation belongs by overlap", ["data.params.fixation_rule=midpoint"], []),
     ("V-JEPA padded and aligned by index", "V-JEPA unpadded, aligned by time", ["backbone.params.pad_to=16", "sampling.alignment=index"], []),
     ("no residual for empty gaze", "a residual for empty gaze", ["injection.empty=none"], []),

@@ -109,7 +109,7 @@ class Naive:
         self.weights = {name: value.detach().clone().requires_grad_() for name, value in weights.items() if value.dtype.is_floating_point}
         self.frames, self.scale = frames, scale
         self.resamplers = [Resampler(self.weights, k, blocks) for k in range(len(layers))]
-        self.optimiser = torch.optim.AdamW(list(self.weights.values()), lr=lr)
+        self.optimizer = torch.optim.AdamW(list(self.weights.values()), lr=lr)
 
     def read(self, sample: Sample) -> Frames:
         """Cut the clip out of its video, and read its frames from the cut: one a second, ending with the window."""
@@ -168,6 +168,6 @@ class Naive:
             loss.backward()
             total += float(loss.detach())
         nn.utils.clip_grad_norm_(list(self.weights.values()), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return total

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modulate.evaluation.metrics import Prediction, compare, read_predictions, summarise
+from modulate.evaluation.metrics import Prediction, compare, read_predictions, summarize
 
 RECIPE = "recipes/gazeqwen_tiny.yaml"
 SEEDS = (0, 1, 2)  # fixed before any of these runs
@@ -104,7 +104,7 @@ def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list
 
 def accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
     """Return the unweighted mean over tasks and each task, with intervals clustered by video."""
-    return summarise(rows, RESAMPLES, seed=0)
+    return summarize(rows, RESAMPLES, seed=0)
 
 
 def difference(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:

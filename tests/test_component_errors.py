@@ -16,7 +16,7 @@ from modulate.hookspecs import hookimpl
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Backbone, Dataset, Modulator, Sample, SignalEncoder, SignalFeatures
 from modulate.interfaces.frames import Frames
-from modulate.interfaces.params import Choice, Params
+from modulate.interfaces.params import ComponentSpec, Params
 from tests.paths import SMALL
 from tests.tiny import CLIP, D_FEATURES, inputs, our_hooks, qwen
 
@@ -133,7 +133,7 @@ def noisy():
 def loud(host, where):
     choice = {"params": {"where": where}}
     return Modulation.for_host(
-        host, encoder=Choice(name="loud_encoder", **choice), modulator=Choice(name="loud", **choice), layers=(0, 2), d_features=D_FEATURES,
+        host, encoder=ComponentSpec(name="loud_encoder", **choice), modulator=ComponentSpec(name="loud", **choice), layers=(0, 2), d_features=D_FEATURES,
         lora_params=LoraParams(rank=2),
     )  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypa
     sample = Sample("s", "t", tmp_path / "v.mp4", (0.0, 1.0), "What?", ("x", "y"), 0, {})
     monochrome = Frames(np.zeros((2, 64, 64, 3), np.uint8), (0.0, 1.0))
     with pytest.raises(ComponentError, match="backbone 'loud_backbone' of plugin 'noisy' failed in forward: ZeroDivisionError: in a backbone"):
-        pipeline.raw_features(sample.video, monochrome, grey=True)
+        pipeline.raw_features(sample.video, monochrome, gray=True)
     sample.video.write_bytes(b"never decoded here")
     monkeypatch.setattr(pipeline.clips, "read", lambda video, times: monochrome)
     for answer in (lambda: pipeline.prepare(sample), lambda: score(pipeline, None, [sample], "none")):  # it is no bad sample, to be counted and passed over

@@ -19,7 +19,7 @@ from modulate.evaluation.evaluate import _metrics, score
 from modulate.evaluation.metrics import Prediction
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import FrameFeatures, Sample
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate.interfaces.visual_grid import counted_on
 from modulate.runs.run import Run
 from modulate.training.trainer import train
@@ -86,7 +86,7 @@ def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root)
     requested = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, clock: requested}").prepare(sample)
     assert requested.grid.times == pytest.approx([start + k for k in range(4)]) and true.grid.times != requested.grid.times
     assert all(torch.equal(requested.inputs[k], true.inputs[k]) for k in true.inputs)  # the host's own time is another option
-    told = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, told_fps: 24}").prepare(sample)
+    told = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, processor_fps: 24}").prepare(sample)
     assert told.grid == true.grid and torch.equal(told.inputs["pixel_values_videos"], true.inputs["pixel_values_videos"])
     assert told.inputs["second_per_grid_ts"].item() == pytest.approx(2 / 24) and true.inputs["second_per_grid_ts"].item() == pytest.approx(2.0, rel=0.02)
 
@@ -95,7 +95,7 @@ def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root)
 
 
 def between_centres(n, into):
-    """(into, n) weights of linear interpolation between the centres of ``n`` cells, read at the centres of ``into``, one number at a time."""
+    """(into, n) weights of linear interpolation between the centres of ``n`` cells, read at the centers of ``into``, one number at a time."""
     weights = np.zeros((into, n))
     for i in range(into):
         place = min(max((i + 0.5) * n / into - 0.5, 0.0), n - 1.0)
@@ -152,7 +152,7 @@ def test_a_pipeline_aligns_as_its_recipe_says(root, tmp_path):
 
 def test_frames_are_resized_for_the_backbone_with_or_without_smoothing():
     params = {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 32}
-    smooth, plain = (Choice(name="vjepa2_1", params={**params, **more}).build("backbone") for more in ({}, {"antialias": False}))
+    smooth, plain = (ComponentSpec(name="vjepa2_1", params={**params, **more}).build("backbone") for more in ({}, {"antialias": False}))
     frames = torch.randint(0, 256, (2, 90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     small = interpolate(frames.permute(0, 3, 1, 2).float() / 255, (32, 32), mode="bilinear", align_corners=False)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -164,7 +164,7 @@ def test_frames_are_resized_for_the_backbone_with_or_without_smoothing():
 
 def test_padding_for_the_backbone_repeats_the_last_frame():
     params = {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 32}
-    plain, padded = (Choice(name="vjepa2_1", params={**params, **more}).build("backbone") for more in ({}, {"pad_to": 8}))
+    plain, padded = (ComponentSpec(name="vjepa2_1", params={**params, **more}).build("backbone") for more in ({}, {"pad_to": 8}))
     frames = torch.randint(0, 256, (4, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = padded(frames, (0.0, 1.0, 2.0, 3.0))
     by_hand = plain(torch.cat([frames, frames[-1:].expand(4, -1, -1, -1)]), tuple(float(t) for t in range(8)))

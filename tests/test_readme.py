@@ -14,7 +14,7 @@ import torch
 from modulate import Modulation
 from modulate.hosts.host import understand
 from modulate.interfaces.frames import Frames
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate.utils.paths import resolve
 from tests.paths import ROOT
 from tests.tiny import our_hooks
@@ -55,8 +55,8 @@ def example():
 def save_modulation(host, folder):
     torch.manual_seed(0)
     modulation = Modulation.for_host(
-        host, encoder=Choice(name="coord_rel", params={"dim": 16}),
-        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}), layers=(0, 1), d_features=12,
+        host, encoder=ComponentSpec(name="coord_rel", params={"dim": 16}),
+        modulator=ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}), layers=(0, 1), d_features=12,
     )  # fmt: skip
     for projection in modulation.out:
         torch.nn.init.normal_(projection.weight, std=0.5)

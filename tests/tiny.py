@@ -5,7 +5,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.config.injection import Tokens
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate_hosts.contract.suite import D_FEATURES, cached, fresh, our_hooks, scanpath
 
 __all__ = ["CLIP", "D_FEATURES", "GRID", "cached", "features", "fresh", "inputs", "our_hooks", "qwen", "scanpath", "selecting"]
@@ -62,8 +62,8 @@ def selecting(host, kind):
     """A modulation that writes on tokens of this kind, with weights that do something."""
     torch.manual_seed(3)
     made = Modulation.for_host(
-        host, encoder=Choice(name="heatmap_dur", params={"dim": 16}),
-        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
+        host, encoder=ComponentSpec(name="heatmap_dur", params={"dim": 16}),
+        modulator=ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
         layers=(1, 2), d_features=D_FEATURES, tokens=Tokens(kind=kind),
     )  # fmt: skip
     for writer in made.out:

@@ -14,7 +14,7 @@ from benchmarks.speed import world
 from benchmarks.speed.bench import Bench, awake
 from benchmarks.speed.timing import interleaved
 from modulate import ClipInput, Modulation, visual_grid
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate_gaze.scanpath import Scanpath
 
 ROWS, COLS, D_FEATURES = 13, 18, 192  # of the bench's clips
@@ -23,7 +23,7 @@ ROWS, COLS, D_FEATURES = 13, 18, 192  # of the bench's clips
 def modulation_for(bench: Bench, layers: tuple[int, ...] = world.INJECTED, encoder: str = "coord_pe") -> Modulation:
     """Return a modulation of the bench host that writes something."""
     return awake(Modulation.for_host(
-        bench.pipeline.model, encoder=Choice(name=encoder, params={"dim": 256}), modulator=Choice(name="gaze_resampler"), layers=layers, d_features=D_FEATURES,
+        bench.pipeline.model, encoder=ComponentSpec(name=encoder, params={"dim": 256}), modulator=ComponentSpec(name="gaze_resampler"), layers=layers, d_features=D_FEATURES,
     ))  # fmt: skip
 
 

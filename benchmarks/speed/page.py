@@ -33,13 +33,13 @@ BARS: dict[str, tuple[str, str, float]] = {
 
 #: row → what is kept or shared; the ratio is that of the time without it to the time with it
 SAVED: dict[str, str] = {
-    "scoring tower": "scoring, `features.tower_gib`, `tower_by: clip`",
-    "scoring states": "scoring, `features.states_gib`",
-    "scoring together": "scoring, `evaluation.together: clip`",
-    "scoring together, tower": "scoring, `together: clip` and `tower_gib`",
-    "scoring together, states": "scoring, `together: clip` and `states_gib`",
-    "later tower": "a later stage-1 step, `training.together: clip` and `tower_gib`",
-    "later states": "a later stage-1 step, `training.together: clip` and `states_gib`",
+    "scoring tower": "scoring, `features.vision_tower_cache_gib`, `vision_tower_cache_by: clip`",
+    "scoring states": "scoring, `features.hidden_state_cache_gib`",
+    "scoring together": "scoring, `evaluation.batch_by: clip`",
+    "scoring together, tower": "scoring, `batch_by: clip` and `vision_tower_cache_gib`",
+    "scoring together, states": "scoring, `batch_by: clip` and `hidden_state_cache_gib`",
+    "later tower": "a later stage-1 step, `training.batch_by: clip` and `vision_tower_cache_gib`",
+    "later states": "a later stage-1 step, `training.batch_by: clip` and `hidden_state_cache_gib`",
 }
 
 

@@ -22,11 +22,11 @@ from benchmarks.speed.inference import forward, generate
 from benchmarks.speed.timing import Cost, compared, cost, interleaved, peak, ratio, resident, started
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.evaluation.evaluate import score
-from modulate.hosts.hidden_state_cache import Below
-from modulate.hosts.vision_tower_cache import Contents, Tower
+from modulate.hosts.hidden_state_cache import HiddenStateCache
+from modulate.hosts.vision_tower_cache import ContentKeys, VisionTowerCache
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import ask_together, by_clip, shared_prefix
-from modulate.interfaces.params import Choice
+from modulate.inference.shared_prefix import answer_together, by_clip, shared_prefix
+from modulate.interfaces.params import ComponentSpec
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.runs.run import Run
 from modulate.training.optimizer import smoothed_cross_entropy
@@ -43,7 +43,7 @@ def step(bench: Bench) -> dict[str, Any]:
     """One stage-1 step (condition, forward, backward, AdamW) and its floor: the host's forward, and backward down to the first injected layer."""
     pipeline, modulation = bench.pipeline, awake(bench.pipeline.fresh_modulation())
     batch = pipeline.collate([bench.prepared])
-    optimiser = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
 
     def loss(output: Any) -> Tensor:
         return smoothed_cross_entropy(pipeline.option_logits(batch, output), batch.answers, 0.0)
@@ -53,8 +53,8 @@ def step(bench: Bench) -> dict[str, Any]:
             with attachment.condition(bench.rows):
                 output = pipeline.model(**batch.inputs, **Pipeline.LAST_LOGITS)
             loss(output).backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     def floor() -> None:
         layer = pipeline.host.layers[world.INJECTED[0]]
@@ -99,8 +99,8 @@ def kept_for_backward(pipeline: Pipeline, modulation: Modulation, inputs: dict[s
 def training(bench: Bench) -> dict[str, Any]:
     """Two epochs of `modulate train` on the bench's files; after each of its steps, one sample the released way, in the same process."""
     stages = [{"name": "modulator", "train": ["modulator"], "epochs": 2}]
-    settings = {"stages": stages, "batch_size": len(world.TASKS), "augment": False, "validate_every": None, "warmup_steps": 0, "together": "clip", "ahead": 0}
-    pipeline = bench.pipeline_for("training", training=settings, features={"states_gib": GIB})
+    settings = {"stages": stages, "batch_size": len(world.TASKS), "augment": False, "validate_every": None, "warmup_steps": 0, "batch_by": "clip", "prefetch_batches": 0}
+    pipeline = bench.pipeline_for("training", training=settings, features={"hidden_state_cache_gib": GIB})
     samples = pipeline.samples("train")
     naive = bench.naive(awake(pipeline.fresh_modulation()))
     ours: list[Cost] = []
@@ -124,7 +124,7 @@ def training(bench: Bench) -> dict[str, Any]:
     lap()
     train(run, pipeline, listener, resume=False)
     half = len(ours) // 2
-    note = f"{len(world.TASKS)} questions on each clip, `features.states_gib`"
+    note = f"{len(world.TASKS)} questions on each clip, `features.hidden_state_cache_gib`"
     first, second = (compared(theirs[part], ours[part]) for part in (slice(0, half), slice(half, 2 * half)))
     return {"epoch_1": {**first, "note": note}, "epoch_2": {**second, "note": note}}
 
@@ -133,16 +133,16 @@ CONDITIONS = ("signal", "none", "blank")
 KEPT: dict[str, tuple[float, float, str]] = {
     "tower": (GIB, 0.0, "any"), "states": (0.0, GIB, "any"), "together": (0.0, 0.0, "clip"), "together, tower": (GIB, 0.0, "clip"), "together, states": (0.0, GIB, "clip"),
 }  # fmt: skip
-"""What is kept (tower_gib, states_gib) and shared in an evaluation, by name."""
+"""What is kept (vision_tower_cache_gib, hidden_state_cache_gib) and shared in an evaluation, by name."""
 
 
 def keeping(bench: Bench, folder: Path, tower: float, states: float, together: str) -> Pipeline:
     """Return the bench's pipeline with empty stores, and scoring as told."""
-    other, recipe, contents = copy(bench.pipeline), bench.pipeline.recipe, Contents(bool(tower or states))
-    other.recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"together": together, "batch_size": len(world.TASKS)})})
+    other, recipe, contents = copy(bench.pipeline), bench.pipeline.recipe, ContentKeys(bool(tower or states))
+    other.recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"batch_by": together, "batch_size": len(world.TASKS)})})
     other.contents = contents
-    other.tower = Tower(other.host, folder, int(tower * 2**30), "clip", contents)
-    other.below = Below(other.host, world.INJECTED[0], int(states * 2**30), contents)
+    other.tower = VisionTowerCache(other.host, folder, int(tower * 2**30), "clip", contents)
+    other.below = HiddenStateCache(other.host, world.INJECTED[0], int(states * 2**30), contents)
     return other
 
 
@@ -169,7 +169,7 @@ def later(bench: Bench) -> dict[str, Any]:
     """A stage-1 step on four questions on one clip that was seen before: with nothing kept of the host, and with what may be."""
     modulation = awake(bench.pipeline.fresh_modulation())
     prepared = [bench.pipeline.prepare(s) for s in by_clip(bench.pipeline.samples("train"), len(world.TASKS))[0]]
-    optimiser = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
     clips = [prepared[0].clip(prepared[0].signal)]
 
     def way(folder: Path, *settings: Any) -> Callable[[], None]:
@@ -181,12 +181,12 @@ def later(bench: Bench) -> dict[str, Any]:
                 with pipeline.remembered():
                     batch = pipeline.collate(prepared, inputs=False)
                     common = shared_prefix(prepared, list(pipeline.host.visual_ids.values()))
-                    output = ask_together(host, pipeline.model, prepared, clips, common)
+                    output = answer_together(host, pipeline.model, prepared, clips, common)
                     smoothed_cross_entropy(pipeline.option_logits(batch, output), batch.answers, 0.0).backward()
             finally:
                 host.attachment.detach()
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
 
         return call
 
@@ -218,14 +218,14 @@ def peak_of(way: str, bench: Bench) -> float:
         return peak() - before
     before = resident()
     pipeline = bench.pipeline
-    optimiser = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
     prepared = pipeline.prepare(sample)
     batch = pipeline.collate([prepared])
     with modulation.attached(pipeline.model) as attachment:
         with attachment.condition([[prepared.clip(prepared.signal)]]):
             output = pipeline.model(**batch.inputs, **Pipeline.LAST_LOGITS)
         smoothed_cross_entropy(pipeline.option_logits(batch, output), batch.answers, 0.0).backward()
-    optimiser.step()
+    optimizer.step()
     return peak() - before
 
 
@@ -234,7 +234,7 @@ def resampler(bench: Bench) -> dict[str, Any]:
     grid = visual_grid([float(t) for t in range(32)], 2, 24, 24)
     values = torch.randn(grid.steps, grid.tokens_per_step, 768, generator=torch.Generator().manual_seed(0))
     modulation = awake(Modulation.for_host(
-        bench.pipeline.model, encoder=Choice(name="coord_pe", params={"dim": 256}), modulator=Choice(name="gaze_resampler"),
+        bench.pipeline.model, encoder=ComponentSpec(name="coord_pe", params={"dim": 256}), modulator=ComponentSpec(name="gaze_resampler"),
         layers=world.INJECTED, d_features=768,
     ))  # fmt: skip
     clip = ClipInput(Scanpath([[0.3, 0.4, t, 0.9] for t in range(32)]), grid, values)
@@ -280,7 +280,7 @@ def large(bench: Bench) -> dict[str, Any]:
     with torch.device("cuda"):
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     modulation = awake(Modulation.for_host(
-        model, encoder=Choice(name="coord_pe", params={"dim": 256}), modulator=Choice(name="gaze_resampler"), layers=(6, 13, 20, 26), d_features=768,
+        model, encoder=ComponentSpec(name="coord_pe", params={"dim": 256}), modulator=ComponentSpec(name="gaze_resampler"), layers=(6, 13, 20, 26), d_features=768,
     )).cuda()  # fmt: skip
     prepared, inputs = bench.prepared, {k: v.cuda() for k, v in bench.inputs.items()}
     features = torch.randn(prepared.grid.steps, prepared.grid.tokens_per_step, 768, device="cuda")

@@ -18,8 +18,8 @@ from modulate.checks.cost_model import Budget, any_signal, size_of
 from modulate.checks.cost_report import estimate
 from modulate.checks.coverage import Probes
 from modulate.checks.dead_layers import AnySignal
-from modulate.checks.settings import optimiser_steps
-from modulate.checks.synthetic_data import Noise
+from modulate.checks.settings import optimizer_steps
+from modulate.checks.synthetic_data import NoiseDataset
 from modulate.config.recipe import Recipe
 from modulate.config.sections import Stage
 from modulate.data.clip_shards import SPLITS
@@ -30,8 +30,8 @@ from modulate.inference.shared_prefix import cut
 from modulate.interfaces.components import Sample
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.modulation.module import Modulation
-from modulate.training.optimizer import Optimiser, accelerator_for
-from modulate.training.train_step import Learner
+from modulate.training.optimizer import Optimizer, accelerator_for
+from modulate.training.train_step import TrainStep
 
 WARM_UP = 2
 """First steps of a phase, which are not timed."""
@@ -60,7 +60,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """One phase. ``seconds`` of one optimiser step, or of one batch of an evaluation, of ``samples``; ``peak`` bytes alive, and those ``estimated``."""
+    """One phase. ``seconds`` of one optimizer step, or of one batch of an evaluation, of ``samples``; ``peak`` bytes alive, and those ``estimated``."""
 
     name: str
     seconds: Timing
@@ -111,7 +111,7 @@ def bench(recipe: Recipe, steps: int = 24, trust_remote_code: bool = False, tell
         size = recipe.training.batch_size * recipe.training.accumulation
         train, test = _spread(every["train"], (WARM_UP + steps) * size), _spread(every["test"], steps * recipe.evaluation.batch_size)
         tell(f"preparing {len(train)} samples")
-        stores = tuple(name for name in ("tower_gib", "states_gib") if getattr(recipe.features, name))
+        stores = tuple(name for name in ("vision_tower_cache_gib", "hidden_state_cache_gib") if getattr(recipe.features, name))
         first, again = (Timing.of(_timed(pipeline, train, new)) for new in (True, False))
         found = Bench(recipe.name, _name(pipeline.device), made_up, first, again, without=stores)
         guess = estimate(recipe, folder, *examples(pipeline, {"train": train, "val": test}, Probes()), pipeline.device.type, trust_remote_code)
@@ -151,9 +151,9 @@ class _Session:
 
     def stage(self, stage: Stage, samples: list[Sample], steps: int, estimated: int) -> Measured:
         """Train ``steps`` steps, each timed once its samples are prepared; the memory is that of the last."""
-        optimiser = Optimiser.make(self.accelerator, self.modulation, stage, self.settings, WARM_UP + steps)
+        optimizer = Optimizer.make(self.accelerator, self.modulation, stage, self.settings, WARM_UP + steps)
         failed: dict[str, str] = {}
-        learner = Learner(self.pipeline, self.accelerator, self.host, random.Random(0), failed, len(samples))
+        train_step = TrainStep(self.pipeline, self.accelerator, self.host, random.Random(0), failed, len(samples))
         batches, times = _batches(samples, self.settings.batch_size), list[float]()
         moments = 0
         peak = _Peak(self.pipeline.device)
@@ -163,11 +163,11 @@ class _Session:
                 self.pipeline.prepare(sample, training=True)
             last = k == WARM_UP + steps - 1
             if last:
-                moments = sum(t.nbytes for state in optimiser.adamw.state.values() for t in state.values())
+                moments = sum(t.nbytes for state in optimizer.adamw.state.values() for t in state.values())
             begun = _now(self.pipeline.device)
             with peak if last or self.pipeline.device.type == "cuda" else nullcontext():
-                learner.accumulate(chosen)
-                optimiser.step(k, self.settings.clip_norm, True)
+                train_step.accumulate(chosen)
+                optimizer.step(k, self.settings.clip_norm, True)
             if k >= WARM_UP and not (last and peak.slows and steps > 1):
                 times.append(_now(self.pipeline.device) - begun)
         if failed:
@@ -235,7 +235,7 @@ def _data(pipeline: Pipeline, folder: Path) -> tuple[dict[str, list[Sample]], bo
     try:
         return {split: pipeline.samples(split) for split in SPLITS}, False
     except MissingFileError:
-        noise: Any = Noise(pipeline.recipe, folder)
+        noise: Any = NoiseDataset(pipeline.recipe, folder)
         pipeline.dataset = noise
         pipeline.__dict__["signal"] = lambda sample: AnySignal()
         return {split: noise.samples(split) for split in SPLITS}, True
@@ -280,7 +280,7 @@ def _hours(found: Bench, recipe: Recipe, counts: dict[str, int], pipeline: Pipel
     *stages, evaluation = found.phases
     size = recipe.training.batch_size * recipe.training.accumulation
     bytes_each = statistics.mean(sum(v.nbytes for v in pipeline.prepare(s, training=True).inputs.values()) for s in prepared[:4])
-    steps, n = optimiser_steps(recipe, math.ceil(counts["train"] / recipe.training.batch_size)), counts["train"] + counts["val"]
+    steps, n = optimizer_steps(recipe, math.ceil(counts["train"] / recipe.training.batch_size)), counts["train"] + counts["val"]
     again = 0.0 if n * bytes_each < KEPT else found.again.median
     each = evaluation.seconds.median / evaluation.samples
     every = recipe.training.validate_every

@@ -11,14 +11,14 @@ from modulate.checks.cost_model import Example, count_parameters, meta_recipe
 from modulate.checks.cost_report import tell_costs
 from modulate.checks.coverage import Probes, coverage
 from modulate.checks.dead_layers import reach, twin_reach
-from modulate.checks.findings import Finding, Level, Report
+from modulate.checks.findings import CheckReport, Finding, Level
 from modulate.checks.meta_tensors import META
 from modulate.checks.settings import check_settings
 from modulate.checks.synthetic_data import ASSUMED
 from modulate.config.recipe import Recipe
 from modulate.data.alignment import align
 from modulate.data.clip_shards import SPLITS
-from modulate.data.feature_extractor import asked_times
+from modulate.data.feature_extractor import frame_times_of
 from modulate.errors import HostError, MissingFileError, ModulateError
 from modulate.hosts.host import EncodedPrompt
 from modulate.inference.pipeline import Pipeline
@@ -26,19 +26,19 @@ from modulate.interfaces.components import Sample
 from modulate.interfaces.frames import Frames
 from modulate.modulation.module import Modulation
 
-__all__ = ["Finding", "Report", "check", "examples"]
+__all__ = ["CheckReport", "Finding", "check", "examples"]
 
 QUESTION = "Question: What is the person looking at right now, while the kettle is on?\nOptions:\nA. The red cup\nB. A knife\nC. The sink\nD. Bread\n\nThe best option is:"
 """A prompt of the usual length."""
 
 
-def check(recipe: Recipe, cache: Path, prepare: bool = False, trust_remote_code: bool = False, meta: bool = False) -> Report:
+def check(recipe: Recipe, cache: Path, prepare: bool = False, trust_remote_code: bool = False, meta: bool = False) -> CheckReport:
     """Check a validated recipe. Errors that are found become findings, not exceptions.
 
     ``prepare``: let the data set make its files first. ``trust_remote_code``: see :class:`modulate.inference.pipeline.Pipeline`. ``meta``: build host and backbone on
     meta tensors, without weights and memory; so it is done anyway when the recipe's weights are random, and when the host cannot be loaded.
     """
-    report = Report(recipe.name)
+    report = CheckReport(recipe.name)
     pipeline = _opened(report, recipe, cache, trust_remote_code, meta)
     if pipeline is None:
         return report
@@ -67,7 +67,7 @@ def check(recipe: Recipe, cache: Path, prepare: bool = False, trust_remote_code:
     return report
 
 
-def _opened(report: Report, recipe: Recipe, cache: Path, trust: bool, meta: bool) -> Pipeline | None:
+def _opened(report: CheckReport, recipe: Recipe, cache: Path, trust: bool, meta: bool) -> Pipeline | None:
     """Load what the recipe names, or build it on meta tensors."""
     asked = meta or recipe.host.params.get("weights") == "random"
     try:
@@ -92,7 +92,7 @@ def _opened(report: Report, recipe: Recipe, cache: Path, trust: bool, meta: bool
 # --- data -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _samples(report: Report, pipeline: Pipeline, prepare: bool) -> dict[str, list[Sample]]:
+def _samples(report: CheckReport, pipeline: Pipeline, prepare: bool) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = {}
     try:
         if prepare:
@@ -129,7 +129,7 @@ def _largest(pipeline: Pipeline, samples: Sequence[Sample], probes: Probes, trai
     _, chosen, (height, width) = best
     sampling = pipeline.recipe.sampling
     window = (0.0, (sampling.frame_cap(training) - 1) / sampling.rate(0.0)) if chosen is None else chosen.window
-    times = asked_times(sampling, window, training)
+    times = frame_times_of(sampling, window, training)
     text = QUESTION if chosen is None else pipeline.dataset.prompt(chosen, pipeline.recipe.answer)
     images = np.random.default_rng(0).integers(0, 256, (len(times), height, width, 3), dtype=np.uint8)
     with pipeline.recipe.host.blame("host", "encode"):
@@ -140,7 +140,7 @@ def _largest(pipeline: Pipeline, samples: Sequence[Sample], probes: Probes, trai
 # --- the model --------------------------------------------------------------------------------------------------------------------------
 
 
-def _clip(report: Report, example: Example, found: bool) -> None:
+def _clip(report: CheckReport, example: Example, found: bool) -> None:
     grid, length = example.prompt.grid, example.prompt.inputs["input_ids"].shape[1]
     report.figures["visual tokens of a clip"] = f"{grid.tokens} = {grid.steps} steps × {grid.rows} × {grid.cols}, prompt of {length}"
     if not found:
@@ -148,7 +148,7 @@ def _clip(report: Report, example: Example, found: bool) -> None:
         report.add("info", f"Without data a clip is taken to have {frames} frames of {width} × {height} pixels; tokens, memory and operations depend on it.")
 
 
-def _dead_layers(report: Report, pipeline: Pipeline, modulation: Modulation, example: Example) -> None:
+def _dead_layers(report: CheckReport, pipeline: Pipeline, modulation: Modulation, example: Example) -> None:
     try:
         if pipeline.device == META:
             report.reach, how = twin_reach(pipeline.recipe, pipeline.model, pipeline.processor, pipeline.backbone.d_features), "by gradient, on a narrow twin"
@@ -169,7 +169,7 @@ def _dead_layers(report: Report, pipeline: Pipeline, modulation: Modulation, exa
         )
 
 
-def _trial(report: Report, pipeline: Pipeline, modulation: Modulation, samples: Mapping[str, Sequence[Sample]]) -> None:
+def _trial(report: CheckReport, pipeline: Pipeline, modulation: Modulation, samples: Mapping[str, Sequence[Sample]]) -> None:
     """Take one real sample through everything, as training does; of noise, where there is none, through host's processor and backbone."""
     firsts = [items[0] for items in samples.values() if items]
     for sample in firsts:

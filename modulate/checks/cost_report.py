@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from modulate.checks.cost_model import Budget, Example, budget, meta_recipe
-from modulate.checks.findings import Report
+from modulate.checks.findings import CheckReport
 from modulate.checks.meta_tensors import META
-from modulate.checks.settings import optimiser_steps
+from modulate.checks.settings import optimizer_steps
 from modulate.config.recipe import Recipe
 from modulate.data.clip_shards import clips_of
 from modulate.data.feature_cache import DTYPES
@@ -34,7 +34,7 @@ def estimate(recipe: Recipe, cache: Path, training: Example, evaluation: Example
 
 
 def tell_costs(
-    report: Report, recipe: Recipe, pipeline: Pipeline, cache: Path, samples: Mapping[str, Sequence[Sample]], training: Example, evaluation: Example
+    report: CheckReport, recipe: Recipe, pipeline: Pipeline, cache: Path, samples: Mapping[str, Sequence[Sample]], training: Example, evaluation: Example
 ) -> None:
     """Add what a run takes, of clips like these: memory and operations by phase, features on disk, hours."""
     asked = str(recipe.host.params.get("device", "auto")).partition(":")[0]
@@ -52,7 +52,7 @@ def tell_costs(
         [f"{mib(sum(found.weights.values()))} weights: {parts}", *(f"{mib(p.peak)} {p.name}, at most" for p in found.phases)]
     )
     per, settings = {"features": "a clip", "evaluation": "a sample"}, recipe.training
-    step = "an optimiser step" if settings.together != "clip" else f"{settings.batch_size * settings.accumulation} samples, each with its own pass over the clip"
+    step = "an optimiser step" if settings.batch_by != "clip" else f"{settings.batch_size * settings.accumulation} samples, each with its own pass over the clip"
     report.figures["operations"] = "\n".join(f"{n / 1e12:,.3g} TFLOP {name}, {per.get(name, step)}" for name, n in report.flops.items())
     if uncounted := sorted(set().union(*(phase.uncounted for phase in found.phases))):
         report.add("info", f"Operations are more than said: this torch's {', '.join(uncounted)} could not be counted.")
@@ -61,8 +61,8 @@ def tell_costs(
         f"Memory is that of tensors on a {'GPU' if device == 'cuda' else 'CPU'}, of clips like the largest, weights included: gradients, AdamW's two moments and "
         "what the backward needs of the widest moment of every phase. The libraries' own (about 1 GiB on a GPU) and fragmentation come on top.",
     )
-    if recipe.training.recompute:
-        report.add("info", "The memory of the stages was estimated without training.recompute, which lowers it: an upper bound; `modulate bench` measures it.")
+    if recipe.training.gradient_checkpointing:
+        report.add("info", "The memory of the stages was estimated without training.gradient_checkpointing, which lowers it: an upper bound; `modulate bench` measures it.")
     if recipe.training.precision != "no":
         report.add("info", f"The memory of training.precision {recipe.training.precision!r} is not known beforehand: it was estimated without.")
     _fits(report, found)
@@ -71,7 +71,7 @@ def tell_costs(
         _hours(report, recipe, samples, found)
 
 
-def _fits(report: Report, found: Budget) -> None:
+def _fits(report: CheckReport, found: Budget) -> None:
     if found.device != "cuda":
         return
     real = torch.cuda.is_available()
@@ -86,14 +86,14 @@ def _fits(report: Report, found: Budget) -> None:
         report.figures["fits"] = f"{name} ({gib(limit)}): {gib(found.peak)} at most"
 
 
-def _cache(report: Report, recipe: Recipe, pipeline: Pipeline, samples: Mapping[str, Sequence[Sample]], found: Budget, example: Example) -> None:
+def _cache(report: CheckReport, recipe: Recipe, pipeline: Pipeline, samples: Mapping[str, Sequence[Sample]], found: Budget, example: Example) -> None:
     """Add the size of all features: of every clip that `modulate features` would compute, taken to be as large as the largest."""
     a_frame = math.prod(found.feature_shape) * DTYPES[recipe.features.dtype].itemsize / len(example.times)
     report.figures["features of a clip"] = f"{gib(round(a_frame * len(example.times)))} as {recipe.features.dtype}"
     clips = clips_of(pipeline, samples)
     if not clips:
         return
-    report.cache = round(a_frame * sum(len(clip.times) * (1 + clip.grey) for clip in clips))
+    report.cache = round(a_frame * sum(len(clip.times) * (1 + clip.gray) for clip in clips))
     report.figures["features of all clips"] = f"{gib(report.cache)} on disk, of {len(clips)} clips"
     if report.cache > recipe.features.disk_gib * 2**30:
         report.add(
@@ -102,9 +102,9 @@ def _cache(report: Report, recipe: Recipe, pipeline: Pipeline, samples: Mapping[
         )
 
 
-def _hours(report: Report, recipe: Recipe, samples: Mapping[str, Sequence[Sample]], found: Budget) -> None:
+def _hours(report: CheckReport, recipe: Recipe, samples: Mapping[str, Sequence[Sample]], found: Budget) -> None:
     full = math.ceil(len(samples.get("train", [])) / recipe.training.batch_size)  # the operations of a step are those of full batches
-    steps = optimiser_steps(recipe, full) if full else []
+    steps = optimizer_steps(recipe, full) if full else []
     work = sum(n * phase.flops for n, phase in zip(steps, found.stages, strict=False)) + found.features.flops * sum(map(len, samples.values()))
     work += found.evaluation.flops * len(samples.get("test", [])) * (1 + len(recipe.evaluation.conditions) + len(recipe.evaluation.inputs))
     hours = work / (A100_FLOPS * UTILISATION) / 3600

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from modulate.checks.findings import Report
-from modulate.data.feature_extractor import on_clock
+from modulate.checks.findings import CheckReport
+from modulate.data.feature_extractor import apply_clock
 from modulate.data.video import VideoInfo, probe
 from modulate.errors import ModulateError, VideoError
 from modulate.inference.pipeline import Pipeline
@@ -35,7 +35,7 @@ class Probes:
 
 
 def coverage(
-    report: Report, pipeline: Pipeline, encoder: SignalEncoder, samples: Mapping[str, Sequence[Sample]], grid: VisualGrid, per_step: int, probes: Probes
+    report: CheckReport, pipeline: Pipeline, encoder: SignalEncoder, samples: Mapping[str, Sequence[Sample]], grid: VisualGrid, per_step: int, probes: Probes
 ) -> None:
     """Add the share of samples whose signal is active at some step, by split, and findings on those whose is not.
 
@@ -90,7 +90,7 @@ class _Outside:
             self._known[path, video] = len(signal) > 0 and len(signal.within(0.0, self.probes.end(video))) == 0
         return self._known[path, video]
 
-    def tell(self, report: Report, n: int) -> None:
+    def tell(self, report: CheckReport, n: int) -> None:
         """Add the finding, if there is one."""
         if self.count:
             report.add(
@@ -107,4 +107,4 @@ def _probed(pipeline: Pipeline, sample: Sample, grid: VisualGrid, per_step: int,
         raise VideoError(f"the question at {sample.window[1]:.2f} s lies beyond the end of {sample.video}, which ends at {end:.2f} s.")
     times = pipeline.times(sample, training)
     whole = visual_grid(times, per_step, grid.rows, grid.cols, sample.window)
-    return pipeline.signal(sample), on_clock(pipeline.recipe.sampling, sample.window, whole, len(times))
+    return pipeline.signal(sample), apply_clock(pipeline.recipe.sampling, sample.window, whole, len(times))

@@ -15,12 +15,12 @@ class Finding:
 
 
 @dataclass
-class Report:
+class CheckReport:
     """What a check found. ``figures``: what is shown, name → text; the numbers behind them are in the fields.
 
     ``parameters``: by part; ``samples`` and ``coverage``: by split, coverage being the share of samples whose signal is active at some
     step; ``reach``: per injected layer the gradient's norm, 0.0 for a dead one; ``weights``: bytes by part; ``memory``: bytes alive at most, weights
-    included, and ``flops``: operations of an optimiser step or of one clip or sample, both by phase of the run; ``cache``: bytes of all features.
+    included, and ``flops``: operations of an optimizer step or of one clip or sample, both by phase of the run; ``cache``: bytes of all features.
     """
 
     recipe: str

@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 
 from accelerate.tracking import LoggerType, get_available_trackers
 
-from modulate.checks.findings import Level, Report
+from modulate.checks.findings import CheckReport, Level
 from modulate.config.recipe import Recipe
 from modulate.interfaces.components import Params, Sample
 from modulate.training.data_loader import arranged
 
 
-def check_settings(report: Report, recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> None:
+def check_settings(report: CheckReport, recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> None:
     """Add findings on the recipe's settings, given its samples by split as far as there are any."""
     _without_effect(report, recipe)
     _keeping(report, recipe)
     _departures(report, recipe)
     _steps(report, recipe, samples.get("train", []))
-    if recipe.training.together == "clip" and recipe.training.accumulation == 1:
+    if recipe.training.batch_by == "clip" and recipe.training.accumulation == 1:
         report.add(
             "warning",
-            "training.together is `clip` and training.accumulation is 1: an optimiser step sees a single clip. Raise training.accumulation (docs/how-to/train-faster.md).",
+            "training.batch_by is `clip` and training.accumulation is 1: an optimiser step sees a single clip. Raise training.accumulation (docs/how-to/train-faster.md).",
         )
     for tracker in recipe.training.trackers:
         if LoggerType(tracker) not in get_available_trackers():
@@ -30,7 +30,7 @@ def check_settings(report: Report, recipe: Recipe, samples: Mapping[str, Sequenc
         report.add("error", "The control `shuffled` needs test samples of at least two videos; there is one.")
 
 
-def _without_effect(report: Report, recipe: Recipe) -> None:
+def _without_effect(report: CheckReport, recipe: Recipe) -> None:
     training, trained = recipe.training, {part for stage in recipe.training.stages for part in stage.train}
     if recipe.lora is not None and "lora" not in trained:
         report.add("warning", "`lora` is given, but no stage trains it: it stays at zero and changes nothing.")
@@ -45,35 +45,35 @@ def _without_effect(report: Report, recipe: Recipe) -> None:
         report.add("warning", f"injection.layers names layer {repeated[0]} more than once: it gets several residuals.")
 
 
-def _keeping(report: Report, recipe: Recipe) -> None:
+def _keeping(report: CheckReport, recipe: Recipe) -> None:
     """Say where what is kept of the host finds nothing."""
     training, features = recipe.training, recipe.features
-    mixed = training.batch_size > 1 and training.together != "clip"
-    if mixed and features.tower_gib and features.tower_by == "call":
+    mixed = training.batch_size > 1 and training.batch_by != "clip"
+    if mixed and features.vision_tower_cache_gib and features.vision_tower_cache_by == "call":
         report.add(
             "warning",
-            "features.tower_gib finds nothing in training: every epoch mixes batches anew, and features.tower_by is `call`. Take `clip`, or training.together: clip.",
+            "features.vision_tower_cache_gib finds nothing in training: every epoch mixes batches anew, and features.vision_tower_cache_by is `call`. Take `clip`, or training.batch_by: clip.",
         )
-    if mixed and features.states_gib:
-        report.add("warning", "features.states_gib finds nothing in training: every epoch mixes batches anew. Take training.together: clip.")
-    if features.tower_by != "call" and not features.tower_gib:
-        report.add("warning", f"features.tower_by is `{features.tower_by}`, which has no effect without features.tower_gib.")
-    if features.states_gib and training.recompute:
-        report.add("warning", "features.states_gib has no effect in training with training.recompute: layers that are recomputed must run.")
-    for stage in training.stages if features.states_gib else ():
+    if mixed and features.hidden_state_cache_gib:
+        report.add("warning", "features.hidden_state_cache_gib finds nothing in training: every epoch mixes batches anew. Take training.batch_by: clip.")
+    if features.vision_tower_cache_by != "call" and not features.vision_tower_cache_gib:
+        report.add("warning", f"features.vision_tower_cache_by is `{features.vision_tower_cache_by}`, which has no effect without features.vision_tower_cache_gib.")
+    if features.hidden_state_cache_gib and training.gradient_checkpointing:
+        report.add("warning", "features.hidden_state_cache_gib has no effect in training with training.gradient_checkpointing: layers that are recomputed must run.")
+    for stage in training.stages if features.hidden_state_cache_gib else ():
         if "lora" in stage.train:
-            report.add("info", f"features.states_gib rests in stage {stage.name!r}, which trains LoRA in the layers whose states it keeps.")
+            report.add("info", f"features.hidden_state_cache_gib rests in stage {stage.name!r}, which trains LoRA in the layers whose states it keeps.")
 
 
-def _departures(report: Report, recipe: Recipe) -> None:
+def _departures(report: CheckReport, recipe: Recipe) -> None:
     """Name options that make things as GazeQwen's code has them, and what follows from each."""
     sampling, training, evaluation = recipe.sampling, recipe.training, recipe.evaluation
     cap = sampling.train_max_frames
     chosen: list[tuple[bool, Level, str]] = [
         (sampling.clock == "requested", "warning",
          "sampling.clock is `requested`: steps are timed by the rate asked for, not by their frames, so that in longer clips the signal meets the wrong steps or none."),
-        (sampling.told_fps is not None, "warning",
-         f"sampling.told_fps is {sampling.told_fps}: the host is told that rate whatever the true one, so that its own sense of time is wrong."),
+        (sampling.processor_fps is not None, "warning",
+         f"sampling.processor_fps is {sampling.processor_fps}: the host is told that rate whatever the true one, so that its own sense of time is wrong."),
         (sampling.alignment == "index", "warning",
          "sampling.alignment is `index`: features meet the steps by their order, not by their times; where the numbers differ they show other moments."),
         (not sampling.antialias, "warning",
@@ -96,20 +96,20 @@ def _departures(report: Report, recipe: Recipe) -> None:
             report.add(level, f"{key}.{text}")
 
 
-def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:
+def _steps(report: CheckReport, recipe: Recipe, samples: Sequence[Sample]) -> None:
     training, n = recipe.training, len(samples)
     if not n:
         return
-    size, batches = training.batch_size * training.accumulation, len(arranged(samples, training.batch_size, training.together, random.Random(0)))
+    size, batches = training.batch_size * training.accumulation, len(arranged(samples, training.batch_size, training.batch_by, random.Random(0)))
     of = f"{size} samples"
-    if training.together == "clip":
+    if training.batch_by == "clip":
         clips = "a clip" if training.accumulation == 1 else f"{training.accumulation} clips"
         of = f"{clips}, {n / batches * training.accumulation:.1f} samples on average"
         if training.accumulation > batches:
             report.add("info", f"One optimiser step takes {training.accumulation} batches, the training split makes {batches}: it goes through it more than once.")
     elif size > n:
         report.add("info", f"One optimiser step takes {size} samples, the training split has {n}: it goes through it more than once.")
-    for stage, steps in zip(training.stages, optimiser_steps(recipe, batches), strict=True):
+    for stage, steps in zip(training.stages, optimizer_steps(recipe, batches), strict=True):
         report.figures[f"stage {stage.name}"] = f"{steps} optimiser steps of {of}, training {' + '.join(stage.train)}"
         if training.warmup_steps > steps // 2:
             report.add("info", f"warmup_steps is {training.warmup_steps}, stage {stage.name!r} has {steps} steps: its warm-up is shortened to {steps // 2}.")
@@ -120,7 +120,7 @@ def _steps(report: Report, recipe: Recipe, samples: Sequence[Sample]) -> None:
             )
 
 
-def optimiser_steps(recipe: Recipe, batches: int) -> list[int]:
+def optimizer_steps(recipe: Recipe, batches: int) -> list[int]:
     """Return the optimiser steps of every stage on this many batches in an epoch, none stopped early."""
     per_epoch = math.ceil(batches / recipe.training.accumulation)
     return [max(1, round(stage.epochs * per_epoch)) for stage in recipe.training.stages]

@@ -13,7 +13,7 @@ ASSUMED = (960, 1280)
 """Height and width of frames where there are no data to look at: those of EGTEA Gaze+."""
 
 
-class Noise(Dataset):
+class NoiseDataset(Dataset):
     """Clips of noise, as long as the frame cap allows."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 from modulate import plugins
 from modulate.cli import output
 from modulate.errors import ComponentError, Interrupted, ModulateError, PluginError, StorageError
-from modulate.utils.library_warnings import heard
+from modulate.utils.library_warnings import show_library_warnings
 
 HELP = "Let a frozen multimodal LLM listen to a side signal such as eye gaze."
 
@@ -98,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: Sequence[str] | None) -> None:
     try:
-        with heard(every=True):
+        with show_library_warnings(every=True):
             build()(args=list(args) if args is not None else None)
     except ComponentError as error:
         traceback.print_exception(error)

@@ -209,7 +209,7 @@ def what_was_kept(pipeline: Pipeline) -> list[str]:
     for what, store, bound, made in (
         ("features", pipeline.features, "disk_gib", "computed"),
         ("decoded frames", frames.kept if frames is not None else None, "frames_gib", "decoded"),
-        ("output of the vision tower", pipeline.tower.store, "tower_gib", "computed"),
+        ("output of the vision tower", pipeline.tower.store, "vision_tower_cache_gib", "computed"),
     ):
         if store is None or not store.hits + store.misses:
             continue

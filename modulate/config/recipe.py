@@ -11,10 +11,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from modulate import plugins
 from modulate.config.injection import Injection, LoraParams
+from modulate.config.renamed_keys import new_name, translate
 from modulate.config.sections import BUILT_IN, Evaluation, Features, Sampling, Section, Training
 from modulate.errors import MissingFileError, RecipeError, near_matches
 from modulate.interfaces.multi_signal import controls_of
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate.utils.safe_load import YAML_DEPTH, parse_yaml, read_yaml
 
 RECIPES = "modulate_recipes"
@@ -38,14 +39,14 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=100, description="also the run's folder: runs/<name>")
     seed: int = Field(0, description="of initialisation, order and augmentation")
-    host: Choice = Field(description="frozen multimodal LLM that answers")
-    backbone: Choice = Field(description="frozen vision encoder of the raw frames, which the modulator sees them through")
+    host: ComponentSpec = Field(description="frozen multimodal LLM that answers")
+    backbone: ComponentSpec = Field(description="frozen vision encoder of the raw frames, which the modulator sees them through")
     signal: str = Field("gaze", description="kind of side signal; `a+b` for several, whose encoder reads them together")
-    encoder: Choice = Field(description="signal encoder: what a signal means for each visual token")
-    modulator: Choice = Field(description="makes residuals of signal and frame features")
+    encoder: ComponentSpec = Field(description="signal encoder: what a signal means for each visual token")
+    modulator: ComponentSpec = Field(description="makes residuals of signal and frame features")
     injection: Injection = Field(description="where in the host residuals are added")
     lora: LoraParams | None = Field(None, description="low-rank adaptation that the modulation brings along; null: none")
-    data: Choice = Field(description="data set: questions about clips, their signals and their splits")
+    data: ComponentSpec = Field(description="data set: questions about clips, their signals and their splits")
     features: Features = Field(Features(), description="how the backbone's features are kept on disk")
     sampling: Sampling = Field(Sampling(), description="which frames of a clip are seen")
     answer: Literal["letter", "word"] = Field("letter", description="score the options' letters, or the words themselves (each must be one token)")
@@ -62,23 +63,23 @@ class Recipe(Section):
             raise ValueError("a stage trains lora, but the recipe has no `lora:` section")
         if self.training.condition == "none" and asks != {"lora"}:
             raise ValueError("condition `none` gives the modulator no gradient: every stage must train [lora] only")
-        if self.training.together != "any" and self.training.batch_size == 1:
-            raise ValueError(f"`training.together: {self.training.together}` has no effect with batch_size 1")
-        if self.training.together == "clip" and self.injection.tokens.kind != "visual":
-            raise ValueError("`training.together: clip` goes over a clip once, before the questions part, and so can write on visual tokens only")
-        if self.training.together == "clip" and self.training.recompute:
-            raise ValueError("`training.together: clip` keeps what the layers made of the clip in a cache, which layers that are recomputed cannot fill: choose one")
-        if self.evaluation.together == "clip" and self.evaluation.batch_size == 1:
-            raise ValueError("`evaluation.together: clip` has no effect with batch_size 1")
-        if self.evaluation.together == "clip" and self.injection.tokens.kind != "visual":
-            raise ValueError("`evaluation.together: clip` goes over a clip once, before the questions part, and so can write on visual tokens only")
+        if self.training.batch_by != "any" and self.training.batch_size == 1:
+            raise ValueError(f"`training.batch_by: {self.training.batch_by}` has no effect with batch_size 1")
+        if self.training.batch_by == "clip" and self.injection.tokens.kind != "visual":
+            raise ValueError("`training.batch_by: clip` goes over a clip once, before the questions part, and so can write on visual tokens only")
+        if self.training.batch_by == "clip" and self.training.gradient_checkpointing:
+            raise ValueError("`training.batch_by: clip` keeps what the layers made of the clip in a cache, which layers that are recomputed cannot fill: choose one")
+        if self.evaluation.batch_by == "clip" and self.evaluation.batch_size == 1:
+            raise ValueError("`evaluation.batch_by: clip` has no effect with batch_size 1")
+        if self.evaluation.batch_by == "clip" and self.injection.tokens.kind != "visual":
+            raise ValueError("`evaluation.batch_by: clip` goes over a clip once, before the questions part, and so can write on visual tokens only")
         if self.training.condition == "blank" and self.injection.empty == "none" and "modulator" in asks:
             raise ValueError("condition `blank` with `injection.empty: none` gives the modulator no gradient: train [lora] only, or let empty signals have a residual")
         if self.letters != "offered" and self.answer != "letter":
             raise ValueError("`letters` has no effect on answers by word")
         return self
 
-    def choices(self) -> list[tuple[str, str, Choice]]:
+    def choices(self) -> list[tuple[str, str, ComponentSpec]]:
         """Return every component named: its key, its kind, the choice."""
         named = [(key, KIND_OF[key], getattr(self, key)) for key in KIND_OF]
         return named + [(f"evaluation.inputs.{name}", "input", choice) for name, choice in self.evaluation.inputs.items()]
@@ -126,6 +127,14 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     for text in overrides:
         override(tree, text)
     return validate(tree, str(path))
+
+
+def load_saved_recipe(path: Path) -> Recipe:
+    """Read the recipe in a run's folder, also one that an earlier version saved under keys renamed since.
+
+    Raises :class:`RecipeError`.
+    """
+    return validate(translate(_read(path, ())), str(path))
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -187,7 +196,8 @@ def _refuse_unknown(path: Sequence[str], text: str) -> None:
     for depth, part in enumerate(keys):
         known = _known_keys(Recipe, keys[:depth])
         if known and isinstance(part, str) and part not in known:
-            raise RecipeError(f"Override {text!r}: unknown recipe key {'.'.join(path[: depth + 1])!r}. {near_matches(part, known)}")
+            key = ".".join(path[: depth + 1])
+            raise RecipeError(f"Override {text!r}: unknown recipe key {key!r}. {_advice(key, known)}")
 
 
 def validate(tree: Mapping[str, Any], source: str) -> Recipe:
@@ -229,13 +239,20 @@ def explain(error: ValidationError, source: str, model: type[BaseModel] | None) 
         where = _short(".".join(str(part) for part in item["loc"])) or "(whole)"
         if item["type"] == "extra_forbidden":
             known = _known_keys(model, item["loc"][:-1])
-            lines.append(f"  {where}: unknown key. {near_matches(str(item['loc'][-1]), known) if known else ''}".rstrip())
+            lines.append(f"  {where}: unknown key. {_advice(where, known) if known else ''}".rstrip())
         else:
             whole = item["type"] == "value_error" and isinstance(item["input"], Mapping)  # keys that contradict each other: the text names them
             lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}" + ("" if whole else f", got {_short(repr(item['input']))}"))
     if len(found) > MAX_FINDINGS:
         lines.append(f"  … and {len(found) - MAX_FINDINGS} more.")
     return "\n".join(lines)
+
+
+def _advice(key: str, known: Sequence[str]) -> str:
+    """Return what to write instead of the unknown dotted ``key``, given the ``known`` keys of its section."""
+    if renamed := new_name(key):
+        return f"It was renamed to {renamed}."
+    return near_matches(key.rpartition(".")[2], known)
 
 
 def _short(text: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 
 #: Conditions that need no signal kind: how the host is asked, beside the controls that a kind declares.
 BUILT_IN = {
@@ -43,7 +43,7 @@ class Sampling(Section):
         "re-spaces the frames: wrong, and what GazeQwen's code does",
     )
 
-    told_fps: float | None = Field(
+    processor_fps: float | None = Field(
         None,
         gt=0,
         description="frames per second that the host's processor is told, whatever the true rate; null: the truth. GazeQwen's code tells it nothing, and "
@@ -99,15 +99,15 @@ class Features(Section):
     frames_gib: float = Field(
         0.0, ge=0, description="most that is kept of clips' decoded frames, uncompressed, GiB, so that later epochs and runs decode no video; 0: none"
     )
-    tower_gib: float = Field(
+    vision_tower_cache_gib: float = Field(
         0.0, ge=0, description="most that is kept on disk of what the host's frozen vision tower makes of clips, GiB, so that later epochs, conditions and runs do not run "
         "it again; 0: none"
     )
-    states_gib: float = Field(
+    hidden_state_cache_gib: float = Field(
         0.0, ge=0, description="most that is kept of hidden states up to the first injected layer, GiB of memory, so that under further controls, and in further epochs "
         "of stages that leave these layers alone, neither they nor the vision tower run again for a batch that comes again; what comes first stays. 0: none"
     )
-    tower_by: Literal["call", "clip"] = Field(
+    vision_tower_cache_by: Literal["call", "clip"] = Field(
         "call",
         description="what is kept as one. call: the clips that go through the tower at once, with the same results to the bit as without; batches of other clips "
         "find nothing. clip: each clip goes through by itself and is found in any batch; where batches hold several clips, the same up to rounding",
@@ -146,16 +146,16 @@ class Training(Section):
     condition: Literal["signal", "blank", "none"] = Field(
         "signal", description="`blank` trains the gaze-free ceiling, `none` trains LoRA without modulation: the runs that stand beside a gaze run"
     )
-    together: Literal["any", "length", "clip"] = Field(
+    batch_by: Literal["any", "length", "clip"] = Field(
         "any",
         description="which samples share a batch. any: whatever comes next. length: clips of nearly the same number of frames, so that little is padded. clip: "
         "questions on one clip only, which then go through in one pass over its visual tokens, under one perturbation of the signal: the gradients are those of "
         "the same batch one by one, at a fraction of the cost, but batches are less varied",
     )
-    ahead: int = Field(1, ge=0, description="batches whose samples are prepared ahead of time, in a thread beside the host; 0: none. Nothing that is learned depends on it")
+    prefetch_batches: int = Field(1, ge=0, description="batches whose samples are prepared ahead of time, in a thread beside the host; 0: none. Nothing that is learned depends on it")
     patience: int | None = Field(None, ge=1, description="stop a stage after this many epochs without a better validation accuracy; null: never")
     validate_every: int | None = Field(1, ge=1, description="epochs between validations; the best weights are kept. null: never, the last weights are kept")
-    recompute: bool = Field(
+    gradient_checkpointing: bool = Field(
         False,
         description="gradient checkpointing: the host's decoder layers keep nothing but their input for the backward and compute the rest again. Less memory, about a "
         "third more time, the same gradients",
@@ -179,7 +179,7 @@ class Evaluation(Section):
     """How answers are scored."""
 
     batch_size: int = Field(32, ge=1, description="samples of one forward")
-    together: Literal["any", "clip"] = Field(
+    batch_by: Literal["any", "clip"] = Field(
         "any",
         description="which samples share a forward. any: as they come. clip: questions on one clip only, which go through in one pass over its visual tokens where their "
         "signals are the same, as under every condition but `shuffled`: answers are the same up to rounding, at a fraction of the cost",
@@ -187,7 +187,7 @@ class Evaluation(Section):
     conditions: tuple[str, ...] = Field(
         ("none", "blank", "shuffled", "centre", "shifted", "host"), description="controls, beside the signal itself; a signal kind may offer more"
     )
-    inputs: dict[str, Choice] = Field(
+    inputs: dict[str, ComponentSpec] = Field(
         default_factory=dict,
         description="further conditions, by names of your own: the bare host, told of the signal by its ordinary input (drawn on frames, written into the prompt …)",
     )

@@ -9,7 +9,7 @@ from modulate.data.video import probe, read_frames, read_shown
 from modulate.errors import MissingFileError, VideoError
 from modulate.interfaces.frames import Frames
 from modulate.utils.atomic_files import content_hash, write_json
-from modulate.utils.lru_cache import Recent
+from modulate.utils.lru_cache import LRUCache
 from modulate.utils.safe_load import read_json
 
 FrameStore = Callable[[Path, Sequence[float], Callable[[], Frames]], Frames]
@@ -27,7 +27,7 @@ class ClipReader:
         self._store = store
         self._most = memory_bytes // 8 if video_bytes is None else video_bytes
         self._expected: dict[Path, set[float]] = {}
-        self._kept: Recent[Path, tuple[Frames, dict[float, int]]] = Recent(memory_bytes, lambda found: found[0].images.nbytes)
+        self._kept: LRUCache[Path, tuple[Frames, dict[float, int]]] = LRUCache(memory_bytes, lambda found: found[0].images.nbytes)
 
     def expect(self, video: Path, times: Sequence[float]) -> None:
         """Note that these frames will be asked for."""
@@ -66,7 +66,7 @@ class ShownTimes:
         self.folder = folder
 
     def find(self, video: Path, times: Sequence[float]) -> tuple[float, ...] | None:
-        """Return the times (s) of the frames that ``video`` shows at ``times``, if noted. Raises :class:`MissingFileError`."""
+        """Return the times (s) of the frames that ``video`` shows at ``times``, if histories_on. Raises :class:`MissingFileError`."""
         found = self._read(self._path(video)).get(json.dumps(list(times)))
         return None if found is None else tuple(found)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from modulate.data.feature_extractor import GREY_CONDITIONS, Footage
+from modulate.data.feature_extractor import GRAY_CONDITIONS, FeatureExtractor
 from modulate.errors import RecipeError
 from modulate.interfaces.components import Sample
 
@@ -16,33 +16,33 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Clip:
-    """What samples see: frames of ``video`` shown at ``times`` (s); ``grey``: in the evaluation also grey ones in their place. ``samples``: their ids."""
+    """What samples see: frames of ``video`` shown at ``times`` (s); ``gray``: in the evaluation also gray ones in their place. ``samples``: their ids."""
 
     video: Path
     times: tuple[float, ...]
-    grey: bool
+    gray: bool
     samples: tuple[str, ...]
 
 
-def planned(footage: Footage, splits: Sequence[str] = SPLITS) -> list[Clip]:
+def planned(extractor: FeatureExtractor, splits: Sequence[str] = SPLITS) -> list[Clip]:
     """Return the clips that a training and an evaluation ask for in these splits (:func:`clips_of`)."""
-    with footage.recipe.data.blame("dataset", "samples"):
-        return clips_of(footage, {split: footage.dataset.samples(split) for split in splits})
+    with extractor.recipe.data.blame("dataset", "samples"):
+        return clips_of(extractor, {split: extractor.dataset.samples(split) for split in splits})
 
 
-def clips_of(footage: Footage, samples: Mapping[str, Sequence[Sample]]) -> list[Clip]:
+def clips_of(extractor: FeatureExtractor, samples: Mapping[str, Sequence[Sample]]) -> list[Clip]:
     """Return the clips that a training and an evaluation ask for, each once, those of a video together. ``samples``: by split.
 
     "train" is seen as in training, every other split as in an evaluation; grey frames in every split but "train" and "val", if a condition asks for them.
     """
-    asked = bool(GREY_CONDITIONS & set(footage.recipe.evaluation.conditions))
+    asked = bool(GRAY_CONDITIONS & set(extractor.recipe.evaluation.conditions))
     found: dict[tuple[Path, tuple[float, ...]], Clip] = {}
     for split, items in samples.items():
         for sample in items:
-            grey = asked and split not in ("train", "val")
-            key = sample.video, tuple(footage.times(sample, training=split == "train"))
+            gray = asked and split not in ("train", "val")
+            key = sample.video, tuple(extractor.times(sample, training=split == "train"))
             same = found.get(key) or Clip(*key, False, ())
-            found[key] = replace(same, grey=same.grey or grey, samples=(*same.samples, sample.id))
+            found[key] = replace(same, gray=same.gray or gray, samples=(*same.samples, sample.id))
     return sorted(found.values(), key=lambda clip: (str(clip.video), clip.times))
 
 

@@ -31,7 +31,7 @@ from modulate.data import feature_shards as shards
 from modulate.errors import PluginError, StorageError, VideoError
 from modulate.interfaces.components import FrameFeatures
 from modulate.utils.atomic_files import LEFT_BEHIND, write_atomically
-from modulate.utils.lru_cache import Recent
+from modulate.utils.lru_cache import LRUCache
 
 SCHEMA_VERSION = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64, "uint8": torch.uint8}
@@ -107,7 +107,7 @@ class FeatureCache:
         self.dropped = 0
         self._said = False  # that the disk cannot be written
         self._until_look = 0  # bytes that may still be written before the folder is looked through
-        self._memory: Recent[str, FrameFeatures] = Recent(memory_bytes, lambda features: features.values.nbytes)
+        self._memory: LRUCache[str, FrameFeatures] = LRUCache(memory_bytes, lambda features: features.values.nbytes)
         self._checked: dict[str, tuple[tuple[int, int, int], int]] = {}  # shard → the file found to be what was written, and its CRC-32
 
     def get_or_compute(self, key: FeatureKey, compute: Callable[[], FrameFeatures]) -> FrameFeatures:

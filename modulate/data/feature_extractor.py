@@ -22,21 +22,21 @@ from modulate.utils.out_of_memory import first_line, is_out_of_memory
 
 T = TypeVar("T")
 
-GREY_CONDITIONS = frozenset({"no_frames", "no_pixels"})
+GRAY_CONDITIONS = frozenset({"no_frames", "no_pixels"})
 """Conditions of an evaluation that ask for features of grey frames."""
 
 
-def greyed(frames: Frames) -> Frames:
+def gray_frames(frames: Frames) -> Frames:
     """Return mid-grey frames in place of ``frames``: what can be answered without seeing."""
     return replace(frames, images=np.full_like(frames.images, 127))
 
 
-def asked_times(sampling: Sampling, window: tuple[float, float], training: bool = False) -> list[float]:
+def frame_times_of(sampling: Sampling, window: tuple[float, float], training: bool = False) -> list[float]:
     """Return the times (s) at which a clip of this ``window`` is looked at."""
     return sample_times(window, sampling.rate(window[1] - window[0]), sampling.frame_cap(training))
 
 
-def on_clock(sampling: Sampling, window: tuple[float, float], grid: VisualGrid, frames: int) -> VisualGrid:
+def apply_clock(sampling: Sampling, window: tuple[float, float], grid: VisualGrid, frames: int) -> VisualGrid:
     """Return ``grid``, made of the ``frames`` frames of a clip of this ``window``, by the clock that is asked for."""
     if sampling.clock == "true":
         return grid
@@ -44,7 +44,7 @@ def on_clock(sampling: Sampling, window: tuple[float, float], grid: VisualGrid, 
     return counted_on(grid, start, math.ceil(frames / grid.steps) / sampling.rate(end - start))
 
 
-def spared(make: Callable[[], T], who: str = "") -> T | ModulateError:
+def catch_sample_error(make: Callable[[], T], who: str = "") -> T | ModulateError:
     """Return what ``make`` makes of one sample, or the error that is this sample's alone: the others go on. ``who``: stands before what we say of it.
 
     Raises what is not: a component's defect, with which the next ones would fail alike, and whatever was not foreseen.
@@ -93,7 +93,7 @@ def _as_frames(found: FrameFeatures) -> Frames:
     return Frames(found.values.numpy(), found.times)
 
 
-class Footage:
+class FeatureExtractor:
     """A recipe's data set and backbone, on ``device``.
 
     ``cache``: folder in which features, and frames where the recipe says so, are kept. ``must_keep``: what cannot be kept there is a
@@ -124,17 +124,17 @@ class Footage:
 
     def times(self, sample: Sample, training: bool = False) -> list[float]:
         """Return the times (s) at which a sample's clip is looked at."""
-        return asked_times(self.recipe.sampling, sample.window, training)
+        return frame_times_of(self.recipe.sampling, sample.window, training)
 
-    def key(self, video: Path, shown: tuple[float, ...], grey: bool = False) -> FeatureKey:
-        """Return under what features of a video's frames are kept, or of ``grey`` ones in their place; ``shown``: the frames' own times (s)."""
-        return FeatureKey("blank" if grey else content_hash(video), shown, self.backbone.fingerprint(), self.recipe.features.dtype)
+    def key(self, video: Path, shown: tuple[float, ...], gray: bool = False) -> FeatureKey:
+        """Return under what features of a video's frames are kept, or of ``gray`` ones in their place; ``shown``: the frames' own times (s)."""
+        return FeatureKey("blank" if gray else content_hash(video), shown, self.backbone.fingerprint(), self.recipe.features.dtype)
 
-    def raw_features(self, video: Path, frames: Frames, grey: bool = False) -> FrameFeatures:
-        """Return the backbone's features of ``frames``, which are a video's, or ``grey``; kept ones, or computed and kept."""
+    def raw_features(self, video: Path, frames: Frames, gray: bool = False) -> FrameFeatures:
+        """Return the backbone's features of ``frames``, which are a video's, or ``gray``; kept ones, or computed and kept."""
 
         def compute() -> FrameFeatures:
             with torch.inference_mode(), self.recipe.backbone.blame("backbone", "forward"):
                 return self.backbone(torch.from_numpy(frames.images).to(self.device), frames.times)
 
-        return self.features.get_or_compute(self.key(video, frames.times, grey), compute)
+        return self.features.get_or_compute(self.key(video, frames.times, gray), compute)

@@ -14,13 +14,13 @@ from torch import nn
 from modulate.data.clip_reader import ClipReader, ShownTimes
 from modulate.data.clip_shards import Clip
 from modulate.data.feature_cache import DTYPES, FeatureKey
-from modulate.data.feature_extractor import Footage, greyed, spared
+from modulate.data.feature_extractor import FeatureExtractor, catch_sample_error, gray_frames
 from modulate.data.video import probe
 from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, StorageError
 from modulate.interfaces.components import FrameFeatures
 from modulate.utils.atomic_files import gib
-from modulate.utils.interrupts import Stop
-from modulate.utils.out_of_memory import give_back
+from modulate.utils.interrupts import StopRequest
+from modulate.utils.out_of_memory import free_cached_memory
 
 AT_ONCE = 128
 """Frames of one video that are decoded in one go, for several clips, while they take no more than ``AT_ONCE_BYTES``."""
@@ -30,32 +30,32 @@ HEADER = 4 << 10
 
 
 @dataclass
-class Need:
+class SpaceNeeded:
     """Bytes on disk, about: of features, and of frames."""
 
     features: int = 0
     frames: int = 0
 
-    def __add__(self, other: "Need") -> "Need":
-        return Need(self.features + other.features, self.frames + other.frames)
+    def __add__(self, other: "SpaceNeeded") -> "SpaceNeeded":
+        return SpaceNeeded(self.features + other.features, self.frames + other.frames)
 
 
 class Sizes:
     """What clips take on disk, found without decoding or computing: a twin of the backbone runs on tensors without memory. 0 where it cannot do that."""
 
-    def __init__(self, footage: Footage) -> None:
-        self.footage = footage
-        tensors = [*footage.backbone.parameters(), *footage.backbone.buffers()]
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        self.extractor = extractor
+        tensors = [*extractor.backbone.parameters(), *extractor.backbone.buffers()]
         absent = {id(t): nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
-        self._twin = copy.deepcopy(footage.backbone, absent)  # which takes these as copied already
+        self._twin = copy.deepcopy(extractor.backbone, absent)  # which takes these as copied already
         self._pictures: dict[Path, tuple[int, int]] = {}
         self._values: dict[tuple[int, int, int], int] = {}
 
-    def of(self, clips: Sequence[Clip]) -> Need:
+    def of(self, clips: Sequence[Clip]) -> SpaceNeeded:
         """Return what these clips take; those whose video cannot be opened, nothing."""
-        return sum((self._clip(clip) for clip in clips), Need())
+        return sum((self._clip(clip) for clip in clips), SpaceNeeded())
 
-    def _clip(self, clip: Clip) -> Need:
+    def _clip(self, clip: Clip) -> SpaceNeeded:
         if clip.video not in self._pictures:
             try:
                 info = probe(clip.video)
@@ -64,28 +64,28 @@ class Sizes:
                 self._pictures[clip.video] = 0, 0
         height, width = self._pictures[clip.video]
         if not height:
-            return Need()
+            return SpaceNeeded()
         shape = len(clip.times), height, width
         if shape not in self._values:
             self._values[shape] = self._rehearsed(*shape)
-        pixels = len(clip.times) * height * width * 3 + HEADER if self.footage.frames is not None else 0
-        return Need((1 + clip.grey) * (self._values[shape] + HEADER) if self._values[shape] else 0, pixels)
+        pixels = len(clip.times) * height * width * 3 + HEADER if self.extractor.frames is not None else 0
+        return SpaceNeeded((1 + clip.gray) * (self._values[shape] + HEADER) if self._values[shape] else 0, pixels)
 
     def _rehearsed(self, frames: int, height: int, width: int) -> int:
         pictures = torch.empty(frames, height, width, 3, dtype=torch.uint8, device="meta")
         try:
-            with torch.no_grad(), self.footage.recipe.backbone.blame("backbone", "a rehearsal without memory"):
+            with torch.no_grad(), self.extractor.recipe.backbone.blame("backbone", "a rehearsal without memory"):
                 made: FrameFeatures = self._twin(pictures, tuple(map(float, range(frames))))
         except (ModulateError, RuntimeError):  # an operation without a meta kernel, in a backbone that we do not know; or a clip that will fail
             return 0
-        return made.values.numel() * DTYPES[self.footage.recipe.features.dtype].itemsize
+        return made.values.numel() * DTYPES[self.extractor.recipe.features.dtype].itemsize
 
 
-def refuse_too_small(footage: Footage, need: Need) -> None:
+def refuse_too_small(extractor: FeatureExtractor, need: SpaceNeeded) -> None:
     """Raise :class:`RecipeError` when the caches' bounds are below ``need``: what was computed first would be dropped before anything uses it."""
     for name, what, bytes_, most, other in (
-        ("disk_gib", "features", need.features, footage.features.max_bytes, "keep them as float16 (features.dtype)"),
-        ("frames_gib", "decoded frames", need.frames, footage.frames.kept.max_bytes if footage.frames else 0, "set it to 0"),
+        ("disk_gib", "features", need.features, extractor.features.max_bytes, "keep them as float16 (features.dtype)"),
+        ("frames_gib", "decoded frames", need.frames, extractor.frames.kept.max_bytes if extractor.frames else 0, "set it to 0"),
     ):
         if bytes_ > most:
             raise RecipeError(
@@ -98,7 +98,7 @@ def refuse_too_small(footage: Footage, need: Need) -> None:
 
 
 @dataclass
-class Filled:
+class FilledCounts:
     """What came of clips: how many were ``there``, how many were ``computed``; those that ``failed``, with their reasons; ``bytes`` of all on disk."""
 
     there: int = 0
@@ -107,23 +107,23 @@ class Filled:
     bytes: int = 0
 
 
-class Filler:
-    """Fills a recipe's caches with what ``footage`` (with ``must_keep``) makes of clips.
+class FeatureFiller:
+    """Fills a recipe's caches with what ``extractor`` (with ``must_keep``) makes of clips.
 
     ``advance`` is called with the number of clips that are done; ``stop`` may ask to end, and is answered between clips.
     """
 
-    def __init__(self, footage: Footage, advance: Callable[[int], None] = lambda n: None, stop: Stop | None = None) -> None:
-        self.footage, self.advance, self.stop = footage, advance, stop or Stop()
-        self.shown = ShownTimes(footage.features.folder / "shown")
+    def __init__(self, extractor: FeatureExtractor, advance: Callable[[int], None] = lambda n: None, stop: StopRequest | None = None) -> None:
+        self.extractor, self.advance, self.stop = extractor, advance, stop or StopRequest()
+        self.shown = ShownTimes(extractor.features.folder / "shown")
         self._kept: dict[Path, None] = {}
 
-    def fill(self, clips: Sequence[Clip]) -> Filled:
+    def fill(self, clips: Sequence[Clip]) -> FilledCounts:
         """Compute what is missing of ``clips``, video by video, and return what came of all. What is there was read and checked, and is now used last.
 
         Raises :class:`StorageError` when the disk is full or drops what was computed; :class:`Interrupted`; :class:`ComponentError`.
         """
-        done, missing = Filled(), []
+        done, missing = FilledCounts(), []
         for clip in clips:
             self.stop.check()
             if self._is_there(clip):
@@ -138,7 +138,7 @@ class Filler:
             self.advance(1)
         for path in self._kept:
             if not (size := _size(path)):
-                bound = "features.disk_gib" if path.parent == self.footage.features.folder else "features.frames_gib"
+                bound = "features.disk_gib" if path.parent == self.extractor.features.folder else "features.frames_gib"
                 raise StorageError(f"{path} was dropped before it was used: the cache is too small. Raise {bound} in the recipe.")
             done.bytes += size
         return done
@@ -148,30 +148,30 @@ class Filler:
             shown = self._shown(clip)
         except MissingFileError:  # told of when the clip's turn comes
             return False
-        if shown is None or any(self.footage.features.find(key) is None for key in self._keys(clip, shown)):
+        if shown is None or any(self.extractor.features.find(key) is None for key in self._keys(clip, shown)):
             return False
         self._note(clip, shown)
         return True
 
     def _shown(self, clip: Clip) -> tuple[float, ...] | None:
         """Return the times of a clip's frames, if they are known, and kept where they are to be."""
-        if self.footage.frames is not None:
-            kept = self.footage.frames.find(clip.video, clip.times)
+        if self.extractor.frames is not None:
+            kept = self.extractor.frames.find(clip.video, clip.times)
             return None if kept is None else kept.times
         return self.shown.find(clip.video, clip.times)
 
     def _keys(self, clip: Clip, shown: tuple[float, ...]) -> list[FeatureKey]:
-        return [self.footage.key(clip.video, shown, grey) for grey in ((False, True) if clip.grey else (False,))]
+        return [self.extractor.key(clip.video, shown, gray) for gray in ((False, True) if clip.gray else (False,))]
 
     def _note(self, clip: Clip, shown: tuple[float, ...]) -> None:
-        self._kept |= dict.fromkeys(self.footage.features.path(key) for key in self._keys(clip, shown))
-        if self.footage.frames is not None:
-            self._kept[self.footage.frames.kept.path(self.footage.frames.key(clip.video, clip.times))] = None
+        self._kept |= dict.fromkeys(self.extractor.features.path(key) for key in self._keys(clip, shown))
+        if self.extractor.frames is not None:
+            self._kept[self.extractor.frames.kept.path(self.extractor.frames.key(clip.video, clip.times))] = None
 
     def _look_for_room(self, missing: Sequence[Clip]) -> None:
         """Refuse a disk without room for what is missing; tell when others' features will have to go."""
-        caches = [self.footage.features, *([self.footage.frames.kept] if self.footage.frames is not None else [])]
-        need = Sizes(self.footage).of(missing)
+        caches = [self.extractor.features, *([self.extractor.frames.kept] if self.extractor.frames is not None else [])]
+        need = Sizes(self.extractor).of(missing)
         for cache, more in zip(caches, (need.features, need.frames), strict=False):
             kept = sum(_size(path) for path in cache.folder.glob("*.safetensors"))
             if more and kept + more > cache.max_bytes:
@@ -190,7 +190,7 @@ class Filler:
         for video, group in groupby(missing, key=lambda clip: clip.video):
             own = list(group)
             while own:
-                reader, wanted, n = ClipReader(AT_ONCE_BYTES, self.footage.frames, AT_ONCE_BYTES), set(own[0].times), 1
+                reader, wanted, n = ClipReader(AT_ONCE_BYTES, self.extractor.frames, AT_ONCE_BYTES), set(own[0].times), 1
                 while n < len(own) and len(wanted | set(own[n].times)) <= AT_ONCE:
                     wanted |= set(own[n].times)
                     n += 1
@@ -198,24 +198,24 @@ class Filler:
                 yield from ((reader, clip) for clip in own[:n])
                 own = own[n:]
 
-    def _compute(self, reader: ClipReader, clip: Clip, done: Filled) -> None:
-        cache = self.footage.features
+    def _compute(self, reader: ClipReader, clip: Clip, done: FilledCounts) -> None:
+        cache = self.extractor.features
         misses = cache.misses
 
         def make() -> None:
             frames = reader.read(clip.video, clip.times)
-            for grey in (False, True) if clip.grey else (False,):
-                self.footage.raw_features(clip.video, greyed(frames) if grey else frames, grey)
-            if self.footage.frames is None:
+            for gray in (False, True) if clip.gray else (False,):
+                self.extractor.raw_features(clip.video, gray_frames(frames) if gray else frames, gray)
+            if self.extractor.frames is None:
                 self.shown.note(clip.video, clip.times, frames.times)
             self._note(clip, frames.times)
 
-        error = spared(make)
+        error = catch_sample_error(make)
         if isinstance(error, StorageError):  # a defect of the disk, and no bad clip
             raise error
         if error is not None:
             done.failed.append((clip, str(error)))
-            give_back()
+            free_cached_memory()
         elif cache.misses > misses:
             done.computed += 1
         else:  # another clip shows the same frames
@@ -230,10 +230,10 @@ def _size(path: Path) -> int:
         return 0
 
 
-def refuse_failures(footage: Footage, clips: Sequence[Clip], done: Filled) -> None:
+def refuse_failures(extractor: FeatureExtractor, clips: Sequence[Clip], done: FilledCounts) -> None:
     """Raise :class:`DataError` when more of the samples of ``clips`` have failed than the recipe allows."""
     failed, total = sum(len(clip.samples) for clip, _ in done.failed), sum(len(clip.samples) for clip in clips)
-    allowed = footage.recipe.evaluation.max_failed_share
+    allowed = extractor.recipe.evaluation.max_failed_share
     if failed > allowed * total:
         clip, reason = done.failed[0]
         raise DataError(f"The clips of {failed} of {total} samples failed, more than max_failed_share {allowed} allows. First: {clip.samples[0]}: {reason}")

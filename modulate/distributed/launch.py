@@ -4,22 +4,22 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from modulate.distributed.process_group import PATIENCE, Team
+from modulate.distributed.process_group import PATIENCE, ProcessGroup
 from modulate.errors import RecipeError
 
 _LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """What torchrun, accelerate and MPI's launchers say of the number of processes."""
 
-_alone = Team()
-_joined: Team | None = None
+_alone = ProcessGroup()
+_joined: ProcessGroup | None = None
 
 
-def current() -> Team:
+def current() -> ProcessGroup:
     """Return this process's team: alone, unless it was started as one of several, whom it then joins."""
     return _joined or (join() if launched() else _alone)
 
 
-def join(device: str = "auto") -> Team:
+def join(device: str = "auto") -> ProcessGroup:
     """Join the processes that this one was started with, by torchrun or accelerate, for work on ``device``: auto (CUDA where present, else the CPU), cuda, cpu.
 
     On CUDA each process gets the device of its LOCAL_RANK, and tensors go through nccl; on the CPU through gloo. Joining again returns the same. Raises
@@ -44,7 +44,7 @@ def join(device: str = "auto") -> Team:
     state = PartialState(cpu=cpu, timeout=timedelta(seconds=PATIENCE))
     store: Any = dist.PrefixStore("modulate", dist.distributed_c10d._get_default_store())
     first, kind = state.local_process_index == 0, state.device.type
-    _joined = Team(state.process_index, state.num_processes, store, first_here=first, device=kind, shards=shards, reshard=reshard)
+    _joined = ProcessGroup(state.process_index, state.num_processes, store, first_here=first, device=kind, shards=shards, reshard=reshard)
     return _joined
 
 

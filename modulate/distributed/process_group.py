@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modulate.errors import DataError, RankError
 from modulate.utils.file_lock import lives
-from modulate.utils.interrupts import Stop
+from modulate.utils.interrupts import StopRequest
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +36,10 @@ _blocks = count(1)
 
 
 @dataclass
-class Team:
+class ProcessGroup:
     """One process, number ``rank`` of ``size``, and its talk with the others: all must say the same things in the same order.
 
-    ``store``: of torch.distributed, None for a process alone, for whom every method is what it would be without a team. ``first_here``: it is its machine's first.
+    ``store``: of torch.distributed, None for a process alone, for whom every method is what it would be without a processes. ``first_here``: it is its machine's first.
     ``device``: type of its device. ``shards``: the host's layers are to be divided among all; ``reshard``: and given up again between forward and backward.
     """
 
@@ -63,7 +63,7 @@ class Team:
     # --- one fate ----------------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def one_fate(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Let an error that ends the block in one process end it in all: the others get a :class:`RankError` where they next wait. Nested: once."""
         if self.size == 1 or self._open:
             yield
@@ -135,11 +135,11 @@ class Team:
                 work()
             self.meet()
 
-    def agreed(self, stop: Stop) -> Stop:
+    def agreed(self, stop: StopRequest) -> StopRequest:
         """Return what all know of being asked to stop: a request to any process is one to all."""
         if self.size == 1:
             return stop
-        common = Stop()
+        common = StopRequest()
         for number in self.gather(int(stop.requested or 0)):
             if number:
                 common.request(number)

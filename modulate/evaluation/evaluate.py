@@ -13,24 +13,24 @@ import torch
 from modulate.config.recipe import dump
 from modulate.config.sections import BUILT_IN
 from modulate.data.feature_cache import weights_digest
-from modulate.data.feature_extractor import spared
+from modulate.data.feature_extractor import catch_sample_error
 from modulate.distributed.launch import current
 from modulate.errors import DataError, ModulateError
-from modulate.evaluation.finished_conditions import Answered
-from modulate.evaluation.metrics import compare, summarise
+from modulate.evaluation.finished_conditions import FinishedConditions
+from modulate.evaluation.metrics import compare, summarize
 from modulate.evaluation.predictions import Prediction, as_lines, from_lines, scored
 from modulate.hosts.fsdp import in_step, refuse_out_of_step
-from modulate.inference.pipeline import Others, Pipeline, Prepared
-from modulate.inference.shared_prefix import ask_together, shared_prefix, to_score
+from modulate.inference.pipeline import Pipeline, PreparedSample, ShufflePool
+from modulate.inference.shared_prefix import answer_together, shared_prefix, to_score
 from modulate.interfaces.components import Sample
 from modulate.modulation.attachment import Attachment
 from modulate.modulation.clip_inputs import ClipInput, Rows
 from modulate.modulation.module import Modulation
 from modulate.runs.run import Run, environment
 from modulate.utils.atomic_files import write_atomically
-from modulate.utils.interrupts import Stop
-from modulate.utils.library_warnings import heard
-from modulate.utils.out_of_memory import first_line, give_back, is_out_of_memory
+from modulate.utils.interrupts import StopRequest
+from modulate.utils.library_warnings import show_library_warnings
+from modulate.utils.out_of_memory import first_line, free_cached_memory, is_out_of_memory
 
 ERROR_LENGTH = 10_000
 """Most characters that are noted of a sample's error."""
@@ -43,38 +43,38 @@ def score(
 
     Several processes take batches in turn, the same ones that one process would make, so that their answers are the same to the bit; each gets all of them.
     """
-    settings, others, team = pipeline.recipe.evaluation, Others(samples), current()
-    chunks = to_score(samples, settings.batch_size, settings.together)
+    settings, others, processes = pipeline.recipe.evaluation, ShufflePool(samples), current()
+    chunks = to_score(samples, settings.batch_size, settings.batch_by)
     records: list[Prediction] = []
-    for start in range(0, len(chunks), team.size):
-        among = chunks[start : start + team.size]
-        own = _chunk(pipeline, attachment, among[team.rank] if team.rank < len(among) else [], condition, others)
-        records += own if team.size == 1 else [prediction for lines in team.gather(as_lines(own)) for prediction in from_lines(lines)]
+    for start in range(0, len(chunks), processes.size):
+        among = chunks[start : start + processes.size]
+        own = _chunk(pipeline, attachment, among[processes.rank] if processes.rank < len(among) else [], condition, others)
+        records += own if processes.size == 1 else [prediction for lines in processes.gather(as_lines(own)) for prediction in from_lines(lines)]
         advance(sum(map(len, among)))
     order = {s.id: i for i, s in enumerate(samples)}
     return sorted(records, key=lambda r: order[r.id])
 
 
-def _chunk(pipeline: Pipeline, attachment: Attachment, chunk: Sequence[Sample], condition: str, others: Others) -> list[Prediction]:
+def _chunk(pipeline: Pipeline, attachment: Attachment, chunk: Sequence[Sample], condition: str, others: ShufflePool) -> list[Prediction]:
     """Answer one batch, in any order."""
     records: list[Prediction] = []
-    ready: list[tuple[Prepared, list[ClipInput]]] = []
+    ready: list[tuple[PreparedSample, list[ClipInput]]] = []
     for sample in chunk:
-        made = spared(partial(_conditioned, pipeline, sample, condition, others))
+        made = catch_sample_error(partial(_conditioned, pipeline, sample, condition, others))
         if isinstance(made, ModulateError):
             records.append(_failure(sample, condition, made))
         else:
             ready.append(made)
-    team = current()
-    if not team.shards:
+    processes = current()
+    if not processes.shards:
         return records + _answers(pipeline, attachment, ready, condition)
-    with in_step(team):
-        if any(team.gather(bool(ready))):
+    with in_step(processes):
+        if any(processes.gather(bool(ready))):
             records += _forward(pipeline, attachment, ready, condition) if ready else _forward_for_nothing(pipeline, attachment)
     return records
 
 
-def _conditioned(pipeline: Pipeline, sample: Sample, condition: str, others: Others) -> tuple[Prepared, list[ClipInput]]:
+def _conditioned(pipeline: Pipeline, sample: Sample, condition: str, others: ShufflePool) -> tuple[PreparedSample, list[ClipInput]]:
     view = {"no_frames": "grey", "text_only": "text"}.get(condition, condition if condition in pipeline.inputs else "own")
     prepared = pipeline.prepare(sample, view)
     if condition == "none" or bare(pipeline, condition):
@@ -91,7 +91,7 @@ def bare(pipeline: Pipeline, condition: str) -> bool:
     return condition in ("host", "text_only") or condition in pipeline.inputs
 
 
-def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[Prepared, list[ClipInput]]], condition: str) -> list[Prediction]:
+def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[PreparedSample, list[ClipInput]]], condition: str) -> list[Prediction]:
     """Answer in one forward; in halves when that does not fit into memory, down to single samples, which then have failed."""
     if not ready:
         return []
@@ -101,7 +101,7 @@ def _answers(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[P
         if not is_out_of_memory(error):
             raise
         text = first_line(error)
-    give_back()
+    free_cached_memory()
     if len(ready) == 1:
         return [_failure(ready[0][0].sample, condition, DataError(f"does not fit into memory, even alone ({text}). Lower sampling.max_frames."))]
     warnings.warn(
@@ -121,10 +121,10 @@ def _forward_for_nothing(pipeline: Pipeline, attachment: Attachment) -> list[Pre
 
 
 @torch.inference_mode()
-def _forward(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[Prepared, list[ClipInput]]], condition: str) -> list[Prediction]:
+def _forward(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[PreparedSample, list[ClipInput]]], condition: str) -> list[Prediction]:
     prepared, rows = [p for p, _ in ready], [clips for _, clips in ready]
     common = 0
-    if pipeline.recipe.evaluation.together == "clip":
+    if pipeline.recipe.evaluation.batch_by == "clip":
         common = shared_prefix(prepared, list(attachment.host.visual_ids.values()), [clips[0].signal if clips else None for clips in rows])
     batch = pipeline.collate(prepared, inputs=not common)
 
@@ -134,7 +134,7 @@ def _forward(pipeline: Pipeline, attachment: Attachment, ready: Sequence[tuple[P
 
     with attachment.bare() if bare(pipeline, condition) else nullcontext():
         if common:
-            output: object = ask_together(ask, attachment.model, prepared, rows[0], common)
+            output: object = answer_together(ask, attachment.model, prepared, rows[0], common)
         else:
             output = ask(rows, **batch.inputs, **pipeline.LAST_LOGITS)
     logits = pipeline.option_logits(batch, output).cpu()
@@ -156,7 +156,7 @@ def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
     return Prediction(sample.id, sample.task, group, condition, sample.answer, None, False, (), 0, text)
 
 
-@heard()
+@show_library_warnings()
 def evaluate(
     run: Run,
     pipeline: Pipeline,
@@ -164,7 +164,7 @@ def evaluate(
     split: str = "test",
     advance: Callable[[str, int, int], None] = lambda c, d, n: None,
     *,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run under its condition and all controls; write metrics.json and predictions.jsonl; return the metrics.
 
@@ -172,15 +172,15 @@ def evaluate(
     finished. Several processes share the work; the first one writes. Raises :class:`DataError` when more samples fail than the recipe allows,
     :class:`Interrupted`, :class:`LockedError`, :class:`StorageError`, :class:`RankError`.
     """
-    samples, stop, team = pipeline.samples(split), stop or Stop(), current()
-    refuse_out_of_step(run.recipe, team, training=False)
+    samples, stop, processes = pipeline.samples(split), stop or StopRequest(), current()
+    refuse_out_of_step(run.recipe, processes, training=False)
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
-    with team.one_fate(), run.held():
+    with processes.fail_together(), run.held():
         main = run.recipe.training.condition
         conditions = (c for c in run.recipe.evaluation.conditions if c != main and (main != "none" or c in ("host", "text_only")))
         records = _records(run, pipeline, modulation, split, samples, [main, *conditions, *pipeline.inputs], advance, stop)
-        metrics = team.told(lambda: _written(run, split, main, records))
+        metrics = processes.told(lambda: _written(run, split, main, records))
     share = len(metrics["failed"]) / len(samples)
     if share > run.recipe.evaluation.max_failed_share:
         first = metrics["failed"][0]
@@ -197,7 +197,7 @@ def _written(run: Run, split: str, main: str, records: dict[str, list[Prediction
     write_atomically(run.predictions(split), lambda path: path.write_text(lines, encoding="utf-8"))
     metrics = {"split": split, **_metrics(run, main, records)}
     run.write_json(run.metrics(split).name, metrics)
-    Answered(run.evaluation, split, None).clear()
+    FinishedConditions(run.evaluation, split, None).clear()
     return metrics
 
 
@@ -209,23 +209,23 @@ def _records(
     samples: Sequence[Sample],
     names: Sequence[str],
     advance: Callable[[str, int, int], None],
-    stop: Stop,
+    stop: StopRequest,
 ) -> dict[str, list[Prediction]]:
     """Return every condition's answers: kept ones of an evaluation that was ended early, or asked for now and kept."""
     made_of = [dump(run.recipe), [s.id for s in samples], pipeline.fingerprints(), weights_digest(modulation), environment()]
-    kept, total, team = Answered(run.evaluation, split, made_of), len(samples), current()
+    kept, total, processes = FinishedConditions(run.evaluation, split, made_of), len(samples), current()
     records: dict[str, list[Prediction]] = {}
     with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment, pipeline.remembered():
         for name in names:
 
             def advanced(n: int, name: str = name) -> None:
                 advance(name, n, total)
-                team.agreed(stop).check()
+                processes.agreed(stop).check()
 
-            answers = (kept.read(name, [s.id for s in samples]) if team.leads else None) or []
-            if not team.gather(bool(answers))[0]:
+            answers = (kept.read(name, [s.id for s in samples]) if processes.leads else None) or []
+            if not processes.gather(bool(answers))[0]:
                 answers = score(pipeline, attachment, samples, name, advanced)
-                if team.leads:
+                if processes.leads:
                     kept.write(name, answers)
             else:
                 advanced(total)
@@ -241,10 +241,10 @@ def _metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -> dict[
     if not own:
         first = next(iter(failed.values()))
         raise DataError(f"Every sample failed under some condition, and is left out (evaluation.failed: left_out). First: {first['id']}, {first['condition']}: {first['error']}")
-    controls = {name: summarise(r, boot, seed) for name, r in records.items() if name != main}
+    controls = {name: summarize(r, boot, seed) for name, r in records.items() if name != main}
     return {
         "condition": main,
-        **summarise(own, boot, seed),
+        **summarize(own, boot, seed),
         "controls": controls,
         "comparisons": {f"{main} - {name}": compare(own, r, boot, seed) for name, r in records.items() if name != main},
         "signal": {"samples": len(own), "samples_with_active_signal": sum(r.active_steps > 0 for r in own), "active_steps": sum(r.active_steps for r in own)},

@@ -22,7 +22,7 @@ class Head(Record):
     sha256: str
 
 
-class Answered:
+class FinishedConditions:
     """Finished conditions of one split in a folder, a file each, and only for one evaluation: ``made_of`` is everything that answers depend on."""
 
     def __init__(self, folder: Path, split: str, made_of: Any) -> None:

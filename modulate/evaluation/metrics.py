@@ -6,10 +6,10 @@ from typing import Any
 from modulate.evaluation.intervals import paired_difference, task_accuracies
 from modulate.evaluation.predictions import Prediction, read_predictions
 
-__all__ = ["Prediction", "compare", "read_predictions", "summarise"]
+__all__ = ["Prediction", "compare", "read_predictions", "summarize"]
 
 
-def summarise(records: Sequence[Prediction], resamples: int, seed: int) -> dict[str, Any]:
+def summarize(records: Sequence[Prediction], resamples: int, seed: int) -> dict[str, Any]:
     """Return {"overall", "interval", "n", "tasks": {task: {"accuracy", "n", "interval"}}}; overall is the unweighted mean over tasks."""
     found = task_accuracies([r.correct for r in records], [r.task for r in records], [r.group for r in records], resamples=resamples, seed=seed)
     tasks = {name: {"accuracy": t.accuracy, "n": t.n, "interval": [t.low, t.high]} for name, t in sorted(found.tasks.items())}

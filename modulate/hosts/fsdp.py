@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from modulate.config.recipe import Recipe
 from modulate.distributed.launch import current
-from modulate.distributed.process_group import Team
+from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, RecipeError
 from modulate.hosts.host import Host, HostParams, understand
 from modulate.utils.out_of_memory import first_line, is_out_of_memory
@@ -22,45 +22,45 @@ from modulate.utils.out_of_memory import first_line, is_out_of_memory
 
 def load(family: type[Host], params: HostParams) -> tuple[nn.Module, Any]:
     """Return model and processor as ``family`` loads them; of a team that shards, loaded on the CPU, and only then brought to its devices in parts."""
-    team = current()
-    if not team.shards:
+    processes = current()
+    if not processes.shards:
         return family.load(params)
     model, processor = family.load(params.model_copy(update={"device": "cpu"}))
-    shard(model, team)
+    shard(model, processes)
     return model, processor
 
 
-def shard(model: nn.Module, team: Team) -> None:
+def shard(model: nn.Module, processes: ProcessGroup) -> None:
     """Divide the decoder layers of ``model`` among the processes, and bring it to this process's device, layer by layer. It stays divided for as long as it lives."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     host = understand(model)
-    device = torch.device("cuda", torch.cuda.current_device()) if team.device == "cuda" else torch.device(team.device)
-    mesh = init_device_mesh(device.type, (team.size,))
+    device = torch.device("cuda", torch.cuda.current_device()) if processes.device == "cuda" else torch.device(processes.device)
+    mesh = init_device_mesh(device.type, (processes.size,))
     for layer in host.layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=team.reshard)
-    whole = set(host.language.parameters()) - {p for layer in host.layers for p in layer.parameters()}
-    fully_shard(host.language, mesh=mesh, reshard_after_forward=False, ignored_params=whole)  # keeps the layers' transfers ahead of their use
+        fully_shard(layer, mesh=mesh, reshard_after_forward=processes.reshard)
+    full_tensor = set(host.language.parameters()) - {p for layer in host.layers for p in layer.parameters()}
+    fully_shard(host.language, mesh=mesh, reshard_after_forward=False, ignored_params=full_tensor)  # keeps the layers' transfers ahead of their use
     model.to(device)
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """Return a parameter's values, put together from all processes where it is divided: then all must ask."""
     full = getattr(value, "full_tensor", None)
     found: Tensor = value if full is None else full()
     return found
 
 
-def refuse_out_of_step(recipe: Recipe, team: Team, training: bool) -> None:
+def refuse_out_of_step(recipe: Recipe, processes: ProcessGroup, training: bool) -> None:
     """Raise :class:`RecipeError` for what would take some processes through a divided host more often than others: in evaluation, and in ``training``, which validates."""
-    if not team.shards:
+    if not processes.shards:
         return
-    for name, together in (("training", recipe.training.together if training else "any"), ("evaluation", recipe.evaluation.together)):
+    for name, together in (("training", recipe.training.batch_by if training else "any"), ("evaluation", recipe.evaluation.batch_by)):
         if together == "clip":
-            raise RecipeError(f"`{name}.together: clip` takes as many forwards as there are clips in common, and processes that share a host's layers (FSDP) must go in step; take any.")
-    if recipe.features.states_gib:
-        raise RecipeError("`features.states_gib` leaves layers out for clips that are kept, and processes that share a host's layers (FSDP) must go in step; set it to 0.")
+            raise RecipeError(f"`{name}.batch_by: clip` takes as many forwards as there are clips in common, and processes that share a host's layers (FSDP) must go in step; take any.")
+    if recipe.features.hidden_state_cache_gib:
+        raise RecipeError("`features.hidden_state_cache_gib` leaves layers out for clips that are kept, and processes that share a host's layers (FSDP) must go in step; set it to 0.")
     if not training:
         return
     if recipe.injection.empty == "none" and any("lora" not in stage.train for stage in recipe.training.stages):
@@ -71,7 +71,7 @@ def refuse_out_of_step(recipe: Recipe, team: Team, training: bool) -> None:
 
 
 @contextmanager
-def in_step(team: Team) -> Iterator[None]:
+def in_step(processes: ProcessGroup) -> Iterator[None]:
     """Make running out of memory final where the host is divided: the others are in the middle of the same forward, and cannot do theirs in halves."""
     try:
         with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def in_step(team: Team) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             yield
     except RuntimeError as error:
-        if not (team.shards and is_out_of_memory(error)):
+        if not (processes.shards and is_out_of_memory(error)):
             raise
         raise DataError(
             f"A forward does not fit into memory ({first_line(error)}). Processes that share a host's layers (FSDP) do not try again in halves: lower batch_size, or the frame cap."

@@ -1,6 +1,6 @@
 """Hidden states below the first residual, kept: what the host makes of a prompt up to there is the same in every epoch and under every control.
 
-While :meth:`Below.remembered` lasts, a forward whose inputs went through before skips the vision tower, and the decoder layers up to the first injected one hand
+While :meth:`HiddenStateCache.remembered` lasts, a forward whose inputs went through before skips the vision tower, and the decoder layers up to the first injected one hand
 on what they made then; that layer's hooks run on it as ever. Kept is what one forward made: a batch is found when the same batch comes again.
 """
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from modulate.errors import HostError
-from modulate.hosts.hooks import Hook, named, standing_in
+from modulate.hosts.hooks import Hook, named, patched_method
 from modulate.hosts.host import Host
-from modulate.hosts.kv_cache import cache_among, cache_out, length_of
-from modulate.hosts.vision_tower_cache import GRIDS, PIXELS, Contents, arithmetic, digest_of, no_constant, seeing
+from modulate.hosts.kv_cache import cache_length, find_cache, output_cache
+from modulate.hosts.vision_tower_cache import GRIDS, PIXELS, ContentKeys, arithmetic, digest_of, seeing, why_not_cacheable
 from modulate.modulation.lora import LoraHook
 
 READ = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids", "second_per_grid_ts", "image_grid_thw", GRIDS, "pixel_values", PIXELS)
@@ -28,7 +28,7 @@ READ = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "tok
 
 
 @dataclass(frozen=True)
-class States:
+class CachedStates:
     """What one forward made: the output of the first injected layer, (batch, position, d_model), and, where a cache was filled, keys and values so far."""
 
     hidden: Tensor
@@ -41,7 +41,7 @@ class States:
         return self.hidden.nbytes + sum(k.nbytes + v.nbytes for k, v in self.cached)
 
 
-class Below:
+class HiddenStateCache:
     """The decoder layers of ``host`` up to ``first``, the first injected one, with a store of ``max_bytes`` in memory; 0: they are left alone.
 
     What comes first stays until the store is full: epochs and controls go round, and what was used longest ago is what they need next. What an earlier
@@ -49,16 +49,16 @@ class Below:
     when :meth:`remembered` begins.
     """
 
-    def __init__(self, host: Host, first: int, max_bytes: int, contents: Contents) -> None:
+    def __init__(self, host: Host, first: int, max_bytes: int, contents: ContentKeys) -> None:
         self.host, self.first, self.max_bytes, self.contents = host, first, max_bytes, contents
         self.layers = list(host.layers)[: first + 1]
         self.hits = self.misses = 0
-        self._kept: dict[tuple[str, str], States] = {}  # (state of the host, inputs) → states
+        self._kept: dict[tuple[str, str], CachedStates] = {}  # (state of the host, inputs) → states
         self._free = max_bytes
         self._adapters: dict[int, Tensor] = {}  # of modulations, by id: held, so that no other tensor gets the id
         self._used: set[tuple[str, str]] = set()  # kept or found since remembering began
         self._now: tuple[str, str] | None = None  # of the forward that is running
-        self._found: States | None = None
+        self._found: CachedStates | None = None
         self._made: tuple[Tensor, bool] | None = None
         if max_bytes:
             self._check()
@@ -68,16 +68,16 @@ class Below:
         if deep > self.first:
             self._refuse(f"its vision tower adds to the states after each of its first {deep} layers, and layer {self.first} is one")
         for part, whole in {**seeing(self.host), **{f"decoder layer {i}": layer for i, layer in enumerate(self.layers[:-1])}}.items():
-            if why := no_constant(whole, part):
+            if why := why_not_cacheable(whole, part):
                 self._refuse(why)
         last = self.layers[-1]
-        if why := next(filter(None, (no_constant(child, f"decoder layer {self.first}.{name}") for name, child in last.named_children())), ""):
+        if why := next(filter(None, (why_not_cacheable(child, f"decoder layer {self.first}.{name}") for name, child in last.named_children())), ""):
             self._refuse(why)
         if last._forward_pre_hooks:
             self._refuse(f"a hook is before decoder layer {self.first}, which would not run for what is kept")
 
     def _refuse(self, why: str) -> None:
-        raise HostError(f"The host's states up to the first injected layer cannot be kept: {why}. Set features.states_gib to 0.")
+        raise HostError(f"The host's states up to the first injected layer cannot be kept: {why}. Set features.hidden_state_cache_gib to 0.")
 
     # --- which forward this is ---------------------------------------------------------------------------------------------------
 
@@ -109,15 +109,15 @@ class Below:
 
     def _key(self, given: dict[str, Any]) -> tuple[str, str] | None:
         """Return by what a forward with these arguments is known; None for one that is left alone."""
-        past = cache_among(given)
+        past = find_cache(given)
         more = [v for k, v in given.items() if k not in {"use_cache", "return_dict", *READ} and v is not past]
-        if given.get("input_ids") is None or length_of(past) or any(v is not None for v in more):
+        if given.get("input_ids") is None or cache_length(past) or any(v is not None for v in more):
             return None
         if any(layer.training for layer in self.layers):  # they are computed again in the backward
-            warnings.warn("features.states_gib has no effect while decoder layers are recomputed (training.recompute).", stacklevel=2)
+            warnings.warn("features.hidden_state_cache_gib has no effect while decoder layers are recomputed (training.gradient_checkpointing).", stacklevel=2)
             return None
         if (state := self._state()) is None:
-            warnings.warn(f"features.states_gib has no effect while LoRA in layers 0 to {self.first} is trained: their states change with every step.", stacklevel=2)
+            warnings.warn(f"features.hidden_state_cache_gib has no effect while LoRA in layers 0 to {self.first} is trained: their states change with every step.", stacklevel=2)
             return None
         texts = [f"cache {past is not None} {given.get('use_cache')}"]
         for name in READ:
@@ -141,7 +141,7 @@ class Below:
             undo.callback(entry.register_forward_pre_hook(Hook(partial(self._before, signature(entry.forward))), with_kwargs=True).remove)
             undo.callback(entry.register_forward_hook(Hook(self._after), always_call=True).remove)
             for index, layer in enumerate(self.layers):
-                undo.enter_context(standing_in(layer, "forward", partial(self._layer, index, layer.forward)))
+                undo.enter_context(patched_method(layer, "forward", partial(self._layer, index, layer.forward)))
             yield
 
     @torch.compiler.disable
@@ -164,7 +164,7 @@ class Below:
                     self._now = None  # more is asked for than hidden states
             return output
         hidden = args[0] if args else kwargs["hidden_states"]
-        cache = cache_among(kwargs | {str(i): value for i, value in enumerate(args)})
+        cache = find_cache(kwargs | {str(i): value for i, value in enumerate(args)})
         if cache is not None:
             cache.update(*(value.to(hidden.device) for value in self._found.cached[index]), index)
         if index == self.first:
@@ -181,7 +181,7 @@ class Below:
         self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
         if made is None:
             return
-        cached = _so_far(next(iter(cache_out(output).values()), None), self.first + 1)
+        cached = _so_far(next(iter(output_cache(output).values()), None), self.first + 1)
         if cached is not None:
             self._keep(now, made, cached)
 
@@ -192,7 +192,7 @@ class Below:
                 self._free += self._kept.pop(key).nbytes
         if size <= self._free:
             self._used.add(now)
-            self._kept[now] = States(_own(made[0]), made[1], tuple((_own(k), _own(v)) for k, v in cached))
+            self._kept[now] = CachedStates(_own(made[0]), made[1], tuple((_own(k), _own(v)) for k, v in cached))
             self._free -= size
 
 

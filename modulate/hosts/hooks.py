@@ -56,7 +56,7 @@ def may_run_modules(thread: int) -> bool:
     return False
 
 
-class Callers:
+class ActiveCalls:
     """The threads that are in a forward of one host."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Callers:
             self._inside.discard(threading.get_ident())
 
 
-class StandIn:
+class MethodPatch:
     """Stands in for a method of a module. In a deep copy of the module it is the copy's own method again."""
 
     def __init__(self, module: nn.Module, name: str, call: Callable[..., Any]) -> None:
@@ -102,11 +102,11 @@ class StandIn:
 
 
 @contextmanager
-def standing_in(module: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[None]:
+def patched_method(module: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[None]:
     """Let ``call`` stand in for the method ``name`` of ``module``, in its instance dictionary, which afterwards is as it was."""
     absent = object()
     before = module.__dict__.get(name, absent)
-    module.__dict__[name] = StandIn(module, name, call)
+    module.__dict__[name] = MethodPatch(module, name, call)
     try:
         yield
     finally:
@@ -116,12 +116,12 @@ def standing_in(module: nn.Module, name: str, call: Callable[..., Any]) -> Itera
             module.__dict__[name] = before
 
 
-def stood_in(module: nn.Module, name: str) -> bool:
+def is_patched(module: nn.Module, name: str) -> bool:
     """Return whether something stands in for the method ``name`` of ``module``."""
-    return isinstance(module.__dict__.get(name), StandIn)
+    return isinstance(module.__dict__.get(name), MethodPatch)
 
 
-def foreign(hooks: Iterable[Any]) -> str:
+def third_party_hook(hooks: Iterable[Any]) -> str:
     """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when there is none.
 
     Hooks that say of themselves that they are ``tracked`` do not count: whoever keeps a module's

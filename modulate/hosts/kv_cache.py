@@ -13,7 +13,7 @@ def is_cache(value: Any) -> bool:
     return callable(getattr(value, "get_seq_length", None))
 
 
-def length_of(cache: Any) -> int:
+def cache_length(cache: Any) -> int:
     """Return how many positions ``cache`` holds; 0 for None."""
     return 0 if cache is None else int(cache.get_seq_length())
 
@@ -24,12 +24,12 @@ def keys_at(cache: Any, position: int) -> Tensor | None:
         keys = getattr(layer, "keys", None)
         if not isinstance(keys, Tensor) or keys.ndim != 4 or getattr(layer, "is_sliding", False):
             continue
-        if length_of(cache) <= keys.shape[2] > position:
+        if cache_length(cache) <= keys.shape[2] > position:
             return keys[:, :, position].detach()
     return None
 
 
-def cache_among(given: Mapping[str, Any]) -> Any:
+def find_cache(given: Mapping[str, Any]) -> Any:
     """Return the cache among a forward's arguments, whatever its name is; None where there is none.
 
     Raises :class:`HostError` for arguments that carry a cache in a form that is not understood:
@@ -71,7 +71,7 @@ def refuse_unseen_past(given: Mapping[str, Any], tokens: Tensor) -> None:
     )
 
 
-def cache_out(output: Any) -> dict[str, Any]:
+def output_cache(output: Any) -> dict[str, Any]:
     """Return {name: cache} of a forward's output, empty where it has none.
 
     Transformers takes a cache back under the name under which it gives it out. An output without

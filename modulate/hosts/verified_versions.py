@@ -45,7 +45,7 @@ class SeenHost(Record):
     cells: dict[str, SeenCell]
 
 
-class Seen(Record):
+class VerifiedReleases(Record):
     """What was seen under one version of transformers."""
 
     torch: str
@@ -58,7 +58,7 @@ class Verified(Record):
     """verified.json: titles of the contract's rows, and what was seen by version of transformers."""
 
     rows: dict[str, str]
-    versions: dict[str, Seen]
+    versions: dict[str, VerifiedReleases]
 
 
 @dataclass(frozen=True)

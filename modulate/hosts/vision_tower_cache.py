@@ -1,6 +1,6 @@
 """What a host's vision tower makes of clips, kept: the tower is frozen, so over epochs and conditions a clip gives the same again and again.
 
-While :meth:`Tower.remembered` lasts, the host's own ``get_video_features``, which its forward calls, is answered from a store on disk.
+While :meth:`VisionTowerCache.remembered` lasts, the host's own ``get_video_features``, which its forward calls, is answered from a store on disk.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from modulate.data.feature_cache import FeatureCache, FeatureKey, bytes_of, weights_digest
 from modulate.errors import HostError
-from modulate.hosts.hooks import foreign, standing_in
+from modulate.hosts.hooks import patched_method, third_party_hook
 from modulate.hosts.host import Host
 from modulate.interfaces.components import FrameFeatures
 
@@ -30,7 +30,7 @@ MEMORY = 2 << 30
 
 
 @dataclass
-class Seen:
+class TowerOutput:
     """What is kept of a vision tower's output: for every clip its (token, d_model) embeddings, and those for further layers, where a host has them.
 
     A further layer's are clip by clip, or of all clips in one tensor: transformers' releases differ.
@@ -67,7 +67,7 @@ def seeing(host: Host) -> dict[str, nn.Module]:
     return {name: module for name, module in host.entry.named_children() if module is not host.language}
 
 
-def no_constant(whole: nn.Module, path: str) -> str:
+def why_not_cacheable(whole: nn.Module, path: str) -> str:
     """Return why what ``whole`` makes of an input is no constant, or may not be left out; "" when it is. Adapters are for the caller to judge."""
     for name, parameter in whole.named_parameters(path):
         if parameter.requires_grad and ".lora_" not in name:
@@ -75,7 +75,7 @@ def no_constant(whole: nn.Module, path: str) -> str:
     for name, module in whole.named_modules(prefix=path):
         if module.training and isinstance(module, nn.Dropout) and module.p and not type(module).__module__.startswith("peft."):
             return f"{name} is a dropout in training mode"
-        if origin := foreign([*module._forward_pre_hooks.values(), *module._forward_hooks.values()]):
+        if origin := third_party_hook([*module._forward_pre_hooks.values(), *module._forward_hooks.values()]):
             return f"a hook of {origin} is on {name}, which would not run for what is kept"
     return ""
 
@@ -86,14 +86,14 @@ def arithmetic(host: Host) -> str:
     return f"{device} {torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None}"
 
 
-class Contents:
+class ContentKeys:
     """What clips' patches hold, as digests. Those of a pipeline's samples are made once for as long as the samples live, unaltered; not at all unless ``wanted``."""
 
     def __init__(self, wanted: bool = True) -> None:
         self.wanted = wanted
         self._known: Any = WeakTensorKeyDictionary()  # patches → grids and digest of every clip in them
 
-    def recognise(self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Tensor]]) -> None:
+    def recognize(self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Tensor]]) -> None:
         """Note that the patches of ``inputs``, where there are any, are those of ``rows``. It only saves time."""
         shown = [row for row in rows if PIXELS in row] if self.wanted else []
         for row in shown:
@@ -117,7 +117,7 @@ def digest_of(values: Tensor, *more: object) -> str:
     return digest.hexdigest()
 
 
-class Tower:
+class VisionTowerCache:
     """The vision tower of ``host``, with a store of at most ``max_bytes`` in ``folder``; 0 keeps nothing, and the tower is left alone.
 
     ``by``: what is kept as one. "call": what went through the tower at once, so that all is the same to the bit as without a store. "clip": each clip goes
@@ -126,8 +126,8 @@ class Tower:
     Raises :class:`HostError` for a tower whose output is no constant of a clip, here and when :meth:`remembered` begins.
     """
 
-    def __init__(self, host: Host, folder: Path, max_bytes: int, by: Literal["call", "clip"] = "call", contents: Contents | None = None) -> None:
-        self.host, self.by, self.contents = host, by, contents or Contents()
+    def __init__(self, host: Host, folder: Path, max_bytes: int, by: Literal["call", "clip"] = "call", contents: ContentKeys | None = None) -> None:
+        self.host, self.by, self.contents = host, by, contents or ContentKeys()
         self.store = FeatureCache(folder, max_bytes, min(max_bytes, MEMORY)) if max_bytes else None
         self._made_of = ""
         self._kinds: list[type[Any]] = []
@@ -140,13 +140,13 @@ class Tower:
         if method is None or not {PIXELS, GRIDS} <= inspect.signature(method).parameters.keys():
             self._refuse(f"{type(entry).__name__} has no {METHOD}({PIXELS}, {GRIDS}), which tells clips apart")
         for part, whole in seeing(self.host).items():
-            if why := no_constant(whole, part):
+            if why := why_not_cacheable(whole, part):
                 self._refuse(why)
             if adapted := next((name for name, module in whole.named_modules(prefix=part) if type(module).__module__.startswith("peft.")), ""):
                 self._refuse(f"an adapter is on {adapted}, which can be switched on and off")
 
     def _refuse(self, why: str) -> None:
-        raise HostError(f"What the host's vision tower makes of clips cannot be kept: {why}. Set features.tower_gib to 0.")
+        raise HostError(f"What the host's vision tower makes of clips cannot be kept: {why}. Set features.vision_tower_cache_gib to 0.")
 
     def _fingerprint(self) -> str:
         """Return what the output depends on beside a clip: weights, configuration, arithmetic."""
@@ -169,7 +169,7 @@ class Tower:
             return
         self._check()
         self._made_of = ""
-        with standing_in(self.host.entry, METHOD, self._answer(getattr(self.host.entry, METHOD))):
+        with patched_method(self.host.entry, METHOD, self._answer(getattr(self.host.entry, METHOD))):
             yield
 
     def _answer(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,11 +188,11 @@ class Tower:
             sizes = grids.prod(-1).tolist()
             one = [self._kept(original, p, g, (d,)) for p, g, d in zip(pixels.split(sizes), grids.split(1), digests, strict=True)]
             deep = [joined(level) for level in zip(*(seen.deepstack_features for seen in one), strict=True)]
-            return self._output(original, pixels, grids, Seen(tuple(seen.pooler_output[0] for seen in one), deep))
+            return self._output(original, pixels, grids, TowerOutput(tuple(seen.pooler_output[0] for seen in one), deep))
 
         return answer
 
-    def _output(self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, seen: Seen) -> Any:
+    def _output(self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, seen: TowerOutput) -> Any:
         """Return what is kept as the library's own class of outputs: hosts and users may call any of its methods. What is not kept is None in it.
 
         The class is the one that the method announces. One that announces none runs once more in each process, to see what it returns.
@@ -206,7 +206,7 @@ class Tower:
         self._kinds = fitting
         return fitting[0](**values)
 
-    def _kept(self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, digests: Sequence[str]) -> Seen:
+    def _kept(self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, digests: Sequence[str]) -> TowerOutput:
         """Return what the tower makes of these clips, from the store or from the tower, in the type that the language model is given."""
         assert self.store is not None
         dtype = self.host.entry.get_input_embeddings().weight.dtype  # type: ignore[operator, union-attr]
@@ -228,5 +228,5 @@ class Tower:
         rows = grids.prod(-1)
         sizes = (rows * values.shape[1] // rows.sum()).tolist()
         deep = [level if time % 1 else level.split(sizes) for level, time in zip(values[1:], found.times[1:], strict=True)]
-        return Seen(values[0].split(sizes), deep)
+        return TowerOutput(values[0].split(sizes), deep)
 

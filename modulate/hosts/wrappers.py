@@ -45,7 +45,7 @@ def named_inside(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 
 
 @dataclass(frozen=True)
-class Place:
+class WrappedPath:
     """Where a module is: every step of the way from a root, so that a replaced one is noticed.
 
     ``module``: the outermost module there. ``steps``: (children of the parent, name, child) each.
@@ -55,7 +55,7 @@ class Place:
     steps: tuple[tuple[dict[str, nn.Module | None], str, nn.Module], ...]
 
     @classmethod
-    def of(cls, root: nn.Module, path: str) -> "Place":
+    def of(cls, root: nn.Module, path: str) -> "WrappedPath":
         """Follow ``path``, which names no wrappers. Raises :class:`LookupError` where it ends."""
         steps = []
         here = root

@@ -9,12 +9,12 @@ import torch
 from modulate.config.recipe import Recipe
 from modulate.data.video import probe
 from modulate.errors import DataError, MissingFileError, RecipeError, VideoError, near_matches
-from modulate.inference.pipeline import Pipeline, Prepared
+from modulate.inference.pipeline import Pipeline, PreparedSample
 from modulate.interfaces.components import LETTERS, Sample
 from modulate.interfaces.multi_signal import kinds_of
 from modulate.modulation.attachment import Attachment
 from modulate.modulation.module import Modulation
-from modulate.utils.library_warnings import heard
+from modulate.utils.library_warnings import show_library_warnings
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def sample_of(
     if not 2 <= len(options) <= len(LETTERS) or len(set(options)) < len(options) or not all(o.strip() for o in options):
         raise DataError(f"A question needs 2 to {len(LETTERS)} different, non-empty options; got {list(options)}.")
     kinds = kinds_of(recipe.signal)
-    if foreign := sorted(signals.keys() - kinds.keys()):
-        raise RecipeError(f"The recipe {recipe.name!r} does not read the signal {foreign[0]!r}. {near_matches(foreign[0], kinds)}")
+    if third_party_hook := sorted(signals.keys() - kinds.keys()):
+        raise RecipeError(f"The recipe {recipe.name!r} does not read the signal {third_party_hook[0]!r}. {near_matches(third_party_hook[0], kinds)}")
     if missing := [kind for kind in kinds if kind not in signals]:
         raise RecipeError(f"The recipe {recipe.name!r} reads the signal {missing[0]!r}; give it as {missing[0]}=FILE.")
     seconds = recipe.sampling.seconds if seconds is None else seconds
@@ -75,7 +75,7 @@ def sample_of(
     return Sample(f"{video.name}@{at:g}s", "ask", video, (max(0.0, at - seconds), at), question, tuple(options), 0, dict(signals))
 
 
-@heard()
+@show_library_warnings()
 def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answer]:
     """Answer with the signal, then without: no residual, and where the modulation has LoRA also the bare host. Errors are never recorded, but raised."""
     prepared = pipeline.prepare(sample)
@@ -85,7 +85,7 @@ def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answ
 
 
 @torch.inference_mode()
-def _answer(pipeline: Pipeline, attachment: Attachment, prepared: Prepared, condition: str) -> Answer:
+def _answer(pipeline: Pipeline, attachment: Attachment, prepared: PreparedSample, condition: str) -> Answer:
     batch = pipeline.collate([prepared])
     own = condition == "signal"
     with attachment.under([[prepared.clip(prepared.signal)] if own else []], bare=condition == "host"):

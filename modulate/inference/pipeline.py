@@ -18,25 +18,25 @@ from torch import Tensor, nn
 from modulate import plugins
 from modulate.config.recipe import Recipe, refuse_remote_code
 from modulate.data.alignment import align
-from modulate.data.feature_extractor import Footage, greyed, on_clock
+from modulate.data.feature_extractor import FeatureExtractor, apply_clock, gray_frames
 from modulate.errors import ConditioningError, DataError, MissingFileError, ModulateError, RecipeError
-from modulate.hosts.fsdp import load, whole
-from modulate.hosts.hidden_state_cache import Below
+from modulate.hosts.fsdp import full_tensor, load
+from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.host import EncodedPrompt, Host, bare, understand
-from modulate.hosts.vision_tower_cache import Contents, Tower
+from modulate.hosts.vision_tower_cache import ContentKeys, VisionTowerCache
 from modulate.interfaces.components import LETTERS, HostInput, InputTransform, Sample
 from modulate.interfaces.frames import Frames
-from modulate.interfaces.multi_signal import Bundle, controls_of, kinds_of
+from modulate.interfaces.multi_signal import MultiSignal, controls_of, kinds_of
 from modulate.interfaces.signal import ControlContext, Signal
 from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 from modulate.modulation.clip_inputs import ClipInput
 from modulate.modulation.module import Modulation
-from modulate.utils.library_warnings import heard
-from modulate.utils.lru_cache import Recent
+from modulate.utils.library_warnings import show_library_warnings
+from modulate.utils.lru_cache import LRUCache
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSample:
     """A sample, ready for the host: model inputs of batch 1, the visual grid, aligned features, the clip's own signal.
 
     ``grid`` and ``features`` are None where the bare host is asked only. ``options``: token id of every answer that counts as one.
@@ -60,13 +60,13 @@ class Prepared:
 class Batch:
     """Several prepared samples as one forward: inputs padded on the left, option ids padded with −1."""
 
-    prepared: list[Prepared]
+    prepared: list[PreparedSample]
     inputs: dict[str, Tensor]
     options: Tensor
     answers: Tensor
 
 
-class Others:
+class ShufflePool:
     """The samples that shuffling draws from; those of other videos are listed once for each video."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -85,17 +85,17 @@ class Others:
         return random.Random(f"{seed}:{own.id}").choice(self._foreign[own.video])
 
 
-class Pipeline(Footage):
+class Pipeline(FeatureExtractor):
     """Everything of a recipe that turns samples into forwards: its footage, host and processor.
 
-    ``cache``: folder of the feature cache. Prepared samples are kept in memory up to ``memory_bytes``. ``trust_remote_code``: the user's own word that
+    ``cache``: folder of the feature cache. PreparedSample samples are kept in memory up to ``memory_bytes``. ``trust_remote_code``: the user's own word that
     code which comes with a model may run; without it a recipe that asks for that is refused with a :class:`RecipeError`.
     """
 
     #: How every answer is asked of the host: only the last position's logits, in one forward.
     LAST_LOGITS: ClassVar[dict[str, Any]] = {"logits_to_keep": 1, "use_cache": False}
 
-    @heard()
+    @show_library_warnings()
     def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30, trust_remote_code: bool = False) -> None:
         if not trust_remote_code:
             refuse_remote_code(recipe)
@@ -106,12 +106,12 @@ class Pipeline(Footage):
         self.host: Host = understand(self.model)
         super().__init__(recipe, cache, next(self.model.parameters()).device)
         self.signal_kinds: dict[str, type[Signal]] = kinds_of(recipe.signal)
-        tower, states = (int(gib * 2**30) for gib in (recipe.features.tower_gib, recipe.features.states_gib))
-        self.contents = Contents(wanted=bool(tower or states))
-        self.tower = Tower(self.host, cache / "tower", tower, recipe.features.tower_by, self.contents)
-        self.below = Below(self.host, min(recipe.injection.layers), states, self.contents)
+        tower, states = (int(gib * 2**30) for gib in (recipe.features.vision_tower_cache_gib, recipe.features.hidden_state_cache_gib))
+        self.contents = ContentKeys(wanted=bool(tower or states))
+        self.tower = VisionTowerCache(self.host, cache / "tower", tower, recipe.features.vision_tower_cache_by, self.contents)
+        self.below = HiddenStateCache(self.host, min(recipe.injection.layers), states, self.contents)
         self.inputs: dict[str, InputTransform] = {name: choice.build("input") for name, choice in recipe.evaluation.inputs.items()}
-        self._memory: Recent[tuple[str, str, bool], Prepared] = Recent(memory_bytes, _bytes)
+        self._memory: LRUCache[tuple[str, str, bool], PreparedSample] = LRUCache(memory_bytes, _bytes)
         self._signals: dict[Path, Signal] = {}
         self._one = threading.Lock()  # processors and tokenizers serve one thread at a time
 
@@ -119,14 +119,14 @@ class Pipeline(Footage):
         """Return what a run is made of: short texts that change when the data, the host's weights or the backbone do."""
         digest = hashlib.sha256()
         for name, value in bare(self.model).state_dict().items():
-            flat = whole(value.detach()).flatten()
+            flat = full_tensor(value.detach()).flatten()
             some = flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes()  # samples: hashing every weight of a 7B host takes minutes
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode() + some)
         return {"data": self.dataset.fingerprint(), "host": digest.hexdigest(), "backbone": self.backbone.fingerprint()}
 
     # --- one sample --------------------------------------------------------------------------------------------------------------
 
-    def prepare(self, sample: Sample, view: str = "own", training: bool = False) -> Prepared:
+    def prepare(self, sample: Sample, view: str = "own", training: bool = False) -> PreparedSample:
         """Decode, encode and align one sample. Errors are re-raised with the sample's id in front.
 
         ``view``: what is shown. "own": the clip. "grey": mid-grey frames for host and backbone alike, what can be answered without seeing. "text": the
@@ -145,7 +145,7 @@ class Pipeline(Footage):
             self._memory.put(key, prepared)
             return prepared
 
-    def _prepare(self, sample: Sample, view: str, training: bool) -> Prepared:
+    def _prepare(self, sample: Sample, view: str, training: bool) -> PreparedSample:
         with self.recipe.data.blame("dataset", "prompt"):
             text = self.dataset.prompt(sample, self.recipe.answer)
         grid, features = None, None
@@ -157,12 +157,12 @@ class Pipeline(Footage):
             encoded = self._encode(given.frames, given.text, sample.window, given.images)
         else:
             if view == "grey":
-                frames = greyed(frames)
+                frames = gray_frames(frames)
             encoded = self._encode_timed(frames, text, sample.window)
-            grid = on_clock(self.recipe.sampling, sample.window, encoded.grid, len(frames.times))
+            grid = apply_clock(self.recipe.sampling, sample.window, encoded.grid, len(frames.times))
             raw, how = self.raw_features(sample.video, frames, view == "grey"), self.recipe.sampling
             features = align(raw, grid, how.alignment, how.antialias).cpu()
-        return Prepared(sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample))
+        return PreparedSample(sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample))
 
     def _encode(self, frames: Frames | None, text: str, window: tuple[float, float], images: Sequence[NDArray[np.uint8]] = ()) -> EncodedPrompt:
         with self.recipe.host.blame("host", "encode"):
@@ -172,7 +172,7 @@ class Pipeline(Footage):
 
     def _encode_timed(self, frames: Frames, text: str, window: tuple[float, float]) -> EncodedPrompt:
         """Encode a clip at its true times, or with the host's processor told others: the grid is the true one all the same."""
-        fps, times = self.recipe.sampling.told_fps, frames.times
+        fps, times = self.recipe.sampling.processor_fps, frames.times
         if fps is None:
             return self._encode(frames, text, window)
         told = tuple(k / fps for k in range(len(times)))
@@ -183,7 +183,7 @@ class Pipeline(Footage):
     def _told(self, name: str, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
         """Return the host's turn with the signal in it, as one of the recipe's inputs tells of it."""
         transform, choice = self.inputs[name], self.recipe.evaluation.inputs[name]
-        if isinstance(signal, Bundle):
+        if isinstance(signal, MultiSignal):
             signal = signal.parts[transform.signal_kind]
         with choice.blame("input", "call"):
             return transform(given, signal, window)
@@ -192,7 +192,7 @@ class Pipeline(Footage):
         """Return the sample's own signal within its window; of several kinds, their bundle. Raises when the sample lacks one of the recipe's."""
         with self.recipe.data.blame("dataset", "clip_signal"):
             parts = {kind: self.dataset.clip_signal(sample, self._signal(kind, sample)) for kind in self.signal_kinds}
-        return parts[self.recipe.signal] if len(parts) == 1 else Bundle(parts)
+        return parts[self.recipe.signal] if len(parts) == 1 else MultiSignal(parts)
 
     def _signal(self, kind: str, sample: Sample) -> Signal:
         path = sample.signals.get(kind)
@@ -218,7 +218,7 @@ class Pipeline(Footage):
 
     # --- batches -----------------------------------------------------------------------------------------------------------------
 
-    def collate(self, prepared: Sequence[Prepared], inputs: bool = True) -> Batch:
+    def collate(self, prepared: Sequence[PreparedSample], inputs: bool = True) -> Batch:
         """Join samples into one forward on the host's device; without ``inputs`` where these go another way (:mod:`modulate.inference.shared_prefix`)."""
         pad = self.processor.tokenizer.pad_token_id
         joined = self.host.collate([p.inputs for p in prepared], 0 if pad is None else pad) if inputs else {}
@@ -226,7 +226,7 @@ class Pipeline(Footage):
         options = torch.stack([nn.functional.pad(p.options, (0, width - len(p.options)), value=-1) for p in prepared])
         answers = torch.tensor([p.sample.answer for p in prepared])
         there = {k: v.to(self.device) for k, v in joined.items()}
-        self.contents.recognise(there, [p.inputs for p in prepared])
+        self.contents.recognize(there, [p.inputs for p in prepared])
         return Batch(list(prepared), there, options.to(self.device), answers.to(self.device))
 
     def option_logits(self, batch: Batch, output: object) -> Tensor:
@@ -236,7 +236,7 @@ class Pipeline(Footage):
 
     # --- controls ----------------------------------------------------------------------------------------------------------------
 
-    def control(self, name: str, prepared: Prepared, others: Others) -> Signal:
+    def control(self, name: str, prepared: PreparedSample, others: ShufflePool) -> Signal:
         """Return the signal of ``prepared`` under the control ``name`` (one that its kind declares).
 
         ``others``: what shuffling draws from. Raises :class:`RecipeError` for a name that is no control.
@@ -269,6 +269,6 @@ class Pipeline(Footage):
         )  # fmt: skip
 
 
-def _bytes(prepared: Prepared) -> int:
+def _bytes(prepared: PreparedSample) -> int:
     tensors = [*prepared.inputs.values(), *([prepared.features] if prepared.features is not None else [])]
     return sum(t.numel() * t.element_size() for t in tensors)

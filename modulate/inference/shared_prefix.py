@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from modulate.hosts.kv_cache import cache_out
-from modulate.inference.pipeline import Prepared
+from modulate.hosts.kv_cache import output_cache
+from modulate.inference.pipeline import PreparedSample
 from modulate.interfaces.components import Sample
 from modulate.interfaces.signal import Signal
 from modulate.modulation.clip_inputs import ClipInput
@@ -45,7 +45,7 @@ def cut(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     return [list(samples[i : i + size]) for i in range(0, len(samples), size)]
 
 
-def shared_prefix(prepared: Sequence[Prepared], visual_ids: Sequence[int], signals: Sequence[Signal | None] | None = None) -> int:
+def shared_prefix(prepared: Sequence[PreparedSample], visual_ids: Sequence[int], signals: Sequence[Signal | None] | None = None) -> int:
     """Return how many positions these prompts have in common, if they show one clip with one signal and may be asked together; else 0.
 
     ``signals``: what each is conditioned with, by default its own. 0 as well for a single prompt: nothing is gained.
@@ -74,7 +74,7 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def ask_together(ask: Callable[..., Any], model: nn.Module, prepared: Sequence[Prepared], clips: Sequence[ClipInput], common: int) -> Any:
+def answer_together(ask: Callable[..., Any], model: nn.Module, prepared: Sequence[PreparedSample], clips: Sequence[ClipInput], common: int) -> Any:
     """Ask the host about one clip, conditioned with ``clips`` (that clip, or nothing), all questions of ``prepared`` at once.
 
     Returns an output of the host's own class whose ``logits`` are (question, 1, token id): those that each question is answered with.
@@ -87,7 +87,7 @@ def ask_together(ask: Callable[..., Any], model: nn.Module, prepared: Sequence[P
     rows = [p.inputs["input_ids"][0, common:] for p in prepared]
     start: dict[str, Any] = {k: v[:, :common] if v.shape[:2] == first["input_ids"].shape else v for k, v in first.items() if k != "attention_mask"}
     start = {k: v.to(device) for k, v in start.items()}
-    cache = cache_out(ask([list(clips)], **start, use_cache=True, logits_to_keep=1))
+    cache = output_cache(ask([list(clips)], **start, use_cache=True, logits_to_keep=1))
     for filled in cache.values():
         filled.batch_repeat_interleave(len(rows))
     # Padded on the right, where nothing that counts looks: so no mask is needed, and positions go on from the cache.

@@ -14,7 +14,7 @@ JOINED = "+"
 
 
 @dataclass(frozen=True)
-class Bundle(Signal):
+class MultiSignal(Signal):
     """Signals of one clip by kind. Every operation is done to each of them."""
 
     kind: ClassVar[str] = "bundle"
@@ -74,8 +74,8 @@ def controls_of(name: str) -> dict[str, Control]:
 
 
 def _each(controls: Mapping[str, Control]) -> Control:
-    def control(signal: Any, context: ControlContext) -> Bundle:
-        return Bundle({kind: controls[kind](part, ControlContext(context.window, partial(_part, context, kind))) for kind, part in signal.parts.items()})
+    def control(signal: Any, context: ControlContext) -> MultiSignal:
+        return MultiSignal({kind: controls[kind](part, ControlContext(context.window, partial(_part, context, kind))) for kind, part in signal.parts.items()})
 
     return control
 
@@ -87,7 +87,7 @@ def _part(context: ControlContext, kind: str) -> tuple[Signal, tuple[float, floa
 
 
 def _without(left_out: str) -> Control:
-    def control(signal: Any, context: ControlContext) -> Bundle:
-        return Bundle({kind: part.blank() if kind == left_out else part for kind, part in signal.parts.items()})
+    def control(signal: Any, context: ControlContext) -> MultiSignal:
+        return MultiSignal({kind: part.blank() if kind == left_out else part for kind, part in signal.parts.items()})
 
     return control

@@ -22,7 +22,7 @@ class Params(BaseModel):
         return ()
 
 
-class Choice(Params):
+class ComponentSpec(Params):
     """A component by its registered name, with its parameters."""
 
     name: str = Field(description="registered name; `modulate plugins` lists them")

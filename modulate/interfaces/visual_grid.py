@@ -42,7 +42,7 @@ class VisualGrid:
         """Visual tokens of the clip: steps × rows × cols, in the host's order (time, then row, then column)."""
         return self.steps * self.tokens_per_step
 
-    def centres(self) -> list[tuple[float, float]]:
+    def centers(self) -> list[tuple[float, float]]:
         """Return (x, y) of every token's centre in [0, 1], origin top-left, row by row."""
         return [((c + 0.5) / self.cols, (r + 0.5) / self.rows) for r in range(self.rows) for c in range(self.cols)]
 

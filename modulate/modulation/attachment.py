@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from modulate.errors import ConditioningError, HostError
-from modulate.hosts.hooks import Callers, Hook, named, stood_in
+from modulate.hosts.hooks import ActiveCalls, Hook, is_patched, named
 from modulate.hosts.host import understand
-from modulate.hosts.kv_cache import cache_out
+from modulate.hosts.kv_cache import output_cache
 from modulate.hosts.verified_versions import warn_if_unverified
 from modulate.modulation.clip_inputs import ClipInput, Rows, listed
-from modulate.modulation.conditioning import Conditioning, Hints, Plan
+from modulate.modulation.conditioning import Conditioning, TokenHints, WritePlan
 from modulate.modulation.lora import LoraHooks
 from modulate.modulation.module import HostSpec, Modulation
-from modulate.modulation.recompute import Pass, Recall, backward_now
-from modulate.utils.library_warnings import heard
+from modulate.modulation.recompute import ForwardPass, RecomputeTracker, backward_now
+from modulate.utils.library_warnings import show_library_warnings
 
-__all__ = ["Attachment", "ClipInput", "Report"]
+__all__ = ["Attachment", "AttachmentReport", "ClipInput"]
 
 
 @dataclass
-class Report:
+class AttachmentReport:
     """What the forwards of the last conditioning did.
 
     ``tokens``: tokens modified in all forwards together; ``steps`` / ``active_steps``: time steps of every clip with a signal, and
@@ -54,7 +54,7 @@ TRACED = tuple(map(int, torch.__version__.partition("+")[0].split(".")[:2])) >= 
 class Attachment:
     """A modulation attached to a host; owns its hooks."""
 
-    @heard()
+    @show_library_warnings()
     def __init__(self, modulation: Modulation, model: nn.Module) -> None:
         self.modulation = modulation
         self.model = model
@@ -62,9 +62,9 @@ class Attachment:
         self._check()
         warn_if_unverified(self.host.config.model_type)
         self._conditioning: Conditioning | None = None
-        self._recall = Recall()
-        self._callers = Callers()
-        self._report = Report(modulation.config.injection.layers)
+        self._recall = RecomputeTracker()
+        self._callers = ActiveCalls()
+        self._report = AttachmentReport(modulation.config.injection.layers)
         self._signature = inspect.signature(self.host.entry.forward)
         self._undo = ExitStack()
         try:
@@ -128,7 +128,7 @@ class Attachment:
         learning = torch.is_grad_enabled()
         if plan is not None:
             plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
-        self._recall.begin(Pass(plan, self._recall.idle.lora, torch.autograd._get_sequence_nr() if learning else -1))
+        self._recall.begin(ForwardPass(plan, self._recall.idle.lora, torch.autograd._get_sequence_nr() if learning else -1))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_exporting():
@@ -148,19 +148,19 @@ class Attachment:
         if output is None:
             return
         if self._conditioning is not None:
-            self._conditioning.ledger.remember(next(iter(cache_out(output).values()), None))
+            self._conditioning.tracker.remember(next(iter(output_cache(output).values()), None))
         self._check_fired(passed)
         if torch.is_grad_enabled() and output[0].grad_fn is not None:
             self._recall.remember(passed, output[0])
 
-    def _check_fired(self, passed: Pass) -> None:
+    def _check_fired(self, passed: ForwardPass) -> None:
         """Raise :class:`ConditioningError` where a hook did not run although its layer did."""
         layers = self.modulation.config.injection.layers
         silent = [layer for k, layer in enumerate(layers) if passed.plan is not None and k not in passed.plan.fired]
         what = "residual was not injected"
         if not silent and self._lora is not None and passed.lora:
             # A layer whose output is kept runs none of its parts.
-            silent = [layer for layer in sorted(self._lora.layers - passed.fired) if not stood_in(self.host.layers[layer], "forward")]
+            silent = [layer for layer in sorted(self._lora.layers - passed.fired) if not is_patched(self.host.layers[layer], "forward")]
             what = "LoRA was not added"
         if silent:
             raise ConditioningError(
@@ -168,7 +168,7 @@ class Attachment:
                 "Attach before the first call, or call `torch._dynamo.reset()` after attaching."
             )
 
-    def _current(self) -> Pass:
+    def _current(self) -> ForwardPass:
         """Return the forward that is running in this thread, or that a backward is recomputing."""
         if torch.compiler.is_compiling():
             return self._recall.running or self._recall.idle
@@ -179,7 +179,7 @@ class Attachment:
             now = self._current()
             if now is self._recall.idle and self._conditioning is not None:
                 self._refuse_bypass()
-            plan: Plan | None = now.plan
+            plan: WritePlan | None = now.plan
             if plan is None:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
@@ -229,29 +229,29 @@ class Attachment:
         """
         if self._conditioning is not None:
             raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
-        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, Hints(positions, prompt, mask))
+        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, TokenHints(positions, prompt, mask))
         before = self._recall.open_block()
         try:
-            with heard():
+            with show_library_warnings():
                 yield
-            if conditioning.ledger.forwards == 0:
+            if conditioning.tracker.forwards == 0:
                 raise ConditioningError(
                     "No forward reached the host inside this conditioning, so nothing was injected. (A graph that torch.compile traced before "
                     "attaching runs no hooks: call `torch._dynamo.reset()` after attaching.)"
                 )
-            conditioning.ledger.finish()
+            conditioning.tracker.finish()
         finally:
             self._conditioning = self._recall.running = None
             self._recall.opened = before
-            self._summarise(conditioning)
+            self._summarize(conditioning)
 
-    def _summarise(self, conditioning: Conditioning) -> None:
+    def _summarize(self, conditioning: Conditioning) -> None:
         layers, latents, last = self.modulation.config.injection.layers, conditioning.latents, conditioning.last
         norms = last.norms if last else {}
         self._norms = {layers[k]: pair for k, pair in norms.items()}
-        self._report = Report(layers, conditioning.ledger.forwards, conditioning.modified, latents.steps if latents else (), latents.active if latents else ())
+        self._report = AttachmentReport(layers, conditioning.tracker.forwards, conditioning.modified, latents.steps if latents else (), latents.active if latents else ())
 
-    def report(self) -> Report:
+    def report(self) -> AttachmentReport:
         """Return what the last conditioning did."""
         self._report.ratio = {layer: float(delta / hidden.clamp_min(1e-12)) for layer, (delta, hidden) in getattr(self, "_norms", {}).items()}
         return self._report

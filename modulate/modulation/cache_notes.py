@@ -11,11 +11,11 @@ from modulate.errors import HostError
 from modulate.hosts.kv_cache import keys_at
 
 NOTES = "_modulate_streams"
-"""Attribute of a cache: number of a conditioning that goes on → its :class:`Stream`."""
+"""Attribute of a cache: number of a conditioning that goes on → its :class:`CacheHistory`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class CacheHistory:
     """What a line of forwards, on one cache or alone, has had of a conditioning.
 
     ``number``: of the last forward that went on with it while tokens were missing; ``begin``:
@@ -48,7 +48,7 @@ class Stream:
             "tokens there are not counted."
         )
 
-    def cropped(self, past: int) -> "Stream":
+    def cropped(self, past: int) -> "CacheHistory":
         """Return what is left of it where the cache holds ``past`` positions."""
         begin = min(self.begin, past)
         if past >= max(self.begin + self.seen.shape[1], self.end):
@@ -59,7 +59,7 @@ class Stream:
         ids = None if self.ids is None else self.ids[:, : past - begin]
         return replace(self, begin=begin, seen=seen, held=held, end=end, ids=ids)
 
-    def fitted(self, batch: int, alike: bool) -> "Stream":
+    def fitted(self, batch: int, alike: bool) -> "CacheHistory":
         """Return it for a batch of another size.
 
         Rows repeat in place, or, where all are ``alike``, are any of them; else they are lost.
@@ -82,18 +82,18 @@ class Stream:
         )
 
 
-def noted(cache: Any) -> Mapping[int, Stream]:
+def histories_on(cache: Any) -> Mapping[int, CacheHistory]:
     """Return what is noted on a cache."""
-    found: Mapping[int, Stream] = getattr(cache, NOTES, {})
+    found: Mapping[int, CacheHistory] = getattr(cache, NOTES, {})
     return found
 
 
-def note(cache: Any, number: int, stream: Stream, going_on: Container[int]) -> None:
+def note(cache: Any, number: int, stream: CacheHistory, going_on: Container[int]) -> None:
     """Note a stream on ``cache``; those of conditionings that do not go on any more are dropped.
 
     Raises :class:`HostError` for a cache that takes no attribute.
     """
-    others = {n: other for n, other in noted(cache).items() if n in going_on}
+    others = {n: other for n, other in histories_on(cache).items() if n in going_on}
     try:
         setattr(cache, NOTES, others | {number: stream})
     except AttributeError as error:
@@ -103,7 +103,7 @@ def note(cache: Any, number: int, stream: Stream, going_on: Container[int]) -> N
         ) from error
 
 
-class Samples:
+class CacheSamples:
     """Keys of the last visual tokens of some streams: by these a cache is known again that was rebuilt.
 
     Copies that were not made by ``copy``, but from a cache's keys and values, have no notes. The last
@@ -111,9 +111,9 @@ class Samples:
     """
 
     def __init__(self, most: int = 32) -> None:
-        self._kept: deque[tuple[Stream, int, Tensor]] = deque(maxlen=most)
+        self._kept: deque[tuple[CacheHistory, int, Tensor]] = deque(maxlen=most)
 
-    def keep(self, stream: Stream, cache: Any) -> None:
+    def keep(self, stream: CacheHistory, cache: Any) -> None:
         """Remember a stream that has visual tokens by what ``cache`` holds of the last one."""
         row = next(i for i, n in enumerate(stream.held) if n)
         position = stream.begin + int(stream.seen[row].nonzero()[-1])
@@ -121,7 +121,7 @@ class Samples:
         if keys is not None:
             self._kept.append((stream, position, keys[row].clone()))
 
-    def find(self, cache: Any, past: int) -> Stream | None:
+    def find(self, cache: Any, past: int) -> CacheHistory | None:
         """Return the stream that ``cache``, which holds ``past`` positions, was rebuilt from."""
         for stream, position, sample in reversed(self._kept):
             keys = keys_at(cache, position) if position < past else None

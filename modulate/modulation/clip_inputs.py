@@ -39,7 +39,7 @@ Rows = Iterable[Iterable[ClipInput]]
 
 
 @dataclass(frozen=True)
-class Needs:
+class ClipRequirements:
     """What a modulation reads of a clip: a signal of a kind, features of a width.
 
     ``meta``: it has no memory itself, and needs none to be read.
@@ -95,7 +95,7 @@ def _named(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def check(rows: Sequence[Sequence[ClipInput]], needs: Needs) -> None:
+def check(rows: Sequence[Sequence[ClipInput]], needs: ClipRequirements) -> None:
     """Raise where a clip of ``rows`` is not what the modulation reads, naming its row and place.
 
     Raises :class:`SignalError` for a signal of another kind or with numbers that are not finite,
@@ -188,7 +188,7 @@ def _finite(value: Any) -> bool:
     return numbers.dtype.kind not in "fc" or bool(np.isfinite(numbers).all())
 
 
-def check_features(where: str, clip: ClipInput, needs: Needs) -> Tensor:
+def check_features(where: str, clip: ClipInput, needs: ClipRequirements) -> Tensor:
     """Return a clip's features, (step, token, d_features).
 
     Raises :class:`HostError`, whose message begins with ``where``, for another shape, numbers that

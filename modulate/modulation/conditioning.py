@@ -15,13 +15,13 @@ from modulate.interfaces.writer import Memory, Mixture
 from modulate.modulation.clip_inputs import Rows, check, listed, mask_of
 from modulate.modulation.latents import Latents
 from modulate.modulation.module import Modulation
-from modulate.modulation.token_positions import Columns, columns
-from modulate.modulation.token_selection import Selection
-from modulate.modulation.visual_token_tracker import Ledger
+from modulate.modulation.token_positions import ForwardTokens, columns
+from modulate.modulation.token_selection import TokenSelection
+from modulate.modulation.visual_token_tracker import VisualTokenTracker
 
 
 @dataclass(eq=False)
-class Plan:
+class WritePlan:
     """Where the layers of one forward write: ``index`` positions in the flattened (batch·position) states, ``token`` rows of the latents."""
 
     latents: Latents
@@ -46,27 +46,27 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Hints:
+class TokenHints:
     """What only the caller may know of a conditioning's tokens, each (row, absolute position) or None; 0 and 1 are taken for bool.
 
     ``positions``: the grids' tokens, for forwards that get no token ids; by default placeholders are looked for. ``prompt``, ``mask``: see
-    :class:`modulate.modulation.token_selection.Selection`.
+    :class:`modulate.modulation.token_selection.TokenSelection`.
     """
 
     positions: Tensor | None = None
     prompt: Tensor | None = None
     mask: Tensor | None = None
 
-    def checked(self, rows: int) -> "Hints":
+    def checked(self, rows: int) -> "TokenHints":
         """Return these as bool tensors of ``rows`` rows. Raises :class:`ConditioningError` for what is none."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return Hints(**{name: mask_of(name, value, rows) for name, value in given.items()})
+        return TokenHints(**{name: mask_of(name, value, rows) for name, value in given.items()})
 
 
 class Conditioning:
     """Signals and features of the rows of a batch, their latents computed once."""
 
-    def __init__(self, modulation: Modulation, rows: Rows, host: Host, hints: Hints) -> None:
+    def __init__(self, modulation: Modulation, rows: Rows, host: Host, hints: TokenHints) -> None:
         self.owner = threading.get_ident()
         rows = listed(rows)
         if not rows:
@@ -91,40 +91,40 @@ class Conditioning:
             self.maps.append(torch.cat(parts))
             spans.append((begin, start))
         selects = tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None
-        self.ledger = Ledger([len(m) if row else None for m, row in zip(self.maps, rows, strict=True)], everywhere=selects)
+        self.tracker = VisualTokenTracker([len(m) if row else None for m, row in zip(self.maps, rows, strict=True)], everywhere=selects)
         if hints.positions is not None:
             self._check(hints.positions)
         clips = [clip for row in rows for clip in row if clip.signal is not None]
         self.latents = modulation.latents(clips) if clips else None
         self.selection = None
         if selects:
-            self.selection = Selection(tokens, hints.prompt, hints.mask)
+            self.selection = TokenSelection(tokens, hints.prompt, hints.mask)
             full = [span for span in spans if span[0] < span[1]]
             self.means = [start + full.index(span) if span in full else -1 for span in spans]  # per row: its mean among the latents
             self.latents = self.latents and self.latents.with_means(full)
         self.modified = 0
-        self.last: Plan | None = None
+        self.last: WritePlan | None = None
 
     def _check(self, positions: Tensor) -> None:
-        for r, (got, expected) in enumerate(zip(positions.sum(1).tolist(), self.ledger.expected, strict=True)):
+        for r, (got, expected) in enumerate(zip(positions.sum(1).tolist(), self.tracker.expected, strict=True)):
             if expected is not None and got != expected:
                 raise ConditioningError(f"Row {r}: the positions name {got} visual tokens, the conditioning {expected}.")
 
-    def plan(self, given: dict[str, Any]) -> Plan | None:
+    def plan(self, given: dict[str, Any]) -> WritePlan | None:
         """Locate what is to be written in a forward with these arguments; None when there is nothing."""
         here = columns(given, self.visual_ids, self.positions, self.types)
-        ordinal = self.ledger.place(here)
+        ordinal = self.tracker.place(here)
         if self.selection is None:
             token = self._visual(ordinal)
         else:
-            token = None if self.ledger.aside else self._means(here, self.selection)
+            token = None if self.tracker.aside else self._means(here, self.selection)
         if self.latents is None or token is None:
             return None
         index = (token.flatten() >= 0).nonzero()[:, 0]
         if not len(index):
             return None
         self.modified += len(index)
-        self.last = Plan(self.latents, index, token.flatten()[index], (token.shape[0], token.shape[1]))
+        self.last = WritePlan(self.latents, index, token.flatten()[index], (token.shape[0], token.shape[1]))
         return self.last
 
     def _visual(self, ordinal: Tensor | None) -> Tensor | None:
@@ -132,14 +132,14 @@ class Conditioning:
         if ordinal is None:
             return None
         token = torch.full_like(ordinal, -1)
-        for i, r in enumerate(self.ledger.rows_of(len(ordinal))):
+        for i, r in enumerate(self.tracker.rows_of(len(ordinal))):
             visual = ordinal[i] >= 0
             token[i, visual] = self.maps[r].to(token.device)[ordinal[i, visual]]
         return token
 
-    def _means(self, here: Columns, selection: Selection) -> Tensor:
+    def _means(self, here: ForwardTokens, selection: TokenSelection) -> Tensor:
         """Return the mean of the row's latents for every position selected, −1 for all others."""
-        rows = torch.tensor([self.means[r] for r in self.ledger.rows_of(len(here.mask))], device=here.mask.device)
+        rows = torch.tensor([self.means[r] for r in self.tracker.rows_of(len(here.mask))], device=here.mask.device)
         return torch.where(selection.choose(here), rows[:, None], -1)
 
 

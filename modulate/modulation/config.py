@@ -11,7 +11,7 @@ from modulate.config.injection import Injection
 from modulate.errors import CheckpointError, DataError
 from modulate.hosts.host import Host
 from modulate.interfaces.components import Modulator
-from modulate.interfaces.params import Choice, Params
+from modulate.interfaces.params import ComponentSpec, Params
 from modulate.modulation.hub import is_repository
 from modulate.modulation.lora import LoraSpec
 from modulate.utils.safe_load import parse_json
@@ -43,10 +43,10 @@ class ModulationConfig(BaseModel):
 
     schema_version: Literal[1] = 1
     host: HostSpec
-    encoder: Choice
-    modulator: Choice
+    encoder: ComponentSpec
+    modulator: ComponentSpec
     injection: Injection
-    backbone: Choice | None = Field(None, description="where the frame features came from, for those who attach it elsewhere")
+    backbone: ComponentSpec | None = Field(None, description="where the frame features came from, for those who attach it elsewhere")
     d_features: int = Field(ge=1, le=2**20, description="width of the frame features")
     lora: LoraSpec | None = None
     training: dict[str, Any] = Field(default_factory=dict, description="what a run notes of how it was made; not read back")
@@ -72,7 +72,7 @@ def parse_config(data: bytes, source: str) -> ModulationConfig:
         return config
 
 
-def _refuse_files(choice: Choice, params: Params, source: str) -> None:
+def _refuse_files(choice: ComponentSpec, params: Params, source: str) -> None:
     """Raise :class:`CheckpointError` where parameters name a file: a stranger's configuration does not choose what is read here."""
     for key, value in params:
         if isinstance(value, Path):
@@ -86,7 +86,7 @@ def portable(config: ModulationConfig, modulator: Modulator) -> ModulationConfig
         kept = modulator.portable(params)
     if kept is params:
         return config
-    return config.model_copy(update={"modulator": Choice(name=config.modulator.name, params=kept.model_dump(mode="json", exclude_unset=True))})
+    return config.model_copy(update={"modulator": ComponentSpec(name=config.modulator.name, params=kept.model_dump(mode="json", exclude_unset=True))})
 
 
 @contextmanager

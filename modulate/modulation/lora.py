@@ -17,9 +17,9 @@ from modulate.config.injection import LoraParams
 from modulate.errors import CheckpointError, HostError
 from modulate.hosts.hooks import Hook
 from modulate.hosts.host import Host, bare
-from modulate.hosts.wrappers import Place, named_inside
+from modulate.hosts.wrappers import WrappedPath, named_inside
 from modulate.interfaces.params import Params
-from modulate.modulation.recompute import Pass
+from modulate.modulation.recompute import ForwardPass
 
 _KEY = re.compile(r"(?:^|\.)layers\.(0|[1-9][0-9]{0,3})\.([^/|]+)\.lora_([AB])\.weight$")
 _WRAPPED = re.compile(r"\b_(?:orig_mod|checkpoint_wrapped_module|fsdp_wrapped_module)\.")
@@ -133,7 +133,7 @@ class LoraHook(Hook):
 
     tracked = True
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, layer: int, current: Callable[[], Pass]) -> None:
+    def __init__(self, a: Tensor, b: Tensor, scale: float, layer: int, current: Callable[[], ForwardPass]) -> None:
         super().__init__(self._add)
         self.a = a
         self.b = b
@@ -174,7 +174,7 @@ class LoraHooks:
     another shape.
     """
 
-    def __init__(self, tensors: LoraTensors, host: Host, current: Callable[[], Pass]) -> None:
+    def __init__(self, tensors: LoraTensors, host: Host, current: Callable[[], ForwardPass]) -> None:
         self._host = host
         self._hooks: dict[tuple[int, str], LoraHook] = {}
         scale = tensors.spec.params.alpha / tensors.spec.params.rank
@@ -184,7 +184,7 @@ class LoraHooks:
                 b = tensors[_slot(layer, name, "B")]
                 self._hooks[layer, name] = LoraHook(a, b, scale, layer, current)
         self.layers = frozenset(layer for layer, _ in self._hooks)
-        self._places: dict[tuple[int, str], tuple[Place, Any]] = {}
+        self._places: dict[tuple[int, str], tuple[WrappedPath, Any]] = {}
         try:
             self.follow()
         except BaseException:
@@ -203,10 +203,10 @@ class LoraHooks:
             handle = place.module.register_forward_hook(hook, with_kwargs=True)
             self._places[target] = place, handle
 
-    def _place(self, target: tuple[int, str], hook: LoraHook) -> Place:
+    def _place(self, target: tuple[int, str], hook: LoraHook) -> WrappedPath:
         layer, name = target
         try:
-            place = Place.of(self._host.layers, f"{layer}.{name}")
+            place = WrappedPath.of(self._host.layers, f"{layer}.{name}")
         except LookupError as error:
             raise HostError(
                 f"The modulation's LoRA is for {name!r} of decoder layer {layer}, which this "

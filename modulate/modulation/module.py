@@ -17,9 +17,9 @@ from modulate.config.injection import Injection, LoraParams, Tokens
 from modulate.errors import CheckpointError, ComponentError, MissingFileError, RecipeError
 from modulate.hosts.host import understand
 from modulate.interfaces.components import Modulator, SignalEncoder, SignalFeatures
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate.interfaces.writer import Memory, Mixture, Projection
-from modulate.modulation.clip_inputs import ClipInput, Needs, check_features
+from modulate.modulation.clip_inputs import ClipInput, ClipRequirements, check_features
 from modulate.modulation.config import CONFIG_BYTES, HostSpec, ModulationConfig, fitting, parse_config, portable
 from modulate.modulation.hub import ADAPTER, CONFIG, WEIGHTS, count_numbers, fetch, is_repository, upload
 from modulate.modulation.latents import Latents, step_spans
@@ -46,8 +46,8 @@ class Modulation(nn.Module):
         self.lora = LoraTensors(config.lora, config.host.n_layers) if config.lora else None
 
     @classmethod
-    def for_host(cls, model: nn.Module, *, encoder: Choice, modulator: Choice, layers: Sequence[int], d_features: int, alpha: float = 1.0,
-                 tokens: Tokens = Tokens(), empty: Literal["residual", "none"] = "residual", lora_params: LoraParams | None = None, backbone: Choice | None = None) -> Self:  # fmt: skip  # noqa: B008  (frozen)
+    def for_host(cls, model: nn.Module, *, encoder: ComponentSpec, modulator: ComponentSpec, layers: Sequence[int], d_features: int, alpha: float = 1.0,
+                 tokens: Tokens = Tokens(), empty: Literal["residual", "none"] = "residual", lora_params: LoraParams | None = None, backbone: ComponentSpec | None = None) -> Self:  # fmt: skip  # noqa: B008  (frozen)
         """Build a fresh modulation for a loaded host; layer indices and LoRA targets are checked against it.
 
         Raises :class:`RecipeError` when a component starts with numbers that are not finite.
@@ -91,9 +91,9 @@ class Modulation(nn.Module):
         return Latents(by_layer, tuple(c.grid.steps for c in clips), tuple(active), step_spans([c.grid for c in clips]))
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> ClipRequirements:
         """What is read of a clip."""
-        return Needs(self.encoder.signal_kind, self.config.d_features, self.amplitude.is_meta)
+        return ClipRequirements(self.encoder.signal_kind, self.config.d_features, self.amplitude.is_meta)
 
     def _features(self, clip: ClipInput) -> Tensor:
         return check_features("Features", clip, self.needs).to(self.amplitude.device, torch.float32)

@@ -40,7 +40,7 @@ DETACHED = (
 
 
 @dataclass(eq=False)
-class Pass:
+class ForwardPass:
     """What hooks do in one forward.
 
     ``plan``: where residuals are written, or None. ``lora``: whether the modulation's LoRA is on.
@@ -67,17 +67,17 @@ class Pass:
 
 
 @dataclass(eq=False)
-class Region:
+class CheckpointRegion:
     """The forwards of one attachment inside one checkpoint, in their order.
 
     ``running``: the recomputation of which ``done`` forwards have begun.
     """
 
-    passes: list[Pass] = field(default_factory=list)
+    passes: list[ForwardPass] = field(default_factory=list)
     running: Callable[[], Any] = lambda: None
     done: int = 0
 
-    def next(self, running: Any) -> Pass | None:
+    def next(self, running: Any) -> ForwardPass | None:
         """Return the pass that comes next in one recomputation, or None."""
         if self.running() is not running:
             self.running = weakref.ref(running)
@@ -87,11 +87,11 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Mark:
+class GraphMark:
     """What a node of the graph is told: the forward that made it, and the checkpoint around that."""
 
-    passed: Pass
-    region: Region | None
+    passed: ForwardPass
+    region: CheckpointRegion | None
 
 
 def backward_now() -> int:
@@ -126,7 +126,7 @@ def save_a_marker() -> None:
         torch.zeros(0, 3, dtype=torch.complex64, device="cpu", requires_grad=True).exp()
 
 
-class Recall:
+class RecomputeTracker:
     """What forward of one attachment is running in a thread, or recomputed in its backward.
 
     ``idle``: of layers that run outside of any forward of the host. ``running``: the last forward
@@ -135,20 +135,20 @@ class Recall:
     """
 
     def __init__(self) -> None:
-        self.idle = Pass(None, lora=True)
-        self.running: Pass | None = None
+        self.idle = ForwardPass(None, lora=True)
+        self.running: ForwardPass | None = None
         self.opened = -1
         self.closed = False
-        self._bare = Pass(None, lora=False)  # a recomputed forward that was made before us
+        self._bare = ForwardPass(None, lora=False)  # a recomputed forward that was made before us
         self._since = torch.autograd._get_sequence_nr()
         # Held by the marks alone: what a region holds may belong to the checkpoint's own graph.
-        self._regions: weakref.WeakKeyDictionary[Any, weakref.ref[Region]] = weakref.WeakKeyDictionary()
-        self._unmarked: Region | None = None  # the last one, until a forward in it is marked
-        self._again: dict[int, tuple[int, Pass]] = {}  # thread → (backward, whole forward)
+        self._regions: weakref.WeakKeyDictionary[Any, weakref.ref[CheckpointRegion]] = weakref.WeakKeyDictionary()
+        self._unmarked: CheckpointRegion | None = None  # the last one, until a forward in it is marked
+        self._again: dict[int, tuple[int, ForwardPass]] = {}  # thread → (backward, whole forward)
 
     # --- forwards ----------------------------------------------------------------------------------
 
-    def begin(self, passed: Pass) -> None:
+    def begin(self, passed: ForwardPass) -> None:
         """Note a forward that begins, and the checkpoint around it.
 
         Raises :class:`ConditioningError` for one that is run again outside of any backward.
@@ -162,24 +162,24 @@ class Recall:
             self._unmarked = None
             if around is None:
                 return
-            self._unmarked = region = Region()
+            self._unmarked = region = CheckpointRegion()
             self._regions[around] = weakref.ref(region)
         region.passes.append(passed)
         passed.recomputes = True
         passed.checkpoint = weakref.ref(around)
         save_a_marker()
 
-    def _region(self, around: Any) -> Region | None:
+    def _region(self, around: Any) -> CheckpointRegion | None:
         known = None if around is None else self._regions.get(around)
         return None if known is None else known()
 
-    def remember(self, passed: Pass, output: Tensor) -> None:
+    def remember(self, passed: ForwardPass, output: Tensor) -> None:
         """Mark all nodes that a forward made as those of ``passed``; ``output``: what it returned.
 
         The marks live as long as the graph does. Nodes from before the forward (of embeddings, or
         of the latents) are not its own.
         """
-        mark = Mark(passed, self._region(passed.checkpoint()))
+        mark = GraphMark(passed, self._region(passed.checkpoint()))
         self._unmarked = None
         todo = [output.grad_fn]
         while todo:
@@ -236,7 +236,7 @@ class Recall:
         before, self.opened = self.opened, backward_now()
         return before
 
-    def current(self, adapted: bool) -> Pass:
+    def current(self, adapted: bool) -> ForwardPass:
         """Return the pass that this thread runs or recomputes. ``adapted``: whether there is LoRA."""
         task = backward_now()
         if task != -1 and (passed := self._recomputed(task)) is not None:
@@ -251,13 +251,13 @@ class Recall:
             save_a_marker()
         return self.idle
 
-    def _recomputed(self, task: int) -> Pass | None:
+    def _recomputed(self, task: int) -> ForwardPass | None:
         """Return the pass that the backward ``task`` is recomputing in this thread, or None."""
         again, passed = self._again.get(threading.get_ident(), (-1, None))
         if passed is not None and again == task:
             return passed
         node = torch._C._current_autograd_node()
-        mark: Mark | None = None if node is None else cast(Any, node.metadata).get(self)
+        mark: GraphMark | None = None if node is None else cast(Any, node.metadata).get(self)
         return None if mark is None else mark.passed
 
     def _older(self) -> bool:
@@ -265,9 +265,9 @@ class Recall:
         node = torch._C._current_autograd_node()
         return node is not None and node._sequence_nr() < self._since
 
-    def _upstream(self) -> set[Mark]:
+    def _upstream(self) -> set[GraphMark]:
         """Return the marks of all that the node at which autograd is was made of."""
-        found: set[Mark] = set()
+        found: set[GraphMark] = set()
         seen: set[Any] = set()
         todo: list[Any] = [torch._C._current_autograd_node()]
         while todo:

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from modulate.errors import ConditioningError, HostError
-from modulate.hosts.kv_cache import cache_among, length_of, refuse_unseen_past
+from modulate.hosts.kv_cache import cache_length, find_cache, refuse_unseen_past
 
 VISION = ("pixel_values", "mm_encoder_outputs", "image_patches", "image_embeds", "video_embeds", "image_features", "video_features")
 """How the names of arguments begin that bring pictures: a placeholder beside one was not generated."""
 
 
 @dataclass(frozen=True)
-class Columns:
+class ForwardTokens:
     """What one forward gets, as far as it says where visual tokens are.
 
     ``mask``: (row, position) bool, placeholders of vision; ``some``: whether any token looks like one; ``past``: absolute position of its first
@@ -55,7 +55,7 @@ class Columns:
         return self.ids is not None and not bool(placeholders_in(self.ids, self.visual_ids).any())
 
 
-def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor | None, types: Sequence[str]) -> Columns:
+def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor | None, types: Sequence[str]) -> ForwardTokens:
     """Read the arguments of a forward.
 
     Args:
@@ -66,26 +66,26 @@ def columns(given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor 
 
     Raises :class:`HostError` when only embeddings came and no positions are given, :class:`ConditioningError` when positions are of other rows.
     """
-    cache: Any = cache_among(given)
+    cache: Any = find_cache(given)
     ids: Any = given.get("input_ids")
     tokens = ids if ids is not None else given.get("inputs_embeds")
     if tokens is None or (ids is None and positions is None):
         raise HostError("This forward got inputs_embeds without input_ids, so visual tokens cannot be located; pass input_ids, or condition(…, positions=mask).")
     if cache is None:
         refuse_unseen_past(given, tokens)
-    past = length_of(cache)
+    past = cache_length(cache)
     shown = any(name.startswith(VISION) and value is not None for name, value in given.items())
     more = {"attention": given.get("attention_mask"), "cache": cache, "visual_ids": tuple(visual_ids), "shown": shown}
     if positions is not None:
         mask = _here(positions.to(tokens.device), past, *tokens.shape[:2])
-        return Columns(mask, bool(mask.any()), past, True, ids, by_hand=True, **more)
+        return ForwardTokens(mask, bool(mask.any()), past, True, ids, by_hand=True, **more)
     mask = placeholders_in(ids, visual_ids)
     if not bool(mask.any()):
-        return Columns(mask, False, past, False, ids, **more)
+        return ForwardTokens(mask, False, past, False, ids, **more)
     name, kinds = _types(given, past, ids, types)
     if kinds is None:
-        return Columns(mask, True, past, False, ids, **more)
-    return Columns(mask & (kinds != 0), True, past, True, ids, textual=(name, mask & (kinds == 0)), **more)
+        return ForwardTokens(mask, True, past, False, ids, **more)
+    return ForwardTokens(mask & (kinds != 0), True, past, True, ids, textual=(name, mask & (kinds == 0)), **more)
 
 
 def placeholders_in(ids: Tensor, visual_ids: Sequence[int]) -> Tensor:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from modulate.config.injection import Tokens
 from modulate.errors import ConditioningError
-from modulate.modulation.token_positions import Columns, begins_with
+from modulate.modulation.token_positions import ForwardTokens, begins_with
 
 
-class Selection:
+class TokenSelection:
     """The positions of one conditioning that are written, forward by forward. Position decides, never call order.
 
     ``prompt``: (row, position) bool, where the prompt's tokens are, for ``last``; without it a forward that fills no cache is taken to begin with
@@ -28,7 +28,7 @@ class Selection:
         self.given = prompt if prompt is not None else mask
         self.first: Tensor | None = None  # ids of the prompt, where no mask of it was given
 
-    def choose(self, here: Columns) -> Tensor:
+    def choose(self, here: ForwardTokens) -> Tensor:
         """Return (row, position) bool for a forward that gets ``here``."""
         if self.kind == "text":
             return here.attended & ~here.mask

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from modulate.errors import ConditioningError
-from modulate.modulation.cache_notes import Samples, Stream, note, noted
-from modulate.modulation.token_positions import Columns, begins_with, placeholders_in
+from modulate.modulation.cache_notes import CacheHistory, CacheSamples, histories_on, note
+from modulate.modulation.token_positions import ForwardTokens, begins_with, placeholders_in
 
 _numbers = itertools.count(1)
-_ledgers: "WeakValueDictionary[int, Ledger]" = WeakValueDictionary()
+_trackers: "WeakValueDictionary[int, VisualTokenTracker]" = WeakValueDictionary()
 
 
-class Ledger:
+class VisualTokenTracker:
     """Follows the rows of one conditioning through one or many forwards.
 
     ``expected[r]`` visual tokens belong to conditioned row ``r`` (None: a row without conditioning,
@@ -34,7 +34,7 @@ class Ledger:
     def __init__(self, expected: Sequence[int | None], everywhere: bool = False) -> None:
         self.expected, self.everywhere = list(expected), everywhere
         self.number = next(_numbers)
-        _ledgers[self.number] = self
+        _trackers[self.number] = self
         self.forwards = 0
         self.complete = False  # some line of forwards had all its tokens
         self.prompt: Tensor | None = (
@@ -44,12 +44,12 @@ class Ledger:
         self.aside = False  # the forward that was placed last belongs to a branch without clips
         self._counter = itertools.count(1)
         self._open: dict[
-            int, Stream
+            int, CacheHistory
         ] = {}  # those that have some of their tokens, and that no forward went on with
-        self._last: Stream | None = None
+        self._last: CacheHistory | None = None
         self._textual: tuple[str, Tensor] | None = None
-        self._samples = Samples()
-        self._pending: tuple[Stream, Stream, Columns] | None = (
+        self._samples = CacheSamples()
+        self._pending: tuple[CacheHistory, CacheHistory, ForwardTokens] | None = (
             None  # of the forward that runs: before, after
         )
 
@@ -68,7 +68,7 @@ class Ledger:
 
     # --- one forward ------------------------------------------------------------------------------
 
-    def place(self, here: Columns) -> Tensor | None:
+    def place(self, here: ForwardTokens) -> Tensor | None:
         """Return the ordinal of every visual token of a forward in its row.
 
         (row, position) long, −1 where not visual; None when none is.
@@ -116,8 +116,8 @@ class Ledger:
         if caches and after.held != before.held:
             self._samples.keep(after, caches[-1])
         for held in caches:
-            if noted(held).get(self.number) is not after:
-                note(held, self.number, after, _ledgers)
+            if histories_on(held).get(self.number) is not after:
+                note(held, self.number, after, _trackers)
 
     def finish(self) -> None:
         """Raise :class:`ConditioningError` where visual tokens are missing.
@@ -131,10 +131,10 @@ class Ledger:
 
     # --- which line it belongs to -----------------------------------------------------------------
 
-    def _continued(self, here: Columns) -> Stream | None:
+    def _continued(self, here: ForwardTokens) -> CacheHistory | None:
         """Return the line of forwards that this one goes on with; None where it begins one."""
         stream = (
-            (noted(here.cache).get(self.number) or self._samples.find(here.cache, here.past))
+            (histories_on(here.cache).get(self.number) or self._samples.find(here.cache, here.past))
             if here.past
             else None
         )
@@ -142,7 +142,7 @@ class Ledger:
             len(here.mask), alike=len(self.expected) == 1
         )
 
-    def _begun(self, here: Columns) -> Stream:
+    def _begun(self, here: ForwardTokens) -> CacheHistory:
         """Return the line that this forward begins.
 
         What its cache holds is from before the conditioning, and not of it.
@@ -151,7 +151,7 @@ class Ledger:
         again = here.past == self.prompt_begin and begins_with(here.ids, self.prompt)
         aside = self.complete and not again and self._beside(here)
         seen = here.mask.new_zeros(batch, 0)
-        return Stream(
+        return CacheHistory(
             0,
             here.past,
             seen,
@@ -161,7 +161,7 @@ class Ledger:
             aside=aside,
         )
 
-    def _beside(self, here: Columns) -> bool:
+    def _beside(self, here: ForwardTokens) -> bool:
         """Return whether a forward that begins a line, after a complete one, belongs to no prompt.
 
         It shows no placeholder, and is no first part of the prompt that was complete.
@@ -174,7 +174,7 @@ class Ledger:
             return False
         return here.past != self.prompt_begin or not begins_with(self.prompt, here.ids)
 
-    def _left(self, before: Stream, here: Columns) -> Stream:
+    def _left(self, before: CacheHistory, here: ForwardTokens) -> CacheHistory:
         """Return ``before`` where it does not matter which rows are left in a batch that shrank."""
         if self.everywhere or not before.end or (here.some and (here.typed or here.shown)):
             why = (
@@ -192,7 +192,7 @@ class Ledger:
 
     # --- counting ---------------------------------------------------------------------------------
 
-    def _advanced(self, before: Stream, here: Columns) -> tuple[Stream, Tensor | None]:
+    def _advanced(self, before: CacheHistory, here: ForwardTokens) -> tuple[CacheHistory, Tensor | None]:
         """Return the line after this forward, and the ordinal of every visual token in its row."""
         expected = [self.expected[r] for r in self.rows_of(len(here.mask))]
         ordinal, seen, held = None, before.seen, before.held
@@ -200,7 +200,7 @@ class Ledger:
             ordinal, visual = self._count(here, before, expected)
             seen = torch.cat([pad(seen, (0, here.past - before.begin - seen.shape[1])), visual], 1)
             held = seen.sum(1).tolist()
-        elif before.end and noted(here.cache).get(self.number) is before:
+        elif before.end and histories_on(here.cache).get(self.number) is before:
             return before, None  # generating
         aside = before.aside and held == before.held
         if self.everywhere and before.aside and not aside:
@@ -226,7 +226,7 @@ class Ledger:
         return after, ordinal
 
     def _count(
-        self, here: Columns, before: Stream, expected: Sequence[int | None]
+        self, here: ForwardTokens, before: CacheHistory, expected: Sequence[int | None]
     ) -> tuple[Tensor, Tensor]:
         """Return every visual token's ordinal in its row, −1 elsewhere, and where they are.
 
@@ -243,7 +243,7 @@ class Ledger:
         return torch.where(visual, ordinal, -1), visual
 
     def _check_surplus(
-        self, here: Columns, before: Stream, surplus: Tensor, total: Tensor, expected: Tensor
+        self, here: ForwardTokens, before: CacheHistory, surplus: Tensor, total: Tensor, expected: Tensor
     ) -> None:
         """Raise when a row holds more visual tokens than its conditioning.
 
@@ -270,13 +270,13 @@ class Ledger:
 
     # --- noting -----------------------------------------------------------------------------------
 
-    def _complete(self, before: Stream, after: Stream, here: Columns) -> None:
+    def _complete(self, before: CacheHistory, after: CacheHistory, here: ForwardTokens) -> None:
         self.complete = True
         if not before.end:
             self.prompt = here.ids if here.past == before.begin else _joined(before.ids, here.ids)
             self.prompt_begin, self.prompt_end = before.begin, after.end
 
-    def _short(self, stream: Stream) -> ConditioningError:
+    def _short(self, stream: CacheHistory) -> ConditioningError:
         """Return the error for a row that got fewer visual tokens than its conditioning holds."""
         rows = self.rows_of(len(stream.held))
         wrong = [i for i, got in enumerate(stream.held) if got != (self.expected[rows[i]] or 0)]

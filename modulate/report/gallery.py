@@ -18,7 +18,7 @@ from torchvision.io import encode_jpeg
 from modulate.errors import DataError, ModulateError
 from modulate.evaluation.evaluate import score
 from modulate.evaluation.metrics import Prediction
-from modulate.inference.pipeline import Pipeline, Prepared
+from modulate.inference.pipeline import Pipeline, PreparedSample
 from modulate.interfaces.components import Sample
 from modulate.interfaces.signal import Mark
 from modulate.modulation.attachment import Attachment
@@ -178,7 +178,7 @@ def traced(attachment: Attachment) -> Iterator[dict[int, list[Tensor]]]:
             handle.remove()
 
 
-def _placed(pipeline: Pipeline, prepared: Prepared, ratios: dict[int, Tensor]) -> tuple[dict[int, NDArray[np.float32]], dict[int, tuple[int, float]]]:
+def _placed(pipeline: Pipeline, prepared: PreparedSample, ratios: dict[int, Tensor]) -> tuple[dict[int, NDArray[np.float32]], dict[int, tuple[int, float]]]:
     """Lay positions out on the visual grid; what is on other tokens is counted."""
     grid = prepared.grid
     assert grid is not None
@@ -198,7 +198,7 @@ def _placed(pipeline: Pipeline, prepared: Prepared, ratios: dict[int, Tensor]) -
     return strength, elsewhere
 
 
-def _steps(pipeline: Pipeline, prepared: Prepared, most: int) -> tuple[Step, ...]:
+def _steps(pipeline: Pipeline, prepared: PreparedSample, most: int) -> tuple[Step, ...]:
     """Pictures of at most ``most`` steps, evenly spaced, first and last among them; each step by its last frame."""
     grid, sample = prepared.grid, prepared.sample
     assert grid is not None

@@ -11,7 +11,7 @@ from modulate.config.recipe import Recipe
 from modulate.errors import DataError, RecipeError
 from modulate.evaluation.predictions import Prediction, read_predictions, scored
 from modulate.report.recipes import Differences, differences, same_trained
-from modulate.runs.records import LogLine, State, read_log
+from modulate.runs.records import LogLine, RunState, read_log
 from modulate.runs.run import Run
 
 
@@ -34,7 +34,7 @@ class Recorded:
         return self.run.folder.resolve().name
 
     @cached_property
-    def training(self) -> State:
+    def training(self) -> RunState:
         """What state.json says of the training."""
         return self.run.read_state()
 

@@ -48,12 +48,12 @@ def on_other_data(run: Run, root: Path, overrides: Sequence[str] = ()) -> Run:
     """
     if not run.weights.is_dir():
         raise MissingFileError(f"{run.folder} has no trained weights yet: {run.weights} is missing. `modulate train` with its recipe makes them.")
-    made, team = _recipe_on(run, root, overrides), current()
+    made, processes = _recipe_on(run, root, overrides), current()
     there = Run.create(made, run.folder.parent)
-    with team.one_fate(), there.held():
-        if team.leads:
+    with processes.fail_together(), there.held():
+        if processes.leads:
             _take(run, there)
-        team.meet()
+        processes.meet()
     return there
 
 

@@ -20,7 +20,7 @@ from modulate.utils.schema import LARGEST, Count, Difference, Real, Record, Shar
 # --- state.json and environment.json ----------------------------------------------------------------------------------------------------
 
 
-class State(Record):
+class RunState(Record):
     """state.json: a training that has finished. Without the file nothing has, which is what the defaults say.
 
     ``made_of``: fingerprints of data, host and backbone. ``weights``: sha256 of the modulation's files. ``failed``: training samples, with
@@ -169,10 +169,10 @@ def _number(value: object) -> bool:
 # --- reading them -----------------------------------------------------------------------------------------------------------------------
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> RunState:
     """Return what state.json says; without it, that nothing is finished. Raises :class:`DataError`."""
     advice = "Remove it, and give the command again: the run goes on from its last checkpoint."
-    return read_record(path, State, "state of a training", advice) or State()
+    return read_record(path, RunState, "state of a training", advice) or RunState()
 
 
 def read_environment(path: Path) -> Environment:

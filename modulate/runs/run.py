@@ -15,7 +15,7 @@ from modulate.config.recipe import Recipe
 from modulate.distributed.launch import current
 from modulate.errors import CheckpointError, MissingFileError, RecipeError
 from modulate.runs.checkpoints import Checkpoints
-from modulate.runs.records import Environment, State, read_environment, read_metrics, read_state
+from modulate.runs.records import Environment, RunState, read_environment, read_metrics, read_state
 from modulate.utils.atomic_files import read_hash, write_atomically, write_json
 from modulate.utils.file_lock import held
 
@@ -37,16 +37,16 @@ class Run:
     @classmethod
     def create(cls, recipe: Recipe, root: Path) -> "Run":
         """Make or reopen ``root/<recipe name>``. Raises :class:`RecipeError` when it holds a run of another recipe."""
-        run, team = cls(root / recipe.name, recipe), current()
-        with team.one_fate(), run.held():
-            if team.leads:
+        run, processes = cls(root / recipe.name, recipe), current()
+        with processes.fail_together(), run.held():
+            if processes.leads:
                 run._begin()
-            team.meet()
+            processes.meet()
         return run
 
     def _begin(self) -> None:
         text, existing = recipes.dump(self.recipe), self.folder / "recipe.yaml"
-        if existing.is_file() and (changed := recipes.differing(recipes.load_recipe(str(existing)), self.recipe)):
+        if existing.is_file() and (changed := recipes.differing(recipes.load_saved_recipe(existing), self.recipe)):
             raise RecipeError(
                 f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)}); give this one another name with name=…, or remove that folder."
             )
@@ -59,7 +59,7 @@ class Run:
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise MissingFileError(f"{folder} is no run: recipe.yaml is missing there. `modulate train RECIPE` makes one.")
-        return cls(folder, recipes.load_recipe(str(path)))
+        return cls(folder, recipes.load_saved_recipe(path))
 
     @property
     def weights(self) -> Path:
@@ -119,7 +119,7 @@ class Run:
         """Return the file of the figures of ``split``, named likewise."""
         return self.folder / f"metrics{_suffix(split)}.json"
 
-    def read_state(self) -> State:
+    def read_state(self) -> RunState:
         """Return what state.json says of the training. Raises :class:`DataError`."""
         return read_state(self.folder / "state.json")
 

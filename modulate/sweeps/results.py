@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modulate.config.recipe import Recipe, differing, load_recipe
+from modulate.config.recipe import Recipe, differing, load_saved_recipe
 from modulate.errors import DataError, RecipeError
-from modulate.evaluation.metrics import compare, summarise
+from modulate.evaluation.metrics import compare, summarize
 from modulate.evaluation.predictions import Prediction, read_predictions, scored
 from modulate.runs.records import read_metrics
 from modulate.runs.run import Run
@@ -25,7 +25,7 @@ def states(plan: Sequence[Planned], folder: Path) -> dict[str, State]:
     found = {}
     for run in plan:
         own = folder / run.name / "recipe.yaml"
-        if own.is_file() and (changed := differing(load_recipe(str(own)), run.recipe)):
+        if own.is_file() and (changed := differing(load_saved_recipe(own), run.recipe)):
             raise RecipeError(
                 f"{own.parent} holds a run of another recipe (differs in {', '.join(changed)}): the sweep or its base was changed since. "
                 "Give the sweep another name with name=…, or remove that folder."
@@ -102,7 +102,7 @@ def _group(members: Sequence[Planned], base: Sequence[Planned], folder: Path, fi
         return row
     resamples = first.recipe.evaluation.bootstrap
     pooled = [r for p in own for r in _records(p, folder, cache)]
-    row |= {"condition": first.recipe.training.condition, **summarise(pooled, resamples, 0)}
+    row |= {"condition": first.recipe.training.condition, **summarize(pooled, resamples, 0)}
     row["per_seed"] = {str(p.recipe.seed): _mean_over_tasks(_records(p, folder, cache)) for p in own}
     partners = {p.recipe.seed: p for p in base if p.name in finished}
     if first.role != BASE and (both := [p for p in own if p.recipe.seed in partners]):

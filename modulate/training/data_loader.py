@@ -51,7 +51,7 @@ def arranged(
     return batches
 
 
-class Loader:
+class PrefetchLoader:
     """Calls ``prepare`` for the samples of batches to come; what comes of a sample, and the order of use, do not depend on it.
 
     ``ahead``: how many batches; 0: none, everything is prepared when it is asked for. To be closed: a context manager.

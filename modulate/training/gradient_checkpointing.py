@@ -29,9 +29,9 @@ def recomputed(host: Host, wanted: bool) -> Iterator[None]:
 
     model: Any = bare(host.model)
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise HostError(f"training.recompute: {type(model).__name__} does not support gradient checkpointing, says transformers; leave it out.")
+        raise HostError(f"training.gradient_checkpointing: {type(model).__name__} does not support gradient checkpointing, says transformers; leave it out.")
     if not all(isinstance(layer, GradientCheckpointingLayer) for layer in host.layers):
-        raise HostError(f"training.recompute: the decoder layers of {type(model).__name__} are no GradientCheckpointingLayer of transformers; leave it out.")
+        raise HostError(f"training.gradient_checkpointing: the decoder layers of {type(model).__name__} are no GradientCheckpointingLayer of transformers; leave it out.")
     before = [(layer, {name: vars(layer).get(name, _ABSENT) for name in _FLAGS}) for layer in host.layers]
     try:
         for layer in host.layers:

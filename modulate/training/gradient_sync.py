@@ -14,39 +14,39 @@ from torch import nn
 from modulate.config.recipe import Recipe
 from modulate.config.sections import Training
 from modulate.distributed.launch import join, leave
-from modulate.distributed.process_group import Team
+from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import RecipeError
 from modulate.hosts.fsdp import refuse_out_of_step
 from modulate.interfaces.components import Sample
-from modulate.training.train_step import Learner, Tally
+from modulate.training.train_step import StepStats, TrainStep
 
 
 @contextmanager
-def joined(recipe: Recipe, training: bool = True) -> Iterator[Team]:
+def joined(recipe: Recipe, training: bool = True) -> Iterator[ProcessGroup]:
     """Join the processes that this one was started with, on the device that ``recipe`` says, for a program that does one thing and ends: ``training``, or scoring.
 
     Raises :class:`RecipeError` for what a divided host cannot do, before anything is loaded.
     """
     _, params = recipe.host.resolved("host")
-    team = join(getattr(params, "device", "auto"))
+    processes = join(getattr(params, "device", "auto"))
     try:
-        with team.one_fate():
-            refuse_out_of_step(recipe, team, training)
-            yield team
+        with processes.fail_together():
+            refuse_out_of_step(recipe, processes, training)
+            yield processes
     finally:
         leave()
 
 
-def check_size(team: Team, settings: Training) -> None:
+def check_size(processes: ProcessGroup, settings: Training) -> None:
     """Raise :class:`RecipeError` when a step has less to do than there are processes, so that some would idle for ever."""
-    whole = settings.together == "clip"
+    whole = settings.batch_by == "clip"
     parts = settings.accumulation * (1 if whole else settings.batch_size)
-    if team.size > parts:
-        what = "batches, which `training.together: clip` keeps whole" if whole else "samples (training.batch_size times training.accumulation)"
-        raise RecipeError(f"{team.size} processes share an optimiser step of {parts} {what}: some would never have anything to do. Start fewer, or raise `training.accumulation`.")
+    if processes.size > parts:
+        what = "batches, which `training.batch_by: clip` keeps whole" if whole else "samples (training.batch_size times training.accumulation)"
+        raise RecipeError(f"{processes.size} processes share an optimiser step of {parts} {what}: some would never have anything to do. Start fewer, or raise `training.accumulation`.")
 
 
-def own_part(team: Team, settings: Training, batches: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
+def own_part(processes: ProcessGroup, settings: Training, batches: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
     """Yield what this process takes of ``batches``: as many, of which some are empty. All processes' parts of a step, laid end to end, are the step.
 
     Batches of one clip stay whole. ``batches`` has no end, and begins with a step.
@@ -54,44 +54,44 @@ def own_part(team: Team, settings: Training, batches: Iterator[list[Sample]]) ->
     while True:
         step = [next(batches) for _ in range(settings.accumulation)]
         places = [(i, k) for i, batch in enumerate(step) for k in range(len(batch))]
-        if settings.together == "clip":
-            chosen = set(team.share(range(len(step))))
+        if settings.batch_by == "clip":
+            chosen = set(processes.share(range(len(step))))
             mine = {place for place in places if place[0] in chosen}
         else:
-            mine = set(team.share(places))
+            mine = set(processes.share(places))
         yield from ([sample for k, sample in enumerate(batch) if (i, k) in mine] for i, batch in enumerate(step))
 
 
-def add_up(team: Team, accelerator: Accelerator, learner: Learner, tally: Tally, before: int, parameters: Sequence[nn.Parameter]) -> Tally:
+def add_up(processes: ProcessGroup, accelerator: Accelerator, train_step: TrainStep, tally: StepStats, before: int, parameters: Sequence[nn.Parameter]) -> StepStats:
     """Return the totals of all processes' parts of a step, and leave the gradients of all on ``parameters``.
 
     ``before``: how many samples had failed before the step; those that failed in it, anywhere, are then known to all.
     """
-    if team.size == 1:
+    if processes.size == 1:
         return tally
     if accelerator.scaler is not None:
         accelerator.scaler.scale(torch.zeros(1, device=parameters[0].device))  # fp16's scale comes to be with the first loss, and there may have been none here
     flat = torch.cat([(p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() * tally.n) for p in parameters])  # a mean over n samples: back to their sum
     has = [p.grad is not None for p in parameters]
-    own = {"tally": vars(tally), "has": has, "failed": dict(list(learner.failed.items())[before:])}
-    every = team.gather(own)
-    _merge_failed(learner, before, every)
-    total = Tally()
-    for one in (Tally(**found["tally"]) for found in every):
+    own = {"tally": vars(tally), "has": has, "failed": dict(list(train_step.failed.items())[before:])}
+    every = processes.gather(own)
+    _merge_failed(train_step, before, every)
+    total = StepStats()
+    for one in (StepStats(**found["tally"]) for found in every):
         total.loss, total.right, total.active, total.ids = total.loss + one.loss, total.right + one.right, total.active + one.active, total.ids + one.ids
         total.split, total.apart = total.split or one.split, total.apart + one.apart
     if total.n:
-        team.add(flat)
+        processes.add(flat)
         parts = flat.div_(total.n).split([p.numel() for p in parameters])
         for i, (p, part) in enumerate(zip(parameters, parts, strict=True)):
             p.grad = part.view_as(p) if any(found["has"][i] for found in every) else None
     return total
 
 
-def _merge_failed(learner: Learner, before: int, every: Sequence[dict[str, dict[str, str]]]) -> None:
-    known = dict(list(learner.failed.items())[:before])
-    learner.failed.clear()
-    learner.failed.update(known)
+def _merge_failed(train_step: TrainStep, before: int, every: Sequence[dict[str, dict[str, str]]]) -> None:
+    known = dict(list(train_step.failed.items())[:before])
+    train_step.failed.clear()
+    train_step.failed.update(known)
     for found in every:
-        learner.failed.update(found["failed"])
-    learner.refuse_too_many()
+        train_step.failed.update(found["failed"])
+    train_step.refuse_too_many()

@@ -118,7 +118,7 @@ def _cosine(start: float, end: float, done: float) -> float:
 
 
 @dataclass
-class Optimiser:
+class Optimizer:
     """AdamW on a stage's parameters, prepared by accelerate, with the peak rate of each group and the schedule that moves it."""
 
     accelerator: Accelerator
@@ -129,7 +129,7 @@ class Optimiser:
     schedule: Schedule
 
     @classmethod
-    def make(cls, accelerator: Accelerator, modulation: Modulation, stage: Stage, training: Training, steps: int) -> "Optimiser":
+    def make(cls, accelerator: Accelerator, modulation: Modulation, stage: Stage, training: Training, steps: int) -> "Optimizer":
         """Make a stage's parameters, and only these, trainable, and an optimiser for them."""
         select(modulation, stage)
         adamw = torch.optim.AdamW(parameter_groups(modulation, stage, training.weight_decay))

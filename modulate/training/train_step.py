@@ -11,25 +11,25 @@ from typing import Any
 from accelerate import Accelerator
 
 from modulate.config.sections import Stage
-from modulate.data.feature_extractor import spared
-from modulate.distributed.process_group import Team
+from modulate.data.feature_extractor import catch_sample_error
+from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, ModulateError
 from modulate.hosts.fsdp import in_step
-from modulate.inference.pipeline import Pipeline, Prepared
-from modulate.inference.shared_prefix import ask_together, shared_prefix
+from modulate.inference.pipeline import Pipeline, PreparedSample
+from modulate.inference.shared_prefix import answer_together, shared_prefix
 from modulate.interfaces.components import Sample
 from modulate.modulation.clip_inputs import ClipInput
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.training.gradient_checkpointing import recomputed
 from modulate.training.optimizer import smoothed_cross_entropy
-from modulate.training.trainer_state import State
-from modulate.utils.out_of_memory import first_line, give_back, is_out_of_memory
+from modulate.training.trainer_state import TrainerState
+from modulate.utils.out_of_memory import first_line, free_cached_memory, is_out_of_memory
 
-Row = tuple[Prepared, list[ClipInput]]
+Row = tuple[PreparedSample, list[ClipInput]]
 
 
 @dataclass
-class Tally:
+class StepStats:
     """Totals of one optimiser step.
 
     ``split``: memory was short, and its batches were computed in parts. ``apart``: batches of one clip whose questions could not be asked together after all.
@@ -48,11 +48,11 @@ class Tally:
         return len(self.ids)
 
 
-class Learner:
+class TrainStep:
     """Leaves the gradients of an optimiser step on the parameters of ``host``.
 
     ``rng``: of the augmentation. ``failed``: sample → error, of samples that cannot be used, more than the recipe allows of which is a :class:`DataError`;
-    ``samples``: how many there are in all; ``prepare``: what makes them ready, by default the pipeline. ``team``: the processes among which a step is divided.
+    ``samples``: how many there are in all; ``prepare``: what makes them ready, by default the pipeline. ``processes``: the processes among which a step is divided.
     """
 
     def __init__(
@@ -63,34 +63,34 @@ class Learner:
         rng: random.Random,
         failed: dict[str, str],
         samples: int,
-        prepare: Callable[[Sample], Prepared] | None = None,
-        team: Team | None = None,
+        prepare: Callable[[Sample], PreparedSample] | None = None,
+        processes: ProcessGroup | None = None,
     ) -> None:
         self.pipeline, self.accelerator, self.host = pipeline, accelerator, host
         self.rng, self.failed, self.samples = rng, failed, samples
         self.settings = pipeline.recipe.training
         self.prepare = prepare or partial(pipeline.prepare, training=True)
-        self.team = team or Team()
+        self.processes = processes or ProcessGroup()
 
-    def accumulate(self, batches: Sequence[Sequence[Sample]]) -> Tally:
+    def accumulate(self, batches: Sequence[Sequence[Sample]]) -> StepStats:
         """Go forwards and backwards through ``batches``; the gradient is that of the mean loss over all their samples, however they are divided.
 
         What does not fit into memory is tried again in halves; a sample that does not fit alone is recorded as failed, and the others go on without it.
         """
         ready = self._drawn([[p for s in samples if (p := self._prepare(s))] for samples in batches])
-        with recomputed(self.pipeline.host, self.settings.recompute):
-            return self._in_step([rows for rows in ready if rows]) if self.team.shards else self._in_parts(ready)
+        with recomputed(self.pipeline.host, self.settings.gradient_checkpointing):
+            return self._in_step([rows for rows in ready if rows]) if self.processes.shards else self._in_parts(ready)
 
-    def _in_parts(self, ready: list[list[Row]]) -> Tally:
+    def _in_parts(self, ready: list[list[Row]]) -> StepStats:
         """Go through batches whole, or in ever smaller parts until they fit into memory."""
-        size, tally = max(1, *map(len, ready)), Tally()
+        size, tally = max(1, *map(len, ready)), StepStats()
         while True:
             full, text = self._attempt(ready, size, tally)
             if not full:
                 return tally
             self.host.zero_grad()  # a backward that was broken off has left some
-            give_back()
-            tally = Tally(split=True)
+            free_cached_memory()
+            tally = StepStats(split=True)
             if len(full) > 1:
                 size = len(full) // 2
                 warnings.warn(
@@ -103,18 +103,18 @@ class Learner:
                 ready = [[row for row in rows if row[0].sample.id != sample.id] for rows in ready]
                 self._fail(sample, DataError(f"Sample {sample.id}: does not fit into memory, even alone ({text}). Lower sampling.train_max_frames."))
 
-    def _in_step(self, parts: list[list[Row]]) -> Tally:
+    def _in_step(self, parts: list[list[Row]]) -> StepStats:
         """Go through a divided host as often as the process that has most to do: what one lacks it makes up for with a sample that counts for nothing."""
-        tally, total = Tally(), sum(map(len, parts))
-        told = self.team.gather([len(parts), parts[0][0][0].sample.id if parts else None])
+        tally, total = StepStats(), sum(map(len, parts))
+        told = self.processes.gather([len(parts), parts[0][0][0].sample.id if parts else None])
         most = max(n for n, _ in told)
         spare = parts[-1][:1] if parts else [self._borrowed(next(name for n, name in told if n))] if most else []
-        self.team.meet()
-        with in_step(self.team):
+        self.processes.meet()
+        with in_step(self.processes):
             for part in parts:
                 self._learn(part, total, tally)
             for _ in range(most - len(parts)):
-                self._learn(spare, math.inf, Tally())
+                self._learn(spare, math.inf, StepStats())
         return tally
 
     def _borrowed(self, name: str) -> Row:
@@ -122,7 +122,7 @@ class Learner:
         prepared = self.pipeline.prepare(sample, training=True)
         return prepared, [] if self.settings.condition == "none" else [prepared.clip(prepared.signal)]
 
-    def _attempt(self, ready: list[list[Row]], size: int, tally: Tally) -> tuple[list[Row], str]:
+    def _attempt(self, ready: list[list[Row]], size: int, tally: StepStats) -> tuple[list[Row], str]:
         """Learn from all, at most ``size`` at once. Return the part that did not fit into memory, if any, and torch's message."""
         total = sum(map(len, ready))
         for rows in ready:
@@ -135,14 +135,14 @@ class Learner:
                     return part, first_line(error)
         return [], ""
 
-    def _learn(self, part: list[Row], total: float, tally: Tally) -> None:
+    def _learn(self, part: list[Row], total: float, tally: StepStats) -> None:
         prepared = [row for row, _ in part]
         common = self._common(prepared)
-        tally.apart += self.settings.together == "clip" and not common and len(part) > 1
+        tally.apart += self.settings.batch_by == "clip" and not common and len(part) > 1
         batch = self.pipeline.collate(prepared, inputs=not common)
         with self.accelerator.autocast():
             if common:
-                output: object = ask_together(self.host, self.host.attachment.model, prepared, part[0][1], common)
+                output: object = answer_together(self.host, self.host.attachment.model, prepared, part[0][1], common)
             else:
                 output = self.host([clips for _, clips in part], **batch.inputs, **self.pipeline.LAST_LOGITS)
         logits = self.pipeline.option_logits(batch, output)
@@ -155,11 +155,11 @@ class Learner:
         tally.active += active * len(part) if common else active
         tally.ids += [row.sample.id for row in prepared]
 
-    def _common(self, prepared: Sequence[Prepared]) -> int:
+    def _common(self, prepared: Sequence[PreparedSample]) -> int:
         """Return how many positions of these prompts go through once for all of them; 0: each goes through alone."""
-        return shared_prefix(prepared, list(self.host.attachment.host.visual_ids.values())) if self.settings.together == "clip" else 0
+        return shared_prefix(prepared, list(self.host.attachment.host.visual_ids.values())) if self.settings.batch_by == "clip" else 0
 
-    def _drawn(self, batches: Sequence[Sequence[Prepared]]) -> list[list[Row]]:
+    def _drawn(self, batches: Sequence[Sequence[PreparedSample]]) -> list[list[Row]]:
         """Return batches with what they are conditioned with. Random numbers are drawn as by one process alone: each goes on where the one before it ended."""
         ready: list[list[Row]] = []
 
@@ -168,27 +168,27 @@ class Learner:
             ready.extend(self._rows(prepared) for prepared in batches)
             return self.rng.getstate()
 
-        if self.team.size == 1 or not self.settings.augment or self.settings.condition == "none":
+        if self.processes.size == 1 or not self.settings.augment or self.settings.condition == "none":
             return [self._rows(prepared) for prepared in batches]
-        state = self.team.relay(self.rng.getstate(), draw)
+        state = self.processes.relay(self.rng.getstate(), draw)
         self.rng.setstate((state[0], tuple(state[1]), state[2]))
         return ready
 
-    def _rows(self, prepared: Sequence[Prepared]) -> list[Row]:
+    def _rows(self, prepared: Sequence[PreparedSample]) -> list[Row]:
         """Return samples with what they are conditioned with: one perturbed signal for all that go through together."""
         if prepared and self._common(prepared):
             clips = self._clips(prepared[0])
             return [(p, clips) for p in prepared]
         return [(p, self._clips(p)) for p in prepared]
 
-    def _clips(self, prepared: Prepared) -> list[ClipInput]:
+    def _clips(self, prepared: PreparedSample) -> list[ClipInput]:
         if self.settings.condition == "none":
             return []
         signal = prepared.signal.blank() if self.settings.condition == "blank" else prepared.signal
         return [prepared.clip(signal.augmented(self.rng) if self.settings.augment else signal)]
 
-    def _prepare(self, sample: Sample) -> Prepared | None:
-        made = spared(partial(self.prepare, sample), f"Sample {sample.id}: ")
+    def _prepare(self, sample: Sample) -> PreparedSample | None:
+        made = catch_sample_error(partial(self.prepare, sample), f"Sample {sample.id}: ")
         if not isinstance(made, ModulateError):
             return made
         self._fail(sample, made)
@@ -205,7 +205,7 @@ class Learner:
             raise DataError(f"{len(self.failed)} of {self.samples} training samples failed, more than max_failed_share allows. {error or last}") from error
 
 
-def diagnosis(stage: Stage, at: State, tally: Tally, wrong: list[str]) -> str:
+def diagnosis(stage: Stage, at: TrainerState, tally: StepStats, wrong: list[str]) -> str:
     """Return what is known of a training whose losses or gradients are not finite any more."""
     where = f"Gradients are not finite in {len(wrong)} parameters, among them {', '.join(wrong[:3])}" if wrong else "Its gradients are finite"
     return (

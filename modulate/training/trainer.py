@@ -23,14 +23,14 @@ from modulate.interfaces.components import Sample
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.modulation.module import Modulation
 from modulate.runs.run import Run
-from modulate.training.data_loader import Loader, arranged, training_samples
+from modulate.training.data_loader import PrefetchLoader, arranged, training_samples
 from modulate.training.gradient_sync import add_up, check_size, own_part
-from modulate.training.optimizer import Optimiser, accelerator_for
-from modulate.training.train_step import Learner, Tally, diagnosis
-from modulate.training.trainer_state import Snapshot, State, notes_of, refuse_other
-from modulate.utils.atomic_files import Lines, remove_partial
-from modulate.utils.interrupts import Stop
-from modulate.utils.library_warnings import heard
+from modulate.training.optimizer import Optimizer, accelerator_for
+from modulate.training.train_step import StepStats, TrainStep, diagnosis
+from modulate.training.trainer_state import Snapshot, TrainerState, notes_of, refuse_other
+from modulate.utils.atomic_files import LineWriter, remove_partial
+from modulate.utils.interrupts import StopRequest
+from modulate.utils.library_warnings import show_library_warnings
 
 
 @dataclass
@@ -53,14 +53,14 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 
-@heard()
+@show_library_warnings()
 def train(
     run: Run,
     pipeline: Pipeline,
     listener: Listener = lambda progress: None,
     *,
     resume: bool = True,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Modulation:
     """Train a run's recipe, leave the weights in its folder, and return the modulation.
@@ -73,53 +73,53 @@ def train(
     Raises :class:`DataError` when data, host or backbone are not those that the run began with, or too many samples fail; :class:`DivergedError`;
     :class:`Interrupted`; :class:`LockedError`; :class:`StorageError`; :class:`RankError`.
     """
-    team = current()
-    with team.one_fate(), run.held():
-        if team.leads:
+    processes = current()
+    with processes.fail_together(), run.held():
+        if processes.leads:
             if not resume:
                 run.clear()
             remove_partial(run.folder)
         made_of = pipeline.fingerprints()
-        team.same("data, host or backbone", made_of)
+        processes.same("data, host or backbone", made_of)
         state = run.read_state()
-        team.same("run in its folder", state.model_dump())
+        processes.same("run in its folder", state.model_dump())
         refuse_other(run.folder, made_of if state.made_of is None else state.made_of, made_of)
         if state.finished:
             if not (altered := run.altered()):
-                if team.leads:
+                if processes.leads:
                     run.checkpoints.keep(1)
                 return Modulation.from_pretrained(run.weights)
             warnings.warn(f"{altered[0]} is not what training wrote; the modulation is made again from the last checkpoint.", stacklevel=2)
-        trainer = Trainer(run, pipeline, made_of, listener, stop or Stop())
+        trainer = Trainer(run, pipeline, made_of, listener, stop or StopRequest())
         trainer.restore(notice)
         modulation = trainer.fit()
-        if team.leads:
+        if processes.leads:
             modulation.save_pretrained(run.weights)
             run.write_json("state.json", {"finished": True, "made_of": made_of, "weights": run.weight_hashes(), **trainer.account()})
             trainer.checkpoints.keep(1)
-        team.meet()
+        processes.meet()
         return modulation
 
 
 class Trainer:
     """One training: holds the modulation, the state and what it is saved by."""
 
-    def __init__(self, run: Run, pipeline: Pipeline, made_of: dict[str, str], listener: Listener, stop: Stop) -> None:
+    def __init__(self, run: Run, pipeline: Pipeline, made_of: dict[str, str], listener: Listener, stop: StopRequest) -> None:
         self.recipe, self.pipeline, self.made_of, self.listener, self.stop = run.recipe, pipeline, made_of, listener, stop
-        self.settings, self.team = run.recipe.training, current()
-        check_size(self.team, self.settings)
-        refuse_out_of_step(self.recipe, self.team, training=True)
-        self.log, self.checkpoints = Lines(run.folder / "log.jsonl"), run.checkpoints
+        self.settings, self.processes = run.recipe.training, current()
+        check_size(self.processes, self.settings)
+        refuse_out_of_step(self.recipe, self.processes, training=True)
+        self.log, self.checkpoints = LineWriter(run.folder / "log.jsonl"), run.checkpoints
         self.accelerator = accelerator_for(run.recipe, pipeline.device, run.folder)
         if self.settings.trackers:
             self.accelerator.init_trackers(run.recipe.name)
         self.modulation = pipeline.fresh_modulation().to(pipeline.device)
         self.samples, self.left_out = training_samples(pipeline)
         self.validation = pipeline.samples("val") if self.settings.validate_every else []
-        self.state = State()
+        self.state = TrainerState()
         self.rng = random.Random(run.recipe.seed)
         self.best: dict[str, Tensor] = {}
-        self.optimiser: Optimiser | None = None
+        self.optimizer: Optimizer | None = None
         self._moments: dict[str, Tensor] = {}  # of a checkpoint, until its stage's optimiser is there
         self._since = time.monotonic()
 
@@ -151,20 +151,20 @@ class Trainer:
         if at.step > steps:
             raise CheckpointError(f"The checkpoint in {self.checkpoints.folder} is after step {at.step} of the stage {stage.name!r}, which has {steps}; start anew with --no-resume.")
         every = per_epoch * (settings.validate_every or 1)
-        self.optimiser = Optimiser.make(self.accelerator, self.modulation, stage, settings, steps)
-        self.optimiser.restore(self._moments)
-        with Loader(partial(self.pipeline.prepare, training=True), settings.ahead) as loader:
+        self.optimizer = Optimizer.make(self.accelerator, self.modulation, stage, settings, steps)
+        self.optimizer.restore(self._moments)
+        with PrefetchLoader(partial(self.pipeline.prepare, training=True), settings.prefetch_batches) as loader:
             batches = loader.over(self._batches(stage.name, at.step * settings.accumulation))
-            learner = Learner(self.pipeline, self.accelerator, host, self.rng, at.failed, len(self.samples), loader.get, self.team)
-            self._steps(stage, host, steps, every, batches, learner)
+            train_step = TrainStep(self.pipeline, self.accelerator, host, self.rng, at.failed, len(self.samples), loader.get, self.processes)
+            self._steps(stage, host, steps, every, batches, train_step)
         if self.best:
             self.modulation.load_state_dict(self.best)
         at.stage, at.step, at.validated, at.best, at.stale = at.stage + 1, 0, 0, -1.0, 0
-        self.best, self.optimiser, self._moments = {}, None, {}
+        self.best, self.optimizer, self._moments = {}, None, {}
         self._save()
-        self.team.agreed(self.stop).check()
+        self.processes.agreed(self.stop).check()
 
-    def _steps(self, stage: Stage, host: ModulatedHost, steps: int, every: int, batches: Iterator[list[Sample]], learner: Learner) -> None:
+    def _steps(self, stage: Stage, host: ModulatedHost, steps: int, every: int, batches: Iterator[list[Sample]], train_step: TrainStep) -> None:
         """Take a stage's steps that are left, with a validation after ``every`` of them; until the last, or patience ends."""
         settings, at = self.settings, self.state
         while True:
@@ -173,8 +173,8 @@ class Trainer:
                 self._save()
             if at.step == steps or (settings.patience and at.stale >= settings.patience):
                 break
-            self._step(stage, steps, [next(batches) for _ in range(settings.accumulation)], learner)
-            stop = self.team.agreed(self.stop)
+            self._step(stage, steps, [next(batches) for _ in range(settings.accumulation)], train_step)
+            stop = self.processes.agreed(self.stop)
             if stop.requested or at.step % settings.checkpoint_every == 0:
                 self._save()
             stop.check()
@@ -182,7 +182,7 @@ class Trainer:
     def _batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
         """Yield the stage's batches without end, each epoch in an order of its own, from the ``skip``-th on; of several processes, each its part of them."""
         whole = self._all_batches(stage, skip)
-        return whole if self.team.size == 1 else own_part(self.team, self.settings, whole)
+        return whole if self.processes.size == 1 else own_part(self.processes, self.settings, whole)
 
     def _all_batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
         epoch, first = divmod(skip, len(self._epoch(stage, 0)))
@@ -193,13 +193,13 @@ class Trainer:
     def _epoch(self, stage: str, epoch: int) -> list[list[Sample]]:
         """Return the batches of an epoch; their number is the same in all of them."""
         rng = random.Random(f"{self.recipe.seed}:{stage}:{epoch}")
-        return arranged(self.samples, self.settings.batch_size, self.settings.together, rng, lambda s: len(self.pipeline.times(s, training=True)))
+        return arranged(self.samples, self.settings.batch_size, self.settings.batch_by, rng, lambda s: len(self.pipeline.times(s, training=True)))
 
-    def _step(self, stage: Stage, steps: int, batches: list[list[Sample]], learner: Learner) -> None:
+    def _step(self, stage: Stage, steps: int, batches: list[list[Sample]], train_step: TrainStep) -> None:
         at, before = self.state, len(self.state.failed)
         self.modulation.train()
-        tally = learner.accumulate(batches)
-        tally = add_up(self.team, self.accelerator, learner, tally, before, [p for p in self.modulation.parameters() if p.requires_grad])
+        tally = train_step.accumulate(batches)
+        tally = add_up(self.processes, self.accelerator, train_step, tally, before, [p for p in self.modulation.parameters() if p.requires_grad])
         skipped, wrong = self._update(tally)
         at.step, at.steps, at.split_steps, at.apart = at.step + 1, at.steps + 1, at.split_steps + tally.split, at.apart + tally.apart
         at.in_a_row = at.in_a_row + 1 if skipped == "not_finite" else 0
@@ -209,13 +209,13 @@ class Trainer:
         if at.in_a_row >= self.settings.max_skipped_steps:
             raise DivergedError(diagnosis(stage, at, tally, wrong))
 
-    def _update(self, tally: Tally) -> tuple[str, list[str]]:
+    def _update(self, tally: StepStats) -> tuple[str, list[str]]:
         """Take an optimiser step; return why none was taken, if so, and whose gradients are not finite."""
-        assert self.optimiser is not None
+        assert self.optimizer is not None
         if not tally.n:
             return "no_samples", []
-        scale, usable = self.optimiser.scale, math.isfinite(tally.loss)
-        wrong = self.optimiser.step(self.state.step, self.settings.clip_norm, usable)
+        scale, usable = self.optimizer.scale, math.isfinite(tally.loss)
+        wrong = self.optimizer.step(self.state.step, self.settings.clip_norm, usable)
         if usable and not wrong:
             return "", []
         # fp16 finds its scale by overflowing, which is no fault of the training
@@ -225,7 +225,7 @@ class Trainer:
         at = self.state
         self.modulation.eval()
         try:
-            records = score(self.pipeline, host.attachment, self.validation, self.settings.condition, lambda n: self.team.agreed(self.stop).check())
+            records = score(self.pipeline, host.attachment, self.validation, self.settings.condition, lambda n: self.processes.agreed(self.stop).check())
         except Interrupted:
             self._save()
             raise
@@ -238,16 +238,16 @@ class Trainer:
         else:
             at.stale += 1
 
-    def _report(self, stage: Stage, steps: int, tally: Tally, skipped: str) -> None:
-        assert self.optimiser is not None
+    def _report(self, stage: Stage, steps: int, tally: StepStats, skipped: str) -> None:
+        assert self.optimizer is not None
         n = max(1, tally.n)
         loss = tally.loss / n if tally.n else math.nan
-        progress = Progress(stage.name, self.state.step, steps, loss, tally.right / n, tally.active / n, self.optimiser.rate, skipped)
+        progress = Progress(stage.name, self.state.step, steps, loss, tally.right / n, tally.active / n, self.optimizer.rate, skipped)
         self._log({k: v for k, v in asdict(progress).items() if k != "skipped" or v})
         self.listener(progress)
 
     def _log(self, record: dict[str, Any]) -> None:
-        if not self.team.leads:
+        if not self.processes.leads:
             return
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}  # JSON has no NaN
         self.log.append(json.dumps(plain, allow_nan=False))
@@ -257,26 +257,26 @@ class Trainer:
     # --- checkpoints -------------------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if self.team.size > 1:
-            self.team.same("modulation at a checkpoint", weights_digest(self.modulation))
-        if not self.team.leads:
+        if self.processes.size > 1:
+            self.processes.same("modulation at a checkpoint", weights_digest(self.modulation))
+        if not self.processes.leads:
             return
         at, now = self.state, time.monotonic()
         at.seconds, self._since, at.lines = at.seconds + now - self._since, now, self.log.count
-        moments = self.optimiser.state() if self.optimiser else {}
+        moments = self.optimizer.state() if self.optimizer else {}
         notes, tensors = Snapshot(at, self.modulation.state_dict(), self.best, moments, self.rng).pack(self.accelerator)
         self.log.flush()
         self.checkpoints.save({"made_of": self.made_of, **notes}, tensors)
 
     def restore(self, notice: Callable[[str], None]) -> None:
         """Go to where the last whole checkpoint is, or to the start; of several processes the first one removes what is damaged before the others read."""
-        found = self.checkpoints.latest() if self.team.leads else None
-        self.team.meet()
-        found = found if self.team.leads else self.checkpoints.latest()
+        found = self.checkpoints.latest() if self.processes.leads else None
+        self.processes.meet()
+        found = found if self.processes.leads else self.checkpoints.latest()
         notes = notes_of(found, self.checkpoints.folder) if found else None
-        self.team.same("checkpoint, or none", notes and asdict(notes.state))
+        self.processes.same("checkpoint, or none", notes and asdict(notes.state))
         if found is None or notes is None:
-            if self.team.leads:
+            if self.processes.leads:
                 self.log.cut(0)
             return
         refuse_other(self.log.path.parent, notes.made_of, self.made_of)
@@ -284,8 +284,8 @@ class Trainer:
         self.state, self.rng, self._moments = then.state, then.rng, then.moments
         self.best = {k: v.to(self.pipeline.device) for k, v in then.best.items()}
         then.load_into(self.modulation)
-        if self.team.leads and (missing := self.log.cut(then.state.lines)):
+        if self.processes.leads and (missing := self.log.cut(then.state.lines)):
             warnings.warn(f"{self.log.path} lacks {missing} lines that were written before the checkpoint; the training itself lacks nothing.", stacklevel=2)
         self.state.resumed.append(self.state.steps)
-        if self.team.leads:
+        if self.processes.leads:
             notice(f"Continuing after optimiser step {self.state.steps}, from {self.checkpoints.folder}.")

@@ -19,11 +19,11 @@ Weights = dict[str, Tensor]
 
 
 @dataclass
-class State:
+class TrainerState:
     """Where a training is.
 
-    ``stage``: index of the running stage; of it ``step`` optimiser steps done, ``validated`` at which of them last, the ``best`` accuracy so far, and ``stale``
-    validations since. ``steps``: of all stages. ``lines``: of the log. ``skipped``: optimiser steps not taken, by reason; ``in_a_row``: the last ones, if not
+    ``stage``: index of the running stage; of it ``step`` optimizer steps done, ``validated`` at which of them last, the ``best`` accuracy so far, and ``stale``
+    validations since. ``steps``: of all stages. ``lines``: of the log. ``skipped``: optimizer steps not taken, by reason; ``in_a_row``: the last ones, if not
     finite. ``split_steps``: those for which memory was short. ``apart``: batches of one clip whose questions could not be asked together. ``resumed``: ``steps`` at every resumption.
     """
 
@@ -54,7 +54,7 @@ class Notes(Record):
     model_config = ConfigDict(strict=False)  # a dataclass, and tuples, are made of what JSON has
 
     made_of: dict[str, str]
-    state: State
+    state: TrainerState
     random: tuple[Literal[3], tuple[Word, ...], Real | None]
     scaler: dict[str, Any] | None = None
 
@@ -74,7 +74,7 @@ def notes_of(found: Checkpoint, folder: Path) -> Notes:
 class Snapshot:
     """A training at one moment: its state, the modulation's weights now and at their best, the optimiser's moments, and the augmentation's random numbers."""
 
-    state: State
+    state: TrainerState
     model: Weights
     best: Weights
     moments: Weights

@@ -83,7 +83,7 @@ def remove_partial(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-class Lines:
+class LineWriter:
     """A text file that grows by lines. A last line without its end was cut off by a kill, and counts as not written."""
 
     def __init__(self, path: Path) -> None:

@@ -8,7 +8,7 @@ from types import FrameType
 from modulate.errors import Interrupted
 
 
-class Stop:
+class StopRequest:
     """Whether a run was asked to stop, and by what."""
 
     def __init__(self) -> None:
@@ -25,12 +25,12 @@ class Stop:
 
 
 @contextmanager
-def graceful() -> Iterator[Stop]:
+def graceful() -> Iterator[StopRequest]:
     """Let SIGINT, SIGTERM and SIGHUP ask for a stop, for the length of a block in the main thread; a second one acts at once, as it would have without this.
 
     One that is ignored, as `nohup` has it, stays so.
     """
-    stop = Stop()
+    stop = StopRequest()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 

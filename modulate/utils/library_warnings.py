@@ -40,7 +40,7 @@ _handler = _Once()
 
 
 @contextmanager
-def heard(every: bool = False) -> Iterator[None]:
+def show_library_warnings(every: bool = False) -> Iterator[None]:
     """For the length of a block, let every deprecation of a library reach the user, once in this process. Blocks may lie in each other and in several threads.
 
     What the user set stays: filters (``-W``, PYTHONWARNINGS, ``warnings.filterwarnings``), who records warnings, handlers of one's own. ``every``: other

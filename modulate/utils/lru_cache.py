@@ -9,7 +9,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Key, Value]):
+class LRUCache(Generic[Key, Value]):
     """Values by key, at most ``max_bytes`` of them together; those used longest ago go first. Safe for several threads.
 
     ``size`` says how many bytes a value takes, the same whenever it is asked. A value larger than ``max_bytes`` is not kept at all, so that

@@ -8,7 +8,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def give_back() -> None:
+def free_cached_memory() -> None:
     """Return to the device what torch keeps of it for later. Only once nothing refers to the failed attempt any more: leave its ``except`` first."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -9,14 +9,14 @@ from torch import nn
 
 from modulate import Params, Signal, SignalEncoder, SignalFeatures, VisualGrid
 from modulate.errors import ConditioningError, RecipeError
-from modulate.interfaces.multi_signal import Bundle
-from modulate.interfaces.params import Choice
+from modulate.interfaces.multi_signal import MultiSignal
+from modulate.interfaces.params import ComponentSpec
 
 
 class TogetherParams(Params):
     """Parameters of ``together``."""
 
-    encoders: dict[str, Choice] = Field(min_length=2, description="kind of signal: its encoder, as `encoder` of a recipe is written")
+    encoders: dict[str, ComponentSpec] = Field(min_length=2, description="kind of signal: its encoder, as `encoder` of a recipe is written")
 
 
 class Together(SignalEncoder):
@@ -27,7 +27,7 @@ class Together(SignalEncoder):
     """
 
     Params = TogetherParams
-    signal_kind = Bundle.kind
+    signal_kind = MultiSignal.kind
 
     def __init__(self, params: TogetherParams) -> None:
         super().__init__()
@@ -43,10 +43,10 @@ class Together(SignalEncoder):
     def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
         """Encode each part's signals and join the features: (step, token, sum of the parts' widths)."""
         for signal in signals:
-            found = sorted(signal.parts) if isinstance(signal, Bundle) else [signal.kind]
+            found = sorted(signal.parts) if isinstance(signal, MultiSignal) else [signal.kind]
             if found != sorted(self.parts):
                 raise ConditioningError(f"This encoder reads {' and '.join(sorted(self.parts))} together; a clip came with {' and '.join(found)}.")
-        encoded: list[SignalFeatures] = [self.parts[kind]([s.parts[kind] for s in signals if isinstance(s, Bundle)], grids) for kind in self.parts]
+        encoded: list[SignalFeatures] = [self.parts[kind]([s.parts[kind] for s in signals if isinstance(s, MultiSignal)], grids) for kind in self.parts]
         if any(part.to_features for part in encoded):
             raise RecipeError("`to_features` of an encoder inside `together` has no effect that is defined: features of several kinds lie side by side. Set it to false.")
         return SignalFeatures(torch.cat([part.values for part in encoded], -1), torch.stack([part.active for part in encoded]).any(0))

@@ -8,7 +8,7 @@ import torch
 
 from modulate.config.injection import Injection, LoraParams
 from modulate.errors import CheckpointError
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate.modulation.lora import LoraSpec
 from modulate.modulation.module import HostSpec, Modulation, ModulationConfig
 from modulate.utils.atomic_files import content_hash
@@ -76,10 +76,10 @@ def modulation_from(checkpoint: Checkpoint, layers: Sequence[int] | None = None,
     config = ModulationConfig(
         host=HostSpec(model_type="qwen2_5_vl", d_model=c.d_llm, n_layers=c.n_layers),
         # as released: coordinates without DETR's 2π, a fixation active where it contains the step's time in float32, features for the keys alone
-        encoder=Choice(name="coord_pe", params={"dim": c.d_latent, "temperature": 10000.0, "scale": 1.0, "active": "released", "to_features": False}),
-        modulator=Choice(name="gaze_resampler", params=released.params.model_dump()),
+        encoder=ComponentSpec(name="coord_pe", params={"dim": c.d_latent, "temperature": 10000.0, "scale": 1.0, "active": "released", "to_features": False}),
+        modulator=ComponentSpec(name="gaze_resampler", params=released.params.model_dump()),
         injection=Injection(layers=chosen, empty="none"),
-        backbone=Choice(name="vjepa2_1", params=FEATURES.get(c.d_vjepa, {})),
+        backbone=ComponentSpec(name="vjepa2_1", params=FEATURES.get(c.d_vjepa, {})),
         d_features=released.d_features,
         lora=_lora_spec(checkpoint),
         training={"converted_from": {**(origin or {}), **({"version": c.version} if c.version is not None else {})}},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modulate.interfaces.params import Departure
 from modulate_gaze.activity import Alignment, Mode, Released, activity, share
-from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centres
+from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centers
 
 
 class CoordinateParams(GazeParams):
@@ -98,8 +98,8 @@ class CoordRel(GazeEncoder):
         """Encode offsets per column and per row, average over the active fixations, and put the halves together."""
         weights = share(activity(a, self.params.active)).to(self.device, torch.float32)
         xy = a.xy.to(self.device, torch.float32)
-        x = self._mean(weights, xy[..., :1] - token_centres(cols, self.device))
-        y = self._mean(weights, xy[..., 1:] - token_centres(rows, self.device))
+        x = self._mean(weights, xy[..., :1] - token_centers(cols, self.device))
+        y = self._mean(weights, xy[..., 1:] - token_centers(rows, self.device))
         halves = [repeat(x, "clip slot col d -> clip slot (row col) d", row=rows), repeat(y, "clip slot row d -> clip slot (row col) d", col=cols)]
         return torch.cat(halves, -1), weights.sum(-1) > 0
 

@@ -65,6 +65,6 @@ class GazeEncoder(SignalEncoder):
         return SignalFeatures(a.steps_of(values), a.steps_of(active).to(self.device), self.params.to_features)
 
 
-def token_centres(n: int, device: torch.device) -> Float[Tensor, " n"]:
+def token_centers(n: int, device: torch.device) -> Float[Tensor, " n"]:
     """Centres of ``n`` rows or columns, fractions of the frame."""
     return (torch.arange(n, device=device) + 0.5) / n

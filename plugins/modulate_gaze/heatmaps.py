@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from modulate_gaze.activity import Alignment, Mode, activity, decayed, share
-from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centres
+from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centers
 
 Normalisation = Literal["none", "weight", "peak"]
 
@@ -61,8 +61,8 @@ class Heatmap(GazeEncoder):
         if self.params.normalisation == "weight":
             weights = share(weights)
         xy = a.xy.to(self.device, torch.float32)
-        gauss_x = torch.exp(-0.5 * ((xy[..., :1] - token_centres(cols, self.device)) / self.params.sigma) ** 2)
-        gauss_y = torch.exp(-0.5 * ((xy[..., 1:] - token_centres(rows, self.device)) / self.params.sigma) ** 2)
+        gauss_x = torch.exp(-0.5 * ((xy[..., :1] - token_centers(cols, self.device)) / self.params.sigma) ** 2)
+        gauss_y = torch.exp(-0.5 * ((xy[..., 1:] - token_centers(rows, self.device)) / self.params.sigma) ** 2)
         heat = torch.einsum("csn,cnr,cnq->csrq", weights, gauss_y, gauss_x)
         if self.params.normalisation == "peak":
             peak = heat.amax((-2, -1), keepdim=True)

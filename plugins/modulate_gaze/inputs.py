@@ -203,5 +203,5 @@ class GazeSaliency(InputTransform):
         down = np.exp(-0.5 * ((np.arange(height) + 0.5 - gaze.fixations[:, 1:2] * height) / spread) ** 2)
         heat = np.einsum("f,fr,fc->rc", seconds, down, across)
         peak = heat.max(initial=0.0)
-        grey = np.rint(255 * heat / peak if peak > 0 else heat).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        gray = np.rint(255 * heat / peak if peak > 0 else heat).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from modulate.checks.findings import Finding, Level
 from modulate.config.sections import Sampling
-from modulate.data.feature_extractor import asked_times, on_clock
+from modulate.data.feature_extractor import apply_clock, frame_times_of
 from modulate.data.video import VideoInfo, probe
 from modulate.errors import ModulateError
 from modulate.interfaces.components import Sample
@@ -308,8 +308,8 @@ def _task(
 
 def steps_of(sample: Sample, sampling: Sampling, frames_per_step: int, training: bool) -> VisualGrid:
     """Return the time steps of a sample's clip under ``sampling``, frames taken to come exactly when they are asked for; one token a step."""
-    times = asked_times(sampling, sample.window, training)
-    return on_clock(sampling, sample.window, visual_grid(times, frames_per_step, 1, 1, sample.window), len(times))
+    times = frame_times_of(sampling, sample.window, training)
+    return apply_clock(sampling, sample.window, visual_grid(times, frames_per_step, 1, 1, sample.window), len(times))
 
 
 def _active(signals: Sequence[Any], grids: Sequence[VisualGrid]) -> Counter[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from modulate_tabletop.render import CLASSES, COLOURS, PLACES, SIZE, Layout, place_centre, render
+from modulate_tabletop.render import CLASSES, COLOURS, PLACES, SIZE, Layout, place_center, render
 from modulate_tabletop.viewer import Dwell, Fixation, Viewer, dwell_times, trace
 
 DURATION = 25.0  # s
@@ -91,14 +91,14 @@ def _first_state(rng: np.random.Generator, most: int) -> np.ndarray:
     return state
 
 
-def _change(rng: np.random.Generator, state: np.ndarray, spared: int, what: str, most: int) -> tuple[np.ndarray, int, str]:
-    """Let something happen to an object that is not at ``spared``; ``what`` gives way to "move" where the count of objects forbids it."""
+def _change(rng: np.random.Generator, state: np.ndarray, catch_sample_error: int, what: str, most: int) -> tuple[np.ndarray, int, str]:
+    """Let something happen to an object that is not at ``catch_sample_error``; ``what`` gives way to "move" where the count of objects forbids it."""
     state = state.copy()
     full = np.flatnonzero(state[0] >= 0)
     if (what == "appear" and len(full) >= most) or (what == "vanish" and len(full) <= most - 2):
         what = "move"
     empty = int(rng.choice(np.flatnonzero(state[0] < 0)))
-    chosen = int(rng.choice(full[full != spared]))
+    chosen = int(rng.choice(full[full != catch_sample_error]))
     if what == "appear":
         pairs = [(k, c) for k in range(len(CLASSES)) for c in range(len(COLOURS)) if ((state == [[k], [c]]).sum(1) < COPIES).all()]
         new = [pair for pair in pairs if not np.equal(state.T, pair).all(1).any()]
@@ -171,11 +171,11 @@ def make_clip(stem: str, seed: tuple[int, ...], viewer: Viewer, variable: bool, 
     while sum(map(_askable, dwells)) < 4:
         dwells = dwell_times(rng, DURATION)
     dwells, changes, states, events = _story(rng, dwells, objects)
-    centres = np.array([place_centre(layout, p) for p in range(PLACES)])
-    fixations, samples = trace(rng, viewer, dwells, lambda place, at: centres[place] + camera(at) / SIZE, DURATION)
+    centers = np.array([place_center(layout, p) for p in range(PLACES)])
+    fixations, samples = trace(rng, viewer, dwells, lambda place, at: centers[place] + camera(at) / SIZE, DURATION)
     times = _frame_times(rng, variable)
     reached = dwells[-1].place
-    hand = _hand_path(rng, times, centres[reached] + camera(times) / SIZE)
+    hand = _hand_path(rng, times, centers[reached] + camera(times) / SIZE)
     noise_seed = int(rng.integers(2**31))
     return Clip(stem, viewer, layout, times, camera(times), hand, dwells, fixations, samples, changes, states, events, reached, noise_seed)
 

@@ -24,7 +24,7 @@ import numpy as np
 from modulate.errors import DataError
 from modulate.utils.safe_load import read_json
 from modulate_tabletop.clips import DRIFT, FARTHEST, MOST, OBJECTS, VARIABLE_EVERY, Clip, make_clip, write_video
-from modulate_tabletop.questions import MULTIPLE_CHOICE, TASKS, Alert, Choice, alert_entry, choice_entry, draft, lettered
+from modulate_tabletop.questions import MULTIPLE_CHOICE, TASKS, Alert, ComponentSpec, alert_entry, choice_entry, draft, lettered
 from modulate_tabletop.viewer import Viewer
 
 GENERATOR = 1  # raise it whenever the same numbers would give another world
@@ -39,7 +39,7 @@ SINCE = {"objects": OBJECTS, "drift": DRIFT}
 
 FIXATION_HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
 Progress = Callable[[int, int], object]  # (videos done, videos in all)
-Question = Choice | Alert
+Question = ComponentSpec | Alert
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _run(todo: list[Job], folder: Path, world: Sequence[float], workers: int) ->
 def _question(fields: dict[str, Any]) -> Question:
     """Undo :func:`dataclasses.asdict` and JSON."""
     if "wrong" in fields:
-        return Choice(**{**fields, "wrong": tuple(fields["wrong"])})
+        return ComponentSpec(**{**fields, "wrong": tuple(fields["wrong"])})
     return Alert(**{**fields, "points": tuple((time, raised) for time, raised in fields["points"])})
 
 
@@ -229,7 +229,7 @@ def _write_questions(folder: Path, todo: list[Job], drafts: list[list[Question]]
         letters = {s: iter(lettered(np.random.default_rng((seed, number, code, 3)), 12 * len(todo))) for code, s in enumerate(SPLITS)}
         for job, questions in zip(todo, drafts, strict=True):
             head = {"video_path": f"{job.stem}.mp4", "viewer": job.viewer.name}
-            choices = [q for q in questions if isinstance(q, Choice) and q.task == task]
+            choices = [q for q in questions if isinstance(q, ComponentSpec) and q.task == task]
             alerts = [q for q in questions if isinstance(q, Alert) and q.task == task]
             entries += [choice_entry(q, next(letters[job.split]), head) for q in choices]
             entries += [alert_entry(alerts, head)] if alerts else []

@@ -28,7 +28,7 @@ CLOSENESS = 0.5  # cells of mean distance by which a set of options becomes e ti
 
 
 @dataclass(frozen=True)
-class Choice:
+class ComponentSpec:
     """A multiple-choice question at ``time`` (whole seconds): the right option and three wrong ones."""
 
     task: str
@@ -86,9 +86,9 @@ def names(state: np.ndarray) -> list[str]:
     return [name(state, int(p)) for p in np.flatnonzero(state[0] >= 0)]
 
 
-def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[Choice | Alert]:
+def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
     """Return one easy, one hard and one attribute question and one alert point for every dwell that can be asked about."""
-    result: list[Choice | Alert] = []
+    result: list[ComponentSpec | Alert] = []
     kinds: tuple[tuple[str, Callable[[float], str], int, Sequence[str], float], ...] = (
         (text.EASY, text.question_easy, 0, CLASSES, -1 / CLOSENESS),
         (text.HARD, text.question_hard, 0, CLASSES, 1 / CLOSENESS),
@@ -102,7 +102,7 @@ def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[Choice | Alert]:
         for task, ask, row, words, closeness in kinds:
             others = [p for p in even_set(rng, dwell.place, state[row], 4, closeness) if p != dwell.place]
             wrong = tuple(words[state[row, p]] for p in rng.permutation(others))
-            result.append(Choice(task, time, ask(time), words[state[row, dwell.place]], wrong))
+            result.append(ComponentSpec(task, time, ask(time), words[state[row, dwell.place]], wrong))
         other = next(p for p in even_set(rng, dwell.place, state[0], 2) if p != dwell.place)
         waiting.setdefault(CLASSES[state[0, dwell.place if raised else other]], []).append((time, raised))
         raised = not raised
@@ -123,7 +123,7 @@ def _seen(clip: Clip, time: float) -> list[np.ndarray]:
     return [s for c, s in zip(clip.changes, clip.states, strict=True) if c <= time]
 
 
-def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[Choice]:
+def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentSpec]:
     """Return the four questions about the past that can be put during ``dwell``, each true of the last 8 s and of the whole past."""
     time, clock = int(dwell.asked or 0), text.clock(dwell.asked or 0)
     state, before = clip.state(time), [d for d in clip.dwells if d.start <= time]
@@ -132,34 +132,34 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[Choice]:
     seen = {n for s in _seen(clip, time) for n in names(s)}
     everything = [f"{c} {k}" for c in COLOUR_WORDS for k in CLASSES]
     right = str(rng.choice(names(state)))
-    result = [Choice(RECALL, time, f"Which thing was on the table before {clock}?", right, _pick(rng, [n for n in everything if n not in seen]))]
+    result = [ComponentSpec(RECALL, time, f"Which thing was on the table before {clock}?", right, _pick(rng, [n for n in everything if n not in seen]))]
     cue = path[window[0]]
     if path.count(cue) == 1:
         right = path[window[1]]
         wrong = _pick(rng, [n for n in names(state) if n not in (cue, right)])
-        result.append(Choice(TRANSITION, time, f"Which object did the viewer look at after the {cue} and before {clock}?", right, wrong))
+        result.append(ComponentSpec(TRANSITION, time, f"Which object did the viewer look at after the {cue} and before {clock}?", right, wrong))
     last = [path[i] for i in window[-3:]]
     if len(set(last)) == 3:
         wrong = _pick(rng, [", ".join(order) for order in itertools.permutations(last) if list(order) != last])
-        result.append(Choice(SEQUENCE, time, f"In which order did the viewer last look at the things before {clock}?", ", ".join(last), wrong))
+        result.append(ComponentSpec(SEQUENCE, time, f"In which order did the viewer last look at the things before {clock}?", ", ".join(last), wrong))
     stayed = [n for n in names(state) if all(n in names(s) for s in _seen(clip, time)) and n not in path]
     looked = _pick(rng, [path[i] for i in window])
     if stayed and len(looked) == 3:
         right = str(rng.choice(stayed))
-        result.append(Choice(NOT_FIXATED, time, f"Which thing did the viewer never look at before {clock}?", right, looked))
+        result.append(ComponentSpec(NOT_FIXATED, time, f"Which thing did the viewer never look at before {clock}?", right, looked))
     return result
 
 
-def _inferable(rng: np.random.Generator, clip: Clip) -> list[Choice | Alert]:
+def _inferable(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
     """Return the questions of the other six tasks: two dwells' past, one reach, one appearance."""
     asked = clip.asked()
-    result: list[Choice | Alert] = []
+    result: list[ComponentSpec | Alert] = []
     for index in sorted(rng.choice(len(asked), 2, replace=False)):
         result += _past(rng, clip, asked[index])
     time = int(REACH[0]) + 1
     kinds = clip.state(time)[0]
     right, others = CLASSES[kinds[clip.reached]], [CLASSES[k] for k in kinds if k >= 0 and k != kinds[clip.reached]]
-    result.append(Choice(FUTURE, time, f"At {text.clock(time)}, what will the viewer reach for next?", right, _pick(rng, others)))
+    result.append(ComponentSpec(FUTURE, time, f"At {text.clock(time)}, what will the viewer reach for next?", right, _pick(rng, others)))
     for event in (e for e in clip.events if e.what == "appear"):
         new, point = name(clip.state(event.time), event.place), int(np.ceil(event.time))
         if new not in {n for s in _seen(clip, event.time - 0.001) for n in names(s)}:
@@ -170,7 +170,7 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[Choice | Alert]:
     return result
 
 
-def draft(rng: np.random.Generator, clip: Clip) -> list[Choice | Alert]:
+def draft(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
     """Return all questions about ``clip``."""
     return [q for q in _gaze_only(rng, clip) + _inferable(rng, clip) if isinstance(q, Alert) or len(q.wrong) == 3]
 
@@ -180,7 +180,7 @@ def lettered(rng: np.random.Generator, count: int) -> list[int]:
     return [int(p) for _ in range(-(-count // 4)) for p in rng.permutation(4)][:count]
 
 
-def choice_entry(item: Choice, position: int, head: dict[str, Any]) -> dict[str, Any]:
+def choice_entry(item: ComponentSpec, position: int, head: dict[str, Any]) -> dict[str, Any]:
     """Return one entry of a multiple-choice file with the right answer at ``position``; ``head`` holds video_path and viewer."""
     options = list(item.wrong)
     options.insert(position, item.right)

@@ -66,15 +66,15 @@ class Layout:
         return Layout(rng.uniform(-2, 2, (PLACES, 2)), int(rng.integers(2**31)), float(rng.uniform(0.5, 1.25)))
 
 
-def centres(layout: Layout) -> np.ndarray:
+def centers(layout: Layout) -> np.ndarray:
     """(PLACES, 2) centres in pixels, x and y, without camera drift."""
     index = np.arange(PLACES)
     return np.stack([index % GRID, index // GRID], -1) * CELL + CELL / 2 + layout.jitter
 
 
-def place_centre(layout: Layout, place: int) -> tuple[float, float]:
+def place_center(layout: Layout, place: int) -> tuple[float, float]:
     """Centre of a place in [0, 1] of the frame, without camera drift."""
-    x, y = centres(layout)[place] / SIZE
+    x, y = centers(layout)[place] / SIZE
     return float(x), float(y)
 
 
@@ -133,7 +133,7 @@ def render(
     """
     shift = np.rint(np.asarray(camera, dtype=float))
     image = np.roll(table(layout.texture, layout.brightness), (int(shift[1]), int(shift[0])), (0, 1)).copy()
-    points = centres(layout) + shift
+    points = centers(layout) + shift
     draw_objects(image[None], points[None], np.asarray(kinds)[None], np.asarray(colours)[None])
     for place in marks:
         draw_mark(image, points[place])

@@ -145,7 +145,7 @@ class VJepaEncoder(nn.Module):
         self.video_mod_embed = nn.Parameter(torch.randn(1, 1, config.dim) * 1e-6)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norms_block = nn.ModuleList(nn.LayerNorm(config.dim, eps=config.eps) for _ in config.levels)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, clips: Float[Tensor, "clip 3 frame height width"], layer: int | None = None) -> Float[Tensor, "clip token dim"]:
         """Encode RGB clips normalised by the ImageNet mean and deviation; tokens run over time, then row, then column.
@@ -209,7 +209,7 @@ def _turn_odd(x: Tensor) -> Tensor:
     return pad(torch.stack((-even[..., 1::2], even[..., 0::2]), dim=-1).flatten(-2), (0, 1))
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

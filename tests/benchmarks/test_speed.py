@@ -19,14 +19,14 @@ from modulate.data.feature_extractor import FrameCache
 from modulate.data.video import read_frames
 from modulate.errors import DataError, RecipeError
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import ask_together, shared_prefix
+from modulate.inference.shared_prefix import answer_together, shared_prefix
 from modulate.interfaces.components import Sample
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.runs.run import Run
-from modulate.training.data_loader import Loader, arranged
+from modulate.training.data_loader import PrefetchLoader, arranged
 from modulate.training.optimizer import smoothed_cross_entropy
 from modulate.training.trainer import train
-from modulate.utils.lru_cache import Recent
+from modulate.utils.lru_cache import LRUCache
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
         for together in (False, True):
             host.zero_grad()
             if together:
-                output = ask_together(host, pipeline.model, prepared, [clip], common)
+                output = answer_together(host, pipeline.model, prepared, [clip], common)
             else:
                 output = host([[p.clip(p.signal)] for p in prepared], **batch.inputs, **pipeline.LAST_LOGITS)
             logits = pipeline.option_logits(batch, output)
@@ -176,7 +176,7 @@ def test_the_loader_prepares_ahead_in_a_thread_and_raises_where_the_sample_is_as
             raise DataError("sample 1 is bad")
         return s.id * 2
 
-    with Loader(prepare, ahead=2) as loader:
+    with PrefetchLoader(prepare, ahead=2) as loader:
         ahead = loader.over(iter(batches))
         assert next(ahead) == batches[0]
         free.release(6)  # three batches are in preparation, no more
@@ -191,7 +191,7 @@ def test_the_loader_prepares_ahead_in_a_thread_and_raises_where_the_sample_is_as
 
 def test_without_ahead_nothing_is_prepared_before_it_is_asked_for():
     asked = []
-    with Loader(lambda s: (asked.append(s.id), threading.current_thread())[1], ahead=0) as loader:
+    with PrefetchLoader(lambda s: (asked.append(s.id), threading.current_thread())[1], ahead=0) as loader:
         batches = list(loader.over(iter([[sample(0)], [sample(1)]])))
         assert not asked and loader.get(batches[1][0]) is threading.main_thread() and asked == ["1"]
 
@@ -218,7 +218,7 @@ def trained(pipeline, root, **changes):
     training = pipeline.recipe.training.model_copy(update=changes)
     recipe = pipeline.recipe.model_copy(update={"training": training, "name": "-".join(map(str, changes.values()))})
     other = copy(pipeline)
-    other.recipe, other._memory = recipe, Recent(1 << 30, lambda prepared: 1)
+    other.recipe, other._memory = recipe, LRUCache(1 << 30, lambda prepared: 1)
     run = Run.create(recipe, root)
     weights = train(run, other).state_dict()
     return weights, [json.loads(line)["loss"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
@@ -226,10 +226,10 @@ def trained(pipeline, root, **changes):
 
 def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(bench, tmp_path, monkeypatch):
     pipeline, _ = bench
-    plain, losses = trained(pipeline, tmp_path, ahead=0, together="any")
-    ahead, same = trained(pipeline, tmp_path, ahead=2, together="any")
+    plain, losses = trained(pipeline, tmp_path, prefetch_batches=0, batch_by="any")
+    ahead, same = trained(pipeline, tmp_path, prefetch_batches=2, batch_by="any")
     assert losses == same and all(torch.equal(plain[k], ahead[k]) for k in plain)
-    together, near = trained(pipeline, tmp_path, ahead=1, together="clip")  # all four questions are on one clip, so the batches are the same
+    together, near = trained(pipeline, tmp_path, prefetch_batches=1, batch_by="clip")  # all four questions are on one clip, so the batches are the same
     assert len(losses) == 2 and near == pytest.approx(losses, abs=1e-4)
     fresh = pipeline.fresh_modulation().state_dict()
     moved = [k for k in plain if (plain[k] - fresh[k]).abs().max() > 1e-4]
@@ -237,7 +237,7 @@ def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(bench,
     assert apart("1-clip") == 0
     signals, signal = iter(range(100)), pipeline.signal
     monkeypatch.setattr(pipeline, "signal", lambda sample: signal(sample).moved(1e-3 * next(signals)))  # every question has a signal of its own
-    trained(pipeline, tmp_path, ahead=0, together="clip")
+    trained(pipeline, tmp_path, prefetch_batches=0, batch_by="clip")
     assert apart("0-clip") == 2
     assert "out.0.weight" in moved and all((plain[k] - together[k]).abs().max() < 0.2 * (plain[k] - fresh[k]).abs().max() for k in moved if k.startswith("out"))
 
@@ -245,8 +245,8 @@ def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(bench,
 def test_settings_of_batches_without_effect_are_refused(bench):
     tree = bench[0].recipe.model_dump(mode="json")
     for training, more, text in (
-        ({"together": "length", "batch_size": 1}, {}, "`training.together: length` has no effect with batch_size 1"),
-        ({"together": "clip"}, {"injection": {"layers": [1], "tokens": {"kind": "text"}}}, "can write on visual tokens only"),
+        ({"batch_by": "length", "batch_size": 1}, {}, "`training.batch_by: length` has no effect with batch_size 1"),
+        ({"batch_by": "clip"}, {"injection": {"layers": [1], "tokens": {"kind": "text"}}}, "can write on visual tokens only"),
     ):
         with pytest.raises(RecipeError, match=text):
             validate(tree | {"training": tree["training"] | training} | more, "a test")

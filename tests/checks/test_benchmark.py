@@ -37,8 +37,8 @@ def test_stages_and_evaluation_are_measured_beside_the_estimate(tmp_path, monkey
 
 
 def test_without_data_clips_of_noise_serve(tmp_path, monkeypatch):
-    found, shown = run(tmp_path, monkeypatch, *QUICK, "training.stages=[{name: joint, train: [modulator, lora], epochs: 1}]", "features.tower_gib=0.1")
-    assert found["without"] == ["tower_gib"] and "Measured without `features.tower_gib`" in shown
+    found, shown = run(tmp_path, monkeypatch, *QUICK, "training.stages=[{name: joint, train: [modulator, lora], epochs: 1}]", "features.vision_tower_cache_gib=0.1")
+    assert found["without"] == ["vision_tower_cache_gib"] and "Measured without `features.vision_tower_cache_gib`" in shown
     assert found["made_up"] and not found["hours"] and "clips of noise" in shown and "There are no data" in shown
     assert [p["name"] for p in found["phases"]] == ["stage joint", "evaluation"] and 0.85 < found["phases"][0]["ratio"] < 1.15
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 import modulate_tabletop
 from modulate.checks.check import check
 from modulate.checks.dead_layers import reach, twin_reach
-from modulate.checks.findings import Report
+from modulate.checks.findings import CheckReport
 from modulate.checks.settings import check_settings
 from modulate.config.recipe import load_recipe
 from modulate.inference.pipeline import Pipeline
@@ -197,7 +197,7 @@ def steps_of(report, stage):
 
 @pytest.mark.parametrize(("accumulation", "of"), [(1, "a clip"), (2, "2 clips")])
 def test_steps_on_batches_of_a_clip_each_are_those_that_training_makes(checked, world, tmp_path, accumulation, of):
-    overrides = ["training.together=clip", f"training.accumulation={accumulation}", "training.batch_size=32", "training.stages.0.epochs=1", "training.stages.1.epochs=1"]
+    overrides = ["training.batch_by=clip", f"training.accumulation={accumulation}", "training.batch_size=32", "training.stages.0.epochs=1", "training.stages.1.epochs=1"]
     report = checked(*overrides)
     samples = [s for s in samples_of(world) if s in load_recipe(SMALL, [f"data.params.root={world}"]).data.build("dataset").samples("train")]
     clips = len({(s.video, s.window) for s in samples})
@@ -284,7 +284,7 @@ def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path
     ("override", "level", "says"),
     [
         ("sampling.clock=requested", "warning", "timed by the rate asked for, not by their frames"),
-        ("sampling.told_fps=24", "warning", "its own sense of time is wrong"),
+        ("sampling.processor_fps=24", "warning", "its own sense of time is wrong"),
         ("sampling.alignment=index", "warning", "features meet the steps by their order"),
         ("data.params.fixation_rule=midpoint", "warning", "data.params.fixation_rule is `midpoint`"),
         ("data.params.proactive_fixations=origin", "warning", "every fixation lies at (0, 0)"),
@@ -307,7 +307,7 @@ def test_each_departure_of_the_released_code_is_named_with_what_follows(override
 
 
 def settings_of(*overrides):
-    report = Report("settings")
+    report = CheckReport("settings")
     check_settings(report, load_recipe(SMALL, overrides), {})
     return report
 
@@ -326,9 +326,9 @@ def test_what_the_released_recipe_departs_in_is_all_named():
     named = {f"{section}.{key}" for section in ("sampling", "training", "evaluation", "injection") for key in own[section]}
     named |= {f"{part}.params.{key}" for part in ("encoder", "backbone", "data") for key in own[part]["params"]} | {"letters"}
     named -= {"sampling.max_frames", "training.stages", "evaluation.max_failed_share"}
-    report = Report("released")
+    report = CheckReport("released")
     check_settings(report, load_recipe("gazeqwen_released"), {})
     assert sorted(key for key in named if not any(f.text.startswith(f"{key} is") for f in report.findings)) == []
-    plain = Report("paper")
+    plain = CheckReport("paper")
     check_settings(plain, load_recipe("gazeqwen"), {})
     assert not any(f.text.startswith(f"{key} is") for f in plain.findings for key in named)

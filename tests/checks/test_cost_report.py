@@ -8,7 +8,7 @@ import torch
 from modulate.checks import cost_report as costs
 from modulate.checks.cost_model import Budget, Example, Phase, meta_recipe
 from modulate.checks.cost_report import A100, A100_FLOPS, UTILISATION, tell_costs
-from modulate.checks.findings import Report
+from modulate.checks.findings import CheckReport
 from modulate.checks.meta_tensors import META
 from modulate.config.recipe import load_recipe
 from modulate.errors import HostError, RecipeError
@@ -41,7 +41,7 @@ def samples(n, video="v"):
 @pytest.fixture
 def told(monkeypatch, pipeline, tmp_path):
     def tell(budget=None, splits=None, overrides=()):
-        report, asked = Report("small"), []
+        report, asked = CheckReport("small"), []
 
         def estimate(*given):
             asked.append(given)
@@ -75,7 +75,7 @@ def test_memory_and_operations_are_told_by_phase(told):
         "2 TFLOP features, a clip", "2 TFLOP stage modulator, an optimiser step", "6 TFLOP stage joint, an optimiser step", "2 TFLOP evaluation, a sample",
     ]  # fmt: skip
     assert "Memory is that of tensors on a GPU" in texts(report, "info")
-    assert not {"recompute", "precision"} & {word.strip(",.`") for word in texts(report, "info").replace("training.", "").split()}
+    assert not {"gradient_checkpointing", "precision"} & {word.strip(",.`") for word in texts(report, "info").replace("training.", "").split()}
 
 
 def test_on_the_cpu_nothing_is_said_of_a_gpu(told):
@@ -84,9 +84,9 @@ def test_on_the_cpu_nothing_is_said_of_a_gpu(told):
 
 
 def test_what_the_estimate_leaves_out_is_said(told):
-    report, _ = told(overrides=["training.recompute=true", "training.precision=bf16"])
-    assert "estimated without training.recompute" in texts(report, "info") and "training.precision 'bf16' is not known beforehand" in texts(report, "info")
-    report, _ = told(overrides=["training.together=clip", "training.accumulation=3", "training.batch_size=4"])
+    report, _ = told(overrides=["training.gradient_checkpointing=true", "training.precision=bf16"])
+    assert "estimated without training.gradient_checkpointing" in texts(report, "info") and "training.precision 'bf16' is not known beforehand" in texts(report, "info")
+    report, _ = told(overrides=["training.batch_by=clip", "training.accumulation=3", "training.batch_size=4"])
     assert "stage joint, 12 samples, each with its own pass over the clip" in report.figures["operations"]
 
 

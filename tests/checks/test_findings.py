@@ -2,19 +2,19 @@
 
 import pytest
 
-from modulate.checks.findings import Finding, Report
+from modulate.checks.findings import CheckReport, Finding
 
 
 @pytest.mark.parametrize(("levels", "ok"), [([], True), (["info"], True), (["warning", "info"], True), (["error"], False), (["info", "error", "info"], False)])
 def test_a_report_is_in_order_unless_it_has_an_error(levels, ok):
-    report = Report("r")
+    report = CheckReport("r")
     for k, level in enumerate(levels):
         report.add(level, str(k))
     assert report.ok is ok
 
 
 def test_a_finding_is_added_once():
-    report = Report("r")
+    report = CheckReport("r")
     for level, text in (("info", "a"), ("info", "a"), ("warning", "a"), ("info", "b")):
         report.add(level, text)
     assert report.findings == [Finding("info", "a"), Finding("warning", "a"), Finding("info", "b")] and report.cache == 0

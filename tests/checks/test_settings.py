@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from modulate.checks.findings import Report
-from modulate.checks.settings import check_settings, optimiser_steps
+from modulate.checks.findings import CheckReport
+from modulate.checks.settings import check_settings, optimizer_steps
 from modulate.config.recipe import load_recipe
 from modulate.interfaces.components import Sample
 from tests.paths import SMALL
 
 
 def found(*overrides, train=0, test_videos=()):
-    report = Report("small")
+    report = CheckReport("small")
     samples = {"train": [sample(f"t{i // 4}") for i in range(train)], "test": [sample(video) for video in test_videos]}
     check_settings(report, load_recipe(SMALL, overrides), samples)
     return report
@@ -36,11 +36,11 @@ CASES = [
     (["training.patience=2", "training.validate_every=null"], "warning", "`patience` has no effect without validation"),
     (["training.condition=blank"], "info", "`augment` has no effect: training under 'blank' sees no signal"),
     (["injection.layers=[1, 2, 1]"], "warning", "injection.layers names layer 1 more than once"),
-    (["training.together=clip"], "warning", "training.accumulation is 1: an optimiser step sees a single clip"),
+    (["training.batch_by=clip"], "warning", "training.accumulation is 1: an optimiser step sees a single clip"),
     (["sampling.train_max_frames=3"], "info", "sampling.train_max_frames is 3: training sees fewer frames than the 8"),
-    (["sampling.told_fps=24"], "warning", "sampling.told_fps is 24.0"),
-    (["features.tower_by=clip"], "warning", "features.tower_by is `clip`, which has no effect without features.tower_gib"),
-    (["features.tower_gib=1"], "warning", "features.tower_gib finds nothing in training"),
+    (["sampling.processor_fps=24"], "warning", "sampling.processor_fps is 24.0"),
+    (["features.vision_tower_cache_by=clip"], "warning", "features.vision_tower_cache_by is `clip`, which has no effect without features.vision_tower_cache_gib"),
+    (["features.vision_tower_cache_gib=1"], "warning", "features.vision_tower_cache_gib finds nothing in training"),
 ]
 
 
@@ -54,9 +54,9 @@ def test_it_is_named_with_its_level(overrides, level, text):
     "overrides",
     [
         ["training.stages.1.lora_lr=0.1"], ["training.patience=2"], ["training.condition=blank", "training.augment=false"], ["sampling.train_max_frames=8"],
-        ["training.together=clip", "training.accumulation=2"], ["features.tower_gib=1", "features.tower_by=clip"], ["features.tower_gib=1", "training.batch_size=1"],
-        ["features.tower_gib=1", "training.together=clip", "training.accumulation=2"], ["features.states_gib=1", "training.batch_size=1", "lora=null",
-         "training.stages=[{name: one, train: [modulator], epochs: 1}]"], ["training.recompute=true"], ["injection.layers=[1, 2]"],
+        ["training.batch_by=clip", "training.accumulation=2"], ["features.vision_tower_cache_gib=1", "features.vision_tower_cache_by=clip"], ["features.vision_tower_cache_gib=1", "training.batch_size=1"],
+        ["features.vision_tower_cache_gib=1", "training.batch_by=clip", "training.accumulation=2"], ["features.hidden_state_cache_gib=1", "training.batch_size=1", "lora=null",
+         "training.stages=[{name: one, train: [modulator], epochs: 1}]"], ["training.gradient_checkpointing=true"], ["injection.layers=[1, 2]"],
     ],
 )  # fmt: skip
 def test_what_has_an_effect_is_not_named(overrides):
@@ -64,9 +64,9 @@ def test_what_has_an_effect_is_not_named(overrides):
 
 
 def test_states_that_are_kept_rest_or_are_of_no_use_where_layers_change_or_run_again():
-    report = found("features.states_gib=1", "training.recompute=true", "training.batch_size=1")
+    report = found("features.hidden_state_cache_gib=1", "training.gradient_checkpointing=true", "training.batch_size=1")
     assert [(f.level, f.text.partition(" has no")[0].partition(" rests")[0]) for f in report.findings] == [
-        ("warning", "features.states_gib"), ("info", "features.states_gib"),
+        ("warning", "features.hidden_state_cache_gib"), ("info", "features.hidden_state_cache_gib"),
     ]  # fmt: skip
     assert "stage 'joint'" in report.findings[1].text
 
@@ -96,7 +96,7 @@ def test_a_step_of_more_samples_than_there_are_is_named(train, odd):
 @pytest.mark.parametrize(("accumulation", "train", "of", "odd"), [(1, 8, "a clip, 4.0 samples on average", False), (3, 9, "3 clips, 9.0 samples on average", False),
                                                                  (4, 9, "4 clips, 12.0 samples on average", True)])
 def test_steps_on_clips_are_counted_in_clips(accumulation, train, of, odd):
-    report = found("training.together=clip", f"training.accumulation={accumulation}", "training.warmup_steps=0", train=train)
+    report = found("training.batch_by=clip", f"training.accumulation={accumulation}", "training.warmup_steps=0", train=train)
     assert report.figures["stage joint"].partition("steps of ")[2].startswith(of)
     assert [f.text.startswith(f"One optimiser step takes {accumulation} batches, the training split makes 3") for f in report.findings if f.level == "info"] == [True] * odd
 
@@ -118,4 +118,4 @@ def test_patience_that_cannot_run_out_is_named(patience, every, epochs, named):
 
 def test_steps_of_a_stage_are_whole_and_at_least_one():
     recipe = load_recipe(SMALL, ["training.accumulation=4", "training.stages.0.epochs=0.1", "training.stages.1.epochs=2.5"])
-    assert optimiser_steps(recipe, 10) == [1, 8] and optimiser_steps(recipe, 12) == [1, 8] and optimiser_steps(recipe, 13) == [1, 10]
+    assert optimizer_steps(recipe, 10) == [1, 8] and optimizer_steps(recipe, 12) == [1, 8] and optimizer_steps(recipe, 13) == [1, 10]

@@ -203,7 +203,7 @@ FEW = ["lora=null", "training.stages.1.train=[modulator]", "data.params.max_per_
 
 def test_train_tells_what_every_store_did_and_which_bound_was_too_small(work, modulate, tmp_path):
     folder, _ = work
-    bounds = ["features.disk_gib=0.00002", "features.tower_gib=1", "features.states_gib=1", "features.frames_gib=1", "training.together=clip", "training.batch_size=4"]
+    bounds = ["features.disk_gib=0.00002", "features.vision_tower_cache_gib=1", "features.hidden_state_cache_gib=1", "features.frames_gib=1", "training.batch_by=clip", "training.batch_size=4"]
     code, _, err = modulate("train", SMALL, f"data.params.root={folder}/world", "--runs", tmp_path / "runs", "--cache", tmp_path / "cache", *bounds, *FEW)
     assert code == 0, err
     for line in (

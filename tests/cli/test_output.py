@@ -14,7 +14,7 @@ import warnings
 import pytest
 
 from modulate.cli import progress
-from modulate.utils.library_warnings import heard
+from modulate.utils.library_warnings import show_library_warnings
 from tests.paths import ROOT
 
 SMALL = ROOT / "tests" / "data" / "small.yaml"
@@ -265,7 +265,7 @@ assert [f for f in warnings.filters if f[2] is not ResourceWarning] == [f for f 
 
 
 def test_around_the_forwards_of_a_conditioning_and_the_injection_of_lora_deprecations_are_heard():
-    with heard():
+    with show_library_warnings():
         installed = warnings.formatwarning
     assert warnings.formatwarning is not installed
     for name in ("inject.py", "pipeline.py", "ask.py", "training/train.py", "evaluation/evaluate.py"):
@@ -273,7 +273,7 @@ def test_around_the_forwards_of_a_conditioning_and_the_injection_of_lora_depreca
 
 
 def test_who_records_warnings_gets_all_of_them():
-    with heard(), pytest.warns(FutureWarning) as found:
+    with show_library_warnings(), pytest.warns(FutureWarning) as found:
         for _ in range(2):
             warnings.warn("recorded", FutureWarning, stacklevel=1)
     assert len(found) == 2
@@ -284,7 +284,7 @@ def test_blocks_of_several_threads_leave_nothing_behind():
 
     def work():
         for _ in range(200):
-            with heard():
+            with show_library_warnings():
                 pass
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -171,9 +171,9 @@ def test_training_lora_without_a_lora_section_is_refused():
 
 def test_keys_that_contradict_each_other_are_told_without_the_whole_recipe():
     with pytest.raises(RecipeError) as failed:
-        recipes.load_recipe(SMALL, ["training.together=clip", "training.recompute=true"])
+        recipes.load_recipe(SMALL, ["training.batch_by=clip", "training.gradient_checkpointing=true"])
     first, second = str(failed.value).splitlines()
-    assert first.endswith("is not valid:") and second.startswith("  (whole): `training.together: clip` keeps") and second.endswith("cannot fill: choose one")
+    assert first.endswith("is not valid:") and second.startswith("  (whole): `training.batch_by: clip` keeps") and second.endswith("cannot fill: choose one")
 
 
 def test_a_missing_recipe_is_refused_with_near_matches():

@@ -11,16 +11,16 @@ STAGE = {"name": "one", "train": ("modulator",), "epochs": 1.0}
 NEEDED = {Training: {"stages": (STAGE,)}, Stage: STAGE, Rate: {"fps": 1.0}}
 
 DEFAULTS = {
-    Sampling: {"fps": 1.0, "max_frames": 8, "train_max_frames": None, "clock": "true", "told_fps": None, "alignment": "time", "antialias": True},
-    Features: {"dtype": "float32", "disk_gib": 50.0, "frames_gib": 0.0, "tower_gib": 0.0, "states_gib": 0.0, "tower_by": "call"},
+    Sampling: {"fps": 1.0, "max_frames": 8, "train_max_frames": None, "clock": "true", "processor_fps": None, "alignment": "time", "antialias": True},
+    Features: {"dtype": "float32", "disk_gib": 50.0, "frames_gib": 0.0, "vision_tower_cache_gib": 0.0, "hidden_state_cache_gib": 0.0, "vision_tower_cache_by": "call"},
     Stage: {**STAGE, "lr": 3e-4, "lora_lr": None},
     Training: {
         "stages": (Stage(**STAGE),), "batch_size": 8, "accumulation": 1, "weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 20, "clip_norm": 1.0,
-        "label_smoothing": 0.0, "empty": "train", "augment": True, "condition": "signal", "together": "any", "ahead": 1, "patience": None, "validate_every": 1,
-        "recompute": False, "precision": "no", "checkpoint_every": 50, "max_skipped_steps": 5, "trackers": (),
+        "label_smoothing": 0.0, "empty": "train", "augment": True, "condition": "signal", "batch_by": "any", "prefetch_batches": 1, "patience": None, "validate_every": 1,
+        "gradient_checkpointing": False, "precision": "no", "checkpoint_every": 50, "max_skipped_steps": 5, "trackers": (),
     },
     Evaluation: {
-        "batch_size": 32, "together": "any", "conditions": ("none", "blank", "shuffled", "centre", "shifted", "host"), "inputs": {}, "failed": "wrong",
+        "batch_size": 32, "batch_by": "any", "conditions": ("none", "blank", "shuffled", "centre", "shifted", "host"), "inputs": {}, "failed": "wrong",
         "max_failed_share": 0.0, "bootstrap": 2000,
     },
 }  # fmt: skip
@@ -34,12 +34,12 @@ def test_keys_left_out_have_the_documented_values(section):
 
 LIMITS = [
     (Rate, "fps", 1e-9, 0), (Rate, "up_to", 1e-9, 0),
-    (Sampling, "fps", 1e-9, 0), (Sampling, "max_frames", 1, 0), (Sampling, "train_max_frames", 1, 0), (Sampling, "told_fps", 1e-9, 0),
-    (Features, "disk_gib", 0, -1e-9), (Features, "frames_gib", 0, -1e-9), (Features, "tower_gib", 0, -1e-9), (Features, "states_gib", 0, -1e-9),
+    (Sampling, "fps", 1e-9, 0), (Sampling, "max_frames", 1, 0), (Sampling, "train_max_frames", 1, 0), (Sampling, "processor_fps", 1e-9, 0),
+    (Features, "disk_gib", 0, -1e-9), (Features, "frames_gib", 0, -1e-9), (Features, "vision_tower_cache_gib", 0, -1e-9), (Features, "hidden_state_cache_gib", 0, -1e-9),
     (Stage, "train", ("lora",), ()), (Stage, "epochs", 1e-9, 0), (Stage, "lr", 1e-9, 0),
     (Training, "stages", (STAGE,), ()), (Training, "batch_size", 1, 0), (Training, "accumulation", 1, 0), (Training, "weight_decay", 0, -1e-9),
     (Training, "warmup_steps", 0, -1), (Training, "clip_norm", 1e-9, 0), (Training, "label_smoothing", 0, -1e-9), (Training, "label_smoothing", 0.999, 1),
-    (Training, "ahead", 0, -1), (Training, "patience", 1, 0), (Training, "validate_every", 1, 0), (Training, "checkpoint_every", 1, 0),
+    (Training, "prefetch_batches", 0, -1), (Training, "patience", 1, 0), (Training, "validate_every", 1, 0), (Training, "checkpoint_every", 1, 0),
     (Training, "max_skipped_steps", 1, 0),
     (Evaluation, "batch_size", 1, 0), (Evaluation, "max_failed_share", 0, -1e-9), (Evaluation, "max_failed_share", 1, 1.001), (Evaluation, "bootstrap", 100, 99),
 ]  # fmt: skip

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from modulate.errors import ModulateError
-from modulate.hosts.kv_cache import cache_among, length_of
+from modulate.hosts.kv_cache import cache_length, find_cache
 from modulate.modulation import attachment as inject
 from modulate.modulation import conditioning
 from modulate.modulation import recompute as passes
 from modulate.modulation import token_positions as localize
-from modulate.modulation import visual_token_tracker as ledger
+from modulate.modulation import visual_token_tracker as tracker
 from modulate_hosts.contract import company as test_company
 from modulate_hosts.contract import embeddings as test_embeddings
 from modulate_hosts.contract import forward as test_forward
@@ -63,18 +63,18 @@ def first_row_for_every_row(monkeypatch):
 
 
 def beam_expansion_ignored(monkeypatch):
-    monkeypatch.setattr(ledger.Ledger, "rows_of", lambda self, batch: [i % len(self.expected) for i in range(batch)])
+    monkeypatch.setattr(tracker.VisualTokenTracker, "rows_of", lambda self, batch: [i % len(self.expected) for i in range(batch)])
 
 
 def chunk_boundary_ignored(monkeypatch):
     """Every forward counts its visual tokens from 0, and nobody checks the count."""
-    monkeypatch.setattr(ledger.Ledger, "_continued", lambda self, here: None)
-    monkeypatch.setattr(ledger.Ledger, "finish", lambda self: None)
+    monkeypatch.setattr(tracker.VisualTokenTracker, "_continued", lambda self, here: None)
+    monkeypatch.setattr(tracker.VisualTokenTracker, "finish", lambda self: None)
 
 
 def first_forward_only(monkeypatch):
     """Call order decides: the first forward of a conditioning is the prompt, all later ones are taken for decoding."""
-    after_plan(monkeypatch, lambda self, given, plan: plan if self.ledger.forwards == 1 else None)
+    after_plan(monkeypatch, lambda self, given, plan: plan if self.tracker.forwards == 1 else None)
 
 
 def last_clip_first(monkeypatch):
@@ -101,20 +101,20 @@ def after_other_hooks(monkeypatch):
 def recompute_by_the_last_plan(monkeypatch):
     """What is recomputed is taken for the last forward."""
     latest = []
-    begin = passes.Recall.begin
-    monkeypatch.setattr(passes.Recall, "begin", lambda self, passed: (latest.append(passed), begin(self, passed)))
-    monkeypatch.setattr(passes.Recall, "run_again", lambda self: None)
-    monkeypatch.setattr(passes.Recall, "_recomputed", lambda self, task: latest[-1])
+    begin = passes.RecomputeTracker.begin
+    monkeypatch.setattr(passes.RecomputeTracker, "begin", lambda self, passed: (latest.append(passed), begin(self, passed)))
+    monkeypatch.setattr(passes.RecomputeTracker, "run_again", lambda self: None)
+    monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, task: latest[-1])
 
 
 def recomputed_is_bare(monkeypatch):
     """What is recomputed is taken for a forward that nothing is known of."""
-    monkeypatch.setattr(passes.Recall, "_recomputed", lambda self, task: None)
+    monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, task: None)
 
 
 def run_again_is_new(monkeypatch):
     """A whole forward that is run again is taken for one of the block that lasts."""
-    monkeypatch.setattr(passes.Recall, "replays", lambda self: False)
+    monkeypatch.setattr(passes.RecomputeTracker, "replays", lambda self: False)
 
 
 def first_of_the_checkpoint(monkeypatch):
@@ -140,7 +140,7 @@ def positions_ignored(monkeypatch):
 
 def types_ignored(monkeypatch):
     """Generated placeholders count as visual."""
-    monkeypatch.setattr(ledger.Ledger, "_check_surplus", lambda *args: None)
+    monkeypatch.setattr(tracker.VisualTokenTracker, "_check_surplus", lambda *args: None)
     monkeypatch.setattr(localize, "_types", lambda *args: ("", None))
     after_plan(monkeypatch, lambda self, given, plan: plan or applied_to_placeholders(self, given))
 
@@ -161,20 +161,20 @@ def hooks_stay(monkeypatch):
 
 def turns_count_on(monkeypatch):
     """A second turn takes the tokens of the first for its own."""
-    monkeypatch.setattr(ledger, "_numbers", itertools.repeat(1))
+    monkeypatch.setattr(tracker, "_numbers", itertools.repeat(1))
 
 
 def copies_know_nothing(monkeypatch):
     """What a cache holds is known of the object alone."""
     held = weakref.WeakKeyDictionary()
-    monkeypatch.setattr(ledger, "noted", lambda cache: held.get(cache, {}) if cache is not None else {})
-    monkeypatch.setattr(ledger.Samples, "find", lambda self, cache, past: None)
-    monkeypatch.setattr(ledger, "note", lambda cache, number, stream, going_on: held.update({cache: {number: stream}}))
+    monkeypatch.setattr(tracker, "noted", lambda cache: held.get(cache, {}) if cache is not None else {})
+    monkeypatch.setattr(tracker.Samples, "find", lambda self, cache, past: None)
+    monkeypatch.setattr(tracker, "note", lambda cache, number, stream, going_on: held.update({cache: {number: stream}}))
 
 
 def later_clips_are_text(monkeypatch):
     """Whatever comes after a complete prompt counts as generated."""
-    monkeypatch.setattr(ledger.Ledger, "_check_surplus", lambda *args: None)
+    monkeypatch.setattr(tracker.VisualTokenTracker, "_check_surplus", lambda *args: None)
 
 
 def branches_are_prompts(monkeypatch):
@@ -183,7 +183,7 @@ def branches_are_prompts(monkeypatch):
 
 
 def applied_where_the_prompt_has_them(self, given):
-    ids, past = given["input_ids"], length_of(cache_among(given))
+    ids, past = given["input_ids"], cache_length(find_cache(given))
     index = (torch.arange(past, past + ids.shape[1]) < 8).nonzero()[:, 0]
     return conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape), self.owner) if len(index) else None
 

@@ -42,12 +42,12 @@ def decoded(monkeypatch):
     """What was decoded: the times of each call, by how it was asked for."""
     calls = []
 
-    def noted(name):
+    def histories_on(name):
         original = getattr(clips, name)
         monkeypatch.setattr(clips, name, lambda path, times: (calls.append((name, list(times))), original(path, times))[1])
 
-    noted("read_shown")
-    noted("read_frames")
+    histories_on("read_shown")
+    histories_on("read_frames")
     return calls
 
 

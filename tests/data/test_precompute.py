@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from modulate import cli
 from modulate.config.recipe import load_recipe
 from modulate.data.clip_shards import Clip, Share, planned
-from modulate.data.feature_extractor import Footage
-from modulate.data.precompute import Filler, Need, Sizes, refuse_failures, refuse_too_small
+from modulate.data.feature_extractor import FeatureExtractor
+from modulate.data.precompute import FeatureFiller, Sizes, SpaceNeeded, refuse_failures, refuse_too_small
 from modulate.errors import ComponentError, DataError, Interrupted, RecipeError, StorageError
 from modulate.evaluation.evaluate import evaluate
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import FrameFeatures
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate.runs.run import Run
 from modulate.training.trainer import train
-from modulate.utils.interrupts import Stop
+from modulate.utils.interrupts import StopRequest
 from modulate_tabletop.make import make_world
 
 TINY = [
@@ -46,7 +46,7 @@ def arguments(world, *overrides):
 
 
 def footage_for(world, cache, *overrides):
-    return Footage(load_recipe("gazeqwen_tiny", arguments(world, *overrides)), cache, torch.device("cpu"), must_keep=True)
+    return FeatureExtractor(load_recipe("gazeqwen_tiny", arguments(world, *overrides)), cache, torch.device("cpu"), must_keep=True)
 
 
 def files_in(folder):
@@ -58,8 +58,8 @@ def filled(world):
     """(footage, clips, folder of a cache that the command has filled, its files, what it printed)."""
     cache = world / "cache"
     done = command(world, cache)
-    footage = footage_for(world, cache)
-    return footage, planned(footage), cache, files_in(cache), done
+    extractor = footage_for(world, cache)
+    return extractor, planned(extractor), cache, files_in(cache), done
 
 
 def command(world, cache, *more):
@@ -123,66 +123,66 @@ def test_two_processes_write_the_same_bytes_as_one(filled, world, tmp_path):
 
 def test_shares_given_by_hand_make_the_whole(filled, world, tmp_path):
     for number in (1, 3):
-        Filler(footage_for(world, tmp_path)).fill(Share(number, 3).clips(filled[1]))
+        FeatureFiller(footage_for(world, tmp_path)).fill(Share(number, 3).clips(filled[1]))
     assert files_in(tmp_path).items() < filled[3].items()
     code, said = command(world, tmp_path, "--shard", "2/3")
     assert code == 0 and "features (share 2 of 3)" in said and files_in(tmp_path) == filled[3]
 
 
 def test_of_splits_only_those_asked_for(world, filled, tmp_path):
-    footage, clips, *_ = filled
-    train_clips, val, test = (planned(footage, [split]) for split in ("train", "val", "test"))
-    assert {len(c.times) for c in train_clips} == {2} and {len(c.times) for c in val} == {4} and not any(c.grey for c in (*train_clips, *val))
-    assert all(c.grey for c in test) and not any(c.grey for c in planned(footage_for(world, tmp_path, "evaluation.conditions=[blank]"), ["test"]))
+    extractor, clips, *_ = filled
+    train_clips, val, test = (planned(extractor, [split]) for split in ("train", "val", "test"))
+    assert {len(c.times) for c in train_clips} == {2} and {len(c.times) for c in val} == {4} and not any(c.gray for c in (*train_clips, *val))
+    assert all(c.gray for c in test) and not any(c.gray for c in planned(footage_for(world, tmp_path, "evaluation.conditions=[blank]"), ["test"]))
     assert sorted((*train_clips, *val, *test), key=lambda c: (str(c.video), c.times)) == clips
-    assert sum(len(c.samples) for c in clips) == sum(len(footage.dataset.samples(s)) for s in ("train", "val", "test")) > len(clips)
+    assert sum(len(c.samples) for c in clips) == sum(len(extractor.dataset.samples(s)) for s in ("train", "val", "test")) > len(clips)
 
 
 # --- going on -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_time_nothing_is_decoded_or_computed(filled, monkeypatch):
-    footage, clips, cache, files, _ = filled
+    extractor, clips, cache, files, _ = filled
     monkeypatch.setattr("modulate.data.clip_reader.probe", lambda path: pytest.fail("opened a video"))
-    done = Filler(footage).fill(clips)
+    done = FeatureFiller(extractor).fill(clips)
     assert (done.there, done.computed, done.failed) == (len(clips), 0, []) and done.bytes == sum(p.stat().st_size for p in cache.glob("*.safetensors"))
     assert files_in(cache) == files
 
 
 def test_what_is_missing_or_damaged_is_computed_again_and_nothing_else(filled):
-    footage, clips, cache, files, _ = filled
-    gone, altered, noted = sorted(cache.glob("*.safetensors"))[0], sorted(cache.glob("*.safetensors"))[-1], sorted((cache / "shown").iterdir())[0]
+    extractor, clips, cache, files, _ = filled
+    gone, altered, histories_on = sorted(cache.glob("*.safetensors"))[0], sorted(cache.glob("*.safetensors"))[-1], sorted((cache / "shown").iterdir())[0]
     gone.unlink()
     altered.write_bytes(altered.read_bytes()[:-1] + b"?")
-    noted.write_text('{"[0.0]": ["never"]}')
+    histories_on.write_text('{"[0.0]": ["never"]}')
     with pytest.warns(UserWarning) as said:
-        done = Filler(footage).fill(clips)
+        done = FeatureFiller(extractor).fill(clips)
     assert [("notes in" in str(w.message), "features in" in str(w.message)) for w in said if "damaged" in str(w.message)].count((False, True)) == 1
     assert any("The notes in" in str(w.message) and "are decoded again" in str(w.message) for w in said)
     assert done.computed == 2 and done.there == len(clips) - 2 and files_in(cache) == files
 
 
 def test_asked_to_stop_it_stops_behind_a_clip_and_then_goes_on(filled, world, tmp_path):
-    footage, stop = footage_for(world, tmp_path), Stop()
+    extractor, stop = footage_for(world, tmp_path), StopRequest()
     with pytest.raises(Interrupted, match="Stopped by SIGTERM; everything up to here is saved") as stopped:
-        Filler(footage, lambda n: stop.request(signal.SIGTERM), stop).fill(filled[1])
+        FeatureFiller(extractor, lambda n: stop.request(signal.SIGTERM), stop).fill(filled[1])
     assert stopped.value.code == 143 and 1 <= len(list(tmp_path.glob("*.safetensors"))) <= 2
-    done = Filler(footage).fill(filled[1])
+    done = FeatureFiller(extractor).fill(filled[1])
     assert done.there == 1 and done.computed == len(filled[1]) - 1 and files_in(tmp_path) == filled[3]
 
 
 def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(world, filled, tmp_path, monkeypatch):
-    footage = footage_for(world, tmp_path, "features.frames_gib=1")
-    clips = planned(footage, ["val"])
-    need, done = Sizes(footage).of(clips), Filler(footage).fill(clips)
+    extractor = footage_for(world, tmp_path, "features.frames_gib=1")
+    clips = planned(extractor, ["val"])
+    need, done = Sizes(extractor).of(clips), FeatureFiller(extractor).fill(clips)
     kept = sum(p.stat().st_size for p in (tmp_path / "frames").iterdir())
     assert done.computed == len(clips) and done.bytes == sum(map(len, files_in(tmp_path).values())) and kept < need.frames < kept + 4096 * len(clips)
     monkeypatch.setattr("modulate.data.clip_reader.read_shown", lambda *a: pytest.fail("decoded"))
-    again = Filler(footage_for(world, tmp_path, "features.frames_gib=1")).fill(clips)
+    again = FeatureFiller(footage_for(world, tmp_path, "features.frames_gib=1")).fill(clips)
     assert (again.there, again.computed) == (len(clips), 0)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
-    assert Filler(footage).fill(clips).computed == len(clips)
+    assert FeatureFiller(extractor).fill(clips).computed == len(clips)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------------------------------
@@ -191,19 +191,19 @@ def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(worl
 def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 99)
-    footage, (clip, *_) = footage_for(world, tmp_path / "cache"), filled[1]
+    extractor, (clip, *_) = footage_for(world, tmp_path / "cache"), filled[1]
     clips = [Clip(broken, (0.0,), False, ("q1", "q2")), Clip(tmp_path / "absent.mp4", (0.0,), False, ("q3",)), clip]
-    done = Filler(footage).fill(clips)
+    done = FeatureFiller(extractor).fill(clips)
     assert done.computed == 1 and [c.samples for c, _ in done.failed] == [("q1", "q2"), ("q3",)]
     assert "cannot be opened as a video" in done.failed[0][1] and "There is no video file at" in done.failed[1][1]
     total = 3 + len(clip.samples)
     with pytest.raises(DataError, match=rf"clips of 3 of {total} samples failed, more than max_failed_share 0\.0 allows\. First: q1: .*broken\.mp4"):
-        refuse_failures(footage, clips, done)
+        refuse_failures(extractor, clips, done)
     refuse_failures(footage_for(world, tmp_path, "evaluation.max_failed_share=0.99"), clips, done)
 
 
 def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_of_a_backbone_is_a_defect(filled, world, tmp_path):
-    footage, clips = footage_for(world, tmp_path), filled[1][:2]
+    extractor, clips = footage_for(world, tmp_path), filled[1][:2]
 
     def full(frames, times):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 PiB.")
@@ -211,12 +211,12 @@ def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_o
     def broken(frames, times):
         raise ZeroDivisionError("in a backbone")
 
-    footage.backbone.forward = full
-    done = Filler(footage).fill(clips)
+    extractor.backbone.forward = full
+    done = FeatureFiller(extractor).fill(clips)
     assert [reason for _, reason in done.failed] == ["its frames' features do not fit into memory (CUDA out of memory)."] * 2 and done.computed == 0
-    footage.backbone.forward = broken
+    extractor.backbone.forward = broken
     with pytest.raises(ComponentError, match="backbone 'vjepa2_1' of plugin 'vjepa' failed in forward: ZeroDivisionError"):
-        Filler(footage).fill(clips)
+        FeatureFiller(extractor).fill(clips)
 
 
 def test_the_command_fails_when_clips_do_and_says_which(world, tmp_path, monkeypatch, capsys):
@@ -236,66 +236,66 @@ def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(
     assert not list(tmp_path.rglob("*.safetensors"))
     frames = footage_for(world, tmp_path, "features.frames_gib=0.001")
     with pytest.raises(RecipeError, match=r"All decoded frames take about 5\.0 GiB, and features\.frames_gib keeps 1\.0 MiB"):
-        refuse_too_small(frames, Need(0, 5 << 30))
-    refuse_too_small(frames, Need(50 << 30, 1 << 20))
+        refuse_too_small(frames, SpaceNeeded(0, 5 << 30))
+    refuse_too_small(frames, SpaceNeeded(50 << 30, 1 << 20))
 
 
 def test_a_bound_that_drops_what_was_computed_all_the_same_is_told(filled, world, tmp_path):
-    footage = footage_for(world, tmp_path)
-    footage.features.max_bytes = 100_000
+    extractor = footage_for(world, tmp_path)
+    extractor.features.max_bytes = 100_000
     with pytest.warns(UserWarning, match="what other recipes used longest ago will be dropped"), pytest.raises(StorageError, match=r"was dropped before it was used: the cache is too small\. Raise features\.disk_gib"):
-        Filler(footage).fill(filled[1])
+        FeatureFiller(extractor).fill(filled[1])
 
 
 def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_path):
-    footage = footage_for(world, tmp_path)
+    extractor = footage_for(world, tmp_path)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
     os.utime(tmp_path / "other.safetensors", (1000, 1000))
-    footage.features.max_bytes = 800_000
+    extractor.features.max_bytes = 800_000
     with pytest.warns(UserWarning, match=r"holds 0\.7 MiB and 0\.2 MiB are to come, of at most 0\.8 MiB: what other recipes used"):
-        Filler(footage).fill(filled[1])
+        FeatureFiller(extractor).fill(filled[1])
     assert not (tmp_path / "other.safetensors").exists() and {k for k in files_in(tmp_path) if "/" not in k} == {k for k in filled[3] if "/" not in k}
 
 
 def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path):
-    footage, clips = footage_for(world, tmp_path), planned(filled[0], ["val"])
-    Filler(footage).fill(clips)
+    extractor, clips = footage_for(world, tmp_path), planned(filled[0], ["val"])
+    FeatureFiller(extractor).fill(clips)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
-    footage.features.max_bytes = 500_000
-    assert Filler(footage).fill(clips).there == len(clips)  # warnings are errors here
+    extractor.features.max_bytes = 500_000
+    assert FeatureFiller(extractor).fill(clips).there == len(clips)  # warnings are errors here
     assert (tmp_path / "other.safetensors").exists()
 
 
 def test_a_disk_without_room_is_told_before_anything_is_computed(filled, world, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1000))
     with pytest.raises(StorageError, match=r"MiB are still to be written, and the disk of .* has 0\.0 MiB left"):
-        Filler(footage_for(world, tmp_path / "cache")).fill(filled[1])
+        FeatureFiller(footage_for(world, tmp_path / "cache")).fill(filled[1])
     assert not (tmp_path / "cache").exists()
 
 
-DINO = Choice(name="dinov2", params={"weights": "random", "dims": {"dim": 24, "depth": 2, "heads": 2}, "image_size": 56})
+DINO = ComponentSpec(name="dinov2", params={"weights": "random", "dims": {"dim": 24, "depth": 2, "heads": 2}, "image_size": 56})
 
 
 @pytest.mark.parametrize("backbone", [None, DINO])
 def test_sizes_are_known_without_computing_and_the_backbone_is_left_as_it_is(filled, tmp_path, backbone):
     recipe = filled[0].recipe
-    footage = Footage(recipe.model_copy(update={"backbone": backbone or recipe.backbone}), tmp_path, torch.device("cpu"))
-    clips, before = filled[1], footage.backbone.fingerprint()
-    need = Sizes(footage).of(clips)
-    real = sum(footage.backbone(torch.zeros(len(c.times), 64, 64, 3, dtype=torch.uint8), c.times).values.numel() * 2 * (1 + c.grey) for c in clips)
-    assert real < need.features <= real + 4096 * sum(1 + c.grey for c in clips) and need.frames == 0
-    assert footage.backbone.fingerprint() == before and {t.device.type for t in footage.backbone.state_dict().values()} == {"cpu"}
+    extractor = FeatureExtractor(recipe.model_copy(update={"backbone": backbone or recipe.backbone}), tmp_path, torch.device("cpu"))
+    clips, before = filled[1], extractor.backbone.fingerprint()
+    need = Sizes(extractor).of(clips)
+    real = sum(extractor.backbone(torch.zeros(len(c.times), 64, 64, 3, dtype=torch.uint8), c.times).values.numel() * 2 * (1 + c.gray) for c in clips)
+    assert real < need.features <= real + 4096 * sum(1 + c.gray for c in clips) and need.frames == 0
+    assert extractor.backbone.fingerprint() == before and {t.device.type for t in extractor.backbone.state_dict().values()} == {"cpu"}
 
 
 def test_sizes_of_a_backbone_that_needs_real_numbers_are_left_open(filled, world, tmp_path):
-    footage = footage_for(world, tmp_path)
+    extractor = footage_for(world, tmp_path)
 
     class Picky(torch.nn.Module):
         def forward(self, frames, times):
             return FrameFeatures(torch.zeros(int(frames.sum()), 1, 1, 1), times)
 
-    footage.backbone = Picky()
-    assert Sizes(footage).of(filled[1]) == Need()
+    extractor.backbone = Picky()
+    assert Sizes(extractor).of(filled[1]) == SpaceNeeded()
 
 
 # --- shares ---------------------------------------------------------------------------------------------------------------------------------

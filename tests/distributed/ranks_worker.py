@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from modulate.utils.interrupts import Stop
+from modulate.utils.interrupts import StopRequest
 
 TINY = [
     "data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=4", "sampling.max_frames=2", "training.batch_size=3",
@@ -41,11 +41,11 @@ def without(pipeline, bad):
 
 
 class Scenarios:
-    def __init__(self, world, team):
+    def __init__(self, world, processes):
         from modulate.inference.pipeline import Pipeline
 
-        self.world, self.team = world, team
-        self.pipeline = Pipeline(recipe_for(world), world / f"cache{team.rank}")
+        self.world, self.processes = world, processes
+        self.pipeline = Pipeline(recipe_for(world), world / f"cache{processes.rank}")
         self.bad = (world / "bad.txt").read_text()
 
     def begin(self, *overrides):
@@ -64,11 +64,11 @@ class Scenarios:
         from modulate.training.trainer import train
 
         run, pipeline = self.begin()
-        stop, steps = Stop(), []
+        stop, steps = StopRequest(), []
 
         def listen(progress):
             steps.append([progress.stage, progress.step])
-            if self.team.rank == 1:
+            if self.processes.rank == 1:
                 stop.request(15)
 
         try:
@@ -97,7 +97,7 @@ class Scenarios:
         without(pipeline, self.bad)
 
         def small(module, args):
-            if self.team.rank == 1 and args[0].shape[0] > 1:
+            if self.processes.rank == 1 and args[0].shape[0] > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
         handle = pipeline.model.lm_head.register_forward_pre_hook(small)
@@ -115,7 +115,7 @@ class Scenarios:
 
         def spoil(module, args, output):
             seen.append(1)
-            return output * float("nan") if self.team.rank == 1 and len(seen) == 1 else None
+            return output * float("nan") if self.processes.rank == 1 and len(seen) == 1 else None
 
         handle = pipeline.model.lm_head.register_forward_hook(spoil)
         try:
@@ -128,7 +128,7 @@ class Scenarios:
         from modulate.training.trainer import train
 
         run, pipeline = self.begin("name=broken")
-        if self.team.rank == 1:
+        if self.processes.rank == 1:
             pipeline.prepare = lambda *args, **kwargs: {}["a defect"]
         train(run, pipeline)
 
@@ -138,12 +138,12 @@ class Scenarios:
 
     def late(self):
         """Process 1 takes longer than process 0 has patience."""
-        team = replace(self.team, patience=0.2)
-        with team.one_fate():
-            if team.rank == 1:
+        processes = replace(self.processes, patience=0.2)
+        with processes.fail_together():
+            if processes.rank == 1:
                 time.sleep(0.6)
-            team.meet()
-            team.meet()
+            processes.meet()
+            processes.meet()
 
     def crowded(self):
         """More processes than a step has samples."""
@@ -153,7 +153,7 @@ class Scenarios:
 
     def sharded(self):
         """A host is divided; modulation and gradients are as without, and after detaching it is the host it was."""
-        from modulate.hosts.fsdp import shard, whole
+        from modulate.hosts.fsdp import full_tensor, shard
         from modulate.modulation.modulated_host import ModulatedHost
         from tests.tiny import CLIP, fresh, inputs, our_hooks, qwen
 
@@ -163,18 +163,18 @@ class Scenarios:
             for projection in modulation.out:
                 torch.nn.init.normal_(projection.weight, std=0.5)
             host = ModulatedHost(modulation, model)
-            host([[CLIP], [CLIP]], **inputs(seed=self.team.rank)).logits[:, -1].square().sum().backward()
+            host([[CLIP], [CLIP]], **inputs(seed=self.processes.rank)).logits[:, -1].square().sum().backward()
             host.attachment.detach()
             return {name: p.grad for name, p in modulation.named_parameters()}
 
         plain, model = qwen(), qwen()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         modules = [id(m) for m in model.modules()]
-        shard(model, self.team)
+        shard(model, self.processes)
         divided = [name for name, p in model.named_parameters() if hasattr(p, "full_tensor")]
         held = sum(p.to_local().numel() if hasattr(p, "full_tensor") else 0 for p in model.parameters())
         expected, found = learn(plain), learn(model)
-        again = {name: whole(value) for name, value in model.state_dict().items()}
+        again = {name: full_tensor(value) for name, value in model.state_dict().items()}
         return {
             "divided": sorted({name.split(".")[2] for name in divided}),
             "share": held / sum(before[name].numel() for name in divided),
@@ -189,10 +189,10 @@ class Scenarios:
         """The command line, on a host that is divided, with layers that are recomputed."""
         from modulate.cli import main
 
-        self.team.shards = True  # as if accelerate's configuration had asked for it; torch joins processes once only
-        overrides = [f"data.params.root={self.world}/tabletop", *TINY, "training.recompute=true"]
+        self.processes.shards = True  # as if accelerate's configuration had asked for it; torch joins processes once only
+        overrides = [f"data.params.root={self.world}/tabletop", *TINY, "training.gradient_checkpointing=true"]
         try:
-            main(["train", "gazeqwen_tiny", *overrides, "--runs", str(self.world / "fsdp"), "--cache", str(self.world / f"cache{self.team.rank}")])
+            main(["train", "gazeqwen_tiny", *overrides, "--runs", str(self.world / "fsdp"), "--cache", str(self.world / f"cache{self.processes.rank}")])
         except SystemExit as end:
             return end.code
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from modulate.distributed import launch
-from modulate.distributed.process_group import Team
+from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import RecipeError
 
 NAMES = (
@@ -46,7 +46,7 @@ def test_launchers_are_known_by_what_they_set(environment, values, several):
 
 
 def test_a_process_started_alone_is_a_team_of_its_own_and_stays_it(environment):
-    assert launch.current() is launch.join() is launch.join("cuda:0") and launch.current() == Team()
+    assert launch.current() is launch.join() is launch.join("cuda:0") and launch.current() == ProcessGroup()
     launch.leave()
 
 
@@ -62,9 +62,9 @@ def test_a_single_device_for_many_and_a_launch_without_an_address_are_refused(en
 
 
 def test_who_has_joined_stays_in_that_team(environment, monkeypatch):
-    team = Team(1, 3)
-    monkeypatch.setattr(launch, "_joined", team)
-    assert launch.current() is team and launch.join("cuda:0") is team
+    processes = ProcessGroup(1, 3)
+    monkeypatch.setattr(launch, "_joined", processes)
+    assert launch.current() is processes and launch.join("cuda:0") is processes
 
 
 def test_several_asked_for_and_one_started_is_refused(environment):
@@ -73,7 +73,7 @@ def test_several_asked_for_and_one_started_is_refused(environment):
         launch.join()
     for values in ({"ACCELERATE_USE_CPU": "true"}, {"MASTER_ADDR": "localhost"}, {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "localhost", "RANK": "0"}):
         environment(**values)
-        assert launch.join() == Team()
+        assert launch.join() == ProcessGroup()
 
 
 @pytest.mark.parametrize(

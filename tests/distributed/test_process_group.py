@@ -15,18 +15,18 @@ import torch
 from torch.distributed import HashStore, TCPStore
 
 from modulate.distributed import process_group as team_module
-from modulate.distributed.process_group import Team
+from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, RankError
-from modulate.utils.interrupts import Stop
+from modulate.utils.interrupts import StopRequest
 
 
 def together(work, size=3, **more):
-    """Run ``work(team)`` in every process of a team; return what each returned, or the error that ended it."""
+    """Run ``work(processes)`` in every process of a team; return what each returned, or the error that ended it."""
     store = HashStore()
 
     def one(rank):
         try:
-            return work(Team(rank, size, store, patience=20.0, **more))
+            return work(ProcessGroup(rank, size, store, patience=20.0, **more))
         except Exception as error:
             return error
 
@@ -42,42 +42,42 @@ def one_block(monkeypatch):
 
 
 def test_the_first_process_leads():
-    assert [Team(rank, 3).leads for rank in range(3)] == [True, False, False] and Team().leads
+    assert [ProcessGroup(rank, 3).leads for rank in range(3)] == [True, False, False] and ProcessGroup().leads
 
 
 def test_everyone_gets_everyone_s_values_by_rank_time_after_time():
-    def work(team):
-        found = [team.gather({"rank": team.rank, "round": n}) for n in range(3)]
-        return [team._count, *found]
+    def work(processes):
+        found = [processes.gather({"rank": processes.rank, "round": n}) for n in range(3)]
+        return [processes._count, *found]
 
     wanted = [[{"rank": rank, "round": n} for rank in range(3)] for n in range(3)]
     assert together(work) == [[3, *wanted]] * 3
 
 
 def test_what_was_said_is_forgotten_once_all_have_read_it():
-    def work(team):
+    def work(processes):
         for _ in range(4):
-            team.meet()
-        return [n for n in range(1, 5) if team.store.check([team._key(f"{n}/{team.rank}")])]
+            processes.meet()
+        return [n for n in range(1, 5) if processes.store.check([processes._key(f"{n}/{processes.rank}")])]
 
     assert together(work) == [[4]] * 3
 
 
 def test_the_first_process_alone_makes_what_all_are_told():
     made = []
-    assert together(lambda team: team.told(lambda: (made.append(team.rank), "made")[1])) == ["made"] * 3 and made == [0]
+    assert together(lambda processes: processes.told(lambda: (made.append(processes.rank), "made")[1])) == ["made"] * 3 and made == [0]
 
 
 def test_a_state_goes_from_one_to_the_next_and_all_get_the_last():
-    assert together(lambda team: team.relay("start", lambda state: f"{state} {team.rank}")) == ["start 0 1 2"] * 3
+    assert together(lambda processes: processes.relay("start", lambda state: f"{state} {processes.rank}")) == ["start 0 1 2"] * 3
 
 
 def test_in_turn_the_first_works_then_every_machine_s_first_then_all_others():
     done = []
 
-    def work(team):
-        team.first_here = team.rank in (0, 2)
-        team.in_turn(lambda: (time.sleep(0.02), done.append(team.rank)))
+    def work(processes):
+        processes.first_here = processes.rank in (0, 2)
+        processes.in_turn(lambda: (time.sleep(0.02), done.append(processes.rank)))
         return len(done)
 
     assert together(work, size=5) == [5] * 5
@@ -85,33 +85,33 @@ def test_in_turn_the_first_works_then_every_machine_s_first_then_all_others():
 
 
 def test_a_request_to_stop_any_is_one_to_all():
-    def work(team):
-        stop = Stop()
-        quiet = team.agreed(stop).requested
-        if team.rank == 1:
+    def work(processes):
+        stop = StopRequest()
+        quiet = processes.agreed(stop).requested
+        if processes.rank == 1:
             stop.request(signal.SIGTERM)
-        return quiet, team.agreed(stop).requested
+        return quiet, processes.agreed(stop).requested
 
     assert together(work) == [(None, signal.SIGTERM)] * 3
 
 
 def test_who_has_other_values_than_the_first_is_named():
-    assert together(lambda team: team.same("recipe", {"a": 1})) == [None] * 3
-    for error in together(lambda team: team.same("recipe", team.rank == 2)):
+    assert together(lambda processes: processes.same("recipe", {"a": 1})) == [None] * 3
+    for error in together(lambda processes: processes.same("recipe", processes.rank == 2)):
         assert isinstance(error, DataError) and str(error).startswith("Process 2 of 3 has another recipe than process 0.")
 
 
 @pytest.mark.parametrize(("items", "size"), [(7, 3), (2, 3), (6, 3), (0, 2), (5, 1)])
 def test_the_parts_laid_end_to_end_are_the_whole_and_nearly_of_one_length(items, size):
-    parts = [Team(rank, size).share(range(items)) for rank in range(size)]
+    parts = [ProcessGroup(rank, size).share(range(items)) for rank in range(size)]
     assert [i for part in parts for i in part] == list(range(items))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_a_process_alone_is_its_own_team():
-    alone, stop, tensor = Team(), Stop(), torch.ones(2)
+    alone, stop, tensor = ProcessGroup(), StopRequest(), torch.ones(2)
     done = []
-    with alone.one_fate():
+    with alone.fail_together():
         assert alone.gather(3) == [3] and alone.told(lambda: 4) == 4 and alone.relay(1, lambda s: s + 1) == 2
         alone.in_turn(lambda: done.append(1))
         alone.same("thing", object())
@@ -120,9 +120,9 @@ def test_a_process_alone_is_its_own_team():
 
 
 def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_of_the_team(monkeypatch):
-    team, tensor = Team(1, 2, HashStore()), torch.ones(2)
+    processes, tensor = ProcessGroup(1, 2, HashStore()), torch.ones(2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda given: given.mul_(2))
-    team.add(tensor)
+    processes.add(tensor)
     assert tensor.tolist() == [2, 2]
 
     def broken(given):
@@ -130,21 +130,21 @@ def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_
 
     monkeypatch.setattr(torch.distributed, "all_reduce", broken)
     with pytest.raises(RankError, match="Process 1 of 2 could not add up gradients with the others: connection closed by peer"):
-        team.add(tensor)
-    team._post(ValueError("first"))
+        processes.add(tensor)
+    processes._post(ValueError("first"))
     with pytest.raises(RankError, match="Process 1 of 2 failed, and so all end"):
-        team.add(tensor)
+        processes.add(tensor)
 
 
 # --- one fate ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_error_of_one_ends_all_and_is_told_to_all(one_block):
-    def work(team):
-        with team.one_fate():
-            if team.rank == 1:
+    def work(processes):
+        with processes.fail_together():
+            if processes.rank == 1:
                 raise ValueError("no such thing")
-            team.meet()
+            processes.meet()
 
     first, failed, last = together(work)
     assert isinstance(failed, ValueError)
@@ -153,29 +153,29 @@ def test_the_error_of_one_ends_all_and_is_told_to_all(one_block):
 
 
 def test_of_several_errors_the_first_is_told(one_block):
-    def work(team):
-        with team.one_fate():
-            team.meet()
-            time.sleep(0.1 * team.rank)
-            raise ValueError(f"from {team.rank}")
+    def work(processes):
+        with processes.fail_together():
+            processes.meet()
+            time.sleep(0.1 * processes.rank)
+            raise ValueError(f"from {processes.rank}")
 
     together(work)
     store = HashStore()
-    team = Team(0, 2, store)
-    team._post(ValueError("first"))
-    team._post(ValueError("second"))
+    processes = ProcessGroup(0, 2, store)
+    processes._post(ValueError("first"))
+    processes._post(ValueError("second"))
     with pytest.raises(RankError, match=r"Process 0 of 2 failed, and so all end\. ValueError: first"):
-        team._look_for_failure()
+        processes._look_for_failure()
 
 
 def test_blocks_inside_a_block_are_that_block(one_block):
-    def work(team):
-        with team.one_fate():
-            block = team._block
-            with team.one_fate():
-                team.meet()
-            team.meet()
-            return team._block == block and team._open
+    def work(processes):
+        with processes.fail_together():
+            block = processes._block
+            with processes.fail_together():
+                processes.meet()
+            processes.meet()
+            return processes._block == block and processes._open
 
     assert together(work) == [True] * 3
 
@@ -185,20 +185,20 @@ def test_a_block_s_number_is_not_that_of_what_is_said_outside_of_blocks():
     sys.modules["fresh_team"] = fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
     fresh.FAREWELL = 0.0
-    team = fresh.Team(0, 2, HashStore())
-    outside = team._block
-    with team.one_fate():
-        assert team._block != outside
+    processes = fresh.ProcessGroup(0, 2, HashStore())
+    outside = processes._block
+    with processes.fail_together():
+        assert processes._block != outside
     del sys.modules["fresh_team"]
 
 
 def test_the_first_process_stays_until_the_others_have_left(one_block):
-    def work(team):
-        with team.one_fate():
-            team.introduce(os.getppid())  # whom a thread is not
-            team.meet()
+    def work(processes):
+        with processes.fail_together():
+            processes.introduce(os.getppid())  # whom a thread is not
+            processes.meet()
             start = time.monotonic()
-            time.sleep(0.2 * team.rank)
+            time.sleep(0.2 * processes.rank)
         return time.monotonic() - start
 
     first, _, last = together(work)
@@ -206,11 +206,11 @@ def test_the_first_process_stays_until_the_others_have_left(one_block):
 
 
 def test_leaving_takes_no_longer_than_the_slowest(one_block):
-    def work(team):
+    def work(processes):
         start = time.monotonic()
-        with team.one_fate():
-            team.introduce(os.getppid())
-            team.meet()
+        with processes.fail_together():
+            processes.introduce(os.getppid())
+            processes.meet()
         return time.monotonic() - start
 
     assert max(together(work)) < 0.9
@@ -221,7 +221,7 @@ def test_an_error_of_the_work_itself_is_no_matter_of_the_store():
         raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match=r"^shapes$"):
-        Team(0, 2, HashStore()).relay(0, failing)
+        ProcessGroup(0, 2, HashStore()).relay(0, failing)
 
 
 def test_a_store_that_is_gone_is_said():
@@ -229,17 +229,17 @@ def test_a_store_that_is_gone_is_said():
     store = TCPStore("localhost", server.port, is_master=False, wait_for_workers=False)
     del server
     with pytest.raises(RankError, match=r"Process 0 of 2 cannot reach the others any more; look for what ended process 0\."):
-        Team(0, 2, store).meet()
+        ProcessGroup(0, 2, store).meet()
 
 
 # --- who does not come ------------------------------------------------------------------------------------------------------------------
 
 
 def test_who_does_not_come_in_time_is_named():
-    team = Team(0, 2, HashStore(), patience=0.05)
+    processes = ProcessGroup(0, 2, HashStore(), patience=0.05)
     with pytest.raises(RankError, match=r"Process 1 of 2 did not come within 0\.05 s; .* than process 0"):
-        team.meet()
-    last = Team(0, 3, HashStore(), patience=0.05)
+        processes.meet()
+    last = ProcessGroup(0, 3, HashStore(), patience=0.05)
     with pytest.raises(RankError, match="Process 2 of 3 did not come"):
         last.relay("start", lambda state: state)
 
@@ -253,18 +253,18 @@ def dead():
 def test_who_is_gone_from_this_machine_is_named_long_before_patience_ends(monkeypatch):
     monkeypatch.setattr(team_module, "GLANCE", 0.05)
     store = HashStore()
-    Team(1, 2, store).introduce(dead())
+    ProcessGroup(1, 2, store).introduce(dead())
     start = time.monotonic()
     with pytest.raises(RankError, match="Process 1 of 2 is gone without a word: it was killed, or crashed"):
-        Team(0, 2, store, patience=60.0).meet()
+        ProcessGroup(0, 2, store, patience=60.0).meet()
     assert time.monotonic() - start < 10
 
 
 def test_who_lives_is_on_another_machine_or_is_unknown_is_not_gone():
     store = HashStore()
-    team = Team(0, 3, store)
-    assert not team._gone(1)
-    Team(1, 3, store).introduce(os.getppid())
-    assert not team._gone(1)
-    store.set(team._key("here/2"), f'[{dead()}, "not-{socket.gethostname()}"]')
-    assert not team._gone(2)
+    processes = ProcessGroup(0, 3, store)
+    assert not processes._gone(1)
+    ProcessGroup(1, 3, store).introduce(os.getppid())
+    assert not processes._gone(1)
+    store.set(processes._key("here/2"), f'[{dead()}, "not-{socket.gethostname()}"]')
+    assert not processes._gone(2)

@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 
 from modulate.config.recipe import load_recipe
 from modulate.distributed import launch
-from modulate.distributed.process_group import Team
+from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, RankError, RecipeError
 from modulate.evaluation.evaluate import evaluate
 from modulate.hosts.fsdp import in_step, refuse_out_of_step
@@ -200,42 +200,42 @@ def test_what_the_configurations_in_the_docs_ask_for_is_done(monkeypatch):
 def test_parts_of_all_processes_laid_end_to_end_are_the_whole():
     for size in (1, 2, 3, 7):
         for n in (0, 1, 5, 8):
-            parts = [Team(rank, size).share(range(n)) for rank in range(size)]
+            parts = [ProcessGroup(rank, size).share(range(n)) for rank in range(size)]
             assert [i for part in parts for i in part] == list(range(n)) and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_a_process_that_was_killed_is_named_at_once():
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    team = Team(0, 2, TCPStore("127.0.0.1", 0, None, True))
-    with pytest.raises(RankError, match=r"Process 1 of 2 is gone without a word: it was killed, or crashed\. The same command continues"), team.one_fate():
-        other = Team(1, 2, team.store)
-        other._block = team._block
+    processes = ProcessGroup(0, 2, TCPStore("127.0.0.1", 0, None, True))
+    with pytest.raises(RankError, match=r"Process 1 of 2 is gone without a word: it was killed, or crashed\. The same command continues"), processes.fail_together():
+        other = ProcessGroup(1, 2, processes.store)
+        other._block = processes._block
         other.introduce(ended.pid)
-        team.meet()
+        processes.meet()
 
 
 @pytest.mark.parametrize(
     ("training", "overrides", "text"),
     [
-        (True, ["training.together=clip"], r"`training\.together: clip` takes as many forwards as there are clips in common"),
-        (False, ["evaluation.together=clip"], r"`evaluation\.together: clip` takes as many forwards"),
-        (True, ["evaluation.together=clip"], r"`evaluation\.together: clip` takes as many forwards"),  # a validation would never end
-        (False, ["features.states_gib=1"], r"`features\.states_gib` leaves layers out for clips that are kept"),
+        (True, ["training.batch_by=clip"], r"`training\.batch_by: clip` takes as many forwards as there are clips in common"),
+        (False, ["evaluation.batch_by=clip"], r"`evaluation\.batch_by: clip` takes as many forwards"),
+        (True, ["evaluation.batch_by=clip"], r"`evaluation\.batch_by: clip` takes as many forwards"),  # a validation would never end
+        (False, ["features.hidden_state_cache_gib=1"], r"`features\.hidden_state_cache_gib` leaves layers out for clips that are kept"),
         (True, ["injection.empty=none"], r"`injection\.empty: none` leaves a backward out where signals are empty"),
     ],
 )
 def test_what_would_bring_a_divided_host_out_of_step_is_refused(training, overrides, text):
     recipe = load_recipe("gazeqwen_tiny", overrides)
-    refuse_out_of_step(recipe, Team(0, 2), training)
+    refuse_out_of_step(recipe, ProcessGroup(0, 2), training)
     with pytest.raises(RecipeError, match=text):
-        refuse_out_of_step(recipe, Team(0, 2, shards=True), training)
+        refuse_out_of_step(recipe, ProcessGroup(0, 2, shards=True), training)
 
 
 def test_short_memory_on_a_divided_host_ends_the_run():
-    with pytest.raises(DataError, match=r"A forward does not fit into memory \(CUDA out of memory\)\. Processes that share a host's layers"), in_step(Team(0, 2, shards=True)):
+    with pytest.raises(DataError, match=r"A forward does not fit into memory \(CUDA out of memory\)\. Processes that share a host's layers"), in_step(ProcessGroup(0, 2, shards=True)):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    with pytest.raises(torch.OutOfMemoryError), in_step(Team(0, 2)):
+    with pytest.raises(torch.OutOfMemoryError), in_step(ProcessGroup(0, 2)):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 

@@ -38,8 +38,8 @@ import torch
 from modulate import cli
 from modulate.config.recipe import load_recipe
 from modulate.data.clip_shards import planned
-from modulate.data.feature_extractor import Footage
-from modulate.data.precompute import Filler
+from modulate.data.feature_extractor import FeatureExtractor
+from modulate.data.precompute import FeatureFiller
 from modulate.evaluation.evaluate import evaluate
 from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
@@ -246,9 +246,9 @@ class Features(World):
         """Fill both caches."""
         for name, frames in (("plain", 0), ("frames", 1)):
             recipe = load_recipe("gazeqwen_tiny", [*self.overrides, f"features.frames_gib={frames}"])
-            footage = Footage(recipe, runs / name, torch.device("cpu"), must_keep=True)
-            footage.make_data()
-            Filler(footage).fill(planned(footage))
+            extractor = FeatureExtractor(recipe, runs / name, torch.device("cpu"), must_keep=True)
+            extractor.make_data()
+            FeatureFiller(extractor).fill(planned(extractor))
 
     def command(self, runs: Path) -> list[str]:
         """Return the command's arguments, of the cache without frames."""

@@ -239,8 +239,8 @@ def _plain(text: str) -> Any:
 CONTRADICTIONS = (
     {"lora": None},
     {"training": {"condition": "none"}},
-    {"training": {"together": "clip", "batch_size": 1}},
-    {"training": {"together": "clip"}, "injection": {"tokens": {"kind": "text"}}},
+    {"training": {"batch_by": "clip", "batch_size": 1}},
+    {"training": {"batch_by": "clip"}, "injection": {"tokens": {"kind": "text"}}},
     {"training": {"condition": "blank"}, "injection": {"empty": "none"}},
     {"letters": "four", "answer": "word"},
     {"evaluation": {"inputs": {"blank": {"name": "gaze_text"}}}},
@@ -316,16 +316,16 @@ def saved(name: str = "saved") -> tuple[Any, Path]:
     import torch
 
     from modulate.config.injection import Injection, LoraParams
-    from modulate.interfaces.params import Choice
+    from modulate.interfaces.params import ComponentSpec
     from modulate.modulation.lora import LoraSpec
     from modulate.modulation.module import HostSpec, Modulation, ModulationConfig
 
     torch.set_num_threads(1)
     config = ModulationConfig(
-        host=HostSpec(model_type="qwen2_5_vl", d_model=8, n_layers=3), encoder=Choice(name="heatmap_dur", params={"dim": 4}),
-        modulator=Choice(name="gaze_resampler", params={"width": 4, "latents": 2, "blocks": 1}), injection=Injection(layers=(0, 2)), d_features=3,
+        host=HostSpec(model_type="qwen2_5_vl", d_model=8, n_layers=3), encoder=ComponentSpec(name="heatmap_dur", params={"dim": 4}),
+        modulator=ComponentSpec(name="gaze_resampler", params={"width": 4, "latents": 2, "blocks": 1}), injection=Injection(layers=(0, 2)), d_features=3,
         lora=LoraSpec(params=LoraParams(rank=2), shapes={"self_attn.q_proj": (8, 8), "self_attn.v_proj": (8, 4)}, layers={"self_attn.v_proj": (1,)}, layers_path="model.layers"),
-        backbone=Choice(name="vjepa2_1", params={"weights": "random"}), training={"seed": 0},
+        backbone=ComponentSpec(name="vjepa2_1", params={"weights": "random"}), training={"seed": 0},
     )  # fmt: skip
     modulation = Modulation(config)
     modulation.save_pretrained(scratch() / name)
@@ -581,10 +581,10 @@ def lock_seeds() -> list[bytes]:
 def training_seeds() -> list[bytes]:
     from dataclasses import asdict
 
-    from modulate.training.trainer_state import State
+    from modulate.training.trainer_state import TrainerState
 
     drawn = [3, [*range(8)], None]
-    return [json.dumps({"made_of": {"data": "a"}, "state": asdict(State(step=2, failed={"a": "b"})), "random": drawn, "scaler": {"scale": 65536.0}}).encode()]
+    return [json.dumps({"made_of": {"data": "a"}, "state": asdict(TrainerState(step=2, failed={"a": "b"})), "random": drawn, "scaler": {"scale": 65536.0}}).encode()]
 
 
 def verified_seeds() -> list[bytes]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from modulate.evaluation.finished_conditions import Answered
+from modulate.evaluation.finished_conditions import FinishedConditions
 from modulate.evaluation.predictions import Prediction, as_lines, from_lines
 
 RECORDS = [
@@ -22,21 +22,21 @@ def test_lines_give_the_predictions_back_whatever_their_texts_hold():
 
 
 def test_what_is_kept_is_found_by_the_same_evaluation_alone(tmp_path):
-    kept = Answered(tmp_path / "evaluation", "test", {"recipe": 1, "weights": 2})
+    kept = FinishedConditions(tmp_path / "evaluation", "test", {"recipe": 1, "weights": 2})
     assert kept.read("signal", IDS) is None
     kept.write("signal", RECORDS)
-    assert Answered(tmp_path / "evaluation", "test", {"weights": 2, "recipe": 1}).read("signal", IDS) == RECORDS
+    assert FinishedConditions(tmp_path / "evaluation", "test", {"weights": 2, "recipe": 1}).read("signal", IDS) == RECORDS
     assert kept.read("none", IDS) is None
     for split, made_of in (("val", {"recipe": 1, "weights": 2}), ("test", {"recipe": 1, "weights": 3})):
-        assert Answered(tmp_path / "evaluation", split, made_of).read("signal", IDS) is None
-    assert Answered(tmp_path, "test", 1).key != Answered(tmp_path, "val", 1).key
+        assert FinishedConditions(tmp_path / "evaluation", split, made_of).read("signal", IDS) is None
+    assert FinishedConditions(tmp_path, "test", 1).key != FinishedConditions(tmp_path, "val", 1).key
 
 
 @pytest.mark.parametrize(
     "change", [lambda t: t.replace("-1.25", "-1.26"), lambda t: t[:-5], lambda t: t + "x", lambda t: "", lambda t: "{}\n", lambda t: "[]\n", lambda t: t.replace('"sha256"', '"other"')]
 )
 def test_damaged_answers_are_said_and_not_used(tmp_path, change):
-    kept = Answered(tmp_path, "test", 1)
+    kept = FinishedConditions(tmp_path, "test", 1)
     kept.write("signal", RECORDS)
     [path] = tmp_path.iterdir()
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
@@ -47,13 +47,13 @@ def test_damaged_answers_are_said_and_not_used(tmp_path, change):
 
 def test_a_split_s_answers_are_removed_and_the_folder_once_it_is_empty(tmp_path):
     folder = tmp_path / "evaluation"
-    first, second = Answered(folder, "test", 1), Answered(folder, "val", 2)
+    first, second = FinishedConditions(folder, "test", 1), FinishedConditions(folder, "val", 2)
     for condition in ("signal", "my own/input"):
         records = [replace(record, condition=condition) for record in RECORDS]
         first.write(condition, records)
         second.write(condition, records)
     assert len(list(folder.iterdir())) == 4
-    Answered(folder, "test", None).clear()
+    FinishedConditions(folder, "test", None).clear()
     assert first.read("signal", IDS) is None and second.read("my own/input", IDS) == records
     second.clear()
     assert not folder.exists()

@@ -7,7 +7,7 @@ import pytest
 from modulate.errors import DataError, MissingFileError
 from modulate.evaluation.finished_conditions import as_lines
 from modulate.evaluation.intervals import mcnemar_counts
-from modulate.evaluation.metrics import Prediction, compare, read_predictions, summarise
+from modulate.evaluation.metrics import Prediction, compare, read_predictions, summarize
 
 
 def made(right, condition="signal"):
@@ -17,16 +17,16 @@ def made(right, condition="signal"):
 
 
 def test_overall_is_the_unweighted_mean_over_tasks_which_are_in_order():
-    found = summarise(made([True, True, False, False, False, True]), 200, 3)
+    found = summarize(made([True, True, False, False, False, True]), 200, 3)
     assert list(found["tasks"]) == ["a", "b"] and found["n"] == 6
     assert (found["tasks"]["a"]["accuracy"], found["tasks"]["a"]["n"], found["tasks"]["b"]["accuracy"], found["tasks"]["b"]["n"]) == (0.5, 2, 0.5, 4)
-    found = summarise(made([True, True, False, False, True, True]), 200, 3)
+    found = summarize(made([True, True, False, False, True, True]), 200, 3)
     assert found["overall"] == 0.75
     for part in (found, *found["tasks"].values()):
         low, high = part["interval"]
         assert low <= part.get("overall", part.get("accuracy")) <= high
     with pytest.raises(DataError, match="resamples 99"):
-        summarise(made([True] * 6), 99, 3)
+        summarize(made([True] * 6), 99, 3)
 
 
 def test_conditions_are_compared_sample_by_sample_whatever_their_order():
@@ -64,5 +64,5 @@ def test_what_is_no_prediction_is_named_by_line(tmp_path):
 def test_intervals_are_drawn_by_the_seed():
     many = [Prediction(f"q{i}", "a", f"v{i % 9}", "signal", 0, 0, i % 9 < i // 9, (1.0,), 1) for i in range(81)]
     none = [Prediction(f"q{i}", "a", f"v{i % 9}", "blank", 0, 1, False, (1.0,), 1) for i in range(81)]
-    for figures in (lambda seed: summarise(many, 100, seed), lambda seed: compare(many, none, 100, seed)):
+    for figures in (lambda seed: summarize(many, 100, seed), lambda seed: compare(many, none, 100, seed)):
         assert figures(3) == figures(3) and len({tuple(figures(seed)["interval"]) for seed in range(6)}) > 1

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from modulate.config.recipe import load_recipe
-from modulate.distributed.process_group import Team
+from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, RecipeError
-from modulate.hosts.fsdp import in_step, refuse_out_of_step, whole
+from modulate.hosts.fsdp import full_tensor, in_step, refuse_out_of_step
 from tests.paths import SMALL
 
-DIVIDED, ALONE = Team(0, 2, shards=True), Team(0, 2)
+DIVIDED, ALONE = ProcessGroup(0, 2, shards=True), ProcessGroup(0, 2)
 LORA_EVERYWHERE = "training.stages.0.train=[modulator, lora]"
 
 
 @pytest.mark.parametrize(
     ("overrides", "text", "scoring_too"),
     [
-        (["training.together=clip"], "`training.together: clip` takes as many forwards as there are clips", False),
-        (["evaluation.together=clip"], "`evaluation.together: clip` takes as many forwards", True),
-        (["features.states_gib=1"], "`features.states_gib` leaves layers out", True),
+        (["training.batch_by=clip"], "`training.batch_by: clip` takes as many forwards as there are clips", False),
+        (["evaluation.batch_by=clip"], "`evaluation.batch_by: clip` takes as many forwards", True),
+        (["features.hidden_state_cache_gib=1"], "`features.hidden_state_cache_gib` leaves layers out", True),
         (["injection.empty=none"], "`injection.empty: none` leaves a backward out", False),
     ],
 )
@@ -61,4 +61,4 @@ def test_the_one_warning_that_our_own_hooks_cause_is_silent_and_no_other():
 
 def test_a_parameter_that_is_not_divided_is_its_own_whole():
     value = torch.ones(2)
-    assert whole(value) is value
+    assert full_tensor(value) is value

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from modulate.errors import HostError
-from modulate.hosts.hidden_state_cache import Below
+from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.host import understand
-from modulate.hosts.vision_tower_cache import Contents
+from modulate.hosts.vision_tower_cache import ContentKeys
 from tests.tiny import CLIP, cached, fresh, inputs, our_hooks, qwen
 
 MIB = 2**20
@@ -16,7 +16,7 @@ MIB = 2**20
 
 @pytest.fixture
 def below(host):
-    return Below(understand(host), 1, MIB, Contents())
+    return HiddenStateCache(understand(host), 1, MIB, ContentKeys())
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_weights_and_adapters_that_change_are_noticed(ran):
     modulation = fresh(host, lora=True)
     for value in modulation.lora.values():
         torch.nn.init.normal_(value, std=0.5)
-    below = Below(understand(host), 1, MIB, Contents())
+    below = HiddenStateCache(understand(host), 1, MIB, ContentKeys())
     ask = lambda: host(**given, use_cache=False).logits
     with modulation.attached(host) as attachment, below.remembered(), torch.inference_mode():
         adapted = ask()
@@ -129,7 +129,7 @@ def test_while_lower_layers_are_trained_or_recomputed_it_is_off_and_says_so(belo
         host(**given, use_cache=False)
     host.model.language_model.layers[0].training = True
     try:
-        with below.remembered(), pytest.warns(UserWarning, match=r"while decoder layers are recomputed \(training.recompute\)"):
+        with below.remembered(), pytest.warns(UserWarning, match=r"while decoder layers are recomputed \(training.gradient_checkpointing\)"):
             host(**given, use_cache=False)
     finally:
         host.model.language_model.layers[0].training = False
@@ -139,7 +139,7 @@ def test_while_lower_layers_are_trained_or_recomputed_it_is_off_and_says_so(belo
 def test_what_comes_first_stays_until_the_weights_are_others(host):
     rows = [inputs(((7, 8 + i),)) for i in range(4)]
     size = rows[0]["input_ids"].shape[1] * 32 * 4
-    below = Below(understand(host), 1, 2 * size, Contents())
+    below = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
     with below.remembered():
         for _ in range(2):
             for row in rows:
@@ -155,7 +155,7 @@ def test_what_comes_first_stays_until_the_weights_are_others(host):
 def test_what_a_training_left_makes_room_for_the_evaluation_after_it(host):
     rows = [inputs(((7, 8 + i),)) for i in range(4)]
     size = rows[0]["input_ids"].shape[1] * 32 * 4
-    below = Below(understand(host), 1, 2 * size, Contents())
+    below = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
     with below.remembered():
         for row in rows[:2]:
             host(**row, use_cache=False)
@@ -185,18 +185,18 @@ def test_a_host_of_which_it_cannot_be_right_is_refused(host):
     from modulate_hosts.contract.families import FAMILIES
 
     deep = next(f for f in FAMILIES if f.name == "qwen3_vl").build()
-    with pytest.raises(HostError, match=r"adds to the states after each of its first 2 layers, and layer 1 is one\. Set features\.states_gib to 0"):
-        Below(understand(deep), 1, MIB, Contents())
+    with pytest.raises(HostError, match=r"adds to the states after each of its first 2 layers, and layer 1 is one\. Set features\.hidden_state_cache_gib to 0"):
+        HiddenStateCache(understand(deep), 1, MIB, ContentKeys())
     hooked = qwen()
     layers = hooked.model.language_model.layers
     for module, hook in ((layers[0], "register_forward_hook"), (layers[1].mlp, "register_forward_hook"), (layers[1], "register_forward_pre_hook")):
         handle = getattr(module, hook)(lambda *args: None)
         with pytest.raises(HostError, match=r"a hook .*which would not run for what is kept"):
-            Below(understand(hooked), 1, MIB, Contents())
+            HiddenStateCache(understand(hooked), 1, MIB, ContentKeys())
         handle.remove()
     layers[1].register_forward_hook(lambda *args: None)  # runs as ever
     layers[3].register_forward_hook(lambda *args: None)
-    Below(understand(hooked), 1, MIB, Contents())
+    HiddenStateCache(understand(hooked), 1, MIB, ContentKeys())
 
 
 def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_path):
@@ -206,7 +206,7 @@ def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_p
     family = next(f for f in FAMILIES if f.name == "qwen3_vl")
     model, given = family.build(), write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
     expected = model(**given).logits
-    below = Below(understand(model), 2, MIB, Contents())
+    below = HiddenStateCache(understand(model), 2, MIB, ContentKeys())
     with below.remembered():
         for _ in range(2):
             assert torch.equal(model(**given).logits, expected)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from modulate.hosts.hooks import Callers, Hook, foreign, may_run_modules, named, standing_in, stood_in
+from modulate.hosts.hooks import ActiveCalls, Hook, is_patched, may_run_modules, named, patched_method, third_party_hook
 
 
 def doubled(module, args, output):
@@ -71,7 +71,7 @@ def test_a_thread_may_run_modules_while_torch_is_on_its_stack():
 
 def test_who_must_be_alone_waits_for_no_thread_that_was_interrupted():
     for run, free in ((in_a_module, False), (by_itself, True)):
-        callers = Callers()
+        callers = ActiveCalls()
         thread, over = meanwhile(lambda wait, run=run, callers=callers: callers.enter(alone=False) and run(wait))
         try:
             assert callers.enter(alone=True) is free
@@ -91,9 +91,9 @@ def test_a_stand_in_answers_inside_its_block_and_leaves_what_was_there(before):
     module = nn.Linear(2, 2)
     if before is not None:
         module.forward = before
-    assert not stood_in(module, "forward")
-    with pytest.raises(KeyError), standing_in(module, "forward", lambda *a, **k: (a, k)):
-        assert stood_in(module, "forward") and not stood_in(module, "extra_repr")
+    assert not is_patched(module, "forward")
+    with pytest.raises(KeyError), patched_method(module, "forward", lambda *a, **k: (a, k)):
+        assert is_patched(module, "forward") and not is_patched(module, "extra_repr")
         assert module(1, b=2) == ((1,), {"b": 2})
         raise KeyError
     assert module.__dict__.get("forward") is before
@@ -102,7 +102,7 @@ def test_a_stand_in_answers_inside_its_block_and_leaves_what_was_there(before):
 def test_a_copy_made_while_something_stands_in_has_its_own_method():
     module, given = nn.Linear(2, 2), torch.ones(1, 2)
     bare = module(given)
-    with standing_in(module, "forward", lambda *a: None):
+    with patched_method(module, "forward", lambda *a: None):
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
             assert torch.equal(other(given), bare)
             assert other.__dict__["forward"].__self__ is other
@@ -115,7 +115,7 @@ def test_hooks_of_others_are_known_by_their_module():
 
     from transformers.utils.generic import set_attribute_for_modules
 
-    assert foreign([]) == foreign([Tracked(doubled), set_attribute_for_modules]) == ""
-    assert foreign([set_attribute_for_modules, doubled]) == __name__
-    assert foreign([partial(doubled)]) == "functools"
-    assert foreign([Hook(doubled)]) == "modulate.hosts.hooks"
+    assert third_party_hook([]) == third_party_hook([Tracked(doubled), set_attribute_for_modules]) == ""
+    assert third_party_hook([set_attribute_for_modules, doubled]) == __name__
+    assert third_party_hook([partial(doubled)]) == "functools"
+    assert third_party_hook([Hook(doubled)]) == "modulate.hosts.hooks"

@@ -7,39 +7,39 @@ import torch
 from transformers import Cache, DynamicCache
 
 from modulate.errors import HostError
-from modulate.hosts.kv_cache import cache_among, cache_out, keys_at
+from modulate.hosts.kv_cache import find_cache, keys_at, output_cache
 from tests.tiny import CLIP, cached, inputs
 
 
 def test_a_cache_is_found_under_any_name():
     cache = DynamicCache()
     for name in ("past_key_values", "cache", "cache_params", "a_name_of_next_year"):
-        assert cache_among({"input_ids": torch.ones(1, 2), name: cache, "other": None}) is cache
-    assert cache_among({"cache": None, "use_cache": True, "attention_mask": torch.ones(1, 2)}) is None
+        assert find_cache({"input_ids": torch.ones(1, 2), name: cache, "other": None}) is cache
+    assert find_cache({"cache": None, "use_cache": True, "attention_mask": torch.ones(1, 2)}) is None
 
 
 def test_one_cache_under_two_names_is_one():
     cache = DynamicCache()
-    assert cache_among({"cache": cache, "past_key_values": cache}) is cache
+    assert find_cache({"cache": cache, "past_key_values": cache}) is cache
     with pytest.raises(HostError, match=r"got 2 caches \(cache, other\)"):
-        cache_among({"cache": cache, "other": DynamicCache()})
+        find_cache({"cache": cache, "other": DynamicCache()})
 
 
 def test_a_cache_in_a_form_that_is_not_understood_is_refused():
     pair = (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
     with pytest.raises(HostError, match=r"'old' .* holds keys and values of 2 layers inside a tuple"):
-        cache_among({"old": (pair, pair)})
+        find_cache({"old": (pair, pair)})
     with pytest.raises(HostError, match=r"'states' .* holds a DynamicCache inside a dict"):
-        cache_among({"states": {"decoder": DynamicCache()}})
+        find_cache({"states": {"decoder": DynamicCache()}})
 
 
 def test_what_a_forward_gives_out_is_named_as_it_is_taken_back(host):
     output = host(**inputs(), use_cache=True)
-    assert cache_out(output) == cached(output)
-    assert len(cache_out(output)) == 1
-    (held,) = cache_out(output.to_tuple()).values()
+    assert output_cache(output) == cached(output)
+    assert len(output_cache(output)) == 1
+    (held,) = output_cache(output.to_tuple()).values()
     assert isinstance(held, Cache)
-    assert cache_out(host(**inputs(), use_cache=False)) == {}
+    assert output_cache(host(**inputs(), use_cache=False)) == {}
 
 
 def test_a_past_that_no_argument_explains_is_refused(host, modulation):
@@ -78,4 +78,4 @@ def test_keys_are_those_of_the_deepest_layer_that_keeps_every_position():
 
 def test_an_output_that_is_no_mapping_names_its_caches_by_its_attributes():
     cache = DynamicCache()
-    assert cache_out(SimpleNamespace(logits=torch.ones(1), memory=cache)) == {"memory": cache}
+    assert output_cache(SimpleNamespace(logits=torch.ones(1), memory=cache)) == {"memory": cache}

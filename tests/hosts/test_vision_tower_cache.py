@@ -9,7 +9,7 @@ import torch
 
 from modulate.errors import HostError
 from modulate.hosts.host import understand
-from modulate.hosts.vision_tower_cache import METHOD, Tower
+from modulate.hosts.vision_tower_cache import METHOD, VisionTowerCache
 from tests.tiny import CLIP, inputs, qwen
 
 GIB = 2**30
@@ -17,7 +17,7 @@ GIB = 2**30
 
 @pytest.fixture
 def tower(host, tmp_path):
-    return Tower(understand(host), tmp_path / "tower", GIB)
+    return VisionTowerCache(understand(host), tmp_path / "tower", GIB)
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ def test_another_process_finds_it_on_disk_and_another_host_does_not(host, tower,
     given = inputs()
     with tower.remembered():
         first = host(**given).logits
-    with Tower(understand(host), tmp_path / "tower", GIB).remembered():
+    with VisionTowerCache(understand(host), tmp_path / "tower", GIB).remembered():
         assert torch.equal(host(**given).logits, first)
     assert len(runs) == 1
     other = qwen(seed=1)
-    with Tower(understand(other), tmp_path / "tower", GIB).remembered():
+    with VisionTowerCache(understand(other), tmp_path / "tower", GIB).remembered():
         assert torch.equal(other(**given).logits, qwen(seed=1)(**given).logits)
     assert len(runs) == 3
 
@@ -82,7 +82,7 @@ def test_another_clip_or_another_cut_of_the_same_patches_is_not_taken_for_it(hos
 
 
 def test_kept_by_clip_a_clip_is_found_in_any_batch(host, runs, tmp_path):
-    tower, pair = Tower(understand(host), tmp_path, GIB, by="clip"), inputs(((7, 8), (10, 11)))
+    tower, pair = VisionTowerCache(understand(host), tmp_path, GIB, by="clip"), inputs(((7, 8), (10, 11)))
     rows = len(pair["pixel_values_videos"]) // 2
     swapped = pair | {"pixel_values_videos": torch.cat([pair["pixel_values_videos"][rows:], pair["pixel_values_videos"][:rows]])}
     plain = host(**swapped).logits
@@ -92,7 +92,7 @@ def test_kept_by_clip_a_clip_is_found_in_any_batch(host, runs, tmp_path):
         assert len(runs) == 2
         torch.testing.assert_close(host(**swapped).logits, plain, atol=1e-5, rtol=1e-5)
     assert len(runs) == 2
-    with Tower(understand(host), tmp_path / "call", GIB).remembered():
+    with VisionTowerCache(understand(host), tmp_path / "call", GIB).remembered():
         host(**pair)
         host(**swapped)
     assert len(runs) == 4
@@ -111,7 +111,7 @@ def test_what_the_pipeline_knows_of_a_batch_is_not_hashed_again(host, tower, mon
         assert len(hashed) == 2
         for _ in range(3):
             again = {k: v.clone() for k, v in batch.items()}
-            tower.contents.recognise(again, rows)
+            tower.contents.recognize(again, rows)
             assert torch.equal(host(**again).logits, plain)
     assert len(hashed) == 4
     assert tower.store.misses == 1
@@ -139,9 +139,9 @@ def test_the_host_is_put_back_as_it_was(host, tower):
 
 def test_a_tower_that_is_no_constant_is_refused(host, tower, tmp_path):
     model = qwen()
-    make = lambda: Tower(understand(model), tmp_path, GIB)
+    make = lambda: VisionTowerCache(understand(model), tmp_path, GIB)
     weight = model.model.visual.merger.mlp[0].weight.requires_grad_()
-    with pytest.raises(HostError, match=r"visual\.merger\.mlp\.0\.weight is trainable\. Set features\.tower_gib to 0"):
+    with pytest.raises(HostError, match=r"visual\.merger\.mlp\.0\.weight is trainable\. Set features\.vision_tower_cache_gib to 0"):
         make()
     weight.requires_grad_(False)
     handle = model.model.visual.blocks[0].register_forward_hook(lambda *args: None)
@@ -155,7 +155,7 @@ def test_a_tower_that_is_no_constant_is_refused(host, tower, tmp_path):
     model.requires_grad_(False)
     with pytest.raises(HostError, match=r"an adapter is on visual\.blocks\.0\.attn\.proj"), late.remembered():
         pass
-    Tower(understand(model), tmp_path, 0)  # nothing is asked of a tower that is left alone
+    VisionTowerCache(understand(model), tmp_path, 0)  # nothing is asked of a tower that is left alone
 
 
 def test_attentions_that_are_asked_for_are_the_tower_s_own(host, tower, runs):
@@ -188,7 +188,7 @@ def test_what_the_host_is_given_is_of_the_library_s_own_class(name, annotated, b
     made = ask(return_dict=True)
     kept = {"pooler_output", "deepstack_features"} & made.keys()
     for _ in range(2):  # the second is another process: nothing in memory
-        tower = Tower(understand(model), tmp_path, GIB, by)
+        tower = VisionTowerCache(understand(model), tmp_path, GIB, by)
         with tower.remembered():
             for found in (ask(return_dict=True), ask()):
                 assert type(found) is type(made)
@@ -210,7 +210,7 @@ def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
     model, given = family.build(), write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
     expected = model(**given).logits
     for by in ("call", "clip"):
-        tower = Tower(understand(model), tmp_path / by, GIB, by)
+        tower = VisionTowerCache(understand(model), tmp_path / by, GIB, by)
         for _ in range(2):
             with tower.remembered():
                 torch.testing.assert_close(model(**given).logits, expected, atol=0 if by == "call" else 1e-6, rtol=0)
@@ -222,7 +222,7 @@ def test_a_host_whose_clips_cannot_be_told_apart_is_refused(tmp_path):
 
     model = next(f for f in FAMILIES if f.name == "smolvlm").build()
     with pytest.raises(HostError, match="SmolVLMModel has no get_video_features"):
-        Tower(understand(model), tmp_path, GIB)
+        VisionTowerCache(understand(model), tmp_path, GIB)
 
 
 def test_what_lacks_pixels_grids_or_a_constant_input_is_the_towers_own_business(host, tower, runs):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from modulate.hosts.wrappers import Place, is_wrapper, named_inside, unwrapped
+from modulate.hosts.wrappers import WrappedPath, is_wrapper, named_inside, unwrapped
 
 
 def compiled(module):
@@ -64,18 +64,18 @@ def test_paths_are_the_same_with_wrappers_and_name_the_outermost_module(wrap):
     assert paths(module) == paths(wrap(module)) == expected
     found = dict(named_inside(module))
     assert found["mlp"] is module["mlp"] and found["mlp.inner.up"] is inner["up"]
-    assert Place.of(wrap(module), "mlp.inner.up").module is inner["up"]
+    assert WrappedPath.of(wrap(module), "mlp.inner.up").module is inner["up"]
     assert paths(nn.ModuleList([nn.Linear(1, 1)])) == ["0"]
     assert [path for path, _ in named_inside(nn.ModuleList([nn.Linear(1, 1)]), "at.")] == ["at.0"]
 
 
 def test_a_place_stands_until_any_module_on_the_way_to_it_is_another():
     module = tree()
-    place = Place.of(module, "mlp.inner.up")
+    place = WrappedPath.of(module, "mlp.inner.up")
     assert place.stands and place.module is module["mlp"]["inner"]["up"]
     was = module["mlp"]
     module["mlp"] = compiled(was)
-    assert not place.stands and Place.of(module, "mlp.inner.up").stands
+    assert not place.stands and WrappedPath.of(module, "mlp.inner.up").stands
     module["mlp"] = was
     assert place.stands
     module["mlp"]["inner"]["up"] = nn.Linear(2, 3)
@@ -85,4 +85,4 @@ def test_a_place_stands_until_any_module_on_the_way_to_it_is_another():
 @pytest.mark.parametrize(("path", "missing", "where"), [("mlp.nose", "nose", "ModuleDict"), ("mlp.inner.up.nose", "nose", "Linear"), ("nose.inner", "nose", "ModuleDict")])
 def test_a_path_that_ends_is_refused_with_the_step_that_is_missing(path, missing, where):
     with pytest.raises(LookupError, match=f"there is no '{missing}' in {where}"):
-        Place.of(tree(), path)
+        WrappedPath.of(tree(), path)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from modulate.inference.pipeline import Others, Prepared
+from modulate.inference.pipeline import PreparedSample, ShufflePool
 from modulate.inference.shared_prefix import _same, shared_prefix
 from modulate.interfaces.components import Sample
-from modulate.interfaces.multi_signal import Bundle
+from modulate.interfaces.multi_signal import MultiSignal
 from modulate_gaze.scanpath import Scanpath
 from tests.tiny import GRID, VIDEO, features, scanpath
 
@@ -20,7 +20,7 @@ PREFIX = [1, *[VIDEO] * GRID.tokens, 7, 8]
 def prepared(*own, video="v.mp4", window=(0.0, 3.0), prefix=PREFIX, signal=None, grid=GRID):
     sample = Sample("-".join(map(str, own)), "task", Path(video), window, "?", ("x", "y"), 0, {})
     ids = torch.tensor([[*prefix, *own]])
-    return Prepared(sample, {"input_ids": ids}, grid, features(), signal or scanpath(), torch.tensor([1, 2]))
+    return PreparedSample(sample, {"input_ids": ids}, grid, features(), signal or scanpath(), torch.tensor([1, 2]))
 
 
 def test_prompts_share_what_they_begin_with():
@@ -66,18 +66,18 @@ def test_signals_that_are_given_count_instead_of_the_prompts_own():
 def test_signals_are_the_same_when_they_are_made_of_the_same_values():
     a, b = scanpath(), scanpath()
     assert _same(a, b) and not _same(a, a.moved(1.0)) and not _same(a, a.within(0.0, 1.0))
-    assert _same(Bundle({"gaze": a, "other": a}), Bundle({"gaze": b, "other": b}))
-    assert not _same(Bundle({"gaze": a}), Bundle({"gaze": a.moved(1.0)})) and not _same(Bundle({"gaze": a}), Bundle({"other": a}))
-    assert not _same(Bundle({"gaze": a}), a) and not _same(None, a) and _same(None, None)
+    assert _same(MultiSignal({"gaze": a, "other": a}), MultiSignal({"gaze": b, "other": b}))
+    assert not _same(MultiSignal({"gaze": a}), MultiSignal({"gaze": a.moved(1.0)})) and not _same(MultiSignal({"gaze": a}), MultiSignal({"other": a}))
+    assert not _same(MultiSignal({"gaze": a}), a) and not _same(None, a) and _same(None, None)
     assert not _same(1, 1.0) and not _same(np.zeros(2), np.zeros(3)) and _same(np.zeros(2), np.zeros(2))
 
 
 def test_shuffling_draws_a_sample_of_another_video_by_seed_and_sample():
     samples = [Sample(f"{video}{i}", "task", Path(video), (0.0, 1.0), "?", ("x",), 0, {}) for video in "abc" for i in range(4)]
-    others = Others(samples)
+    others = ShufflePool(samples)
     drawn = {own.id: others.draw(own, 0) for own in samples}
     assert all(drawn[own.id].video != own.video for own in samples)
-    assert drawn == {own.id: Others(samples).draw(own, 0) for own in samples} != {own.id: others.draw(own, 1) for own in samples}
+    assert drawn == {own.id: ShufflePool(samples).draw(own, 0) for own in samples} != {own.id: others.draw(own, 1) for own in samples}
     assert len({sample.id for sample in drawn.values()}) > 3
 
 

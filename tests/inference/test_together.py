@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.speed import world
-from modulate.checks.findings import Report
+from modulate.checks.findings import CheckReport
 from modulate.checks.settings import check_settings
 from modulate.config.recipe import validate
 from modulate.errors import RecipeError
@@ -35,14 +35,14 @@ def root(tmp_path_factory):
     return root
 
 
-def pipeline_for(root, name="together", stages=1, features=None, together="any", scored="any", batch_size=8):
+def pipeline_for(root, name="together", stages=1, features=None, batch_by="any", scored="any", batch_size=8):
     stages = [{"name": "modulator", "train": ["modulator"], "epochs": 2}, {"name": "joint", "train": ["modulator", "lora"], "epochs": 1}][:stages]
     recipe = world.recipe(
         root / "world", root / "host", name=name, injection={"layers": [1, 2]}, sampling={"fps": 1.0, "max_frames": 4}, lora={"rank": 2} if len(stages) > 1 else None, features=features or {},
         data={"name": "streamgaze", "params": {"root": str(root / "world"), "split": "split.json", "present_seconds": 3.0}},
         backbone={"name": "vjepa2_1", "params": {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 64}},
-        training={"stages": stages, "batch_size": 4, "warmup_steps": 0, "together": together},
-        evaluation={"conditions": ["none", "shuffled", "host"], "bootstrap": 100, "together": scored, "batch_size": batch_size},
+        training={"stages": stages, "batch_size": 4, "warmup_steps": 0, "batch_by": batch_by},
+        evaluation={"conditions": ["none", "shuffled", "host"], "bootstrap": 100, "batch_by": scored, "batch_size": batch_size},
     )  # fmt: skip
     pipeline = Pipeline(recipe, root / "cache")
     pipeline.make_data()
@@ -88,7 +88,7 @@ def test_questions_on_one_clip_scored_together_are_answered_as_one_by_one(root):
 
 def run(root, name, **changes):
     """A run trained and evaluated: the bytes of all that it found, and its pipeline."""
-    pipeline = pipeline_for(root, name, together="clip", **changes)
+    pipeline = pipeline_for(root, name, batch_by="clip", **changes)
     run = Run.create(pipeline.recipe, root / "runs")
     evaluate(run, pipeline, train(run, pipeline))
     assert not our_hooks(pipeline.model) and not {"get_video_features", "forward"} & {name for module in pipeline.model.modules() for name in vars(module)}
@@ -98,8 +98,8 @@ def run(root, name, **changes):
 def test_kept_in_a_store_the_tower_s_output_changes_no_byte_of_a_run(root):
     """Two stages with validation, and evaluation; then once more from what the first run left on disk."""
     plain, _ = run(root, "plain", stages=2)
-    kept, first = run(root, "kept", stages=2, features={"tower_gib": 1})
-    found, second = run(root, "found", stages=2, features={"tower_gib": 1})
+    kept, first = run(root, "kept", stages=2, features={"vision_tower_cache_gib": 1})
+    found, second = run(root, "found", stages=2, features={"vision_tower_cache_gib": 1})
     assert plain == kept == found
     assert 0 < first.tower.store.misses < first.tower.store.hits
     assert (second.tower.store.misses, second.tower.store.hits) == (0, first.tower.store.misses + first.tower.store.hits)
@@ -107,7 +107,7 @@ def test_kept_in_a_store_the_tower_s_output_changes_no_byte_of_a_run(root):
 
 def test_states_below_the_first_residual_kept_change_no_byte_of_a_run(root):
     plain, _ = run(root, "stage")
-    kept, pipeline = run(root, "stage-kept", features={"states_gib": 0.1})
+    kept, pipeline = run(root, "stage-kept", features={"hidden_state_cache_gib": 0.1})
     assert plain == kept
     assert 0 < pipeline.below.misses < pipeline.below.hits
 
@@ -132,19 +132,19 @@ def test_scoring_together_where_it_cannot_be_is_refused(root):
         ({"batch_size": 1}, {}, "has no effect with batch_size 1"),
         ({}, {"injection": {"layers": [1], "tokens": {"kind": "text"}}}, "can write on visual tokens only"),
     ):
-        with pytest.raises(RecipeError, match=f"`evaluation.together: clip` .*{text}"):
-            validate(tree | {"evaluation": tree["evaluation"] | {"together": "clip"} | evaluation} | more, "a test")
+        with pytest.raises(RecipeError, match=f"`evaluation.batch_by: clip` .*{text}"):
+            validate(tree | {"evaluation": tree["evaluation"] | {"batch_by": "clip"} | evaluation} | more, "a test")
 
 
 def test_what_is_kept_and_never_found_is_a_finding(root):
     def found(**changes):
-        report = Report("test")
+        report = CheckReport("test")
         check_settings(report, pipeline_for(root, **changes).recipe, {})
         return [finding.text for finding in report.findings if "_gib" in finding.text]
 
-    mixed = found(features={"tower_gib": 1, "states_gib": 1})
-    assert [text.partition(" finds nothing in training")[0] for text in mixed] == ["features.tower_gib", "features.states_gib"]
-    assert found(features={"tower_gib": 1, "tower_by": "clip"}) == found(together="clip", features={"tower_gib": 1, "states_gib": 1}) == []
-    assert found(features={"tower_by": "clip"}) == ["features.tower_by is `clip`, which has no effect without features.tower_gib."]
-    (rests,) = found(stages=2, together="clip", features={"states_gib": 1})
-    assert rests.startswith("features.states_gib rests in stage 'joint'")
+    mixed = found(features={"vision_tower_cache_gib": 1, "hidden_state_cache_gib": 1})
+    assert [text.partition(" finds nothing in training")[0] for text in mixed] == ["features.vision_tower_cache_gib", "features.hidden_state_cache_gib"]
+    assert found(features={"vision_tower_cache_gib": 1, "vision_tower_cache_by": "clip"}) == found(batch_by="clip", features={"vision_tower_cache_gib": 1, "hidden_state_cache_gib": 1}) == []
+    assert found(features={"vision_tower_cache_by": "clip"}) == ["features.vision_tower_cache_by is `clip`, which has no effect without features.vision_tower_cache_gib."]
+    (rests,) = found(stages=2, batch_by="clip", features={"hidden_state_cache_gib": 1})
+    assert rests.startswith("features.hidden_state_cache_gib rests in stage 'joint'")

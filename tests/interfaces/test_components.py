@@ -6,7 +6,7 @@ import pytest
 
 from modulate.errors import DataError
 from modulate.interfaces.components import LETTERS, Dataset, Modulator, Reference, Sample
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate.interfaces.writer import Projection
 from modulate_gaze.scanpath import Scanpath
 from modulate_tabletop.dataset import Tabletop
@@ -43,7 +43,7 @@ def test_nothing_is_published_and_nothing_is_made_unless_a_data_set_says_so(data
 
 
 def test_by_default_every_layer_gets_a_linear_map_that_is_zero():
-    modulator = Choice(name="gaze_resampler", params={"width": 16, "latents": 4}).build("modulator", d_features=12, d_signal=8, n_layers=3)
+    modulator = ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4}).build("modulator", d_features=12, d_signal=8, n_layers=3)
     writer = Modulator.writer(modulator, 0, 5)
     assert type(writer) is Projection and writer.weight.shape == (5, modulator.d_latent) and not writer.weight.any()
     assert Modulator.shared_output is False

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from modulate.errors import PluginError, SignalError
-from modulate.interfaces.multi_signal import Bundle, controls_of, kinds_of
+from modulate.interfaces.multi_signal import MultiSignal, controls_of, kinds_of
 from modulate.interfaces.signal import ControlContext
 from modulate_gaze.scanpath import Scanpath
 from modulate_hand.path import HandPath
 
 GAZE = Scanpath(np.array([[0.2, 0.7, 0.5, 1.0], [0.8, 0.7, 2.5, 1.0]]))
 HAND = HandPath.parse(b"time_seconds,x,y\n0.0,0.1,0.1\n0.2,0.2,0.2\n3.0,0.3,0.3\n", "h.csv")
-BOTH = Bundle({"gaze": GAZE, "hand": HAND})
+BOTH = MultiSignal({"gaze": GAZE, "hand": HAND})
 
 
 def same(bundle, **parts):
@@ -44,7 +44,7 @@ def test_kinds_are_joined_by_plus_and_named_once_each(tmp_path):
     with pytest.raises(PluginError, match="nose"):
         kinds_of("gaze+nose")
     with pytest.raises(SignalError, match="part by part"):
-        Bundle.read(tmp_path / "both.csv")
+        MultiSignal.read(tmp_path / "both.csv")
 
 
 def test_one_kind_has_its_own_controls_and_several_have_the_common_ones_and_one_without_each():
@@ -55,7 +55,7 @@ def test_one_kind_has_its_own_controls_and_several_have_the_common_ones_and_one_
 
 
 def test_controls_are_done_to_each_part_with_that_part_of_the_other_sample():
-    other = Bundle({"gaze": GAZE.moved(1.0), "hand": HAND.moved(2.0)})
+    other = MultiSignal({"gaze": GAZE.moved(1.0), "hand": HAND.moved(2.0)})
     context = ControlContext((0.0, 4.0), lambda: (other, (1.0, 6.0)))
     controls = controls_of("gaze+hand")
     moved = {kind: part.moved(4.0 - 6.0).within(0.0, 4.0) for kind, part in other.parts.items()}

@@ -7,29 +7,29 @@ from pydantic import ValidationError
 
 from modulate.config.injection import Injection, LoraParams, Tokens
 from modulate.errors import ComponentError, PluginError
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate_gaze.heatmaps import HeatmapDur
 
 
 def test_a_choice_is_resolved_to_its_class_and_validated_parameters():
-    component, params = Choice(name="heatmap_dur", params={"dim": 16}).resolved("signal_encoder")
+    component, params = ComponentSpec(name="heatmap_dur", params={"dim": 16}).resolved("signal_encoder")
     assert component is HeatmapDur and params == HeatmapDur.Params(dim=16)
-    assert Choice(name="heatmap_dur").params == {}
+    assert ComponentSpec(name="heatmap_dur").params == {}
 
 
 def test_a_choice_builds_its_component_with_what_the_caller_adds():
-    built = Choice(name="gaze_resampler", params={"width": 16, "latents": 4}).build("modulator", d_features=12, d_signal=8, n_layers=3)
+    built = ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4}).build("modulator", d_features=12, d_signal=8, n_layers=3)
     assert built.d_latent == 16
 
 
 def test_wrong_names_and_parameters_are_the_user_s_errors_and_a_constructor_s_own_is_the_plugin_s():
     with pytest.raises(PluginError, match="nose") as unknown:
-        Choice(name="nose").resolved("signal_encoder")
+        ComponentSpec(name="nose").resolved("signal_encoder")
     assert not isinstance(unknown.value, ComponentError)
     with pytest.raises(ValidationError, match="extra_forbidden"):
-        Choice(name="heatmap_dur", params={"nose": 1}).resolved("signal_encoder")
+        ComponentSpec(name="heatmap_dur", params={"nose": 1}).resolved("signal_encoder")
     with pytest.raises(ComponentError, match=r"(?s)gaze_resampler.*constructor"):
-        Choice(name="gaze_resampler", params={"width": 16}).build("modulator", nose=1)
+        ComponentSpec(name="gaze_resampler", params={"width": 16}).build("modulator", nose=1)
 
 
 def test_keys_left_out_have_the_documented_values():
@@ -43,11 +43,11 @@ def test_keys_left_out_have_the_documented_values():
     [
         (LoraParams, "rank", 1, 0), (LoraParams, "rank", 2**16, 2**16 + 1), (LoraParams, "alpha", 1e-9, 0), (LoraParams, "alpha", 1e6, 1e6 + 1),
         (LoraParams, "targets", ("q_proj",), ()), (Injection, "layers", (0,), ()), (Injection, "alpha", 1e6, 1e6 + 1), (Injection, "alpha", -1e6, -1e6 - 1),
-        (Injection, "alpha", 0.0, math.nan), (Tokens, "steps", (0,), ()), (Tokens, "kind", "mask", "nose"), (Choice, "name", "x", 1),
+        (Injection, "alpha", 0.0, math.nan), (Tokens, "steps", (0,), ()), (Tokens, "kind", "mask", "nose"), (ComponentSpec, "name", "x", 1),
     ],
 )  # fmt: skip
 def test_a_value_at_its_limit_is_allowed_and_one_beyond_is_refused(section, key, allowed, refused):
-    needed = {Injection: {"layers": (1,)}, Choice: {"name": "x"}}.get(section, {})
+    needed = {Injection: {"layers": (1,)}, ComponentSpec: {"name": "x"}}.get(section, {})
     section(**needed | {key: allowed})
     with pytest.raises(ValidationError):
         section(**needed | {key: refused})

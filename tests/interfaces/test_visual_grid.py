@@ -28,7 +28,7 @@ def test_the_last_frame_fills_a_step_that_is_not_full(missing):
 
 def test_centres_go_row_by_row_from_the_top_left():
     grid = visual_grid([0.0], 1, rows=2, cols=4)
-    assert grid.centres() == [(x, y) for y in (0.25, 0.75) for x in (0.125, 0.375, 0.625, 0.875)]
+    assert grid.centers() == [(x, y) for y in (0.25, 0.75) for x in (0.125, 0.375, 0.625, 0.875)]
 
 
 def test_a_first_frame_that_came_up_before_the_window_counts_from_its_start():

@@ -27,7 +27,7 @@ def test_a_fresh_modulation_leaves_logits_bit_identical(dtype, lora):
 def test_detach_restores_modules_keys_flags_and_foreign_hooks(host):
     modules, keys = {id(m) for m in host.modules()}, list(host.state_dict())
     calls = []
-    foreign = host.model.language_model.layers[1].register_forward_hook(lambda *a: calls.append(1))
+    third_party_hook = host.model.language_model.layers[1].register_forward_hook(lambda *a: calls.append(1))
     attachment = fresh(host, lora=True).attach(host)
     assert {id(m) for m in host.modules()} == modules and list(host.state_dict()) == keys  # also while it is on
     attachment.detach()
@@ -37,7 +37,7 @@ def test_detach_restores_modules_keys_flags_and_foreign_hooks(host):
     assert not hasattr(host, "peft_config")
     host(**inputs())
     assert calls == [1]
-    foreign.remove()
+    third_party_hook.remove()
 
 
 def test_a_users_own_adapter_survives():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from modulate.modulation.cache_notes import NOTES, Samples, Stream, note, noted
+from modulate.modulation.cache_notes import NOTES, CacheHistory, CacheSamples, histories_on, note
 
 SEEN = torch.tensor([[False, True, True, False, True], [True, True, False, False, True]])
 IDS = torch.arange(10).view(2, 5)
@@ -14,7 +14,7 @@ IDS = torch.arange(10).view(2, 5)
 
 def stream(begin=0, end=0, rows=2):
     seen = SEEN[:rows]
-    return Stream(1, begin, seen, seen.sum(1).tolist(), end=end, ids=IDS[:rows])
+    return CacheHistory(1, begin, seen, seen.sum(1).tolist(), end=end, ids=IDS[:rows])
 
 
 def filled(seed, length=8):
@@ -25,9 +25,9 @@ def filled(seed, length=8):
 
 
 def test_a_new_line_has_no_single_tokens_no_end_and_nothing_noted():
-    new = Stream(0, 0, SEEN, [3, 3])
+    new = CacheHistory(0, 0, SEEN, [3, 3])
     assert (new.end, new.ids, new.wide, new.singles, new.aside, new.lost) == (0, None, False, 0, False, False)
-    assert noted(DynamicCache()) == {} and not new.beginning and "held 3 positions before" in stream(begin=3).beginning
+    assert histories_on(DynamicCache()) == {} and not new.beginning and "held 3 positions before" in stream(begin=3).beginning
 
 
 @pytest.mark.parametrize("begin", [0, 10])
@@ -58,7 +58,7 @@ def test_rows_that_are_multiplied_stay_beside_each_other():
 
 def test_a_batch_that_shrank_is_any_of_its_rows_only_where_all_are_alike():
     assert stream().fitted(1, alike=True).lost and stream().fitted(3, alike=True).lost
-    same = Stream(1, 0, SEEN[[1, 1]], [3, 3], ids=IDS)
+    same = CacheHistory(1, 0, SEEN[[1, 1]], [3, 3], ids=IDS)
     assert same.fitted(1, alike=False).lost
     for batch in (1, 3):
         fit = same.fitted(batch, alike=True)
@@ -71,13 +71,13 @@ def test_notes_of_conditionings_that_ended_are_dropped_and_others_stay():
     cache, first, second = DynamicCache(), stream(), stream(1)
     note(cache, 1, first, {1, 2})
     note(cache, 2, second, {1, 2})
-    assert noted(cache) == getattr(cache, NOTES) == {1: first, 2: second}
+    assert histories_on(cache) == getattr(cache, NOTES) == {1: first, 2: second}
     note(cache, 2, first, {2})
-    assert noted(cache) == {2: first}
+    assert histories_on(cache) == {2: first}
 
 
 def test_a_rebuilt_cache_is_known_by_the_keys_of_its_last_visual_token():
-    samples, made = Samples(), {seed: stream(rows=1) for seed in range(3)}
+    samples, made = CacheSamples(), {seed: stream(rows=1) for seed in range(3)}
     for seed, one in made.items():
         samples.keep(one, filled(seed))
     gc.collect()
@@ -93,7 +93,7 @@ def test_a_rebuilt_cache_is_known_by_the_keys_of_its_last_visual_token():
 
 
 def test_the_last_of_two_equal_ones_is_found_and_only_so_many_are_remembered():
-    samples, first, second = Samples(most=2), stream(rows=1), stream(rows=1)
+    samples, first, second = CacheSamples(most=2), stream(rows=1), stream(rows=1)
     samples.keep(first, filled(0))
     samples.keep(second, filled(0))
     assert samples.find(filled(0), 8) is second
@@ -103,7 +103,7 @@ def test_the_last_of_two_equal_ones_is_found_and_only_so_many_are_remembered():
 
 
 def test_a_later_sample_of_other_shape_hides_no_earlier_one_and_a_part_that_is_equal_is_not_enough():
-    samples, first, second = Samples(), stream(rows=1), stream(rows=1)
+    samples, first, second = CacheSamples(), stream(rows=1), stream(rows=1)
     samples.keep(first, filled(0))
     wider = DynamicCache()
     wider.update(torch.zeros(1, 3, 8, 3), torch.zeros(1, 3, 8, 3), 0)

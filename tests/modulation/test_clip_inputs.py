@@ -9,13 +9,13 @@ from torch.utils.data import default_collate
 
 from modulate import ClipInput, ModulatedHost, plugins
 from modulate.errors import ConditioningError, HostError, ModulateError, SignalError
-from modulate.interfaces.multi_signal import Bundle
-from modulate.modulation.clip_inputs import Needs, check, listed, mask_of
+from modulate.interfaces.multi_signal import MultiSignal
+from modulate.modulation.clip_inputs import ClipRequirements, check, listed, mask_of
 from modulate_gaze.scanpath import Scanpath
 from modulate_hand.path import HandPath
 from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, fresh, inputs, qwen, scanpath
 
-NEEDS = Needs("gaze", D_FEATURES)
+NEEDS = ClipRequirements("gaze", D_FEATURES)
 
 
 def strong(host):
@@ -151,7 +151,7 @@ def test_signals_with_numbers_that_are_not_finite_are_refused(value):
     with pytest.raises(SignalError, match="Row 1, clip 0: `fixations` of its gaze signal holds numbers that are not finite"):
         check([[], [replace(CLIP, signal=bad)]], NEEDS)
     with pytest.raises(SignalError, match=r"`parts\.gaze\.fixations` of its bundle signal"):
-        check([[replace(CLIP, signal=Bundle({"hand": HandPath(), "gaze": bad}))]], replace(NEEDS, signal_kind="bundle"))
+        check([[replace(CLIP, signal=MultiSignal({"hand": HandPath(), "gaze": bad}))]], replace(NEEDS, signal_kind="bundle"))
 
 
 def test_a_signal_of_another_kind_is_refused_and_one_of_a_subclass_is_not():
@@ -159,7 +159,7 @@ def test_a_signal_of_another_kind_is_refused_and_one_of_a_subclass_is_not():
     with pytest.raises(SignalError, match="Row 0, clip 0: its signal is of the kind 'gaze', but this modulation's encoder reads 'hand'"):
         check([[CLIP]], replace(NEEDS, signal_kind="hand"))
     with pytest.raises(SignalError, match="kind 'bundle', but this modulation's encoder reads 'gaze'"):
-        check([[replace(CLIP, signal=Bundle({"gaze": scanpath()}))]], NEEDS)
+        check([[replace(CLIP, signal=MultiSignal({"gaze": scanpath()}))]], NEEDS)
     with pytest.raises(SignalError, match="reads 'nobody_knows_it'"):
         check([[CLIP]], replace(NEEDS, signal_kind="nobody_knows_it"))
     with pytest.raises(ConditioningError, match=r"its signal is '.*csv' .a str., no Signal"):

@@ -6,14 +6,14 @@ import torch
 from modulate import ClipInput
 from modulate.errors import ConditioningError
 from modulate.hosts.host import understand
-from modulate.modulation.conditioning import Conditioning, Hints, chosen_steps
+from modulate.modulation.conditioning import Conditioning, TokenHints, chosen_steps
 from tests.tiny import CLIP, GRID, VIDEO, inputs, selecting
 
 SILENT = ClipInput(None, GRID)
 
 
 def conditioned(host, modulation, rows, **hints):
-    return Conditioning(modulation, rows, understand(host), Hints(**hints))
+    return Conditioning(modulation, rows, understand(host), TokenHints(**hints))
 
 
 def test_a_plan_names_the_latent_of_every_visual_token_in_the_order_of_rows_and_clips(host, modulation):
@@ -33,7 +33,7 @@ def test_rows_without_any_signal_have_no_plan(host, modulation):
 
 def test_positions_of_other_visual_tokens_than_the_clips_are_named_with_both_numbers(host, modulation):
     positions = inputs()["input_ids"] == VIDEO
-    assert conditioned(host, modulation, [[CLIP], [CLIP]], positions=positions).ledger.expected == [GRID.tokens] * 2
+    assert conditioned(host, modulation, [[CLIP], [CLIP]], positions=positions).tracker.expected == [GRID.tokens] * 2
     positions[0, :] = False
     conditioned(host, modulation, [[], [CLIP]], positions=positions)
     with pytest.raises(ConditioningError, match="Row 0: the positions name 0 visual tokens, the conditioning 12"):
@@ -43,8 +43,8 @@ def test_positions_of_other_visual_tokens_than_the_clips_are_named_with_both_num
 @pytest.mark.parametrize("kind", ["text", "last", "mask"])
 def test_rows_are_told_apart_in_every_forward_where_other_than_visual_tokens_are_written(host, modulation, kind):
     hints = {"mask": torch.ones(1, 30)} if kind == "mask" else {}
-    assert conditioned(host, selecting(host, kind), [[CLIP]], **hints).ledger.everywhere
-    assert not conditioned(host, modulation, [[CLIP]]).ledger.everywhere
+    assert conditioned(host, selecting(host, kind), [[CLIP]], **hints).tracker.everywhere
+    assert not conditioned(host, modulation, [[CLIP]]).tracker.everywhere
 
 
 def test_every_row_reads_the_mean_of_its_own_clips_and_one_without_none(host):

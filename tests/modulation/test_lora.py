@@ -9,7 +9,7 @@ from modulate.config.injection import LoraParams
 from modulate.errors import CheckpointError, HostError
 from modulate.hosts.host import understand
 from modulate.modulation.lora import LoraHook, LoraHooks, LoraSpec, LoraTensors, check_numbers, describe
-from modulate.modulation.recompute import Pass
+from modulate.modulation.recompute import ForwardPass
 from tests.tiny import qwen
 
 
@@ -44,7 +44,7 @@ def test_a_target_that_all_layers_have_is_restricted_to_none(uneven):
 
 
 def test_restricted_targets_are_hooked_where_they_are_and_leave_the_host_as_it_was(uneven):
-    hooked = LoraHooks(LoraTensors(spec(uneven, "extra"), 4), uneven, lambda: Pass(None, lora=True))
+    hooked = LoraHooks(LoraTensors(spec(uneven, "extra"), 4), uneven, lambda: ForwardPass(None, lora=True))
     with_hooks = {name for name, module in uneven.model.named_modules() if module._forward_hooks}
     assert {name.partition("layers.")[2] for name in with_hooks} == {"1.self_attn.extra", "3.self_attn.extra"}
     assert hooked.layers == {1, 3}
@@ -107,7 +107,7 @@ def test_widths_of_a_saved_adaptation_are_bounded(width, allowed):
 def test_what_lora_adds_is_computed_in_fp32_also_under_autocast(named, autocast):
     torch.manual_seed(0)
     a, b, x, before = torch.randn(2, 64), torch.randn(8, 2), torch.randn(3, 64), torch.randn(3, 8)
-    passed = Pass(None, lora=True)
+    passed = ForwardPass(None, lora=True)
     hook = LoraHook(a, b, 0.5, 7, lambda: passed)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = hook(nn.Identity(), () if named else (x,), {"input": x} if named else {}, before)

@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 from modulate.errors import ConditioningError, HostError
 from modulate.modulation.token_positions import begins_with, columns
-from modulate.modulation.visual_token_tracker import Ledger
+from modulate.modulation.visual_token_tracker import VisualTokenTracker
 
 VIDEO, IMAGE, TEXT = 5, 6, 9
 TYPES = ("mm_token_type_ids", "token_type_ids")
@@ -119,69 +119,69 @@ def test_nothing_begins_with_nothing():
 # --- many forwards ----------------------------------------------------------------------------------------------------------------------
 
 
-def fed(ledger, cache, chunk):
+def fed(tracker, cache, chunk):
     """Give the ledger one more chunk of a row; return its tokens' ordinals."""
-    found = ledger.place(read([chunk], cache))
+    found = tracker.place(read([chunk], cache))
     grow(cache, len(chunk))
-    ledger.remember(cache)
+    tracker.remember(cache)
     return None if found is None else found[0].tolist()
 
 
 @pytest.mark.parametrize("chunks", [[[TEXT, VIDEO, VIDEO, TEXT, VIDEO]], [[TEXT], [VIDEO], [VIDEO], [TEXT, VIDEO]], [[TEXT, VIDEO], [VIDEO], [TEXT, VIDEO]]])
 def test_tokens_are_counted_on_over_chunks_of_any_length(chunks):
-    ledger, cache = Ledger([3]), DynamicCache()
-    found = [fed(ledger, cache, chunk) or [-1] * len(chunk) for chunk in chunks]
+    tracker, cache = VisualTokenTracker([3]), DynamicCache()
+    found = [fed(tracker, cache, chunk) or [-1] * len(chunk) for chunk in chunks]
     assert [ordinal for chunk in found for ordinal in chunk] == [-1, 0, 1, -1, 2]
-    ledger.finish()
-    assert fed(ledger, cache, [TEXT]) is None and ledger.forwards == len(chunks) + 1
+    tracker.finish()
+    assert fed(tracker, cache, [TEXT]) is None and tracker.forwards == len(chunks) + 1
 
 
 def test_two_single_tokens_of_text_end_a_prompt_and_one_that_lacks_visual_tokens_is_said():
-    ledger, cache = Ledger([3]), DynamicCache()
-    fed(ledger, cache, [TEXT, VIDEO, VIDEO])
-    fed(ledger, cache, [TEXT])
+    tracker, cache = VisualTokenTracker([3]), DynamicCache()
+    fed(tracker, cache, [TEXT, VIDEO, VIDEO])
+    fed(tracker, cache, [TEXT])
     with pytest.raises(ConditioningError, match="Row 0: the inputs hold 2 visual tokens, the conditioning 3"):
-        fed(ledger, cache, [TEXT])
+        fed(tracker, cache, [TEXT])
 
 
 def test_a_single_visual_token_or_several_of_text_do_not_end_a_prompt():
-    ledger, cache = Ledger([3]), DynamicCache()
-    fed(ledger, cache, [TEXT, VIDEO])
-    assert fed(ledger, cache, [VIDEO]) == [1]
-    assert fed(ledger, cache, [TEXT, TEXT]) is None
-    assert fed(ledger, cache, [VIDEO]) == [2]
+    tracker, cache = VisualTokenTracker([3]), DynamicCache()
+    fed(tracker, cache, [TEXT, VIDEO])
+    assert fed(tracker, cache, [VIDEO]) == [1]
+    assert fed(tracker, cache, [TEXT, TEXT]) is None
+    assert fed(tracker, cache, [VIDEO]) == [2]
 
 
 def test_a_prompt_may_begin_with_a_single_token_of_text():
-    ledger = Ledger([1])
+    tracker = VisualTokenTracker([1])
     cache = DynamicCache()
-    assert fed(ledger, cache, [TEXT]) is None
-    assert fed(ledger, cache, [VIDEO]) == [0]
+    assert fed(tracker, cache, [TEXT]) is None
+    assert fed(tracker, cache, [VIDEO]) == [0]
 
 
 def test_more_visual_tokens_than_the_conditioning_holds_are_an_error_in_the_prompt_alone():
     with pytest.raises(ConditioningError, match="Row 0: the inputs hold 3 visual tokens, the conditioning 2"):
-        fed(Ledger([2]), DynamicCache(), [VIDEO] * 3)
-    ledger, cache = Ledger([2]), DynamicCache()
-    fed(ledger, cache, [VIDEO, VIDEO, TEXT])
-    assert fed(ledger, cache, [VIDEO]) == [-1]  # the host wrote it
+        fed(VisualTokenTracker([2]), DynamicCache(), [VIDEO] * 3)
+    tracker, cache = VisualTokenTracker([2]), DynamicCache()
+    fed(tracker, cache, [VIDEO, VIDEO, TEXT])
+    assert fed(tracker, cache, [VIDEO]) == [-1]  # the host wrote it
 
 
 def test_rows_without_conditioning_are_left_alone_whatever_they_hold():
-    found = Ledger([1, None]).place(read([[VIDEO, TEXT], [VIDEO, VIDEO]]))
+    found = VisualTokenTracker([1, None]).place(read([[VIDEO, TEXT], [VIDEO, VIDEO]]))
     assert found.tolist() == [[0, -1], [-1, -1]]
 
 
 def test_a_batch_that_is_no_multiple_of_the_rows_is_refused():
-    assert Ledger([1, 2]).rows_of(6) == [0, 0, 0, 1, 1, 1]
+    assert VisualTokenTracker([1, 2]).rows_of(6) == [0, 0, 0, 1, 1, 1]
     with pytest.raises(ConditioningError, match="has 2 rows, the forward a batch of 3"):
-        Ledger([1, 2]).rows_of(3)
+        VisualTokenTracker([1, 2]).rows_of(3)
 
 
 def test_what_a_cache_held_before_the_conditioning_is_not_counted_and_an_error_says_so():
-    ledger, cache = Ledger([2]), filled(3)
-    assert fed(ledger, cache, [VIDEO]) == [0]
+    tracker, cache = VisualTokenTracker([2]), filled(3)
+    assert fed(tracker, cache, [VIDEO]) == [0]
     with pytest.raises(ConditioningError, match=r"hold 1 visual tokens, the conditioning 2.* The cache held 3 positions before"):
-        ledger.finish()
-    assert fed(ledger, cache, [TEXT, VIDEO]) == [-1, 1]
-    ledger.finish()
+        tracker.finish()
+    assert fed(tracker, cache, [TEXT, VIDEO]) == [-1, 1]
+    tracker.finish()

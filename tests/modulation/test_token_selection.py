@@ -7,9 +7,9 @@ from pydantic import ValidationError
 from modulate import ClipInput, Modulation
 from modulate.config.injection import Tokens
 from modulate.errors import ConditioningError
-from modulate.interfaces.params import Choice
-from modulate.modulation.token_positions import Columns
-from modulate.modulation.token_selection import Selection
+from modulate.interfaces.params import ComponentSpec
+from modulate.modulation.token_positions import ForwardTokens
+from modulate.modulation.token_selection import TokenSelection
 from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, features, inputs, scanpath
 
 OTHER = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
@@ -19,8 +19,8 @@ def modulation(host, **tokens):
     torch.manual_seed(3)
     made = Modulation.for_host(
         host,
-        encoder=Choice(name="heatmap_dur", params={"dim": 16}),
-        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
+        encoder=ComponentSpec(name="heatmap_dur", params={"dim": 16}),
+        modulator=ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
         layers=(1, 2),
         d_features=D_FEATURES,
         tokens=Tokens(**tokens),
@@ -76,9 +76,9 @@ def test_a_mask_is_taken_as_it_is(host):
 
 
 def test_positions_beyond_a_mask_are_not_chosen():
-    chosen = Selection(Tokens(kind="mask"), None, torch.tensor([[False, True]]))
+    chosen = TokenSelection(Tokens(kind="mask"), None, torch.tensor([[False, True]]))
     for past, expected in ((0, [False, True, False, False]), (1, [True, False, False, False]), (2, [False] * 4)):
-        here = Columns(torch.zeros(1, 4, dtype=torch.bool), False, past, False, None)
+        here = ForwardTokens(torch.zeros(1, 4, dtype=torch.bool), False, past, False, None)
         assert chosen.choose(here).tolist() == [expected]
 
 

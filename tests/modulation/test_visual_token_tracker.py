@@ -12,7 +12,7 @@ from modulate import ClipInput
 from modulate.errors import ConditioningError, HostError
 from modulate.modulation.cache_notes import NOTES
 from modulate.modulation.token_positions import columns
-from modulate.modulation.visual_token_tracker import Ledger
+from modulate.modulation.visual_token_tracker import VisualTokenTracker
 from tests.tiny import CLIP, GRID, VIDEO, cached, features, fresh, inputs, qwen, scanpath, selecting
 
 OTHER = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
@@ -207,10 +207,10 @@ def test_a_cache_that_takes_no_attribute_is_refused(host, modulation):
 
     with modulation.attached(host) as attachment, attachment.condition([[CLIP]]):
         host(**inputs(texts=((7,),)))
-        ledger = attachment._conditioning.ledger
-        ledger.place(columns({"input_ids": torch.tensor([[1, 7]]), "cache": Slotted()}, [VIDEO], None, ()))
+        tracker = attachment._conditioning.tracker
+        tracker.place(columns({"input_ids": torch.tensor([[1, 7]]), "cache": Slotted()}, [VIDEO], None, ()))
         with pytest.raises(HostError, match="A Slotted takes no attribute"):
-            ledger.remember(None)
+            tracker.remember(None)
 
 
 # --- token types ------------------------------------------------------------------------------------------------------------------------
@@ -221,14 +221,14 @@ MODALITY = ("mm_token_type_ids",)
 
 def counted(forwards, expected=(4,), types=MODALITY):
     """The visual tokens that each forward of a conditioning is found to have, by row."""
-    ledger, cache, found = Ledger(expected), DynamicCache(), []
+    tracker, cache, found = VisualTokenTracker(expected), DynamicCache(), []
     for given in forwards:
-        placed = ledger.place(columns({"cache": cache, **given}, [VIDEO], None, types))
-        ledger.remember(cache)
+        placed = tracker.place(columns({"cache": cache, **given}, [VIDEO], None, types))
+        tracker.remember(cache)
         found.append(0 if placed is None else int((placed >= 0).sum()))
         length = given["input_ids"].shape[1]
         cache.update(torch.zeros(1, 1, length, 1), torch.zeros(1, 1, length, 1), 0)
-    ledger.finish()
+    tracker.finish()
     return found
 
 

@@ -18,7 +18,7 @@ from modulate.evaluation.evaluate import evaluate
 from modulate.evaluation.metrics import Prediction, read_predictions
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Reference
-from modulate.interfaces.multi_signal import Bundle
+from modulate.interfaces.multi_signal import MultiSignal
 from modulate.report import svg, tables
 from modulate.report.figures import compare, figures_of
 from modulate.report.gallery import choose, gallery
@@ -455,7 +455,7 @@ def test_the_gallery_takes_every_kind_in_turn_and_spreads_over_tasks():
 def test_marks_are_where_the_signal_is():
     path = Scanpath([[0.25, 0.5, 1.0, 1.0], [0.75, 0.1, 5.0, 2.0]])
     assert [(m.x, m.y, m.text) for m in path.marks(0.0, 2.0)] == [(0.25, 0.5, "0.50–1.50 s")] and path.marks(2.0, 3.0) == ()
-    assert [m.text for m in Bundle({"gaze": path, "other": path}).marks(4.0, 4.5)] == ["gaze: 4.00–6.00 s", "other: 4.00–6.00 s"]
+    assert [m.text for m in MultiSignal({"gaze": path, "other": path}).marks(4.0, 4.5)] == ["gaze: 4.00–6.00 s", "other: 4.00–6.00 s"]
 
 
 def test_the_command_writes_the_page_and_says_what_is_missing(pointed, tmp_path):

@@ -13,7 +13,7 @@ from modulate.config.recipe import differing, load_recipe
 from modulate.errors import DataError, MissingFileError, RecipeError
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Dataset
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate.modulation.module import Modulation
 from modulate.runs.import_weights import adopt, on_other_data
 from modulate.runs.run import Run
@@ -107,10 +107,10 @@ def test_data_of_another_kind_and_settings_of_the_training_are_refused(weights, 
 
 def test_data_in_no_folder_are_told(tmp_path):
     class Loose(Dataset):
-        Params = Choice
+        Params = ComponentSpec
 
     with pytest.raises(DataError, match="Loose has no parameter `root`"):
-        Loose.elsewhere(Choice(name="x"), tmp_path)
+        Loose.elsewhere(ComponentSpec(name="x"), tmp_path)
 
 
 def test_another_streamgaze_tree_takes_the_place_of_the_first(tmp_path):

@@ -17,15 +17,15 @@ from modulate import cli
 from modulate.cli import build, tables
 from modulate.config.recipe import dump, load_recipe
 from modulate.errors import DataError, ModulateError, PluginError
-from modulate.evaluation.finished_conditions import Answered
-from modulate.evaluation.metrics import compare, summarise
+from modulate.evaluation.finished_conditions import FinishedConditions
+from modulate.evaluation.metrics import compare, summarize
 from modulate.evaluation.predictions import Prediction, as_lines, read_predictions, scored
 from modulate.report.runs import read
 from modulate.runs.records import read_environment, read_log, read_metrics, read_state
 from modulate.runs.run import Run, environment
 from modulate.sweeps import results as swept
 from modulate.sweeps.sweep import load_sweep, plan
-from modulate.utils.atomic_files import Lines
+from modulate.utils.atomic_files import LineWriter
 from modulate.utils.file_lock import NAME, held
 from modulate.utils.schema import LARGEST
 from tests.paths import ROOT
@@ -63,7 +63,7 @@ def figures(records, rule="wrong"):
     main, *others = counted
     failed = {r.id: {"id": r.id, "condition": r.condition, "error": r.error} for rows in records.values() for r in rows if r.error}
     return {
-        "split": "test", "condition": main, **summarise(counted[main], 200, 0), "controls": {c: summarise(counted[c], 200, 0) for c in others},
+        "split": "test", "condition": main, **summarize(counted[main], 200, 0), "controls": {c: summarize(counted[c], 200, 0) for c in others},
         "comparisons": {f"{main} - {c}": compare(counted[main], counted[c], 200, 0) for c in others},
         "signal": {"samples": len(counted[main]), "samples_with_active_signal": 5, "active_steps": 15}, "failed": list(failed.values()),
     }  # fmt: skip
@@ -232,7 +232,7 @@ def test_ids_may_hold_what_separates_lines_for_some(world, tmp_path):
     assert found["groups"]["base"]["n"] == 6 and found["groups"]["encoder-heatmap"]["minus_base"]["n"] == 6
     recorded = read(runs[0].folder)
     assert recorded.records["signal"][0].id == f"q0{SEPARATORS}é" and recorded.log[0].stage == SEPARATORS
-    lines = Lines(runs[0].folder / "log.jsonl")
+    lines = LineWriter(runs[0].folder / "log.jsonl")
     before = lines.path.read_bytes()
     assert lines.cut(3) == 0 and lines.path.read_bytes() == before
     assert lines.cut(2) == 0 and lines.path.read_bytes() == b"".join(before.splitlines(keepends=True)[:2])
@@ -372,9 +372,9 @@ def test_a_lock_that_says_nonsense_is_held_by_nobody_known(note, tmp_path, monke
 
 
 def test_finished_answers_are_used_only_if_they_are_of_these_samples(tmp_path):
-    kept, records, ids = Answered(tmp_path, "test", "x"), answers()["signal"], [f"q{i}" for i in range(6)]
+    kept, records, ids = FinishedConditions(tmp_path, "test", "x"), answers()["signal"], [f"q{i}" for i in range(6)]
     kept.write("signal", records)
-    assert kept.read("signal", ids) == records and kept.read("none", ids) is None and Answered(tmp_path, "test", "y").read("signal", ids) is None
+    assert kept.read("signal", ids) == records and kept.read("none", ids) is None and FinishedConditions(tmp_path, "test", "y").read("signal", ids) is None
     for condition, wanted in (("signal", ids[1:]), ("none", ids)):
         path = tmp_path / "test-signal.jsonl"
         path.replace(tmp_path / f"test-{condition}.jsonl")
@@ -403,12 +403,12 @@ def test_a_checkpoint_whose_notes_fit_their_checksum_but_no_training_is_refused(
 
     from modulate.errors import CheckpointError
     from modulate.runs.checkpoints import Checkpoints
-    from modulate.training.trainer_state import State, notes_of
+    from modulate.training.trainer_state import TrainerState, notes_of
 
-    good = {"made_of": {"data": "a"}, "state": asdict(State(step=2, failed={"a": "b"})), "random": random.Random(0).getstate(), "scaler": None}
+    good = {"made_of": {"data": "a"}, "state": asdict(TrainerState(step=2, failed={"a": "b"})), "random": random.Random(0).getstate(), "scaler": None}
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(good, {})
-    assert notes_of(checkpoints.latest(), tmp_path).state == State(step=2, failed={"a": "b"})
+    assert notes_of(checkpoints.latest(), tmp_path).state == TrainerState(step=2, failed={"a": "b"})
     checkpoints.save({**good, **changes}, {})
     with pytest.raises(CheckpointError, match=r"were written by another version of modulate or of a plugin .*; start it anew with --no-resume"):
         notes_of(checkpoints.latest(), tmp_path)

@@ -11,7 +11,7 @@ from modulate.config.recipe import load_recipe
 from modulate.errors import DataError, SignalError
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
-from modulate.training.data_loader import Loader, training_samples
+from modulate.training.data_loader import PrefetchLoader, training_samples
 from modulate_tabletop.make import make_world
 from tests.paths import SMALL
 
@@ -69,7 +69,7 @@ def test_batches_come_as_they_are_and_so_many_are_in_preparation_ahead(ahead):
             drawn.append(batch)
             yield batch
 
-    with Loader(lambda sample: (done.append(sample.id), sample.id.upper())[1], ahead) as loader:
+    with PrefetchLoader(lambda sample: (done.append(sample.id), sample.id.upper())[1], ahead) as loader:
         for k, batch in enumerate(loader.over(source())):
             assert batch is batches[k] and len(drawn) == min(5, k + 1 + ahead)
             assert [loader.get(sample) for sample in batch] == [sample.id.upper() for sample in batch]
@@ -79,7 +79,7 @@ def test_batches_come_as_they_are_and_so_many_are_in_preparation_ahead(ahead):
 def test_each_is_prepared_once_however_often_it_is_to_come():
     done = []
     batch = samples(1)
-    with Loader(lambda sample: done.append(threading.current_thread().name), 3) as loader:
+    with PrefetchLoader(lambda sample: done.append(threading.current_thread().name), 3) as loader:
         given = loader.over(iter([batch, batch, batch]))
         next(given)
         assert loader.get(batch[0]) is None and len(done) == 1 and done[0].startswith("modulate-loader")
@@ -98,7 +98,7 @@ def test_what_does_not_fit_beside_a_forward_is_tried_again_alone_and_other_error
             raise RuntimeError("shapes")
         return "ready"
 
-    with Loader(prepare, 1) as loader:
+    with PrefetchLoader(prepare, 1) as loader:
         first, second = samples(2)
         next(loader.over(iter([[first], [second]])))
         assert loader.get(first) == "ready"
@@ -109,6 +109,6 @@ def test_what_does_not_fit_beside_a_forward_is_tried_again_alone_and_other_error
 
 def test_leaving_gives_up_what_is_not_begun():
     begun = []
-    with Loader(lambda sample: (begun.append(sample.id), time.sleep(0.2)), 5) as loader:
+    with PrefetchLoader(lambda sample: (begun.append(sample.id), time.sleep(0.2)), 5) as loader:
         next(loader.over(iter([samples(1, i) for i in range(6)])))
     assert 1 <= len(begun) < 6

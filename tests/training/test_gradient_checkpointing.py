@@ -68,4 +68,4 @@ def test_a_host_that_cannot_is_refused_with_its_reason():
 
 def test_one_pass_over_a_clip_needs_the_cache_that_recomputed_layers_do_not_fill():
     with pytest.raises(RecipeError, match="keeps what the layers made of the clip in a cache, which layers that are recomputed cannot fill: choose one"):
-        load_recipe("gazeqwen_tiny", ["training.recompute=true", "training.together=clip"])
+        load_recipe("gazeqwen_tiny", ["training.gradient_checkpointing=true", "training.batch_by=clip"])

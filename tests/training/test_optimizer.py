@@ -9,7 +9,7 @@ from modulate.config.sections import Stage, Training
 from modulate.errors import RecipeError
 from modulate.training.optimizer import (
     MOMENTUM,
-    Optimiser,
+    Optimizer,
     accelerator_for,
     one_cycle,
     parameter_groups,
@@ -72,56 +72,56 @@ def test_a_warm_up_takes_at_most_half_of_a_stage_and_momentum_moves_in_one_cycle
 
 
 @pytest.fixture
-def optimiser(adapted):
+def optimizer(adapted):
     torch.manual_seed(0)
     for parameter in adapted.parameters():
         parameter.grad = None
-    return Optimiser.make(Accelerator(cpu=True), adapted, stage("modulator", lr=0.1), training(warmup_steps=2, weight_decay=0.0), 10)
+    return Optimizer.make(Accelerator(cpu=True), adapted, stage("modulator", lr=0.1), training(warmup_steps=2, weight_decay=0.0), 10)
 
 
-def given(optimiser, value):
-    trained = [p for p in optimiser.modulation.parameters() if p.requires_grad]
+def given(optimizer, value):
+    trained = [p for p in optimizer.modulation.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.grad = torch.full_like(parameter, value)
     return trained, [p.detach().clone() for p in trained]
 
 
-def test_a_step_moves_what_is_trained_by_the_schedule_s_rate_and_clears_the_gradients(optimiser):
-    trained, before = given(optimiser, 2.0)
-    assert optimiser.step(0, 1.0, usable=True) == [] and optimiser.rate == pytest.approx(0.05) and optimiser.scale == 1.0
+def test_a_step_moves_what_is_trained_by_the_schedule_s_rate_and_clears_the_gradients(optimizer):
+    trained, before = given(optimizer, 2.0)
+    assert optimizer.step(0, 1.0, usable=True) == [] and optimizer.rate == pytest.approx(0.05) and optimizer.scale == 1.0
     for parameter, was in zip(trained, before, strict=True):
         assert torch.allclose(parameter, was - 0.05, atol=1e-3) and parameter.grad is None  # Adam's first step has the rate's own length
-    assert optimiser.adamw.param_groups[0]["betas"] == (0.9, 0.999)
+    assert optimizer.adamw.param_groups[0]["betas"] == (0.9, 0.999)
 
 
-def test_gradients_are_clipped_to_their_common_norm(optimiser):
-    given(optimiser, 2.0)
-    optimiser.step(0, 0.5, usable=True)
-    moments = optimiser.state()
+def test_gradients_are_clipped_to_their_common_norm(optimizer):
+    given(optimizer, 2.0)
+    optimizer.step(0, 0.5, usable=True)
+    moments = optimizer.state()
     norm = sum(float(value.square().sum()) for key, value in moments.items() if key.startswith("exp_avg/")) ** 0.5
     assert norm == pytest.approx(0.5 * (1 - MOMENTUM), rel=1e-3)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_no_step_is_taken_with_gradients_that_are_not_finite_and_they_are_named(optimiser, bad):
-    trained, before = given(optimiser, 2.0)
-    name, first = next((name, p) for name, p in optimiser.modulation.named_parameters() if p.requires_grad)
+def test_no_step_is_taken_with_gradients_that_are_not_finite_and_they_are_named(optimizer, bad):
+    trained, before = given(optimizer, 2.0)
+    name, first = next((name, p) for name, p in optimizer.modulation.named_parameters() if p.requires_grad)
     first.grad.view(-1)[0] = bad
-    assert optimiser.step(0, 1.0, usable=True) == [name]
-    assert all(torch.equal(p, was) and p.grad is None for p, was in zip(trained, before, strict=True)) and optimiser.state() == {}
+    assert optimizer.step(0, 1.0, usable=True) == [name]
+    assert all(torch.equal(p, was) and p.grad is None for p, was in zip(trained, before, strict=True)) and optimizer.state() == {}
 
 
-def test_no_step_is_taken_with_a_loss_that_is_of_no_use(optimiser):
-    trained, before = given(optimiser, 2.0)
-    assert optimiser.step(0, 1.0, usable=False) == []
+def test_no_step_is_taken_with_a_loss_that_is_of_no_use(optimizer):
+    trained, before = given(optimizer, 2.0)
+    assert optimizer.step(0, 1.0, usable=False) == []
     assert all(torch.equal(p, was) and p.grad is None for p, was in zip(trained, before, strict=True))
 
 
-def test_moments_are_given_back_as_they_were(optimiser, adapted):
-    given(optimiser, 2.0)
-    optimiser.step(0, 1.0, usable=True)
-    state = {key: value.clone() for key, value in optimiser.state().items()}
-    other = Optimiser.make(Accelerator(cpu=True), adapted, stage("modulator", lr=0.1), training(), 10)
+def test_moments_are_given_back_as_they_were(optimizer, adapted):
+    given(optimizer, 2.0)
+    optimizer.step(0, 1.0, usable=True)
+    state = {key: value.clone() for key, value in optimizer.state().items()}
+    other = Optimizer.make(Accelerator(cpu=True), adapted, stage("modulator", lr=0.1), training(), 10)
     assert other.state() == {}
     other.restore(state)
     assert other.state().keys() == state.keys() and all(torch.equal(value, state[key]) for key, value in other.state().items())

@@ -23,9 +23,9 @@ from modulate.modulation.module import Modulation
 from modulate.runs.run import Run
 from modulate.training import trainer as training
 from modulate.training.optimizer import accelerator_for, one_cycle, schedule_for, select
-from modulate.training.train_step import Learner
+from modulate.training.train_step import TrainStep
 from modulate.training.trainer import train
-from modulate.utils.interrupts import Stop
+from modulate.utils.interrupts import StopRequest
 from tests.training.test_optimizer import as_torch
 
 TINY = [
@@ -106,7 +106,7 @@ def test_a_training_stopped_after_every_step_ends_as_if_never_stopped(whole, beg
     run, pipeline = begin(*overrides)
     said = []
     for number in range(STEPS):
-        stop = Stop()
+        stop = StopRequest()
         with pytest.raises(Interrupted, match="Stopped by SIGTERM; everything up to here is saved"):
             train(run, pipeline, stopping(stop), stop=stop, notice=said.append)
         assert not (run.folder / "state.json").exists() and len((run.folder / "log.jsonl").read_text().splitlines()) >= number + 1
@@ -118,7 +118,7 @@ def test_a_training_stopped_after_every_step_ends_as_if_never_stopped(whole, beg
 
 def test_a_stop_during_validation_keeps_the_step_and_repeats_the_validation(whole, begin, monkeypatch):
     run, pipeline = begin()
-    stop, score = Stop(), training.score
+    stop, score = StopRequest(), training.score
     monkeypatch.setattr(training, "score", lambda *args: (stop.request(2), score(*args))[1])
     with pytest.raises(Interrupted, match="SIGINT"):
         train(run, pipeline, stop=stop)
@@ -132,7 +132,7 @@ def test_checkpoints_come_when_the_recipe_says_and_after_validations_and_stages_
     run, pipeline = begin("training.checkpoint_every=3", "training.stages.0.epochs=4", "training.validate_every=2")
     saved, save = [], training.Trainer._save
     monkeypatch.setattr(training.Trainer, "_save", lambda self: (saved.append((self.state.stage, self.state.step)), save(self))[1])
-    stop = Stop()
+    stop = StopRequest()
     with pytest.raises(Interrupted):
         train(run, pipeline, stopping(stop, 7), stop=stop)
     assert saved == [(0, 3), (0, 4), (0, 6), (0, 7)]  # an epoch has two steps
@@ -144,7 +144,7 @@ def test_checkpoints_come_when_the_recipe_says_and_after_validations_and_stages_
 
 def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(whole, begin):
     run, pipeline = begin()
-    stop = Stop()
+    stop = StopRequest()
     with pytest.raises(Interrupted):
         train(run, pipeline, stopping(stop, 3), stop=stop)
     last = max((run.folder / "checkpoint").glob("*.safetensors"))
@@ -171,7 +171,7 @@ def test_altered_weights_of_a_finished_run_are_made_again(whole, begin):
 
 def test_other_data_or_another_host_is_refused_until_told_to_start_anew(begin, monkeypatch):
     run, pipeline = begin()
-    stop = Stop()
+    stop = StopRequest()
     with pytest.raises(Interrupted):
         train(run, pipeline, stopping(stop, 2), stop=stop)
     made_of = pipeline.fingerprints()
@@ -190,7 +190,7 @@ def test_starting_anew_leaves_nothing_of_the_old_run(whole, begin):
     run, pipeline = begin()
     evaluate(run, pipeline, train(run, pipeline))
     (run.folder / "metrics-val.json").write_text("{}")
-    stop = Stop()
+    stop = StopRequest()
     with pytest.raises(Interrupted):
         train(run, pipeline, stopping(stop, 1), stop=stop, resume=False)
     assert sorted(p.name for p in run.folder.iterdir()) == [".lock", "checkpoint", "environment.json", "log.jsonl", "recipe.yaml"]
@@ -200,7 +200,7 @@ def test_starting_anew_leaves_nothing_of_the_old_run(whole, begin):
 
 def test_lines_that_the_log_has_lost_are_said(begin):
     run, pipeline = begin()
-    stop = Stop()
+    stop = StopRequest()
     with pytest.raises(Interrupted):
         train(run, pipeline, stopping(stop, 2), stop=stop)
     (run.folder / "log.jsonl").write_text("")
@@ -232,7 +232,7 @@ def test_a_run_that_another_process_holds_is_refused(begin):
 
 def test_a_stopped_evaluation_goes_on_with_the_conditions_that_are_left(whole, begin, monkeypatch):
     run, pipeline = begin()
-    modulation, stop, asked = train(run, pipeline), Stop(), []
+    modulation, stop, asked = train(run, pipeline), StopRequest(), []
 
     def count(condition, n, total):
         asked.append((condition, n))
@@ -255,12 +255,12 @@ def test_a_stopped_evaluation_goes_on_with_the_conditions_that_are_left(whole, b
 
 def test_answers_of_other_weights_or_damaged_ones_are_not_used(whole, begin):
     run, pipeline = begin()
-    modulation, stop = train(run, pipeline), Stop()
+    modulation, stop = train(run, pipeline), StopRequest()
     ask_at = lambda name: lambda condition, n, total: stop.request(15) if condition == name else None
     other = pipeline.fresh_modulation()
     with pytest.raises(Interrupted):
         evaluate(run, pipeline, other, advance=ask_at("host"), stop=stop)
-    stop = Stop()
+    stop = StopRequest()
     with pytest.raises(Interrupted):
         evaluate(run, pipeline, modulation, advance=ask_at("host"), stop=stop)
     path = run.folder / "evaluation" / "test-blank.jsonl"
@@ -299,7 +299,7 @@ def gradients(pipeline, batches):
     host, failed = training.ModulatedHost(modulation.train(), pipeline.model), {}
     accelerator = accelerator_for(pipeline.recipe, pipeline.device, pipeline.features.folder)
     try:
-        tally = Learner(pipeline, accelerator, host, training.random.Random(0), failed, 4).accumulate(batches)
+        tally = TrainStep(pipeline, accelerator, host, training.random.Random(0), failed, 4).accumulate(batches)
     finally:
         host.attachment.detach()
     return {name: p.grad for name, p in modulation.named_parameters()}, tally, failed
@@ -459,7 +459,7 @@ def test_a_step_whose_samples_all_failed_is_counted_and_trips_nothing(begin, mon
 
     monkeypatch.setattr(pipeline, "prepare", broken)
     before = pipeline.fresh_modulation().state_dict()
-    stop = Stop()
+    stop = StopRequest()
     with pytest.raises(Interrupted):
         train(run, pipeline, stopping(stop, 1), stop=stop)
     found = run.checkpoints.latest()
@@ -475,7 +475,7 @@ def test_fp16_s_search_for_its_scale_is_no_divergence_and_goes_on_after_a_kill(b
     too_large = pipeline.host.layers[1].register_full_backward_hook(lambda module, grads, out: tuple(None if g is None else g * math.inf for g in grads))
     try:
         for scale in (8.0, 4.0):
-            stop = Stop()
+            stop = StopRequest()
             with pytest.raises(Interrupted):
                 train(run, pipeline, stopping(stop), stop=stop)
             assert run.checkpoints.latest().notes["scaler"]["scale"] == scale
@@ -522,8 +522,8 @@ def test_samples_with_an_empty_signal_are_left_out_when_the_recipe_says_so(begin
     run, pipeline = begin("training.empty=skip", f"training.condition={condition}", "training.validate_every=null")
     signal, (first, *others) = pipeline.signal, pipeline.samples("train")
     monkeypatch.setattr(pipeline, "signal", lambda sample: signal(sample).blank() if sample.id == first.id else signal(sample))
-    trained, accumulate = set(), Learner.accumulate
-    monkeypatch.setattr(Learner, "accumulate", lambda self, batches: (trained.update(s.id for b in batches for s in b), accumulate(self, batches))[1])
+    trained, accumulate = set(), TrainStep.accumulate
+    monkeypatch.setattr(TrainStep, "accumulate", lambda self, batches: (trained.update(s.id for b in batches for s in b), accumulate(self, batches))[1])
     train(run, pipeline)
     assert trained == {s.id for s in others} and run.read_json("state.json")["left_out"] == 1
     monkeypatch.setattr(pipeline, "signal", lambda sample: signal(sample).blank())
@@ -541,7 +541,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_state(whole, begin, 
         pytest.skip("mounting a small disk is not permitted here")
     try:
         run, pipeline = begin()
-        stop = Stop()
+        stop = StopRequest()
         with pytest.raises(Interrupted):
             train(run, pipeline, stopping(stop, 2), stop=stop)
         usage, ballast = shutil.disk_usage(small), small / "ballast"

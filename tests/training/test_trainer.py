@@ -18,7 +18,7 @@ from modulate import Modulation
 from modulate.config.recipe import load_recipe
 from modulate.errors import DataError, RecipeError
 from modulate.evaluation.evaluate import evaluate, score
-from modulate.inference.pipeline import Others, Pipeline
+from modulate.inference.pipeline import Pipeline, ShufflePool
 from modulate.runs.run import Run
 from modulate.training import optimizer as optimise
 from modulate.training import trainer as training
@@ -153,13 +153,13 @@ def test_a_broken_video_fails_the_run_or_is_counted_as_wrong(finished, world, tm
 def test_shuffling_takes_another_video_s_signal_at_the_same_moment(finished):
     _, pipeline, _, _, _ = finished
     samples = pipeline.samples("test")
-    prepared, others = pipeline.prepare(samples[0]), Others(samples)
+    prepared, others = pipeline.prepare(samples[0]), ShufflePool(samples)
     first, second = (pipeline.control("shuffled", prepared, others) for _ in range(2))
     assert (first.fixations == second.fixations).all()
     start, end = samples[0].window
     assert len(first) and (first.ends > start).all() and (first.starts < end).all()
     with pytest.raises(DataError, match="needs samples of at least two videos"):
-        pipeline.control("shuffled", prepared, Others([samples[0]]))
+        pipeline.control("shuffled", prepared, ShufflePool([samples[0]]))
     with pytest.raises(RecipeError, match="has no control 'upside_down'; it has blank, centre, shifted, shuffled"):
         pipeline.control("upside_down", prepared, others)
 
@@ -167,7 +167,7 @@ def test_shuffling_takes_another_video_s_signal_at_the_same_moment(finished):
 def test_shuffling_draws_from_all_samples_of_other_videos_in_their_order(finished):
     _, pipeline, _, _, _ = finished
     samples, seed = pipeline.samples("test") + pipeline.samples("train"), pipeline.recipe.seed
-    others = Others(samples)
+    others = ShufflePool(samples)
     plain = [random.Random(f"{seed}:{own.id}").choice([s for s in samples if s.video != own.video]) for own in samples]
     assert [others.draw(own, seed) for own in samples] == plain and len({s.video for s in plain}) > 2
 
@@ -179,10 +179,10 @@ def test_only_shuffling_reads_another_sample_s_signal(finished, monkeypatch):
     signal = pipeline.signal
     monkeypatch.setattr(pipeline, "signal", lambda sample: (read.append(sample), signal(sample))[1])
     for name in ("blank", "centre", "shifted"):
-        pipeline.control(name, prepared, Others([samples[0]]))  # one video is enough for these
+        pipeline.control(name, prepared, ShufflePool([samples[0]]))  # one video is enough for these
     assert read == []
-    pipeline.control("shuffled", prepared, Others(samples))
-    assert read == [Others(samples).draw(samples[0], pipeline.recipe.seed)]
+    pipeline.control("shuffled", prepared, ShufflePool(samples))
+    assert read == [ShufflePool(samples).draw(samples[0], pipeline.recipe.seed)]
 
 
 def test_word_scoring_refuses_what_is_not_one_token(finished, world):

@@ -9,16 +9,16 @@ from accelerate import Accelerator
 
 from modulate.errors import CheckpointError, DataError
 from modulate.runs.checkpoints import Checkpoint
-from modulate.training.train_step import Tally
-from modulate.training.trainer_state import Snapshot, State, notes_of, refuse_other
+from modulate.training.train_step import StepStats
+from modulate.training.trainer_state import Snapshot, TrainerState, notes_of, refuse_other
 
 
 def test_a_training_begins_at_the_start_with_nothing_behind_it():
     counts = {"stage", "step", "validated", "stale", "steps", "lines", "seconds", "in_a_row", "split_steps", "apart"}
-    found = vars(State())
+    found = vars(TrainerState())
     assert all(found[name] == 0 for name in counts) and found["best"] == -1.0
     assert (found["failed"], found["skipped"], found["resumed"]) == ({}, {}, []) and len(found) == len(counts) + 4
-    tally = Tally()
+    tally = StepStats()
     assert (tally.loss, tally.right, tally.active, tally.ids, tally.split, tally.apart, tally.n) == (0.0, 0, 0, [], False, 0, 0)
 
 
@@ -33,7 +33,7 @@ def test_a_snapshot_is_unpacked_as_it_was_packed_with_all_random_numbers():
     rng = random.Random(3)
     rng.gauss(0, 1)
     torch.manual_seed(5)
-    state = State(stage=1, step=4, failed={"a": "b"}, resumed=[2])
+    state = TrainerState(stage=1, step=4, failed={"a": "b"}, resumed=[2])
     notes, tensors = Snapshot(state, {"w/x": torch.ones(2)}, {"w/x": torch.zeros(2)}, {"exp_avg/w": torch.full((2,), 3.0)}, rng).pack(accelerator)
     wanted = torch.rand(3), rng.random(), rng.gauss(0, 1)
     torch.manual_seed(6)
@@ -45,22 +45,22 @@ def test_a_snapshot_is_unpacked_as_it_was_packed_with_all_random_numbers():
 
 def test_a_loss_scale_is_no_matter_where_none_is_used():
     accelerator = Accelerator(cpu=True)
-    notes, tensors = Snapshot(State(), {}, {}, {}, random.Random(0)).pack(accelerator)
+    notes, tensors = Snapshot(TrainerState(), {}, {}, {}, random.Random(0)).pack(accelerator)
     assert notes["scaler"] is None
-    assert unpacked(notes | {"scaler": {"scale": 2.0}}, tensors, accelerator).state == State()
+    assert unpacked(notes | {"scaler": {"scale": 2.0}}, tensors, accelerator).state == TrainerState()
 
 
 def test_random_numbers_of_a_gpu_are_no_matter_on_the_cpu():
     accelerator = Accelerator(cpu=True)
-    notes, tensors = Snapshot(State(), {}, {}, {}, random.Random(0)).pack(accelerator)
+    notes, tensors = Snapshot(TrainerState(), {}, {}, {}, random.Random(0)).pack(accelerator)
     assert "random/cuda" not in tensors
-    assert unpacked(notes, tensors | {"random/cuda": torch.zeros(16, dtype=torch.uint8)}, accelerator).state == State()
+    assert unpacked(notes, tensors | {"random/cuda": torch.zeros(16, dtype=torch.uint8)}, accelerator).state == TrainerState()
 
 
 @pytest.mark.parametrize("damage", [lambda n, t: n.pop("state"), lambda n, t: n["state"].update(nose=1), lambda n, t: n.pop("random"), lambda n, t: t.update({"nose/x": torch.ones(1)})])
 def test_a_checkpoint_of_another_version_says_so(damage):
     accelerator = Accelerator(cpu=True)
-    notes, tensors = Snapshot(State(), {}, {}, {}, random.Random(0)).pack(accelerator)
+    notes, tensors = Snapshot(TrainerState(), {}, {}, {}, random.Random(0)).pack(accelerator)
     damage(notes, tensors)
     with pytest.raises(CheckpointError, match=r"written by another version of modulate or of a plugin .*; start it anew with --no-resume"):
         unpacked(notes, tensors, accelerator)
@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_version_says_so(damage):
 
 def test_weights_that_do_not_fit_say_so():
     with pytest.raises(CheckpointError, match="another version"):
-        Snapshot(State(), {"nose": torch.ones(1)}, {}, {}, random.Random(0)).load_into(torch.nn.Linear(2, 2))
+        Snapshot(TrainerState(), {"nose": torch.ones(1)}, {}, {}, random.Random(0)).load_into(torch.nn.Linear(2, 2))
 
 
 def test_what_has_changed_since_a_run_began_is_named(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from modulate.errors import MissingFileError, StorageError
-from modulate.utils.atomic_files import Lines, as_json, content_hash, gib, refuse_unwritable, remove_partial, write_atomically, write_json
+from modulate.utils.atomic_files import LineWriter, as_json, content_hash, gib, refuse_unwritable, remove_partial, write_atomically, write_json
 
 
 def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path):
@@ -85,25 +85,25 @@ def test_a_disk_that_fills_up_while_tensors_are_written_is_said_and_nothing_is_l
 
 
 def test_a_disk_that_fills_up_under_a_log_costs_the_line_alone(tmp_path):
-    log = Lines(tmp_path / "log.jsonl")
+    log = LineWriter(tmp_path / "log.jsonl")
     with no_room(), pytest.raises(StorageError, match=r"log\.jsonl cannot be written: .*File too large"):
         while True:
             log.append("x" * 30)
     whole = log.path.read_bytes().split(b"\n")[:-1]
     assert len(whole) == log.count == 10_000 // 31 and log.path.stat().st_size == 10_000  # the last line is torn
-    again = Lines(log.path)
+    again = LineWriter(log.path)
     assert again.cut(log.count) == 0 and log.path.stat().st_size == 31 * log.count
 
 
 def test_a_log_is_cut_to_whole_lines_and_says_what_is_missing(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("one\ntwo\nthr")
-    log = Lines(path)
+    log = LineWriter(path)
     assert log.cut(3) == 1 and path.read_text() == "one\ntwo\n"
     assert log.cut(1) == 0 and path.read_text() == "one\n"
     log.append("new")
     assert path.read_text() == "one\nnew\n" and log.count == 2
-    assert Lines(tmp_path / "none").cut(2) == 2 and not (tmp_path / "none").exists()
+    assert LineWriter(tmp_path / "none").cut(2) == 2 and not (tmp_path / "none").exists()
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
@@ -171,7 +171,7 @@ def test_sizes_are_told_in_the_unit_that_fits(size, text):
 def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_error(tmp_path, monkeypatch):
     flushed, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    log = Lines(tmp_path / "log.jsonl")
+    log = LineWriter(tmp_path / "log.jsonl")
     log.flush()
     log.append("é")
     assert flushed == []
@@ -180,7 +180,7 @@ def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_
 
 
 def test_a_log_that_is_whole_is_not_written_anew(tmp_path):
-    log = Lines(tmp_path / "log.jsonl")
+    log = LineWriter(tmp_path / "log.jsonl")
     log.append("one")
     log.append("two")
     before = log.path.stat().st_ino

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from modulate.errors import Interrupted
-from modulate.utils.interrupts import Stop, graceful
+from modulate.utils.interrupts import StopRequest, graceful
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_a_signal_that_is_ignored_stays_so():
 
 
 def test_nobody_asked_nothing_raised():
-    Stop().check()
+    StopRequest().check()
 
 
 def test_handlers_come_back_when_the_block_ends_though_nothing_was_asked():

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from modulate.utils import library_warnings as notices
-from modulate.utils.library_warnings import heard
+from modulate.utils.library_warnings import show_library_warnings
 
 LIBRARY = "transformers"
 
@@ -35,48 +35,48 @@ def shown(category, text, module=LIBRARY):
 
 @pytest.mark.parametrize("category", notices.DEPRECATIONS)
 def test_a_library_s_deprecation_is_told_once_as_a_plain_line(stock, category):
-    with heard():
+    with show_library_warnings():
         assert shown(category, "old") == ["warning: old\n"]
         assert shown(category, "old") == [""]
         assert shown(category, "older") == ["warning: older\n"]
-    with heard():
+    with show_library_warnings():
         assert shown(category, "old") == [""]
-    with heard(every=True):
+    with show_library_warnings(every=True):
         assert shown(category, "old") == ["warning: old\n"]
 
 
 def test_other_warnings_are_as_python_prints_them_and_plain_lines_in_a_command(stock):
-    with heard():
+    with show_library_warnings():
         (said,) = shown(UserWarning, "look")
         assert said.startswith(f"{LIBRARY}.py:1: UserWarning: look")
         assert shown(UserWarning, "look") == [said]
-    with heard(every=True):
+    with show_library_warnings(every=True):
         assert shown(UserWarning, "look") == ["warning: look\n"] == shown(UserWarning, "look")
 
 
 def test_filters_and_format_are_as_they_were_when_the_outermost_block_ends(stock):
     before, filters = warnings.formatwarning, list(warnings.filters)
-    with heard():
+    with show_library_warnings():
         inside = warnings.formatwarning
         assert inside is not before and len(warnings.filters) == len(filters) + 2
-        with pytest.raises(KeyError), heard():
+        with pytest.raises(KeyError), show_library_warnings():
             assert warnings.formatwarning is inside
             raise KeyError
         assert warnings.formatwarning is inside
     assert warnings.formatwarning is before and warnings.filters == filters
-    with heard():
+    with show_library_warnings():
         assert warnings.formatwarning is not before
     assert warnings.formatwarning is before and warnings.filters == filters
 
 
 def test_a_deprecation_of_nobody_we_know_or_that_the_user_ignores_is_not_told(stock):
-    with heard():
+    with show_library_warnings():
         assert shown(DeprecationWarning, "old", "somebody") == []
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=LIBRARY)
-    with heard():
+    with show_library_warnings():
         assert shown(DeprecationWarning, "old") == []
     warnings.simplefilter("ignore", DeprecationWarning)
-    with heard():
+    with show_library_warnings():
         assert shown(DeprecationWarning, "other") == []
 
 
@@ -86,7 +86,7 @@ def test_what_a_library_logs_is_a_line_on_the_stderr_of_the_moment(stock, capsys
     before, spreads = list(logger.handlers), logger.propagate
     logger.handlers, logger.propagate = [own], False
     try:
-        with heard():
+        with show_library_warnings():
             for _ in range(2):
                 logger.warning("careful")
                 logger.error("wrong")
@@ -95,7 +95,7 @@ def test_what_a_library_logs_is_a_line_on_the_stderr_of_the_moment(stock, capsys
         assert logger.handlers == [own]
         kept = logging.NullHandler()
         logger.handlers = [kept]
-        with heard():
+        with show_library_warnings():
             assert logger.handlers == [kept]  # somebody handles them already
     finally:
         logger.handlers, logger.propagate = before, spreads

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modulate.utils.lru_cache import Recent
+from modulate.utils.lru_cache import LRUCache
 
 
 def of_bytes(limit):
-    return Recent(limit, len)
+    return LRUCache(limit, len)
 
 
 def test_what_was_used_longest_ago_goes_first():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modulate.utils.out_of_memory import first_line, give_back, is_out_of_memory
+from modulate.utils.out_of_memory import first_line, free_cached_memory, is_out_of_memory
 
 
 def test_an_allocation_that_the_machine_refuses_is_out_of_memory():
@@ -29,5 +29,5 @@ def test_what_torch_keeps_is_given_back_where_an_accelerator_is_in_use(monkeypat
     given = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append("cache"))
-    give_back()
+    free_cached_memory()
     assert given == ["cache"] * used

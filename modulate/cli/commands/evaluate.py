@@ -43,14 +43,14 @@ def evaluate(
         raise RecipeError(f"{overrides[0]!r} has no effect on a run's own evaluation; name other data with --on FOLDER.")
     run = Run.open(folder)
     run.check_weights()
-    with joined(run.recipe, training=False) as team, bars(team.leads) as shown:
+    with joined(run.recipe, training=False) as processes, bars(processes.leads) as shown:
         shown.doing("loading")
         if on is not None:
             run = on_other_data(run, on, overrides or ())
         modulation = Modulation.from_pretrained(run.weights)
         pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
-        team.in_turn(pipeline.make_data)
+        processes.in_turn(pipeline.make_data)
         with run.held(), graceful() as stop:
             metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
-    if team.leads:
+    if processes.leads:
         show_metrics(run, metrics)

@@ -10,7 +10,7 @@ from modulate.cli.arguments import DEFAULT_CACHE, Cache, Overrides, Recipe, Trus
 
 if TYPE_CHECKING:
     from modulate.data.clip_shards import Share
-    from modulate.data.precompute import Filled
+    from modulate.data.precompute import FilledCounts
 
 
 def features(
@@ -32,8 +32,8 @@ def features(
     from modulate.cli.progress import bars
     from modulate.config.recipe import load_recipe, refuse_remote_code
     from modulate.data.clip_shards import SPLITS, Share, planned
-    from modulate.data.feature_extractor import Footage
-    from modulate.data.precompute import Filler, Sizes, refuse_failures, refuse_too_small
+    from modulate.data.feature_extractor import FeatureExtractor
+    from modulate.data.precompute import FeatureFiller, Sizes, refuse_failures, refuse_too_small
     from modulate.errors import DataError
     from modulate.utils.atomic_files import refuse_unwritable
     from modulate.utils.interrupts import graceful
@@ -45,17 +45,17 @@ def features(
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # one terminal has room for the bars of one process
     with bars(first) as shown:
         shown.doing("looking for what is missing")
-        footage = Footage(loaded, cache, torch.device(_device(device)), must_keep=True)
-        footage.make_data()
-        everything = planned(footage, split or SPLITS)
+        extractor = FeatureExtractor(loaded, cache, torch.device(_device(device)), must_keep=True)
+        extractor.make_data()
+        everything = planned(extractor, split or SPLITS)
         if not everything:
             raise DataError(f"There are no samples in {', '.join(split or SPLITS)}.")
-        refuse_too_small(footage, Sizes(footage).of(everything))
+        refuse_too_small(extractor, Sizes(extractor).of(everything))
         own = share.clips(everything)
         with graceful() as stop:
-            done = Filler(footage, lambda n: shown.counted("features", n, len(own)), stop).fill(own)
+            done = FeatureFiller(extractor, lambda n: shown.counted("features", n, len(own)), stop).fill(own)
     _show(done, share, len(own), cache)
-    refuse_failures(footage, own, done)
+    refuse_failures(extractor, own, done)
 
 
 def _device(text: str) -> str:
@@ -77,7 +77,7 @@ def _device(text: str) -> str:
     raise RecipeError(f"--device {text!r} is none of auto, cpu, and CUDA devices that are present here (cuda, cuda:0 …).")
 
 
-def _show(done: "Filled", share: "Share", clips: int, cache: Path) -> None:
+def _show(done: "FilledCounts", share: "Share", clips: int, cache: Path) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -37,15 +37,15 @@ def train(
     from modulate.utils.interrupts import graceful
 
     loaded = load_recipe(recipe, overrides or ())
-    with joined(loaded) as team, bars(team.leads) as shown:
+    with joined(loaded) as processes, bars(processes.leads) as shown:
         shown.doing("loading")
         pipeline = Pipeline(loaded, cache, trust_remote_code=trust)  # before the run's folder is made: a host that cannot be loaded leaves none behind
-        team.in_turn(pipeline.make_data)
+        processes.in_turn(pipeline.make_data)
         run = Run.create(loaded, runs)
         with run.held(), graceful() as stop:
             modulation = training.train(run, pipeline, shown.trained, resume=resume, stop=stop, notice=shown.say)
             metrics = evaluation.evaluate(run, pipeline, modulation, split, shown.evaluated, stop=stop)
-            for line in what_was_kept(pipeline) if team.leads else ():
+            for line in what_was_kept(pipeline) if processes.leads else ():
                 shown.say(line)
-    if team.leads:
+    if processes.leads:
         show_metrics(run, metrics)

@@ -100,10 +100,10 @@ def test_an_exception_inside(case):
 
     with case.modulation.attached(host) as attachment:
         for place in (host.lm_head, host.get_decoder().layers[1], host.get_decoder().layers[2].mlp, host.get_input_embeddings()):
-            foreign = place.register_forward_hook(broken)
+            third_party_hook = place.register_forward_hook(broken)
             with raises(RuntimeError, match="foreign"), attachment.condition(clips):
                 call()
-            foreign.remove()
+            third_party_hook.remove()
             with attachment.bare():
                 assert torch.equal(call(), before)
         with attachment.condition(clips):
@@ -169,7 +169,7 @@ def test_threads(case):
         except ConditioningError as error:
             results["thread"] = error
 
-    foreign = host.get_decoder().layers[1].register_forward_pre_hook(pause)
+    third_party_hook = host.get_decoder().layers[1].register_forward_pre_hook(pause)
     with case.modulation.attached(host) as attachment:
         for conditioned in (True, False):
             reached.clear(), go_on.clear()
@@ -189,7 +189,7 @@ def test_threads(case):
             close(results["thread"], expected if conditioned else bare)
         with attachment.condition(clips):
             close(call(), expected)
-    foreign.remove()
+    third_party_hook.remove()
 
 
 @row("after detaching nothing is left: modules, hooks, keys, flags")

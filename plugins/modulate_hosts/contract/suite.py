@@ -22,7 +22,7 @@ from transformers import Cache
 from modulate import ClipInput, Modulation
 from modulate.config.injection import LoraParams
 from modulate.hosts.verified_versions import Cell
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from modulate_gaze.scanpath import Scanpath
 from modulate_hosts.contract import reference
 from modulate_hosts.contract.prompts import Batch, Family, write
@@ -107,8 +107,8 @@ def fresh(
     """A small modulation as training finds it."""
     torch.manual_seed(3)
     return Modulation.for_host(
-        host, encoder=Choice(name=encoder, params={"dim": 16}),
-        modulator=Choice(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1, "sharing": sharing}),
+        host, encoder=ComponentSpec(name=encoder, params={"dim": 16}),
+        modulator=ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1, "sharing": sharing}),
         layers=layers, d_features=D_FEATURES, lora_params=LoraParams(rank=2) if lora else None,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from modulate import ClipInput, Memory, Modulation
 from modulate.errors import CheckpointError, RecipeError
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, inputs, qwen
 
 MODULATORS = {"steering": {}, "film": {"width": 8}, "gated_cross_attention": {"width": 16, "heads": 2}}
@@ -18,8 +18,8 @@ def modulation(host, name, params=None, layers=(1, 2), dim=4):
     torch.manual_seed(3)
     return Modulation.for_host(
         host,
-        encoder=Choice(name="heatmap_dur", params={"dim": dim, "sigma": 0.3}),
-        modulator=Choice(name=name, params=MODULATORS[name] if params is None else params),
+        encoder=ComponentSpec(name="heatmap_dur", params={"dim": dim, "sigma": 0.3}),
+        modulator=ComponentSpec(name=name, params=MODULATORS[name] if params is None else params),
         layers=layers,
         d_features=D_FEATURES,
     )

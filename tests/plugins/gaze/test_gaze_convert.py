@@ -188,8 +188,8 @@ def test_the_configuration_says_what_it_was_made_of(saved, tmp_path):
     assert config.encoder.params == {"dim": 8, "temperature": 10000.0, "scale": 1.0, "active": "released", "to_features": False}
     assert config.backbone.name == "vjepa2_1" and config.backbone.params["preset"] == "base"
     assert config.injection.layers == LAYERS and config.lora.params.alpha == 16 and config.lora.layers_path == "model.language_model.layers"
-    noted = config.training["converted_from"]
-    assert noted["file"] == "best_model.pt" and len(noted["sha256"]) == 64 and noted["version"] == "gazelens"
+    histories_on = config.training["converted_from"]
+    assert histories_on["file"] == "best_model.pt" and len(histories_on["sha256"]) == 64 and histories_on["version"] == "gazelens"
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------------------------

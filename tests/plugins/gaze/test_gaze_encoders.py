@@ -58,7 +58,7 @@ def looped(value, d, mode):
             weights = weights_at(scanpath, grid, step, mode)
             total = sum(weights)
             active.append(total > 0)
-            for centre in grid.centres():
+            for centre in grid.centers():
                 mean = torch.zeros(d)
                 for weight, fixation in zip(weights, scanpath.fixations.tolist(), strict=True):
                     if total > 0:
@@ -95,7 +95,7 @@ def test_heatmap_dur_is_gaussians_weighted_by_seconds(mode):
             weights = weights_at(scanpath, grid, k, mode)
             if mode == "midpoint":
                 weights = [w * d for w, d in zip(weights, scanpath.fixations[:, 3], strict=True)]
-            for token, (cx, cy) in enumerate(grid.centres()):
+            for token, (cx, cy) in enumerate(grid.centers()):
                 heat = sum(w * math.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 0.2**2)) for w, (x, y, _, _) in zip(weights, scanpath.fixations, strict=True))
                 assert torch.allclose(out.values[step, token], heat * encoder.projection.weight[:, 0], atol=1e-6)
             assert out.active[step].item() == (sum(weights) > 0)

@@ -6,7 +6,7 @@ import torch
 
 from modulate import plugins
 from modulate.errors import ConditioningError, MissingFileError, PluginError, SignalError
-from modulate.interfaces.multi_signal import Bundle, controls_of
+from modulate.interfaces.multi_signal import MultiSignal, controls_of
 from modulate.interfaces.signal import ControlContext
 from modulate_hand.path import GAP, HandPath
 from tests.tiny import GRID, scanpath
@@ -56,13 +56,13 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def bundle():
-    return Bundle({"gaze": scanpath(), "hand": HandPath(scanpath(0.9, 0.9).fixations)})
+    return MultiSignal({"gaze": scanpath(), "hand": HandPath(scanpath(0.9, 0.9).fixations)})
 
 
 def test_a_bundle_has_the_common_controls_and_one_without_each_part():
     controls = controls_of("gaze+hand")
     assert set(controls) == {"blank", "shuffled", "centre", "shifted", "without_gaze", "without_hand"}
-    own, other = bundle(), Bundle({"gaze": scanpath(0.4, 0.4), "hand": HandPath(scanpath(0.5, 0.5).fixations)})
+    own, other = bundle(), MultiSignal({"gaze": scanpath(0.4, 0.4), "hand": HandPath(scanpath(0.5, 0.5).fixations)})
     context = ControlContext((0.0, 3.0), lambda: (other, (0.0, 3.0)))
     shuffled = controls["shuffled"](own, context)
     assert shuffled.parts["gaze"] == other.parts["gaze"] and shuffled.parts["hand"] == other.parts["hand"]

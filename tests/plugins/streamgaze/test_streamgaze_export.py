@@ -9,7 +9,7 @@ import pytest
 
 from modulate import cli
 from modulate.errors import DataError
-from modulate.evaluation.metrics import Prediction, summarise
+from modulate.evaluation.metrics import Prediction, summarize
 from modulate_streamgaze.export import export
 from modulate_streamgaze.questions import TASKS, family
 from tests.plugins.streamgaze.streamgaze_tree import VIDEOS
@@ -91,7 +91,7 @@ def written(folder, task):
 def test_the_benchmarks_rules_give_our_accuracies(tree, reader, tmp_path, split):
     predictions = predicted(reader, split)
     counts = export(predictions, tree / "qa", tmp_path / "out", "signal")
-    ours = summarise(predictions, 200, 0)
+    ours = summarize(predictions, 200, 0)
     assert sum(counts.values()) == len(predictions) and tuple(counts) == TASKS
     theirs = {}
     for task in TASKS:

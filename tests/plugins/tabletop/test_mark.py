@@ -6,7 +6,7 @@ import pytest
 from modulate.errors import ConditioningError
 from modulate.interfaces.components import HostInput
 from modulate.interfaces.frames import Frames
-from modulate.interfaces.multi_signal import Bundle
+from modulate.interfaces.multi_signal import MultiSignal
 from modulate.plugins import get
 from modulate_gaze.scanpath import Scanpath
 
@@ -36,4 +36,4 @@ def test_a_frame_between_fixations_shows_the_nearer_and_none_shows_nothing():
 
 def test_other_signals_are_refused():
     with pytest.raises(ConditioningError, match="need a scanpath, got Bundle"):
-        told(Bundle({"gaze": Scanpath()}))
+        told(MultiSignal({"gaze": Scanpath()}))

@@ -18,7 +18,7 @@ from modulate_tabletop import text
 from modulate_tabletop.clips import REACH, WINDOW, Clip, make_clip
 from modulate_tabletop.dataset import Tabletop
 from modulate_tabletop.make import FIXATION_HEADER, SPLITS, Job, jobs, make_world
-from modulate_tabletop.questions import COLOUR_WORDS, TASKS, Alert, Choice, draft, even_set
+from modulate_tabletop.questions import COLOUR_WORDS, TASKS, Alert, ComponentSpec, draft, even_set
 from modulate_tabletop.render import CLASSES, GRID
 from modulate_tabletop.viewer import Dwell
 
@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stories() -> list[tuple[Clip, list[Choice | Alert]]]:
+def stories() -> list[tuple[Clip, list[ComponentSpec | Alert]]]:
     clips = [j.clip() for j in jobs(0, 0, 120, seed=11)]
     return [(clip, draft(np.random.default_rng((1, i)), clip)) for i, clip in enumerate(clips)]
 
@@ -52,7 +52,7 @@ def seconds(clock: str) -> int:
     return int(clock[:2]) * 60 + int(clock[3:])
 
 
-def asked_times(world: Path, task: str) -> list[tuple[str, int]]:
+def frame_times_of(world: Path, task: str) -> list[tuple[str, int]]:
     """(stem, second) of every question or test point."""
     result = []
     for entry in entries(world, task):
@@ -145,7 +145,7 @@ def test_files_have_the_expected_form(world: Path) -> None:
 
 def test_every_video_has_enough_gaze_only_questions_at_different_times(world: Path) -> None:
     for task in text.GAZE_ONLY:
-        times = asked_times(world, task)
+        times = frame_times_of(world, task)
         assert len(set(times)) == len(times)
         for job in JOBS:
             assert sum(stem == job.stem for stem, _ in times) >= 4
@@ -154,7 +154,7 @@ def test_every_video_has_enough_gaze_only_questions_at_different_times(world: Pa
 @pytest.mark.parametrize("task", text.GAZE_ONLY)
 def test_gaze_decides_gaze_only_questions(world: Path, task: str) -> None:
     clips = {j.stem: j.clip() for j in JOBS}
-    for stem, time in asked_times(world, task):
+    for stem, time in frame_times_of(world, task):
         clip, table = clips[stem], rows(world / "fixations" / f"{stem}_fixation_filtered.csv")
         dwell = dwell_at(clip, time)
         assert dwell.start <= time - 1.6 and time >= WINDOW
@@ -240,11 +240,11 @@ def lowest(clip: Clip, time: int, values: np.ndarray) -> Callable[[int], float]:
 
 
 @pytest.mark.parametrize("guess", [most_frequent, newest, central, lowest])
-def test_the_frames_alone_stay_at_chance(stories: list[tuple[Clip, list[Choice | Alert]]], guess: Callable[..., Callable[[int], float]]) -> None:
+def test_the_frames_alone_stay_at_chance(stories: list[tuple[Clip, list[ComponentSpec | Alert]]], guess: Callable[..., Callable[[int], float]]) -> None:
     hits: dict[str, list[float]] = {task: [] for task in text.GAZE_ONLY}
     for clip, questions in stories:
         for q in (q for q in questions if q.task in text.GAZE_ONLY):
-            if isinstance(q, Choice):
+            if isinstance(q, ComponentSpec):
                 row, words = (1, COLOUR_WORDS) if q.task == text.ATTRIBUTE else (0, CLASSES)
                 score = guess(clip, q.time, clip.state(q.time)[row])
                 scores = [score(words.index(option)) for option in (q.right, *q.wrong)]
@@ -261,13 +261,13 @@ def test_the_frames_alone_stay_at_chance(stories: list[tuple[Clip, list[Choice |
         assert abs(np.mean(values) - chance) < 3.5 * (chance * (1 - chance) / len(values)) ** 0.5, (task, np.mean(values))
 
 
-def test_targets_are_spread_over_all_places(stories: list[tuple[Clip, list[Choice | Alert]]]) -> None:
+def test_targets_are_spread_over_all_places(stories: list[tuple[Clip, list[ComponentSpec | Alert]]]) -> None:
     places = [d.place for clip, _ in stories for d in clip.asked()]
     counts = np.bincount(places, minlength=16)
     assert ((counts - len(places) / 16) ** 2 / (len(places) / 16)).sum() < 37.7  # chi-squared, 15 degrees of freedom, p = 0.001
 
 
-def test_any_eight_seconds_hold_different_places(stories: list[tuple[Clip, list[Choice | Alert]]]) -> None:
+def test_any_eight_seconds_hold_different_places(stories: list[tuple[Clip, list[ComponentSpec | Alert]]]) -> None:
     for clip, _ in stories:
         for i, a in enumerate(clip.dwells):
             assert 2.0 <= a.end - a.start <= 2.6 + 1e-6

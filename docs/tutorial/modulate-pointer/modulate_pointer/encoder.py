@@ -24,9 +24,9 @@ class Pointer(SignalEncoder):
     def forward(self, signals, grids):
         light = []
         for signal, grid in zip(signals, grids, strict=True):
-            centres = self.colour.new_tensor(grid.centres())
+            centers = self.colour.new_tensor(grid.centers())
             for span in grid.spans:
-                gaze = centres.new_tensor(signal.within(*span).fixations[-1:, :2])  # one row, or none
-                light.append((-self.sharpness * (gaze[:, None] - centres).square().sum(-1)).softmax(-1).sum(0))
+                gaze = centers.new_tensor(signal.within(*span).fixations[-1:, :2])  # one row, or none
+                light.append((-self.sharpness * (gaze[:, None] - centers).square().sum(-1)).softmax(-1).sum(0))
         light = torch.stack(light)
         return SignalFeatures(light[..., None] * self.colour, active=light.any(-1), to_features=True)

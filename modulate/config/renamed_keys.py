@@ -1,0 +1,33 @@
+"""Recipe keys that were renamed: refused by their new name in a recipe, translated in a saved run."""
+
+from typing import Any
+
+RENAMED = {
+    "sampling.told_fps": "processor_fps",
+    "features.tower_gib": "vision_tower_cache_gib",
+    "features.tower_by": "vision_tower_cache_by",
+    "features.states_gib": "hidden_state_cache_gib",
+    "training.together": "batch_by",
+    "training.ahead": "prefetch_batches",
+    "training.recompute": "gradient_checkpointing",
+    "evaluation.together": "batch_by",
+}
+"""Key of version 0.1, with its section: the key that replaced it."""
+
+
+def new_name(key: str) -> str | None:
+    """Return what the dotted ``key`` is called now, or None if it was never renamed."""
+    section, _, _ = key.rpartition(".")
+    return f"{section}.{RENAMED[key]}" if key in RENAMED else None
+
+
+def translate(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved recipe's ``tree`` with every old key replaced; values do not change."""
+    translated = dict(tree)
+    for old, new in RENAMED.items():
+        section, _, key = old.rpartition(".")
+        settings = translated.get(section)
+        if isinstance(settings, dict) and key in settings and new not in settings:
+            renamed = {new if name == key else name: value for name, value in settings.items()}
+            translated[section] = renamed
+    return translated
