@@ -18,7 +18,7 @@ DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 LOGGERS = ("transformers", "huggingface_hub", "peft", "accelerate")
 """Libraries that warn by logging as well."""
 
-_MODULES = re.compile(r"(transformers|huggingface_hub|peft|accelerate|torch|modulate)(\W|_|$)")
+_MODULES = re.compile(r"(transformers|huggingface_hub|peft|accelerate|modulate)(\W|_|$)")
 _STOCK = warnings.formatwarning
 _lock = threading.RLock()
 _told: set[str] = set()

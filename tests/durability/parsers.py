@@ -666,7 +666,7 @@ def check_video(result: Any, data: bytes) -> None:
 
 COMMON = ("parse_record", "checked", "findings", "unknown_keys", "warn_of_key")
 RECORDS: Sequence[tuple[str, str, Callable[[], list[bytes]], str, str, tuple[str, ...]]] = (
-    ("state", "state.json of a run", state_seeds, "State", "modulate.runs.records", COMMON),
+    ("state", "state.json of a run", state_seeds, "RunState", "modulate.runs.records", COMMON),
     ("environment", "environment.json of a run", environment_seeds, "Environment", "modulate.runs.records", COMMON),
     ("metrics", "metrics.json of a run", metrics_seeds, "Metrics", "modulate.runs.records", (*COMMON, "_same_tasks")),
     ("log", "a line of a training's log", log_seeds, "LogLine", "modulate.runs.records", (*COMMON[:3], "_further", "curves", "_number", "_bounded")),

@@ -330,6 +330,12 @@ def later(scene, kind):
     return kind(twin)
 
 
+# torch 2.11 closes an inner checkpoint that the outer one stopped early only when the traceback is
+# freed, and Python reports what fails there; the gradients are right.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <generator object _checkpoint_without_reentrant"
+    ":pytest.PytestUnraisableExceptionWarning"
+)
 def test_two_checkpoints_inside_one(scene):
     def run(attachment):
         return lambda: sum(scene.under(attachment, rows, whole(scene)) for rows in (ONE, TWO))

@@ -45,7 +45,10 @@ def guard():
                 return True  # there is none, which the system says itself
         return pid == root
 
-    def guarded(send):
+    def own_group(group):
+        return all(own(pid) for pid in members(group))  # the group's first process may have ended
+
+    def guarded(send, own):
         def only_own(pid, number):
             if number and not own(pid):
                 raise PermissionError(f"no signal {number} for process {pid}, which is not of this test")
@@ -53,7 +56,21 @@ def guard():
 
         return only_own
 
-    os.kill, os.killpg = guarded(os.kill), guarded(os.killpg)
+    os.kill, os.killpg = guarded(os.kill, own), guarded(os.killpg, own_group)
+
+
+def members(group):
+    """Return the processes of a process group."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                _, _, own_group = stat.read().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(own_group) == group:
+            found.append(int(pid))
+    return found
 
 
 def trace():
