@@ -23,7 +23,7 @@ test: $(STAMP)  ## the quick suite
 	$(BIN)/python -m pytest $(PARALLEL) $(QUICK)
 
 test-all: $(STAMP)  ## the quick suite and the long tail
-	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev,quantised]"
+	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev,quantized]"
 	$(BIN)/python -m pytest -m "not gpu and not network"
 
 test-newest: newest  ## the quick suite on the newest releases, whatever the lock says, in an environment of its own
@@ -35,16 +35,16 @@ test-oldest: oldest  ## the quick suite on the oldest releases that pyproject.to
 newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
-	$(EDITABLE) $(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,quantised]"
+	$(EDITABLE) $(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,quantized]"
 
 oldest:
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST)/bin/python $(ENVIRONMENTS) floors > $(OLDEST)/floors.txt
-	$(EDITABLE) $(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/floors.txt --editable ".[dev,quantised]"
+	$(EDITABLE) $(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/floors.txt --editable ".[dev,quantized]"
 
 hosts: $(STAMP) oldest newest  ## the hosts' contract, slow rows too, in all three environments, and its page
-	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev,quantised]"
+	$(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[dev,quantized]"
 	for bin in $(OLDEST)/bin $(NEWEST)/bin $(BIN); do $$bin/python -m pytest tests/contract --write-hosts || exit 1; done
 	$(BIN)/python -m modulate.cli.reference
 

@@ -1,10 +1,13 @@
-"""The released way of working, written anew and plainly: what `python -m benchmarks.speed` measures modulate against.
+"""The released way of working, written anew and plainly: what `python -m benchmarks.speed` measures
+modulate against.
 
-It is slow in exactly these ways, each of them how GazeQwen's released code works: the clip of every sample is cut out of its video and encoded again, the
-backbone runs at every sample and epoch, the resampler is called once per layer and step inside the hook, attention is eager, logits are made of the
-full vocabulary at every position, and one sample goes through at a time. Everything else is as good as modulate's: frames by presentation time, the host's
-own encoding, features aligned by time, one backward per sample, gradients only where something is trained. Residuals, loss and optimiser are
-its own code; a test holds losses and gradients to modulate's on the same weights.
+It is slow in exactly these ways, each of them how GazeQwen's released code works: the clip of every
+sample is cut out of its video and encoded again, the backbone runs at every sample and epoch, the
+resampler is called once per layer and step inside the hook, attention is eager, logits are made of
+the full vocabulary at every position, and one sample goes through at a time. Everything else is as
+good as modulate's: frames by presentation time, the host's own encoding, features aligned by time,
+one backward per sample, gradients only where something is trained. Residuals, loss and optimizer
+are its own code; a test holds losses and gradients to modulate's on the same weights.
 """
 
 import math
@@ -28,10 +31,14 @@ from modulate_gaze.scanpath import Scanpath
 
 
 def cut(video: Path, start: float, end: float, out: Path) -> float:
-    """Encode what ``video`` shows from ``start`` to ``end`` (s) anew, without loss so that the pixels stay; return the time (s) of the cut's first frame."""
+    """Encode what ``video`` shows from ``start`` to ``end`` (s) anew, without loss so that the
+    pixels stay; return the time (s) of the cut's first frame.
+    """
     with av.open(str(video)) as source, av.open(str(out), "w") as target:
         stream = source.streams.video[0]
-        copy = target.add_stream("libx264", rate=stream.average_rate, options={"qp": "0", "preset": "ultrafast"})
+        copy = target.add_stream(
+            "libx264", rate=stream.average_rate, options={"qp": "0", "preset": "ultrafast"}
+        )
         copy.width, copy.height, copy.pix_fmt = stream.width, stream.height, "yuv420p"
         copy.codec_context.time_base = stream.time_base
         source.seek(max(0, math.floor(start / stream.time_base) - 1), stream=stream)
@@ -52,7 +59,9 @@ def cut(video: Path, start: float, end: float, out: Path) -> float:
     return float((first or 0) * Fraction(stream.time_base))
 
 
-def position_code(x: Tensor, y: Tensor, width: int, scale: float, temperature: float = 10000.0) -> Tensor:
+def position_code(
+    x: Tensor, y: Tensor, width: int, scale: float, temperature: float = 10000.0
+) -> Tensor:
     """DETR's sine and cosine code of points: (point, width), half of it for x and half for y."""
     quarter = width // 4
     angles = [p[:, None] * scale / temperature ** (torch.arange(quarter) / quarter) for p in (x, y)]
@@ -60,21 +69,31 @@ def position_code(x: Tensor, y: Tensor, width: int, scale: float, temperature: f
 
 
 class Resampler:
-    """One layer's resampler, read off the weights by name; called with the features of one step and its gaze code."""
+    """One layer's resampler, read off the weights by name; called with the features of one step and
+    its gaze code.
+    """
 
     def __init__(self, weights: dict[str, Tensor], k: int, blocks: int) -> None:
         self.k, self.blocks = k, blocks
-        self.w = {name.removeprefix("modulator."): tensor for name, tensor in weights.items() if name.startswith("modulator.")}
+        self.w = {
+            name.removeprefix("modulator."): tensor
+            for name, tensor in weights.items()
+            if name.startswith("modulator.")
+        }
         self.out, self.amplitude = weights[f"out.{k}.weight"], weights["amplitude"]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Return the map ``name`` of x."""
         bias = self.w.get(f"{name}.bias")
-        return functional.linear(x, self.w[f"{name}.weight"][self.k], None if bias is None else bias[self.k])
+        return functional.linear(
+            x, self.w[f"{name}.weight"][self.k], None if bias is None else bias[self.k]
+        )
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """Return the LayerNorm ``name`` of x."""
-        return functional.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"][self.k], self.w[f"{name}.bias"][self.k])
+        return functional.layer_norm(
+            x, x.shape[-1:], self.w[f"{name}.weight"][self.k], self.w[f"{name}.bias"][self.k]
+        )
 
     def __call__(self, features: Tensor, gaze: Tensor) -> Tensor:
         """(token, d_features) and (d_signal,) → the residual (token, d_model)."""
@@ -92,7 +111,9 @@ class Resampler:
             keys = self.linear(name + "key", source) + self.linear(name + "signal", guide)
             weights = (self.linear(name + "query", latents) @ keys.T / scale).softmax(1)
             latents = latents + weights @ self.linear(name + "value", source)
-            hidden = functional.gelu(self.linear(name + "ff_in", self.norm(name + "ff_norm", latents)))
+            hidden = functional.gelu(
+                self.linear(name + "ff_in", self.norm(name + "ff_norm", latents))
+            )
             latents = self.norm(name + "norm", latents + self.linear(name + "ff_out", hidden))
         return (x @ latents.T / scale).softmax(1) @ latents
 
@@ -100,19 +121,44 @@ class Resampler:
 class Naive:
     """Trains a modulation's weights on samples the released way.
 
-    ``model``: the host, loaded with eager attention; ``host``: its family, for encoding; ``weights``: a copy of the modulation's tensors, trained in place.
+    ``model``: the host, loaded with eager attention; ``host``: its family, for encoding;
+    ``weights``: a copy of the modulation's tensors, trained in place.
     """
 
-    def __init__(self, model: nn.Module, host: Any, processor: Any, backbone: Backbone, weights: dict[str, Tensor], layers: Sequence[int], *,
-                 frames: int, scale: float, blocks: int, lr: float) -> None:  # fmt: skip
-        self.model, self.host, self.processor, self.backbone, self.layers = model, host, processor, backbone, tuple(layers)
-        self.weights = {name: value.detach().clone().requires_grad_() for name, value in weights.items() if value.dtype.is_floating_point}
+    def __init__(
+        self,
+        model: nn.Module,
+        host: Any,
+        processor: Any,
+        backbone: Backbone,
+        weights: dict[str, Tensor],
+        layers: Sequence[int],
+        *,
+        frames: int,
+        scale: float,
+        blocks: int,
+        lr: float,
+    ) -> None:
+        self.model, self.host, self.processor, self.backbone, self.layers = (
+            model,
+            host,
+            processor,
+            backbone,
+            tuple(layers),
+        )
+        self.weights = {
+            name: value.detach().clone().requires_grad_()
+            for name, value in weights.items()
+            if value.dtype.is_floating_point
+        }
         self.frames, self.scale = frames, scale
         self.resamplers = [Resampler(self.weights, k, blocks) for k in range(len(layers))]
         self.optimizer = torch.optim.AdamW(list(self.weights.values()), lr=lr)
 
     def read(self, sample: Sample) -> Frames:
-        """Cut the clip out of its video, and read its frames from the cut: one a second, ending with the window."""
+        """Cut the clip out of its video, and read its frames from the cut: one a second, ending
+        with the window.
+        """
         start, end = sample.window
         times = [end - k for k in reversed(range(self.frames)) if end - k >= start - 1e-6]
         with TemporaryDirectory() as folder:
@@ -121,7 +167,9 @@ class Naive:
         return Frames(frames.images, tuple(t + shift for t in frames.times))
 
     def gaze(self, sample: Sample, grid: VisualGrid) -> Tensor:
-        """Mean code of the fixations that each step's time lies in, 0 where it lies in none: (step, d_signal)."""
+        """Mean code of the fixations that each step's time lies in, 0 where it lies in none: (step,
+        d_signal).
+        """
         width = self.weights["modulator.blocks.0.signal.weight"].shape[2]
         rows = torch.tensor(Scanpath.read(sample.signals["gaze"]).fixations)
         codes = []
@@ -149,22 +197,35 @@ class Naive:
         with torch.no_grad():
             raw = self.backbone(torch.from_numpy(frames.images), frames.times)
         features, gaze = align(raw, encoded.grid), self.gaze(sample, encoded.grid)
-        places = (encoded.inputs["input_ids"][0] == self.model.config.video_token_id).nonzero()[:, 0]
+        places = (encoded.inputs["input_ids"][0] == self.model.config.video_token_id).nonzero()[
+            :, 0
+        ]
         layers = self.model.get_decoder().layers
-        handles = [layers[layer].register_forward_hook(self.write(k, places, features, gaze)) for k, layer in enumerate(self.layers)]
+        handles = [
+            layers[layer].register_forward_hook(self.write(k, places, features, gaze))
+            for k, layer in enumerate(self.layers)
+        ]
         try:
             logits = self.model(**encoded.inputs, use_cache=False).logits
         finally:
             for handle in handles:
                 handle.remove()
-        letters = [self.processor.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ABCD"]
+        letters = [
+            self.processor.tokenizer.encode(letter, add_special_tokens=False)[0]
+            for letter in "ABCD"
+        ]
         return logits[0, -1, letters]
 
     def step(self, samples: Sequence[Sample], prompt: Any) -> float:
-        """Take one optimiser step on ``samples``, one at a time; return their mean loss. ``prompt``: sample → the user's turn."""
+        """Take one optimizer step on ``samples``, one at a time; return their mean loss.
+
+        ``prompt``: sample → the user's turn.
+        """
         total = 0.0
         for sample in samples:
-            loss = functional.cross_entropy(self.logits(sample, prompt(sample))[None], torch.tensor([sample.answer])) / len(samples)
+            loss = functional.cross_entropy(
+                self.logits(sample, prompt(sample))[None], torch.tensor([sample.answer])
+            ) / len(samples)
             loss.backward()
             total += float(loss.detach())
         nn.utils.clip_grad_norm_(list(self.weights.values()), 1.0)

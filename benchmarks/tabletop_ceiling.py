@@ -1,11 +1,14 @@
-"""Which of the benchmark's ten tasks can the small host answer at all? Its ceiling when it is told, perfectly, where the viewer looks.
+"""Which of the benchmark's ten tasks can the small host answer at all? Its ceiling when it is told,
+perfectly, where the viewer looks.
 
 python benchmarks/tabletop_ceiling.py
 
-Nothing is trained. The bare host answers every question of the tabletop test split, put as letters and, where every option is one word of its own, as
-words: from the clip alone; with the mark that it was taught drawn at the gaze on every frame (the input ``tabletop_mark``); and with that mark's mean trace
-added to the visual token looked at in every step, after layer 0, which is where and how a modulation can write. A task is answered when its interval lies
-above chance. Writes docs/results/ceiling.md and .json.
+Nothing is trained. The bare host answers every question of the tabletop test split, put as letters
+and, where every option is one word of its own, as words: from the clip alone; with the mark that it
+was taught drawn at the gaze on every frame (the input ``tabletop_mark``); and with that mark's mean
+trace added to the visual token looked at in every step, after layer 0, which is where and how a
+modulation can write. A task is answered when its interval lies above chance. Writes
+docs/results/ceiling.md and .json.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +38,9 @@ LAYER, STEPS, SEED = 0, 4, 5
 
 
 def places(pipeline: Pipeline, samples: Sequence[Sample]) -> torch.Tensor:
-    """Return ones at the token looked at longest in each step, zeros elsewhere and in steps without gaze: (visual token,) of all samples in their order."""
+    """Return ones at the token looked at longest in each step, zeros elsewhere and in steps without
+    gaze: (visual token,) of all samples in their order.
+    """
     prepared = [pipeline.prepare(sample) for sample in samples]
     grids = [p.grid for p in prepared]
     aligned = align([p.signal for p in prepared], grids)
@@ -54,7 +59,9 @@ def places(pipeline: Pipeline, samples: Sequence[Sample]) -> torch.Tensor:
 
 @contextmanager
 def pointing(pipeline: Pipeline, at: torch.Tensor, vector: torch.Tensor) -> Iterator[None]:
-    """Add ``vector`` after layer ``LAYER`` to the visual tokens that ``at`` (visual token,) marks, in the order of the batch's rows."""
+    """Add ``vector`` after layer ``LAYER`` to the visual tokens that ``at`` (visual token,) marks,
+    in the order of the batch's rows.
+    """
     model, seen = pipeline.model, {}
 
     def remember(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -65,7 +72,10 @@ def pointing(pipeline: Pipeline, at: torch.Tensor, vector: torch.Tensor) -> Iter
         hidden[seen["visual"]] += at[:, None] * vector
         return hidden
 
-    handles = [model.register_forward_pre_hook(remember, with_kwargs=True), model.model.language_model.layers[LAYER].register_forward_hook(add)]
+    handles = [
+        model.register_forward_pre_hook(remember, with_kwargs=True),
+        model.model.language_model.layers[LAYER].register_forward_hook(add),
+    ]
     try:
         yield
     finally:
@@ -73,7 +83,9 @@ def pointing(pipeline: Pipeline, at: torch.Tensor, vector: torch.Tensor) -> Iter
             handle.remove()
 
 
-def answers(pipeline: Pipeline, samples: Sequence[Sample], oracle: str, vector: torch.Tensor) -> list[Prediction]:
+def answers(
+    pipeline: Pipeline, samples: Sequence[Sample], oracle: str, vector: torch.Tensor
+) -> list[Prediction]:
     """Answer all samples from the clip alone ("host") or with an oracle."""
     size, found = pipeline.recipe.evaluation.batch_size, list[Prediction]()
     with pipeline.fresh_modulation().attached(pipeline.model) as attachment:
@@ -87,11 +99,23 @@ def answers(pipeline: Pipeline, samples: Sequence[Sample], oracle: str, vector: 
 
 
 def ceiling(answer: str) -> dict[str, dict[str, Any]]:
-    """Return {task: {oracle: accuracy}}; tasks whose options are no single words are left out for ``answer`` "word"."""
-    overrides = [f"answer={answer}", f"data.params.tasks=[{', '.join(TASKS)}]", "evaluation.inputs={mark: {name: tabletop_mark}}"]
+    """Return {task: {oracle: accuracy}}; tasks whose options are no single words are left out for
+    ``answer`` "word".
+    """
+    overrides = [
+        f"answer={answer}",
+        f"data.params.tasks=[{', '.join(TASKS)}]",
+        "evaluation.inputs={mark: {name: tabletop_mark}}",
+    ]
     pipeline = Pipeline(load_recipe(RECIPE, overrides), CACHE)
     pipeline.make_data()
-    vector, *_ = steer.pointer(pipeline.model, packing.Packer(pipeline.processor.tokenizer), np.random.default_rng(SEED), steps=STEPS, layer=LAYER)
+    vector, *_ = steer.pointer(
+        pipeline.model,
+        packing.Packer(pipeline.processor.tokenizer),
+        np.random.default_rng(SEED),
+        steps=STEPS,
+        layer=LAYER,
+    )
     samples = pipeline.samples("test")
     refused = set()
     for task in TASKS:
@@ -107,20 +131,41 @@ def ceiling(answer: str) -> dict[str, dict[str, Any]]:
         records = answers(pipeline, samples, oracle, vector)
         failed = [r for r in records if r.error]
         if failed:
-            raise SystemExit(f"{len(failed)} of {len(records)} samples failed; first: {failed[0].id}: {failed[0].error}")
+            raise SystemExit(
+                f"{len(failed)} of {len(records)} samples failed; first: {failed[0].id}:"
+                f" {failed[0].error}"
+            )
         for task in found:
             own = [r for r in records if r.task == task]
-            found[task][oracle] = accuracy(own) | {"chance": float(np.mean([1 / len(s.options) for s in samples if s.task == task]))}
+            found[task][oracle] = accuracy(own) | {
+                "chance": float(np.mean([1 / len(s.options) for s in samples if s.task == task]))
+            }
     return found
 
 
 def page(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Return the figures as Markdown."""
-    lines = ["# What the small host can answer at all", "", "`python benchmarks/tabletop_ceiling.py`", ""]
+    lines = [
+        "# What the small host can answer at all",
+        "",
+        "`python benchmarks/tabletop_ceiling.py`",
+        "",
+    ]
     lines += [
-        "The bare host, nothing trained, on every question of the tabletop test split; accuracy in per cent with 95 % bootstrap intervals clustered by video. Drawn: the mark that the",
-        "host was taught, at the gaze on every frame. Pointed: that mark's mean trace, one fixed vector, added after layer 0 to the token looked at in every step, as a modulation would.",
-        "**Bold**: above chance by the whole interval, and above the host alone by more than both intervals.",
+        (
+            "The bare host, nothing trained, on every question of the tabletop test split; accuracy"
+            " in per cent with 95 % bootstrap intervals clustered by video. Drawn: the mark"
+            " that the"
+        ),
+        (
+            "host was taught, at the gaze on every frame. Pointed: that mark's mean trace, one"
+            " fixed vector, added after layer 0 to the token looked at in every step, as a"
+            " modulation would."
+        ),
+        (
+            "**Bold**: above chance by the whole interval, and above the host alone by more than"
+            " both intervals."
+        ),
         "",
         "| task | answered in | questions | chance | host alone | drawn | pointed |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -130,7 +175,11 @@ def page(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
             if task in found:
                 cells = [_cell(found[task], oracle) for oracle in ORACLES]
                 first = found[task]["host"]
-                lines.append(f"| `{task}` | {answer}s | {first['n']} | {100 * first['chance']:.0f} | " + " | ".join(cells) + " |")
+                lines.append(
+                    f"| `{task}` | {answer}s | {first['n']} | {100 * first['chance']:.0f} | "
+                    + " | ".join(cells)
+                    + " |"
+                )
     return "\n".join([*lines, "", *READING]) + "\n"
 
 

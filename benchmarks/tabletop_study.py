@@ -1,10 +1,13 @@
-"""Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the tabletop world; still scenes; other modulators.
+"""Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the
+tabletop world; still scenes; other modulators.
 
 python benchmarks/tabletop_study.py [--jobs 2] [--collect] [--runs runs/study] [key.sub=value …]
 
-For each seed: one run per signal encoder, one of LoRA alone, and one of the same modulation trained with a blank signal (for which all
-encoders are the same function: they give exactly 0). On still scenes (one time step, the modulator alone is trained) each encoder once: can the
-host be steered? The recipes of other modulators and signals once each. Runs that are finished are not repeated. Writes docs/results/tabletop.md and .json.
+For each seed: one run per signal encoder, one of LoRA alone, and one of the same modulation trained
+with a blank signal (for which all encoders are the same function: they give exactly 0). On still
+scenes (one time step, the modulator alone is trained) each encoder once: can the host be steered?
+The recipes of other modulators and signals once each. Runs that are finished are not repeated.
+Writes docs/results/tabletop.md and .json.
 """
 
 import argparse
@@ -24,15 +27,28 @@ SEEDS = (0, 1, 2)  # fixed before any of these runs
 ENCODERS = {
     "heatmap_dur": "{dim: 64}",
     "heatmap_tau": "{dim: 64}",
-    "coord_rel": "{dim: 64, scale: 12.566}",  # twice DETR's: neighbouring tokens of the 4 x 4 grid differ by half a period
+    "coord_rel": (
+        "{dim: 64, scale: 12.566}"
+    ),  # twice DETR's: neighbouring tokens of the 4 x 4 grid differ by half a period
     "coord_pe": "{dim: 64}",
 }
 DEFAULT = "heatmap_dur"
 CONTROLS = ("none", "blank", "shuffled", "centre", "shifted", "host", "no_frames", "no_pixels")
 LORA_ONLY = "training.stages=[{name: lora, train: [lora], epochs: %s, lr: 1.0e-3}]"
-STILLS = ["data.params.window=1.0", "sampling={fps: 2.0, max_frames: 2}", "lora=null", "evaluation.conditions=[none]"]
+STILLS = [
+    "data.params.window=1.0",
+    "sampling={fps: 2.0, max_frames: 2}",
+    "lora=null",
+    "evaluation.conditions=[none]",
+]
 STILLS_STAGE = "training.stages=[{name: modulator, train: [modulator], epochs: %s, lr: 1.0e-3}]"
-OTHERS = ("steering_tiny", "film_tiny", "gated_cross_attention_tiny", "hand_tiny", "gaze_and_hand_tiny")
+OTHERS = (
+    "steering_tiny",
+    "film_tiny",
+    "gated_cross_attention_tiny",
+    "hand_tiny",
+    "gaze_and_hand_tiny",
+)
 PAGE = Path("docs/results/tabletop")
 RESAMPLES = 2000
 
@@ -40,18 +56,58 @@ RESAMPLES = 2000
 def jobs(extra: Sequence[str], epochs: str, still_epochs: str) -> list[list[str]]:
     """Return name, recipe and overrides of every run, as the command line takes them."""
     found = [
-        (int(e != DEFAULT), [f"name=stills-{e}-0", f"encoder.name={e}", f"encoder.params={params}", STILLS_STAGE % still_epochs, *STILLS, *extra])
+        (
+            int(e != DEFAULT),
+            [
+                f"name=stills-{e}-0",
+                f"encoder.name={e}",
+                f"encoder.params={params}",
+                STILLS_STAGE % still_epochs,
+                *STILLS,
+                *extra,
+            ],
+        )
         for e, params in ENCODERS.items()
     ]
     for seed in SEEDS:
         common = [f"seed={seed}", *extra]
-        found.append((0, [f"name=gaze_free-{seed}", "training.condition=blank", "evaluation.conditions=[none, host]", *common]))
-        found.append((0, [f"name=lora_only-{seed}", "training.condition=none", LORA_ONLY % epochs, "evaluation.conditions=[host]", *common]))
+        found.append(
+            (
+                0,
+                [
+                    f"name=gaze_free-{seed}",
+                    "training.condition=blank",
+                    "evaluation.conditions=[none, host]",
+                    *common,
+                ],
+            )
+        )
+        found.append(
+            (
+                0,
+                [
+                    f"name=lora_only-{seed}",
+                    "training.condition=none",
+                    LORA_ONLY % epochs,
+                    "evaluation.conditions=[host]",
+                    *common,
+                ],
+            )
+        )
         for encoder, params in ENCODERS.items():
             conditions = CONTROLS if (encoder, seed) == (DEFAULT, SEEDS[0]) else CONTROLS[:6]
-            setting = [f"encoder.name={encoder}", f"encoder.params={params}", f"evaluation.conditions=[{', '.join(conditions)}]", *common]
-            found.append((0 if encoder == DEFAULT else 1 + seed, [f"name={encoder}-{seed}", *setting]))
-    ordered = [[RECIPE, *overrides] for _, overrides in sorted(found, key=lambda item: item[0])]  # the default encoder first, then seed by seed
+            setting = [
+                f"encoder.name={encoder}",
+                f"encoder.params={params}",
+                f"evaluation.conditions=[{', '.join(conditions)}]",
+                *common,
+            ]
+            found.append(
+                (0 if encoder == DEFAULT else 1 + seed, [f"name={encoder}-{seed}", *setting])
+            )
+    ordered = [
+        [RECIPE, *overrides] for _, overrides in sorted(found, key=lambda item: item[0])
+    ]  # the default encoder first, then seed by seed
     return ordered + [[f"recipes/{name}.yaml", f"name={name}-0", *extra] for name in OTHERS]
 
 
@@ -63,8 +119,19 @@ def run(job: Sequence[str], runs: Path) -> None:
         return
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{name}.txt").open("w") as log:
-        command = [sys.executable, "-m", "modulate", "train", recipe, "--runs", str(runs), *overrides]
-        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=_environment())
+        command = [
+            sys.executable,
+            "-m",
+            "modulate",
+            "train",
+            recipe,
+            "--runs",
+            str(runs),
+            *overrides,
+        ]
+        subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, check=True, env=_environment()
+        )
     print(f"{name} done", flush=True)
 
 
@@ -94,7 +161,9 @@ def publish(page: Path, figures: dict[str, Any], text: str) -> None:
 
 
 def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list[Prediction]:
-    """Return the predictions of one condition, over the given seeds; a sample has another id for each seed."""
+    """Return the predictions of one condition, over the given seeds; a sample has another id for
+    each seed.
+    """
     found = []
     for seed in seeds:
         answers = read_predictions(runs / f"{name}-{seed}" / "predictions.jsonl")
@@ -113,27 +182,45 @@ def difference(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, An
 
 
 def collect(runs: Path) -> dict[str, Any]:
-    """Return every figure of the page; an encoder counts with the seeds that are finished, and the page names them."""
+    """Return every figure of the page; an encoder counts with the seeds that are finished, and the
+    page names them.
+    """
     figures: dict[str, Any] = {"encoders": {}}
     for name, condition in (("lora_only", "none"), ("gaze_free", "blank")):
-        figures[name] = accuracy(records(runs, name, condition, seeds_of(runs, name))) | {"seeds": seeds_of(runs, name)}
+        figures[name] = accuracy(records(runs, name, condition, seeds_of(runs, name))) | {
+            "seeds": seeds_of(runs, name)
+        }
     for encoder in ENCODERS:
         seeds = seeds_of(runs, encoder)
         if not seeds:
             continue
         conditions = ("signal", *(CONTROLS if encoder == DEFAULT else CONTROLS[:6]))
-        rows = {c: records(runs, encoder, c, seeds if c not in CONTROLS[6:] else SEEDS[:1]) for c in conditions}
+        rows = {
+            c: records(runs, encoder, c, seeds if c not in CONTROLS[6:] else SEEDS[:1])
+            for c in conditions
+        }
         figures["encoders"][encoder] = {
             "params": ENCODERS[encoder],
             "seeds": seeds,
             "conditions": {c: accuracy(r) for c, r in rows.items()},
-            "per_seed": [json.loads((runs / f"{encoder}-{s}" / "metrics.json").read_text())["overall"] for s in seeds],
+            "per_seed": [
+                json.loads((runs / f"{encoder}-{s}" / "metrics.json").read_text())["overall"]
+                for s in seeds
+            ],
             "shuffled - blank": difference(rows["shuffled"], rows["blank"]),
             "shifted - blank": difference(rows["shifted"], rows["blank"]),
-            "blank - gaze_free": difference(rows["blank"], records(runs, "gaze_free", "blank", seeds)),
-            "signal - lora_only": difference(rows["signal"], records(runs, "lora_only", "none", seeds)),
+            "blank - gaze_free": difference(
+                rows["blank"], records(runs, "gaze_free", "blank", seeds)
+            ),
+            "signal - lora_only": difference(
+                rows["signal"], records(runs, "lora_only", "none", seeds)
+            ),
         }
-    figures["stills"] = {e: accuracy(records(runs, f"stills-{e}", "signal", SEEDS[:1])) for e in ENCODERS if (runs / f"stills-{e}-0" / "metrics.json").is_file()}
+    figures["stills"] = {
+        e: accuracy(records(runs, f"stills-{e}", "signal", SEEDS[:1]))
+        for e in ENCODERS
+        if (runs / f"stills-{e}-0" / "metrics.json").is_file()
+    }
     for name in OTHERS:
         if (runs / f"{name}-0" / "metrics.json").is_file():
             metrics = json.loads((runs / f"{name}-0" / "metrics.json").read_text())
@@ -145,37 +232,111 @@ def collect(runs: Path) -> dict[str, Any]:
 def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     """Return the figures as Markdown."""
     lora, free = figures["lora_only"], figures["gaze_free"]
-    lines = ["# The tabletop study", "", " ".join(["`python benchmarks/tabletop_study.py", *overrides]) + "`", ""]
-    lines += [f"Test split, {free['n'] // len(free['seeds'])} gaze-only questions; accuracy in per cent, pooled over seeds, with 95 % bootstrap intervals clustered by video.", ""]
+    lines = [
+        "# The tabletop study",
+        "",
+        " ".join(["`python benchmarks/tabletop_study.py", *overrides]) + "`",
+        "",
+    ]
+    lines += [
+        (
+            f"Test split, {free['n'] // len(free['seeds'])} gaze-only questions; accuracy in per"
+            " cent, pooled over seeds, with 95 % bootstrap intervals clustered by video."
+        ),
+        "",
+    ]
     names = ["signal", *CONTROLS]
     lines += [_row(["encoder", "seeds", *names]), _row(["---"] * (len(names) + 2))]
     for encoder, found in figures["encoders"].items():
-        cells = [cell(found["conditions"][c], "overall") if c in found["conditions"] else "–" for c in names]
+        cells = [
+            cell(found["conditions"][c], "overall") if c in found["conditions"] else "–"
+            for c in names
+        ]
         lines.append(_row([f"`{encoder}`", ", ".join(map(str, found["seeds"])), *cells]))
     lines += ["", f"LoRA alone, trained (seeds {lora['seeds']}): {cell(lora, 'overall')}."]
-    lines += [f"The same modulation trained with a blank signal, the gaze-free ceiling (seeds {free['seeds']}): {cell(free, 'overall')}.", ""]
+    lines += [
+        (
+            "The same modulation trained with a blank signal, the gaze-free ceiling (seeds"
+            f" {free['seeds']}): {cell(free, 'overall')}."
+        ),
+        "",
+    ]
     tasks = sorted(free["tasks"])
-    lines += ["## Tasks, under the clip's own signal", "", _row(["encoder", *(f"`{t}`" for t in tasks), "seeds (overall)"]), _row(["---"] * (len(tasks) + 2))]
+    lines += [
+        "## Tasks, under the clip's own signal",
+        "",
+        _row(["encoder", *(f"`{t}`" for t in tasks), "seeds (overall)"]),
+        _row(["---"] * (len(tasks) + 2)),
+    ]
     for encoder, found in figures["encoders"].items():
         own = found["conditions"]["signal"]["tasks"]
-        lines.append(_row([f"`{encoder}`", *(cell(own[t], "accuracy") for t in tasks), ", ".join(f"{100 * s:.1f}" for s in found["per_seed"])]))
+        lines.append(
+            _row(
+                [
+                    f"`{encoder}`",
+                    *(cell(own[t], "accuracy") for t in tasks),
+                    ", ".join(f"{100 * s:.1f}" for s in found["per_seed"]),
+                ]
+            )
+        )
     pairs = ["shuffled - blank", "shifted - blank", "blank - gaze_free", "signal - lora_only"]
-    lines += ["", "## Differences (points)", "", _row(["encoder", *pairs]), _row(["---"] * (len(pairs) + 1))]
+    lines += [
+        "",
+        "## Differences (points)",
+        "",
+        _row(["encoder", *pairs]),
+        _row(["---"] * (len(pairs) + 1)),
+    ]
     for encoder, found in figures["encoders"].items():
-        lines.append(_row([f"`{encoder}`", *(cell(found[p], "difference", signed=True) for p in pairs)]))
-    lines += ["", "## Still scenes: can the host be steered?", "", "One time step (two frames of the last second), the modulator alone trained, seed 0; the clip's own signal.", ""]
-    lines += [_row(["encoder", "overall", *(f"`{t}`" for t in tasks)]), _row(["---"] * (len(tasks) + 2))]
+        lines.append(
+            _row([f"`{encoder}`", *(cell(found[p], "difference", signed=True) for p in pairs)])
+        )
+    lines += [
+        "",
+        "## Still scenes: can the host be steered?",
+        "",
+        (
+            "One time step (two frames of the last second), the modulator alone trained, seed 0;"
+            " the clip's own signal."
+        ),
+        "",
+    ]
+    lines += [
+        _row(["encoder", "overall", *(f"`{t}`" for t in tasks)]),
+        _row(["---"] * (len(tasks) + 2)),
+    ]
     for encoder, found in figures["stills"].items():
-        lines.append(_row([f"`{encoder}`", cell(found, "overall"), *(cell(found["tasks"][t], "accuracy") for t in tasks)]))
+        lines.append(
+            _row(
+                [
+                    f"`{encoder}`",
+                    cell(found, "overall"),
+                    *(cell(found["tasks"][t], "accuracy") for t in tasks),
+                ]
+            )
+        )
     lines += others_of(figures.get("others", {}))
     return "\n".join([*lines, "", *READING]) + "\n"
 
 
 def others_of(found: dict[str, Any]) -> list[str]:
-    """Return the table of the other recipes: one row each, a column for every condition that any of them has."""
+    """Return the table of the other recipes: one row each, a column for every condition that any of
+    them has.
+    """
     names = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
-    lines = ["", "## Other modulators and signals", "", "The recipes as they ship, seed 0.", "", _row(["recipe", *names]), _row(["---"] * (len(names) + 1))]
-    return lines + [_row([f"`{recipe}`", *(cell(by[c], "overall") if c in by else "–" for c in names)]) for recipe, by in found.items()]
+    lines = [
+        "",
+        "## Other modulators and signals",
+        "",
+        "The recipes as they ship, seed 0.",
+        "",
+        _row(["recipe", *names]),
+        _row(["---"] * (len(names) + 1)),
+    ]
+    return lines + [
+        _row([f"`{recipe}`", *(cell(by[c], "overall") if c in by else "–" for c in names)])
+        for recipe, by in found.items()
+    ]
 
 
 READING = """## How to read it
@@ -203,16 +364,26 @@ def cell(found: dict[str, Any], key: str, signed: bool = False) -> str:
 
 def main() -> None:
     """Run what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     parser.add_argument("--lora-epochs", default="1", help="epochs of the LoRA-only run")
     parser.add_argument("--still-epochs", default="5", help="epochs on still scenes")
-    parser.add_argument("--collect", action="store_true", help="run nothing; write the page from the runs that are finished")
+    parser.add_argument(
+        "--collect",
+        action="store_true",
+        help="run nothing; write the page from the runs that are finished",
+    )
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     if not options.collect:
-        run_all(jobs(options.overrides, options.lora_epochs, options.still_epochs), options.runs, options.jobs)
+        run_all(
+            jobs(options.overrides, options.lora_epochs, options.still_epochs),
+            options.runs,
+            options.jobs,
+        )
     figures = collect(options.runs)
     publish(PAGE, figures, page(figures, options.overrides))
 

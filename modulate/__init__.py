@@ -1,4 +1,6 @@
-"""modulate: let a frozen multimodal LLM listen to a side signal, by zero-initialised residuals on its visual tokens."""
+"""modulate: let a frozen multimodal LLM listen to a side signal, by zero-initialized residuals on
+its visual tokens.
+"""
 
 import importlib
 from typing import Any
@@ -37,7 +39,9 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first use, so that ``import modulate`` (and the command line) does not import torch."""
+    """Import public names on first use, so that ``import modulate`` (and the command line) does not
+    import torch.
+    """
     if name not in _PUBLIC:
         raise AttributeError(f"module 'modulate' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,7 +1,8 @@
 """Every error this project raises on purpose.
 
-Each says what failed, the value received, what is allowed, and what to do next. All inherit :class:`ModulateError`, so that the
-command line can print them without a traceback, and a builtin, so that library users may catch what they expect.
+Each says what failed, the value received, what is allowed, and what to do next. All inherit
+:class:`ModulateError`, so that the command line can print them without a traceback, and a builtin,
+so that library users may catch what they expect.
 """
 
 import difflib
@@ -13,7 +14,9 @@ class ModulateError(Exception):
 
 
 class UnverifiedWarning(UserWarning):
-    """Nobody has verified hosts with the releases of transformers, torch and PEFT that are installed."""
+    """Nobody has verified hosts with the releases of transformers, torch and PEFT that are
+    installed.
+    """
 
 
 class PluginError(ModulateError, LookupError):
@@ -21,7 +24,10 @@ class PluginError(ModulateError, LookupError):
 
 
 class ComponentError(PluginError):
-    """A component of a plugin raised what it did not mean to: a defect there. The original error is the cause."""
+    """A component of a plugin raised what it did not mean to: a defect there.
+
+    The original error is the cause.
+    """
 
 
 class RecipeError(ModulateError, ValueError):
@@ -57,13 +63,18 @@ class CheckpointError(ModulateError, ValueError):
 
 
 def shown(value: object, most: int = 80) -> str:
-    """Return ``repr(value)``, cut to ``most`` characters: files of others may hold values of any length, messages must not."""
+    """Return ``repr(value)``, cut to ``most`` characters: files of others may hold values of any
+    length, messages must not.
+    """
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 class StorageError(ModulateError, OSError):
-    """A file cannot be written: the disk is full, read-only or failing. What was there before is still there."""
+    """A file cannot be written: the disk is full, read-only or failing.
+
+    What was there before is still there.
+    """
 
 
 class LockedError(ModulateError, RuntimeError):
@@ -79,7 +90,8 @@ class DivergedError(ModulateError, ArithmeticError):
 
 
 class Interrupted(ModulateError, RuntimeError):  # noqa: N818  (not a failure: the run was asked to stop and has saved itself)
-    """A run was asked to stop by a signal, finished what it was at, and saved; the same command continues it.
+    """A run was asked to stop by a signal, finished what it was at, and saved; the same command
+    continues it.
 
     ``code``: with which a command ends that was: 128 and the signal's number, as shells have it.
     """
@@ -90,7 +102,9 @@ class Interrupted(ModulateError, RuntimeError):  # noqa: N818  (not a failure: t
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that helps with a misspelt ``name``: near matches if any, then everything known."""
+    """Return a sentence that helps with a misspelt ``name``: near matches if any, then everything
+    known.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""

@@ -1,4 +1,5 @@
-"""The releases of our dependencies, at both ends: the lock, what is newer than it, and the oldest that are supported.
+"""The releases of our dependencies, at both ends: the lock, what is newer than it, and the oldest
+that are supported.
 
 Run by ``make``; needs nothing but Python 3.11 with pip. ``lock`` writes lock.txt and lock-cuda.txt
 beside this file, ``changes`` prints what is newer than they say, ``floors`` prints the lower
@@ -20,14 +21,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LOCK = HERE / "lock.txt"
 CUDA = HERE / "lock-cuda.txt"
-EXTRAS = ("dev", "quantised")
+EXTRAS = ("dev", "quantized")
 """Extras that the test suite uses; the others are not locked."""
 
 SAME, UNREACHABLE = 3, 4
 """Exit codes of ``changes``: nothing is newer; the index gave no answer."""
 
 HEADS = {
-    LOCK: "Releases that this commit was verified with, as constraints for pip: docs/how-to/install.md",
+    LOCK: (
+        "Releases that this commit was verified with, as constraints for pip:"
+        " docs/how-to/install.md"
+    ),
     CUDA: "What torch's CUDA 13 build brings along: beside lock.txt, never instead of it",
 }
 
@@ -55,7 +59,11 @@ def resolve(python: str) -> dict[str, str]:
         command = [python, "-m", "pip", "install", *flags, "--editable", wanted]
         subprocess.run(command, check=True, capture_output=True, text=True)
         found = [item["metadata"] for item in json.loads(report.read_text())["install"]]
-    return {item["name"]: item["version"].partition("+")[0] for item in found if item["name"] != "modulate"}
+    return {
+        item["name"]: item["version"].partition("+")[0]
+        for item in found
+        if item["name"] != "modulate"
+    }
 
 
 def lock() -> int:
@@ -64,11 +72,16 @@ def lock() -> int:
         venv.create(folder, with_pip=True)
         python = str(Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python")
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--upgrade", "pip"], check=True)
-        pip = subprocess.run([python, "-m", "pip", "--version"], check=True, capture_output=True, text=True)
+        pip = subprocess.run(
+            [python, "-m", "pip", "--version"], check=True, capture_output=True, text=True
+        )
         found = resolve(python) | {"pip": pip.stdout.split()[1]}
     today = datetime.datetime.now(datetime.UTC).date()
     machine = f"{platform.system()} {platform.machine()}"
-    made = f"made by `make lock` on {today} with Python {platform.python_version()}, pip {found['pip']}, {machine}"
+    made = (
+        f"made by `make lock` on {today} with Python {platform.python_version()}, pip"
+        f" {found['pip']}, {machine}"
+    )
     for path, head in HEADS.items():
         names = sorted((n for n in found if for_cuda(n) == (path == CUDA)), key=name_of)
         lines = [f"# {head}.", f"# Do not edit: {made}.", *(f"{n}=={found[n]}" for n in names)]
@@ -78,8 +91,10 @@ def lock() -> int:
 
 
 def locked() -> dict[str, str]:
-    """Return {normalised name: release} of both constraint files."""
-    lines = [line for path in (LOCK, CUDA) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return {normalized name: release} of both constraint files."""
+    lines = [
+        line for path in (LOCK, CUDA) for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
     return {name_of(name): release for name, release in pairs}
 
@@ -94,23 +109,31 @@ def changes() -> int:
     before = {name: release for name, release in locked().items() if name != "pip"}
     differ = [name for name in sorted(before | newest) if before.get(name) != newest.get(name)]
     for name in differ:
-        print(f"{name}: {before.get(name, 'not there')} in the lock, newest {newest.get(name, 'not there')}")
+        print(
+            f"{name}: {before.get(name, 'not there')} in the lock, newest"
+            f" {newest.get(name, 'not there')}"
+        )
     return 0 if differ else SAME
 
 
 def floors() -> dict[str, str]:
-    """Return {normalised name: lowest release} that pyproject.toml allows.
+    """Return {normalized name: lowest release} that pyproject.toml allows.
 
     Raises :class:`SystemExit` for a dependency of which it names none.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(r for e in EXTRAS for r in project["optional-dependencies"][e])]
+    wanted = [
+        *project["dependencies"],
+        *(r for e in EXTRAS for r in project["optional-dependencies"][e]),
+    ]
     found: dict[str, str] = {}
     order = lambda release: [int(part) for part in release.split(".")]
     for requirement in wanted:
         matched = re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement)
         if matched is None:
-            raise SystemExit(f"pyproject.toml: {requirement!r} names no lowest release; write name>=release.")
+            raise SystemExit(
+                f"pyproject.toml: {requirement!r} names no lowest release; write name>=release."
+            )
         name, release = name_of(matched[1]), matched[2]
         found[name] = max(found.get(name, "0"), release, key=order)
     return found

@@ -7,7 +7,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-pytest.register_assert_rewrite("modulate_hosts.contract")  # rows of the contract live in the package, and fail as tests do
+pytest.register_assert_rewrite(
+    "modulate_hosts.contract"
+)  # rows of the contract live in the package, and fail as tests do
 
 import torch  # noqa: E402
 
@@ -15,15 +17,22 @@ from modulate import plugins  # noqa: E402
 from modulate.hosts import verified_versions as verified  # noqa: E402
 from tests.tiny import CLIP, fresh, our_hooks, qwen  # noqa: E402
 
-torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose a lot where cores are busy
+torch.set_num_threads(
+    1
+)  # models this small gain nothing from a second thread, and lose a lot where cores are busy
 
 
 @pytest.fixture(scope="session", autouse=True)
 def every_family_is_taken_for_verified():
-    """Here and in processes that tests start: the suite is what proves the releases installed. What the user's machine remembers is left alone."""
+    """Here and in processes that tests start: the suite is what proves the releases installed.
+
+    What the user's machine remembers is left alone.
+    """
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv(verified.FOLDER, folder)
-        verified.remember(verified.Versions.installed(), verified.recorded(plugins.registry())["families"])
+        verified.remember(
+            verified.Versions.installed(), verified.recorded(plugins.registry())["families"]
+        )
         yield
 
 

@@ -1,4 +1,6 @@
-"""Components that fail: named with their plugin, the original kept as the cause, and the host left clean."""
+"""Components that fail: named with their plugin, the original kept as the cause, and the host left
+clean.
+"""
 
 import types
 
@@ -14,7 +16,14 @@ from modulate.errors import ComponentError, DataError, PluginError, RecipeError
 from modulate.evaluation.evaluate import score
 from modulate.hookspecs import hookimpl
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Backbone, Dataset, Modulator, Sample, SignalEncoder, SignalFeatures
+from modulate.interfaces.components import (
+    Backbone,
+    Dataset,
+    Modulator,
+    Sample,
+    SignalEncoder,
+    SignalFeatures,
+)
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.params import ComponentSpec, Params
 from tests.paths import SMALL
@@ -80,7 +89,9 @@ class LoudEncoder(SignalEncoder):
         if self.params.where == "typed":
             raise DataError("meant")
         steps = sum(g.steps for g in grids)
-        return SignalFeatures(torch.zeros(steps, grids[0].tokens_per_step, 3), torch.ones(steps, dtype=torch.bool))
+        return SignalFeatures(
+            torch.zeros(steps, grids[0].tokens_per_step, 3), torch.ones(steps, dtype=torch.bool)
+        )
 
 
 class LoudBackbone(Backbone):
@@ -121,7 +132,9 @@ class LoudData(Dataset):
 def noisy():
     """A plugin with components that fail."""
     module = types.ModuleType("noisy_plugin")
-    module.register_signal_encoders = hookimpl(lambda register: register("loud_encoder", LoudEncoder))
+    module.register_signal_encoders = hookimpl(
+        lambda register: register("loud_encoder", LoudEncoder)
+    )
     module.register_modulators = hookimpl(lambda register: register("loud", LoudModulator))
     module.register_backbones = hookimpl(lambda register: register("loud_backbone", LoudBackbone))
     module.register_datasets = hookimpl(lambda register: register("loud_data", LoudData))
@@ -133,9 +146,13 @@ def noisy():
 def loud(host, where):
     choice = {"params": {"where": where}}
     return Modulation.for_host(
-        host, encoder=ComponentSpec(name="loud_encoder", **choice), modulator=ComponentSpec(name="loud", **choice), layers=(0, 2), d_features=D_FEATURES,
+        host,
+        encoder=ComponentSpec(name="loud_encoder", **choice),
+        modulator=ComponentSpec(name="loud", **choice),
+        layers=(0, 2),
+        d_features=D_FEATURES,
         lora_params=LoraParams(rank=2),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,51 +160,110 @@ def loud(host, where):
     [
         (
             "encoder",
-            r"signal_encoder 'loud_encoder' of plugin 'noisy' failed in its constructor: ZeroDivisionError: in encoder \(test_component_errors\.py, line \d+\)",
+            (
+                r"signal_encoder 'loud_encoder' of plugin 'noisy' failed in its constructor:"
+                r" ZeroDivisionError: in encoder \(test_component_errors\.py, line \d+\)"
+            ),
         ),
-        ("modulator", r"modulator 'loud' of plugin 'noisy' failed in its constructor: ZeroDivisionError: in modulator"),
+        (
+            "modulator",
+            (
+                r"modulator 'loud' of plugin 'noisy' failed in its constructor: ZeroDivisionError:"
+                r" in modulator"
+            ),
+        ),
         ("writer", r"modulator 'loud' of plugin 'noisy' failed in writer: ZeroDivisionError"),
     ],
 )
 def test_a_component_that_fails_when_built_is_named(where, message, noisy, host):
     with pytest.raises(ComponentError, match=message) as caught:
         loud(host, where)
-    assert isinstance(caught.value, PluginError) and isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert isinstance(caught.value, PluginError) and isinstance(
+        caught.value.__cause__, ZeroDivisionError
+    )
 
 
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("encode", "signal_encoder 'loud_encoder' of plugin 'noisy' failed in forward: ZeroDivisionError: in encode"),
-        ("modulate", "modulator 'loud' of plugin 'noisy' failed in forward: ZeroDivisionError: in modulate"),
-        ("write", "modulator 'loud' of plugin 'noisy' failed in writer: ZeroDivisionError: in write"),
+        (
+            "encode",
+            (
+                "signal_encoder 'loud_encoder' of plugin 'noisy' failed in forward:"
+                " ZeroDivisionError: in encode"
+            ),
+        ),
+        (
+            "modulate",
+            "modulator 'loud' of plugin 'noisy' failed in forward: ZeroDivisionError: in modulate",
+        ),
+        (
+            "write",
+            "modulator 'loud' of plugin 'noisy' failed in writer: ZeroDivisionError: in write",
+        ),
     ],
 )
-def test_a_component_that_fails_in_a_forward_is_named_and_leaves_the_host_clean(where, message, noisy):
+def test_a_component_that_fails_in_a_forward_is_named_and_leaves_the_host_clean(
+    where, message, noisy
+):
     host, batch = qwen(), inputs()
-    before, keys, modules = host(**batch).logits, list(host.state_dict()), {id(m) for m in host.modules()}
-    with pytest.raises(ComponentError, match=message) as caught, loud(host, where).attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
+    before, keys, modules = (
+        host(**batch).logits,
+        list(host.state_dict()),
+        {id(m) for m in host.modules()},
+    )
+    with (
+        pytest.raises(ComponentError, match=message) as caught,
+        loud(host, where).attached(host) as attachment,
+        attachment.condition([[CLIP], [CLIP]]),
+    ):
         host(**batch)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert not our_hooks(host) and list(host.state_dict()) == keys and {id(m) for m in host.modules()} == modules
+    assert (
+        not our_hooks(host)
+        and list(host.state_dict()) == keys
+        and {id(m) for m in host.modules()} == modules
+    )
     assert not hasattr(host, "peft_config") and not any(p.requires_grad for p in host.parameters())
     assert torch.equal(host(**batch).logits, before)
 
 
 def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypatch):
-    pipeline = Pipeline(load_recipe(SMALL, ["backbone={name: loud_backbone}", "data={name: loud_data}"]), tmp_path)
-    with pytest.raises(ComponentError, match="dataset 'loud_data' of plugin 'noisy' failed in prepare: ZeroDivisionError: in prepare"):
+    pipeline = Pipeline(
+        load_recipe(SMALL, ["backbone={name: loud_backbone}", "data={name: loud_data}"]), tmp_path
+    )
+    with pytest.raises(
+        ComponentError,
+        match=(
+            "dataset 'loud_data' of plugin 'noisy' failed in prepare: ZeroDivisionError: in prepare"
+        ),
+    ):
         pipeline.make_data()
-    with pytest.raises(ComponentError, match="dataset 'loud_data' of plugin 'noisy' failed in samples: ZeroDivisionError"):
+    with pytest.raises(
+        ComponentError,
+        match="dataset 'loud_data' of plugin 'noisy' failed in samples: ZeroDivisionError",
+    ):
         pipeline.samples("train")
     sample = Sample("s", "t", tmp_path / "v.mp4", (0.0, 1.0), "What?", ("x", "y"), 0, {})
     monochrome = Frames(np.zeros((2, 64, 64, 3), np.uint8), (0.0, 1.0))
-    with pytest.raises(ComponentError, match="backbone 'loud_backbone' of plugin 'noisy' failed in forward: ZeroDivisionError: in a backbone"):
+    with pytest.raises(
+        ComponentError,
+        match=(
+            "backbone 'loud_backbone' of plugin 'noisy' failed in forward: ZeroDivisionError: in a"
+            " backbone"
+        ),
+    ):
         pipeline.raw_features(sample.video, monochrome, gray=True)
     sample.video.write_bytes(b"never decoded here")
     monkeypatch.setattr(pipeline.clips, "read", lambda video, times: monochrome)
-    for answer in (lambda: pipeline.prepare(sample), lambda: score(pipeline, None, [sample], "none")):  # it is no bad sample, to be counted and passed over
-        with pytest.raises(ComponentError, match=r"^Sample s: backbone 'loud_backbone' of plugin 'noisy' failed in forward"):
+    for answer in (
+        lambda: pipeline.prepare(sample),
+        lambda: score(pipeline, None, [sample], "none"),
+    ):  # it is no bad sample, to be counted and passed over
+        with pytest.raises(
+            ComponentError,
+            match=r"^Sample s: backbone 'loud_backbone' of plugin 'noisy' failed in forward",
+        ):
             answer()
 
 
@@ -208,10 +284,19 @@ def test_an_attachment_goes_on_after_a_component_failed(noisy):
 
 
 def test_errors_that_are_meant_are_left_as_they_are(noisy, host):
-    with loud(host, "typed").attached(host) as attachment, pytest.raises(DataError, match=r"^meant$"), attachment.condition([[CLIP]]):
+    with (
+        loud(host, "typed").attached(host) as attachment,
+        pytest.raises(DataError, match=r"^meant$"),
+        attachment.condition([[CLIP]]),
+    ):
         pass
     registry = plugins.registry()
-    for error in (RecipeError("x"), MemoryError("x"), torch.OutOfMemoryError("x"), KeyboardInterrupt()):
+    for error in (
+        RecipeError("x"),
+        MemoryError("x"),
+        torch.OutOfMemoryError("x"),
+        KeyboardInterrupt(),
+    ):
         with pytest.raises(type(error)) as caught, registry.blame("modulator", "loud", "forward"):
             raise error
         assert caught.value is error
@@ -228,7 +313,11 @@ def test_a_plugin_that_fails_in_a_registration_hook_is_named_and_leaves_no_trace
 
     module.register_modulators = register_modulators
     with pytest.raises(
-        PluginError, match=r"The plugin 'fails' failed in its hook register_modulators: KeyError: 'oops' \(test_component_errors\.py, line \d+\)"
+        PluginError,
+        match=(
+            r"The plugin 'fails' failed in its hook register_modulators: KeyError: 'oops'"
+            r" \(test_component_errors\.py, line \d+\)"
+        ),
     ):
         registry.add("fails", module)
     assert not registry.components and not registry.plugins and not registry.manager.get_plugins()
@@ -244,4 +333,7 @@ def test_the_command_line_keeps_the_traceback_of_a_components_failure(monkeypatc
         cli.main(["ls"])
     err = capsys.readouterr().err
     assert ended.value.code == 1 and "Traceback" in err
-    assert "ComponentError: modulator 'gaze_resampler' of plugin 'gaze' failed in forward: ZeroDivisionError: a bug" in err
+    assert (
+        "ComponentError: modulator 'gaze_resampler' of plugin 'gaze' failed in forward:"
+        " ZeroDivisionError: a bug" in err
+    )

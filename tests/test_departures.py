@@ -1,4 +1,6 @@
-"""What GazeQwen's released code does otherwise, as options of ours: each does what it says, and nothing unless asked for."""
+"""What GazeQwen's released code does otherwise, as options of ours: each does what it says, and
+nothing unless asked for.
+"""
 
 import json
 from dataclasses import replace
@@ -27,7 +29,12 @@ from modulate_gaze.scanpath import Scanpath
 from modulate_tabletop.make import make_world
 from tests.tiny import CLIP, GRID, features, fresh, inputs, qwen
 
-RATES = [{"up_to": 30, "fps": 1}, {"up_to": 60, "fps": 0.5}, {"up_to": 300, "fps": 0.2}, {"fps": 0.1}]
+RATES = [
+    {"up_to": 30, "fps": 1},
+    {"up_to": 60, "fps": 0.5},
+    {"up_to": 300, "fps": 0.2},
+    {"fps": 0.1},
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +45,61 @@ def root(tmp_path_factory):
 
 
 def pipeline_for(root, *overrides, cache=None):
-    data = [f"data.params.root={root}/tabletop", "data.params.train=1", "data.params.val=1", "data.params.test=2", "data.params.seed=5"]
+    data = [
+        f"data.params.root={root}/tabletop",
+        "data.params.train=1",
+        "data.params.val=1",
+        "data.params.test=2",
+        "data.params.seed=5",
+    ]
     made = Pipeline(load_recipe("gazeqwen_tiny", [*data, *overrides]), cache or root / "cache")
     made.make_data()
     return made
 
 
-# --- time -------------------------------------------------------------------------------------------------------------------------------
+# --- time
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_goes_by_the_clip_s_length():
     sampling = Sampling.model_validate({"fps": RATES})
-    assert [sampling.rate(s) for s in (5, 30, 30.1, 60, 299, 300, 4000)] == [1, 1, 0.5, 0.5, 0.2, 0.2, 0.1]
-    for wrong in ([], [{"up_to": 30, "fps": 1}], [{"up_to": 30, "fps": 1}, {"up_to": 20, "fps": 1}, {"fps": 1}], [{"fps": 1}, {"fps": 2}]):
-        with pytest.raises(ValueError, match="rates by length need growing `up_to`, and a last rate without it"):
+    assert [sampling.rate(s) for s in (5, 30, 30.1, 60, 299, 300, 4000)] == [
+        1,
+        1,
+        0.5,
+        0.5,
+        0.2,
+        0.2,
+        0.1,
+    ]
+    for wrong in (
+        [],
+        [{"up_to": 30, "fps": 1}],
+        [{"up_to": 30, "fps": 1}, {"up_to": 20, "fps": 1}, {"fps": 1}],
+        [{"fps": 1}, {"fps": 2}],
+    ):
+        with pytest.raises(
+            ValueError, match="rates by length need growing `up_to`, and a last rate without it"
+        ):
             Sampling.model_validate({"fps": wrong})
 
 
 def test_a_frame_cap_of_its_own_for_training(root):
     pipeline = pipeline_for(root, "sampling={fps: 1.0, max_frames: 8, train_max_frames: 2}")
     sample = pipeline.samples("test")[0]
-    assert len(pipeline.times(sample)) == 8 and pipeline.times(sample, training=True) == [sample.window[0], sample.window[1]]
-    assert (pipeline.prepare(sample).grid.steps, pipeline.prepare(sample, training=True).grid.steps) == (4, 1)
+    assert len(pipeline.times(sample)) == 8 and pipeline.times(sample, training=True) == [
+        sample.window[0],
+        sample.window[1],
+    ]
+    assert (
+        pipeline.prepare(sample).grid.steps,
+        pipeline.prepare(sample, training=True).grid.steps,
+    ) == (4, 1)
 
 
 def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
-    # 8 frames of 60 s: half a frame a second is asked for, two frames make a step [the released code's own example: 0, 4, 8, 12 s]
+    # 8 frames of 60 s: half a frame a second is asked for, two frames make a step [the released
+    # code's own example: 0, 4, 8, 12 s]
     true = visual_grid([60 * k / 7 for k in range(8)], 2, 1, 1, (0.0, 60.0))
     assert [round(t, 1) for t in true.times] == [4.3, 21.4, 38.6, 55.7]
     believed = counted_on(true, 0.0, 2 / Sampling.model_validate({"fps": RATES}).rate(60.0))
@@ -72,7 +108,9 @@ def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
 
 def test_the_true_clock_may_be_named_without_quotes():
     released = load_recipe("gazeqwen_released")
-    corrected = load_recipe("gazeqwen_released", ["sampling.clock=true"])  # as docs/how-to/reproduce-gazeqwen.md has it
+    corrected = load_recipe(
+        "gazeqwen_released", ["sampling.clock=true"]
+    )  # as docs/how-to/reproduce-gazeqwen.md has it
     assert (released.sampling.clock, corrected.sampling.clock) == ("requested", "true")
     with pytest.raises(RecipeError, match=r"sampling\.clock"):
         load_recipe("gazeqwen_released", ["sampling.clock=false"])
@@ -83,19 +121,35 @@ def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root)
     sample = own.samples("test")[0]
     start = sample.window[0]
     true = own.prepare(sample)
-    requested = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, clock: requested}").prepare(sample)
-    assert requested.grid.times == pytest.approx([start + k for k in range(4)]) and true.grid.times != requested.grid.times
-    assert all(torch.equal(requested.inputs[k], true.inputs[k]) for k in true.inputs)  # the host's own time is another option
-    told = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, processor_fps: 24}").prepare(sample)
-    assert told.grid == true.grid and torch.equal(told.inputs["pixel_values_videos"], true.inputs["pixel_values_videos"])
-    assert told.inputs["second_per_grid_ts"].item() == pytest.approx(2 / 24) and true.inputs["second_per_grid_ts"].item() == pytest.approx(2.0, rel=0.02)
+    requested = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, clock: requested}").prepare(
+        sample
+    )
+    assert (
+        requested.grid.times == pytest.approx([start + k for k in range(4)])
+        and true.grid.times != requested.grid.times
+    )
+    assert all(
+        torch.equal(requested.inputs[k], true.inputs[k]) for k in true.inputs
+    )  # the host's own time is another option
+    told = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, processor_fps: 24}").prepare(
+        sample
+    )
+    assert told.grid == true.grid and torch.equal(
+        told.inputs["pixel_values_videos"], true.inputs["pixel_values_videos"]
+    )
+    assert told.inputs["second_per_grid_ts"].item() == pytest.approx(2 / 24) and true.inputs[
+        "second_per_grid_ts"
+    ].item() == pytest.approx(2.0, rel=0.02)
 
 
-# --- features ---------------------------------------------------------------------------------------------------------------------------
+# --- features
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def between_centres(n, into):
-    """(into, n) weights of linear interpolation between the centres of ``n`` cells, read at the centers of ``into``, one number at a time."""
+    """(into, n) weights of linear interpolation between the centres of ``n`` cells, read at the
+    centers of ``into``, one number at a time.
+    """
     weights = np.zeros((into, n))
     for i in range(into):
         place = min(max((i + 0.5) * n / into - 0.5, 0.0), n - 1.0)
@@ -110,25 +164,44 @@ def released_alignment(values, steps, rows, cols):
     """The released code's order: trilinear with the space as it is, then bilinear step by step."""
     volume = values.permute(3, 0, 1, 2)[None]
     if len(values) != steps:
-        volume = interpolate(volume, (steps, *values.shape[1:3]), mode="trilinear", align_corners=False)
+        volume = interpolate(
+            volume, (steps, *values.shape[1:3]), mode="trilinear", align_corners=False
+        )
     planes = [volume[0, :, t][None] for t in range(steps)]
     if tuple(values.shape[1:3]) != (rows, cols):
-        planes = [interpolate(plane, (rows, cols), mode="bilinear", align_corners=False) for plane in planes]
+        planes = [
+            interpolate(plane, (rows, cols), mode="bilinear", align_corners=False)
+            for plane in planes
+        ]
     return torch.stack([plane[0].permute(1, 2, 0).reshape(rows * cols, -1) for plane in planes])
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8, 11])
-@pytest.mark.parametrize("shape", [(18, 24), (24, 18), (8, 10), (24, 24), (25, 24), (20, 32), (28, 44), (1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(18, 24), (24, 18), (8, 10), (24, 24), (25, 24), (20, 32), (28, 44), (1, 1)]
+)
 def test_alignment_as_released_is_plain_interpolation_on_any_grid(steps, shape):
     values = torch.randn(8, 24, 24, 5, generator=torch.Generator().manual_seed(0))
     raw = FrameFeatures(values, tuple(float(t) ** 2 for t in range(8)))
     grid = visual_grid([2.0 * k * k for k in range(2 * steps)], 2, *shape)
     found = align(raw, grid, "index", antialias=False)
-    by_hand = np.einsum("kt,ir,jc,trcd->kijd", between_centres(8, steps), between_centres(24, shape[0]), between_centres(24, shape[1]), values.double().numpy())
-    torch.testing.assert_close(found.double(), torch.from_numpy(by_hand).reshape(steps, -1, 5), atol=2e-5, rtol=0)
-    torch.testing.assert_close(found, released_alignment(values, steps, *shape), atol=1e-6, rtol=1e-6)
+    by_hand = np.einsum(
+        "kt,ir,jc,trcd->kijd",
+        between_centres(8, steps),
+        between_centres(24, shape[0]),
+        between_centres(24, shape[1]),
+        values.double().numpy(),
+    )
+    torch.testing.assert_close(
+        found.double(), torch.from_numpy(by_hand).reshape(steps, -1, 5), atol=2e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        found, released_alignment(values, steps, *shape), atol=1e-6, rtol=1e-6
+    )
     smooth = align(raw, grid, "index")
-    assert torch.equal(smooth, found) == (min(shape) >= 24)  # what smoothing changes, and where it has nothing to do
+    assert torch.equal(smooth, found) == (
+        min(shape) >= 24
+    )  # what smoothing changes, and where it has nothing to do
 
 
 def test_space_is_plain_where_time_is_true():
@@ -140,23 +213,43 @@ def test_space_is_plain_where_time_is_true():
 
 
 def test_a_pipeline_aligns_as_its_recipe_says(root, tmp_path):
-    smooth, plain = (pipeline_for(root, f"sampling.antialias={choice}", cache=tmp_path) for choice in ("true", "false"))
+    smooth, plain = (
+        pipeline_for(root, f"sampling.antialias={choice}", cache=tmp_path)
+        for choice in ("true", "false")
+    )
     sample = smooth.samples("test")[0]
     a, b = smooth.prepare(sample), plain.prepare(sample)
     assert a.grid == b.grid and a.grid.rows < 8
     frames = plain.clips.read(sample.video, plain.times(sample))
     raw = plain.raw_features(sample.video, frames)
-    assert (smooth.features.misses, plain.features.hits) == (1, 2)  # what is kept is on the backbone's own grid: one entry serves both
-    assert torch.equal(b.features, align(raw, b.grid, antialias=False)) and not torch.equal(a.features, b.features)
+    assert (smooth.features.misses, plain.features.hits) == (
+        1,
+        2,
+    )  # what is kept is on the backbone's own grid: one entry serves both
+    assert torch.equal(b.features, align(raw, b.grid, antialias=False)) and not torch.equal(
+        a.features, b.features
+    )
 
 
 def test_frames_are_resized_for_the_backbone_with_or_without_smoothing():
     params = {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 32}
-    smooth, plain = (ComponentSpec(name="vjepa2_1", params={**params, **more}).build("backbone") for more in ({}, {"antialias": False}))
-    frames = torch.randint(0, 256, (2, 90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    small = interpolate(frames.permute(0, 3, 1, 2).float() / 255, (32, 32), mode="bilinear", align_corners=False)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    expected = plain.encoder(((small - mean) / std).transpose(0, 1)[None], None).reshape(1, 2, 2, 24)
+    smooth, plain = (
+        ComponentSpec(name="vjepa2_1", params={**params, **more}).build("backbone")
+        for more in ({}, {"antialias": False})
+    )
+    frames = torch.randint(
+        0, 256, (2, 90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    small = interpolate(
+        frames.permute(0, 3, 1, 2).float() / 255, (32, 32), mode="bilinear", align_corners=False
+    )
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+    )
+    expected = plain.encoder(((small - mean) / std).transpose(0, 1)[None], None).reshape(
+        1, 2, 2, 24
+    )
     torch.testing.assert_close(plain(frames, (0.0, 1.0)).values, expected)
     assert not torch.allclose(smooth(frames, (0.0, 1.0)).values, expected, atol=1e-3)
     assert smooth.fingerprint() != plain.fingerprint()  # features of the two are kept apart
@@ -164,21 +257,36 @@ def test_frames_are_resized_for_the_backbone_with_or_without_smoothing():
 
 def test_padding_for_the_backbone_repeats_the_last_frame():
     params = {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 32}
-    plain, padded = (ComponentSpec(name="vjepa2_1", params={**params, **more}).build("backbone") for more in ({}, {"pad_to": 8}))
-    frames = torch.randint(0, 256, (4, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain, padded = (
+        ComponentSpec(name="vjepa2_1", params={**params, **more}).build("backbone")
+        for more in ({}, {"pad_to": 8})
+    )
+    frames = torch.randint(
+        0, 256, (4, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     found = padded(frames, (0.0, 1.0, 2.0, 3.0))
-    by_hand = plain(torch.cat([frames, frames[-1:].expand(4, -1, -1, -1)]), tuple(float(t) for t in range(8)))
-    assert torch.equal(found.values, by_hand.values) and found.times == by_hand.times == (0.5, 2.5, 4.5, 6.5)
+    by_hand = plain(
+        torch.cat([frames, frames[-1:].expand(4, -1, -1, -1)]), tuple(float(t) for t in range(8))
+    )
+    assert torch.equal(found.values, by_hand.values) and found.times == by_hand.times == (
+        0.5,
+        2.5,
+        4.5,
+        6.5,
+    )
     assert plain.fingerprint() != padded.fingerprint()
     with pytest.raises(VideoError, match="The clip has 9 frames, and `pad_to` of vjepa2_1 is 8"):
         padded(frames[:1].expand(9, -1, -1, -1), tuple(float(t) for t in range(9)))
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------------------------
+# --- answers
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_four_letters_compete_where_two_are_offered(root):
-    two, four = (pipeline_for(root, "answer=letter", f"letters={letters}") for letters in ("offered", "four"))
+    two, four = (
+        pipeline_for(root, "answer=letter", f"letters={letters}") for letters in ("offered", "four")
+    )
     sample = replace(two.samples("test")[0], id="two", options=("Yes", "No"), answer=1)
     assert (len(two.prepare(sample).options), len(four.prepare(sample).options)) == (2, 4)
     three = replace(sample, id="three", options=tuple("xyz"), answer=2)
@@ -186,19 +294,33 @@ def test_four_letters_compete_where_two_are_offered(root):
     modulation = four.fresh_modulation()
     with modulation.attached(four.model) as attachment:
         (record,) = score(four, attachment, [sample], "host")
-        apart = score(two, attachment, [sample, three], "host")  # padded to one width, each with its own options again
-    assert len(record.logits) == 4 and [len(r.logits) for r in apart] == [2, 3] and record.prediction == max(range(4), key=record.logits.__getitem__)
+        apart = score(
+            two, attachment, [sample, three], "host"
+        )  # padded to one width, each with its own options again
+    assert (
+        len(record.logits) == 4
+        and [len(r.logits) for r in apart] == [2, 3]
+        and record.prediction == max(range(4), key=record.logits.__getitem__)
+    )
     with pytest.raises(RecipeError, match="`letters` has no effect on answers by word"):
         load_recipe("gazeqwen_tiny", ["letters=four"])
 
 
 def test_failed_samples_shrink_the_number_only_when_asked(tmp_path):
-    records = {"signal": [Prediction(f"s{k}", "t", f"v{k}", "signal", 0, 0, True, (1.0,), 1) for k in range(3)]}
-    records["signal"].append(Prediction("s3", "t", "v3", "signal", 0, None, False, (), 0, "VideoError: torn"))
+    records = {
+        "signal": [
+            Prediction(f"s{k}", "t", f"v{k}", "signal", 0, 0, True, (1.0,), 1) for k in range(3)
+        ]
+    }
+    records["signal"].append(
+        Prediction("s3", "t", "v3", "signal", 0, None, False, (), 0, "VideoError: torn")
+    )
     for choice, accuracy, n in (("wrong", 0.75, 4), ("left_out", 1.0, 3)):
         recipe = load_recipe("gazeqwen_tiny", [f"name={choice}", f"evaluation.failed={choice}"])
         metrics = _metrics(Run(tmp_path, recipe), "signal", records)
-        assert (metrics["overall"], metrics["n"]) == (accuracy, n) and [f["id"] for f in metrics["failed"]] == ["s3"]
+        assert (metrics["overall"], metrics["n"]) == (accuracy, n) and [
+            f["id"] for f in metrics["failed"]
+        ] == ["s3"]
 
 
 def test_the_question_alone_is_asked_of_the_bare_host_without_any_clip(root):
@@ -213,7 +335,8 @@ def test_the_question_alone_is_asked_of_the_bare_host_without_any_clip(root):
     assert record.logits == tuple(round(v, 4) for v in logits.tolist())
 
 
-# --- signals ----------------------------------------------------------------------------------------------------------------------------
+# --- signals
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_signal_is_worth_a_residual_or_nothing():
@@ -222,36 +345,66 @@ def test_an_empty_signal_is_worth_a_residual_or_nothing():
     found = {}
     for rule in ("residual", "none"):
         modulation = fresh(host)
-        modulation.config = modulation.config.model_copy(update={"injection": Injection(layers=(1, 2), empty=rule)})
+        modulation.config = modulation.config.model_copy(
+            update={"injection": Injection(layers=(1, 2), empty=rule)}
+        )
         for projection in modulation.out:
             torch.nn.init.normal_(projection.weight, generator=torch.Generator().manual_seed(1))
         with torch.no_grad(), modulation.attached(host) as attachment:
             bare = host(**inputs()).logits
             with attachment.condition(empty):
                 found[rule] = host(**inputs()).logits
-        assert attachment.report().active_steps == (0, 2) and attachment.report().tokens == (24 if rule == "residual" else 12)
+        assert attachment.report().active_steps == (0, 2) and attachment.report().tokens == (
+            24 if rule == "residual" else 12
+        )
     assert torch.equal(found["none"][0], bare[0]) and not torch.equal(found["residual"][0], bare[0])
-    torch.testing.assert_close(found["none"][1], found["residual"][1], atol=1e-6, rtol=1e-6)  # a batch whose clips are all written goes by mixtures
+    torch.testing.assert_close(
+        found["none"][1], found["residual"][1], atol=1e-6, rtol=1e-6
+    )  # a batch whose clips are all written goes by mixtures
     assert not torch.equal(found["none"][1], bare[1])
-    with pytest.raises(RecipeError, match="`empty: none` is for visual tokens; it has no effect on kind `text`"):
+    with pytest.raises(
+        RecipeError, match="`empty: none` is for visual tokens; it has no effect on kind `text`"
+    ):
         load_recipe("gazeqwen_tiny", ["injection.empty=none", "injection.tokens={kind: text}"])
 
 
 def test_a_batch_without_any_signal_teaches_nothing_and_stops_nothing(tmp_path):
     make_world(tmp_path / "tabletop", train=2, val=1, test=2, seed=5, workers=1)
     first = min((tmp_path / "tabletop" / "fixations").glob("*.csv"))
-    first.write_text(first.read_text().splitlines()[0] + "\n")  # one of the two training videos: nobody looked
-    overrides = ["injection.empty=none", "data.params.train=2", "data.params.max_per_split=6", "training.batch_size=1", "training.validate_every=null"]
-    recipe = load_recipe("gazeqwen_tiny", [f"data.params.root={tmp_path}/tabletop", "data.params.val=1", "data.params.test=2", "data.params.seed=5", *overrides,
-                                           "training.stages=[{name: modulator, train: [modulator], epochs: 1}]"])  # fmt: skip
+    first.write_text(
+        first.read_text().splitlines()[0] + "\n"
+    )  # one of the two training videos: nobody looked
+    overrides = [
+        "injection.empty=none",
+        "data.params.train=2",
+        "data.params.max_per_split=6",
+        "training.batch_size=1",
+        "training.validate_every=null",
+    ]
+    recipe = load_recipe(
+        "gazeqwen_tiny",
+        [
+            f"data.params.root={tmp_path}/tabletop",
+            "data.params.val=1",
+            "data.params.test=2",
+            "data.params.seed=5",
+            *overrides,
+            "training.stages=[{name: modulator, train: [modulator], epochs: 1}]",
+        ],
+    )
     pipeline = Pipeline(recipe, tmp_path / "cache")
     pipeline.make_data()
     run = Run.create(recipe, tmp_path / "runs")
     fresh, trained = pipeline.fresh_modulation().state_dict(), train(run, pipeline).state_dict()
     curve = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
-    assert {line["active"] for line in curve} == {0.0, 1.0} and run.read_json("state.json")["skipped"] == {}
+    assert {line["active"] for line in curve} == {0.0, 1.0} and run.read_json("state.json")[
+        "skipped"
+    ] == {}
     assert any(not torch.equal(fresh[key], trained[key]) for key in fresh)  # by the other video
-    with pytest.raises(RecipeError, match=r"condition `blank` with `injection\.empty: none` gives the modulator no gradient"):
+    with pytest.raises(
+        RecipeError,
+        match=r"condition `blank` with `injection\.empty: none` gives the modulator no gradient",
+    ):
         load_recipe("gazeqwen_tiny", ["injection.empty=none", "training.condition=blank"])
 
 
@@ -270,7 +423,10 @@ def test_a_data_set_says_what_of_a_signal_belongs_to_a_sample(root, monkeypatch)
 
 
 def test_departures_are_written_into_a_run_s_recipe(root, tmp_path):
-    recipe = load_recipe("gazeqwen_tiny", [f"sampling={{fps: {json.dumps(RATES)}, clock: requested, alignment: index}}"])
+    recipe = load_recipe(
+        "gazeqwen_tiny",
+        [f"sampling={{fps: {json.dumps(RATES)}, clock: requested, alignment: index}}"],
+    )
     run = Run.create(recipe, tmp_path)
     assert Run.open(run.folder).recipe == recipe
 

@@ -22,8 +22,31 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 RECIPES = "modulate_recipes"
 
 LAYERS = [
-    {"errors", "hooks", "hookspecs", "installed", "memory", "notices", "recent", "shards", "signals", "wrappers", "writers"},
-    {"caches", "containers", "files", "grid", "interrupts", "parse", "passes", "paths", "pickled", "plugins"},
+    {
+        "errors",
+        "hooks",
+        "hookspecs",
+        "installed",
+        "memory",
+        "notices",
+        "recent",
+        "shards",
+        "signals",
+        "wrappers",
+        "writers",
+    },
+    {
+        "caches",
+        "containers",
+        "files",
+        "grid",
+        "interrupts",
+        "parse",
+        "passes",
+        "paths",
+        "pickled",
+        "plugins",
+    },
     {"localize", "rows", "schema", "streams", "video"},
     {"locks", "records"},
     {"bundle", "checkpoints", "choice", "clips", "hub", "team"},
@@ -42,7 +65,9 @@ LAYERS = [
 """The core's modules and packages from the bottom: each imports only from lines above its own."""
 
 UPWARDS = {("modulation", "inject")}
-"""Imports against that order, made inside a function: `modulation.attach(host)` needs the attachment."""
+"""Imports against that order, made inside a function: `modulation.attach(host)` needs the
+attachment.
+"""
 
 
 def parse(path):
@@ -73,40 +98,73 @@ def target(module, name):
     return rest[0] if rest else (name if name in known else None)
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------------------------
+# --- pages
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_relative_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link and not link.startswith("#")]
+    links = [
+        link
+        for link in re.findall(r"\]\(([^)\s]+)\)", text)
+        if "://" not in link and not link.startswith("#")
+    ]
     assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
 
 
 def test_the_index_reaches_every_page():
-    linked = {(DOCS / link).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", (DOCS / "index.md").read_text())}
-    pages = [p for folder in ("tutorial", "how-to", "reference", "explanation") for p in (DOCS / folder).glob("*.md")]
+    linked = {
+        (DOCS / link).resolve()
+        for link in re.findall(r"\]\(([^)\s]+)\)", (DOCS / "index.md").read_text())
+    }
+    pages = [
+        p
+        for folder in ("tutorial", "how-to", "reference", "explanation")
+        for p in (DOCS / folder).glob("*.md")
+    ]
     assert pages and [p.name for p in pages if p.resolve() not in linked] == []
 
 
 def test_every_hook_is_documented_with_its_exact_signature():
     hooks = {name: f for name, f in vars(hookspecs).items() if hasattr(f, "modulate_spec")}
-    signatures = [name + str(inspect.signature(f)).replace("collections.abc.", "") for name, f in hooks.items()]
-    assert signatures and re.findall(r"^## `(.+)`$", (DOCS / "reference" / "hooks.md").read_text(), re.M) == signatures
+    signatures = [
+        name + str(inspect.signature(f)).replace("collections.abc.", "")
+        for name, f in hooks.items()
+    ]
+    assert (
+        signatures
+        and re.findall(r"^## `(.+)`$", (DOCS / "reference" / "hooks.md").read_text(), re.M)
+        == signatures
+    )
 
 
 def axes_of(path):
     """Axis names in a file's jaxtyping annotations."""
     for node in ast.walk(parse(path)):
-        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 2:
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.value, ast.Name)
+            and isinstance(node.slice, ast.Tuple)
+            and len(node.slice.elts) == 2
+        ):
             shape = node.slice.elts[1]
-            if re.fullmatch(r"(Float|Int|UInt|Bool|Shaped|Num)\d*", node.value.id) and isinstance(shape, ast.Constant) and isinstance(shape.value, str):
+            if (
+                re.fullmatch(r"(Float|Int|UInt|Bool|Shaped|Num)\d*", node.value.id)
+                and isinstance(shape, ast.Constant)
+                and isinstance(shape.value, str)
+            ):
                 yield from shape.value.split()
 
 
 def test_every_axis_name_is_explained():
     explained = set(re.findall(r"`([^`\s]+)`", (DOCS / "reference" / "axes.md").read_text()))
-    used = {axis: path.name for path in [*CORE, *PLUGINS] for axis in axes_of(path) if not axis.isdigit()}
+    used = {
+        axis: path.name
+        for path in [*CORE, *PLUGINS]
+        for axis in axes_of(path)
+        if not axis.isdigit()
+    }
     assert used and {axis: file for axis, file in used.items() if axis not in explained} == {}
 
 
@@ -115,7 +173,9 @@ def messages():
     for path in [*CORE, *PLUGINS]:
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.JoinedStr):
-                yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                yield "".join(
+                    part.value if isinstance(part, ast.Constant) else "\0" for part in node.values
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
 
@@ -131,53 +191,80 @@ def test_the_dependencies_page_names_what_pyproject_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     bare = lambda requirement: re.match(r"[\w.-]+", requirement)[0]
     always, extras = (DOCS / "explanation" / "dependencies.md").read_text().split("## Extras")
-    assert re.findall(r"^\| ([\w.-]+) \| [^-]", always, re.M)[1:] == [bare(r) for r in project["dependencies"]]
+    assert re.findall(r"^\| ([\w.-]+) \| [^-]", always, re.M)[1:] == [
+        bare(r) for r in project["dependencies"]
+    ]
     named = {}
     for extra, packages in re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", extras, re.M):
         named.setdefault(extra, set()).update(packages.replace(" ", "").split(","))
-    assert named == {extra: {bare(r) for r in rs} for extra, rs in project["optional-dependencies"].items()}
+    assert named == {
+        extra: {bare(r) for r in rs} for extra, rs in project["optional-dependencies"].items()
+    }
 
 
-# --- examples ---------------------------------------------------------------------------------------------------------------------------
+# --- examples
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_tutorial_shows_the_files_that_are_installed():
     page = DOCS / "tutorial" / "write-a-signal-encoder.md"
     shown = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", page.read_text(), re.S | re.M)
     package = page.parent / "modulate-pointer"
-    files = {p.relative_to(page.parent).as_posix() for p in [package / "pyproject.toml", *(package / "modulate_pointer").glob("*.py")]}
+    files = {
+        p.relative_to(page.parent).as_posix()
+        for p in [package / "pyproject.toml", *(package / "modulate_pointer").glob("*.py")]
+    }
     assert sorted(name for name, _ in shown) == sorted(files)
     assert [name for name, text in shown if text != (page.parent / name).read_text()] == []
 
 
 def test_the_how_to_for_ones_own_model_works(host):
-    names = {"host": host, "inputs": inputs(texts=((7,),)), "features": features(), "scanpath": scanpath()}
+    names = {
+        "host": host,
+        "inputs": inputs(texts=((7,),)),
+        "features": features(),
+        "scanpath": scanpath(),
+    }
     names |= {"frame_times": [0.0, 1.0, 2.0, 3.0], "rows": GRID.rows, "cols": GRID.cols}
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "how-to" / "use-your-own-model.md").read_text(), re.S)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (DOCS / "how-to" / "use-your-own-model.md").read_text(), re.S
+    )
     exec(compile(code, "use-your-own-model.md", "exec", dont_inherit=True), names)
     assert names["grid"] == GRID and names["attachment"].report().tokens == GRID.tokens
-    assert torch.equal(names["logits"], host(**names["inputs"]).logits)  # a fresh modulation changes nothing
+    assert torch.equal(
+        names["logits"], host(**names["inputs"]).logits
+    )  # a fresh modulation changes nothing
 
 
 @pytest.mark.parametrize("base", ["gazeqwen", "gazeqwen_released", "gazeqwen_plus"])
 def test_the_miniature_of_the_reproduction_page_stands_on_each_recipe(base, tmp_path):
-    ((name, text),) = re.findall(r"<!-- file: (\S+) -->\n```yaml\n(.*?)^```$", (DOCS / "how-to" / "reproduce-gazeqwen.md").read_text(), re.S | re.M)
+    ((name, text),) = re.findall(
+        r"<!-- file: (\S+) -->\n```yaml\n(.*?)^```$",
+        (DOCS / "how-to" / "reproduce-gazeqwen.md").read_text(),
+        re.S | re.M,
+    )
     (tmp_path / name).write_text(text.replace("extends: gazeqwen ", f"extends: {base} "))
     recipe = load_recipe(str(tmp_path / name))
-    assert recipe.host.params["path"] == "package:modulate_tabletop/host" and recipe.encoder == load_recipe(base).encoder
+    assert (
+        recipe.host.params["path"] == "package:modulate_tabletop/host"
+        and recipe.encoder == load_recipe(base).encoder
+    )
 
 
 def test_the_backbone_of_the_how_to_works():
-    code = re.findall(r"```python\n(.*?)```", (DOCS / "how-to" / "add-a-backbone.md").read_text(), re.S)[0]
+    code = re.findall(
+        r"```python\n(.*?)```", (DOCS / "how-to" / "add-a-backbone.md").read_text(), re.S
+    )[0]
     names = {"__name__": "how_to"}
     exec(compile(code, "add-a-backbone.md", "exec", dont_inherit=True), names)
-    backbone = names["MeanColour"](names["MeanColourParams"](grid=4))
+    backbone = names["MeanColor"](names["MeanColorParams"](grid=4))
     found = backbone(torch.randint(0, 256, (4, 20, 30, 3), dtype=torch.uint8), (0.0, 0.5, 1.5, 2.0))
     grid = visual_grid([0.0, 0.5, 1.5, 2.0], 2, 2, 3)
     assert align(found, grid).shape == (2, 6, backbone.d_features) and backbone.fingerprint()
 
 
-# --- code -------------------------------------------------------------------------------------------------------------------------------
+# --- code
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_module_of_the_core_has_its_level():
@@ -187,7 +274,9 @@ def test_every_module_of_the_core_has_its_level():
 
 
 def test_the_architecture_page_shows_the_same_levels():
-    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", (DOCS / "explanation" / "architecture.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| (\d+) \| ([^|]+) \|", (DOCS / "explanation" / "architecture.md").read_text(), re.M
+    )
     assert [int(level) for level, _ in rows] == list(range(len(LAYERS)))
     assert [set(re.findall(r"`(\w+)`", modules)) for _, modules in rows] == LAYERS
 
@@ -223,15 +312,26 @@ def test_a_package_of_the_core_has_no_circle():
 def test_imports_that_point_upwards_are_made_inside_functions():
     for me, other in UPWARDS:
         body = parse(ROOT / "modulate" / f"{me}.py").body
-        assert not [node for node in body if isinstance(node, ast.Import | ast.ImportFrom) and f"modulate.{other}" in ast.unparse(node)]
+        assert not [
+            node
+            for node in body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            and f"modulate.{other}" in ast.unparse(node)
+        ]
 
 
 def test_the_core_names_no_plugin_package():
     named = {}
     for path in CORE:
         tree = parse(path)
-        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-        packages = [m for m, _ in imported(tree)] + [s for s in strings if re.fullmatch(r"modulate_\w+(\.\w+)*(:\w+)?", s)]
+        strings = [
+            n.value
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        ]
+        packages = [m for m, _ in imported(tree)] + [
+            s for s in strings if re.fullmatch(r"modulate_\w+(\.\w+)*(:\w+)?", s)
+        ]
         named |= {name: path.name for name in packages if name.startswith("modulate_")}
     assert set(named) <= {RECIPES}, named
 
@@ -242,13 +342,19 @@ def test_plugins_import_no_private_names_of_others():
         own = path.relative_to(ROOT / "plugins").parts[0]
         for module, name in imported(parse(path)):
             parts = [*module.split("."), name or ""]
-            if parts[0].startswith("modulate") and parts[0] != own and any(p.startswith("_") and not p.startswith("__") for p in parts):
+            if (
+                parts[0].startswith("modulate")
+                and parts[0] != own
+                and any(p.startswith("_") and not p.startswith("__") for p in parts)
+            ):
                 wrong.append((path.name, module, name))
     assert wrong == []
 
 
 def test_no_module_of_the_core_is_long():
-    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in CORE}
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in CORE
+    }
     assert {name: n for name, n in lengths.items() if n > 300} == {}
 
 
@@ -256,6 +362,9 @@ def test_no_function_is_long():
     long = {}
     for path in [*CORE, *PLUGINS]:
         for node in ast.walk(parse(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (length := node.end_lineno - node.lineno + 1) > 60:
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and (length := node.end_lineno - node.lineno + 1) > 60
+            ):
                 long[f"{path.relative_to(ROOT)}:{node.name}"] = length
     assert long == {}

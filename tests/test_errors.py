@@ -6,18 +6,44 @@ from modulate import errors
 from modulate.errors import Interrupted, ModulateError, near_matches, shown
 
 CAUGHT_AS = {
-    "PluginError": LookupError, "ComponentError": errors.PluginError, "RecipeError": ValueError, "SignalError": ValueError, "VideoError": ValueError,
-    "DataError": ValueError, "MissingFileError": FileNotFoundError, "HostError": TypeError, "ConditioningError": RuntimeError, "CheckpointError": ValueError,
-    "StorageError": OSError, "LockedError": RuntimeError, "RankError": RuntimeError, "DivergedError": ArithmeticError, "Interrupted": RuntimeError,
-}  # fmt: skip
+    "PluginError": LookupError,
+    "ComponentError": errors.PluginError,
+    "RecipeError": ValueError,
+    "SignalError": ValueError,
+    "VideoError": ValueError,
+    "DataError": ValueError,
+    "MissingFileError": FileNotFoundError,
+    "HostError": TypeError,
+    "ConditioningError": RuntimeError,
+    "CheckpointError": ValueError,
+    "StorageError": OSError,
+    "LockedError": RuntimeError,
+    "RankError": RuntimeError,
+    "DivergedError": ArithmeticError,
+    "Interrupted": RuntimeError,
+}
 
 
 def test_each_is_one_of_ours_and_of_what_library_users_expect():
-    found = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ModulateError) and kind is not ModulateError}
-    assert found.keys() == CAUGHT_AS.keys() and all(issubclass(kind, CAUGHT_AS[name]) for name, kind in found.items())
+    found = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, ModulateError) and kind is not ModulateError
+    }
+    assert found.keys() == CAUGHT_AS.keys() and all(
+        issubclass(kind, CAUGHT_AS[name]) for name, kind in found.items()
+    )
 
 
-@pytest.mark.parametrize(("value", "most", "text"), [("a" * 78, 80, "'" + "a" * 78 + "'"), ("a" * 79, 80, "'" + "a" * 79 + "…"), ([1, 2], 80, "[1, 2]"), ("abc", 3, "'ab…")])
+@pytest.mark.parametrize(
+    ("value", "most", "text"),
+    [
+        ("a" * 78, 80, "'" + "a" * 78 + "'"),
+        ("a" * 79, 80, "'" + "a" * 79 + "…"),
+        ([1, 2], 80, "[1, 2]"),
+        ("abc", 3, "'ab…"),
+    ],
+)
 def test_a_value_of_any_length_makes_a_short_message(value, most, text):
     assert shown(value, most) == text and shown("b" * 200) == "'" + "b" * 79 + "…"
 
@@ -28,7 +54,13 @@ def test_being_stopped_has_the_exit_code_of_its_signal():
 
 def test_near_matches_come_before_all_that_is_known():
     known = ["heatmap_tau", "heatmap_dur", "coord_pe"]
-    assert near_matches("heatmap_du", known) == "Did you mean 'heatmap_dur' or 'heatmap_tau'? Known: coord_pe, heatmap_dur, heatmap_tau."
-    assert near_matches("nose", known) == "Known: coord_pe, heatmap_dur, heatmap_tau." and near_matches("nose", []) == "Known: none."
+    assert (
+        near_matches("heatmap_du", known)
+        == "Did you mean 'heatmap_dur' or 'heatmap_tau'? Known: coord_pe, heatmap_dur, heatmap_tau."
+    )
+    assert (
+        near_matches("nose", known) == "Known: coord_pe, heatmap_dur, heatmap_tau."
+        and near_matches("nose", []) == "Known: none."
+    )
     close = [f"name{i}" for i in range(5)]
     assert near_matches("name", close).count(" or ") == 2

@@ -17,26 +17,45 @@ POINTER = ROOT / "docs" / "tutorial" / "modulate-pointer"
 
 
 def run(*command, cwd, path=None, timeout=120):
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MODULATE_PLUGINS")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MODULATE_PLUGINS")
+    }
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONNOUSERSITE": "1"}
     if path:
         environment["PYTHONPATH"] = str(path)
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
 def tracked(folder):
-    """The files of a folder that git tracks, relative to it; outside a checkout, all but what tools leave behind."""
+    """The files of a folder that git tracks, relative to it; outside a checkout, all but what tools
+    leave behind.
+    """
     done = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, text=True)
     if done.returncode == 0 and done.stdout:
-        return [Path(name) for name in done.stdout.split("\0") if name and (folder / name).is_file()]
+        return [
+            Path(name) for name in done.stdout.split("\0") if name and (folder / name).is_file()
+        ]
     left = ("__pycache__", ".egg-info")
-    return [p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and not any(part.endswith(left) for part in p.parts)]
+    return [
+        p.relative_to(folder)
+        for p in folder.rglob("*")
+        if p.is_file() and not any(part.endswith(left) for part in p.parts)
+    ]
 
 
 def copied(source, target, tops):
-    """Building leaves folders behind that would carry deleted files into the next wheel: never build in the checkout itself."""
+    """Building leaves folders behind that would carry deleted files into the next wheel: never
+    build in the checkout itself.
+    """
     for name in tracked(source):
         if name.parts[0] in tops:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -48,15 +67,28 @@ def copied(source, target, tops):
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modulate")
     tops = {p.name for p in ROOT.iterdir()} - {"data", "runs"}
-    run("-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", copied(ROOT, folder / "source", tops), cwd=folder)
+    run(
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        folder / "dist",
+        copied(ROOT, folder / "source", tops),
+        cwd=folder,
+    )
     (wheel,) = (folder / "dist").glob("*.whl")
     return wheel
 
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory):
-    """A folder with both packages installed; in front of the import path it hides the editable install of the test environment."""
-    pointer = copied(POINTER, tmp_path_factory.mktemp("pointer"), {"pyproject.toml", "modulate_pointer"})
+    """A folder with both packages installed; in front of the import path it hides the editable
+    install of the test environment.
+    """
+    pointer = copied(
+        POINTER, tmp_path_factory.mktemp("pointer"), {"pyproject.toml", "modulate_pointer"}
+    )
     site = tmp_path_factory.mktemp("site")
     offline = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-compile"]
     run("-m", "pip", "install", *offline, "--target", site, wheel, pointer, cwd=site)
@@ -66,28 +98,53 @@ def site(wheel, tmp_path_factory):
 def test_the_wheel_holds_every_source_and_data_file_and_nothing_else(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     expected = set()
-    sources = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
-    assert {"/".join(n.parts[:2]) for n in tracked(ROOT) if n.parts[0] == "plugins"} <= set(sources.values()), "a plugin is missing from pyproject.toml"
+    sources = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-dir"
+    ]
+    assert {"/".join(n.parts[:2]) for n in tracked(ROOT) if n.parts[0] == "plugins"} <= set(
+        sources.values()
+    ), "a plugin is missing from pyproject.toml"
     for name in tracked(ROOT):
-        expected |= {f"{package}/{name.relative_to(source).as_posix()}" for package, source in sources.items() if name.is_relative_to(source)}
+        expected |= {
+            f"{package}/{name.relative_to(source).as_posix()}"
+            for package, source in sources.items()
+            if name.is_relative_to(source)
+        }
     assert names == expected
-    assert {"modulate/py.typed", "modulate_recipes/gazeqwen_tiny.yaml", "modulate_tabletop/host/model.safetensors"} <= names
+    assert {
+        "modulate/py.typed",
+        "modulate_recipes/gazeqwen_tiny.yaml",
+        "modulate_tabletop/host/model.safetensors",
+    } <= names
     assert sum(i.compress_size for i in zipfile.ZipFile(wheel).infolist()) < 25e6
 
 
 def test_the_wheel_declares_command_licence_and_python(wheel):
     archive = zipfile.ZipFile(wheel)
-    read = {Path(n).name: archive.read(n).decode() for n in archive.namelist() if ".dist-info/" in n}
+    read = {
+        Path(n).name: archive.read(n).decode() for n in archive.namelist() if ".dist-info/" in n
+    }
     assert "modulate = modulate.cli:main" in read["entry_points.txt"]
-    assert "License-Expression: Apache-2.0" in read["METADATA"] and "Requires-Python: >=3.11" in read["METADATA"]
+    assert (
+        "License-Expression: Apache-2.0" in read["METADATA"]
+        and "Requires-Python: >=3.11" in read["METADATA"]
+    )
     assert read["LICENSE"].split() == (ROOT / "LICENSE").read_text().split()
 
 
 def test_modulate_plugins_lists_the_installed_pointer(site, tmp_path):
-    rows = {row["name"]: row for row in json.loads(run("-m", "modulate", "plugins", "--json", cwd=tmp_path, path=site))}
+    rows = {
+        row["name"]: row
+        for row in json.loads(run("-m", "modulate", "plugins", "--json", cwd=tmp_path, path=site))
+    }
     assert rows["pointer"]["provides"] == [{"kind": "signal_encoder", "name": "pointer"}]
-    assert rows["pointer"]["source"] == "modulate-pointer (modulate_pointer)" and rows["pointer"]["version"] == "0.1.0"
-    assert not [row for row in rows.values() if row["error"]], "an entry point found twice (here and in the editable install) would be an error too"
+    assert (
+        rows["pointer"]["source"] == "modulate-pointer (modulate_pointer)"
+        and rows["pointer"]["version"] == "0.1.0"
+    )
+    assert not [row for row in rows.values() if row["error"]], (
+        "an entry point found twice (here and in the editable install) would be an error too"
+    )
     assert rows.keys() >= {"gaze", "vjepa", "dinov2", "hosts", "streamgaze", "tabletop"}
 
 
@@ -126,7 +183,7 @@ print(json.dumps({
     "zero": not encoded.values[0].any(),
     "nearest": int(encoded.values[1].norm(dim=-1).argmax()),
     "changed": [bool(part.any()) for part in (own - blank).split(12)],
-    "gradient": bool(modulation.encoder.colour.grad.any()),
+    "gradient": bool(modulation.encoder.color.grad.any()),
 }))
 """
 
@@ -142,9 +199,31 @@ def test_the_installed_pointer_builds_into_a_modulation_and_moves_residuals(site
 
 
 def test_the_installed_pointer_trains_through_a_shipped_recipe(site, tmp_path):
-    small = ["data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=8", "training.batch_size=4", "training.warmup_steps=0"]
-    small += ["training.stages.0.epochs=1", "training.stages.1.epochs=0.5", "evaluation.bootstrap=100", "evaluation.conditions=[blank, shuffled]"]
-    run("-m", "modulate", "train", "gazeqwen_tiny", "name=pointed", "encoder.name=pointer", *small, cwd=tmp_path, path=site)
+    small = [
+        "data.params.train=2",
+        "data.params.val=1",
+        "data.params.test=2",
+        "data.params.max_per_split=8",
+        "training.batch_size=4",
+        "training.warmup_steps=0",
+    ]
+    small += [
+        "training.stages.0.epochs=1",
+        "training.stages.1.epochs=0.5",
+        "evaluation.bootstrap=100",
+        "evaluation.conditions=[blank, shuffled]",
+    ]
+    run(
+        "-m",
+        "modulate",
+        "train",
+        "gazeqwen_tiny",
+        "name=pointed",
+        "encoder.name=pointer",
+        *small,
+        cwd=tmp_path,
+        path=site,
+    )
     metrics = json.loads((tmp_path / "runs" / "pointed" / "metrics.json").read_text())
     assert metrics["controls"].keys() == {"blank", "shuffled"} and not metrics["failed"]
     assert metrics["signal"]["samples"] == 8 and metrics["signal"]["samples_with_active_signal"] > 0
@@ -153,4 +232,10 @@ def test_the_installed_pointer_trains_through_a_shipped_recipe(site, tmp_path):
 
 
 def test_the_tutorials_package_has_at_most_forty_lines():
-    assert sum(len(file.read_text().splitlines()) for file in (POINTER / "modulate_pointer").glob("*.py")) <= 40
+    assert (
+        sum(
+            len(file.read_text().splitlines())
+            for file in (POINTER / "modulate_pointer").glob("*.py")
+        )
+        <= 40
+    )

@@ -1,4 +1,6 @@
-"""Finding plugins: broken ones are kept with their reason, clashes and misspelt hooks are errors, names are resolved with help."""
+"""Finding plugins: broken ones are kept with their reason, clashes and misspelt hooks are errors,
+names are resolved with help.
+"""
 
 import json
 import os
@@ -54,25 +56,46 @@ def test_every_registered_component_can_be_imported():
 def test_a_broken_plugin_is_listed_with_its_reason_while_others_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "works_well", plugin())
     registry = plugins.Registry(points(absent="no_such_module_anywhere", works="works_well"))
-    assert registry.plugins["absent"].error == "ModuleNotFoundError: No module named 'no_such_module_anywhere'"
+    assert (
+        registry.plugins["absent"].error
+        == "ModuleNotFoundError: No module named 'no_such_module_anywhere'"
+    )
     assert registry.plugins["works"].provides == [("signal_encoder", "dot")]
     assert registry.get("signal_encoder", "dot") is Dot
 
 
 def test_using_what_a_broken_plugin_may_have_provided_repeats_its_reason():
     registry = plugins.Registry(points(absent="no_such_module_anywhere"))
-    with pytest.raises(PluginError, match=r"Unknown modulator 'x'\. Known: none\..*Broken plugins.*absent \(ModuleNotFoundError: No module named"):
+    with pytest.raises(
+        PluginError,
+        match=(
+            r"Unknown modulator 'x'\. Known: none\..*Broken plugins.*absent \(ModuleNotFoundError:"
+            r" No module named"
+        ),
+    ):
         registry.get("modulator", "x")
 
 
 def test_an_unknown_name_gets_near_matches():
-    with pytest.raises(PluginError, match=r"Unknown modulator 'gaze_resample'\. Did you mean 'gaze_resampler'\?.*`modulate plugins` lists them"):
+    with pytest.raises(
+        PluginError,
+        match=(
+            r"Unknown modulator 'gaze_resample'\. Did you mean 'gaze_resampler'\?.*`modulate"
+            r" plugins` lists them"
+        ),
+    ):
         plugins.get("modulator", "gaze_resample")
 
 
 def test_a_name_clash_is_an_error_and_leaves_no_trace(registry):
     registry.add("first", plugin())
-    with pytest.raises(PluginError, match=r"signal_encoder 'dot' of plugin 'second' clashes with the one of plugin 'first'; rename one of them\."):
+    with pytest.raises(
+        PluginError,
+        match=(
+            r"signal_encoder 'dot' of plugin 'second' clashes with the one of plugin 'first';"
+            r" rename one of them\."
+        ),
+    ):
         registry.add("second", plugin())
     assert registry.plugins.keys() == {"first"} and registry.get("signal_encoder", "dot") is Dot
 
@@ -86,7 +109,10 @@ def test_a_name_twice_in_one_plugin_is_an_error(registry):
         register("dot", Dot)
 
     module.register_modulators = register_modulators
-    with pytest.raises(PluginError, match="modulator 'dot' of plugin 'twice' clashes with the one of plugin 'twice'"):
+    with pytest.raises(
+        PluginError,
+        match="modulator 'dot' of plugin 'twice' clashes with the one of plugin 'twice'",
+    ):
         registry.add("twice", module)
 
 
@@ -105,7 +131,13 @@ def test_a_misspelt_hook_is_an_error_and_leaves_no_trace(registry):
 
 def test_a_target_that_cannot_be_imported_names_plugin_and_target(registry):
     registry.add("lazy", plugin(target="no_such_module_anywhere:Dot"))
-    with pytest.raises(PluginError, match=r"signal_encoder 'dot' of plugin 'lazy' cannot be loaded from 'no_such_module_anywhere:Dot': ModuleNotFoundError"):
+    with pytest.raises(
+        PluginError,
+        match=(
+            r"signal_encoder 'dot' of plugin 'lazy' cannot be loaded from"
+            r" 'no_such_module_anywhere:Dot': ModuleNotFoundError"
+        ),
+    ):
         registry.get("signal_encoder", "dot")
 
 
@@ -123,12 +155,24 @@ def limited(value, monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "names"),
-    [("gaze", {"gaze"}), ("gaze, hosts", {"gaze", "hosts"}), (",gaze,", {"gaze"}), ("", set()), (" ", set()), ("none", set()), (" none ", set())],
+    [
+        ("gaze", {"gaze"}),
+        ("gaze, hosts", {"gaze", "hosts"}),
+        (",gaze,", {"gaze"}),
+        ("", set()),
+        (" ", set()),
+        ("none", set()),
+        (" none ", set()),
+    ],
 )
 def test_the_environment_limits_what_is_loaded(value, names, monkeypatch):
     everything = plugins.registry().plugins.keys()
     registry = limited(value, monkeypatch)
-    assert registry.plugins.keys() == names and registry.off.keys() == everything - names and not registry.missing
+    assert (
+        registry.plugins.keys() == names
+        and registry.off.keys() == everything - names
+        and not registry.missing
+    )
     assert all(info.off and info.location and not info.provides for info in registry.off.values())
 
 
@@ -141,13 +185,25 @@ def test_without_the_variable_all_are_loaded(monkeypatch):
 def test_a_misspelt_name_in_the_variable_is_an_error_when_a_component_is_asked_for(monkeypatch):
     registry = limited("gaze,hoss", monkeypatch)
     assert registry.plugins.keys() == {"gaze"} and registry.missing.keys() == {"hoss"}
-    for ask in (lambda: registry.get("modulator", "gaze_resampler"), lambda: registry.names("host")):
-        with pytest.raises(PluginError, match=r"MODULATE_PLUGINS names 'hoss', and no such plugin is installed\. Did you mean 'hosts'\?"):
+    for ask in (
+        lambda: registry.get("modulator", "gaze_resampler"),
+        lambda: registry.names("host"),
+    ):
+        with pytest.raises(
+            PluginError,
+            match=(
+                r"MODULATE_PLUGINS names 'hoss', and no such plugin is installed\. Did you mean"
+                r" 'hosts'\?"
+            ),
+        ):
             ask()
 
 
 def test_what_is_switched_off_is_named_when_a_component_is_missed(monkeypatch):
-    with pytest.raises(PluginError, match=r"Unknown host 'qwen2_5_vl'.* Switched off by MODULATE_PLUGINS: basics, .*hosts"):
+    with pytest.raises(
+        PluginError,
+        match=r"Unknown host 'qwen2_5_vl'.* Switched off by MODULATE_PLUGINS: basics, .*hosts",
+    ):
         limited("gaze", monkeypatch).get("host", "qwen2_5_vl")
 
 
@@ -157,15 +213,27 @@ def test_what_is_switched_off_is_located_and_not_run(tmp_path, monkeypatch):
     (inner.parent / "__init__.py").write_text("raise SystemExit('this must not run')\n")
     inner.touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry = plugins.Registry(points(quiet="quiet_package.inner", absent="no_such_module_anywhere"), wanted=[])
-    assert registry.off["quiet"].location == str(inner.parent / "__init__.py") and registry.off["absent"].location == ""
+    registry = plugins.Registry(
+        points(quiet="quiet_package.inner", absent="no_such_module_anywhere"), wanted=[]
+    )
+    assert (
+        registry.off["quiet"].location == str(inner.parent / "__init__.py")
+        and registry.off["absent"].location == ""
+    )
     assert "quiet_package" not in sys.modules
-    assert plugins.Registry(points(quiet="quiet_package.inner")).plugins["quiet"].error == "SystemExit: this must not run"
+    assert (
+        plugins.Registry(points(quiet="quiet_package.inner")).plugins["quiet"].error
+        == "SystemExit: this must not run"
+    )
 
 
 def test_every_plugin_says_where_it_comes_from():
     info = plugins.registry().plugins["gaze"]
-    assert (info.distribution, info.module, info.source) == ("modulate", "modulate_gaze", "modulate (modulate_gaze)")
+    assert (info.distribution, info.module, info.source) == (
+        "modulate",
+        "modulate_gaze",
+        "modulate (modulate_gaze)",
+    )
     assert info.version and info.location == sys.modules["modulate_gaze"].__file__
 
 
@@ -174,33 +242,47 @@ def test_a_second_entry_point_of_a_taken_name_is_listed_and_leaves_the_first_alo
 
     from modulate.plugins import Registry
 
-    points = [EntryPoint("gaze", value, "modulate") for value in ("modulate_gaze", "modulate_hosts")]
+    points = [
+        EntryPoint("gaze", value, "modulate") for value in ("modulate_gaze", "modulate_hosts")
+    ]
     registry = Registry(points)
     assert not registry.plugins["gaze"].error and registry.names("modulator") == ["gaze_resampler"]
     second = next(p for name, p in registry.plugins.items() if name != "gaze")
-    assert second.error == "the entry point name 'gaze' is taken by ? (modulate_gaze); rename one" and not second.provides
+    assert (
+        second.error == "the entry point name 'gaze' is taken by ? (modulate_gaze); rename one"
+        and not second.provides
+    )
     assert len(Registry([points[0], points[0]]).plugins) == 1
 
 
-# --- one in the place of another --------------------------------------------------------------------------------------------------------
+# --- one in the place of another
+# --------------------------------------------------------------------------------------------------------
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def test_the_plugins_that_ship_are_those_of_the_project():
-    assert {name: f"modulate_{name}" for name in installed.OURS} == PROJECT["entry-points"]["modulate"]
+    assert {name: f"modulate_{name}" for name in installed.OURS} == PROJECT["entry-points"][
+        "modulate"
+    ]
     assert PROJECT["name"] == installed.DISTRIBUTION
 
 
 def install(site, name, version, points, code="", folder=None):
-    """Put a distribution into ``site`` as an installer does: its metadata, and a module for each entry point that has none."""
+    """Put a distribution into ``site`` as an installer does: its metadata, and a module for each
+    entry point that has none.
+    """
     info = site / f"{folder or name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text("[modulate]\n" + "".join(f"{key} = {value}\n" for key, value in points.items()))
+    (info / "entry_points.txt").write_text(
+        "[modulate]\n" + "".join(f"{key} = {value}\n" for key, value in points.items())
+    )
     for module in points.values():
         if not module.startswith("modulate_"):
-            (site / f"{module}.py").write_text(f"from modulate.hookspecs import hookimpl\nclass Evil: ...\n{code}\n")
+            (site / f"{module}.py").write_text(
+                f"from modulate.hookspecs import hookimpl\nclass Evil: ...\n{code}\n"
+            )
 
 
 TAKES = "@hookimpl\ndef register_modulators(register):\n    register('gaze_resampler', Evil)\n"
@@ -208,11 +290,21 @@ TAKES = "@hookimpl\ndef register_modulators(register):\n    register('gaze_resam
 
 
 def listed(site, *args):
-    """What `modulate plugins` says in a process that has ``site`` in front of its path: by name, and as text."""
+    """What `modulate plugins` says in a process that has ``site`` in front of its path: by name,
+    and as text.
+    """
     environment = os.environ | {"PYTHONPATH": str(site)}
     environment.pop("MODULATE_PLUGINS", None)
     done = [
-        subprocess.run([sys.executable, "-m", "modulate", "plugins", *more], env=environment, cwd=site, capture_output=True, text=True, timeout=60) for more in (["--json"], [])
+        subprocess.run(
+            [sys.executable, "-m", "modulate", "plugins", *more],
+            env=environment,
+            cwd=site,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        for more in (["--json"], [])
     ]
     assert [d.returncode for d in done] == [0, 0], done[0].stderr
     return {row["name"]: row for row in json.loads(done[0].stdout)}, done[1].stdout
@@ -220,7 +312,11 @@ def listed(site, *args):
 
 def as_they_ship(rows):
     """The plugins that ship are there, each with all that it provides."""
-    own = {name: info.provides for name, info in plugins.registry().plugins.items() if name in installed.OURS}
+    own = {
+        name: info.provides
+        for name, info in plugins.registry().plugins.items()
+        if name in installed.OURS
+    }
     assert {name: [(p["kind"], p["name"]) for p in rows[name]["provides"]] for name in own} == own
     assert not [name for name in own if rows[name]["error"]]
     return True
@@ -228,21 +324,39 @@ def as_they_ship(rows):
 
 def test_nothing_is_noted_of_what_ships(tmp_path):
     rows, text = listed(tmp_path)
-    assert as_they_ship(rows) and not [row for row in rows.values() if row["notes"]] and "note:" not in text
+    assert (
+        as_they_ship(rows)
+        and not [row for row in rows.values() if row["notes"]]
+        and "note:" not in text
+    )
 
 
-@pytest.mark.parametrize(("name", "folder"), [("modulate", None), ("Modulate", None), ("modulate", "something_else")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("modulate", None), ("Modulate", None), ("modulate", "something_else")]
+)
 @pytest.mark.parametrize("version", ["0.1.0", "9.9"])
-def test_a_distribution_called_as_modulate_is_shown_and_stands_in_for_nothing(tmp_path, name, version, folder):
+def test_a_distribution_called_as_modulate_is_shown_and_stands_in_for_nothing(
+    tmp_path, name, version, folder
+):
     install(tmp_path, name, version, {"gaze": "evil_gaze", "more": "evil_more"}, TAKES, folder)
     rows, text = listed(tmp_path)
     assert as_they_ship(rows)
     assert all("distributions are called" in " ".join(rows[own]["notes"]) for own in installed.OURS)
-    assert str(tmp_path) in text and re.search(r"  note: \d distributions are called 'modulate': ", text)
+    assert str(tmp_path) in text and re.search(
+        r"  note: \d distributions are called 'modulate': ", text
+    )
     for plugin, module in (("gaze", "evil_gaze"), ("more", "evil_more")):
         row = rows[f"{plugin} of {name} ({module})"]
-        assert row["error"] == f"not loaded: an earlier distribution is called {name!r} as well; rename one" and not row["provides"]
-        assert any("its distribution calls itself 'modulate', and it is none of the plugins that ship" in note for note in row["notes"])
+        assert (
+            row["error"]
+            == f"not loaded: an earlier distribution is called {name!r} as well; rename one"
+            and not row["provides"]
+        )
+        assert any(
+            "its distribution calls itself 'modulate', and it is none of the plugins that ship"
+            in note
+            for note in row["notes"]
+        )
 
 
 def test_two_distributions_of_another_name_are_shown(tmp_path):
@@ -251,37 +365,64 @@ def test_two_distributions_of_another_name_are_shown(tmp_path):
     rows, _ = listed(tmp_path)
     mine = {name: row for name, row in rows.items() if row["distribution"] == "modulate-extra"}
     assert len(mine) == 2 and sum(bool(row["error"]) for row in mine.values()) == 1
-    assert all("2 distributions are called 'modulate-extra': " in " ".join(row["notes"]) for row in mine.values())
+    assert all(
+        "2 distributions are called 'modulate-extra': " in " ".join(row["notes"])
+        for row in mine.values()
+    )
 
 
 def test_an_entry_point_of_a_built_in_s_name_from_elsewhere_is_shown_and_not_run(tmp_path):
-    install(tmp_path, "aardvark", "1.0", {"gaze": "evil_gaze"}, "raise SystemExit('this must not run')")
+    install(
+        tmp_path, "aardvark", "1.0", {"gaze": "evil_gaze"}, "raise SystemExit('this must not run')"
+    )
     rows, text = listed(tmp_path)
     row = rows["gaze of aardvark (evil_gaze)"]
-    assert as_they_ship(rows) and row["error"] == "the entry point name 'gaze' is taken by modulate (modulate_gaze); rename one"
-    assert row["notes"] == ["it has the name of a plugin that ships with modulate, and is not it: that one is modulate_gaze"]
+    assert (
+        as_they_ship(rows)
+        and row["error"]
+        == "the entry point name 'gaze' is taken by modulate (modulate_gaze); rename one"
+    )
+    assert row["notes"] == [
+        "it has the name of a plugin that ships with modulate, and is not it: that one is"
+        " modulate_gaze"
+    ]
     assert "  note: it has the name of a plugin that ships" in text
 
 
 def test_names_that_another_registered_stay_with_it_whatever_the_plugin_is_called(tmp_path):
-    install(tmp_path, "aardvark", "1.0", {"aaa": "evil_aaa"}, TAKES)  # in front of `gaze` in the alphabet
+    install(
+        tmp_path, "aardvark", "1.0", {"aaa": "evil_aaa"}, TAKES
+    )  # in front of `gaze` in the alphabet
     rows, _ = listed(tmp_path)
     assert as_they_ship(rows)
-    assert rows["aaa"]["error"] == "PluginError: modulator 'gaze_resampler' of plugin 'aaa' clashes with the one of plugin 'gaze'; rename one of them."
+    assert (
+        rows["aaa"]["error"]
+        == "PluginError: modulator 'gaze_resampler' of plugin 'aaa' clashes with the one of plugin"
+        " 'gaze'; rename one of them."
+    )
 
 
 def test_a_built_in_s_module_from_elsewhere_is_shown(tmp_path):
     (tmp_path / "modulate_hand.py").write_text("")
     rows, text = listed(tmp_path)
-    assert rows["hand"]["location"] == str(tmp_path / "modulate_hand.py") and len(rows["hand"]["notes"]) == 1
-    assert re.search(r"note: the module modulate_hand that ships with modulate lies beside .*; this one has its name, and is run in its place", text)
+    assert (
+        rows["hand"]["location"] == str(tmp_path / "modulate_hand.py")
+        and len(rows["hand"]["notes"]) == 1
+    )
+    assert re.search(
+        r"note: the module modulate_hand that ships with modulate lies beside .*; this one has its"
+        r" name, and is run in its place",
+        text,
+    )
 
 
 def test_one_that_is_switched_off_is_noted_too(tmp_path, monkeypatch):
     install(tmp_path, "aardvark", "1.0", {"gaze": "evil_gaze"})
     monkeypatch.syspath_prepend(str(tmp_path))
     registry = limited("none", monkeypatch)
-    assert {"gaze", "gaze of aardvark (evil_gaze)"} <= registry.off.keys() and registry.off["gaze of aardvark (evil_gaze)"].notes
+    assert {"gaze", "gaze of aardvark (evil_gaze)"} <= registry.off.keys() and registry.off[
+        "gaze of aardvark (evil_gaze)"
+    ].notes
 
 
 REACHES = """
@@ -295,8 +436,21 @@ def register_backbones(register):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("registry.components['signal_encoder', 'dot'] = registry.components['signal_encoder', 'dot'].__class__('signal_encoder', 'dot', Evil, 'first')", "signal_encoder 'dot'"),
-        ("registry.components['modulator', 'more'] = None or registry.components['signal_encoder', 'dot']", "modulator 'more'"),
+        (
+            (
+                "registry.components['signal_encoder', 'dot'] ="
+                " registry.components['signal_encoder', 'dot'].__class__('signal_encoder', 'dot',"
+                " Evil, 'first')"
+            ),
+            "signal_encoder 'dot'",
+        ),
+        (
+            (
+                "registry.components['modulator', 'more'] = None or"
+                " registry.components['signal_encoder', 'dot']"
+            ),
+            "modulator 'more'",
+        ),
         ("del registry.components['signal_encoder', 'dot']", "signal_encoder 'dot'"),
         ("registry.manager.unregister(name='first')", "plugin 'first'"),
         ("registry.components.clear(); raise ValueError('and fails')", "signal_encoder 'dot'"),
@@ -305,25 +459,65 @@ def register_backbones(register):
 def test_what_a_hook_does_to_others_names_is_undone_and_said(registry, line, told):
     registry.add("first", plugin())
     module = types.ModuleType("reaching")
-    exec(compile(f"from modulate.hookspecs import hookimpl\nclass Evil: ...\n{REACHES}    {line}\n", "reaching", "exec"), module.__dict__)
+    exec(
+        compile(
+            f"from modulate.hookspecs import hookimpl\nclass Evil: ...\n{REACHES}    {line}\n",
+            "reaching",
+            "exec",
+        ),
+        module.__dict__,
+    )
     before = dict(registry.components)
-    with pytest.raises(PluginError, match=re.escape(told) if "raise" not in line else "failed in its hook register_backbones: ValueError: and fails"):
+    with pytest.raises(
+        PluginError,
+        match=(
+            re.escape(told)
+            if "raise" not in line
+            else "failed in its hook register_backbones: ValueError: and fails"
+        ),
+    ):
         registry.add("second", module)
-    assert registry.components == before and registry.get("signal_encoder", "dot") is Dot and registry.plugins.keys() == {"first"}
+    assert (
+        registry.components == before
+        and registry.get("signal_encoder", "dot") is Dot
+        and registry.plugins.keys() == {"first"}
+    )
     assert dict(registry.manager.list_name_plugin()).keys() == {"first"}
 
 
-@pytest.mark.parametrize("line", ["cli.registered_commands[0].callback = print", "del cli.registered_commands[0]", "cli.registered_groups.clear()", "cli.registered_commands.reverse()"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cli.registered_commands[0].callback = print",
+        "del cli.registered_commands[0]",
+        "cli.registered_groups.clear()",
+        "cli.registered_commands.reverse()",
+    ],
+)
 def test_a_plugin_cannot_put_its_commands_in_the_place_of_others(line, registry, capsys):
     from typer.testing import CliRunner
 
     from modulate import cli
 
     module = types.ModuleType("commanding")
-    exec(compile(f"from modulate.hookspecs import hookimpl\n@hookimpl\ndef register_commands(cli):\n    {line}\n", "commanding", "exec"), module.__dict__)
+    exec(
+        compile(
+            "from modulate.hookspecs import hookimpl\n@hookimpl\ndef register_commands(cli):\n   "
+            f" {line}\n",
+            "commanding",
+            "exec",
+        ),
+        module.__dict__,
+    )
     registry.add("second", module)
     app = cli.build(registry)
-    assert registry.plugins["second"].error == "PluginError: the plugin 'second' changed commands that are not its own."
+    assert (
+        registry.plugins["second"].error
+        == "PluginError: the plugin 'second' changed commands that are not its own."
+    )
     before = [(c.name, c.callback) for c in cli.build(plugins.Registry([])).registered_commands]
     assert [(c.name, c.callback) for c in app.registered_commands] == before
-    assert "are left out" in capsys.readouterr().err and CliRunner().invoke(app, ["recipe", "--help"]).exit_code == 0
+    assert (
+        "are left out" in capsys.readouterr().err
+        and CliRunner().invoke(app, ["recipe", "--help"]).exit_code == 0
+    )

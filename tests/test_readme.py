@@ -29,7 +29,9 @@ def block(language):
 
 def tree():
     """Paths of the README's tree, read by indentation."""
-    (text,) = re.findall(r"^```\n(.*?)^```", README[README.index("## What is where") :], re.M | re.S)
+    (text,) = re.findall(
+        r"^```\n(.*?)^```", README[README.index("## What is where") :], re.M | re.S
+    )
     paths, above = [], []
     for line in text.splitlines():
         name = line.split()[0]
@@ -47,34 +49,55 @@ def example():
     host = AutoModelForImageTextToText.from_pretrained(folder).eval().requires_grad_(False)
     processor = AutoProcessor.from_pretrained(folder)
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    encoded = understand(host).encode(processor, "Describe the table.", Frames(images, (0.0, 1.0, 2.0, 3.0)), (0.0, 3.0))
-    features = torch.randn(encoded.grid.steps, encoded.grid.tokens_per_step, 12, generator=torch.Generator().manual_seed(0))
+    encoded = understand(host).encode(
+        processor, "Describe the table.", Frames(images, (0.0, 1.0, 2.0, 3.0)), (0.0, 3.0)
+    )
+    features = torch.randn(
+        encoded.grid.steps,
+        encoded.grid.tokens_per_step,
+        12,
+        generator=torch.Generator().manual_seed(0),
+    )
     return {"host": host, "inputs": encoded.inputs, "grid": encoded.grid, "features": features}
 
 
 def save_modulation(host, folder):
     torch.manual_seed(0)
     modulation = Modulation.for_host(
-        host, encoder=ComponentSpec(name="coord_rel", params={"dim": 16}),
-        modulator=ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}), layers=(0, 1), d_features=12,
-    )  # fmt: skip
+        host,
+        encoder=ComponentSpec(name="coord_rel", params={"dim": 16}),
+        modulator=ComponentSpec(
+            name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
+        ),
+        layers=(0, 1),
+        d_features=12,
+    )
     for projection in modulation.out:
         torch.nn.init.normal_(projection.weight, std=0.5)
     modulation.save_pretrained(folder)
 
 
-def test_the_python_example_has_ten_lines_and_does_what_it_says(example, tmp_path, monkeypatch, capsys):
+def test_the_python_example_has_ten_lines_and_does_what_it_says(
+    example, tmp_path, monkeypatch, capsys
+):
     code = block("python")
-    assert len(code.splitlines()) <= 11 and len([line for line in code.splitlines() if line.strip()]) <= 10
+    assert (
+        len(code.splitlines()) <= 11
+        and len([line for line in code.splitlines() if line.strip()]) <= 10
+    )
     monkeypatch.chdir(tmp_path)
     save_modulation(example["host"], tmp_path / "my-modulation")
-    Path("fixations.csv").write_text("start_time,end_time,center_x,center_y\n0.0,1.2,0.2,0.7\n1.5,3.0,0.8,0.4\n")
+    Path("fixations.csv").write_text(
+        "start_time,end_time,center_x,center_y\n0.0,1.2,0.2,0.7\n1.5,3.0,0.8,0.4\n"
+    )
     before = example["host"](**example["inputs"]).logits
     names = dict(example)
     exec(compile(code, "README.md", "exec"), names)
     assert names["answer"].shape[1] == example["inputs"]["input_ids"].shape[1] + 1
     report = names["attachment"].report()
-    assert report.tokens == example["grid"].tokens and report.active_steps == (example["grid"].steps,)
+    assert report.tokens == example["grid"].tokens and report.active_steps == (
+        example["grid"].steps,
+    )
     assert all(ratio > 0 for ratio in report.ratio.values()) and set(report.ratio) == {0, 1}
     assert "Report(" in capsys.readouterr().out
     assert not our_hooks(example["host"])
@@ -82,7 +105,11 @@ def test_the_python_example_has_ten_lines_and_does_what_it_says(example, tmp_pat
 
 
 def test_the_python_example_uses_only_names_that_the_text_above_it_introduces(example):
-    used = {n.id for n in ast.walk(ast.parse(block("python"))) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    used = {
+        n.id
+        for n in ast.walk(ast.parse(block("python")))
+        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    }
     text = README[: README.index("```python")]
     for name in used & example.keys():
         assert f"`{name}`" in text
@@ -95,10 +122,19 @@ def test_every_entry_of_the_tree_exists():
 def test_the_tree_names_every_top_level_entry_module_and_plugin():
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("needs a git checkout: what is tracked is what must be named")
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     top = {f.split("/")[0] + ("/" if "/" in f else "") for f in files if not f.startswith(".")}
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "modulate").rglob("*.py") if p.name != "__init__.py" or p.parent.name == "modulate"}
-    whole = {"modulate/cli/", "modulate/report/"}  # one line each: a file for each command, a file for each part of the page
+    modules = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "modulate").rglob("*.py")
+        if p.name != "__init__.py" or p.parent.name == "modulate"
+    }
+    whole = {
+        "modulate/cli/",
+        "modulate/report/",
+    }  # one line each: a file for each command, a file for each part of the page
     modules = {m for m in modules if not any(m.startswith(folder) for folder in whole)} | whole
     plugins = {f"plugins/{p.name}/" for p in (ROOT / "plugins").glob("modulate_*") if p.is_dir()}
     assert sorted((top | modules | plugins) - set(tree())) == []
@@ -118,8 +154,19 @@ def test_the_commands_named_exist():
 
 def test_the_results_table_has_the_figures_of_the_study():
     study = json.loads((ROOT / "docs" / "results" / "tabletop.json").read_text())
-    cell = lambda found: "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * share for share in (found["overall"], *found["interval"])))
+    cell = lambda found: "{:.1f} [{:.1f}, {:.1f}]".format(
+        *(100 * share for share in (found["overall"], *found["interval"]))
+    )
     results = README[README.index("## Results") :]
-    shown = {name: cells.strip(" |").split(" | ") for name, cells in re.findall(r"^\| `(\w+)` \|(.+)$", results, re.M)}
-    assert shown == {name: [cell(e["conditions"][c]) for c in ("signal", "shuffled", "blank", "none")] for name, e in study["encoders"].items()}
-    assert f"LoRA alone reaches {cell(study['lora_only'])}, the same modulation trained without gaze {cell(study['gaze_free'])}." in results
+    shown = {
+        name: cells.strip(" |").split(" | ")
+        for name, cells in re.findall(r"^\| `(\w+)` \|(.+)$", results, re.M)
+    }
+    assert shown == {
+        name: [cell(e["conditions"][c]) for c in ("signal", "shuffled", "blank", "none")]
+        for name, e in study["encoders"].items()
+    }
+    assert (
+        f"LoRA alone reaches {cell(study['lora_only'])}, the same modulation trained without gaze"
+        f" {cell(study['gaze_free'])}." in results
+    )

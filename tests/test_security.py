@@ -1,4 +1,7 @@
-"""What recipes, checkpoints, data sets and plugins of strangers cannot do. The threat model (docs/explanation/threat-model.md) names these tests."""
+"""What recipes, checkpoints, data sets and plugins of strangers cannot do.
+
+The threat model (docs/explanation/threat-model.md) names these tests.
+"""
 
 import ast
 import pickle  # noqa: TID251  (to show what is refused)
@@ -22,19 +25,42 @@ SMALL = str(ROOT / "tests" / "data" / "small.yaml")
 SOURCES = sorted([*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 
 
-# --- the sources ------------------------------------------------------------------------------------------------------------------------
+# --- the sources
+# ------------------------------------------------------------------------------------------------------------------------
 
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__"}
-FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
-FORBIDDEN_CALLS = {"os.system", "os.popen", "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "numpy.load", "np.load"}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "shelve",
+    "marshal",
+    "joblib",
+}
+FORBIDDEN_CALLS = {
+    "os.system",
+    "os.popen",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "numpy.load",
+    "np.load",
+}
 
 
 def offences(source):
     """What a source must not hold, each as text."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = {alias.name for alias in node.names} | ({node.module} if isinstance(node, ast.ImportFrom) else set())
-            yield from (f"import of {m}" for m in modules if m and m.split(".")[0] in FORBIDDEN_MODULES)
+            modules = {alias.name for alias in node.names} | (
+                {node.module} if isinstance(node, ast.ImportFrom) else set()
+            )
+            yield from (
+                f"import of {m}" for m in modules if m and m.split(".")[0] in FORBIDDEN_MODULES
+            )
         if not isinstance(node, ast.Call):
             continue
         called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
@@ -42,7 +68,11 @@ def offences(source):
             yield called
         if called == "torch.load" and given.get("weights_only") != "True":
             yield "torch.load without weights_only=True"
-        if given.get("trust_remote_code") == "True" or given.get("shell") == "True" or given.get("allow_pickle") == "True":
+        if (
+            given.get("trust_remote_code") == "True"
+            or given.get("shell") == "True"
+            or given.get("allow_pickle") == "True"
+        ):
             yield ast.unparse(node)
         if re.fullmatch(r"Auto\w+\.from_pretrained", called) and "trust_remote_code" not in given:
             yield f"{called} that does not say trust_remote_code"
@@ -51,11 +81,20 @@ def offences(source):
 def openings(source):
     """Calls that open a video to read it: those of av.open without a mode of writing."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and re.fullmatch(r"(av|container|av\.container)\.open", ast.unparse(node.func)):
-            modes = [ast.unparse(value) for value in (*node.args[1:2], *(k.value for k in node.keywords if k.arg == "mode"))]
+        if isinstance(node, ast.Call) and re.fullmatch(
+            r"(av|container|av\.container)\.open", ast.unparse(node.func)
+        ):
+            modes = [
+                ast.unparse(value)
+                for value in (*node.args[1:2], *(k.value for k in node.keywords if k.arg == "mode"))
+            ]
             if modes != ["'w'"]:
                 yield ast.unparse(node)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "av" and "open" in {alias.name for alias in node.names}:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "av"
+            and "open" in {alias.name for alias in node.names}
+        ):
             yield ast.unparse(node)
 
 
@@ -63,33 +102,75 @@ OTHER_READERS = {"cv2", "decord", "torchcodec", "imageio", "moviepy"}
 
 
 def test_videos_are_opened_in_one_place():
-    assert list(openings("av.open(p)")) and list(openings("av.open(p, 'r')")) and list(openings("from av import open")) and not list(openings("av.open(p, 'w')"))
-    found = {path.relative_to(ROOT).as_posix(): calls for path in SOURCES if (calls := list(openings(path.read_text(encoding="utf-8"))))}
-    assert found.keys() == {"modulate/data/video_containers.py"} and len(found["modulate/data/video_containers.py"]) == 1
-    imported = {path.name: {line.split()[1].split(".")[0] for line in path.read_text(encoding="utf-8").splitlines() if re.match(r" *(import|from) ", line)} for path in SOURCES}
-    assert not {name: others for name, modules in imported.items() if (others := modules & OTHER_READERS)}
+    assert (
+        list(openings("av.open(p)"))
+        and list(openings("av.open(p, 'r')"))
+        and list(openings("from av import open"))
+        and not list(openings("av.open(p, 'w')"))
+    )
+    found = {
+        path.relative_to(ROOT).as_posix(): calls
+        for path in SOURCES
+        if (calls := list(openings(path.read_text(encoding="utf-8"))))
+    }
+    assert (
+        found.keys() == {"modulate/data/video_containers.py"}
+        and len(found["modulate/data/video_containers.py"]) == 1
+    )
+    imported = {
+        path.name: {
+            line.split()[1].split(".")[0]
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if re.match(r" *(import|from) ", line)
+        }
+        for path in SOURCES
+    }
+    assert not {
+        name: others for name, modules in imported.items() if (others := modules & OTHER_READERS)
+    }
 
 
 @pytest.mark.parametrize(
     "source",
-    ["eval('1')", "exec(text)", "import pickle", "from pickle import loads", "torch.load(p)", "torch.load(p, weights_only=False)", "yaml.load(t, Loader)",
-     "f(trust_remote_code=True)", "os.system('x')", "subprocess.run(x, shell=True)", "np.load(p, allow_pickle=True)", "AutoModel.from_pretrained(p)"],
-)  # fmt: skip
+    [
+        "eval('1')",
+        "exec(text)",
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "yaml.load(t, Loader)",
+        "f(trust_remote_code=True)",
+        "os.system('x')",
+        "subprocess.run(x, shell=True)",
+        "np.load(p, allow_pickle=True)",
+        "AutoModel.from_pretrained(p)",
+    ],
+)
 def test_the_search_finds_what_it_looks_for(source):
     assert list(offences(source))
 
 
 def test_no_source_holds_what_could_run_foreign_code():
     assert len(SOURCES) > 50
-    assert {f"{path.relative_to(ROOT)}: {text}" for path in SOURCES for text in offences(path.read_text())} == set()
+    assert {
+        f"{path.relative_to(ROOT)}: {text}"
+        for path in SOURCES
+        for text in offences(path.read_text())
+    } == set()
 
 
 def test_yaml_is_read_in_one_place():
-    readers = {path.name for path in SOURCES if re.search(r"yaml\.(safe_load|SafeLoader|CSafeLoader|compose|parse)\b", path.read_text())}
+    readers = {
+        path.name
+        for path in SOURCES
+        if re.search(r"yaml\.(safe_load|SafeLoader|CSafeLoader|compose|parse)\b", path.read_text())
+    }
     assert readers == {"parse.py"}
 
 
-# --- recipes ----------------------------------------------------------------------------------------------------------------------------
+# --- recipes
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_recipe_names_no_import_paths(monkeypatch):
@@ -112,14 +193,20 @@ def test_a_long_chain_of_recipes_is_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"r0\.yaml stands on more than 8 recipes"):
         load_recipe(str(tmp_path / "r0.yaml"))
     (tmp_path / "list.yaml").write_text("extends: [gazeqwen_tiny]\n")
-    with pytest.raises(RecipeError, match=r"list\.yaml: extends must be one recipe's name or file, got \['gazeqwen_tiny'\]"):
+    with pytest.raises(
+        RecipeError,
+        match=r"list\.yaml: extends must be one recipe's name or file, got \['gazeqwen_tiny'\]",
+    ):
         load_recipe(str(tmp_path / "list.yaml"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("encoder.params.x=" + "[" * 5000, "has a value that is refused in line 1: nested deeper than 24 levels"),
+        (
+            "encoder.params.x=" + "[" * 5000,
+            "has a value that is refused in line 1: nested deeper than 24 levels",
+        ),
         ("encoder.params." + "x." * 5000 + "y=1", "its key is nested deeper than 24 levels"),
         ("seed={a: 1, a: 2}", "the key 'a' stands there twice"),
         ("seed=!!python/object/apply:os.system [echo]", "has a value that is not valid YAML"),
@@ -135,14 +222,28 @@ def test_a_recipe_of_many_bytes_gives_a_short_message(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(SMALL, ["seed=" + "x" * 200_000])
     assert len(str(caught.value)) < 1000
-    (tmp_path / "r.yaml").write_text("extends: gazeqwen_tiny\n" + "".join(f"unknown{i}: 1\n" for i in range(3000)))
+    (tmp_path / "r.yaml").write_text(
+        "extends: gazeqwen_tiny\n" + "".join(f"unknown{i}: 1\n" for i in range(3000))
+    )
     with pytest.raises(RecipeError, match=r"unknown11: unknown key.*\n  … and 2988 more\.$"):
         load_recipe(str(tmp_path / "r.yaml"))
 
 
-# --- paths ------------------------------------------------------------------------------------------------------------------------------
+# --- paths
+# ------------------------------------------------------------------------------------------------------------------------------
 
-ESCAPES = ["../v00.mp4", "/etc/passwd", "a/../../v00.mp4", "..", "C:\\videos\\v00.mp4", "\\\\server\\v00.mp4", "..\\v00.mp4", " /v00.mp4", "v\0.mp4", "./c:v.mp4"]
+ESCAPES = [
+    "../v00.mp4",
+    "/etc/passwd",
+    "a/../../v00.mp4",
+    "..",
+    "C:\\videos\\v00.mp4",
+    "\\\\server\\v00.mp4",
+    "..\\v00.mp4",
+    " /v00.mp4",
+    "v\0.mp4",
+    "./c:v.mp4",
+]
 
 
 @pytest.mark.parametrize("text", ESCAPES)
@@ -152,7 +253,9 @@ def test_a_name_in_a_data_file_never_leaves_its_folder(text):
 
 
 def test_ordinary_names_are_kept():
-    assert [checked_name(t, "q") for t in ("v00.mp4", "egtea/v00.mp4", "a\\b.mp4", "..v", "P01.R02", "")] == [
+    assert [
+        checked_name(t, "q") for t in ("v00.mp4", "egtea/v00.mp4", "a\\b.mp4", "..v", "P01.R02", "")
+    ] == [
         "v00.mp4",
         "egtea/v00.mp4",
         "a/b.mp4",
@@ -165,17 +268,25 @@ def test_ordinary_names_are_kept():
 def data_set(root, video="v00.mp4", split="gazeqwen"):
     (root / "qa").mkdir(parents=True, exist_ok=True)
     question = '{"question": "What?", "time_stamp": "00:05", "answer": "A", "options": ["x", "y"]}'
-    text = f'[{{"video_path": "v01.mp4", "questions": [{question}]}}, {{"video_path": {video!r}, "questions": [{question}]}}]'.replace("'", '"')
+    text = (
+        f'[{{"video_path": "v01.mp4", "questions": [{question}]}}, {{"video_path": {video!r},'
+        f' "questions": [{question}]}}]'.replace("'", '"')
+    )
     (root / "qa" / "past_scene_recall.json").write_text(text)
     return StreamGaze(StreamGazeParams(root=root, split=split, fixations=()))
 
 
 def test_question_and_split_files_that_point_outside_are_refused_with_file_and_entry(tmp_path):
     for name in ("../outside/v00.mp4", "/videos/../../v00.mp4"):
-        with pytest.raises(DataError, match=r"past_scene_recall\.json, entry 1: video_path: .* leaves the data set's folder"):
+        with pytest.raises(
+            DataError,
+            match=r"past_scene_recall\.json, entry 1: video_path: .* leaves the data set's folder",
+        ):
             data_set(tmp_path, name).splits  # noqa: B018
     (tmp_path / "split.json").write_text('{"train": ["v01.mp4", "../v00.mp4"]}')
-    with pytest.raises(DataError, match=r"split\.json, 'train': '\.\./v00\.mp4' leaves the data set's folder"):
+    with pytest.raises(
+        DataError, match=r"split\.json, 'train': '\.\./v00\.mp4' leaves the data set's folder"
+    ):
         data_set(tmp_path, split="split.json").splits  # noqa: B018
 
 
@@ -195,7 +306,9 @@ def test_a_link_that_the_user_put_into_the_folder_is_followed(tmp_path):
         (real / "videos" / "original_video" / file.name).symlink_to(file)
     (tmp_path / "root").symlink_to(real)
     files = data_set(tmp_path / "root").video_files
-    assert {stem: path.resolve() for stem, path in files.items()} == {stem: store / f"{stem}.mp4" for stem in ("v00", "v01")}
+    assert {stem: path.resolve() for stem, path in files.items()} == {
+        stem: store / f"{stem}.mp4" for stem in ("v00", "v01")
+    }
 
 
 def test_finding_a_packages_folder_runs_nothing_of_it(tmp_path, monkeypatch):
@@ -205,14 +318,23 @@ def test_finding_a_packages_folder_runs_nothing_of_it(tmp_path, monkeypatch):
         (folder / "__init__.py").write_text("raise SystemExit('this must not run')\n")
     (inner / "file.txt").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert resolve("package:nasty_package.inner/file.txt") == resolve("package:nasty_package/inner/file.txt") == inner / "file.txt"
+    assert (
+        resolve("package:nasty_package.inner/file.txt")
+        == resolve("package:nasty_package/inner/file.txt")
+        == inner / "file.txt"
+    )
     assert not [name for name in sys.modules if name.startswith("nasty_package")]
-    for text in ("package:nasty_package.inner/../../x", "package:../x", "package:nasty_package.../x"):
+    for text in (
+        "package:nasty_package.inner/../../x",
+        "package:../x",
+        "package:nasty_package.../x",
+    ):
         with pytest.raises(MissingFileError):
             resolve(text)
 
 
-# --- models -----------------------------------------------------------------------------------------------------------------------------
+# --- models
+# -----------------------------------------------------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -236,23 +358,39 @@ def test_a_pickled_host_is_not_read(tmp_path):
 
 @pytest.fixture
 def hidden_code(tmp_path, monkeypatch):
-    """A host folder whose configuration is Python code that comes with it; and the file that the code makes when it runs."""
+    """A host folder whose configuration is Python code that comes with it; and the file that the
+    code makes when it runs.
+    """
     marker, folder = tmp_path / "ran", tmp_path / "hidden_code_host"
     folder.mkdir()
     (folder / "config.json").write_text(
-        '{"model_type": "hidden_code", "auto_map": {"AutoConfig": "hidden.Hidden", "AutoModelForImageTextToText": "hidden.Model"}}'
+        '{"model_type": "hidden_code", "auto_map": {"AutoConfig": "hidden.Hidden",'
+        ' "AutoModelForImageTextToText": "hidden.Model"}}'
     )
-    code = ["import pathlib", "from transformers import PretrainedConfig", f"pathlib.Path({str(marker)!r}).touch()"]
-    code += ["class Hidden(PretrainedConfig):", "    model_type = 'hidden_code'", "class Model:", "    pass"]
+    code = [
+        "import pathlib",
+        "from transformers import PretrainedConfig",
+        f"pathlib.Path({str(marker)!r}).touch()",
+    ]
+    code += [
+        "class Hidden(PretrainedConfig):",
+        "    model_type = 'hidden_code'",
+        "class Model:",
+        "    pass",
+    ]
     (folder / "hidden.py").write_text("\n".join(code) + "\n")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     monkeypatch.setattr(sys, "path", list(sys.path))
     return folder, marker
 
 
 def test_code_that_comes_with_a_host_does_not_run_and_nobody_is_asked(hidden_code):
     folder, marker = hidden_code
-    with pytest.raises(HostError, match=r"hidden_code_host' cannot be loaded: [^$]*trust_remote_code"):
+    with pytest.raises(
+        HostError, match=r"hidden_code_host' cannot be loaded: [^$]*trust_remote_code"
+    ):
         Host.load(HostParams(path=str(folder)))
     assert not marker.exists()
     with pytest.raises(Exception):  # noqa: B017
@@ -261,7 +399,9 @@ def test_code_that_comes_with_a_host_does_not_run_and_nobody_is_asked(hidden_cod
 
 
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_a_recipe_alone_cannot_have_remote_code_run(command, hidden_code, capsys, monkeypatch, tmp_path):
+def test_a_recipe_alone_cannot_have_remote_code_run(
+    command, hidden_code, capsys, monkeypatch, tmp_path
+):
     folder, marker = hidden_code
     monkeypatch.chdir(tmp_path)
     arguments = [command, SMALL, f"host.params.path={folder}", "host.params.trust_remote_code=true"]
@@ -269,7 +409,10 @@ def test_a_recipe_alone_cannot_have_remote_code_run(command, hidden_code, capsys
         cli.main(arguments)
     out, err = capsys.readouterr()
     assert ended.value.code == 1 and not marker.exists()
-    assert "host.params of the recipe 'small' say trust_remote_code: Python files that come with the model would run" in out + err
+    assert (
+        "host.params of the recipe 'small' say trust_remote_code: Python files that come with the"
+        " model would run" in out + err
+    )
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--trust-remote-code"])
     assert marker.exists()
@@ -281,11 +424,14 @@ def test_from_python_too_remote_code_needs_the_users_own_word(tmp_path):
         Pipeline(recipe, tmp_path)
 
 
-# --- the pages --------------------------------------------------------------------------------------------------------------------------
+# --- the pages
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_test_that_the_threat_model_names_exists():
     text = (ROOT / "docs" / "explanation" / "threat-model.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text)
     assert len(named) > 15
-    assert [(file, test) for file, test in named if f"def {test}(" not in (ROOT / file).read_text()] == []
+    assert [
+        (file, test) for file, test in named if f"def {test}(" not in (ROOT / file).read_text()
+    ] == []

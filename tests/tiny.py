@@ -8,7 +8,19 @@ from modulate.config.injection import Tokens
 from modulate.interfaces.params import ComponentSpec
 from modulate_hosts.contract.suite import D_FEATURES, cached, fresh, our_hooks, scanpath
 
-__all__ = ["CLIP", "D_FEATURES", "GRID", "cached", "features", "fresh", "inputs", "our_hooks", "qwen", "scanpath", "selecting"]
+__all__ = [
+    "CLIP",
+    "D_FEATURES",
+    "GRID",
+    "cached",
+    "features",
+    "fresh",
+    "inputs",
+    "our_hooks",
+    "qwen",
+    "scanpath",
+    "selecting",
+]
 
 VIDEO, IMAGE, START, END, PAD = 5, 6, 3, 4, 0
 
@@ -16,13 +28,38 @@ VIDEO, IMAGE, START, END, PAD = 5, 6, 3, 4, 0
 def qwen(layers=4, dtype=torch.float32, seed=0):
     torch.manual_seed(seed)
     config = Qwen2_5_VLConfig(
-        vision_config=dict(depth=1, hidden_size=16, intermediate_size=32, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2,
-                           window_size=16, out_hidden_size=32, fullatt_block_indexes=[0], tokens_per_second=2),
-        text_config=dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-                         max_position_embeddings=256, rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1000.0),
-                         bos_token_id=1, eos_token_id=2, pad_token_id=PAD),
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END, tie_word_embeddings=False,
-    )  # fmt: skip
+        vision_config=dict(
+            depth=1,
+            hidden_size=16,
+            intermediate_size=32,
+            num_heads=2,
+            patch_size=4,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            window_size=16,
+            out_hidden_size=32,
+            fullatt_block_indexes=[0],
+            tokens_per_second=2,
+        ),
+        text_config=dict(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1000.0),
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=PAD,
+        ),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=False,
+    )
     model = Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval().requires_grad_(False)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
@@ -33,18 +70,24 @@ GRID = visual_grid([0.0, 1.0, 2.0, 3.0], frames_per_step=2, rows=2, cols=3)
 
 
 def features(grid=GRID, seed=0):
-    return torch.randn(grid.steps, grid.tokens_per_step, D_FEATURES, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        grid.steps, grid.tokens_per_step, D_FEATURES, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 CLIP = ClipInput(scanpath(), GRID, features())
 
 
 def inputs(texts=((7, 8, 9), (10, 11)), side="left", videos=1, seed=0, dtype=torch.float32):
-    """A batch: every row has `videos` clips on GRID (2×2×3 tokens) between text tokens; padded on `side`."""
+    """A batch: every row has `videos` clips on GRID (2×2×3 tokens) between text tokens; padded on
+    `side`.
+    """
     one = [START, *[VIDEO] * GRID.tokens, END]
     rows = [[1, *one * videos, *text] for text in texts]
     width = max(map(len, rows))
-    pad = lambda row, fill: [fill] * (width - len(row)) + row if side == "left" else row + [fill] * (width - len(row))
+    pad = lambda row, fill: (
+        [fill] * (width - len(row)) + row if side == "left" else row + [fill] * (width - len(row))
+    )
     ids = torch.tensor([pad(r, PAD) for r in rows])
     n = len(rows) * videos
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +95,9 @@ def inputs(texts=((7, 8, 9), (10, 11)), side="left", videos=1, seed=0, dtype=tor
         input_ids=ids,
         attention_mask=torch.tensor([pad([1] * len(r), 0) for r in rows]),
         mm_token_type_ids=(ids == VIDEO).int() * 2,
-        pixel_values_videos=torch.randn(n * GRID.tokens * 4, 3 * 2 * 4 * 4, generator=generator).to(dtype),
+        pixel_values_videos=torch.randn(n * GRID.tokens * 4, 3 * 2 * 4 * 4, generator=generator).to(
+            dtype
+        ),
         video_grid_thw=torch.tensor([[GRID.steps, GRID.rows * 2, GRID.cols * 2]] * n),
         second_per_grid_ts=torch.ones(n),
     )
@@ -62,10 +107,15 @@ def selecting(host, kind):
     """A modulation that writes on tokens of this kind, with weights that do something."""
     torch.manual_seed(3)
     made = Modulation.for_host(
-        host, encoder=ComponentSpec(name="heatmap_dur", params={"dim": 16}),
-        modulator=ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
-        layers=(1, 2), d_features=D_FEATURES, tokens=Tokens(kind=kind),
-    )  # fmt: skip
+        host,
+        encoder=ComponentSpec(name="heatmap_dur", params={"dim": 16}),
+        modulator=ComponentSpec(
+            name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
+        ),
+        layers=(1, 2),
+        d_features=D_FEATURES,
+        tokens=Tokens(kind=kind),
+    )
     for writer in made.out:
         torch.nn.init.normal_(writer.weight, std=0.5)
     return made.eval()

@@ -1,11 +1,14 @@
-"""Put small faults into the core, one at a time, and see whether the quick tests of the module notice. `make mutants` calls it.
+"""Put small faults into the core, one at a time, and see whether the quick tests of the module
+notice. `make mutants` calls it.
 
-python -m benchmarks.mutants                              # every module: about an hour on one core, and 20 minutes to trace the tests anew
-python -m benchmarks.mutants --seed 1                     # other faults
-python -m benchmarks.mutants --modules grid evaluation/   # modules whose path below modulate/ begins so; the other rows stay
-python -m benchmarks.mutants --page                       # runs nothing
+python -m benchmarks.mutants                              # every module: about an hour on one core,
+and 20 minutes to trace the tests anew python -m benchmarks.mutants --seed 1                     #
+other faults python -m benchmarks.mutants --modules grid evaluation/   # modules whose path below
+modulate/ begins so; the other rows stay python -m benchmarks.mutants --page                       #
+runs nothing
 
-Exits with 1 when a module misses the bar. Survivors are printed as diffs; `equivalents.toml` holds those that are no faults, each with its reason.
+Exits with 1 when a module misses the bar. Survivors are printed as diffs; `equivalents.toml` holds
+those that are no faults, each with its reason.
 """
 
 import argparse
@@ -22,11 +25,17 @@ from benchmarks.mutants.tests import CORE, ROOT, Known
 
 def main() -> int:
     """Run what is asked for, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--count", type=int, default=20, help="mutants of each module, at most")
-    parser.add_argument("--modules", nargs="+", default=[""], help="beginnings of paths below modulate/")
-    parser.add_argument("--page", action="store_true", help="run nothing; write the page from what is noted")
+    parser.add_argument(
+        "--modules", nargs="+", default=[""], help="beginnings of paths below modulate/"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="run nothing; write the page from what is noted"
+    )
     options = parser.parse_args()
     if not options.page:
         for entry in stale(ROOT):
@@ -43,7 +52,10 @@ def main() -> int:
 def paths(beginnings: list[str]) -> list[str]:
     """Return the modules of the core, as paths from the repository's root."""
     found = sorted((ROOT / CORE).rglob("*.py"))
-    names = {path.relative_to(ROOT / CORE).as_posix(): path.relative_to(ROOT).as_posix() for path in found}
+    names = {
+        path.relative_to(ROOT / CORE).as_posix(): path.relative_to(ROOT).as_posix()
+        for path in found
+    }
     return [path for name, path in names.items() if name.startswith(tuple(beginnings))]
 
 
@@ -59,7 +71,9 @@ def module(path: str, known: Known, count: int, seed: int) -> page.Row:
         if outcome == "lived":
             row.survivors.append(mutant.diff(source))
             print(mutant.diff(source), flush=True)
-    print(f"{path}: {row.killed} of {row.tried} killed, {time.monotonic() - start:.0f} s", flush=True)
+    print(
+        f"{path}: {row.killed} of {row.tried} killed, {time.monotonic() - start:.0f} s", flush=True
+    )
     return row
 
 

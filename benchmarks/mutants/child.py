@@ -1,4 +1,6 @@
-"""Processes in which tests are run: forked from one that has imported what is slow and never changes."""
+"""Processes in which tests are run: forked from one that has imported what is slow and never
+changes.
+"""
 
 import contextlib
 import ctypes
@@ -20,11 +22,31 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).parent / "inside"
 HEAVY = (
-    "torch", "torchvision", "transformers", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-    "transformers.models.auto.modeling_auto", "peft", "accelerate", "timm", "av", "einops", "hypothesis",
-    "jaxtyping", "beartype", "pydantic", "typer.testing", "rich", "huggingface_hub", "PIL.Image", "xml.dom",
-    "multiprocessing.connection", "_hypothesis_pytestplugin", "torch.distributed", "torch.utils.data", "torch.utils.checkpoint",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "transformers",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.auto.modeling_auto",
+    "peft",
+    "accelerate",
+    "timm",
+    "av",
+    "einops",
+    "hypothesis",
+    "jaxtyping",
+    "beartype",
+    "pydantic",
+    "typer.testing",
+    "rich",
+    "huggingface_hub",
+    "PIL.Image",
+    "xml.dom",
+    "multiprocessing.connection",
+    "_hypothesis_pytestplugin",
+    "torch.distributed",
+    "torch.utils.data",
+    "torch.utils.checkpoint",
+)
 PR_SET_CHILD_SUBREAPER = 36
 """Of linux/prctl.h."""
 
@@ -58,7 +80,9 @@ def inside() -> ModuleType:
 
 
 def run(job: Callable[[], int], seconds: float) -> int | None:
-    """Return the exit status of ``job`` in a process of its own, or None when it ran too long; ends all that it started."""
+    """Return the exit status of ``job`` in a process of its own, or None when it ran too long; ends
+    all that it started.
+    """
     folder = tempfile.mkdtemp(prefix="mutants-")
     sys.stdout.flush()
     _adopt_orphans()
@@ -84,12 +108,16 @@ def run(job: Callable[[], int], seconds: float) -> int | None:
 
 
 def _adopt_orphans() -> None:
-    """Let processes below this one whose parent ends become its own children, whatever their group or session."""
+    """Let processes below this one whose parent ends become its own children, whatever their group
+    or session.
+    """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _end_orphans() -> None:
-    """End every process that is left of a job: a fault may have kept a test from ending what it had started."""
+    """End every process that is left of a job: a fault may have kept a test from ending what it had
+    started.
+    """
     while left := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         for pid in map(int, left):
             with contextlib.suppress(ProcessLookupError):
@@ -99,7 +127,9 @@ def _end_orphans() -> None:
 
 
 def _apart(folder: str) -> None:
-    """Make this process the first of a group, without words, with a folder of its own for what is temporary."""
+    """Make this process the first of a group, without words, with a folder of its own for what is
+    temporary.
+    """
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     if not os.environ.get("MUTANTS_LOUD"):
@@ -111,7 +141,9 @@ def _apart(folder: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["TMPDIR"] = folder
     tempfile.tempdir = folder
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(INSIDE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(INSIDE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     os.chdir(ROOT)
 
 
@@ -129,13 +161,31 @@ def _waited(pid: int, seconds: float) -> int | None:
 
 
 def tests(arguments: list[str], plugin: Any) -> int:
-    """Run pytest in this process; examples of hypothesis are the same every time, and are not made smaller."""
+    """Run pytest in this process; examples of hypothesis are the same every time, and are not made
+    smaller.
+    """
     import pytest
     from hypothesis import Phase, settings
 
-    settings.register_profile("mutants", derandomize=True, database=None, deadline=None, phases=(Phase.explicit, Phase.generate))
+    settings.register_profile(
+        "mutants",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),
+    )
     settings.load_profile("mutants")
-    options = ["-q", "-p", "no:xdist", "-p", "no:anyio", "--no-header", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=no" if not os.environ.get("MUTANTS_LOUD") else "--tb=short"]
+    options = [
+        "-q",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:anyio",
+        "--no-header",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+        "--tb=no" if not os.environ.get("MUTANTS_LOUD") else "--tb=short",
+    ]
     return int(pytest.main([*options, *arguments], plugins=[plugin]))
 
 
@@ -148,11 +198,15 @@ class Chosen:
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Keep the chosen."""
-        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+        items[:] = sorted(
+            (i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid]
+        )
 
 
 def mutated(file: Path, source: bytes, names: list[str], seconds: float) -> int | None:
-    """Return the exit status of pytest for the tests ``names`` while ``file`` is imported as ``source``; None after ``seconds``."""
+    """Return the exit status of pytest for the tests ``names`` while ``file`` is imported as
+    ``source``; None after ``seconds``.
+    """
 
     def job() -> int:
         held = Path(tempfile.gettempdir()) / "mutant.py"

@@ -1,4 +1,7 @@
-"""Changes that are no faults: what a module does with them is what it does without. Each was looked at by hand."""
+"""Changes that are no faults: what a module does with them is what it does without.
+
+Each was looked at by hand.
+"""
 
 import tomllib
 from pathlib import Path
@@ -10,7 +13,9 @@ FILE = Path(__file__).with_name("equivalents.toml")
 
 
 def listed() -> list[dict[str, Any]]:
-    """Return the entries of the list: module, the lines removed, the lines added, and why they come to the same."""
+    """Return the entries of the list: module, the lines removed, the lines added, and why they come
+    to the same.
+    """
     found: list[dict[str, Any]] = tomllib.loads(FILE.read_text())["equivalent"]
     return found
 

@@ -35,7 +35,9 @@ CALLED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 SILENT = {"warn", "print", "info", "debug"}
 """Calls whose arguments are words for people: the call may be lost, its words are not changed."""
 UNREAD = {"description", "help", "stacklevel", "strict", "encoding"}
-"""Keyword arguments for people; zip's, which asserts what cannot be otherwise; and UTF-8, which is the machine's own encoding wherever this runs."""
+"""Keyword arguments for people; zip's, which asserts what cannot be otherwise; and UTF-8, which is
+the machine's own encoding wherever this runs.
+"""
 DECLARED = {"dataclass", "TypeVar"}
 """Calls that say what a class or a type is, as an annotation does."""
 
@@ -52,7 +54,8 @@ class Mutant:
     end: int
     text: str
     inside: bool
-    """Whether the change lies in a function's body, so that importing the module does not run it."""
+    """Whether the change lies in a function's body, so that importing the module does not run it.
+    """
 
     def apply(self, source: bytes) -> bytes:
         """Return ``source`` with the change in it."""
@@ -72,7 +75,9 @@ class Mutant:
 
 
 def mutants(root: Path, path: str) -> list[Mutant]:
-    """Return every mutant of the module at ``root / path`` that is another program and can be compiled."""
+    """Return every mutant of the module at ``root / path`` that is another program and can be
+    compiled.
+    """
     source = (root / path).read_bytes()
     tree = ast.parse(source)
     whole = ast.dump(tree)
@@ -119,7 +124,9 @@ class _Finder:
         """Go through what is executed and means something, in the text's order."""
         function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         for child in _meant(node):
-            body = inside or isinstance(node, ast.Lambda) or (function and isinstance(child, ast.stmt))
+            body = (
+                inside or isinstance(node, ast.Lambda) or (function and isinstance(child, ast.stmt))
+            )
             if isinstance(child, ast.expr | ast.stmt | ast.keyword):
                 yield child, body
             yield from self._walk(child, body)
@@ -129,7 +136,9 @@ class _Finder:
 
     def _span(self, node: ast.expr | ast.stmt | ast.keyword) -> tuple[int, int]:
         assert node.end_lineno is not None and node.end_col_offset is not None
-        return self._at(node.lineno, node.col_offset), self._at(node.end_lineno, node.end_col_offset)
+        return self._at(node.lineno, node.col_offset), self._at(
+            node.end_lineno, node.end_col_offset
+        )
 
     def _text(self, node: ast.expr | ast.stmt) -> str:
         start, end = self._span(node)
@@ -140,7 +149,9 @@ class _Finder:
             if isinstance(node, kind):
                 yield from change(self, node)
 
-    def _between(self, left: ast.expr, right: ast.expr, was: str, now: str) -> tuple[int, int, str] | None:
+    def _between(
+        self, left: ast.expr, right: ast.expr, was: str, now: str
+    ) -> tuple[int, int, str] | None:
         """Return the edit that replaces the operator between two operands."""
         start, end = self._span(left)[1], self._span(right)[0]
         word = r"\s+".join(map(re.escape, was.split()))
@@ -190,13 +201,17 @@ class _Finder:
         start, end = self._span(node)
         if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call):
             return  # a docstring, or a yield
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name | ast.Tuple) for t in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name | ast.Tuple) for t in node.targets
+        ):
             return  # every later use would be a NameError
         yield "removed statement", start, end, "pass"
 
     def _return(self, node: ast.Return) -> Iterator[tuple[str, int, int, str]]:
         start, end = self._span(node)
-        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        if node.value is not None and not (
+            isinstance(node.value, ast.Constant) and node.value.value is None
+        ):
             yield "removed return value", start, end, "return None"
         if node.value is None:
             yield "removed statement", start, end, "pass"
@@ -204,7 +219,12 @@ class _Finder:
     def _jump(self, node: ast.stmt) -> Iterator[tuple[str, int, int, str]]:
         start, end = self._span(node)
         yield "removed statement", start, end, "pass"
-        yield "removed statement", start, end, "break" if isinstance(node, ast.Continue) else "continue"
+        yield (
+            "removed statement",
+            start,
+            end,
+            "break" if isinstance(node, ast.Continue) else "continue",
+        )
 
     def _call(self, node: ast.Call) -> Iterator[tuple[str, int, int, str]]:
         if _named(node) in DECLARED:
@@ -268,16 +288,26 @@ def _tolerant(node: ast.expr) -> bool:
 
 def _named(node: ast.expr) -> str:
     node = node.func if isinstance(node, ast.Call) else node
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return (
+        node.attr
+        if isinstance(node, ast.Attribute)
+        else node.id
+        if isinstance(node, ast.Name)
+        else ""
+    )
 
 
 def _meant(node: ast.AST) -> Iterable[ast.AST]:
     """Return the children of ``node`` that a program is made of: no types, no words for people."""
-    if isinstance(node, ast.Raise | ast.Assert) or (isinstance(node, ast.Call) and _named(node) in SILENT):
+    if isinstance(node, ast.Raise | ast.Assert) or (
+        isinstance(node, ast.Call) and _named(node) in SILENT
+    ):
         return ()
     if isinstance(node, ast.If) and _named(node.test) == "TYPE_CHECKING":
         return node.orelse
-    if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+    if isinstance(node, ast.Assign) and any(
+        isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
+    ):
         return ()
     skipped: list[ast.AST | None] = []
     if isinstance(node, ast.arg | ast.AnnAssign):

@@ -67,7 +67,10 @@ def page() -> str:
         "",
         *WORDS.splitlines(),
         "",
-        f"{killed:,} of {tried:,} were noticed. {len(listed())} mutants are listed as no faults, each with its reason, in",
+        (
+            f"{killed:,} of {tried:,} were noticed. {len(listed())} mutants are listed as no"
+            " faults, each with its reason, in"
+        ),
         "[equivalents.toml](../../benchmarks/mutants/equivalents.toml).",
         "",
         *_table(found),
@@ -96,7 +99,9 @@ def _table(found: list[dict[str, Any]]) -> list[str]:
     for module in sorted({r["module"] for r in found}):
         of = {r["seed"]: r for r in found if r["module"] == module}
         some = next(iter(of.values()))
-        cells = [f"{of[s]['killed']} of {of[s]['tried']}" if s in of else "not tried" for s in seeds]
+        cells = [
+            f"{of[s]['killed']} of {of[s]['tried']}" if s in of else "not tried" for s in seeds
+        ]
         if some["mutants"]:
             lines.append("| " + " | ".join([f"`{module}`", str(some["mutants"]), *cells]) + " |")
     return lines

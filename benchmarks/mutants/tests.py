@@ -25,7 +25,9 @@ MOST_S = 20.0
 
 @dataclass
 class Traced:
-    """What one file of tests runs: seconds and lines of every test that passes, and lines run before any."""
+    """What one file of tests runs: seconds and lines of every test that passes, and lines run
+    before any.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     lines: dict[str, dict[str, set[int]]] = field(default_factory=dict)
@@ -33,11 +35,15 @@ class Traced:
 
 
 class Known:
-    """The quick tests, and what each runs; files are traced when first asked for, and the notes kept."""
+    """The quick tests, and what each runs; files are traced when first asked for, and the notes
+    kept.
+    """
 
     def __init__(self, files: list[str] | None = None) -> None:
         """Look at ``files`` of tests, by default at all."""
-        found = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+        found = sorted(
+            path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")
+        )
         self.files = files or found
         self.imports = {file: _imports(ROOT / file) for file in self.files}
         self.users = _users()
@@ -55,14 +61,18 @@ class Known:
         return self._traced[file]
 
     def nearness(self, file: str, module: str) -> int:
-        """Return 0 for a module's namesake among the tests, 1 for a file that imports it, 2 for others.
+        """Return 0 for a module's namesake among the tests, 1 for a file that imports it, 2 for
+        others.
 
-        What no file of tests is near is known by the modules of the core that import it: files near these are near it.
+        What no file of tests is near is known by the modules of the core that import it: files near
+        these are near it.
         """
         found = self._nearness(file, module)
         if found < 2 or any(self._nearness(other, module) < 2 for other in self.files):
             return found
-        return 1 if any(self._nearness(file, user) < 2 for user in self.users.get(module, ())) else 2
+        return (
+            1 if any(self._nearness(file, user) < 2 for user in self.users.get(module, ())) else 2
+        )
 
     def _nearness(self, file: str, module: str) -> int:
         name = module.rpartition(".")[2]
@@ -71,7 +81,9 @@ class Known:
         return 1 if module in self.imports[file] else 2
 
     def of(self, mutant: Mutant) -> list[list[str]]:
-        """Return the tests that run a mutant's lines, each up to a limit of time: the nearest first, of these the fastest files'."""
+        """Return the tests that run a mutant's lines, each up to a limit of time: the nearest
+        first, of these the fastest files'.
+        """
         module = module_of(mutant.path)
         rows = []
         for file in self.files:
@@ -82,7 +94,8 @@ class Known:
         groups: list[list[str]] = [[], [], []]
         spent, opened = [0.0, 0.0, 0.0], set[str]()
         for near, slowest, seconds, file, test in sorted(rows):
-            # What a file's tests share is made in whichever comes first: its slowest stands for that.
+            # What a file's tests share is made in whichever comes first: its slowest stands for
+            # that.
             cost = seconds + (slowest if opened and file not in opened else 0.0)
             if opened and spent[near] + cost > MOST_S:
                 continue
@@ -92,7 +105,9 @@ class Known:
         return [group for group in groups if group]
 
     def usual(self, names: list[str]) -> float:
-        """Return how long these tests take at most: their own seconds, and for each file those of its slowest."""
+        """Return how long these tests take at most: their own seconds, and for each file those of
+        its slowest.
+        """
         files = {name.partition("::")[0] for name in names}
         own = sum(self.traced(name.partition("::")[0]).seconds[name] for name in names)
         return own + sum(max(self.traced(file).seconds.values()) for file in files)
@@ -133,7 +148,9 @@ def _imports(path: Path) -> set[str]:
 
 
 def _digest(file: str) -> str:
-    """Return a name for what a file of tests runs: it changes with the tests, their helpers and the core."""
+    """Return a name for what a file of tests runs: it changes with the tests, their helpers and the
+    core.
+    """
     helpers = [p for p in (ROOT / "tests").rglob("*.py") if not p.name.startswith("test_")]
     read = [ROOT / file, *sorted(helpers), *sorted((ROOT / CORE).rglob("*.py"))]
     whole = hashlib.sha256(file.encode())
@@ -143,7 +160,9 @@ def _digest(file: str) -> str:
 
 
 def _read(kept: dict[str, Any]) -> Traced:
-    lines = {test: {path: set(found) for path, found in of.items()} for test, of in kept["lines"].items()}
+    lines = {
+        test: {path: set(found) for path, found in of.items()} for test, of in kept["lines"].items()
+    }
     return Traced(kept["seconds"], lines, kept["failed"])
 
 
@@ -161,7 +180,9 @@ def _traced_run(file: str, folder: Path, out: Path) -> int:
     plugin = Notes(folder)
     code = child.tests([file, "-m", QUICK], plugin)
     plugin.switch("")
-    out.write_text(json.dumps({"seconds": plugin.seconds, "failed": plugin.failed, "lines": plugin.lines()}))
+    out.write_text(
+        json.dumps({"seconds": plugin.seconds, "failed": plugin.failed, "lines": plugin.lines()})
+    )
     return code
 
 
@@ -209,7 +230,9 @@ class Notes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how long a test took, and whether it passes as things are."""
         if report.passed:
-            self.seconds[report.nodeid] = round(self.seconds.get(report.nodeid, 0) + report.duration, 3)
+            self.seconds[report.nodeid] = round(
+                self.seconds.get(report.nodeid, 0) + report.duration, 3
+            )
         if report.failed:
             self.failed.append(report.nodeid)
 

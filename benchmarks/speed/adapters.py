@@ -33,7 +33,10 @@ def lora(bench: Bench) -> dict[str, Any]:
         model.generate(**bench.inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
 
     rows = {}
-    for name, act, repeats in (("forward", forward, 4 * bench.repeats), ("generate", generate, 8 * bench.repeats)):
+    for name, act, repeats in (
+        ("forward", forward, 4 * bench.repeats),
+        ("generate", generate, 8 * bench.repeats),
+    ):
         calls = [torch.inference_mode()(way(act, modulation)) for way in (by_ours, by_peft)]
         found = side_by_side(calls, models, repeats)
         rows[f"lora {name}"] = compared(*found)
@@ -66,13 +69,19 @@ def train(modulation: Modulation, model: nn.Module) -> None:
 
 
 def with_lora(bench: Bench) -> Modulation:
-    """Return a modulation of the bench host with LoRA (rank 8, q and v) whose matrices are not zero."""
+    """Return a modulation of the bench host with LoRA (rank 8, q and v) whose matrices are not
+    zero.
+    """
     config = bench.modulation.config
     torch.manual_seed(0)
     modulation = Modulation.for_host(
-        bench.pipeline.model, encoder=config.encoder, modulator=config.modulator,
-        layers=config.injection.layers, d_features=config.d_features, lora_params=LoraParams(),
-    )  # fmt: skip
+        bench.pipeline.model,
+        encoder=config.encoder,
+        modulator=config.modulator,
+        layers=config.injection.layers,
+        d_features=config.d_features,
+        lora_params=LoraParams(),
+    )
     assert modulation.lora is not None
     for name, value in modulation.lora.items():
         if name.endswith("|B"):
@@ -86,12 +95,20 @@ def adapted(bench: Bench, modulation: Modulation) -> nn.Module:
 
     assert modulation.lora is not None
     settings, tensors = modulation.lora.to_peft()
-    config = LoraConfig(r=settings["r"], lora_alpha=settings["lora_alpha"], target_modules=settings["target_modules"])
+    config = LoraConfig(
+        r=settings["r"],
+        lora_alpha=settings["lora_alpha"],
+        target_modules=settings["target_modules"],
+    )
     model: Any = copy.deepcopy(bench.pipeline.model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, about models that it did not wrap
         inject_adapter_in_model(config, model, NAME)
-        set_peft_model_state_dict(model, {key.removeprefix("base_model.model."): value for key, value in tensors.items()}, NAME)
+        set_peft_model_state_dict(
+            model,
+            {key.removeprefix("base_model.model."): value for key, value in tensors.items()},
+            NAME,
+        )
     for layer in layers(model):
         layer.enable_adapters(False)
     return model.eval().requires_grad_(False)

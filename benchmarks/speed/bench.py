@@ -1,4 +1,6 @@
-"""The bench host, its files, and a modulation of it that writes something: what all rows are measured on."""
+"""The bench host, its files, and a modulation of it that writes something: what all rows are
+measured on.
+"""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,10 @@ from modulate.inference.pipeline import Pipeline
 
 
 class Bench:
-    """The bench host, its world, and a modulation of it whose residuals are not zero. ``folder``: holds all files."""
+    """The bench host, its world, and a modulation of it whose residuals are not zero.
+
+    ``folder``: holds all files.
+    """
 
     def __init__(self, folder: Path, moments: int, repeats: int) -> None:
         self.folder, self.repeats = folder, repeats
@@ -58,11 +63,26 @@ class Bench:
         """Return the released way of training a copy of these weights."""
         from transformers import AutoModelForImageTextToText
 
-        eager = AutoModelForImageTextToText.from_pretrained(self.folder / "host", attn_implementation="eager").eval().requires_grad_(False)
+        eager = (
+            AutoModelForImageTextToText.from_pretrained(
+                self.folder / "host", attn_implementation="eager"
+            )
+            .eval()
+            .requires_grad_(False)
+        )
         p = self.pipeline
         return Naive(
-            eager, p.host, p.processor, p.backbone, dict(weights.state_dict()), world.INJECTED, frames=world.FRAMES, scale=world.SCALE, blocks=2, lr=3e-4
-        )  # fmt: skip
+            eager,
+            p.host,
+            p.processor,
+            p.backbone,
+            dict(weights.state_dict()),
+            world.INJECTED,
+            frames=world.FRAMES,
+            scale=world.SCALE,
+            blocks=2,
+            lr=3e-4,
+        )
 
     def prompt(self, sample: Any) -> str:
         """Return the user's turn."""

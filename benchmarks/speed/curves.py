@@ -1,4 +1,6 @@
-"""What conditioning adds to the host's own cost, as one thing after the other grows: seconds, and how they grow with it."""
+"""What conditioning adds to the host's own cost, as one thing after the other grows: seconds, and
+how they grow with it.
+"""
 
 import csv
 import math
@@ -20,23 +22,44 @@ from modulate_gaze.scanpath import Scanpath
 ROWS, COLS, D_FEATURES = 13, 18, 192  # of the bench's clips
 
 
-def modulation_for(bench: Bench, layers: tuple[int, ...] = world.INJECTED, encoder: str = "coord_pe") -> Modulation:
+def modulation_for(
+    bench: Bench, layers: tuple[int, ...] = world.INJECTED, encoder: str = "coord_pe"
+) -> Modulation:
     """Return a modulation of the bench host that writes something."""
-    return awake(Modulation.for_host(
-        bench.pipeline.model, encoder=ComponentSpec(name=encoder, params={"dim": 256}), modulator=ComponentSpec(name="gaze_resampler"), layers=layers, d_features=D_FEATURES,
-    ))  # fmt: skip
+    return awake(
+        Modulation.for_host(
+            bench.pipeline.model,
+            encoder=ComponentSpec(name=encoder, params={"dim": 256}),
+            modulator=ComponentSpec(name="gaze_resampler"),
+            layers=layers,
+            d_features=D_FEATURES,
+        )
+    )
 
 
 def clip(frames: int = world.FRAMES, fixations: int = world.FRAMES) -> ClipInput:
     """Return a clip at one frame a second, its fixations spread evenly over it."""
     grid = visual_grid([float(t) for t in range(frames)], 2, ROWS, COLS)
     times = np.linspace(0, frames - 1, fixations)
-    features = torch.randn(grid.steps, grid.tokens_per_step, D_FEATURES, generator=torch.Generator().manual_seed(0))
-    return ClipInput(Scanpath(np.stack([np.full(fixations, 0.4), np.full(fixations, 0.6), times, np.full(fixations, 0.2)], 1)), grid, features)
+    features = torch.randn(
+        grid.steps, grid.tokens_per_step, D_FEATURES, generator=torch.Generator().manual_seed(0)
+    )
+    return ClipInput(
+        Scanpath(
+            np.stack(
+                [np.full(fixations, 0.4), np.full(fixations, 0.6), times, np.full(fixations, 0.2)],
+                1,
+            )
+        ),
+        grid,
+        features,
+    )
 
 
 def added(modulation: Modulation, clips: list[ClipInput], repeats: int) -> float:
-    """Return the seconds (of the processor) that latents of these clips and the residuals of all layers take."""
+    """Return the seconds (of the processor) that latents of these clips and the residuals of all
+    layers take.
+    """
 
     @torch.inference_mode()
     def call() -> None:
@@ -48,29 +71,46 @@ def added(modulation: Modulation, clips: list[ClipInput], repeats: int) -> float
 
 
 def read_fixations(n: int, repeats: int) -> float:
-    """Return the seconds that reading a file of ``n`` fixations takes, and choosing those of a clip."""
+    """Return the seconds that reading a file of ``n`` fixations takes, and choosing those of a
+    clip.
+    """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a_fixation_filtered.csv"
         with path.open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["start_time_seconds", "duration_seconds", "center_x", "center_y"])
             rows.writerows([round(0.3 * k, 3), 0.2, 0.5, 0.5] for k in range(n))
-        return statistics.median(c.cpu for c in interleaved([lambda: Scanpath.read(path).within(10.0, 26.0)], repeats)[0])
+        return statistics.median(
+            c.cpu for c in interleaved([lambda: Scanpath.read(path).within(10.0, 26.0)], repeats)[0]
+        )
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Return for each curve its points (x, seconds) and the exponent of growth between the last two."""
+    """Return for each curve its points (x, seconds) and the exponent of growth between the last
+    two.
+    """
     n = bench.repeats
     usual, heat = modulation_for(bench), modulation_for(bench, encoder="heatmap_dur")
     found = {
         "frames": [(f, added(usual, [clip(f)], n)) for f in (2, 4, 8, 16, 32, 64)],
         "clips in a batch": [(b, added(usual, [clip()] * b, n)) for b in (1, 2, 4, 8)],
-        "injected layers": [(k, added(modulation_for(bench, tuple(range(k))), [clip()], n)) for k in (1, 2, 4, 8, 12)],
-        "fixations in a clip (coord_pe)": [(f, added(usual, [clip(fixations=f)], n)) for f in (10, 100, 1000, 10_000, 100_000)],
-        "fixations in a clip (heatmap_dur)": [(f, added(heat, [clip(fixations=f)], n)) for f in (10, 100, 1000, 10_000, 100_000)],
-        "fixations in a file, read": [(f, read_fixations(f, n)) for f in (10, 100, 1000, 10_000, 100_000)],
+        "injected layers": [
+            (k, added(modulation_for(bench, tuple(range(k))), [clip()], n))
+            for k in (1, 2, 4, 8, 12)
+        ],
+        "fixations in a clip (coord_pe)": [
+            (f, added(usual, [clip(fixations=f)], n)) for f in (10, 100, 1000, 10_000, 100_000)
+        ],
+        "fixations in a clip (heatmap_dur)": [
+            (f, added(heat, [clip(fixations=f)], n)) for f in (10, 100, 1000, 10_000, 100_000)
+        ],
+        "fixations in a file, read": [
+            (f, read_fixations(f, n)) for f in (10, 100, 1000, 10_000, 100_000)
+        ],
     }
-    return {name: {"points": points, "exponent": exponent(points)} for name, points in found.items()}
+    return {
+        name: {"points": points, "exponent": exponent(points)} for name, points in found.items()
+    }
 
 
 def exponent(points: list[tuple[int, float]]) -> float:
@@ -80,7 +120,9 @@ def exponent(points: list[tuple[int, float]]) -> float:
 
 
 def svg(name: str, points: list[tuple[int, float]], width: int = 420, height: int = 260) -> str:
-    """Draw seconds over x, both logarithmic, with the line that linear growth from the last point back would be."""
+    """Draw seconds over x, both logarithmic, with the line that linear growth from the last point
+    back would be.
+    """
     left, bottom, top, right = 64, height - 44, 30, width - 30  # half of the last label lies beyond
     xs, ys = [math.log10(x) for x, _ in points], [math.log10(y) for _, y in points]
     low, high = math.floor(min(ys)), math.ceil(max(ys))
@@ -88,19 +130,41 @@ def svg(name: str, points: list[tuple[int, float]], width: int = 420, height: in
     at_y = lambda y: bottom - (bottom - top) * (y - low) / (high - low)  # noqa: E731
     back = max(low, ys[-1] - (xs[-1] - xs[0]))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" font-family="sans-serif" font-size="12">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
+            f' width="{width}" height="{height}" role="img" font-family="sans-serif"'
+            ' font-size="12">'
+        ),
         f"<title>Seconds that conditioning adds, over {name}</title>",
-        f'<rect width="{width}" height="{height}" fill="white"/><text x="{left}" y="18">seconds added, over {name}</text>',
+        (
+            f'<rect width="{width}" height="{height}" fill="white"/><text x="{left}" y="18">seconds'
+            f" added, over {name}</text>"
+        ),
     ]
     for y in range(low, high + 1):
-        parts.append(f'<line x1="{left}" x2="{right}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{at_y(y) + 4:.1f}" text-anchor="end">{10.0**y:g}</text>')
+        parts.append(
+            f'<line x1="{left}" x2="{right}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}" stroke="#ddd"/>'
+        )
+        parts.append(
+            f'<text x="{left - 6}" y="{at_y(y) + 4:.1f}" text-anchor="end">{10.0**y:g}</text>'
+        )
     for (x, _), place in zip(points, xs, strict=True):
-        parts.append(f'<text x="{at_x(place):.1f}" y="{bottom + 18}" text-anchor="middle">{x:,}</text>')
+        parts.append(
+            f'<text x="{at_x(place):.1f}" y="{bottom + 18}" text-anchor="middle">{x:,}</text>'
+        )
     start = xs[-1] - (ys[-1] - back)
-    parts.append(f'<line x1="{at_x(start):.1f}" y1="{at_y(back):.1f}" x2="{at_x(xs[-1]):.1f}" y2="{at_y(ys[-1]):.1f}" stroke="#999" stroke-dasharray="4 3"/>')
+    parts.append(
+        f'<line x1="{at_x(start):.1f}" y1="{at_y(back):.1f}" x2="{at_x(xs[-1]):.1f}"'
+        f' y2="{at_y(ys[-1]):.1f}" stroke="#999" stroke-dasharray="4 3"/>'
+    )
     line = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in zip(xs, ys, strict=True))
     parts.append(f'<polyline points="{line}" fill="none" stroke="#0b5fa5" stroke-width="2"/>')
-    parts += [f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3" fill="#0b5fa5"/>' for x, y in zip(xs, ys, strict=True)]
-    parts.append(f'<text x="{right}" y="{height - 6}" text-anchor="end" fill="#555">dashed: linear</text></svg>')
+    parts += [
+        f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3" fill="#0b5fa5"/>'
+        for x, y in zip(xs, ys, strict=True)
+    ]
+    parts.append(
+        f'<text x="{right}" y="{height - 6}" text-anchor="end" fill="#555">dashed:'
+        " linear</text></svg>"
+    )
     return "\n".join(parts) + "\n"

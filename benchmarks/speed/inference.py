@@ -1,4 +1,6 @@
-"""The rows of a host in use: what attaching and conditioning cost a forward, and an answer of 64 tokens."""
+"""The rows of a host in use: what attaching and conditioning cost a forward, and an answer of 64
+tokens.
+"""
 
 import copy
 import statistics
@@ -20,31 +22,51 @@ Act = Callable[[Any], Any]
 
 
 def forward(bench: Bench) -> dict[str, Any]:
-    """The bare host, attached, and conditioned: one forward on one clip, answered at the last position; and, as a control, the bare host once more."""
+    """The bare host, attached, and conditioned: one forward on one clip, answered at the last
+    position; and, as a control, the bare host once more.
+    """
     act = torch.inference_mode()(lambda model: model(**bench.inputs, **Pipeline.LAST_LOGITS))
 
     def condition() -> None:
         bench.modulation.latents(bench.rows[0])
 
-    plain, hooked, full, again = side_by_side([act, attached(bench, act, []), attached(bench, act, bench.rows), act], hosts(bench, 4), 4 * bench.repeats)
+    plain, hooked, full, again = side_by_side(
+        [act, attached(bench, act, []), attached(bench, act, bench.rows), act],
+        hosts(bench, 4),
+        4 * bench.repeats,
+    )
     alone = interleaved([condition], bench.repeats)[0]
     seconds = statistics.median(c.cpu for c in alone)
     own, all_of_it = ours(bench, act, []), ours(bench, act, bench.rows)
     return {
         "bare": compared(again, plain),
         "attached": {**compared(hooked, plain), "note": f"ours by itself {1000 * own:.1f} ms"},
-        "conditioned": {**compared(full, plain), "note": f"ours by itself {1000 * all_of_it:.0f} ms, of which `condition()` {1000 * seconds:.0f} ms"},
+        "conditioned": {
+            **compared(full, plain),
+            "note": (
+                f"ours by itself {1000 * all_of_it:.0f} ms, of which `condition()`"
+                f" {1000 * seconds:.0f} ms"
+            ),
+        },
     }
 
 
 def generate(bench: Bench) -> dict[str, Any]:
     """64 tokens, greedily, with and without conditioning."""
+
     def act(model: Any) -> None:
         model.generation_config.eos_token_id = None
         model.generate(**bench.inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
 
-    full, plain = side_by_side([attached(bench, act, bench.rows), act], hosts(bench, 2), 8 * bench.repeats)
-    return {"generate": {**compared(full, plain), "note": f"ours by itself {1000 * ours(bench, act, bench.rows):.0f} ms"}}
+    full, plain = side_by_side(
+        [attached(bench, act, bench.rows), act], hosts(bench, 2), 8 * bench.repeats
+    )
+    return {
+        "generate": {
+            **compared(full, plain),
+            "note": f"ours by itself {1000 * ours(bench, act, bench.rows):.0f} ms",
+        }
+    }
 
 
 def hosts(bench: Bench, n: int) -> list[nn.Module]:
@@ -53,7 +75,9 @@ def hosts(bench: Bench, n: int) -> list[nn.Module]:
 
 
 def attached(bench: Bench, act: Act, rows: Rows) -> Act:
-    """Return ``act`` with attaching, conditioning by ``rows`` if there are any, and detaching around it."""
+    """Return ``act`` with attaching, conditioning by ``rows`` if there are any, and detaching
+    around it.
+    """
 
     def call(model: nn.Module) -> None:
         with bench.modulation.attached(model) as attachment, attachment.under(rows):
@@ -63,7 +87,10 @@ def attached(bench: Bench, act: Act, rows: Rows) -> Act:
 
 
 def ours(bench: Bench, act: Act, rows: Rows) -> float:
-    """Return the seconds of the processor that attaching, conditioning by ``rows``, our hooks during ``act`` and detaching take by themselves; median of the repeats."""
+    """Return the seconds of the processor that attaching, conditioning by ``rows``, our hooks
+    during ``act`` and detaching take by themselves; median of the repeats.
+    """
+
     def once() -> float:
         spent, call = [0.0], Hook.__call__
 

@@ -9,7 +9,11 @@ from typing import Any
 from benchmarks.speed.curves import svg
 
 ROOT = Path(__file__).parents[2]
-DATA, PAGE, PLOTS = ROOT / "docs/benchmarks.json", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks"
+DATA, PAGE, PLOTS = (
+    ROOT / "docs/benchmarks.json",
+    ROOT / "docs/benchmarks.md",
+    ROOT / "docs/benchmarks",
+)
 
 #: row → (what is measured, whether the ratio is to be at most, at least or equal to the bar, bar)
 BARS: dict[str, tuple[str, str, float]] = {
@@ -23,9 +27,21 @@ BARS: dict[str, tuple[str, str, float]] = {
     "lora forward": ("our LoRA (rank 8, q and v): forward over PEFT's", "≤", 1.0),
     "lora generate": ("our LoRA: generate, 64 tokens, over PEFT's", "≤", 1.0),
     "lora step": ("our LoRA: forward and backward over PEFT's", "≤", 1.0),
-    "step": ("stage-1 step over its floor: host forward, backward above the first injected layer", "≤", 1.15),
-    "memory": ("peak memory above the loaded weights, stage-1 step over the released way's", "≤", 0.5),
-    "resampler": ("resampler for one clip: one call for each layer and step over all at once", "≥", 5.0),
+    "step": (
+        "stage-1 step over its floor: host forward, backward above the first injected layer",
+        "≤",
+        1.15,
+    ),
+    "memory": (
+        "peak memory above the loaded weights, stage-1 step over the released way's",
+        "≤",
+        0.5,
+    ),
+    "resampler": (
+        "resampler for one clip: one call for each layer and step over all at once",
+        "≥",
+        5.0,
+    ),
     "start --help": ("seconds until `modulate --help` has printed", "<", 0.5),
     "start ls": ("seconds until `modulate ls` has printed", "<", 0.5),
     "start plugins": ("seconds until `modulate plugins` has printed", "<", 0.5),
@@ -45,7 +61,9 @@ SAVED: dict[str, str] = {
 
 def load() -> dict[str, Any]:
     """Return the figures kept so far."""
-    return json.loads(DATA.read_text()) if DATA.is_file() else {"rows": {}, "curves": {}, "runs": {}}
+    return (
+        json.loads(DATA.read_text()) if DATA.is_file() else {"rows": {}, "curves": {}, "runs": {}}
+    )
 
 
 def write(figures: Mapping[str, Any], words: str) -> None:
@@ -55,7 +73,21 @@ def write(figures: Mapping[str, Any], words: str) -> None:
     curves = figures["curves"].get("found", {})
     for name, curve in curves.items():
         (PLOTS / f"{slug(name)}.svg").write_text(svg(name, curve["points"]))
-    PAGE.write_text("\n".join([HEAD, *table(figures["rows"]), "", *machines(figures), "", *saved(figures["rows"]), *_curves(curves), words]).rstrip() + "\n")
+    PAGE.write_text(
+        "\n".join(
+            [
+                HEAD,
+                *table(figures["rows"]),
+                "",
+                *machines(figures),
+                "",
+                *saved(figures["rows"]),
+                *_curves(curves),
+                words,
+            ]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def slug(name: str) -> str:
@@ -64,16 +96,24 @@ def slug(name: str) -> str:
 
 
 def verdict(row: Mapping[str, Any], sign: str, bar: float) -> str:
-    """Say whether the whole interval lies on the right side of the bar, none of it does, or some; of an equality, whether the bar lies within."""
+    """Say whether the whole interval lies on the right side of the bar, none of it does, or some;
+    of an equality, whether the bar lies within.
+    """
     if sign == "=":
         return "met" if row["low"] <= bar <= row["high"] else "not met"
-    good = [value >= bar if sign == "≥" else value <= bar if sign == "≤" else value < bar for value in (row["low"], row["high"])]
+    good = [
+        value >= bar if sign == "≥" else value <= bar if sign == "≤" else value < bar
+        for value in (row["low"], row["high"])
+    ]
     return "met" if all(good) else "not met" if not any(good) else "open"
 
 
 def table(rows: Mapping[str, Any]) -> list[str]:
     """Return the table's lines."""
-    lines = ["| what | bar | median | 95 % interval | pairs | | seconds | run |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| what | bar | median | 95 % interval | pairs | | seconds | run |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, (text, sign, bar) in BARS.items():
         row = rows.get(name)
         if row is None:
@@ -82,17 +122,32 @@ def table(rows: Mapping[str, Any]) -> list[str]:
         text += f" ({row['note']})" if row.get("note") else ""
         seconds = " / ".join(f"{s:.3g}" for s in row["seconds"]) if row.get("seconds") else ""
         interval = f"{row['low']:.3f}–{row['high']:.3f}"
-        lines.append(f"| {text} | {sign} {bar:g} | {row['median']:.3f} | {interval} | {row['pairs']} | {verdict(row, sign, bar)} | {seconds} | {row['run']} |")
+        lines.append(
+            f"| {text} | {sign} {bar:g} | {row['median']:.3f} | {interval} | {row['pairs']} |"
+            f" {verdict(row, sign, bar)} | {seconds} | {row['run']} |"
+        )
     return lines
 
 
 def saved(rows: Mapping[str, Any]) -> list[str]:
-    """Return the table of what is kept and shared, without bars; nothing where it was never measured."""
-    lines = ["| with | times as fast | 95 % interval | pairs | seconds without / with | run |", "|---|---|---|---|---|---|"]
+    """Return the table of what is kept and shared, without bars; nothing where it was never
+    measured.
+    """
+    lines = [
+        "| with | times as fast | 95 % interval | pairs | seconds without / with | run |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in ((name, rows[name]) for name in SAVED if name in rows):
         seconds = " / ".join(f"{s:.3g}" for s in row["seconds"])
-        lines.append(f"| {SAVED[name]} | {row['median']:.2f} | {row['low']:.2f}–{row['high']:.2f} | {row['pairs']} | {seconds} | {row['run']} |")
-    return ["## What is kept of the host, and shared by questions", "", KEPT, "", *lines, ""] if len(lines) > 2 else []
+        lines.append(
+            f"| {SAVED[name]} | {row['median']:.2f} | {row['low']:.2f}–{row['high']:.2f} |"
+            f" {row['pairs']} | {seconds} | {row['run']} |"
+        )
+    return (
+        ["## What is kept of the host, and shared by questions", "", KEPT, "", *lines, ""]
+        if len(lines) > 2
+        else []
+    )
 
 
 def machines(figures: Mapping[str, Any]) -> list[str]:
@@ -103,8 +158,9 @@ def machines(figures: Mapping[str, Any]) -> list[str]:
         if number in used:
             gpu = f", {m['gpu']}" if m["gpu"] else ""
             lines.append(
-                f"- Run {number}, {m['date']}: {m['cpu']}{gpu}; {m['threads']} thread; load before it {m['load']}; Python {m['python']}, torch {m['torch']}, "
-                f"transformers {m['transformers']}, PyAV {m['av']}."
+                f"- Run {number}, {m['date']}: {m['cpu']}{gpu}; {m['threads']} thread; load before"
+                f" it {m['load']}; Python {m['python']}, torch {m['torch']}, transformers"
+                f" {m['transformers']}, PyAV {m['av']}."
             )
     return lines
 
@@ -114,17 +170,23 @@ def _curves(curves: Mapping[str, Any]) -> list[str]:
     lines += ["| over | from | to | exponent of the last step |", "|---|---|---|---|"]
     for name, curve in curves.items():
         (a, s), (b, t) = curve["points"][0], curve["points"][-1]
-        lines.append(f"| {name} | {a:,}: {1000 * s:.3g} ms | {b:,}: {1000 * t:.3g} ms | {curve['exponent']:.2f} |")
+        lines.append(
+            f"| {name} | {a:,}: {1000 * s:.3g} ms | {b:,}: {1000 * t:.3g} ms |"
+            f" {curve['exponent']:.2f} |"
+        )
     return [*lines, "", *(f"![{name}](benchmarks/{slug(name)}.svg)" for name in curves), ""]
 
 
 KEPT = (
-    "Scoring: four questions on one clip, prepared, in one batch, under three conditions (`signal`, `none`, `blank`); stores are empty at the start of each, so that the first "
-    "condition fills them. A later step: the four questions in one pass, forward, backward and AdamW, with the clip in the stores."
+    "Scoring: four questions on one clip, prepared, in one batch, under three conditions (`signal`,"
+    " `none`, `blank`); stores are empty at the start of each, so that the first condition fills"
+    " them. A later step: the four questions in one pass, forward, backward and AdamW, with the"
+    " clip in the stores."
 )
 
 CURVES = (
-    "Seconds of the processor for the latents of the bench's clips and the residuals of all injected layers, without the host. An exponent of 1 is linear growth."
+    "Seconds of the processor for the latents of the bench's clips and the residuals of all"
+    " injected layers, without the host. An exponent of 1 is linear growth."
 )
 
 HEAD = """# Benchmarks

@@ -22,7 +22,9 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that a call took: of the processor, all threads of this process together, and on the clock."""
+    """Seconds that a call took: of the processor, all threads of this process together, and on the
+    clock.
+    """
 
     cpu: float
     wall: float
@@ -38,7 +40,9 @@ def cost(call: Call) -> Cost:
 
 
 def interleaved(calls: Sequence[Call], repeats: int, warm: int = 1) -> list[list[Cost]]:
-    """Time ``calls`` one after the other, ``repeats`` times, beginning with another one each time; return the costs of each."""
+    """Time ``calls`` one after the other, ``repeats`` times, beginning with another one each time;
+    return the costs of each.
+    """
     for call in list(calls) * warm:
         call()
     costs: list[list[Cost]] = [[] for _ in calls]
@@ -55,15 +59,27 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     medians = np.median(values[rng.integers(0, len(values), (4000, len(values)))], axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "pairs": len(values)}
+    return {
+        "median": float(np.median(values)),
+        "low": float(low),
+        "high": float(high),
+        "pairs": len(values),
+    }
 
 
 def compared(over: Sequence[Cost], under: Sequence[Cost]) -> dict[str, Any]:
-    """Return the ratio by processor time and by the clock, and the median seconds of both sides. On a GPU the clock is what counts."""
+    """Return the ratio by processor time and by the clock, and the median seconds of both sides.
+
+    On a GPU the clock is what counts.
+    """
     by = "wall" if torch.cuda.is_initialized() else "cpu"
     found = ratio([getattr(c, by) for c in over], [getattr(c, by) for c in under])
     seconds = [statistics.median(getattr(c, by) for c in costs) for costs in (over, under)]
-    return {**found, "seconds": seconds, "wall": ratio([c.wall for c in over], [c.wall for c in under])}
+    return {
+        **found,
+        "seconds": seconds,
+        "wall": ratio([c.wall for c in over], [c.wall for c in under]),
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -71,14 +87,22 @@ def machine() -> dict[str, Any]:
     model = platform.processor()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+            model,
+        )
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     packages = {name: version(name) for name in ("torch", "transformers", "numpy", "av")}
     return {
-        "cpu": f"{model}, {os.cpu_count()} cores, {ram:.0f} GiB", "gpu": gpu, "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(), **packages, "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+        "cpu": f"{model}, {os.cpu_count()} cores, {ram:.0f} GiB",
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        **packages,
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def peak() -> float:

@@ -1,7 +1,10 @@
-"""The bench: a Qwen2.5-VL of 12 layers and width 512 with random weights, two real videos, and questions in StreamGaze's format.
+"""The bench: a Qwen2.5-VL of 12 layers and width 512 with random weights, two real videos, and
+questions in StreamGaze's format.
 
-Sizes are those of the method in small: layers are injected at the paper's fractions of the depth, a clip is 16 frames and about 2,000 visual tokens. The vocabulary
-is such that the output layer has its share of a 7B model, a tenth; the backbone is V-JEPA 2.1's architecture, cheaper than the host's forward as there.
+Sizes are those of the method in small: layers are injected at the paper's fractions of the depth, a
+clip is 16 frames and about 2,000 visual tokens. The vocabulary is such that the output layer has
+its share of a 7B model, a tenth; the backbone is V-JEPA 2.1's architecture, cheaper than the host's
+forward as there.
 """
 
 import csv
@@ -18,43 +21,88 @@ from modulate.config.recipe import Recipe, validate
 from modulate_tabletop.host_files import CHAT_TEMPLATE, ID, tokenizer
 
 LAYERS, WIDTH, VOCABULARY = 12, 512, 8192
-INJECTED = (2, 5, 8, 10)  # the paper's 6, 13, 20 of 28; and, for its 27, which cannot reach the answer, the last that can
+INJECTED = (
+    2,
+    5,
+    8,
+    10,
+)  # the paper's 6, 13, 20 of 28; and, for its 27, which cannot reach the answer, the last that can
 SCALE = 6.283185  # of coord_pe
 SECONDS, RATE, SIZE = 40, 24, (640, 480)
 FRAMES = 16
 MOMENTS = (17, 21, 25, 30)  # seconds at which questions are asked, each seeing the 16 s before
 TASKS = (
-    "present_object_identification_easy", "present_object_identification_hard", "present_object_attribute_recognition", "present_future_action_prediction",
-)  # fmt: skip
+    "present_object_identification_easy",
+    "present_object_identification_hard",
+    "present_object_attribute_recognition",
+    "present_future_action_prediction",
+)
 
 
-def configuration(layers: int = LAYERS, width: int = WIDTH, vocabulary: int = VOCABULARY, patch: int = 14) -> Any:
+def configuration(
+    layers: int = LAYERS, width: int = WIDTH, vocabulary: int = VOCABULARY, patch: int = 14
+) -> Any:
     """Return the bench host's configuration; head size 64, so ``width`` is a multiple of that."""
     from transformers import Qwen2_5_VLConfig
 
     vision = {
-        "depth": 4, "hidden_size": width // 2, "intermediate_size": 3 * width // 2, "num_heads": max(1, width // 128), "patch_size": patch, "spatial_merge_size": 2,
-        "temporal_patch_size": 2, "window_size": 8 * patch, "out_hidden_size": width, "fullatt_block_indexes": [3], "tokens_per_second": 2,
-    }  # fmt: skip
+        "depth": 4,
+        "hidden_size": width // 2,
+        "intermediate_size": 3 * width // 2,
+        "num_heads": max(1, width // 128),
+        "patch_size": patch,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 8 * patch,
+        "out_hidden_size": width,
+        "fullatt_block_indexes": [3],
+        "tokens_per_second": 2,
+    }
     language = {
-        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": width // 64,
-        "num_key_value_heads": max(1, width // 256), "max_position_embeddings": 32768,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
-        "bos_token_id": None, "eos_token_id": ID["<|im_end|>"], "pad_token_id": ID["<|endoftext|>"],
-    }  # fmt: skip
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": max(1, width // 256),
+        "max_position_embeddings": 32768,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [8, 12, 12],
+            "rope_theta": 1e6,
+        },
+        "bos_token_id": None,
+        "eos_token_id": ID["<|im_end|>"],
+        "pad_token_id": ID["<|endoftext|>"],
+    }
     return Qwen2_5_VLConfig(
-        vision_config=vision, text_config=language, image_token_id=ID["<|image_pad|>"], video_token_id=ID["<|video_pad|>"],
-        vision_start_token_id=ID["<|vision_start|>"], vision_end_token_id=ID["<|vision_end|>"], tie_word_embeddings=False,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=language,
+        image_token_id=ID["<|image_pad|>"],
+        video_token_id=ID["<|video_pad|>"],
+        vision_start_token_id=ID["<|vision_start|>"],
+        vision_end_token_id=ID["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
 
 
 def processor(pixels: int = 448**2, patch: int = 14) -> Any:
     """Return the real processor, which brings every frame to about ``pixels`` pixels."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    common: dict[str, Any] = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": pixels // 2, "longest_edge": pixels}}
+    common: dict[str, Any] = {
+        "patch_size": patch,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": pixels // 2, "longest_edge": pixels},
+    }
     video = Qwen2VLVideoProcessor(**common, cap_pixels_per_frame=False)
-    return Qwen2_5_VLProcessor(image_processor=Qwen2VLImageProcessor(**common), tokenizer=tokenizer(), video_processor=video, chat_template=CHAT_TEMPLATE)
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**common),
+        tokenizer=tokenizer(),
+        video_processor=video,
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def save_host(folder: Path, pixels: int = 448**2, patch: int = 14, **dims: int) -> None:
@@ -67,14 +115,30 @@ def save_host(folder: Path, pixels: int = 448**2, patch: int = 14, **dims: int) 
     processor(pixels, patch).save_pretrained(folder)
 
 
-def write_video(path: Path, seed: int, seconds: int = SECONDS, size: tuple[int, int] = SIZE) -> None:
-    """Write an H.264 video of textured patches that move, with enough detail for a decoder to have work."""
+def write_video(
+    path: Path, seed: int, seconds: int = SECONDS, size: tuple[int, int] = SIZE
+) -> None:
+    """Write an H.264 video of textured patches that move, with enough detail for a decoder to have
+    work.
+    """
     rng = np.random.default_rng(seed)
     width, height = size
-    ground = rng.integers(60, 190, (height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    patches = [(rng.integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8), rng.uniform(0, 2 * np.pi, 2)) for _ in range(6)]
+    ground = (
+        rng.integers(60, 190, (height // 8, width // 8, 3), dtype=np.uint8)
+        .repeat(8, 0)
+        .repeat(8, 1)
+    )
+    patches = [
+        (
+            rng.integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8),
+            rng.uniform(0, 2 * np.pi, 2),
+        )
+        for _ in range(6)
+    ]
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=RATE, options={"crf": "23", "preset": "superfast", "g": "48"})
+        stream = file.add_stream(
+            "libx264", rate=RATE, options={"crf": "23", "preset": "superfast", "g": "48"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for i in range(seconds * RATE):
             image = ground.copy()
@@ -88,8 +152,16 @@ def write_video(path: Path, seed: int, seconds: int = SECONDS, size: tuple[int, 
         file.mux(stream.encode())
 
 
-def write_world(root: Path, videos: int = 2, seconds: int = SECONDS, size: tuple[int, int] = SIZE, moments: tuple[int, ...] = MOMENTS) -> None:
-    """Write videos, fixations and questions: at every moment of every video one question of each task, as the benchmark's present tasks share their moments."""
+def write_world(
+    root: Path,
+    videos: int = 2,
+    seconds: int = SECONDS,
+    size: tuple[int, int] = SIZE,
+    moments: tuple[int, ...] = MOMENTS,
+) -> None:
+    """Write videos, fixations and questions: at every moment of every video one question of each
+    task, as the benchmark's present tasks share their moments.
+    """
     for folder in ("qa", "videos/original_video", "fixations"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     names = [f"bench{i}.mp4" for i in range(videos)]
@@ -101,8 +173,20 @@ def write_world(root: Path, videos: int = 2, seconds: int = SECONDS, size: tuple
             rows.writerow(["start_time_seconds", "duration_seconds", "center_x", "center_y"])
             rows.writerows([k, 0.8, *rng.uniform(0.1, 0.9, 2).round(4)] for k in range(seconds))
     for task in TASKS:
-        asked = lambda t: {"question": "What is on the table?", "time_stamp": f"00:{t:02d}", "answer": "B", "options": ["A. cup", "B. pan", "C. pot", "D. jug"]}  # noqa: E731
-        entries = [{"video_path": name, "response_time": "[00:00 - 00:40]", "questions": [asked(t) for t in moments]} for name in names]
+        asked = lambda t: {
+            "question": "What is on the table?",
+            "time_stamp": f"00:{t:02d}",
+            "answer": "B",
+            "options": ["A. cup", "B. pan", "C. pot", "D. jug"],
+        }
+        entries = [
+            {
+                "video_path": name,
+                "response_time": "[00:00 - 00:40]",
+                "questions": [asked(t) for t in moments],
+            }
+            for name in names
+        ]
         (root / "qa" / f"{task}.json").write_text(json.dumps(entries))
     (root / "split.json").write_text(json.dumps({"train": names, "val": [], "test": []}))
 
@@ -112,15 +196,32 @@ def recipe(root: Path, host: Path, **changes: Any) -> Recipe:
     tree: dict[str, Any] = {
         "name": "bench",
         "host": {"name": "qwen2_5_vl", "params": {"path": str(host), "device": "cpu"}},
-        "backbone": {"name": "vjepa2_1", "params": {"weights": "random", "dims": {"dim": 192, "depth": 4, "heads": 4}, "image_size": 224}},
+        "backbone": {
+            "name": "vjepa2_1",
+            "params": {
+                "weights": "random",
+                "dims": {"dim": 192, "depth": 4, "heads": 4},
+                "image_size": 224,
+            },
+        },
         "encoder": {"name": "coord_pe", "params": {"dim": 256, "scale": SCALE}},
-        "modulator": {"name": "gaze_resampler", "params": {"width": 256, "latents": 32, "blocks": 2}},
+        "modulator": {
+            "name": "gaze_resampler",
+            "params": {"width": 256, "latents": 32, "blocks": 2},
+        },
         "injection": {"layers": list(INJECTED)},
-        "data": {"name": "streamgaze", "params": {"root": str(root), "split": "split.json", "present_seconds": FRAMES - 1.0}},
+        "data": {
+            "name": "streamgaze",
+            "params": {"root": str(root), "split": "split.json", "present_seconds": FRAMES - 1.0},
+        },
         "sampling": {"fps": 1.0, "max_frames": FRAMES},
         "training": {
-            "stages": [{"name": "modulator", "train": ["modulator"], "epochs": 2}], "batch_size": 4, "augment": False, "validate_every": None, "warmup_steps": 0,
+            "stages": [{"name": "modulator", "train": ["modulator"], "epochs": 2}],
+            "batch_size": 4,
+            "augment": False,
+            "validate_every": None,
+            "warmup_steps": 0,
         },
         "evaluation": {"conditions": ["none"]},
-    }  # fmt: skip
+    }
     return validate(tree | changes, "the bench")

@@ -1,4 +1,6 @@
-"""How long a recipe takes and how much memory it needs, measured on a few dozen steps, beside what the check estimates."""
+"""How long a recipe takes and how much memory it needs, measured on a few dozen steps, beside what
+the check estimates.
+"""
 
 import math
 import random
@@ -51,7 +53,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Timing":
-        """Summarise measured times."""
+        """Summarize measured times."""
         if len(seconds) < 2:
             return cls(seconds[0], seconds[0], seconds[0], 1)
         tenths = statistics.quantiles(seconds, n=10, method="inclusive")
@@ -60,7 +62,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """One phase. ``seconds`` of one optimizer step, or of one batch of an evaluation, of ``samples``; ``peak`` bytes alive, and those ``estimated``."""
+    """One phase.
+
+    ``seconds`` of one optimizer step, or of one batch of an evaluation, of ``samples``; ``peak``
+    bytes alive, and those ``estimated``.
+    """
 
     name: str
     seconds: Timing
@@ -76,9 +82,11 @@ class Measured:
 
 @dataclass
 class Bench:
-    """What was measured. ``made_up``: the clips were noise, because there are no data. ``first`` and ``again``: preparing a sample without and with its
-    features in the cache. ``hours``: of the full run, by part; empty without data. ``without``: stores that the recipe asks for and that a few dozen
-    steps cannot fill, so that every step is one of a first epoch.
+    """What was measured. ``made_up``: the clips were noise, because there are no data.
+
+    ``first`` and ``again``: preparing a sample without and with its features in the cache.
+    ``hours``: of the full run, by part; empty without data. ``without``: stores that the recipe
+    asks for and that a few dozen steps cannot fill, so that every step is one of a first epoch.
     """
 
     recipe: str
@@ -92,29 +100,54 @@ class Bench:
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""
-        phases = [asdict(p) | {"ratio": p.ratio, "samples_per_second": p.samples / p.seconds.median} for p in self.phases]
+        phases = [
+            asdict(p) | {"ratio": p.ratio, "samples_per_second": p.samples / p.seconds.median}
+            for p in self.phases
+        ]
         return asdict(self) | {"phases": phases, "torch": torch.__version__}
 
 
-def bench(recipe: Recipe, steps: int = 24, trust_remote_code: bool = False, tell: Callable[[str], None] = lambda text: None) -> Bench:
-    """Train ``steps`` optimiser steps of every stage and evaluate as many batches, on the recipe's data or, without any, on clips of noise.
+def bench(
+    recipe: Recipe,
+    steps: int = 24,
+    trust_remote_code: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Bench:
+    """Train ``steps`` optimizer steps of every stage and evaluate as many batches, on the recipe's
+    data or, without any, on clips of noise.
 
-    Host and backbone are loaded as the recipe says: ``host.params.weights=random`` does without the hub. Nothing is left on disk.
+    Host and backbone are loaded as the recipe says: ``host.params.weights=random`` does without the
+    hub. Nothing is left on disk.
     """
     trackers: dict[str, Any] = {"trackers": ()}
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=trackers)})
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tell("loading")
-        pipeline = Pipeline(recipe, folder / "cache", memory_bytes=KEPT, trust_remote_code=trust_remote_code)
+        pipeline = Pipeline(
+            recipe, folder / "cache", memory_bytes=KEPT, trust_remote_code=trust_remote_code
+        )
         every, made_up = _data(pipeline, folder)
         size = recipe.training.batch_size * recipe.training.accumulation
-        train, test = _spread(every["train"], (WARM_UP + steps) * size), _spread(every["test"], steps * recipe.evaluation.batch_size)
+        train, test = (
+            _spread(every["train"], (WARM_UP + steps) * size),
+            _spread(every["test"], steps * recipe.evaluation.batch_size),
+        )
         tell(f"preparing {len(train)} samples")
-        stores = tuple(name for name in ("vision_tower_cache_gib", "hidden_state_cache_gib") if getattr(recipe.features, name))
+        stores = tuple(
+            name
+            for name in ("vision_tower_cache_gib", "hidden_state_cache_gib")
+            if getattr(recipe.features, name)
+        )
         first, again = (Timing.of(_timed(pipeline, train, new)) for new in (True, False))
         found = Bench(recipe.name, _name(pipeline.device), made_up, first, again, without=stores)
-        guess = estimate(recipe, folder, *examples(pipeline, {"train": train, "val": test}, Probes()), pipeline.device.type, trust_remote_code)
+        guess = estimate(
+            recipe,
+            folder,
+            *examples(pipeline, {"train": train, "val": test}, Probes()),
+            pipeline.device.type,
+            trust_remote_code,
+        )
         with _Session(pipeline, folder, made_up) as session:
             for k, stage in enumerate(recipe.training.stages):
                 tell(f"stage {stage.name}")
@@ -122,7 +155,13 @@ def bench(recipe: Recipe, steps: int = 24, trust_remote_code: bool = False, tell
             tell("evaluation")
             found.phases.append(session.evaluation(test, guess))
         if not made_up:
-            found.hours = _hours(found, recipe, {split: len(items) for split, items in every.items()}, pipeline, train)
+            found.hours = _hours(
+                found,
+                recipe,
+                {split: len(items) for split, items in every.items()},
+                pipeline,
+                train,
+            )
         return found
 
 
@@ -134,7 +173,9 @@ class _Session:
         self.accelerator = accelerator_for(pipeline.recipe, pipeline.device, folder)
         self.modulation: Modulation = pipeline.fresh_modulation().to(pipeline.device)
         self.host = ModulatedHost(self.modulation, pipeline.model)
-        self.stand_in: AbstractContextManager[None] = any_signal(self.modulation, pipeline.device) if made_up else nullcontext()
+        self.stand_in: AbstractContextManager[None] = (
+            any_signal(self.modulation, pipeline.device) if made_up else nullcontext()
+        )
 
     def __enter__(self) -> "_Session":
         self.stand_in.__enter__()
@@ -147,13 +188,23 @@ class _Session:
     @property
     def resident(self) -> int:
         """Bytes of weights."""
-        return size_of(self.pipeline.model) + size_of(self.pipeline.backbone) + size_of(self.modulation)
+        return (
+            size_of(self.pipeline.model)
+            + size_of(self.pipeline.backbone)
+            + size_of(self.modulation)
+        )
 
     def stage(self, stage: Stage, samples: list[Sample], steps: int, estimated: int) -> Measured:
-        """Train ``steps`` steps, each timed once its samples are prepared; the memory is that of the last."""
-        optimizer = Optimizer.make(self.accelerator, self.modulation, stage, self.settings, WARM_UP + steps)
+        """Train ``steps`` steps, each timed once its samples are prepared; the memory is that of
+        the last.
+        """
+        optimizer = Optimizer.make(
+            self.accelerator, self.modulation, stage, self.settings, WARM_UP + steps
+        )
         failed: dict[str, str] = {}
-        train_step = TrainStep(self.pipeline, self.accelerator, self.host, random.Random(0), failed, len(samples))
+        train_step = TrainStep(
+            self.pipeline, self.accelerator, self.host, random.Random(0), failed, len(samples)
+        )
         batches, times = _batches(samples, self.settings.batch_size), list[float]()
         moments = 0
         peak = _Peak(self.pipeline.device)
@@ -163,7 +214,9 @@ class _Session:
                 self.pipeline.prepare(sample, training=True)
             last = k == WARM_UP + steps - 1
             if last:
-                moments = sum(t.nbytes for state in optimizer.adamw.state.values() for t in state.values())
+                moments = sum(
+                    t.nbytes for state in optimizer.adamw.state.values() for t in state.values()
+                )
             begun = _now(self.pipeline.device)
             with peak if last or self.pipeline.device.type == "cuda" else nullcontext():
                 train_step.accumulate(chosen)
@@ -173,11 +226,21 @@ class _Session:
         if failed:
             raise DataError(f"{len(failed)} samples failed: {next(iter(failed.values()))}")
         size = self.settings.batch_size * self.settings.accumulation
-        return Measured(f"stage {stage.name}", Timing.of(times), size, peak.above(self.resident + moments), estimated)
+        return Measured(
+            f"stage {stage.name}",
+            Timing.of(times),
+            size,
+            peak.above(self.resident + moments),
+            estimated,
+        )
 
     def evaluation(self, samples: list[Sample], guess: Budget) -> Measured:
         """Answer all ``samples`` under their own signal, batch by batch."""
-        size, times, peak = self.pipeline.recipe.evaluation.batch_size, list[float](), _Peak(self.pipeline.device)
+        size, times, peak = (
+            self.pipeline.recipe.evaluation.batch_size,
+            list[float](),
+            _Peak(self.pipeline.device),
+        )
         self.modulation.eval()
         chunks = cut(samples, size)
         for chunk in [chunks[0], *chunks]:  # the first one twice: it warms up
@@ -188,11 +251,19 @@ class _Session:
             times.append(_now(self.pipeline.device) - begun)
         with peak:
             score(self.pipeline, self.host.attachment, chunks[0], "signal")
-        return Measured("evaluation", Timing.of(times[1:]), len(chunks[0]), peak.above(self.resident), guess.evaluation.peak)
+        return Measured(
+            "evaluation",
+            Timing.of(times[1:]),
+            len(chunks[0]),
+            peak.above(self.resident),
+            guess.evaluation.peak,
+        )
 
 
 class _Peak:
-    """Bytes alive at most inside its blocks: as torch's allocator on a GPU has them, or counted from every allocation on a CPU, which takes time."""
+    """Bytes alive at most inside its blocks: as torch's allocator on a GPU has them, or counted
+    from every allocation on a CPU, which takes time.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.slows = device, device.type != "cuda"
@@ -201,7 +272,11 @@ class _Peak:
 
     def __enter__(self) -> None:
         if self.slows:
-            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+            self._profile = torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU],
+                profile_memory=True,
+                acc_events=True,
+            )
             self._profile.__enter__()
         else:
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -214,13 +289,21 @@ class _Peak:
             self._found = max(self._found, torch.cuda.max_memory_allocated(self.device))
 
     def above(self, resident: int) -> int:
-        """Return the peak, with what was there before: ``resident`` bytes, which a GPU's allocator has counted itself."""
+        """Return the peak, with what was there before: ``resident`` bytes, which a GPU's allocator
+        has counted itself.
+        """
         return self._found + (resident if self.slows else 0)
 
 
 def most_alive(profile: Any) -> int:
-    """Return the most bytes that were alive at once of those that a profile with ``profile_memory`` saw allocated."""
-    events = [(e.start_ns(), e.nbytes()) for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    """Return the most bytes that were alive at once of those that a profile with ``profile_memory``
+    saw allocated.
+    """
+    events = [
+        (e.start_ns(), e.nbytes())
+        for e in profile.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    ]
     alive = most = 0
     for _, n in sorted(events, key=lambda event: event[0]):
         alive += n
@@ -228,7 +311,8 @@ def most_alive(profile: Any) -> int:
     return most
 
 
-# --- samples ----------------------------------------------------------------------------------------------------------------------------
+# --- samples
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def _data(pipeline: Pipeline, folder: Path) -> tuple[dict[str, list[Sample]], bool]:
@@ -256,7 +340,8 @@ def _batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
         k += size
 
 
-# --- time -------------------------------------------------------------------------------------------------------------------------------
+# --- time
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def _now(device: torch.device) -> float:
@@ -266,7 +351,9 @@ def _now(device: torch.device) -> float:
 
 
 def _timed(pipeline: Pipeline, samples: Sequence[Sample], training: bool) -> list[float]:
-    """Prepare samples one by one; as training sees them first, as the evaluation does then: most of their features are in the cache by that time."""
+    """Prepare samples one by one; as training sees them first, as the evaluation does then: most of
+    their features are in the cache by that time.
+    """
     found = []
     for sample in samples:
         begun = _now(pipeline.device)
@@ -275,20 +362,41 @@ def _timed(pipeline: Pipeline, samples: Sequence[Sample], training: bool) -> lis
     return found
 
 
-def _hours(found: Bench, recipe: Recipe, counts: dict[str, int], pipeline: Pipeline, prepared: Sequence[Sample]) -> dict[str, float]:
-    """Project the full run. Samples are prepared once if all of them fit into memory, else at every visit, features from the cache."""
+def _hours(
+    found: Bench,
+    recipe: Recipe,
+    counts: dict[str, int],
+    pipeline: Pipeline,
+    prepared: Sequence[Sample],
+) -> dict[str, float]:
+    """Project the full run.
+
+    Samples are prepared once if all of them fit into memory, else at every visit, features from the
+    cache.
+    """
     *stages, evaluation = found.phases
     size = recipe.training.batch_size * recipe.training.accumulation
-    bytes_each = statistics.mean(sum(v.nbytes for v in pipeline.prepare(s, training=True).inputs.values()) for s in prepared[:4])
-    steps, n = optimizer_steps(recipe, math.ceil(counts["train"] / recipe.training.batch_size)), counts["train"] + counts["val"]
+    bytes_each = statistics.mean(
+        sum(v.nbytes for v in pipeline.prepare(s, training=True).inputs.values())
+        for s in prepared[:4]
+    )
+    steps, n = (
+        optimizer_steps(recipe, math.ceil(counts["train"] / recipe.training.batch_size)),
+        counts["train"] + counts["val"],
+    )
     again = 0.0 if n * bytes_each < KEPT else found.again.median
     each = evaluation.seconds.median / evaluation.samples
     every = recipe.training.validate_every
-    rounds = sum(max(1, int(stage.epochs // every)) for stage in recipe.training.stages) if every else 0
+    rounds = (
+        sum(max(1, int(stage.epochs // every)) for stage in recipe.training.stages) if every else 0
+    )
     conditions = 1 + len(recipe.evaluation.conditions) + len(recipe.evaluation.inputs)
     seconds = {
         "features and first preparation": sum(counts.values()) * found.first.median,
-        "training": sum(k * (stage.seconds.median + size * again) for k, stage in zip(steps, stages, strict=True)),
+        "training": sum(
+            k * (stage.seconds.median + size * again)
+            for k, stage in zip(steps, stages, strict=True)
+        ),
         "validation": rounds * counts["val"] * (each + again),
         "evaluation": counts["test"] * conditions * (each + again),
     }

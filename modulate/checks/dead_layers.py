@@ -19,7 +19,9 @@ from modulate.modulation.module import Modulation
 
 
 class AnySignal(Signal):
-    """A signal that is there, and that nobody looks at: for forwards whose shapes and times alone matter."""
+    """A signal that is there, and that nobody looks at: for forwards whose shapes and times alone
+    matter.
+    """
 
     kind = ANY
     controls: ClassVar[Mapping[str, Control]] = {}
@@ -45,12 +47,16 @@ class AnySignal(Signal):
         return 1
 
 
-def reach(model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor], grid: VisualGrid) -> dict[int, float]:
-    """Return, per injected layer, the norm of the gradient of the last position's logits with respect to a residual there; 0.0: a dead layer.
+def reach(
+    model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor], grid: VisualGrid
+) -> dict[int, float]:
+    """Return, per injected layer, the norm of the gradient of the last position's logits with
+    respect to a residual there; 0.0: a dead layer.
 
-    The modulation is attached as always, but in place of its own residuals it writes zeros that record gradients, so that neither its
-    weights nor any signal matter. ``inputs``: one prompt with one clip on ``grid``. The logits are mixed with fixed random weights,
-    because equal ones could cancel. A gradient of exactly 0 at every visual token means that no path leads to the answer.
+    The modulation is attached as always, but in place of its own residuals it writes zeros that
+    record gradients, so that neither its weights nor any signal matter. ``inputs``: one prompt with
+    one clip on ``grid``. The logits are mixed with fixed random weights, because equal ones could
+    cancel. A gradient of exactly 0 at every visual token means that no path leads to the answer.
     """
     layers, probes = modulation.config.injection.layers, dict[int, Tensor]()
     device, width = modulation.amplitude.device, modulation.config.host.d_model
@@ -60,38 +66,69 @@ def reach(model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor]
         return probes[k]
 
     def latents(clips: Any) -> Latents:
-        return Latents([[torch.zeros(grid.tokens, 1, device=device)] for _ in layers], (grid.steps,), (grid.steps,), step_spans([grid]))
+        return Latents(
+            [[torch.zeros(grid.tokens, 1, device=device)] for _ in layers],
+            (grid.steps,),
+            (grid.steps,),
+            step_spans([grid]),
+        )
 
     stand_ins: dict[str, Any] = {"residual": residual, "latents": latents}
     modulation.__dict__.update(stand_ins)
     try:
-        features = torch.zeros(()).expand(grid.steps, grid.tokens_per_step, modulation.config.d_features)
+        features = torch.zeros(()).expand(
+            grid.steps, grid.tokens_per_step, modulation.config.d_features
+        )
         clip = ClipInput(AnySignal(), grid, features)  # never looked at: the latents are ours
-        with modulation.attached(model) as attachment, torch.enable_grad(), attachment.condition([[clip]]):
+        with (
+            modulation.attached(model) as attachment,
+            torch.enable_grad(),
+            attachment.condition([[clip]]),
+        ):
             logits = model(**inputs, use_cache=False).logits[0, -1].float()
-            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.device)
-            found = torch.autograd.grad(logits @ weights, [probes[k] for k in range(len(layers))], allow_unused=True)
+            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(
+                logits.device
+            )
+            found = torch.autograd.grad(
+                logits @ weights, [probes[k] for k in range(len(layers))], allow_unused=True
+            )
     finally:
         for name in stand_ins:
             del modulation.__dict__[name]
-    return {layer: 0.0 if gradient is None else float(gradient.norm()) for layer, gradient in zip(layers, found, strict=True)}
+    return {
+        layer: 0.0 if gradient is None else float(gradient.norm())
+        for layer, gradient in zip(layers, found, strict=True)
+    }
 
 
-def twin_reach(recipe: Recipe, model: nn.Module, processor: Any, d_features: int) -> dict[int, float]:
-    """Return what :func:`reach` does, found on a narrow twin of ``model``: same class, same layers in the same order, few channels, random weights.
+def twin_reach(
+    recipe: Recipe, model: nn.Module, processor: Any, d_features: int
+) -> dict[int, float]:
+    """Return what :func:`reach` does, found on a narrow twin of ``model``: same class, same layers
+    in the same order, few channels, random weights.
 
-    Whether a path leads from a layer to the answer is a matter of how layers are connected, not of how wide they are: for models on ``meta``, or too large.
-    Raises :class:`modulate.errors.HostError` for families that do not say how they are narrowed.
+    Whether a path leads from a layer to the answer is a matter of how layers are connected, not of
+    how wide they are: for models on ``meta``, or too large. Raises
+    :class:`modulate.errors.HostError` for families that do not say how they are narrowed.
     """
     from transformers import AutoModelForImageTextToText
 
     with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(0)
         config = type(understand(model)).narrow(cast(Any, bare(model)).config)
-        twin = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).requires_grad_(False).eval()
+        twin = (
+            AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+            .requires_grad_(False)
+            .eval()
+        )
         host = understand(twin)
         modulation = Modulation.for_host(
-            twin, encoder=recipe.encoder, modulator=recipe.modulator, layers=recipe.injection.layers, tokens=recipe.injection.tokens, d_features=d_features
+            twin,
+            encoder=recipe.encoder,
+            modulator=recipe.modulator,
+            layers=recipe.injection.layers,
+            tokens=recipe.injection.tokens,
+            d_features=d_features,
         )
     frames = Frames(np.zeros((4, 64, 64, 3), np.uint8), (0.0, 1.0, 2.0, 3.0))
     prompt = host.encode(processor, "What is this?", frames, (0.0, 3.0))

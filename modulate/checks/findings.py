@@ -8,7 +8,9 @@ Level = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know: an ``error`` stops or spoils a run, a ``warning`` is probably not meant, an ``info`` is worth knowing."""
+    """Something to know: an ``error`` stops or spoils a run, a ``warning`` is probably not meant,
+    an ``info`` is worth knowing.
+    """
 
     level: Level
     text: str
@@ -16,11 +18,14 @@ class Finding:
 
 @dataclass
 class CheckReport:
-    """What a check found. ``figures``: what is shown, name → text; the numbers behind them are in the fields.
+    """What a check found. ``figures``: what is shown, name → text; the numbers behind them are in
+    the fields.
 
-    ``parameters``: by part; ``samples`` and ``coverage``: by split, coverage being the share of samples whose signal is active at some
-    step; ``reach``: per injected layer the gradient's norm, 0.0 for a dead one; ``weights``: bytes by part; ``memory``: bytes alive at most, weights
-    included, and ``flops``: operations of an optimizer step or of one clip or sample, both by phase of the run; ``cache``: bytes of all features.
+    ``parameters``: by part; ``samples`` and ``coverage``: by split, coverage being the share of
+    samples whose signal is active at some step; ``reach``: per injected layer the gradient's norm,
+    0.0 for a dead one; ``weights``: bytes by part; ``memory``: bytes alive at most, weights
+    included, and ``flops``: operations of an optimizer step or of one clip or sample, both by phase
+    of the run; ``cache``: bytes of all features.
     """
 
     recipe: str

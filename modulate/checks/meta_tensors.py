@@ -1,7 +1,9 @@
-"""Rehearsals on meta tensors: real code runs, shapes and sizes are real, nothing is computed and nothing allocated.
+"""Rehearsals on meta tensors: real code runs, shapes and sizes are real, nothing is computed and
+nothing allocated.
 
-A model on the device ``meta`` has shapes but no values. Within a :class:`Rehearsal` its forward, backward and optimiser step run as always,
-fed with real indices (token ids, grids), and every byte that would be alive is counted.
+A model on the device ``meta`` has shapes but no values. Within a :class:`Rehearsal` its forward,
+backward and optimizer step run as always, fed with real indices (token ids, grids), and every byte
+that would be alive is counted.
 """
 
 import re
@@ -20,19 +22,26 @@ from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
 
-MULTIPLIES = re.compile(r"(^|_)(mm|bmm|mv|dot|vdot|matmul|linear|attention|\w*convolution\w*|conv\d?d?)(_|$)")
-"""Names of operations that are work to count: one of them without a formula is told, never taken to be free."""
+MULTIPLIES = re.compile(
+    r"(^|_)(mm|bmm|mv|dot|vdot|matmul|linear|attention|\w*convolution\w*|conv\d?d?)(_|$)"
+)
+"""Names of operations that are work to count: one of them without a formula is told, never taken to
+be free.
+"""
 
 
 class Rehearsal:
-    """Counts bytes and floating-point operations of what runs inside it on meta tensors, as if on a device of type ``device`` ("cuda" or "cpu").
+    """Counts bytes and floating-point operations of what runs inside it on meta tensors, as if on a
+    device of type ``device`` ("cuda" or "cpu").
 
-    ``alive``: bytes of tensors that exist now; ``peak``: the most there were. ``flops``: multiplications and additions in matrix products, convolutions
-    and attention (causal attention counts in full). ``uncounted``: names of operations that multiply matrices, by :data:`MULTIPLIES`, and that no formula
-    is known for: ``flops`` is without them.
+    ``alive``: bytes of tensors that exist now; ``peak``: the most there were. ``flops``:
+    multiplications and additions in matrix products, convolutions and attention (causal attention
+    counts in full). ``uncounted``: names of operations that multiply matrices, by
+    :data:`MULTIPLIES`, and that no formula is known for: ``flops`` is without them.
 
-    Real tensors may be mixed in and count as being on the device too late to matter: give indices as real tensors, since what depends on their
-    values (which tokens are visual) must be known. A number read off a meta tensor is 1. What a kernel allocates for itself is not seen.
+    Real tensors may be mixed in and count as being on the device too late to matter: give indices
+    as real tensors, since what depends on their values (which tokens are visual) must be known. A
+    number read off a meta tensor is 1. What a kernel allocates for itself is not seen.
     """
 
     def __init__(self, device: str = "cuda") -> None:
@@ -53,7 +62,9 @@ class Rehearsal:
         self._stack.close()
 
     def see(self, tensors: Iterable[Tensor]) -> None:
-        """Count the meta tensors among ``tensors``, such as weights that are there already; those seen before, and views of them, count once."""
+        """Count the meta tensors among ``tensors``, such as weights that are there already; those
+        seen before, and views of them, count once.
+        """
         for tensor in tensors:
             if not tensor.is_meta:
                 continue
@@ -79,7 +90,9 @@ class Rehearsal:
 
 
 class _Dispatch(TorchDispatchMode):
-    """Brings real tensors to meta where they meet meta tensors, and counts what comes out of every operation."""
+    """Brings real tensors to meta where they meet meta tensors, and counts what comes out of every
+    operation.
+    """
 
     def __init__(self, rehearsal: Rehearsal) -> None:
         super().__init__()
@@ -101,19 +114,26 @@ class _Dispatch(TorchDispatchMode):
 
 
 def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Return the operations of attention: scores, and their products with the values. Shapes (batch, head, position, width); keys may have fewer heads."""
+    """Return the operations of attention: scores, and their products with the values.
+
+    Shapes (batch, head, position, width); keys may have fewer heads.
+    """
     return 2 * query.shape[:-1].numel() * key.shape[2] * (query.shape[-1] + value.shape[-1])
 
 
 def attention_backward_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Return those of its backward in a fused kernel: scores again, and the gradients of scores, values, queries and keys."""
+    """Return those of its backward in a fused kernel: scores again, and the gradients of scores,
+    values, queries and keys.
+    """
     return 2 * query.shape[:-1].numel() * key.shape[2] * (3 * query.shape[-1] + 2 * value.shape[-1])
 
 
 def operations(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
-    """Return the operations of one call of the torch operation ``func``; None when no formula is known.
+    """Return the operations of one call of the torch operation ``func``; None when no formula is
+    known.
 
-    Attention and grouped products are counted here: which of their kernels torch's own table holds changes from release to release.
+    Attention and grouped products are counted here: which of their kernels torch's own table holds
+    changes from release to release.
     """
     name = func._overloadpacket.__name__
     if name.startswith("_scaled_dot_product_"):
@@ -130,7 +150,10 @@ def operations(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors among ``values``, also in lists and tuples. (torch's own walk through trees takes most of a rehearsal's time.)"""
+    """Yield the tensors among ``values``, also in lists and tuples.
+
+    (torch's own walk through trees takes most of a rehearsal's time.)
+    """
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -143,7 +166,9 @@ def _to_meta(x: Any) -> Any:
 
 
 class _Attention(TorchFunctionMode):
-    """Stands in for the choice of an attention kernel, which on meta tensors would fall on the one that keeps all weights."""
+    """Stands in for the choice of an attention kernel, which on meta tensors would fall on the one
+    that keeps all weights.
+    """
 
     def __init__(self, rehearsal: Rehearsal) -> None:
         super().__init__()
@@ -155,9 +180,16 @@ class _Attention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-        scale: float | None = None, enable_gqa: bool = False,
-    ) -> Tensor:  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
         ops = torch.ops.aten
         keep = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
         if not keep:  # nothing is remembered: the result's size is all there is to know
@@ -168,14 +200,32 @@ class _Attention(TorchFunctionMode):
             bias = torch.zeros_like(bias, dtype=query.dtype) if bias.dtype == torch.bool else bias
         if self.rehearsal.device == "cpu":
             out = ops._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, dropout_p, is_causal, attn_mask=None if attn_mask is None else bias, scale=scale
+                query,
+                key,
+                value,
+                dropout_p,
+                is_causal,
+                attn_mask=None if attn_mask is None else bias,
+                scale=scale,
             )
         elif attn_mask is None and query.dtype in (torch.float16, torch.bfloat16):
-            out = ops._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)
+            out = ops._scaled_dot_product_flash_attention(
+                query, key, value, dropout_p, is_causal, False, scale=scale
+            )
         else:
-            if key.shape[1] != query.shape[1]:  # this kernel knows no groups: PyTorch writes keys and values out before it
-                key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-            wide = None if attn_mask is None else bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-            out = ops._scaled_dot_product_efficient_attention(query, key, value, wide, True, dropout_p, is_causal, scale=scale)
+            if (
+                key.shape[1] != query.shape[1]
+            ):  # this kernel knows no groups: PyTorch writes keys and values out before it
+                key, value = (
+                    x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value)
+                )
+            wide = (
+                None
+                if attn_mask is None
+                else bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+            )
+            out = ops._scaled_dot_product_efficient_attention(
+                query, key, value, wide, True, dropout_p, is_causal, scale=scale
+            )
         result: Tensor = out[0]
         return result

@@ -24,10 +24,21 @@ class NoiseDataset(Dataset):
             write_noise(path, round(self.seconds) + 2)
 
     def samples(self, split: str) -> list[Sample]:
-        """Return samples whose clips all begin and end a little differently, so that each has features of its own."""
+        """Return samples whose clips all begin and end a little differently, so that each has
+        features of its own.
+        """
         options = ("the red cup", "a knife", "the sink", "some bread")
         return [
-            Sample(f"noise-{k}", "noise", self.videos[k % 2], (0.0, self.seconds - 0.001 * k), "What is looked at right now?", options, k % 4, {})
+            Sample(
+                f"noise-{k}",
+                "noise",
+                self.videos[k % 2],
+                (0.0, self.seconds - 0.001 * k),
+                "What is looked at right now?",
+                options,
+                k % 4,
+                {},
+            )
             for k in range(64)
         ]
 
@@ -45,5 +56,7 @@ def write_noise(path: Path, seconds: int) -> None:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for _ in range(seconds):
             coarse = rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(coarse.repeat(32, 0).repeat(32, 1))))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(coarse.repeat(32, 0).repeat(32, 1)))
+            )
         container.mux(stream.encode())

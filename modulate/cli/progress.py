@@ -1,4 +1,6 @@
-"""How far a long command is, on stderr: bars on a terminal; elsewhere a plain line about every half minute, and one at the end."""
+"""How far a long command is, on stderr: bars on a terminal; elsewhere a plain line about every half
+minute, and one at the end.
+"""
 
 import sys
 import threading
@@ -9,7 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from modulate.inference.pipeline import Pipeline
 from modulate.training import trainer as training
@@ -20,11 +29,17 @@ EVERY = 30.0
 
 
 class Display(ABC):
-    """What a command is at: ``doing`` something that cannot be counted, or tasks by name, each with a number done of a total (None: unknown)."""
+    """What a command is at: ``doing`` something that cannot be counted, or tasks by name, each with
+    a number done of a total (None: unknown).
+    """
 
     @abstractmethod
-    def at(self, name: str, done: int, total: int | None, note: str = "", before: int | None = None) -> None:
-        """Show that ``done`` of ``total`` are finished; ``before`` were when this was begun, by default as many as when it is first told."""
+    def at(
+        self, name: str, done: int, total: int | None, note: str = "", before: int | None = None
+    ) -> None:
+        """Show that ``done`` of ``total`` are finished; ``before`` were when this was begun, by
+        default as many as when it is first told.
+        """
 
     @abstractmethod
     def counted(self, name: str, done: int, total: int | None) -> None:
@@ -43,8 +58,13 @@ class Display(ABC):
         """Print a line."""
 
     def trained(self, p: training.Progress) -> None:
-        """Show a step of training: loss, accuracy, and the share of samples in which the signal reached a token."""
-        note = f"loss {p.loss:.3f}  accuracy {100 * p.accuracy:3.0f} %  signal in {100 * p.active:3.0f} %"
+        """Show a step of training: loss, accuracy, and the share of samples in which the signal
+        reached a token.
+        """
+        note = (
+            f"loss {p.loss:.3f}  accuracy {100 * p.accuracy:3.0f} %  signal in"
+            f" {100 * p.active:3.0f} %"
+        )
         self.at(f"stage {p.stage}", p.step, p.steps, note, before=p.step - 1)
 
     def evaluated(self, condition: str, done: int, total: int) -> None:
@@ -60,7 +80,9 @@ class Bars(Display):
         self.tasks: dict[str, TaskID] = {}
         self._doing = ""
 
-    def at(self, name: str, done: int, total: int | None, note: str = "", before: int | None = None) -> None:
+    def at(
+        self, name: str, done: int, total: int | None, note: str = "", before: int | None = None
+    ) -> None:
         """Set how many are finished."""
         self.progress.update(self._task(name, total), completed=done, total=total, note=note)
 
@@ -94,7 +116,8 @@ class Bars(Display):
 
 @dataclass
 class _Count:
-    """A task as lines tell of it. ``first``: done before it was first counted; ``begun``: since when, which is when the display was last told anything;
+    """A task as lines tell of it. ``first``: done before it was first counted; ``begun``: since
+    when, which is when the display was last told anything;
     ``last``: when it was counted last (s).
     """
 
@@ -117,7 +140,9 @@ class _Count:
 
 
 class Lines(Display):
-    """Plain lines on stderr: one every :data:`EVERY` seconds with what was counted since the last, and one with everything when a block ends."""
+    """Plain lines on stderr: one every :data:`EVERY` seconds with what was counted since the last,
+    and one with everything when a block ends.
+    """
 
     def __init__(self, shown: bool = True) -> None:
         self.shown = shown
@@ -143,10 +168,15 @@ class Lines(Display):
         now = time.monotonic()
         tasks = "; ".join(f"{name} {task.text(now)}" for name, task in self._tasks.items())
         seconds = round(now - self._begun)
-        end = f"{'done' if kind is None else 'stopped'} after {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        end = (
+            f"{'done' if kind is None else 'stopped'} after"
+            f" {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        )
         self._print(f"{end}: {tasks}" if tasks else end)
 
-    def at(self, name: str, done: int, total: int | None, note: str = "", before: int | None = None) -> None:
+    def at(
+        self, name: str, done: int, total: int | None, note: str = "", before: int | None = None
+    ) -> None:
         """Set how many are finished."""
         self._set(name, done, done if before is None else before, total, note)
 
@@ -159,7 +189,9 @@ class Lines(Display):
         now = time.monotonic()
         with self._lock:
             old = self._tasks.get(name)
-            first, begun = (old.first, old.begun) if old and old.total == total else (first, self._active)
+            first, begun = (
+                (old.first, old.begun) if old and old.total == total else (first, self._active)
+            )
             self._tasks[name] = _Count(done, total, note, first, begun, now)
             self._doing, self._active = "", now
 
@@ -180,7 +212,9 @@ class Lines(Display):
         while not self._over.wait(EVERY):
             with self._lock:
                 now = time.monotonic()
-                news = [name for name, task in self._tasks.items() if not task.told] or list(self._tasks)[-1:]
+                news = [name for name, task in self._tasks.items() if not task.told] or list(
+                    self._tasks
+                )[-1:]
                 texts = [f"{name} {self._tasks[name].text(now)}" for name in news]
                 for name in news:
                     self._tasks[name].told = True
@@ -192,19 +226,29 @@ class Lines(Display):
 
 @contextmanager
 def bars(shown: bool = True) -> Iterator[Display]:
-    """Show how far a ``with`` block is; nothing of it where ``shown`` is False, as in all but the first of several processes."""
+    """Show how far a ``with`` block is; nothing of it where ``shown`` is False, as in all but the
+    first of several processes.
+    """
     console = Console(stderr=True)
     if not shown or not console.is_terminal or console.is_dumb_terminal:
         with Lines(shown) as lines:
             yield lines
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as progress:
         yield Bars(progress)
 
 
 def what_was_kept(pipeline: Pipeline) -> list[str]:
-    """Return a line for every store that ``pipeline`` asked: how often what it keeps was found, how often it was computed, and where its bound was too small."""
+    """Return a line for every store that ``pipeline`` asked: how often what it keeps was found, how
+    often it was computed, and where its bound was too small.
+    """
     frames, below, lines = pipeline.frames, pipeline.below, []
     for what, store, bound, made in (
         ("features", pipeline.features, "disk_gib", "computed"),
@@ -213,8 +257,19 @@ def what_was_kept(pipeline: Pipeline) -> list[str]:
     ):
         if store is None or not store.hits + store.misses:
             continue
-        small = f"; features.{bound} keeps {gib(store.max_bytes)}, for which {store.dropped:,} were dropped: raise it" if store.dropped else ""
-        lines.append(f"{what} (cache {store.folder}): {store.misses:,} times {made}, {store.hits:,} times found{small}")
+        small = (
+            f"; features.{bound} keeps {gib(store.max_bytes)}, for which {store.dropped:,} were"
+            " dropped: raise it"
+            if store.dropped
+            else ""
+        )
+        lines.append(
+            f"{what} (cache {store.folder}): {store.misses:,} times {made}, {store.hits:,} times"
+            f" found{small}"
+        )
     if below.hits + below.misses:
-        lines.append(f"states below the first residual (memory): {below.misses:,} times computed, {below.hits:,} times found")
+        lines.append(
+            f"states below the first residual (memory): {below.misses:,} times computed,"
+            f" {below.hits:,} times found"
+        )
     return lines

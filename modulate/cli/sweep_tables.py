@@ -33,13 +33,25 @@ def _console() -> Console:
 
 def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> None:
     """Print every run of a sweep and how far it is."""
-    table = Table(title=escape(f"{sweep.name}: {len(runs)} runs around {sweep.base}"), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(f"{sweep.name}: {len(runs)} runs around {sweep.base}"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for name in ("Run", "stands for", "seed", "steps of", "state"):
         table.add_column(name, no_wrap=name == "Run")
     for run in runs:
         stages = ", ".join(f"{stage.name} {stage.epochs:g}" for stage in run.recipe.training.stages)
-        meaning = ", ".join(f"{axis} {option}" for axis, option in run.options.items()) or f"beside {len(run.beside)} run{'s' * (len(run.beside) != 1)}" * bool(run.beside)
-        table.add_row(run.name, meaning or run.role, str(run.recipe.seed), f"{stages} epochs", states[run.name])
+        meaning = ", ".join(
+            f"{axis} {option}" for axis, option in run.options.items()
+        ) or f"beside {len(run.beside)} run{'s' * (len(run.beside) != 1)}" * bool(run.beside)
+        table.add_row(
+            run.name,
+            meaning or run.role,
+            str(run.recipe.seed),
+            f"{stages} epochs",
+            states[run.name],
+        )
     console = _console()
     console.print(table)
     console.print(f"Folder: {folder}", soft_wrap=True, markup=False)
@@ -56,7 +68,9 @@ def progress(runs: Sequence[Planned], states: Mapping[str, State]) -> Iterator[D
         yield shown
 
 
-def listener(shown: Display, runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> Listener:
+def listener(
+    shown: Display, runs: Sequence[Planned], states: Mapping[str, State], folder: Path
+) -> Listener:
     """Return what tells ``shown`` of runs: a line for each that ends."""
     done = [name for name, state in states.items() if state == "finished"]
     looked = [0.0]
@@ -79,7 +93,12 @@ def listener(shown: Display, runs: Sequence[Planned], states: Mapping[str, State
             if step := _last_step(folder / name / "log.jsonl"):
                 stage_done = step.steps is not None and step.step >= step.steps
                 note = f"{step.stage}{', done; what follows is in its log' * stage_done}"
-                shown.at(name, step.step, step.steps, f"{note}, loss {step.loss:.3f}" if isinstance(step.loss, float) else note)
+                shown.at(
+                    name,
+                    step.step,
+                    step.steps,
+                    f"{note}, loss {step.loss:.3f}" if isinstance(step.loss, float) else note,
+                )
 
     return Listener(started, ended, running)
 
@@ -95,7 +114,10 @@ def _code(code: int) -> str:
 
 
 def _last_step(log: Path) -> LogLine | None:
-    """Return the last step in a run's training log, None when there is none yet. What is no step is passed over."""
+    """Return the last step in a run's training log, None when there is none yet.
+
+    What is no step is passed over.
+    """
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
@@ -107,7 +129,9 @@ def _last_step(log: Path) -> LogLine | None:
         try:
             record = parse_record(line, LogLine, str(log), "step of a training", "")
         except DataError:
-            continue  # cut off: the window begins in the middle of a line, or this one is being written; else reports name it
+            # cut off: the window begins in the middle of a line, or this one is being written; else
+            # reports name it
+            continue
         if record.steps is not None:
             return record
     return None
@@ -118,35 +142,70 @@ def last_lines(folder: Path, outcome: Outcome) -> list[str]:
     return [_code(outcome.code), *tail(folder / "jobs" / f"{outcome.name}.log")]
 
 
-# --- results ----------------------------------------------------------------------------------------------------------------------------
+# --- results
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def results(found: Mapping[str, Any], folder: Path, runs: Sequence[Planned]) -> None:
-    """Print the options' accuracies axis by axis, the companions', and what failed; then where everything is."""
+    """Print the options' accuracies axis by axis, the companions', and what failed; then where
+    everything is.
+    """
     console = _console()
     groups = {name: group for name, group in found["groups"].items() if "overall" in group}
     if groups:
         console.print(_accuracies(found, groups))
     failed = [run for run in found["runs"] if run["state"] == "failed"]
     if failed:
-        table = Table("Failed", "how it ended", title="Failed runs; the others are not affected", title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(
+            "Failed",
+            "how it ended",
+            title="Failed runs; the others are not affected",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
         for run in failed:
             table.add_row(run["name"], escape("\n".join(run["log"])))
         console.print(table)
-    console.print(f"Results: {folder / RESULTS}; logs: {folder / 'jobs'}", soft_wrap=True, markup=False)
+    console.print(
+        f"Results: {folder / RESULTS}; logs: {folder / 'jobs'}", soft_wrap=True, markup=False
+    )
     if groups:
-        console.print(f"To compare the runs in one page: modulate report {shlex.quote(str(folder))}/*-s*/", soft_wrap=True, markup=False)
+        console.print(
+            f"To compare the runs in one page: modulate report {shlex.quote(str(folder))}/*-s*/",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _accuracies(found: Mapping[str, Any], groups: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{found['sweep']}: accuracy, %; differences from the base, points", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("Axis", "option", "seeds", "overall", "95 % interval", "− base", "95 % interval", "largest on one task"):
+    table = Table(
+        title=f"{found['sweep']}: accuracy, %; differences from the base, points",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for name in (
+        "Axis",
+        "option",
+        "seeds",
+        "overall",
+        "95 % interval",
+        "− base",
+        "95 % interval",
+        "largest on one task",
+    ):
         last = name == "largest on one task"
-        table.add_column(name, justify="left" if last or name in ("Axis", "option") else "right", no_wrap=not last, overflow="fold")
+        table.add_column(
+            name,
+            justify="left" if last or name in ("Axis", "option") else "right",
+            no_wrap=not last,
+            overflow="fold",
+        )
     for axis, options in found["axes"].items():
         for i, (option, name) in enumerate(options.items()):
             if name in groups:
-                table.add_row(axis if i == 0 else "", option, *_cells(groups[name], len(found["seeds"])))
+                table.add_row(
+                    axis if i == 0 else "", option, *_cells(groups[name], len(found["seeds"]))
+                )
         table.add_section()
     shown = {name for options in found["axes"].values() for name in options.values()}
     for name, group in groups.items():
@@ -156,11 +215,20 @@ def _accuracies(found: Mapping[str, Any], groups: Mapping[str, Any]) -> Table:
 
 
 def _cells(group: Mapping[str, Any], seeds: int) -> list[str]:
-    own = [_seeds(group["seeds"], seeds), f"{100 * group['overall']:.1f}", _interval(group["interval"])]
+    own = [
+        _seeds(group["seeds"], seeds),
+        f"{100 * group['overall']:.1f}",
+        _interval(group["interval"]),
+    ]
     if (difference := group.get("minus_base")) is None:
         return [*own, "base" if group["role"] == "base" else "", "", ""]
     task, most = max(difference["tasks"].items(), key=lambda item: abs(item[1]["difference"]))
-    return [*own, f"{100 * difference['difference']:+.1f}", _interval(difference["interval"], "+"), escape(f"{100 * most['difference']:+.1f} {task}")]
+    return [
+        *own,
+        f"{100 * difference['difference']:+.1f}",
+        _interval(difference["interval"], "+"),
+        escape(f"{100 * most['difference']:+.1f} {task}"),
+    ]
 
 
 def _seeds(done: Sequence[int], of: int) -> str:

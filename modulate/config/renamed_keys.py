@@ -14,6 +14,9 @@ RENAMED = {
 }
 """Key of version 0.1, with its section: the key that replaced it."""
 
+RENAMED_INPUT_PARAMS = {"dot_colour": "dot_color", "circle_colour": "circle_color"}
+"""Likewise, parameters of the inputs that ship."""
+
 
 def new_name(key: str) -> str | None:
     """Return what the dotted ``key`` is called now, or None if it was never renamed."""
@@ -30,4 +33,19 @@ def translate(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(settings, dict) and key in settings and new not in settings:
             renamed = {new if name == key else name: value for name, value in settings.items()}
             translated[section] = renamed
-    return translated
+    return _translate_inputs(translated)
+
+
+def _translate_inputs(tree: dict[str, Any]) -> dict[str, Any]:
+    evaluation = tree.get("evaluation")
+    inputs = evaluation.get("inputs") if isinstance(evaluation, dict) else None
+    if not isinstance(evaluation, dict) or not isinstance(inputs, dict):
+        return tree
+    translated = {}
+    for name, spec in inputs.items():
+        params = spec.get("params") if isinstance(spec, dict) else None
+        if isinstance(params, dict):
+            params = {RENAMED_INPUT_PARAMS.get(key, key): value for key, value in params.items()}
+            spec = {**spec, "params": params}
+        translated[name] = spec
+    return {**tree, "evaluation": {**evaluation, "inputs": translated}}

@@ -1,4 +1,6 @@
-"""Which clips a recipe asks for, and which of them one process takes of many that need not know of each other."""
+"""Which clips a recipe asks for, and which of them one process takes of many that need not know of
+each other.
+"""
 
 import os
 import re
@@ -16,7 +18,9 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Clip:
-    """What samples see: frames of ``video`` shown at ``times`` (s); ``gray``: in the evaluation also gray ones in their place. ``samples``: their ids."""
+    """What samples see: frames of ``video`` shown at ``times`` (s); ``gray``: in the evaluation
+    also gray ones in their place. ``samples``: their ids.
+    """
 
     video: Path
     times: tuple[float, ...]
@@ -25,15 +29,19 @@ class Clip:
 
 
 def planned(extractor: FeatureExtractor, splits: Sequence[str] = SPLITS) -> list[Clip]:
-    """Return the clips that a training and an evaluation ask for in these splits (:func:`clips_of`)."""
+    """Return the clips that a training and an evaluation ask for in these splits
+    (:func:`clips_of`).
+    """
     with extractor.recipe.data.blame("dataset", "samples"):
         return clips_of(extractor, {split: extractor.dataset.samples(split) for split in splits})
 
 
 def clips_of(extractor: FeatureExtractor, samples: Mapping[str, Sequence[Sample]]) -> list[Clip]:
-    """Return the clips that a training and an evaluation ask for, each once, those of a video together. ``samples``: by split.
+    """Return the clips that a training and an evaluation ask for, each once, those of a video
+    together. ``samples``: by split.
 
-    "train" is seen as in training, every other split as in an evaluation; grey frames in every split but "train" and "val", if a condition asks for them.
+    "train" is seen as in training, every other split as in an evaluation; gray frames in every
+    split but "train" and "val", if a condition asks for them.
     """
     asked = bool(GRAY_CONDITIONS & set(extractor.recipe.evaluation.conditions))
     found: dict[tuple[Path, tuple[float, ...]], Clip] = {}
@@ -55,21 +63,34 @@ class Share:
 
     @classmethod
     def here(cls, text: str | None = None) -> "Share":
-        """Return this process's share: that of its rank (environment RANK and WORLD_SIZE, as launchers set them) of the share ``text``, such as 3/8.
+        """Return this process's share: that of its rank (environment RANK and WORLD_SIZE, as
+        launchers set them) of the share ``text``, such as 3/8.
 
         Raises :class:`RecipeError` when either makes no sense.
         """
         outer = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
         if outer is None or not 1 <= int(outer[1]) <= int(outer[2]):
-            raise RecipeError(f"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got {text!r}.")
+            raise RecipeError(
+                f"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got {text!r}."
+            )
         rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-            raise RecipeError(f"The launcher's environment says RANK={rank} and WORLD_SIZE={size}; a rank is from 0 to WORLD_SIZE − 1. Unset both, or use --shard.")
+            raise RecipeError(
+                f"The launcher's environment says RANK={rank} and WORLD_SIZE={size}; a rank is from"
+                " 0 to WORLD_SIZE − 1. Unset both, or use --shard."
+            )
         return cls((int(outer[1]) - 1) * int(size) + int(rank) + 1, int(outer[2]) * int(size))
 
     def clips(self, clips: Sequence[Clip]) -> list[Clip]:
-        """Return this share's clips: whole videos, dealt so that all shares have about as many frames; the same for whoever asks."""
-        videos = {video: list(group) for video, group in groupby(sorted(clips, key=lambda c: (str(c.video), c.times)), key=lambda c: c.video)}
+        """Return this share's clips: whole videos, dealt so that all shares have about as many
+        frames; the same for whoever asks.
+        """
+        videos = {
+            video: list(group)
+            for video, group in groupby(
+                sorted(clips, key=lambda c: (str(c.video), c.times)), key=lambda c: c.video
+            )
+        }
         size = {video: sum(len(clip.times) for clip in group) for video, group in videos.items()}
         load, own = [0] * self.of, []
         for video in sorted(videos, key=lambda v: (-size[v], str(v))):

@@ -1,7 +1,7 @@
 """The bytes of a shard of the feature cache, and the values in them.
 
-Read, not mapped: what another process does to a mapped file shows in values that were handed out long ago, and one that is cut short ends the process
-that touches them (SIGBUS).
+Read, not mapped: what another process does to a mapped file shows in values that were handed out
+long ago, and one that is cut short ends the process that touches them (SIGBUS).
 """
 
 import json
@@ -13,12 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "U8": torch.uint8}
+STORED = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "U8": torch.uint8,
+}
 """Types of values that are kept, as safetensors names them."""
 
 
 def content(path: Path) -> bytearray:
-    """Return a file's bytes, which nobody else can change. Raises ValueError when it is cut short meanwhile."""
+    """Return a file's bytes, which nobody else can change.
+
+    Raises ValueError when it is cut short meanwhile.
+    """
     with path.open("rb", buffering=0) as file:
         data = bytearray(os.fstat(file.fileno()).st_size)
         rest = memoryview(data)
@@ -31,9 +40,11 @@ def content(path: Path) -> bytearray:
 
 
 def parsed(data: bytearray) -> tuple[dict[str, Any], Tensor]:
-    """Return the note and the values in a shard's bytes; the values lie in these bytes, where the library would make two more copies.
+    """Return the note and the values in a shard's bytes; the values lie in these bytes, where the
+    library would make two more copies.
 
-    Raises ValueError, TypeError, KeyError, RuntimeError for what is no shard; whether it is the right one is for the checksum to say.
+    Raises ValueError, TypeError, KeyError, RuntimeError for what is no shard; whether it is the
+    right one is for the checksum to say.
     """
     begin = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:begin]))

@@ -1,4 +1,6 @@
-"""Features of clips, and their frames, ahead of a training: what they will take on disk, and the computing of what is missing."""
+"""Features of clips, and their frames, ahead of a training: what they will take on disk, and the
+computing of what is missing.
+"""
 
 import copy
 import shutil
@@ -23,7 +25,9 @@ from modulate.utils.interrupts import StopRequest
 from modulate.utils.out_of_memory import free_cached_memory
 
 AT_ONCE = 128
-"""Frames of one video that are decoded in one go, for several clips, while they take no more than ``AT_ONCE_BYTES``."""
+"""Frames of one video that are decoded in one go, for several clips, while they take no more than
+``AT_ONCE_BYTES``.
+"""
 AT_ONCE_BYTES = 1 << 30
 HEADER = 4 << 10
 """Bytes of a shard beside its values, at most, when its size is guessed at."""
@@ -41,13 +45,22 @@ class SpaceNeeded:
 
 
 class Sizes:
-    """What clips take on disk, found without decoding or computing: a twin of the backbone runs on tensors without memory. 0 where it cannot do that."""
+    """What clips take on disk, found without decoding or computing: a twin of the backbone runs on
+    tensors without memory. 0 where it cannot do that.
+    """
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         self.extractor = extractor
         tensors = [*extractor.backbone.parameters(), *extractor.backbone.buffers()]
-        absent = {id(t): nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
-        self._twin = copy.deepcopy(extractor.backbone, absent)  # which takes these as copied already
+        absent = {
+            id(t): (
+                nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.to("meta")
+            )
+            for t in tensors
+        }
+        self._twin = copy.deepcopy(
+            extractor.backbone, absent
+        )  # which takes these as copied already
         self._pictures: dict[Path, tuple[int, int]] = {}
         self._values: dict[tuple[int, int, int], int] = {}
 
@@ -68,38 +81,70 @@ class Sizes:
         shape = len(clip.times), height, width
         if shape not in self._values:
             self._values[shape] = self._rehearsed(*shape)
-        pixels = len(clip.times) * height * width * 3 + HEADER if self.extractor.frames is not None else 0
-        return SpaceNeeded((1 + clip.gray) * (self._values[shape] + HEADER) if self._values[shape] else 0, pixels)
+        pixels = (
+            len(clip.times) * height * width * 3 + HEADER
+            if self.extractor.frames is not None
+            else 0
+        )
+        return SpaceNeeded(
+            (1 + clip.gray) * (self._values[shape] + HEADER) if self._values[shape] else 0, pixels
+        )
 
     def _rehearsed(self, frames: int, height: int, width: int) -> int:
         pictures = torch.empty(frames, height, width, 3, dtype=torch.uint8, device="meta")
         try:
-            with torch.no_grad(), self.extractor.recipe.backbone.blame("backbone", "a rehearsal without memory"):
+            with (
+                torch.no_grad(),
+                self.extractor.recipe.backbone.blame("backbone", "a rehearsal without memory"),
+            ):
                 made: FrameFeatures = self._twin(pictures, tuple(map(float, range(frames))))
-        except (ModulateError, RuntimeError):  # an operation without a meta kernel, in a backbone that we do not know; or a clip that will fail
+        except (
+            ModulateError,
+            RuntimeError,
+            # an operation without a meta kernel, in a backbone that we do not know; or a clip that will
+            # fail
+        ):
             return 0
         return made.values.numel() * DTYPES[self.extractor.recipe.features.dtype].itemsize
 
 
 def refuse_too_small(extractor: FeatureExtractor, need: SpaceNeeded) -> None:
-    """Raise :class:`RecipeError` when the caches' bounds are below ``need``: what was computed first would be dropped before anything uses it."""
+    """Raise :class:`RecipeError` when the caches' bounds are below ``need``: what was computed
+    first would be dropped before anything uses it.
+    """
     for name, what, bytes_, most, other in (
-        ("disk_gib", "features", need.features, extractor.features.max_bytes, "keep them as float16 (features.dtype)"),
-        ("frames_gib", "decoded frames", need.frames, extractor.frames.kept.max_bytes if extractor.frames else 0, "set it to 0"),
+        (
+            "disk_gib",
+            "features",
+            need.features,
+            extractor.features.max_bytes,
+            "keep them as float16 (features.dtype)",
+        ),
+        (
+            "frames_gib",
+            "decoded frames",
+            need.frames,
+            extractor.frames.kept.max_bytes if extractor.frames else 0,
+            "set it to 0",
+        ),
     ):
         if bytes_ > most:
             raise RecipeError(
-                f"All {what} take about {gib(bytes_)}, and features.{name} keeps {gib(most)}: what is computed first would be dropped before it is used. "
-                f"Raise features.{name} to {bytes_ / 2**30 * 1.02:.3g} or more, or {other}."
+                f"All {what} take about {gib(bytes_)}, and features.{name} keeps {gib(most)}: what"
+                f" is computed first would be dropped before it is used. Raise features.{name} to"
+                f" {bytes_ / 2**30 * 1.02:.3g} or more, or {other}."
             )
 
 
-# --- the work ---------------------------------------------------------------------------------------------------------------------------
+# --- the work
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class FilledCounts:
-    """What came of clips: how many were ``there``, how many were ``computed``; those that ``failed``, with their reasons; ``bytes`` of all on disk."""
+    """What came of clips: how many were ``there``, how many were ``computed``; those that
+    ``failed``, with their reasons; ``bytes`` of all on disk.
+    """
 
     there: int = 0
     computed: int = 0
@@ -110,18 +155,27 @@ class FilledCounts:
 class FeatureFiller:
     """Fills a recipe's caches with what ``extractor`` (with ``must_keep``) makes of clips.
 
-    ``advance`` is called with the number of clips that are done; ``stop`` may ask to end, and is answered between clips.
+    ``advance`` is called with the number of clips that are done; ``stop`` may ask to end, and is
+    answered between clips.
     """
 
-    def __init__(self, extractor: FeatureExtractor, advance: Callable[[int], None] = lambda n: None, stop: StopRequest | None = None) -> None:
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        advance: Callable[[int], None] = lambda n: None,
+        stop: StopRequest | None = None,
+    ) -> None:
         self.extractor, self.advance, self.stop = extractor, advance, stop or StopRequest()
         self.shown = ShownTimes(extractor.features.folder / "shown")
         self._kept: dict[Path, None] = {}
 
     def fill(self, clips: Sequence[Clip]) -> FilledCounts:
-        """Compute what is missing of ``clips``, video by video, and return what came of all. What is there was read and checked, and is now used last.
+        """Compute what is missing of ``clips``, video by video, and return what came of all.
 
-        Raises :class:`StorageError` when the disk is full or drops what was computed; :class:`Interrupted`; :class:`ComponentError`.
+        What is there was read and checked, and is now used last.
+
+        Raises :class:`StorageError` when the disk is full or drops what was computed;
+        :class:`Interrupted`; :class:`ComponentError`.
         """
         done, missing = FilledCounts(), []
         for clip in clips:
@@ -138,8 +192,15 @@ class FeatureFiller:
             self.advance(1)
         for path in self._kept:
             if not (size := _size(path)):
-                bound = "features.disk_gib" if path.parent == self.extractor.features.folder else "features.frames_gib"
-                raise StorageError(f"{path} was dropped before it was used: the cache is too small. Raise {bound} in the recipe.")
+                bound = (
+                    "features.disk_gib"
+                    if path.parent == self.extractor.features.folder
+                    else "features.frames_gib"
+                )
+                raise StorageError(
+                    f"{path} was dropped before it was used: the cache is too small. Raise {bound}"
+                    " in the recipe."
+                )
             done.bytes += size
         return done
 
@@ -148,7 +209,9 @@ class FeatureFiller:
             shown = self._shown(clip)
         except MissingFileError:  # told of when the clip's turn comes
             return False
-        if shown is None or any(self.extractor.features.find(key) is None for key in self._keys(clip, shown)):
+        if shown is None or any(
+            self.extractor.features.find(key) is None for key in self._keys(clip, shown)
+        ):
             return False
         self._note(clip, shown)
         return True
@@ -161,36 +224,63 @@ class FeatureFiller:
         return self.shown.find(clip.video, clip.times)
 
     def _keys(self, clip: Clip, shown: tuple[float, ...]) -> list[FeatureKey]:
-        return [self.extractor.key(clip.video, shown, gray) for gray in ((False, True) if clip.gray else (False,))]
+        return [
+            self.extractor.key(clip.video, shown, gray)
+            for gray in ((False, True) if clip.gray else (False,))
+        ]
 
     def _note(self, clip: Clip, shown: tuple[float, ...]) -> None:
-        self._kept |= dict.fromkeys(self.extractor.features.path(key) for key in self._keys(clip, shown))
+        self._kept |= dict.fromkeys(
+            self.extractor.features.path(key) for key in self._keys(clip, shown)
+        )
         if self.extractor.frames is not None:
-            self._kept[self.extractor.frames.kept.path(self.extractor.frames.key(clip.video, clip.times))] = None
+            self._kept[
+                self.extractor.frames.kept.path(self.extractor.frames.key(clip.video, clip.times))
+            ] = None
 
     def _look_for_room(self, missing: Sequence[Clip]) -> None:
-        """Refuse a disk without room for what is missing; tell when others' features will have to go."""
-        caches = [self.extractor.features, *([self.extractor.frames.kept] if self.extractor.frames is not None else [])]
+        """Refuse a disk without room for what is missing; tell when others' features will have to
+        go.
+        """
+        caches = [
+            self.extractor.features,
+            *([self.extractor.frames.kept] if self.extractor.frames is not None else []),
+        ]
         need = Sizes(self.extractor).of(missing)
         for cache, more in zip(caches, (need.features, need.frames), strict=False):
             kept = sum(_size(path) for path in cache.folder.glob("*.safetensors"))
             if more and kept + more > cache.max_bytes:
                 warnings.warn(
-                    f"{cache.folder} holds {gib(kept)} and {gib(more)} are to come, of at most {gib(cache.max_bytes)}: what other recipes used longest ago will be "
-                    "dropped. Raise the bound in the recipe's `features`, or take another --cache, to keep both.",
+                    f"{cache.folder} holds {gib(kept)} and {gib(more)} are to come, of at most"
+                    f" {gib(cache.max_bytes)}: what other recipes used longest ago will be dropped."
+                    " Raise the bound in the recipe's `features`, or take another --cache, to keep"
+                    " both.",
                     stacklevel=3,
                 )
-        folder = next(p for p in (caches[0].folder.absolute(), *caches[0].folder.absolute().parents) if p.is_dir())
+        folder = next(
+            p
+            for p in (caches[0].folder.absolute(), *caches[0].folder.absolute().parents)
+            if p.is_dir()
+        )
         free = shutil.disk_usage(folder).free
         if (more := need.features + need.frames) > free:
-            raise StorageError(f"{gib(more)} are still to be written, and the disk of {folder} has {gib(free)} left. Free some, or name another --cache.")
+            raise StorageError(
+                f"{gib(more)} are still to be written, and the disk of {folder} has {gib(free)}"
+                " left. Free some, or name another --cache."
+            )
 
     def _readers(self, missing: Sequence[Clip]) -> Iterator[tuple[ClipReader, Clip]]:
-        """Yield clips, each with what reads it: clips of one video that follow each other share a reader, which decodes their frames in one go."""
+        """Yield clips, each with what reads it: clips of one video that follow each other share a
+        reader, which decodes their frames in one go.
+        """
         for video, group in groupby(missing, key=lambda clip: clip.video):
             own = list(group)
             while own:
-                reader, wanted, n = ClipReader(AT_ONCE_BYTES, self.extractor.frames, AT_ONCE_BYTES), set(own[0].times), 1
+                reader, wanted, n = (
+                    ClipReader(AT_ONCE_BYTES, self.extractor.frames, AT_ONCE_BYTES),
+                    set(own[0].times),
+                    1,
+                )
                 while n < len(own) and len(wanted | set(own[n].times)) <= AT_ONCE:
                     wanted |= set(own[n].times)
                     n += 1
@@ -205,7 +295,9 @@ class FeatureFiller:
         def make() -> None:
             frames = reader.read(clip.video, clip.times)
             for gray in (False, True) if clip.gray else (False,):
-                self.extractor.raw_features(clip.video, gray_frames(frames) if gray else frames, gray)
+                self.extractor.raw_features(
+                    clip.video, gray_frames(frames) if gray else frames, gray
+                )
             if self.extractor.frames is None:
                 self.shown.note(clip.video, clip.times, frames.times)
             self._note(clip, frames.times)
@@ -231,9 +323,17 @@ def _size(path: Path) -> int:
 
 
 def refuse_failures(extractor: FeatureExtractor, clips: Sequence[Clip], done: FilledCounts) -> None:
-    """Raise :class:`DataError` when more of the samples of ``clips`` have failed than the recipe allows."""
-    failed, total = sum(len(clip.samples) for clip, _ in done.failed), sum(len(clip.samples) for clip in clips)
+    """Raise :class:`DataError` when more of the samples of ``clips`` have failed than the recipe
+    allows.
+    """
+    failed, total = (
+        sum(len(clip.samples) for clip, _ in done.failed),
+        sum(len(clip.samples) for clip in clips),
+    )
     allowed = extractor.recipe.evaluation.max_failed_share
     if failed > allowed * total:
         clip, reason = done.failed[0]
-        raise DataError(f"The clips of {failed} of {total} samples failed, more than max_failed_share {allowed} allows. First: {clip.samples[0]}: {reason}")
+        raise DataError(
+            f"The clips of {failed} of {total} samples failed, more than max_failed_share {allowed}"
+            f" allows. First: {clip.samples[0]}: {reason}"
+        )

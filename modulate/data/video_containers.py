@@ -1,7 +1,10 @@
-"""Files that may be opened as a video: by the format that FFmpeg finds in them, never by name. The only place that opens one to read it.
+"""Files that may be opened as a video: by the format that FFmpeg finds in them, never by name.
 
-FFmpeg has demuxers that follow what a file says to other files and addresses (playlists, manifests, session descriptions, sequences of images), and
-finds them by content. A file of a data set must not have other files played as if they were it, so only containers that hold their pictures are let in.
+The only place that opens one to read it.
+
+FFmpeg has demuxers that follow what a file says to other files and addresses (playlists, manifests,
+session descriptions, sequences of images), and finds them by content. A file of a data set must not
+have other files played as if they were it, so only containers that hold their pictures are let in.
 """
 
 import threading
@@ -26,7 +29,10 @@ CONTAINERS = {
 """FFmpeg's names of the demuxers that are let in, and what people call what they read."""
 
 MAX_PIXELS = 2**25
-"""Pixels of the largest pictures that are read: 8K (7680×4320) and little more. A damaged header would take all memory otherwise."""
+"""Pixels of the largest pictures that are read: 8K (7680×4320) and little more.
+
+A damaged header would take all memory otherwise.
+"""
 
 _OPTIONS = {
     "format_whitelist": ",".join(CONTAINERS),
@@ -39,17 +45,24 @@ _naming = threading.Lock()
 
 
 def opened(path: Path) -> InputContainer:
-    """Open ``path`` to read. Raises :class:`VideoError`, which names the format where that is none of :data:`CONTAINERS`."""
+    """Open ``path`` to read.
+
+    Raises :class:`VideoError`, which names the format where that is none of :data:`CONTAINERS`.
+    """
     try:
         return _open(path)
     except (av.FFmpegError, OSError) as error:
         found = _refused_format(path) if isinstance(error, av.ArgumentError) else ""
         if not found:
-            raise VideoError(f"{path} cannot be opened as a video: {reason(error)}. It is no video, or was cut off before its index.") from error
+            raise VideoError(
+                f"{path} cannot be opened as a video: {reason(error)}. It is no video, or was cut"
+                " off before its index."
+            ) from error
         raise VideoError(
-            f"{path} cannot be opened as a video: FFmpeg takes it for {found!r}, which is none of the containers that are read "
-            f"({'; '.join(CONTAINERS.values())}). It is no video, or was cut off before its index, or names other files, as playlists do, which are "
-            "not opened. Re-encode it, for example to mp4."
+            f"{path} cannot be opened as a video: FFmpeg takes it for {found!r}, which is none of"
+            f" the containers that are read ({'; '.join(CONTAINERS.values())}). It is no video, or"
+            " was cut off before its index, or names other files, as playlists do, which are not"
+            " opened. Re-encode it, for example to mp4."
         ) from error
 
 
@@ -61,21 +74,29 @@ def reason(error: Exception) -> str:
 
 
 def _open(path: Path) -> InputContainer:
-    # As an absolute `file:` address, whatever the name looks like: `concat:a|b` and `http:…` are names of files as well.
+    # As an absolute `file:` address, whatever the name looks like: `concat:a|b` and `http:…` are
+    # names of files as well.
     return av.open(f"file:{path.absolute()}", metadata_errors="ignore", options=dict(_OPTIONS))
 
 
 def _refused_format(path: Path) -> str:
-    """Return FFmpeg's name of the format of ``path`` if that is why FFmpeg refuses the file, else "". Only FFmpeg's log says so."""
+    """Return FFmpeg's name of the format of ``path`` if that is why FFmpeg refuses the file, else
+    "". Only FFmpeg's log says so.
+    """
     with _naming:
         level = av.logging.get_level()
         skipping = av.logging.get_skip_repeated()
         av.logging.set_level(av.logging.ERROR)
-        av.logging.set_skip_repeated(False)  # the second playlist in a row would be named by nothing
+        av.logging.set_skip_repeated(
+            False
+        )  # the second playlist in a row would be named by nothing
         try:
             with av.logging.Capture(local=True) as logged, suppress(av.FFmpegError, OSError):
                 _open(path).close()
         finally:
             av.logging.set_skip_repeated(skipping)
             av.logging.set_level(level)
-    return next((name for _, name, text in reversed(logged) if text.startswith("Format not on whitelist")), "")
+    return next(
+        (name for _, name, text in reversed(logged) if text.startswith("Format not on whitelist")),
+        "",
+    )

@@ -1,4 +1,6 @@
-"""How this process was started: alone, or as one of several by torchrun or accelerate, whom it joins; and what accelerate's configuration asks for."""
+"""How this process was started: alone, or as one of several by torchrun or accelerate, whom it
+joins; and what accelerate's configuration asks for.
+"""
 
 import os
 from datetime import timedelta
@@ -15,15 +17,20 @@ _joined: ProcessGroup | None = None
 
 
 def current() -> ProcessGroup:
-    """Return this process's team: alone, unless it was started as one of several, whom it then joins."""
+    """Return this process's team: alone, unless it was started as one of several, whom it then
+    joins.
+    """
     return _joined or (join() if launched() else _alone)
 
 
 def join(device: str = "auto") -> ProcessGroup:
-    """Join the processes that this one was started with, by torchrun or accelerate, for work on ``device``: auto (CUDA where present, else the CPU), cuda, cpu.
+    """Join the processes that this one was started with, by torchrun or accelerate, for work on
+    ``device``: auto (CUDA where present, else the CPU), cuda, cpu.
 
-    On CUDA each process gets the device of its LOCAL_RANK, and tensors go through nccl; on the CPU through gloo. Joining again returns the same. Raises
-    :class:`RecipeError` for a single device, which all would crowd upon, without an address to meet at, and when accelerate was asked for several processes and started one.
+    On CUDA each process gets the device of its LOCAL_RANK, and tensors go through nccl; on the CPU
+    through gloo. Joining again returns the same. Raises :class:`RecipeError` for a single device,
+    which all would crowd upon, without an address to meet at, and when accelerate was asked for
+    several processes and started one.
     """
     global _joined
     if _joined is not None:
@@ -32,7 +39,10 @@ def join(device: str = "auto") -> ProcessGroup:
         _refuse_lone_launch()
         return _alone
     if ":" in device:
-        raise RecipeError(f"host.params.device is {device!r}, which all processes of this run would crowd upon; leave it at auto, and each takes a device of its own.")
+        raise RecipeError(
+            f"host.params.device is {device!r}, which all processes of this run would crowd upon;"
+            " leave it at auto, and each takes a device of its own."
+        )
     import torch
     import torch.distributed as dist
     from accelerate import PartialState
@@ -40,11 +50,22 @@ def join(device: str = "auto") -> ProcessGroup:
     cpu = device == "cpu" or not torch.cuda.is_available()
     shards, reshard = _sharding()
     if "RANK" in os.environ and "MASTER_ADDR" not in os.environ:
-        raise RecipeError("RANK and WORLD_SIZE are set, as by a launcher, but MASTER_ADDR is not: start with torchrun or accelerate launch, or unset both to be alone.")
+        raise RecipeError(
+            "RANK and WORLD_SIZE are set, as by a launcher, but MASTER_ADDR is not: start with"
+            " torchrun or accelerate launch, or unset both to be alone."
+        )
     state = PartialState(cpu=cpu, timeout=timedelta(seconds=PATIENCE))
     store: Any = dist.PrefixStore("modulate", dist.distributed_c10d._get_default_store())
     first, kind = state.local_process_index == 0, state.device.type
-    _joined = ProcessGroup(state.process_index, state.num_processes, store, first_here=first, device=kind, shards=shards, reshard=reshard)
+    _joined = ProcessGroup(
+        state.process_index,
+        state.num_processes,
+        store,
+        first_here=first,
+        device=kind,
+        shards=shards,
+        reshard=reshard,
+    )
     return _joined
 
 
@@ -58,28 +79,46 @@ def leave() -> None:
 
 
 def _sharding() -> tuple[bool, bool]:
-    """Return whether accelerate's configuration asks for FSDP, and whether layers are given up after the forward. Raises :class:`RecipeError` for FSDP1.
+    """Return whether accelerate's configuration asks for FSDP, and whether layers are given up
+    after the forward. Raises :class:`RecipeError` for FSDP1.
 
-    Takes the request out of the environment: accelerate would divide what is trained, which is small, and transformers load weights in one process only.
+    Takes the request out of the environment: accelerate would divide what is trained, which is
+    small, and transformers load weights in one process only.
     """
     if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False, True
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise RecipeError("The launch asks for FSDP1, which wraps the host in modules of its own; set fsdp_version: 2 in accelerate's configuration (docs/how-to/accelerate/fsdp2.yaml).")
+        raise RecipeError(
+            "The launch asks for FSDP1, which wraps the host in modules of its own; set"
+            " fsdp_version: 2 in accelerate's configuration (docs/how-to/accelerate/fsdp2.yaml)."
+        )
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
-        raise RecipeError("The launch asks for fsdp_offload_params, which is not supported: the frozen layers are divided among the devices, and stay there.")
+        raise RecipeError(
+            "The launch asks for fsdp_offload_params, which is not supported: the frozen layers are"
+            " divided among the devices, and stay there."
+        )
     return True, os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
 
 
 def launched() -> bool:
     """Return whether this process was started as one of several."""
-    return any(int(os.environ.get(name) or 1) > 1 for name in _LAUNCHED) and ("RANK" in os.environ or "WORLD_SIZE" not in os.environ)
+    return any(int(os.environ.get(name) or 1) > 1 for name in _LAUNCHED) and (
+        "RANK" in os.environ or "WORLD_SIZE" not in os.environ
+    )
 
 
 def _refuse_lone_launch() -> None:
-    """Raise where accelerate was told of several processes and started one alone, as it does for the CPU without MPI."""
-    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+    """Raise where accelerate was told of several processes and started one alone, as it does for
+    the CPU without MPI.
+    """
+    if (
+        "ACCELERATE_USE_CPU" in os.environ
+        and "MASTER_ADDR" in os.environ
+        and "RANK" not in os.environ
+    ):
         raise RecipeError(
-            "accelerate launch --cpu was asked for several processes and has started one: without MPI it knows no other way. Take `torchrun --nproc-per-node N -m modulate "
-            "train …`, or `accelerate launch --multi_gpu --num_processes N -m modulate train …`, which starts N on a CPU too."
+            "accelerate launch --cpu was asked for several processes and has started one: without"
+            " MPI it knows no other way. Take `torchrun --nproc-per-node N -m modulate train …`, or"
+            " `accelerate launch --multi_gpu --num_processes N -m modulate train …`, which starts N"
+            " on a CPU too."
         )

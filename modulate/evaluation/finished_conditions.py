@@ -1,4 +1,6 @@
-"""Conditions that an evaluation has finished, kept until all are, so that a kill costs the one it was at."""
+"""Conditions that an evaluation has finished, kept until all are, so that a kill costs the one it
+was at.
+"""
 
 import hashlib
 import json
@@ -16,21 +18,26 @@ from modulate.utils.schema import Record, parse_record
 
 
 class Head(Record):
-    """First line of a file of finished answers: which evaluation's they are, and the checksum of the lines below."""
+    """First line of a file of finished answers: which evaluation's they are, and the checksum of
+    the lines below.
+    """
 
     key: str
     sha256: str
 
 
 class FinishedConditions:
-    """Finished conditions of one split in a folder, a file each, and only for one evaluation: ``made_of`` is everything that answers depend on."""
+    """Finished conditions of one split in a folder, a file each, and only for one evaluation:
+    ``made_of`` is everything that answers depend on.
+    """
 
     def __init__(self, folder: Path, split: str, made_of: Any) -> None:
         self.folder, self.split = folder, split
         self.key = hashlib.sha256(json.dumps([split, made_of], sort_keys=True).encode()).hexdigest()
 
     def read(self, condition: str, ids: Sequence[str]) -> list[Prediction] | None:
-        """Return the answers under ``condition`` to the samples ``ids``, None when they are not there, or are another evaluation's.
+        """Return the answers under ``condition`` to the samples ``ids``, None when they are not
+        there, or are another evaluation's.
 
         Damaged ones are left alone, with a warning.
         """
@@ -45,10 +52,16 @@ class FinishedConditions:
             if notes.sha256 != _hash(lines):
                 raise DataError("its checksum does not match")
             records = list(parse_predictions(lines.split(b"\n")[:-1], str(path), first=2))
-            if [record.id for record in records] != list(ids) or any(record.condition != condition for record in records):
+            if [record.id for record in records] != list(ids) or any(
+                record.condition != condition for record in records
+            ):
                 raise DataError("they are of other samples, or of another condition")
         except DataError as error:
-            warnings.warn(f"The answers in {path} are damaged ({str(error).strip()}); the condition {condition!r} is evaluated again.", stacklevel=2)
+            warnings.warn(
+                f"The answers in {path} are damaged ({str(error).strip()}); the condition"
+                f" {condition!r} is evaluated again.",
+                stacklevel=2,
+            )
             return None
         return records
 
@@ -56,7 +69,10 @@ class FinishedConditions:
         """Keep the answers under ``condition``. Raises :class:`StorageError`."""
         lines = as_lines(records)
         head = json.dumps({"key": self.key, "sha256": _hash(lines.encode())})
-        write_atomically(self._path(condition), lambda path: path.write_text(f"{head}\n{lines}", encoding="utf-8"))
+        write_atomically(
+            self._path(condition),
+            lambda path: path.write_text(f"{head}\n{lines}", encoding="utf-8"),
+        )
 
     def clear(self) -> None:
         """Remove what is kept of this split, whatever evaluation it is of."""
@@ -66,7 +82,9 @@ class FinishedConditions:
             self.folder.rmdir()
 
     def _path(self, condition: str) -> Path:
-        return self.folder / f"{quote(self.split, safe='')}-{quote(condition, safe='')}.jsonl"  # a recipe's own name for a condition may hold anything
+        return (
+            self.folder / f"{quote(self.split, safe='')}-{quote(condition, safe='')}.jsonl"
+        )  # a recipe's own name for a condition may hold anything
 
 
 def _hash(text: bytes) -> str:

@@ -1,8 +1,10 @@
-"""What may be said about accuracies: exact paired tests, and bootstrap intervals that respect that questions share videos.
+"""What may be said about accuracies: exact paired tests, and bootstrap intervals that respect that
+questions share videos.
 
-Questions about one video are not independent of each other, so intervals resample whole groups (videos, or viewers), never single
-questions. Everything is deterministic for a given seed; what is made of right and wrong answers does not depend on the order of the
-samples either, because sums of whole numbers are exact. No torch, no scipy.
+Questions about one video are not independent of each other, so intervals resample whole groups
+(videos, or viewers), never single questions. Everything is deterministic for a given seed; what is
+made of right and wrong answers does not depend on the order of the samples either, because sums of
+whole numbers are exact. No torch, no scipy.
 """
 
 import math
@@ -33,7 +35,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class McNemar(Summary):
-    """``b`` samples right only under the first condition, ``c`` only under the second; two-sided ``p``; ``exact``: binomial, not normal."""
+    """``b`` samples right only under the first condition, ``c`` only under the second; two-sided
+    ``p``; ``exact``: binomial, not normal.
+    """
 
     b: int
     c: int
@@ -43,7 +47,10 @@ class McNemar(Summary):
 
 @dataclass(frozen=True)
 class Interval(Summary):
-    """A mean with its bootstrap interval. ``low`` and ``high`` are None when one group only gives no idea of the spread between groups."""
+    """A mean with its bootstrap interval.
+
+    ``low`` and ``high`` are None when one group only gives no idea of the spread between groups.
+    """
 
     mean: float
     low: float | None
@@ -67,7 +74,9 @@ class TaskAccuracy(Summary):
 
 @dataclass(frozen=True)
 class Accuracies(Summary):
-    """``overall`` is the unweighted mean of the tasks' accuracies, as StreamGaze scores; ``low`` and ``high`` are its interval."""
+    """``overall`` is the unweighted mean of the tasks' accuracies, as StreamGaze scores; ``low``
+    and ``high`` are its interval.
+    """
 
     overall: float
     low: float | None
@@ -82,7 +91,9 @@ class Accuracies(Summary):
 
 @dataclass(frozen=True)
 class Difference(Summary):
-    """First minus second condition on the same samples, in [-1, 1], with interval and McNemar's test over all samples."""
+    """First minus second condition on the same samples, in [-1, 1], with interval and McNemar's
+    test over all samples.
+    """
 
     mean: float
     low: float | None
@@ -101,18 +112,21 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> McNemar:
     Args:
         a, b: right (True, 1) or wrong (False, 0), sample by sample.
 
-    Raises :class:`DataError` when the two differ in length or are not right/wrong.
-    Source: Q. McNemar, Psychometrika 12 (1947) 153–157; the exact form is the sign test on the samples that changed.
+    Raises :class:`DataError` when the two differ in length or are not right/wrong. Source: Q.
+    McNemar, Psychometrika 12 (1947) 153–157; the exact form is the sign test on the samples that
+    changed.
     """
     first, second = _paired(a, b)
     return mcnemar_counts(int(np.sum(first & ~second)), int(np.sum(~first & second)))
 
 
 def mcnemar_counts(b: int, c: int) -> McNemar:
-    """McNemar's test from the numbers of samples right under the first condition only (``b``) and under the second only (``c``).
+    """McNemar's test from the numbers of samples right under the first condition only (``b``) and
+    under the second only (``c``).
 
-    Exact two-sided binomial, 2 · P(X ≤ min(b, c)) with X ~ Bin(b + c, ½), at most 1: exact to the last bit, in whole numbers. Beyond
-    :data:`EXACT_UP_TO` discordant samples the normal approximation with continuity correction (Edwards, 1948).
+    Exact two-sided binomial, 2 · P(X ≤ min(b, c)) with X ~ Bin(b + c, ½), at most 1: exact to the
+    last bit, in whole numbers. Beyond :data:`EXACT_UP_TO` discordant samples the normal
+    approximation with continuity correction (Edwards, 1948).
     """
     if b < 0 or c < 0:
         raise DataError(f"Numbers of discordant samples cannot be negative; got b = {b}, c = {c}.")
@@ -128,9 +142,11 @@ def mcnemar_counts(b: int, c: int) -> McNemar:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Adjust p-values for several tests, in the order given: reject where the result is below the wanted family-wise error rate.
+    """Adjust p-values for several tests, in the order given: reject where the result is below the
+    wanted family-wise error rate.
 
-    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65–70. Raises :class:`DataError` for values outside [0, 1].
+    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65–70. Raises :class:`DataError`
+    for values outside [0, 1].
     """
     if bad := [p for p in pvalues if not 0 <= p <= 1]:
         raise DataError(f"p-values lie between 0 and 1; got {bad[0]!r}.")
@@ -141,17 +157,27 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def bootstrap_interval(values_by_group: Mapping[str, ArrayLike], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def bootstrap_interval(
+    values_by_group: Mapping[str, ArrayLike],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
     """Percentile interval of the mean of all values, resampling whole groups with replacement.
 
     Args:
         values_by_group: the values of each group (video, viewer); groups may differ in size, larger ones weigh more.
         level: share of resamples inside the interval, in (0, 1).
 
-    With few groups (below about 20) such intervals are too narrow. Raises :class:`DataError` when there are no values, or not finite ones.
-    Source: A. C. Davison, D. V. Hinkley, *Bootstrap Methods and their Application* (1997), §3.8 and chapter 5.
+    With few groups (below about 20) such intervals are too narrow. Raises :class:`DataError` when
+    there are no values, or not finite ones. Source: A. C. Davison, D. V. Hinkley, *Bootstrap
+    Methods and their Application* (1997), §3.8 and chapter 5.
     """
-    parts = {group: np.asarray(values, dtype=np.float64).ravel() for group, values in values_by_group.items()}
+    parts = {
+        group: np.asarray(values, dtype=np.float64).ravel()
+        for group, values in values_by_group.items()
+    }
     groups = [group for group, part in parts.items() for _ in part]
     values = np.concatenate(list(parts.values())) if parts else np.zeros(0)
     return _intervals(values, groups, None, level, resamples, seed)[0]
@@ -174,8 +200,9 @@ def paired_difference(
         groups: each sample's group (video, viewer), resampled as a whole.
         tasks: each sample's task; if given, the difference is that of the unweighted means over tasks, else of all samples alike.
 
-    McNemar's test treats samples as independent and weighs all alike, so it may disagree with the interval; trust the interval when
-    videos have many questions. Raises :class:`DataError` as :func:`mcnemar` does.
+    McNemar's test treats samples as independent and weighs all alike, so it may disagree with the
+    interval; trust the interval when videos have many questions. Raises :class:`DataError` as
+    :func:`mcnemar` does.
     """
     first, second = _paired(a, b)
     change = first.astype(np.float64) - second.astype(np.float64)
@@ -199,43 +226,69 @@ def task_accuracies(
         tasks: each sample's task.
         groups: each sample's group (video, viewer), resampled as a whole; without, every sample is a group of its own.
 
-    In a resample that happens to lack a task, the overall mean is that of the tasks present. Raises :class:`DataError` for lengths that
-    differ, no samples, or values that are not right/wrong.
+    In a resample that happens to lack a task, the overall mean is that of the tasks present. Raises
+    :class:`DataError` for lengths that differ, no samples, or values that are not right/wrong.
     """
     right = _flags(correct)
     groups = groups if groups is not None else [str(i) for i in range(len(right))]
     whole, parts = _intervals(right, groups, tasks, level, resamples, seed)
-    per_task = {task: TaskAccuracy(part.mean, part.n, part.low, part.high) for task, part in parts.items()}
-    return Accuracies(whole.mean, whole.low, whole.high, whole.n, whole.groups, level, resamples, seed, per_task)
+    per_task = {
+        task: TaskAccuracy(part.mean, part.n, part.low, part.high) for task, part in parts.items()
+    }
+    return Accuracies(
+        whole.mean, whole.low, whole.high, whole.n, whole.groups, level, resamples, seed, per_task
+    )
 
 
 def _intervals(
-    values: ArrayLike, groups: Sequence[str], strata: Sequence[str] | None, level: float, resamples: int, seed: int
+    values: ArrayLike,
+    groups: Sequence[str],
+    strata: Sequence[str] | None,
+    level: float,
+    resamples: int,
+    seed: int,
 ) -> tuple[Interval, dict[str, Interval]]:
-    """Interval of the unweighted mean over ``strata`` of their means, and of each stratum's mean, from the same resamples."""
+    """Interval of the unweighted mean over ``strata`` of their means, and of each stratum's mean,
+    from the same resamples.
+    """
     array = np.asarray(values, dtype=np.float64)
     strata = strata if strata is not None else ["all"] * len(array)
     if not 0 < level < 1 or resamples < 100:
-        raise DataError(f"An interval needs a level between 0 and 1 and at least 100 resamples; got level {level!r}, resamples {resamples!r}.")
+        raise DataError(
+            "An interval needs a level between 0 and 1 and at least 100 resamples; got level"
+            f" {level!r}, resamples {resamples!r}."
+        )
     if not len(array) == len(groups) == len(strata):
-        raise DataError(f"Every value needs its group and task; got {len(array)} values, {len(groups)} groups, {len(strata)} tasks.")
+        raise DataError(
+            f"Every value needs its group and task; got {len(array)} values, {len(groups)} groups,"
+            f" {len(strata)} tasks."
+        )
     if not len(array) or not np.isfinite(array).all():
         raise DataError(f"A mean needs at least one value, all of them finite; got {array!r}.")
     names, sums, counts = _tables(array, groups, strata)
     drawn = _resampled_means(sums, counts, resamples, seed)
 
     def interval(mean: Any, means: NDArray[np.float64], n: Any, n_groups: int) -> Interval:
-        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist() if n_groups > 1 else (None, None)
+        low, high = (
+            np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
+            if n_groups > 1
+            else (None, None)
+        )
         return Interval(float(mean), low, high, int(n), n_groups, level, resamples, seed)
 
     present = ~np.isnan(drawn)
     overall = np.where(present, drawn, 0).sum(1) / present.sum(1)
     means, sizes = sums.sum(0) / counts.sum(0), counts.sum(0)
-    parts = {name: interval(means[s], drawn[present[:, s], s], sizes[s], int((counts[:, s] > 0).sum())) for s, name in enumerate(names)}
+    parts = {
+        name: interval(means[s], drawn[present[:, s], s], sizes[s], int((counts[:, s] > 0).sum()))
+        for s, name in enumerate(names)
+    }
     return interval(means.mean(), overall, len(array), len(sums)), parts
 
 
-def _tables(values: NDArray[np.float64], groups: Sequence[str], strata: Sequence[str]) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
+def _tables(
+    values: NDArray[np.float64], groups: Sequence[str], strata: Sequence[str]
+) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
     """Names of the strata, sorted; sums and numbers of values, (group, stratum) each."""
     group_names, g = _numbered(groups)
     stratum_names, s = _numbered(strata)
@@ -246,36 +299,51 @@ def _tables(values: NDArray[np.float64], groups: Sequence[str], strata: Sequence
 
 
 def _numbered(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The different names, sorted, and each one's number. Not by numpy's texts, which lose NULs at the end, and are all as long as the longest."""
+    """The different names, sorted, and each one's number.
+
+    Not by numpy's texts, which lose NULs at the end, and are all as long as the longest.
+    """
     texts = [str(name) for name in names]
     different = sorted(set(texts))
     number = {text: i for i, text in enumerate(different)}
     return different, np.array([number[text] for text in texts], dtype=np.int64)
 
 
-def _resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """Each resample's mean of each stratum, (resample, stratum); NaN where the resample lacks the stratum.
+def _resampled_means(
+    sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Each resample's mean of each stratum, (resample, stratum); NaN where the resample lacks the
+    stratum.
 
     Drawing groups with replacement is a multinomial over how often each is drawn.
     """
     rng, n = np.random.default_rng(seed), len(sums)
     chunk, means = max(1, _CHUNK // n), []
     for start in range(0, resamples, chunk):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, resamples - start)).astype(np.float64)
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, resamples - start)).astype(
+            np.float64
+        )
         numbers = weights @ counts
-        means.append(np.divide(weights @ sums, numbers, out=np.full_like(numbers, np.nan), where=numbers > 0))
+        means.append(
+            np.divide(weights @ sums, numbers, out=np.full_like(numbers, np.nan), where=numbers > 0)
+        )
     return np.concatenate(means)
 
 
 def _flags(values: ArrayLike) -> NDArray[np.bool_]:
     array = np.asarray(values)
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise DataError(f"Samples are right (True, 1) or wrong (False, 0), in one dimension; got {str(array)[:80]} of shape {array.shape}.")
+        raise DataError(
+            "Samples are right (True, 1) or wrong (False, 0), in one dimension; got"
+            f" {str(array)[:80]} of shape {array.shape}."
+        )
     return array.astype(bool)
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     first, second = _flags(a), _flags(b)
     if len(first) != len(second):
-        raise DataError(f"Paired conditions need the same samples; got {len(first)} and {len(second)}.")
+        raise DataError(
+            f"Paired conditions need the same samples; got {len(first)} and {len(second)}."
+        )
     return first, second

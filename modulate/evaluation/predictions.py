@@ -19,7 +19,10 @@ MOST_OPTIONS = 256
 Rule = Literal["wrong", "left_out"]
 """How samples that fail count, as a recipe's ``evaluation.failed`` says."""
 
-FATES: Mapping[Rule, str] = {"wrong": "counted as wrong", "left_out": "left out of all figures, under every condition"}
+FATES: Mapping[Rule, str] = {
+    "wrong": "counted as wrong",
+    "left_out": "left out of all figures, under every condition",
+}
 """What comes of a sample that failed, by rule, in words."""
 
 Option = Annotated[int, Strict(), Field(ge=0, lt=MOST_OPTIONS)]
@@ -27,10 +30,12 @@ Option = Annotated[int, Strict(), Field(ge=0, lt=MOST_OPTIONS)]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One sample's answer under one condition. A failed sample has ``error``, and no answer; how it counts, the recipe says.
+    """One sample's answer under one condition. A failed sample has ``error``, and no answer; how it
+    counts, the recipe says.
 
-    ``answer``, ``prediction``: index of the right option, and of the one with the largest of ``logits``. ``active_steps``: time steps that
-    the signal reached. The types are checked where predictions are read, not where they are made.
+    ``answer``, ``prediction``: index of the right option, and of the one with the largest of
+    ``logits``. ``active_steps``: time steps that the signal reached. The types are checked where
+    predictions are read, not where they are made.
     """
 
     id: Text
@@ -49,7 +54,10 @@ def _consistent(record: Prediction) -> Prediction:
     if (record.prediction is None) != bool(record.error):
         raise ValueError("either there is a prediction, or an error that says why there is none")
     if record.correct != (record.prediction == record.answer):
-        raise ValueError(f"correct is {record.correct}, although prediction is {record.prediction} and answer {record.answer}")
+        raise ValueError(
+            f"correct is {record.correct}, although prediction is {record.prediction} and answer"
+            f" {record.answer}"
+        )
     return record
 
 
@@ -58,24 +66,34 @@ _KEYS = [field.name for field in fields(Prediction)]
 
 
 def read_predictions(path: Path) -> dict[str, list[Prediction]]:
-    """Return what a file of predictions holds: condition → its samples' answers, both in the order of the file.
+    """Return what a file of predictions holds: condition → its samples' answers, both in the order
+    of the file.
 
-    A key that this version does not know is ignored, with one warning for the file. Raises :class:`MissingFileError`, and :class:`DataError` naming
-    file, line and key for what is no prediction, or answers a sample twice under one condition.
+    A key that this version does not know is ignored, with one warning for the file. Raises
+    :class:`MissingFileError`, and :class:`DataError` naming file, line and key for what is no
+    prediction, or answers a sample twice under one condition.
     """
     if not path.exists():
-        raise MissingFileError(f"{path} does not exist: the run was not evaluated on that split. `modulate eval {path.parent}` does it.")
+        raise MissingFileError(
+            f"{path} does not exist: the run was not evaluated on that split. `modulate eval"
+            f" {path.parent}` does it."
+        )
     advice = f"`modulate eval {path.parent}` writes the file anew."
     found: dict[str, list[Prediction]] = {}
-    for record in parse_predictions((line for _, line in read_lines(path, "Predictions")), str(path), 1, advice):
+    for record in parse_predictions(
+        (line for _, line in read_lines(path, "Predictions")), str(path), 1, advice
+    ):
         found.setdefault(record.condition, []).append(record)
     if not found:
         raise DataError(f"{path} holds no predictions. {advice}")
     return found
 
 
-def parse_predictions(lines: Iterable[bytes], source: str, first: int = 1, advice: str = "") -> Iterator[Prediction]:
-    """Yield the predictions in ``lines`` of JSON; ``source`` and the number of the ``first`` line name them in errors, ``advice`` says what to do.
+def parse_predictions(
+    lines: Iterable[bytes], source: str, first: int = 1, advice: str = ""
+) -> Iterator[Prediction]:
+    """Yield the predictions in ``lines`` of JSON; ``source`` and the number of the ``first`` line
+    name them in errors, ``advice`` says what to do.
 
     Raises :class:`DataError` as :func:`read_predictions` does.
     """
@@ -92,7 +110,10 @@ def parse_predictions(lines: Iterable[bytes], source: str, first: int = 1, advic
             warned.add(key)
             warn_of_key(where, key, _KEYS)
         if (before := seen.setdefault((record.condition, record.id), number)) != number:
-            raise DataError(f"{where}: a second answer to {shown(record.id)} under {shown(record.condition)}; the first is in line {before}. {advice}")
+            raise DataError(
+                f"{where}: a second answer to {shown(record.id)} under {shown(record.condition)};"
+                f" the first is in line {before}. {advice}"
+            )
         yield record
 
 
@@ -108,8 +129,14 @@ def from_lines(lines: str, source: str = "Predictions") -> list[Prediction]:
 
 
 def scored(records: Mapping[str, Sequence[Prediction]], rule: Rule) -> dict[str, list[Prediction]]:
-    """Return the answers that count, by condition. By the rule ``left_out``, a sample that failed under any condition is left out of all."""
+    """Return the answers that count, by condition.
+
+    By the rule ``left_out``, a sample that failed under any condition is left out of all.
+    """
     if rule == "wrong":
         return {name: list(answers) for name, answers in records.items()}
     failed = {record.id for answers in records.values() for record in answers if record.error}
-    return {name: [record for record in answers if record.id not in failed] for name, answers in records.items()}
+    return {
+        name: [record for record in answers if record.id not in failed]
+        for name, answers in records.items()
+    }

@@ -1,4 +1,6 @@
-"""What may be put into a host for a while: hooks, and stand-ins for its methods where a hook cannot leave a computation out."""
+"""What may be put into a host for a while: hooks, and stand-ins for its methods where a hook cannot
+leave a computation out.
+"""
 
 import sys
 import threading
@@ -39,7 +41,9 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def named(parameters: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by their names; those that a method takes as ``**kwargs`` by their own."""
+    """Return the arguments of a call by their names; those that a method takes as ``**kwargs`` by
+    their own.
+    """
     if not args:
         return kwargs
     given = parameters.bind_partial(*args, **kwargs).arguments
@@ -64,9 +68,11 @@ class ActiveCalls:
         self._lock = threading.Lock()
 
     def enter(self, alone: bool) -> bool:
-        """Note that this thread begins a forward; False, and nothing noted, where it must be alone and is not.
+        """Note that this thread begins a forward; False, and nothing noted, where it must be alone
+        and is not.
 
-        A forward that ended by an interrupt is over: torch calls no hook for what is no ``Exception``.
+        A forward that ended by an interrupt is over: torch calls no hook for what is no
+        ``Exception``.
         """
         me = threading.get_ident()
         with self._lock:
@@ -84,7 +90,10 @@ class ActiveCalls:
 
 
 class MethodPatch:
-    """Stands in for a method of a module. In a deep copy of the module it is the copy's own method again."""
+    """Stands in for a method of a module.
+
+    In a deep copy of the module it is the copy's own method again.
+    """
 
     def __init__(self, module: nn.Module, name: str, call: Callable[..., Any]) -> None:
         self.module, self.name, self.call = module, name, call
@@ -103,7 +112,9 @@ class MethodPatch:
 
 @contextmanager
 def patched_method(module: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[None]:
-    """Let ``call`` stand in for the method ``name`` of ``module``, in its instance dictionary, which afterwards is as it was."""
+    """Let ``call`` stand in for the method ``name`` of ``module``, in its instance dictionary,
+    which afterwards is as it was.
+    """
     absent = object()
     before = module.__dict__.get(name, absent)
     module.__dict__[name] = MethodPatch(module, name, call)
@@ -122,7 +133,8 @@ def is_patched(module: nn.Module, name: str) -> bool:
 
 
 def third_party_hook(hooks: Iterable[Any]) -> str:
-    """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when there is none.
+    """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when
+    there is none.
 
     Hooks that say of themselves that they are ``tracked`` do not count: whoever keeps a module's
     output asks them what it depends on.

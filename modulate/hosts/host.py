@@ -1,7 +1,8 @@
-"""What the core must know of a host, and the generic host that finds it by transformers' own conventions.
+"""What the core must know of a host, and the generic host that finds it by transformers' own
+conventions.
 
-A family (plugin kind ``host``) subclasses :class:`Host` and overrides only what differs. A model that is not understood is refused with
-what was looked for; nothing is guessed.
+A family (plugin kind ``host``) subclasses :class:`Host` and overrides only what differs. A model
+that is not understood is refused with what was looked for; nothing is guessed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,9 @@ from modulate.interfaces.visual_grid import VisualGrid
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt with one clip, as the host's processor made it: model inputs (batch 1) and the clip's true visual grid."""
+    """One prompt with one clip, as the host's processor made it: model inputs (batch 1) and the
+    clip's true visual grid.
+    """
 
     inputs: dict[str, Tensor]
     grid: VisualGrid
@@ -32,31 +35,60 @@ class EncodedPrompt:
 class HostParams(Params):
     """How a recipe loads a host."""
 
-    path: str = Field(description="folder, hub id, or `package:NAME/folder` for one inside an installed package")
+    path: str = Field(
+        description="folder, hub id, or `package:NAME/folder` for one inside an installed package"
+    )
     weights: Literal["pretrained", "random"] = Field(
-        "pretrained", description="random: the true architecture with seeded random weights, for checks and benchmarks without the weights; no network is used"
+        "pretrained",
+        description=(
+            "random: the true architecture with seeded random weights, for checks and benchmarks"
+            " without the weights; no network is used"
+        ),
     )
     seed: int = Field(0, description="seed of random weights")
-    dtype: str = Field("float32", description="torch dtype of the weights: float32, bfloat16 or float16")
-    device: str = Field("auto", description="`auto` (CUDA where present, else CPU) or a torch device; `meta`, with random weights: shapes without memory")
-    trust_remote_code: bool = Field(
-        False, description="run Python files that come with the model; refused unless --trust-remote-code on the command line confirms it"
+    dtype: str = Field(
+        "float32", description="torch dtype of the weights: float32, bfloat16 or float16"
     )
-    attention: str = Field("sdpa", description="attention implementation that transformers is asked for: sdpa, eager, flash_attention_2 …")
+    device: str = Field(
+        "auto",
+        description=(
+            "`auto` (CUDA where present, else CPU) or a torch device; `meta`, with random weights:"
+            " shapes without memory"
+        ),
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description=(
+            "run Python files that come with the model; refused unless --trust-remote-code on the"
+            " command line confirms it"
+        ),
+    )
+    attention: str = Field(
+        "sdpa",
+        description=(
+            "attention implementation that transformers is asked for: sdpa, eager,"
+            " flash_attention_2 …"
+        ),
+    )
 
 
 class Host:
-    """A loaded model, understood: where its decoder layers are, how wide they are, and which token ids stand for vision.
+    """A loaded model, understood: where its decoder layers are, how wide they are, and which token
+    ids stand for vision.
 
-    ``entry`` is the module whose forward receives token ids and cache and merges vision into the text (``model.model`` of the usual
-    conditional-generation classes): hooking it serves calls at every level above. ``language`` is the language model inside it.
+    ``entry`` is the module whose forward receives token ids and cache and merges vision into the
+    text (``model.model`` of the usual conditional-generation classes): hooking it serves calls at
+    every level above. ``language`` is the language model inside it.
     """
 
     languages: ClassVar[tuple[str, ...]] = ("language_model", "text_model")
     """Names under which transformers' classes keep the language model."""
 
     types: ClassVar[tuple[str, ...]] = ("mm_token_type_ids",)
-    """Arguments in which 0 is text and everything else vision. ``token_type_ids`` is not among them by default: in PaliGemma's, pictures have type 0 too."""
+    """Arguments in which 0 is text and everything else vision.
+
+    ``token_type_ids`` is not among them by default: in PaliGemma's, pictures have type 0 too.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     Params: ClassVar[type[HostParams]] = HostParams
@@ -69,24 +101,41 @@ class Host:
         self.d_model = int(self.config.get_text_config().hidden_size)
         self.visual_ids = self.find_visual_ids(self.config)
         if not self.visual_ids:
-            raise HostError(f"{type(self).__name__} names no visual placeholder: its find_visual_ids returned none.")
+            raise HostError(
+                f"{type(self).__name__} names no visual placeholder: its find_visual_ids returned"
+                " none."
+            )
         self.check_states()
 
-    # --- what is where -----------------------------------------------------------------------------------------------------------
+    # --- what is where
+    # -----------------------------------------------------------------------------------------------------------
 
     @classmethod
     def find_entry(cls, model: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """Return the module that merges vision into text, and its language model. Raises :class:`HostError` listing what was looked for."""
+        """Return the module that merges vision into text, and its language model.
+
+        Raises :class:`HostError` listing what was looked for.
+        """
         for candidate in (model, getattr(model, "model", None)):
-            # Some classes expose `language_model` as a property that reaches through `model`: the entry must own it.
+            # Some classes expose `language_model` as a property that reaches through `model`: the
+            # entry must own it.
             children = dict(candidate.named_children()) if isinstance(candidate, nn.Module) else {}
             for name in cls.languages:
                 if isinstance(candidate, nn.Module) and name in children:
                     return candidate, children[name]
         found = ", ".join(name for name, _ in model.named_children())
-        blind = "" if getattr(getattr(model, "config", None), "vision_config", None) is not None else " Its configuration has no vision_config: it is no host with a vision tower."
-        wanted = ", ".join(f"`{prefix}{name}`" for name in cls.languages for prefix in ("", "model."))
-        raise HostError(f"{type(model).__name__} is not understood as a multimodal host: looked for {wanted}, found only {found or 'no sub-modules'}.{blind}")
+        blind = (
+            ""
+            if getattr(getattr(model, "config", None), "vision_config", None) is not None
+            else " Its configuration has no vision_config: it is no host with a vision tower."
+        )
+        wanted = ", ".join(
+            f"`{prefix}{name}`" for name in cls.languages for prefix in ("", "model.")
+        )
+        raise HostError(
+            f"{type(model).__name__} is not understood as a multimodal host: looked for {wanted},"
+            f" found only {found or 'no sub-modules'}.{blind}"
+        )
 
     @staticmethod
     def find_layers(language: Any) -> nn.ModuleList:
@@ -95,11 +144,16 @@ class Host:
             layers = getattr(owner, "layers", None)
             if isinstance(layers, nn.ModuleList) and len(layers):
                 return layers
-        raise HostError(f"{type(language).__name__} is not understood as a language model: looked for `layers` and `model.layers`, a ModuleList.")
+        raise HostError(
+            f"{type(language).__name__} is not understood as a language model: looked for `layers`"
+            " and `model.layers`, a ModuleList."
+        )
 
     @staticmethod
     def find_visual_ids(config: Any) -> dict[str, int]:
-        """Return {"image": id, "video": id} of the placeholder tokens, as far as the configuration names them."""
+        """Return {"image": id, "video": id} of the placeholder tokens, as far as the configuration
+        names them.
+        """
         found = {}
         for modality in ("image", "video"):
             for name in (f"{modality}_token_id", f"{modality}_token_index"):
@@ -109,126 +163,211 @@ class Host:
                     break
         if not found:
             raise HostError(
-                f"{type(config).__name__} names no visual placeholder: looked for image_token_id, video_token_id, image_token_index, video_token_index."
+                f"{type(config).__name__} names no visual placeholder: looked for image_token_id,"
+                " video_token_id, image_token_index, video_token_index."
             )
         return found
 
     def placeholders(self, grid: VisualGrid) -> Sequence[int]:
-        """Return what the placeholders of one clip stand for, in their order: a visual token of ``grid``, or −1 for one that shows no place.
+        """Return what the placeholders of one clip stand for, in their order: a visual token of
+        ``grid``, or −1 for one that shows no place.
 
-        By default placeholders are the grid's tokens. A family whose clips hold further ones (ends of lines, separators) overrides this.
+        By default placeholders are the grid's tokens. A family whose clips hold further ones (ends
+        of lines, separators) overrides this.
         """
         return range(grid.tokens)
 
     def check_states(self) -> None:
-        """Raise :class:`HostError` where the decoder layers' states are not (batch, position, d_model) with visual tokens among the positions."""
+        """Raise :class:`HostError` where the decoder layers' states are not (batch, position,
+        d_model) with visual tokens among the positions.
+        """
         name = type(bare(self.model)).__name__
         for i, layer in enumerate(self.layers):
-            if cross := next((child for child, _ in layer.named_children() if child.startswith(("cross_att", "crossatt", "encoder_att"))), None):
+            if cross := next(
+                (
+                    child
+                    for child, _ in layer.named_children()
+                    if child.startswith(("cross_att", "crossatt", "encoder_att"))
+                ),
+                None,
+            ):
                 raise HostError(
-                    f"{name} cannot be modulated: vision reaches its decoder by cross-attention (`{cross}` of layer {i}), so that none of its positions are visual tokens."
+                    f"{name} cannot be modulated: vision reaches its decoder by cross-attention"
+                    f" (`{cross}` of layer {i}), so that none of its positions are visual tokens."
                 )
         if (streams := getattr(self.config.get_text_config(), "altup_num_inputs", 1) or 1) > 1:
-            raise HostError(f"{name} cannot be modulated: its decoder layers hand on {streams} states of each token (AltUp), of which only some reach the answer.")
+            raise HostError(
+                f"{name} cannot be modulated: its decoder layers hand on {streams} states of each"
+                " token (AltUp), of which only some reach the answer."
+            )
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise :class:`HostError` when a layer index does not exist."""
         wrong = [i for i in layers if not 0 <= i < len(self.layers)]
         if wrong:
             raise HostError(
-                f"Injection asks for decoder layer {', '.join(map(str, wrong))}, but {type(bare(self.model)).__name__} has layers 0 to {len(self.layers) - 1}."
+                f"Injection asks for decoder layer {', '.join(map(str, wrong))}, but"
+                f" {type(bare(self.model)).__name__} has layers 0 to {len(self.layers) - 1}."
             )
 
-    # --- loading and encoding ----------------------------------------------------------------------------------------------------
+    # --- loading and encoding
+    # ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
-        """Load model (frozen, in eval mode) and processor, offline when ``path`` is a folder. Weights are safetensors only: other files are pickles.
+        """Load model (frozen, in eval mode) and processor, offline when ``path`` is a folder.
+
+        Weights are safetensors only: other files are pickles.
 
         With random weights see :meth:`make`. Raises :class:`HostError` with what transformers says.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         path = _located(params.path)
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if params.device == "auto" else params.device
-        trust = params.trust_remote_code  # always said: left open, transformers asks at the terminal
+        device = (
+            ("cuda" if torch.cuda.is_available() else "cpu")
+            if params.device == "auto"
+            else params.device
+        )
+        trust = (
+            params.trust_remote_code
+        )  # always said: left open, transformers asks at the terminal
         if params.weights == "random":
             return cls.make(params, device)
         try:
             with _no_progress_bar():
                 model = AutoModelForImageTextToText.from_pretrained(
-                    path, dtype=getattr(torch, params.dtype), attn_implementation=params.attention, use_safetensors=True, trust_remote_code=trust
+                    path,
+                    dtype=getattr(torch, params.dtype),
+                    attn_implementation=params.attention,
+                    use_safetensors=True,
+                    trust_remote_code=trust,
                 )
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust)
-        except (OSError, ValueError) as error:  # not there, no network, no safetensors, or code that comes with it
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # not there, no network, no safetensors, or code that comes with it
             raise HostError(f"The host {params.path!r} cannot be loaded: {error}") from error
         return model.requires_grad_(False).eval().to(device), processor
 
     @classmethod
     def make(cls, params: HostParams, device: str) -> tuple[nn.Module, Any]:
-        """Build model and processor without weights: the configuration is the folder's own, or one that the family keeps for a hub id.
+        """Build model and processor without weights: the configuration is the folder's own, or one
+        that the family keeps for a hub id.
 
-        A folder that holds no processor, and a hub id, get the family's stand-in. Raises :class:`HostError` for what cannot be built.
+        A folder that holds no processor, and a hub id, get the family's stand-in. Raises
+        :class:`HostError` for what cannot be built.
         """
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
         path, trust = _located(params.path), params.trust_remote_code
         local = Path(path).is_dir()
         try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust) if local else cls.kept_config(path)
+            config = (
+                AutoConfig.from_pretrained(path, trust_remote_code=trust)
+                if local
+                else cls.kept_config(path)
+            )
             with torch.random.fork_rng(), torch.device(device):
                 torch.manual_seed(params.seed)
                 model = AutoModelForImageTextToText.from_config(
-                    config, dtype=getattr(torch, params.dtype), attn_implementation=params.attention, trust_remote_code=trust
+                    config,
+                    dtype=getattr(torch, params.dtype),
+                    attn_implementation=params.attention,
+                    trust_remote_code=trust,
                 )
-            own = local and any((Path(path) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-            processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust) if own else cls.stand_in_processor(path, config)
+            own = local and any(
+                (Path(path) / name).is_file()
+                for name in ("processor_config.json", "preprocessor_config.json")
+            )
+            processor = (
+                AutoProcessor.from_pretrained(path, trust_remote_code=trust)
+                if own
+                else cls.stand_in_processor(path, config)
+            )
         except (OSError, ValueError, KeyError) as error:
-            raise HostError(f"The host {params.path!r} cannot be built with random weights: {error}") from error
+            raise HostError(
+                f"The host {params.path!r} cannot be built with random weights: {error}"
+            ) from error
         return model.requires_grad_(False).eval(), processor
 
     @classmethod
     def kept_config(cls, path: str) -> Any:
-        """Return the transformers configuration kept for the hub id ``path``. Raises :class:`HostError`: no configuration is kept by default."""
-        raise HostError(f"No configuration of {path!r} is kept with {cls.__name__}; give a folder with its config.json as path.")
+        """Return the transformers configuration kept for the hub id ``path``.
+
+        Raises :class:`HostError`: no configuration is kept by default.
+        """
+        raise HostError(
+            f"No configuration of {path!r} is kept with {cls.__name__}; give a folder with its"
+            " config.json as path."
+        )
 
     @classmethod
     def stand_in_processor(cls, path: str, config: Any) -> Any:
-        """Return a processor whose visual token counts are those of the real one, for random weights. Raises :class:`HostError`: by default there is none."""
-        raise HostError(f"{cls.__name__} cannot build a processor; the folder {path!r} must hold the model's own.")
+        """Return a processor whose visual token counts are those of the real one, for random
+        weights. Raises :class:`HostError`: by default there is none.
+        """
+        raise HostError(
+            f"{cls.__name__} cannot build a processor; the folder {path!r} must hold the model's"
+            " own."
+        )
 
     @classmethod
     def narrow(cls, config: Any) -> Any:
-        """Return ``config`` with the same layers, each as narrow as can be: what gradients are taken through where the model itself is too large.
+        """Return ``config`` with the same layers, each as narrow as can be: what gradients are
+        taken through where the model itself is too large.
 
         Raises :class:`HostError` where a family has not said how.
         """
         raise HostError(f"{cls.__name__} does not say how its configuration is narrowed.")
 
-    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float]) -> EncodedPrompt:
-        """Encode one user turn (clip, then ``text``) with true frame times. A family that can must override this.
+    def encode(
+        self, processor: Any, text: str, frames: Frames, window: tuple[float, float]
+    ) -> EncodedPrompt:
+        """Encode one user turn (clip, then ``text``) with true frame times.
 
-        One that can show images before the clip takes them as a further argument ``images``: (height, width, 3) uint8 RGB each.
+        A family that can must override this.
+
+        One that can show images before the clip takes them as a further argument ``images``:
+        (height, width, 3) uint8 RGB each.
         """
         raise HostError(
-            f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not supported yet; give model inputs and grids yourself, or use a host plugin that can."
+            f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not"
+            " supported yet; give model inputs and grids yourself, or use a host plugin that can."
         )
 
     def encode_text(self, processor: Any, text: str) -> EncodedPrompt:
         """Encode one user turn without any clip; its grid is never looked at."""
-        prompt = processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": text}]}], add_generation_prompt=True, tokenize=False)
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "text", "text": text}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
         encoded = processor(text=[prompt], return_tensors="pt")
-        return EncodedPrompt({key: torch.as_tensor(value) for key, value in encoded.items()}, VisualGrid(1, 1, (0.0,), ((0.0, 0.0),)))
+        return EncodedPrompt(
+            {key: torch.as_tensor(value) for key, value in encoded.items()},
+            VisualGrid(1, 1, (0.0,), ((0.0, 0.0),)),
+        )
 
     def collate(self, rows: Sequence[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
-        """Join encoded prompts into a batch: what runs along the prompt is padded on the left, vision inputs are concatenated."""
+        """Join encoded prompts into a batch: what runs along the prompt is padded on the left,
+        vision inputs are concatenated.
+        """
         longest = max(row["input_ids"].shape[1] for row in rows)
-        fill = {"input_ids": pad_id, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
+        fill = {
+            "input_ids": pad_id,
+            "attention_mask": 0,
+            "mm_token_type_ids": 0,
+            "token_type_ids": 0,
+        }
         batch = {}
         for key in rows[0]:
             values = [row[key] for row in rows]
             if key in fill:
-                values = [nn.functional.pad(v, (longest - v.shape[1], 0), value=fill[key]) for v in values]
+                values = [
+                    nn.functional.pad(v, (longest - v.shape[1], 0), value=fill[key]) for v in values
+                ]
             batch[key] = torch.cat(values)
         return batch
 
@@ -242,7 +381,9 @@ def _located(path: str) -> str:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers' bar for loading weights out of our own progress display, and its setting as it was."""
+    """Keep transformers' bar for loading weights out of our own progress display, and its setting
+    as it was.
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -255,18 +396,24 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside the wrappers of torch.compile and PEFT, or ``model`` itself."""
+    """Return the transformers model inside the wrappers of torch.compile and PEFT, or ``model``
+    itself.
+    """
     model = getattr(model, "_orig_mod", model)
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model
 
 
 def understand(model: nn.Module) -> Host:
-    """Wrap a loaded model in its family's :class:`Host`, or in the generic one when no family claims its ``model_type``."""
+    """Wrap a loaded model in its family's :class:`Host`, or in the generic one when no family
+    claims its ``model_type``.
+    """
     config = getattr(bare(model), "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type is None:
-        raise HostError(f"{type(model).__name__} has no `config.model_type`: a transformers model is needed.")
+        raise HostError(
+            f"{type(model).__name__} has no `config.model_type`: a transformers model is needed."
+        )
     registry = plugins.registry()
     for name in registry.names("host"):
         family = registry.get("host", name)

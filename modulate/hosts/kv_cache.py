@@ -1,4 +1,6 @@
-"""The key-value cache of a forward, found by what it is: its name changes from one transformers release to the next."""
+"""The key-value cache of a forward, found by what it is: its name changes from one transformers
+release to the next.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,7 +21,9 @@ def cache_length(cache: Any) -> int:
 
 
 def keys_at(cache: Any, position: int) -> Tensor | None:
-    """Return (batch, head, width): keys at an absolute position, of the deepest layer that keeps all positions; None where none does."""
+    """Return (batch, head, width): keys at an absolute position, of the deepest layer that keeps
+    all positions; None where none does.
+    """
     for layer in reversed(getattr(cache, "layers", ())):
         keys = getattr(layer, "keys", None)
         if not isinstance(keys, Tensor) or keys.ndim != 4 or getattr(layer, "is_sliding", False):

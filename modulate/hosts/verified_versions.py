@@ -1,7 +1,9 @@
-"""Which releases of the libraries that hosts come from were verified: by us, as data of plugins, and by the user, on this machine.
+"""Which releases of the libraries that hosts come from were verified: by us, as data of plugins,
+and by the user, on this machine.
 
-A plugin that registers hosts may ship a ``verified.json`` beside its ``__init__.py``, written by its suite, and a sub-package ``contract`` whose
-``verify(family)`` yields (title, :class:`Cell`) of every row that is quick. Nothing here imports torch.
+A plugin that registers hosts may ship a ``verified.json`` beside its ``__init__.py``, written by
+its suite, and a sub-package ``contract`` whose ``verify(family)`` yields (title, :class:`Cell`) of
+every row that is quick. Nothing here imports torch.
 """
 
 import functools
@@ -63,7 +65,9 @@ class Verified(Record):
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one row on one host: "pass", "refused", "not applicable" or "failed", and why it is not a pass."""
+    """What came of one row on one host: "pass", "refused", "not applicable" or "failed", and why it
+    is not a pass.
+    """
 
     outcome: str
     reason: str = ""
@@ -71,7 +75,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Versions:
-    """Releases that belong together, without what stands behind a plus sign (which device they were built for)."""
+    """Releases that belong together, without what stands behind a plus sign (which device they were
+    built for).
+    """
 
     transformers: str
     torch: str
@@ -84,14 +90,20 @@ class Versions:
 
     def beside(self) -> str:
         """Return all but transformers', as text."""
-        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value and name != "transformers")
+        return ", ".join(
+            f"{name} {value}"
+            for name, value in asdict(self).items()
+            if value and name != "transformers"
+        )
 
     def __str__(self) -> str:
         return f"transformers {self.transformers}, {self.beside()}"
 
 
 def recorded(registry: plugins.Registry) -> dict[str, Any]:
-    """Return {"rows": {row: title}, "families": {family: {transformers version: what was seen}}} of every plugin that registers hosts."""
+    """Return {"rows": {row: title}, "families": {family: {transformers version: what was seen}}} of
+    every plugin that registers hosts.
+    """
     rows: dict[str, str] = {}
     families: dict[str, dict[str, Any]] = {}
     for _, data in _records(registry):
@@ -114,8 +126,12 @@ def contract_of(registry: plugins.Registry, family: str) -> Any:
 
 
 def _records(registry: plugins.Registry) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield package and record of every plugin that registers hosts and ships a record, in the order of their names."""
-    for name in sorted({c.plugin for (kind, _), c in registry.components.items() if kind == "host"}):
+    """Yield package and record of every plugin that registers hosts and ships a record, in the
+    order of their names.
+    """
+    for name in sorted(
+        {c.plugin for (kind, _), c in registry.components.items() if kind == "host"}
+    ):
         plugin: Any = registry.manager.get_plugin(name)
         path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
         if path is not None and path.is_file():
@@ -127,8 +143,13 @@ def _read(path: Any, owner: str) -> Record:
     what, advice = "note of what was verified of hosts", f"`{SUITE}` writes it."
     try:
         found = parse_record(path.read_bytes(), Verified, str(path), what, advice)
-        if unknown := sorted({row for v in found.versions.values() for h in v.hosts.values() for row in h.cells} - found.rows.keys()):
-            raise DataError(f"{path}: the row {shown(unknown[0])} has no title among its rows. {advice}")
+        if unknown := sorted(
+            {row for v in found.versions.values() for h in v.hosts.values() for row in h.cells}
+            - found.rows.keys()
+        ):
+            raise DataError(
+                f"{path}: the row {shown(unknown[0])} has no title among its rows. {advice}"
+            )
     except (OSError, DataError) as error:
         raise PluginError(f"Plugin {owner!r}: {error}") from error
     return found
@@ -143,21 +164,30 @@ def _minor(release: str) -> list[int]:
     return _order(release)[:2]
 
 
-# --- what was verified ------------------------------------------------------------------------------------------------------------------
+# --- what was verified
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def doubt(here: Versions, seen: Iterable[Versions]) -> str:
-    """Return which of the releases ``here`` is outside what was ``seen``, and why that counts; "" when none is.
+    """Return which of the releases ``here`` is outside what was ``seen``, and why that counts; ""
+    when none is.
 
-    transformers changes what hosts look like from one minor release to the next: its minor release must have been seen. torch and peft keep what we use
-    of them: theirs must be between the oldest and the newest that were seen. Patch releases are not told apart.
+    transformers changes what hosts look like from one minor release to the next: its minor release
+    must have been seen. torch and peft keep what we use of them: theirs must be between the oldest
+    and the newest that were seen. Patch releases are not told apart.
     """
     seen = list(seen)
     known = sorted({tuple(_minor(v.transformers)) for v in seen})
     if known and tuple(_minor(here.transformers)) not in known:
-        return f"transformers {here.transformers}; it was with {', '.join('.'.join(map(str, v)) for v in known)}"
+        return (
+            f"transformers {here.transformers}; it was with"
+            f" {', '.join('.'.join(map(str, v)) for v in known)}"
+        )
     for name in ("torch", "peft"):
-        mine, theirs = getattr(here, name), sorted((getattr(v, name) for v in seen if getattr(v, name)), key=_order)
+        mine, theirs = (
+            getattr(here, name),
+            sorted((getattr(v, name) for v in seen if getattr(v, name)), key=_order),
+        )
         if theirs and not _minor(theirs[0]) <= _minor(mine) <= _minor(theirs[-1]):
             return f"{name} {mine}; it was with {theirs[0]} to {theirs[-1]}"
     return ""
@@ -172,33 +202,51 @@ def releases(registry: plugins.Registry) -> list[Versions]:
     return list(found.values())
 
 
-# --- what this machine verified -----------------------------------------------------------------------------------------------------------
+# --- what this machine verified
+# -----------------------------------------------------------------------------------------------------------
 
 
 def notes() -> Path:
     """Return the file in which this machine's verifications are remembered."""
-    base = os.environ.get(FOLDER) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modulate"
+    base = (
+        os.environ.get(FOLDER)
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modulate"
+    )
     return Path(base) / "verified.json"
 
 
 def remembered(here: Versions) -> set[str]:
-    """Return the families that this machine verified with the releases ``here`` and this modulate; none where the notes cannot be read."""
+    """Return the families that this machine verified with the releases ``here`` and this modulate;
+    none where the notes cannot be read.
+    """
     try:
         kept = json.loads(notes().read_text(encoding="utf-8"))
-        return {family for note in kept if note["versions"] == _key(here) for family in note["families"]}
+        return {
+            family for note in kept if note["versions"] == _key(here) for family in note["families"]
+        }
     except (OSError, ValueError, TypeError, KeyError):  # none yet, or another program's
         return set()
 
 
 def remember(here: Versions, families: Iterable[str]) -> Path:
-    """Note that ``families`` passed with the releases ``here``; return the file. Raises :class:`StorageError` where it cannot be written."""
+    """Note that ``families`` passed with the releases ``here``; return the file.
+
+    Raises :class:`StorageError` where it cannot be written.
+    """
     path = notes()
     try:
-        kept = [note for note in json.loads(path.read_text(encoding="utf-8")) if note["versions"] != _key(here)]
+        kept = [
+            note
+            for note in json.loads(path.read_text(encoding="utf-8"))
+            if note["versions"] != _key(here)
+        ]
     except (OSError, ValueError, TypeError, KeyError):  # as above
         kept = []
     kept.append({"versions": _key(here), "families": sorted(remembered(here) | set(families))})
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8"))
+    write_atomically(
+        path,
+        lambda temporary: temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8"),
+    )
     _warning.cache_clear()
     return path
 
@@ -209,11 +257,14 @@ def _key(here: Versions) -> dict[str, str]:
     return asdict(here) | {"modulate": __version__}
 
 
-# --- the warning ------------------------------------------------------------------------------------------------------------------------
+# --- the warning
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def warn_if_unverified(model_type: str) -> None:
-    """Warn, once in a process, when nobody has verified hosts like ``model_type`` with the releases installed."""
+    """Warn, once in a process, when nobody has verified hosts like ``model_type`` with the releases
+    installed.
+    """
     if (text := _warning(model_type)) and not _said:
         _said.append(text)
         warnings.warn(text, UnverifiedWarning, stacklevel=4)
@@ -227,7 +278,9 @@ def _warning(model_type: str) -> str:
     registry, here = plugins.registry(), Versions.installed()
     try:
         why = doubt(here, releases(registry))
-    except PluginError:  # a plugin's record that cannot be read: `modulate hosts` says so, attaching does not depend on it
+    # a plugin's record that cannot be read: `modulate hosts` says so, attaching does not depend on
+    # it
+    except PluginError:
         return ""
     if not why:
         return ""
@@ -236,4 +289,7 @@ def _warning(model_type: str) -> str:
     if own and needed <= own:
         return ""
     command = " ".join(["modulate hosts --verify", *sorted(needed)])
-    return f"modulate was never verified with {why}. `{command}` proves it for your versions, and ends this warning."
+    return (
+        f"modulate was never verified with {why}. `{command}` proves it for your versions, and ends"
+        " this warning."
+    )

@@ -23,7 +23,9 @@ def is_wrapper(module: nn.Module) -> bool:
         return False
     inside = unwrapped(child)  # of a wrapper twice around a module, both have a child of one name
     parts = [*inside._modules, *inside._parameters]
-    return bool(parts) and all(name not in module._modules and hasattr(module, name) for name in parts)
+    return bool(parts) and all(
+        name not in module._modules and hasattr(module, name) for name in parts
+    )
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -19,10 +19,12 @@ from modulate.utils.library_warnings import show_library_warnings
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer under one condition: ``signal`` (its own), ``none`` (no residual, LoRA on) or ``host`` (no LoRA either).
+    """An answer under one condition: ``signal`` (its own), ``none`` (no residual, LoRA on) or
+    ``host`` (no LoRA either).
 
-    ``probabilities``: of the options offered, summing to 1; ``choice``: index of the likeliest. ``tokens``: visual tokens that got a
-    residual; ``active_steps`` of the clip's ``steps`` were reached by the signal; ``ratio``: ‖Δh‖/‖h‖ by layer.
+    ``probabilities``: of the options offered, summing to 1; ``choice``: index of the likeliest.
+    ``tokens``: visual tokens that got a residual; ``active_steps`` of the clip's ``steps`` were
+    reached by the signal; ``ratio``: ‖Δh‖/‖h‖ by layer.
     """
 
     condition: str
@@ -35,14 +37,23 @@ class Answer:
 
 
 def parse_signals(texts: Sequence[str]) -> dict[str, Path]:
-    """Read ``kind=file`` texts. Raises :class:`RecipeError` for other forms and repeated kinds, :class:`MissingFileError` for missing files."""
+    """Read ``kind=file`` texts.
+
+    Raises :class:`RecipeError` for other forms and repeated kinds, :class:`MissingFileError` for
+    missing files.
+    """
     signals: dict[str, Path] = {}
     for text in texts:
         kind, separator, file = text.partition("=")
         if not separator or not kind or not file:
-            raise RecipeError(f"Signal {text!r} is not of the form kind=file, for example gaze=fixations.csv.")
+            raise RecipeError(
+                f"Signal {text!r} is not of the form kind=file, for example gaze=fixations.csv."
+            )
         if kind in signals:
-            raise RecipeError(f"The signal {kind!r} is given twice: {signals[kind]} and {file}. Give one file for each kind.")
+            raise RecipeError(
+                f"The signal {kind!r} is given twice: {signals[kind]} and {file}. Give one file for"
+                " each kind."
+            )
         if not Path(file).is_file():
             raise MissingFileError(f"The signal file {file} does not exist.")
         signals[kind] = Path(file)
@@ -50,34 +61,69 @@ def parse_signals(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def sample_of(
-    video: Path, signals: Mapping[str, Path], at: float, question: str, options: Sequence[str], recipe: Recipe, seconds: float | None = None
+    video: Path,
+    signals: Mapping[str, Path],
+    at: float,
+    question: str,
+    options: Sequence[str],
+    recipe: Recipe,
+    seconds: float | None = None,
 ) -> Sample:
-    """Build the sample of one question: the model sees the ``seconds`` of video before ``at`` (by default max_frames / fps of the recipe).
+    """Build the sample of one question: the model sees the ``seconds`` of video before ``at`` (by
+    default max_frames / fps of the recipe).
 
-    Raises :class:`DataError` for options that cannot be offered, :class:`RecipeError` for a signal that the recipe does not read,
-    :class:`VideoError` for a time outside the video.
+    Raises :class:`DataError` for options that cannot be offered, :class:`RecipeError` for a signal
+    that the recipe does not read, :class:`VideoError` for a time outside the video.
     """
     if not question.strip():
         raise DataError("The question is empty.")
-    if not 2 <= len(options) <= len(LETTERS) or len(set(options)) < len(options) or not all(o.strip() for o in options):
-        raise DataError(f"A question needs 2 to {len(LETTERS)} different, non-empty options; got {list(options)}.")
+    if (
+        not 2 <= len(options) <= len(LETTERS)
+        or len(set(options)) < len(options)
+        or not all(o.strip() for o in options)
+    ):
+        raise DataError(
+            f"A question needs 2 to {len(LETTERS)} different, non-empty options; got"
+            f" {list(options)}."
+        )
     kinds = kinds_of(recipe.signal)
     if third_party_hook := sorted(signals.keys() - kinds.keys()):
-        raise RecipeError(f"The recipe {recipe.name!r} does not read the signal {third_party_hook[0]!r}. {near_matches(third_party_hook[0], kinds)}")
+        raise RecipeError(
+            f"The recipe {recipe.name!r} does not read the signal {third_party_hook[0]!r}."
+            f" {near_matches(third_party_hook[0], kinds)}"
+        )
     if missing := [kind for kind in kinds if kind not in signals]:
-        raise RecipeError(f"The recipe {recipe.name!r} reads the signal {missing[0]!r}; give it as {missing[0]}=FILE.")
+        raise RecipeError(
+            f"The recipe {recipe.name!r} reads the signal {missing[0]!r}; give it as"
+            f" {missing[0]}=FILE."
+        )
     seconds = recipe.sampling.seconds if seconds is None else seconds
     if seconds <= 0:
-        raise VideoError(f"The question must see some of the video; got {seconds} seconds before it.")
+        raise VideoError(
+            f"The question must see some of the video; got {seconds} seconds before it."
+        )
     info = probe(video)
     if not 0 <= at <= info.duration + 1 / info.fps:  # the last frame is still on screen
-        raise VideoError(f"The question at {at:g} s lies outside {video}, which lasts {info.duration:.2f} s.")
-    return Sample(f"{video.name}@{at:g}s", "ask", video, (max(0.0, at - seconds), at), question, tuple(options), 0, dict(signals))
+        raise VideoError(
+            f"The question at {at:g} s lies outside {video}, which lasts {info.duration:.2f} s."
+        )
+    return Sample(
+        f"{video.name}@{at:g}s",
+        "ask",
+        video,
+        (max(0.0, at - seconds), at),
+        question,
+        tuple(options),
+        0,
+        dict(signals),
+    )
 
 
 @show_library_warnings()
 def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answer]:
-    """Answer with the signal, then without: no residual, and where the modulation has LoRA also the bare host. Errors are never recorded, but raised."""
+    """Answer with the signal, then without: no residual, and where the modulation has LoRA also the
+    bare host. Errors are never recorded, but raised.
+    """
     prepared = pipeline.prepare(sample)
     conditions = ("signal", "none", "host") if modulation.lora is not None else ("signal", "none")
     with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment:
@@ -85,15 +131,32 @@ def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answ
 
 
 @torch.inference_mode()
-def _answer(pipeline: Pipeline, attachment: Attachment, prepared: PreparedSample, condition: str) -> Answer:
+def _answer(
+    pipeline: Pipeline, attachment: Attachment, prepared: PreparedSample, condition: str
+) -> Answer:
     batch = pipeline.collate([prepared])
     own = condition == "signal"
-    with attachment.under([[prepared.clip(prepared.signal)] if own else []], bare=condition == "host"):
+    with attachment.under(
+        [[prepared.clip(prepared.signal)] if own else []], bare=condition == "host"
+    ):
         output = attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
     probabilities = pipeline.option_logits(batch, output)[0].softmax(0)
     assert prepared.grid is not None
-    answer = Answer(condition, int(probabilities.argmax()), tuple(probabilities.tolist()), steps=prepared.grid.steps)
+    answer = Answer(
+        condition,
+        int(probabilities.argmax()),
+        tuple(probabilities.tolist()),
+        steps=prepared.grid.steps,
+    )
     if not own:
         return answer
     report = attachment.report()
-    return Answer(condition, answer.choice, answer.probabilities, report.tokens, answer.steps, sum(report.active_steps), report.ratio)
+    return Answer(
+        condition,
+        answer.choice,
+        answer.probabilities,
+        report.tokens,
+        answer.steps,
+        sum(report.active_steps),
+        report.ratio,
+    )

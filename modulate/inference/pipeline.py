@@ -1,4 +1,6 @@
-"""From a sample to what a conditioned forward needs: frames at true times, the host's inputs, aligned frame features, the signal."""
+"""From a sample to what a conditioned forward needs: frames at true times, the host's inputs,
+aligned frame features, the signal.
+"""
 
 import hashlib
 import math
@@ -19,7 +21,13 @@ from modulate import plugins
 from modulate.config.recipe import Recipe, refuse_remote_code
 from modulate.data.alignment import align
 from modulate.data.feature_extractor import FeatureExtractor, apply_clock, gray_frames
-from modulate.errors import ConditioningError, DataError, MissingFileError, ModulateError, RecipeError
+from modulate.errors import (
+    ConditioningError,
+    DataError,
+    MissingFileError,
+    ModulateError,
+    RecipeError,
+)
 from modulate.hosts.fsdp import full_tensor, load
 from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.host import EncodedPrompt, Host, bare, understand
@@ -37,9 +45,11 @@ from modulate.utils.lru_cache import LRUCache
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample, ready for the host: model inputs of batch 1, the visual grid, aligned features, the clip's own signal.
+    """A sample, ready for the host: model inputs of batch 1, the visual grid, aligned features, the
+    clip's own signal.
 
-    ``grid`` and ``features`` are None where the bare host is asked only. ``options``: token id of every answer that counts as one.
+    ``grid`` and ``features`` are None where the bare host is asked only. ``options``: token id of
+    every answer that counts as one.
     """
 
     sample: Sample
@@ -52,13 +62,18 @@ class PreparedSample:
     def clip(self, signal: Signal | None) -> ClipInput:
         """Return the conditioning of this clip with ``signal``."""
         if self.grid is None:
-            raise ConditioningError(f"Sample {self.sample.id} was prepared for the bare host; there is nothing to condition it with.")
+            raise ConditioningError(
+                f"Sample {self.sample.id} was prepared for the bare host; there is nothing to"
+                " condition it with."
+            )
         return ClipInput(signal, self.grid, self.features)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Several prepared samples as one forward: inputs padded on the left, option ids padded with −1."""
+    """Several prepared samples as one forward: inputs padded on the left, option ids padded with
+    −1.
+    """
 
     prepared: list[PreparedSample]
     inputs: dict[str, Tensor]
@@ -74,7 +89,8 @@ class ShufflePool:
         self._foreign: dict[Path, list[Sample]] = {}
 
     def draw(self, own: Sample, seed: int) -> Sample:
-        """Return a sample of another video, always the same for one ``own``, ``seed`` and samples in one order.
+        """Return a sample of another video, always the same for one ``own``, ``seed`` and samples
+        in one order.
 
         Raises :class:`DataError` when all samples are of one video.
         """
@@ -88,15 +104,22 @@ class ShufflePool:
 class Pipeline(FeatureExtractor):
     """Everything of a recipe that turns samples into forwards: its footage, host and processor.
 
-    ``cache``: folder of the feature cache. PreparedSample samples are kept in memory up to ``memory_bytes``. ``trust_remote_code``: the user's own word that
-    code which comes with a model may run; without it a recipe that asks for that is refused with a :class:`RecipeError`.
+    ``cache``: folder of the feature cache. PreparedSample samples are kept in memory up to
+    ``memory_bytes``. ``trust_remote_code``: the user's own word that code which comes with a model
+    may run; without it a recipe that asks for that is refused with a :class:`RecipeError`.
     """
 
     #: How every answer is asked of the host: only the last position's logits, in one forward.
     LAST_LOGITS: ClassVar[dict[str, Any]] = {"logits_to_keep": 1, "use_cache": False}
 
     @show_library_warnings()
-    def __init__(self, recipe: Recipe, cache: Path, memory_bytes: int = 2 << 30, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        cache: Path,
+        memory_bytes: int = 2 << 30,
+        trust_remote_code: bool = False,
+    ) -> None:
         if not trust_remote_code:
             refuse_remote_code(recipe)
         family, params = recipe.host.resolved("host")
@@ -106,31 +129,55 @@ class Pipeline(FeatureExtractor):
         self.host: Host = understand(self.model)
         super().__init__(recipe, cache, next(self.model.parameters()).device)
         self.signal_kinds: dict[str, type[Signal]] = kinds_of(recipe.signal)
-        tower, states = (int(gib * 2**30) for gib in (recipe.features.vision_tower_cache_gib, recipe.features.hidden_state_cache_gib))
+        tower, states = (
+            int(gib * 2**30)
+            for gib in (
+                recipe.features.vision_tower_cache_gib,
+                recipe.features.hidden_state_cache_gib,
+            )
+        )
         self.contents = ContentKeys(wanted=bool(tower or states))
-        self.tower = VisionTowerCache(self.host, cache / "tower", tower, recipe.features.vision_tower_cache_by, self.contents)
-        self.below = HiddenStateCache(self.host, min(recipe.injection.layers), states, self.contents)
-        self.inputs: dict[str, InputTransform] = {name: choice.build("input") for name, choice in recipe.evaluation.inputs.items()}
-        self._memory: LRUCache[tuple[str, str, bool], PreparedSample] = LRUCache(memory_bytes, _bytes)
+        self.tower = VisionTowerCache(
+            self.host, cache / "tower", tower, recipe.features.vision_tower_cache_by, self.contents
+        )
+        self.below = HiddenStateCache(
+            self.host, min(recipe.injection.layers), states, self.contents
+        )
+        self.inputs: dict[str, InputTransform] = {
+            name: choice.build("input") for name, choice in recipe.evaluation.inputs.items()
+        }
+        self._memory: LRUCache[tuple[str, str, bool], PreparedSample] = LRUCache(
+            memory_bytes, _bytes
+        )
         self._signals: dict[Path, Signal] = {}
         self._one = threading.Lock()  # processors and tokenizers serve one thread at a time
 
     def fingerprints(self) -> dict[str, str]:
-        """Return what a run is made of: short texts that change when the data, the host's weights or the backbone do."""
+        """Return what a run is made of: short texts that change when the data, the host's weights
+        or the backbone do.
+        """
         digest = hashlib.sha256()
         for name, value in bare(self.model).state_dict().items():
             flat = full_tensor(value.detach()).flatten()
-            some = flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes()  # samples: hashing every weight of a 7B host takes minutes
+            some = (
+                flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes()
+            )  # samples: hashing every weight of a 7B host takes minutes
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode() + some)
-        return {"data": self.dataset.fingerprint(), "host": digest.hexdigest(), "backbone": self.backbone.fingerprint()}
+        return {
+            "data": self.dataset.fingerprint(),
+            "host": digest.hexdigest(),
+            "backbone": self.backbone.fingerprint(),
+        }
 
-    # --- one sample --------------------------------------------------------------------------------------------------------------
+    # --- one sample
+    # --------------------------------------------------------------------------------------------------------------
 
     def prepare(self, sample: Sample, view: str = "own", training: bool = False) -> PreparedSample:
         """Decode, encode and align one sample. Errors are re-raised with the sample's id in front.
 
-        ``view``: what is shown. "own": the clip. "grey": mid-grey frames for host and backbone alike, what can be answered without seeing. "text": the
-        question alone. Else the name of one of the recipe's ``evaluation.inputs``. The latter two are for the bare host.
+        ``view``: what is shown. "own": the clip. "gray": mid-gray frames for host and backbone
+        alike, what can be answered without seeing. "text": the question alone. Else the name of one
+        of the recipe's ``evaluation.inputs``. The latter two are for the bare host.
         """
         key = (sample.id, view, training)
         if (kept := self._memory.get(key)) is not None:
@@ -149,38 +196,62 @@ class Pipeline(FeatureExtractor):
         with self.recipe.data.blame("dataset", "prompt"):
             text = self.dataset.prompt(sample, self.recipe.answer)
         grid, features = None, None
-        frames = self.clips.read(sample.video, self.times(sample, training)) if view != "text" else None
+        frames = (
+            self.clips.read(sample.video, self.times(sample, training)) if view != "text" else None
+        )
         if frames is None:
             encoded = self._encode(None, text, sample.window)
         elif view in self.inputs:
             given = self._told(view, HostInput(frames, text), self.signal(sample), sample.window)
             encoded = self._encode(given.frames, given.text, sample.window, given.images)
         else:
-            if view == "grey":
+            if view == "gray":
                 frames = gray_frames(frames)
             encoded = self._encode_timed(frames, text, sample.window)
             grid = apply_clock(self.recipe.sampling, sample.window, encoded.grid, len(frames.times))
-            raw, how = self.raw_features(sample.video, frames, view == "grey"), self.recipe.sampling
+            raw, how = self.raw_features(sample.video, frames, view == "gray"), self.recipe.sampling
             features = align(raw, grid, how.alignment, how.antialias).cpu()
-        return PreparedSample(sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample))
+        return PreparedSample(
+            sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample)
+        )
 
-    def _encode(self, frames: Frames | None, text: str, window: tuple[float, float], images: Sequence[NDArray[np.uint8]] = ()) -> EncodedPrompt:
+    def _encode(
+        self,
+        frames: Frames | None,
+        text: str,
+        window: tuple[float, float],
+        images: Sequence[NDArray[np.uint8]] = (),
+    ) -> EncodedPrompt:
         with self.recipe.host.blame("host", "encode"):
             if frames is None:
                 return self.host.encode_text(self.processor, text)
-            return self.host.encode(self.processor, text, frames, window, **({"images": images} if images else {}))
+            return self.host.encode(
+                self.processor, text, frames, window, **({"images": images} if images else {})
+            )
 
-    def _encode_timed(self, frames: Frames, text: str, window: tuple[float, float]) -> EncodedPrompt:
-        """Encode a clip at its true times, or with the host's processor told others: the grid is the true one all the same."""
+    def _encode_timed(
+        self, frames: Frames, text: str, window: tuple[float, float]
+    ) -> EncodedPrompt:
+        """Encode a clip at its true times, or with the host's processor told others: the grid is
+        the true one all the same.
+        """
         fps, times = self.recipe.sampling.processor_fps, frames.times
         if fps is None:
             return self._encode(frames, text, window)
         told = tuple(k / fps for k in range(len(times)))
         encoded = self._encode(replace(frames, times=told), text, (0.0, told[-1]))
-        grid = visual_grid(times, math.ceil(len(times) / encoded.grid.steps), encoded.grid.rows, encoded.grid.cols, window)
+        grid = visual_grid(
+            times,
+            math.ceil(len(times) / encoded.grid.steps),
+            encoded.grid.rows,
+            encoded.grid.cols,
+            window,
+        )
         return replace(encoded, grid=grid)
 
-    def _told(self, name: str, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
+    def _told(
+        self, name: str, given: HostInput, signal: Signal, window: tuple[float, float]
+    ) -> HostInput:
         """Return the host's turn with the signal in it, as one of the recipe's inputs tells of it."""
         transform, choice = self.inputs[name], self.recipe.evaluation.inputs[name]
         if isinstance(signal, MultiSignal):
@@ -189,15 +260,24 @@ class Pipeline(FeatureExtractor):
             return transform(given, signal, window)
 
     def signal(self, sample: Sample) -> Signal:
-        """Return the sample's own signal within its window; of several kinds, their bundle. Raises when the sample lacks one of the recipe's."""
+        """Return the sample's own signal within its window; of several kinds, their bundle.
+
+        Raises when the sample lacks one of the recipe's.
+        """
         with self.recipe.data.blame("dataset", "clip_signal"):
-            parts = {kind: self.dataset.clip_signal(sample, self._signal(kind, sample)) for kind in self.signal_kinds}
+            parts = {
+                kind: self.dataset.clip_signal(sample, self._signal(kind, sample))
+                for kind in self.signal_kinds
+            }
         return parts[self.recipe.signal] if len(parts) == 1 else MultiSignal(parts)
 
     def _signal(self, kind: str, sample: Sample) -> Signal:
         path = sample.signals.get(kind)
         if path is None:
-            raise DataError(f"there is no {kind!r} signal; the sample has {', '.join(sample.signals) or 'none'}.")
+            raise DataError(
+                f"there is no {kind!r} signal; the sample has"
+                f" {', '.join(sample.signals) or 'none'}."
+            )
         if path not in self._signals:
             if not path.exists():
                 raise MissingFileError(f"the signal file {path} does not exist.")
@@ -212,41 +292,66 @@ class Pipeline(FeatureExtractor):
         for word in words:
             tokens = self.processor.tokenizer.encode(word, add_special_tokens=False)
             if len(tokens) != 1 or tokens[0] == self.processor.tokenizer.unk_token_id:
-                raise DataError(f"the answer {word!r} is not one known token of the host's tokenizer (ids {tokens}); offer options of one known word each, or score letters (the recipe's `answer: letter`).")
+                raise DataError(
+                    f"the answer {word!r} is not one known token of the host's tokenizer (ids"
+                    f" {tokens}); offer options of one known word each, or score letters (the"
+                    " recipe's `answer: letter`)."
+                )
             ids.append(tokens[0])
         return torch.tensor(ids)
 
-    # --- batches -----------------------------------------------------------------------------------------------------------------
+    # --- batches
+    # -----------------------------------------------------------------------------------------------------------------
 
     def collate(self, prepared: Sequence[PreparedSample], inputs: bool = True) -> Batch:
-        """Join samples into one forward on the host's device; without ``inputs`` where these go another way (:mod:`modulate.inference.shared_prefix`)."""
+        """Join samples into one forward on the host's device; without ``inputs`` where these go
+        another way (:mod:`modulate.inference.shared_prefix`).
+        """
         pad = self.processor.tokenizer.pad_token_id
-        joined = self.host.collate([p.inputs for p in prepared], 0 if pad is None else pad) if inputs else {}
+        joined = (
+            self.host.collate([p.inputs for p in prepared], 0 if pad is None else pad)
+            if inputs
+            else {}
+        )
         width = max(len(p.options) for p in prepared)
-        options = torch.stack([nn.functional.pad(p.options, (0, width - len(p.options)), value=-1) for p in prepared])
+        options = torch.stack(
+            [nn.functional.pad(p.options, (0, width - len(p.options)), value=-1) for p in prepared]
+        )
         answers = torch.tensor([p.sample.answer for p in prepared])
         there = {k: v.to(self.device) for k, v in joined.items()}
         self.contents.recognize(there, [p.inputs for p in prepared])
         return Batch(list(prepared), there, options.to(self.device), answers.to(self.device))
 
     def option_logits(self, batch: Batch, output: object) -> Tensor:
-        """Return (sample, option) logits of the options offered, −inf where a sample has fewer; fp32."""
+        """Return (sample, option) logits of the options offered, −inf where a sample has fewer;
+        fp32.
+        """
         last = output.logits[:, -1].float()  # type: ignore[attr-defined]
-        return last.gather(1, batch.options.clamp_min(0)).masked_fill(batch.options < 0, float("-inf"))
+        return last.gather(1, batch.options.clamp_min(0)).masked_fill(
+            batch.options < 0, float("-inf")
+        )
 
-    # --- controls ----------------------------------------------------------------------------------------------------------------
+    # --- controls
+    # ----------------------------------------------------------------------------------------------------------------
 
     def control(self, name: str, prepared: PreparedSample, others: ShufflePool) -> Signal:
-        """Return the signal of ``prepared`` under the control ``name`` (one that its kind declares).
+        """Return the signal of ``prepared`` under the control ``name`` (one that its kind
+        declares).
 
-        ``others``: what shuffling draws from. Raises :class:`RecipeError` for a name that is no control.
+        ``others``: what shuffling draws from. Raises :class:`RecipeError` for a name that is no
+        control.
         """
         controls = controls_of(self.recipe.signal)
         if name not in controls:
-            raise RecipeError(f"The signal {self.recipe.signal!r} has no control {name!r}; it has {', '.join(sorted(controls))}.")
+            raise RecipeError(
+                f"The signal {self.recipe.signal!r} has no control {name!r}; it has"
+                f" {', '.join(sorted(controls))}."
+            )
         own = prepared.sample
 
-        def draw() -> tuple[Signal, tuple[float, float]]:  # and read only when asked for: most controls never do
+        def draw() -> tuple[
+            Signal, tuple[float, float]
+        ]:  # and read only when asked for: most controls never do
             other = others.draw(own, self.recipe.seed)
             return self.signal(other), other.window
 
@@ -255,7 +360,9 @@ class Pipeline(FeatureExtractor):
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
-        """For the forwards of this block, let the host do no work again that the recipe's ``features`` keep."""
+        """For the forwards of this block, let the host do no work again that the recipe's
+        ``features`` keep.
+        """
         with self.tower.remembered(), self.below.remembered():
             yield
 
@@ -264,11 +371,22 @@ class Pipeline(FeatureExtractor):
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         return Modulation.for_host(
-            self.model, encoder=recipe.encoder, modulator=recipe.modulator, layers=recipe.injection.layers, alpha=recipe.injection.alpha,
-            tokens=recipe.injection.tokens, empty=recipe.injection.empty, d_features=self.backbone.d_features, lora_params=recipe.lora, backbone=recipe.backbone,
-        )  # fmt: skip
+            self.model,
+            encoder=recipe.encoder,
+            modulator=recipe.modulator,
+            layers=recipe.injection.layers,
+            alpha=recipe.injection.alpha,
+            tokens=recipe.injection.tokens,
+            empty=recipe.injection.empty,
+            d_features=self.backbone.d_features,
+            lora_params=recipe.lora,
+            backbone=recipe.backbone,
+        )
 
 
 def _bytes(prepared: PreparedSample) -> int:
-    tensors = [*prepared.inputs.values(), *([prepared.features] if prepared.features is not None else [])]
+    tensors = [
+        *prepared.inputs.values(),
+        *([prepared.features] if prepared.features is not None else []),
+    ]
     return sum(t.numel() * t.element_size() for t in tensors)

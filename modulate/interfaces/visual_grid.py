@@ -1,6 +1,8 @@
-"""When a clip is looked at, and its visual grid: which visual tokens there are, and which stretch of time each step of them shows.
+"""When a clip is looked at, and its visual grid: which visual tokens there are, and which stretch
+of time each step of them shows.
 
-The only place where frame times become step times (:func:`visual_grid`): hosts, signal encoders and backbones all read its result.
+The only place where frame times become step times (:func:`visual_grid`): hosts, signal encoders and
+backbones all read its result.
 """
 
 import math
@@ -14,8 +16,9 @@ from modulate.errors import VideoError
 class VisualGrid:
     """steps × rows × columns of visual tokens.
 
-    ``times[k]`` is the mean presentation time of the frames merged into step ``k``; ``spans[k] = (start, end)`` is the stretch of time
-    that it stands for: spans touch each other and cover the clip's window. Both in seconds of the video's own clock.
+    ``times[k]`` is the mean presentation time of the frames merged into step ``k``; ``spans[k] =
+    (start, end)`` is the stretch of time that it stands for: spans touch each other and cover the
+    clip's window. Both in seconds of the video's own clock.
     """
 
     rows: int
@@ -25,7 +28,10 @@ class VisualGrid:
 
     def __post_init__(self) -> None:
         if len(self.times) != len(self.spans) or not self.times or self.rows < 1 or self.cols < 1:
-            raise VideoError(f"A visual grid needs at least one step, row and column, and a span for every step; got {self!r}.")
+            raise VideoError(
+                "A visual grid needs at least one step, row and column, and a span for every step;"
+                f" got {self!r}."
+            )
 
     @property
     def steps(self) -> int:
@@ -39,24 +45,38 @@ class VisualGrid:
 
     @property
     def tokens(self) -> int:
-        """Visual tokens of the clip: steps × rows × cols, in the host's order (time, then row, then column)."""
+        """Visual tokens of the clip: steps × rows × cols, in the host's order (time, then row, then
+        column).
+        """
         return self.steps * self.tokens_per_step
 
     def centers(self) -> list[tuple[float, float]]:
         """Return (x, y) of every token's centre in [0, 1], origin top-left, row by row."""
-        return [((c + 0.5) / self.cols, (r + 0.5) / self.rows) for r in range(self.rows) for c in range(self.cols)]
+        return [
+            ((c + 0.5) / self.cols, (r + 0.5) / self.rows)
+            for r in range(self.rows)
+            for c in range(self.cols)
+        ]
 
 
 def counted_on(grid: VisualGrid, start: float, seconds: float) -> VisualGrid:
-    """Return ``grid`` with steps that last ``seconds`` each, counted on from ``start``, whatever the frames' own times.
+    """Return ``grid`` with steps that last ``seconds`` each, counted on from ``start``, whatever
+    the frames' own times.
 
-    What GazeQwen's code does, which takes the frame rate it asked for to be the one it got; only here so that it can be compared with.
+    What GazeQwen's code does, which takes the frame rate it asked for to be the one it got; only
+    here so that it can be compared with.
     """
     spans = tuple((start + k * seconds, start + (k + 1) * seconds) for k in range(grid.steps))
     return VisualGrid(grid.rows, grid.cols, tuple(begin for begin, _ in spans), spans)
 
 
-def visual_grid(frame_times: Sequence[float], frames_per_step: int, rows: int, cols: int, window: tuple[float, float] | None = None) -> VisualGrid:
+def visual_grid(
+    frame_times: Sequence[float],
+    frames_per_step: int,
+    rows: int,
+    cols: int,
+    window: tuple[float, float] | None = None,
+) -> VisualGrid:
     """Build the grid of a clip from its frames' presentation times.
 
     Args:
@@ -76,24 +96,37 @@ def visual_grid(frame_times: Sequence[float], frames_per_step: int, rows: int, c
     if len(times) == 1 or times[1] > start:
         times[0] = max(times[0], start)
     if times[0] < start - 1e-6 or times[-1] > end + 1e-6:
-        raise VideoError(f"Frames at {times[0]:.3f}–{times[-1]:.3f} s lie outside the clip's window {start:.3f}–{end:.3f} s.")
+        raise VideoError(
+            f"Frames at {times[0]:.3f}–{times[-1]:.3f} s lie outside the clip's window"
+            f" {start:.3f}–{end:.3f} s."
+        )
     groups = [times[i : i + frames_per_step] for i in range(0, len(times), frames_per_step)]
     groups[-1] += [groups[-1][-1]] * (frames_per_step - len(groups[-1]))
     cuts = [start] + [(a[-1] + b[0]) / 2 for a, b in zip(groups, groups[1:], strict=False)] + [end]
-    return VisualGrid(rows, cols, tuple(sum(g) / len(g) for g in groups), tuple(zip(cuts, cuts[1:], strict=False)))
+    return VisualGrid(
+        rows, cols, tuple(sum(g) / len(g) for g in groups), tuple(zip(cuts, cuts[1:], strict=False))
+    )
 
 
-def sample_times(window: tuple[float, float], fps: float, max_frames: int | None = None) -> list[float]:
-    """Return the times (s) at which to look at ``window`` = (start, end): …, end − 2/fps, end − 1/fps, end, none before start.
+def sample_times(
+    window: tuple[float, float], fps: float, max_frames: int | None = None
+) -> list[float]:
+    """Return the times (s) at which to look at ``window`` = (start, end): …, end − 2/fps, end −
+    1/fps, end, none before start.
 
-    Where that makes more than ``max_frames``, they are spread evenly over the window instead, both ends included (one alone is the end).
-    Raises :class:`VideoError` for a window that ends before it starts, or values that are not finite or positive.
+    Where that makes more than ``max_frames``, they are spread evenly over the window instead, both
+    ends included (one alone is the end). Raises :class:`VideoError` for a window that ends before
+    it starts, or values that are not finite or positive.
     """
     start, end = float(window[0]), float(window[1])
     if not (math.isfinite(start) and math.isfinite(end) and start <= end):
-        raise VideoError(f"A window must be (start, end) in seconds with start ≤ end; got ({start}, {end}).")
+        raise VideoError(
+            f"A window must be (start, end) in seconds with start ≤ end; got ({start}, {end})."
+        )
     if not (math.isfinite(fps) and fps > 0) or (max_frames is not None and max_frames < 1):
-        raise VideoError(f"Sampling needs fps > 0 and max_frames ≥ 1; got fps={fps}, max_frames={max_frames}.")
+        raise VideoError(
+            f"Sampling needs fps > 0 and max_frames ≥ 1; got fps={fps}, max_frames={max_frames}."
+        )
     count = math.floor((end - start) * fps + 1e-6) + 1
     if max_frames is None or count <= max_frames:
         return [max(start, end - k / fps) for k in reversed(range(count))]

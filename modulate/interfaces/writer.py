@@ -1,4 +1,6 @@
-"""From latents to what a layer adds to its tokens; by default one zero-initialised linear map that does not look at the hidden states."""
+"""From latents to what a layer adds to its tokens; by default one zero-initialized linear map that
+does not look at the hidden states.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 class Memory:
     """All latents of a conditioning, and which of them belong to each position that is written.
 
-    ``latents``: (latent, d_latent). ``span``: (token, 2), the first of a position's own latents and one past the last: those of its time
-    step for a visual token, those of all clips of its row for any other.
+    ``latents``: (latent, d_latent). ``span``: (token, 2), the first of a position's own latents and
+    one past the last: those of its time step for a visual token, those of all clips of its row for
+    any other.
     """
 
     latents: Float[Tensor, "latent d_latent"]
@@ -23,7 +26,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Latents of a clip's tokens as sums of a few vectors of their step. A linear map of them is a map of the vectors, which are fewer."""
+    """Latents of a clip's tokens as sums of a few vectors of their step.
+
+    A linear map of them is a map of the vectors, which are fewer.
+    """
 
     weights: Float[Tensor, "step token latent"]
     vectors: Float[Tensor, "step latent d_latent"]
@@ -40,15 +46,24 @@ class Mixture:
     def split(self, steps: Sequence[int]) -> list["Mixture"]:
         """Return those of clips of so many steps."""
         sizes = list(steps)
-        return [Mixture(w, v) for w, v in zip(self.weights.split(sizes), self.vectors.split(sizes), strict=True)]
+        return [
+            Mixture(w, v)
+            for w, v in zip(self.weights.split(sizes), self.vectors.split(sizes), strict=True)
+        ]
 
 
 class Writer(nn.Module, ABC):
-    """Makes the residual of one injected layer. Compute is fp32 with autocast off. Must give exactly 0 for every input when fresh."""
+    """Makes the residual of one injected layer. Compute is fp32 with autocast off.
+
+    Must give exactly 0 for every input when fresh.
+    """
 
     @abstractmethod
     def forward(
-        self, latents: Float[Tensor, "token d_latent"], hidden: Float[Tensor, "token d_model"], memory: Memory
+        self,
+        latents: Float[Tensor, "token d_latent"],
+        hidden: Float[Tensor, "token d_model"],
+        memory: Memory,
     ) -> Float[Tensor, "token d_model"]:
         """Return what is added to each position.
 
@@ -67,12 +82,17 @@ class Projection(Writer):
         self.weight = nn.Parameter(torch.zeros(d_model, d_latent))
 
     def forward(
-        self, latents: Float[Tensor, "token d_latent"], hidden: Float[Tensor, "token d_model"], memory: Memory
+        self,
+        latents: Float[Tensor, "token d_latent"],
+        hidden: Float[Tensor, "token d_model"],
+        memory: Memory,
     ) -> Float[Tensor, "token d_model"]:
         """Map the latents; ``hidden`` and ``memory`` are not used."""
         return nn.functional.linear(latents, self.weight)
 
-    def mixed(self, mixture: Mixture, amplitude: Float[Tensor, ""]) -> Float[Tensor, "token d_model"]:
+    def mixed(
+        self, mixture: Mixture, amplitude: Float[Tensor, ""]
+    ) -> Float[Tensor, "token d_model"]:
         """Return what is added to all tokens of a clip, α W z: the same up to rounding."""
         vectors = amplitude * nn.functional.linear(mixture.vectors.float(), self.weight)
         return Mixture(mixture.weights.float(), vectors).dense().flatten(0, 1)

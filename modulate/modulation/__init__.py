@@ -1,1 +1,3 @@
-"""The trained module, and its attachment to a host: which tokens get which residual in which forward."""
+"""The trained module, and its attachment to a host: which tokens get which residual in which
+forward.
+"""

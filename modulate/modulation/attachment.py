@@ -1,4 +1,6 @@
-"""Attach a modulation to a host: hooks that write residuals onto its tokens, and their removal without a trace."""
+"""Attach a modulation to a host: hooks that write residuals onto its tokens, and their removal
+without a trace.
+"""
 
 import inspect
 import threading
@@ -29,8 +31,9 @@ __all__ = ["Attachment", "AttachmentReport", "ClipInput"]
 class AttachmentReport:
     """What the forwards of the last conditioning did.
 
-    ``tokens``: tokens modified in all forwards together; ``steps`` / ``active_steps``: time steps of every clip with a signal, and
-    those of them that the signal reached; ``ratio``: per injected layer ‖Δh‖ / ‖h‖ over the modified tokens of the last forward that modified any.
+    ``tokens``: tokens modified in all forwards together; ``steps`` / ``active_steps``: time steps
+    of every clip with a signal, and those of them that the signal reached; ``ratio``: per injected
+    layer ‖Δh‖ / ‖h‖ over the modified tokens of the last forward that modified any.
     """
 
     layers: tuple[int, ...]
@@ -42,13 +45,16 @@ class AttachmentReport:
 
 
 REENTRANT = (
-    "The host's layers run without gradients although the modulation needs them: reentrant activation checkpointing of whole layers, hooks included, would "
-    "go through the modulation's graph once for every layer. Checkpoint with `use_reentrant=False`."
+    "The host's layers run without gradients although the modulation needs them: reentrant"
+    " activation checkpointing of whole layers, hooks included, would go through the modulation's"
+    " graph once for every layer. Checkpoint with `use_reentrant=False`."
 )
 
 
 TRACED = tuple(map(int, torch.__version__.partition("+")[0].split(".")[:2])) >= (2, 14)
-"""Whether dynamo may look into the entry's hooks, so that a strict export is refused in our words. Seen on 2.14; 2.11 cannot compile a whole host so."""
+"""Whether dynamo may look into the entry's hooks, so that a strict export is refused in our words.
+Seen on 2.14; 2.11 cannot compile a whole host so.
+"""
 
 
 class Attachment:
@@ -77,8 +83,9 @@ class Attachment:
         spec, here = self.modulation.config.host, HostSpec.of(self.host)
         if (spec.d_model, spec.n_layers) != (here.d_model, here.n_layers):
             raise HostError(
-                f"The modulation was made for a {spec.model_type} of {spec.n_layers} layers of width {spec.d_model}; "
-                f"this {here.model_type} has {here.n_layers} of width {here.d_model}."
+                f"The modulation was made for a {spec.model_type} of {spec.n_layers} layers of"
+                f" width {spec.d_model}; this {here.model_type} has {here.n_layers} of width"
+                f" {here.d_model}."
             )
         self.host.check_layers(self.modulation.config.injection.layers)
 
@@ -88,15 +95,26 @@ class Attachment:
             self._lora = LoraHooks(self.modulation.lora, self.host, self._current)
             self._undo.callback(self._lora.remove)
         entry = self.host.entry
-        before, after = (self._before, self._after) if TRACED else map(torch.compiler.disable, (self._before, self._after))
-        handles = [entry.register_forward_pre_hook(Hook(before), with_kwargs=True), entry.register_forward_hook(Hook(after), always_call=True)]
+        before, after = (
+            (self._before, self._after)
+            if TRACED
+            else map(torch.compiler.disable, (self._before, self._after))
+        )
+        handles = [
+            entry.register_forward_pre_hook(Hook(before), with_kwargs=True),
+            entry.register_forward_hook(Hook(after), always_call=True),
+        ]
         for k, layer in enumerate(self.modulation.config.injection.layers):
-            # First in line: transformers records hidden states by hooks of its own, which must see the modulated ones.
-            handles.append(self.host.layers[layer].register_forward_hook(Hook(self._write(k)), prepend=True))
+            # First in line: transformers records hidden states by hooks of its own, which must see
+            # the modulated ones.
+            handles.append(
+                self.host.layers[layer].register_forward_hook(Hook(self._write(k)), prepend=True)
+            )
         for handle in handles:
             self._undo.callback(handle.remove)
 
-    # --- hooks -------------------------------------------------------------------------------------------------------------------
+    # --- hooks
+    # -------------------------------------------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_exporting():
@@ -108,8 +126,9 @@ class Attachment:
     def _refuse_export(self) -> None:  # a strict export runs this while it traces
         if self._conditioning is not None:
             raise HostError(
-                "A conditioned forward cannot be exported: where residuals go depends on the values of the inputs. Export the bare host, outside of the block, "
-                "or run the conditioned one as it is or under torch.compile."
+                "A conditioned forward cannot be exported: where residuals go depends on the values"
+                " of the inputs. Export the bare host, outside of the block, or run the conditioned"
+                " one as it is or under torch.compile."
             )
 
     @torch.compiler.disable
@@ -118,17 +137,30 @@ class Attachment:
             self._recall.run_again()
             return
         conditioning, me = self._conditioning, threading.get_ident()
-        if not self._callers.enter(alone=conditioning is not None) or (conditioning is not None and conditioning.owner != me):
+        if not self._callers.enter(alone=conditioning is not None) or (
+            conditioning is not None and conditioning.owner != me
+        ):
             self._callers.leave()
-            raise ConditioningError("Another thread is conditioning this attachment or calling its host; one at a time may do so during a conditioning.")
+            raise ConditioningError(
+                "Another thread is conditioning this attachment or calling its host; one at a time"
+                " may do so during a conditioning."
+            )
         if self._lora is not None:
             self._lora.follow()
         self._recall.running = None
-        plan = None if conditioning is None else conditioning.plan(named(self._signature, args, kwargs))
+        plan = (
+            None
+            if conditioning is None
+            else conditioning.plan(named(self._signature, args, kwargs))
+        )
         learning = torch.is_grad_enabled()
         if plan is not None:
             plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
-        self._recall.begin(ForwardPass(plan, self._recall.idle.lora, torch.autograd._get_sequence_nr() if learning else -1))
+        self._recall.begin(
+            ForwardPass(
+                plan, self._recall.idle.lora, torch.autograd._get_sequence_nr() if learning else -1
+            )
+        )
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_exporting():
@@ -156,16 +188,25 @@ class Attachment:
     def _check_fired(self, passed: ForwardPass) -> None:
         """Raise :class:`ConditioningError` where a hook did not run although its layer did."""
         layers = self.modulation.config.injection.layers
-        silent = [layer for k, layer in enumerate(layers) if passed.plan is not None and k not in passed.plan.fired]
+        silent = [
+            layer
+            for k, layer in enumerate(layers)
+            if passed.plan is not None and k not in passed.plan.fired
+        ]
         what = "residual was not injected"
         if not silent and self._lora is not None and passed.lora:
             # A layer whose output is kept runs none of its parts.
-            silent = [layer for layer in sorted(self._lora.layers - passed.fired) if not is_patched(self.host.layers[layer], "forward")]
+            silent = [
+                layer
+                for layer in sorted(self._lora.layers - passed.fired)
+                if not is_patched(self.host.layers[layer], "forward")
+            ]
             what = "LoRA was not added"
         if silent:
             raise ConditioningError(
-                f"The hook of decoder layer {silent[0]} did not run, so its {what}: torch.compile runs a graph traced without it, or the host leaves the layer out. "
-                "Attach before the first call, or call `torch._dynamo.reset()` after attaching."
+                f"The hook of decoder layer {silent[0]} did not run, so its {what}: torch.compile"
+                " runs a graph traced without it, or the host leaves the layer out. Attach before"
+                " the first call, or call `torch._dynamo.reset()` after attaching."
             )
 
     def _current(self) -> ForwardPass:
@@ -185,7 +226,8 @@ class Attachment:
             hidden = output[0] if isinstance(output, tuple) else output
             if (hidden.shape[0], hidden.shape[1]) != plan.shape:
                 raise ConditioningError(
-                    f"Decoder layer {self.modulation.config.injection.layers[k]} returned states of shape {tuple(hidden.shape)} for inputs of {plan.shape}."
+                    f"Decoder layer {self.modulation.config.injection.layers[k]} returned states of"
+                    f" shape {tuple(hidden.shape)} for inputs of {plan.shape}."
                 )
             if plan.learns and not torch.is_grad_enabled():
                 raise ConditioningError(REENTRANT)
@@ -195,28 +237,49 @@ class Attachment:
             delta = self.modulation.residual(k, *plan.read(k), here).to(hidden.device, hidden.dtype)
             plan.norms[k] = (delta.detach().float().norm(), here.detach().float().norm())
             plan.fired.add(k)
-            written = states.index_add(0, index, delta).view_as(hidden)  # out of place: the host may need its own states again
+            written = states.index_add(0, index, delta).view_as(
+                hidden
+            )  # out of place: the host may need its own states again
             return (written, *output[1:]) if isinstance(output, tuple) else written
 
         return hook
 
     def _refuse_bypass(self) -> None:
-        """Raise :class:`ConditioningError` for layers that run outside a forward of the entry, in the thread that conditions."""
-        if torch.compiler.is_compiling() or backward_now() != -1 or self._conditioning is None or self._conditioning.owner != threading.get_ident():
+        """Raise :class:`ConditioningError` for layers that run outside a forward of the entry, in
+        the thread that conditions.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or backward_now() != -1
+            or self._conditioning is None
+            or self._conditioning.owner != threading.get_ident()
+        ):
             return
         raise ConditioningError(
-            f"The decoder layers ran inside a conditioning without a forward of {type(self.host.entry).__name__}, the module that merges vision into text: "
-            "where the visual tokens are cannot be seen there, so nothing was injected. (Some classes' `generate` calls the language model directly.) "
-            f"Call the host's own forward, or its `generate` where that goes through {type(self.host.entry).__name__}."
+            "The decoder layers ran inside a conditioning without a forward of"
+            f" {type(self.host.entry).__name__}, the module that merges vision into text: where the"
+            " visual tokens are cannot be seen there, so nothing was injected. (Some classes'"
+            " `generate` calls the language model directly.) Call the host's own forward, or its"
+            f" `generate` where that goes through {type(self.host.entry).__name__}."
         )
 
-    # --- use ---------------------------------------------------------------------------------------------------------------------
+    # --- use
+    # ---------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def condition(self, rows: Rows, *, positions: Tensor | None = None, prompt: Tensor | None = None, mask: Tensor | None = None) -> Iterator[None]:
-        """Give signals and features for the forwards of this block: per row of the batch its clips in order; ``[]`` is a row without.
+    def condition(
+        self,
+        rows: Rows,
+        *,
+        positions: Tensor | None = None,
+        prompt: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Iterator[None]:
+        """Give signals and features for the forwards of this block: per row of the batch its clips
+        in order; ``[]`` is a row without.
 
-        A forward that continues a cache which an earlier conditioning filled takes the clips of the new tokens only.
+        A forward that continues a cache which an earlier conditioning filled takes the clips of the
+        new tokens only.
 
         Args:
             rows: for each row of the batch, its clips; iterables are read once.
@@ -225,19 +288,26 @@ class Attachment:
             prompt: (row, position) bool, the prompt's attention mask, for a modulation that writes on the last token and a host that generates with a cache.
             mask: (row, position) bool, the tokens to write on, for a modulation that is told.
 
-        Raises what :func:`modulate.modulation.clip_inputs.check` and :func:`modulate.modulation.clip_inputs.mask_of` do, and :class:`ConditioningError` when nested, when a row's visual tokens and grids differ, or when no forward came.
+        Raises what :func:`modulate.modulation.clip_inputs.check` and
+        :func:`modulate.modulation.clip_inputs.mask_of` do, and :class:`ConditioningError` when
+        nested, when a row's visual tokens and grids differ, or when no forward came.
         """
         if self._conditioning is not None:
-            raise ConditioningError("This attachment is being conditioned already; conditioning does not nest.")
-        self._conditioning = conditioning = Conditioning(self.modulation, rows, self.host, TokenHints(positions, prompt, mask))
+            raise ConditioningError(
+                "This attachment is being conditioned already; conditioning does not nest."
+            )
+        self._conditioning = conditioning = Conditioning(
+            self.modulation, rows, self.host, TokenHints(positions, prompt, mask)
+        )
         before = self._recall.open_block()
         try:
             with show_library_warnings():
                 yield
             if conditioning.tracker.forwards == 0:
                 raise ConditioningError(
-                    "No forward reached the host inside this conditioning, so nothing was injected. (A graph that torch.compile traced before "
-                    "attaching runs no hooks: call `torch._dynamo.reset()` after attaching.)"
+                    "No forward reached the host inside this conditioning, so nothing was injected."
+                    " (A graph that torch.compile traced before attaching runs no hooks: call"
+                    " `torch._dynamo.reset()` after attaching.)"
                 )
             conditioning.tracker.finish()
         finally:
@@ -246,19 +316,34 @@ class Attachment:
             self._summarize(conditioning)
 
     def _summarize(self, conditioning: Conditioning) -> None:
-        layers, latents, last = self.modulation.config.injection.layers, conditioning.latents, conditioning.last
+        layers, latents, last = (
+            self.modulation.config.injection.layers,
+            conditioning.latents,
+            conditioning.last,
+        )
         norms = last.norms if last else {}
         self._norms = {layers[k]: pair for k, pair in norms.items()}
-        self._report = AttachmentReport(layers, conditioning.tracker.forwards, conditioning.modified, latents.steps if latents else (), latents.active if latents else ())
+        self._report = AttachmentReport(
+            layers,
+            conditioning.tracker.forwards,
+            conditioning.modified,
+            latents.steps if latents else (),
+            latents.active if latents else (),
+        )
 
     def report(self) -> AttachmentReport:
         """Return what the last conditioning did."""
-        self._report.ratio = {layer: float(delta / hidden.clamp_min(1e-12)) for layer, (delta, hidden) in getattr(self, "_norms", {}).items()}
+        self._report.ratio = {
+            layer: float(delta / hidden.clamp_min(1e-12))
+            for layer, (delta, hidden) in getattr(self, "_norms", {}).items()
+        }
         return self._report
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """Switch the modulation's own LoRA off for a while, so that forwards without conditioning are the host's own."""
+        """Switch the modulation's own LoRA off for a while, so that forwards without conditioning
+        are the host's own.
+        """
         if self._conditioning is not None:
             raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
         before = self._recall.idle.lora, self._recall.open_block()
@@ -271,9 +356,14 @@ class Attachment:
 
     @contextmanager
     def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
-        """Condition with ``rows`` where any of them has a clip, else not at all; ``bare`` switches our LoRA off too."""
+        """Condition with ``rows`` where any of them has a clip, else not at all; ``bare`` switches
+        our LoRA off too.
+        """
         rows = listed(rows)
-        with self.bare() if bare else nullcontext(), self.condition(rows) if any(rows) else nullcontext():
+        with (
+            self.bare() if bare else nullcontext(),
+            self.condition(rows) if any(rows) else nullcontext(),
+        ):
             yield
 
     def detach(self) -> None:
@@ -285,4 +375,7 @@ class Attachment:
         self._undo.close()
 
     def __reduce__(self) -> Any:
-        raise ConditioningError("An attachment cannot be pickled; save the modulation with save_pretrained and attach it again.")
+        raise ConditioningError(
+            "An attachment cannot be pickled; save the modulation with save_pretrained and attach"
+            " it again."
+        )

@@ -104,10 +104,11 @@ def note(cache: Any, number: int, stream: CacheHistory, going_on: Container[int]
 
 
 class CacheSamples:
-    """Keys of the last visual tokens of some streams: by these a cache is known again that was rebuilt.
+    """Keys of the last visual tokens of some streams: by these a cache is known again that was
+    rebuilt.
 
-    Copies that were not made by ``copy``, but from a cache's keys and values, have no notes. The last
-    ``most`` streams are remembered.
+    Copies that were not made by ``copy``, but from a cache's keys and values, have no notes. The
+    last ``most`` streams are remembered.
     """
 
     def __init__(self, most: int = 32) -> None:

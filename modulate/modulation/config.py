@@ -1,4 +1,6 @@
-"""What is saved of a modulation beside its weights, config.json, and how one that a stranger wrote is read."""
+"""What is saved of a modulation beside its weights, config.json, and how one that a stranger wrote
+is read.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +28,26 @@ class HostSpec(Params):
     model_type: str = Field(description="transformers' model_type")
     d_model: int = Field(ge=1, le=2**20, description="width of the hidden states")
     n_layers: int = Field(ge=1, le=1024, description="number of decoder layers")
-    name: str | None = Field(None, max_length=200, description="the host's repository on the hub, where it was loaded from one; attaching does not ask for it")
+    name: str | None = Field(
+        None,
+        max_length=200,
+        description=(
+            "the host's repository on the hub, where it was loaded from one; attaching does not ask"
+            " for it"
+        ),
+    )
 
     @classmethod
     def of(cls, host: Host) -> "HostSpec":
         """Describe a loaded host."""
         name = getattr(host.config, "name_or_path", None) or ""
         kept = name if is_repository(name) and not Path(name).exists() else None
-        return cls(model_type=host.config.model_type, d_model=host.d_model, n_layers=len(host.layers), name=kept)
+        return cls(
+            model_type=host.config.model_type,
+            d_model=host.d_model,
+            n_layers=len(host.layers),
+            name=kept,
+        )
 
 
 class ModulationConfig(BaseModel):
@@ -46,24 +60,36 @@ class ModulationConfig(BaseModel):
     encoder: ComponentSpec
     modulator: ComponentSpec
     injection: Injection
-    backbone: ComponentSpec | None = Field(None, description="where the frame features came from, for those who attach it elsewhere")
+    backbone: ComponentSpec | None = Field(
+        None, description="where the frame features came from, for those who attach it elsewhere"
+    )
     d_features: int = Field(ge=1, le=2**20, description="width of the frame features")
     lora: LoraSpec | None = None
-    training: dict[str, Any] = Field(default_factory=dict, description="what a run notes of how it was made; not read back")
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="what a run notes of how it was made; not read back"
+    )
 
     @model_validator(mode="after")
     def _layers_are_the_hosts(self) -> "ModulationConfig":
-        adapted = [layer for layers in self.lora.layers.values() for layer in layers] if self.lora else []
-        outside = [layer for layer in (*self.injection.layers, *adapted) if not 0 <= layer < self.host.n_layers]
+        adapted = (
+            [layer for layers in self.lora.layers.values() for layer in layers] if self.lora else []
+        )
+        outside = [
+            layer
+            for layer in (*self.injection.layers, *adapted)
+            if not 0 <= layer < self.host.n_layers
+        ]
         if outside:
             raise ValueError(f"layer {outside[0]} is none of a host of {self.host.n_layers} layers")
         return self
 
 
 def parse_config(data: bytes, source: str) -> ModulationConfig:
-    """Return the configuration in the JSON text ``data``, its components' parameters checked; ``source`` names it in errors.
+    """Return the configuration in the JSON text ``data``, its components' parameters checked;
+    ``source`` names it in errors.
 
-    Raises :class:`CheckpointError`, and :class:`modulate.errors.PluginError` for components that are not known here.
+    Raises :class:`CheckpointError`, and :class:`modulate.errors.PluginError` for components that
+    are not known here.
     """
     with fitting(source):
         config = ModulationConfig.model_validate(parse_json(data, source))
@@ -73,20 +99,33 @@ def parse_config(data: bytes, source: str) -> ModulationConfig:
 
 
 def _refuse_files(choice: ComponentSpec, params: Params, source: str) -> None:
-    """Raise :class:`CheckpointError` where parameters name a file: a stranger's configuration does not choose what is read here."""
+    """Raise :class:`CheckpointError` where parameters name a file: a stranger's configuration does
+    not choose what is read here.
+    """
     for key, value in params:
         if isinstance(value, Path):
-            raise CheckpointError(f"{source}: {key} of {choice.name} names the file {str(value)[:200]!r}. A saved modulation holds what it needs; save it again where it was made.")
+            raise CheckpointError(
+                f"{source}: {key} of {choice.name} names the file {str(value)[:200]!r}. A saved"
+                " modulation holds what it needs; save it again where it was made."
+            )
 
 
 def portable(config: ModulationConfig, modulator: Modulator) -> ModulationConfig:
-    """Return ``config`` as it is saved: without names of files, see :meth:`modulate.interfaces.components.Modulator.portable`."""
+    """Return ``config`` as it is saved: without names of files, see
+    :meth:`modulate.interfaces.components.Modulator.portable`.
+    """
     _, params = config.modulator.resolved("modulator")
     with config.modulator.blame("modulator", "portable"):
         kept = modulator.portable(params)
     if kept is params:
         return config
-    return config.model_copy(update={"modulator": ComponentSpec(name=config.modulator.name, params=kept.model_dump(mode="json", exclude_unset=True))})
+    return config.model_copy(
+        update={
+            "modulator": ComponentSpec(
+                name=config.modulator.name, params=kept.model_dump(mode="json", exclude_unset=True)
+            )
+        }
+    )
 
 
 @contextmanager
@@ -95,4 +134,6 @@ def fitting(source: str) -> Iterator[None]:
     try:
         yield
     except (ValidationError, DataError) as error:
-        raise CheckpointError(f"{source} does not fit this version of modulate: {error!s:.2000}") from error
+        raise CheckpointError(
+            f"{source} does not fit this version of modulate: {error!s:.2000}"
+        ) from error

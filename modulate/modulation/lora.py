@@ -38,16 +38,30 @@ SubModule = Annotated[PlainName, Field(pattern=r"^\w+(\.\w+)*$")]
 
 
 class LoraSpec(Params):
-    """What is saved of an adaptation: its parameters, and the shape of every adapted sub-module of a decoder layer."""
+    """What is saved of an adaptation: its parameters, and the shape of every adapted sub-module of
+    a decoder layer.
+    """
 
     params: LoraParams
-    shapes: dict[SubModule, tuple[Width, Width]] = Field(description="sub-module of a decoder layer → (input width, output width)")
-    layers: dict[PlainName, tuple[int, ...]] = Field(default_factory=dict, description="of sub-modules that not every layer has: the layers that have it")
-    layers_path: PlainName = Field(description="where the decoder layers are inside the host, for the names in the PEFT adapter file")
+    shapes: dict[SubModule, tuple[Width, Width]] = Field(
+        description="sub-module of a decoder layer → (input width, output width)"
+    )
+    layers: dict[PlainName, tuple[int, ...]] = Field(
+        default_factory=dict,
+        description="of sub-modules that not every layer has: the layers that have it",
+    )
+    layers_path: PlainName = Field(
+        description=(
+            "where the decoder layers are inside the host, for the names in the PEFT adapter file"
+        )
+    )
 
 
 def describe(host: Host, params: LoraParams) -> LoraSpec:
-    """Find the targets in a host. Raises :class:`HostError` when one matches nothing, or not the same in all layers."""
+    """Find the targets in a host.
+
+    Raises :class:`HostError` when one matches nothing, or not the same in all layers.
+    """
     shapes: dict[str, tuple[int, int]] = {}
     where: dict[str, list[int]] = {}
     for index, layer in enumerate(host.layers):
@@ -57,12 +71,24 @@ def describe(host: Host, params: LoraParams) -> LoraSpec:
                 continue
             shape = (int(module.in_features), int(module.out_features))
             if shapes.setdefault(name, shape) != shape:
-                raise HostError(f"LoRA target {name!r} is {shapes[name]} in layer {where[name][0]} and {shape} in layer {index}; one shape is needed.")
+                raise HostError(
+                    f"LoRA target {name!r} is {shapes[name]} in layer {where[name][0]} and {shape}"
+                    f" in layer {index}; one shape is needed."
+                )
             where.setdefault(name, []).append(index)
     missing = set(params.targets) - {name.rpartition(".")[2] for name in shapes}
     if missing:
-        linear = sorted({n.rpartition(".")[2] for n, m in named_inside(host.layers) if hasattr(m, "in_features")})
-        raise HostError(f"LoRA targets {sorted(missing)} match no linear layer of the host's decoder layers; there are {', '.join(linear)}.")
+        linear = sorted(
+            {
+                n.rpartition(".")[2]
+                for n, m in named_inside(host.layers)
+                if hasattr(m, "in_features")
+            }
+        )
+        raise HostError(
+            f"LoRA targets {sorted(missing)} match no linear layer of the host's decoder layers;"
+            f" there are {', '.join(linear)}."
+        )
     some = {name: tuple(layers) for name, layers in where.items() if len(layers) < len(host.layers)}
     return LoraSpec(params=params, shapes=shapes, layers=some, layers_path=layers_path(host))
 
@@ -73,16 +99,25 @@ def layers_path(host: Host) -> str:
 
 
 def check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise :class:`CheckpointError` for a tensor that holds other than finite floating-point numbers; ``source`` names its file."""
+    """Raise :class:`CheckpointError` for a tensor that holds other than finite floating-point
+    numbers; ``source`` names its file.
+    """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{source}: tensor {name!r:.200} is {tensor.dtype}; floating-point numbers are needed.")
+            raise CheckpointError(
+                f"{source}: tensor {name!r:.200} is {tensor.dtype}; floating-point numbers are"
+                " needed."
+            )
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{source}: tensor {name!r:.200} holds numbers that are not finite.")
+            raise CheckpointError(
+                f"{source}: tensor {name!r:.200} holds numbers that are not finite."
+            )
 
 
 class LoraTensors(nn.ParameterDict):
-    """The A and B matrices of every adapted sub-module of every decoder layer; A random, B zero, so that a fresh one changes nothing."""
+    """The A and B matrices of every adapted sub-module of every decoder layer; A random, B zero, so
+    that a fresh one changes nothing.
+    """
 
     def __init__(self, spec: LoraSpec, n_layers: int) -> None:
         super().__init__()
@@ -101,31 +136,59 @@ class LoraTensors(nn.ParameterDict):
         tensors = {}
         for slot, value in self.items():
             layer, name, side = _unslot(slot)
-            tensors[f"base_model.model.{self.spec.layers_path}.{layer}.{name}.lora_{side}.weight"] = value.detach().contiguous().cpu()
-        return self._peft_config(sorted({key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in tensors})).to_dict(), tensors
+            tensors[
+                f"base_model.model.{self.spec.layers_path}.{layer}.{name}.lora_{side}.weight"
+            ] = value.detach().contiguous().cpu()
+        return (
+            self._peft_config(
+                sorted(
+                    {
+                        key.removeprefix("base_model.model.").rpartition(".lora_")[0]
+                        for key in tensors
+                    }
+                )
+            ).to_dict(),
+            tensors,
+        )
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over an adapter file. Raises :class:`CheckpointError` on unexpected or missing keys and on wrong shapes."""
+        """Take over an adapter file.
+
+        Raises :class:`CheckpointError` on unexpected or missing keys and on wrong shapes.
+        """
         check_numbers(tensors, "The adapter file")
         todo = dict(self.items())
         for key, value in tensors.items():
             match = _KEY.search(plain_name(key))
             slot = _slot(int(match[1]), match[2], match[3]) if match else ""
             if slot not in todo:
-                raise CheckpointError(f"The adapter file holds {key!r:.200}, which the configuration does not expect.")
+                raise CheckpointError(
+                    f"The adapter file holds {key!r:.200}, which the configuration does not expect."
+                )
             target = todo.pop(slot)
             if target.shape != value.shape:
-                raise CheckpointError(f"The adapter file's {key!r:.200} has shape {tuple(value.shape)}, the configuration says {tuple(target.shape)}.")
+                raise CheckpointError(
+                    f"The adapter file's {key!r:.200} has shape {tuple(value.shape)}, the"
+                    f" configuration says {tuple(target.shape)}."
+                )
             with torch.no_grad():
                 target.copy_(value)
         if todo:
-            raise CheckpointError(f"The adapter file lacks {len(todo)} tensors, the first is {_unslot(min(todo))}.")
+            raise CheckpointError(
+                f"The adapter file lacks {len(todo)} tensors, the first is {_unslot(min(todo))}."
+            )
 
     def _peft_config(self, targets: list[str]) -> Any:
         from peft import LoraConfig
 
         alpha: Any = self.spec.params.alpha  # PEFT annotates an int and takes any number
-        return LoraConfig(r=self.spec.params.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+        return LoraConfig(
+            r=self.spec.params.rank,
+            lora_alpha=alpha,
+            target_modules=targets,
+            lora_dropout=0.0,
+            bias="none",
+        )
 
 
 class LoraHook(Hook):
@@ -133,7 +196,9 @@ class LoraHook(Hook):
 
     tracked = True
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, layer: int, current: Callable[[], ForwardPass]) -> None:
+    def __init__(
+        self, a: Tensor, b: Tensor, scale: float, layer: int, current: Callable[[], ForwardPass]
+    ) -> None:
         super().__init__(self._add)
         self.a = a
         self.b = b
@@ -141,7 +206,9 @@ class LoraHook(Hook):
         self.layer = layer
         self.current = current
 
-    def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def _add(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         now = self.current()
         if not now.lora:
             return None
@@ -174,7 +241,9 @@ class LoraHooks:
     another shape.
     """
 
-    def __init__(self, tensors: LoraTensors, host: Host, current: Callable[[], ForwardPass]) -> None:
+    def __init__(
+        self, tensors: LoraTensors, host: Host, current: Callable[[], ForwardPass]
+    ) -> None:
         self._host = host
         self._hooks: dict[tuple[int, str], LoraHook] = {}
         scale = tensors.spec.params.alpha / tensors.spec.params.rank

@@ -10,9 +10,11 @@ from modulate.modulation.module import Modulation
 
 
 class ModulatedHost(nn.Module):
-    """Conditions and calls the host in one forward, so that data-parallel wrappers see the modulation's parameters used.
+    """Conditions and calls the host in one forward, so that data-parallel wrappers see the
+    modulation's parameters used.
 
-    Its parameters and state_dict are the modulation's alone: the host is held outside the module tree.
+    Its parameters and state_dict are the modulation's alone: the host is held outside the module
+    tree.
     """
 
     def __init__(self, modulation: Modulation, model: nn.Module) -> None:

@@ -20,7 +20,9 @@ from modulate.errors import ConditioningError
 from modulate.hosts.hooks import may_run_modules
 
 LEAF = 1 << 62
-"""Sequence numbers from here on are of nodes that accumulate gradients of leaves; all forwards share these."""
+"""Sequence numbers from here on are of nodes that accumulate gradients of leaves; all forwards
+share these.
+"""
 
 _numbers = count()
 
@@ -142,11 +144,16 @@ class RecomputeTracker:
         self._bare = ForwardPass(None, lora=False)  # a recomputed forward that was made before us
         self._since = torch.autograd._get_sequence_nr()
         # Held by the marks alone: what a region holds may belong to the checkpoint's own graph.
-        self._regions: weakref.WeakKeyDictionary[Any, weakref.ref[CheckpointRegion]] = weakref.WeakKeyDictionary()
-        self._unmarked: CheckpointRegion | None = None  # the last one, until a forward in it is marked
+        self._regions: weakref.WeakKeyDictionary[Any, weakref.ref[CheckpointRegion]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._unmarked: CheckpointRegion | None = (
+            None  # the last one, until a forward in it is marked
+        )
         self._again: dict[int, tuple[int, ForwardPass]] = {}  # thread → (backward, whole forward)
 
-    # --- forwards ----------------------------------------------------------------------------------
+    # --- forwards
+    # ----------------------------------------------------------------------------------
 
     def begin(self, passed: ForwardPass) -> None:
         """Note a forward that begins, and the checkpoint around it.
@@ -156,7 +163,9 @@ class RecomputeTracker:
         self.running = passed
         around = checkpoint_now()
         if passed.task == -1 and _recomputes(around):
-            raise ConditioningError(UNKNOWN.format(why="what it saved is read outside of a backward"))
+            raise ConditioningError(
+                UNKNOWN.format(why="what it saved is read outside of a backward")
+            )
         region = self._region(around)
         if region is None:
             self._unmarked = None
@@ -198,7 +207,8 @@ class RecomputeTracker:
         if self.closed:
             raise ConditioningError(DETACHED)
 
-    # --- recomputations ----------------------------------------------------------------------------
+    # --- recomputations
+    # ----------------------------------------------------------------------------
 
     def run_again(self) -> None:
         """Begin to run a whole forward again in a backward.
@@ -207,18 +217,28 @@ class RecomputeTracker:
         """
         running = checkpoint_now()
         if running is None:
-            raise ConditioningError(UNKNOWN.format(why="it is not run again by a non-reentrant checkpoint of torch"))
+            raise ConditioningError(
+                UNKNOWN.format(why="it is not run again by a non-reentrant checkpoint of torch")
+            )
         save_a_marker()
         found = self._upstream()
         if not found:
-            raise ConditioningError(UNKNOWN.format(why="the graph holds none that was made while attached and needs gradients"))
+            raise ConditioningError(
+                UNKNOWN.format(
+                    why="the graph holds none that was made while attached and needs gradients"
+                )
+            )
         region = max(found, key=lambda mark: mark.passed.number).region
         # Of a checkpoint inside the recomputed one only that around the forward is known.
-        if region is None or (not _recomputes(running) and len({id(mark.region) for mark in found}) > 1):
+        if region is None or (
+            not _recomputes(running) and len({id(mark.region) for mark in found}) > 1
+        ):
             raise ConditioningError(UNKNOWN.format(why="the graph holds several"))
         passed = region.next(running)
         if passed is None:
-            raise ConditioningError(UNKNOWN.format(why=f"the checkpoint ran only {len(region.passes)}"))
+            raise ConditioningError(
+                UNKNOWN.format(why=f"the checkpoint ran only {len(region.passes)}")
+            )
         self._again[threading.get_ident()] = backward_now(), passed
 
     def end_again(self) -> None:
@@ -261,7 +281,9 @@ class RecomputeTracker:
         return None if mark is None else mark.passed
 
     def _older(self) -> bool:
-        """Return whether autograd is at a node from before the attachment, as far as one thread counts."""
+        """Return whether autograd is at a node from before the attachment, as far as one thread
+        counts.
+        """
         node = torch._C._current_autograd_node()
         return node is not None and node._sequence_nr() < self._since
 

@@ -1,4 +1,6 @@
-"""Which positions of a forward are written when they are not the visual tokens: text, the last token, or a mask of the user's."""
+"""Which positions of a forward are written when they are not the visual tokens: text, the last
+token, or a mask of the user's.
+"""
 
 from typing import Any
 
@@ -11,10 +13,13 @@ from modulate.modulation.token_positions import ForwardTokens, begins_with
 
 
 class TokenSelection:
-    """The positions of one conditioning that are written, forward by forward. Position decides, never call order.
+    """The positions of one conditioning that are written, forward by forward.
 
-    ``prompt``: (row, position) bool, where the prompt's tokens are, for ``last``; without it a forward that fills no cache is taken to begin with
-    the whole prompt. ``mask``: (row, position) bool, for ``mask``; what lies beyond it is not chosen. Raises :class:`ConditioningError` where
+    Position decides, never call order.
+
+    ``prompt``: (row, position) bool, where the prompt's tokens are, for ``last``; without it a
+    forward that fills no cache is taken to begin with the whole prompt. ``mask``: (row, position)
+    bool, for ``mask``; what lies beyond it is not chosen. Raises :class:`ConditioningError` where
     one is missing or would have no effect.
     """
 
@@ -22,9 +27,14 @@ class TokenSelection:
         self.kind = tokens.kind
         for name, given, kind in (("prompt", prompt, "last"), ("mask", mask, "mask")):
             if given is not None and self.kind != kind:
-                raise ConditioningError(f"`{name}` has no effect here: this modulation writes on {self.kind} tokens.")
+                raise ConditioningError(
+                    f"`{name}` has no effect here: this modulation writes on {self.kind} tokens."
+                )
         if self.kind == "mask" and mask is None:
-            raise ConditioningError("This modulation writes on the tokens of a mask: give `condition(rows, mask=…)`, (row, position) bool.")
+            raise ConditioningError(
+                "This modulation writes on the tokens of a mask: give `condition(rows, mask=…)`,"
+                " (row, position) bool."
+            )
         self.given = prompt if prompt is not None else mask
         self.first: Tensor | None = None  # ids of the prompt, where no mask of it was given
 
@@ -38,11 +48,14 @@ class TokenSelection:
             return self._columns(batch, position)
         if self.given is not None:
             end = self.given.shape[1]
-            last = _last(self.given).to(position.device).repeat_interleave(batch // len(self.given), 0)
+            last = (
+                _last(self.given).to(position.device).repeat_interleave(batch // len(self.given), 0)
+            )
         else:
             if here.cache is not None:
                 raise ConditioningError(
-                    "Where the prompt ends cannot be known of a forward that fills a cache (it may be a chunk); give `condition(rows, prompt=attention_mask)`."
+                    "Where the prompt ends cannot be known of a forward that fills a cache (it may"
+                    " be a chunk); give `condition(rows, prompt=attention_mask)`."
                 )
             if not begins_with(here.ids, self.first):
                 self.first, self.attended = here.ids, here.attended

@@ -192,7 +192,9 @@ class VisualTokenTracker:
 
     # --- counting ---------------------------------------------------------------------------------
 
-    def _advanced(self, before: CacheHistory, here: ForwardTokens) -> tuple[CacheHistory, Tensor | None]:
+    def _advanced(
+        self, before: CacheHistory, here: ForwardTokens
+    ) -> tuple[CacheHistory, Tensor | None]:
         """Return the line after this forward, and the ordinal of every visual token in its row."""
         expected = [self.expected[r] for r in self.rows_of(len(here.mask))]
         ordinal, seen, held = None, before.seen, before.held
@@ -218,11 +220,14 @@ class VisualTokenTracker:
             else _joined(before.ids, here.ids)
         )
         after = replace(
-            before, seen=seen, held=held, aside=aside,
+            before,
+            seen=seen,
+            held=held,
+            aside=aside,
             end=(before.end or here.past + width) if whole else 0,
             ids=None if whole else ids,
             singles=before.singles + 1 if width == 1 and held == before.held else 0,
-        )  # fmt: skip
+        )
         return after, ordinal
 
     def _count(
@@ -243,7 +248,12 @@ class VisualTokenTracker:
         return torch.where(visual, ordinal, -1), visual
 
     def _check_surplus(
-        self, here: ForwardTokens, before: CacheHistory, surplus: Tensor, total: Tensor, expected: Tensor
+        self,
+        here: ForwardTokens,
+        before: CacheHistory,
+        surplus: Tensor,
+        total: Tensor,
+        expected: Tensor,
     ) -> None:
         """Raise when a row holds more visual tokens than its conditioning.
 

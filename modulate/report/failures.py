@@ -1,4 +1,6 @@
-"""What failed in the runs of a report: samples in evaluation and in training, and steps that training did not take."""
+"""What failed in the runs of a report: samples in evaluation and in training, and steps that
+training did not take.
+"""
 
 from collections.abc import Sequence
 
@@ -16,7 +18,11 @@ def failures_table(entries: Sequence[Entry], most: int = 500) -> Table | None:
     """Return all failed samples, and what training left out; None when there is neither."""
     runs = [run for entry in entries for run in entry.runs]
     asked = [(run.name, r.id, r.condition, r.error or "") for run in runs for r in run.failed]
-    trained = [(run.name, sample, "training", error) for run in runs for sample, error in run.training.failed.items()]
+    trained = [
+        (run.name, sample, "training", error)
+        for run in runs
+        for sample, error in run.training.failed.items()
+    ]
     rows, notes = asked + trained, [note for run in runs for note in _left_out(run)]
     if not rows and not notes:
         return None
@@ -25,8 +31,17 @@ def failures_table(entries: Sequence[Entry], most: int = 500) -> Table | None:
     if asked:
         notes.insert(0, _scored(entries))
     if len(rows) > most:
-        notes.append(f"… and {len(rows) - most} more; the runs' metrics.json and state.json list all.")
-    return Table("failures", f"Failed samples: {len(rows)}", ("Run", "Sample", "Condition", "Error"), tuple(rows[:most]), tuple(notes), text_columns=4)
+        notes.append(
+            f"… and {len(rows) - most} more; the runs' metrics.json and state.json list all."
+        )
+    return Table(
+        "failures",
+        f"Failed samples: {len(rows)}",
+        ("Run", "Sample", "Condition", "Error"),
+        tuple(rows[:most]),
+        tuple(notes),
+        text_columns=4,
+    )
 
 
 def _scored(entries: Sequence[Entry]) -> str:
@@ -35,12 +50,22 @@ def _scored(entries: Sequence[Entry]) -> str:
     if not left_out:
         return "A failed sample counts as wrong."
     others = " All others count as wrong." if len(left_out) < len(having) else ""
-    return f"Left out of all figures, as the recipe says (evaluation.failed: left_out): those of {', '.join(left_out)}, under every condition.{others}"
+    return (
+        "Left out of all figures, as the recipe says (evaluation.failed: left_out): those of"
+        f" {', '.join(left_out)}, under every condition.{others}"
+    )
 
 
 def _left_out(run: Recorded) -> list[str]:
     """Return what of a training did not take part although nothing failed."""
-    notes = [f"{run.name}: {n} training {'step was' if n == 1 else 'steps were'} not taken: {_REASONS.get(why, why)}." for why, n in run.training.skipped.items()]
+    notes = [
+        f"{run.name}: {n} training {'step was' if n == 1 else 'steps were'} not taken:"
+        f" {_REASONS.get(why, why)}."
+        for why, n in run.training.skipped.items()
+    ]
     if samples := run.training.left_out:
-        notes.append(f"{run.name}: {samples} training {'sample was' if samples == 1 else 'samples were'} left out, as the signal is empty (training.empty: skip).")
+        notes.append(
+            f"{run.name}: {samples} training {'sample was' if samples == 1 else 'samples were'}"
+            " left out, as the signal is empty (training.empty: skip)."
+        )
     return notes

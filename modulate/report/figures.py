@@ -1,4 +1,6 @@
-"""Every number of a report, made of the runs' predictions: accuracies with exact counts and intervals, paired comparisons, coverage."""
+"""Every number of a report, made of the runs' predictions: accuracies with exact counts and
+intervals, paired comparisons, coverage.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +13,10 @@ from modulate.report.runs import Companion, Entry, companions
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy in [0, 1]: ``right`` of ``n`` answers; ``low`` and ``high``: 95 % interval. Of all tasks: their unweighted mean, and sums of counts."""
+    """Accuracy in [0, 1]: ``right`` of ``n`` answers; ``low`` and ``high``: 95 % interval.
+
+    Of all tasks: their unweighted mean, and sums of counts.
+    """
 
     accuracy: float
     right: int
@@ -33,10 +38,12 @@ class Scores:
 class Test:
     """A paired difference of accuracies (first − second) on the same questions.
 
-    ``b``, ``c``: answers right under the first only, and under the second only. ``p``: McNemar's; ``p_grouped``: exchanging whole videos; each with
-    ``*_holm``, adjusted over the tasks (over the rows of a table, for the overall difference of several). ``questions``: different ones, whatever the
-    seeds; ``detectable``: difference that McNemar's test of that many questions, as discordant as these, finds in 80 of 100 repetitions; ``least``: the same
-    were all changes to one side, the smallest that so many questions can show at all. None: there is none.
+    ``b``, ``c``: answers right under the first only, and under the second only. ``p``: McNemar's;
+    ``p_grouped``: exchanging whole videos; each with ``*_holm``, adjusted over the tasks (over the
+    rows of a table, for the overall difference of several). ``questions``: different ones, whatever
+    the seeds; ``detectable``: difference that McNemar's test of that many questions, as discordant
+    as these, finds in 80 of 100 repetitions; ``least``: the same were all changes to one side, the
+    smallest that so many questions can show at all. None: there is none.
     """
 
     difference: float
@@ -56,7 +63,9 @@ class Test:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two conditions, perhaps of two entries, on the questions that both answered; ``tests`` is None with ``why`` where that cannot be."""
+    """Two conditions, perhaps of two entries, on the questions that both answered; ``tests`` is
+    None with ``why`` where that cannot be.
+    """
 
     first: str
     second: str
@@ -67,15 +76,32 @@ class Comparison:
 
 
 def score(records: Sequence[Prediction], resamples: int, seed: int) -> Scores:
-    """Return accuracies of these answers, all seeds alike, with intervals that resample whole videos. Tasks are in order of appearance."""
-    found = task_accuracies([r.correct for r in records], [r.task for r in records], [r.group for r in records], resamples=resamples, seed=seed)
+    """Return accuracies of these answers, all seeds alike, with intervals that resample whole
+    videos. Tasks are in order of appearance.
+    """
+    found = task_accuracies(
+        [r.correct for r in records],
+        [r.task for r in records],
+        [r.group for r in records],
+        resamples=resamples,
+        seed=seed,
+    )
     tasks: dict[str, Score] = {}
     for name in dict.fromkeys(r.task for r in records):
         own, part = found.tasks[name], [r for r in records if r.task == name]
-        tasks[name] = Score(own.accuracy, sum(r.correct for r in part), own.n, own.low, own.high, _chance(part))
+        tasks[name] = Score(
+            own.accuracy, sum(r.correct for r in part), own.n, own.low, own.high, _chance(part)
+        )
     chances = [t.chance for t in tasks.values()]
-    chance = sum(c for c in chances if c is not None) / len(chances) if None not in chances else None
-    return Scores(Score(found.overall, sum(r.correct for r in records), found.n, found.low, found.high, chance), tasks)
+    chance = (
+        sum(c for c in chances if c is not None) / len(chances) if None not in chances else None
+    )
+    return Scores(
+        Score(
+            found.overall, sum(r.correct for r in records), found.n, found.low, found.high, chance
+        ),
+        tasks,
+    )
 
 
 def _chance(records: Sequence[Prediction]) -> float | None:
@@ -89,40 +115,85 @@ def scores_of(entry: Entry, condition: str) -> Scores:
     return score(entry.pooled(condition), entry.recipe.evaluation.bootstrap, entry.recipe.seed)
 
 
-def compare(first: Entry, first_condition: str, second: Entry, second_condition: str, name: str) -> Comparison:
+def compare(
+    first: Entry, first_condition: str, second: Entry, second_condition: str, name: str
+) -> Comparison:
     """Compare two entries, or two conditions of one, seed by seed where both have the seed."""
-    seeds = tuple(sorted(set(first.seeds_of(first_condition)) & set(second.seeds_of(second_condition))))
+    seeds = tuple(
+        sorted(set(first.seeds_of(first_condition)) & set(second.seeds_of(second_condition)))
+    )
     if not seeds:
-        return Comparison(first.name, name, (), None, {}, f"no seed in common: {_list(first.seeds)} and {_list(second.seeds)}")
+        return Comparison(
+            first.name,
+            name,
+            (),
+            None,
+            {},
+            f"no seed in common: {_list(first.seeds)} and {_list(second.seeds)}",
+        )
     a, b = first.pooled(first_condition, seeds), second.pooled(second_condition, seeds)
     if first.recipe.evaluation.failed == "left_out":  # a failure may be missing on either side
         common = {r.id for r in a} & {r.id for r in b}
         a, b = [r for r in a if r.id in common], [r for r in b if r.id in common]
     partner = {r.id: r for r in b}
-    if {r.id for r in a} != set(partner) or not a or any(r.answer != partner[r.id].answer for r in a):
-        return Comparison(first.name, name, seeds, None, {}, "not the same questions, so no paired difference")
+    if (
+        {r.id for r in a} != set(partner)
+        or not a
+        or any(r.answer != partner[r.id].answer for r in a)
+    ):
+        return Comparison(
+            first.name, name, seeds, None, {}, "not the same questions, so no paired difference"
+        )
     pairs = [(r, partner[r.id]) for r in a]
     resamples, seed = first.recipe.evaluation.bootstrap, first.recipe.seed
-    tests = {task: _test([p for p in pairs if p[0].task == task], resamples, seed) for task in dict.fromkeys(r.task for r in a)}
+    tests = {
+        task: _test([p for p in pairs if p[0].task == task], resamples, seed)
+        for task in dict.fromkeys(r.task for r in a)
+    }
     adjusted = adjust(list(tests.values()))
-    return Comparison(first.name, name, seeds, _test(pairs, resamples, seed), dict(zip(tests, adjusted, strict=True)))
+    return Comparison(
+        first.name,
+        name,
+        seeds,
+        _test(pairs, resamples, seed),
+        dict(zip(tests, adjusted, strict=True)),
+    )
 
 
 def adjust(tests: Sequence[Test]) -> list[Test]:
     """Return tests with Holm's adjustment over all of them."""
     by_sample, by_group = holm([t.p for t in tests]), holm([t.p_grouped for t in tests])
-    return [replace(t, p_holm=p, p_grouped_holm=q) for t, p, q in zip(tests, by_sample, by_group, strict=True)]
+    return [
+        replace(t, p_holm=p, p_grouped_holm=q)
+        for t, p, q in zip(tests, by_sample, by_group, strict=True)
+    ]
 
 
 def _test(pairs: Sequence[tuple[Prediction, Prediction]], resamples: int, seed: int) -> Test:
     first, second = [a.correct for a, _ in pairs], [b.correct for _, b in pairs]
     groups = [a.group for a, _ in pairs]
-    found = paired_difference(first, second, groups, [a.task for a, _ in pairs], resamples=resamples, seed=seed)
+    found = paired_difference(
+        first, second, groups, [a.task for a, _ in pairs], resamples=resamples, seed=seed
+    )
     m, n = found.mcnemar, len(pairs)
     grouped = grouped_p([int(a) - int(b) for a, b in zip(first, second, strict=True)], groups)
     questions = len({a.id.partition("/")[2] for a, _ in pairs})
     detectable = detectable_difference(questions, (m.b + m.c) / n)
-    return Test(found.mean, found.low, found.high, n, questions, m.b, m.c, m.p, grouped, m.p, grouped, detectable, least_detectable(questions))
+    return Test(
+        found.mean,
+        found.low,
+        found.high,
+        n,
+        questions,
+        m.b,
+        m.c,
+        m.p,
+        grouped,
+        m.p,
+        grouped,
+        detectable,
+        least_detectable(questions),
+    )
 
 
 def _list(seeds: Sequence[int]) -> str:
@@ -131,7 +202,9 @@ def _list(seeds: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Coverage:
-    """In how many of a task's answers the signal reached some time step, and how many steps it reached in all of them."""
+    """In how many of a task's answers the signal reached some time step, and how many steps it
+    reached in all of them.
+    """
 
     task: str
     samples: int
@@ -145,13 +218,22 @@ def coverage(entry: Entry) -> list[Coverage]:
     found = []
     for task in dict.fromkeys(r.task for r in records):
         part = [r for r in records if r.task == task]
-        found.append(Coverage(task, len(part), sum(r.active_steps > 0 for r in part), sum(r.active_steps for r in part)))
+        found.append(
+            Coverage(
+                task,
+                len(part),
+                sum(r.active_steps > 0 for r in part),
+                sum(r.active_steps for r in part),
+            )
+        )
     return found
 
 
 @dataclass(frozen=True)
 class Figures:
-    """All figures of one entry: scores by condition, comparisons of its own condition with every other and with its companions."""
+    """All figures of one entry: scores by condition, comparisons of its own condition with every
+    other and with its companions.
+    """
 
     entry: Entry
     scores: dict[str, Scores]
@@ -166,10 +248,17 @@ class Figures:
 
 
 def figures_of(entry: Entry, given: Sequence[Entry]) -> Figures:
-    """Compute an entry's figures; ``given``: all entries, among which its companions are looked for."""
+    """Compute an entry's figures; ``given``: all entries, among which its companions are looked
+    for.
+    """
     main = entry.condition
     scores = {name: scores_of(entry, name) for name in entry.conditions}
-    controls = tuple(compare(entry, main, entry, name, name) for name in entry.conditions if name != main)
+    controls = tuple(
+        compare(entry, main, entry, name, name) for name in entry.conditions if name != main
+    )
     beside = companions(entry, given) if main == "signal" else []
-    compared = tuple((c, compare(entry, main, c.entry, c.entry.condition, c.role) if c.entry else None) for c in beside)
+    compared = tuple(
+        (c, compare(entry, main, c.entry, c.entry.condition, c.role) if c.entry else None)
+        for c in beside
+    )
     return Figures(entry, scores, controls, compared, tuple(coverage(entry)))

@@ -1,4 +1,7 @@
-"""HTML by construction: every text is escaped unless a tag of ours made it. No scripts, nothing fetched."""
+"""HTML by construction: every text is escaped unless a tag of ours made it.
+
+No scripts, nothing fetched.
+"""
 
 import html
 import re
@@ -19,7 +22,8 @@ _VOID = frozenset({"meta", "img", "br", "hr"})
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Html:
-    """Return one element. Children that are no :class:`Html` are escaped, as all attributes are; ``class_`` is class, ``_`` in a name is a hyphen.
+    """Return one element. Children that are no :class:`Html` are escaped, as all attributes are;
+    ``class_`` is class, ``_`` in a name is a hyphen.
 
     Attributes that are None are left out, those that are True have no value.
     """
@@ -48,27 +52,58 @@ def joined(children: Iterable[Child]) -> Html:
 
 
 def soft(text: str) -> Html:
-    """Return ``text`` with places at which a browser may break long names, so that they do not widen a table."""
+    """Return ``text`` with places at which a browser may break long names, so that they do not
+    widen a table.
+    """
     parts = re.split(r"(?<=[_/.=])(?=\w{3})", text)
     return Html("<wbr>".join(html.escape(part, quote=False) for part in parts))
 
 
 def table(given: Table, bold: Sequence[int] = ()) -> Html:
-    """Return a table with a caption, headers of columns and rows, and its notes below. ``bold``: indices of rows to stress."""
-    head = tag("tr", *(tag("th", c, scope="col", class_="n" if i >= given.text_columns else None) for i, c in enumerate(given.columns)))
+    """Return a table with a caption, headers of columns and rows, and its notes below. ``bold``:
+    indices of rows to stress.
+    """
+    head = tag(
+        "tr",
+        *(
+            tag("th", c, scope="col", class_="n" if i >= given.text_columns else None)
+            for i, c in enumerate(given.columns)
+        ),
+    )
     rows = []
     for r, row in enumerate(given.rows):
         if isinstance(row, str):
-            rows.append(tag("tr", tag("th", row, colspan=len(given.columns), scope="colgroup"), class_="group"))
+            rows.append(
+                tag(
+                    "tr",
+                    tag("th", row, colspan=len(given.columns), scope="colgroup"),
+                    class_="group",
+                )
+            )
             continue
         cells = [tag("th", soft(row[0]), scope="row")]
         cells += [
-            tag("td", cell if i >= given.text_columns else soft(cell), class_="n" if i >= given.text_columns else None) for i, cell in enumerate(row[1:], 1)
+            tag(
+                "td",
+                cell if i >= given.text_columns else soft(cell),
+                class_="n" if i >= given.text_columns else None,
+            )
+            for i, cell in enumerate(row[1:], 1)
         ]
         rows.append(tag("tr", *cells, class_="own" if r in bold else None))
     body = tag("table", tag("caption", given.title), tag("thead", head), tag("tbody", *rows))
-    notes = tag("ul", *(tag("li", note) for note in given.notes), class_="notes") if given.notes else None
-    return tag("div", tag("div", body, class_="wide", tabindex=0, role="region", aria_label=given.title), notes, class_="table", id=given.name)
+    notes = (
+        tag("ul", *(tag("li", note) for note in given.notes), class_="notes")
+        if given.notes
+        else None
+    )
+    return tag(
+        "div",
+        tag("div", body, class_="wide", tabindex=0, role="region", aria_label=given.title),
+        notes,
+        class_="table",
+        id=given.name,
+    )
 
 
 def figure(picture: Html, caption: Child) -> Html:
@@ -105,7 +140,9 @@ nav ul { columns: 2; padding-left: 1.1rem; margin: .4rem 0; font-size: .95rem; }
 
 
 def page(title: str, *children: Child) -> str:
-    """Return one self-contained page. Its policy forbids whatever it does not hold itself: no script, no request."""
+    """Return one self-contained page. Its policy forbids whatever it does not hold itself: no
+    script, no request.
+    """
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = tag(
         "head",

@@ -1,4 +1,6 @@
-"""Finished runs as a report needs them: read, pooled over seeds, and each beside the runs that it has to be compared with."""
+"""Finished runs as a report needs them: read, pooled over seeds, and each beside the runs that it
+has to be compared with.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -17,7 +19,9 @@ from modulate.runs.run import Run
 
 @dataclass(frozen=True)
 class Recorded:
-    """One evaluated run: its recipe, answers by condition, training curve and what it notes of itself."""
+    """One evaluated run: its recipe, answers by condition, training curve and what it notes of
+    itself.
+    """
 
     run: Run
     records: dict[str, list[Prediction]]
@@ -45,19 +49,35 @@ class Recorded:
 
     @cached_property
     def scored(self) -> dict[str, list[Prediction]]:
-        """Answers by condition as the recipe scores them: a failed sample counts as wrong, or, where it says so, is left out of all conditions."""
+        """Answers by condition as the recipe scores them: a failed sample counts as wrong, or,
+        where it says so, is left out of all conditions.
+        """
         return scored(self.records, self.recipe.evaluation.failed)
 
 
 def read(folder: Path, split: str = "test") -> Recorded:
-    """Read one run. Raises :class:`MissingFileError` for what is no run or was not evaluated, :class:`DataError` for broken files."""
+    """Read one run.
+
+    Raises :class:`MissingFileError` for what is no run or was not evaluated, :class:`DataError` for
+    broken files.
+    """
     run = Run.open(folder)
     path, main = run.predictions(split), run.recipe.training.condition
     records = read_predictions(path)
     if main not in records:
-        raise DataError(f"{path} holds no answers under its own condition {main!r}, only {', '.join(records)}. `modulate eval {folder}` writes them.")
-    if empty := [name for name, answers in scored(records, run.recipe.evaluation.failed).items() if not answers]:
-        raise DataError(f"{path}: no answer under {empty[0]!r} is left to count, as evaluation.failed is left_out and each of its samples failed under some condition.")
+        raise DataError(
+            f"{path} holds no answers under its own condition {main!r}, only {', '.join(records)}."
+            f" `modulate eval {folder}` writes them."
+        )
+    if empty := [
+        name
+        for name, answers in scored(records, run.recipe.evaluation.failed).items()
+        if not answers
+    ]:
+        raise DataError(
+            f"{path}: no answer under {empty[0]!r} is left to count, as evaluation.failed is"
+            " left_out and each of its samples failed under some condition."
+        )
     return Recorded(run, records, read_log(folder / "log.jsonl"))
 
 
@@ -86,16 +106,28 @@ class Entry:
     @cached_property
     def conditions(self) -> tuple[str, ...]:
         """Every condition that any of the runs was evaluated under, its own first."""
-        return tuple(dict.fromkeys([self.condition, *(name for run in self.runs for name in run.records)]))
+        return tuple(
+            dict.fromkeys([self.condition, *(name for run in self.runs for name in run.records)])
+        )
 
     def seeds_of(self, condition: str) -> tuple[int, ...]:
         """Return the seeds whose run was evaluated under ``condition``."""
         return tuple(run.recipe.seed for run in self.runs if condition in run.records)
 
     def pooled(self, condition: str, seeds: Sequence[int] | None = None) -> list[Prediction]:
-        """Return the scored answers of all seeds, or of ``seeds``; a sample has another id for each seed, and the same group."""
-        chosen = [run for run in self.runs if condition in run.records and (seeds is None or run.recipe.seed in seeds)]
-        return [replace(r, id=f"{run.recipe.seed}/{r.id}") for run in chosen for r in run.scored[condition]]
+        """Return the scored answers of all seeds, or of ``seeds``; a sample has another id for each
+        seed, and the same group.
+        """
+        chosen = [
+            run
+            for run in self.runs
+            if condition in run.records and (seeds is None or run.recipe.seed in seeds)
+        ]
+        return [
+            replace(r, id=f"{run.recipe.seed}/{r.id}")
+            for run in chosen
+            for r in run.scored[condition]
+        ]
 
 
 def entries(runs: Sequence[Recorded]) -> list[Entry]:
@@ -105,20 +137,33 @@ def entries(runs: Sequence[Recorded]) -> list[Entry]:
     """
     groups: list[list[Recorded]] = []
     for run in runs:
-        home = next((g for g in groups if same_trained(g[0].recipe, run.recipe) and _made_of(g[0]) == _made_of(run)), None)
+        home = next(
+            (
+                g
+                for g in groups
+                if same_trained(g[0].recipe, run.recipe) and _made_of(g[0]) == _made_of(run)
+            ),
+            None,
+        )
         if home is None:
             groups.append([run])
             continue
         twin = next((other for other in home if other.recipe.seed == run.recipe.seed), None)
         if twin is not None:
-            raise RecipeError(f"{twin.run.folder} and {run.run.folder} are runs of one recipe with one seed, {run.recipe.seed}; give only one of them.")
+            raise RecipeError(
+                f"{twin.run.folder} and {run.run.folder} are runs of one recipe with one seed,"
+                f" {run.recipe.seed}; give only one of them."
+            )
         home.append(run)
     names = [_name(group) for group in groups]
     if len(set(names)) < len(names):
         names = [" + ".join(run.name for run in group) for group in groups]
     if len(set(names)) < len(names):
         names = [str(group[0].run.folder) for group in groups]
-    return [Entry(name, tuple(sorted(group, key=lambda run: run.recipe.seed))) for name, group in zip(names, groups, strict=True)]
+    return [
+        Entry(name, tuple(sorted(group, key=lambda run: run.recipe.seed)))
+        for name, group in zip(names, groups, strict=True)
+    ]
 
 
 def _made_of(run: Recorded) -> Any:
@@ -127,7 +172,9 @@ def _made_of(run: Recorded) -> Any:
 
 
 def _name(group: Sequence[Recorded]) -> str:
-    """What the runs' names have in common before their seeds; where they have other names, the first one's."""
+    """What the runs' names have in common before their seeds; where they have other names, the
+    first one's.
+    """
     if len(group) == 1:
         return group[0].name
     stems = {run.name.removesuffix(str(run.recipe.seed)).rstrip("-_. ") for run in group}
@@ -138,7 +185,8 @@ def _name(group: Sequence[Recorded]) -> str:
 class Companion:
     """A run that has to stand beside a signal run, or why none does.
 
-    ``differs``: in what its recipe differs although it may, by key. ``missing``: a sentence, where no run given will do.
+    ``differs``: in what its recipe differs although it may, by key. ``missing``: a sentence, where
+    no run given will do.
     """
 
     role: str
@@ -154,30 +202,57 @@ _FREE = {
     # encoders give exactly 0 for a blank signal, so with one they are all the same function
     "blank": ("training.condition", "encoder", "signal"),
     # nothing of the modulation reaches the host, and its stages can only train LoRA
-    "none": ("training.condition", "training.stages", "training.augment", "encoder", "modulator", "injection", "backbone", "signal"),
+    "none": (
+        "training.condition",
+        "training.stages",
+        "training.augment",
+        "encoder",
+        "modulator",
+        "injection",
+        "backbone",
+        "signal",
+    ),
 }
-"""What may differ between a signal run and its companion: the condition, what that forces, and what has no effect under it."""
+"""What may differ between a signal run and its companion: the condition, what that forces, and what
+has no effect under it.
+"""
 
 
 def companions(entry: Entry, given: Sequence[Entry]) -> list[Companion]:
-    """Return, for a run trained with its signal, the LoRA-only run and the one trained with a blank signal; the closest recipes of those given."""
+    """Return, for a run trained with its signal, the LoRA-only run and the one trained with a blank
+    signal; the closest recipes of those given.
+    """
     return [_companion(entry, given, condition) for condition in ROLES]
 
 
 def _companion(entry: Entry, given: Sequence[Entry], condition: str) -> Companion:
     role = ROLES[condition]
     if condition == "none" and entry.recipe.lora is None:
-        return Companion(role, None, {}, "The recipe has no LoRA, so there is no LoRA-only run to compare with.")
+        return Companion(
+            role, None, {}, "The recipe has no LoRA, so there is no LoRA-only run to compare with."
+        )
     found: list[tuple[int, Entry, Differences]] = []
     for other in given:
         if other.condition == condition:
             differs = differences(entry.recipe, other.recipe)
-            if all(any(key == free or key.startswith(f"{free}.") for free in _FREE[condition]) for key in differs):
+            if all(
+                any(key == free or key.startswith(f"{free}.") for free in _FREE[condition])
+                for key in differs
+            ):
                 found.append((len(differs), other, differs))
     if found:
         _, other, differs = min(found, key=lambda item: item[0])
-        return Companion(role, other, {key: pair for key, pair in differs.items() if key != "training.condition"})
-    stages = " training.stages='[{name: lora, train: [lora], epochs: …, lr: …}]'" if condition == "none" else ""
-    command = f"modulate train {shlex.quote(str(entry.runs[0].run.folder / 'recipe.yaml'))} name=… training.condition={condition}{stages}"
+        return Companion(
+            role, other, {key: pair for key, pair in differs.items() if key != "training.condition"}
+        )
+    stages = (
+        " training.stages='[{name: lora, train: [lora], epochs: …, lr: …}]'"
+        if condition == "none"
+        else ""
+    )
+    command = (
+        f"modulate train {shlex.quote(str(entry.runs[0].run.folder / 'recipe.yaml'))} name=…"
+        f" training.condition={condition}{stages}"
+    )
     what = "LoRA-only run" if condition == "none" else "run trained with a blank signal"
     return Companion(role, None, {}, f"No {what} of this recipe was given. `{command}` makes one.")

@@ -1,4 +1,4 @@
-"""Bars with intervals and curves, as inline SVG that follows the page's colours."""
+"""Bars with intervals and curves, as inline SVG that follows the page's colors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ _ROW, _GAP = 16, 12
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: share in [0, 1], its interval, and the number of its colour."""
+    """One bar: share in [0, 1], its interval, and the number of its color."""
 
     series: int
     value: float
@@ -21,8 +21,15 @@ class Bar:
     high: float | None
 
 
-def bars(groups: Sequence[tuple[str, Sequence[Bar]]], series: Sequence[str], alt: str, chance: Sequence[float | None] = ()) -> Html:
-    """Return horizontal bars in groups, on a scale from 0 to 100 %, with whiskers, values and a legend. ``chance``: a tick in each group."""
+def bars(
+    groups: Sequence[tuple[str, Sequence[Bar]]],
+    series: Sequence[str],
+    alt: str,
+    chance: Sequence[float | None] = (),
+) -> Html:
+    """Return horizontal bars in groups, on a scale from 0 to 100 %, with whiskers, values and a
+    legend. ``chance``: a tick in each group.
+    """
     plot = WIDTH - LABEL - 150
 
     def x(share: float) -> float:
@@ -32,29 +39,75 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], series: Sequence[str], alt
     height = top + sum(len(b) * _ROW + _GAP for _, b in groups) + 26
     parts = _legend(series)
     for share in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(tag("line", x1=x(share), x2=x(share), y1=top - 4, y2=height - 22, class_="grid"))
-        parts.append(tag("text", f"{100 * share:g} %", x=x(share), y=height - 7, text_anchor="middle"))
+        parts.append(
+            tag("line", x1=x(share), x2=x(share), y1=top - 4, y2=height - 22, class_="grid")
+        )
+        parts.append(
+            tag("text", f"{100 * share:g} %", x=x(share), y=height - 7, text_anchor="middle")
+        )
     y = float(top)
     for g, (name, own) in enumerate(groups):
         lines = _wrapped(name, 42)
         middle = y + len(own) * _ROW / 2 + 4 - 7 * (len(lines) - 1)
-        parts += [tag("text", line, x=LABEL - 10, y=middle + 14 * i, text_anchor="end") for i, line in enumerate(lines)]
+        parts += [
+            tag("text", line, x=LABEL - 10, y=middle + 14 * i, text_anchor="end")
+            for i, line in enumerate(lines)
+        ]
         if g < len(chance) and (guess := chance[g]) is not None:
-            parts.append(tag("line", x1=x(guess), x2=x(guess), y1=y - 2, y2=y + len(own) * _ROW, class_="stage"))
+            parts.append(
+                tag(
+                    "line",
+                    x1=x(guess),
+                    x2=x(guess),
+                    y1=y - 2,
+                    y2=y + len(own) * _ROW,
+                    class_="stage",
+                )
+            )
         for bar in own:
             parts += _bar(bar, x, y)
             y += _ROW
         y += _GAP
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {height:g}", width=WIDTH, role="img", aria_label=alt)
+    return tag(
+        "svg", *parts, viewBox=f"0 0 {WIDTH} {height:g}", width=WIDTH, role="img", aria_label=alt
+    )
 
 
 def _bar(bar: Bar, x: Callable[[float], float], y: float) -> list[Html]:
-    parts = [tag("rect", x=f"{x(0):.1f}", y=y + 2, width=f"{x(bar.value) - x(0):.1f}", height=_ROW - 4, class_=f"f{bar.series % 5}")]
+    parts = [
+        tag(
+            "rect",
+            x=f"{x(0):.1f}",
+            y=y + 2,
+            width=f"{x(bar.value) - x(0):.1f}",
+            height=_ROW - 4,
+            class_=f"f{bar.series % 5}",
+        )
+    ]
     end, text = x(bar.value), percent(bar.value)
     if bar.low is not None and bar.high is not None:
         middle = y + _ROW / 2
-        parts.append(tag("line", x1=f"{x(bar.low):.1f}", x2=f"{x(bar.high):.1f}", y1=middle, y2=middle, class_="whisker"))
-        parts += [tag("line", x1=f"{x(v):.1f}", x2=f"{x(v):.1f}", y1=middle - 3, y2=middle + 3, class_="whisker") for v in (bar.low, bar.high)]
+        parts.append(
+            tag(
+                "line",
+                x1=f"{x(bar.low):.1f}",
+                x2=f"{x(bar.high):.1f}",
+                y1=middle,
+                y2=middle,
+                class_="whisker",
+            )
+        )
+        parts += [
+            tag(
+                "line",
+                x1=f"{x(v):.1f}",
+                x2=f"{x(v):.1f}",
+                y1=middle - 3,
+                y2=middle + 3,
+                class_="whisker",
+            )
+            for v in (bar.low, bar.high)
+        ]
         end, text = max(end, x(bar.high)), f"{text} {interval(bar.low, bar.high)}"
     return [*parts, tag("text", text, x=f"{end + 6:.1f}", y=y + 12, font_size=11)]
 
@@ -87,7 +140,9 @@ class Curve:
 
 
 def curves(title: str, lines: Sequence[Curve], stages: Sequence[tuple[str, float]] = ()) -> Html:
-    """Return a small plot of lines over steps; ``stages``: name and first step of each training stage, marked where it begins."""
+    """Return a small plot of lines over steps; ``stages``: name and first step of each training
+    stage, marked where it begins.
+    """
     width, height, left, bottom, top = 330, 190, 46, 26, 24
     xs = [p[0] for line in lines for p in line.points]
     ys = [p[1] for line in lines for p in line.points]
@@ -103,21 +158,68 @@ def curves(title: str, lines: Sequence[Curve], stages: Sequence[tuple[str, float
     parts = [tag("text", title, x=left, y=14, font_weight=600)]
     for k in range(round((high - low) / step) + 1):
         value = low + k * step
-        parts.append(tag("line", x1=left, x2=width - 10, y1=f"{y(value):.1f}", y2=f"{y(value):.1f}", class_="grid"))
-        parts.append(tag("text", f"{value:.4g}", x=left - 6, y=f"{y(value) + 4:.1f}", text_anchor="end"))
-    parts += [tag("text", "0", x=left, y=height - 8), tag("text", f"{right:g} steps", x=width - 10, y=height - 8, text_anchor="end")]
+        parts.append(
+            tag(
+                "line",
+                x1=left,
+                x2=width - 10,
+                y1=f"{y(value):.1f}",
+                y2=f"{y(value):.1f}",
+                class_="grid",
+            )
+        )
+        parts.append(
+            tag("text", f"{value:.4g}", x=left - 6, y=f"{y(value) + 4:.1f}", text_anchor="end")
+        )
+    parts += [
+        tag("text", "0", x=left, y=height - 8),
+        tag("text", f"{right:g} steps", x=width - 10, y=height - 8, text_anchor="end"),
+    ]
     for name, first in stages:
         if first > 0:
-            parts.append(tag("line", x1=f"{x(first):.1f}", x2=f"{x(first):.1f}", y1=top, y2=height - bottom, class_="stage"))
+            parts.append(
+                tag(
+                    "line",
+                    x1=f"{x(first):.1f}",
+                    x2=f"{x(first):.1f}",
+                    y1=top,
+                    y2=height - bottom,
+                    class_="stage",
+                )
+            )
             side = -1 if first > right / 2 else 1
-            parts.append(tag("text", name, x=f"{x(first) + 4 * side:.1f}", y=height - bottom - 5, text_anchor="end" if side < 0 else "start"))
+            parts.append(
+                tag(
+                    "text",
+                    name,
+                    x=f"{x(first) + 4 * side:.1f}",
+                    y=height - bottom - 5,
+                    text_anchor="end" if side < 0 else "start",
+                )
+            )
     for i, line in enumerate(lines):
         points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line.points)
         parts.append(tag("polyline", points=points, class_=f"l{i % 5}"))
         if len(line.points) == 1:
-            parts.append(tag("circle", cx=f"{x(line.points[0][0]):.1f}", cy=f"{y(line.points[0][1]):.1f}", r=3, class_=f"f{i % 5}"))
+            parts.append(
+                tag(
+                    "circle",
+                    cx=f"{x(line.points[0][0]):.1f}",
+                    cy=f"{y(line.points[0][1]):.1f}",
+                    r=3,
+                    class_=f"f{i % 5}",
+                )
+            )
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.4g}" for line in lines)
-    return tag("svg", *parts, viewBox=f"0 0 {width} {height}", width=width, role="img", aria_label=f"{title} over training steps: {ends}", class_="small")
+    return tag(
+        "svg",
+        *parts,
+        viewBox=f"0 0 {width} {height}",
+        width=width,
+        role="img",
+        aria_label=f"{title} over training steps: {ends}",
+        class_="small",
+    )
 
 
 def _ticks(low: float, high: float) -> tuple[float, float, float]:
@@ -131,8 +233,15 @@ def _ticks(low: float, high: float) -> tuple[float, float, float]:
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = 120) -> tuple[tuple[tuple[float, float], ...], int]:
-    """Return means over windows of equal size so that at most ``most`` points remain, and that size."""
+def thinned(
+    points: Sequence[tuple[float, float]], most: int = 120
+) -> tuple[tuple[tuple[float, float], ...], int]:
+    """Return means over windows of equal size so that at most ``most`` points remain, and that
+    size.
+    """
     size = max(1, math.ceil(len(points) / most))
     chunks = [points[i : i + size] for i in range(0, len(points), size)]
-    return tuple((sum(p[0] for p in c) / len(c), sum(p[1] for p in c) / len(c)) for c in chunks), size
+    return (
+        tuple((sum(p[0] for p in c) / len(c), sum(p[1] for p in c) / len(c)) for c in chunks),
+        size,
+    )

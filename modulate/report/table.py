@@ -1,4 +1,6 @@
-"""A table once, written as Markdown or LaTeX (as HTML in :mod:`modulate.report.html`); numbers as they are printed in all of them."""
+"""A table once, written as Markdown or LaTeX (as HTML in :mod:`modulate.report.html`); numbers as
+they are printed in all of them.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +12,12 @@ _MINUS = "−"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts, none of them escaped. A row that is a text is a heading over those that follow it.
+    """Rows of texts, none of them escaped.
 
-    ``text_columns``: how many columns, from the left, hold words; the others hold numbers. The first column names its row.
+    A row that is a text is a heading over those that follow it.
+
+    ``text_columns``: how many columns, from the left, hold words; the others hold numbers. The
+    first column names its row.
     """
 
     name: str
@@ -23,11 +28,16 @@ class Table:
     text_columns: int = 1
 
     def __post_init__(self) -> None:
-        wrong = [row for row in self.rows if not isinstance(row, str) and len(row) != len(self.columns)]
-        assert not wrong, f"{self.name}: {len(self.columns)} columns, but a row of {len(wrong[0])}: {wrong[0]}"
+        wrong = [
+            row for row in self.rows if not isinstance(row, str) and len(row) != len(self.columns)
+        ]
+        assert not wrong, (
+            f"{self.name}: {len(self.columns)} columns, but a row of {len(wrong[0])}: {wrong[0]}"
+        )
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------------------------
+# --- numbers
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def percent(share: float | None) -> str:
@@ -53,15 +63,26 @@ def p_value(p: float | None) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-# --- Markdown ---------------------------------------------------------------------------------------------------------------------------
+# --- Markdown
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def markdown(table: Table) -> str:
     """Return the table as GitHub's Markdown, with title and notes."""
     lines = [f"**{plain(table.title)}**", "", _line(table.columns)]
-    lines.append("|" + "|".join(" --- " if i < table.text_columns else " ---: " for i in range(len(table.columns))) + "|")
+    lines.append(
+        "|"
+        + "|".join(
+            " --- " if i < table.text_columns else " ---: " for i in range(len(table.columns))
+        )
+        + "|"
+    )
     for row in table.rows:
-        lines.append(f"| **{plain(row)}** |" + " |" * (len(table.columns) - 1) if isinstance(row, str) else _line(row))
+        lines.append(
+            f"| **{plain(row)}** |" + " |" * (len(table.columns) - 1)
+            if isinstance(row, str)
+            else _line(row)
+        )
     for note in table.notes:
         lines += ["", plain(note)]
     return "\n".join([*lines, ""])
@@ -72,18 +93,43 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Return ``text`` so that Markdown, and the HTML that it may hold, show it as it is, on one line."""
+    """Return ``text`` so that Markdown, and the HTML that it may hold, show it as it is, on one
+    line.
+    """
     flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"[\\`*\[\]|]|(?<!\w)_|_(?!\w)", lambda found: "\\" + found.group(), flat)
 
 
-# --- LaTeX ------------------------------------------------------------------------------------------------------------------------------
+# --- LaTeX
+# ------------------------------------------------------------------------------------------------------------------------------
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": "$-$", "–": "--", "…": r"\ldots{}", "×": r"$\times$", "±": r"$\pm$",
-    "≥": r"$\geq$", "≤": r"$\leq$", "→": r"$\rightarrow$", "α": r"$\alpha$", "Δ": r"$\Delta$", "‖": r"$\Vert$",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "−": "$-$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "→": r"$\rightarrow$",
+    "α": r"$\alpha$",
+    "Δ": r"$\Delta$",
+    "‖": r"$\Vert$",
+}
 
 
 def tex(text: str) -> str:
@@ -97,9 +143,14 @@ def latex(table: Table) -> str:
     body = []
     for i, row in enumerate(table.rows):
         if isinstance(row, str):
-            body += [*([r"\midrule"] if i else []), rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\emph{{{tex(row)}}}}} \\"]
+            body += [
+                *([r"\midrule"] if i else []),
+                rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\emph{{{tex(row)}}}}} \\",
+            ]
         else:
-            guard = "{}" if row[0].startswith("[") else ""  # \\ of the row before would take a bracket for its own
+            guard = (
+                "{}" if row[0].startswith("[") else ""
+            )  # \\ of the row before would take a bracket for its own
             body.append(guard + " & ".join(tex(cell) for cell in row) + r" \\")
     return "\n".join(
         [

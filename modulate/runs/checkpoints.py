@@ -1,7 +1,9 @@
-"""Checkpoints of a training: where it is and what it needs to go on, in safetensors and JSON, each checked by its sha256.
+"""Checkpoints of a training: where it is and what it needs to go on, in safetensors and JSON, each
+checked by its sha256.
 
-A checkpoint is two files, ``NUMBER.safetensors`` and, written last, ``NUMBER.json``, which has the other's checksum and its own. The last two are kept, and share
-nothing: a damaged one costs the way back to the one before it.
+A checkpoint is two files, ``NUMBER.safetensors`` and, written last, ``NUMBER.json``, which has the
+other's checksum and its own. The last two are kept, and share nothing: a damaged one costs the way
+back to the one before it.
 """
 
 import hashlib
@@ -17,7 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modulate.errors import CheckpointError
-from modulate.utils.atomic_files import as_json, read_hash, read_tensors, write_atomically, write_json
+from modulate.utils.atomic_files import (
+    as_json,
+    read_hash,
+    read_tensors,
+    write_atomically,
+    write_json,
+)
 from modulate.utils.safe_load import parse_json, read_limited
 
 SCHEMA = 1
@@ -48,19 +56,32 @@ class Checkpoints:
         numbers = self._numbers()
         number = numbers[-1] + 1 if numbers else 1
         whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        write_atomically(self._tensors(number), lambda path: save_file(whole, path, {"format": "pt"}))
-        content = {"schema": SCHEMA, "tensors": read_hash(self._tensors(number)), "notes": dict(notes)}
+        write_atomically(
+            self._tensors(number), lambda path: save_file(whole, path, {"format": "pt"})
+        )
+        content = {
+            "schema": SCHEMA,
+            "tensors": read_hash(self._tensors(number)),
+            "notes": dict(notes),
+        }
         write_json(self._notes(number), {"sha256": _hash(content), **content})
         self.keep(KEPT)
 
     def latest(self) -> Checkpoint | None:
-        """Return the last whole checkpoint, None when there is none. Damaged ones are removed, with a warning that says what was found."""
+        """Return the last whole checkpoint, None when there is none.
+
+        Damaged ones are removed, with a warning that says what was found.
+        """
         for number in reversed(self._numbers()):
             try:
                 return self._read(number)
             except CheckpointError as error:
                 self._drop([number])
-                left = "the one before it is used" if self._numbers() else "no other is left, so that training starts anew"
+                left = (
+                    "the one before it is used"
+                    if self._numbers()
+                    else "no other is left, so that training starts anew"
+                )
                 warnings.warn(f"{error}; it is removed, and {left}.", stacklevel=2)
         return None
 
@@ -79,13 +100,19 @@ class Checkpoints:
         return self.folder / f"{number:06d}.safetensors"
 
     def _numbers(self) -> list[int]:
-        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal())
+        return sorted(
+            int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal()
+        )
 
     def _drop(self, numbers: list[int]) -> None:
         for number in numbers:
-            self._notes(number).unlink(missing_ok=True)  # first: without it the tensors are no checkpoint
+            self._notes(number).unlink(
+                missing_ok=True
+            )  # first: without it the tensors are no checkpoint
             self._tensors(number).unlink(missing_ok=True)
-        for path in self.folder.glob("*.safetensors"):  # left by a kill between the two files of one
+        for path in self.folder.glob(
+            "*.safetensors"
+        ):  # left by a kill between the two files of one
             if not path.with_suffix(".json").is_file():
                 path.unlink(missing_ok=True)
 
@@ -94,14 +121,27 @@ class Checkpoints:
         try:
             data = read_limited(path, NOTES_BYTES)
             content = parse_json(data, path.name)
-            if data != as_json(content).encode() or content.pop("sha256") != _hash(content) or content["schema"] != SCHEMA:
+            if (
+                data != as_json(content).encode()
+                or content.pop("sha256") != _hash(content)
+                or content["schema"] != SCHEMA
+            ):
                 raise ValueError("its checksum does not match")
             if read_hash(self._tensors(number)) != content["tensors"]:
                 raise ValueError(f"the checksum of {self._tensors(number).name} does not match")
             return Checkpoint(content["notes"], read_tensors(self._tensors(number)))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            SafetensorError,
+        ) as error:
             raise CheckpointError(f"The checkpoint {path} is damaged: {error}") from error
 
 
 def _hash(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()

@@ -1,11 +1,14 @@
-"""What a run notes of itself: a schema for each of its files, and the one reader that everything which reads a run goes through. Imports no torch.
+"""What a run notes of itself: a schema for each of its files, and the one reader that everything
+which reads a run goes through. Imports no torch.
 
-A run's folder may come from a stranger, so nothing in it is believed unseen: files are read within the limits of
-:mod:`modulate.utils.safe_load`, and checked as :mod:`modulate.utils.schema` says, which also says what becomes of keys that are not known.
-Only a log's lines may hold further keys: their numbers are further curves.
+A run's folder may come from a stranger, so nothing in it is believed unseen: files are read within
+the limits of :mod:`modulate.utils.safe_load`, and checked as :mod:`modulate.utils.schema` says,
+which also says what becomes of keys that are not known. Only a log's lines may hold further keys:
+their numbers are further curves.
 
-Of a sweep's folder nothing is read but the runs in it and the end of their logs, which are text: sweep.json is written
-for others. Predictions have their reader in :mod:`modulate.evaluation.predictions`.
+Of a sweep's folder nothing is read but the runs in it and the end of their logs, which are text:
+sweep.json is written for others. Predictions have their reader in
+:mod:`modulate.evaluation.predictions`.
 """
 
 from pathlib import Path
@@ -15,17 +18,30 @@ from pydantic import Field, model_validator
 
 from modulate.errors import shown
 from modulate.utils.safe_load import read_lines
-from modulate.utils.schema import LARGEST, Count, Difference, Real, Record, Share, parse_record, read_record
+from modulate.utils.schema import (
+    LARGEST,
+    Count,
+    Difference,
+    Real,
+    Record,
+    Share,
+    parse_record,
+    read_record,
+)
 
-# --- state.json and environment.json ----------------------------------------------------------------------------------------------------
+# --- state.json and environment.json
+# ----------------------------------------------------------------------------------------------------
 
 
 class RunState(Record):
-    """state.json: a training that has finished. Without the file nothing has, which is what the defaults say.
+    """state.json: a training that has finished.
 
-    ``made_of``: fingerprints of data, host and backbone. ``weights``: sha256 of the modulation's files. ``failed``: training samples, with
-    their errors. ``left_out``: how many training samples took no part because their signal is empty. ``skipped``: optimiser steps not taken, by
-    reason. ``adopted``: where the weights came from, if no training made them.
+    Without the file nothing has, which is what the defaults say.
+
+    ``made_of``: fingerprints of data, host and backbone. ``weights``: sha256 of the modulation's
+    files. ``failed``: training samples, with their errors. ``left_out``: how many training samples
+    took no part because their signal is empty. ``skipped``: optimizer steps not taken, by reason.
+    ``adopted``: where the weights came from, if no training made them.
     """
 
     finished: bool = False
@@ -59,11 +75,14 @@ class Environment(Record):
     git: Git | None = None
 
 
-# --- metrics.json -----------------------------------------------------------------------------------------------------------------------
+# --- metrics.json
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 class TaskFigures(Record):
-    """Accuracy of one task over ``n`` samples; ``interval``: its ends, None where there is no spread."""
+    """Accuracy of one task over ``n`` samples; ``interval``: its ends, None where there is no
+    spread.
+    """
 
     accuracy: Share
     n: Count
@@ -99,7 +118,9 @@ class ComparisonFigures(Record):
 
 
 class Reach(Record):
-    """In how many samples, and in how many time steps of all of them, the signal reached the visual tokens."""
+    """In how many samples, and in how many time steps of all of them, the signal reached the visual
+    tokens.
+    """
 
     samples: Count
     samples_with_active_signal: Count = 0
@@ -115,7 +136,9 @@ class Failure(Record):
 
 
 class Metrics(ConditionFigures):
-    """metrics.json: the figures of one evaluation, under the run's own condition, and under each control."""
+    """metrics.json: the figures of one evaluation, under the run's own condition, and under each
+    control.
+    """
 
     split: str = "test"
     condition: str
@@ -128,15 +151,22 @@ class Metrics(ConditionFigures):
     def _same_tasks(self) -> "Metrics":
         for name, control in self.controls.items():
             if other := sorted(self.tasks.keys() ^ control.tasks.keys()):
-                raise ValueError(f"the control {shown(name)} has other tasks than the run's own condition; {shown(other[0])} is in one of them only")
+                raise ValueError(
+                    f"the control {shown(name)} has other tasks than the run's own condition;"
+                    f" {shown(other[0])} is in one of them only"
+                )
         return self
 
 
-# --- log.jsonl --------------------------------------------------------------------------------------------------------------------------
+# --- log.jsonl
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 class LogLine(Record):
-    """One line of log.jsonl: an optimiser step of ``steps``, or a validation after one. Further numbers are further curves."""
+    """One line of log.jsonl: an optimizer step of ``steps``, or a validation after one.
+
+    Further numbers are further curves.
+    """
 
     further: ClassVar[bool] = True
 
@@ -159,39 +189,69 @@ class LogLine(Record):
 
     def curves(self) -> dict[str, float]:
         """Return the numbers of the line, by key, but for the counts of steps."""
-        return {key: float(value) for key, value in self.model_dump().items() if key not in ("step", "steps") and _number(value)}
+        return {
+            key: float(value)
+            for key, value in self.model_dump().items()
+            if key not in ("step", "steps") and _number(value)
+        }
 
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-# --- reading them -----------------------------------------------------------------------------------------------------------------------
+# --- reading them
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def read_state(path: Path) -> RunState:
-    """Return what state.json says; without it, that nothing is finished. Raises :class:`DataError`."""
+    """Return what state.json says; without it, that nothing is finished.
+
+    Raises :class:`DataError`.
+    """
     advice = "Remove it, and give the command again: the run goes on from its last checkpoint."
     return read_record(path, RunState, "state of a training", advice) or RunState()
 
 
 def read_environment(path: Path) -> Environment:
     """Return what environment.json says; without it, nothing. Raises :class:`DataError`."""
-    return read_record(path, Environment, "environment of a run", "Remove it: nothing but reports reads it, and they can do without.") or Environment()
+    return (
+        read_record(
+            path,
+            Environment,
+            "environment of a run",
+            "Remove it: nothing but reports reads it, and they can do without.",
+        )
+        or Environment()
+    )
 
 
 def read_metrics(path: Path) -> Metrics | None:
     """Return what metrics.json says, None where there is none. Raises :class:`DataError`."""
-    return read_record(path, Metrics, "figures of an evaluation", f"`modulate eval {path.parent}` writes the file anew.")
+    return read_record(
+        path,
+        Metrics,
+        "figures of an evaluation",
+        f"`modulate eval {path.parent}` writes the file anew.",
+    )
 
 
 def read_log(path: Path) -> tuple[LogLine, ...]:
-    """Return a training's log, nothing where there is none. A last line without its end was cut off by a kill, and does not count.
+    """Return a training's log, nothing where there is none.
+
+    A last line without its end was cut off by a kill, and does not count.
 
     Raises :class:`DataError` naming the line.
     """
     if not path.is_file():
         return ()
-    lines = (number_and_line for number_and_line in read_lines(path, "Training log") if number_and_line[1].endswith(b"\n"))
+    lines = (
+        number_and_line
+        for number_and_line in read_lines(path, "Training log")
+        if number_and_line[1].endswith(b"\n")
+    )
     advice = "Remove the file to report without curves."
-    return tuple(parse_record(line, LogLine, f"{path}, line {number}", "step of a training", advice) for number, line in lines)
+    return tuple(
+        parse_record(line, LogLine, f"{path}, line {number}", "step of a training", advice)
+        for number, line in lines
+    )

@@ -1,4 +1,6 @@
-"""Commands run as processes side by side: a failed one does not stop the others, a signal is passed on to all. Needs no torch."""
+"""Commands run as processes side by side: a failed one does not stop the others, a signal is passed
+on to all. Needs no torch.
+"""
 
 import os
 import signal
@@ -12,7 +14,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-PASSED_ON = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+PASSED_ON = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 """Signals that jobs are told of when we get them."""
 
 GRACE = 120.0
@@ -30,7 +34,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. ``code``: exit status, negative for the signal that ended it. ``interrupted``: it had been told to stop."""
+    """How a job ended. ``code``: exit status, negative for the signal that ended it.
+
+    ``interrupted``: it had been told to stop.
+    """
 
     name: str
     code: int
@@ -40,7 +47,9 @@ class Outcome:
 
 @dataclass
 class Outcomes:
-    """What came of several jobs. ``signum``: the signal that ended it early, None when all jobs were run; ``waiting``: jobs never started."""
+    """What came of several jobs. ``signum``: the signal that ended it early, None when all jobs
+    were run; ``waiting``: jobs never started.
+    """
 
     ended: list[Outcome] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
@@ -73,10 +82,12 @@ def run_jobs(
     poll: float = 0.2,
     handles: Sequence[int] = (),
 ) -> Outcomes:
-    """Run every job, as many at once as there are ``slots``; a slot is what it adds to the environment of the jobs that it takes. Jobs inherit ``handles``.
+    """Run every job, as many at once as there are ``slots``; a slot is what it adds to the
+    environment of the jobs that it takes. Jobs inherit ``handles``.
 
-    SIGINT, SIGTERM and SIGHUP are passed on: running jobs are told, and waited for until ``grace`` seconds have passed or a second signal comes; then they
-    are killed. No further job is started. Outside the main thread, where signals do not arrive, nothing of this happens.
+    SIGINT, SIGTERM and SIGHUP are passed on: running jobs are told, and waited for until ``grace``
+    seconds have passed or a second signal comes; then they are killed. No further job is started.
+    Outside the main thread, where signals do not arrive, nothing of this happens.
     """
     listener = listener or Listener()
     waiting, running, outcomes = deque(jobs), list[_Running](), Outcomes()
@@ -92,7 +103,14 @@ def run_jobs(
                 for one in [r for r in running if r.process.poll() is not None]:
                     running.remove(one)
                     free.append(one.slot)
-                    outcomes.ended.append(Outcome(one.job.name, one.process.returncode, time.monotonic() - one.since, one.told))
+                    outcomes.ended.append(
+                        Outcome(
+                            one.job.name,
+                            one.process.returncode,
+                            time.monotonic() - one.since,
+                            one.told,
+                        )
+                    )
                     listener.ended(outcomes.ended[-1])
                 listener.running([r.job.name for r in running])
                 if running:
@@ -109,17 +127,28 @@ def run_jobs(
 def _start(job: Job, slot: int, extra: Mapping[str, str], handles: Sequence[int]) -> _Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
-        log.write(f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {' '.join(job.command)}\n".encode())
+        log.write(
+            f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {' '.join(job.command)}\n".encode()
+        )
         log.flush()
-        # A session of its own: Ctrl-C at the terminal reaches us alone, so that each job is told once.
+        # A session of its own: Ctrl-C at the terminal reaches us alone, so that each job is told
+        # once.
         process = subprocess.Popen(
-            job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **extra}, start_new_session=True, pass_fds=handles
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **extra},
+            start_new_session=True,
+            pass_fds=handles,
         )
     return _Running(job, process, slot, time.monotonic())
 
 
 def _tell(running: Sequence[_Running], caught: Sequence[tuple[int, float]], grace: float) -> None:
-    """Pass the first signal on to those that were not told; kill when there was a second, or when time is up."""
+    """Pass the first signal on to those that were not told; kill when there was a second, or when
+    time is up.
+    """
     if not caught:
         return
     signum, since = caught[0]
@@ -145,7 +174,10 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before = {s: signal.signal(s, lambda signum, frame: caught.append((signum, time.monotonic()))) for s in PASSED_ON}
+    before = {
+        s: signal.signal(s, lambda signum, frame: caught.append((signum, time.monotonic())))
+        for s in PASSED_ON
+    }
     try:
         yield caught
     finally:
@@ -154,12 +186,18 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
 
 
 def tail(log: Path, lines: int = 6, width: int = 400) -> list[str]:
-    """Return the last lines of a log's last attempt, each cut to ``width`` characters; none that are empty or only mark a place in the line above."""
+    """Return the last lines of a log's last attempt, each cut to ``width`` characters; none that
+    are empty or only mark a place in the line above.
+    """
     if not log.is_file():
         return []
     with log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - (64 << 10)))
         text = file.read().decode("utf-8", "replace")
-    found = [line.rstrip() for line in f"\n{text}".rpartition("\n--- ")[2].splitlines()[1:] if line.strip(" ^~")]
+    found = [
+        line.rstrip()
+        for line in f"\n{text}".rpartition("\n--- ")[2].splitlines()[1:]
+        if line.strip(" ^~")
+    ]
     return [line if len(line) <= width else f"{line[:width]}…" for line in found[-lines:]]

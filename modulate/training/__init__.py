@@ -1,1 +1,3 @@
-"""Training: stages, the gradients of a step, optimisers and schedules, where a training is, samples that go together."""
+"""Training: stages, the gradients of a step, optimizers and schedules, where a training is, samples
+that go together.
+"""

@@ -1,4 +1,6 @@
-"""Which samples there are, which go through together, and their preparation ahead of time, in a thread beside the host's forwards."""
+"""Which samples there are, which go through together, and their preparation ahead of time, in a
+thread beside the host's forwards.
+"""
 
 import random
 from collections import deque
@@ -17,13 +19,23 @@ Together = Literal["any", "length", "clip"]
 
 
 def training_samples(pipeline: Pipeline) -> tuple[list[Sample], int]:
-    """Return the samples to train on, and how many are left out because their signal is empty. Raises :class:`DataError` when none is left."""
+    """Return the samples to train on, and how many are left out because their signal is empty.
+
+    Raises :class:`DataError` when none is left.
+    """
     samples = pipeline.samples("train")
     if not samples:
         raise DataError("The training split has no samples.")
-    kept = [s for s in samples if pipeline.recipe.training.empty == "train" or not _is_empty(pipeline, s)]
+    kept = [
+        s
+        for s in samples
+        if pipeline.recipe.training.empty == "train" or not _is_empty(pipeline, s)
+    ]
     if not kept:
-        raise DataError(f"training.empty is skip, and the signal is empty in the clips of all {len(samples)} training samples.")
+        raise DataError(
+            f"training.empty is skip, and the signal is empty in the clips of all {len(samples)}"
+            " training samples."
+        )
     return kept, len(samples) - len(kept)
 
 
@@ -35,12 +47,17 @@ def _is_empty(pipeline: Pipeline, sample: Sample) -> bool:
 
 
 def arranged(
-    samples: Sequence[Sample], size: int, together: Together, rng: random.Random, length: Callable[[Sample], int] = lambda sample: 0
+    samples: Sequence[Sample],
+    size: int,
+    together: Together,
+    rng: random.Random,
+    length: Callable[[Sample], int] = lambda sample: 0,
 ) -> list[list[Sample]]:
     """Return an epoch's batches of at most ``size`` samples, in an order that ``rng`` draws.
 
-    ``together``: any: whatever comes next. length: samples of nearly the same ``length``, so that little is padded. clip: samples of one clip only.
-    The number of batches does not depend on ``rng``.
+    ``together``: any: whatever comes next. length: samples of nearly the same ``length``, so that
+    little is padded. clip: samples of one clip only. The number of batches does not depend on
+    ``rng``.
     """
     order = list(samples)
     rng.shuffle(order)
@@ -52,9 +69,11 @@ def arranged(
 
 
 class PrefetchLoader:
-    """Calls ``prepare`` for the samples of batches to come; what comes of a sample, and the order of use, do not depend on it.
+    """Calls ``prepare`` for the samples of batches to come; what comes of a sample, and the order
+    of use, do not depend on it.
 
-    ``ahead``: how many batches; 0: none, everything is prepared when it is asked for. To be closed: a context manager.
+    ``ahead``: how many batches; 0: none, everything is prepared when it is asked for. To be closed:
+    a context manager.
     """
 
     def __init__(self, prepare: Callable[[Sample], Any], ahead: int) -> None:
@@ -65,7 +84,12 @@ class PrefetchLoader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Give up what is not begun, and wait for what is."""
         self._coming.clear()
         if self._thread is not None:

@@ -1,7 +1,10 @@
-"""One optimiser step over several processes: which samples each takes, and what comes of all of them together.
+"""One optimizer step over several processes: which samples each takes, and what comes of all of
+them together.
 
-The gradients are added up once a step, by us. DistributedDataParallel adds up inside of a backward, which every process must then reach equally often; here one may
-have no sample left, do a batch in halves, or meet a signal without any gradient, and the sum is exact all the same: the mean over all samples, however divided.
+The gradients are added up once a step, by us. DistributedDataParallel adds up inside of a backward,
+which every process must then reach equally often; here one may have no sample left, do a batch in
+halves, or meet a signal without any gradient, and the sum is exact all the same: the mean over all
+samples, however divided.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +26,8 @@ from modulate.training.train_step import StepStats, TrainStep
 
 @contextmanager
 def joined(recipe: Recipe, training: bool = True) -> Iterator[ProcessGroup]:
-    """Join the processes that this one was started with, on the device that ``recipe`` says, for a program that does one thing and ends: ``training``, or scoring.
+    """Join the processes that this one was started with, on the device that ``recipe`` says, for a
+    program that does one thing and ends: ``training``, or scoring.
 
     Raises :class:`RecipeError` for what a divided host cannot do, before anything is loaded.
     """
@@ -38,16 +42,29 @@ def joined(recipe: Recipe, training: bool = True) -> Iterator[ProcessGroup]:
 
 
 def check_size(processes: ProcessGroup, settings: Training) -> None:
-    """Raise :class:`RecipeError` when a step has less to do than there are processes, so that some would idle for ever."""
+    """Raise :class:`RecipeError` when a step has less to do than there are processes, so that some
+    would idle for ever.
+    """
     whole = settings.batch_by == "clip"
     parts = settings.accumulation * (1 if whole else settings.batch_size)
     if processes.size > parts:
-        what = "batches, which `training.batch_by: clip` keeps whole" if whole else "samples (training.batch_size times training.accumulation)"
-        raise RecipeError(f"{processes.size} processes share an optimiser step of {parts} {what}: some would never have anything to do. Start fewer, or raise `training.accumulation`.")
+        what = (
+            "batches, which `training.batch_by: clip` keeps whole"
+            if whole
+            else "samples (training.batch_size times training.accumulation)"
+        )
+        raise RecipeError(
+            f"{processes.size} processes share an optimizer step of {parts} {what}: some would"
+            " never have anything to do. Start fewer, or raise `training.accumulation`."
+        )
 
 
-def own_part(processes: ProcessGroup, settings: Training, batches: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
-    """Yield what this process takes of ``batches``: as many, of which some are empty. All processes' parts of a step, laid end to end, are the step.
+def own_part(
+    processes: ProcessGroup, settings: Training, batches: Iterator[list[Sample]]
+) -> Iterator[list[Sample]]:
+    """Yield what this process takes of ``batches``: as many, of which some are empty.
+
+    All processes' parts of a step, laid end to end, are the step.
 
     Batches of one clip stay whole. ``batches`` has no end, and begins with a step.
     """
@@ -59,26 +76,54 @@ def own_part(processes: ProcessGroup, settings: Training, batches: Iterator[list
             mine = {place for place in places if place[0] in chosen}
         else:
             mine = set(processes.share(places))
-        yield from ([sample for k, sample in enumerate(batch) if (i, k) in mine] for i, batch in enumerate(step))
+        yield from (
+            [sample for k, sample in enumerate(batch) if (i, k) in mine]
+            for i, batch in enumerate(step)
+        )
 
 
-def add_up(processes: ProcessGroup, accelerator: Accelerator, train_step: TrainStep, tally: StepStats, before: int, parameters: Sequence[nn.Parameter]) -> StepStats:
-    """Return the totals of all processes' parts of a step, and leave the gradients of all on ``parameters``.
+def add_up(
+    processes: ProcessGroup,
+    accelerator: Accelerator,
+    train_step: TrainStep,
+    tally: StepStats,
+    before: int,
+    parameters: Sequence[nn.Parameter],
+) -> StepStats:
+    """Return the totals of all processes' parts of a step, and leave the gradients of all on
+    ``parameters``.
 
-    ``before``: how many samples had failed before the step; those that failed in it, anywhere, are then known to all.
+    ``before``: how many samples had failed before the step; those that failed in it, anywhere, are
+    then known to all.
     """
     if processes.size == 1:
         return tally
     if accelerator.scaler is not None:
-        accelerator.scaler.scale(torch.zeros(1, device=parameters[0].device))  # fp16's scale comes to be with the first loss, and there may have been none here
-    flat = torch.cat([(p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() * tally.n) for p in parameters])  # a mean over n samples: back to their sum
+        accelerator.scaler.scale(
+            torch.zeros(1, device=parameters[0].device)
+        )  # fp16's scale comes to be with the first loss, and there may have been none here
+    flat = torch.cat(
+        [
+            (p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() * tally.n)
+            for p in parameters
+        ]
+    )  # a mean over n samples: back to their sum
     has = [p.grad is not None for p in parameters]
-    own = {"tally": vars(tally), "has": has, "failed": dict(list(train_step.failed.items())[before:])}
+    own = {
+        "tally": vars(tally),
+        "has": has,
+        "failed": dict(list(train_step.failed.items())[before:]),
+    }
     every = processes.gather(own)
     _merge_failed(train_step, before, every)
     total = StepStats()
     for one in (StepStats(**found["tally"]) for found in every):
-        total.loss, total.right, total.active, total.ids = total.loss + one.loss, total.right + one.right, total.active + one.active, total.ids + one.ids
+        total.loss, total.right, total.active, total.ids = (
+            total.loss + one.loss,
+            total.right + one.right,
+            total.active + one.active,
+            total.ids + one.ids,
+        )
         total.split, total.apart = total.split or one.split, total.apart + one.apart
     if total.n:
         processes.add(flat)
@@ -88,7 +133,9 @@ def add_up(processes: ProcessGroup, accelerator: Accelerator, train_step: TrainS
     return total
 
 
-def _merge_failed(train_step: TrainStep, before: int, every: Sequence[dict[str, dict[str, str]]]) -> None:
+def _merge_failed(
+    train_step: TrainStep, before: int, every: Sequence[dict[str, dict[str, str]]]
+) -> None:
     known = dict(list(train_step.failed.items())[:before])
     train_step.failed.clear()
     train_step.failed.update(known)

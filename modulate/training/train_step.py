@@ -1,4 +1,6 @@
-"""The gradients of one optimiser step: samples prepared, forwards and backwards, in smaller parts where memory is short."""
+"""The gradients of one optimizer step: samples prepared, forwards and backwards, in smaller parts
+where memory is short.
+"""
 
 import math
 import random
@@ -30,9 +32,10 @@ Row = tuple[PreparedSample, list[ClipInput]]
 
 @dataclass
 class StepStats:
-    """Totals of one optimiser step.
+    """Totals of one optimizer step.
 
-    ``split``: memory was short, and its batches were computed in parts. ``apart``: batches of one clip whose questions could not be asked together after all.
+    ``split``: memory was short, and its batches were computed in parts. ``apart``: batches of one
+    clip whose questions could not be asked together after all.
     """
 
     loss: float = 0.0
@@ -49,10 +52,12 @@ class StepStats:
 
 
 class TrainStep:
-    """Leaves the gradients of an optimiser step on the parameters of ``host``.
+    """Leaves the gradients of an optimizer step on the parameters of ``host``.
 
-    ``rng``: of the augmentation. ``failed``: sample → error, of samples that cannot be used, more than the recipe allows of which is a :class:`DataError`;
-    ``samples``: how many there are in all; ``prepare``: what makes them ready, by default the pipeline. ``processes``: the processes among which a step is divided.
+    ``rng``: of the augmentation. ``failed``: sample → error, of samples that cannot be used, more
+    than the recipe allows of which is a :class:`DataError`; ``samples``: how many there are in all;
+    ``prepare``: what makes them ready, by default the pipeline. ``processes``: the processes among
+    which a step is divided.
     """
 
     def __init__(
@@ -73,13 +78,21 @@ class TrainStep:
         self.processes = processes or ProcessGroup()
 
     def accumulate(self, batches: Sequence[Sequence[Sample]]) -> StepStats:
-        """Go forwards and backwards through ``batches``; the gradient is that of the mean loss over all their samples, however they are divided.
+        """Go forwards and backwards through ``batches``; the gradient is that of the mean loss over
+        all their samples, however they are divided.
 
-        What does not fit into memory is tried again in halves; a sample that does not fit alone is recorded as failed, and the others go on without it.
+        What does not fit into memory is tried again in halves; a sample that does not fit alone is
+        recorded as failed, and the others go on without it.
         """
-        ready = self._drawn([[p for s in samples if (p := self._prepare(s))] for samples in batches])
+        ready = self._drawn(
+            [[p for s in samples if (p := self._prepare(s))] for samples in batches]
+        )
         with recomputed(self.pipeline.host, self.settings.gradient_checkpointing):
-            return self._in_step([rows for rows in ready if rows]) if self.processes.shards else self._in_parts(ready)
+            return (
+                self._in_step([rows for rows in ready if rows])
+                if self.processes.shards
+                else self._in_parts(ready)
+            )
 
     def _in_parts(self, ready: list[list[Row]]) -> StepStats:
         """Go through batches whole, or in ever smaller parts until they fit into memory."""
@@ -94,21 +107,37 @@ class TrainStep:
             if len(full) > 1:
                 size = len(full) // 2
                 warnings.warn(
-                    f"A forward of {len(full)} samples does not fit into memory ({text}); it is done in parts of {size}, with the same gradients. "
-                    "A smaller training.batch_size with more training.accumulation saves the failed attempts.",
+                    f"A forward of {len(full)} samples does not fit into memory ({text}); it is"
+                    f" done in parts of {size}, with the same gradients. A smaller"
+                    " training.batch_size with more training.accumulation saves the failed"
+                    " attempts.",
                     stacklevel=2,
                 )
             else:
                 (sample,) = [p.sample for p, _ in full]
                 ready = [[row for row in rows if row[0].sample.id != sample.id] for rows in ready]
-                self._fail(sample, DataError(f"Sample {sample.id}: does not fit into memory, even alone ({text}). Lower sampling.train_max_frames."))
+                self._fail(
+                    sample,
+                    DataError(
+                        f"Sample {sample.id}: does not fit into memory, even alone ({text}). Lower"
+                        " sampling.train_max_frames."
+                    ),
+                )
 
     def _in_step(self, parts: list[list[Row]]) -> StepStats:
-        """Go through a divided host as often as the process that has most to do: what one lacks it makes up for with a sample that counts for nothing."""
+        """Go through a divided host as often as the process that has most to do: what one lacks it
+        makes up for with a sample that counts for nothing.
+        """
         tally, total = StepStats(), sum(map(len, parts))
         told = self.processes.gather([len(parts), parts[0][0][0].sample.id if parts else None])
         most = max(n for n, _ in told)
-        spare = parts[-1][:1] if parts else [self._borrowed(next(name for n, name in told if n))] if most else []
+        spare = (
+            parts[-1][:1]
+            if parts
+            else [self._borrowed(next(name for n, name in told if n))]
+            if most
+            else []
+        )
         self.processes.meet()
         with in_step(self.processes):
             for part in parts:
@@ -120,10 +149,17 @@ class TrainStep:
     def _borrowed(self, name: str) -> Row:
         sample = next(s for s in self.pipeline.samples("train") if s.id == name)
         prepared = self.pipeline.prepare(sample, training=True)
-        return prepared, [] if self.settings.condition == "none" else [prepared.clip(prepared.signal)]
+        return prepared, (
+            [] if self.settings.condition == "none" else [prepared.clip(prepared.signal)]
+        )
 
-    def _attempt(self, ready: list[list[Row]], size: int, tally: StepStats) -> tuple[list[Row], str]:
-        """Learn from all, at most ``size`` at once. Return the part that did not fit into memory, if any, and torch's message."""
+    def _attempt(
+        self, ready: list[list[Row]], size: int, tally: StepStats
+    ) -> tuple[list[Row], str]:
+        """Learn from all, at most ``size`` at once.
+
+        Return the part that did not fit into memory, if any, and torch's message.
+        """
         total = sum(map(len, ready))
         for rows in ready:
             for start in range(0, len(rows), size):
@@ -142,12 +178,18 @@ class TrainStep:
         batch = self.pipeline.collate(prepared, inputs=not common)
         with self.accelerator.autocast():
             if common:
-                output: object = answer_together(self.host, self.host.attachment.model, prepared, part[0][1], common)
+                output: object = answer_together(
+                    self.host, self.host.attachment.model, prepared, part[0][1], common
+                )
             else:
-                output = self.host([clips for _, clips in part], **batch.inputs, **self.pipeline.LAST_LOGITS)
+                output = self.host(
+                    [clips for _, clips in part], **batch.inputs, **self.pipeline.LAST_LOGITS
+                )
         logits = self.pipeline.option_logits(batch, output)
         loss = smoothed_cross_entropy(logits, batch.answers, self.settings.label_smoothing)
-        if loss.requires_grad:  # not where every clip's signal is empty and gets no residual (injection.empty: none): nothing can be learned from those
+        # not where every clip's signal is empty and gets no residual (injection.empty: none):
+        # nothing can be learned from those
+        if loss.requires_grad:
             self.accelerator.backward(loss * len(part) / total)
         tally.loss += float(loss.detach()) * len(part)
         tally.right += int((logits.argmax(1) == batch.answers).sum())
@@ -156,11 +198,21 @@ class TrainStep:
         tally.ids += [row.sample.id for row in prepared]
 
     def _common(self, prepared: Sequence[PreparedSample]) -> int:
-        """Return how many positions of these prompts go through once for all of them; 0: each goes through alone."""
-        return shared_prefix(prepared, list(self.host.attachment.host.visual_ids.values())) if self.settings.batch_by == "clip" else 0
+        """Return how many positions of these prompts go through once for all of them; 0: each goes
+        through alone.
+        """
+        return (
+            shared_prefix(prepared, list(self.host.attachment.host.visual_ids.values()))
+            if self.settings.batch_by == "clip"
+            else 0
+        )
 
     def _drawn(self, batches: Sequence[Sequence[PreparedSample]]) -> list[list[Row]]:
-        """Return batches with what they are conditioned with. Random numbers are drawn as by one process alone: each goes on where the one before it ended."""
+        """Return batches with what they are conditioned with.
+
+        Random numbers are drawn as by one process alone: each goes on where the one before it
+        ended.
+        """
         ready: list[list[Row]] = []
 
         def draw(state: Any) -> Any:
@@ -168,14 +220,20 @@ class TrainStep:
             ready.extend(self._rows(prepared) for prepared in batches)
             return self.rng.getstate()
 
-        if self.processes.size == 1 or not self.settings.augment or self.settings.condition == "none":
+        if (
+            self.processes.size == 1
+            or not self.settings.augment
+            or self.settings.condition == "none"
+        ):
             return [self._rows(prepared) for prepared in batches]
         state = self.processes.relay(self.rng.getstate(), draw)
         self.rng.setstate((state[0], tuple(state[1]), state[2]))
         return ready
 
     def _rows(self, prepared: Sequence[PreparedSample]) -> list[Row]:
-        """Return samples with what they are conditioned with: one perturbed signal for all that go through together."""
+        """Return samples with what they are conditioned with: one perturbed signal for all that go
+        through together.
+        """
         if prepared and self._common(prepared):
             clips = self._clips(prepared[0])
             return [(p, clips) for p in prepared]
@@ -199,17 +257,28 @@ class TrainStep:
         self.refuse_too_many(error)
 
     def refuse_too_many(self, error: ModulateError | None = None) -> None:
-        """Raise :class:`DataError`, with the last failure's ``error`` as its cause, when more samples have failed than the recipe allows."""
+        """Raise :class:`DataError`, with the last failure's ``error`` as its cause, when more
+        samples have failed than the recipe allows.
+        """
         if len(self.failed) > self.pipeline.recipe.evaluation.max_failed_share * self.samples:
             last = list(self.failed.values())[-1]
-            raise DataError(f"{len(self.failed)} of {self.samples} training samples failed, more than max_failed_share allows. {error or last}") from error
+            raise DataError(
+                f"{len(self.failed)} of {self.samples} training samples failed, more than"
+                f" max_failed_share allows. {error or last}"
+            ) from error
 
 
 def diagnosis(stage: Stage, at: TrainerState, tally: StepStats, wrong: list[str]) -> str:
     """Return what is known of a training whose losses or gradients are not finite any more."""
-    where = f"Gradients are not finite in {len(wrong)} parameters, among them {', '.join(wrong[:3])}" if wrong else "Its gradients are finite"
+    where = (
+        f"Gradients are not finite in {len(wrong)} parameters, among them {', '.join(wrong[:3])}"
+        if wrong
+        else "Its gradients are finite"
+    )
     return (
-        f"Training diverged: {at.in_a_row} optimiser steps in a row had a loss or gradients that are not finite. The last is step {at.step} of stage {stage.name!r}: "
-        f"loss {tally.loss / tally.n} on {tally.n} samples, the first {', '.join(tally.ids[:3])}. {where}. Lower the learning rate {stage.lr:g}, look at these samples, or "
-        "let training.max_skipped_steps allow more."
+        f"Training diverged: {at.in_a_row} optimizer steps in a row had a loss or gradients that"
+        f" are not finite. The last is step {at.step} of stage {stage.name!r}: loss"
+        f" {tally.loss / tally.n} on {tally.n} samples, the first {', '.join(tally.ids[:3])}."
+        f" {where}. Lower the learning rate {stage.lr:g}, look at these samples, or let"
+        " training.max_skipped_steps allow more."
     )

@@ -35,7 +35,8 @@ from modulate.utils.library_warnings import show_library_warnings
 
 @dataclass
 class Progress:
-    """What a progress display is told after every optimiser step. ``active``: share of samples in which the signal reached a token.
+    """What a progress display is told after every optimizer step. ``active``: share of samples in
+    which the signal reached a token.
 
     ``loss`` is NaN when no sample took part. ``skipped``: why no step was taken, "" when one was.
     """
@@ -65,13 +66,17 @@ def train(
 ) -> Modulation:
     """Train a run's recipe, leave the weights in its folder, and return the modulation.
 
-    A finished run is loaded, an unfinished one continued from its last checkpoint, to the same weights as if it had never ended. Not with ``resume`` False:
-    then whatever the run has is removed first. ``stop`` may ask the training to end early; ``notice`` is told where it continues.
+    A finished run is loaded, an unfinished one continued from its last checkpoint, to the same
+    weights as if it had never ended. Not with ``resume`` False: then whatever the run has is
+    removed first. ``stop`` may ask the training to end early; ``notice`` is told where it
+    continues.
 
-    Started as one of several processes, it does its part of every step: weights and log are those of one process up to rounding, and the first process writes them.
+    Started as one of several processes, it does its part of every step: weights and log are those
+    of one process up to rounding, and the first process writes them.
 
-    Raises :class:`DataError` when data, host or backbone are not those that the run began with, or too many samples fail; :class:`DivergedError`;
-    :class:`Interrupted`; :class:`LockedError`; :class:`StorageError`; :class:`RankError`.
+    Raises :class:`DataError` when data, host or backbone are not those that the run began with, or
+    too many samples fail; :class:`DivergedError`; :class:`Interrupted`; :class:`LockedError`;
+    :class:`StorageError`; :class:`RankError`.
     """
     processes = current()
     with processes.fail_together(), run.held():
@@ -89,13 +94,25 @@ def train(
                 if processes.leads:
                     run.checkpoints.keep(1)
                 return Modulation.from_pretrained(run.weights)
-            warnings.warn(f"{altered[0]} is not what training wrote; the modulation is made again from the last checkpoint.", stacklevel=2)
+            warnings.warn(
+                f"{altered[0]} is not what training wrote; the modulation is made again from the"
+                " last checkpoint.",
+                stacklevel=2,
+            )
         trainer = Trainer(run, pipeline, made_of, listener, stop or StopRequest())
         trainer.restore(notice)
         modulation = trainer.fit()
         if processes.leads:
             modulation.save_pretrained(run.weights)
-            run.write_json("state.json", {"finished": True, "made_of": made_of, "weights": run.weight_hashes(), **trainer.account()})
+            run.write_json(
+                "state.json",
+                {
+                    "finished": True,
+                    "made_of": made_of,
+                    "weights": run.weight_hashes(),
+                    **trainer.account(),
+                },
+            )
             trainer.checkpoints.keep(1)
         processes.meet()
         return modulation
@@ -104,8 +121,21 @@ def train(
 class Trainer:
     """One training: holds the modulation, the state and what it is saved by."""
 
-    def __init__(self, run: Run, pipeline: Pipeline, made_of: dict[str, str], listener: Listener, stop: StopRequest) -> None:
-        self.recipe, self.pipeline, self.made_of, self.listener, self.stop = run.recipe, pipeline, made_of, listener, stop
+    def __init__(
+        self,
+        run: Run,
+        pipeline: Pipeline,
+        made_of: dict[str, str],
+        listener: Listener,
+        stop: StopRequest,
+    ) -> None:
+        self.recipe, self.pipeline, self.made_of, self.listener, self.stop = (
+            run.recipe,
+            pipeline,
+            made_of,
+            listener,
+            stop,
+        )
         self.settings, self.processes = run.recipe.training, current()
         check_size(self.processes, self.settings)
         refuse_out_of_step(self.recipe, self.processes, training=True)
@@ -120,13 +150,22 @@ class Trainer:
         self.rng = random.Random(run.recipe.seed)
         self.best: dict[str, Tensor] = {}
         self.optimizer: Optimizer | None = None
-        self._moments: dict[str, Tensor] = {}  # of a checkpoint, until its stage's optimiser is there
+        self._moments: dict[
+            str, Tensor
+        ] = {}  # of a checkpoint, until its stage's optimizer is there
         self._since = time.monotonic()
 
     def account(self) -> dict[str, Any]:
         """Return what state.json says of a training."""
         at = self.state
-        counts = {"failed": at.failed, "left_out": self.left_out, "skipped": at.skipped, "split_steps": at.split_steps, "apart": at.apart, "resumed": at.resumed}
+        counts = {
+            "failed": at.failed,
+            "left_out": self.left_out,
+            "skipped": at.skipped,
+            "split_steps": at.split_steps,
+            "apart": at.apart,
+            "resumed": at.resumed,
+        }
         return {"steps": at.steps, "seconds": round(at.seconds, 1), **counts}
 
     def fit(self) -> Modulation:
@@ -142,20 +181,35 @@ class Trainer:
                 tracker.finish()
         return self.modulation.eval()
 
-    # --- one stage ---------------------------------------------------------------------------------------------------------------
+    # --- one stage
+    # ---------------------------------------------------------------------------------------------------------------
 
     def _stage(self, stage: Stage, host: ModulatedHost) -> None:
         settings, at = self.settings, self.state
         per_epoch = math.ceil(len(self._epoch(stage.name, 0)) / settings.accumulation)
         steps = max(1, round(stage.epochs * per_epoch))
         if at.step > steps:
-            raise CheckpointError(f"The checkpoint in {self.checkpoints.folder} is after step {at.step} of the stage {stage.name!r}, which has {steps}; start anew with --no-resume.")
+            raise CheckpointError(
+                f"The checkpoint in {self.checkpoints.folder} is after step {at.step} of the stage"
+                f" {stage.name!r}, which has {steps}; start anew with --no-resume."
+            )
         every = per_epoch * (settings.validate_every or 1)
         self.optimizer = Optimizer.make(self.accelerator, self.modulation, stage, settings, steps)
         self.optimizer.restore(self._moments)
-        with PrefetchLoader(partial(self.pipeline.prepare, training=True), settings.prefetch_batches) as loader:
+        with PrefetchLoader(
+            partial(self.pipeline.prepare, training=True), settings.prefetch_batches
+        ) as loader:
             batches = loader.over(self._batches(stage.name, at.step * settings.accumulation))
-            train_step = TrainStep(self.pipeline, self.accelerator, host, self.rng, at.failed, len(self.samples), loader.get, self.processes)
+            train_step = TrainStep(
+                self.pipeline,
+                self.accelerator,
+                host,
+                self.rng,
+                at.failed,
+                len(self.samples),
+                loader.get,
+                self.processes,
+            )
             self._steps(stage, host, steps, every, batches, train_step)
         if self.best:
             self.modulation.load_state_dict(self.best)
@@ -164,23 +218,41 @@ class Trainer:
         self._save()
         self.processes.agreed(self.stop).check()
 
-    def _steps(self, stage: Stage, host: ModulatedHost, steps: int, every: int, batches: Iterator[list[Sample]], train_step: TrainStep) -> None:
-        """Take a stage's steps that are left, with a validation after ``every`` of them; until the last, or patience ends."""
+    def _steps(
+        self,
+        stage: Stage,
+        host: ModulatedHost,
+        steps: int,
+        every: int,
+        batches: Iterator[list[Sample]],
+        train_step: TrainStep,
+    ) -> None:
+        """Take a stage's steps that are left, with a validation after ``every`` of them; until the
+        last, or patience ends.
+        """
         settings, at = self.settings, self.state
         while True:
-            if self.validation and at.step > at.validated and (at.step == steps or at.step % every == 0):
+            if (
+                self.validation
+                and at.step > at.validated
+                and (at.step == steps or at.step % every == 0)
+            ):
                 self._validate(stage, host)
                 self._save()
             if at.step == steps or (settings.patience and at.stale >= settings.patience):
                 break
-            self._step(stage, steps, [next(batches) for _ in range(settings.accumulation)], train_step)
+            self._step(
+                stage, steps, [next(batches) for _ in range(settings.accumulation)], train_step
+            )
             stop = self.processes.agreed(self.stop)
             if stop.requested or at.step % settings.checkpoint_every == 0:
                 self._save()
             stop.check()
 
     def _batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
-        """Yield the stage's batches without end, each epoch in an order of its own, from the ``skip``-th on; of several processes, each its part of them."""
+        """Yield the stage's batches without end, each epoch in an order of its own, from the
+        ``skip``-th on; of several processes, each its part of them.
+        """
         whole = self._all_batches(stage, skip)
         return whole if self.processes.size == 1 else own_part(self.processes, self.settings, whole)
 
@@ -193,15 +265,35 @@ class Trainer:
     def _epoch(self, stage: str, epoch: int) -> list[list[Sample]]:
         """Return the batches of an epoch; their number is the same in all of them."""
         rng = random.Random(f"{self.recipe.seed}:{stage}:{epoch}")
-        return arranged(self.samples, self.settings.batch_size, self.settings.batch_by, rng, lambda s: len(self.pipeline.times(s, training=True)))
+        return arranged(
+            self.samples,
+            self.settings.batch_size,
+            self.settings.batch_by,
+            rng,
+            lambda s: len(self.pipeline.times(s, training=True)),
+        )
 
-    def _step(self, stage: Stage, steps: int, batches: list[list[Sample]], train_step: TrainStep) -> None:
+    def _step(
+        self, stage: Stage, steps: int, batches: list[list[Sample]], train_step: TrainStep
+    ) -> None:
         at, before = self.state, len(self.state.failed)
         self.modulation.train()
         tally = train_step.accumulate(batches)
-        tally = add_up(self.processes, self.accelerator, train_step, tally, before, [p for p in self.modulation.parameters() if p.requires_grad])
+        tally = add_up(
+            self.processes,
+            self.accelerator,
+            train_step,
+            tally,
+            before,
+            [p for p in self.modulation.parameters() if p.requires_grad],
+        )
         skipped, wrong = self._update(tally)
-        at.step, at.steps, at.split_steps, at.apart = at.step + 1, at.steps + 1, at.split_steps + tally.split, at.apart + tally.apart
+        at.step, at.steps, at.split_steps, at.apart = (
+            at.step + 1,
+            at.steps + 1,
+            at.split_steps + tally.split,
+            at.apart + tally.apart,
+        )
         at.in_a_row = at.in_a_row + 1 if skipped == "not_finite" else 0
         if skipped:
             at.skipped[skipped] = at.skipped.get(skipped, 0) + 1
@@ -210,7 +302,9 @@ class Trainer:
             raise DivergedError(diagnosis(stage, at, tally, wrong))
 
     def _update(self, tally: StepStats) -> tuple[str, list[str]]:
-        """Take an optimiser step; return why none was taken, if so, and whose gradients are not finite."""
+        """Take an optimizer step; return why none was taken, if so, and whose gradients are not
+        finite.
+        """
         assert self.optimizer is not None
         if not tally.n:
             return "no_samples", []
@@ -225,7 +319,13 @@ class Trainer:
         at = self.state
         self.modulation.eval()
         try:
-            records = score(self.pipeline, host.attachment, self.validation, self.settings.condition, lambda n: self.processes.agreed(self.stop).check())
+            records = score(
+                self.pipeline,
+                host.attachment,
+                self.validation,
+                self.settings.condition,
+                lambda n: self.processes.agreed(self.stop).check(),
+            )
         except Interrupted:
             self._save()
             raise
@@ -242,19 +342,35 @@ class Trainer:
         assert self.optimizer is not None
         n = max(1, tally.n)
         loss = tally.loss / n if tally.n else math.nan
-        progress = Progress(stage.name, self.state.step, steps, loss, tally.right / n, tally.active / n, self.optimizer.rate, skipped)
+        progress = Progress(
+            stage.name,
+            self.state.step,
+            steps,
+            loss,
+            tally.right / n,
+            tally.active / n,
+            self.optimizer.rate,
+            skipped,
+        )
         self._log({k: v for k, v in asdict(progress).items() if k != "skipped" or v})
         self.listener(progress)
 
     def _log(self, record: dict[str, Any]) -> None:
         if not self.processes.leads:
             return
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}  # JSON has no NaN
+        plain = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in record.items()
+        }  # JSON has no NaN
         self.log.append(json.dumps(plain, allow_nan=False))
         if self.settings.trackers:
-            self.accelerator.log({k: v for k, v in plain.items() if isinstance(v, int | float)}, step=self.state.steps)
+            self.accelerator.log(
+                {k: v for k, v in plain.items() if isinstance(v, int | float)},
+                step=self.state.steps,
+            )
 
-    # --- checkpoints -------------------------------------------------------------------------------------------------------------
+    # --- checkpoints
+    # -------------------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         if self.processes.size > 1:
@@ -264,12 +380,16 @@ class Trainer:
         at, now = self.state, time.monotonic()
         at.seconds, self._since, at.lines = at.seconds + now - self._since, now, self.log.count
         moments = self.optimizer.state() if self.optimizer else {}
-        notes, tensors = Snapshot(at, self.modulation.state_dict(), self.best, moments, self.rng).pack(self.accelerator)
+        notes, tensors = Snapshot(
+            at, self.modulation.state_dict(), self.best, moments, self.rng
+        ).pack(self.accelerator)
         self.log.flush()
         self.checkpoints.save({"made_of": self.made_of, **notes}, tensors)
 
     def restore(self, notice: Callable[[str], None]) -> None:
-        """Go to where the last whole checkpoint is, or to the start; of several processes the first one removes what is damaged before the others read."""
+        """Go to where the last whole checkpoint is, or to the start; of several processes the first
+        one removes what is damaged before the others read.
+        """
         found = self.checkpoints.latest() if self.processes.leads else None
         self.processes.meet()
         found = found if self.processes.leads else self.checkpoints.latest()
@@ -285,7 +405,14 @@ class Trainer:
         self.best = {k: v.to(self.pipeline.device) for k, v in then.best.items()}
         then.load_into(self.modulation)
         if self.processes.leads and (missing := self.log.cut(then.state.lines)):
-            warnings.warn(f"{self.log.path} lacks {missing} lines that were written before the checkpoint; the training itself lacks nothing.", stacklevel=2)
+            warnings.warn(
+                f"{self.log.path} lacks {missing} lines that were written before the checkpoint;"
+                " the training itself lacks nothing.",
+                stacklevel=2,
+            )
         self.state.resumed.append(self.state.steps)
         if self.processes.leads:
-            notice(f"Continuing after optimiser step {self.state.steps}, from {self.checkpoints.folder}.")
+            notice(
+                f"Continuing after optimizer step {self.state.steps}, from"
+                f" {self.checkpoints.folder}."
+            )

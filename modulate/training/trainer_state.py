@@ -1,4 +1,6 @@
-"""What a training needs to go on as if it had never ended: where it is, its weights and moments, its random numbers."""
+"""What a training needs to go on as if it had never ended: where it is, its weights and moments,
+its random numbers.
+"""
 
 import random
 from collections.abc import Mapping
@@ -22,12 +24,19 @@ Weights = dict[str, Tensor]
 class TrainerState:
     """Where a training is.
 
-    ``stage``: index of the running stage; of it ``step`` optimizer steps done, ``validated`` at which of them last, the ``best`` accuracy so far, and ``stale``
-    validations since. ``steps``: of all stages. ``lines``: of the log. ``skipped``: optimizer steps not taken, by reason; ``in_a_row``: the last ones, if not
-    finite. ``split_steps``: those for which memory was short. ``apart``: batches of one clip whose questions could not be asked together. ``resumed``: ``steps`` at every resumption.
+    ``stage``: index of the running stage; of it ``step`` optimizer steps done, ``validated`` at
+    which of them last, the ``best`` accuracy so far, and ``stale`` validations since. ``steps``: of
+    all stages. ``lines``: of the log. ``skipped``: optimizer steps not taken, by reason;
+    ``in_a_row``: the last ones, if not finite. ``split_steps``: those for which memory was short.
+    ``apart``: batches of one clip whose questions could not be asked together. ``resumed``:
+    ``steps`` at every resumption.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # a key that this version does not know says where the training is: guessing would train otherwise
+    __pydantic_config__ = ConfigDict(
+        extra="forbid"
+        # a key that this version does not know says where the training is: guessing would train
+        # otherwise
+    )
 
     stage: Count = 0
     step: Count = 0
@@ -49,7 +58,9 @@ Word = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 
 
 class Notes(Record):
-    """What a checkpoint notes in JSON: what the run is made of, where its training is, and the states of the random numbers and of fp16's loss scale."""
+    """What a checkpoint notes in JSON: what the run is made of, where its training is, and the
+    states of the random numbers and of fp16's loss scale.
+    """
 
     model_config = ConfigDict(strict=False)  # a dataclass, and tuples, are made of what JSON has
 
@@ -63,16 +74,23 @@ _NOTES = TypeAdapter(Notes)
 
 
 def notes_of(found: Checkpoint, folder: Path) -> Notes:
-    """Return what a checkpoint in ``folder`` notes. Raises :class:`CheckpointError` for what no training of this version notes."""
+    """Return what a checkpoint in ``folder`` notes.
+
+    Raises :class:`CheckpointError` for what no training of this version notes.
+    """
     try:
-        return checked(_NOTES, found.notes, f"The last checkpoint in {folder}", "notes of a training", "")
+        return checked(
+            _NOTES, found.notes, f"The last checkpoint in {folder}", "notes of a training", ""
+        )
     except DataError as error:
         raise _misfit(error) from error
 
 
 @dataclass
 class Snapshot:
-    """A training at one moment: its state, the modulation's weights now and at their best, the optimiser's moments, and the augmentation's random numbers."""
+    """A training at one moment: its state, the modulation's weights now and at their best, the
+    optimizer's moments, and the augmentation's random numbers.
+    """
 
     state: TrainerState
     model: Weights
@@ -81,18 +99,35 @@ class Snapshot:
     rng: random.Random
 
     def pack(self, accelerator: Accelerator) -> tuple[dict[str, Any], Weights]:
-        """Return notes and tensors for a checkpoint, with torch's random state and that of fp16's loss scale."""
+        """Return notes and tensors for a checkpoint, with torch's random state and that of fp16's
+        loss scale.
+        """
         scaler = accelerator.scaler
-        notes = {"state": asdict(self.state), "random": self.rng.getstate(), "scaler": scaler and scaler.state_dict()}
+        notes = {
+            "state": asdict(self.state),
+            "random": self.rng.getstate(),
+            "scaler": scaler and scaler.state_dict(),
+        }
         torch_random = {"cpu": torch.get_rng_state()}
         if accelerator.device.type == "cuda":
             torch_random["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-        parts = {"model": self.model, "best": self.best, "moments": self.moments, "random": torch_random}
-        return notes, {f"{part}/{key}": value for part, values in parts.items() for key, value in values.items()}
+        parts = {
+            "model": self.model,
+            "best": self.best,
+            "moments": self.moments,
+            "random": torch_random,
+        }
+        return notes, {
+            f"{part}/{key}": value
+            for part, values in parts.items()
+            for key, value in values.items()
+        }
 
     @classmethod
     def unpack(cls, found: Checkpoint, notes: Notes, accelerator: Accelerator) -> "Snapshot":
-        """Return what :meth:`pack` packed, and set torch's random state and the loss scale; ``notes``: those of ``found``. Raises :class:`CheckpointError`."""
+        """Return what :meth:`pack` packed, and set torch's random state and the loss scale;
+        ``notes``: those of ``found``. Raises :class:`CheckpointError`.
+        """
         parts: dict[str, Weights] = {"model": {}, "best": {}, "moments": {}, "random": {}}
         try:
             for key, value in found.tensors.items():
@@ -118,7 +153,10 @@ class Snapshot:
 
 
 def _misfit(error: Exception) -> CheckpointError:
-    return CheckpointError(f"The run's checkpoints were written by another version of modulate or of a plugin ({error}); start it anew with --no-resume.")
+    return CheckpointError(
+        "The run's checkpoints were written by another version of modulate or of a plugin"
+        f" ({error}); start it anew with --no-resume."
+    )
 
 
 def refuse_other(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -126,6 +164,7 @@ def refuse_other(folder: Path, before: Mapping[str, str], now: Mapping[str, str]
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise DataError(
-            f"{folder} was begun with other {' and '.join(changed)} than there is now. Bring that back, give this run another name with name=…, "
-            "or start it anew with --no-resume (in Python: resume=False), which removes what it has."
+            f"{folder} was begun with other {' and '.join(changed)} than there is now. Bring that"
+            " back, give this run another name with name=…, or start it anew with --no-resume (in"
+            " Python: resume=False), which removes what it has."
         )

@@ -18,18 +18,32 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 LEFT_BEHIND = (f".*{PARTIAL}", ".tmp??????")
-"""Names of files that are being written, by us and by safetensors; a killed process leaves them behind."""
+"""Names of files that are being written, by us and by safetensors; a killed process leaves them
+behind.
+"""
 
-NO_MATTER_OF_SPACE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR})
+NO_MATTER_OF_SPACE = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+    }
+)
 """Why a place that has room may still not be written."""
 
 _hashes: dict[tuple[str, int, int], str] = {}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, rename it into place, and flush the folder.
+    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, rename it into place,
+    and flush the folder.
 
-    Raises :class:`StorageError` when the disk refuses; what was at ``path`` before is then still there.
+    Raises :class:`StorageError` when the disk refuses; what was at ``path`` before is then still
+    there.
     """
     temporary = None
     try:
@@ -44,23 +58,39 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _flush(path.parent)
     except ModulateError:
         raise
-    except (OSError, SafetensorError) as error:  # safetensors' own errors are no OSErrors, whatever their cause
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # safetensors' own errors are no OSErrors, whatever their cause
         raise _refused(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path``, whole or not at all, as :func:`write_atomically` does."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def refuse_unwritable(folder: Path, option: str) -> None:
-    """Raise :class:`StorageError` unless files can be made in ``folder``, or where it would be made. ``option``: how it was named. Leaves nothing behind."""
+    """Raise :class:`StorageError` unless files can be made in ``folder``, or where it would be
+    made. ``option``: how it was named. Leaves nothing behind.
+    """
     nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not nearest.is_dir():
         at = "" if nearest == folder.absolute() else f"cannot be made: {nearest} "
-        raise StorageError(f"{option} {folder} {at}is a file, not a folder. Name a folder, or one that can be made.")
+        raise StorageError(
+            f"{option} {folder} {at}is a file, not a folder. Name a folder, or one that can be"
+            " made."
+        )
     try:
         handle, name = tempfile.mkstemp(prefix=".modulate.", suffix=PARTIAL, dir=nearest)
     except OSError as error:
-        raise StorageError(f"{option} {folder} cannot be written: {error.strerror} ({nearest}). Name another folder, or let this one be written.") from error
+        raise StorageError(
+            f"{option} {folder} cannot be written: {error.strerror} ({nearest}). Name another"
+            " folder, or let this one be written."
+        ) from error
     os.close(handle)
     Path(name).unlink(missing_ok=True)
 
@@ -77,14 +107,20 @@ def as_json(value: Any) -> str:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a killed process left half-written in ``folder`` and below. Only for who holds the folder's lock."""
+    """Remove what a killed process left half-written in ``folder`` and below.
+
+    Only for who holds the folder's lock.
+    """
     for pattern in LEFT_BEHIND:
         for path in folder.rglob(pattern):
             path.unlink(missing_ok=True)
 
 
 class LineWriter:
-    """A text file that grows by lines. A last line without its end was cut off by a kill, and counts as not written."""
+    """A text file that grows by lines.
+
+    A last line without its end was cut off by a kill, and counts as not written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,7 +141,9 @@ class LineWriter:
             _flush(self.path)
 
     def cut(self, count: int) -> int:
-        """Keep the first ``count`` lines and go on behind them; return how many whole lines of these are missing."""
+        """Keep the first ``count`` lines and go on behind them; return how many whole lines of
+        these are missing.
+        """
         content = self.path.read_bytes() if self.path.is_file() else b""
         kept = [line + b"\n" for line in content.split(b"\n")[:-1][:count]]
         if b"".join(kept) != content:
@@ -115,13 +153,16 @@ class LineWriter:
 
 
 def content_hash(path: str | Path) -> str:
-    """Return the sha256 (hex) of the file's content; kept in this process until its size or modification time changes.
+    """Return the sha256 (hex) of the file's content; kept in this process until its size or
+    modification time changes.
 
     Raises :class:`MissingFileError`.
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"There is no file at {path}. Check the path, or the folder that the recipe names.")
+        raise MissingFileError(
+            f"There is no file at {path}. Check the path, or the folder that the recipe names."
+        )
     stat = path.stat()
     key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     if key not in _hashes:
@@ -136,7 +177,8 @@ def read_hash(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Return the tensors of a safetensors file, in memory of their own: mapped ones would change, or end the process, with the file.
+    """Return the tensors of a safetensors file, in memory of their own: mapped ones would change,
+    or end the process, with the file.
 
     Raises :class:`safetensors.SafetensorError`, and what opening it raises.
     """
@@ -163,12 +205,21 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network file systems flush no folders
+        if not (
+            path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)
+        ):  # some network file systems flush no folders
             raise
     finally:
         os.close(handle)
 
 
 def _refused(path: Path, error: Exception) -> StorageError:
-    advice = "Name another folder, or let this one be written," if getattr(error, "errno", None) in NO_MATTER_OF_SPACE else "Free some space, or name another folder,"
-    return StorageError(f"{path} cannot be written: {error}. What was there before is untouched. {advice} and give the command again.")
+    advice = (
+        "Name another folder, or let this one be written,"
+        if getattr(error, "errno", None) in NO_MATTER_OF_SPACE
+        else "Free some space, or name another folder,"
+    )
+    return StorageError(
+        f"{path} cannot be written: {error}. What was there before is untouched. {advice} and give"
+        " the command again."
+    )

@@ -1,4 +1,6 @@
-"""Entry points of installed distributions, and whether they are what they say: a distribution or a plugin may bear the name of another."""
+"""Entry points of installed distributions, and whether they are what they say: a distribution or a
+plugin may bear the name of another.
+"""
 
 import functools
 import re
@@ -12,7 +14,10 @@ OURS = frozenset({"basics", "dinov2", "gaze", "hand", "hosts", "streamgaze", "ta
 
 DISTRIBUTION = "modulate"
 _PACKAGE = Path(__file__).resolve().parent
-_HOMES = (_PACKAGE.parent, _PACKAGE.parent / "plugins")  # where the plugins that ship lie: installed, in the sources
+_HOMES = (
+    _PACKAGE.parent,
+    _PACKAGE.parent / "plugins",
+)  # where the plugins that ship lie: installed, in the sources
 
 
 def module_of(point: EntryPoint) -> str:
@@ -21,17 +26,27 @@ def module_of(point: EntryPoint) -> str:
 
 
 def ships(point: EntryPoint) -> bool:
-    """Return whether an entry point is one of a plugin that ships with modulate, by its name and its module."""
+    """Return whether an entry point is one of a plugin that ships with modulate, by its name and
+    its module.
+    """
     return point.name in OURS and module_of(point) == f"modulate_{point.name}"
 
 
-def entry_points(group: str, found: Iterable[Distribution] | None = None) -> tuple[list[EntryPoint], list[EntryPoint]]:
-    """Return the entry points of ``group``, and those of distributions that are hidden by an earlier one of the same name.
+def entry_points(
+    group: str, found: Iterable[Distribution] | None = None
+) -> tuple[list[EntryPoint], list[EntryPoint]]:
+    """Return the entry points of ``group``, and those of distributions that are hidden by an
+    earlier one of the same name.
 
-    As importlib.metadata has it, the first distribution on the path counts; but the plugins that ship with modulate are found whoever comes first, and
-    what is hidden and the same as what is not (a package installed twice) is left out.
+    As importlib.metadata has it, the first distribution on the path counts; but the plugins that
+    ship with modulate are found whoever comes first, and what is hidden and the same as what is not
+    (a package installed twice) is left out.
     """
-    given = [(dist, points) for dist in (distributions() if found is None else found) if (points := list(dist.entry_points.select(group=group)))]
+    given = [
+        (dist, points)
+        for dist in (distributions() if found is None else found)
+        if (points := list(dist.entry_points.select(group=group)))
+    ]
     given.sort(key=lambda item: not any(map(ships, item[1])))  # stable: on the path's order
     used: dict[str, list[EntryPoint]] = {}
     hidden = []
@@ -44,28 +59,58 @@ def entry_points(group: str, found: Iterable[Distribution] | None = None) -> tup
 
 
 def notes(point: EntryPoint, location: str) -> list[str]:
-    """Return what is odd about where a plugin comes from. ``location``: the file that is run when it is loaded."""
+    """Return what is odd about where a plugin comes from. ``location``: the file that is run when
+    it is loaded.
+    """
     own, said = ships(point), []
     if point.name in OURS and not own:
-        said.append(f"it has the name of a plugin that ships with modulate, and is not it: that one is modulate_{point.name}")
+        said.append(
+            "it has the name of a plugin that ships with modulate, and is not it: that one is"
+            f" modulate_{point.name}"
+        )
     if point.dist is not None and _normal(point.dist.name) == DISTRIBUTION and not own:
-        said.append(f"its distribution calls itself {DISTRIBUTION!r}, and it is none of the plugins that ship with modulate")
-    if own and location and not any(Path(location).resolve().is_relative_to(home / module_of(point)) for home in _HOMES):
-        said.append(f"the module {module_of(point)} that ships with modulate lies beside {_PACKAGE}; this one has its name, and is run in its place")
+        said.append(
+            f"its distribution calls itself {DISTRIBUTION!r}, and it is none of the plugins that"
+            " ship with modulate"
+        )
+    if (
+        own
+        and location
+        and not any(
+            Path(location).resolve().is_relative_to(home / module_of(point)) for home in _HOMES
+        )
+    ):
+        said.append(
+            f"the module {module_of(point)} that ships with modulate lies beside {_PACKAGE}; this"
+            " one has its name, and is run in its place"
+        )
     return said + _doubles(point)
 
 
 def _doubles(point: EntryPoint) -> list[str]:
-    """Return that there are several distributions called as that of ``point``, with their versions and places, unless they say the same."""
+    """Return that there are several distributions called as that of ``point``, with their versions
+    and places, unless they say the same.
+    """
     if point.dist is None:
         return []
     name = _normal(point.dist.name)
     same = {_place(dist): dist for dist in _named(tuple(sys.path)).get(name, ())}
     same.setdefault(_place(point.dist), point.dist)
-    if len({(dist.version, tuple(sorted((p.group, p.name, p.value) for p in dist.entry_points))) for dist in same.values()}) < 2:
+    if (
+        len(
+            {
+                (dist.version, tuple(sorted((p.group, p.name, p.value) for p in dist.entry_points)))
+                for dist in same.values()
+            }
+        )
+        < 2
+    ):
         return []
     places = ", ".join(f"{dist.version} in {place}" for place, dist in same.items())
-    return [f"{len(same)} distributions are called {point.dist.name!r}: {places}; this is of {_place(point.dist)}"]
+    return [
+        f"{len(same)} distributions are called {point.dist.name!r}: {places}; this is of"
+        f" {_place(point.dist)}"
+    ]
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,10 +124,20 @@ def _named(path: tuple[str, ...]) -> dict[str, list[Distribution]]:
 
 
 def _names(dist: Distribution) -> set[str]:
-    """Return the names of a distribution: of its folder, and, where it has plugins, the one that it gives itself. Reading that of all takes long."""
+    """Return the names of a distribution: of its folder, and, where it has plugins, the one that it
+    gives itself. Reading that of all takes long.
+    """
     folder = Path(_place(dist)).name
-    by_folder = {_normal(folder.rpartition(".")[0].partition("-")[0])} if folder.endswith((".dist-info", ".egg-info")) else set()
-    return by_folder | ({_normal(dist.name)} if not by_folder or dist.entry_points.select(group="modulate") else set())
+    by_folder = (
+        {_normal(folder.rpartition(".")[0].partition("-")[0])}
+        if folder.endswith((".dist-info", ".egg-info"))
+        else set()
+    )
+    return by_folder | (
+        {_normal(dist.name)}
+        if not by_folder or dist.entry_points.select(group="modulate")
+        else set()
+    )
 
 
 def _place(dist: Distribution) -> str:

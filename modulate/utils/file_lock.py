@@ -18,6 +18,7 @@ from modulate.utils.schema import Record, parse_record
 
 NAME = ".lock"
 
+
 class Owner(Record):
     """Who holds a folder: process, host name, and since when (s since 1970)."""
 
@@ -32,10 +33,11 @@ _held: dict[tuple[int, Path], int] = {}
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` (made if absent) for the length of the block; a process that holds it already may enter again.
+    """Hold ``folder`` (made if absent) for the length of the block; a process that holds it already
+    may enter again.
 
-    The system's own lock on a file in it, which ends with the process however that ends. The file says who holds it. Raises :class:`LockedError`
-    with pid and host name of the process that does.
+    The system's own lock on a file in it, which ends with the process however that ends. The file
+    says who holds it. Raises :class:`LockedError` with pid and host name of the process that does.
     """
     key = (os.getpid(), folder.resolve())
     if key in _held:
@@ -60,9 +62,11 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def bequeathed(folder: Path, tell: Callable[[str], object], poll: float = 0.5) -> Iterator[int]:
-    """Hold ``folder`` by a handle to be given to the processes that are started meanwhile: they hold it on, should this one be killed before them.
+    """Hold ``folder`` by a handle to be given to the processes that are started meanwhile: they
+    hold it on, should this one be killed before them.
 
-    Yields the handle. Where such heirs hold it, they are waited for, which ``tell`` is told once. Raises :class:`LockedError` when the process that took it lives.
+    Yields the handle. Where such heirs hold it, they are waited for, which ``tell`` is told once.
+    Raises :class:`LockedError` when the process that took it lives.
     """
     handle = _open(folder)
     try:
@@ -76,7 +80,10 @@ def bequeathed(folder: Path, tell: Callable[[str], object], poll: float = 0.5) -
                 if owner is None or owner.host != socket.gethostname() or lives(owner.pid):
                     raise
                 if not told:
-                    tell(f"Process {owner.pid}, which worked in {folder}, is gone, but what it has started goes on by itself: waiting for that to end.")
+                    tell(
+                        f"Process {owner.pid}, which worked in {folder}, is gone, but what it has"
+                        " started goes on by itself: waiting for that to end."
+                    )
                     told = True
                 time.sleep(poll)
         with _signed(handle, folder):
@@ -90,7 +97,9 @@ def _open(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         return os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error}. Name another folder for the runs.") from error
+        raise StorageError(
+            f"{folder} cannot be written: {error}. Name another folder for the runs."
+        ) from error
 
 
 @contextmanager
@@ -98,13 +107,24 @@ def _signed(handle: int, folder: Path) -> Iterator[None]:
     """Say in the lock file who holds it, for the length of a ``with`` block."""
     try:
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}).encode(), 0)
+        os.pwrite(
+            handle,
+            json.dumps(
+                {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+            ).encode(),
+            0,
+        )
     except OSError as error:
-        raise StorageError(f"{folder / NAME} cannot be written: {error}. Free some space, or name another folder for the runs.") from error
+        raise StorageError(
+            f"{folder / NAME} cannot be written: {error}. Free some space, or name another folder"
+            " for the runs."
+        ) from error
     try:
         yield
     finally:
-        os.ftruncate(handle, 0)  # and the file stays: were it removed, a third process could lock a new one beside it
+        os.ftruncate(
+            handle, 0
+        )  # and the file stays: were it removed, a third process could lock a new one beside it
 
 
 def _lock(handle: int, folder: Path) -> None:
@@ -113,17 +133,26 @@ def _lock(handle: int, folder: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise _refusal(folder, _owner(handle)) from error
-        # Some cluster file systems have no locks: there the file's content must do, which knows the living of this machine only.
+        # Some cluster file systems have no locks: there the file's content must do, which knows the
+        # living of this machine only.
         owner = _owner(handle)
         if owner is not None and owner.host == socket.gethostname() and lives(owner.pid):
             raise _refusal(folder, owner) from error
-        warnings.warn(f"{folder} lies on a file system without locks ({error}); see to it that no other machine works in it.", stacklevel=4)
+        warnings.warn(
+            f"{folder} lies on a file system without locks ({error}); see to it that no other"
+            " machine works in it.",
+            stacklevel=4,
+        )
 
 
 def _owner(handle: int) -> Owner | None:
-    """Return what the lock file says of who holds it; None when it says nothing that could be true, as in the moment between lock and note."""
+    """Return what the lock file says of who holds it; None when it says nothing that could be true,
+    as in the moment between lock and note.
+    """
     try:
-        return parse_record(os.pread(handle, 1000, 0), Owner, NAME, "note of who holds a folder", "")
+        return parse_record(
+            os.pread(handle, 1000, 0), Owner, NAME, "note of who holds a folder", ""
+        )
     except DataError:
         return None
 
@@ -132,8 +161,14 @@ def _refusal(folder: Path, owner: Owner | None) -> LockedError:
     if owner is None:
         who = f"another process, of which {NAME} there says nothing"
     else:
-        who = f"process {owner.pid} on host {owner.host}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(owner.since))}"
-    return LockedError(f"{folder} is in use by {who}. Wait for it, stop it, or give this run another name with name=….")
+        who = (
+            f"process {owner.pid} on host {owner.host}, since"
+            f" {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(owner.since))}"
+        )
+    return LockedError(
+        f"{folder} is in use by {who}. Wait for it, stop it, or give this run another name with"
+        " name=…."
+    )
 
 
 def lives(pid: int) -> bool:

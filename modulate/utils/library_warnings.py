@@ -1,8 +1,11 @@
-"""What libraries warn of while they work for us, brought to the user: each distinct warning once, as a plain line.
+"""What libraries warn of while they work for us, brought to the user: each distinct warning once,
+as a plain line.
 
-Left to themselves, deprecations are lost in four ways. Python ignores a DeprecationWarning unless the script itself causes it. The handler that transformers
-installs writes to the stderr of its import, past a progress display, which draws over it. Whoever changes Python's filters, as torch and PEFT do on every
-call, makes Python forget what was said, so that it is said again; and what is said at every step is what nobody reads.
+Left to themselves, deprecations are lost in four ways. Python ignores a DeprecationWarning unless
+the script itself causes it. The handler that transformers installs writes to the stderr of its
+import, past a progress display, which draws over it. Whoever changes Python's filters, as torch and
+PEFT do on every call, makes Python forget what was said, so that it is said again; and what is said
+at every step is what nobody reads.
 """
 
 import logging
@@ -41,10 +44,12 @@ _handler = _Once()
 
 @contextmanager
 def show_library_warnings(every: bool = False) -> Iterator[None]:
-    """For the length of a block, let every deprecation of a library reach the user, once in this process. Blocks may lie in each other and in several threads.
+    """For the length of a block, let every deprecation of a library reach the user, once in this
+    process. Blocks may lie in each other and in several threads.
 
-    What the user set stays: filters (``-W``, PYTHONWARNINGS, ``warnings.filterwarnings``), who records warnings, handlers of one's own. ``every``: other
-    warnings are plain lines too, and nothing counts as told before, as for a command.
+    What the user set stays: filters (``-W``, PYTHONWARNINGS, ``warnings.filterwarnings``), who
+    records warnings, handlers of one's own. ``every``: other warnings are plain lines too, and
+    nothing counts as told before, as for a command.
     """
     global _depth
     with _lock:
@@ -75,12 +80,23 @@ def _first(text: str) -> bool:
 def _install(every: bool) -> None:
     before = warnings.formatwarning
 
-    def line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-        # Here and not by a filter, because it is called for what is really printed: whoever records warnings gets them all.
+    def line(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        # Here and not by a filter, because it is called for what is really printed: whoever records
+        # warnings gets them all.
         once = issubclass(category, DEPRECATIONS)
         if once and not _first(str(message)):
             return ""
-        return f"warning: {message}\n" if every or (once and before is _STOCK) else before(message, category, filename, lineno, line)
+        return (
+            f"warning: {message}\n"
+            if every or (once and before is _STOCK)
+            else before(message, category, filename, lineno, line)
+        )
 
     warnings.formatwarning = line
     _undo.callback(setattr, warnings, "formatwarning", before)
@@ -90,13 +106,18 @@ def _install(every: bool) -> None:
 
 
 def _let_through(category: type[Warning]) -> None:
-    """Put a filter for libraries in front of the one by which Python ignores ``category`` on its own; behind all that somebody set."""
+    """Put a filter for libraries in front of the one by which Python ignores ``category`` on its
+    own; behind all that somebody set.
+    """
     filters: Any = warnings.filters
     ignored, ours = ("ignore", None, category, None, 0), ("default", None, category, _MODULES, 0)
     if ignored not in filters:
         return
     at = filters.index(ignored)
-    own = {("default", DeprecationWarning), ("ignore", DeprecationWarning)}  # what comes before it where nobody asked for it
+    own = {
+        ("default", DeprecationWarning),
+        ("ignore", DeprecationWarning),
+    }  # what comes before it where nobody asked for it
     if at == 0 or (filters[at - 1][0], filters[at - 1][2]) not in own:
         return
     filters.insert(at, ours)
@@ -109,12 +130,19 @@ def _remove(filters: Any, entry: Any) -> None:
 
 
 def _listen(name: str) -> None:
-    """Print a library's records in place of the handler that it installs itself, and where nobody else handles them."""
+    """Print a library's records in place of the handler that it installs itself, and where nobody
+    else handles them.
+    """
     if name not in sys.modules:
         return
     logger = logging.getLogger(name)
     default = getattr(sys.modules.get(f"{name}.utils.logging"), "_default_handler", None)
-    stock = [h for h in logger.handlers if h is default or (type(h) is logging.StreamHandler and h.stream in (sys.stderr, sys.__stderr__))]
+    stock = [
+        h
+        for h in logger.handlers
+        if h is default
+        or (type(h) is logging.StreamHandler and h.stream in (sys.stderr, sys.__stderr__))
+    ]
     if _handler in logger.handlers or not (stock or not logger.hasHandlers()):
         return
     for handler in stock:

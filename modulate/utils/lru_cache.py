@@ -10,10 +10,12 @@ Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Key, Value]):
-    """Values by key, at most ``max_bytes`` of them together; those used longest ago go first. Safe for several threads.
+    """Values by key, at most ``max_bytes`` of them together; those used longest ago go first.
 
-    ``size`` says how many bytes a value takes, the same whenever it is asked. A value larger than ``max_bytes`` is not kept at all, so that
-    it pushes no others out; 0 keeps nothing.
+    Safe for several threads.
+
+    ``size`` says how many bytes a value takes, the same whenever it is asked. A value larger than
+    ``max_bytes`` is not kept at all, so that it pushes no others out; 0 keeps nothing.
     """
 
     def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
@@ -31,7 +33,9 @@ class LRUCache(Generic[Key, Value]):
             return self._values.get(key)
 
     def put(self, key: Key, value: Value) -> None:
-        """Keep ``value`` under ``key``, in place of what was there; drop what was used longest ago until all fits."""
+        """Keep ``value`` under ``key``, in place of what was there; drop what was used longest ago
+        until all fits.
+        """
         with self._lock:
             if key in self._values:
                 self._bytes -= self._size(self._values.pop(key))

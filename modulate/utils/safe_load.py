@@ -1,7 +1,9 @@
-"""Reads YAML and JSON that others wrote: within limits, so that no file can exhaust memory, time or the stack.
+"""Reads YAML and JSON that others wrote: within limits, so that no file can exhaust memory, time or
+the stack.
 
-YAML is safe-loaded: tags that make Python objects are refused. Aliases are counted as if they were written out, which is what they cost
-whoever uses the result; a key that stands twice in one mapping is an error, because YAML would drop the first without a word.
+YAML is safe-loaded: tags that make Python objects are refused. Aliases are counted as if they were
+written out, which is what they cost whoever uses the result; a key that stands twice in one mapping
+is an error, because YAML would drop the first without a word.
 """
 
 import json
@@ -48,12 +50,16 @@ class _Refused(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with limits; sizes are counted while the tree is composed, before anything is built from it."""
+    """PyYAML's safe loader with limits; sizes are counted while the tree is composed, before
+    anything is built from it.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._count = self._depth = 0
-        self._measures: dict[str, tuple[int, int]] = {}  # per anchor: its values, and how deep they go
+        self._measures: dict[
+            str, tuple[int, int]
+        ] = {}  # per anchor: its values, and how deep they go
         self._deepest = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
@@ -62,7 +68,12 @@ class _Loader(yaml.SafeLoader):
         if alias:
             values, height = self._measures.get(event.anchor, (0, 0))
             if event.anchor in self.anchors and not values:
-                raise _Refused(None, None, f"the alias *{event.anchor} stands inside what it names", event.start_mark)
+                raise _Refused(
+                    None,
+                    None,
+                    f"the alias *{event.anchor} stands inside what it names",
+                    event.start_mark,
+                )
             self._grow(values, height, event)
             return super().compose_node(parent, index)
         before, outer = self._count, self._deepest
@@ -79,7 +90,9 @@ class _Loader(yaml.SafeLoader):
         self._count += values
         self._deepest = max(self._deepest, self._depth + height)
         if self._count > YAML_NODES:
-            raise _Refused(None, None, f"more than {YAML_NODES} values, aliases written out", event.start_mark)
+            raise _Refused(
+                None, None, f"more than {YAML_NODES} values, aliases written out", event.start_mark
+            )
         if self._depth + height > YAML_DEPTH:
             raise _Refused(None, None, f"nested deeper than {YAML_DEPTH} levels", event.start_mark)
 
@@ -88,35 +101,65 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         seen: dict[Hashable, Node] = {}
         for key, _ in node.value:
-            if isinstance(key, ScalarNode) and (first := seen.setdefault((key.tag, key.value), key)) is not key:
+            if (
+                isinstance(key, ScalarNode)
+                and (first := seen.setdefault((key.tag, key.value), key)) is not key
+            ):
                 line = first.start_mark.line + 1
-                raise _Refused(None, None, f"the key {key.value!r} stands there twice, first in line {line}", key.start_mark)
+                raise _Refused(
+                    None,
+                    None,
+                    f"the key {key.value!r} stands there twice, first in line {line}",
+                    key.start_mark,
+                )
         return node
 
     def compose_scalar_node(self, anchor: Any) -> ScalarNode:
-        """Compose a scalar; numbers have a largest length, because reading and printing long ones takes time that grows with its square."""
+        """Compose a scalar; numbers have a largest length, because reading and printing long ones
+        takes time that grows with its square.
+        """
         node = super().compose_scalar_node(anchor)
-        if any("\ud800" <= character <= "\udfff" for character in node.value):  # escapes can write them
-            raise _Refused(None, None, "half of a character, which no file that repeats it could hold", node.start_mark)
-        if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and len(node.value) > YAML_NUMBER:
-            raise _Refused(None, None, f"a number of more than {YAML_NUMBER} characters", node.start_mark)
+        if any(
+            "\ud800" <= character <= "\udfff" for character in node.value
+        ):  # escapes can write them
+            raise _Refused(
+                None,
+                None,
+                "half of a character, which no file that repeats it could hold",
+                node.start_mark,
+            )
+        if (
+            node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+            and len(node.value) > YAML_NUMBER
+        ):
+            raise _Refused(
+                None, None, f"a number of more than {YAML_NUMBER} characters", node.start_mark
+            )
         return node
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what the YAML file at ``path`` holds. Raises :class:`RecipeError` naming file, line and the limit that it passes."""
+    """Return what the YAML file at ``path`` holds.
+
+    Raises :class:`RecipeError` naming file, line and the limit that it passes.
+    """
     with path.open("rb") as file:
         data = file.read(YAML_BYTES + 1)
     _check_size(len(data), str(path))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not valid YAML: it is no UTF-8 text ({error.reason} at byte {error.start}).") from error
+        raise RecipeError(
+            f"{path} is not valid YAML: it is no UTF-8 text ({error.reason} at byte {error.start})."
+        ) from error
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Return what the YAML ``text`` holds; ``source`` names it in errors. Raises :class:`RecipeError`."""
+    """Return what the YAML ``text`` holds; ``source`` names it in errors.
+
+    Raises :class:`RecipeError`.
+    """
     _check_size(len(text.encode("utf-8", "surrogatepass")), source)
     try:
         loader = _Loader(text)
@@ -127,25 +170,37 @@ def parse_yaml(text: str, source: str) -> Any:
     except _Refused as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{source} is refused in line {line}: {error.problem}.") from error
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # the safe loader converts dates and numbers unguarded
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:  # the safe loader converts dates and numbers unguarded
         raise RecipeError(f"{source} is not valid YAML: {error}") from error
 
 
 def _check_size(size: int, source: str) -> None:
     if size > YAML_BYTES:
-        raise RecipeError(f"{source} is larger than {YAML_BYTES >> 10} KiB, and no recipe is that long.")
+        raise RecipeError(
+            f"{source} is larger than {YAML_BYTES >> 10} KiB, and no recipe is that long."
+        )
 
 
 def read_json(path: Path, what: str = "File") -> Any:
-    """Return what the JSON file at ``path`` holds; ``what`` is the file's part in its data set, for errors.
+    """Return what the JSON file at ``path`` holds; ``what`` is the file's part in its data set, for
+    errors.
 
-    Raises :class:`MissingFileError`, or :class:`DataError` for what is no JSON, larger than :data:`JSON_BYTES` or nested deeper than :data:`JSON_DEPTH`.
+    Raises :class:`MissingFileError`, or :class:`DataError` for what is no JSON, larger than
+    :data:`JSON_BYTES` or nested deeper than :data:`JSON_DEPTH`.
     """
     _refuse_device(path, what)
     try:
         size = path.stat().st_size
         if size > JSON_BYTES:
-            raise DataError(f"{path} has {size} bytes; at most {JSON_BYTES >> 20} MiB are read. Split it, or look at what it really is.")
+            raise DataError(
+                f"{path} has {size} bytes; at most {JSON_BYTES >> 20} MiB are read. Split it, or"
+                " look at what it really is."
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         raise MissingFileError(f"{what} {path} does not exist.") from None
@@ -155,7 +210,10 @@ def read_json(path: Path, what: str = "File") -> Any:
 
 
 def read_limited(path: Path, most: int) -> bytes:
-    """Return the bytes of the file at ``path``. Raises :class:`DataError` for one of more than ``most`` bytes, or one that cannot be read."""
+    """Return the bytes of the file at ``path``.
+
+    Raises :class:`DataError` for one of more than ``most`` bytes, or one that cannot be read.
+    """
     _refuse_device(path, "File")
     try:
         with path.open("rb") as file:
@@ -168,20 +226,28 @@ def read_limited(path: Path, most: int) -> bytes:
 
 
 def read_lines(path: Path, what: str = "File") -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of the file at ``path`` with their numbers, from 1; ``what`` is the file's part, for errors.
+    """Yield the lines of the file at ``path`` with their numbers, from 1; ``what`` is the file's
+    part, for errors.
 
-    Lines end at line feeds alone, which they keep: texts in JSON may hold everything else that ``str.splitlines`` splits at.
-    Raises :class:`MissingFileError`, or :class:`DataError` for a file of more than :data:`LINES_BYTES`, or a line of more than :data:`LINE_BYTES`.
+    Lines end at line feeds alone, which they keep: texts in JSON may hold everything else that
+    ``str.splitlines`` splits at. Raises :class:`MissingFileError`, or :class:`DataError` for a file
+    of more than :data:`LINES_BYTES`, or a line of more than :data:`LINE_BYTES`.
     """
     _refuse_device(path, what)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > LINES_BYTES:
-                raise DataError(f"{path} has {size} bytes; at most {LINES_BYTES >> 20} MiB are read. Look at what it really is.")
+                raise DataError(
+                    f"{path} has {size} bytes; at most {LINES_BYTES >> 20} MiB are read. Look at"
+                    " what it really is."
+                )
             for number, line in enumerate(iter(partial(file.readline, LINE_BYTES + 1), b""), 1):
                 if len(line) > LINE_BYTES:
-                    raise DataError(f"{path}, line {number} is longer than {LINE_BYTES >> 10} KiB, the most that are read of one.")
+                    raise DataError(
+                        f"{path}, line {number} is longer than {LINE_BYTES >> 10} KiB, the most"
+                        " that are read of one."
+                    )
                 yield number, line
     except FileNotFoundError:
         raise MissingFileError(f"{what} {path} does not exist.") from None
@@ -190,7 +256,9 @@ def read_lines(path: Path, what: str = "File") -> Iterator[tuple[int, bytes]]:
 
 
 def _refuse_device(path: Path, what: str) -> None:
-    """Raise :class:`DataError` for what is there but no file, such as a pipe, at which a reader would wait for ever. Folders are left to the system's error."""
+    """Raise :class:`DataError` for what is there but no file, such as a pipe, at which a reader
+    would wait for ever. Folders are left to the system's error.
+    """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise DataError(f"{what} {path} is no regular file.")
 
@@ -198,13 +266,21 @@ def _refuse_device(path: Path, what: str) -> None:
 def parse_json(data: bytes, source: str) -> Any:
     """Return what the JSON text ``data`` (UTF-8) holds; ``source`` names it in errors.
 
-    Raises :class:`DataError` for what is no JSON or nested deeper than :data:`JSON_DEPTH`, for a key that stands twice in one object, of which the
-    first would be dropped without a word, for NaN and infinities, for whole numbers of more than :data:`YAML_NUMBER` characters, which no float could hold and
-    whose printing takes long, and for halves of characters, which no file that repeats them could hold.
+    Raises :class:`DataError` for what is no JSON or nested deeper than :data:`JSON_DEPTH`, for a
+    key that stands twice in one object, of which the first would be dropped without a word, for NaN
+    and infinities, for whole numbers of more than :data:`YAML_NUMBER` characters, which no float
+    could hold and whose printing takes long, and for halves of characters, which no file that
+    repeats them could hold.
     """
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number, parse_float=_finite, parse_int=_short)
+        value = json.loads(
+            text,
+            object_pairs_hook=_distinct,
+            parse_constant=_no_number,
+            parse_float=_finite,
+            parse_int=_short,
+        )
         if _HALF.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
@@ -247,10 +323,17 @@ def _short(text: str) -> int:
 
 
 def _deeper(value: Any, limit: int) -> bool:
-    """Return whether lists and objects in ``value`` stand in each other more than ``limit`` times; level by level, without recursion."""
+    """Return whether lists and objects in ``value`` stand in each other more than ``limit`` times;
+    level by level, without recursion.
+    """
     level = [value]
     for _ in range(limit + 1):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
         level = [inner for inner in level if isinstance(inner, dict | list)]
         if not level:
             return False

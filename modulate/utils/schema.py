@@ -1,8 +1,10 @@
-"""Files with a schema: what a file says, checked strictly, with errors that name file, key, value and what is allowed. Imports no torch.
+"""Files with a schema: what a file says, checked strictly, with errors that name file, key, value
+and what is allowed. Imports no torch.
 
-"1" is no number, 1 is no truth, and a number has a range. A key that a file lacks has a default where older versions did not
-write it. A key that this version does not know is left alone, and a warning names it: a newer version may have written it,
-which must not make its files unreadable; but a key that is misspelt or renamed must not vanish without a word either.
+"1" is no number, 1 is no truth, and a number has a range. A key that a file lacks has a default
+where older versions did not write it. A key that this version does not know is left alone, and a
+warning names it: a newer version may have written it, which must not make its files unreadable; but
+a key that is misspelt or renamed must not vanish without a word either.
 """
 
 import warnings
@@ -10,7 +12,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 
 from modulate.errors import DataError, near_matches, shown
 from modulate.utils.safe_load import parse_json, read_json
@@ -42,14 +52,17 @@ Difference = Annotated[float, Strict(), Field(ge=-1 - SLACK, le=1 + SLACK)]
 
 
 class Record(BaseModel):
-    """What one file, or one part of it, says. ``further``: it may hold keys that the schema does not name, by design."""
+    """What one file, or one part of it, says. ``further``: it may hold keys that the schema does
+    not name, by design.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
     further: ClassVar[bool] = False
 
 
 def parse_record(data: bytes, model: type[T], source: str, what: str, advice: str) -> T:
-    """Return the JSON text ``data`` as a ``model``; ``source`` names it in errors, ``what`` says what it must be, ``advice`` what to do.
+    """Return the JSON text ``data`` as a ``model``; ``source`` names it in errors, ``what`` says
+    what it must be, ``advice`` what to do.
 
     Raises :class:`DataError`.
     """
@@ -61,7 +74,9 @@ def parse_record(data: bytes, model: type[T], source: str, what: str, advice: st
 
 
 def read_record(path: Path, model: type[T], what: str, advice: str) -> T | None:
-    """Return the JSON file at ``path`` as a ``model``, None where there is none; the rest as for :func:`parse_record`."""
+    """Return the JSON file at ``path`` as a ``model``, None where there is none; the rest as for
+    :func:`parse_record`.
+    """
     if not path.exists():
         return None
     try:
@@ -82,7 +97,10 @@ _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
 def checked(adapter: TypeAdapter[T], tree: Any, source: str, what: str, advice: str) -> T:
-    """Return what ``tree`` says, as ``adapter`` has it; warn of keys that are not known. Raises :class:`DataError`."""
+    """Return what ``tree`` says, as ``adapter`` has it; warn of keys that are not known.
+
+    Raises :class:`DataError`.
+    """
     try:
         found = adapter.validate_python(tree)
     except ValidationError as error:
@@ -93,7 +111,10 @@ def checked(adapter: TypeAdapter[T], tree: Any, source: str, what: str, advice: 
 
 
 def findings(error: ValidationError) -> str:
-    """Return what pydantic found, in one line: key, what is allowed, what was given. Long ones are cut, many are counted."""
+    """Return what pydantic found, in one line: key, what is allowed, what was given.
+
+    Long ones are cut, many are counted.
+    """
     said, found = [], error.errors(include_url=False, include_context=False)
     for item in found[:MAX_FINDINGS]:
         where = ".".join(map(str, item["loc"])) or "the whole"
@@ -104,10 +125,14 @@ def findings(error: ValidationError) -> str:
 
 
 def unknown_keys(value: Any, at: str = "") -> Iterator[tuple[str, str, list[str]]]:
-    """Yield the keys of records that their schema does not know: where, which, and those that it knows."""
+    """Yield the keys of records that their schema does not know: where, which, and those that it
+    knows.
+    """
     if isinstance(value, Record):
         if not value.further:
-            yield from ((at, key, list(type(value).model_fields)) for key in value.model_extra or {})
+            yield from (
+                (at, key, list(type(value).model_fields)) for key in value.model_extra or {}
+            )
         value = {name: getattr(value, name) for name in type(value).model_fields}
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -119,5 +144,8 @@ def unknown_keys(value: Any, at: str = "") -> Iterator[tuple[str, str, list[str]
 
 def warn_of_key(source: str, key: str, known: list[str]) -> None:
     """Warn that a key is not known, and hence ignored."""
-    text = f"{source}: the key {shown(key)} is ignored, because this version of modulate does not know it; a newer one may have written it."
+    text = (
+        f"{source}: the key {shown(key)} is ignored, because this version of modulate does not know"
+        " it; a newer one may have written it."
+    )
     warnings.warn(f"{text} {near_matches(key.rpartition('.')[2], known)}", stacklevel=4)

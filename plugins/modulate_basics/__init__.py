@@ -1,4 +1,6 @@
-"""Small parts beside the paper's: three modulators (a direction, a scale and shift, attention from the hidden states) and an encoder of several signals."""
+"""Small parts beside the paper's: three modulators (a direction, a scale and shift, attention from
+the hidden states) and an encoder of several signals.
+"""
 
 from modulate.hookspecs import Register, hookimpl
 

@@ -1,4 +1,7 @@
-"""The modulator ``film``: the signal scales and shifts the hidden states themselves. [FiLM, arXiv 1709.07871]"""
+"""The modulator ``film``: the signal scales and shifts the hidden states themselves.
+
+[FiLM, arXiv 1709.07871]
+"""
 
 from jaxtyping import Float
 from pydantic import Field
@@ -10,7 +13,12 @@ from modulate import Memory, Modulator, Params, SignalFeatures, Writer
 class FiLMParams(Params):
     """Parameters of ``film``."""
 
-    width: int = Field(64, gt=0, le=2**16, description="width of the hidden layer between signal and scale and shift, channels [ours]")
+    width: int = Field(
+        64,
+        gt=0,
+        le=2**16,
+        description="width of the hidden layer between signal and scale and shift, channels [ours]",
+    )
 
 
 class ScaleAndShift(Writer):
@@ -18,27 +26,45 @@ class ScaleAndShift(Writer):
 
     def __init__(self, d_latent: int, d_model: int) -> None:
         super().__init__()
-        self.scale, self.shift = nn.Linear(d_latent, d_model, bias=False), nn.Linear(d_latent, d_model, bias=False)
+        self.scale, self.shift = (
+            nn.Linear(d_latent, d_model, bias=False),
+            nn.Linear(d_latent, d_model, bias=False),
+        )
         nn.init.zeros_(self.scale.weight)
         nn.init.zeros_(self.shift.weight)
 
-    def forward(self, latents: Float[Tensor, "token d_latent"], hidden: Float[Tensor, "token d_model"], memory: Memory) -> Float[Tensor, "token d_model"]:
+    def forward(
+        self,
+        latents: Float[Tensor, "token d_latent"],
+        hidden: Float[Tensor, "token d_model"],
+        memory: Memory,
+    ) -> Float[Tensor, "token d_model"]:
         """Return what makes h into (1 + γ) h + β."""
         return self.scale(latents) * hidden.float() + self.shift(latents)
 
 
 class FiLM(Modulator):
-    """Scale and shift of each hidden channel from the signal at the token. Frame features are not used; without a signal the residual is exactly 0."""
+    """Scale and shift of each hidden channel from the signal at the token.
+
+    Frame features are not used; without a signal the residual is exactly 0.
+    """
 
     Params = FiLMParams
 
-    def __init__(self, params: FiLMParams, *, d_features: int, d_signal: int, n_layers: int) -> None:
+    def __init__(
+        self, params: FiLMParams, *, d_features: int, d_signal: int, n_layers: int
+    ) -> None:
         super().__init__()
         self.d_latent = params.width
         # no biases: a token that no signal reaches must stay as it is
-        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(d_signal, params.width, bias=False), nn.GELU()) for _ in range(n_layers))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(d_signal, params.width, bias=False), nn.GELU())
+            for _ in range(n_layers)
+        )
 
-    def forward(self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures) -> list[Float[Tensor, "step token d_latent"]]:
+    def forward(
+        self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures
+    ) -> list[Float[Tensor, "step token d_latent"]]:
         """Return the hidden layer of each injected layer's scale and shift."""
         return [layer(signal.values.float()) for layer in self.layers]
 

@@ -1,4 +1,6 @@
-"""The modulator ``steering``: one direction per layer, learned or given, on every token or where the signal is."""
+"""The modulator ``steering``: one direction per layer, learned or given, on every token or where
+the signal is.
+"""
 
 import math
 from pathlib import Path
@@ -21,13 +23,19 @@ class SteeringParams(Params):
 
     by: Literal["constant", "signal"] = Field(
         "signal",
-        description="signal: the encoder's features choose where and how strongly (a linear map of them; with an encoder of dim 1 a single direction); "
-        "constant: the same direction on every selected token, whatever the signal",
+        description=(
+            "signal: the encoder's features choose where and how strongly (a linear map of them;"
+            " with an encoder of dim 1 a single direction); constant: the same direction on every"
+            " selected token, whatever the signal"
+        ),
     )
     directions: Path | Literal["saved"] | None = Field(
         None,
-        description="safetensors file with a tensor `directions` (injected layer, d_model) that is kept as it is, its strength alone being learned; "
-        "saved: they are among a saved modulation's own weights, which a recipe has none of",
+        description=(
+            "safetensors file with a tensor `directions` (injected layer, d_model) that is kept as"
+            " it is, its strength alone being learned; saved: they are among a saved modulation's"
+            " own weights, which a recipe has none of"
+        ),
     )
 
     @field_validator("directions", mode="after")
@@ -36,21 +44,34 @@ class SteeringParams(Params):
         return "saved" if value == Path("saved") else value
 
     strength: float = Field(
-        0.0, description="initial strength of given directions, times their norm; anything but 0 changes the host before any training, which is then on purpose"
+        0.0,
+        description=(
+            "initial strength of given directions, times their norm; anything but 0 changes the"
+            " host before any training, which is then on purpose"
+        ),
     )
 
 
 class GivenDirection(Writer):
-    """A fixed direction times a learned strength, which starts at ``strength`` for the sum of the latents."""
+    """A fixed direction times a learned strength, which starts at ``strength`` for the sum of the
+    latents.
+    """
 
     direction: Tensor
 
-    def __init__(self, direction: Float[Tensor, " d_model"], d_latent: int, strength: float) -> None:
+    def __init__(
+        self, direction: Float[Tensor, " d_model"], d_latent: int, strength: float
+    ) -> None:
         super().__init__()
         self.register_buffer("direction", direction)
         self.strength = nn.Parameter(torch.full((d_latent,), strength))
 
-    def forward(self, latents: Float[Tensor, "token d_latent"], hidden: Float[Tensor, "token d_model"], memory: Memory) -> Float[Tensor, "token d_model"]:
+    def forward(
+        self,
+        latents: Float[Tensor, "token d_latent"],
+        hidden: Float[Tensor, "token d_model"],
+        memory: Memory,
+    ) -> Float[Tensor, "token d_model"]:
         """Return (z · strength) times the direction."""
         return (latents @ self.strength)[:, None] * self.direction
 
@@ -58,21 +79,33 @@ class GivenDirection(Writer):
 class Steering(Modulator):
     """A direction per injected layer. Frame features are not used.
 
-    With ``by: signal`` a token without any signal gets exactly 0. Raises :class:`RecipeError` or :class:`CheckpointError` for directions that do not fit.
+    With ``by: signal`` a token without any signal gets exactly 0. Raises :class:`RecipeError` or
+    :class:`CheckpointError` for directions that do not fit.
     """
 
     Params = SteeringParams
 
-    def __init__(self, params: SteeringParams, *, d_features: int, d_signal: int, n_layers: int) -> None:
+    def __init__(
+        self, params: SteeringParams, *, d_features: int, d_signal: int, n_layers: int
+    ) -> None:
         super().__init__()
         if params.strength and params.directions is None:
-            raise RecipeError("`strength` is that of given directions; name a file under `directions`, or leave it at 0 to learn both.")
+            raise RecipeError(
+                "`strength` is that of given directions; name a file under `directions`, or leave"
+                " it at 0 to learn both."
+            )
         self.params, self.n_layers = params, n_layers
         self.d_latent = d_signal if params.by == "signal" else 1
 
-    def forward(self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures) -> list[Float[Tensor, "step token d_latent"]]:
+    def forward(
+        self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures
+    ) -> list[Float[Tensor, "step token d_latent"]]:
         """Return the signal's features, or ones, for every layer."""
-        values = signal.values.float() if self.params.by == "signal" else torch.ones_like(signal.values[..., :1], dtype=torch.float32)
+        values = (
+            signal.values.float()
+            if self.params.by == "signal"
+            else torch.ones_like(signal.values[..., :1], dtype=torch.float32)
+        )
         return [values] * self.n_layers
 
     def writer(self, layer: int, d_model: int) -> Writer:
@@ -80,20 +113,35 @@ class Steering(Modulator):
         if self.params.directions is None:
             return Projection(self.d_latent, d_model)
         if self.params.directions == "saved":
-            return GivenDirection(torch.full((d_model,), math.nan), self.d_latent, self.params.strength)
+            return GivenDirection(
+                torch.full((d_model,), math.nan), self.d_latent, self.params.strength
+            )
         directions = _read(Path(self.params.directions))
         if tuple(directions.shape) != (self.n_layers, d_model):
-            raise CheckpointError(f"{self.params.directions} holds directions of shape {tuple(directions.shape)}; here ({self.n_layers}, {d_model}) are needed.")
-        return GivenDirection(directions[layer].float().clone(), self.d_latent, self.params.strength)
+            raise CheckpointError(
+                f"{self.params.directions} holds directions of shape {tuple(directions.shape)};"
+                f" here ({self.n_layers}, {d_model}) are needed."
+            )
+        return GivenDirection(
+            directions[layer].float().clone(), self.d_latent, self.params.strength
+        )
 
     def portable(self, params: BaseModel) -> BaseModel:
-        """Return ``params`` without the file of given directions: these are saved as each layer's buffer."""
+        """Return ``params`` without the file of given directions: these are saved as each layer's
+        buffer.
+        """
         assert isinstance(params, SteeringParams)
-        return params if params.directions in (None, "saved") else params.model_copy(update={"directions": "saved"})
+        return (
+            params
+            if params.directions in (None, "saved")
+            else params.model_copy(update={"directions": "saved"})
+        )
 
 
 def _read(path: Path) -> Tensor:
     try:
         return read_tensors(resolve(str(path)))["directions"]
     except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path} is no safetensors file with a tensor `directions`: {error}.") from error
+        raise CheckpointError(
+            f"{path} is no safetensors file with a tensor `directions`: {error}."
+        ) from error

@@ -1,4 +1,6 @@
-"""The encoder ``together``: several kinds of signal of one clip, each through an encoder of its own, side by side."""
+"""The encoder ``together``: several kinds of signal of one clip, each through an encoder of its
+own, side by side.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +18,17 @@ from modulate.interfaces.params import ComponentSpec
 class TogetherParams(Params):
     """Parameters of ``together``."""
 
-    encoders: dict[str, ComponentSpec] = Field(min_length=2, description="kind of signal: its encoder, as `encoder` of a recipe is written")
+    encoders: dict[str, ComponentSpec] = Field(
+        min_length=2, description="kind of signal: its encoder, as `encoder` of a recipe is written"
+    )
 
 
 class Together(SignalEncoder):
     """Features of all parts, concatenated in the order given; a step is active where any part is.
 
-    Reads the bundle that a recipe's ``signal: a+b`` makes. Raises :class:`ConditioningError` when a clip's signal has other parts, and
-    :class:`RecipeError` for encoders that ask to be added to the frame features.
+    Reads the bundle that a recipe's ``signal: a+b`` makes. Raises :class:`ConditioningError` when a
+    clip's signal has other parts, and :class:`RecipeError` for encoders that ask to be added to the
+    frame features.
     """
 
     Params = TogetherParams
@@ -41,12 +46,26 @@ class Together(SignalEncoder):
         return self.parts[kind]
 
     def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
-        """Encode each part's signals and join the features: (step, token, sum of the parts' widths)."""
+        """Encode each part's signals and join the features: (step, token, sum of the parts'
+        widths).
+        """
         for signal in signals:
             found = sorted(signal.parts) if isinstance(signal, MultiSignal) else [signal.kind]
             if found != sorted(self.parts):
-                raise ConditioningError(f"This encoder reads {' and '.join(sorted(self.parts))} together; a clip came with {' and '.join(found)}.")
-        encoded: list[SignalFeatures] = [self.parts[kind]([s.parts[kind] for s in signals if isinstance(s, MultiSignal)], grids) for kind in self.parts]
+                raise ConditioningError(
+                    f"This encoder reads {' and '.join(sorted(self.parts))} together; a clip came"
+                    f" with {' and '.join(found)}."
+                )
+        encoded: list[SignalFeatures] = [
+            self.parts[kind]([s.parts[kind] for s in signals if isinstance(s, MultiSignal)], grids)
+            for kind in self.parts
+        ]
         if any(part.to_features for part in encoded):
-            raise RecipeError("`to_features` of an encoder inside `together` has no effect that is defined: features of several kinds lie side by side. Set it to false.")
-        return SignalFeatures(torch.cat([part.values for part in encoded], -1), torch.stack([part.active for part in encoded]).any(0))
+            raise RecipeError(
+                "`to_features` of an encoder inside `together` has no effect that is defined:"
+                " features of several kinds lie side by side. Set it to false."
+            )
+        return SignalFeatures(
+            torch.cat([part.values for part in encoded], -1),
+            torch.stack([part.active for part in encoded]).any(0),
+        )

@@ -23,7 +23,9 @@ from modulate.utils.atomic_files import read_tensors
 from modulate.utils.paths import resolve
 
 SCHEMA = 1
-"""Raised whenever this module starts to compute other features from the same weights and parameters."""
+"""Raised whenever this module starts to compute other features from the same weights and
+parameters.
+"""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -31,10 +33,12 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class DinoV2Dims:
-    """Dimensions of a timm ``VisionTransformer`` with class token, learned positions and LayerScale, as DINOv2 has them.
+    """Dimensions of a timm ``VisionTransformer`` with class token, learned positions and
+    LayerScale, as DINOv2 has them.
 
-    ``dim``: width in channels; ``depth``: blocks; ``heads``: attention heads; ``mlp_ratio``: hidden width of the MLP over ``dim``;
-    ``patch``: pixels along a patch's sides; ``registers``: register tokens.
+    ``dim``: width in channels; ``depth``: blocks; ``heads``: attention heads; ``mlp_ratio``: hidden
+    width of the MLP over ``dim``; ``patch``: pixels along a patch's sides; ``registers``: register
+    tokens.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -47,32 +51,56 @@ class DinoV2Dims:
     registers: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.depth, self.heads, self.patch) < 1 or self.mlp_ratio <= 0 or self.registers < 0 or self.dim % self.heads:
-            raise RecipeError(f"A ViT's sizes must be positive, and dim a multiple of heads; got {self!r}.")
+        if (
+            min(self.dim, self.depth, self.heads, self.patch) < 1
+            or self.mlp_ratio <= 0
+            or self.registers < 0
+            or self.dim % self.heads
+        ):
+            raise RecipeError(
+                f"A ViT's sizes must be positive, and dim a multiple of heads; got {self!r}."
+            )
 
 
 class DinoV2Params(components.Params):
     """Parameters of :class:`DinoV2`."""
 
-    model: str = Field("vit_base_patch14_dinov2.lvd142m", description="timm's name of the model; unused when dims are given.")
+    model: str = Field(
+        "vit_base_patch14_dinov2.lvd142m",
+        description="timm's name of the model; unused when dims are given.",
+    )
     weights: str = Field(
         "pretrained",
-        description="The word pretrained (timm's weights, fetched once), the word random, or the path, or package:NAME/sub/path, of a safetensors file in timm's layout.",
+        description=(
+            "The word pretrained (timm's weights, fetched once), the word random, or the path, or"
+            " package:NAME/sub/path, of a safetensors file in timm's layout."
+        ),
     )
     dims: DinoV2Dims | None = Field(
         None,
-        description=f"Dimensions of a model of one's own ({', '.join(f.name for f in dataclasses.fields(DinoV2Dims))}); needs weights from a file, or random ones.",
+        description=(
+            "Dimensions of a model of one's own"
+            f" ({', '.join(f.name for f in dataclasses.fields(DinoV2Dims))}); needs weights from a"
+            " file, or random ones."
+        ),
     )
     seed: int = Field(0, description="Seed of random weights; unused otherwise.")
-    image_size: int = Field(518, gt=0, description="Side in pixels to which frames are resized; a multiple of the patch size.")
-    batch: int = Field(16, gt=0, description="Frames encoded at once; limits memory, changes nothing else.")
+    image_size: int = Field(
+        518,
+        gt=0,
+        description="Side in pixels to which frames are resized; a multiple of the patch size.",
+    )
+    batch: int = Field(
+        16, gt=0, description="Frames encoded at once; limits memory, changes nothing else."
+    )
 
 
 class DinoV2(components.Backbone):
     """DINOv2, frozen (https://github.com/facebookresearch/dinov2), as timm implements it.
 
-    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bicubic with antialiasing, clamped to valid colours),
-    and normalised by the ImageNet mean and deviation. Features are the patch tokens after the final norm.
+    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bicubic with
+    antialiasing, clamped to valid colors), and normalized by the ImageNet mean and deviation.
+    Features are the patch tokens after the final norm.
     """
 
     Params: ClassVar[type[components.Params]] = DinoV2Params
@@ -87,38 +115,62 @@ class DinoV2(components.Backbone):
 
     @torch.no_grad()
     def forward(self, frames: Tensor, frame_times: Sequence[float]) -> FrameFeatures:
-        """Encode frames one by one. ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: their seconds, increasing.
+        """Encode frames one by one. ``frames``: (frame, height, width, 3) uint8 RGB;
+        ``frame_times``: their seconds, increasing.
 
-        The features' times are the frames' own. Raises :class:`modulate.errors.VideoError` for other frames or times.
+        The features' times are the frames' own. Raises :class:`modulate.errors.VideoError` for
+        other frames or times.
         """
         times = checked_times(frames, frame_times)
-        tokens = torch.cat([self.vit.forward_features(self._prepare(part)) for part in frames.split(self.params.batch)])
+        tokens = torch.cat(
+            [
+                self.vit.forward_features(self._prepare(part))
+                for part in frames.split(self.params.batch)
+            ]
+        )
         rows, cols = self.vit.patch_embed.grid_size
         patches = tokens[:, self.vit.num_prefix_tokens :]
-        return FrameFeatures(rearrange(patches, "frame (row col) d -> frame row col d", row=rows, col=cols), times)
+        return FrameFeatures(
+            rearrange(patches, "frame (row col) d -> frame row col d", row=rows, col=cols), times
+        )
 
     def _prepare(self, frames: Tensor) -> Tensor:
-        """Return the frames as (frame, 3, side, side), resized and normalised, on the model's device and in its type."""
+        """Return the frames as (frame, 3, side, side), resized and normalized, on the model's
+        device and in its type.
+        """
         weight = self.vit.patch_embed.proj.weight
-        images = rearrange(frames.to(weight.device), "frame height width rgb -> frame rgb height width").float() / 255
+        images = (
+            rearrange(
+                frames.to(weight.device), "frame height width rgb -> frame rgb height width"
+            ).float()
+            / 255
+        )
         side = self.params.image_size
-        images = interpolate(images, size=(side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        images = interpolate(
+            images, size=(side, side), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
         mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
         return ((images - mean) / std).to(weight.dtype)
 
     def fingerprint(self) -> str:
-        """Return a short text that changes with the weights, their type, the architecture, the preprocessing or this module's schema."""
+        """Return a short text that changes with the weights, their type, the architecture, the
+        preprocessing or this module's schema.
+        """
         dtype = self.vit.patch_embed.proj.weight.dtype
         if dtype not in self._digests:
             self._digests[dtype] = weights_digest(self.vit)
         architecture = self.params.dims or self.params.model
         preprocessing = f"square {self.params.image_size} bicubic antialias, mean {MEAN}, std {STD}"
-        text = f"{self._digests[dtype]}; {architecture}; final norm; {preprocessing}; schema {SCHEMA}"
+        text = (
+            f"{self._digests[dtype]}; {architecture}; final norm; {preprocessing}; schema {SCHEMA}"
+        )
         return f"dinov2-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def build_vit(dims: DinoV2Dims, image_size: int) -> VisionTransformer:
-    """Build timm's ViT of these dimensions without a head, for square images of ``image_size`` px; weights are timm's random ones."""
+    """Build timm's ViT of these dimensions without a head, for square images of ``image_size`` px;
+    weights are timm's random ones.
+    """
     return VisionTransformer(
         img_size=image_size,
         patch_size=dims.patch,
@@ -134,7 +186,9 @@ def build_vit(dims: DinoV2Dims, image_size: int) -> VisionTransformer:
 
 
 def _vit(params: DinoV2Params) -> VisionTransformer:
-    """Build the model that ``params`` describe and give it its weights; the global generator is left as it was."""
+    """Build the model that ``params`` describe and give it its weights; the global generator is
+    left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         return _built(params)
@@ -143,7 +197,10 @@ def _vit(params: DinoV2Params) -> VisionTransformer:
 def _built(params: DinoV2Params) -> VisionTransformer:
     pretrained = params.weights == "pretrained"
     if params.dims and pretrained:
-        raise RecipeError("A model with dims of one's own has no pretrained weights; name a safetensors file under weights.")
+        raise RecipeError(
+            "A model with dims of one's own has no pretrained weights; name a safetensors file"
+            " under weights."
+        )
     if params.dims:
         _check_size(params.image_size, params.dims.patch)
         vit = build_vit(params.dims, params.image_size)
@@ -155,38 +212,63 @@ def _built(params: DinoV2Params) -> VisionTransformer:
 
 
 def _timm_model(params: DinoV2Params, pretrained: bool) -> VisionTransformer:
-    """Build the model that timm knows by name. Raises :class:`modulate.errors.RecipeError` for names and sizes that do not fit,
+    """Build the model that timm knows by name.
+
+    Raises :class:`modulate.errors.RecipeError` for names and sizes that do not fit,
     :class:`modulate.errors.MissingFileError` when pretrained weights cannot be fetched.
     """
     if not timm.is_model(params.model):
-        raise RecipeError(f"timm knows no model {params.model!r}; `timm.list_models('*dinov2*')` lists those meant here.")
+        raise RecipeError(
+            f"timm knows no model {params.model!r}; `timm.list_models('*dinov2*')` lists those"
+            " meant here."
+        )
     if "dinov2" not in params.model:
-        raise RecipeError(f"The backbone dinov2 takes timm's DINOv2 models, whose names contain dinov2; got {params.model!r}.")
+        raise RecipeError(
+            "The backbone dinov2 takes timm's DINOv2 models, whose names contain dinov2; got"
+            f" {params.model!r}."
+        )
     patch = int(params.model.split("patch")[1].split("_")[0])
     _check_size(params.image_size, patch)
     try:
-        vit: VisionTransformer = timm.create_model(params.model, pretrained=pretrained, img_size=params.image_size, num_classes=0)  # type: ignore[assignment]
+        vit: VisionTransformer = timm.create_model(
+            params.model, pretrained=pretrained, img_size=params.image_size, num_classes=0
+        )  # type: ignore[assignment]
     except OSError as error:  # every failure of the hub's client
-        raise MissingFileError(f"timm's weights of {params.model} are not here and could not be fetched: {error}. Name a safetensors file under weights.") from error
+        raise MissingFileError(
+            f"timm's weights of {params.model} are not here and could not be fetched: {error}. Name"
+            " a safetensors file under weights."
+        ) from error
     return vit
 
 
 def _load(vit: VisionTransformer, weights: str) -> None:
-    """Load a safetensors file strictly; learned positions saved for another image size are interpolated, as timm does.
+    """Load a safetensors file strictly; learned positions saved for another image size are
+    interpolated, as timm does.
 
     Raises :class:`modulate.errors.CheckpointError` when it is unreadable or does not fit.
     """
     path = resolve(weights)
     try:
         state = read_tensors(path)
-        if "pos_embed" in state and vit.pos_embed is not None and state["pos_embed"].shape[1] != vit.pos_embed.shape[1]:
+        if (
+            "pos_embed" in state
+            and vit.pos_embed is not None
+            and state["pos_embed"].shape[1] != vit.pos_embed.shape[1]
+        ):
             prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-            state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
+            state["pos_embed"] = resample_abs_pos_embed(
+                state["pos_embed"], list(vit.patch_embed.grid_size), num_prefix_tokens=prefix
+            )
         vit.load_state_dict(state, strict=True)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit the model: {error} Name the model or dims that the weights were saved with.") from error
+        raise CheckpointError(
+            f"{path} does not fit the model: {error} Name the model or dims that the weights were"
+            " saved with."
+        ) from error
 
 
 def _check_size(image_size: int, patch: int) -> None:
     if image_size % patch:
-        raise RecipeError(f"image_size must be a multiple of the patch size, {patch} px; got {image_size}.")
+        raise RecipeError(
+            f"image_size must be a multiple of the patch size, {patch} px; got {image_size}."
+        )

@@ -1,4 +1,6 @@
-"""Eye gaze: the scanpath signal, four encoders of it, the GazeQwen resampler, its released checkpoint, baselines. Registration imports no torch."""
+"""Eye gaze: the scanpath signal, four encoders of it, the GazeQwen resampler, its released
+checkpoint, baselines. Registration imports no torch.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,9 @@ def register_modulators(register: Register) -> None:
 
 @hookimpl
 def register_inputs(register: Register) -> None:
-    """Gaze told to the bare host: drawn on the frames, written into the prompt, shown as a saliency map."""
+    """Gaze told to the bare host: drawn on the frames, written into the prompt, shown as a saliency
+    map.
+    """
     register("gaze_overlay", "modulate_gaze.inputs:GazeOverlay")
     register("gaze_text", "modulate_gaze.inputs:GazeText")
     register("gaze_saliency", "modulate_gaze.inputs:GazeSaliency")

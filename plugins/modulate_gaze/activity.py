@@ -1,13 +1,15 @@
 """Which fixations are active at which time step, for several clips at once.
 
-Two readings of "active", and a third for comparison. ``midpoint`` is the paper's: a fixation is active at a step when the step's time lies within it. A step is one
-instant then, so with few frames a second most fixations fall between two steps and are never seen. ``overlap`` weighs each fixation by
-the seconds for which it overlaps the stretch of time that the step stands for; these stretches touch each other, so that every fixation of
-the clip counts somewhere. Fixations that overlap in time share a step in both. ``released`` is ``midpoint`` by the arithmetic of GazeQwen's
-code, down to the last bit: in float32, without tolerance at the edges.
+Two readings of "active", and a third for comparison. ``midpoint`` is the paper's: a fixation is
+active at a step when the step's time lies within it. A step is one instant then, so with few frames
+a second most fixations fall between two steps and are never seen. ``overlap`` weighs each fixation
+by the seconds for which it overlaps the stretch of time that the step stands for; these stretches
+touch each other, so that every fixation of the clip counts somewhere. Fixations that overlap in
+time share a step in both. ``released`` is ``midpoint`` by the arithmetic of GazeQwen's code, down
+to the last bit: in float32, without tolerance at the edges.
 
-Times are compared in float64 on the CPU (float32 is 0.2 ms coarse after an hour of video, and some devices have no float64); only
-weights and ages go to the device.
+Times are compared in float64 on the CPU (float32 is 0.2 ms coarse after an hour of video, and some
+devices have no float64); only weights and ages go to the device.
 """
 
 from collections.abc import Sequence
@@ -28,10 +30,14 @@ Mode = Literal["midpoint", "overlap"]
 Released = Literal["released"]
 
 INSTANT = 1e-3
-"""Seconds that a fixation or step lasts at least: a sample without duration and a clip of a single frame would otherwise overlap nothing."""
+"""Seconds that a fixation or step lasts at least: a sample without duration and a clip of a single
+frame would otherwise overlap nothing.
+"""
 
 ROUNDING = 1e-6
-"""Seconds below which two times are the same: ends that touch do not overlap, and |t − t_i| ≤ Δt_i/2 holds at the very edge."""
+"""Seconds below which two times are the same: ends that touch do not overlap, and |t − t_i| ≤
+Δt_i/2 holds at the very edge.
+"""
 
 RELEASED_INSTANT = 1e-6
 """Seconds that a fixation lasts at least in GazeQwen's code."""
@@ -44,8 +50,10 @@ FAINT = 1e-3
 class Alignment:
     """Fixations and steps of several clips, padded to the largest of each; all on the CPU.
 
-    ``xy``: fractions of the frame; ``begin``, ``end``: seconds, at least :data:`INSTANT` apart; ``middle``, ``lasts``: seconds, as given; ``exists``: false for padding. ``times``: seconds of each step, ``spans``: the
-    (start, end) it stands for. ``real``: positions of the steps that exist in the flattened (clip·step), in the order of the clips.
+    ``xy``: fractions of the frame; ``begin``, ``end``: seconds, at least :data:`INSTANT` apart;
+    ``middle``, ``lasts``: seconds, as given; ``exists``: false for padding. ``times``: seconds of
+    each step, ``spans``: the (start, end) it stands for. ``real``: positions of the steps that
+    exist in the flattened (clip·step), in the order of the clips.
     """
 
     xy: Float64[Tensor, "clip fixation 2"]
@@ -71,11 +79,16 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
     wrong = [type(s).__name__ for s in signals if not isinstance(s, Scanpath)]
     if wrong or len(signals) != len(grids) or not grids:
         kinds = ", ".join(wrong) or "scanpaths"
-        raise ConditioningError(f"Gaze encoders need one scanpath for every grid; got {len(signals)} signals ({kinds}) for {len(grids)} grids.")
+        raise ConditioningError(
+            f"Gaze encoders need one scanpath for every grid; got {len(signals)} signals ({kinds})"
+            f" for {len(grids)} grids."
+        )
     fixations = [torch.tensor(s.fixations) for s in signals if isinstance(s, Scanpath)]
     rows = pad_sequence(fixations, batch_first=True)
     half = rows[..., 3].clamp(min=INSTANT) / 2
-    spans = pad_sequence([torch.tensor(g.spans, dtype=torch.float64) for g in grids], batch_first=True)
+    spans = pad_sequence(
+        [torch.tensor(g.spans, dtype=torch.float64) for g in grids], batch_first=True
+    )
     middle, reach = spans.mean(-1), (spans[..., 1] - spans[..., 0]).clamp(min=INSTANT) / 2
     return Alignment(
         xy=rows[..., :2],
@@ -84,14 +97,19 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
         middle=rows[..., 2],
         lasts=rows[..., 3],
         exists=torch.arange(rows.shape[1]) < torch.tensor([len(f) for f in fixations])[:, None],
-        times=pad_sequence([torch.tensor(g.times, dtype=torch.float64) for g in grids], batch_first=True),
+        times=pad_sequence(
+            [torch.tensor(g.times, dtype=torch.float64) for g in grids], batch_first=True
+        ),
         spans=torch.stack([middle - reach, middle + reach], -1),
         real=torch.cat([torch.arange(g.steps) + i * spans.shape[1] for i, g in enumerate(grids)]),
     )
 
 
 def activity(a: Alignment, mode: Mode | Released) -> Float64[Tensor, "clip slot fixation"]:
-    """Weigh every fixation at every step: 1 or 0, or seconds of overlap for ``overlap``. [GazeQwen §3: |t − t_i| ≤ Δt_i/2]"""
+    """Weigh every fixation at every step: 1 or 0, or seconds of overlap for ``overlap``.
+
+    [GazeQwen §3: |t − t_i| ≤ Δt_i/2]
+    """
     begin, end = a.begin[:, None], a.end[:, None]
     if mode == "midpoint":
         time = a.times[..., None]
@@ -105,18 +123,24 @@ def activity(a: Alignment, mode: Mode | Released) -> Float64[Tensor, "clip slot 
 
 
 def _as_released(a: Alignment) -> Float64[Tensor, "clip slot fixation"]:
-    """Return 1 where a fixation contains the step's time by GazeQwen's code, whose tensors are float32: so the edges and the time are rounded to that."""
+    """Return 1 where a fixation contains the step's time by GazeQwen's code, whose tensors are
+    float32: so the edges and the time are rounded to that.
+    """
     middle, half = a.middle.float(), a.lasts.float().clamp(min=RELEASED_INSTANT) / 2
     time = a.times.float()[..., None]
     return ((time >= (middle - half)[:, None]) & (time <= (middle + half)[:, None])).double()
 
 
-def decayed(a: Alignment, mode: Mode, tau: Float[Tensor, ""]) -> Float[Tensor, "clip slot fixation"]:
-    """Weigh every fixation at every step by how fresh it is: exp(−age/τ), age being the seconds since it ended, 0 while it lasts.
+def decayed(
+    a: Alignment, mode: Mode, tau: Float[Tensor, ""]
+) -> Float[Tensor, "clip slot fixation"]:
+    """Weigh every fixation at every step by how fresh it is: exp(−age/τ), age being the seconds
+    since it ended, 0 while it lasts.
 
-    ``midpoint`` takes the age at the step's time. ``overlap`` takes the mean of exp(−age/τ) over the step's span (0 before the fixation
-    begins), which tends to the share of the span that the fixation overlaps as τ → 0. Both lie in [0, 1], and fixations in the future weigh
-    nothing. fp32, on the device of ``tau`` (seconds), differentiable in it.
+    ``midpoint`` takes the age at the step's time. ``overlap`` takes the mean of exp(−age/τ) over
+    the step's span (0 before the fixation begins), which tends to the share of the span that the
+    fixation overlaps as τ → 0. Both lie in [0, 1], and fixations in the future weigh nothing. fp32,
+    on the device of ``tau`` (seconds), differentiable in it.
     """
     begin, end = a.begin[:, None], a.end[:, None]
     if mode == "midpoint":
@@ -134,7 +158,8 @@ def decayed(a: Alignment, mode: Mode, tau: Float[Tensor, ""]) -> Float[Tensor, "
     after = (finish - end).clamp(min=0).to(tau.device, torch.float32) - age
     lasted = activity(a, mode).to(tau.device, torch.float32)
     span = (finish - start).to(tau.device, torch.float32)
-    # ∫ exp(−age/τ) over the part of the span after the fixation's end; expm1 keeps digits when τ is large
+    # ∫ exp(−age/τ) over the part of the span after the fixation's end; expm1 keeps digits when τ is
+    # large
     return (lasted + tau * fresh * -torch.expm1(-after / tau)) / span
 
 

@@ -1,4 +1,7 @@
-"""Commands of the gaze plugin. Heavy modules are imported when a command runs, so that ``--help`` stays instant."""
+"""Commands of the gaze plugin.
+
+Heavy modules are imported when a command runs, so that ``--help`` stays instant.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,30 +15,52 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="GazeQwen's released best_model.pt.")],
     out: Annotated[Path, typer.Argument(help="Folder to write the modulation to; new or empty.")],
     layers: Annotated[
-        str | None, typer.Option(metavar="N,N,…", help="Decoder layer of each module, in order; by default 6,13,20,27 for four modules and 28 layers.")
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help=(
+                "Decoder layer of each module, in order; by default 6,13,20,27 for four modules and"
+                " 28 layers."
+            ),
+        ),
     ] = None,
 ) -> None:
-    """Convert GazeQwen's released checkpoint to a modulation with a PEFT adapter. Refuses a file with anything in it that could mean something else; says what it ignores."""
+    """Convert GazeQwen's released checkpoint to a modulation with a PEFT adapter.
+
+    Refuses a file with anything in it that could mean something else; says what it ignores.
+    """
     from modulate_gaze import convert as converting
 
     done = converting.convert(checkpoint, out, _numbers(layers) if layers is not None else None)
     config = done.modulation.config
     host, injected, lora = config.host, config.injection.layers, config.lora
     assert lora is not None  # every converted modulation has one
-    typer.echo(f"Read {checkpoint}: resampler {done.resampler:,} parameters, LoRA {done.lora:,} (rank {lora.params.rank}, alpha {lora.params.alpha:g}).")
     typer.echo(
-        f"Wrote {out}: {config.encoder.name} and {config.modulator.name} {done.written:,} parameters, LoRA {done.lora:,}; "
-        f"layers {', '.join(map(str, injected))} of a {host.model_type} of {host.n_layers} layers of width {host.d_model}."
+        f"Read {checkpoint}: resampler {done.resampler:,} parameters, LoRA {done.lora:,} (rank"
+        f" {lora.params.rank}, alpha {lora.params.alpha:g})."
     )
-    typer.echo(f"Left out: the amplitudes of the {done.resampler - done.written} layers that no module serves.")
+    typer.echo(
+        f"Wrote {out}: {config.encoder.name} and {config.modulator.name} {done.written:,}"
+        f" parameters, LoRA {done.lora:,}; layers {', '.join(map(str, injected))} of a"
+        f" {host.model_type} of {host.n_layers} layers of width {host.d_model}."
+    )
+    typer.echo(
+        f"Left out: the amplitudes of the {done.resampler - done.written} layers that no module"
+        " serves."
+    )
     for line in done.ignored:
         typer.echo(line)
     if done.dead is not None:
-        typer.echo(f"Note: layer {done.dead} is the host's last; as in the released code, what is added there cannot change an answer.")
+        typer.echo(
+            f"Note: layer {done.dead} is the host's last; as in the released code, what is added"
+            " there cannot change an answer."
+        )
 
 
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise CheckpointError(f"--layers {text!r} is not a list of layers such as 6,13,20,27.") from error
+        raise CheckpointError(
+            f"--layers {text!r} is not a list of layers such as 6,13,20,27."
+        ) from error

@@ -20,12 +20,15 @@ LAYERS = (6, 13, 20, 27)
 
 HOST_LAYERS = 28
 FEATURES = {768: {"weights": "vjepa2_1_vitb_dist_vitG_384.pt", "preset": "base", "image_size": 384}}
-"""Parameters of the backbone that the released features of this width come from; the weights are named as their publisher names the file."""
+"""Parameters of the backbone that the released features of this width come from; the weights are
+named as their publisher names the file.
+"""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was read and what was written: ``resampler``, ``lora`` count the checkpoint's parameters, ``written`` the modulation's without LoRA.
+    """What was read and what was written: ``resampler``, ``lora`` count the checkpoint's
+    parameters, ``written`` the modulation's without LoRA.
 
     ``ignored``: what of the file's configuration has no effect, or was missing, each as a sentence.
     """
@@ -38,35 +41,48 @@ class Converted:
 
     @property
     def dead(self) -> int | None:
-        """The injected layer that is the host's last, if any: the answer takes nothing from visual tokens there, so its residual cannot change it."""
+        """The injected layer that is the host's last, if any: the answer takes nothing from visual
+        tokens there, so its residual cannot change it.
+        """
         last = self.modulation.config.host.n_layers - 1
         return last if last in self.modulation.config.injection.layers else None
 
 
 def convert(source: Path, folder: Path, layers: Sequence[int] | None = None) -> Converted:
-    """Convert a released checkpoint into the folder of a modulation. ``layers``: see :func:`modulation_from`.
+    """Convert a released checkpoint into the folder of a modulation. ``layers``: see
+    :func:`modulation_from`.
 
-    Raises :class:`CheckpointError` when the checkpoint does not fit or ``folder`` holds files already; then nothing is written.
+    Raises :class:`CheckpointError` when the checkpoint does not fit or ``folder`` holds files
+    already; then nothing is written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an empty folder; name another.")
     checkpoint = read_checkpoint(source)
-    modulation = modulation_from(checkpoint, layers, {"file": source.name, "sha256": content_hash(source)})
+    modulation = modulation_from(
+        checkpoint, layers, {"file": source.name, "sha256": content_hash(source)}
+    )
     modulation.save_pretrained(folder)
     return Converted(
         modulation,
         resampler=sum(t.numel() for t in checkpoint.resampler.values()),
         lora=sum(t.numel() for t in checkpoint.lora.values()),
-        written=sum(t.numel() for name, t in modulation.state_dict().items() if not name.startswith("lora.")),
+        written=sum(
+            t.numel() for name, t in modulation.state_dict().items() if not name.startswith("lora.")
+        ),
         ignored=tuple(checkpoint.config.ignored()),
     )
 
 
-def modulation_from(checkpoint: Checkpoint, layers: Sequence[int] | None = None, origin: dict[str, str] | None = None) -> Modulation:
+def modulation_from(
+    checkpoint: Checkpoint,
+    layers: Sequence[int] | None = None,
+    origin: dict[str, str] | None = None,
+) -> Modulation:
     """Build the modulation of a checkpoint that has been read.
 
-    ``layers``: the decoder layer that each module serves, in order; by default 6, 13, 20, 27 where there are four modules for 28 layers, as in
-    the released code, which keeps this nowhere in the file. ``origin``: notes on the file, kept with the configuration.
+    ``layers``: the decoder layer that each module serves, in order; by default 6, 13, 20, 27 where
+    there are four modules for 28 layers, as in the released code, which keeps this nowhere in the
+    file. ``origin``: notes on the file, kept with the configuration.
 
     Raises :class:`CheckpointError` when the layers do not fit the modules or the host.
     """
@@ -75,14 +91,29 @@ def modulation_from(checkpoint: Checkpoint, layers: Sequence[int] | None = None,
     released = read_released(checkpoint.resampler, chosen)
     config = ModulationConfig(
         host=HostSpec(model_type="qwen2_5_vl", d_model=c.d_llm, n_layers=c.n_layers),
-        # as released: coordinates without DETR's 2π, a fixation active where it contains the step's time in float32, features for the keys alone
-        encoder=ComponentSpec(name="coord_pe", params={"dim": c.d_latent, "temperature": 10000.0, "scale": 1.0, "active": "released", "to_features": False}),
+        # as released: coordinates without DETR's 2π, a fixation active where it contains the step's
+        # time in float32, features for the keys alone
+        encoder=ComponentSpec(
+            name="coord_pe",
+            params={
+                "dim": c.d_latent,
+                "temperature": 10000.0,
+                "scale": 1.0,
+                "active": "released",
+                "to_features": False,
+            },
+        ),
         modulator=ComponentSpec(name="gaze_resampler", params=released.params.model_dump()),
         injection=Injection(layers=chosen, empty="none"),
         backbone=ComponentSpec(name="vjepa2_1", params=FEATURES.get(c.d_vjepa, {})),
         d_features=released.d_features,
         lora=_lora_spec(checkpoint),
-        training={"converted_from": {**(origin or {}), **({"version": c.version} if c.version is not None else {})}},
+        training={
+            "converted_from": {
+                **(origin or {}),
+                **({"version": c.version} if c.version is not None else {}),
+            }
+        },
     )
     modulation = Modulation(config).eval()
     modulation.modulator.load_state_dict(released.resampler)
@@ -91,7 +122,12 @@ def modulation_from(checkpoint: Checkpoint, layers: Sequence[int] | None = None,
             writer.get_parameter("weight").copy_(weight)
         modulation.amplitude.copy_(released.amplitude)
     assert modulation.lora is not None  # the configuration above has one
-    modulation.lora.load_peft({f"layers.{layer}.{name}.lora_{side}.weight": tensor for (layer, name, side), tensor in checkpoint.lora.items()})
+    modulation.lora.load_peft(
+        {
+            f"layers.{layer}.{name}.lora_{side}.weight": tensor
+            for (layer, name, side), tensor in checkpoint.lora.items()
+        }
+    )
     return modulation
 
 
@@ -100,7 +136,8 @@ def _lora_spec(checkpoint: Checkpoint) -> LoraSpec:
     return LoraSpec(
         params=LoraParams(rank=lora.rank, alpha=lora.alpha, targets=("q_proj", "v_proj")),
         shapes={"self_attn.q_proj": (d, d), "self_attn.v_proj": (d, checkpoint.d_value)},
-        layers_path="model.language_model.layers",  # where transformers keeps them today, for PEFT; the file's names may be older
+        # where transformers keeps them today, for PEFT; the file's names may be older
+        layers_path="model.language_model.layers",
     )
 
 
@@ -108,11 +145,15 @@ def _layers(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int, 
     n, modules = checkpoint.config.n_layers, checkpoint.modules
     if layers is None and (modules, n) != (len(LAYERS), HOST_LAYERS):
         raise CheckpointError(
-            f"The checkpoint has {modules} modules for a host of {n} layers; which layers they serve is known only for {len(LAYERS)} of {HOST_LAYERS}. "
-            "Name one layer for each module, in order: --layers."
+            f"The checkpoint has {modules} modules for a host of {n} layers; which layers they"
+            f" serve is known only for {len(LAYERS)} of {HOST_LAYERS}. Name one layer for each"
+            " module, in order: --layers."
         )
     chosen = tuple(LAYERS if layers is None else layers)
     outside = [layer for layer in chosen if not 0 <= layer < n]
     if outside or len(chosen) != modules or len(set(chosen)) < len(chosen):
-        raise CheckpointError(f"Layers {chosen} do not fit: {modules} different ones from 0 to {n - 1} are needed, one for each module, in order.")
+        raise CheckpointError(
+            f"Layers {chosen} do not fit: {modules} different ones from 0 to {n - 1} are needed,"
+            " one for each module, in order."
+        )
     return chosen

@@ -1,4 +1,6 @@
-"""Gaze as sine and cosine of coordinates: of the gaze itself (``coord_pe``) or of its offset from each token (``coord_rel``)."""
+"""Gaze as sine and cosine of coordinates: of the gaze itself (``coord_pe``) or of its offset from
+each token (``coord_rel``).
+"""
 
 import math
 
@@ -16,24 +18,70 @@ from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_center
 class CoordinateParams(GazeParams):
     """Parameters of both encoders of coordinates."""
 
-    dim: int = Field(256, gt=0, le=2**16, multiple_of=4, description="width of the encoding, channels: half for x, half for y [GazeQwen: 256]")
-    temperature: float = Field(10000.0, gt=1, description="ratio of the longest to the shortest wavelength, no unit [DETR, GazeQwen: 10000]")
-    scale: float = Field(2 * math.pi, gt=0, description="radians per frame width or height [DETR: 2π, which tells neighbouring tokens apart]")
+    dim: int = Field(
+        256,
+        gt=0,
+        le=2**16,
+        multiple_of=4,
+        description="width of the encoding, channels: half for x, half for y [GazeQwen: 256]",
+    )
+    temperature: float = Field(
+        10000.0,
+        gt=1,
+        description=(
+            "ratio of the longest to the shortest wavelength, no unit [DETR, GazeQwen: 10000]"
+        ),
+    )
+    scale: float = Field(
+        2 * math.pi,
+        gt=0,
+        description=(
+            "radians per frame width or height [DETR: 2π, which tells neighboring tokens apart]"
+        ),
+    )
 
 
 class CoordPEParams(CoordinateParams):
     """Parameters of ``coord_pe``."""
 
-    scale: float = Field(1.0, gt=0, description="radians per frame width or height: 1 as in GazeQwen's code, 6.283185 (2π) as in DETR")
+    scale: float = Field(
+        1.0,
+        gt=0,
+        description=(
+            "radians per frame width or height: 1 as in GazeQwen's code, 6.283185 (2π) as in DETR"
+        ),
+    )
     active: Mode | Released = Field(
-        "midpoint", description=f"{ACTIVE}; released: midpoint by the arithmetic of GazeQwen's code, in float32 and without tolerance at a fixation's ends"
+        "midpoint",
+        description=(
+            f"{ACTIVE}; released: midpoint by the arithmetic of GazeQwen's code, in float32 and"
+            " without tolerance at a fixation's ends"
+        ),
     )
 
     def departures(self) -> list[Departure]:
         """Name what GazeQwen's code does otherwise than its paper, or than is exact."""
         found: list[tuple[bool, Departure]] = [
-            (self.scale == 1.0, ("info", "scale is 1: coordinates are not multiplied by 2π as DETR does, so that far places look nearly alike (cosine .970 from corner to corner).")),
-            (self.active == "released", ("info", "active is `released`: times are compared in float32, so that a step at the very end of a fixation may fall on either side.")),
+            (
+                self.scale == 1.0,
+                (
+                    "info",
+                    (
+                        "scale is 1: coordinates are not multiplied by 2π as DETR does, so that far"
+                        " places look nearly alike (cosine .970 from corner to corner)."
+                    ),
+                ),
+            ),
+            (
+                self.active == "released",
+                (
+                    "info",
+                    (
+                        "active is `released`: times are compared in float32, so that a step at the"
+                        " very end of a fixation may fall on either side."
+                    ),
+                ),
+            ),
         ]
         return [departure for present, departure in found if present]
 
@@ -43,26 +91,40 @@ class CoordRelParams(CoordinateParams):
 
     active: Mode = Field("overlap", description=ACTIVE)
     to_features: bool = Field(
-        True, description="add the features to the modulator's frame features as well as to its keys; keys alone cannot point at a token [ours, measured]"
+        True,
+        description=(
+            "add the features to the modulator's frame features as well as to its keys; keys alone"
+            " cannot point at a token [ours, measured]"
+        ),
     )
 
 
 def angular_frequencies(params: CoordinateParams) -> Float[Tensor, " quarter"]:
-    """Radians per unit of coordinate for each sine/cosine pair: scale / temperature^(2i / (dim/2)), i < dim/4. [DETR, GazeQwen code]"""
+    """Radians per unit of coordinate for each sine/cosine pair: scale / temperature^(2i / (dim/2)),
+    i < dim/4. [DETR, GazeQwen code]
+    """
     half = params.dim // 2
-    return (params.scale / params.temperature ** (2 * torch.arange(half // 2, dtype=torch.float64) / half)).float()
+    return (
+        params.scale
+        / params.temperature ** (2 * torch.arange(half // 2, dtype=torch.float64) / half)
+    ).float()
 
 
-def sinusoid(values: Float[Tensor, "*shape"], frequencies: Float[Tensor, " quarter"]) -> Float[Tensor, "*shape half"]:
+def sinusoid(
+    values: Float[Tensor, "*shape"], frequencies: Float[Tensor, " quarter"]
+) -> Float[Tensor, "*shape half"]:
     """Return sin, cos, sin, cos … of the values at each frequency."""
     angles = values[..., None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
 class CoordPE(GazeEncoder):
-    """Mean sine/cosine encoding of the active fixations, the same for every token of a step. [GazeQwen §3]
+    """Mean sine/cosine encoding of the active fixations, the same for every token of a step.
 
-    As keys it is constant over space, so it can gate frame features against latents but cannot weigh one token against another.
+    [GazeQwen §3]
+
+    As keys it is constant over space, so it can gate frame features against latents but cannot
+    weigh one token against another.
     """
 
     Params = CoordPEParams
@@ -73,17 +135,24 @@ class CoordPE(GazeEncoder):
         self.frequencies: Tensor
         self.register_buffer("frequencies", angular_frequencies(params), persistent=False)
 
-    def picture(self, a: Alignment, rows: int, cols: int) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
+    def picture(
+        self, a: Alignment, rows: int, cols: int
+    ) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
         """Average the encodings over the active fixations and repeat them over the tokens."""
         weights = share(activity(a, self.params.active)).to(self.device, torch.float32)
         encoded = sinusoid(a.xy.to(self.device, torch.float32), self.frequencies).flatten(-2)
-        return repeat(weights @ encoded, "clip slot d -> clip slot token d", token=rows * cols), weights.sum(-1) > 0
+        return (
+            repeat(weights @ encoded, "clip slot d -> clip slot token d", token=rows * cols),
+            weights.sum(-1) > 0,
+        )
 
 
 class CoordRel(GazeEncoder):
-    """Mean sine/cosine encoding of the offset gaze − token centre over the active fixations, different for every token.
+    """Mean sine/cosine encoding of the offset gaze − token centre over the active fixations,
+    different for every token.
 
-    The horizontal half depends on the column alone and the vertical half on the row alone, so the cost grows with rows + columns.
+    The horizontal half depends on the column alone and the vertical half on the row alone, so the
+    cost grows with rows + columns.
     """
 
     Params = CoordRelParams
@@ -94,15 +163,30 @@ class CoordRel(GazeEncoder):
         self.frequencies: Tensor
         self.register_buffer("frequencies", angular_frequencies(params), persistent=False)
 
-    def picture(self, a: Alignment, rows: int, cols: int) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
-        """Encode offsets per column and per row, average over the active fixations, and put the halves together."""
+    def picture(
+        self, a: Alignment, rows: int, cols: int
+    ) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
+        """Encode offsets per column and per row, average over the active fixations, and put the
+        halves together.
+        """
         weights = share(activity(a, self.params.active)).to(self.device, torch.float32)
         xy = a.xy.to(self.device, torch.float32)
         x = self._mean(weights, xy[..., :1] - token_centers(cols, self.device))
         y = self._mean(weights, xy[..., 1:] - token_centers(rows, self.device))
-        halves = [repeat(x, "clip slot col d -> clip slot (row col) d", row=rows), repeat(y, "clip slot row d -> clip slot (row col) d", col=cols)]
+        halves = [
+            repeat(x, "clip slot col d -> clip slot (row col) d", row=rows),
+            repeat(y, "clip slot row d -> clip slot (row col) d", col=cols),
+        ]
         return torch.cat(halves, -1), weights.sum(-1) > 0
 
-    def _mean(self, weights: Float[Tensor, "clip slot fixation"], offsets: Float[Tensor, "clip fixation place"]) -> Float[Tensor, "clip slot place half"]:
-        encoded = rearrange(sinusoid(offsets, self.frequencies), "clip fixation place d -> clip fixation (place d)")
-        return rearrange(weights @ encoded, "clip slot (place d) -> clip slot place d", place=offsets.shape[-1])
+    def _mean(
+        self,
+        weights: Float[Tensor, "clip slot fixation"],
+        offsets: Float[Tensor, "clip fixation place"],
+    ) -> Float[Tensor, "clip slot place half"]:
+        encoded = rearrange(
+            sinusoid(offsets, self.frequencies), "clip fixation place d -> clip fixation (place d)"
+        )
+        return rearrange(
+            weights @ encoded, "clip slot (place d) -> clip slot place d", place=offsets.shape[-1]
+        )

@@ -1,4 +1,6 @@
-"""What the four gaze encoders have in common: time first, then each their own picture of the active fixations."""
+"""What the four gaze encoders have in common: time first, then each their own picture of the active
+fixations.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,14 +18,25 @@ from modulate.interfaces.signal import Signal
 from modulate.interfaces.visual_grid import VisualGrid
 from modulate_gaze.activity import Alignment, align
 
-ACTIVE = "midpoint: fixations that contain the step's time [GazeQwen]; overlap: weighted by the seconds they share with the step [ours]"
+ACTIVE = (
+    "midpoint: fixations that contain the step's time [GazeQwen]; overlap: weighted by the seconds"
+    " they share with the step [ours]"
+)
 
 
 class GazeParams(Params):
     """Parameters of every gaze encoder."""
 
-    dim: int = Field(256, gt=0, le=2**16, description="width of the features, channels [GazeQwen: 256]")
-    to_features: bool = Field(False, description="add the features to the modulator's frame features as well as to its keys; needs dim = its width [ours]")
+    dim: int = Field(
+        256, gt=0, le=2**16, description="width of the features, channels [GazeQwen: 256]"
+    )
+    to_features: bool = Field(
+        False,
+        description=(
+            "add the features to the modulator's frame features as well as to its keys; needs dim ="
+            " its width [ours]"
+        ),
+    )
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -43,8 +56,12 @@ class GazeEncoder(SignalEncoder):
         self.d_signal = params.dim
 
     @abstractmethod
-    def picture(self, a: Alignment, rows: int, cols: int) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
-        """Return the features of every step, exactly 0 where no fixation is active, and whether any is."""
+    def picture(
+        self, a: Alignment, rows: int, cols: int
+    ) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
+        """Return the features of every step, exactly 0 where no fixation is active, and whether any
+        is.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -52,17 +69,24 @@ class GazeEncoder(SignalEncoder):
         return next(iter([*self.parameters(), *self.buffers()])).device
 
     def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
-        """Encode clips whose grids share rows × cols: (all steps, rows·cols, dim) in fp32 on the module's device.
+        """Encode clips whose grids share rows × cols: (all steps, rows·cols, dim) in fp32 on the
+        module's device.
 
-        Raises :class:`ConditioningError` for other signals than scanpaths and for grids of different sizes.
+        Raises :class:`ConditioningError` for other signals than scanpaths and for grids of
+        different sizes.
         """
         shapes = {(g.rows, g.cols) for g in grids}
         if len(shapes) > 1:
-            raise ConditioningError(f"Clips encoded together need grids of one size; got rows × columns {sorted(shapes)}. Encode each size on its own.")
+            raise ConditioningError(
+                "Clips encoded together need grids of one size; got rows × columns"
+                f" {sorted(shapes)}. Encode each size on its own."
+            )
         a = align(signals, grids)
         with full_precision(self.device):
             values, active = self.picture(a, grids[0].rows, grids[0].cols)
-        return SignalFeatures(a.steps_of(values), a.steps_of(active).to(self.device), self.params.to_features)
+        return SignalFeatures(
+            a.steps_of(values), a.steps_of(active).to(self.device), self.params.to_features
+        )
 
 
 def token_centers(n: int, device: torch.device) -> Float[Tensor, " n"]:

@@ -1,7 +1,9 @@
-"""Gaze as a heat map on the visual grid: Gaussians at the fixations, weighted by freshness (``heatmap_tau``) or duration (``heatmap_dur``).
+"""Gaze as a heat map on the visual grid: Gaussians at the fixations, weighted by freshness
+(``heatmap_tau``) or duration (``heatmap_dur``).
 
-The GazeQwen paper names both and gives no formula. Ours: Gaussians are evaluated at the tokens' centres, each with height 1 before
-weighting, summed over fixations, normalised as asked, and mapped to ``dim`` channels by one learned vector without bias.
+The GazeQwen paper names both and gives no formula. Ours: Gaussians are evaluated at the tokens'
+centres, each with height 1 before weighting, summed over fixations, normalized as asked, and mapped
+to ``dim`` channels by one learned vector without bias.
 """
 
 import math
@@ -15,31 +17,52 @@ from torch import Tensor, nn
 from modulate_gaze.activity import Alignment, Mode, activity, decayed, share
 from modulate_gaze.encoding import ACTIVE, GazeEncoder, GazeParams, token_centers
 
-Normalisation = Literal["none", "weight", "peak"]
+Normalization = Literal["none", "weight", "peak"]
 
 
 class HeatmapParams(GazeParams):
     """Parameters of both heat maps."""
 
     active: Mode = Field("overlap", description=ACTIVE)
-    sigma: float = Field(0.1, gt=0, description="standard deviation of a fixation's Gaussian, fraction of the frame's width and height [ours]")
+    sigma: float = Field(
+        0.1,
+        gt=0,
+        description=(
+            "standard deviation of a fixation's Gaussian, fraction of the frame's width and height"
+            " [ours]"
+        ),
+    )
 
 
 class HeatmapTauParams(HeatmapParams):
     """Parameters of ``heatmap_tau``."""
 
-    tau: float = Field(1.0, gt=0, description="initial time constant of the decay, s; learned, stays positive [ours; the decay itself: Voila, GazeQwen]")
-    normalisation: Normalisation = Field(
+    tau: float = Field(
+        1.0,
+        gt=0,
+        description=(
+            "initial time constant of the decay, s; learned, stays positive [ours; the decay"
+            " itself: Voila, GazeQwen]"
+        ),
+    )
+    normalization: Normalization = Field(
         "none",
-        description="none: weighted sum; weight: a step's weights sum to 1; peak: largest token 1. The latter two hide the age of a lone fixation [ours]",
+        description=(
+            "none: weighted sum; weight: a step's weights sum to 1; peak: largest token 1. The"
+            " latter two hide the age of a lone fixation [ours]"
+        ),
     )
 
 
 class HeatmapDurParams(HeatmapParams):
     """Parameters of ``heatmap_dur``."""
 
-    normalisation: Normalisation = Field(
-        "weight", description="none: weighted sum, in seconds; weight: a step's weights sum to 1; peak: largest token 1 [ours]"
+    normalization: Normalization = Field(
+        "weight",
+        description=(
+            "none: weighted sum, in seconds; weight: a step's weights sum to 1; peak: largest token"
+            " 1 [ours]"
+        ),
     )
 
 
@@ -50,42 +73,60 @@ class Heatmap(GazeEncoder):
 
     def __init__(self, params: HeatmapTauParams | HeatmapDurParams) -> None:
         super().__init__(params)
-        self.projection = nn.Linear(1, params.dim, bias=False)  # no bias: a cold token must stay exactly 0
+        self.projection = nn.Linear(
+            1, params.dim, bias=False
+        )  # no bias: a cold token must stay exactly 0
 
     def weights(self, a: Alignment) -> Float[Tensor, "clip slot fixation"]:
         """Weigh every fixation at every step, ≥ 0."""
         raise NotImplementedError
 
-    def heat(self, a: Alignment, weights: Float[Tensor, "clip slot fixation"], rows: int, cols: int) -> Float[Tensor, "clip slot row col"]:
-        """Sum the weighted Gaussians at the tokens' centres and normalise."""
-        if self.params.normalisation == "weight":
+    def heat(
+        self, a: Alignment, weights: Float[Tensor, "clip slot fixation"], rows: int, cols: int
+    ) -> Float[Tensor, "clip slot row col"]:
+        """Sum the weighted Gaussians at the tokens' centres and normalize."""
+        if self.params.normalization == "weight":
             weights = share(weights)
         xy = a.xy.to(self.device, torch.float32)
-        gauss_x = torch.exp(-0.5 * ((xy[..., :1] - token_centers(cols, self.device)) / self.params.sigma) ** 2)
-        gauss_y = torch.exp(-0.5 * ((xy[..., 1:] - token_centers(rows, self.device)) / self.params.sigma) ** 2)
+        gauss_x = torch.exp(
+            -0.5 * ((xy[..., :1] - token_centers(cols, self.device)) / self.params.sigma) ** 2
+        )
+        gauss_y = torch.exp(
+            -0.5 * ((xy[..., 1:] - token_centers(rows, self.device)) / self.params.sigma) ** 2
+        )
         heat = torch.einsum("csn,cnr,cnq->csrq", weights, gauss_y, gauss_x)
-        if self.params.normalisation == "peak":
+        if self.params.normalization == "peak":
             peak = heat.amax((-2, -1), keepdim=True)
             heat = heat / peak.where(peak > 0, 1.0)
         return heat
 
-    def picture(self, a: Alignment, rows: int, cols: int) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
+    def picture(
+        self, a: Alignment, rows: int, cols: int
+    ) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
         """Project the heat of every token to the features' width."""
         weights = self.weights(a)
-        return self.projection(self.heat(a, weights, rows, cols).flatten(-2)[..., None]), weights.sum(-1) > 0
+        return (
+            self.projection(self.heat(a, weights, rows, cols).flatten(-2)[..., None]),
+            weights.sum(-1) > 0,
+        )
 
 
 class HeatmapTau(Heatmap):
-    """Heat map of past and present fixations that fades with a learned time constant τ. [named in GazeQwen, after Voila; formula ours]
+    """Heat map of past and present fixations that fades with a learned time constant τ.
 
-    Earlier fixations go on counting until they have faded, so a step can be active without a fixation during it.
+    [named in GazeQwen, after Voila; formula ours]
+
+    Earlier fixations go on counting until they have faded, so a step can be active without a
+    fixation during it.
     """
 
     Params = HeatmapTauParams
 
     def __init__(self, params: HeatmapTauParams) -> None:
         super().__init__(params)
-        self.log_tau = nn.Parameter(torch.tensor(math.log(params.tau)))  # the logarithm, so that τ stays positive
+        self.log_tau = nn.Parameter(
+            torch.tensor(math.log(params.tau))
+        )  # the logarithm, so that τ stays positive
 
     @property
     def tau(self) -> Float[Tensor, ""]:
@@ -98,9 +139,12 @@ class HeatmapTau(Heatmap):
 
 
 class HeatmapDur(Heatmap):
-    """Heat map of the active fixations, each weighted by its duration in seconds. [named in GazeQwen; formula ours]
+    """Heat map of the active fixations, each weighted by its duration in seconds.
 
-    With ``active: overlap`` only the seconds that fall into the step count; with ``midpoint``, the whole duration.
+    [named in GazeQwen; formula ours]
+
+    With ``active: overlap`` only the seconds that fall into the step count; with ``midpoint``, the
+    whole duration.
     """
 
     Params = HeatmapDurParams

@@ -1,6 +1,8 @@
-"""Telling the bare host about gaze by its ordinary input: drawn on the frames, written into the prompt, shown as a saliency map.
+"""Telling the bare host about gaze by its ordinary input: drawn on the frames, written into the
+prompt, shown as a saliency map.
 
-The baselines that StreamGaze names. [arXiv 2512.01707] Nothing given is written into: frames are copied before they are drawn on.
+The baselines that StreamGaze names. [arXiv 2512.01707] Nothing given is written into: frames are
+copied before they are drawn on.
 """
 
 import re
@@ -20,7 +22,7 @@ from modulate.interfaces.signal import Signal
 from modulate_gaze.activity import INSTANT, ROUNDING
 from modulate_gaze.scanpath import Scanpath
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Unit = Literal["px", "width"]
 FIELDS = ("x", "y", "px", "py", "start", "end", "duration")
 SPEC = re.compile(r"\d?(\.\d)?[df]?", re.ASCII)
@@ -29,40 +31,72 @@ SPEC = re.compile(r"\d?(\.\d)?[df]?", re.ASCII)
 def scanpath(signal: Signal) -> Scanpath:
     """Return the signal as a scanpath. Raises :class:`ConditioningError` for another kind."""
     if not isinstance(signal, Scanpath):
-        raise ConditioningError(f"Inputs of gaze need a scanpath, got {type(signal).__name__}. Set the recipe's `signal` to gaze, or leave the input out.")
+        raise ConditioningError(
+            f"Inputs of gaze need a scanpath, got {type(signal).__name__}. Set the recipe's"
+            " `signal` to gaze, or leave the input out."
+        )
     return signal
 
 
-# --- drawn on the frames ----------------------------------------------------------------------------------------------------------------
+# --- drawn on the frames
+# ----------------------------------------------------------------------------------------------------------------
 
 
 class GazeOverlayParams(Params):
     """Parameters of ``gaze_overlay``."""
 
-    shape: Literal["dot", "circle", "both"] = Field("both", description="what is drawn at a fixation [StreamGaze: both]")
-    dot_radius: float = Field(8.0, gt=0, description="radius of the filled dot, in dot_unit [StreamGaze: 8 px]")
-    dot_unit: Unit = Field("px", description="px: pixels of the video's own frames; width: fraction of their width [StreamGaze: px]")
-    dot_colour: Colour = Field((0, 255, 0), description="RGB, 0 to 255 [StreamGaze: green]")
-    circle_radius: float = Field(0.156, gt=0, description="radius of the circle, in circle_unit [StreamGaze: 100 px EGTEA, 170 px Ego4D, 0.156 of the width elsewhere]")
-    circle_unit: Unit = Field("width", description="px: pixels of the video's own frames; width: fraction of their width [StreamGaze: px or width, by source]")
-    circle_colour: Colour = Field((255, 0, 0), description="RGB, 0 to 255 [StreamGaze: red]")
+    shape: Literal["dot", "circle", "both"] = Field(
+        "both", description="what is drawn at a fixation [StreamGaze: both]"
+    )
+    dot_radius: float = Field(
+        8.0, gt=0, description="radius of the filled dot, in dot_unit [StreamGaze: 8 px]"
+    )
+    dot_unit: Unit = Field(
+        "px",
+        description=(
+            "px: pixels of the video's own frames; width: fraction of their width [StreamGaze: px]"
+        ),
+    )
+    dot_color: Color = Field((0, 255, 0), description="RGB, 0 to 255 [StreamGaze: green]")
+    circle_radius: float = Field(
+        0.156,
+        gt=0,
+        description=(
+            "radius of the circle, in circle_unit [StreamGaze: 100 px EGTEA, 170 px Ego4D, 0.156 of"
+            " the width elsewhere]"
+        ),
+    )
+    circle_unit: Unit = Field(
+        "width",
+        description=(
+            "px: pixels of the video's own frames; width: fraction of their width [StreamGaze: px"
+            " or width, by source]"
+        ),
+    )
+    circle_color: Color = Field((255, 0, 0), description="RGB, 0 to 255 [StreamGaze: red]")
     line: float = Field(3.0, gt=0, description="thickness of the circle's line, px [ours]")
     reach: float = Field(
-        0.0, ge=0,
-        description="a frame during which no fixation lasts shows the one nearest in time, if it is at most so many seconds away. 0: it shows none, so that with "
-        "few frames a second a fixation between two of them is never drawn [ours]",
-    )  # fmt: skip
+        0.0,
+        ge=0,
+        description=(
+            "a frame during which no fixation lasts shows the one nearest in time, if it is at most"
+            " so many seconds away. 0: it shows none, so that with few frames a second a fixation"
+            " between two of them is never drawn [ours]"
+        ),
+    )
 
-    @field_validator("dot_colour", "circle_colour")
+    @field_validator("dot_color", "circle_color")
     @classmethod
-    def _bytes(cls, value: Colour) -> Colour:
+    def _bytes(cls, value: Color) -> Color:
         if not all(0 <= part <= 255 for part in value):
-            raise ValueError("a colour has three parts from 0 to 255")
+            raise ValueError("a color has three parts from 0 to 255")
         return value
 
 
 class GazeOverlay(InputTransform):
-    """Draws a mark where the viewer looks on every frame: the fixations that last at the frame's time, else the nearest within ``reach``."""
+    """Draws a mark where the viewer looks on every frame: the fixations that last at the frame's
+    time, else the nearest within ``reach``.
+    """
 
     Params = GazeOverlayParams
     signal_kind = "gaze"
@@ -71,26 +105,40 @@ class GazeOverlay(InputTransform):
         self.params = params
 
     def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
-        """Return the turn with marks on copies of the frames. Of gaze past the edge only what reaches into the frame is seen."""
+        """Return the turn with marks on copies of the frames.
+
+        Of gaze past the edge only what reaches into the frame is seen.
+        """
         return drawn(given, signal, self.params.reach, self.draw)
 
     def draw(self, image: NDArray[np.uint8], x: float, y: float) -> None:
         """Draw one mark into ``image`` (height, width, 3); x and y are fractions of the frame."""
         p, (height, width) = self.params, image.shape[:2]
         rows, cols = np.ogrid[:height, :width]
-        distance = np.hypot(cols + 0.5 - x * width, rows + 0.5 - y * height)  # of pixels' centres, in pixels
+        distance = np.hypot(
+            cols + 0.5 - x * width, rows + 0.5 - y * height
+        )  # of pixels' centres, in pixels
         if p.shape != "dot":
-            image[np.abs(distance - _pixels(p.circle_radius, p.circle_unit, width)) <= p.line / 2] = p.circle_colour
+            image[
+                np.abs(distance - _pixels(p.circle_radius, p.circle_unit, width)) <= p.line / 2
+            ] = p.circle_color
         if p.shape != "circle":
-            image[distance <= _pixels(p.dot_radius, p.dot_unit, width)] = p.dot_colour
+            image[distance <= _pixels(p.dot_radius, p.dot_unit, width)] = p.dot_color
 
 
 def _pixels(radius: float, unit: Unit, width: int) -> float:
     return radius * width if unit == "width" else radius
 
 
-def drawn(given: HostInput, signal: Signal, reach: float, draw: Callable[[NDArray[np.uint8], float, float], None]) -> HostInput:
-    """Return the turn with marks on copies of its frames: ``draw(image, x, y)`` for what :func:`shown_at` says of each."""
+def drawn(
+    given: HostInput,
+    signal: Signal,
+    reach: float,
+    draw: Callable[[NDArray[np.uint8], float, float], None],
+) -> HostInput:
+    """Return the turn with marks on copies of its frames: ``draw(image, x, y)`` for what
+    :func:`shown_at` says of each.
+    """
     gaze, images = scanpath(signal), given.frames.images.copy()
     for image, time in zip(images, given.frames.times, strict=True):
         for x, y in shown_at(gaze, time, reach):
@@ -99,7 +147,9 @@ def drawn(given: HostInput, signal: Signal, reach: float, draw: Callable[[NDArra
 
 
 def shown_at(gaze: Scanpath, time: float, reach: float) -> list[tuple[float, float]]:
-    """Return x, y of the fixations that last at ``time`` (s), in their order; of none, the nearest in time within ``reach`` (s), the earlier of two."""
+    """Return x, y of the fixations that last at ``time`` (s), in their order; of none, the nearest
+    in time within ``reach`` (s), the earlier of two.
+    """
     if not len(gaze):
         return []
     away = np.maximum(np.maximum(gaze.starts - time, time - gaze.ends), 0.0)
@@ -109,38 +159,62 @@ def shown_at(gaze: Scanpath, time: float, reach: float) -> list[tuple[float, flo
     return [(float(x), float(y)) for x, y in gaze.fixations[chosen, :2]]
 
 
-# --- written into the prompt ------------------------------------------------------------------------------------------------------------
+# --- written into the prompt
+# ------------------------------------------------------------------------------------------------------------
 
 
 class GazeTextParams(Params):
     """Parameters of ``gaze_text``."""
 
     heading: str = Field(
-        "The viewer looked at these places (x from left, y from top, as fractions of the frame; time in seconds of the clip):",
+        "The viewer looked at these places (x from left, y from top, as fractions of the frame;"
+        " time in seconds of the clip):",
         description="line above the fixations [ours]",
     )
     line: str = Field(
         "{start:.1f} to {end:.1f}: x {x:.2f}, y {y:.2f}",
-        description="one fixation; knows x and y (fractions of the frame), px and py (pixels of the video's frames), start, end and duration (s) [ours]",
+        description=(
+            "one fixation; knows x and y (fractions of the frame), px and py (pixels of the video's"
+            " frames), start, end and duration (s) [ours]"
+        ),
     )
-    empty: str = Field("It is not known where the viewer looked.", description="instead of heading and lines where the clip has no fixation [ours]")
-    most: int | None = Field(None, ge=1, description="write only the latest so many fixations; null: all [ours]")
-    clock: Literal["clip", "video"] = Field("clip", description="clip: times count from the clip's start; video: from the video's [ours]")
-    place: Literal["before", "after"] = Field("before", description="where in the prompt: before the question and its options, or after [ours]")
+    empty: str = Field(
+        "It is not known where the viewer looked.",
+        description="instead of heading and lines where the clip has no fixation [ours]",
+    )
+    most: int | None = Field(
+        None, ge=1, description="write only the latest so many fixations; null: all [ours]"
+    )
+    clock: Literal["clip", "video"] = Field(
+        "clip",
+        description="clip: times count from the clip's start; video: from the video's [ours]",
+    )
+    place: Literal["before", "after"] = Field(
+        "before",
+        description="where in the prompt: before the question and its options, or after [ours]",
+    )
 
     @field_validator("line")
     @classmethod
     def _known_fields(cls, value: str) -> str:
         for _, name, spec, conversion in string.Formatter().parse(value):
-            if name is not None and (name not in FIELDS or conversion or not SPEC.fullmatch(spec or "")):
+            if name is not None and (
+                name not in FIELDS or conversion or not SPEC.fullmatch(spec or "")
+            ):
                 given = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
-                raise ValueError(f"{given} is none of {', '.join(f'{{{field}}}' for field in FIELDS)}, with at most digits as in {{x:.2f}}")
+                raise ValueError(
+                    f"{given} is none of {', '.join(f'{{{field}}}' for field in FIELDS)}, with at"
+                    " most digits as in {x:.2f}"
+                )
         value.format(**dict.fromkeys(FIELDS, 0.0))  # {x:d} would fail only once there is a fixation
         return value
 
 
 class GazeText(InputTransform):
-    """Writes every fixation of the clip into the prompt, a line each, oldest first. Times are cut to the clip."""
+    """Writes every fixation of the clip into the prompt, a line each, oldest first.
+
+    Times are cut to the clip.
+    """
 
     Params = GazeTextParams
     signal_kind = "gaze"
@@ -152,36 +226,57 @@ class GazeText(InputTransform):
         """Return the turn with the fixations in its text."""
         p = self.params
         told = self.told(scanpath(signal), window, given.frames.images.shape[1:3])
-        return replace(given, text="\n".join([told, given.text] if p.place == "before" else [given.text, told]))
+        return replace(
+            given, text="\n".join([told, given.text] if p.place == "before" else [given.text, told])
+        )
 
     def told(self, gaze: Scanpath, window: tuple[float, float], size: tuple[int, int]) -> str:
         """Return the text of a clip's fixations; ``size``: height and width of its frames."""
         p, (begin, finish), (height, width) = self.params, window, size
         origin = begin if p.clock == "clip" else 0.0
         lines = []
-        for (x, y, _, _), start, end in zip(gaze.fixations.tolist(), gaze.starts.tolist(), gaze.ends.tolist(), strict=True):
+        for (x, y, _, _), start, end in zip(
+            gaze.fixations.tolist(), gaze.starts.tolist(), gaze.ends.tolist(), strict=True
+        ):
             start, end = max(start, begin), min(end, finish)
-            values = {"x": x, "y": y, "px": x * width, "py": y * height, "start": start - origin, "end": end - origin, "duration": end - start}
+            values = {
+                "x": x,
+                "y": y,
+                "px": x * width,
+                "py": y * height,
+                "start": start - origin,
+                "end": end - origin,
+                "duration": end - start,
+            }
             lines.append(p.line.format(**values))
         if not lines:
             return p.empty
         return "\n".join([p.heading, *(lines if p.most is None else lines[-p.most :])])
 
 
-# --- a saliency map ---------------------------------------------------------------------------------------------------------------------
+# --- a saliency map
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class GazeSaliencyParams(Params):
     """Parameters of ``gaze_saliency``."""
 
-    sigma: float = Field(0.05, gt=0, description="standard deviation of a fixation's Gaussian, fraction of the frame's width [ours]")
+    sigma: float = Field(
+        0.05,
+        gt=0,
+        description=(
+            "standard deviation of a fixation's Gaussian, fraction of the frame's width [ours]"
+        ),
+    )
 
 
 class GazeSaliency(InputTransform):
-    """Shows one more image before the clip, of the frames' size: where the viewer looked, white, and for how long, by brightness; black elsewhere.
+    """Shows one more image before the clip, of the frames' size: where the viewer looked, white,
+    and for how long, by brightness; black elsewhere.
 
-    Gaussians at all fixations of the clip, weighted by the seconds of each that lie within it, summed and scaled so that the brightest pixel is 255.
-    A clip without fixations has a black image.
+    Gaussians at all fixations of the clip, weighted by the seconds of each that lie within it,
+    summed and scaled so that the brightest pixel is 255. A clip without fixations has a black
+    image.
     """
 
     Params = GazeSaliencyParams
@@ -192,15 +287,29 @@ class GazeSaliency(InputTransform):
 
     def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
         """Return the turn with the map as its last image."""
-        return replace(given, images=(*given.images, self.map(scanpath(signal), window, given.frames.images.shape[1:3])))
+        return replace(
+            given,
+            images=(
+                *given.images,
+                self.map(scanpath(signal), window, given.frames.images.shape[1:3]),
+            ),
+        )
 
-    def map(self, gaze: Scanpath, window: tuple[float, float], size: tuple[int, int]) -> NDArray[np.uint8]:
+    def map(
+        self, gaze: Scanpath, window: tuple[float, float], size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
         """Return the image, (height, width, 3); ``size``: height and width."""
         height, width = size
         spread = self.params.sigma * width
-        seconds = np.maximum(np.minimum(gaze.ends, window[1]) - np.maximum(gaze.starts, window[0]), INSTANT)
-        across = np.exp(-0.5 * ((np.arange(width) + 0.5 - gaze.fixations[:, :1] * width) / spread) ** 2)
-        down = np.exp(-0.5 * ((np.arange(height) + 0.5 - gaze.fixations[:, 1:2] * height) / spread) ** 2)
+        seconds = np.maximum(
+            np.minimum(gaze.ends, window[1]) - np.maximum(gaze.starts, window[0]), INSTANT
+        )
+        across = np.exp(
+            -0.5 * ((np.arange(width) + 0.5 - gaze.fixations[:, :1] * width) / spread) ** 2
+        )
+        down = np.exp(
+            -0.5 * ((np.arange(height) + 0.5 - gaze.fixations[:, 1:2] * height) / spread) ** 2
+        )
         heat = np.einsum("f,fr,fc->rc", seconds, down, across)
         peak = heat.max(initial=0.0)
         gray = np.rint(255 * heat / peak if peak > 0 else heat).astype(np.uint8)

@@ -1,8 +1,10 @@
-"""Reads the gaze files that data sets bring along, frame by frame, as the StreamGaze benchmark does before it extracts fixations.
+"""Reads the gaze files that data sets bring along, frame by frame, as the StreamGaze benchmark does
+before it extracts fixations.
 
-Everything is brought to the video's frames: frame k is at k / fps seconds, positions are fractions of the frame with the origin top-left,
-clamped to it. A frame with several samples gets them joined as the benchmark's code joins them: each one counts half against all before it.
-Samples from before the video begins are left out.
+Everything is brought to the video's frames: frame k is at k / fps seconds, positions are fractions
+of the frame with the origin top-left, clamped to it. A frame with several samples gets them joined
+as the benchmark's code joins them: each one counts half against all before it. Samples from before
+the video begins are left out.
 
 | source | file | what it holds |
 |---|---|---|
@@ -11,7 +13,8 @@ Samples from before the video begins are left out.
 | ego4d | ``<stem>.csv`` | canonical_timestamp_s, confidence, norm_pos_x, norm_pos_y (fractions, origin bottom-left) |
 | holoassist | ``<stem>_gaze_2d.csv`` | what the benchmark's projection writes: frame_idx, u, v (pixels of the video), valid |
 
-[EGTEA Gaze+'s, EgoExoLearn's and Ego4D's published gaze; StreamGaze, arXiv 2512.01707, and its released preprocessing]
+[EGTEA Gaze+'s, EgoExoLearn's and Ego4D's published gaze; StreamGaze, arXiv 2512.01707, and its
+released preprocessing]
 """
 
 import csv
@@ -34,15 +37,27 @@ Source = Literal["egtea", "egoexolearn", "ego4d", "holoassist"]
 Untracked = Literal["keep", "drop"]
 
 SOURCES: tuple[Source, ...] = get_args(Source)
-SUFFIXES: Mapping[Source, str] = {"egtea": ".txt", "egoexolearn": ".npy", "ego4d": ".csv", "holoassist": "_gaze_2d.csv"}
+SUFFIXES: Mapping[Source, str] = {
+    "egtea": ".txt",
+    "egoexolearn": ".npy",
+    "ego4d": ".csv",
+    "holoassist": "_gaze_2d.csv",
+}
 """How a source's file is called after the video's stem."""
 
-FPS: Mapping[Source, float] = {"egtea": 24.0, "egoexolearn": 30.0, "ego4d": 30.0, "holoassist": 24.46}
+FPS: Mapping[Source, float] = {
+    "egtea": 24.0,
+    "egoexolearn": 30.0,
+    "ego4d": 30.0,
+    "holoassist": 24.46,
+}
 """Frames a second that the benchmark takes each source's videos to have."""
 
 EGTEA_SIZE = (1280, 960)
 CONFIDENCE = 0.6
-"""Pupil trackers, Ego4D's among them: up to this confidence a sample is no gaze [Pupil Labs]; only asked where untracked samples are dropped."""
+"""Pupil trackers, Ego4D's among them: up to this confidence a sample is no gaze [Pupil Labs]; only
+asked where untracked samples are dropped.
+"""
 
 MAX_BYTES = 512 * 2**20
 MAX_HOURS = 24
@@ -52,9 +67,10 @@ MAX_HOURS = 24
 class Recording:
     """Gaze at every frame of a video.
 
-    ``xy``: fractions of the frame. ``present``: frames that take part; all of them when untracked ones are kept. ``fps``: frames a second.
-    ``untracked``: frames without gaze; ``outside``: frames whose gaze was beyond the frame and was clamped, which can change which fixations
-    there are (:func:`modulate_gaze.extraction.clamped`). ``unclamped``: fractions of the frame before that.
+    ``xy``: fractions of the frame. ``present``: frames that take part; all of them when untracked
+    ones are kept. ``fps``: frames a second. ``untracked``: frames without gaze; ``outside``: frames
+    whose gaze was beyond the frame and was clamped, which can change which fixations there are
+    (:func:`modulate_gaze.extraction.clamped`). ``unclamped``: fractions of the frame before that.
     """
 
     xy: Float64[np.ndarray, "frame 2"]
@@ -68,19 +84,29 @@ class Recording:
         return len(self.xy)
 
 
-def read_gaze(path: Path, source: Source, untracked: Untracked = "keep", size: tuple[int, int] | None = None) -> Recording:
+def read_gaze(
+    path: Path, source: Source, untracked: Untracked = "keep", size: tuple[int, int] | None = None
+) -> Recording:
     """Read one recording.
 
-    ``untracked``: what happens to frames without gaze. "keep" leaves them where the benchmark's code has them, mostly at (0, 0), as if that had been
-    looked at; "drop" leaves them out. ``size``: (width, height) of the video in pixels; ``holoassist`` needs it.
-    Raises :class:`MissingFileError`, and :class:`SignalError` naming file and line, for anything that is not the source's format.
+    ``untracked``: what happens to frames without gaze. "keep" leaves them where the benchmark's
+    code has them, mostly at (0, 0), as if that had been looked at; "drop" leaves them out.
+    ``size``: (width, height) of the video in pixels; ``holoassist`` needs it. Raises
+    :class:`MissingFileError`, and :class:`SignalError` naming file and line, for anything that is
+    not the source's format.
     """
     if source not in SOURCES:
         raise SignalError(f"Unknown source of gaze {source!r}. {near_matches(source, SOURCES)}")
     if not path.is_file():
-        raise MissingFileError(f"There is no gaze file {path}. A recording of {source} is called <video stem>{SUFFIXES[source]}.")
+        raise MissingFileError(
+            f"There is no gaze file {path}. A recording of {source} is called <video"
+            f" stem>{SUFFIXES[source]}."
+        )
     if path.stat().st_size > MAX_BYTES:
-        raise SignalError(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}; no gaze recording of one video is that long.")
+        raise SignalError(
+            f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}; no gaze recording"
+            " of one video is that long."
+        )
     keep, fps = untracked == "keep", FPS[source]
     if source == "egoexolearn":
         return _dense(path, fps, keep)
@@ -92,7 +118,10 @@ def read_gaze(path: Path, source: Source, untracked: Untracked = "keep", size: t
             _read_ego4d(path, file, frames, keep)
         else:
             if size is None or min(size) < 1:
-                raise SignalError(f"{path}: positions are pixels of the video; its size must be known. Name the videos, or their width and height.")
+                raise SignalError(
+                    f"{path}: positions are pixels of the video; its size must be known. Name the"
+                    " videos, or their width and height."
+                )
             _read_holoassist(path, file, frames, keep, size)
     return frames.recording(path, keep)
 
@@ -109,7 +138,10 @@ class _Frames:
 
     def frame(self, where: str, number: float) -> int:
         if number >= self.most:
-            raise SignalError(f"{where}: frame {number:g} is in no video; the last allowed is {self.most - 1}, {MAX_HOURS} hours. Correct or remove the line.")
+            raise SignalError(
+                f"{where}: frame {number:g} is in no video; the last allowed is {self.most - 1},"
+                f" {MAX_HOURS} hours. Correct or remove the line."
+            )
         frame = -1 if number < 0 else math.floor(number)
         self.last = max(self.last, frame)
         return frame
@@ -146,24 +178,41 @@ def _recording(
     return Recording(inside, present, fps, int((~tracked).sum()), int(outside.sum()), xy)
 
 
-# --- one reader for each source ---------------------------------------------------------------------------------------------------------
+# --- one reader for each source
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _read_egtea(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
-    """Two layouts of the export are in the data set: 7 fields with a frame number, 26 with a time code."""
+    """Two layouts of the export are in the data set: 7 fields with a frame number, 26 with a time
+    code.
+    """
     width, height = EGTEA_SIZE
-    frames.edge = (width - 1) / width, (height - 1) / height  # the last pixel, as in the data set's own reader
+    frames.edge = (
+        (width - 1) / width,
+        (height - 1) / height,
+    )  # the last pixel, as in the data set's own reader
     for number, line in enumerate(file, 1):
         cells = line.split()
         if not cells or line.startswith("##") or cells[0] == "Time":
             continue
         where = f"{path}, line {number}"
         if len(cells) == 7:
-            x, y, frame = _float(where, "x", cells[3]), _float(where, "y", cells[4]), _float(where, "frame", cells[5])
+            x, y, frame = (
+                _float(where, "x", cells[3]),
+                _float(where, "y", cells[4]),
+                _float(where, "frame", cells[5]),
+            )
         elif len(cells) == 26:
-            x, y, frame = _float(where, "x", cells[5]), _float(where, "y", cells[6]), _time_code(where, cells[24], frames.fps)
+            x, y, frame = (
+                _float(where, "x", cells[5]),
+                _float(where, "y", cells[6]),
+                _time_code(where, cells[24], frames.fps),
+            )
         else:
-            raise SignalError(f"{where}: {len(cells)} fields, where BeGaze's exports of EGTEA Gaze+ have 7 or 26: {shown(line.strip())}.")
+            raise SignalError(
+                f"{where}: {len(cells)} fields, where BeGaze's exports of EGTEA Gaze+ have 7 or 26:"
+                f" {shown(line.strip())}."
+            )
         k, lost = frames.frame(where, frame), x == 0 and y == 0
         if k < 0:
             continue
@@ -177,54 +226,83 @@ def _read_egtea(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
 
 def _time_code(where: str, text: str, fps: float) -> float:
     parts = text.split(":")
-    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
+    if len(parts) != 4 or not all(
+        part.isascii() and part.isdigit() and len(part) < 9 for part in parts
+    ):
         raise SignalError(f"{where}: {shown(text)} is no time HH:MM:SS:FF.")
     hours, minutes, seconds, frame = map(int, parts)
     if minutes > 59 or seconds > 59 or frame >= fps:
-        raise SignalError(f"{where}: {shown(text)} is no time HH:MM:SS:FF at {fps:g} frames a second.")
+        raise SignalError(
+            f"{where}: {shown(text)} is no time HH:MM:SS:FF at {fps:g} frames a second."
+        )
     return (3600 * hours + 60 * minutes + seconds) * fps + frame
 
 
 def _read_ego4d(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
     names = ("canonical_timestamp_s", "confidence", "norm_pos_x", "norm_pos_y")
     for where, cells in _rows(path, file, names):
-        time, confidence, x, y = (_float(where, name, cell, empty=math.nan) for name, cell in zip(names, cells, strict=True))
+        time, confidence, x, y = (
+            _float(where, name, cell, empty=math.nan)
+            for name, cell in zip(names, cells, strict=True)
+        )
         if math.isnan(time):
-            raise SignalError(f"{where}: the sample has no canonical_timestamp_s. Correct or remove the line.")
+            raise SignalError(
+                f"{where}: the sample has no canonical_timestamp_s. Correct or remove the line."
+            )
         k = frames.frame(where, time * frames.fps)
         if k < 0 or math.isnan(x) or math.isnan(y) or (not keep and not confidence > CONFIDENCE):
             continue
         frames.add(k, x, 1.0 - y)
 
 
-def _read_holoassist(path: Path, file: TextIO, frames: _Frames, keep: bool, size: tuple[int, int]) -> None:
+def _read_holoassist(
+    path: Path, file: TextIO, frames: _Frames, keep: bool, size: tuple[int, int]
+) -> None:
     names = ("frame_idx", "u", "v", "valid")
     for where, cells in _rows(path, file, names):
         k = frames.frame(where, _float(where, "frame_idx", cells[0]))
-        u, v = (_float(where, name, cell, empty=math.nan) for name, cell in zip(("u", "v"), cells[1:3], strict=True))
+        u, v = (
+            _float(where, name, cell, empty=math.nan)
+            for name, cell in zip(("u", "v"), cells[1:3], strict=True)
+        )
         if k < 0:
             continue
         missing = math.isnan(u) or math.isnan(v)
         if lost := missing or cells[3].strip().lower() not in ("true", "1", "1.0"):
             frames.lost.add(k)
         if keep or not lost:
-            frames.add(k, *((0.5, 0.5) if missing else (u / size[0], v / size[1])))  # the benchmark puts what is missing at the centre
+            frames.add(
+                k, *((0.5, 0.5) if missing else (u / size[0], v / size[1]))
+            )  # the benchmark puts what is missing at the centre
 
 
 def _dense(path: Path, fps: float, keep: bool) -> Recording:
     try:
         rows = _array(path)
-    except Exception as error:  # NumPy reads the header as Python's literals, which fails in as many ways as Python does
-        raise SignalError(f"{path} cannot be read as a NumPy array of numbers: {error}. Nothing else is read from .npy files, pickles never.") from error
+    # NumPy reads the header as Python's literals, which fails in as many ways as Python does
+    except Exception as error:
+        raise SignalError(
+            f"{path} cannot be read as a NumPy array of numbers: {error}. Nothing else is read from"
+            " .npy files, pickles never."
+        ) from error
     if rows.ndim != 2 or rows.shape[1] != 3 or rows.dtype.kind not in "fiub":
-        raise SignalError(f"{path} holds {rows.dtype} of shape {rows.shape}; EgoExoLearn's gaze has numbers of shape (frames, 3): x, y, valid.")
+        raise SignalError(
+            f"{path} holds {rows.dtype} of shape {rows.shape}; EgoExoLearn's gaze has numbers of"
+            " shape (frames, 3): x, y, valid."
+        )
     if not 0 < len(rows) <= MAX_HOURS * 3600 * fps:
-        raise SignalError(f"{path} holds {len(rows):,} frames; allowed are 1 to {int(MAX_HOURS * 3600 * fps):,}, {MAX_HOURS} hours.")
+        raise SignalError(
+            f"{path} holds {len(rows):,} frames; allowed are 1 to {int(MAX_HOURS * 3600 * fps):,},"
+            f" {MAX_HOURS} hours."
+        )
     values = np.array(rows, dtype=np.float64)
     finite: Bool[np.ndarray, " frame"] = np.isfinite(values[:, 0]) & np.isfinite(values[:, 1])
-    if pixels := np.flatnonzero(finite & (values[:, 2] == 1) & (np.abs(values[:, :2]) >= PIXELS_FROM).any(axis=1)).tolist():
+    if pixels := np.flatnonzero(
+        finite & (values[:, 2] == 1) & (np.abs(values[:, :2]) >= PIXELS_FROM).any(axis=1)
+    ).tolist():
         raise SignalError(
-            f"{path}, frame {pixels[0]}: ({values[pixels[0], 0]:g}, {values[pixels[0], 1]:g}) looks like pixels; positions are fractions of the frame."
+            f"{path}, frame {pixels[0]}: ({values[pixels[0], 0]:g}, {values[pixels[0], 1]:g}) looks"
+            " like pixels; positions are fractions of the frame."
         )
     xy = np.where(finite[:, None], values[:, :2], 0.0)
     tracked = finite & (values[:, 2] == 1)
@@ -232,31 +310,44 @@ def _dense(path: Path, fps: float, keep: bool) -> Recording:
 
 
 def _array(path: Path) -> NDArray[Any]:
-    """Return the array in a .npy file. No object is ever made of what the file holds, and a header that lies about the size allocates nothing.
+    """Return the array in a .npy file.
 
-    Read, not mapped: a mapped file that another process cuts short ends this one. Raises ValueError and what else NumPy's reading of headers raises.
+    No object is ever made of what the file holds, and a header that lies about the size allocates
+    nothing.
+
+    Read, not mapped: a mapped file that another process cuts short ends this one. Raises ValueError
+    and what else NumPy's reading of headers raises.
     """
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version} of the format holds no plain numbers")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, columns_first, dtype = read(file)
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
-        size, left = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()
+        size, left = (
+            math.prod(shape) * dtype.itemsize,
+            os.fstat(file.fileno()).st_size - file.tell(),
+        )
         if size > left:
             raise ValueError(f"its header speaks of {size:,} bytes, {left:,} follow")
         data = file.read(size)
     return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")
 
 
-# --- text -------------------------------------------------------------------------------------------------------------------------------
+# --- text
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
-    # Latin-1 takes any byte: exporters write names and dates in whatever they like above the numbers, which are ASCII
+    # Latin-1 takes any byte: exporters write names and dates in whatever they like above the
+    # numbers, which are ASCII
     with path.open(encoding="latin-1", newline="") as file:
         if file.read(3) != "ï»¿":
             file.seek(0)
@@ -269,17 +360,26 @@ def _rows(path: Path, file: TextIO, names: tuple[str, ...]) -> Iterator[tuple[st
     try:
         header = [cell.strip() for cell in next(lines, [])]
         if missing := [name for name in names if name not in header]:
-            raise SignalError(f"{path}, line 1: the header {shown(','.join(header), 200)} lacks {', '.join(missing)}.")
+            raise SignalError(
+                f"{path}, line 1: the header {shown(','.join(header), 200)} lacks"
+                f" {', '.join(missing)}."
+            )
         columns = [header.index(name) for name in names]
         for cells in lines:
             if not any(cell.strip() for cell in cells):
                 continue
             where = f"{path}, line {lines.line_num}"
             if len(cells) != len(header):
-                raise SignalError(f"{where}: {len(cells)} values where the header names {len(header)} columns. Correct or remove the line.")
+                raise SignalError(
+                    f"{where}: {len(cells)} values where the header names {len(header)} columns."
+                    " Correct or remove the line."
+                )
             yield where, [cells[column] for column in columns]
     except csv.Error as error:
-        raise SignalError(f"{path}, line {lines.line_num}: not readable as CSV ({error}). Save it again as plain comma-separated text.") from error
+        raise SignalError(
+            f"{path}, line {lines.line_num}: not readable as CSV ({error}). Save it again as plain"
+            " comma-separated text."
+        ) from error
 
 
 def _float(where: str, name: str, cell: str, empty: float | None = None) -> float:
@@ -291,5 +391,7 @@ def _float(where: str, name: str, cell: str, empty: float | None = None) -> floa
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise SignalError(f"{where}: {name} {shown(cell)} is no number. Correct or remove the line.")
+        raise SignalError(
+            f"{where}: {name} {shown(cell)} is no number. Correct or remove the line."
+        )
     return number

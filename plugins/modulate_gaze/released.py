@@ -1,7 +1,8 @@
 """Maps the parameter names of GazeQwen's released checkpoint to ours.
 
-Released: module m serves the m-th injected layer, and each has its own tensors; ours are stacked along a leading module axis.
-[github.com/phamtrongthang123/gazeqwen; checkpoint phamtrongthang/gazeqwen, best_model.pt]
+Released: module m serves the m-th injected layer, and each has its own tensors; ours are stacked
+along a leading module axis. [github.com/phamtrongthang123/gazeqwen; checkpoint
+phamtrongthang/gazeqwen, best_model.pt]
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,9 @@ _BLOCK = {
 class Released:
     """A released resampler in our terms.
 
-    ``params`` and ``d_features`` build the :class:`~modulate_gaze.resampler.GazeResampler` that ``resampler`` is the state of; ``outputs`` and
-    ``amplitude`` are the output projections and α of the injected layers, in the order asked for.
+    ``params`` and ``d_features`` build the :class:`~modulate_gaze.resampler.GazeResampler` that
+    ``resampler`` is the state of; ``outputs`` and ``amplitude`` are the output projections and α of
+    the injected layers, in the order asked for.
     """
 
     params: GazeResamplerParams
@@ -41,17 +43,28 @@ class Released:
     amplitude: Float[Tensor, " layer"]
 
 
-def read_released(state_dict: Mapping[str, Tensor], layers: Sequence[int] = (6, 13, 20, 27)) -> Released:
-    """Translate a released ``state_dict`` (per-layer modules). ``layers``: the decoder layers that its modules serve, in order.
+def read_released(
+    state_dict: Mapping[str, Tensor], layers: Sequence[int] = (6, 13, 20, 27)
+) -> Released:
+    """Translate a released ``state_dict`` (per-layer modules). ``layers``: the decoder layers that
+    its modules serve, in order.
 
-    Raises :class:`CheckpointError` when tensors are missing, unknown or misshapen, when the number of modules is another, and for the older flat layout.
+    Raises :class:`CheckpointError` when tensors are missing, unknown or misshapen, when the number
+    of modules is another, and for the older flat layout.
     """
     state = dict(state_dict)
     modules = sum(name.startswith("latents.") for name in state)
     blocks = sum(name.startswith("q_projs.0.") and name.endswith(".weight") for name in state)
     if modules != len(layers) or not blocks:
-        older = " It seems to be the older layout with one shared module, which is not supported." if "proj_in.weight" in state else ""
-        found = f"The released resampler has {modules} modules of {blocks} blocks for the {len(layers)} layers {tuple(layers)}."
+        older = (
+            " It seems to be the older layout with one shared module, which is not supported."
+            if "proj_in.weight" in state
+            else ""
+        )
+        found = (
+            f"The released resampler has {modules} modules of {blocks} blocks for the {len(layers)}"
+            f" layers {tuple(layers)}."
+        )
         raise CheckpointError(f"{found}{older} Name one layer for each module.")
 
     def stacked(pattern: str, **place: int) -> Tensor:
@@ -61,20 +74,33 @@ def read_released(state_dict: Mapping[str, Tensor], layers: Sequence[int] = (6, 
             raise CheckpointError(f"The released resampler lacks {missing[0]!r}.")
         tensors = [state.pop(name).detach().float() for name in names]
         if len({t.shape for t in tensors}) > 1:
-            raise CheckpointError(f"The released resampler's {names[0]!r} and its likes differ in shape: {[tuple(t.shape) for t in tensors]}.")
+            raise CheckpointError(
+                f"The released resampler's {names[0]!r} and its likes differ in shape:"
+                f" {[tuple(t.shape) for t in tensors]}."
+            )
         return torch.stack(tensors)
 
     own = {"latents": stacked("latents.{m}"), "proj_in.weight": stacked("proj_ins.{m}.weight")}
     for b in range(blocks):
         for pattern, name in _BLOCK.items():
-            own |= {f"blocks.{b}.{name}.{part}": stacked(f"{pattern}.{part}", b=b) for part in ("weight", "bias")}
+            own |= {
+                f"blocks.{b}.{name}.{part}": stacked(f"{pattern}.{part}", b=b)
+                for part in ("weight", "bias")
+            }
     outputs = stacked("proj_outs.{m}.weight")
     amplitude = _amplitude(state, layers)
     if state:
-        raise CheckpointError(f"The released resampler has {len(state)} tensors that are not known, the first is {min(state)!r}.")
+        raise CheckpointError(
+            f"The released resampler has {len(state)} tensors that are not known, the first is"
+            f" {min(state)!r}."
+        )
     _, latents, width = own["latents"].shape
     return Released(
-        GazeResamplerParams(latents=latents, blocks=blocks, width=width, sharing="per_layer"), own["proj_in.weight"].shape[-1], own, outputs, amplitude
+        GazeResamplerParams(latents=latents, blocks=blocks, width=width, sharing="per_layer"),
+        own["proj_in.weight"].shape[-1],
+        own,
+        outputs,
+        amplitude,
     )
 
 
@@ -84,5 +110,8 @@ def _amplitude(state: dict[str, Tensor], layers: Sequence[int]) -> Float[Tensor,
     every = state.pop("amplitude").detach().float()
     outside = [layer for layer in layers if not 0 <= layer < len(every)]
     if outside:
-        raise CheckpointError(f"Layer {outside[0]} is out of range: the released resampler has amplitudes for {len(every)} layers.")
+        raise CheckpointError(
+            f"Layer {outside[0]} is out of range: the released resampler has amplitudes for"
+            f" {len(every)} layers."
+        )
     return every[list(layers)]

@@ -22,19 +22,35 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sigma: float = Field(default=0.02, ge=0, description="standard deviation of the noise on x and y, fraction of the frame [GazeQwen code: 0.02]")
-    drop: float = Field(default=0.1, ge=0, le=1, description="probability that a fixation is left out; one always stays [GazeQwen code: 0.1]")
+    sigma: float = Field(
+        default=0.02,
+        ge=0,
+        description=(
+            "standard deviation of the noise on x and y, fraction of the frame [GazeQwen code:"
+            " 0.02]"
+        ),
+    )
+    drop: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description=(
+            "probability that a fixation is left out; one always stays [GazeQwen code: 0.1]"
+        ),
+    )
 
 
 @dataclass(frozen=True, init=False, eq=False)
 class Scanpath(Signal):
     """Fixations of one viewer on one video, sorted by time. Immutable.
 
-    ``fixations``: (fixation, 4) float64, read-only: x, y in fractions of the frame (origin top-left), midpoint in seconds of the video's
-    clock, duration in seconds ≥ 0. ``n_resorted``: fixations that stood behind a later one when the scanpath was first made; copies keep it.
+    ``fixations``: (fixation, 4) float64, read-only: x, y in fractions of the frame (origin
+    top-left), midpoint in seconds of the video's clock, duration in seconds ≥ 0. ``n_resorted``:
+    fixations that stood behind a later one when the scanpath was first made; copies keep it.
 
-    Gaze slightly past the frame's edge (:data:`~modulate_gaze.positions.OFF_SCREEN`) is kept as it is and counted by ``n_outside``.
-    Raises :class:`SignalError` for a wrong shape, NaN, infinity, negative durations and pixel units.
+    Gaze slightly past the frame's edge (:data:`~modulate_gaze.positions.OFF_SCREEN`) is kept as it
+    is and counted by ``n_outside``. Raises :class:`SignalError` for a wrong shape, NaN, infinity,
+    negative durations and pixel units.
     """
 
     kind: ClassVar[str] = "gaze"
@@ -56,7 +72,10 @@ class Scanpath(Signal):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a fixation CSV: see :mod:`modulate_gaze.fixation_csv`. Raises :class:`SignalError` naming file and line."""
+        """Read a fixation CSV: see :mod:`modulate_gaze.fixation_csv`.
+
+        Raises :class:`SignalError` naming file and line.
+        """
         return cls(read_fixations(Path(path)))
 
     @property
@@ -88,23 +107,32 @@ class Scanpath(Signal):
         return self._with(self.fixations[:0])
 
     def augmented(self, rng: random.Random, augmentation: Augmentation = Augmentation()) -> Self:  # noqa: B008  (frozen)
-        """Return a copy with noise on the positions and some fixations left out, at least one staying.
+        """Return a copy with noise on the positions and some fixations left out, at least one
+        staying.
 
-        Positions in the frame stay in it, as in the released code; those outside are never pulled in.
+        Positions in the frame stay in it, as in the released code; those outside are never pulled
+        in.
         """
         keep = [row for row in self.fixations if rng.random() >= augmentation.drop]
         if not keep and len(self):
             keep = [self.fixations[rng.randrange(len(self))]]
         rows = np.array(keep).reshape(-1, 4)
-        noise = np.array([rng.gauss(0.0, augmentation.sigma) for _ in range(2 * len(rows))]).reshape(-1, 2)
+        noise = np.array(
+            [rng.gauss(0.0, augmentation.sigma) for _ in range(2 * len(rows))]
+        ).reshape(-1, 2)
         inside = (rows[:, :2] >= 0) & (rows[:, :2] <= 1)
         low, high = OFF_SCREEN
-        rows[:, :2] = np.clip(rows[:, :2] + noise, np.where(inside, 0.0, low), np.where(inside, 1.0, high))
+        rows[:, :2] = np.clip(
+            rows[:, :2] + noise, np.where(inside, 0.0, low), np.where(inside, 1.0, high)
+        )
         return self._with(rows)
 
     def marks(self, start: float, end: float) -> tuple[Mark, ...]:
         """Return the fixations that overlap [start, end] seconds."""
-        return tuple(Mark(x, y, f"{middle - lasts / 2:.2f}–{middle + lasts / 2:.2f} s") for x, y, middle, lasts in self.within(start, end).fixations.tolist())
+        return tuple(
+            Mark(x, y, f"{middle - lasts / 2:.2f}–{middle + lasts / 2:.2f} s")
+            for x, y, middle, lasts in self.within(start, end).fixations.tolist()
+        )
 
     def _with(self, rows: Float64[np.ndarray, "fixation 4"]) -> Self:
         return type(self)(rows, self.n_resorted)
@@ -120,14 +148,23 @@ class Scanpath(Signal):
 
 def _check(rows: Float64[np.ndarray, "..."]) -> None:
     if rows.ndim != 2 or rows.shape[1] != 4:
-        raise SignalError(f"A scanpath has four values for each fixation (x, y, midpoint s, duration s); got an array of shape {rows.shape}.")
+        raise SignalError(
+            "A scanpath has four values for each fixation (x, y, midpoint s, duration s); got an"
+            f" array of shape {rows.shape}."
+        )
     bad = np.argwhere(~np.isfinite(rows))
     if len(bad):
         i, k = bad[0]
-        raise SignalError(f"Fixation {i}: {('x', 'y', 'midpoint', 'duration')[k]} {float(rows[i, k])!r} is not finite. Leave such fixations out.")
+        raise SignalError(
+            f"Fixation {i}: {('x', 'y', 'midpoint', 'duration')[k]} {float(rows[i, k])!r} is not"
+            " finite. Leave such fixations out."
+        )
     negative = np.flatnonzero(rows[:, 3] < 0)
     if len(negative):
-        raise SignalError(f"Fixation {negative[0]}: duration {float(rows[negative[0], 3])!r} is negative. Durations are seconds ≥ 0.")
+        raise SignalError(
+            f"Fixation {negative[0]}: duration {float(rows[negative[0], 3])!r} is negative."
+            " Durations are seconds ≥ 0."
+        )
     low, high = OFF_SCREEN
     for i, k in np.argwhere((rows[:, :2] < low) | (rows[:, :2] > high))[:1]:
         raise SignalError(f"Fixation {i}: {position_problem('xy'[k], 'xy'[k], float(rows[i, k]))}")
@@ -141,10 +178,12 @@ def centre(signal: Any, context: ControlContext) -> Scanpath:
 
 
 def shifted(signal: Any, context: ControlContext) -> Scanpath:
-    """Control: gaze of the same clip half a window later, what leaves at the window's end coming back at its start.
+    """Control: gaze of the same clip half a window later, what leaves at the window's end coming
+    back at its start.
 
-    So gaze is active just as long, but belongs to another moment. A fixation that crosses the edge is split in two. Fixations are first cut
-    to the window: what lies outside is not part of the sample, and activity inside is unchanged by that.
+    So gaze is active just as long, but belongs to another moment. A fixation that crosses the edge
+    is split in two. Fixations are first cut to the window: what lies outside is not part of the
+    sample, and activity inside is unchanged by that.
     """
     begin, finish = context.window
     length = finish - begin
@@ -152,9 +191,15 @@ def shifted(signal: Any, context: ControlContext) -> Scanpath:
         return signal
     starts, ends = np.clip(signal.starts, begin, finish), np.clip(signal.ends, begin, finish)
     inside = ends > starts
-    inside |= (signal.fixations[:, 3] == 0) & (signal.fixations[:, 2] >= begin) & (signal.fixations[:, 2] <= finish)
+    inside |= (
+        (signal.fixations[:, 3] == 0)
+        & (signal.fixations[:, 2] >= begin)
+        & (signal.fixations[:, 2] <= finish)
+    )
     rows = []
-    for (x, y), start, end in zip(signal.fixations[inside, :2], starts[inside], ends[inside], strict=True):
+    for (x, y), start, end in zip(
+        signal.fixations[inside, :2], starts[inside], ends[inside], strict=True
+    ):
         moved = begin + (start - begin + length / 2) % length
         over = max(0.0, moved + (end - start) - finish)
         pieces = [(moved, moved + (end - start) - over)] + ([(begin, begin + over)] if over else [])

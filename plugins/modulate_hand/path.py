@@ -21,36 +21,53 @@ MAX_BYTES = 256 * 2**20
 
 
 class HandPath(Scanpath):
-    """Positions of a hand, each lasting until the next sample (at most :data:`GAP` seconds): a scanpath, so that encoders of gaze read it.
+    """Positions of a hand, each lasting until the next sample (at most :data:`GAP` seconds): a
+    scanpath, so that encoders of gaze read it.
 
-    Times, positions, controls and augmentation are those of :class:`~modulate_gaze.scanpath.Scanpath`.
+    Times, positions, controls and augmentation are those of
+    :class:`~modulate_gaze.scanpath.Scanpath`.
     """
 
     kind: ClassVar[str] = "hand"
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a CSV with the columns ``time_seconds`` (seconds of the video), ``x``, ``y`` (fractions of the frame, origin top-left).
+        """Read a CSV with the columns ``time_seconds`` (seconds of the video), ``x``, ``y``
+        (fractions of the frame, origin top-left).
 
-        Raises :class:`MissingFileError`, and :class:`SignalError` naming file and line: times must increase.
+        Raises :class:`MissingFileError`, and :class:`SignalError` naming file and line: times must
+        increase.
         """
         return cls.parse(_bytes(Path(path)), str(path))
 
     @classmethod
     def parse(cls, data: bytes, source: str) -> Self:
-        """Return what :meth:`read` returns for a file of these bytes; ``source`` names it in errors. Raises :class:`SignalError`."""
+        """Return what :meth:`read` returns for a file of these bytes; ``source`` names it in
+        errors. Raises :class:`SignalError`.
+        """
         times, positions = _samples(data, source)
         if not times:
             return cls()
-        lasts = np.minimum(np.diff(times, append=times[-1] + (float(np.median(np.diff(times))) if len(times) > 1 else GAP)), GAP)
+        lasts = np.minimum(
+            np.diff(
+                times,
+                append=times[-1] + (float(np.median(np.diff(times))) if len(times) > 1 else GAP),
+            ),
+            GAP,
+        )
         return cls(np.column_stack([positions, np.array(times) + lasts / 2, lasts]))
 
 
 def _bytes(path: Path) -> bytes:
     if not path.is_file():
-        raise MissingFileError(f"{path} does not exist. A file of hand positions is usually called <video stem>_hand.csv.")
+        raise MissingFileError(
+            f"{path} does not exist. A file of hand positions is usually called <video"
+            " stem>_hand.csv."
+        )
     if path.stat().st_size > MAX_BYTES:
-        raise SignalError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} that are read.")
+        raise SignalError(
+            f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} that are read."
+        )
     return path.read_bytes()
 
 
@@ -68,15 +85,24 @@ def _samples(data: bytes, source: str) -> tuple[list[float], list[tuple[float, f
             if len(times) == MAX_ROWS:
                 raise SignalError(f"{where}: more than {MAX_ROWS:,} samples.")
             if len(cells) != len(header):
-                raise SignalError(f"{where}: {len(cells)} values where the header names {len(header)} columns. Correct or remove the line.")
+                raise SignalError(
+                    f"{where}: {len(cells)} values where the header names {len(header)} columns."
+                    " Correct or remove the line."
+                )
             time, x, y = (_number(where, name, cells[index]) for name, index in columns.items())
             for axis, value in (("x", x), ("y", y)):
                 if problem := position_problem(axis, axis, value):
                     raise SignalError(f"{where}: {problem}")
             if abs(time) >= MAX_SECONDS:
-                raise SignalError(f"{where}: time_seconds {time!r} is no second of a video; times count from the video's start, in seconds.")
+                raise SignalError(
+                    f"{where}: time_seconds {time!r} is no second of a video; times count from the"
+                    " video's start, in seconds."
+                )
             if times and time <= times[-1]:
-                raise SignalError(f"{where}: time_seconds {time!r} does not come after {times[-1]!r}; sort the samples and leave repeated ones out.")
+                raise SignalError(
+                    f"{where}: time_seconds {time!r} does not come after {times[-1]!r}; sort the"
+                    " samples and leave repeated ones out."
+                )
             times.append(time)
             positions.append((x, y))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -88,10 +114,16 @@ def _columns(source: str, header: list[str]) -> dict[str, int]:
     """Return where each of the columns needed is; others are ignored."""
     missing = [name for name in COLUMNS if name not in header]
     if missing:
-        raise SignalError(f"{source}, line 1: the header lacks {', '.join(missing)}; needed are {', '.join(COLUMNS)}.")
+        raise SignalError(
+            f"{source}, line 1: the header lacks {', '.join(missing)}; needed are"
+            f" {', '.join(COLUMNS)}."
+        )
     repeated = [name for name in COLUMNS if header.count(name) > 1]
     if repeated:
-        raise SignalError(f"{source}, line 1: column {repeated[0]!r} appears {header.count(repeated[0])} times. Remove all but one.")
+        raise SignalError(
+            f"{source}, line 1: column {repeated[0]!r} appears {header.count(repeated[0])} times."
+            " Remove all but one."
+        )
     return {name: header.index(name) for name in COLUMNS}
 
 
@@ -101,5 +133,7 @@ def _number(where: str, name: str, text: str) -> float:
     except ValueError as error:
         raise SignalError(f"{where}: {name} {shown(text)} is no number.") from error
     if not math.isfinite(value):
-        raise SignalError(f"{where}: {name} {shown(text)} is not finite; leave out samples without a position.")
+        raise SignalError(
+            f"{where}: {name} {shown(text)} is not finite; leave out samples without a position."
+        )
     return value

@@ -38,6 +38,15 @@ class Qwen25VL(Host):
         """Return ``config`` with the same layers, each as narrow as can be."""
         return qwen_random.narrow(config)
 
-    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float], images: Images = ()) -> EncodedPrompt:
-        """Encode one user turn; M-RoPE's temporal positions count true seconds, at the clip's mean frame rate."""
+    def encode(
+        self,
+        processor: Any,
+        text: str,
+        frames: Frames,
+        window: tuple[float, float],
+        images: Images = (),
+    ) -> EncodedPrompt:
+        """Encode one user turn; M-RoPE's temporal positions count true seconds, at the clip's mean
+        frame rate.
+        """
         return encode_video(self, processor, text, frames, window, mean_rate(frames.times), images)

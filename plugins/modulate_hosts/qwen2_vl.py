@@ -1,4 +1,6 @@
-"""Qwen2-VL (arXiv 2409.12191): dynamic resolution, two frames a step, steps counted in M-RoPE whatever their time."""
+"""Qwen2-VL (arXiv 2409.12191): dynamic resolution, two frames a step, steps counted in M-RoPE
+whatever their time.
+"""
 
 from typing import Any
 
@@ -28,6 +30,13 @@ class Qwen2VL(Host):
         """Return ``config`` with the same layers, each as narrow as can be."""
         return qwen_random.narrow(config)
 
-    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float], images: Images = ()) -> EncodedPrompt:
+    def encode(
+        self,
+        processor: Any,
+        text: str,
+        frames: Frames,
+        window: tuple[float, float],
+        images: Images = (),
+    ) -> EncodedPrompt:
         """Encode one user turn."""
         return encode_video(self, processor, text, frames, window, mean_rate(frames.times), images)

@@ -1,4 +1,6 @@
-"""Qwen3-VL (arXiv 2511.21631): the time of every step is written into the prompt before its visual tokens."""
+"""Qwen3-VL (arXiv 2511.21631): the time of every step is written into the prompt before its visual
+tokens.
+"""
 
 from typing import Any
 
@@ -18,6 +20,17 @@ class Qwen3VL(Host):
         """Return ``config`` with the same layers, each as narrow as can be."""
         return qwen_random.narrow(config)
 
-    def encode(self, processor: Any, text: str, frames: Frames, window: tuple[float, float], images: Images = ()) -> EncodedPrompt:
-        """Encode one user turn; the prompt names each step's mean time on the video's own clock, to a tenth of a second."""
-        return encode_video(self, processor, text, frames, window, milliseconds(frames.times), images)
+    def encode(
+        self,
+        processor: Any,
+        text: str,
+        frames: Frames,
+        window: tuple[float, float],
+        images: Images = (),
+    ) -> EncodedPrompt:
+        """Encode one user turn; the prompt names each step's mean time on the video's own clock, to
+        a tenth of a second.
+        """
+        return encode_video(
+            self, processor, text, frames, window, milliseconds(frames.times), images
+        )

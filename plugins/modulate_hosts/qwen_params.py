@@ -13,18 +13,30 @@ class QwenParams(HostParams):
     video_min_pixels: int | None = Field(
         None,
         gt=0,
-        description="pixels that every frame of a clip has at least, enlarged if need be; null: what the model's processor says [Qwen2.5-VL: 3,136; qwen-vl-utils, which GazeQwen's code uses: 100,352]",
+        description=(
+            "pixels that every frame of a clip has at least, enlarged if need be; null: what the"
+            " model's processor says [Qwen2.5-VL: 3,136; qwen-vl-utils, which GazeQwen's code uses:"
+            " 100,352]"
+        ),
     )
     video_max_pixels: int | None = Field(
-        None, gt=0, description="pixels that every frame of a clip has at most, shrunk if need be; 28 × 28 of them, over two frames, make one visual token. null: what the model's "
-        "processor says [Qwen2.5-VL: 12,845,056; qwen-vl-utils, which GazeQwen's code uses: 602,112, 768 tokens a step]"
-    )  # fmt: skip
+        None,
+        gt=0,
+        description=(
+            "pixels that every frame of a clip has at most, shrunk if need be; 28 × 28 of them,"
+            " over two frames, make one visual token. null: what the model's processor says"
+            " [Qwen2.5-VL: 12,845,056; qwen-vl-utils, which GazeQwen's code uses: 602,112, 768"
+            " tokens a step]"
+        ),
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "QwenParams":
         low, high = self.video_min_pixels, self.video_max_pixels
         if low is not None and high is not None and low > high:
-            raise ValueError(f"video_min_pixels ({low}) must not be above video_max_pixels ({high})")
+            raise ValueError(
+                f"video_min_pixels ({low}) must not be above video_max_pixels ({high})"
+            )
         return self
 
 

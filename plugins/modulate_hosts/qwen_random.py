@@ -1,7 +1,9 @@
-"""Qwen-VL models without their weights: configurations kept here, a processor with a stand-in tokenizer, narrow twins.
+"""Qwen-VL models without their weights: configurations kept here, a processor with a stand-in
+tokenizer, narrow twins.
 
-Visual tokens are counted exactly as for the real model, since the image and video processors are transformers' own with the model's parameters. Text
-is counted about right: the stand-in tokenizer makes a token of every piece of up to five letters, and has the real ids of the special tokens.
+Visual tokens are counted exactly as for the real model, since the image and video processors are
+transformers' own with the model's parameters. Text is counted about right: the stand-in tokenizer
+makes a token of every piece of up to five letters, and has the real ids of the special tokens.
 """
 
 import copy
@@ -15,26 +17,34 @@ CONFIGS = Path(__file__).parent / "configs"
 
 #: The format of a conversation (ChatML), as the family's models were trained on it.
 TEMPLATE = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful"
+    " assistant.<|im_end|>\n{% endif %}{% for message in messages %}<|im_start|>{{ message.role"
+    " }}\n{% if message.content is string %}{{ message.content }}{% else %}{% for part in"
+    " message.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{%"
+    " elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text"
+    " }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt"
+    " %}<|im_start|>assistant\n{% endif %}"
 )
 
 PIECE = r" ?\p{L}{1,5}|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 UNKNOWN = "<piece>"
-"""The token that all pieces share but single letters, digits and signs, which have their own (answers are letters)."""
+"""The token that all pieces share but single letters, digits and signs, which have their own
+(answers are letters).
+"""
 
 
 def kept(path: str) -> dict[str, Any]:
-    """Return what is kept of the model with the hub id ``path``. Raises :class:`HostError` naming those that are."""
+    """Return what is kept of the model with the hub id ``path``.
+
+    Raises :class:`HostError` naming those that are.
+    """
     name = path.rpartition("/")[2]
     names = {file.stem: file for file in CONFIGS.glob("*.json")}
     if name not in names:
-        raise HostError(f"No configuration of {path!r} is kept here; give a folder with its config.json as path. {near_matches(name, names)}")
+        raise HostError(
+            f"No configuration of {path!r} is kept here; give a folder with its config.json as"
+            f" path. {near_matches(name, names)}"
+        )
     found: dict[str, Any] = json.loads(names[name].read_text(encoding="utf-8"))
     return found
 
@@ -53,10 +63,16 @@ def processor(path: str) -> Any:
 
     facts = kept(path)
     vision = facts["config"]["vision_config"]
-    sizes = {"patch_size": vision["patch_size"], "merge_size": vision["spatial_merge_size"], "temporal_patch_size": vision["temporal_patch_size"]}
+    sizes = {
+        "patch_size": vision["patch_size"],
+        "merge_size": vision["spatial_merge_size"],
+        "temporal_patch_size": vision["temporal_patch_size"],
+    }
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=dict(facts["pixels"]), **sizes),
-        video_processor=Qwen2VLVideoProcessor(size=dict(facts["pixels"]), cap_pixels_per_frame=False, **sizes),
+        video_processor=Qwen2VLVideoProcessor(
+            size=dict(facts["pixels"]), cap_pixels_per_frame=False, **sizes
+        ),
         tokenizer=tokenizer(facts["tokens"]),
         chat_template=TEMPLATE,
     )
@@ -71,18 +87,32 @@ def tokenizer(special: dict[str, int]) -> Any:
     vocabulary = {token: i for i, token in enumerate([UNKNOWN, *signs])}
     bare = Tokenizer(models.WordLevel({**vocabulary, **special}, unk_token=UNKNOWN))
     bare.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
-    bare.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    bare.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bare, unk_token=UNKNOWN, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left", clean_up_tokenization_spaces=False
+        tokenizer_object=bare,
+        unk_token=UNKNOWN,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
     )
 
 
 def narrow(config: Any) -> Any:
-    """Return a copy of ``config`` with every decoder layer, of one head and as many channels, and as shallow a vision tower as its taps allow."""
+    """Return a copy of ``config`` with every decoder layer, of one head and as many channels, and
+    as shallow a vision tower as its taps allow.
+    """
     small = copy.deepcopy(config)
     text, vision = small.get_text_config(), small.vision_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    text.hidden_size, text.intermediate_size, text.num_attention_heads, text.num_key_value_heads = head, 32, 1, 1
+    text.hidden_size, text.intermediate_size, text.num_attention_heads, text.num_key_value_heads = (
+        head,
+        32,
+        1,
+        1,
+    )
     side = getattr(vision, "embed_dim", vision.hidden_size) // vision.num_heads
     taps = getattr(vision, "deepstack_visual_indexes", None)
     vision.num_heads, vision.intermediate_size, vision.depth = 1, 32, 1 + max(taps or [0])

@@ -15,33 +15,67 @@ from modulate.interfaces.visual_grid import visual_grid
 Images = Sequence[NDArray[np.uint8]]
 
 INPUTS = (
-    "input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
-)  # fmt: skip
+    "input_ids",
+    "attention_mask",
+    "mm_token_type_ids",
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "second_per_grid_ts",
+)
 
 
 def mean_rate(times: Sequence[float]) -> dict[str, Any]:
-    """Return video metadata with the true mean frame rate, for families that know time by rate alone (without metadata 24 fps are assumed)."""
-    # A single frame has no rate of its own: one second a frame is as good as any, there is only one step.
+    """Return video metadata with the true mean frame rate, for families that know time by rate
+    alone (without metadata 24 fps are assumed).
+    """
+    # A single frame has no rate of its own: one second a frame is as good as any, there is only one
+    # step.
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
-    return {"total_num_frames": len(times), "fps": rate, "frames_indices": list(range(len(times))), "duration": len(times) / rate}
+    return {
+        "total_num_frames": len(times),
+        "fps": rate,
+        "frames_indices": list(range(len(times))),
+        "duration": len(times) / rate,
+    }
 
 
 def milliseconds(times: Sequence[float]) -> dict[str, Any]:
-    """Return video metadata with every frame's own time, for families that write times into the prompt: frame ``i`` of 1000 a second is at i ms."""
+    """Return video metadata with every frame's own time, for families that write times into the
+    prompt: frame ``i`` of 1000 a second is at i ms.
+    """
     indices = [round(1000 * t) for t in times]
-    return {"total_num_frames": indices[-1] + 1, "fps": 1000.0, "frames_indices": indices, "duration": times[-1]}
+    return {
+        "total_num_frames": indices[-1] + 1,
+        "fps": 1000.0,
+        "frames_indices": indices,
+        "duration": times[-1],
+    }
 
 
 def encode_video(
-    host: Host, processor: Any, text: str, frames: Frames, window: tuple[float, float], metadata: dict[str, Any], images: Images = ()
+    host: Host,
+    processor: Any,
+    text: str,
+    frames: Frames,
+    window: tuple[float, float],
+    metadata: dict[str, Any],
+    images: Images = (),
 ) -> EncodedPrompt:
     """Encode one user turn: ``images`` (height, width, 3) if any, the clip, then ``text``.
 
-    ``metadata`` tells the processor when the frames are; none of them are left out. Raises :class:`HostError` when the placeholders in the
-    prompt do not match the grid.
+    ``metadata`` tells the processor when the frames are; none of them are left out. Raises
+    :class:`HostError` when the placeholders in the prompt do not match the grid.
     """
-    content = [*({"type": "image"} for _ in images), {"type": "video"}, {"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    content = [
+        *({"type": "image"} for _ in images),
+        {"type": "video"},
+        {"type": "text", "text": text},
+    ]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
     times = list(frames.times)
     encoded = processor(
         text=[prompt],
@@ -54,10 +88,17 @@ def encode_video(
     inputs = {k: torch.as_tensor(v) for k, v in encoded.items() if k in INPUTS}
     steps, height, width = inputs["video_grid_thw"][0].tolist()
     merge = host.config.vision_config.spatial_merge_size
-    grid = visual_grid(times, host.config.vision_config.temporal_patch_size, height // merge, width // merge, window)
+    grid = visual_grid(
+        times,
+        host.config.vision_config.temporal_patch_size,
+        height // merge,
+        width // merge,
+        window,
+    )
     placeholders = int((inputs["input_ids"] == host.visual_ids["video"]).sum())
     if grid.steps != steps or grid.tokens != placeholders:
         raise HostError(
-            f"The processor made {steps} steps and {placeholders} placeholders of {len(times)} frames, the grid has {grid.steps} steps and {grid.tokens} tokens."
+            f"The processor made {steps} steps and {placeholders} placeholders of {len(times)}"
+            f" frames, the grid has {grid.steps} steps and {grid.tokens} tokens."
         )
     return EncodedPrompt(inputs, grid)

@@ -7,7 +7,9 @@ from modulate.interfaces.visual_grid import VisualGrid
 
 
 class VideoLlava(Host):
-    """Video-LLaVA: of every video frame the first placeholder is the vision tower's class token, which shows no place."""
+    """Video-LLaVA: of every video frame the first placeholder is the vision tower's class token,
+    which shows no place.
+    """
 
     model_types = ("video_llava",)
 
@@ -16,4 +18,6 @@ class VideoLlava(Host):
         if grid.steps == 1:
             return range(grid.tokens)
         n = grid.tokens_per_step
-        return [place for step in range(grid.steps) for place in (-1, *range(step * n, (step + 1) * n))]
+        return [
+            place for step in range(grid.steps) for place in (-1, *range(step * n, (step + 1) * n))
+        ]

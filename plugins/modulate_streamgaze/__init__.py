@@ -1,4 +1,7 @@
-"""StreamGaze (arXiv 2512.01707) and every data set that is laid out on disk as it is. Importing this package imports no torch."""
+"""StreamGaze (arXiv 2512.01707) and every data set that is laid out on disk as it is.
+
+Importing this package imports no torch.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,7 @@
-"""``modulate data …``: look at a StreamGaze tree, make its fixation files, export results. Heavy modules are imported when a command runs."""
+"""``modulate data …``: look at a StreamGaze tree, make its fixation files, export results.
+
+Heavy modules are imported when a command runs.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -17,28 +20,52 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound="BaseModel")
 
-data = typer.Typer(name="data", help="StreamGaze's files: check them, make fixations of gaze, export results.", no_args_is_help=True)
+data = typer.Typer(
+    name="data",
+    help="StreamGaze's files: check them, make fixations of gaze, export results.",
+    no_args_is_help=True,
+)
 
 RECIPE = "gazeqwen"
 
 
 @data.command()
 def check(
-    root: Annotated[Path, typer.Argument(help="Folder that holds qa/*.json, the videos and the fixations.")],
+    root: Annotated[
+        Path, typer.Argument(help="Folder that holds qa/*.json, the videos and the fixations.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: sampling.max_frames=3, data.params.present_seconds=30 …")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Changes to the recipe: sampling.max_frames=3, data.params.present_seconds=30 …",
+        ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Recipe whose sampling and data set parameters are looked at; a shipped name or a file.")] = RECIPE,
-    frames_per_step: Annotated[int, typer.Option(min=1, help="Frames that the host merges into one time step; Qwen-VL: 2.")] = 2,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "Recipe whose sampling and data set parameters are looked at; a shipped name or a"
+                " file."
+            )
+        ),
+    ] = RECIPE,
+    frames_per_step: Annotated[
+        int, typer.Option(min=1, help="Frames that the host merges into one time step; Qwen-VL: 2.")
+    ] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a data tree, task by task: files, durations, fixations, share of questions with active gaze. Exit code 1 when something would fail in training."""
+    """Check a data tree, task by task: files, durations, fixations, share of questions with active
+    gaze. Exit code 1 when something would fail in training.
+    """
     from modulate.cli.progress import bars
     from modulate_streamgaze.data_check import check_data
 
     dataset, sampling, note = _settings(root, recipe, overrides or [])
     with bars() as shown:
-        report = check_data(dataset, sampling, frames_per_step, lambda: shown.counted("videos", 1, None))
+        report = check_data(
+            dataset, sampling, frames_per_step, lambda: shown.counted("videos", 1, None)
+        )
     if note:
         report.add("info", note)
     if as_json:
@@ -50,7 +77,9 @@ def check(
 
 
 def _settings(root: Path, recipe: str, overrides: list[str]) -> "tuple[StreamGaze, Sampling, str]":
-    """Return the data set in ``root`` and the sampling that a recipe says, and a note where they are not the recipe's."""
+    """Return the data set in ``root`` and the sampling that a recipe says, and a note where they
+    are not the recipe's.
+    """
     import json
 
     from modulate.config.recipe import load_recipe, override, recipe_paths
@@ -62,13 +91,24 @@ def _settings(root: Path, recipe: str, overrides: list[str]) -> "tuple[StreamGaz
         for text in overrides:
             override(tree, text)
         sampling = _valid(Sampling, "sampling", tree.get("sampling", {}))
-        params = _valid(StreamGazeParams, "data.params", {**tree.get("data", {}).get("params", {}), "root": root})
-        return StreamGaze(params), sampling, f"There is no recipe {recipe!r} here: default parameters, and the sampling given."
+        params = _valid(
+            StreamGazeParams,
+            "data.params",
+            {**tree.get("data", {}).get("params", {}), "root": root},
+        )
+        return (
+            StreamGaze(params),
+            sampling,
+            f"There is no recipe {recipe!r} here: default parameters, and the sampling given.",
+        )
     found = load_recipe(recipe, [*overrides, f"data.params.root={json.dumps(str(root))}"])
     cls, params = found.data.resolved("dataset")
     if isinstance(cls, type) and issubclass(cls, StreamGaze):
         return cls(params), found.sampling, ""
-    note = f"The recipe {recipe!r} is of the data set {found.data.name!r}: its sampling is used, and StreamGaze's default parameters."
+    note = (
+        f"The recipe {recipe!r} is of the data set {found.data.name!r}: its sampling is used, and"
+        " StreamGaze's default parameters."
+    )
     return StreamGaze(StreamGazeParams(root=root)), found.sampling, note
 
 
@@ -91,26 +131,65 @@ def _print(report: "DataReport") -> None:
     console = Console()
     console.width = max(console.width, 144)
     table = Table(title=f"{report.root}: {report.sampling}", title_justify="left", box=box.SIMPLE)
-    for name in ("task", "questions", "videos", "missing", "seconds", "beyond", "fixations", "none", "midpoint", "overlap"):
+    for name in (
+        "task",
+        "questions",
+        "videos",
+        "missing",
+        "seconds",
+        "beyond",
+        "fixations",
+        "none",
+        "midpoint",
+        "overlap",
+    ):
         table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for name, t in report.tasks.items():
         lengths = " / ".join(f"{s:.0f}" for s in t.seconds) if t.seconds else "–"
-        gaze = ["–" if t.fixations is None else f"{t.fixations:g}", _percent(t.without), *(_percent(t.active.get(mode)) for mode in ("midpoint", "overlap"))]
-        table.add_row(name, f"{t.questions:,}", str(t.videos), str(t.missing), lengths, str(t.beyond), *gaze)
+        gaze = [
+            "–" if t.fixations is None else f"{t.fixations:g}",
+            _percent(t.without),
+            *(_percent(t.active.get(mode)) for mode in ("midpoint", "overlap")),
+        ]
+        table.add_row(
+            name, f"{t.questions:,}", str(t.videos), str(t.missing), lengths, str(t.beyond), *gaze
+        )
     console.print(table)
     console.print(
-        "seconds: shortest, median and longest video; beyond: questions after their video's end; fixations: median number in a question's clip; "
-        "none: questions without any; midpoint, overlap: questions whose gaze is active at some sampled step.",
+        "seconds: shortest, median and longest video; beyond: questions after their video's end;"
+        " fixations: median number in a question's clip; none: questions without any; midpoint,"
+        " overlap: questions whose gaze is active at some sampled step.",
         highlight=False,
     )
-    for title, counts in (("Videos by split", report.splits), ("Key conventions", report.conventions)):
+    for title, counts in (
+        ("Videos by split", report.splits),
+        ("Key conventions", report.conventions),
+    ):
         if counts:
-            console.print(f"{title}: {', '.join(f'{name} {n}' for name, n in counts.items())}.", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"{title}: {', '.join(f'{name} {n}' for name, n in counts.items())}.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
     style = {"error": "bold red", "warning": "yellow", "info": ""}
     for finding in report.findings:
-        console.print(f"{finding.level}: {finding.text}", style=style[finding.level], markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{finding.level}: {finding.text}",
+            style=style[finding.level],
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     errors = sum(f.level == "error" for f in report.findings)
-    console.print("Nothing here would fail in training." if report.ok else f"{errors} error{'s' if errors > 1 else ''}.", highlight=False)
+    console.print(
+        (
+            "Nothing here would fail in training."
+            if report.ok
+            else f"{errors} error{'s' if errors > 1 else ''}."
+        ),
+        highlight=False,
+    )
 
 
 def _percent(share: float | None) -> str:
@@ -119,16 +198,57 @@ def _percent(share: float | None) -> str:
 
 @data.command()
 def fixations(
-    source: Annotated[str, typer.Argument(help="Whose gaze files: egtea, egoexolearn, ego4d or holoassist.")],
-    gaze: Annotated[Path, typer.Argument(help="Folder of the gaze files, searched with sub-folders.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write <stem>_fixation_filtered.csv into; files that are there stay.")],
-    videos: Annotated[Path | None, typer.Option(help="Folder of the videos: only theirs are made, and frame sizes are read from them.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Width of the videos in pixels, where no videos are named.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Height of the videos in pixels, where no videos are named; only holoassist needs it.")] = None,
-    preset: Annotated[str, typer.Option(help="How fixations are extracted. streamgaze: as the benchmark's code, of 2.5 s and more; gazeqwen: of 2 s and more, as in GazeQwen's file.")] = "streamgaze",
-    radius: Annotated[float | None, typer.Option(help="Radius of a fixation, fraction of the frame, instead of the preset's.")] = None,
-    min_seconds: Annotated[float | None, typer.Option(help="Shortest fixation, s, instead of the preset's.")] = None,
-    untracked: Annotated[str | None, typer.Option(help="Samples without gaze: keep (as the benchmark) or drop.")] = None,
+    source: Annotated[
+        str, typer.Argument(help="Whose gaze files: egtea, egoexolearn, ego4d or holoassist.")
+    ],
+    gaze: Annotated[
+        Path, typer.Argument(help="Folder of the gaze files, searched with sub-folders.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder to write <stem>_fixation_filtered.csv into; files that are there stay."
+        ),
+    ],
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the videos: only theirs are made, and frame sizes are read from them."
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Width of the videos in pixels, where no videos are named."),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=(
+                "Height of the videos in pixels, where no videos are named; only holoassist"
+                " needs it."
+            ),
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "How fixations are extracted. streamgaze: as the benchmark's code, of 2.5 s and"
+                " more; gazeqwen: of 2 s and more, as in GazeQwen's file."
+            )
+        ),
+    ] = "streamgaze",
+    radius: Annotated[
+        float | None,
+        typer.Option(help="Radius of a fixation, fraction of the frame, instead of the preset's."),
+    ] = None,
+    min_seconds: Annotated[
+        float | None, typer.Option(help="Shortest fixation, s, instead of the preset's.")
+    ] = None,
+    untracked: Annotated[
+        str | None, typer.Option(help="Samples without gaze: keep (as the benchmark) or drop.")
+    ] = None,
 ) -> None:
     """Make fixation files of a data set's own gaze files. Exit code 1 when one cannot be made."""
     from pydantic import ValidationError
@@ -143,31 +263,63 @@ def fixations(
         raise DataError(f"Unknown source of gaze {source!r}. {near_matches(source, SOURCES)}")
     if preset not in PRESETS:
         raise DataError(f"Unknown preset {preset!r}. {near_matches(preset, PRESETS)}")
-    given = {k: v for k, v in {"radius": radius, "min_seconds": min_seconds, "untracked": untracked}.items() if v is not None}
+    given = {
+        k: v
+        for k, v in {"radius": radius, "min_seconds": min_seconds, "untracked": untracked}.items()
+        if v is not None
+    }
     try:
         extraction = Extraction.model_validate({**PRESETS[preset].model_dump(), **given})
     except ValidationError as error:
-        raise DataError("; ".join(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']!r}" for e in error.errors()) + ".") from error
+        raise DataError(
+            "; ".join(
+                f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']!r}"
+                for e in error.errors()
+            )
+            + "."
+        ) from error
     found = find_gaze({source: gaze})  # type: ignore[dict-item]
     files = find_videos(videos) if videos is not None else {}
-    size = size_of(files) if videos is not None else lambda stem: (width, height or 1) if width and (height or source != "holoassist") else None
+    size = (
+        size_of(files)
+        if videos is not None
+        else lambda stem: (
+            (width, height or 1) if width and (height or source != "holoassist") else None
+        )
+    )
     stems = sorted(files or found)
     if not stems:
         raise DataError(f"{gaze} holds no gaze file of {source}.")
     with bars() as shown:
-        made = make_fixations(stems, found, out, extraction, size, lambda: shown.counted("recordings", 1, len(stems)))
-    typer.echo(f"Wrote {made.files} files with {made.fixations} fixations to {out}; {made.kept} were there before.")
-    typer.echo(f"Of {made.frames:,} frames {made.untracked:,} have no gaze and {made.outside:,} have it outside the frame.")
+        made = make_fixations(
+            stems, found, out, extraction, size, lambda: shown.counted("recordings", 1, len(stems))
+        )
+    typer.echo(
+        f"Wrote {made.files} files with {made.fixations} fixations to {out}; {made.kept} were there"
+        " before."
+    )
+    typer.echo(
+        f"Of {made.frames:,} frames {made.untracked:,} have no gaze and {made.outside:,} have it"
+        " outside the frame."
+    )
     if made.corner:
-        typer.echo(f"Note: {made.corner} fixations lie at (0, 0): frames without gaze, which the benchmark keeps. --untracked drop leaves them out.")
+        typer.echo(
+            f"Note: {made.corner} fixations lie at (0, 0): frames without gaze, which the benchmark"
+            " keeps. --untracked drop leaves them out."
+        )
     if made.clamped:
         moved, left = (sum(counts) for counts in zip(*made.clamped.values(), strict=True))
         typer.echo(
-            f"Note: gaze outside the frame was moved to its edge, which changes which fixations there are: {moved} of the {made.fixations} exist only because of that, "
-            f"{left} would exist only without it ({len(made.clamped)} of {made.files} videos)." + (" The benchmark leaves HoloAssist's where it is." if source == "holoassist" else "")
+            "Note: gaze outside the frame was moved to its edge, which changes which fixations"
+            f" there are: {moved} of the {made.fixations} exist only because of that, {left} would"
+            f" exist only without it ({len(made.clamped)} of {made.files} videos)."
+            + (" The benchmark leaves HoloAssist's where it is." if source == "holoassist" else "")
         )
     if made.lacking:
-        typer.echo(f"{len(made.lacking)} of {len(stems)} videos have no gaze file: {', '.join(made.lacking[:3])}{' …' if len(made.lacking) > 3 else ''}.")
+        typer.echo(
+            f"{len(made.lacking)} of {len(stems)} videos have no gaze file:"
+            f" {', '.join(made.lacking[:3])}{' …' if len(made.lacking) > 3 else ''}."
+        )
     for stem, reason in made.failed.items():
         typer.echo(f"Failed: {stem}: {reason}", err=True)
     if made.failed or made.lacking:
@@ -178,14 +330,34 @@ def fixations(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="Folder to write <task>_output.json into.")],
-    condition: Annotated[str | None, typer.Option(help="Condition whose answers are written; by default the one that was trained.")] = None,
-    split: Annotated[str, typer.Option(help="Split that was evaluated: test, train, val or all.")] = "test",
-    qa: Annotated[Path | None, typer.Option(help="Folder of the question files; by default that of the run's data.")] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            help="Condition whose answers are written; by default the one that was trained."
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Split that was evaluated: test, train, val or all.")
+    ] = "test",
+    qa: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the question files; by default that of the run's data."),
+    ] = None,
     allow_failed: Annotated[
-        bool, typer.Option("--allow-failed", help="Export answers that failed, with empty replies, which the benchmark's scorer counts as wrong; else any is an error.")
+        bool,
+        typer.Option(
+            "--allow-failed",
+            help=(
+                "Export answers that failed, with empty replies, which the benchmark's scorer"
+                " counts as wrong; else any is an error."
+            ),
+        ),
     ] = False,
 ) -> None:
-    """Write a run's answers in the benchmark's own result format. Answers that failed are refused, unless they are allowed; then they are counted."""
+    """Write a run's answers in the benchmark's own result format.
+
+    Answers that failed are refused, unless they are allowed; then they are counted.
+    """
     from collections import Counter
 
     from modulate.runs.run import Run
@@ -194,7 +366,10 @@ def export(
     opened = Run.open(run)
     if qa is None:
         if "root" not in opened.recipe.data.params:
-            raise DataError(f"The run's data set {opened.recipe.data.name!r} names no root; name the folder of the question files with --qa.")
+            raise DataError(
+                f"The run's data set {opened.recipe.data.name!r} names no root; name the folder of"
+                " the question files with --qa."
+            )
         qa = Path(str(opened.recipe.data.params["root"])).expanduser() / "qa"
     name, rule = condition or opened.recipe.training.condition, opened.recipe.evaluation.failed
     answers = exporting.answers_of(opened.predictions(split), name)
@@ -204,6 +379,9 @@ def export(
     counts = exporting.export(answers, qa, out, name)
     by_task = Counter(p.task for p in failed)
     for task, n in counts.items():
-        typer.echo(f"{out / f'{task}_output.json'}: {n} answers" + (f", of which {by_task[task]} failed" if by_task[task] else ""))
+        typer.echo(
+            f"{out / f'{task}_output.json'}: {n} answers"
+            + (f", of which {by_task[task]} failed" if by_task[task] else "")
+        )
     if failed:
         typer.echo(f"Warning: {exporting.failures(failed, len(answers), rule)}", err=True)

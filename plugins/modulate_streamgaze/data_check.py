@@ -1,4 +1,7 @@
-"""What a StreamGaze tree on disk holds, task by task, and what of it would fail in training. Nothing is decoded but each video's first frame."""
+"""What a StreamGaze tree on disk holds, task by task, and what of it would fail in training.
+
+Nothing is decoded but each video's first frame.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +29,16 @@ MODES: tuple[Mode, ...] = ("midpoint", "overlap")
 CHUNK = 64  # clips aligned at once
 KNOWN = {
     "entry": {"video_path", "video", "response_time", "questions", "viewer", "participant"},
-    "question": {"question", "time_stamp", "answer", "options", "task_type", "first_appearance", "target_object", "test_info"},
+    "question": {
+        "question",
+        "time_stamp",
+        "answer",
+        "options",
+        "task_type",
+        "first_appearance",
+        "target_object",
+        "test_info",
+    },
     "test point": {"realtime", "type", "input_video_clip", "salience_map_path"},
 }
 """Keys of the published question files; all others are kept and counted."""
@@ -36,9 +48,11 @@ KNOWN = {
 class Task:
     """Figures of one task, proactive questions counted by test point.
 
-    ``seconds``: (shortest, median, longest) of its videos. ``beyond``: questions after their video's end. ``clips``: questions whose gaze could be
-    looked at; of these ``fixations`` is the median number in the clip and ``without`` the share of clips with none. ``active``: the
-    share whose gaze is active at some step, by mode; ``active_training``: the same under the frame cap of training, where there is one.
+    ``seconds``: (shortest, median, longest) of its videos. ``beyond``: questions after their
+    video's end. ``clips``: questions whose gaze could be looked at; of these ``fixations`` is the
+    median number in the clip and ``without`` the share of clips with none. ``active``: the share
+    whose gaze is active at some step, by mode; ``active_training``: the same under the frame cap of
+    training, where there is one.
     """
 
     questions: int = 0
@@ -55,7 +69,9 @@ class Task:
 
 @dataclass
 class DataReport:
-    """All that was found. ``conventions`` and ``unknown`` count keys of the question files; ``splits`` counts videos."""
+    """All that was found. ``conventions`` and ``unknown`` count keys of the question files;
+    ``splits`` counts videos.
+    """
 
     root: str
     sampling: str
@@ -79,10 +95,16 @@ class DataReport:
         return {"ok": self.ok, **asdict(self)}
 
 
-def check_data(data: StreamGaze, sampling: Sampling, frames_per_step: int = 2, advance: Callable[[], object] = lambda: None) -> DataReport:
+def check_data(
+    data: StreamGaze,
+    sampling: Sampling,
+    frames_per_step: int = 2,
+    advance: Callable[[], object] = lambda: None,
+) -> DataReport:
     """Read a whole tree as ``data`` is set to; what is wrong becomes findings, never an exception.
 
-    ``frames_per_step``: frames that the host merges into one step (Qwen-VL: 2). ``advance()`` is called for every video looked at.
+    ``frames_per_step``: frames that the host merges into one step (Qwen-VL: 2). ``advance()`` is
+    called for every video looked at.
     """
     report = DataReport(str(data.root), _described(sampling, frames_per_step))
     items = _questions(report, data)
@@ -99,13 +121,23 @@ def check_data(data: StreamGaze, sampling: Sampling, frames_per_step: int = 2, a
 
 def _described(sampling: Sampling, frames_per_step: int) -> str:
     rates = (
-        f"{sampling.fps:g}" if isinstance(sampling.fps, float) else ", ".join(f"{r.fps:g}" + (f" to {r.up_to:g} s" if r.up_to else "") for r in sampling.fps)
+        f"{sampling.fps:g}"
+        if isinstance(sampling.fps, float)
+        else ", ".join(
+            f"{r.fps:g}" + (f" to {r.up_to:g} s" if r.up_to else "") for r in sampling.fps
+        )
     )
-    cap = f"{sampling.max_frames}" + (f" ({sampling.train_max_frames} in training)" if sampling.train_max_frames else "")
-    return f"{rates} frames a second, at most {cap}, {frames_per_step} to a step, clock: {sampling.clock}"
+    cap = f"{sampling.max_frames}" + (
+        f" ({sampling.train_max_frames} in training)" if sampling.train_max_frames else ""
+    )
+    return (
+        f"{rates} frames a second, at most {cap}, {frames_per_step} to a step, clock:"
+        f" {sampling.clock}"
+    )
 
 
-# --- files ------------------------------------------------------------------------------------------------------------------------------
+# --- files
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
 def _questions(report: DataReport, data: StreamGaze) -> dict[str, list[Item]]:
@@ -116,9 +148,15 @@ def _questions(report: DataReport, data: StreamGaze) -> dict[str, list[Item]]:
         return {}
     wanted = data.params.tasks or TASKS
     for name in sorted(files.keys() - set(TASKS)):
-        report.add("error" if data.params.tasks is None else "info", f"{files[name]} is no task of StreamGaze; move it, or name the tasks to use.")
+        report.add(
+            "error" if data.params.tasks is None else "info",
+            f"{files[name]} is no task of StreamGaze; move it, or name the tasks to use.",
+        )
     for name in (task for task in wanted if task not in files):
-        report.add("error" if data.params.tasks else "warning", f"There is no question file for the task {name}.")
+        report.add(
+            "error" if data.params.tasks else "warning",
+            f"There is no question file for the task {name}.",
+        )
     items, counts, unknown = dict[str, list[Item]](), Counter[str](), Counter[str]()
     for task in (task for task in TASKS if task in files):
         found, problems, entries = usable_questions(files[task])
@@ -126,17 +164,25 @@ def _questions(report: DataReport, data: StreamGaze) -> dict[str, list[Item]]:
         if task not in wanted:
             continue
         if problems:
-            report.add("error", f"{task}: {len(problems)} entries cannot be read. First: {problems[0]}")
+            report.add(
+                "error", f"{task}: {len(problems)} entries cannot be read. First: {problems[0]}"
+            )
         _count_keys(entries, family(task) == "proactive", counts, unknown)
     report.conventions, report.unknown = dict(sorted(counts.items())), dict(sorted(unknown.items()))
     if unknown:
-        report.add("info", f"Keys that are not used, but kept: {', '.join(f'{key} ({n})' for key, n in report.unknown.items())}.")
+        report.add(
+            "info",
+            "Keys that are not used, but kept:"
+            f" {', '.join(f'{key} ({n})' for key, n in report.unknown.items())}.",
+        )
     if not any(items.get(task) for task in wanted):
         report.add("error", f"{data.root / 'qa'} holds no question that can be read.")
     return items
 
 
-def _count_keys(entries: Iterable[Any], proactive: bool, counts: Counter[str], unknown: Counter[str]) -> None:
+def _count_keys(
+    entries: Iterable[Any], proactive: bool, counts: Counter[str], unknown: Counter[str]
+) -> None:
     for entry in (e for e in entries if isinstance(e, dict)):
         questions = [q for q in _list(entry.get("questions")) if isinstance(q, dict)]
         points = [p for q in questions for p in _list(q.get("test_info")) if isinstance(p, dict)]
@@ -148,9 +194,22 @@ def _count_keys(entries: Iterable[Any], proactive: bool, counts: Counter[str], u
         )
         counts.update(f"video under {key}" for key in ("video_path", "video") if key in entry)
         for question in () if proactive else questions:
-            counts["task_type given" if "task_type" in question else "task_type from the file's name"] += 1
-        times = [p.get("realtime") for p in points] if proactive else [q.get("time_stamp") for q in questions]
-        counts.update("times in seconds" if isinstance(time, int | float) or ":" not in str(time) else "times by the clock" for time in times)
+            counts[
+                "task_type given" if "task_type" in question else "task_type from the file's name"
+            ] += 1
+        times = (
+            [p.get("realtime") for p in points]
+            if proactive
+            else [q.get("time_stamp") for q in questions]
+        )
+        counts.update(
+            (
+                "times in seconds"
+                if isinstance(time, int | float) or ":" not in str(time)
+                else "times by the clock"
+            )
+            for time in times
+        )
         clips = sum("input_video_clip" in p for p in points)
         if clips:
             counts["test points with input_video_clip"] += clips
@@ -160,10 +219,18 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _used(report: DataReport, data: StreamGaze, items: dict[str, list[Item]]) -> dict[str, list[Item]]:
-    """Return the items of the tasks in use whose videos are not left out on purpose; all of them when the split cannot be made."""
+def _used(
+    report: DataReport, data: StreamGaze, items: dict[str, list[Item]]
+) -> dict[str, list[Item]]:
+    """Return the items of the tasks in use whose videos are not left out on purpose; all of them
+    when the split cannot be made.
+    """
     data.items = items
-    found = {task: its for task, its in items.items() if data.params.tasks is None or task in data.params.tasks}
+    found = {
+        task: its
+        for task, its in items.items()
+        if data.params.tasks is None or task in data.params.tasks
+    }
     if not items:
         return found
     try:
@@ -175,10 +242,14 @@ def _used(report: DataReport, data: StreamGaze, items: dict[str, list[Item]]) ->
     for name in ("train", "val", "test"):
         if not any(splits[item.stem] == name for its in found.values() for item in its):
             report.add("error", f"The split {name!r} has no question.")
-    return {task: [item for item in its if splits[item.stem] != UNUSED] for task, its in found.items()}
+    return {
+        task: [item for item in its if splits[item.stem] != UNUSED] for task, its in found.items()
+    }
 
 
-def _videos(report: DataReport, data: StreamGaze, stems: Sequence[str], advance: Callable[[], object]) -> dict[str, VideoInfo]:
+def _videos(
+    report: DataReport, data: StreamGaze, stems: Sequence[str], advance: Callable[[], object]
+) -> dict[str, VideoInfo]:
     try:
         files: Mapping[str, Path] = data.video_files
     except ModulateError as error:
@@ -193,7 +264,11 @@ def _videos(report: DataReport, data: StreamGaze, stems: Sequence[str], advance:
             broken[stem] = str(error)
         advance()
     if broken:
-        report.add("error", f"{len(broken)} of {len(stems)} videos cannot be read. First: {next(iter(broken.values()))}")
+        report.add(
+            "error",
+            f"{len(broken)} of {len(stems)} videos cannot be read. First:"
+            f" {next(iter(broken.values()))}",
+        )
     return infos
 
 
@@ -203,13 +278,22 @@ def _people(report: DataReport, data: StreamGaze, stems: Sequence[str]) -> None:
     except ModulateError as error:
         report.add("error", str(error))
         people = data.people = People({stem: {} for stem in stems}, ())
-    counts = {what: sum(what in people.known.get(stem, {}) for stem in stems) for what in ("participant", "source")}
-    report.add("info", f"Of {len(stems)} videos the participant is known for {counts['participant']}, the data set for {counts['source']}.")
+    counts = {
+        what: sum(what in people.known.get(stem, {}) for stem in stems)
+        for what in ("participant", "source")
+    }
+    report.add(
+        "info",
+        f"Of {len(stems)} videos the participant is known for {counts['participant']}, the data set"
+        f" for {counts['source']}.",
+    )
 
 
 def _scanpaths(report: DataReport, data: StreamGaze, stems: Sequence[str]) -> dict[str, Scanpath]:
     if not data.params.fixations:
-        report.add("info", "No fixations are asked for (`fixations` is empty): samples carry no gaze.")
+        report.add(
+            "info", "No fixations are asked for (`fixations` is empty): samples carry no gaze."
+        )
         return {}
     try:
         files: Mapping[str, Path] = data.fixation_files
@@ -228,15 +312,22 @@ def _scanpaths(report: DataReport, data: StreamGaze, stems: Sequence[str]) -> di
         except ModulateError as error:
             broken.append(str(error))
     if broken:
-        report.add("error", f"{len(broken)} of {len(stems)} fixation files cannot be read. First: {broken[0]}")
+        report.add(
+            "error",
+            f"{len(broken)} of {len(stems)} fixation files cannot be read. First: {broken[0]}",
+        )
     _clamped(report, data, stems, sum(map(len, found.values())))
     if outside:
-        report.add("info", f"{outside} of {sum(map(len, found.values()))} fixations lie outside the frame.")
+        report.add(
+            "info", f"{outside} of {sum(map(len, found.values()))} fixations lie outside the frame."
+        )
     return found
 
 
 def _clamped(report: DataReport, data: StreamGaze, stems: Sequence[str], total: int) -> None:
-    """Say how many fixations there are, or are not, because gaze outside the frame was moved to its edge when they were made."""
+    """Say how many fixations there are, or are not, because gaze outside the frame was moved to its
+    edge when they were made.
+    """
     try:
         known = read_clamped(data.root / folder for folder in data.params.fixations)
     except ModulateError as error:
@@ -247,20 +338,28 @@ def _clamped(report: DataReport, data: StreamGaze, stems: Sequence[str], total: 
         moved, left = (sum(numbers) for numbers in zip(*counts, strict=True))
         report.add(
             "info",
-            f"Gaze outside the frame was moved to its edge when fixations were made: {moved} of {total} fixations exist only because of that, {left} would exist only without it "
-            f"({len(counts)} of {len(stems)} videos). The benchmark leaves HoloAssist's where it is.",
+            f"Gaze outside the frame was moved to its edge when fixations were made: {moved} of"
+            f" {total} fixations exist only because of that, {left} would exist only without it"
+            f" ({len(counts)} of {len(stems)} videos). The benchmark leaves HoloAssist's where"
+            " it is.",
         )
 
 
 def _makeable(report: DataReport, data: StreamGaze, missing: list[str]) -> list[str]:
     assert data.params.gaze is not None
     try:
-        gaze = find_gaze({source: data.root / folder for source, folder in data.params.gaze.folders.items()})
+        gaze = find_gaze(
+            {source: data.root / folder for source, folder in data.params.gaze.folders.items()}
+        )
     except ModulateError as error:
         report.add("error", str(error))
         return missing
     left = [stem for stem in missing if stem not in gaze]
-    report.add("info", f"{len(missing) - len(left)} fixation files are not there yet and will be made of gaze files.")
+    report.add(
+        "info",
+        f"{len(missing) - len(left)} fixation files are not there yet and will be made of gaze"
+        " files.",
+    )
     return left
 
 
@@ -270,7 +369,8 @@ def _missing(report: DataReport, what: str, missing: Sequence[str], total: int) 
         report.add("error", f"{len(missing)} of {total} {what} are missing: {names}.")
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------------------------
+# --- figures
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def _task(
@@ -284,16 +384,32 @@ def _task(
 ) -> Task:
     stems = {item.stem for item in items}
     lengths = sorted(infos[stem].duration for stem in stems & infos.keys())
-    task = Task(len(items), len(stems), len(stems - infos.keys()), (lengths[0], median(lengths), lengths[-1]) if lengths else None)
-    late = {item.id for item in items if item.stem in infos and data.window(item)[1] > infos[item.stem].duration + 1 / infos[item.stem].fps}
+    task = Task(
+        len(items),
+        len(stems),
+        len(stems - infos.keys()),
+        (lengths[0], median(lengths), lengths[-1]) if lengths else None,
+    )
+    late = {
+        item.id
+        for item in items
+        if item.stem in infos
+        and data.window(item)[1] > infos[item.stem].duration + 1 / infos[item.stem].fps
+    }
     task.beyond = len(late)
     if late:
         item = next(item for item in items if item.id in late)
         end = infos[item.stem].duration
         report.add(
-            "error", f"{item.task}: {len(late)} questions lie beyond their video's end. First: {item.id} at {data.window(item)[1]:.2f} s, end {end:.2f} s."
+            "error",
+            f"{item.task}: {len(late)} questions lie beyond their video's end. First: {item.id} at"
+            f" {data.window(item)[1]:.2f} s, end {end:.2f} s.",
         )
-    samples = [data.sample_of(item) for item in items if item.stem in infos and item.stem in scanpaths and item.id not in late]
+    samples = [
+        data.sample_of(item)
+        for item in items
+        if item.stem in infos and item.stem in scanpaths and item.id not in late
+    ]
     signals = [data.clip_signal(sample, scanpaths[sample.groups["video"]]) for sample in samples]
     if not samples:
         return task
@@ -306,10 +422,19 @@ def _task(
     return task
 
 
-def steps_of(sample: Sample, sampling: Sampling, frames_per_step: int, training: bool) -> VisualGrid:
-    """Return the time steps of a sample's clip under ``sampling``, frames taken to come exactly when they are asked for; one token a step."""
+def steps_of(
+    sample: Sample, sampling: Sampling, frames_per_step: int, training: bool
+) -> VisualGrid:
+    """Return the time steps of a sample's clip under ``sampling``, frames taken to come exactly
+    when they are asked for; one token a step.
+    """
     times = frame_times_of(sampling, sample.window, training)
-    return apply_clock(sampling, sample.window, visual_grid(times, frames_per_step, 1, 1, sample.window), len(times))
+    return apply_clock(
+        sampling,
+        sample.window,
+        visual_grid(times, frames_per_step, 1, 1, sample.window),
+        len(times),
+    )
 
 
 def _active(signals: Sequence[Any], grids: Sequence[VisualGrid]) -> Counter[str]:
@@ -320,17 +445,27 @@ def _active(signals: Sequence[Any], grids: Sequence[VisualGrid]) -> Counter[str]
         aligned = align(signals[start : start + CHUNK], chunk)
         for mode in MODES:
             reached = aligned.steps_of((activity(aligned, mode) > 0).any(-1))
-            counts[mode] += sum(bool(part.any()) for part in reached.split([grid.steps for grid in chunk]))
+            counts[mode] += sum(
+                bool(part.any()) for part in reached.split([grid.steps for grid in chunk])
+            )
     return counts
 
 
 def _coverage(report: DataReport) -> None:
     clips = sum(task.clips for task in report.tasks.values())
     for name, where in (("active", ""), ("active_training", " in training")):
-        rows = [(task.clips, getattr(task, name)) for task in report.tasks.values() if getattr(task, name)]
+        rows = [
+            (task.clips, getattr(task, name))
+            for task in report.tasks.values()
+            if getattr(task, name)
+        ]
         for mode in MODES if rows else ():
             without = clips - round(sum(n * shares[mode] for n, shares in rows))
             if without:
                 level: Level = "error" if without == clips and mode == "overlap" else "warning"
                 share = f"{100 * without / clips:.1f} %"
-                report.add(level, f"With `active: {mode}` gaze is active at no sampled step{where} for {without:,} of {clips:,} questions ({share}).")
+                report.add(
+                    level,
+                    f"With `active: {mode}` gaze is active at no sampled step{where} for"
+                    f" {without:,} of {clips:,} questions ({share}).",
+                )

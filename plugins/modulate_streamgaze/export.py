@@ -1,7 +1,8 @@
 """A run's predictions in the benchmark's own result format, so that its scorer reads them.
 
-One file for each task, ``<task>_output.json``: the source file's entries with all their keys, of which only what the run answered is left. Multiple-choice
-entries gain ``model_predictions``, one for each question in order; proactive test points gain ``response`` and ``response_time_sec``.
+One file for each task, ``<task>_output.json``: the source file's entries with all their keys, of
+which only what the run answered is left. Multiple-choice entries gain ``model_predictions``, one
+for each question in order; proactive test points gain ``response`` and ``response_time_sec``.
 [StreamGaze's released code]
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from modulate.errors import DataError, near_matches, shown
 from modulate.evaluation.predictions import FATES, Prediction, Rule, read_predictions
-from modulate.utils.atomic_files import write_atomically
+from modulate.utils.atomic_files import write_text
 from modulate.utils.safe_load import read_json
 from modulate_streamgaze.questions import LETTERS, TASKS, family, usable_questions
 
@@ -20,48 +21,74 @@ REPLIES = ("Yes", "No")
 
 
 def answers_of(path: Path, condition: str) -> list[Prediction]:
-    """Return the answers under ``condition`` in a run's file. Raises :class:`MissingFileError`, and :class:`DataError` when there are none."""
+    """Return the answers under ``condition`` in a run's file.
+
+    Raises :class:`MissingFileError`, and :class:`DataError` when there are none.
+    """
     records = read_predictions(path)
     if condition not in records:
-        raise DataError(f"{path}: the run has no predictions under {condition!r}. {near_matches(condition, records)}")
+        raise DataError(
+            f"{path}: the run has no predictions under {condition!r}."
+            f" {near_matches(condition, records)}"
+        )
     return records[condition]
 
 
 def refuse_failed(failed: Sequence[Prediction], n: int, rule: Rule) -> None:
-    """Raise :class:`DataError` if answers ``failed``, of ``n``: to the benchmark they are what they are not, replies that were wrong. ``rule``: how the run counts them."""
+    """Raise :class:`DataError` if answers ``failed``, of ``n``: to the benchmark they are what they
+    are not, replies that were wrong. ``rule``: how the run counts them.
+    """
     if failed:
         first = failed[0]
         raise DataError(
-            f"{failures(failed, n, rule)} The first: {first.id}: {first.error} Mend what failed and evaluate the run again, or export them so with --allow-failed."
+            f"{failures(failed, n, rule)} The first: {first.id}: {first.error} Mend what failed and"
+            " evaluate the run again, or export them so with --allow-failed."
         )
 
 
 def failures(failed: Sequence[Prediction], n: int, rule: Rule) -> str:
-    """Return what comes of answers that failed, of ``n``, when they are exported; ``rule``: how the run's own figures count them."""
-    text = f"{len(failed)} of {n} answers failed. The benchmark's format has no word for that: each is exported with an empty reply, which its scorer counts as wrong."
-    other = f" The run's own figures differ: there, such samples are {FATES[rule]} (evaluation.failed: {rule})."
+    """Return what comes of answers that failed, of ``n``, when they are exported; ``rule``: how the
+    run's own figures count them.
+    """
+    text = (
+        f"{len(failed)} of {n} answers failed. The benchmark's format has no word for that: each is"
+        " exported with an empty reply, which its scorer counts as wrong."
+    )
+    other = (
+        f" The run's own figures differ: there, such samples are {FATES[rule]} (evaluation.failed:"
+        f" {rule})."
+    )
     return text + (other if rule != "wrong" else "")
 
 
-def export(predictions: Sequence[Prediction], qa: Path, out: Path, condition: str) -> dict[str, int]:
-    """Write the predictions under ``condition`` as result files into ``out``; return {task: questions or test points}.
+def export(
+    predictions: Sequence[Prediction], qa: Path, out: Path, condition: str
+) -> dict[str, int]:
+    """Write the predictions under ``condition`` as result files into ``out``; return {task:
+    questions or test points}.
 
-    ``qa``: folder of the question files that the run was evaluated on. A question that failed gets an empty reply, which the benchmark scores as wrong.
-    Raises :class:`DataError` when nothing is of that condition, or when the question files are not those of the run.
+    ``qa``: folder of the question files that the run was evaluated on. A question that failed gets
+    an empty reply, which the benchmark scores as wrong. Raises :class:`DataError` when nothing is
+    of that condition, or when the question files are not those of the run.
     """
     known = {p.condition for p in predictions}
     if condition not in known:
-        raise DataError(f"The run has no predictions under {condition!r}. {near_matches(condition, known)}")
+        raise DataError(
+            f"The run has no predictions under {condition!r}. {near_matches(condition, known)}"
+        )
     by_task: dict[str, dict[tuple[int, ...], Prediction]] = {}
     for p in predictions:
         if p.condition == condition:
             by_task.setdefault(p.task, {})[_place(p)] = p
     if odd := sorted(by_task.keys() - set(TASKS)):
-        raise DataError(f"{shown(odd[0])} is no task of StreamGaze; only runs on StreamGaze's files can be exported. {near_matches(odd[0], TASKS)}")
+        raise DataError(
+            f"{shown(odd[0])} is no task of StreamGaze; only runs on StreamGaze's files can be"
+            f" exported. {near_matches(odd[0], TASKS)}"
+        )
     files = {task: _result(task, qa / f"{task}.json", found) for task, found in by_task.items()}
     for task, entries in files.items():
         text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(out / f"{task}_output.json", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_text(out / f"{task}_output.json", text)
     return {task: len(by_task[task]) for task in TASKS if task in by_task}
 
 
@@ -69,43 +96,72 @@ def _place(p: Prediction) -> tuple[int, ...]:
     """Return (entry, question[, test point]) from the end of an id."""
     parts = p.id.split("/")
     count = 3 if family(p.task) == "proactive" else 2
-    if len(parts) != count + 2 or not all(part.isdecimal() and len(part) < 10 for part in parts[2:]):
-        raise DataError(f"The prediction {shown(p.id)} does not say which question it answers; only runs on StreamGaze's files can be exported.")
+    if len(parts) != count + 2 or not all(
+        part.isdecimal() and len(part) < 10 for part in parts[2:]
+    ):
+        raise DataError(
+            f"The prediction {shown(p.id)} does not say which question it answers; only runs on"
+            " StreamGaze's files can be exported."
+        )
     return tuple(map(int, parts[2:]))
 
 
-def _result(task: str, path: Path, found: Mapping[tuple[int, ...], Prediction]) -> list[dict[str, Any]]:
+def _result(
+    task: str, path: Path, found: Mapping[tuple[int, ...], Prediction]
+) -> list[dict[str, Any]]:
     items = {item.place: item for item in usable_questions(path)[0]} if path.is_file() else {}
     for place, p in found.items():
         if place not in items or items[place].id != p.id or items[place].answer != p.answer:
             raise DataError(
-                f"{path} is not the file that the run was evaluated on: {p.id} is not in it, or its answer differs. Name the right folder with --qa."
+                f"{path} is not the file that the run was evaluated on: {p.id} is not in it, or its"
+                " answer differs. Name the right folder with --qa."
             )
         if p.prediction is not None and p.prediction >= len(LETTERS):
-            raise DataError(f"{p.id} is answered with option {p.prediction}, counted from 0; the benchmark has letters for {len(LETTERS)} options.")
+            raise DataError(
+                f"{p.id} is answered with option {p.prediction}, counted from 0; the benchmark has"
+                f" letters for {len(LETTERS)} options."
+            )
     entries, asked = [], {place[0] for place in found}
     for e, entry in enumerate(read_json(path, "Question file")):
         questions, replies = [], []
         for q, question in enumerate(entry["questions"] if e in asked else ()):
             if family(task) == "proactive":
-                points = [{**point, **_response(found[e, q, i])} for i, point in enumerate(question["test_info"]) if (e, q, i) in found]
+                points = [
+                    {**point, **_response(found[e, q, i])}
+                    for i, point in enumerate(question["test_info"])
+                    if (e, q, i) in found
+                ]
                 questions += [{**question, "test_info": points}] if points else []
             elif (e, q) in found:
                 questions.append(question)
                 replies.append(_reply(question, found[e, q]))
         if questions:
-            entries.append({**entry, "questions": questions, **({"model_predictions": replies} if replies else {})})
+            entries.append(
+                {
+                    **entry,
+                    "questions": questions,
+                    **({"model_predictions": replies} if replies else {}),
+                }
+            )
     return entries
 
 
 def _reply(question: Mapping[str, Any], p: Prediction) -> dict[str, Any]:
     letter = "" if p.prediction is None else LETTERS[p.prediction]
     # times of single questions are not measured: they are answered in batches
-    return {"question": question["question"], "time_stamp": question["time_stamp"], "model_prediction": letter, "model_response_time_sec": None}
+    return {
+        "question": question["question"],
+        "time_stamp": question["time_stamp"],
+        "model_prediction": letter,
+        "model_response_time_sec": None,
+    }
 
 
 def _response(p: Prediction) -> dict[str, Any]:
     if p.prediction is None:
         return {"response": "", "response_time_sec": None}
     # a run that chooses among four letters may answer C or D where only Yes and No are offered
-    return {"response": REPLIES[p.prediction] if p.prediction < len(REPLIES) else LETTERS[p.prediction], "response_time_sec": None}
+    return {
+        "response": REPLIES[p.prediction] if p.prediction < len(REPLIES) else LETTERS[p.prediction],
+        "response_time_sec": None,
+    }

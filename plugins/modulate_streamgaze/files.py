@@ -12,30 +12,46 @@ FIXATIONS = "_fixation_filtered.csv"
 def find_videos(folder: Path) -> dict[str, Path]:
     """Return {stem: file} of all videos in ``folder``, sub-folders included.
 
-    Raises :class:`MissingFileError` when there are none, :class:`DataError` when two share a stem: fixations go by stem.
+    Raises :class:`MissingFileError` when there are none, :class:`DataError` when two share a stem:
+    fixations go by stem.
     """
     files = [path for path in _walk(folder, "Video") if path.suffix.lower() in VIDEO_SUFFIXES]
     if not files:
-        raise MissingFileError(f"No videos found in {folder}; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}.")
+        raise MissingFileError(
+            f"No videos found in {folder}; expected files ending in"
+            f" {', '.join(sorted(VIDEO_SUFFIXES))}."
+        )
     return _by_name(((video_stem(path.name), path) for path in files), "videos")
 
 
 def find_fixations(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return {video stem: file} of all ``<stem>_fixation_filtered.csv`` in ``folders``, sub-folders included.
+    """Return {video stem: file} of all ``<stem>_fixation_filtered.csv`` in ``folders``, sub-folders
+    included.
 
-    Raises :class:`MissingFileError` when a folder is missing, :class:`DataError` when two files are for one stem.
+    Raises :class:`MissingFileError` when a folder is missing, :class:`DataError` when two files are
+    for one stem.
     """
-    files = {path.resolve(): path for folder in folders for path in _walk(folder, "Fixation") if path.name.endswith(FIXATIONS)}
-    return _by_name(((path.name.removesuffix(FIXATIONS), path) for path in files.values()), "fixation files")
+    files = {
+        path.resolve(): path
+        for folder in folders
+        for path in _walk(folder, "Fixation")
+        if path.name.endswith(FIXATIONS)
+    }
+    return _by_name(
+        ((path.name.removesuffix(FIXATIONS), path) for path in files.values()), "fixation files"
+    )
 
 
 def require(stems: Iterable[str], found: Mapping[str, Path], what: str, where: str) -> None:
-    """Raise :class:`MissingFileError` with the number of ``stems`` that have no file and the first three of them."""
+    """Raise :class:`MissingFileError` with the number of ``stems`` that have no file and the first
+    three of them.
+    """
     wanted = sorted(set(stems))
     if missing := [stem for stem in wanted if stem not in found]:
         raise MissingFileError(
-            f"{len(missing)} of {len(wanted)} {what} are missing in {where}: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}. "
-            'Add them, or list those videos as "unused" in a split file.'
+            f"{len(missing)} of {len(wanted)} {what} are missing in {where}:"
+            f" {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}. Add them, or list those"
+            ' videos as "unused" in a split file.'
         )
 
 

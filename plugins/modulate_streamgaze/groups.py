@@ -1,7 +1,8 @@
 """Who looked, and which data set a video is from: what splits and statistics go by. No torch here.
 
-Nothing of this is in the question files that StreamGaze publishes, so it is gathered from where it may be, the first that says so winning:
-the table that the user names, the questions' own entries, the tables in ``metadata/``, the video's name, its folder.
+Nothing of this is in the question files that StreamGaze publishes, so it is gathered from where it
+may be, the first that says so winning: the table that the user names, the questions' own entries,
+the tables in ``metadata/``, the video's name, its folder.
 """
 
 import csv
@@ -18,14 +19,27 @@ ALSO_CALLED = {"egoexo": "egoexolearn", "egtea gaze+": "egtea", "egtea_gaze": "e
 """Other names of data sets; ``egoexo`` is what StreamGaze's code calls EgoExoLearn."""
 
 COLUMNS = {
-    "video": ("video", "video_name", "video_source", "video_path", "video_id", "video_uid", "source_file"),
+    "video": (
+        "video",
+        "video_name",
+        "video_source",
+        "video_path",
+        "video_id",
+        "video_uid",
+        "source_file",
+    ),
     "participant": ("participant", "participant_id", "subject", "subject_id", "person", "viewer"),
     "source": ("source", "dataset"),
 }
-"""What a table's columns may be called, the first that is there counting. ``video_source``, in StreamGaze's tables, is the video's name."""
+"""What a table's columns may be called, the first that is there counting.
+
+``video_source``, in StreamGaze's tables, is the video's name.
+"""
 
 OF_VIDEO = re.compile(r"(_fixation_.*)?\.csv$", re.ASCII)
-"""What follows the video's name where a table names its fixation file instead, as StreamGaze's own code takes it off."""
+"""What follows the video's name where a table names its fixation file instead, as StreamGaze's own
+code takes it off.
+"""
 
 MAX_BYTES = 512 * 2**20
 
@@ -34,25 +48,33 @@ EGTEA = re.compile(r"(O?P\d+)-R\d+-", re.ASCII | re.IGNORECASE)
 
 NAMES = {
     "egtea": EGTEA,
-    "egoexolearn": re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE),
+    "egoexolearn": re.compile(
+        r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE
+    ),
     "holoassist": re.compile(r"[rz]\d+-", re.ASCII | re.IGNORECASE),
 }
-"""How videos of each data set are named: EGTEA as above, EgoExoLearn by UUIDs, HoloAssist by sessions such as ``R0027-12-GoPro``."""
+"""How videos of each data set are named: EGTEA as above, EgoExoLearn by UUIDs, HoloAssist by
+sessions such as ``R0027-12-GoPro``.
+"""
 
 
 @dataclass
 class Table:
-    """What tables say: {video stem: {"participant" or "source": value}}, and ``notes`` on what could not be used."""
+    """What tables say: {video stem: {"participant" or "source": value}}, and ``notes`` on what
+    could not be used.
+    """
 
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def read_table(path: Path, strict: bool) -> Table:
-    """Read a CSV with a column for the video and others for participant and source, by any name of :data:`COLUMNS`; other columns are ignored.
+    """Read a CSV with a column for the video and others for participant and source, by any name of
+    :data:`COLUMNS`; other columns are ignored.
 
-    A table that is called by a source, such as ``egtea.csv``, gives it to all its videos. What is wrong raises :class:`DataError` or
-    :class:`MissingFileError` if ``strict``, and is a note otherwise: the tables of a download are not the user's to correct.
+    A table that is called by a source, such as ``egtea.csv``, gives it to all its videos. What is
+    wrong raises :class:`DataError` or :class:`MissingFileError` if ``strict``, and is a note
+    otherwise: the tables of a download are not the user's to correct.
     """
     table = Table()
     try:
@@ -67,20 +89,35 @@ def read_table(path: Path, strict: bool) -> Table:
 
 def _fill(table: Table, path: Path) -> None:
     if not path.is_file():
-        raise MissingFileError(f"The table {path} does not exist; it must be a CSV with the columns video, participant, source.")
+        raise MissingFileError(
+            f"The table {path} does not exist; it must be a CSV with the columns video,"
+            " participant, source."
+        )
     if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES >> 20} MiB are read.")
+        raise DataError(
+            f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES >> 20} MiB are read."
+        )
     source = _called(path.stem) if _called(path.stem) in SOURCES else None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
             header = [cell.strip().lower() for cell in next(lines, [])]
-            columns = {what: next((header.index(n) for n in names if n in header), -1) for what, names in COLUMNS.items()}
+            columns = {
+                what: next((header.index(n) for n in names if n in header), -1)
+                for what, names in COLUMNS.items()
+            }
             if columns["video"] < 0:
-                raise DataError(f"{path}, line 1: no column names the video ({' or '.join(COLUMNS['video'])}); got {shown(','.join(header), 200)}.")
+                raise DataError(
+                    f"{path}, line 1: no column names the video ({' or '.join(COLUMNS['video'])});"
+                    f" got {shown(','.join(header), 200)}."
+                )
             for cells in lines:
                 if len(cells) > columns["video"] and (stem := _stem(cells[columns["video"]])):
-                    given = {w: cells[c].strip() for w, c in columns.items() if w != "video" and 0 <= c < len(cells) and cells[c].strip()}
+                    given = {
+                        w: cells[c].strip()
+                        for w, c in columns.items()
+                        if w != "video" and 0 <= c < len(cells) and cells[c].strip()
+                    }
                     if _stem(given.get("source", "")) == stem:
                         del given["source"]  # where the row comes from, not the data set
                     row = table.rows.setdefault(stem, {"source": source} if source else {})
@@ -90,7 +127,9 @@ def _fill(table: Table, path: Path) -> None:
 
 
 def _stem(cell: str) -> str:
-    """Return the video's name from its own, from a path, or from the name of its fixation file; "" where there is none."""
+    """Return the video's name from its own, from a path, or from the name of its fixation file; ""
+    where there is none.
+    """
     name = OF_VIDEO.sub("", PurePath(cell.strip().replace("\\", "/")).name)
     return video_stem(name) if name else ""
 
@@ -104,47 +143,86 @@ def _merge(row: dict[str, str], given: Mapping[str, str], where: str) -> None:
     for what, value in given.items():
         value = _called(value) if what == "source" else value
         if row.setdefault(what, value) != value:
-            raise DataError(f"{where} has two values of {what}, {shown(row[what])} and {shown(value)}; correct one of them.")
+            raise DataError(
+                f"{where} has two values of {what}, {shown(row[what])} and {shown(value)}; correct"
+                " one of them."
+            )
 
 
 @dataclass(frozen=True)
 class People:
-    """{video stem: {"participant": …, "source": …}}, each only where it is known, and ``looked``: where it was looked for, with notes."""
+    """{video stem: {"participant": …, "source": …}}, each only where it is known, and ``looked``:
+    where it was looked for, with notes.
+    """
 
     known: Mapping[str, Mapping[str, str]]
     looked: tuple[str, ...]
 
     def require(self, what: str, stems: Iterable[str]) -> dict[str, str]:
-        """Return {stem: participant or source}. Raises :class:`DataError`, saying what was looked for, when it is unknown for any of ``stems``."""
+        """Return {stem: participant or source}.
+
+        Raises :class:`DataError`, saying what was looked for, when it is unknown for any of
+        ``stems``.
+        """
         wanted = sorted(set(stems))
         missing = [stem for stem in wanted if what not in self.known.get(stem, {})]
         if missing:
             names = f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
             raise DataError(
-                f"A split by {what} needs the {what} of every video; it is unknown for {len(missing)} of {len(wanted)}: {names}. Looked for: "
-                f"{'; '.join(self.looked)}. Name a CSV with the columns video, participant, source in `groups`, or list those videos in a split file."
+                f"A split by {what} needs the {what} of every video; it is unknown for"
+                f" {len(missing)} of {len(wanted)}: {names}. Looked for: {'; '.join(self.looked)}."
+                " Name a CSV with the columns video, participant, source in `groups`, or list"
+                " those videos in a split file."
             )
         return {stem: self.known[stem][what] for stem in wanted}
 
 
-def gather(items: Iterable[Item], root: Path, metadata: Path, groups: Path | None, videos: Mapping[str, Path]) -> People:
+def gather(
+    items: Iterable[Item],
+    root: Path,
+    metadata: Path,
+    groups: Path | None,
+    videos: Mapping[str, Path],
+) -> People:
     """Gather what is known of the videos that ``items`` ask about.
 
-    ``metadata``: folder of tables; ``groups``: the user's own table; ``videos``: {stem: file}, where found. Raises :class:`DataError` for a table
-    of the user's that cannot be read, and for entries that contradict each other.
+    ``metadata``: folder of tables; ``groups``: the user's own table; ``videos``: {stem: file},
+    where found. Raises :class:`DataError` for a table of the user's that cannot be read, and for
+    entries that contradict each other.
     """
     own = read_table(groups, strict=True) if groups is not None else Table()
-    tables = [read_table(path, strict=False) for path in sorted(metadata.glob("*.csv"))] if metadata.is_dir() else []
+    tables = (
+        [read_table(path, strict=False) for path in sorted(metadata.glob("*.csv"))]
+        if metadata.is_dir()
+        else []
+    )
     entries = _of_entries(items)
     known: dict[str, dict[str, str]] = {}
     for stem, entry in entries.items():
-        folders = videos[stem].parent.relative_to(root).parts if stem in videos and videos[stem].is_relative_to(root) else ()
-        told = [own.rows.get(stem, {}), entry, *(table.rows.get(stem, {}) for table in tables), _of_name(stem), _of_folders(folders)]
-        known[stem] = {what: value for what in ("participant", "source") if (value := next((t[what] for t in told if what in t), None))}
+        folders = (
+            videos[stem].parent.relative_to(root).parts
+            if stem in videos and videos[stem].is_relative_to(root)
+            else ()
+        )
+        told = [
+            own.rows.get(stem, {}),
+            entry,
+            *(table.rows.get(stem, {}) for table in tables),
+            _of_name(stem),
+            _of_folders(folders),
+        ]
+        known[stem] = {
+            what: value
+            for what in ("participant", "source")
+            if (value := next((t[what] for t in told if what in t), None))
+        }
     looked = (
         f"the table {groups}" if groups is not None else "no table, `groups` is not set",
         "the keys participant, viewer, source and dataset of the questions' entries",
-        f"{len(tables)} tables in {metadata}{''.join(f' ({note})' for table in tables for note in table.notes)}",
+        (
+            f"{len(tables)} tables in"
+            f" {metadata}{''.join(f' ({note})' for table in tables for note in table.notes)}"
+        ),
         "EGTEA's names (P01-R01-PastaSalad: participant P01)",
     )
     return People(known, looked)
@@ -155,9 +233,16 @@ def _of_entries(items: Iterable[Item]) -> dict[str, dict[str, str]]:
     for item in items:
         entry = item.extra.get("entry", {})
         source = entry.get("source") or entry.get("dataset")
-        given = {"participant": item.groups.get("participant") or item.groups.get("viewer"), "source": None if _stem(str(source)) == item.stem else source}
+        given = {
+            "participant": item.groups.get("participant") or item.groups.get("viewer"),
+            "source": None if _stem(str(source)) == item.stem else source,
+        }
         row = found.setdefault(item.stem, {})
-        _merge(row, {what: str(value) for what, value in given.items() if value}, f"Question {item.id}: video {item.stem!r}")
+        _merge(
+            row,
+            {what: str(value) for what, value in given.items() if value},
+            f"Question {item.id}: video {item.stem!r}",
+        )
     return found
 
 
@@ -169,4 +254,12 @@ def _of_name(stem: str) -> dict[str, str]:
 
 
 def _of_folders(folders: Sequence[str]) -> dict[str, str]:
-    return next(({"source": name} for folder in reversed(folders) for name in SOURCES if name in _called(folder)), {})
+    return next(
+        (
+            {"source": name}
+            for folder in reversed(folders)
+            for name in SOURCES
+            if name in _called(folder)
+        ),
+        {},
+    )

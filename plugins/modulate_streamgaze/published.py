@@ -1,4 +1,6 @@
-"""What others report on StreamGaze, and what of it is not comparable: data in ``published.json`` beside this file."""
+"""What others report on StreamGaze, and what of it is not comparable: data in ``published.json``
+beside this file.
+"""
 
 import json
 from functools import cache
@@ -11,12 +13,19 @@ FILE = Path(__file__).with_name("published.json")
 
 @cache
 def published() -> Reference:
-    """Return the rows of GazeQwen's Table 1 (arXiv 2603.25841), with the benchmark's short names of the tasks, in that table's order."""
+    """Return the rows of GazeQwen's Table 1 (arXiv 2603.25841), with the benchmark's short names of
+    the tasks, in that table's order.
+    """
     found = json.loads(FILE.read_text(encoding="utf-8"))
     task_of = {label: task for task, label in found["labels"].items()}
     columns = [task_of[label] for label in found["columns"]]
     rows = [
-        ReferenceRow(name, found["overall"][name], found["source"], dict(zip(columns, values, strict=True)) if values else {})
+        ReferenceRow(
+            name,
+            found["overall"][name],
+            found["source"],
+            dict(zip(columns, values, strict=True)) if values else {},
+        )
         for name, values in found["rows"].items()
     ]
     return Reference(found["labels"], tuple(rows), tuple(found["notes"]))

@@ -1,9 +1,10 @@
-"""Parses StreamGaze's question files: multiple choice and proactive, in both key conventions found in the wild.
+"""Parses StreamGaze's question files: multiple choice and proactive, in both key conventions found
+in the wild.
 
-Nothing is skipped: an entry that cannot be understood is a :class:`~modulate.errors.DataError` that names file, entry and question.
-Keys that are not needed are kept, so that result files can repeat them. A video's path counts by its last name, and must not lead out of the
-data set's folder. No torch here.
-Source of the formats: StreamGaze, arXiv 2512.01707, and its released question files.
+Nothing is skipped: an entry that cannot be understood is a :class:`~modulate.errors.DataError` that
+names file, entry and question. Keys that are not needed are kept, so that result files can repeat
+them. A video's path counts by its last name, and must not lead out of the data set's folder. No
+torch here. Source of the formats: StreamGaze, arXiv 2512.01707, and its released question files.
 """
 
 import re
@@ -38,7 +39,9 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"})
 _CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
 _SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 _ROOT = re.compile(r"^(?:[A-Za-z]:)?/+")
-"""How a path begins on the machine where a question file was written; only its last name counts, so that it leads nowhere here."""
+"""How a path begins on the machine where a question file was written; only its last name counts, so
+that it leads nowhere here.
+"""
 _PREFIX = re.compile(r"\s*\(?([A-Z])[.):]\s*")
 
 
@@ -46,9 +49,10 @@ _PREFIX = re.compile(r"\s*\(?([A-Z])[.):]\s*")
 class Item:
     """One question, or one test point of a proactive question, as its file states it.
 
-    ``video`` is the base name given in the file, ``time`` the question's time in seconds of the video's clock, ``clip`` the (start, end)
-    in seconds that the file itself prescribes, if it does. ``answer`` is an index into ``options``. ``place`` is (entry, question) or
-    (entry, question, test point), counted from 0. ``extra`` holds the keys not used here, by where they stood.
+    ``video`` is the base name given in the file, ``time`` the question's time in seconds of the
+    video's clock, ``clip`` the (start, end) in seconds that the file itself prescribes, if it does.
+    ``answer`` is an index into ``options``. ``place`` is (entry, question) or (entry, question,
+    test point), counted from 0. ``extra`` holds the keys not used here, by where they stood.
     """
 
     task: str
@@ -85,20 +89,31 @@ def video_stem(name: str) -> str:
 
 
 def parse_time(value: object) -> float:
-    """Return seconds from ``MM:SS``, ``HH:MM:SS`` (fractions of seconds allowed) or a number of seconds, given as number or text.
+    """Return seconds from ``MM:SS``, ``HH:MM:SS`` (fractions of seconds allowed) or a number of
+    seconds, given as number or text.
 
-    Raises :class:`DataError` for anything else: negative, not finite, :data:`MAX_SECONDS` or more, 60 or more in a place that carries over.
+    Raises :class:`DataError` for anything else: negative, not finite, :data:`MAX_SECONDS` or more,
+    60 or more in a place that carries over.
     """
-    hint = f"Time {shown(value)} is not readable; allowed: MM:SS, HH:MM:SS, or seconds (0 or more, in a video)."
+    hint = (
+        f"Time {shown(value)} is not readable; allowed: MM:SS, HH:MM:SS, or seconds (0 or more, in"
+        " a video)."
+    )
     if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
         hours, minutes, seconds = int(match[1] or 0), int(match[2]), float(match[3])
         if seconds >= 60 or (match[1] is not None and minutes >= 60):
             raise DataError(hint)
         return _in_video(3600 * hours + 60 * minutes + seconds, hint)
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, str) and not _SECONDS.fullmatch(value.strip())):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, str | int | float)
+        or (isinstance(value, str) and not _SECONDS.fullmatch(value.strip()))
+    ):
         raise DataError(hint)
     try:
-        number = float(value.strip() if isinstance(value, str) else value)  # float() knows fewer kinds of white space than strip()
+        number = float(
+            value.strip() if isinstance(value, str) else value
+        )  # float() knows fewer kinds of white space than strip()
     except OverflowError:
         raise DataError(hint) from None
     return _in_video(number, hint)
@@ -111,45 +126,70 @@ def _in_video(seconds: float, hint: str) -> float:
 
 
 def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
-    """Return the options' texts, and whether they carried letters ("A. cup"), which are taken off: the prompt adds its own.
+    """Return the options' texts, and whether they carried letters ("A.
 
-    Letters count as such only when all options carry them, from A on without a gap; a full set in another order is an error, because it
-    leaves open what the answer's letter means. Raises :class:`DataError`.
+    cup"), which are taken off: the prompt adds its own.
+
+    Letters count as such only when all options carry them, from A on without a gap; a full set in
+    another order is an error, because it leaves open what the answer's letter means. Raises
+    :class:`DataError`.
     """
     if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
-        raise DataError(f"Options must be a list of 2 to {len(LETTERS)} texts; got {shown(value, 300)}.")
-    if not all(isinstance(option, str | int | float) and not isinstance(option, bool) for option in value):
+        raise DataError(
+            f"Options must be a list of 2 to {len(LETTERS)} texts; got {shown(value, 300)}."
+        )
+    if not all(
+        isinstance(option, str | int | float) and not isinstance(option, bool) for option in value
+    ):
         raise DataError(f"Options must be texts; got {shown(value, 300)}.")
     texts = [str(option).strip() for option in value]
     matches = [_PREFIX.match(text) for text in texts]
     found = "".join(match[1] for match in matches if match)
     prefixed = found == LETTERS[: len(texts)]
     if not prefixed and sorted(found) == list(LETTERS[: len(texts)]):
-        raise DataError(f"The options' letters must run from A in order; got {found!r} in {shown(value, 300)}.")
+        raise DataError(
+            f"The options' letters must run from A in order; got {found!r} in {shown(value, 300)}."
+        )
     if prefixed:
-        texts = [text[match.end() :].strip() for text, match in zip(texts, matches, strict=True) if match]
+        texts = [
+            text[match.end() :].strip() for text, match in zip(texts, matches, strict=True) if match
+        ]
     if empty := [LETTERS[i] for i, text in enumerate(texts) if not text]:
-        raise DataError(f"Option {', '.join(empty)} is empty in {shown(value, 300)}; every option needs a text.")
+        raise DataError(
+            f"Option {', '.join(empty)} is empty in {shown(value, 300)}; every option needs a text."
+        )
     return tuple(texts), prefixed
 
 
 def parse_answer(value: object, n_options: int) -> int:
-    """Return the index of the answer's letter. Raises :class:`DataError` when it names no option."""
+    """Return the index of the answer's letter.
+
+    Raises :class:`DataError` when it names no option.
+    """
     letters = LETTERS[:n_options]
     letter = value.strip().upper() if isinstance(value, str) else ""
     if len(letter) != 1 or letter not in letters:
-        raise DataError(f"Options ≠ letters: the answer is {shown(value)}, but there are {n_options} options, {letters[0]} to {letters[-1]}.")
+        raise DataError(
+            f"Options ≠ letters: the answer is {shown(value)}, but there are {n_options} options,"
+            f" {letters[0]} to {letters[-1]}."
+        )
     return letters.index(letter)
 
 
 def read_questions(path: Path) -> list[Item]:
-    """Read one task's file; its stem is the task. Raises :class:`MissingFileError` or :class:`DataError`, naming the place."""
+    """Read one task's file; its stem is the task.
+
+    Raises :class:`MissingFileError` or :class:`DataError`, naming the place.
+    """
     _check_task(path)
     return _items(read_json(path, "Question file"), path)
 
 
 def parse_questions(data: bytes, path: Path) -> list[Item]:
-    """Return what :func:`read_questions` returns for a file ``path`` of these bytes. Raises :class:`DataError`, naming the place."""
+    """Return what :func:`read_questions` returns for a file ``path`` of these bytes.
+
+    Raises :class:`DataError`, naming the place.
+    """
     _check_task(path)
     return _items(parse_json(data, str(path)), path)
 
@@ -160,14 +200,20 @@ def _check_task(path: Path) -> None:
 
 
 def _items(entries: Any, path: Path) -> list[Item]:
-    items = [item for e, entry in enumerate(_listed(entries, path)) for item in _entry_items(path, e, entry)]
+    items = [
+        item
+        for e, entry in enumerate(_listed(entries, path))
+        for item in _entry_items(path, e, entry)
+    ]
     if not items:
         raise DataError(f"{path.name} holds no question; remove the file or fill it.")
     return items
 
 
 def usable_questions(path: Path) -> tuple[list[Item], list[str], list[Any]]:
-    """Return the items of all entries that can be read, why the others cannot, and the entries as they stand; for a look at a file that may be broken."""
+    """Return the items of all entries that can be read, why the others cannot, and the entries as
+    they stand; for a look at a file that may be broken.
+    """
     try:
         _check_task(path)
         entries = _listed(read_json(path, "Question file"), path)
@@ -190,19 +236,27 @@ def _listed(entries: Any, path: Path) -> list[Any]:
 
 def _entry_items(path: Path, e: int, entry: Any) -> list[Item]:
     with _located(f"{path.name}, entry {e}"):
-        return [item for q, question in _questions(entry) for item in _question_items(path.name, path.stem, entry, question, (e, q))]
+        return [
+            item
+            for q, question in _questions(entry)
+            for item in _question_items(path.name, path.stem, entry, question, (e, q))
+        ]
 
 
 def _questions(entry: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     if not isinstance(entry, dict):
-        raise DataError(f"An entry must be an object with video_path and questions; got {_kind(entry)}.")
+        raise DataError(
+            f"An entry must be an object with video_path and questions; got {_kind(entry)}."
+        )
     for q, question in enumerate(_list_of(entry, "questions")):
         if not isinstance(question, dict):
             raise DataError(f"Question {q} must be an object; got {_kind(question)}.")
         yield q, question
 
 
-def _question_items(file: str, task: str, entry: dict[str, Any], question: dict[str, Any], place: tuple[int, int]) -> list[Item]:
+def _question_items(
+    file: str, task: str, entry: dict[str, Any], question: dict[str, Any], place: tuple[int, int]
+) -> list[Item]:
     video, groups = _video(entry), _groups(entry)
     with _located(f"{file}, entry {place[0]} ({video}), question {place[1]}"):
         text = _text(question, "question")
@@ -210,23 +264,62 @@ def _question_items(file: str, task: str, entry: dict[str, Any], question: dict[
         if family(task) == "proactive":
             rest = source | {"question": _without(question, "question", "test_info")}
             points = enumerate(_list_of(question, "test_info"))
-            return [_test_point(task, video, (*place, p), text, point, groups, rest) for p, point in points]
+            return [
+                _test_point(task, video, (*place, p), text, point, groups, rest)
+                for p, point in points
+            ]
         options, prefixed = parse_options(question.get("options"))
         answer = parse_answer(question.get("answer"), len(options))
-        kept = _without(question, "question", "options", "answer") | {"task_type": question.get("task_type", task)}
+        kept = _without(question, "question", "options", "answer") | {
+            "task_type": question.get("task_type", task)
+        }
         time = parse_time(question.get("time_stamp"))
-        return [Item(task, video, place, text, options, answer, time, None, groups, source | {"question": kept, "options_had_letters": prefixed})]
+        return [
+            Item(
+                task,
+                video,
+                place,
+                text,
+                options,
+                answer,
+                time,
+                None,
+                groups,
+                source | {"question": kept, "options_had_letters": prefixed},
+            )
+        ]
 
 
-def _test_point(task: str, video: str, place: tuple[int, ...], text: str, point: Any, groups: Mapping[str, str], rest: dict[str, Any]) -> Item:
+def _test_point(
+    task: str,
+    video: str,
+    place: tuple[int, ...],
+    text: str,
+    point: Any,
+    groups: Mapping[str, str],
+    rest: dict[str, Any],
+) -> Item:
     with _located(f"test point {place[-1]}"):
         if not isinstance(point, dict):
             raise DataError(f"A test point must be an object; got {_kind(point)}.")
         kind = point.get("type")
         if isinstance(kind, bool) or kind not in (0, 1):
-            raise DataError(f"A test point's type must be 1 (alert) or 0 (none); got {shown(kind)}.")
+            raise DataError(
+                f"A test point's type must be 1 (alert) or 0 (none); got {shown(kind)}."
+            )
         clip, extra = _clip(point.get("input_video_clip")), rest | {"test_point": point}
-        return Item(task, video, place, f"{text} {ALERT}", ("Yes", "No"), 1 - int(kind), parse_time(point.get("realtime")), clip, groups, extra)
+        return Item(
+            task,
+            video,
+            place,
+            f"{text} {ALERT}",
+            ("Yes", "No"),
+            1 - int(kind),
+            parse_time(point.get("realtime")),
+            clip,
+            groups,
+            extra,
+        )
 
 
 def _clip(value: object) -> tuple[float, float] | None:
@@ -241,17 +334,26 @@ def _clip(value: object) -> tuple[float, float] | None:
 
 
 def _video(entry: Mapping[str, Any]) -> str:
-    given = {key: entry[key].strip().replace("\\", "/") for key in ("video_path", "video") if isinstance(entry.get(key), str)}
-    names = {PurePosixPath(checked_name(_ROOT.sub("", text), key)).name for key, text in given.items()}
+    given = {
+        key: entry[key].strip().replace("\\", "/")
+        for key in ("video_path", "video")
+        if isinstance(entry.get(key), str)
+    }
+    names = {
+        PurePosixPath(checked_name(_ROOT.sub("", text), key)).name for key, text in given.items()
+    }
     if len(names) != 1 or not (name := names.pop()):
         raise DataError(
-            f"An entry needs one video under video_path or video; got {shown({k: entry[k] for k in ('video_path', 'video') if k in entry}, 300)}."
+            "An entry needs one video under video_path or video; got"
+            f" {shown({k: entry[k] for k in ('video_path', 'video') if k in entry}, 300)}."
         )
     return name
 
 
 def _groups(entry: Mapping[str, Any]) -> dict[str, str]:
-    given = {key: str(entry[key]) for key in ("viewer", "participant") if entry.get(key) is not None}
+    given = {
+        key: str(entry[key]) for key in ("viewer", "participant") if entry.get(key) is not None
+    }
     return {"video": video_stem(_video(entry))} | given
 
 
@@ -265,7 +367,10 @@ def _text(mapping: Mapping[str, Any], key: str) -> str:
 def _list_of(mapping: Mapping[str, Any], key: str) -> list[Any]:
     value = mapping.get(key)
     if not isinstance(value, list) or not value:
-        raise DataError(f"{key!r} must be a list that is not empty; got {shown(value)}. Keys here: {shown(', '.join(mapping) or 'none', 300)}.")
+        raise DataError(
+            f"{key!r} must be a list that is not empty; got {shown(value)}. Keys here:"
+            f" {shown(', '.join(mapping) or 'none', 300)}."
+        )
     return value
 
 
@@ -279,7 +384,9 @@ def _kind(value: object) -> str:
 
 @contextmanager
 def _located(where: str) -> Iterator[None]:
-    """Prefix errors from within by where they happened; an inner place that already says all of it is left alone."""
+    """Prefix errors from within by where they happened; an inner place that already says all of it
+    is left alone.
+    """
     try:
         yield
     except DataError as error:

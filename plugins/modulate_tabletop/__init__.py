@@ -1,4 +1,6 @@
-"""The tabletop world: a generator of real videos, scanpaths and questions, and the small host that was trained on them."""
+"""The tabletop world: a generator of real videos, scanpaths and questions, and the small host that
+was trained on them.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,5 @@
-"""One clip of the tabletop world: what happens on the table, where the viewer looks, what the hand does, and the video of it.
+"""One clip of the tabletop world: what happens on the table, where the viewer looks, what the hand
+does, and the video of it.
 
 Times are seconds of the video, positions are fractions of the frame unless a name says pixels.
 """
@@ -22,14 +23,21 @@ REACH = (22.2, 24.0, 24.7)  # s: the hand starts, arrives, ends
 OBJECTS = 13  # most objects on the table; at least two fewer
 COPIES = 2  # most objects of one class, and of one colour
 DRIFT = 4.0  # pixels, farthest the camera moves from its centre
-MOST = (10, PLACES - 1)  # what OBJECTS may be: enough that were not looked at lately and that differ; what moves or appears needs an empty place
+MOST = (
+    10,
+    PLACES - 1,
+    # what OBJECTS may be: enough that were not looked at lately and that differ; what moves or appears
+    # needs an empty place
+)
 FARTHEST = 16.0  # pixels, what DRIFT may be: an eighth of the frame
 VARIABLE_EVERY = 5  # one file in so many has a variable frame rate
 
 
 @dataclass(frozen=True)
 class Event:
-    """A change on the table: ``what`` is "appear", "move" or "vanish"; ``place`` is where the object stands afterwards (stood before)."""
+    """A change on the table: ``what`` is "appear", "move" or "vanish"; ``place`` is where the
+    object stands afterwards (stood before).
+    """
 
     time: float
     what: str
@@ -38,7 +46,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Clip:
-    """Everything that is true of one clip. ``states[i]`` = (class, colour) rows of the 16 places from ``changes[i]`` seconds on."""
+    """Everything that is true of one clip.
+
+    ``states[i]`` = (class, colour) rows of the 16 places from ``changes[i]`` seconds on.
+    """
 
     stem: str
     viewer: Viewer
@@ -60,8 +71,14 @@ class Clip:
         return self.states[int(np.searchsorted(self.changes, time, side="right")) - 1]
 
     def asked(self) -> list[Dwell]:
-        """Return the dwells that gaze-only questions are about: nothing changes during them, and the window before holds no reach."""
-        return [d for d in self.dwells if _askable(d) and not any(d.start <= e.time <= d.end for e in self.events)]
+        """Return the dwells that gaze-only questions are about: nothing changes during them, and
+        the window before holds no reach.
+        """
+        return [
+            d
+            for d in self.dwells
+            if _askable(d) and not any(d.start <= e.time <= d.end for e in self.events)
+        ]
 
 
 def _askable(dwell: Dwell) -> bool:
@@ -83,16 +100,26 @@ class Camera:
 
 
 def _first_state(rng: np.random.Generator, most: int) -> np.ndarray:
-    """Fill one or two places fewer than ``most``, each class and each colour at most twice, so that no object is favoured by its kind."""
+    """Fill one or two places fewer than ``most``, each class and each colour at most twice, so that
+    no object is favoured by its kind.
+    """
     state = np.full((2, PLACES), -1)
-    places = rng.choice(PLACES, rng.integers(most - 2, most), replace=False)  # room for what appears
+    places = rng.choice(
+        PLACES, rng.integers(most - 2, most), replace=False
+    )  # room for what appears
     for row, words in enumerate((CLASSES, COLOURS)):
-        state[row, places] = rng.permutation(np.repeat(np.arange(len(words)), COPIES))[: len(places)]
+        state[row, places] = rng.permutation(np.repeat(np.arange(len(words)), COPIES))[
+            : len(places)
+        ]
     return state
 
 
-def _change(rng: np.random.Generator, state: np.ndarray, catch_sample_error: int, what: str, most: int) -> tuple[np.ndarray, int, str]:
-    """Let something happen to an object that is not at ``catch_sample_error``; ``what`` gives way to "move" where the count of objects forbids it."""
+def _change(
+    rng: np.random.Generator, state: np.ndarray, catch_sample_error: int, what: str, most: int
+) -> tuple[np.ndarray, int, str]:
+    """Let something happen to an object that is not at ``catch_sample_error``; ``what`` gives way
+    to "move" where the count of objects forbids it.
+    """
     state = state.copy()
     full = np.flatnonzero(state[0] >= 0)
     if (what == "appear" and len(full) >= most) or (what == "vanish" and len(full) <= most - 2):
@@ -100,7 +127,12 @@ def _change(rng: np.random.Generator, state: np.ndarray, catch_sample_error: int
     empty = int(rng.choice(np.flatnonzero(state[0] < 0)))
     chosen = int(rng.choice(full[full != catch_sample_error]))
     if what == "appear":
-        pairs = [(k, c) for k in range(len(CLASSES)) for c in range(len(COLOURS)) if ((state == [[k], [c]]).sum(1) < COPIES).all()]
+        pairs = [
+            (k, c)
+            for k in range(len(CLASSES))
+            for c in range(len(COLOURS))
+            if ((state == [[k], [c]]).sum(1) < COPIES).all()
+        ]
         new = [pair for pair in pairs if not np.equal(state.T, pair).all(1).any()]
         state[:, empty] = new[int(rng.integers(len(new)))]
         return state, empty, what
@@ -114,15 +146,25 @@ def _event_times(rng: np.random.Generator, dwells: list[Dwell]) -> dict[int, flo
     """Choose dwells during which something happens (none that is asked about), by index, and when."""
     asked = [i for i, d in enumerate(dwells) if _askable(d)]
     early = [i for i in range(asked[0]) if i and rng.random() < 0.7] or [1]
-    late = [int(rng.choice(asked[1:-1]))] if len(asked) >= 6 or (len(asked) == 5 and rng.random() < 0.5) else []
-    return {i: round(float(rng.uniform(dwells[i].start + 0.4, dwells[i].end - 0.4)), 3) for i in early + late}
+    late = (
+        [int(rng.choice(asked[1:-1]))]
+        if len(asked) >= 6 or (len(asked) == 5 and rng.random() < 0.5)
+        else []
+    )
+    return {
+        i: round(float(rng.uniform(dwells[i].start + 0.4, dwells[i].end - 0.4)), 3)
+        for i in early + late
+    }
 
 
-def _story(rng: np.random.Generator, dwells: list[Dwell], most: int) -> tuple[list[Dwell], list[float], list[np.ndarray], list[Event]]:
+def _story(
+    rng: np.random.Generator, dwells: list[Dwell], most: int
+) -> tuple[list[Dwell], list[float], list[np.ndarray], list[Event]]:
     """Choose targets and events in the order of time.
 
-    A target is drawn evenly among the places that hold an object and were not looked at within 8 s; what is new on the table is held
-    back as often as what is old, so that novelty says nothing about the target.
+    A target is drawn evenly among the places that hold an object and were not looked at within 8 s;
+    what is new on the table is held back as often as what is old, so that novelty says nothing
+    about the target.
     """
     when, state = _event_times(rng, dwells), _first_state(rng, most)
     changes, states, events = [0.0], [state], list[Event]()
@@ -131,7 +173,9 @@ def _story(rng: np.random.Generator, dwells: list[Dwell], most: int) -> tuple[li
     for index, dwell in enumerate(dwells):
         recent = {d.place for d in done if dwell.start - d.end < WINDOW}
         full = set(np.flatnonzero(state[0] >= 0).tolist())
-        free = sorted(full - recent - {p for p, until in held.items() if until > dwell.start}) or sorted(full - recent)
+        free = sorted(
+            full - recent - {p for p, until in held.items() if until > dwell.start}
+        ) or sorted(full - recent)
         place = int(rng.choice(free))
         done.append(replace(dwell, place=place))
         if index in when:
@@ -155,16 +199,33 @@ def _frame_times(rng: np.random.Generator, variable: bool) -> np.ndarray:
 
 
 def _hand_path(rng: np.random.Generator, times: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Idle at the lower edge, then one reach to ``target`` (time, 2); pixels before the camera's shift are not known here, only the frame."""
+    """Idle at the lower edge, then one reach to ``target`` (time, 2); pixels before the camera's
+    shift are not known here, only the frame.
+    """
     phase, home = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.15, 0.85)
-    idle = np.stack([home + 0.05 * np.sin(times * 0.7 + phase[0]), 1.0 + 0.025 * np.sin(times * 0.9 + phase[1])], -1)
+    idle = np.stack(
+        [
+            home + 0.05 * np.sin(times * 0.7 + phase[0]),
+            1.0 + 0.025 * np.sin(times * 0.9 + phase[1]),
+        ],
+        -1,
+    )
     share = np.clip((times - REACH[0]) / (REACH[1] - REACH[0]), 0, 1)
     share = (share * share * (3 - 2 * share))[:, None]
     return idle * (1 - share) + (target + np.array([0.0, 0.05])) * share
 
 
-def make_clip(stem: str, seed: tuple[int, ...], viewer: Viewer, variable: bool, objects: int = OBJECTS, drift: float = DRIFT) -> Clip:
-    """Draw one clip; the same arguments give the same clip. ``objects``: most on the table; ``drift``: of the camera, pixels."""
+def make_clip(
+    stem: str,
+    seed: tuple[int, ...],
+    viewer: Viewer,
+    variable: bool,
+    objects: int = OBJECTS,
+    drift: float = DRIFT,
+) -> Clip:
+    """Draw one clip; the same arguments give the same clip. ``objects``: most on the table;
+    ``drift``: of the camera, pixels.
+    """
     rng = np.random.default_rng(seed)
     layout, camera = Layout.random(rng), Camera(rng, drift)
     dwells = dwell_times(rng, DURATION)
@@ -172,12 +233,29 @@ def make_clip(stem: str, seed: tuple[int, ...], viewer: Viewer, variable: bool, 
         dwells = dwell_times(rng, DURATION)
     dwells, changes, states, events = _story(rng, dwells, objects)
     centers = np.array([place_center(layout, p) for p in range(PLACES)])
-    fixations, samples = trace(rng, viewer, dwells, lambda place, at: centers[place] + camera(at) / SIZE, DURATION)
+    fixations, samples = trace(
+        rng, viewer, dwells, lambda place, at: centers[place] + camera(at) / SIZE, DURATION
+    )
     times = _frame_times(rng, variable)
     reached = dwells[-1].place
     hand = _hand_path(rng, times, centers[reached] + camera(times) / SIZE)
     noise_seed = int(rng.integers(2**31))
-    return Clip(stem, viewer, layout, times, camera(times), hand, dwells, fixations, samples, changes, states, events, reached, noise_seed)
+    return Clip(
+        stem,
+        viewer,
+        layout,
+        times,
+        camera(times),
+        hand,
+        dwells,
+        fixations,
+        samples,
+        changes,
+        states,
+        events,
+        reached,
+        noise_seed,
+    )
 
 
 def frames(clip: Clip) -> Iterator[np.ndarray]:
@@ -187,13 +265,24 @@ def frames(clip: Clip) -> Iterator[np.ndarray]:
         kinds, colours = clip.state(float(time))
         shift = np.rint(camera)
         on_table = hand - shift / SIZE  # the renderer moves the hand with the camera
-        yield render(clip.layout, kinds, colours, (float(shift[0]), float(shift[1])), (float(on_table[0]), float(on_table[1])), noise_rng=rng)
+        yield render(
+            clip.layout,
+            kinds,
+            colours,
+            (float(shift[0]), float(shift[1])),
+            (float(on_table[0]), float(on_table[1])),
+            noise_rng=rng,
+        )
 
 
 def write_video(path: Path, clip: Clip) -> None:
     """Encode the clip as H.264 (yuv420p) with its true times in milliseconds."""
     with av.open(str(path), "w", options={"video_track_timescale": "16000"}) as file:
-        stream = file.add_stream("libx264", rate=RATE, options={"crf": "18", "preset": "superfast", "g": "24", "bf": "0", "threads": "1"})
+        stream = file.add_stream(
+            "libx264",
+            rate=RATE,
+            options={"crf": "18", "preset": "superfast", "g": "24", "bf": "0", "threads": "1"},
+        )
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)

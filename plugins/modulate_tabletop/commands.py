@@ -1,11 +1,18 @@
-"""Commands of the tabletop world. Heavy modules are imported when a command runs, so that ``--help`` stays instant."""
+"""Commands of the tabletop world.
+
+Heavy modules are imported when a command runs, so that ``--help`` stays instant.
+"""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-tabletop = typer.Typer(name="tabletop", help="The tabletop world: generated clips, gaze and questions.", no_args_is_help=True)
+tabletop = typer.Typer(
+    name="tabletop",
+    help="The tabletop world: generated clips, gaze and questions.",
+    no_args_is_help=True,
+)
 
 
 @tabletop.callback()
@@ -15,14 +22,25 @@ def _group() -> None:
 
 @tabletop.command()
 def make(
-    root: Annotated[Path, typer.Argument(help="Folder to make; reused if it holds the same world already.")],
+    root: Annotated[
+        Path, typer.Argument(help="Folder to make; reused if it holds the same world already.")
+    ],
     train: Annotated[int, typer.Option(min=0, help="Videos to train on.")] = 200,
     val: Annotated[int, typer.Option(min=0, help="Videos to validate on.")] = 20,
     test: Annotated[int, typer.Option(min=0, help="Videos to test on.")] = 80,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 0,
-    objects: Annotated[int, typer.Option(min=10, max=15, help="Most objects on a table; at least two fewer.")] = 13,
-    drift: Annotated[float, typer.Option(min=0, max=16, help="Farthest that the camera moves from its centre, pixels of 128.")] = 4.0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
+    objects: Annotated[
+        int, typer.Option(min=10, max=15, help="Most objects on a table; at least two fewer.")
+    ] = 13,
+    drift: Annotated[
+        float,
+        typer.Option(
+            min=0, max=16, help="Farthest that the camera moves from its centre, pixels of 128."
+        ),
+    ] = 4.0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; all cores by default.")
+    ] = None,
 ) -> None:
     """Make a world: H.264 videos, fixations, raw gaze, hand, the ten question files, splits."""
     from rich.console import Console
@@ -34,10 +52,18 @@ def make(
     sizes = {"train": train, "val": val, "test": test}
     with bars() as shown:
         report = lambda done, total: shown.at("videos", done, total)  # noqa: E731
-        world = make_world(root, **sizes, seed=seed, objects=objects, drift=drift, workers=workers, progress=report)
-    table = Table("Task", "train", "val", "test", title="Questions (test points for proactive tasks)")
+        world = make_world(
+            root, **sizes, seed=seed, objects=objects, drift=drift, workers=workers, progress=report
+        )
+    table = Table(
+        "Task", "train", "val", "test", title="Questions (test points for proactive tasks)"
+    )
     for name, counts in world["questions"].items():
         table.add_row(name, *(str(counts[split]) for split in ("train", "val", "test")))
     console = Console()
     console.print(table)
-    console.print(f"{'Reused' if world['reused'] else 'Made'} {world['root']} in {world['seconds']} s.", highlight=False, soft_wrap=True)
+    console.print(
+        f"{'Reused' if world['reused'] else 'Made'} {world['root']} in {world['seconds']} s.",
+        highlight=False,
+        soft_wrap=True,
+    )

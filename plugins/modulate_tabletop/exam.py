@@ -1,6 +1,8 @@
-"""What the small host can do: words and letters, for marks that it sees drawn and for the mean trace of a mark added to a token.
+"""What the small host can do: words and letters, for marks that it sees drawn and for the mean
+trace of a mark added to a token.
 
-``python -m modulate_tabletop.exam`` prints one line of accuracies for stills and one for clips of four steps. All tokens of the vocabulary are allowed as answers.
+``python -m modulate_tabletop.exam`` prints one line of accuracies for stills and one for clips of
+four steps. All tokens of the vocabulary are allowed as answers.
 """
 
 import argparse
@@ -18,8 +20,18 @@ from modulate_tabletop.train_host import pointing
 BATCH = 32  # half of them with drawn marks
 
 
-def exam(model: Any, packer: packing.Packer, *, steps: int, batches: int = 8, seed: int = 99, layer: int = 0) -> dict[str, float]:
-    """Return {"<mark> <answer> <task>": accuracy} on fresh clips: mark "drawn" or "pointed" (after ``layer``), answer "word" or "letter"."""
+def exam(
+    model: Any,
+    packer: packing.Packer,
+    *,
+    steps: int,
+    batches: int = 8,
+    seed: int = 99,
+    layer: int = 0,
+) -> dict[str, float]:
+    """Return {"<mark> <answer> <task>": accuracy} on fresh clips: mark "drawn" or "pointed" (after
+    ``layer``), answer "word" or "letter".
+    """
     rng, hits = np.random.default_rng(seed), dict[str, list[float]]()
     for _ in range(batches):
         items = [lessons.lesson(rng, steps, True, drawn=i < BATCH // 2) for i in range(BATCH)]
@@ -27,7 +39,9 @@ def exam(model: Any, packer: packing.Packer, *, steps: int, batches: int = 8, se
         values = packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps)
         with torch.no_grad(), pointing(model, len(packer.ids(packing.TURN_START)), items, layer):
             logits, *_ = packing.forward(model, packed, values, steps)
-        right = (logits.argmax(-1) == torch.tensor([w[2] for w in packed["where"]])).float().tolist()
+        right = (
+            (logits.argmax(-1) == torch.tensor([w[2] for w in packed["where"]])).float().tolist()
+        )
         for (row, _, _, kind), hit in zip(packed["where"], right, strict=True):
             hits.setdefault(f"{'drawn' if items[row].drawn else 'pointed'} {kind}", []).append(hit)
     return {kind: round(float(np.mean(hit)), 3) for kind, hit in sorted(hits.items())}
@@ -35,9 +49,17 @@ def exam(model: Any, packer: packing.Packer, *, steps: int, batches: int = 8, se
 
 def _questions(rng: np.random.Generator, item: lessons.Lesson) -> list[Branch]:
     branches = []
-    for task, (question, options, answer) in lessons.questions(rng, item, int(item.marks[-1])).items():
+    for task, (question, options, answer) in lessons.questions(
+        rng, item, int(item.marks[-1])
+    ).items():
         branches.append(Branch(f"word {task}", text.without_options(question), answer))
-        branches.append(Branch(f"letter {task}", text.with_options(question, options), text.LETTERS[options.index(answer)]))
+        branches.append(
+            Branch(
+                f"letter {task}",
+                text.with_options(question, options),
+                text.LETTERS[options.index(answer)],
+            )
+        )
     return branches
 
 

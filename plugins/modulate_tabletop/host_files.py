@@ -8,17 +8,19 @@ from modulate_tabletop.text import VOCABULARY
 WIDTH, LAYERS, PATCH, PIXELS = 128, 6, 8, 64
 ID = {word: index for index, word in enumerate(VOCABULARY)}
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is"
+    " string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if"
+    " part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif part['type'] =="
+    " 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in part %}{{ part['text']"
+    " }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt"
+    " %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def configuration() -> Any:
-    """A Qwen2.5-VL of 1.5 M parameters: M-RoPE base 100, so that neighbouring columns are told apart."""
+    """A Qwen2.5-VL of 1.5 M parameters: M-RoPE base 100, so that neighbouring columns are told
+    apart.
+    """
     from transformers import Qwen2_5_VLConfig
 
     vision = {
@@ -42,7 +44,11 @@ def configuration() -> Any:
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 100.0},
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [4, 6, 6],
+            "rope_theta": 100.0,
+        },
         "bos_token_id": None,
         "eos_token_id": ID["<|im_end|>"],
         "pad_token_id": ID["<|endoftext|>"],
@@ -61,20 +67,32 @@ def configuration() -> Any:
 def rescale(model: Any, factor: float) -> None:
     """Multiply the residual stream by ``factor``, in place; the answers stay the same.
 
-    Training from scratch with tied embeddings leaves visual tokens with norms of about 50, so that a residual has to be as large to be heard, far from
-    where an output projection that starts at zero gets in a few hundred updates. Every layer normalises what it reads, so scaling all that is written
-    to the stream (embeddings, visual tokens, both outputs of each layer) and the norms' epsilon changes nothing else; the last norm makes up for the
-    tied output embeddings.
+    Training from scratch with tied embeddings leaves visual tokens with norms of about 50, so that
+    a residual has to be as large to be heard, far from where an output projection that starts at
+    zero gets in a few hundred updates. Every layer normalises what it reads, so scaling all that is
+    written to the stream (embeddings, visual tokens, both outputs of each layer) and the norms'
+    epsilon changes nothing else; the last norm makes up for the tied output embeddings.
     """
     core = model.model.language_model
     written = [core.embed_tokens.weight, *model.model.visual.merger.mlp[-1].parameters()]
-    written += [w for layer in core.layers for w in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight)]
+    written += [
+        w
+        for layer in core.layers
+        for w in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight)
+    ]
     for weight in written:
         weight.data.mul_(factor)
     core.norm.weight.data.div_(factor)
     epsilon = model.config.text_config.rms_norm_eps * factor**2
     model.config.text_config.rms_norm_eps = epsilon
-    for norm in (core.norm, *(n for layer in core.layers for n in (layer.input_layernorm, layer.post_attention_layernorm))):
+    for norm in (
+        core.norm,
+        *(
+            n
+            for layer in core.layers
+            for n in (layer.input_layernorm, layer.post_attention_layernorm)
+        ),
+    ):
         norm.variance_epsilon = epsilon
 
 
@@ -87,7 +105,9 @@ def tokenizer() -> Any:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"[ \t\r]+"), behavior="removed"),
-            pre_tokenizers.Split(Regex(r"\n\n|\n|[0-9]{1,2}|[\p{L}]+|[^\p{L}0-9\n]"), behavior="isolated"),
+            pre_tokenizers.Split(
+                Regex(r"\n\n|\n|[0-9]{1,2}|[\p{L}]+|[^\p{L}0-9\n]"), behavior="isolated"
+            ),
         ]
     )
     return PreTrainedTokenizerFast(
@@ -95,7 +115,13 @@ def tokenizer() -> Any:
         unk_token="<unk>",
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
+        additional_special_tokens=[
+            "<|im_start|>",
+            "<|vision_start|>",
+            "<|vision_end|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+        ],
         chat_template=CHAT_TEMPLATE,
         padding_side="left",
         clean_up_tokenization_spaces=False,
@@ -116,7 +142,12 @@ def processor() -> Any:
         "image_std": [0.5] * 3,
     }
     video = Qwen2VLVideoProcessor(**common, cap_pixels_per_frame=False)
-    return Qwen2_5_VLProcessor(image_processor=Qwen2VLImageProcessor(**common), tokenizer=tokenizer(), video_processor=video, chat_template=CHAT_TEMPLATE)
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**common),
+        tokenizer=tokenizer(),
+        video_processor=video,
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def save(model: Any, folder: Path) -> None:

@@ -1,4 +1,6 @@
-"""What the small host is taught: random tables, light marks that move over the steps, and questions about them. No gaze anywhere."""
+"""What the small host is taught: random tables, light marks that move over the steps, and questions
+about them. No gaze anywhere.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +15,10 @@ SHAPES, TINTS = len(CLASSES), len(COLOUR_WORDS)
 
 @dataclass(frozen=True)
 class Lesson:
-    """One clip of two frames a step and what is on it. ``kinds`` and ``colours`` are (steps, PLACES), −1 where a place is empty."""
+    """One clip of two frames a step and what is on it.
+
+    ``kinds`` and ``colours`` are (steps, PLACES), −1 where a place is empty.
+    """
 
     frames: np.ndarray  # (2 * steps, SIZE, SIZE, 3) uint8
     kinds: np.ndarray
@@ -44,7 +49,9 @@ def change(rng: np.random.Generator, kinds: np.ndarray, colours: np.ndarray) -> 
 
 
 def lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: bool = True) -> Lesson:
-    """A clip of ``steps`` steps; if ``marked``, a different object carries the mark in each step, which is in the pictures only if ``drawn``."""
+    """A clip of ``steps`` steps; if ``marked``, a different object carries the mark in each step,
+    which is in the pictures only if ``drawn``.
+    """
     layout, (kinds, colours) = Layout.random(rng), table(rng)
     camera, drift = rng.uniform(-3.5, 3.5, 2), rng.uniform(-0.6, 0.6, 2)
     hand = np.array([rng.uniform(20, 108), rng.uniform(124, 138)]) / SIZE
@@ -57,17 +64,32 @@ def lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: bool = Tru
         for _ in range(2):
             camera = np.clip(camera + drift + rng.normal(0, 0.3, 2), -4, 4)
             hand = hand + rng.normal(0, 1 / SIZE, 2)
-            frames.append(render(layout, kinds, colours, tuple(camera), tuple(hand), [mark] if marked and drawn else (), rng))
+            frames.append(
+                render(
+                    layout,
+                    kinds,
+                    colours,
+                    tuple(camera),
+                    tuple(hand),
+                    [mark] if marked and drawn else (),
+                    rng,
+                )
+            )
         all_kinds.append(kinds.copy())
         all_colours.append(colours.copy())
         marks.append(mark)
-    return Lesson(np.stack(frames), np.stack(all_kinds), np.stack(all_colours), np.array(marks), drawn)
+    return Lesson(
+        np.stack(frames), np.stack(all_kinds), np.stack(all_colours), np.array(marks), drawn
+    )
 
 
 def describe(item: Lesson, step: int = -1) -> str:
     """Colour and class of every place of one step, row by row."""
     pairs = zip(item.kinds[step], item.colours[step])
-    return " ".join(f"{COLOUR_WORDS[c]} {CLASSES[k]}" if k >= 0 else f"{text.EMPTY} {text.EMPTY}" for k, c in pairs)
+    return " ".join(
+        f"{COLOUR_WORDS[c]} {CLASSES[k]}" if k >= 0 else f"{text.EMPTY} {text.EMPTY}"
+        for k, c in pairs
+    )
 
 
 def _options(rng: np.random.Generator, answer: int, present: np.ndarray, count: int) -> list[int]:
@@ -82,12 +104,18 @@ def _options(rng: np.random.Generator, answer: int, present: np.ndarray, count: 
     return [int(i) for i in rng.permutation([answer, *pick])]
 
 
-def questions(rng: np.random.Generator, item: Lesson, target: int) -> dict[str, tuple[str, list[str], str]]:
-    """Task -> (question, options, answer word) about the object at place ``target`` of the last step."""
+def questions(
+    rng: np.random.Generator, item: Lesson, target: int
+) -> dict[str, tuple[str, list[str], str]]:
+    """Task -> (question, options, answer word) about the object at place ``target`` of the last
+    step.
+    """
     kinds, colours, t = item.kinds[-1], item.colours[-1], float(rng.integers(1, 100))
     kind, colour = int(kinds[target]), int(colours[target])
     by_class = [CLASSES[i] for i in _options(rng, kind, kinds, SHAPES)]
-    by_colour = [COLOUR_WORDS[i] for i in _options(rng, colour, np.where(kinds >= 0, colours, -1), TINTS)]
+    by_colour = [
+        COLOUR_WORDS[i] for i in _options(rng, colour, np.where(kinds >= 0, colours, -1), TINTS)
+    ]
     yes = rng.random() < 0.5
     others = [k for k in np.unique(kinds[kinds >= 0]) if k != kind]
     asked = CLASSES[kind if yes else int(rng.choice(others))]
@@ -104,28 +132,51 @@ DRILL_WORDS = tuple(w for w in (*text.WORDS, *text.NUMBERS) if w not in "ABCDE")
 
 
 def drill(rng: np.random.Generator) -> tuple[str, str]:
-    """Options, then some options' words, each followed by its letter: (prompt, answer); only the letters can be known."""
+    """Options, then some options' words, each followed by its letter: (prompt, answer); only the
+    letters can be known.
+    """
     words = (CLASSES, COLOUR_WORDS, DRILL_WORDS, DRILL_WORDS)[rng.integers(4)]
-    options = ["Yes", "No"] if rng.random() < 0.1 else [words[i] for i in rng.choice(len(words), 4, replace=False)]
+    options = (
+        ["Yes", "No"]
+        if rng.random() < 0.1
+        else [words[i] for i in rng.choice(len(words), 4, replace=False)]
+    )
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(text.LETTERS, options))
     asked = rng.integers(0, len(options), 6)
-    return f"Options:\n{listed}\n\nThe best option is:", " ".join(f"{options[i]} {text.LETTERS[i]}" for i in asked)
+    return f"Options:\n{listed}\n\nThe best option is:", " ".join(
+        f"{options[i]} {text.LETTERS[i]}" for i in asked
+    )
 
 
 def told(rng: np.random.Generator) -> tuple[str, str]:
     """A multiple-choice question whose answer is told in words: (prompt, letter)."""
     kind, colour = int(rng.integers(SHAPES)), int(rng.integers(TINTS))
-    t, fact = float(rng.integers(1, 100)), f"The viewer is looking at the {COLOUR_WORDS[colour]} {CLASSES[kind]}. "
+    t, fact = (
+        float(rng.integers(1, 100)),
+        f"The viewer is looking at the {COLOUR_WORDS[colour]} {CLASSES[kind]}. ",
+    )
     which = rng.integers(4)
     if which == 3:
         yes = rng.random() < 0.5
         asked = kind if yes else int(rng.choice([k for k in range(SHAPES) if k != kind]))
-        return text.with_options(f"{fact}{text.question_alert(CLASSES[asked])} {text.ALERT_SUFFIX}", ["Yes", "No"]), "A" if yes else "B"
+        return text.with_options(
+            f"{fact}{text.question_alert(CLASSES[asked])} {text.ALERT_SUFFIX}", ["Yes", "No"]
+        ), ("A" if yes else "B")
     words, answer, ask = (
-        (COLOUR_WORDS, colour, text.question_attribute(t)) if which == 2 else (CLASSES, kind, (text.question_easy, text.question_hard)[which](t))
+        (COLOUR_WORDS, colour, text.question_attribute(t))
+        if which == 2
+        else (CLASSES, kind, (text.question_easy, text.question_hard)[which](t))
     )
-    order = [int(i) for i in rng.permutation([answer, *rng.permutation([i for i in range(len(words)) if i != answer])[:3]])]
-    return text.with_options(fact + ask, [words[i] for i in order]), text.LETTERS[order.index(answer)]
+    order = [
+        int(i)
+        for i in rng.permutation(
+            [answer, *rng.permutation([i for i in range(len(words)) if i != answer])[:3]]
+        )
+    ]
+    return (
+        text.with_options(fact + ask, [words[i] for i in order]),
+        text.LETTERS[order.index(answer)],
+    )
 
 
 __all__ = ["Lesson", "change", "describe", "drill", "lesson", "questions", "table", "told"]

@@ -1,7 +1,10 @@
-"""Makes a whole tabletop world on disk: videos, gaze, hand, question files, splits. Whole or not there, and the same for the same numbers.
+"""Makes a whole tabletop world on disk: videos, gaze, hand, question files, splits.
 
-Layout: ``videos/original_video/<stem>.mp4``, ``fixations/<stem>_fixation_filtered.csv``, ``gaze/<stem>_gaze.csv`` (60 Hz samples),
-``hand/<stem>_hand.csv``, ``qa/<task>.json``, ``splits.json`` (viewers and tables differ between splits), ``splits_by_viewer.json`` (the same
+Whole or not there, and the same for the same numbers.
+
+Layout: ``videos/original_video/<stem>.mp4``, ``fixations/<stem>_fixation_filtered.csv``,
+``gaze/<stem>_gaze.csv`` (60 Hz samples), ``hand/<stem>_hand.csv``, ``qa/<task>.json``,
+``splits.json`` (viewers and tables differ between splits), ``splits_by_viewer.json`` (the same
 viewers dealt anew), ``manifest.json``.
 """
 
@@ -23,8 +26,26 @@ import numpy as np
 
 from modulate.errors import DataError
 from modulate.utils.safe_load import read_json
-from modulate_tabletop.clips import DRIFT, FARTHEST, MOST, OBJECTS, VARIABLE_EVERY, Clip, make_clip, write_video
-from modulate_tabletop.questions import MULTIPLE_CHOICE, TASKS, Alert, ComponentSpec, alert_entry, choice_entry, draft, lettered
+from modulate_tabletop.clips import (
+    DRIFT,
+    FARTHEST,
+    MOST,
+    OBJECTS,
+    VARIABLE_EVERY,
+    Clip,
+    make_clip,
+    write_video,
+)
+from modulate_tabletop.questions import (
+    MULTIPLE_CHOICE,
+    TASKS,
+    Alert,
+    ComponentSpec,
+    alert_entry,
+    choice_entry,
+    draft,
+    lettered,
+)
 from modulate_tabletop.viewer import Viewer
 
 GENERATOR = 1  # raise it whenever the same numbers would give another world
@@ -59,17 +80,32 @@ class Job:
         return make_clip(self.stem, self.seed, self.viewer, self.variable, self.objects, self.drift)
 
 
-def jobs(train: int, val: int, test: int, seed: int, objects: int = OBJECTS, drift: float = DRIFT) -> list[Job]:
+def jobs(
+    train: int, val: int, test: int, seed: int, objects: int = OBJECTS, drift: float = DRIFT
+) -> list[Job]:
     """List the videos of a world; each split has viewers of its own, about one for ten videos."""
     result: list[Job] = []
     seen = 0
     for code, (split, count) in enumerate(zip(SPLITS, (train, val, test), strict=True)):
         people = max(min(2, count), -(-count // VIDEOS_PER_VIEWER))
-        viewers = [Viewer.random(f"viewer_{seen + v + 1:02d}", np.random.default_rng((seed, code, v, 1))) for v in range(people)]
+        viewers = [
+            Viewer.random(f"viewer_{seen + v + 1:02d}", np.random.default_rng((seed, code, v, 1)))
+            for v in range(people)
+        ]
         seen += people
         for i in range(count):
             number = len(result) + 1
-            result.append(Job(f"tabletop_{number:04d}", split, (seed, code, i), viewers[i % people], number % VARIABLE_EVERY == 3, objects, drift))
+            result.append(
+                Job(
+                    f"tabletop_{number:04d}",
+                    split,
+                    (seed, code, i),
+                    viewers[i % people],
+                    number % VARIABLE_EVERY == 3,
+                    objects,
+                    drift,
+                )
+            )
     return result
 
 
@@ -85,17 +121,33 @@ def make_world(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Make the world in ``root`` unless it is there already; return its manifest with ``root``, ``reused`` and ``seconds``.
+    """Make the world in ``root`` unless it is there already; return its manifest with ``root``,
+    ``reused`` and ``seconds``.
 
-    ``train``, ``val``, ``test``: videos; ``objects``: most on a table; ``drift``: farthest the camera moves from its centre, pixels. ``workers``: processes, all cores if None; the files do not depend on it. Raises :class:`~modulate.errors.DataError` if ``root`` holds
-    anything else, or a world of other numbers.
+    ``train``, ``val``, ``test``: videos; ``objects``: most on a table; ``drift``: farthest the
+    camera moves from its centre, pixels. ``workers``: processes, all cores if None; the files do
+    not depend on it. Raises :class:`~modulate.errors.DataError` if ``root`` holds anything else, or
+    a world of other numbers.
     """
     begun, root = time.monotonic(), Path(root).expanduser()
-    wanted = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, "test": test, "objects": objects, "drift": float(drift)}
+    wanted = {
+        "generator": GENERATOR,
+        "seed": seed,
+        "train": train,
+        "val": val,
+        "test": test,
+        "objects": objects,
+        "drift": float(drift),
+    }
     if bad := [f"{k} = {v}" for k, v in wanted.items() if v < 0]:
-        raise DataError(f"A tabletop world cannot have {', '.join(bad)}; counts and seed must be 0 or more.")
+        raise DataError(
+            f"A tabletop world cannot have {', '.join(bad)}; counts and seed must be 0 or more."
+        )
     if not MOST[0] <= objects <= MOST[1] or not drift <= FARTHEST:
-        raise DataError(f"A tabletop world has {MOST[0]} to {MOST[1]} objects and a drift of 0 to {FARTHEST:g} pixels; got objects = {objects}, drift = {drift}.")
+        raise DataError(
+            f"A tabletop world has {MOST[0]} to {MOST[1]} objects and a drift of 0 to {FARTHEST:g}"
+            f" pixels; got objects = {objects}, drift = {drift}."
+        )
     if train + val + test == 0:
         raise DataError("A tabletop world needs at least one video; got train = val = test = 0.")
     manifest = _existing(root, wanted)
@@ -109,11 +161,19 @@ def make_world(
                 if (other := _existing(root, wanted)) is None:
                     raise
                 manifest, reused = other, True
-    return {**manifest, "root": str(root), "reused": reused, "seconds": round(time.monotonic() - begun, 1)}
+    return {
+        **manifest,
+        "root": str(root),
+        "reused": reused,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
 
 
 def world_in(root: Path) -> dict[str, Any] | None:
-    """Return the manifest of the world in ``root``, None if there is nothing. Raises :class:`~modulate.errors.DataError` for anything else."""
+    """Return the manifest of the world in ``root``, None if there is nothing.
+
+    Raises :class:`~modulate.errors.DataError` for anything else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
     try:
@@ -122,17 +182,29 @@ def world_in(root: Path) -> dict[str, Any] | None:
             if not isinstance(manifest[key], int | float):
                 raise TypeError(key)
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{root} is not empty and holds no tabletop world (no readable manifest.json); name another folder, or empty it.") from None
+        raise DataError(
+            f"{root} is not empty and holds no tabletop world (no readable manifest.json); name"
+            " another folder, or empty it."
+        ) from None
     return manifest
 
 
 def _existing(root: Path, wanted: Mapping[str, float]) -> dict[str, Any] | None:
-    """Return the manifest of the world in ``root`` if it is the one that is ``wanted``, None if there is nothing."""
+    """Return the manifest of the world in ``root`` if it is the one that is ``wanted``, None if
+    there is nothing.
+    """
     found = world_in(root)
     if found is None:
         return None
-    if other := [f"{key} is {found[key]}, wanted {wanted[key]}" for key in wanted if found[key] != wanted[key]]:
-        raise DataError(f"{root} holds another tabletop world: {'; '.join(other)}. Name another folder, or delete this one.")
+    if other := [
+        f"{key} is {found[key]}, wanted {wanted[key]}"
+        for key in wanted
+        if found[key] != wanted[key]
+    ]:
+        raise DataError(
+            f"{root} holds another tabletop world: {'; '.join(other)}. Name another folder, or"
+            " delete this one."
+        )
     return found
 
 
@@ -148,7 +220,9 @@ def _folder_for(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fill(folder: Path, wanted: Mapping[str, Any], workers: int, progress: Progress | None) -> dict[str, Any]:
+def _fill(
+    folder: Path, wanted: Mapping[str, Any], workers: int, progress: Progress | None
+) -> dict[str, Any]:
     world = {key: wanted[key] for key in WORLD}
     todo = jobs(**world)
     for name in ("videos/original_video", "fixations", "gaze", "hand", "qa"):
@@ -160,27 +234,48 @@ def _fill(folder: Path, wanted: Mapping[str, Any], workers: int, progress: Progr
             progress(len(drafts), len(todo))
     counts = _write_questions(folder / "qa", todo, drafts, wanted["seed"])
     _write_splits(folder, todo, wanted["seed"])
-    manifest = {**wanted, "viewers": len({j.viewer.name for j in todo}), "variable_frame_rate": sum(j.variable for j in todo), "questions": counts}
+    manifest = {
+        **wanted,
+        "viewers": len({j.viewer.name for j in todo}),
+        "variable_frame_rate": sum(j.variable for j in todo),
+        "questions": counts,
+    }
     _dump(folder / "manifest.json", manifest)
     return manifest
 
 
-def _run(todo: list[Job], folder: Path, world: Sequence[float], workers: int) -> Iterator[list[Question]]:
+def _run(
+    todo: list[Job], folder: Path, world: Sequence[float], workers: int
+) -> Iterator[list[Question]]:
     """Make the videos in order; a few are not worth processes of their own.
 
-    Workers are new interpreters and not forks of this one: it may hold threads and a GPU, and its main module may have no guard.
+    Workers are new interpreters and not forks of this one: it may hold threads and a GPU, and its
+    main module may have no guard.
     """
     if workers == 1 or len(todo) <= 6:
         yield from (make_files(job, folder) for job in todo)
         return
     size = max(2, -(-len(todo) // (4 * workers)))
     command = [sys.executable, "-m", "modulate_tabletop.make", str(folder), *map(str, world)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "OMP_NUM_THREADS": "1",
+    }
 
     def part(start: int) -> list[list[Question]]:
-        done = subprocess.run([*command, str(start), str(start + size)], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, str(start), str(start + size)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            raise RuntimeError(f"A worker that makes videos {start + 1} to {start + size} failed: {done.stderr.strip()[-2000:]}")
+            raise RuntimeError(
+                f"A worker that makes videos {start + 1} to {start + size} failed:"
+                f" {done.stderr.strip()[-2000:]}"
+            )
         return [[_question(q) for q in questions] for questions in json.loads(done.stdout)]
 
     pool = ThreadPoolExecutor(workers)
@@ -199,10 +294,15 @@ def _question(fields: dict[str, Any]) -> Question:
 
 
 def _work(folder: str, *numbers: str) -> None:
-    """Run as a worker: make videos ``start`` to ``stop`` of a world and print their questions as JSON."""
+    """Run as a worker: make videos ``start`` to ``stop`` of a world and print their questions as
+    JSON.
+    """
     train, val, test, seed, objects = map(int, numbers[:5])
     start, stop = map(int, numbers[6:])
-    drafts = [make_files(job, Path(folder)) for job in jobs(train, val, test, seed, objects, float(numbers[5]))[start:stop]]
+    drafts = [
+        make_files(job, Path(folder))
+        for job in jobs(train, val, test, seed, objects, float(numbers[5]))[start:stop]
+    ]
     print(json.dumps([[asdict(question) for question in questions] for questions in drafts]))
 
 
@@ -215,25 +315,42 @@ def make_files(job: Job, folder: Path) -> list[Question]:
         start, end, length = f"{f.start:.3f}", f"{f.end:.3f}", f"{f.end - f.start:.3f}"
         rows.append(f"{start},{end},{f.x:.5f},{f.y:.5f},{length},{start},{end},{number},{length}")
     _csv(folder / "fixations" / f"{job.stem}_fixation_filtered.csv", FIXATION_HEADER, rows)
-    _csv(folder / "gaze" / f"{job.stem}_gaze.csv", "time_seconds,x,y", [f"{t:.4f},{x:.5f},{y:.5f}" for t, x, y in clip.samples])
+    _csv(
+        folder / "gaze" / f"{job.stem}_gaze.csv",
+        "time_seconds,x,y",
+        [f"{t:.4f},{x:.5f},{y:.5f}" for t, x, y in clip.samples],
+    )
     hand = zip(clip.times, clip.hand, strict=True)
-    _csv(folder / "hand" / f"{job.stem}_hand.csv", "time_seconds,x,y", [f"{t:.3f},{x:.5f},{y:.5f}" for t, (x, y) in hand])
+    _csv(
+        folder / "hand" / f"{job.stem}_hand.csv",
+        "time_seconds,x,y",
+        [f"{t:.3f},{x:.5f},{y:.5f}" for t, (x, y) in hand],
+    )
     return draft(np.random.default_rng((*job.seed, 2)), clip)
 
 
-def _write_questions(folder: Path, todo: list[Job], drafts: list[list[Question]], seed: int) -> dict[str, dict[str, int]]:
-    """Write the ten files (a file without a question is left out); return how many questions or test points each split has."""
+def _write_questions(
+    folder: Path, todo: list[Job], drafts: list[list[Question]], seed: int
+) -> dict[str, dict[str, int]]:
+    """Write the ten files (a file without a question is left out); return how many questions or
+    test points each split has.
+    """
     counts: dict[str, dict[str, int]] = {}
     for number, task in enumerate(TASKS):
         entries, counts[task] = [], dict.fromkeys(SPLITS, 0)
-        letters = {s: iter(lettered(np.random.default_rng((seed, number, code, 3)), 12 * len(todo))) for code, s in enumerate(SPLITS)}
+        letters = {
+            s: iter(lettered(np.random.default_rng((seed, number, code, 3)), 12 * len(todo)))
+            for code, s in enumerate(SPLITS)
+        }
         for job, questions in zip(todo, drafts, strict=True):
             head = {"video_path": f"{job.stem}.mp4", "viewer": job.viewer.name}
             choices = [q for q in questions if isinstance(q, ComponentSpec) and q.task == task]
             alerts = [q for q in questions if isinstance(q, Alert) and q.task == task]
             entries += [choice_entry(q, next(letters[job.split]), head) for q in choices]
             entries += [alert_entry(alerts, head)] if alerts else []
-            counts[task][job.split] += len(choices) if task in MULTIPLE_CHOICE else sum(len(q.points) for q in alerts)
+            counts[task][job.split] += (
+                len(choices) if task in MULTIPLE_CHOICE else sum(len(q.points) for q in alerts)
+            )
         if entries:
             _dump(folder / f"{task}.json", entries)
     return counts
@@ -242,10 +359,17 @@ def _write_questions(folder: Path, todo: list[Job], drafts: list[list[Question]]
 def _write_splits(folder: Path, todo: list[Job], seed: int) -> None:
     _dump(folder / "splits.json", {s: [j.stem for j in todo if j.split == s] for s in SPLITS})
     per_split = [len({j.viewer.name for j in todo if j.split == s}) for s in SPLITS]
-    dealt = np.random.default_rng((seed, 4)).permutation(sorted({j.viewer.name for j in todo})).tolist()
+    dealt = (
+        np.random.default_rng((seed, 4)).permutation(sorted({j.viewer.name for j in todo})).tolist()
+    )
     ends = np.cumsum(per_split)
-    groups = {s: set(dealt[end - n : end]) for s, n, end in zip(SPLITS, per_split, ends, strict=True)}
-    _dump(folder / "splits_by_viewer.json", {s: [j.stem for j in todo if j.viewer.name in groups[s]] for s in SPLITS})
+    groups = {
+        s: set(dealt[end - n : end]) for s, n, end in zip(SPLITS, per_split, ends, strict=True)
+    }
+    _dump(
+        folder / "splits_by_viewer.json",
+        {s: [j.stem for j in todo if j.viewer.name in groups[s]] for s in SPLITS},
+    )
 
 
 def _csv(path: Path, header: str, rows: list[str]) -> None:

@@ -15,8 +15,10 @@ class TaughtMarkParams(Params):
 
 
 class TaughtMark(InputTransform):
-    """Draws the mark of the host's training (a white square with a dark rim) beside what is looked at, on every frame: what the host can answer when it sees
-    where one looked. On frames of another size than the world's it is drawn as large, which the host was not taught.
+    """Draws the mark of the host's training (a white square with a dark rim) beside what is looked
+    at, on every frame: what the host can answer when it sees
+    where one looked. On frames of another size than the world's it is drawn as large, which the
+    host was not taught.
     """
 
     Params = TaughtMarkParams
@@ -26,5 +28,14 @@ class TaughtMark(InputTransform):
         self.params = params
 
     def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
-        """Return the turn with marks on copies of the frames; a frame between two fixations shows the nearer one's."""
-        return drawn(given, signal, math.inf, lambda image, x, y: draw_mark(image, np.array([x * image.shape[1], y * image.shape[0]])))
+        """Return the turn with marks on copies of the frames; a frame between two fixations shows
+        the nearer one's.
+        """
+        return drawn(
+            given,
+            signal,
+            math.inf,
+            lambda image, x, y: draw_mark(
+                image, np.array([x * image.shape[1], y * image.shape[0]])
+            ),
+        )

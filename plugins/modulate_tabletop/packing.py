@@ -1,4 +1,6 @@
-"""Many questions about one clip in one forward: a shared visual prefix and branches that do not see one another."""
+"""Many questions about one clip in one forward: a shared visual prefix and branches that do not see
+one another.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,8 @@ import torch.nn.functional as F
 from modulate_tabletop.host_files import ID, PATCH, PIXELS
 from modulate_tabletop.render import CLASSES
 
-# So many layers have run when an option's word should know its letter, the last position the answer's word, an option whether it is the answer.
+# So many layers have run when an option's word should know its letter, the last position the
+# answer's word, an option whether it is the answer.
 LABEL_LAYER, WORD_LAYER, FLAG_LAYER = 2, 3, 4
 CLASS_IDS = frozenset(ID[c] for c in CLASSES)
 LETTER_IDS = frozenset(ID[c] for c in "ABCD")
@@ -27,22 +30,34 @@ class Branch:
     answer: str
     sees_video: bool = True
     every: int = 1  # of the answer's tokens, each so many-th is supervised
-    word: str | None = None  # the answer in words, which a middle layer should know before the letter is chosen
+    word: str | None = (
+        None  # the answer in words, which a middle layer should know before the letter is chosen
+    )
 
 
 def pixels(frames: np.ndarray) -> torch.Tensor:
-    """(n, SIZE, SIZE, 3) uint8 to (n, 3, PIXELS, PIXELS) in −1..1: luma resized as the processor does, chroma halved as a 4:2:0 codec does."""
+    """(n, SIZE, SIZE, 3) uint8 to (n, 3, PIXELS, PIXELS) in −1..1: luma resized as the processor
+    does, chroma halved as a 4:2:0 codec does.
+    """
     x = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     small = F.avg_pool2d(x, 2)
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    luma = F.interpolate((x * weights).sum(1, keepdim=True), size=(PIXELS, PIXELS), mode="bicubic", antialias=True, align_corners=False)
+    luma = F.interpolate(
+        (x * weights).sum(1, keepdim=True),
+        size=(PIXELS, PIXELS),
+        mode="bicubic",
+        antialias=True,
+        align_corners=False,
+    )
     return ((luma + small - (small * weights).sum(1, keepdim=True)).clamp(0, 255) / 127.5) - 1
 
 
 def patches(images: torch.Tensor, steps: int) -> torch.Tensor:
     """(batch * 2 * steps, 3, PIXELS, PIXELS) to the flat patches that the video processor makes."""
     g = PIXELS // PATCH
-    x = images.view(-1, steps, 2, 3, g // 2, 2, PATCH, g // 2, 2, PATCH).permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
+    x = images.view(-1, steps, 2, 3, g // 2, 2, PATCH, g // 2, 2, PATCH).permute(
+        0, 1, 4, 7, 5, 8, 3, 2, 6, 9
+    )
     return x.reshape(-1, 3 * 2 * PATCH * PATCH)
 
 
@@ -61,16 +76,24 @@ class Packer:
             self.cache[words] = self.tokenizer(words)["input_ids"]
         return self.cache[words]
 
-    def pack(self, rows: list[list[Branch]], steps: int, interval: float, offset: int) -> dict[str, Any]:
-        """``interval`` is M-RoPE's temporal distance of two steps, ``offset`` a shift of the text behind the video (library versions differ)."""
+    def pack(
+        self, rows: list[list[Branch]], steps: int, interval: float, offset: int
+    ) -> dict[str, Any]:
+        """``interval`` is M-RoPE's temporal distance of two steps, ``offset`` a shift of the text
+        behind the video (library versions differ).
+        """
         head = self.ids(TURN_START)
         grid = PIXELS // PATCH // 2
         index = torch.arange(steps * grid * grid)
         time = (torch.arange(steps) * interval).long()
-        vision = torch.stack([time[index // (grid * grid)], index // grid % grid, index % grid]) + len(head)
+        vision = torch.stack(
+            [time[index // (grid * grid)], index // grid % grid, index % grid]
+        ) + len(head)
         start = len(head) + grid + offset
         prefix_ids = [*head, *[ID["<|video_pad|>"]] * len(index), ID["<|vision_end|>"]]
-        prefix_pos = torch.cat([torch.arange(len(head)).expand(3, -1), vision, torch.full((3, 1), start)], 1)
+        prefix_pos = torch.cat(
+            [torch.arange(len(head)).expand(3, -1), vision, torch.full((3, 1), start)], 1
+        )
         built = [self._row(row, prefix_ids, prefix_pos, start + 1) for row in rows]
         length = max(len(b[0]) for b in built)
         ids = torch.full((len(rows), length), ID["<|endoftext|>"])
@@ -83,23 +106,53 @@ class Packer:
         early: list[tuple[int, int, int, int]] = []
         for r, (tokens, pos, seg, no_video, targets, hints) in enumerate(built):
             n = len(tokens)
-            ids[r, :n], positions[:, r, :n], segment[r, :n], blind[r, :n] = torch.tensor(tokens), pos, torch.tensor(seg), torch.tensor(no_video)
+            ids[r, :n], positions[:, r, :n], segment[r, :n], blind[r, :n] = (
+                torch.tensor(tokens),
+                pos,
+                torch.tensor(seg),
+                torch.tensor(no_video),
+            )
             where += [(r, p, t, kind) for p, t, kind in targets]
             early += [(r, p, t, layer) for p, t, layer in hints]
         q, k = segment[:, :, None], segment[:, None, :]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
-        mask = causal & ((q == k) | ((k == 0) & ~blind[:, :, None])) & (k >= 0) | torch.eye(length, dtype=torch.bool)
-        return {"ids": ids, "positions": positions, "mask": mask[:, None], "where": where, "early": early}
+        mask = causal & ((q == k) | ((k == 0) & ~blind[:, :, None])) & (k >= 0) | torch.eye(
+            length, dtype=torch.bool
+        )
+        return {
+            "ids": ids,
+            "positions": positions,
+            "mask": mask[:, None],
+            "where": where,
+            "early": early,
+        }
 
-    def _row(self, row: list[Branch], prefix: list[int], prefix_pos: torch.Tensor, start: int) -> tuple:
-        tokens, pos, seg, blind, targets, hints = list(prefix), [prefix_pos], [0] * len(prefix), [False] * len(prefix), [], []
+    def _row(
+        self, row: list[Branch], prefix: list[int], prefix_pos: torch.Tensor, start: int
+    ) -> tuple:
+        tokens, pos, seg, blind, targets, hints = (
+            list(prefix),
+            [prefix_pos],
+            [0] * len(prefix),
+            [False] * len(prefix),
+            [],
+            [],
+        )
         for number, branch in enumerate(row, 1):
             question, answer = self.ids(branch.prompt + TURN_END), self.ids(branch.answer)
-            targets += [(len(tokens) + len(question) - 1 + i, t, branch.kind) for i, t in enumerate(answer) if i % branch.every == branch.every - 1]
-            hints += [(len(tokens) + i, letter, LABEL_LAYER) for i, letter in self._labels(question)]
+            targets += [
+                (len(tokens) + len(question) - 1 + i, t, branch.kind)
+                for i, t in enumerate(answer)
+                if i % branch.every == branch.every - 1
+            ]
+            hints += [
+                (len(tokens) + i, letter, LABEL_LAYER) for i, letter in self._labels(question)
+            ]
             if branch.word:
                 hints.append((len(tokens) + len(question) - 1, ID[branch.word], WORD_LAYER))
-                hints += [(len(tokens) + i, t, FLAG_LAYER) for i, t in self._flags(question, branch.word)]
+                hints += [
+                    (len(tokens) + i, t, FLAG_LAYER) for i, t in self._flags(question, branch.word)
+                ]
             n = len(question) + len(answer)
             tokens += [*question, *answer]
             pos.append((torch.arange(n) + start).expand(3, -1))
@@ -108,20 +161,28 @@ class Packer:
         return tokens, torch.cat(pos, 1), seg, blind, targets, hints
 
     def _flags(self, ids: list[int], word: str) -> list[tuple[int, int]]:
-        """Words of a prompt that should know whether they are the answer: the options, or the class that an alert waits for."""
+        """Words of a prompt that should know whether they are the answer: the options, or the class
+        that an alert waits for.
+        """
         if word in ("Yes", "No"):
             return [(next(i for i, t in enumerate(ids) if t in CLASS_IDS), ID[word])]
         return [(i, ID["Yes" if ids[i] == ID[word] else "No"]) for i, _ in self._labels(ids)]
 
     def _labels(self, ids: list[int]) -> list[tuple[int, int]]:
         """Where the options' words stand in a prompt, and their letters."""
-        return [(i + 3, ids[i + 1]) for i in range(len(ids) - 3) if ids[i] == ID["\n"] and ids[i + 1] in LETTER_IDS and ids[i + 2] == ID["."]]
+        return [
+            (i + 3, ids[i + 1])
+            for i in range(len(ids) - 3)
+            if ids[i] == ID["\n"] and ids[i + 1] in LETTER_IDS and ids[i + 2] == ID["."]
+        ]
 
 
 def trace(tokens: torch.Tensor, marked: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
-    """What a mark leaves in a visual token: mean over the ``marked`` places less that over the other ``full`` ones.
+    """What a mark leaves in a visual token: mean over the ``marked`` places less that over the
+    other ``full`` ones.
 
-    ``tokens`` (clip, step * place, width); the two masks (clip, step * place, 1) of ones and zeros. Returns (width,).
+    ``tokens`` (clip, step * place, width); the two masks (clip, step * place, 1) of ones and zeros.
+    Returns (width,).
     """
     return (tokens * marked).sum((0, 1)) / marked.sum() - (tokens * full).sum((0, 1)) / full.sum()
 
@@ -129,15 +190,24 @@ def trace(tokens: torch.Tensor, marked: torch.Tensor, full: torch.Tensor) -> tor
 def forward(
     model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int, hints: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Logits at the supervised positions, in the order of ``packed['where']``; the visual tokens that entered, (batch * steps * places, width);
+    """Logits at the supervised positions, in the order of ``packed['where']``; the visual tokens
+    that entered, (batch * steps * places, width);
     and, with ``hints``, the middle layers' logits in the order of ``packed['early']``.
     """
     batch, side = len(packed["ids"]), PIXELS // PATCH
-    seen = model.model.visual(patch_values, grid_thw=torch.tensor([[steps, side, side]] * batch)).pooler_output
+    seen = model.model.visual(
+        patch_values, grid_thw=torch.tensor([[steps, side, side]] * batch)
+    ).pooler_output
     core = model.model.language_model
     embeds = core.embed_tokens(packed["ids"])
     embeds = embeds.masked_scatter((packed["ids"] == ID["<|video_pad|>"])[..., None], seen)
-    out = core(inputs_embeds=embeds, position_ids=packed["positions"], attention_mask=packed["mask"], use_cache=False, output_hidden_states=hints)
+    out = core(
+        inputs_embeds=embeds,
+        position_ids=packed["positions"],
+        attention_mask=packed["mask"],
+        use_cache=False,
+        output_hidden_states=hints,
+    )
     rows, cols = zip(*[(r, p) for r, p, _, _ in packed["where"]])
     logits = model.lm_head(out.last_hidden_state[list(rows), list(cols)])
     if not hints or not packed["early"]:

@@ -1,9 +1,11 @@
 """The questions about one clip, and the ten question files in StreamGaze's formats.
 
-Gaze-only questions (``text.GAZE_ONLY``) must not be answerable without gaze. So every option stands on the table, and the set of options
-is drawn such that, whatever the table shows, each option is equally likely the right one: a set S of objects has probability P(S) with
-P(object in S) equal for all objects, and the objects of S are equally likely the target (:func:`even_set`). "Easy" sets lie far apart
-on the table, "hard" sets close together. The other tasks can be inferred from the frames, or need the gaze of the past.
+Gaze-only questions (``text.GAZE_ONLY``) must not be answerable without gaze. So every option stands
+on the table, and the set of options is drawn such that, whatever the table shows, each option is
+equally likely the right one: a set S of objects has probability P(S) with P(object in S) equal for
+all objects, and the objects of S are equally likely the target (:func:`even_set`). "Easy" sets lie
+far apart on the table, "hard" sets close together. The other tasks can be inferred from the frames,
+or need the gaze of the past.
 """
 
 import itertools
@@ -22,14 +24,28 @@ COLOUR_WORDS = tuple(COLOURS)
 RECALL, TRANSITION = "past_scene_recall", "past_object_transition_prediction"
 SEQUENCE, NOT_FIXATED = "past_gaze_sequence_matching", "past_non_fixated_object_identification"
 FUTURE, APPEARANCE = "present_future_action_prediction", "proactive_object_appearance_alert"
-TASKS = (RECALL, TRANSITION, SEQUENCE, NOT_FIXATED, text.EASY, text.HARD, text.ATTRIBUTE, FUTURE, text.ALERT, APPEARANCE)
+TASKS = (
+    RECALL,
+    TRANSITION,
+    SEQUENCE,
+    NOT_FIXATED,
+    text.EASY,
+    text.HARD,
+    text.ATTRIBUTE,
+    FUTURE,
+    text.ALERT,
+    APPEARANCE,
+)
 MULTIPLE_CHOICE = tuple(t for t in TASKS if not t.startswith("proactive"))
-CLOSENESS = 0.5  # cells of mean distance by which a set of options becomes e times less (hard) or more (easy) likely
+# cells of mean distance by which a set of options becomes e times less (hard) or more (easy) likely
+CLOSENESS = 0.5
 
 
 @dataclass(frozen=True)
 class ComponentSpec:
-    """A multiple-choice question at ``time`` (whole seconds): the right option and three wrong ones."""
+    """A multiple-choice question at ``time`` (whole seconds): the right option and three wrong
+    ones.
+    """
 
     task: str
     time: int
@@ -49,11 +65,15 @@ class Alert:
     first: int | None  # second at which what it waits for is first there
 
 
-def even_set(rng: np.random.Generator, target: int, values: np.ndarray, size: int, closeness: float = 0.0) -> list[int]:
-    """Draw ``size`` objects of pairwise different value, ``target`` among them, such that the set does not tell which one is the target.
+def even_set(
+    rng: np.random.Generator, target: int, values: np.ndarray, size: int, closeness: float = 0.0
+) -> list[int]:
+    """Draw ``size`` objects of pairwise different value, ``target`` among them, such that the set
+    does not tell which one is the target.
 
-    ``values`` (16,): what the option would say of each place, −1 where empty. P(S) is proportional to exp(−closeness · mean distance) times
-    a factor for each member, fitted until all objects are in S equally often; given the target, S is drawn from those that hold it.
+    ``values`` (16,): what the option would say of each place, −1 where empty. P(S) is proportional
+    to exp(−closeness · mean distance) times a factor for each member, fitted until all objects are
+    in S equally often; given the target, S is drawn from those that hold it.
     """
     places = np.flatnonzero(values >= 0)
     sets = np.array(list(itertools.combinations(range(len(places)), size)))
@@ -61,7 +81,9 @@ def even_set(rng: np.random.Generator, target: int, values: np.ndarray, size: in
     sets = sets[(np.diff(said, axis=1) > 0).all(1)]
     points = np.stack([places % GRID, places // GRID], -1).astype(float)
     apart = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    distance = np.mean([apart[sets[:, i], sets[:, j]] for i, j in itertools.combinations(range(size), 2)], axis=0)
+    distance = np.mean(
+        [apart[sets[:, i], sets[:, j]] for i, j in itertools.combinations(range(size), 2)], axis=0
+    )
     weight = np.exp(-closeness * (distance - distance.mean()))
     goal = size / len(places)
     for _ in range(100):
@@ -87,7 +109,9 @@ def names(state: np.ndarray) -> list[str]:
 
 
 def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
-    """Return one easy, one hard and one attribute question and one alert point for every dwell that can be asked about."""
+    """Return one easy, one hard and one attribute question and one alert point for every dwell that
+    can be asked about.
+    """
     result: list[ComponentSpec | Alert] = []
     kinds: tuple[tuple[str, Callable[[float], str], int, Sequence[str], float], ...] = (
         (text.EASY, text.question_easy, 0, CLASSES, -1 / CLOSENESS),
@@ -100,15 +124,31 @@ def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
         assert dwell.asked is not None
         state, time = clip.state(dwell.start), dwell.asked
         for task, ask, row, words, closeness in kinds:
-            others = [p for p in even_set(rng, dwell.place, state[row], 4, closeness) if p != dwell.place]
+            others = [
+                p for p in even_set(rng, dwell.place, state[row], 4, closeness) if p != dwell.place
+            ]
             wrong = tuple(words[state[row, p]] for p in rng.permutation(others))
-            result.append(ComponentSpec(task, time, ask(time), words[state[row, dwell.place]], wrong))
+            result.append(
+                ComponentSpec(task, time, ask(time), words[state[row, dwell.place]], wrong)
+            )
         other = next(p for p in even_set(rng, dwell.place, state[0], 2) if p != dwell.place)
-        waiting.setdefault(CLASSES[state[0, dwell.place if raised else other]], []).append((time, raised))
+        waiting.setdefault(CLASSES[state[0, dwell.place if raised else other]], []).append(
+            (time, raised)
+        )
         raised = not raised
     for word, points in waiting.items():
-        first = next((d.start for d in clip.dwells if CLASSES[clip.state(d.start)[0, d.place]] == word), None)
-        result.append(Alert(text.ALERT, text.question_alert(word), word, tuple(points), None if first is None else int(np.ceil(first))))
+        first = next(
+            (d.start for d in clip.dwells if CLASSES[clip.state(d.start)[0, d.place]] == word), None
+        )
+        result.append(
+            Alert(
+                text.ALERT,
+                text.question_alert(word),
+                word,
+                tuple(points),
+                None if first is None else int(np.ceil(first)),
+            )
+        )
     return result
 
 
@@ -124,7 +164,9 @@ def _seen(clip: Clip, time: float) -> list[np.ndarray]:
 
 
 def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentSpec]:
-    """Return the four questions about the past that can be put during ``dwell``, each true of the last 8 s and of the whole past."""
+    """Return the four questions about the past that can be put during ``dwell``, each true of the
+    last 8 s and of the whole past.
+    """
     time, clock = int(dwell.asked or 0), text.clock(dwell.asked or 0)
     state, before = clip.state(time), [d for d in clip.dwells if d.start <= time]
     path = [name(clip.state(d.start), d.place) for d in before]
@@ -132,21 +174,57 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentS
     seen = {n for s in _seen(clip, time) for n in names(s)}
     everything = [f"{c} {k}" for c in COLOUR_WORDS for k in CLASSES]
     right = str(rng.choice(names(state)))
-    result = [ComponentSpec(RECALL, time, f"Which thing was on the table before {clock}?", right, _pick(rng, [n for n in everything if n not in seen]))]
+    result = [
+        ComponentSpec(
+            RECALL,
+            time,
+            f"Which thing was on the table before {clock}?",
+            right,
+            _pick(rng, [n for n in everything if n not in seen]),
+        )
+    ]
     cue = path[window[0]]
     if path.count(cue) == 1:
         right = path[window[1]]
         wrong = _pick(rng, [n for n in names(state) if n not in (cue, right)])
-        result.append(ComponentSpec(TRANSITION, time, f"Which object did the viewer look at after the {cue} and before {clock}?", right, wrong))
+        result.append(
+            ComponentSpec(
+                TRANSITION,
+                time,
+                f"Which object did the viewer look at after the {cue} and before {clock}?",
+                right,
+                wrong,
+            )
+        )
     last = [path[i] for i in window[-3:]]
     if len(set(last)) == 3:
-        wrong = _pick(rng, [", ".join(order) for order in itertools.permutations(last) if list(order) != last])
-        result.append(ComponentSpec(SEQUENCE, time, f"In which order did the viewer last look at the things before {clock}?", ", ".join(last), wrong))
-    stayed = [n for n in names(state) if all(n in names(s) for s in _seen(clip, time)) and n not in path]
+        wrong = _pick(
+            rng, [", ".join(order) for order in itertools.permutations(last) if list(order) != last]
+        )
+        result.append(
+            ComponentSpec(
+                SEQUENCE,
+                time,
+                f"In which order did the viewer last look at the things before {clock}?",
+                ", ".join(last),
+                wrong,
+            )
+        )
+    stayed = [
+        n for n in names(state) if all(n in names(s) for s in _seen(clip, time)) and n not in path
+    ]
     looked = _pick(rng, [path[i] for i in window])
     if stayed and len(looked) == 3:
         right = str(rng.choice(stayed))
-        result.append(ComponentSpec(NOT_FIXATED, time, f"Which thing did the viewer never look at before {clock}?", right, looked))
+        result.append(
+            ComponentSpec(
+                NOT_FIXATED,
+                time,
+                f"Which thing did the viewer never look at before {clock}?",
+                right,
+                looked,
+            )
+        )
     return result
 
 
@@ -158,21 +236,50 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
         result += _past(rng, clip, asked[index])
     time = int(REACH[0]) + 1
     kinds = clip.state(time)[0]
-    right, others = CLASSES[kinds[clip.reached]], [CLASSES[k] for k in kinds if k >= 0 and k != kinds[clip.reached]]
-    result.append(ComponentSpec(FUTURE, time, f"At {text.clock(time)}, what will the viewer reach for next?", right, _pick(rng, others)))
+    right, others = (
+        CLASSES[kinds[clip.reached]],
+        [CLASSES[k] for k in kinds if k >= 0 and k != kinds[clip.reached]],
+    )
+    result.append(
+        ComponentSpec(
+            FUTURE,
+            time,
+            f"At {text.clock(time)}, what will the viewer reach for next?",
+            right,
+            _pick(rng, others),
+        )
+    )
     for event in (e for e in clip.events if e.what == "appear"):
         new, point = name(clip.state(event.time), event.place), int(np.ceil(event.time))
         if new not in {n for s in _seen(clip, event.time - 0.001) for n in names(s)}:
-            later = [c for c, s in zip(clip.changes, clip.states, strict=True) if c > event.time and new not in names(s)]
-            points = [(point - 2, False)] + ([(point + 1, True)] if not later or later[0] > point + 1 else [])
-            result.append(Alert(APPEARANCE, f"Alert when the {new} appears on the table.", new, tuple(points), point))
+            later = [
+                c
+                for c, s in zip(clip.changes, clip.states, strict=True)
+                if c > event.time and new not in names(s)
+            ]
+            points = [(point - 2, False)] + (
+                [(point + 1, True)] if not later or later[0] > point + 1 else []
+            )
+            result.append(
+                Alert(
+                    APPEARANCE,
+                    f"Alert when the {new} appears on the table.",
+                    new,
+                    tuple(points),
+                    point,
+                )
+            )
             break
     return result
 
 
 def draft(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
     """Return all questions about ``clip``."""
-    return [q for q in _gaze_only(rng, clip) + _inferable(rng, clip) if isinstance(q, Alert) or len(q.wrong) == 3]
+    return [
+        q
+        for q in _gaze_only(rng, clip) + _inferable(rng, clip)
+        if isinstance(q, Alert) or len(q.wrong) == 3
+    ]
 
 
 def lettered(rng: np.random.Generator, count: int) -> list[int]:
@@ -181,7 +288,9 @@ def lettered(rng: np.random.Generator, count: int) -> list[int]:
 
 
 def choice_entry(item: ComponentSpec, position: int, head: dict[str, Any]) -> dict[str, Any]:
-    """Return one entry of a multiple-choice file with the right answer at ``position``; ``head`` holds video_path and viewer."""
+    """Return one entry of a multiple-choice file with the right answer at ``position``; ``head``
+    holds video_path and viewer.
+    """
     options = list(item.wrong)
     options.insert(position, item.right)
     start = 0 if item.task.startswith("past") else item.time - WINDOW
@@ -193,7 +302,12 @@ def choice_entry(item: ComponentSpec, position: int, head: dict[str, Any]) -> di
         "task_type": item.task,
     }
     gaze_only = item.task in text.GAZE_ONLY
-    return {**head, "response_time": f"[{text.clock(start)} - {text.clock(item.time)}]", "gaze_only": gaze_only, "questions": [question]}
+    return {
+        **head,
+        "response_time": f"[{text.clock(start)} - {text.clock(item.time)}]",
+        "gaze_only": gaze_only,
+        "questions": [question],
+    }
 
 
 def alert_entry(items: Sequence[Alert], head: dict[str, Any]) -> dict[str, Any]:
@@ -204,9 +318,16 @@ def alert_entry(items: Sequence[Alert], head: dict[str, Any]) -> dict[str, Any]:
             "time_stamp": text.clock(max(0, item.points[0][0] - WINDOW)),
             "first_appearance": None if item.first is None else text.clock(item.first),
             "target_object": item.target,
-            "test_info": [{"realtime": text.clock(time), "type": int(raised)} for time, raised in item.points],
+            "test_info": [
+                {"realtime": text.clock(time), "type": int(raised)} for time, raised in item.points
+            ],
         }
         for item in items
     ]
     last = max(time for item in items for time, _ in item.points)
-    return {**head, "response_time": f"[00:00 - {text.clock(last)}]", "gaze_only": items[0].task in text.GAZE_ONLY, "questions": questions}
+    return {
+        **head,
+        "response_time": f"[00:00 - {text.clock(last)}]",
+        "gaze_only": items[0].task in text.GAZE_ONLY,
+        "questions": questions,
+    }

@@ -1,4 +1,6 @@
-"""Numpy renderer of the tabletop world: a table of GRID x GRID places, objects, a hand, a camera that drifts."""
+"""Numpy renderer of the tabletop world: a table of GRID x GRID places, objects, a hand, a camera
+that drifts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,14 +49,20 @@ def _sprites() -> np.ndarray:
 
 
 SPRITES = _sprites()
-OUTLINES = [np.argwhere(mask) - SPRITE // 2 for mask in SPRITES]  # (pixels, 2) offsets (y, x) from the object's centre
+OUTLINES = [
+    np.argwhere(mask) - SPRITE // 2 for mask in SPRITES
+]  # (pixels, 2) offsets (y, x) from the object's centre
 LONGEST = max(map(len, OUTLINES))
-PADDED = np.stack([np.concatenate([o, np.tile(o[:1], (LONGEST - len(o), 1))]) for o in OUTLINES])  # a repeated pixel paints nothing new
+PADDED = np.stack(
+    [np.concatenate([o, np.tile(o[:1], (LONGEST - len(o), 1))]) for o in OUTLINES]
+)  # a repeated pixel paints nothing new
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What stays the same on one table: places off the regular grid by ``jitter`` pixels, the texture and the light."""
+    """What stays the same on one table: places off the regular grid by ``jitter`` pixels, the
+    texture and the light.
+    """
 
     jitter: np.ndarray  # (PLACES, 2) pixels, x and y, within ±2
     texture: int  # seed of the table's look
@@ -63,7 +71,9 @@ class Layout:
     @staticmethod
     def random(rng: np.random.Generator) -> "Layout":
         """Draw a layout."""
-        return Layout(rng.uniform(-2, 2, (PLACES, 2)), int(rng.integers(2**31)), float(rng.uniform(0.5, 1.25)))
+        return Layout(
+            rng.uniform(-2, 2, (PLACES, 2)), int(rng.integers(2**31)), float(rng.uniform(0.5, 1.25))
+        )
 
 
 def centers(layout: Layout) -> np.ndarray:
@@ -90,10 +100,18 @@ def table(texture: int, brightness: float) -> np.ndarray:
     return np.clip(tint + (grain + shade)[..., None], 0, 255).astype(np.float32)
 
 
-def draw_objects(images: np.ndarray, points: np.ndarray, kinds: np.ndarray, colours: np.ndarray) -> None:
-    """Paint objects in place; ``images`` (n, SIZE, SIZE, 3), ``points`` (n, PLACES, 2) centres in pixels, kind −1 = none."""
+def draw_objects(
+    images: np.ndarray, points: np.ndarray, kinds: np.ndarray, colours: np.ndarray
+) -> None:
+    """Paint objects in place; ``images`` (n, SIZE, SIZE, 3), ``points`` (n, PLACES, 2) centres in
+    pixels, kind −1 = none.
+    """
     frame, place = np.nonzero(kinds >= 0)
-    kind, colour, point = kinds[frame, place], colours[frame, place], np.rint(points[frame, place]).astype(int)
+    kind, colour, point = (
+        kinds[frame, place],
+        colours[frame, place],
+        np.rint(points[frame, place]).astype(int),
+    )
     at = point[:, None, ::-1] + PADDED[kind]
     np.clip(at, 0, SIZE - 1, out=at)
     index = (frame[:, None] * SIZE + at[..., 0]) * SIZE + at[..., 1]
@@ -101,7 +119,9 @@ def draw_objects(images: np.ndarray, points: np.ndarray, kinds: np.ndarray, colo
 
 
 def draw_mark(image: np.ndarray, centre: np.ndarray) -> None:
-    """A small white square with a dark rim at the upper left of an object, in place: only host training draws it."""
+    """A small white square with a dark rim at the upper left of an object, in place: only host
+    training draws it.
+    """
     x, y = np.maximum(np.rint(centre).astype(int) + MARK_CORNER, 0).tolist()
     image[y : y + MARK_EDGE, x : x + MARK_EDGE] = 8
     image[y + 1 : y + MARK_EDGE - 1, x + 1 : x + MARK_EDGE - 1] = 252
@@ -113,7 +133,9 @@ def draw_hand(image: np.ndarray, x: float, y: float) -> None:
     if top >= SIZE:
         return
     yy, xx = np.mgrid[top:SIZE, :SIZE]
-    mask = (np.hypot(xx - x, yy - y) <= HAND_RADIUS) | ((np.abs((xx - x) - (yy - y) * 0.15) <= ARM) & (yy >= y))
+    mask = (np.hypot(xx - x, yy - y) <= HAND_RADIUS) | (
+        (np.abs((xx - x) - (yy - y) * 0.15) <= ARM) & (yy >= y)
+    )
     image[top:][mask] = SKIN
 
 
@@ -128,11 +150,14 @@ def render(
 ) -> np.ndarray:
     """One frame, (SIZE, SIZE, 3) uint8.
 
-    ``kinds`` (PLACES,) indexes CLASSES, −1 = empty; ``colours`` (PLACES,) indexes COLOURS. ``camera`` shifts everything by pixels, ``hand`` is
-    the hand's centre in [0, 1] before that shift, ``marks`` are marked places. ``noise_rng`` adds sensor noise.
+    ``kinds`` (PLACES,) indexes CLASSES, −1 = empty; ``colours`` (PLACES,) indexes COLOURS.
+    ``camera`` shifts everything by pixels, ``hand`` is the hand's centre in [0, 1] before that
+    shift, ``marks`` are marked places. ``noise_rng`` adds sensor noise.
     """
     shift = np.rint(np.asarray(camera, dtype=float))
-    image = np.roll(table(layout.texture, layout.brightness), (int(shift[1]), int(shift[0])), (0, 1)).copy()
+    image = np.roll(
+        table(layout.texture, layout.brightness), (int(shift[1]), int(shift[0])), (0, 1)
+    ).copy()
     points = centers(layout) + shift
     draw_objects(image[None], points[None], np.asarray(kinds)[None], np.asarray(colours)[None])
     for place in marks:

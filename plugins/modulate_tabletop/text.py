@@ -1,4 +1,7 @@
-"""Every word of the tabletop world: questions, prompts and the small host's vocabulary. The one place where the strings are written."""
+"""Every word of the tabletop world: questions, prompts and the small host's vocabulary.
+
+The one place where the strings are written.
+"""
 
 from modulate_tabletop.render import CLASSES, COLOURS
 
@@ -116,7 +119,16 @@ WORDS = [
     "scene",
 ]
 PUNCTUATION = [*list("?.:,!;-'\"()/"), "\n", "\n\n"]
-SPECIAL = ["<|endoftext|>", "<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 NUMBERS = [str(n) for n in range(100)] + [f"{n:02d}" for n in range(10)]
 VOCABULARY = list(dict.fromkeys([*SPECIAL, *PUNCTUATION, *NUMBERS, *CLASSES, *COLOURS, *WORDS]))
 

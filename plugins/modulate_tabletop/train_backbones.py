@@ -1,8 +1,10 @@
-"""Train the two small frozen backbones that ship: what stands at each place of an unmarked table, from the features of that place.
+"""Train the two small frozen backbones that ship: what stands at each place of an unmarked table,
+from the features of that place.
 
-``python -m modulate_tabletop.train_backbones vjepa|dinov2 --out FOLDER``: V-JEPA 2.1's architecture on clips of four steps, or a timm
-vision transformer as DINOv2 has it on single frames. Supervised, not self-distilled: they stand in for pretrained weights in size and
-kind of output, not in how they came about.
+``python -m modulate_tabletop.train_backbones vjepa|dinov2 --out FOLDER``: V-JEPA 2.1's architecture
+on clips of four steps, or a timm vision transformer as DINOv2 has it on single frames. Supervised,
+not self-distilled: they stand in for pretrained weights in size and kind of output, not in how they
+came about.
 """
 
 import argparse
@@ -23,7 +25,10 @@ from modulate_tabletop.lessons import SHAPES, TINTS, Lesson, lesson
 from modulate_tabletop.render import GRID
 from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN, STD = (
+    torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+    torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+)
 VJEPA, VJEPA_SIZE = VJepaConfig(dim=96, depth=4, heads=3), 128
 DINOV2, DINOV2_SIZE = DinoV2Dims(dim=96, depth=4, heads=3, patch=14), 112
 STEPS = 4
@@ -35,34 +40,56 @@ class Reader(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.backbone: Any = VJepaEncoder(VJEPA) if kind == "vjepa" else build_vit(DINOV2, DINOV2_SIZE)
+        self.backbone: Any = (
+            VJepaEncoder(VJEPA) if kind == "vjepa" else build_vit(DINOV2, DINOV2_SIZE)
+        )
         self.shape, self.tint = nn.Linear(96, SHAPES + 1), nn.Linear(96, TINTS + 1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(clip, 2 * step, 3, height, width) normalised → logits (clip, step, place, value) of class and colour."""
+        """(clip, 2 * step, 3, height, width) normalised → logits (clip, step, place, value) of
+        class and colour.
+        """
         clips = len(frames)
         if self.kind == "vjepa":
             tokens = self.backbone(frames.transpose(1, 2))
         else:
-            tokens = self.backbone.forward_features(frames[:, 1::2].flatten(0, 1))[:, self.backbone.num_prefix_tokens :]
+            tokens = self.backbone.forward_features(frames[:, 1::2].flatten(0, 1))[
+                :, self.backbone.num_prefix_tokens :
+            ]
         cells = tokens.reshape(clips, STEPS, GRID, 2, GRID, 2, -1).mean((3, 5)).flatten(2, 3)
         return self.shape(cells), self.tint(cells)
 
 
 def clips(rng: np.random.Generator, count: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random unmarked clips: frames, and the classes and colours of each step's places (0: nothing)."""
+    """Random unmarked clips: frames, and the classes and colours of each step's places (0:
+    nothing).
+    """
     items: list[Lesson] = [lesson(rng, STEPS, False) for _ in range(count)]
-    images = torch.from_numpy(np.stack([i.frames for i in items])).permute(0, 1, 4, 2, 3).float() / 255
-    small = nn.functional.interpolate(images.flatten(0, 1), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    images = (
+        torch.from_numpy(np.stack([i.frames for i in items])).permute(0, 1, 4, 2, 3).float() / 255
+    )
+    small = nn.functional.interpolate(
+        images.flatten(0, 1),
+        size=(size, size),
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
+    )
     kinds = torch.from_numpy(np.stack([i.kinds for i in items])) + 1
     colours = torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colours, -1) for i in items])) + 1
     return ((small - MEAN) / STD).unflatten(0, (count, 2 * STEPS)), kinds, colours
 
 
 def train(kind: str, out: Path, seed: int, updates: int, batch: int = 12) -> dict[str, Any]:
-    """Train one backbone, save it under its plugin's own layout, and return what was reached on fresh clips."""
+    """Train one backbone, save it under its plugin's own layout, and return what was reached on
+    fresh clips.
+    """
     torch.manual_seed(seed)
-    rng, reader, size = np.random.default_rng(seed), Reader(kind), VJEPA_SIZE if kind == "vjepa" else DINOV2_SIZE
+    rng, reader, size = (
+        np.random.default_rng(seed),
+        Reader(kind),
+        VJEPA_SIZE if kind == "vjepa" else DINOV2_SIZE,
+    )
     optimizer = torch.optim.AdamW(reader.parameters(), lr=1.5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, updates, pct_start=0.1)
     start = time.time()
@@ -74,32 +101,53 @@ def train(kind: str, out: Path, seed: int, updates: int, batch: int = 12) -> dic
         schedule.step()
         optimizer.zero_grad()
         if update % 50 == 49:
-            print(f"{kind} {update + 1}/{updates} {time.time() - start:.0f}s loss {loss.item():.3f} places right {accuracy:.3f}", flush=True)
+            print(
+                f"{kind} {update + 1}/{updates} {time.time() - start:.0f}s loss {loss.item():.3f}"
+                f" places right {accuracy:.3f}",
+                flush=True,
+            )
     with torch.inference_mode():
-        reached = float(np.mean([_loss(reader.eval(), *clips(rng, batch, size))[1] for _ in range(10)]))
-    result = {"command": f"python -m modulate_tabletop.train_backbones {kind} --seed {seed} --updates {updates}", "seconds": round(time.time() - start), "place_accuracy": round(reached, 4)}
+        reached = float(
+            np.mean([_loss(reader.eval(), *clips(rng, batch, size))[1] for _ in range(10)])
+        )
+    result = {
+        "command": (
+            f"python -m modulate_tabletop.train_backbones {kind} --seed {seed} --updates {updates}"
+        ),
+        "seconds": round(time.time() - start),
+        "place_accuracy": round(reached, 4),
+    }
     _save(kind, reader.backbone, out, result)
     return result
 
 
 def _loss(reader: Reader, frames: Tensor, kinds: Tensor, colours: Tensor) -> tuple[Tensor, float]:
     shape, tint = reader(frames)
-    loss = nn.functional.cross_entropy(shape.flatten(0, 2), kinds.flatten()) + nn.functional.cross_entropy(tint.flatten(0, 2), colours.flatten())
+    loss = nn.functional.cross_entropy(
+        shape.flatten(0, 2), kinds.flatten()
+    ) + nn.functional.cross_entropy(tint.flatten(0, 2), colours.flatten())
     right = (shape.argmax(-1) == kinds) & (tint.argmax(-1) == colours)
     return loss, float(right.float().mean())
 
 
 def _save(kind: str, backbone: nn.Module, out: Path, result: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    notes = {"config": json.dumps(dataclasses.asdict(VJEPA))} if kind == "vjepa" else {"format": "pt"}
+    notes = (
+        {"config": json.dumps(dataclasses.asdict(VJEPA))} if kind == "vjepa" else {"format": "pt"}
+    )
     tensors = {k: v.contiguous() for k, v in backbone.state_dict().items()}
     write_atomically(out / "model.safetensors", lambda path: save_file(tensors, path, notes))
-    write_atomically(out / "training.json", lambda path: path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8"))
+    write_atomically(
+        out / "training.json",
+        lambda path: path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8"),
+    )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=["vjepa", "dinov2"])
     parser.add_argument("--out", type=Path, default=None, help="by default beside this file")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,9 @@
-"""Train the small host from scratch on in-memory tables: describe, name what a light mark points at, choose its letter. It never sees a gaze signal.
+"""Train the small host from scratch on in-memory tables: describe, name what a light mark points
+at, choose its letter. It never sees a gaze signal.
 
-``python -m modulate_tabletop.train_host --out FOLDER`` (about a quarter of an hour on two free cores). ``--part see``, then
-``--part choose --start-from FOLDER`` and ``--part point --start-from FOLDER`` do the same part by part.
+``python -m modulate_tabletop.train_host --out FOLDER`` (about a quarter of an hour on two free
+cores). ``--part see``, then ``--part choose --start-from FOLDER`` and ``--part point --start-from
+FOLDER`` do the same part by part.
 """
 
 import argparse
@@ -23,10 +25,13 @@ from modulate_tabletop.packing import Branch
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of the curriculum. ``branches`` gives each kind's chance of being asked about a clip.
+    """One part of the curriculum.
 
-    ``pointed``: share of the marked clips whose mark is not drawn; instead the mean trace of the drawn ones is added to the visual token. Without it a
-    host may read marks in its vision tower, where no residual in the decoder can take their place.
+    ``branches`` gives each kind's chance of being asked about a clip.
+
+    ``pointed``: share of the marked clips whose mark is not drawn; instead the mean trace of the
+    drawn ones is added to the visual token. Without it a host may read marks in its vision tower,
+    where no residual in the decoder can take their place.
     """
 
     name: str
@@ -42,17 +47,27 @@ READ = {"describe": 1.0, "told": 0.3, "drill": 0.6}
 NAME = {"describe": 0.6, "told": 0.1, "drill": 1.0, "word": 0.7}
 CLIPS = {"describe": 0.3, "word": 1.0}
 CHOOSE = {"describe": 0.1, "word": 0.5, "letter": 0.7}
-STREAM = 1 / 16  # factor on the residual stream after training; a power of two changes no logit at all
+STREAM = (
+    1 / 16
+)  # factor on the residual stream after training; a power of two changes no logit at all
 MIXED = (4, 4, 4, 4, 3, 2, 1)  # steps of a clip, drawn for each batch
 PARTS = {
-    "see": (Phase("read", 400, 16, (1,), 2.0e-3, READ), Phase("name", 200, 20, (1,), 1.8e-3, NAME), Phase("clips", 450, 16, MIXED, 1.4e-3, CLIPS)),
+    "see": (
+        Phase("read", 400, 16, (1,), 2.0e-3, READ),
+        Phase("name", 200, 20, (1,), 1.8e-3, NAME),
+        Phase("clips", 450, 16, MIXED, 1.4e-3, CLIPS),
+    ),
     "choose": (Phase("choose", 500, 16, MIXED, 1.4e-3, CHOOSE),),
     "point": (Phase("point", 240, 16, MIXED, 1.0e-3, CHOOSE, pointed=0.5),),
 }
-"""Each part draws from a generator of its own, so that parts trained one by one give what all of them give in one go."""
+"""Each part draws from a generator of its own, so that parts trained one by one give what all of
+them give in one go.
+"""
 
 
-def branches(rng: np.random.Generator, item: lessons.Lesson, wanted: dict[str, float]) -> list[Branch]:
+def branches(
+    rng: np.random.Generator, item: lessons.Lesson, wanted: dict[str, float]
+) -> list[Branch]:
     """The questions asked about one clip."""
     out = []
     if rng.random() < wanted.get("describe", 0):
@@ -78,10 +93,17 @@ def _word(kind: str, task: str, question: str, options: list[str], answer: str) 
 
 
 def _letter(kind: str, task: str, question: str, options: list[str], answer: str) -> Branch:
-    return Branch(f"{kind}:{task}", text.with_options(question, options), text.LETTERS[options.index(answer)], word=answer)
+    return Branch(
+        f"{kind}:{task}",
+        text.with_options(question, options),
+        text.LETTERS[options.index(answer)],
+        word=answer,
+    )
 
 
-def batch_of(rng: np.random.Generator, packer: packing.Packer, phase: Phase, marked: float) -> tuple[dict[str, Any], torch.Tensor, list[lessons.Lesson]]:
+def batch_of(
+    rng: np.random.Generator, packer: packing.Packer, phase: Phase, marked: float
+) -> tuple[dict[str, Any], torch.Tensor, list[lessons.Lesson]]:
     """One batch: packed questions, patches, clips."""
     steps = int(rng.choice(phase.steps))
     drawn = (lambda: rng.random() >= phase.pointed) if phase.pointed else lambda: True
@@ -91,30 +113,65 @@ def batch_of(rng: np.random.Generator, packer: packing.Packer, phase: Phase, mar
         rows[0] = [Branch("told", *lessons.told(rng), sees_video=False)]
     interval = float(rng.choice([2.0, 2.0, 1.98, 2.02, 1.9, 2.15]))
     packed = packer.pack(rows, steps, interval, int(rng.choice([0, 0, 0, 3])))
-    return packed, packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps), items
+    return (
+        packed,
+        packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps),
+        items,
+    )
 
 
-CLASS_IDS, COLOUR_IDS = ([host_files.ID[w] for w in (text.EMPTY, *words)] for words in (lessons.CLASSES, lessons.COLOUR_WORDS))
+CLASS_IDS, COLOUR_IDS = (
+    [host_files.ID[w] for w in (text.EMPTY, *words)]
+    for words in (lessons.CLASSES, lessons.COLOUR_WORDS)
+)
 
 
 def pointed_at(items: list[lessons.Lesson], drawn: bool) -> torch.Tensor:
-    """1 at the marked places of the clips whose mark is drawn, or of those whose mark is not: (clip, step · place)."""
+    """1 at the marked places of the clips whose mark is drawn, or of those whose mark is not:
+    (clip, step · place).
+    """
     places = np.arange(items[0].kinds.shape[1])
-    return torch.from_numpy(np.stack([(i.marks[:, None] == places) & (i.drawn == drawn) for i in items])).flatten(1).float()
+    return (
+        torch.from_numpy(
+            np.stack([(i.marks[:, None] == places) & (i.drawn == drawn) for i in items])
+        )
+        .flatten(1)
+        .float()
+    )
 
 
 @contextmanager
 def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) -> Iterator[None]:
-    """Add the mean trace of the drawn marks, after ``layer``, to the tokens of the marked places where none is drawn. ``first``: the first visual position."""
-    drawn, missing = pointed_at(items, drawn=True)[..., None], pointed_at(items, drawn=False)[..., None]
-    full = torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None] * (1 - drawn) * (1 - missing)
+    """Add the mean trace of the drawn marks, after ``layer``, to the tokens of the marked places
+    where none is drawn. ``first``: the first visual position.
+    """
+    drawn, missing = (
+        pointed_at(items, drawn=True)[..., None],
+        pointed_at(items, drawn=False)[..., None],
+    )
+    full = (
+        torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None]
+        * (1 - drawn)
+        * (1 - missing)
+    )
     end = first + drawn.shape[1]
 
     def hook(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
         tokens = hidden[:, first:end]
-        return torch.cat([hidden[:, :first], tokens + missing * packing.trace(tokens, drawn, full), hidden[:, end:]], 1)
+        return torch.cat(
+            [
+                hidden[:, :first],
+                tokens + missing * packing.trace(tokens, drawn, full),
+                hidden[:, end:],
+            ],
+            1,
+        )
 
-    handle = model.model.language_model.layers[layer].register_forward_hook(hook) if missing.any() and drawn.any() else None
+    handle = (
+        model.model.language_model.layers[layer].register_forward_hook(hook)
+        if missing.any() and drawn.any()
+        else None
+    )
     try:
         yield
     finally:
@@ -122,19 +179,33 @@ def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) ->
             handle.remove()
 
 
-def spell_loss(model: Any, seen: torch.Tensor, items: list[lessons.Lesson]) -> tuple[torch.Tensor, float]:
-    """Visual tokens should spell what is at their place in the words' own embeddings: class, colour, and whether it is marked."""
+def spell_loss(
+    model: Any, seen: torch.Tensor, items: list[lessons.Lesson]
+) -> tuple[torch.Tensor, float]:
+    """Visual tokens should spell what is at their place in the words' own embeddings: class,
+    colour, and whether it is marked.
+    """
     words = seen @ model.get_input_embeddings().weight.T
     kinds = torch.from_numpy(np.stack([i.kinds for i in items])).flatten() + 1
-    colours = torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colours, -1) for i in items])).flatten() + 1
+    colours = (
+        torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colours, -1) for i in items])).flatten()
+        + 1
+    )
     marked = pointed_at(items, drawn=True).flatten()
     by_class, by_colour = words[:, CLASS_IDS], words[:, COLOUR_IDS]
     mark = F.binary_cross_entropy_with_logits(words[:, host_files.ID["marked"]], marked)
     right = (by_class.argmax(-1) == kinds) & (by_colour.argmax(-1) == colours)
-    return F.cross_entropy(by_class, kinds) + F.cross_entropy(by_colour, colours) + mark, right.float().mean().item()
+    return (
+        F.cross_entropy(by_class, kinds) + F.cross_entropy(by_colour, colours) + mark,
+        right.float().mean().item(),
+    )
 
 
-HINTS = {packing.LABEL_LAYER: "hint:label", packing.WORD_LAYER: "hint:word", packing.FLAG_LAYER: "hint:flag"}
+HINTS = {
+    packing.LABEL_LAYER: "hint:label",
+    packing.WORD_LAYER: "hint:word",
+    packing.FLAG_LAYER: "hint:flag",
+}
 
 
 class Tally:
@@ -159,13 +230,25 @@ def optimizers(model: Any, lr: float, muon: bool) -> list[torch.optim.Optimizer]
     matrices = [p for n, p in named if muon and p.ndim == 2 and ".layers." in n]
     ids = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in ids]
-    out: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
+    out: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    ]
     if matrices:
-        out.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        out.append(
+            torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        )
     return out
 
 
-def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random.Generator, *, muon: bool, out: Path | None = None) -> dict[str, float]:
+def train_phase(
+    model: Any,
+    packer: packing.Packer,
+    phase: Phase,
+    rng: np.random.Generator,
+    *,
+    muon: bool,
+    out: Path | None = None,
+) -> dict[str, float]:
     """Run one phase and return its last accuracies."""
     opts = optimizers(model, phase.lr, muon)
     tally, start, first = Tally(), time.time(), len(packer.ids(packing.TURN_START))
@@ -173,20 +256,32 @@ def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random
         share = update / phase.updates
         for opt in opts:
             for group in opt.param_groups:
-                group["lr"] = phase.lr * min(1.0, (update + 1) / 30) * (1.0 if share < 0.6 else max(0.05, (1 - share) / 0.4))
-        packed, values, items = batch_of(rng, packer, phase, marked=0.6 if phase.branches is READ else 0.95)
+                group["lr"] = (
+                    phase.lr
+                    * min(1.0, (update + 1) / 30)
+                    * (1.0 if share < 0.6 else max(0.05, (1 - share) / 0.4))
+                )
+        packed, values, items = batch_of(
+            rng, packer, phase, marked=0.6 if phase.branches is READ else 0.95
+        )
         with pointing(model, first, items, update % 3):
-            logits, seen, early = packing.forward(model, packed, values, len(items[0].marks), hints=True)
+            logits, seen, early = packing.forward(
+                model, packed, values, len(items[0].marks), hints=True
+            )
         kinds = [w[3] for w in packed["where"]]
         target = torch.tensor([w[2] for w in packed["where"]])
-        weight = torch.tensor([{"describe": 1 / 16, "told": 0.5, "drill": 0.3}.get(k, 1.0) for k in kinds])
+        weight = torch.tensor(
+            [{"describe": 1 / 16, "told": 0.5, "drill": 0.3}.get(k, 1.0) for k in kinds]
+        )
         loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
         spelled, right = spell_loss(model, seen, items)
         total = loss + 0.5 * spelled
         if early is not None:
             hints = torch.tensor([w[2] for w in packed["early"]])
             layer = torch.tensor([w[3] for w in packed["early"]])
-            total = total + 0.5 * sum(F.cross_entropy(early[layer == n], hints[layer == n]) for n in layer.unique())
+            total = total + 0.5 * sum(
+                F.cross_entropy(early[layer == n], hints[layer == n]) for n in layer.unique()
+            )
             tally.add([HINTS[n] for n in layer.tolist()], (early.argmax(-1) == hints).float())
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -198,18 +293,42 @@ def train_phase(model: Any, packer: packing.Packer, phase: Phase, rng: np.random
         if out is not None and update % 100 == 99:
             host_files.save(model, out)
         if update % 50 == 49:
-            short = {k.split("_")[0].replace("present", "p") + "_" + k.split("_")[-1]: v for k, v in tally.mean(200).items()}
-            print(f"{phase.name} {update + 1}/{phase.updates} {time.time() - start:.0f}s loss {loss.item():.3f} {short}", flush=True)
+            short = {
+                k.split("_")[0].replace("present", "p") + "_" + k.split("_")[-1]: v
+                for k, v in tally.mean(200).items()
+            }
+            print(
+                f"{phase.name} {update + 1}/{phase.updates} {time.time() - start:.0f}s loss"
+                f" {loss.item():.3f} {short}",
+                flush=True,
+            )
     return tally.mean(1000)
 
 
-def train(out: Path, seed: int, muon: bool = True, parts: Sequence[str] = tuple(PARTS), start_from: Path | None = None) -> dict[str, Any]:
-    """Train through the parts, saving after each phase; returns accuracies and times. ``start_from``: the folder that an earlier part wrote."""
+def train(
+    out: Path,
+    seed: int,
+    muon: bool = True,
+    parts: Sequence[str] = tuple(PARTS),
+    start_from: Path | None = None,
+) -> dict[str, Any]:
+    """Train through the parts, saving after each phase; returns accuracies and times.
+
+    ``start_from``: the folder that an earlier part wrote.
+    """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start_from) if start_from else Qwen2_5_VLForConditionalGeneration(host_files.configuration())
-    record: dict[str, Any] = json.loads((start_from / "training.json").read_text(encoding="utf-8"))["phases"] if start_from else {}
+    model = (
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(start_from)
+        if start_from
+        else Qwen2_5_VLForConditionalGeneration(host_files.configuration())
+    )
+    record: dict[str, Any] = (
+        json.loads((start_from / "training.json").read_text(encoding="utf-8"))["phases"]
+        if start_from
+        else {}
+    )
     if start_from:
         host_files.rescale(model, 1 / STREAM)
     packer = packing.Packer(host_files.tokenizer())
@@ -221,7 +340,10 @@ def train(out: Path, seed: int, muon: bool = True, parts: Sequence[str] = tuple(
             host_files.save(model, out)
     host_files.rescale(model, STREAM)
     host_files.save(model, out)
-    (out / "training.json").write_text(json.dumps({"seed": seed, "muon": muon, "phases": record}, indent=1) + "\n", encoding="utf-8")
+    (out / "training.json").write_text(
+        json.dumps({"seed": seed, "muon": muon, "phases": record}, indent=1) + "\n",
+        encoding="utf-8",
+    )
     return record
 
 
@@ -230,11 +352,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--part", choices=PARTS, action="append", help="train this part only; all by default")
-    parser.add_argument("--start-from", type=Path, help="continue from the folder that an earlier part wrote")
+    parser.add_argument(
+        "--part", choices=PARTS, action="append", help="train this part only; all by default"
+    )
+    parser.add_argument(
+        "--start-from", type=Path, help="continue from the folder that an earlier part wrote"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
-    print(json.dumps(train(args.out, args.seed, parts=args.part or tuple(PARTS), start_from=args.start_from), indent=1))
+    print(
+        json.dumps(
+            train(args.out, args.seed, parts=args.part or tuple(PARTS), start_from=args.start_from),
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

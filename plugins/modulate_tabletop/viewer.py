@@ -1,6 +1,8 @@
-"""The simulated viewer: dwells on objects, made of fixations, and the noisy samples that a tracker would have recorded.
+"""The simulated viewer: dwells on objects, made of fixations, and the noisy samples that a tracker
+would have recorded.
 
-Times are seconds of the video, positions are fractions of the frame (x to the right, y downwards, 0 at the top left).
+Times are seconds of the video, positions are fractions of the frame (x to the right, y downwards, 0
+at the top left).
 """
 
 import math
@@ -15,15 +17,21 @@ FIXATION = (0.2, 0.6)  # s
 SACCADE = (0.03, 0.06)  # s
 SETTLED = 1.6  # s of one dwell that must lie before a question's time
 LOOKBACK = 0.5  # s before a question at which a fixation is active as well
-WITHIN = 0.045  # largest offset of a fixation from its object's centre; a quarter of a cell is 0.0625
+WITHIN = (
+    0.045  # largest offset of a fixation from its object's centre; a quarter of a cell is 0.0625
+)
 MARGIN = 0.02  # s between a question's time and the ends of the fixation that it falls into
 
-Position = Callable[[int, np.ndarray], np.ndarray]  # (place, times) -> (time, 2) where the place's centre is seen
+Position = Callable[
+    [int, np.ndarray], np.ndarray
+]  # (place, times) -> (time, 2) where the place's centre is seen
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """One person at one tracker: a constant calibration error and the standard deviation of the noise (fractions of the frame)."""
+    """One person at one tracker: a constant calibration error and the standard deviation of the
+    noise (fractions of the frame).
+    """
 
     name: str
     offset: tuple[float, float]
@@ -31,15 +39,21 @@ class Viewer:
 
     @classmethod
     def random(cls, name: str, rng: np.random.Generator) -> "Viewer":
-        """Draw a viewer; half of them are calibrated well, the others are off by up to 0.03 of the frame."""
+        """Draw a viewer; half of them are calibrated well, the others are off by up to 0.03 of the
+        frame.
+        """
         radius = rng.uniform(0.0, 0.03) if rng.random() < 0.5 else 0.0
         angle = rng.uniform(0, 2 * math.pi)
-        return cls(name, (radius * math.cos(angle), radius * math.sin(angle)), rng.uniform(0.002, 0.008))
+        return cls(
+            name, (radius * math.cos(angle), radius * math.sin(angle)), rng.uniform(0.002, 0.008)
+        )
 
 
 @dataclass(frozen=True)
 class Dwell:
-    """A stretch of looking at one place. ``asked``: the whole second at which a question about it can be put, if there is one."""
+    """A stretch of looking at one place. ``asked``: the whole second at which a question about it
+    can be put, if there is one.
+    """
 
     start: float
     end: float
@@ -58,13 +72,17 @@ class Fixation:
 
 
 def dwell_times(rng: np.random.Generator, duration: float) -> list[Dwell]:
-    """Fill ``duration`` seconds with dwells, their lengths drawn so that nearly each can be asked about at a whole second."""
+    """Fill ``duration`` seconds with dwells, their lengths drawn so that nearly each can be asked
+    about at a whole second.
+    """
     dwells: list[Dwell] = []
     start = rng.uniform(0.05, 0.6)
     while True:
         asked = math.ceil(start + SETTLED + 0.01)
         late = asked + MARGIN + 0.01 - start  # the length that the question's time needs at least
-        length = rng.uniform(max(DWELL[0], late), DWELL[1]) if late < DWELL[1] else rng.uniform(*DWELL)
+        length = (
+            rng.uniform(max(DWELL[0], late), DWELL[1]) if late < DWELL[1] else rng.uniform(*DWELL)
+        )
         end = round(start + length, 3)
         if end > duration - 0.05:
             return dwells
@@ -73,7 +91,9 @@ def dwell_times(rng: np.random.Generator, duration: float) -> list[Dwell]:
 
 
 def _split(rng: np.random.Generator, dwell: Dwell) -> list[tuple[float, float]]:
-    """Divide a dwell into fixations with saccades between, such that the moments that questions look at lie inside fixations."""
+    """Divide a dwell into fixations with saccades between, such that the moments that questions
+    look at lie inside fixations.
+    """
     moments = [] if dwell.asked is None else [dwell.asked - LOOKBACK, float(dwell.asked)]
     while True:
         parts, start = [], dwell.start
@@ -82,24 +102,42 @@ def _split(rng: np.random.Generator, dwell: Dwell) -> list[tuple[float, float]]:
             parts.append((round(start, 3), round(end, 3)))
             start = end + rng.uniform(*SACCADE)
         parts.append((round(start, 3), dwell.end))
-        if min(e - s for s, e in parts) >= FIXATION[0] - 0.002 and all(any(s + MARGIN <= m <= e - MARGIN for s, e in parts) for m in moments):
+        if min(e - s for s, e in parts) >= FIXATION[0] - 0.002 and all(
+            any(s + MARGIN <= m <= e - MARGIN for s, e in parts) for m in moments
+        ):
             return parts
 
 
-def trace(rng: np.random.Generator, viewer: Viewer, dwells: list[Dwell], position: Position, duration: float) -> tuple[list[Fixation], np.ndarray]:
-    """Let ``viewer`` look along ``dwells``. Returns the fixations and the raw samples, (sample, 3): seconds, x, y, all on the frame."""
+def trace(
+    rng: np.random.Generator,
+    viewer: Viewer,
+    dwells: list[Dwell],
+    position: Position,
+    duration: float,
+) -> tuple[list[Fixation], np.ndarray]:
+    """Let ``viewer`` look along ``dwells``.
+
+    Returns the fixations and the raw samples, (sample, 3): seconds, x, y, all on the frame.
+    """
     times = np.arange(int(duration * SAMPLE_RATE)) / SAMPLE_RATE
     spans, gaze = [], np.full((len(times), 2), np.nan)
     for dwell in dwells:
         for start, end in _split(rng, dwell):
             inside = (times >= start) & (times <= end)
             radius, angle = WITHIN * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
-            gaze[inside] = position(dwell.place, times[inside]) + radius * np.array([math.cos(angle), math.sin(angle)])
+            gaze[inside] = position(dwell.place, times[inside]) + radius * np.array(
+                [math.cos(angle), math.sin(angle)]
+            )
             spans.append((start, end, inside))
     known = ~np.isnan(gaze[:, 0])
-    for axis in range(2):  # saccades are straight; before the first and after the last fixation the gaze rests
+    for axis in range(
+        2
+    ):  # saccades are straight; before the first and after the last fixation the gaze rests
         gaze[:, axis] = np.interp(times, times[known], gaze[known, axis])
     gaze += np.array(viewer.offset) + rng.normal(0, viewer.noise, gaze.shape)
     gaze = np.clip(gaze, 0.001, 0.999)
-    fixations = [Fixation(start, end, float(gaze[inside, 0].mean()), float(gaze[inside, 1].mean())) for start, end, inside in spans]
+    fixations = [
+        Fixation(start, end, float(gaze[inside, 0].mean()), float(gaze[inside, 1].mean()))
+        for start, end, inside in spans
+    ]
     return fixations, np.column_stack([times, gaze])

@@ -21,7 +21,9 @@ from modulate_vjepa.encoder import PRESETS, VJepaConfig, VJepaEncoder
 from modulate_vjepa.weights import load_encoder, random_encoder
 
 SCHEMA = 1
-"""Raised whenever this module starts to compute other features from the same weights and parameters."""
+"""Raised whenever this module starts to compute other features from the same weights and
+parameters.
+"""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -31,31 +33,75 @@ class VJepa21Params(components.Params):
     """Parameters of :class:`VJepa21`."""
 
     weights: str = Field(
-        description="Path, or package:NAME/sub/path, of a .safetensors file or a published .pt; or the word random.",
+        description=(
+            "Path, or package:NAME/sub/path, of a .safetensors file or a published .pt; or the word"
+            " random."
+        ),
     )
-    preset: Literal["base", "large", "giant", "gigantic"] | None = Field(None, description="One of the published sizes. Not together with dims.")
+    preset: Literal["base", "large", "giant", "gigantic"] | None = Field(
+        None, description="One of the published sizes. Not together with dims."
+    )
     dims: VJepaConfig | None = Field(
         None,
-        description=f"The encoder's dimensions ({', '.join(f.name for f in dataclasses.fields(VJepaConfig))}), when no preset fits; by default those in the"
-        " safetensors metadata or in config.json beside the weights.",
+        description=(
+            "The encoder's dimensions"
+            f" ({', '.join(f.name for f in dataclasses.fields(VJepaConfig))}), when no preset fits;"
+            " by default those in the safetensors metadata or in config.json beside the weights."
+        ),
     )
-    image_size: int = Field(384, gt=0, description="Side in pixels to which frames are resized; a multiple of the patch size.")
-    layer: int | None = Field(None, ge=0, description="Block (from 0) whose normalised output is taken: one of the encoder's levels; by default the last.")
+    image_size: int = Field(
+        384,
+        gt=0,
+        description="Side in pixels to which frames are resized; a multiple of the patch size.",
+    )
+    layer: int | None = Field(
+        None,
+        ge=0,
+        description=(
+            "Block (from 0) whose normalized output is taken: one of the encoder's levels; by"
+            " default the last."
+        ),
+    )
     pad_to: int | None = Field(
         None,
         gt=0,
-        description="frames that the encoder always gets: fewer are filled up with copies of the last, as in GazeQwen's code (16); null: those of the clip",
+        description=(
+            "frames that the encoder always gets: fewer are filled up with copies of the last, as"
+            " in GazeQwen's code (16); null: those of the clip"
+        ),
     )
     antialias: bool = Field(
-        True, description="smooth frames that are larger than image_size when they are resized; false: plain bilinear interpolation, as in GazeQwen's code"
+        True,
+        description=(
+            "smooth frames that are larger than image_size when they are resized; false: plain"
+            " bilinear interpolation, as in GazeQwen's code"
+        ),
     )
     seed: int = Field(0, description="Seed of random weights; unused otherwise.")
 
     def departures(self) -> list[Departure]:
         """Name what GazeQwen's code does otherwise."""
         found: list[tuple[bool, Departure]] = [
-            (self.pad_to is not None, ("warning", f"pad_to is {self.pad_to}: shorter clips end in copies of their last frame, so that features stand for moments that were not shown.")),
-            (not self.antialias, ("info", "antialias is false: where larger frames are resized, some of their pixels count for nothing.")),
+            (
+                self.pad_to is not None,
+                (
+                    "warning",
+                    (
+                        f"pad_to is {self.pad_to}: shorter clips end in copies of their last frame,"
+                        " so that features stand for moments that were not shown."
+                    ),
+                ),
+            ),
+            (
+                not self.antialias,
+                (
+                    "info",
+                    (
+                        "antialias is false: where larger frames are resized, some of their pixels"
+                        " count for nothing."
+                    ),
+                ),
+            ),
         ]
         return [departure for present, departure in found if present]
 
@@ -63,8 +109,9 @@ class VJepa21Params(components.Params):
 class VJepa21(components.Backbone):
     """V-JEPA 2.1, frozen (https://github.com/facebookresearch/vjepa2).
 
-    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bilinear, by default with antialiasing), so that a feature's row
-    and column are fractions of the whole frame's height and width; then normalised by the ImageNet mean and deviation. All frames go
+    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bilinear, by
+    default with antialiasing), so that a feature's row and column are fractions of the whole
+    frame's height and width; then normalized by the ImageNet mean and deviation. All frames go
     through the encoder at once: memory and time grow with the square of their number.
     """
 
@@ -76,19 +123,27 @@ class VJepa21(components.Backbone):
         self.encoder = _encoder(params)
         config = self.encoder.config
         if params.image_size % config.patch:
-            raise RecipeError(f"image_size must be a multiple of the patch size, {config.patch} px; got {params.image_size}.")
+            raise RecipeError(
+                f"image_size must be a multiple of the patch size, {config.patch} px; got"
+                f" {params.image_size}."
+            )
         if params.layer is not None and params.layer not in config.levels:
-            raise RecipeError(f"layer must be one of the blocks that have a norm, {config.levels}; got {params.layer}.")
+            raise RecipeError(
+                f"layer must be one of the blocks that have a norm, {config.levels}; got"
+                f" {params.layer}."
+            )
         self.d_features = config.dim
         self.eval().requires_grad_(False)
         self._digests: dict[torch.dtype, str] = {}
 
     @torch.no_grad()
     def forward(self, frames: Tensor, frame_times: Sequence[float]) -> FrameFeatures:
-        """Encode one clip. ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: their seconds, increasing.
+        """Encode one clip. ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: their
+        seconds, increasing.
 
-        One frame goes through the image embedding. When the frames do not fill the last tubelet, the last frame is repeated to complete
-        it, and counts as often in its time: with tubelets of two the time is that frame's own. Raises :class:`modulate.errors.VideoError`.
+        One frame goes through the image embedding. When the frames do not fill the last tubelet,
+        the last frame is repeated to complete it, and counts as often in its time: with tubelets of
+        two the time is that frame's own. Raises :class:`modulate.errors.VideoError`.
         """
         times = checked_times(frames, frame_times)
         if self.params.pad_to is not None:
@@ -99,46 +154,78 @@ class VJepa21(components.Backbone):
         clip = torch.cat([clip, clip[-1:].expand(missing, -1, -1, -1)])
         times += times[-1:] * missing
         step = tubelet if len(times) > 1 else 1
-        tokens = self.encoder(rearrange(clip, "frame rgb height width -> 1 rgb frame height width"), self.params.layer)
+        tokens = self.encoder(
+            rearrange(clip, "frame rgb height width -> 1 rgb frame height width"), self.params.layer
+        )
         side = self.params.image_size // self.encoder.config.patch
         values = rearrange(tokens, "1 (time row col) d -> time row col d", row=side, col=side)
-        return FrameFeatures(values, tuple(sum(times[i : i + step]) / step for i in range(0, len(times), step)))
+        return FrameFeatures(
+            values, tuple(sum(times[i : i + step]) / step for i in range(0, len(times), step))
+        )
 
     def _prepare(self, frames: Tensor) -> Tensor:
-        """Return the frames as (frame, 3, side, side), resized and normalised, on the encoder's device and in its type."""
+        """Return the frames as (frame, 3, side, side), resized and normalized, on the encoder's
+        device and in its type.
+        """
         weight = self.encoder.video_mod_embed
-        images = rearrange(frames.to(weight.device), "frame height width rgb -> frame rgb height width").float() / 255
+        images = (
+            rearrange(
+                frames.to(weight.device), "frame height width rgb -> frame rgb height width"
+            ).float()
+            / 255
+        )
         side = self.params.image_size
-        images = interpolate(images, size=(side, side), mode="bilinear", antialias=self.params.antialias, align_corners=False)
+        images = interpolate(
+            images,
+            size=(side, side),
+            mode="bilinear",
+            antialias=self.params.antialias,
+            align_corners=False,
+        )
         mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
         return ((images - mean) / std).to(weight.dtype)
 
     def fingerprint(self) -> str:
-        """Return a short text that changes with the weights, their type, the dimensions, the layer, the preprocessing or this module's schema."""
+        """Return a short text that changes with the weights, their type, the dimensions, the layer,
+        the preprocessing or this module's schema.
+        """
         dtype = self.encoder.video_mod_embed.dtype
         if dtype not in self._digests:
             self._digests[dtype] = weights_digest(self.encoder)
         layer = self.encoder.config.levels[-1] if self.params.layer is None else self.params.layer
         resizing = "bilinear antialias" if self.params.antialias else "bilinear"
         preprocessing = f"square {self.params.image_size} {resizing}, mean {MEAN}, std {STD}"
-        text = f"{self._digests[dtype]}; {self.encoder.config}; layer {layer}; {preprocessing}; schema {SCHEMA}"
+        text = (
+            f"{self._digests[dtype]}; {self.encoder.config}; layer {layer}; {preprocessing}; schema"
+            f" {SCHEMA}"
+        )
         text += f"; padded to {self.params.pad_to}" if self.params.pad_to else ""
         return f"vjepa2_1-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def _padded(frames: Tensor, times: tuple[float, ...], n: int) -> tuple[Tensor, tuple[float, ...]]:
-    """Fill a clip up to ``n`` frames with copies of its last, whose times go on at the clip's mean spacing."""
+    """Fill a clip up to ``n`` frames with copies of its last, whose times go on at the clip's mean
+    spacing.
+    """
     if len(times) > n:
-        raise VideoError(f"The clip has {len(times)} frames, and `pad_to` of vjepa2_1 is {n}; take fewer frames, or leave pad_to out.")
+        raise VideoError(
+            f"The clip has {len(times)} frames, and `pad_to` of vjepa2_1 is {n}; take fewer frames,"
+            " or leave pad_to out."
+        )
     more = n - len(times)
     spacing = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
-    return torch.cat([frames, frames[-1:].expand(more, -1, -1, -1)]), times + tuple(times[-1] + (k + 1) * spacing for k in range(more))
+    return torch.cat([frames, frames[-1:].expand(more, -1, -1, -1)]), times + tuple(
+        times[-1] + (k + 1) * spacing for k in range(more)
+    )
 
 
 def _encoder(params: VJepa21Params) -> VJepaEncoder:
     """Build the encoder that ``params`` describe."""
     if params.preset and params.dims:
-        raise RecipeError(f"Name either a preset or dims, not both; got preset {params.preset!r} and {params.dims}.")
+        raise RecipeError(
+            f"Name either a preset or dims, not both; got preset {params.preset!r} and"
+            f" {params.dims}."
+        )
     config = PRESETS[params.preset] if params.preset else params.dims
     if params.weights != "random":
         return load_encoder(resolve(params.weights), config)

@@ -1,7 +1,9 @@
-"""The V-JEPA 2.1 video encoder: a ViT over space-time patches with rotary positions in three dimensions.
+"""The V-JEPA 2.1 video encoder: a ViT over space-time patches with rotary positions in three
+dimensions.
 
-Parameter names follow the layout of the checkpoints that Meta published with V-JEPA 2.1 (https://github.com/facebookresearch/vjepa2), so that
-those load strictly. No class token, no learned positions. Only inference and plain training are covered: no masking, no predictor.
+Parameter names follow the layout of the checkpoints that Meta published with V-JEPA 2.1
+(https://github.com/facebookresearch/vjepa2), so that those load strictly. No class token, no
+learned positions. Only inference and plain training are covered: no masking, no predictor.
 """
 
 import math
@@ -18,18 +20,24 @@ from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 from modulate.errors import ConditioningError, RecipeError
 
 MAX_SIZE = 1 << 16
-"""Largest of an encoder's sizes: far above the published ones, and small enough that a file's nonsense is refused before anything is built of it."""
+"""Largest of an encoder's sizes: far above the published ones, and small enough that a file's
+nonsense is refused before anything is built of it.
+"""
 
 
 @dataclass(frozen=True)
 class VJepaConfig:
-    """Dimensions of an encoder. Raises :class:`modulate.errors.RecipeError` when they contradict each other.
+    """Dimensions of an encoder.
 
-    ``dim``: width in channels; ``depth``: blocks; ``heads``: attention heads of a block; ``mlp_ratio``: hidden width of the MLP over ``dim``;
-    ``patch``: pixels along a patch's sides; ``tubelet``: frames merged into one time index; ``levels``: blocks (from 0) after which the
-    features may be read, each with its own LayerNorm, the last being the last block; by default four, evenly spread, or one for each
-    block of a shallower encoder. ``rope_grid``: patches along the sides of the pre-training images, to which row and column positions are
-    scaled. ``eps``: of all LayerNorms.
+    Raises :class:`modulate.errors.RecipeError` when they contradict each other.
+
+    ``dim``: width in channels; ``depth``: blocks; ``heads``: attention heads of a block;
+    ``mlp_ratio``: hidden width of the MLP over ``dim``; ``patch``: pixels along a patch's sides;
+    ``tubelet``: frames merged into one time index; ``levels``: blocks (from 0) after which the
+    features may be read, each with its own LayerNorm, the last being the last block; by default
+    four, evenly spread, or one for each block of a shallower encoder. ``rope_grid``: patches along
+    the sides of the pre-training images, to which row and column positions are scaled. ``eps``: of
+    all LayerNorms.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -46,16 +54,35 @@ class VJepaConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.dim, self.depth, self.heads, self.patch, self.tubelet, self.rope_grid)
-        if max(sizes) > MAX_SIZE or not 0 < self.mlp_ratio <= MAX_SIZE or not math.isfinite(self.eps):
-            raise RecipeError(f"An encoder's sizes are positive and at most {MAX_SIZE}; got {self!r:.300}.")
+        if (
+            max(sizes) > MAX_SIZE
+            or not 0 < self.mlp_ratio <= MAX_SIZE
+            or not math.isfinite(self.eps)
+        ):
+            raise RecipeError(
+                f"An encoder's sizes are positive and at most {MAX_SIZE}; got {self!r:.300}."
+            )
         if min(sizes) < 1 or self.dim % self.heads or self.dim // self.heads < 6:
-            raise RecipeError(f"An encoder's sizes must be positive, and dim a multiple of heads with at least 6 channels per head; got {self!r}.")
+            raise RecipeError(
+                "An encoder's sizes must be positive, and dim a multiple of heads with at least 6"
+                f" channels per head; got {self!r}."
+            )
         if not self.levels:
             count = min(4, self.depth)
-            object.__setattr__(self, "levels", tuple(self.depth * (i + 1) // count - 1 for i in range(count)))
+            object.__setattr__(
+                self, "levels", tuple(self.depth * (i + 1) // count - 1 for i in range(count))
+            )
         object.__setattr__(self, "levels", tuple(self.levels))
-        if not all(isinstance(level, int) for level in self.levels) or sorted(set(self.levels)) != list(self.levels) or self.levels[0] < 0 or self.levels[-1] != self.depth - 1:
-            raise RecipeError(f"levels must increase and end with the last block, {self.depth - 1}; got {self.levels}. Leave them out for the usual ones.")
+        if (
+            not all(isinstance(level, int) for level in self.levels)
+            or sorted(set(self.levels)) != list(self.levels)
+            or self.levels[0] < 0
+            or self.levels[-1] != self.depth - 1
+        ):
+            raise RecipeError(
+                f"levels must increase and end with the last block, {self.depth - 1}; got"
+                f" {self.levels}. Leave them out for the usual ones."
+            )
 
     @property
     def hidden(self) -> int:
@@ -67,7 +94,9 @@ PRESETS: dict[str, VJepaConfig] = {
     "base": VJepaConfig(dim=768, depth=12, heads=12),
     "large": VJepaConfig(dim=1024, depth=24, heads=16),
     "giant": VJepaConfig(dim=1408, depth=40, heads=22, mlp_ratio=48 / 11),
-    "gigantic": VJepaConfig(dim=1664, depth=48, heads=26, mlp_ratio=64 / 13, levels=(11, 23, 37, 47)),
+    "gigantic": VJepaConfig(
+        dim=1664, depth=48, heads=26, mlp_ratio=64 / 13, levels=(11, 23, 37, 47)
+    ),
 }
 """The published sizes: ViT-B, ViT-L, ViT-g and ViT-G with patches of 16 pixels."""
 
@@ -80,7 +109,9 @@ class PatchEmbed(nn.Module):
         size = (frames, config.patch, config.patch)
         self.proj = nn.Conv3d(3, config.dim, kernel_size=size, stride=size)
 
-    def forward(self, clips: Float[Tensor, "clip 3 frame height width"]) -> Float[Tensor, "clip dim time row col"]:
+    def forward(
+        self, clips: Float[Tensor, "clip 3 frame height width"]
+    ) -> Float[Tensor, "clip dim time row col"]:
         """Embed ``clips``, whose sizes are multiples of the patch's."""
         out: Tensor = self.proj(clips)
         return out
@@ -95,9 +126,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Float[Tensor, "clip token dim"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "clip token dim"]:
-        """Let all tokens of a clip attend to each other. ``rotation``: cos and sin, each (token, channels of a head)."""
-        q, k, v = rearrange(self.qkv(x), "clip token (three head c) -> three clip head token c", three=3, head=self.heads)
+    def forward(
+        self, x: Float[Tensor, "clip token dim"], rotation: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "clip token dim"]:
+        """Let all tokens of a clip attend to each other. ``rotation``: cos and sin, each (token,
+        channels of a head).
+        """
+        q, k, v = rearrange(
+            self.qkv(x),
+            "clip token (three head c) -> three clip head token c",
+            three=3,
+            head=self.heads,
+        )
         mixed = scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v)
         out: Tensor = self.proj(rearrange(mixed, "clip head token c -> clip token (head c)"))
         return out
@@ -127,14 +167,20 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, eps=config.eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Float[Tensor, "clip token dim"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "clip token dim"]:
+    def forward(
+        self, x: Float[Tensor, "clip token dim"], rotation: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "clip token dim"]:
         """Add attention, then the MLP, to the residual stream."""
         x = x + self.attn(self.norm1(x), rotation)
         return x + self.mlp(self.norm2(x))
 
 
 class VJepaEncoder(nn.Module):
-    """The encoder. Linear and convolution weights start from N(0, 0.02), biases and both modality embeddings near 0."""
+    """The encoder.
+
+    Linear and convolution weights start from N(0, 0.02), biases and both modality embeddings near
+    0.
+    """
 
     def __init__(self, config: VJepaConfig) -> None:
         super().__init__()
@@ -144,20 +190,28 @@ class VJepaEncoder(nn.Module):
         self.img_mod_embed = nn.Parameter(torch.randn(1, 1, config.dim) * 1e-6)
         self.video_mod_embed = nn.Parameter(torch.randn(1, 1, config.dim) * 1e-6)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norms_block = nn.ModuleList(nn.LayerNorm(config.dim, eps=config.eps) for _ in config.levels)
+        self.norms_block = nn.ModuleList(
+            nn.LayerNorm(config.dim, eps=config.eps) for _ in config.levels
+        )
         self.apply(_initialize)
 
-    def forward(self, clips: Float[Tensor, "clip 3 frame height width"], layer: int | None = None) -> Float[Tensor, "clip token dim"]:
-        """Encode RGB clips normalised by the ImageNet mean and deviation; tokens run over time, then row, then column.
+    def forward(
+        self, clips: Float[Tensor, "clip 3 frame height width"], layer: int | None = None
+    ) -> Float[Tensor, "clip token dim"]:
+        """Encode RGB clips normalized by the ImageNet mean and deviation; tokens run over time,
+        then row, then column.
 
-        A clip of one frame goes through the image embedding; otherwise the number of frames must be a multiple of ``config.tubelet``.
-        ``layer`` is one of ``config.levels``, by default the last. Raises :class:`modulate.errors.ConditioningError` for other sizes or layers.
+        A clip of one frame goes through the image embedding; otherwise the number of frames must be
+        a multiple of ``config.tubelet``. ``layer`` is one of ``config.levels``, by default the
+        last. Raises :class:`modulate.errors.ConditioningError` for other sizes or layers.
         """
         level = self._check(clips, layer)
         is_image = clips.shape[2] == 1
         x = (self.patch_embed_img if is_image else self.patch_embed)(clips)
         rotation = self.rotation((x.shape[2], x.shape[3], x.shape[4]), like=x)
-        x = rearrange(x, "clip dim time row col -> clip (time row col) dim") + (self.img_mod_embed if is_image else self.video_mod_embed)
+        x = rearrange(x, "clip dim time row col -> clip (time row col) dim") + (
+            self.img_mod_embed if is_image else self.video_mod_embed
+        )
         for block in self.blocks[: self.config.levels[level] + 1]:
             x = block(x, rotation)
         out: Tensor = self.norms_block[level](x)
@@ -167,21 +221,28 @@ class VJepaEncoder(nn.Module):
         """Return the index of the level asked for, having checked the sizes of ``clips``."""
         c = self.config
         if clips.ndim != 5 or clips.shape[1] != 3 or 0 in clips.shape:
-            raise ConditioningError(f"The encoder takes (clip, 3, frame, height, width); got {tuple(clips.shape)}.")
+            raise ConditioningError(
+                f"The encoder takes (clip, 3, frame, height, width); got {tuple(clips.shape)}."
+            )
         frames, height, width = clips.shape[2:]
         if height % c.patch or width % c.patch or (frames != 1 and frames % c.tubelet):
             raise ConditioningError(
-                f"The encoder takes one frame or a multiple of {c.tubelet}, of sides that are multiples of {c.patch} px; got {frames} of {height}×{width}."
+                f"The encoder takes one frame or a multiple of {c.tubelet}, of sides that are"
+                f" multiples of {c.patch} px; got {frames} of {height}×{width}."
             )
         if layer is not None and layer not in c.levels:
-            raise ConditioningError(f"Features can be read after the blocks {c.levels}, which have a norm; got {layer}.")
+            raise ConditioningError(
+                f"Features can be read after the blocks {c.levels}, which have a norm; got {layer}."
+            )
         return len(c.levels) - 1 if layer is None else c.levels.index(layer)
 
     def rotation(self, grid: tuple[int, int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of every token's angles, each (token, channels of a head), on the device and in the type of ``like``.
+        """Return cos and sin of every token's angles, each (token, channels of a head), on the
+        device and in the type of ``like``.
 
-        ``grid``: number of time indices, rows and columns of patches. A head's channels are split into three equal even parts, for time, row
-        and column index; what remains is not rotated. Row and column indices are scaled to span ``rope_grid`` patches, time indices are not.
+        ``grid``: number of time indices, rows and columns of patches. A head's channels are split
+        into three equal even parts, for time, row and column index; what remains is not rotated.
+        Row and column indices are scaled to span ``rope_grid`` patches, time indices are not.
         """
         _, rows, cols = grid
         head = self.config.dim // self.config.heads
@@ -189,22 +250,34 @@ class VJepaEncoder(nn.Module):
         span = self.config.rope_grid - 1
         axes = [torch.arange(n, device=like.device, dtype=torch.float32) for n in grid]
         axes = [axes[0], axes[1] * (span / max(rows - 1, 1)), axes[2] * (span / max(cols - 1, 1))]
-        omega = 10000.0 ** (-torch.arange(part // 2, device=like.device, dtype=torch.float32) / (part / 2))
+        omega = 10000.0 ** (
+            -torch.arange(part // 2, device=like.device, dtype=torch.float32) / (part / 2)
+        )
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
-        angles = rearrange(places[:, :, None] * omega, "token part i -> token (part i)").repeat_interleave(2, dim=-1)
+        angles = rearrange(
+            places[:, :, None] * omega, "token part i -> token (part i)"
+        ).repeat_interleave(2, dim=-1)
         angles = pad(angles, (0, head - 3 * part))
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
-def rotate(x: Float[Tensor, "clip head token c"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "clip head token c"]:
-    """Rotate neighbouring channels (a, b) of ``x`` by their angle: (a cos − b sin, b cos + a sin)."""
+def rotate(
+    x: Float[Tensor, "clip head token c"], rotation: tuple[Tensor, Tensor]
+) -> Float[Tensor, "clip head token c"]:
+    """Rotate neighboring channels (a, b) of ``x`` by their angle: (a cos − b sin, b cos + a sin)."""
     cos, sin = rotation
-    turned = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2) if x.shape[-1] % 2 == 0 else _turn_odd(x)
+    turned = (
+        torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+        if x.shape[-1] % 2 == 0
+        else _turn_odd(x)
+    )
     return x * cos + turned * sin
 
 
 def _turn_odd(x: Tensor) -> Tensor:
-    """Return (−b, a) for neighbours (a, b) of an odd number of channels; the last, never rotated, becomes 0."""
+    """Return (−b, a) for neighbors (a, b) of an odd number of channels; the last, never rotated,
+    becomes 0.
+    """
     even = x[..., :-1]
     return pad(torch.stack((-even[..., 1::2], even[..., 0::2]), dim=-1).flatten(-2), (0, 1))
 

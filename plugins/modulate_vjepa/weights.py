@@ -15,12 +15,20 @@ from modulate.utils.safe_load import parse_json, read_limited
 from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 
 ENCODERS = ("ema_encoder", "target_encoder")
-"""Where published checkpoints keep the encoder to use: base and large under the first, giant and gigantic under the second."""
+"""Where published checkpoints keep the encoder to use: base and large under the first, giant and
+gigantic under the second.
+"""
 
 WRAPPERS = ("module.", "backbone.", "encoder.")
 """Prefixes that training code leaves before the names of parameters."""
 
-ALIASES = {"embed_dim": "dim", "num_heads": "heads", "patch_size": "patch", "tubelet_size": "tubelet", "layernorm_eps": "eps"}
+ALIASES = {
+    "embed_dim": "dim",
+    "num_heads": "heads",
+    "patch_size": "patch",
+    "tubelet_size": "tubelet",
+    "layernorm_eps": "eps",
+}
 """Names of dimensions in the training code's configuration, and ours."""
 
 
@@ -31,11 +39,13 @@ _CONFIG = TypeAdapter(VJepaConfig)
 
 
 def load_encoder(path: Path, config: VJepaConfig | None) -> VJepaEncoder:
-    """Build an encoder in float32 from the weights in ``path``: a .safetensors file, or a published .pt (read without unpickling objects).
+    """Build an encoder in float32 from the weights in ``path``: a .safetensors file, or a published
+    .pt (read without unpickling objects).
 
-    ``config``: the dimensions; when None they are read from the JSON under ``config`` in the file's own metadata, else from ``config.json``
-    beside it. Raises :class:`modulate.errors.RecipeError` when they are nowhere, :class:`modulate.errors.CheckpointError` when the file is
-    unreadable or does not fit them exactly.
+    ``config``: the dimensions; when None they are read from the JSON under ``config`` in the file's
+    own metadata, else from ``config.json`` beside it. Raises :class:`modulate.errors.RecipeError`
+    when they are nowhere, :class:`modulate.errors.CheckpointError` when the file is unreadable or
+    does not fit them exactly.
     """
     if path.suffix == ".safetensors":
         metadata, tensors = _read_safetensors(path)
@@ -45,38 +55,60 @@ def load_encoder(path: Path, config: VJepaConfig | None) -> VJepaEncoder:
     with torch.device("meta"):
         encoder = VJepaEncoder(config)
     try:
-        encoder.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=True, assign=True)
+        encoder.load_state_dict(
+            {name: value.float() for name, value in tensors.items()}, strict=True, assign=True
+        )
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit {config}: {error} Name the preset or dims that the weights were trained with.") from error
+        raise CheckpointError(
+            f"{path} does not fit {config}: {error} Name the preset or dims that the weights were"
+            " trained with."
+        ) from error
     return encoder
 
 
 def random_encoder(config: VJepaConfig, seed: int) -> VJepaEncoder:
-    """Build an encoder with random weights that depend on ``seed`` only; the global generator is left as it was."""
+    """Build an encoder with random weights that depend on ``seed`` only; the global generator is
+    left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VJepaEncoder(config)
 
 
 def config_from(values: dict[str, Any], source: str) -> VJepaConfig:
-    """Build the configuration from ``values`` under our names or the training code's; other keys are ignored.
+    """Build the configuration from ``values`` under our names or the training code's; other keys
+    are ignored.
 
-    Raises :class:`modulate.errors.RecipeError` that names ``source`` when width, depth or heads are missing.
+    Raises :class:`modulate.errors.RecipeError` that names ``source`` when width, depth or heads are
+    missing.
     """
     known = {f.name for f in dataclasses.fields(VJepaConfig)}
     found = {ALIASES.get(key, key): value for key, value in values.items()}
     missing = sorted({"dim", "depth", "heads"} - set(found))
     if missing:
-        raise RecipeError(f"{source} does not say {', '.join(missing)} of the encoder. Name them in the recipe under dims, or a preset.")
-    twice = sorted(own for key, own in ALIASES.items() if key in values and values.get(own, values[key]) != values[key])
+        raise RecipeError(
+            f"{source} does not say {', '.join(missing)} of the encoder. Name them in the recipe"
+            " under dims, or a preset."
+        )
+    twice = sorted(
+        own
+        for key, own in ALIASES.items()
+        if key in values and values.get(own, values[key]) != values[key]
+    )
     if twice:
-        raise RecipeError(f"{source} says {twice[0]} of the encoder twice, under two names and differently. Keep one, or name dims in the recipe.")
+        raise RecipeError(
+            f"{source} says {twice[0]} of the encoder twice, under two names and differently. Keep"
+            " one, or name dims in the recipe."
+        )
     try:
         return _CONFIG.validate_python({key: value for key, value in found.items() if key in known})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{source}: {where}: {first['msg']}; got {shown(first['input'])}. Name a preset or dims in the recipe instead.") from error
+        raise RecipeError(
+            f"{source}: {where}: {first['msg']}; got {shown(first['input'])}. Name a preset or dims"
+            " in the recipe instead."
+        ) from error
 
 
 def _config_beside(path: Path, metadata: dict[str, str]) -> VJepaConfig:
@@ -87,12 +119,17 @@ def _config_beside(path: Path, metadata: dict[str, str]) -> VJepaConfig:
     elif beside.is_file():
         text, source = read_limited(beside, CONFIG_BYTES), str(beside)
     else:
-        raise RecipeError(f"Neither {path} nor a config.json beside it says the encoder's dimensions. Name a preset or dims in the recipe.")
+        raise RecipeError(
+            f"Neither {path} nor a config.json beside it says the encoder's dimensions. Name a"
+            " preset or dims in the recipe."
+        )
     return parse_config(text, source)
 
 
 def parse_config(data: bytes, source: str) -> VJepaConfig:
-    """Build the configuration from JSON text; errors as in :func:`config_from`, and :class:`modulate.errors.CheckpointError` for what is no JSON."""
+    """Build the configuration from JSON text; errors as in :func:`config_from`, and
+    :class:`modulate.errors.CheckpointError` for what is no JSON.
+    """
     try:
         values = parse_json(data, source)
     except DataError as error:
@@ -101,15 +138,26 @@ def parse_config(data: bytes, source: str) -> VJepaConfig:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the metadata and the encoder's tensors; when some names have an encoder's prefix, those are the encoder."""
+    """Return the metadata and the encoder's tensors; when some names have an encoder's prefix,
+    those are the encoder.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = list(file.keys())
-            chosen = next((own for p in (*ENCODERS, "encoder") if (own := [n for n in names if n.startswith(f"{p}.")])), names)
+            chosen = next(
+                (
+                    own
+                    for p in (*ENCODERS, "encoder")
+                    if (own := [n for n in names if n.startswith(f"{p}.")])
+                ),
+                names,
+            )
             tensors = {name: file.get_tensor(name) for name in chosen}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Download or export it again.") from error
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors: {error}. Download or export it again."
+        ) from error
     return metadata, _checked(tensors, path)
 
 
@@ -118,28 +166,53 @@ def _read_published(path: Path) -> dict[str, Tensor]:
     check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # unpickling fails in many ways; each means that this is not a file of plain tensors
-        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {error!s:.2000} Use a published .pt file or a .safetensors file.") from error
+    # unpickling fails in many ways; each means that this is not a file of plain tensors
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a file of plain tensors: {error!s:.2000} Use a published .pt"
+            " file or a .safetensors file."
+        ) from error
     keys = list(content) if isinstance(content, dict) else []
     chosen = next((key for key in ENCODERS if key in keys), None)
     if chosen is None:
-        raise CheckpointError(f"{path} holds neither of {', '.join(ENCODERS)}; it holds {shown(keys[:8], 300)}. Use a published V-JEPA 2.1 checkpoint.")
+        raise CheckpointError(
+            f"{path} holds neither of {', '.join(ENCODERS)}; it holds {shown(keys[:8], 300)}. Use a"
+            " published V-JEPA 2.1 checkpoint."
+        )
     return _checked(content[chosen], path)
 
 
 def _checked(tensors: Any, path: Path) -> dict[str, Tensor]:
-    """Return tensors under the encoder's own names, after a look at what they are: dense floating-point numbers, as many as the file holds, none twice."""
+    """Return tensors under the encoder's own names, after a look at what they are: dense
+    floating-point numbers, as many as the file holds, none twice.
+    """
     if not isinstance(tensors, dict):
-        raise CheckpointError(f"{path}: the encoder is a {type(tensors).__name__}; a dictionary of tensors is expected.")
+        raise CheckpointError(
+            f"{path}: the encoder is a {type(tensors).__name__}; a dictionary of tensors is"
+            " expected."
+        )
     found: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: the encoder holds {type(value).__name__} under {shown(key)}; tensors under names are expected.")
-        # a view may claim far more numbers than the file holds; converting it would take that much memory
-        if not value.is_floating_point() or value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: tensor {shown(key)} is {value.dtype}, {value.layout}; dense floating-point numbers, each held by the file, are expected.")
+            raise CheckpointError(
+                f"{path}: the encoder holds {type(value).__name__} under {shown(key)}; tensors"
+                " under names are expected."
+            )
+        # a view may claim far more numbers than the file holds; converting it would take that much
+        # memory
+        if (
+            not value.is_floating_point()
+            or value.layout != torch.strided
+            or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):
+            raise CheckpointError(
+                f"{path}: tensor {shown(key)} is {value.dtype}, {value.layout}; dense"
+                " floating-point numbers, each held by the file, are expected."
+            )
         if (name := _bare(key)) in found:
-            raise CheckpointError(f"{path} holds {shown(name)} of the encoder twice, the second time as {shown(key)}.")
+            raise CheckpointError(
+                f"{path} holds {shown(name)} of the encoder twice, the second time as {shown(key)}."
+            )
         found[name] = value
     return found
 

@@ -1,4 +1,6 @@
-"""The faults that `make mutants` puts into the core: what is changed, what is not, and that a fault that matters is noticed."""
+"""The faults that `make mutants` puts into the core: what is changed, what is not, and that a fault
+that matters is noticed.
+"""
 
 import ast
 import subprocess
@@ -42,7 +44,9 @@ def made(tmp_path, text):
         ("x = a if b else c", "not", {"x = a if (not (b)) else c"}),
     ],
 )
-def test_each_operator_makes_its_changes_and_touches_nothing_else(tmp_path, text, operator, changed):
+def test_each_operator_makes_its_changes_and_touches_nothing_else(
+    tmp_path, text, operator, changed
+):
     assert {now for kind, now in made(tmp_path, text) if kind == operator} == changed
 
 
@@ -50,22 +54,36 @@ def test_statements_raises_and_return_values_are_removed(tmp_path):
     text = "def f(a):\n    a.b = c\n    a.d()\n    if a:\n        raise E(a < 1)\n    return a\n"
     found = {now for kind, now in made(tmp_path, text) if kind.startswith("removed")}
     gone = ["a.b = c", "a.d()", "raise E(a < 1)"]
-    assert found == {text.replace(part, "pass") for part in gone} | {text.replace("return a", "return None")}
+    assert found == {text.replace(part, "pass") for part in gone} | {
+        text.replace("return a", "return None")
+    }
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        '"""Words."""', "__all__ = [1, 2]", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1 < 2", "x: L[1] | None", "def f(a: B | C) -> D[1]: ...",
-        "@dataclass(frozen=True)\nclass A: ...", "x = Field(description=1 + 2)", "assert a < b", "x = zip(a, strict=True)", 'T = TypeVar("T", bound=int)',
+        '"""Words."""',
+        "__all__ = [1, 2]",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1 < 2",
+        "x: L[1] | None",
+        "def f(a: B | C) -> D[1]: ...",
+        "@dataclass(frozen=True)\nclass A: ...",
+        "x = Field(description=1 + 2)",
+        "assert a < b",
+        "x = zip(a, strict=True)",
+        'T = TypeVar("T", bound=int)',
     ],
-)  # fmt: skip
+)
 def test_types_words_and_assertions_are_left_alone(tmp_path, text):
-    assert {now for _, now in made(tmp_path, text)} <= {text.replace("Field(description=1 + 2)", "Field()")} - {text}
+    assert {now for _, now in made(tmp_path, text)} <= {
+        text.replace("Field(description=1 + 2)", "Field()")
+    } - {text}
 
 
 def test_the_boundary_of_a_comparison_with_a_tolerance_is_left_alone(tmp_path):
-    assert {now for kind, now in made(tmp_path, "a < b - 1e-6") if kind == "comparison"} == {"a > b - 1e-6"}
+    assert {now for kind, now in made(tmp_path, "a < b - 1e-6") if kind == "comparison"} == {
+        "a > b - 1e-6"
+    }
 
 
 def test_every_mutant_of_the_core_is_another_program_that_compiles_in_one_place(tmp_path):
@@ -75,7 +93,10 @@ def test_every_mutant_of_the_core_is_another_program_that_compiles_in_one_place(
     assert len(every) > 100 and len({m.apply(source) for m in every}) == len(every)
     for mutant in every:
         assert ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source))
-        assert mutant.line <= source[: mutant.start].count(b"\n") + 1 <= mutant.last and len(mutant.diff(source).splitlines()) >= 4
+        assert (
+            mutant.line <= source[: mutant.start].count(b"\n") + 1 <= mutant.last
+            and len(mutant.diff(source).splitlines()) >= 4
+        )
 
 
 def test_a_sample_depends_on_seed_and_module_alone():
@@ -87,13 +108,19 @@ def test_a_sample_depends_on_seed_and_module_alone():
 
 def test_every_change_listed_as_no_fault_is_one_of_the_core_and_has_its_reason():
     for entry in equivalents.listed():
-        assert entry.keys() == {"module", "was", "now", "why"} and (ROOT / entry["module"]).is_file() and len(entry["why"]) > 10
+        assert (
+            entry.keys() == {"module", "was", "now", "why"}
+            and (ROOT / entry["module"]).is_file()
+            and len(entry["why"]) > 10
+        )
 
 
 def test_a_listed_change_that_the_module_no_longer_allows_is_told(tmp_path, monkeypatch):
     (tmp_path / "m.py").write_text("x = a < b\n")
     monkeypatch.setattr(equivalents, "FILE", tmp_path / "list.toml")
-    entry = "[[equivalent]]\nmodule = 'm.py'\nwas = 'x = a < b'\nnow = '{}'\nwhy = 'a reason for it'\n"
+    entry = (
+        "[[equivalent]]\nmodule = 'm.py'\nwas = 'x = a < b'\nnow = '{}'\nwhy = 'a reason for it'\n"
+    )
     equivalents.FILE.write_text(entry.format("x = a <= b") + entry.format("x = a == b"))
     assert [e["now"] for e in equivalents.stale(tmp_path)] == ["x = a == b"]
     every = mutants(tmp_path, "m.py")
@@ -118,12 +145,29 @@ for send, target in ((os.kill, os.getppid()), (os.kill, 1), (os.killpg, os.getpg
         print(type(error).__name__)
 """
     inside = ROOT / "benchmarks" / "mutants" / "inside"
-    done = subprocess.run([sys.executable, "-S", "-c", script, inside], capture_output=True, text=True, timeout=60, start_new_session=True)
-    assert done.stdout.split() == ["-9", "PermissionError", "PermissionError", "PermissionError"], done.stderr
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script, inside],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
+    assert done.stdout.split() == [
+        "-9",
+        "PermissionError",
+        "PermissionError",
+        "PermissionError",
+    ], done.stderr
 
 
 def test_what_no_file_of_tests_imports_is_near_those_that_test_its_users():
-    known = Known(["tests/modulation/test_lora.py", "tests/modulation/test_recompute.py", "tests/hosts/test_kv_cache.py"])
+    known = Known(
+        [
+            "tests/modulation/test_lora.py",
+            "tests/modulation/test_recompute.py",
+            "tests/hosts/test_kv_cache.py",
+        ]
+    )
     near = lambda module: [known.nearness(file, module) for file in known.files]
     assert near("modulate.modulation.lora") == [0, 2, 2]
     assert near("modulate.modulation.recompute") == [1, 0, 2]
@@ -144,12 +188,23 @@ def job():
 print(child.run(job, 30))
 """
     with tempfile.NamedTemporaryFile() as pids:
-        done = subprocess.run([sys.executable, "-S", "-c", script, ROOT, pids.name], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", script, ROOT, pids.name],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.stdout.split() == ["3"], done.stderr
-        assert [Path(f"/proc/{pid}").exists() for pid in Path(pids.name).read_text().split()] == [False, False]
+        assert [Path(f"/proc/{pid}").exists() for pid in Path(pids.name).read_text().split()] == [
+            False,
+            False,
+        ]
 
 
 def test_the_page_is_written_from_the_record():
     assert page.page() == page.PAGE.read_text()
     for row in page.rows():
-        assert row["tried"] == row["killed"] + len(row["survivors"]) and row["too_long"] <= row["killed"]
+        assert (
+            row["tried"] == row["killed"] + len(row["survivors"])
+            and row["too_long"] <= row["killed"]
+        )

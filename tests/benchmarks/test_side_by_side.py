@@ -28,12 +28,21 @@ def calling(seconds, seen):
 
 def test_calls_take_turns_and_each_is_charged_what_it_takes():
     seen, models = [], [nn.Sequential(Busy()) for _ in range(3)]
-    costs = side_by_side([calling(0.012, seen), calling(0.036, seen), calling(0.012, seen)], models, repeats=2)
+    costs = side_by_side(
+        [calling(0.012, seen), calling(0.036, seen), calling(0.012, seen)], models, repeats=2
+    )
     assert [len(c) for c in costs] == [2, 2, 2]
     for short, long, other in zip(*costs, strict=True):
         assert 0.072 <= short.cpu < 0.1 and 0.216 <= long.cpu < 0.25 and 0.072 <= other.cpu < 0.1
         assert short.wall >= short.cpu - 0.005 and long.wall >= long.cpu - 0.005
-    assert seen[:6] == [0.012, 0.012, 0.036, 0.036, 0.012, 0.012]  # each is about to begin its second part when the next one's turn comes
+    assert seen[:6] == [
+        0.012,
+        0.012,
+        0.036,
+        0.036,
+        0.012,
+        0.012,
+    ]  # each is about to begin its second part when the next one's turn comes
     assert seen[:18].count(0.036) == 6
     assert not any(model[0]._forward_pre_hooks for model in models)
 

@@ -1,4 +1,6 @@
-"""What makes modulate fast leaves its results as they are, and the baseline it is measured against computes the same."""
+"""What makes modulate fast leaves its results as they are, and the baseline it is measured against
+computes the same.
+"""
 
 import json
 import random
@@ -36,10 +38,23 @@ def bench(tmp_path_factory):
     world.save_host(root / "host", pixels=64**2, patch=8, layers=4, width=256, vocabulary=512)
     world.write_world(root / "world", videos=1, seconds=8, size=(160, 120), moments=(6,))
     recipe = world.recipe(
-        root / "world", root / "host", injection={"layers": [1, 2]}, sampling={"fps": 1.0, "max_frames": 4},
-        data={"name": "streamgaze", "params": {"root": str(root / "world"), "split": "split.json", "present_seconds": 3.0}},
-        backbone={"name": "vjepa2_1", "params": {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 64}},
-    )  # fmt: skip
+        root / "world",
+        root / "host",
+        injection={"layers": [1, 2]},
+        sampling={"fps": 1.0, "max_frames": 4},
+        data={
+            "name": "streamgaze",
+            "params": {"root": str(root / "world"), "split": "split.json", "present_seconds": 3.0},
+        },
+        backbone={
+            "name": "vjepa2_1",
+            "params": {
+                "weights": "random",
+                "dims": {"dim": 24, "depth": 1, "heads": 2},
+                "image_size": 64,
+            },
+        },
+    )
     pipeline = Pipeline(recipe, root / "cache")
     pipeline.make_data()
     modulation = pipeline.fresh_modulation()
@@ -52,9 +67,17 @@ def bench(tmp_path_factory):
 def naive_for(pipeline, modulation):
     recipe = pipeline.recipe
     return Naive(
-        pipeline.model, pipeline.host, pipeline.processor, pipeline.backbone, dict(modulation.state_dict()), recipe.injection.layers,
-        frames=recipe.sampling.max_frames, scale=world.SCALE, blocks=2, lr=1e-3,
-    )  # fmt: skip
+        pipeline.model,
+        pipeline.host,
+        pipeline.processor,
+        pipeline.backbone,
+        dict(modulation.state_dict()),
+        recipe.injection.layers,
+        frames=recipe.sampling.max_frames,
+        scale=world.SCALE,
+        blocks=2,
+        lr=1e-3,
+    )
 
 
 def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
@@ -66,7 +89,12 @@ def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
     host = ModulatedHost(modulation, pipeline.model)
     try:
         host.zero_grad()
-        logits = pipeline.option_logits(batch, host([[p.clip(p.signal)] for p in batch.prepared], **batch.inputs, **pipeline.LAST_LOGITS))
+        logits = pipeline.option_logits(
+            batch,
+            host(
+                [[p.clip(p.signal)] for p in batch.prepared], **batch.inputs, **pipeline.LAST_LOGITS
+            ),
+        )
         loss = smoothed_cross_entropy(logits, batch.answers, 0.0)
         loss.backward()
     finally:
@@ -85,15 +113,25 @@ def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
 def test_a_cut_shows_the_very_frames_of_its_video(bench, tmp_path):
     pipeline, modulation = bench
     sample = pipeline.samples("train")[0]
-    ours, theirs = pipeline.clips.read(sample.video, pipeline.times(sample)), naive_for(pipeline, modulation).read(sample)
-    assert (ours.images == theirs.images).all() and ours.times == pytest.approx(theirs.times, abs=1e-6)
+    ours, theirs = (
+        pipeline.clips.read(sample.video, pipeline.times(sample)),
+        naive_for(pipeline, modulation).read(sample),
+    )
+    assert (ours.images == theirs.images).all() and ours.times == pytest.approx(
+        theirs.times, abs=1e-6
+    )
     assert cut(sample.video, 2.51, 4.0, tmp_path / "cut.mp4") == pytest.approx(60 / world.RATE)
 
 
 def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
     pipeline, modulation = bench
     prepared = [pipeline.prepare(s) for s in pipeline.samples("train")]
-    longer = replace(prepared[1].sample, question="Which object on the table is looked at?", options=("cup", "pan"), answer=0)
+    longer = replace(
+        prepared[1].sample,
+        question="Which object on the table is looked at?",
+        options=("cup", "pan"),
+        answer=0,
+    )
     prepared[1] = pipeline.prepare(replace(longer, id="longer"))
     common = shared_prefix(prepared, list(pipeline.host.visual_ids.values()))
     lengths = {p.inputs["input_ids"].shape[1] for p in prepared}
@@ -107,10 +145,21 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
             if together:
                 output = answer_together(host, pipeline.model, prepared, [clip], common)
             else:
-                output = host([[p.clip(p.signal)] for p in prepared], **batch.inputs, **pipeline.LAST_LOGITS)
+                output = host(
+                    [[p.clip(p.signal)] for p in prepared], **batch.inputs, **pipeline.LAST_LOGITS
+                )
             logits = pipeline.option_logits(batch, output)
             smoothed_cross_entropy(logits, batch.answers, 0.0).backward()
-            found.append((logits.detach(), {n: p.grad.clone() for n, p in modulation.named_parameters() if p.grad is not None}))
+            found.append(
+                (
+                    logits.detach(),
+                    {
+                        n: p.grad.clone()
+                        for n, p in modulation.named_parameters()
+                        if p.grad is not None
+                    },
+                )
+            )
     finally:
         host.attachment.detach()
     (alone, gradients), (shared, same) = found
@@ -123,7 +172,12 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
 def test_nothing_is_kept_for_backward_below_the_first_injected_layer(bench):
     pipeline, modulation = bench
     prepared = pipeline.prepare(pipeline.samples("train")[0])
-    below, above = kept_for_backward(pipeline, modulation, pipeline.collate([prepared]).inputs, [[prepared.clip(prepared.signal)]])
+    below, above = kept_for_backward(
+        pipeline,
+        modulation,
+        pipeline.collate([prepared]).inputs,
+        [[prepared.clip(prepared.signal)]],
+    )
     assert below == 0 < above
 
 
@@ -134,10 +188,18 @@ def test_only_questions_on_one_clip_with_one_signal_are_asked_together(bench):
     assert shared_prefix([first, second], ids) > 0
     assert shared_prefix([first], ids) == 0
     assert shared_prefix([first, replace(second, signal=second.signal.moved(0.5))], ids) == 0
-    assert shared_prefix([first, replace(second, sample=replace(second.sample, window=(2.0, 6.0)))], ids) == 0
+    assert (
+        shared_prefix(
+            [first, replace(second, sample=replace(second.sample, window=(2.0, 6.0)))], ids
+        )
+        == 0
+    )
     other = first.inputs["input_ids"].clone()
     other[0, 0] += 1
-    assert shared_prefix([first, replace(second, inputs={**second.inputs, "input_ids": other})], ids) == 0  # they part before the clip
+    assert (
+        shared_prefix([first, replace(second, inputs={**second.inputs, "input_ids": other})], ids)
+        == 0
+    )  # they part before the clip
 
 
 def sample(i, video="a", window=(0.0, 8.0)):
@@ -148,12 +210,25 @@ def test_batches_hold_every_sample_once_and_what_belongs_together():
     samples = [sample(i, "ab"[i % 2], (0.0, 4.0 + i % 3)) for i in range(23)]
     ids = {s.id for s in samples}
     for together in ("any", "length", "clip"):
-        first, again, other = (arranged(samples, 4, together, random.Random(seed), lambda s: int(s.window[1])) for seed in (1, 1, 2))
+        first, again, other = (
+            arranged(samples, 4, together, random.Random(seed), lambda s: int(s.window[1]))
+            for seed in (1, 1, 2)
+        )
         assert first == again != other and len(first) == len(other)
         for batches in (first, other):
-            assert {s.id for b in batches for s in b} == ids and sum(map(len, batches)) == 23 and max(map(len, batches)) == 4
-    assert all(len({(s.video, s.window) for s in b}) == 1 for b in arranged(samples, 4, "clip", random.Random(0)))
-    spread = [len({s.window for s in b}) for b in arranged(samples, 4, "length", random.Random(0), lambda s: int(s.window[1]))]
+            assert (
+                {s.id for b in batches for s in b} == ids
+                and sum(map(len, batches)) == 23
+                and max(map(len, batches)) == 4
+            )
+    assert all(
+        len({(s.video, s.window) for s in b}) == 1
+        for b in arranged(samples, 4, "clip", random.Random(0))
+    )
+    spread = [
+        len({s.window for s in b})
+        for b in arranged(samples, 4, "length", random.Random(0), lambda s: int(s.window[1]))
+    ]
     assert sum(spread) <= len(spread) + 2  # only batches on a border mix two lengths
 
 
@@ -161,7 +236,9 @@ def test_any_order_is_the_plain_shuffle():
     samples = [sample(i) for i in range(10)]
     order = list(samples)
     random.Random("7:stage:0").shuffle(order)
-    assert arranged(samples, 3, "any", random.Random("7:stage:0")) == [order[i : i + 3] for i in range(0, 10, 3)]
+    assert arranged(samples, 3, "any", random.Random("7:stage:0")) == [
+        order[i : i + 3] for i in range(0, 10, 3)
+    ]
 
 
 def test_the_loader_prepares_ahead_in_a_thread_and_raises_where_the_sample_is_asked_for():
@@ -191,7 +268,9 @@ def test_the_loader_prepares_ahead_in_a_thread_and_raises_where_the_sample_is_as
 
 def test_without_ahead_nothing_is_prepared_before_it_is_asked_for():
     asked = []
-    with PrefetchLoader(lambda s: (asked.append(s.id), threading.current_thread())[1], ahead=0) as loader:
+    with PrefetchLoader(
+        lambda s: (asked.append(s.id), threading.current_thread())[1], ahead=0
+    ) as loader:
         batches = list(loader.over(iter([[sample(0)], [sample(1)]])))
         assert not asked and loader.get(batches[1][0]) is threading.main_thread() and asked == ["1"]
 
@@ -201,7 +280,9 @@ def test_frames_on_disk_are_the_decoded_ones_and_spare_the_decoder(bench, tmp_pa
     clip, times = pipeline.samples("train")[0].video, [3.0, 4.0, 5.0]
     plain = read_frames(clip, times)
     first = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
-    monkeypatch.setattr("modulate.data.clip_reader.read_shown", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr(
+        "modulate.data.clip_reader.read_shown", lambda *a: pytest.fail("decoded again")
+    )
     second = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
     for found in (first, second):
         assert (found.images == plain.images).all() and found.times == plain.times
@@ -216,37 +297,59 @@ def test_frames_on_disk_are_the_decoded_ones_and_spare_the_decoder(bench, tmp_pa
 def trained(pipeline, root, **changes):
     """Train the bench's recipe with other settings of training; the weights, and the losses logged."""
     training = pipeline.recipe.training.model_copy(update=changes)
-    recipe = pipeline.recipe.model_copy(update={"training": training, "name": "-".join(map(str, changes.values()))})
+    recipe = pipeline.recipe.model_copy(
+        update={"training": training, "name": "-".join(map(str, changes.values()))}
+    )
     other = copy(pipeline)
     other.recipe, other._memory = recipe, LRUCache(1 << 30, lambda prepared: 1)
     run = Run.create(recipe, root)
     weights = train(run, other).state_dict()
-    return weights, [json.loads(line)["loss"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return weights, [
+        json.loads(line)["loss"] for line in (run.folder / "log.jsonl").read_text().splitlines()
+    ]
 
 
-def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(bench, tmp_path, monkeypatch):
+def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(
+    bench, tmp_path, monkeypatch
+):
     pipeline, _ = bench
     plain, losses = trained(pipeline, tmp_path, prefetch_batches=0, batch_by="any")
     ahead, same = trained(pipeline, tmp_path, prefetch_batches=2, batch_by="any")
     assert losses == same and all(torch.equal(plain[k], ahead[k]) for k in plain)
-    together, near = trained(pipeline, tmp_path, prefetch_batches=1, batch_by="clip")  # all four questions are on one clip, so the batches are the same
+    together, near = trained(
+        pipeline, tmp_path, prefetch_batches=1, batch_by="clip"
+    )  # all four questions are on one clip, so the batches are the same
     assert len(losses) == 2 and near == pytest.approx(losses, abs=1e-4)
     fresh = pipeline.fresh_modulation().state_dict()
     moved = [k for k in plain if (plain[k] - fresh[k]).abs().max() > 1e-4]
     apart = lambda name: json.loads((tmp_path / name / "state.json").read_text())["apart"]
     assert apart("1-clip") == 0
     signals, signal = iter(range(100)), pipeline.signal
-    monkeypatch.setattr(pipeline, "signal", lambda sample: signal(sample).moved(1e-3 * next(signals)))  # every question has a signal of its own
+    monkeypatch.setattr(
+        pipeline, "signal", lambda sample: signal(sample).moved(1e-3 * next(signals))
+    )  # every question has a signal of its own
     trained(pipeline, tmp_path, prefetch_batches=0, batch_by="clip")
     assert apart("0-clip") == 2
-    assert "out.0.weight" in moved and all((plain[k] - together[k]).abs().max() < 0.2 * (plain[k] - fresh[k]).abs().max() for k in moved if k.startswith("out"))
+    assert "out.0.weight" in moved and all(
+        (plain[k] - together[k]).abs().max() < 0.2 * (plain[k] - fresh[k]).abs().max()
+        for k in moved
+        if k.startswith("out")
+    )
 
 
 def test_settings_of_batches_without_effect_are_refused(bench):
     tree = bench[0].recipe.model_dump(mode="json")
     for training, more, text in (
-        ({"batch_by": "length", "batch_size": 1}, {}, "`training.batch_by: length` has no effect with batch_size 1"),
-        ({"batch_by": "clip"}, {"injection": {"layers": [1], "tokens": {"kind": "text"}}}, "can write on visual tokens only"),
+        (
+            {"batch_by": "length", "batch_size": 1},
+            {},
+            "`training.batch_by: length` has no effect with batch_size 1",
+        ),
+        (
+            {"batch_by": "clip"},
+            {"injection": {"layers": [1], "tokens": {"kind": "text"}}},
+            "can write on visual tokens only",
+        ),
     ):
         with pytest.raises(RecipeError, match=text):
             validate(tree | {"training": tree["training"] | training} | more, "a test")

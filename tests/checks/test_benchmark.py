@@ -18,7 +18,9 @@ QUICK = ["training.batch_size=2", "evaluation.batch_size=2", "data.params.max_pe
 def run(folder, monkeypatch, *arguments):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
-    done = CliRunner().invoke(build(), ["bench", SMALL, "--steps", "2", "--json", "found.json", *arguments])
+    done = CliRunner().invoke(
+        build(), ["bench", SMALL, "--steps", "2", "--json", "found.json", *arguments]
+    )
     assert done.exit_code == 0, done.output
     return json.loads(Path("found.json").read_text()), done.output
 
@@ -26,21 +28,45 @@ def run(folder, monkeypatch, *arguments):
 def test_stages_and_evaluation_are_measured_beside_the_estimate(tmp_path, monkeypatch):
     make_world(tmp_path / "world", train=2, val=1, test=2, seed=0, workers=1)
     found, shown = run(tmp_path, monkeypatch, *QUICK, "host.params.weights=random")
-    assert [p["name"] for p in found["phases"]] == ["stage modulator", "stage joint", "evaluation"] and not found["made_up"]
+    assert [p["name"] for p in found["phases"]] == [
+        "stage modulator",
+        "stage joint",
+        "evaluation",
+    ] and not found["made_up"]
     for phase in found["phases"]:
         assert 0 < phase["seconds"]["low"] <= phase["seconds"]["median"] <= phase["seconds"]["high"]
         assert phase["samples_per_second"] == pytest.approx(2 / phase["seconds"]["median"])
         assert 0.85 < phase["ratio"] == phase["estimated"] / phase["peak"] < 1.15, phase
-    assert list(found["hours"]) == ["features and first preparation", "training", "validation", "evaluation"] and min(found["hours"].values()) > 0
+    assert (
+        list(found["hours"])
+        == ["features and first preparation", "training", "validation", "evaluation"]
+        and min(found["hours"].values()) > 0
+    )
     assert "The full run:" in shown and "stage joint, 2 samples" in shown
     assert sorted(p.name for p in tmp_path.iterdir()) == ["found.json", "world"]
 
 
 def test_without_data_clips_of_noise_serve(tmp_path, monkeypatch):
-    found, shown = run(tmp_path, monkeypatch, *QUICK, "training.stages=[{name: joint, train: [modulator, lora], epochs: 1}]", "features.vision_tower_cache_gib=0.1")
-    assert found["without"] == ["vision_tower_cache_gib"] and "Measured without `features.vision_tower_cache_gib`" in shown
-    assert found["made_up"] and not found["hours"] and "clips of noise" in shown and "There are no data" in shown
-    assert [p["name"] for p in found["phases"]] == ["stage joint", "evaluation"] and 0.85 < found["phases"][0]["ratio"] < 1.15
+    found, shown = run(
+        tmp_path,
+        monkeypatch,
+        *QUICK,
+        "training.stages=[{name: joint, train: [modulator, lora], epochs: 1}]",
+        "features.vision_tower_cache_gib=0.1",
+    )
+    assert (
+        found["without"] == ["vision_tower_cache_gib"]
+        and "Measured without `features.vision_tower_cache_gib`" in shown
+    )
+    assert (
+        found["made_up"]
+        and not found["hours"]
+        and "clips of noise" in shown
+        and "There are no data" in shown
+    )
+    assert [p["name"] for p in found["phases"]] == ["stage joint", "evaluation"] and 0.85 < found[
+        "phases"
+    ][0]["ratio"] < 1.15
 
 
 def test_the_median_and_four_fifths_of_the_times_are_told():
@@ -49,7 +75,9 @@ def test_the_median_and_four_fifths_of_the_times_are_told():
 
 
 def test_the_peak_of_a_profile_is_what_was_alive_at_once():
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         one = torch.empty(1 << 20, dtype=torch.uint8)
         del one
         two = torch.empty(3 << 20, dtype=torch.uint8)

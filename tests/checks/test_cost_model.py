@@ -1,4 +1,6 @@
-"""Budgets are rehearsed on meta tensors: bytes and operations against what really runs, and against arithmetic done by hand."""
+"""Budgets are rehearsed on meta tensors: bytes and operations against what really runs, and against
+arithmetic done by hand.
+"""
 
 from pathlib import Path
 
@@ -24,11 +26,28 @@ from modulate_hosts.qwen_params import QwenParams
 from tests.paths import SMALL
 
 HOST = Path(modulate_tabletop.__file__).parent / "host"
-MID = dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2, vocab_size=2000)
-EYES = dict(depth=2, hidden_size=128, num_heads=4, intermediate_size=256, out_hidden_size=512, fullatt_block_indexes=[1], patch_size=8, window_size=64)
+MID = dict(
+    hidden_size=512,
+    intermediate_size=1536,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    vocab_size=2000,
+)
+EYES = dict(
+    depth=2,
+    hidden_size=128,
+    num_heads=4,
+    intermediate_size=256,
+    out_hidden_size=512,
+    fullatt_block_indexes=[1],
+    patch_size=8,
+    window_size=64,
+)
 
 
-# --- rehearsals -------------------------------------------------------------------------------------------------------------------------
+# --- rehearsals
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_bytes_alive_and_their_peak_are_those_of_the_tensors():
@@ -36,7 +55,9 @@ def test_bytes_alive_and_their_peak_are_those_of_the_tensors():
     with Rehearsal() as rehearsal:
         rehearsal.see([x, x.T])
         assert rehearsal.alive == 4000
-        y = x @ torch.empty(10, 50, device=META)  # + 20,000; what it was multiplied with, 2,000, is gone by the next line
+        y = x @ torch.empty(
+            10, 50, device=META
+        )  # + 20,000; what it was multiplied with, 2,000, is gone by the next line
         z = y.view(50, 100) + 1  # a view costs nothing; + 20,000
         del y
         assert rehearsal.alive == 4000 + 20_000
@@ -68,12 +89,17 @@ def test_attention_keeps_what_fused_kernels_keep():
 def test_attention_is_counted_by_whatever_kernel_it_goes(device, dtype, masked, heads):
     """Two products forward; five backward, where a fused kernel computes the scores again."""
     q = torch.empty(1, 4, 100, 16, device=META, dtype=dtype, requires_grad=True)
-    k, v = (torch.empty(1, heads, 50, 16, device=META, dtype=dtype, requires_grad=True) for _ in range(2))
+    k, v = (
+        torch.empty(1, heads, 50, 16, device=META, dtype=dtype, requires_grad=True)
+        for _ in range(2)
+    )
     mask = torch.ones(1, 1, 100, 50, dtype=torch.bool) if masked else None
     one = 2 * 4 * 100 * 50 * 16
     for learns in (False, True):
         with Rehearsal(device) as rehearsal, torch.set_grad_enabled(learns):
-            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads != 4)
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, enable_gqa=heads != 4
+            )
             assert rehearsal.flops == 2 * one
             if learns:
                 out.sum().backward()
@@ -82,7 +108,10 @@ def test_attention_is_counted_by_whatever_kernel_it_goes(device, dtype, masked, 
 
 
 def test_experts_chosen_for_each_token_are_counted():
-    tokens, weights = torch.empty(10, 32, device=META, dtype=torch.bfloat16), torch.empty(4, 32, 64, device=META, dtype=torch.bfloat16)
+    tokens, weights = (
+        torch.empty(10, 32, device=META, dtype=torch.bfloat16),
+        torch.empty(4, 32, 64, device=META, dtype=torch.bfloat16),
+    )
     with Rehearsal() as rehearsal:
         torch._grouped_mm(tokens, weights, offs=torch.empty(4, dtype=torch.int32, device=META))
     assert rehearsal.flops == 2 * 10 * 32 * 64
@@ -98,38 +127,78 @@ def test_an_operation_that_no_formula_is_known_for_is_told():
     assert (rehearsal.flops, rehearsal.uncounted) == (0, {"new_attention"})
 
 
-# --- hosts without weights --------------------------------------------------------------------------------------------------------------
+# --- hosts without weights
+# --------------------------------------------------------------------------------------------------------------
 
 
 def loaded(**params):
-    return Qwen25VL.load(QwenParams(path=params.pop("path", "Qwen/Qwen2.5-VL-7B-Instruct"), weights="random", **params))
+    return Qwen25VL.load(
+        QwenParams(
+            path=params.pop("path", "Qwen/Qwen2.5-VL-7B-Instruct"), weights="random", **params
+        )
+    )
 
 
 @pytest.fixture(scope="module")
 def seven_billion():
-    return loaded(device="meta", dtype="bfloat16", video_min_pixels=100_352, video_max_pixels=602_112)
+    return loaded(
+        device="meta", dtype="bfloat16", video_min_pixels=100_352, video_max_pixels=602_112
+    )
 
 
 def test_the_kept_configuration_is_that_of_the_published_model(seven_billion):
     model, processor = seven_billion
     assert sum(p.numel() for p in model.parameters()) == 8_292_166_656  # as the hub counts it
-    ids = {t: processor.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>")}
-    assert list(ids.values()) == [151645, 151652, 151655, 151656] == [
-        model.config.text_config.eos_token_id, model.config.vision_start_token_id, model.config.image_token_id, model.config.video_token_id,
-    ]  # fmt: skip
+    ids = {
+        t: processor.tokenizer.convert_tokens_to_ids(t)
+        for t in ("<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>")
+    }
+    assert (
+        list(ids.values())
+        == [151645, 151652, 151655, 151656]
+        == [
+            model.config.text_config.eos_token_id,
+            model.config.vision_start_token_id,
+            model.config.image_token_id,
+            model.config.video_token_id,
+        ]
+    )
     defaults = Qwen2_5_VLConfig().vision_config  # transformers' own, of this very size but for two
     ours = model.config.vision_config
-    same = ("depth", "intermediate_size", "num_heads", "patch_size", "spatial_merge_size", "temporal_patch_size", "window_size", "out_hidden_size")
-    assert [getattr(ours, n) for n in same] == [getattr(defaults, n) for n in same] and list(ours.fullatt_block_indexes) == [7, 15, 23, 31]
+    same = (
+        "depth",
+        "intermediate_size",
+        "num_heads",
+        "patch_size",
+        "spatial_merge_size",
+        "temporal_patch_size",
+        "window_size",
+        "out_hidden_size",
+    )
+    assert [getattr(ours, n) for n in same] == [getattr(defaults, n) for n in same] and list(
+        ours.fullatt_block_indexes
+    ) == [7, 15, 23, 31]
 
 
-@pytest.mark.parametrize(("frames", "height", "width", "grid"), [(8, 960, 1280, (4, 24, 32)), (3, 504, 896, (2, 18, 32)), (2, 120, 160, (1, 10, 14))])
-def test_visual_tokens_are_those_of_the_real_processor_and_text_is_about_right(seven_billion, frames, height, width, grid):
-    """Expected: sides to multiples of 28, shrunk to at most 602,112 pixels or enlarged to at least 100,352, two frames a step."""
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "grid"),
+    [(8, 960, 1280, (4, 24, 32)), (3, 504, 896, (2, 18, 32)), (2, 120, 160, (1, 10, 14))],
+)
+def test_visual_tokens_are_those_of_the_real_processor_and_text_is_about_right(
+    seven_billion, frames, height, width, grid
+):
+    """Expected: sides to multiples of 28, shrunk to at most 602,112 pixels or enlarged to at least
+    100,352, two frames a step.
+    """
     model, processor = seven_billion
     images = torch.zeros(frames, height, width, 3, dtype=torch.uint8).numpy()
-    text = "Question: What is the person holding in the left hand?\nOptions:\nA. a red cup\nB. the knife\n\nThe best option is:"
-    prompt = Qwen25VL(model).encode(processor, text, Frames(images, tuple(map(float, range(frames)))), (0.0, frames - 1.0))
+    text = (
+        "Question: What is the person holding in the left hand?\nOptions:\nA. a red cup\nB. the"
+        " knife\n\nThe best option is:"
+    )
+    prompt = Qwen25VL(model).encode(
+        processor, text, Frames(images, tuple(map(float, range(frames)))), (0.0, frames - 1.0)
+    )
     assert (prompt.grid.steps, prompt.grid.rows, prompt.grid.cols) == grid
     words = prompt.inputs["input_ids"].shape[1] - prompt.grid.tokens
     assert 40 < words < 75  # the real tokenizer makes 53
@@ -138,13 +207,19 @@ def test_visual_tokens_are_those_of_the_real_processor_and_text_is_about_right(s
 
 def test_letters_are_tokens_of_their_own_for_the_stand_in_tokenizer(seven_billion):
     ids = [seven_billion[1].tokenizer.encode(letter, add_special_tokens=False) for letter in "ABCD"]
-    assert all(len(i) == 1 for i in ids) and len({i[0] for i in ids}) == 4 and seven_billion[1].tokenizer.unk_token_id not in [i[0] for i in ids]
+    assert (
+        all(len(i) == 1 for i in ids)
+        and len({i[0] for i in ids}) == 4
+        and seven_billion[1].tokenizer.unk_token_id not in [i[0] for i in ids]
+    )
 
 
 def test_random_weights_go_by_their_seed_and_leave_the_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, two, other = (loaded(path=str(HOST), device="cpu", seed=seed)[0].state_dict() for seed in (1, 1, 2))
+    one, two, other = (
+        loaded(path=str(HOST), device="cpu", seed=seed)[0].state_dict() for seed in (1, 1, 2)
+    )
     assert torch.equal(before, torch.get_rng_state())
     name = "lm_head.weight"
     assert torch.equal(one[name], two[name]) and not torch.equal(one[name], other[name])
@@ -152,20 +227,34 @@ def test_random_weights_go_by_their_seed_and_leave_the_generator_alone():
 
 def test_pixels_of_frames_follow_the_parameters():
     assert loaded(device="meta")[1].video_processor.size["longest_edge"] == 12_845_056
-    processor = loaded(path=str(HOST), device="meta", video_min_pixels=1024, video_max_pixels=2048)[1]
-    assert (processor.video_processor.size["shortest_edge"], processor.video_processor.size["longest_edge"]) == (1024, 2048)
-    with pytest.raises(ValidationError, match=r"video_min_pixels \(9\) must not be above video_max_pixels \(8\)"):
+    processor = loaded(path=str(HOST), device="meta", video_min_pixels=1024, video_max_pixels=2048)[
+        1
+    ]
+    assert (
+        processor.video_processor.size["shortest_edge"],
+        processor.video_processor.size["longest_edge"],
+    ) == (1024, 2048)
+    with pytest.raises(
+        ValidationError, match=r"video_min_pixels \(9\) must not be above video_max_pixels \(8\)"
+    ):
         QwenParams(path="x", video_min_pixels=9, video_max_pixels=8)
 
 
 def test_a_host_that_cannot_be_built_says_what_is_missing(tmp_path):
-    with pytest.raises(HostError, match=r"No configuration of 'Qwen/Qwen2.5-VL-72B-Instruct' is kept here; give a folder with its config.json"):
+    with pytest.raises(
+        HostError,
+        match=(
+            r"No configuration of 'Qwen/Qwen2.5-VL-72B-Instruct' is kept here; give a folder with"
+            r" its config.json"
+        ),
+    ):
         loaded(path="Qwen/Qwen2.5-VL-72B-Instruct")
     with pytest.raises(HostError, match="cannot be built with random weights"):
         loaded(path=str(tmp_path))
 
 
-# --- budgets ----------------------------------------------------------------------------------------------------------------------------
+# --- budgets
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -176,26 +265,49 @@ def mid_host(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mid") / "host"
     shutil.copytree(HOST, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     own = AutoConfig.from_pretrained(HOST)
-    special = {name: getattr(own, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")}
+    special = {
+        name: getattr(own, name)
+        for name in (
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+        )
+    }
     rope = dict(rope_type="default", mrope_section=[8, 12, 12], rope_theta=1e6)
-    Qwen2_5_VLConfig(text_config=dict(rope_parameters=rope, bos_token_id=1, eos_token_id=2, **MID), vision_config=EYES, **special).save_pretrained(folder)
+    Qwen2_5_VLConfig(
+        text_config=dict(rope_parameters=rope, bos_token_id=1, eos_token_id=2, **MID),
+        vision_config=EYES,
+        **special,
+    ).save_pretrained(folder)
     return folder
 
 
 def mid_recipe(folder, *overrides):
     changes = [
-        f"host.params={{path: '{folder}', weights: random, device: cpu, video_min_pixels: 16384, video_max_pixels: 16384}}",
+        (
+            f"host.params={{path: '{folder}', weights: random, device: cpu, video_min_pixels:"
+            " 16384, video_max_pixels: 16384}"
+        ),
         "backbone.params={weights: random, dims: {dim: 192, depth: 3, heads: 3}, image_size: 128}",
-        "modulator.params={width: 64, latents: 16, blocks: 2}", "encoder={name: coord_pe, params: {dim: 64}}",
-        "injection.layers=[0, 1, 2]", "lora={rank: 8}",
-    ]  # fmt: skip
+        "modulator.params={width: 64, latents: 16, blocks: 2}",
+        "encoder={name: coord_pe, params: {dim: 64}}",
+        "injection.layers=[0, 1, 2]",
+        "lora={rank: 8}",
+    ]
     return load_recipe(SMALL, [*changes, *overrides])
 
 
 def example_of(pipeline, frames=6):
     times = tuple(map(float, range(frames)))
     images = torch.zeros(frames, 256, 256, 3, dtype=torch.uint8).numpy()
-    return Example(pipeline.host.encode(pipeline.processor, "what is it ?", Frames(images, times), (0.0, times[-1])), (frames, 256, 256), times)
+    return Example(
+        pipeline.host.encode(
+            pipeline.processor, "what is it ?", Frames(images, times), (0.0, times[-1])
+        ),
+        (frames, 256, 256),
+        times,
+    )
 
 
 def rehearsed(recipe):
@@ -206,16 +318,31 @@ def rehearsed(recipe):
 
 
 def measured(recipe, stage, size):
-    """The peak of one training step after another, as the allocator saw it; without a stage, of one forward."""
+    """The peak of one training step after another, as the allocator saw it; without a stage, of one
+    forward.
+    """
     pipeline = Pipeline(recipe, Path("nowhere"))
     example, modulation = example_of(pipeline), pipeline.fresh_modulation()
     grid = example.prompt.grid
     row = example.prompt.inputs
-    longer = {k: torch.cat([v, v[:, -1:]], 1) if k in ("input_ids", "attention_mask", "mm_token_type_ids") else v for k, v in row.items()}
+    longer = {
+        k: (
+            torch.cat([v, v[:, -1:]], 1)
+            if k in ("input_ids", "attention_mask", "mm_token_type_ids")
+            else v
+        )
+        for k, v in row.items()
+    }
     inputs = pipeline.host.collate([longer, *[row] * (size - 1)] if size > 1 else [row], 0)
     features = torch.zeros(grid.steps, grid.tokens_per_step, pipeline.backbone.d_features)
-    modulation.encoder.forward = lambda signals, grids: _given(sum(g.steps for g in grids), grid.tokens_per_step, modulation.encoder.d_signal)
-    resident = sum(t.nbytes for m in (pipeline.model, pipeline.backbone, modulation) for t in [*m.parameters(), *m.buffers()])
+    modulation.encoder.forward = lambda signals, grids: _given(
+        sum(g.steps for g in grids), grid.tokens_per_step, modulation.encoder.d_signal
+    )
+    resident = sum(
+        t.nbytes
+        for m in (pipeline.model, pipeline.backbone, modulation)
+        for t in [*m.parameters(), *m.buffers()]
+    )
     host = ModulatedHost(modulation, pipeline.model)
     rows = [[ClipInput(AnySignal(), grid, features)]] * size
     try:
@@ -224,15 +351,25 @@ def measured(recipe, stage, size):
                 select(modulation, stage)
                 adamw = torch.optim.AdamW([p for p in modulation.parameters() if p.requires_grad])
             moments = 0
-            for step in range(1 if stage is None else 2):  # from the second step on the moments are there
-                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
+            for step in range(
+                1 if stage is None else 2
+            ):  # from the second step on the moments are there
+                with torch.profiler.profile(
+                    activities=[torch.profiler.ProfilerActivity.CPU],
+                    profile_memory=True,
+                    acc_events=True,
+                ) as profile:
                     logits = host(rows, **inputs, **Pipeline.LAST_LOGITS).logits[:, -1].float()
                     if stage is not None:
-                        torch.nn.functional.cross_entropy(logits[:, :4], torch.zeros(size, dtype=torch.long)).backward()
+                        torch.nn.functional.cross_entropy(
+                            logits[:, :4], torch.zeros(size, dtype=torch.long)
+                        ).backward()
                 if stage is not None and step == 0:
                     adamw.step()
                     adamw.zero_grad()
-                    moments = sum(t.nbytes for state in adamw.state.values() for t in state.values())
+                    moments = sum(
+                        t.nbytes for state in adamw.state.values() for t in state.values()
+                    )
     finally:
         host.attachment.detach()
     return resident + moments + inputs["pixel_values_videos"].nbytes + most_alive(profile)
@@ -245,19 +382,36 @@ def _given(steps, tokens, width):
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 1), ("float32", 2)])
-def test_the_memory_estimated_is_within_15_percent_of_what_the_allocator_gave(mid_host, dtype, size):
-    recipe = mid_recipe(mid_host, f"training.batch_size={size}", f"evaluation.batch_size={size}", f"host.params.dtype={dtype}")
+def test_the_memory_estimated_is_within_15_percent_of_what_the_allocator_gave(
+    mid_host, dtype, size
+):
+    recipe = mid_recipe(
+        mid_host,
+        f"training.batch_size={size}",
+        f"evaluation.batch_size={size}",
+        f"host.params.dtype={dtype}",
+    )
     found = rehearsed(recipe)
     weights = sum(found.weights.values())
-    for stage, phase in zip([*recipe.training.stages, None], [*found.stages, found.evaluation], strict=True):
+    for stage, phase in zip(
+        [*recipe.training.stages, None], [*found.stages, found.evaluation], strict=True
+    ):
         real = measured(recipe, stage, size)
         assert abs(phase.peak / real - 1) < 0.15, (phase, real)
-        assert abs((phase.peak - weights) / (real - weights) - 1) < 0.2, (phase.name, phase.peak - weights, real - weights)
+        assert abs((phase.peak - weights) / (real - weights) - 1) < 0.2, (
+            phase.name,
+            phase.peak - weights,
+            real - weights,
+        )
 
 
 def test_gradients_that_accumulate_are_there_all_the_time(mid_host):
     once, twice = (rehearsed(mid_recipe(mid_host, f"training.accumulation={n}")) for n in (1, 2))
-    trained = 4 * sum(n for name, n in counted(mid_host).items() if name in ("modulator", "output projections", "amplitudes"))
+    trained = 4 * sum(
+        n
+        for name, n in counted(mid_host).items()
+        if name in ("modulator", "output projections", "amplitudes")
+    )
     assert 0 < twice.stages[0].peak - once.stages[0].peak <= trained
     assert twice.stages[0].flops == 2 * once.stages[0].flops
 
@@ -268,25 +422,48 @@ def counted(folder):
 
 
 def test_operations_of_a_forward_are_those_of_its_matrix_products(mid_host):
-    """By hand: multiplications and additions of every linear map, convolution and attention, without the modulation."""
+    """By hand: multiplications and additions of every linear map, convolution and attention,
+    without the modulation.
+    """
     recipe = mid_recipe(
-        mid_host, "evaluation.batch_size=1", "training.batch_size=1", "training.stages=[{name: lora, train: [lora], epochs: 1}]", "training.condition=none"
+        mid_host,
+        "evaluation.batch_size=1",
+        "training.batch_size=1",
+        "training.stages=[{name: lora, train: [lora], epochs: 1}]",
+        "training.condition=none",
     )
     with META:
         pipeline = Pipeline(meta_recipe(recipe), Path("nowhere"))
     example = example_of(pipeline)
-    tokens, patches, steps = example.prompt.inputs["input_ids"].shape[1], len(example.prompt.inputs["pixel_values_videos"]), example.prompt.grid.steps
+    tokens, patches, steps = (
+        example.prompt.inputs["input_ids"].shape[1],
+        len(example.prompt.inputs["pixel_values_videos"]),
+        example.prompt.grid.steps,
+    )
     d, ff, kv, v, rank = 512, 1536, 512 // 8 * 2, 128, 8
-    layer = 2 * tokens * d * (2 * d + 2 * kv + 3 * ff) + 2 * 2 * tokens * tokens * d + 2 * tokens * rank * (d + d + d + kv)
+    layer = (
+        2 * tokens * d * (2 * d + 2 * kv + 3 * ff)
+        + 2 * 2 * tokens * tokens * d
+        + 2 * tokens * rank * (d + d + d + kv)
+    )
     window = (64 // 8) ** 2  # patches of a window
     a_block = 2 * patches * v * (4 * v + 3 * 256)
     per_step = patches // steps
     full, local = 2 * 2 * steps * per_step**2 * v, 2 * 2 * patches * window * v
-    vision = 2 * patches * (3 * 2 * 8 * 8) * v + 2 * a_block + full + local + 2 * (patches // 4) * (4 * v) * (4 * v + d)
+    vision = (
+        2 * patches * (3 * 2 * 8 * 8) * v
+        + 2 * a_block
+        + full
+        + local
+        + 2 * (patches // 4) * (4 * v) * (4 * v + d)
+    )
     expected = 4 * layer + vision + 2 * d * 2000
     with torch.no_grad(), Rehearsal("cpu") as rehearsal:
         modulation = pipeline.fresh_modulation().to(META)
-        inputs = {k: t.to(META) if k == "pixel_values_videos" else t for k, t in example.prompt.inputs.items()}
+        inputs = {
+            k: t.to(META) if k == "pixel_values_videos" else t
+            for k, t in example.prompt.inputs.items()
+        }
         with modulation.attached(pipeline.model) as attachment:
             attachment.model(**inputs, **Pipeline.LAST_LOGITS)
     assert rehearsal.flops == pytest.approx(expected, rel=0.005) and not rehearsal.uncounted
@@ -299,5 +476,8 @@ def test_the_papers_recipe_has_the_papers_parameters():
     found = count_parameters(pipeline.model, pipeline.backbone, pipeline.fresh_modulation())
     assert found["LoRA"] == 2_523_136
     # GazeQwen's file has an amplitude for each of its 28 layers, 24 of which are never used
-    assert found["encoder"] + found["modulator"] + found["output projections"] + found["amplitudes"] == 10_807_324 - 24
+    assert (
+        found["encoder"] + found["modulator"] + found["output projections"] + found["amplitudes"]
+        == 10_807_324 - 24
+    )
     assert found["backbone"] == 86_833_152 and found["host"] == 8_292_166_656

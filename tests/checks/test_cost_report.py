@@ -7,7 +7,7 @@ import torch
 
 from modulate.checks import cost_report as costs
 from modulate.checks.cost_model import Budget, Example, Phase, meta_recipe
-from modulate.checks.cost_report import A100, A100_FLOPS, UTILISATION, tell_costs
+from modulate.checks.cost_report import A100, A100_FLOPS, UTILIZATION, tell_costs
 from modulate.checks.findings import CheckReport
 from modulate.checks.meta_tensors import META
 from modulate.config.recipe import load_recipe
@@ -25,7 +25,14 @@ OTHER = Example(EncodedPrompt({}, None), (4, 64, 64), (0.0, 1.0, 2.0, 4.0))
 def found(device="cuda", peak=3 * GIB, flops=2 * 10**12):
     stages = (Phase("stage modulator", peak, flops), Phase("stage joint", GIB, 3 * flops))
     weights = {"host": GIB, "backbone": GIB // 2, "modulation": GIB // 2}
-    return Budget(device, weights, Phase("features", GIB, flops), stages, Phase("evaluation", 2 * GIB, flops), (4, 8, 8, 16))
+    return Budget(
+        device,
+        weights,
+        Phase("features", GIB, flops),
+        stages,
+        Phase("evaluation", 2 * GIB, flops),
+        (4, 8, 8, 16),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,19 @@ def pipeline(tmp_path_factory):
 
 
 def samples(n, video="v"):
-    return [Sample(f"{video}{i}", "task", Path(f"{video}{i // 2}.mp4"), (0.0, 3.0 + i % 2), "?", ("x", "y"), 0, {}) for i in range(n)]
+    return [
+        Sample(
+            f"{video}{i}",
+            "task",
+            Path(f"{video}{i // 2}.mp4"),
+            (0.0, 3.0 + i % 2),
+            "?",
+            ("x", "y"),
+            0,
+            {},
+        )
+        for i in range(n)
+    ]
 
 
 @pytest.fixture
@@ -50,9 +69,17 @@ def told(monkeypatch, pipeline, tmp_path):
             return budget or found(given[4])
 
         monkeypatch.setattr(costs, "estimate", estimate)
-        tell_costs(report, load_recipe(SMALL, overrides), pipeline, tmp_path, splits or {}, EXAMPLE, OTHER)
+        tell_costs(
+            report, load_recipe(SMALL, overrides), pipeline, tmp_path, splits or {}, EXAMPLE, OTHER
+        )
         recipe, cache, training, evaluation, device, trust = asked[0]
-        assert (recipe.name, cache, training, evaluation, trust) == ("small", tmp_path, EXAMPLE, OTHER, False)
+        assert (recipe.name, cache, training, evaluation, trust) == (
+            "small",
+            tmp_path,
+            EXAMPLE,
+            OTHER,
+            False,
+        )
         return report, device
 
     return tell
@@ -65,44 +92,83 @@ def texts(report, level):
 def test_memory_and_operations_are_told_by_phase(told):
     report, device = told()
     assert device == "cuda" and report.weights == found().weights
-    assert report.memory == {"features": GIB, "stage modulator": 3 * GIB, "stage joint": GIB, "evaluation": 2 * GIB}
-    assert report.flops == {"features": 2 * 10**12, "stage modulator": 2 * 10**12, "stage joint": 6 * 10**12, "evaluation": 2 * 10**12}
+    assert report.memory == {
+        "features": GIB,
+        "stage modulator": 3 * GIB,
+        "stage joint": GIB,
+        "evaluation": 2 * GIB,
+    }
+    assert report.flops == {
+        "features": 2 * 10**12,
+        "stage modulator": 2 * 10**12,
+        "stage joint": 6 * 10**12,
+        "evaluation": 2 * 10**12,
+    }
     assert report.figures["memory, about"].splitlines() == [
         "2,048 MiB weights: host 1,024 MiB, backbone 512 MiB, modulation 512 MiB",
-        "1,024 MiB features, at most", "3,072 MiB stage modulator, at most", "1,024 MiB stage joint, at most", "2,048 MiB evaluation, at most",
-    ]  # fmt: skip
+        "1,024 MiB features, at most",
+        "3,072 MiB stage modulator, at most",
+        "1,024 MiB stage joint, at most",
+        "2,048 MiB evaluation, at most",
+    ]
     assert report.figures["operations"].splitlines() == [
-        "2 TFLOP features, a clip", "2 TFLOP stage modulator, an optimiser step", "6 TFLOP stage joint, an optimiser step", "2 TFLOP evaluation, a sample",
-    ]  # fmt: skip
+        "2 TFLOP features, a clip",
+        "2 TFLOP stage modulator, an optimizer step",
+        "6 TFLOP stage joint, an optimizer step",
+        "2 TFLOP evaluation, a sample",
+    ]
     assert "Memory is that of tensors on a GPU" in texts(report, "info")
-    assert not {"gradient_checkpointing", "precision"} & {word.strip(",.`") for word in texts(report, "info").replace("training.", "").split()}
+    assert not {"gradient_checkpointing", "precision"} & {
+        word.strip(",.`") for word in texts(report, "info").replace("training.", "").split()
+    }
 
 
 def test_on_the_cpu_nothing_is_said_of_a_gpu(told):
     report, device = told(overrides=["host.params.device=cpu"], splits={"train": samples(4)})
-    assert device == "cpu" and "tensors on a CPU" in texts(report, "info") and not {"fits", "time, roughly"} & report.figures.keys()
+    assert (
+        device == "cpu"
+        and "tensors on a CPU" in texts(report, "info")
+        and not {"fits", "time, roughly"} & report.figures.keys()
+    )
 
 
 def test_what_the_estimate_leaves_out_is_said(told):
     report, _ = told(overrides=["training.gradient_checkpointing=true", "training.precision=bf16"])
-    assert "estimated without training.gradient_checkpointing" in texts(report, "info") and "training.precision 'bf16' is not known beforehand" in texts(report, "info")
-    report, _ = told(overrides=["training.batch_by=clip", "training.accumulation=3", "training.batch_size=4"])
-    assert "stage joint, 12 samples, each with its own pass over the clip" in report.figures["operations"]
+    assert "estimated without training.gradient_checkpointing" in texts(
+        report, "info"
+    ) and "training.precision 'bf16' is not known beforehand" in texts(report, "info")
+    report, _ = told(
+        overrides=["training.batch_by=clip", "training.accumulation=3", "training.batch_size=4"]
+    )
+    assert (
+        "stage joint, 12 samples, each with its own pass over the clip"
+        in report.figures["operations"]
+    )
 
 
 def test_what_cannot_be_estimated_is_said_in_a_line(told):
     report, _ = told(HostError("no such host\nand more"))
-    assert texts(report, "info") == "Memory and operations were not estimated: HostError: no such host" and not report.figures
+    assert (
+        texts(report, "info") == "Memory and operations were not estimated: HostError: no such host"
+        and not report.figures
+    )
 
 
 @pytest.mark.parametrize(
-    ("peak", "level", "fits"), [(0.9, None, True), (0.91, "warning", False), (1.0, "warning", False), (1.01, "error", False)]
+    ("peak", "level", "fits"),
+    [(0.9, None, True), (0.91, "warning", False), (1.0, "warning", False), (1.01, "error", False)],
 )
-def test_a_run_that_does_not_fit_is_an_error_and_one_that_hardly_does_a_warning(told, monkeypatch, peak, level, fits):
+def test_a_run_that_does_not_fit_is_an_error_and_one_that_hardly_does_a_warning(
+    told, monkeypatch, peak, level, fits
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     report, _ = told(found(peak=int(peak * A100)))
-    assert ("fits" in report.figures) is fits and [f.level for f in report.findings if "needs about" in f.text] == [level] * (not fits)
-    assert A100 == 80 * GIB and "an A100-80GB" in (report.figures["fits"] if fits else texts(report, level))
+    assert ("fits" in report.figures) is fits and [
+        f.level for f in report.findings if "needs about" in f.text
+    ] == [level] * (not fits)
+    assert A100 == 80 * GIB and "an A100-80GB" in (
+        report.figures["fits"] if fits else texts(report, level)
+    )
     if fits:
         assert report.figures["fits"] == "an A100-80GB (80.0 GiB): 72.0 GiB at most"
 
@@ -113,7 +179,9 @@ def test_features_of_all_clips_are_counted_each_with_its_own_frames(told):
     a_frame = 4 * 8 * 8 * 16 * 4 // 4
     assert report.figures["features of a clip"] == "0.0 MiB as float32"
     clips = 2 * (4 + 5) * 2  # of four and five frames, two videos, two splits
-    assert report.cache == a_frame * clips and report.figures["features of all clips"].endswith("on disk, of 8 clips")
+    assert report.cache == a_frame * clips and report.figures["features of all clips"].endswith(
+        "on disk, of 8 clips"
+    )
     small, _ = told(splits=splits, overrides=["features.dtype=bfloat16"])
     assert small.cache == report.cache // 2
     nothing, _ = told()
@@ -131,10 +199,14 @@ def test_hours_are_those_of_all_steps_features_and_answers(told):
     report, _ = told(found(flops=10**18), {"train": samples(6), "test": samples(4, "t")}, overrides)
     steps = 3  # six samples in batches of two, one epoch in each stage
     work = 10**18 * (steps + 3 * steps + 10 + 4 * 3)
-    assert (A100_FLOPS, UTILISATION) == (312e12, 0.4)
-    assert report.figures["time, roughly"].startswith(f"{work / (312e12 * 0.4) / 3600:,.0f} h on an A100 at 40% of its 312 TFLOP/s")
+    assert (A100_FLOPS, UTILIZATION) == (312e12, 0.4)
+    assert report.figures["time, roughly"].startswith(
+        f"{work / (312e12 * 0.4) / 3600:,.0f} h on an A100 at 40% of its 312 TFLOP/s"
+    )
     untrained, _ = told(found(flops=10**18), {"test": samples(4, "t")}, overrides)
-    assert untrained.figures["time, roughly"].startswith(f"{10**18 * (4 + 12) / (312e12 * 0.4) / 3600:,.0f} h")
+    assert untrained.figures["time, roughly"].startswith(
+        f"{10**18 * (4 + 12) / (312e12 * 0.4) / 3600:,.0f} h"
+    )
 
 
 def test_an_estimate_is_a_budget_of_the_recipe_without_its_weights(monkeypatch, tmp_path):
@@ -142,7 +214,19 @@ def test_an_estimate_is_a_budget_of_the_recipe_without_its_weights(monkeypatch, 
     monkeypatch.setattr(costs, "budget", lambda *given: asked.append(given))
     costs.estimate(load_recipe(SMALL), tmp_path, EXAMPLE, OTHER, "cpu")
     [(pipeline, modulation, training, evaluation, device)] = asked
-    assert (training, evaluation, device) == (EXAMPLE, OTHER, "cpu") and modulation.config.injection.layers == (0, 1, 3)
-    assert all(p.is_meta for p in pipeline.model.parameters()) and all(p.is_meta for p in pipeline.backbone.parameters())
+    assert (training, evaluation, device) == (
+        EXAMPLE,
+        OTHER,
+        "cpu",
+    ) and modulation.config.injection.layers == (0, 1, 3)
+    assert all(p.is_meta for p in pipeline.model.parameters()) and all(
+        p.is_meta for p in pipeline.backbone.parameters()
+    )
     with pytest.raises(RecipeError, match="trust_remote_code"):
-        costs.estimate(load_recipe(SMALL, ["host.params.trust_remote_code=true"]), tmp_path, EXAMPLE, OTHER, "cpu")
+        costs.estimate(
+            load_recipe(SMALL, ["host.params.trust_remote_code=true"]),
+            tmp_path,
+            EXAMPLE,
+            OTHER,
+            "cpu",
+        )

@@ -5,7 +5,16 @@ import pytest
 from modulate.checks.findings import CheckReport, Finding
 
 
-@pytest.mark.parametrize(("levels", "ok"), [([], True), (["info"], True), (["warning", "info"], True), (["error"], False), (["info", "error", "info"], False)])
+@pytest.mark.parametrize(
+    ("levels", "ok"),
+    [
+        ([], True),
+        (["info"], True),
+        (["warning", "info"], True),
+        (["error"], False),
+        (["info", "error", "info"], False),
+    ],
+)
 def test_a_report_is_in_order_unless_it_has_an_error(levels, ok):
     report = CheckReport("r")
     for k, level in enumerate(levels):
@@ -17,4 +26,7 @@ def test_a_finding_is_added_once():
     report = CheckReport("r")
     for level, text in (("info", "a"), ("info", "a"), ("warning", "a"), ("info", "b")):
         report.add(level, text)
-    assert report.findings == [Finding("info", "a"), Finding("warning", "a"), Finding("info", "b")] and report.cache == 0
+    assert (
+        report.findings == [Finding("info", "a"), Finding("warning", "a"), Finding("info", "b")]
+        and report.cache == 0
+    )

@@ -1,4 +1,6 @@
-"""Settings that will have no effect, cannot be met, or change what the figures mean: each is named when it is there, and only then."""
+"""Settings that will have no effect, cannot be met, or change what the figures mean: each is named
+when it is there, and only then.
+"""
 
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from tests.paths import SMALL
 
 def found(*overrides, train=0, test_videos=()):
     report = CheckReport("small")
-    samples = {"train": [sample(f"t{i // 4}") for i in range(train)], "test": [sample(video) for video in test_videos]}
+    samples = {
+        "train": [sample(f"t{i // 4}") for i in range(train)],
+        "test": [sample(video) for video in test_videos],
+    }
     check_settings(report, load_recipe(SMALL, overrides), samples)
     return report
 
@@ -31,20 +36,57 @@ def test_a_plain_recipe_has_nothing_to_be_said_of():
 
 
 CASES = [
-    (["training.stages=[{name: one, train: [modulator], epochs: 1}]"], "warning", "`lora` is given, but no stage trains it"),
-    (["training.stages.0.lora_lr=0.1"], "warning", "Stage 'modulator' has a lora_lr, but does not train lora"),
-    (["training.patience=2", "training.validate_every=null"], "warning", "`patience` has no effect without validation"),
-    (["training.condition=blank"], "info", "`augment` has no effect: training under 'blank' sees no signal"),
+    (
+        ["training.stages=[{name: one, train: [modulator], epochs: 1}]"],
+        "warning",
+        "`lora` is given, but no stage trains it",
+    ),
+    (
+        ["training.stages.0.lora_lr=0.1"],
+        "warning",
+        "Stage 'modulator' has a lora_lr, but does not train lora",
+    ),
+    (
+        ["training.patience=2", "training.validate_every=null"],
+        "warning",
+        "`patience` has no effect without validation",
+    ),
+    (
+        ["training.condition=blank"],
+        "info",
+        "`augment` has no effect: training under 'blank' sees no signal",
+    ),
     (["injection.layers=[1, 2, 1]"], "warning", "injection.layers names layer 1 more than once"),
-    (["training.batch_by=clip"], "warning", "training.accumulation is 1: an optimiser step sees a single clip"),
-    (["sampling.train_max_frames=3"], "info", "sampling.train_max_frames is 3: training sees fewer frames than the 8"),
+    (
+        ["training.batch_by=clip"],
+        "warning",
+        "training.accumulation is 1: an optimizer step sees a single clip",
+    ),
+    (
+        ["sampling.train_max_frames=3"],
+        "info",
+        "sampling.train_max_frames is 3: training sees fewer frames than the 8",
+    ),
     (["sampling.processor_fps=24"], "warning", "sampling.processor_fps is 24.0"),
-    (["features.vision_tower_cache_by=clip"], "warning", "features.vision_tower_cache_by is `clip`, which has no effect without features.vision_tower_cache_gib"),
-    (["features.vision_tower_cache_gib=1"], "warning", "features.vision_tower_cache_gib finds nothing in training"),
+    (
+        ["features.vision_tower_cache_by=clip"],
+        "warning",
+        (
+            "features.vision_tower_cache_by is `clip`, which has no effect without"
+            " features.vision_tower_cache_gib"
+        ),
+    ),
+    (
+        ["features.vision_tower_cache_gib=1"],
+        "warning",
+        "features.vision_tower_cache_gib finds nothing in training",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "level", "text"), CASES, ids=[text[:40] for _, _, text in CASES])
+@pytest.mark.parametrize(
+    ("overrides", "level", "text"), CASES, ids=[text[:40] for _, _, text in CASES]
+)
 def test_it_is_named_with_its_level(overrides, level, text):
     report = found(*overrides)
     assert [(f.level, text in f.text) for f in report.findings] == [(level, True)]
@@ -53,35 +95,77 @@ def test_it_is_named_with_its_level(overrides, level, text):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["training.stages.1.lora_lr=0.1"], ["training.patience=2"], ["training.condition=blank", "training.augment=false"], ["sampling.train_max_frames=8"],
-        ["training.batch_by=clip", "training.accumulation=2"], ["features.vision_tower_cache_gib=1", "features.vision_tower_cache_by=clip"], ["features.vision_tower_cache_gib=1", "training.batch_size=1"],
-        ["features.vision_tower_cache_gib=1", "training.batch_by=clip", "training.accumulation=2"], ["features.hidden_state_cache_gib=1", "training.batch_size=1", "lora=null",
-         "training.stages=[{name: one, train: [modulator], epochs: 1}]"], ["training.gradient_checkpointing=true"], ["injection.layers=[1, 2]"],
+        ["training.stages.1.lora_lr=0.1"],
+        ["training.patience=2"],
+        ["training.condition=blank", "training.augment=false"],
+        ["sampling.train_max_frames=8"],
+        ["training.batch_by=clip", "training.accumulation=2"],
+        ["features.vision_tower_cache_gib=1", "features.vision_tower_cache_by=clip"],
+        ["features.vision_tower_cache_gib=1", "training.batch_size=1"],
+        ["features.vision_tower_cache_gib=1", "training.batch_by=clip", "training.accumulation=2"],
+        [
+            "features.hidden_state_cache_gib=1",
+            "training.batch_size=1",
+            "lora=null",
+            "training.stages=[{name: one, train: [modulator], epochs: 1}]",
+        ],
+        ["training.gradient_checkpointing=true"],
+        ["injection.layers=[1, 2]"],
     ],
-)  # fmt: skip
+)
 def test_what_has_an_effect_is_not_named(overrides):
     assert texts(found(*overrides)) == []
 
 
 def test_states_that_are_kept_rest_or_are_of_no_use_where_layers_change_or_run_again():
-    report = found("features.hidden_state_cache_gib=1", "training.gradient_checkpointing=true", "training.batch_size=1")
-    assert [(f.level, f.text.partition(" has no")[0].partition(" rests")[0]) for f in report.findings] == [
-        ("warning", "features.hidden_state_cache_gib"), ("info", "features.hidden_state_cache_gib"),
-    ]  # fmt: skip
+    report = found(
+        "features.hidden_state_cache_gib=1",
+        "training.gradient_checkpointing=true",
+        "training.batch_size=1",
+    )
+    assert [
+        (f.level, f.text.partition(" has no")[0].partition(" rests")[0]) for f in report.findings
+    ] == [
+        ("warning", "features.hidden_state_cache_gib"),
+        ("info", "features.hidden_state_cache_gib"),
+    ]
     assert "stage 'joint'" in report.findings[1].text
 
 
-@pytest.mark.parametrize(("videos", "conditions", "refused"), [("aa", "[shuffled]", True), ("ab", "[shuffled]", False), ("aa", "[none]", False), ("", "[shuffled]", False)])
+@pytest.mark.parametrize(
+    ("videos", "conditions", "refused"),
+    [
+        ("aa", "[shuffled]", True),
+        ("ab", "[shuffled]", False),
+        ("aa", "[none]", False),
+        ("", "[shuffled]", False),
+    ],
+)
 def test_shuffling_needs_test_samples_of_two_videos(videos, conditions, refused):
     report = found(f"evaluation.conditions={conditions}", test_videos=videos)
-    assert texts(report) == [("error", "The control `shuffled` needs test samples of at least two videos; there is one.")] * refused
+    assert (
+        texts(report)
+        == [
+            (
+                "error",
+                "The control `shuffled` needs test samples of at least two videos; there is one.",
+            )
+        ]
+        * refused
+    )
 
 
 def test_steps_are_told_by_stage_and_what_is_odd_of_them():
-    report = found("training.batch_size=4", "training.accumulation=2", "training.stages.1.epochs=3", "training.warmup_steps=0", train=20)
+    report = found(
+        "training.batch_size=4",
+        "training.accumulation=2",
+        "training.stages.1.epochs=3",
+        "training.warmup_steps=0",
+        train=20,
+    )
     assert report.figures == {
-        "stage modulator": "3 optimiser steps of 8 samples, training modulator",
-        "stage joint": "9 optimiser steps of 8 samples, training modulator + lora",
+        "stage modulator": "3 optimizer steps of 8 samples, training modulator",
+        "stage joint": "9 optimizer steps of 8 samples, training modulator + lora",
     }
     assert texts(report) == []
     assert found(train=0).figures == {}
@@ -89,33 +173,92 @@ def test_steps_are_told_by_stage_and_what_is_odd_of_them():
 
 @pytest.mark.parametrize(("train", "odd"), [(8, False), (7, True)])
 def test_a_step_of_more_samples_than_there_are_is_named(train, odd):
-    report = found("training.batch_size=4", "training.accumulation=2", "training.warmup_steps=0", train=train)
-    assert texts(report) == [("info", f"One optimiser step takes 8 samples, the training split has {train}: it goes through it more than once.")] * odd
+    report = found(
+        "training.batch_size=4", "training.accumulation=2", "training.warmup_steps=0", train=train
+    )
+    assert (
+        texts(report)
+        == [
+            (
+                "info",
+                (
+                    f"One optimizer step takes 8 samples, the training split has {train}: it goes"
+                    " through it more than once."
+                ),
+            )
+        ]
+        * odd
+    )
 
 
-@pytest.mark.parametrize(("accumulation", "train", "of", "odd"), [(1, 8, "a clip, 4.0 samples on average", False), (3, 9, "3 clips, 9.0 samples on average", False),
-                                                                 (4, 9, "4 clips, 12.0 samples on average", True)])
+@pytest.mark.parametrize(
+    ("accumulation", "train", "of", "odd"),
+    [
+        (1, 8, "a clip, 4.0 samples on average", False),
+        (3, 9, "3 clips, 9.0 samples on average", False),
+        (4, 9, "4 clips, 12.0 samples on average", True),
+    ],
+)
 def test_steps_on_clips_are_counted_in_clips(accumulation, train, of, odd):
-    report = found("training.batch_by=clip", f"training.accumulation={accumulation}", "training.warmup_steps=0", train=train)
+    report = found(
+        "training.batch_by=clip",
+        f"training.accumulation={accumulation}",
+        "training.warmup_steps=0",
+        train=train,
+    )
     assert report.figures["stage joint"].partition("steps of ")[2].startswith(of)
-    assert [f.text.startswith(f"One optimiser step takes {accumulation} batches, the training split makes 3") for f in report.findings if f.level == "info"] == [True] * odd
+    assert [
+        f.text.startswith(
+            f"One optimizer step takes {accumulation} batches, the training split makes 3"
+        )
+        for f in report.findings
+        if f.level == "info"
+    ] == [True] * odd
 
 
-@pytest.mark.parametrize(("warmup", "schedule", "told"), [(5, "cosine", []), (6, "cosine", [5, 5]), (6, "one_cycle", [5, 5])])
+@pytest.mark.parametrize(
+    ("warmup", "schedule", "told"),
+    [(5, "cosine", []), (6, "cosine", [5, 5]), (6, "one_cycle", [5, 5])],
+)
 def test_a_warm_up_longer_than_half_a_stage_is_named(warmup, schedule, told):
-    report = found("training.batch_size=2", f"training.warmup_steps={warmup}", f"training.schedule={schedule}", train=20)
+    report = found(
+        "training.batch_size=2",
+        f"training.warmup_steps={warmup}",
+        f"training.schedule={schedule}",
+        train=20,
+    )
     shortened = [f.text for f in report.findings if "its warm-up is shortened to" in f.text]
     assert [int(text.rpartition(" ")[2].strip(".")) for text in shortened] == told
 
 
-@pytest.mark.parametrize(("patience", "every", "epochs", "named"), [(2, 1, 2, True), (2, 1, 3, False), (1, 2, 2, True), (1, 2, 3, False)])
+@pytest.mark.parametrize(
+    ("patience", "every", "epochs", "named"),
+    [(2, 1, 2, True), (2, 1, 3, False), (1, 2, 2, True), (1, 2, 3, False)],
+)
 def test_patience_that_cannot_run_out_is_named(patience, every, epochs, named):
     stage = f"[{{name: one, train: [lora], epochs: {epochs}}}]"
-    report = found(f"training.patience={patience}", f"training.validate_every={every}", f"training.stages={stage}", "training.warmup_steps=0", "training.batch_size=2", train=8)
-    wanted = f"`patience` cannot stop stage 'one': its {epochs} epochs end before {patience} validations without progress."
+    report = found(
+        f"training.patience={patience}",
+        f"training.validate_every={every}",
+        f"training.stages={stage}",
+        "training.warmup_steps=0",
+        "training.batch_size=2",
+        train=8,
+    )
+    wanted = (
+        f"`patience` cannot stop stage 'one': its {epochs} epochs end before {patience} validations"
+        " without progress."
+    )
     assert texts(report) == [("warning", wanted)] * named
 
 
 def test_steps_of_a_stage_are_whole_and_at_least_one():
-    recipe = load_recipe(SMALL, ["training.accumulation=4", "training.stages.0.epochs=0.1", "training.stages.1.epochs=2.5"])
-    assert optimizer_steps(recipe, 10) == [1, 8] and optimizer_steps(recipe, 12) == [1, 8] and optimizer_steps(recipe, 13) == [1, 10]
+    recipe = load_recipe(
+        SMALL,
+        ["training.accumulation=4", "training.stages.0.epochs=0.1", "training.stages.1.epochs=2.5"],
+    )
+    assert (
+        optimizer_steps(recipe, 10) == [1, 8]
+        and optimizer_steps(recipe, 12) == [1, 8]
+        and optimizer_steps(recipe, 13) == [1, 10]
+    )

@@ -1,4 +1,6 @@
-"""The command line: fast without torch, errors without traceback, and the whole way from train to ask on generated files."""
+"""The command line: fast without torch, errors without traceback, and the whole way from train to
+ask on generated files.
+"""
 
 import json
 import re
@@ -34,10 +36,24 @@ def modulate(capsys):
     return run
 
 
-# --- start ------------------------------------------------------------------------------------------------------------------------------
+# --- start
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [["--help"], ["ls"], ["ls", "--json"], ["plugins"], ["cat", "gazeqwen_tiny"], ["train", "--help"], ["features", "--help"], ["sweep", "--help"], ["recipe", "schema"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["ls"],
+        ["ls", "--json"],
+        ["plugins"],
+        ["cat", "gazeqwen_tiny"],
+        ["train", "--help"],
+        ["features", "--help"],
+        ["sweep", "--help"],
+        ["recipe", "schema"],
+    ],
+)
 def test_light_commands_import_no_torch(args):
     code = (
         "import sys, modulate.cli\n"
@@ -53,17 +69,33 @@ def test_light_commands_import_no_torch(args):
 def test_help_names_every_command_and_those_of_plugins():
     result = CliRunner().invoke(cli.build(), ["--help"])
     assert result.exit_code == 0
-    for name in ("features", "train", "eval", "sweep", "check", "ask", "plugins", "ls", "cat", "cp", "recipe", "tabletop"):
+    for name in (
+        "features",
+        "train",
+        "eval",
+        "sweep",
+        "check",
+        "ask",
+        "plugins",
+        "ls",
+        "cat",
+        "cp",
+        "recipe",
+        "tabletop",
+    ):
         assert f"  {name} " in result.output
 
 
-# --- listings ---------------------------------------------------------------------------------------------------------------------------
+# --- listings
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_ls_lists_every_shipped_recipe_and_sweep(modulate):
     code, out, _ = modulate("ls", "--json")
     assert code == 0 and {row["name"] for row in json.loads(out)} == shipped_paths().keys()
-    assert {row["name"] for row in json.loads(out) if row["kind"] == "sweep"} == sweep_paths().keys() and sweep_paths().keys().isdisjoint(recipe_paths())
+    assert {
+        row["name"] for row in json.loads(out) if row["kind"] == "sweep"
+    } == sweep_paths().keys() and sweep_paths().keys().isdisjoint(recipe_paths())
     assert all(row["about"] and Path(row["path"]).is_file() for row in json.loads(out))
     assert "gazeqwen_tiny  " in modulate("ls")[1]
 
@@ -71,7 +103,11 @@ def test_ls_lists_every_shipped_recipe_and_sweep(modulate):
 def test_plugins_lists_what_each_provides(modulate):
     rows = {row["name"]: row for row in json.loads(modulate("plugins", "--json")[1])}
     assert {"kind": "signal_encoder", "name": "coord_rel"} in rows["gaze"]["provides"]
-    assert rows["gaze"]["source"] == "modulate (modulate_gaze)" and rows["gaze"]["version"] and not rows["gaze"]["error"]
+    assert (
+        rows["gaze"]["source"] == "modulate (modulate_gaze)"
+        and rows["gaze"]["version"]
+        and not rows["gaze"]["error"]
+    )
 
 
 def test_listing_and_help_work_and_show_what_the_environment_switches_off(modulate, monkeypatch):
@@ -79,13 +115,26 @@ def test_listing_and_help_work_and_show_what_the_environment_switches_off(modula
     registry = plugins.registry.__wrapped__()
     monkeypatch.setattr(plugins, "registry", lambda: registry)
     code, out, _ = modulate("plugins")
-    assert code == 0 and "  off: MODULATE_PLUGINS does not name it" in out and "  broken: MODULATE_PLUGINS names 'hoss'" in out
+    assert (
+        code == 0
+        and "  off: MODULATE_PLUGINS does not name it" in out
+        and "  broken: MODULATE_PLUGINS names 'hoss'" in out
+    )
     assert f"  from: {ROOT / 'plugins' / 'modulate_vjepa' / '__init__.py'}" in out
     rows = {row["name"]: row for row in json.loads(modulate("plugins", "--json")[1])}
-    assert rows["vjepa"]["off"] and not rows["vjepa"]["provides"] and not rows["gaze"]["off"] and rows["hoss"]["error"]
-    assert {"distribution", "version", "module", "location"} <= rows["gaze"].keys() and rows["gaze"]["location"].endswith("modulate_gaze/__init__.py")
+    assert (
+        rows["vjepa"]["off"]
+        and not rows["vjepa"]["provides"]
+        and not rows["gaze"]["off"]
+        and rows["hoss"]["error"]
+    )
+    assert {"distribution", "version", "module", "location"} <= rows["gaze"].keys() and rows[
+        "gaze"
+    ]["location"].endswith("modulate_gaze/__init__.py")
     code, out, _ = modulate("--help")
-    assert code == 0 and "Switched off by MODULATE_PLUGINS: basics, dinov2, hand," in " ".join(out.split())
+    assert code == 0 and "Switched off by MODULATE_PLUGINS: basics, dinov2, hand," in " ".join(
+        out.split()
+    )
     code, _, err = modulate("cat", "gazeqwen_tiny", "--resolved")
     assert code == 1 and err.startswith("Error: MODULATE_PLUGINS names 'hoss'")
 
@@ -94,7 +143,10 @@ def test_plugins_lists_a_broken_one_with_its_reason(modulate, monkeypatch):
     registry = plugins.Registry([EntryPoint("absent", "no_such_module_anywhere", plugins.GROUP)])
     monkeypatch.setattr(plugins, "registry", lambda: registry)
     code, out, _ = modulate("plugins")
-    assert code == 0 and "broken: ModuleNotFoundError: No module named 'no_such_module_anywhere'" in out
+    assert (
+        code == 0
+        and "broken: ModuleNotFoundError: No module named 'no_such_module_anywhere'" in out
+    )
 
 
 def with_command(name):
@@ -118,16 +170,22 @@ def test_a_plugin_adds_a_command():
 def test_a_plugins_command_that_clashes_is_left_out_and_said(capsys):
     registry = with_command("train")
     assert "hello" not in CliRunner().invoke(cli.build(registry), ["train", "--help"]).output
-    assert registry.plugins["extra"].error == "PluginError: command 'train' of plugin 'extra' clashes with one that exists; rename it."
+    assert (
+        registry.plugins["extra"].error
+        == "PluginError: command 'train' of plugin 'extra' clashes with one that exists; rename it."
+    )
     assert "Warning: the commands of plugin 'extra' are left out." in capsys.readouterr().err
 
 
-# --- recipes ----------------------------------------------------------------------------------------------------------------------------
+# --- recipes
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_cat_prints_the_file_and_resolved_every_default(modulate):
     assert modulate("cat", "gazeqwen_tiny")[1] == recipe_paths()["gazeqwen_tiny"].read_text()
-    assert modulate("cat", "ablations/tabletop")[1] == sweep_paths()["ablations/tabletop"].read_text()
+    assert (
+        modulate("cat", "ablations/tabletop")[1] == sweep_paths()["ablations/tabletop"].read_text()
+    )
     assert "label_smoothing: 0.0" in modulate("cat", "gazeqwen_tiny", "seed=7", "--resolved")[1]
     code, _, err = modulate("cat", "gazeqwen_tiny", "seed=7")
     assert code == 1 and "add --resolved" in err
@@ -138,7 +196,10 @@ def test_cp_copies_and_never_overwrites_unasked(modulate, tmp_path):
     copy = tmp_path / "gazeqwen_tiny.yaml"
     assert copy.read_text() == recipe_paths()["gazeqwen_tiny"].read_text()
     code, _, err = modulate("cp", "gazeqwen_tiny", copy)
-    assert code == 1 and err == f"Error: {copy} exists; name another file, or add --force to replace it.\n"
+    assert (
+        code == 1
+        and err == f"Error: {copy} exists; name another file, or add --force to replace it.\n"
+    )
     assert modulate("cp", "gazeqwen_tiny", copy, "--force")[0] == 0
 
 
@@ -147,15 +208,28 @@ def test_the_schema_is_json(modulate):
     assert json.loads(modulate("recipe", "schema", "--sweeps")[1])["title"] == "Sweep"
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------------------------
+# --- errors
+# -----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "gazeqwen_tny"], "No recipe 'gazeqwen_tny': neither a file nor a shipped recipe. Did you mean 'gazeqwen_tiny'"),
-        (["check", "gazeqwen_tiny", "modulator.name=gaze_resample"], "Unknown modulator 'gaze_resample'. Did you mean 'gaze_resampler'?"),
-        (["train", "gazeqwen_tiny", "training.batchsize=1"], "training.batchsize: unknown key. Did you mean 'batch_size'?"),
+        (
+            ["train", "gazeqwen_tny"],
+            (
+                "No recipe 'gazeqwen_tny': neither a file nor a shipped recipe. Did you mean"
+                " 'gazeqwen_tiny'"
+            ),
+        ),
+        (
+            ["check", "gazeqwen_tiny", "modulator.name=gaze_resample"],
+            "Unknown modulator 'gaze_resample'. Did you mean 'gaze_resampler'?",
+        ),
+        (
+            ["train", "gazeqwen_tiny", "training.batchsize=1"],
+            "training.batchsize: unknown key. Did you mean 'batch_size'?",
+        ),
         (["train", "gazeqwen_tiny", "seed"], "Override 'seed' is not of the form key.sub=value."),
         (["eval", "no_such_folder"], "no_such_folder is no run: recipe.yaml is missing there."),
     ],
@@ -176,41 +250,97 @@ def test_other_exceptions_keep_their_traceback(monkeypatch):
         cli.main(["ls"])
 
 
-# --- the whole way ----------------------------------------------------------------------------------------------------------------------
+# --- the whole way
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder with a small world and a run trained on it for a few steps."""
     folder = tmp_path_factory.mktemp("cli")
-    args = ["train", SMALL, f"data.params.root={folder}/world", "--runs", str(folder / "runs"), "--cache", str(folder / "cache")]
+    args = [
+        "train",
+        SMALL,
+        f"data.params.root={folder}/world",
+        "--runs",
+        str(folder / "runs"),
+        "--cache",
+        str(folder / "cache"),
+    ]
     return folder, CliRunner().invoke(cli.build(), args)
 
 
 def test_train_prints_a_table_and_last_the_run(work):
     folder, result = work
     assert result.exit_code == 0, result.output
-    for text in ("present_object_identification_easy", "shuffled", "mean over tasks", "95 % interval", "signal - blank", "McNemar p", "The signal reached"):
+    for text in (
+        "present_object_identification_easy",
+        "shuffled",
+        "mean over tasks",
+        "95 % interval",
+        "signal - blank",
+        "McNemar p",
+        "The signal reached",
+    ):
         assert text in result.stdout
     assert result.stdout.splitlines()[-1] == f"Run: {folder / 'runs' / 'small'}"
     assert "stage modulator" in result.stderr and "signal in" in result.stderr
     there = len(list((folder / "cache").glob("*.safetensors")))
-    assert re.search(rf"^features \(cache {folder / 'cache'}\): {there} times computed, [1-9][0-9]* times found$", result.stderr, re.M)
+    assert re.search(
+        rf"^features \(cache {folder / 'cache'}\): {there} times computed, [1-9][0-9]* times"
+        r" found$",
+        result.stderr,
+        re.M,
+    )
 
 
-FEW = ["lora=null", "training.stages.1.train=[modulator]", "data.params.max_per_split=4", "evaluation.conditions=[blank]"]
+FEW = [
+    "lora=null",
+    "training.stages.1.train=[modulator]",
+    "data.params.max_per_split=4",
+    "evaluation.conditions=[blank]",
+]
 
 
 def test_train_tells_what_every_store_did_and_which_bound_was_too_small(work, modulate, tmp_path):
     folder, _ = work
-    bounds = ["features.disk_gib=0.00002", "features.vision_tower_cache_gib=1", "features.hidden_state_cache_gib=1", "features.frames_gib=1", "training.batch_by=clip", "training.batch_size=4"]
-    code, _, err = modulate("train", SMALL, f"data.params.root={folder}/world", "--runs", tmp_path / "runs", "--cache", tmp_path / "cache", *bounds, *FEW)
+    bounds = [
+        "features.disk_gib=0.00002",
+        "features.vision_tower_cache_gib=1",
+        "features.hidden_state_cache_gib=1",
+        "features.frames_gib=1",
+        "training.batch_by=clip",
+        "training.batch_size=4",
+    ]
+    code, _, err = modulate(
+        "train",
+        SMALL,
+        f"data.params.root={folder}/world",
+        "--runs",
+        tmp_path / "runs",
+        "--cache",
+        tmp_path / "cache",
+        *bounds,
+        *FEW,
+    )
     assert code == 0, err
     for line in (
-        rf"features \(cache {tmp_path}/cache\): \d+ times computed, \d+ times found; features\.disk_gib keeps 0\.0 MiB, for which \d+ were dropped: raise it",
-        rf"decoded frames \(cache {tmp_path}/cache/frames\): [1-9]\d* times decoded, \d+ times found",
-        rf"output of the vision tower \(cache {tmp_path}/cache/tower\): [1-9]\d* times computed, \d+ times found",
-        r"states below the first residual \(memory\): [1-9]\d* times computed, [1-9]\d* times found",
+        (
+            rf"features \(cache {tmp_path}/cache\): \d+ times computed, \d+ times found;"
+            r" features\.disk_gib keeps 0\.0 MiB, for which \d+ were dropped: raise it"
+        ),
+        (
+            rf"decoded frames \(cache {tmp_path}/cache/frames\): [1-9]\d* times decoded, \d+ times"
+            r" found"
+        ),
+        (
+            rf"output of the vision tower \(cache {tmp_path}/cache/tower\): [1-9]\d* times"
+            r" computed, \d+ times found"
+        ),
+        (
+            r"states below the first residual \(memory\): [1-9]\d* times computed, [1-9]\d* times"
+            r" found"
+        ),
     ):
         assert re.search(f"^{line}$", err, re.M), (line, err)
 
@@ -218,10 +348,28 @@ def test_train_tells_what_every_store_did_and_which_bound_was_too_small(work, mo
 def test_warnings_are_plain_lines_and_said_once_for_a_place_that_cannot_be_written(work, tmp_path):
     folder, _ = work
     (tmp_path / "file").touch()
-    args = ["train", SMALL, f"data.params.root={folder}/world", "--runs", tmp_path / "runs", "--cache", tmp_path / "file", *FEW]
-    done = subprocess.run([sys.executable, "-m", "modulate", *map(str, args)], capture_output=True, text=True, timeout=120)
+    args = [
+        "train",
+        SMALL,
+        f"data.params.root={folder}/world",
+        "--runs",
+        tmp_path / "runs",
+        "--cache",
+        tmp_path / "file",
+        *FEW,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "modulate", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     told = [line for line in done.stderr.splitlines() if "cannot be cached" in line]
-    assert done.returncode == 0 and len(told) == 1 and told[0].startswith(f"warning: Features cannot be cached in {tmp_path}/file (")
+    assert (
+        done.returncode == 0
+        and len(told) == 1
+        and told[0].startswith(f"warning: Features cannot be cached in {tmp_path}/file (")
+    )
     assert "UserWarning" not in done.stderr and "warnings.warn" not in done.stderr
 
 
@@ -240,7 +388,11 @@ def test_check_prints_figures_and_findings(work, modulate):
     code, out, _ = modulate("check", SMALL, *world)
     assert code == 0 and "layers that reach the answer" in out and out.endswith("No errors.\n")
     code, out, _ = modulate("check", SMALL, "injection.layers=[5]", *world)
-    assert code == 1 and "error: Injection into layer 5 cannot change the answer" in out and out.endswith("1 error.\n")
+    assert (
+        code == 1
+        and "error: Injection into layer 5 cannot change the answer" in out
+        and out.endswith("1 error.\n")
+    )
 
 
 @pytest.fixture
@@ -249,9 +401,29 @@ def asked(work, modulate):
     video = sorted((folder / "world" / "videos").rglob("*.mp4"))[0]
     gaze = folder / "world" / "fixations" / f"{video.stem}_fixation_filtered.csv"
 
-    def ask(*more, at="6", signal=f"gaze={gaze}", options=("a red cup", "a blue ball"), source=("--run", folder / "runs" / "small")):
+    def ask(
+        *more,
+        at="6",
+        signal=f"gaze={gaze}",
+        options=("a red cup", "a blue ball"),
+        source=("--run", folder / "runs" / "small"),
+    ):
         chosen = [part for option in options for part in ("--option", option)]
-        return modulate("ask", video, "--signal", signal, "--at", at, "--question", "What is it?", *chosen, *source, "--cache", folder / "cache", *more)
+        return modulate(
+            "ask",
+            video,
+            "--signal",
+            signal,
+            "--at",
+            at,
+            "--question",
+            "What is it?",
+            *chosen,
+            *source,
+            "--cache",
+            folder / "cache",
+            *more,
+        )
 
     return ask
 
@@ -262,13 +434,23 @@ def test_ask_shows_answers_with_and_without_the_signal(asked):
     answers = json.loads(asked("--json")[1])
     assert [a["condition"] for a in answers] == ["signal", "none", "host"]
     assert all(sum(a["probabilities"]) == pytest.approx(1) for a in answers)
-    assert answers[0]["tokens"] > 0 and answers[0]["ratio"] and answers[1]["tokens"] == 0 and not answers[1]["ratio"]
+    assert (
+        answers[0]["tokens"] > 0
+        and answers[0]["ratio"]
+        and answers[1]["tokens"] == 0
+        and not answers[1]["ratio"]
+    )
 
 
 def test_ask_takes_a_modulation_with_a_recipe(asked, work):
     run = work[0] / "runs" / "small"
     by_run = asked("--json")[1]
-    assert asked("--json", source=("--modulation", run / "modulation", "--recipe", run / "recipe.yaml"))[1] == by_run
+    assert (
+        asked(
+            "--json", source=("--modulation", run / "modulation", "--recipe", run / "recipe.yaml")
+        )[1]
+        == by_run
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,13 +458,19 @@ def test_ask_takes_a_modulation_with_a_recipe(asked, work):
     [
         (dict(at="600"), "The question at 600 s lies outside"),
         (dict(at="-1"), "The question at -1 s lies outside"),
-        (dict(options=("a red cup",)), "A question needs 2 to 8 different, non-empty options; got ['a red cup']."),
+        (
+            dict(options=("a red cup",)),
+            "A question needs 2 to 8 different, non-empty options; got ['a red cup'].",
+        ),
         (dict(options=("x", "x")), "different, non-empty options; got ['x', 'x']."),
         (dict(signal="gaze"), "Signal 'gaze' is not of the form kind=file"),
         (dict(signal="gaze=none.csv"), "The signal file none.csv does not exist."),
         (dict(signal=f"gase={__file__}"), "does not read the signal 'gase'. Did you mean 'gaze'?"),
         (dict(signal=f"gaze={__file__}"), "the header"),
-        (dict(source=()), "Say what to ask: either --run RUN, or --modulation DIR together with --recipe RECIPE."),
+        (
+            dict(source=()),
+            "Say what to ask: either --run RUN, or --modulation DIR together with --recipe RECIPE.",
+        ),
     ],
 )
 def test_ask_refuses_what_cannot_be_asked(change, message, asked):
@@ -290,15 +478,21 @@ def test_ask_refuses_what_cannot_be_asked(change, message, asked):
     assert code == 1 and message in err and "Traceback" not in err
 
 
-# --- reference --------------------------------------------------------------------------------------------------------------------------
+# --- reference
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_reference_pages_are_up_to_date():
-    assert reference.main(["--check", "--folder", str(ROOT / "docs" / "reference")]) == 0, "run `python -m modulate.cli.reference`"
+    assert reference.main(["--check", "--folder", str(ROOT / "docs" / "reference")]) == 0, (
+        "run `python -m modulate.cli.reference`"
+    )
 
 
 def test_a_stale_reference_page_is_noticed(tmp_path, capsys):
     assert reference.main(["--folder", str(tmp_path)]) == 0
     (tmp_path / "cli.md").write_text("old")
     assert reference.main(["--check", "--folder", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"{tmp_path / 'cli.md'} is out of date; run `python -m modulate.cli.reference`.\n"
+    assert (
+        capsys.readouterr().err
+        == f"{tmp_path / 'cli.md'} is out of date; run `python -m modulate.cli.reference`.\n"
+    )

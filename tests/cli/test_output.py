@@ -1,4 +1,6 @@
-"""What commands print, and where they cannot: full disks, closed pipes, ASCII, no terminal; and what libraries warn of. Through real processes."""
+"""What commands print, and where they cannot: full disks, closed pipes, ASCII, no terminal; and
+what libraries warn of. Through real processes.
+"""
 
 import ast
 import json
@@ -19,37 +21,61 @@ from tests.paths import ROOT
 
 SMALL = ROOT / "tests" / "data" / "small.yaml"
 LIGHT = (
-    ["--help"], ["ls"], ["ls", "--json"], ["plugins"], ["plugins", "--json"], ["hosts"], ["hosts", "--json"], ["cat", "gazeqwen_tiny"],
-    ["cat", "gazeqwen_tiny", "--resolved"], ["recipe", "schema"], ["recipe", "schema", "--sweeps"], ["sweep", "ablations/tabletop", "--dry-run"],
-    ["train", "--help"], ["data", "--help"],  # all others are made by the same parser
-)  # fmt: skip
+    ["--help"],
+    ["ls"],
+    ["ls", "--json"],
+    ["plugins"],
+    ["plugins", "--json"],
+    ["hosts"],
+    ["hosts", "--json"],
+    ["cat", "gazeqwen_tiny"],
+    ["cat", "gazeqwen_tiny", "--resolved"],
+    ["recipe", "schema"],
+    ["recipe", "schema", "--sweeps"],
+    ["sweep", "ablations/tabletop", "--dry-run"],
+    ["train", "--help"],
+    ["data", "--help"],  # all others are made by the same parser
+)
 
 
 def run(args, prefix="", cwd=None, **more):
     """Run a command by a shell, whose redirections ``prefix`` holds; return what came of it."""
     line = " ".join(f"'{part}'" for part in (sys.executable, "-m", "modulate", *map(str, args)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
-    return subprocess.run(["bash", "-c", f"{line} {prefix}"], capture_output=True, cwd=cwd, env=environment, timeout=240)
+    return subprocess.run(
+        ["bash", "-c", f"{line} {prefix}"],
+        capture_output=True,
+        cwd=cwd,
+        env=environment,
+        timeout=240,
+    )
 
 
 def one_line(done, why):
     """It ended with an error that is one clear line, and nothing else."""
     told = done.stderr.decode().splitlines()
     assert done.returncode == 1 and len(told) == 1, (done.returncode, told)
-    return told[0].startswith(f"Error: Standard output cannot be written: {why}. What was to be printed is lost; ")
+    return told[0].startswith(
+        f"Error: Standard output cannot be written: {why}. What was to be printed is lost; "
+    )
 
 
 @pytest.mark.parametrize("args", LIGHT, ids=" ".join)
 def test_a_full_disk_and_a_closed_pipe_are_one_line_and_an_exit_code(args, tmp_path):
     assert one_line(run(args, ">/dev/full", tmp_path), "No space left on device")
     closed = run(args, "| true; exit ${PIPESTATUS[0]}", tmp_path)
-    assert b"Traceback" not in closed.stderr and closed.returncode in (0, 1)  # 0: all was in the pipe before its end was closed
+    assert b"Traceback" not in closed.stderr and closed.returncode in (
+        0,
+        1,
+    )  # 0: all was in the pipe before its end was closed
 
 
 def test_a_pipe_whose_reader_is_gone_before_anything_is_printed():
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-m", "modulate", "ls"], stdout=write, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "modulate", "ls"], stdout=write, stderr=subprocess.PIPE, timeout=60
+    )
     os.close(write)
     assert one_line(done, "Broken pipe")
 
@@ -68,13 +94,24 @@ def test_without_stdin_or_stderr_all_is_as_ever(tmp_path):
     assert run(["cat", "nothing"], "2>&-", tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
-@pytest.mark.parametrize("args", [a for a in LIGHT if "--help" not in a or a == ["--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+@pytest.mark.parametrize(
+    "args", [a for a in LIGHT if "--help" not in a or a == ["--help"]], ids=" ".join
+)
 def test_what_an_encoding_lacks_is_an_escape(args, environment, tmp_path):
     done = run(args, cwd=tmp_path, **environment)
     assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
     if "--json" in args or "schema" in args:
-        assert json.loads(done.stdout) and (done.stdout.isascii() or environment["PYTHONIOENCODING"] == "utf-8")
+        assert json.loads(done.stdout) and (
+            done.stdout.isascii() or environment["PYTHONIOENCODING"] == "utf-8"
+        )
     if args == ["cat", "gazeqwen_tiny"]:
         assert done.stdout == next((ROOT / "recipes").rglob("gazeqwen_tiny.yaml")).read_bytes()
 
@@ -84,9 +121,18 @@ def test_names_beyond_ascii_are_told_in_ascii(tmp_path):
     recipe.write_text("name: x\nextends: nothing → here\n", encoding="utf-8")
     for name in (recipe.name, os.fsdecode(b"not\xffutf8.yaml"), "gone→.yaml"):
         done = subprocess.run(
-            [sys.executable, "-m", "modulate", "check", name], capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=60
+            [sys.executable, "-m", "modulate", "check", name],
+            capture_output=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+            timeout=60,
         )
-        assert done.returncode == 1 and done.stderr.startswith(b"Error: ") and done.stderr.isascii() and b"Traceback" not in done.stderr
+        assert (
+            done.returncode == 1
+            and done.stderr.startswith(b"Error: ")
+            and done.stderr.isascii()
+            and b"Traceback" not in done.stderr
+        )
 
 
 def texts_without_encoding(source):
@@ -94,47 +140,98 @@ def texts_without_encoding(source):
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
             continue
-        owner, name = (ast.unparse(node.func.value), node.func.attr) if isinstance(node.func, ast.Attribute) else ("", getattr(node.func, "id", ""))
-        modes = [a.value for a in (*node.args, *(k.value for k in node.keywords)) if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        if name in {"read_text", "write_text"} or (name in {"open", "fdopen"} and owner not in {"os", "av", "Run", "archive"} and not any("b" in m for m in modes)):
+        owner, name = (
+            (ast.unparse(node.func.value), node.func.attr)
+            if isinstance(node.func, ast.Attribute)
+            else ("", getattr(node.func, "id", ""))
+        )
+        modes = [
+            a.value
+            for a in (*node.args, *(k.value for k in node.keywords))
+            if isinstance(a, ast.Constant) and isinstance(a.value, str)
+        ]
+        if name in {"read_text", "write_text"} or (
+            name in {"open", "fdopen"}
+            and owner not in {"os", "av", "Run", "archive"}
+            and not any("b" in m for m in modes)
+        ):
             yield ast.unparse(node)
 
 
 def test_no_file_is_read_or_written_in_the_encoding_of_the_locale():
-    assert list(texts_without_encoding("p.read_text()")) and list(texts_without_encoding("open(p, 'w')")) and not list(texts_without_encoding("p.open('rb')"))
+    assert (
+        list(texts_without_encoding("p.read_text()"))
+        and list(texts_without_encoding("open(p, 'w')"))
+        and not list(texts_without_encoding("p.open('rb')"))
+    )
     sources = [*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
-    found = {str(path.relative_to(ROOT)): calls for path in sources if (calls := list(texts_without_encoding(path.read_text(encoding="utf-8"))))}
+    found = {
+        str(path.relative_to(ROOT)): calls
+        for path in sources
+        if (calls := list(texts_without_encoding(path.read_text(encoding="utf-8"))))
+    }
     assert not found
 
 
-# --- a run ------------------------------------------------------------------------------------------------------------------------------
+# --- a run
+# ------------------------------------------------------------------------------------------------------------------------------
 
-FEW = ["lora=null", "training.stages.1.train=[modulator]", "data.params.max_per_split=4", "evaluation.conditions=[blank]"]
+FEW = [
+    "lora=null",
+    "training.stages.1.train=[modulator]",
+    "data.params.max_per_split=4",
+    "evaluation.conditions=[blank]",
+]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with letters beyond ASCII, and in it a run whose table went to a full disk, in ASCII."""
+    """A folder with letters beyond ASCII, and in it a run whose table went to a full disk, in
+    ASCII.
+    """
     folder = tmp_path_factory.mktemp("é→ü")
-    args = ["train", SMALL, f"data.params.root={folder}/wörld", "--runs", folder / "rüns", "--cache", folder / "cäche", *FEW]
+    args = [
+        "train",
+        SMALL,
+        f"data.params.root={folder}/wörld",
+        "--runs",
+        folder / "rüns",
+        "--cache",
+        folder / "cäche",
+        *FEW,
+    ]
     return folder, run(args, ">/dev/full", PYTHONIOENCODING="ascii")
 
 
 def test_a_run_whose_table_cannot_be_printed_is_finished_all_the_same(trained):
     folder, done = trained
     told = done.stderr.decode().splitlines()
-    assert done.returncode == 1 and told[-1].startswith("Error: Standard output cannot be written: No space left on device. "), told
+    assert done.returncode == 1 and told[-1].startswith(
+        "Error: Standard output cannot be written: No space left on device. "
+    ), told
     assert "Traceback" not in done.stderr.decode() and done.stderr.isascii()
-    assert json.loads((folder / "rüns" / "small" / "metrics.json").read_text(encoding="utf-8"))["n"] > 0
+    assert (
+        json.loads((folder / "rüns" / "small" / "metrics.json").read_text(encoding="utf-8"))["n"]
+        > 0
+    )
 
 
 @pytest.mark.parametrize(
     ("prefix", "environment", "code"),
-    [(">/dev/full", {}, 1), ("| true; exit ${PIPESTATUS[0]}", {}, 1), ("2>/dev/full", {}, 0), ("2>&-", {}, 0), ("", {"PYTHONIOENCODING": "ascii"}, 0)],
+    [
+        (">/dev/full", {}, 1),
+        ("| true; exit ${PIPESTATUS[0]}", {}, 1),
+        ("2>/dev/full", {}, 0),
+        ("2>&-", {}, 0),
+        ("", {"PYTHONIOENCODING": "ascii"}, 0),
+    ],
 )
 def test_eval_and_report_too(trained, prefix, environment, code):
     folder, _ = trained
-    for args in (["eval", folder / "rüns" / "small", "--cache", folder / "cäche"], ["report", folder / "rüns" / "small", "--gallery", "0", "--out", folder / "repört"]):
+    for args in (
+        ["eval", folder / "rüns" / "small", "--cache", folder / "cäche"],
+        ["report", folder / "rüns" / "small", "--gallery", "0", "--out", folder / "repört"],
+    ):
         done = run(args, prefix, **environment)
         assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr
         if environment:
@@ -143,12 +240,19 @@ def test_eval_and_report_too(trained, prefix, environment, code):
 
 def test_a_short_run_prints_one_line_of_progress(trained):
     _, done = trained
-    lines = [line for line in done.stderr.decode().splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+    lines = [
+        line for line in done.stderr.decode().splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)
+    ]
     assert len(lines) == 1
-    assert re.search(r" done after 0:\d\d:\d\d: stage modulator (\d+)/\1, .*loss \d+\.\d+.*; stage joint .*; evaluate signal (\d+)/\2, .*; evaluate blank ", lines[0])
+    assert re.search(
+        r" done after 0:\d\d:\d\d: stage modulator (\d+)/\1, .*loss \d+\.\d+.*; stage joint .*;"
+        r" evaluate signal (\d+)/\2, .*; evaluate blank ",
+        lines[0],
+    )
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------------------------
+# --- progress
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_without_a_terminal_lines_come_at_their_time_with_what_is_counted(monkeypatch, capsys):
@@ -165,10 +269,16 @@ def test_without_a_terminal_lines_come_at_their_time_with_what_is_counted(monkey
     assert 3 <= len(told) <= 6, told  # 0.9 s and the end
     assert re.fullmatch(r"\d\d:\d\d:\d\d loading", told[0])
     assert re.fullmatch(r"\d\d:\d\d:\d\d stage a \d+/30, \d+(\.\d+)?/s, loss 0\.\d{3}", told[1])
-    assert re.fullmatch(r"\d\d:\d\d:\d\d done after 0:00:01: stage a 30/30, \d+(\.\d+)?/s, loss 0\.033; evaluate b 8/8, .*", told[-1])
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d done after 0:00:01: stage a 30/30, \d+(\.\d+)?/s, loss 0\.033; evaluate b"
+        r" 8/8, .*",
+        told[-1],
+    )
 
 
-def test_what_stands_still_is_told_of_as_well_and_what_fails_before_it_counts_is_not(monkeypatch, capsys):
+def test_what_stands_still_is_told_of_as_well_and_what_fails_before_it_counts_is_not(
+    monkeypatch, capsys
+):
     monkeypatch.setattr(progress, "EVERY", 0.1)
     with pytest.raises(ValueError, match="x"), progress.bars():
         raise ValueError("x")
@@ -178,7 +288,11 @@ def test_what_stands_still_is_told_of_as_well_and_what_fails_before_it_counts_is
         time.sleep(0.35)
         raise ValueError("x")
     told = [line[9:] for line in capsys.readouterr().err.splitlines()]
-    assert told[-1] == "stopped after 0:00:00: runs 1/3" and told[:-1] == ["runs 1/3"] * len(told[:-1]) and len(told) >= 3
+    assert (
+        told[-1] == "stopped after 0:00:00: runs 1/3"
+        and told[:-1] == ["runs 1/3"] * len(told[:-1])
+        and len(told) >= 3
+    )
     with progress.bars(False) as shown:
         shown.at("runs", 1, 3)
         time.sleep(0.2)
@@ -188,11 +302,14 @@ def test_what_stands_still_is_told_of_as_well_and_what_fails_before_it_counts_is
 def test_every_display_is_of_this_kind():
     """Long commands share one mechanism: rich's own displays are used in one place."""
     for path in [*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
-        used = re.findall(r"rich\.progress|rich\.live|rich\.status|\.status\(", path.read_text(encoding="utf-8"))
+        used = re.findall(
+            r"rich\.progress|rich\.live|rich\.status|\.status\(", path.read_text(encoding="utf-8")
+        )
         assert not used or path == ROOT / "modulate" / "cli" / "progress.py", path
 
 
-# --- warnings ---------------------------------------------------------------------------------------------------------------------------
+# --- warnings
+# ---------------------------------------------------------------------------------------------------------------------------
 
 LIBRARY = """
 import warnings
@@ -205,7 +322,12 @@ def old(k=0):
     warnings.warn("past: `old` is deprecated", DeprecationWarning, stacklevel=1)
     warnings.simplefilter("default", ResourceWarning)  # which makes Python forget what it said
 """
-TOLD = ("logged: `old` is deprecated", "logged each time: `old` is deprecated", "future: `old` goes away", "past: `old` is deprecated")
+TOLD = (
+    "logged: `old` is deprecated",
+    "logged each time: `old` is deprecated",
+    "future: `old` goes away",
+    "past: `old` is deprecated",
+)
 
 IN_A_COMMAND = """
 import sys, types
@@ -233,7 +355,13 @@ host.register_forward_pre_hook(lambda *a: made.old())
 
 def warned(code, *args, option=()):
     code = f"LIBRARY = {LIBRARY!r}\n{code}"
-    return subprocess.run([sys.executable, *option, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        [sys.executable, *option, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "PYTHONPATH": str(ROOT)},
+    )
 
 
 def test_what_libraries_deprecate_within_a_command_is_told_once_as_a_plain_line(tmp_path):
@@ -261,14 +389,22 @@ assert [f for f in warnings.filters if f[2] is not ResourceWarning] == [f for f 
     assert done.returncode == 0, done.stderr
     assert sorted(done.stderr.splitlines()) == sorted(f"warning: {text}" for text in TOLD)
     quiet = warned(code, option=("-W", "ignore"))
-    assert quiet.returncode == 0 and sorted(quiet.stderr.splitlines()) == sorted(f"warning: {text}" for text in TOLD[:2])
+    assert quiet.returncode == 0 and sorted(quiet.stderr.splitlines()) == sorted(
+        f"warning: {text}" for text in TOLD[:2]
+    )
 
 
 def test_around_the_forwards_of_a_conditioning_and_the_injection_of_lora_deprecations_are_heard():
     with show_library_warnings():
         installed = warnings.formatwarning
     assert warnings.formatwarning is not installed
-    for name in ("inject.py", "pipeline.py", "ask.py", "training/train.py", "evaluation/evaluate.py"):
+    for name in (
+        "inject.py",
+        "pipeline.py",
+        "ask.py",
+        "training/train.py",
+        "evaluation/evaluate.py",
+    ):
         assert "heard()" in (ROOT / "modulate" / name).read_text(encoding="utf-8")
 
 
@@ -308,7 +444,12 @@ with output.checked(), heard(every=True), bars() as shown, heard():
 """
     main, side = pty.openpty()
     code = f"LIBRARY = {LIBRARY!r}\n{code}"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=side, stderr=side, env=os.environ | {"TERM": "xterm", "COLUMNS": "100"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=side,
+        stderr=side,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+    )
     os.close(side)
     seen = b""
     while True:
@@ -321,4 +462,11 @@ with output.checked(), heard(every=True), bars() as shown, heard():
         seen += part
     assert process.wait(60) == 0
     for text in TOLD:  # each alone in its line, where it begins
-        assert len(re.findall(rb"(?:\n|\r|\x1b\[2K)warning: " + re.escape(text.encode()) + rb"\r?\n", seen)) == 1, seen
+        assert (
+            len(
+                re.findall(
+                    rb"(?:\n|\r|\x1b\[2K)warning: " + re.escape(text.encode()) + rb"\r?\n", seen
+                )
+            )
+            == 1
+        ), seen

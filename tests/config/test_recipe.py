@@ -44,7 +44,10 @@ def test_the_schema_knows_every_key_of_a_shipped_recipe(name):
             if "$ref" in option and isinstance(value, dict):
                 return follow(value, option, path)
         if isinstance(value, dict) and "properties" in node:
-            assert node["additionalProperties"] is False and set(node.get("required", [])) <= value.keys(), path
+            assert (
+                node["additionalProperties"] is False
+                and set(node.get("required", [])) <= value.keys()
+            ), path
             for key, inner in value.items():
                 assert key in node["properties"], f"{path}.{key}"
                 follow(inner, node["properties"][key], f"{path}.{key}")
@@ -60,10 +63,16 @@ def test_the_schema_knows_every_key_of_a_shipped_recipe(name):
 
 def test_a_recipe_that_extends_another_is_that_one_with_its_own_keys_laid_over(tmp_path):
     mine = tmp_path / "mine.yaml"
-    mine.write_text("extends: gazeqwen_tiny\nname: mine\nencoder: {params: {sigma: 0.2}}\nmodulator: {name: film, params: {width: 8}}\n")
+    mine.write_text(
+        "extends: gazeqwen_tiny\nname: mine\nencoder: {params: {sigma: 0.2}}\nmodulator: {name:"
+        " film, params: {width: 8}}\n"
+    )
     base, own = recipes.load_recipe("gazeqwen_tiny"), recipes.load_recipe(str(mine), ["seed=7"])
     assert (own.name, own.seed, own.data, own.training) == ("mine", 7, base.data, base.training)
-    assert own.encoder.params == {**base.encoder.params, "sigma": 0.2}  # the same component: its parameters are laid over
+    assert own.encoder.params == {
+        **base.encoder.params,
+        "sigma": 0.2,
+    }  # the same component: its parameters are laid over
     assert own.modulator.params == {"width": 8}  # another one: nothing is left of the first
     (tmp_path / "further.yaml").write_text("extends: mine.yaml\nname: further\n")
     assert recipes.load_recipe(str(tmp_path / "further.yaml")).modulator == own.modulator
@@ -80,18 +89,25 @@ def test_a_recipe_cannot_extend_itself_or_what_is_not_there(tmp_path):
 
 
 def test_an_unknown_key_is_refused_with_near_matches():
-    with pytest.raises(RecipeError, match=r"training\.batchsize: unknown key\. Did you mean 'batch_size'") as caught:
+    with pytest.raises(
+        RecipeError, match=r"training\.batchsize: unknown key\. Did you mean 'batch_size'"
+    ) as caught:
         recipes.load_recipe(SMALL, ["training.batchsize=4"])
     assert "small.yaml is not valid" in str(caught.value)
 
 
 def test_an_unknown_parameter_of_a_component_is_refused():
-    with pytest.raises(RecipeError, match=r"modulator\.params of gaze_resampler is not valid:\n  widht: unknown key"):
+    with pytest.raises(
+        RecipeError,
+        match=r"modulator\.params of gaze_resampler is not valid:\n  widht: unknown key",
+    ):
         recipes.load_recipe(SMALL, ["modulator.params.widht=4"])
 
 
 def test_an_unknown_plugin_is_refused_with_near_matches():
-    with pytest.raises(PluginError, match=r"Unknown signal_encoder 'cord_rel'\. Did you mean 'coord_rel'"):
+    with pytest.raises(
+        PluginError, match=r"Unknown signal_encoder 'cord_rel'\. Did you mean 'coord_rel'"
+    ):
         recipes.load_recipe(SMALL, ["encoder.name=cord_rel"])
 
 
@@ -105,14 +121,41 @@ def test_a_value_of_the_wrong_kind_is_refused_with_the_value():
     [
         ("seed", r"Override 'seed' is not of the form key\.sub=value\."),
         ("=3", r"Override '=3' is not of the form"),
-        ("training.stages.9.lr=1", r"Override 'training\.stages\.9\.lr=1' does not fit the recipe: list index out of range"),
+        (
+            "training.stages.9.lr=1",
+            (
+                r"Override 'training\.stages\.9\.lr=1' does not fit the recipe: list index out of"
+                r" range"
+            ),
+        ),
         ("seed.sub=1", r"Override 'seed\.sub=1' does not fit the recipe"),
         ("seed=[1", r"Override 'seed=\[1' has a value that is not valid YAML"),
-        ("trainig.batch_size=4", r"Override 'trainig\.batch_size=4': unknown recipe key 'trainig'\. Did you mean 'training'\?"),
-        ("encoder.parms.dim=4", r"Override 'encoder\.parms\.dim=4': unknown recipe key 'encoder\.parms'\. Did you mean 'params'\? Known: name, params\."),
-        ("training.stages.0.opt.lr=1", r"unknown recipe key 'training\.stages\.0\.opt'\. Known: epochs, lora_lr, lr, name, train\."),
+        (
+            "trainig.batch_size=4",
+            (
+                r"Override 'trainig\.batch_size=4': unknown recipe key 'trainig'\. Did you mean"
+                r" 'training'\?"
+            ),
+        ),
+        (
+            "encoder.parms.dim=4",
+            (
+                r"Override 'encoder\.parms\.dim=4': unknown recipe key 'encoder\.parms'\. Did you"
+                r" mean 'params'\? Known: name, params\."
+            ),
+        ),
+        (
+            "training.stages.0.opt.lr=1",
+            (
+                r"unknown recipe key 'training\.stages\.0\.opt'\. Known: epochs, lora_lr, lr, name,"
+                r" train\."
+            ),
+        ),
         ("lora.rnk.x=1", r"unknown recipe key 'lora\.rnk'\. Did you mean 'rank'"),
-        ("modulator.params.deep.er=1", r"modulator\.params of gaze_resampler is not valid:\n  deep: unknown key"),  # the component's own class says so
+        (
+            "modulator.params.deep.er=1",
+            r"modulator\.params of gaze_resampler is not valid:\n  deep: unknown key",
+        ),  # the component's own class says so
     ],
 )
 def test_a_bad_override_is_refused(text, message):
@@ -121,17 +164,37 @@ def test_a_bad_override_is_refused(text, message):
 
 
 def test_overrides_reach_nested_keys_list_items_and_optional_sections():
-    recipe = recipes.load_recipe(SMALL, ["training.stages.0.epochs=2", "injection.layers=[2]", "lora=null", "training.stages.1.train=[modulator]"])
-    assert recipe.training.stages[0].epochs == 2 and recipe.injection.layers == (2,) and recipe.lora is None
+    recipe = recipes.load_recipe(
+        SMALL,
+        [
+            "training.stages.0.epochs=2",
+            "injection.layers=[2]",
+            "lora=null",
+            "training.stages.1.train=[modulator]",
+        ],
+    )
+    assert (
+        recipe.training.stages[0].epochs == 2
+        and recipe.injection.layers == (2,)
+        and recipe.lora is None
+    )
 
 
 def test_an_override_makes_the_sections_that_are_absent():
     tree = {"encoder": {"name": "coord_rel"}}
-    for text in ("encoder.params.dim=4", "lora.rank=2", "sampling.fps=0.5", "backbone.params.dims.depth=2"):
+    for text in (
+        "encoder.params.dim=4",
+        "lora.rank=2",
+        "sampling.fps=0.5",
+        "backbone.params.dims.depth=2",
+    ):
         recipes.override(tree, text)
     assert tree == {
-        "encoder": {"name": "coord_rel", "params": {"dim": 4}}, "lora": {"rank": 2}, "sampling": {"fps": 0.5}, "backbone": {"params": {"dims": {"depth": 2}}}
-    }  # fmt: skip
+        "encoder": {"name": "coord_rel", "params": {"dim": 4}},
+        "lora": {"rank": 2},
+        "sampling": {"fps": 0.5},
+        "backbone": {"params": {"dims": {"depth": 2}}},
+    }
 
 
 def test_numbers_that_are_none_and_keys_that_are_no_text_are_refused():
@@ -157,31 +220,74 @@ def models(model, path):
 
 def test_every_section_and_every_field_of_a_recipe_and_of_all_that_ships_is_described():
     registry = reference.shipped()
-    roots = [("", recipes.Recipe), *((f"{key}.{n}", registry.get(kind, n).Params) for kind, key in reference.KINDS.items() for n in registry.names(kind))]
+    roots = [
+        ("", recipes.Recipe),
+        *(
+            (f"{key}.{n}", registry.get(kind, n).Params)
+            for kind, key in reference.KINDS.items()
+            for n in registry.names(kind)
+        ),
+    ]
     found = [pair for path, root in roots for pair in models(root, path)]
-    assert {path for path, _ in found} >= {"", "host", "injection", "lora", "sampling", "training.stages", "evaluation", "encoder.coord_pe", "data.tabletop"}
+    assert {path for path, _ in found} >= {
+        "",
+        "host",
+        "injection",
+        "lora",
+        "sampling",
+        "training.stages",
+        "evaluation",
+        "encoder.coord_pe",
+        "data.tabletop",
+    }
     assert [path for path, model in found if not (model.__doc__ or "").strip()] == []
-    assert [f"{path}.{name}" for path, model in found for name, field in model.model_fields.items() if not field.description] == []
+    assert [
+        f"{path}.{name}"
+        for path, model in found
+        for name, field in model.model_fields.items()
+        if not field.description
+    ] == []
 
 
 def test_training_lora_without_a_lora_section_is_refused():
-    with pytest.raises(RecipeError, match="a stage trains lora, but the recipe has no `lora:` section"):
+    with pytest.raises(
+        RecipeError, match="a stage trains lora, but the recipe has no `lora:` section"
+    ):
         recipes.load_recipe(SMALL, ["lora=null"])
 
 
 def test_keys_that_contradict_each_other_are_told_without_the_whole_recipe():
     with pytest.raises(RecipeError) as failed:
-        recipes.load_recipe(SMALL, ["training.batch_by=clip", "training.gradient_checkpointing=true"])
+        recipes.load_recipe(
+            SMALL, ["training.batch_by=clip", "training.gradient_checkpointing=true"]
+        )
     first, second = str(failed.value).splitlines()
-    assert first.endswith("is not valid:") and second.startswith("  (whole): `training.batch_by: clip` keeps") and second.endswith("cannot fill: choose one")
+    assert (
+        first.endswith("is not valid:")
+        and second.startswith("  (whole): `training.batch_by: clip` keeps")
+        and second.endswith("cannot fill: choose one")
+    )
 
 
 def test_a_missing_recipe_is_refused_with_near_matches():
-    with pytest.raises(MissingFileError, match=r"No recipe 'gazeqwen_tny': neither a file nor a shipped recipe\. Did you mean 'gazeqwen_tiny'"):
+    with pytest.raises(
+        MissingFileError,
+        match=(
+            r"No recipe 'gazeqwen_tny': neither a file nor a shipped recipe\. Did you mean"
+            r" 'gazeqwen_tiny'"
+        ),
+    ):
         recipes.load_recipe("gazeqwen_tny")
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [1", "is not valid YAML"), ("- 1", "must hold a mapping of recipe keys, got list"), ("", "got NoneType")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1", "must hold a mapping of recipe keys, got list"),
+        ("", "got NoneType"),
+    ],
+)
 def test_a_file_that_is_no_recipe_is_refused(text, message, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(text)
@@ -190,9 +296,17 @@ def test_a_file_that_is_no_recipe_is_refused(text, message, tmp_path):
 
 
 def test_an_unknown_condition_and_an_unknown_parameter_are_errors_with_near_matches():
-    with pytest.raises(RecipeError, match=r"evaluation.conditions: 'shufled' is no condition. Did you mean 'shuffled'"):
+    with pytest.raises(
+        RecipeError,
+        match=r"evaluation.conditions: 'shufled' is no condition. Did you mean 'shuffled'",
+    ):
         recipes.load_recipe("gazeqwen_tiny", ["evaluation.conditions=[shufled]"])
-    with pytest.raises(RecipeError, match=r"encoder.params of heatmap_dur is not valid:\n  dims: unknown key. Did you mean 'dim'"):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            r"encoder.params of heatmap_dur is not valid:\n  dims: unknown key. Did you mean 'dim'"
+        ),
+    ):
         recipes.load_recipe("gazeqwen_tiny", ["encoder.params={dims: 3}"])
 
 
@@ -201,4 +315,8 @@ def test_of_many_problems_the_first_are_listed_and_the_others_counted():
     with pytest.raises(RecipeError) as found:
         recipes.validate(tree, "mine")
     lines = str(found.value).splitlines()
-    assert len(lines) == 14 and all("unknown key" in line for line in lines[1:13]) and lines[13] == "  … and 3 more."
+    assert (
+        len(lines) == 14
+        and all("unknown key" in line for line in lines[1:13])
+        and lines[13] == "  … and 3 more."
+    )

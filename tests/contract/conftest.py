@@ -12,12 +12,22 @@ from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows, watched
 
-NOT_RUN = {"outcome": "not run", "reason": "slow on this family, and left out when this table was made; `make hosts` runs it"}
+NOT_RUN = {
+    "outcome": "not run",
+    "reason": "slow on this family, and left out when this table was made; `make hosts` runs it",
+}
 OUTCOMES = pytest.StashKey[dict[str, dict[str, list[dict[str, str]]]]]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-hosts", action="store_true", help=f"write the outcomes of the contract suite to {DATA.name}, from which the hosts page is made")
+    parser.addoption(
+        "--write-hosts",
+        action="store_true",
+        help=(
+            f"write the outcomes of the contract suite to {DATA.name}, from which the hosts page is"
+            " made"
+        ),
+    )
 
 
 def pytest_configure(config):
@@ -35,7 +45,11 @@ def pytest_runtest_makereport(item, call):
     report = yield
     case = item.funcargs.get("case") if item.get_closest_marker("contract") else None
     if case is not None and (report.when == "call" or report.failed):
-        cell = {"outcome": "failed"} if report.failed else {"outcome": case.outcome} | ({"reason": case.reason} if case.reason else {})
+        cell = (
+            {"outcome": "failed"}
+            if report.failed
+            else {"outcome": case.outcome} | ({"reason": case.reason} if case.reason else {})
+        )
         item.config.stash[OUTCOMES][case.family.name].setdefault(item.originalname, []).append(cell)
     return report
 
@@ -48,26 +62,45 @@ def pytest_sessionfinish(session):
 
 
 def write(outcomes):
-    """Put this transformers version's cells into the data file; return what is in the way, if anything. Slow rows that were left out are said to be."""
-    hosts, titles, rank = {}, {name: row.title for name, row in rows().items()}, ("pass", "not run", "not applicable", "refused", "failed")
+    """Put this transformers version's cells into the data file; return what is in the way, if
+    anything. Slow rows that were left out are said to be.
+    """
+    hosts, titles, rank = (
+        {},
+        {name: row.title for name, row in rows().items()},
+        ("pass", "not run", "not applicable", "refused", "failed"),
+    )
     for family in FAMILIES:
         found = outcomes[family.name]
         missing = [name for name, row in rows().items() if name not in found and row.quick(family)]
         if missing:
-            return f"Nothing written: {family.name} did not run {', '.join(missing)}; run the whole of tests/contract."
+            return (
+                f"Nothing written: {family.name} did not run {', '.join(missing)}; run the whole of"
+                " tests/contract."
+            )
         found = {name: found.get(name, [NOT_RUN]) for name in titles}
-        cells = {name: max(found[name], key=lambda cell: rank.index(cell["outcome"])) for name in titles}
+        cells = {
+            name: max(found[name], key=lambda cell: rank.index(cell["outcome"])) for name in titles
+        }
         if failed := [name for name, cell in cells.items() if cell["outcome"] == "failed"]:
             return f"Nothing written: {family.name} fails {', '.join(failed)}."
         host = understand(family.build())
-        hosts[family.name] = {"served_by": type(host).__name__, "encodes": type(host).encode is not Host.encode, "cells": cells}
+        hosts[family.name] = {
+            "served_by": type(host).__name__,
+            "encodes": type(host).encode is not Host.encode,
+            "cells": cells,
+        }
     version = Versions.installed()
     others = {name: value for name, value in asdict(version).items() if name != "transformers"}
     here = others | {"device": "CUDA" if torch.cuda.is_available() else "CPU", "hosts": hosts}
-    versions = (json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}) | {version.transformers: here}
+    versions = (json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}) | {
+        version.transformers: here
+    }
     kept = complete(versions, titles)
     for release in versions.keys() - kept.keys():
         print(f"\nDropped transformers {release}: it has not seen all of today's rows.")
     versions = kept
-    DATA.write_text(json.dumps({"rows": titles, "versions": versions}, indent=1, ensure_ascii=False) + "\n")
+    DATA.write_text(
+        json.dumps({"rows": titles, "versions": versions}, indent=1, ensure_ascii=False) + "\n"
+    )
     return ""

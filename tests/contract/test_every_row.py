@@ -37,7 +37,9 @@ def test_reentrant_checkpointing_of_whole_layers_is_refused():
     host, modulation = trainable(case)
     for layer in host.get_decoder().layers:
         call = type(layer).__call__
-        run = lambda self, *a, call=call, **kw: checkpoint(lambda *b: call(self, *b, **kw), *a, use_reentrant=True)
+        run = lambda self, *a, call=call, **kw: checkpoint(
+            lambda *b: call(self, *b, **kw), *a, use_reentrant=True
+        )
         layer.__class__ = type(type(layer).__name__, (type(layer),), {"__call__": run})
     host.enable_input_require_grads()
     batch = case.write(["video", (7, 8, 9)])
@@ -54,21 +56,44 @@ def test_a_modulation_saved_with_wrappers_in_its_names_still_loads(wrapper):
     from modulate.config.injection import LoraParams
     from modulate.modulation.lora import LoraSpec, LoraTensors
 
-    spec = LoraSpec(params=LoraParams(rank=2), shapes={f"{wrapper}self_attn.q_proj": (8, 8)}, layers={f"{wrapper}self_attn.q_proj": (1,)}, layers_path="model.layers")
+    spec = LoraSpec(
+        params=LoraParams(rank=2),
+        shapes={f"{wrapper}self_attn.q_proj": (8, 8)},
+        layers={f"{wrapper}self_attn.q_proj": (1,)},
+        layers_path="model.layers",
+    )
     assert list(spec.shapes) == ["self_attn.q_proj"] and list(spec.layers) == ["self_attn.q_proj"]
     tensors = LoraTensors(spec, 2)
-    names = {f"base_model.model.model.layers.1.{wrapper}self_attn.q_proj.lora_{side}.weight": torch.ones(2, 8) if side == "A" else torch.ones(8, 2) for side in "AB"}
+    names = {
+        f"base_model.model.model.layers.1.{wrapper}self_attn.q_proj.lora_{side}.weight": (
+            torch.ones(2, 8) if side == "A" else torch.ones(8, 2)
+        )
+        for side in "AB"
+    }
     tensors.load_peft(names)
     assert all(bool((value == 1).all()) for value in tensors.values())
 
 
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.skipif(not TRACED, reason="this torch does not trace our hooks"))])
+@pytest.mark.parametrize(
+    "strict",
+    [
+        False,
+        pytest.param(
+            True, marks=pytest.mark.skipif(not TRACED, reason="this torch does not trace our hooks")
+        ),
+    ],
+)
 def test_an_export_is_the_bare_hosts_or_refused_under_a_conditioning(strict):
     case = Case(next(family for family in FAMILIES if family.name == "llava_onevision"))
     batch = case.write(["video", (7, 8, 9)])
-    call = lambda: torch.export.export(case.host, (), batch.inputs | {"use_cache": False}, strict=strict)
+    call = lambda: torch.export.export(
+        case.host, (), batch.inputs | {"use_cache": False}, strict=strict
+    )
     with torch.no_grad(), quietly(), case.modulation.attached(case.host) as attachment:
-        with pytest.raises(HostError, match="A conditioned forward cannot be exported"), attachment.condition(case.clips(batch)):
+        with (
+            pytest.raises(HostError, match="A conditioned forward cannot be exported"),
+            attachment.condition(case.clips(batch)),
+        ):
             call()
         exported = call().module()(**batch.inputs, use_cache=False).logits
     close(exported, case.host(**batch.inputs).logits)
@@ -82,4 +107,6 @@ def test_a_whole_host_written_while_attached_is_read_as_the_bare_host(name, tmp_
     bare = host(**batch.inputs).logits
     with strong(host, lora=True).attached(host):
         torch.save(host, tmp_path / "whole")
-    assert torch.equal(torch.load(tmp_path / "whole", weights_only=False)(**batch.inputs).logits, bare)
+    assert torch.equal(
+        torch.load(tmp_path / "whole", weights_only=False)(**batch.inputs).logits, bare
+    )

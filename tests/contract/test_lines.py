@@ -1,4 +1,7 @@
-"""Lines of forwards: what is written where branches, rows and kinds of tokens differ. Rows of all hosts are in modulate_hosts.contract.lines."""
+"""Lines of forwards: what is written where branches, rows and kinds of tokens differ.
+
+Rows of all hosts are in modulate_hosts.contract.lines.
+"""
 
 import pytest
 import torch
@@ -24,14 +27,24 @@ def hints(kind, batch):
 def states(host, call):
     """What comes out of the first injected layer in every forward of ``call``."""
     found = []
-    handle = host.get_decoder().layers[1].register_forward_hook(lambda m, a, out: found.append((out[0] if isinstance(out, tuple) else out).clone()))
+    handle = (
+        host.get_decoder()
+        .layers[1]
+        .register_forward_hook(
+            lambda m, a, out: found.append((out[0] if isinstance(out, tuple) else out).clone())
+        )
+    )
     call()
     handle.remove()
     return found
 
 
 @pytest.mark.parametrize("kind", ["visual", "text", "last", "mask"])
-@pytest.mark.parametrize("more", [{}, {"negative_prompt_ids": torch.tensor([[1, 30, 31]])}, {"use_cache": False}], ids=["", "negative", "no cache"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"negative_prompt_ids": torch.tensor([[1, 30, 31]])}, {"use_cache": False}],
+    ids=["", "negative", "no cache"],
+)
 @torch.no_grad()
 def test_guidance_writes_in_the_branch_with_the_clip_alone(llava, kind, more):
     batch, clips = one_prompt(llava)
@@ -43,7 +56,9 @@ def test_guidance_writes_in_the_branch_with_the_clip_alone(llava, kind, more):
         got = states(llava.host, call)
     assert len(bare) == len(got) == 8
     assert got[0].shape == bare[0].shape and not torch.allclose(bare[0], got[0], atol=1e-3)
-    assert torch.equal(bare[1], got[1])  # the first pass without the clip; later ones are fed tokens that differ by then
+    assert torch.equal(
+        bare[1], got[1]
+    )  # the first pass without the clip; later ones are fed tokens that differ by then
 
 
 @pytest.mark.parametrize("kind", ["visual", "text", "last", "mask"])
@@ -53,7 +68,10 @@ def test_rows_that_must_be_told_apart_may_not_leave(llava, kind):
     clips, made = llava.clips(batch), selecting(llava.host, kind)
 
     def leave():
-        with made.attached(llava.host) as attachment, attachment.condition(clips, **hints(kind, batch)):
+        with (
+            made.attached(llava.host) as attachment,
+            attachment.condition(clips, **hints(kind, batch)),
+        ):
             cache = cached(llava.host(**batch.inputs, use_cache=True))
             for held in cache.values():
                 held.batch_select_indices(torch.tensor([1]))
@@ -62,14 +80,25 @@ def test_rows_that_must_be_told_apart_may_not_leave(llava, kind):
     if kind == "visual":
         leave()
     else:
-        with pytest.raises(ConditioningError, match=r"was of 2 rows and is of 1 now; which rows are left cannot be known, so residuals cannot be told apart"):
+        with pytest.raises(
+            ConditioningError,
+            match=(
+                r"was of 2 rows and is of 1 now; which rows are left cannot be known, so residuals"
+                r" cannot be told apart"
+            ),
+        ):
             leave()
 
 
 @torch.no_grad()
 def test_a_row_that_leaves_before_its_tokens_came_is_refused(llava):
     two = llava.write(FIRST, FIRST)
-    with pytest.raises(ConditioningError, match=r"is of 1 now; .*, and not all visual tokens had come"), llava.conditioned([[*c, *c] for c in llava.clips(two)]):
+    with (
+        pytest.raises(
+            ConditioningError, match=r"is of 1 now; .*, and not all visual tokens had come"
+        ),
+        llava.conditioned([[*c, *c] for c in llava.clips(two)]),
+    ):
         cache = cached(llava.host(**two.inputs, use_cache=True))
         for held in cache.values():
             held.batch_select_indices(torch.tensor([1]))

@@ -1,4 +1,6 @@
-"""The contract can fail: injectors that are broken on purpose are each caught by the rows named here."""
+"""The contract can fail: injectors that are broken on purpose are each caught by the rows named
+here.
+"""
 
 import itertools
 import weakref
@@ -31,7 +33,11 @@ BY_NAME = {family.name: family for family in FAMILIES}
 def after_plan(monkeypatch, change):
     """Change every plan before the layers follow it: ``change(conditioning, given, plan)``."""
     plan = conditioning.Conditioning.plan
-    monkeypatch.setattr(conditioning.Conditioning, "plan", lambda self, given: change(self, given, plan(self, given)))
+    monkeypatch.setattr(
+        conditioning.Conditioning,
+        "plan",
+        lambda self, given: change(self, given, plan(self, given)),
+    )
 
 
 def off_by_one_token(monkeypatch):
@@ -44,13 +50,20 @@ def applied_at_decode_steps(monkeypatch):
         if plan is not None or ids.shape[1] > 1:
             return plan
         everything = torch.arange(len(ids))
-        return conditioning.Plan(self.latents, everything, torch.zeros_like(everything), tuple(ids.shape))
+        return conditioning.Plan(
+            self.latents, everything, torch.zeros_like(everything), tuple(ids.shape)
+        )
 
     after_plan(monkeypatch, change)
 
 
 def applied_twice(monkeypatch):
-    after_plan(monkeypatch, lambda self, given, plan: plan and replace(plan, index=plan.index.repeat(2), token=plan.token.repeat(2)))
+    after_plan(
+        monkeypatch,
+        lambda self, given, plan: (
+            plan and replace(plan, index=plan.index.repeat(2), token=plan.token.repeat(2))
+        ),
+    )
 
 
 def first_row_for_every_row(monkeypatch):
@@ -63,7 +76,11 @@ def first_row_for_every_row(monkeypatch):
 
 
 def beam_expansion_ignored(monkeypatch):
-    monkeypatch.setattr(tracker.VisualTokenTracker, "rows_of", lambda self, batch: [i % len(self.expected) for i in range(batch)])
+    monkeypatch.setattr(
+        tracker.VisualTokenTracker,
+        "rows_of",
+        lambda self, batch: [i % len(self.expected) for i in range(batch)],
+    )
 
 
 def chunk_boundary_ignored(monkeypatch):
@@ -73,12 +90,16 @@ def chunk_boundary_ignored(monkeypatch):
 
 
 def first_forward_only(monkeypatch):
-    """Call order decides: the first forward of a conditioning is the prompt, all later ones are taken for decoding."""
+    """Call order decides: the first forward of a conditioning is the prompt, all later ones are
+    taken for decoding.
+    """
     after_plan(monkeypatch, lambda self, given, plan: plan if self.tracker.forwards == 1 else None)
 
 
 def last_clip_first(monkeypatch):
-    after_plan(monkeypatch, lambda self, given, plan: plan and replace(plan, token=plan.token.flip(0)))
+    after_plan(
+        monkeypatch, lambda self, given, plan: plan and replace(plan, token=plan.token.flip(0))
+    )
 
 
 def next_layer(monkeypatch):
@@ -95,14 +116,24 @@ def next_layer(monkeypatch):
 
 def after_other_hooks(monkeypatch):
     register = torch.nn.Module.register_forward_hook
-    monkeypatch.setattr(torch.nn.Module, "register_forward_hook", lambda self, hook, **more: register(self, hook, **more | ({"prepend": False} if isinstance(hook, inject.Hook) else {})))
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "register_forward_hook",
+        lambda self, hook, **more: register(
+            self, hook, **more | ({"prepend": False} if isinstance(hook, inject.Hook) else {})
+        ),
+    )
 
 
 def recompute_by_the_last_plan(monkeypatch):
     """What is recomputed is taken for the last forward."""
     latest = []
     begin = passes.RecomputeTracker.begin
-    monkeypatch.setattr(passes.RecomputeTracker, "begin", lambda self, passed: (latest.append(passed), begin(self, passed)))
+    monkeypatch.setattr(
+        passes.RecomputeTracker,
+        "begin",
+        lambda self, passed: (latest.append(passed), begin(self, passed)),
+    )
     monkeypatch.setattr(passes.RecomputeTracker, "run_again", lambda self: None)
     monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, task: latest[-1])
 
@@ -129,12 +160,16 @@ def recomputed(test, *more):
 
 def separators_are_places(monkeypatch):
     """The clip's last placeholder gets the residual of the last place."""
-    monkeypatch.setattr(LlavaOnevision, "placeholders", lambda self, grid: [*range(grid.tokens), grid.tokens - 1])
+    monkeypatch.setattr(
+        LlavaOnevision, "placeholders", lambda self, grid: [*range(grid.tokens), grid.tokens - 1]
+    )
 
 
 def positions_ignored(monkeypatch):
     columns = conditioning.columns
-    shifted = lambda given, ids, positions, types: columns(given, ids, positions if positions is None else positions.roll(1, 1), types)
+    shifted = lambda given, ids, positions, types: columns(
+        given, ids, positions if positions is None else positions.roll(1, 1), types
+    )
     monkeypatch.setattr(conditioning, "columns", shifted)
 
 
@@ -148,7 +183,11 @@ def types_ignored(monkeypatch):
 def applied_to_placeholders(self, given):
     ids = given["input_ids"]
     index = torch.isin(ids.flatten(), torch.tensor(self.visual_ids)).nonzero()[:, 0]
-    return conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape)) if len(index) else None
+    return (
+        conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape))
+        if len(index)
+        else None
+    )
 
 
 def copies_keep_their_hooks(monkeypatch):
@@ -167,9 +206,15 @@ def turns_count_on(monkeypatch):
 def copies_know_nothing(monkeypatch):
     """What a cache holds is known of the object alone."""
     held = weakref.WeakKeyDictionary()
-    monkeypatch.setattr(tracker, "noted", lambda cache: held.get(cache, {}) if cache is not None else {})
+    monkeypatch.setattr(
+        tracker, "noted", lambda cache: held.get(cache, {}) if cache is not None else {}
+    )
     monkeypatch.setattr(tracker.Samples, "find", lambda self, cache, past: None)
-    monkeypatch.setattr(tracker, "note", lambda cache, number, stream, going_on: held.update({cache: {number: stream}}))
+    monkeypatch.setattr(
+        tracker,
+        "note",
+        lambda cache, number, stream, going_on: held.update({cache: {number: stream}}),
+    )
 
 
 def later_clips_are_text(monkeypatch):
@@ -179,25 +224,64 @@ def later_clips_are_text(monkeypatch):
 
 def branches_are_prompts(monkeypatch):
     """Positions decide alone, in a branch without clips too."""
-    after_plan(monkeypatch, lambda self, given, plan: plan or applied_where_the_prompt_has_them(self, given))
+    after_plan(
+        monkeypatch,
+        lambda self, given, plan: plan or applied_where_the_prompt_has_them(self, given),
+    )
 
 
 def applied_where_the_prompt_has_them(self, given):
     ids, past = given["input_ids"], cache_length(find_cache(given))
     index = (torch.arange(past, past + ids.shape[1]) < 8).nonzero()[:, 0]
-    return conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape), self.owner) if len(index) else None
+    return (
+        conditioning.Plan(
+            self.latents, index, torch.zeros_like(index), tuple(ids.shape), self.owner
+        )
+        if len(index)
+        else None
+    )
 
 
 CAUGHT_BY = {
-    off_by_one_token: [test_forward.test_only_visual_tokens_differ_and_by_the_residual, test_forward.test_several_videos, test_generation.test_greedy_with_and_without_cache],
-    applied_at_decode_steps: [test_generation.test_greedy_with_and_without_cache, test_generation.test_sampling_and_several_sequences],
-    applied_twice: [test_forward.test_only_visual_tokens_differ_and_by_the_residual, test_forward.test_bfloat16, test_company.test_foreign_hooks],
-    first_row_for_every_row: [test_forward.test_rows_of_different_length_padded_left, test_forward.test_rows_of_different_length_padded_right, test_generation.test_beams],
-    beam_expansion_ignored: [test_generation.test_beams, test_generation.test_sampling_and_several_sequences, test_embeddings.test_generating_from_inputs_embeds],
+    off_by_one_token: [
+        test_forward.test_only_visual_tokens_differ_and_by_the_residual,
+        test_forward.test_several_videos,
+        test_generation.test_greedy_with_and_without_cache,
+    ],
+    applied_at_decode_steps: [
+        test_generation.test_greedy_with_and_without_cache,
+        test_generation.test_sampling_and_several_sequences,
+    ],
+    applied_twice: [
+        test_forward.test_only_visual_tokens_differ_and_by_the_residual,
+        test_forward.test_bfloat16,
+        test_company.test_foreign_hooks,
+    ],
+    first_row_for_every_row: [
+        test_forward.test_rows_of_different_length_padded_left,
+        test_forward.test_rows_of_different_length_padded_right,
+        test_generation.test_beams,
+    ],
+    beam_expansion_ignored: [
+        test_generation.test_beams,
+        test_generation.test_sampling_and_several_sequences,
+        test_embeddings.test_generating_from_inputs_embeds,
+    ],
     chunk_boundary_ignored: [test_generation.test_chunked_prefill],
-    first_forward_only: [test_generation.test_chunked_prefill, test_generation.test_position_not_call_order, test_generation.test_greedy_with_and_without_cache],
-    last_clip_first: [test_forward.test_several_videos, test_forward.test_several_images, test_forward.test_image_and_video],
-    next_layer: [test_forward.test_only_visual_tokens_differ_and_by_the_residual, test_forward.test_recorded_outputs],
+    first_forward_only: [
+        test_generation.test_chunked_prefill,
+        test_generation.test_position_not_call_order,
+        test_generation.test_greedy_with_and_without_cache,
+    ],
+    last_clip_first: [
+        test_forward.test_several_videos,
+        test_forward.test_several_images,
+        test_forward.test_image_and_video,
+    ],
+    next_layer: [
+        test_forward.test_only_visual_tokens_differ_and_by_the_residual,
+        test_forward.test_recorded_outputs,
+    ],
     after_other_hooks: [test_forward.test_recorded_outputs, test_company.test_foreign_hooks],
     recompute_by_the_last_plan: [
         test_training.test_two_forwards_then_two_backwards,
@@ -206,16 +290,25 @@ CAUGHT_BY = {
     ],
     recomputed_is_bare: [
         test_training.test_two_forwards_then_two_backwards,
-        recomputed(test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.layers, 1),
+        recomputed(
+            test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.layers, 1
+        ),
         recomputed(test_passes.test_backward_inside_another_conditioning, test_passes.states),
     ],
     run_again_is_new: [
         recomputed(test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.whole, 1),
         recomputed(test_passes.test_backward_inside_another_conditioning, test_passes.whole),
     ],
-    first_of_the_checkpoint: [recomputed(test_passes.test_several_forwards_inside_one_checkpoint, 1)],
-    separators_are_places: [(test_forward.test_only_visual_tokens_differ_and_by_the_residual, "llava_onevision")],
-    positions_ignored: [test_embeddings.test_inputs_embeds_with_positions, test_embeddings.test_generating_from_inputs_embeds],
+    first_of_the_checkpoint: [
+        recomputed(test_passes.test_several_forwards_inside_one_checkpoint, 1)
+    ],
+    separators_are_places: [
+        (test_forward.test_only_visual_tokens_differ_and_by_the_residual, "llava_onevision")
+    ],
+    positions_ignored: [
+        test_embeddings.test_inputs_embeds_with_positions,
+        test_embeddings.test_generating_from_inputs_embeds,
+    ],
     types_ignored: [test_generation.test_a_generated_placeholder_is_text],
     copies_keep_their_hooks: [test_company.test_copies],
     turns_count_on: [test_generation.test_a_second_turn_with_a_clip],
@@ -231,9 +324,15 @@ def test_a_broken_injector_is_caught(mutant, monkeypatch):
     for row in CAUGHT_BY[mutant]:
         row, name = row if isinstance(row, tuple) else (row, "qwen2_5_vl")
         try:
-            with pytest.raises((AssertionError, ModulateError, RuntimeError, IndexError, pytest.fail.Exception)):
-                row(Case(replace(BY_NAME[name]), lora=True))  # a host of its own: a row that fails may leave its own hooks behind
-        except NotApplicable as reason:  # this transformers cannot be asked, so nothing is proved of the mutant
+            with pytest.raises(
+                (AssertionError, ModulateError, RuntimeError, IndexError, pytest.fail.Exception)
+            ):
+                row(
+                    Case(replace(BY_NAME[name]), lora=True)
+                )  # a host of its own: a row that fails may leave its own hooks behind
+        except (
+            NotApplicable
+        ) as reason:  # this transformers cannot be asked, so nothing is proved of the mutant
             pytest.skip(str(reason))
 
 
@@ -243,4 +342,3 @@ def test_hooks_left_behind_are_seen(monkeypatch):
     hooks_stay(monkeypatch)
     with pytest.raises(AssertionError):
         test_company.test_detached(case)
-

@@ -1,4 +1,5 @@
-"""Random steps of the API on one host, each against a slow reference that knows nothing of how modulate works.
+"""Random steps of the API on one host, each against a slow reference that knows nothing of how
+modulate works.
 
 The host under test has a twin: a plain copy that never carries an attachment. What the user does to
 the host (adapters, hooks, casts) is done to the twin too. Residuals and LoRA are put into the twin
@@ -18,7 +19,14 @@ import peft
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from torch.utils.checkpoint import CheckpointError
 
 from modulate import ClipInput
@@ -62,7 +70,9 @@ ALONE = ("lookup", "chunks")  # for one row
 batches = st.tuples(st.sampled_from(BATCHES), st.sampled_from(["left", "right"]), st.integers(0, 3))
 names = st.sampled_from(sorted(LAYERS))
 # Of each attachment: whether it is conditioned, and with which rows.
-heard = st.fixed_dictionaries({name: st.sampled_from(["", "signals", "first row", "no signal", "no rows"]) for name in LAYERS})
+heard = st.fixed_dictionaries(
+    {name: st.sampled_from(["", "signals", "first row", "no signal", "no rows"]) for name in LAYERS}
+)
 places = st.sampled_from(["norm", "layers.0", "layers.1", "layers.2.mlp", "layers.3.self_attn"])
 
 
@@ -104,7 +114,10 @@ class Machine(RuleBasedStateMachine):
         self.case = Case(self.family)
         self.host = copy.deepcopy(host_of(self.family))
         self.twin = copy.deepcopy(host_of(self.family))
-        self.mods = {name: strong(self.host, layers, i, lora=name != "plain").train() for i, (name, layers) in enumerate(LAYERS.items())}
+        self.mods = {
+            name: strong(self.host, layers, i, lora=name != "plain").train()
+            for i, (name, layers) in enumerate(LAYERS.items())
+        }
         self.values = {name: snapshot(modulation) for name, modulation in self.mods.items()}
         self.attached: dict[str, Any] = {}
         self.waiting: list[Waiting] = []
@@ -115,7 +128,8 @@ class Machine(RuleBasedStateMachine):
         self.grids = {}
         self.attach_or_detach("both")
 
-    # --- attaching ---------------------------------------------------------------------------------
+    # --- attaching
+    # ---------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.waiting) < 3)
     @rule(name=names)
@@ -130,14 +144,15 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.waiting)
     @rule(name=names, seed=st.integers(0, 9))
     def learn(self, name, seed):
-        """Change a modulation in place, as an optimiser does."""
+        """Change a modulation in place, as an optimizer does."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for value in self.mods[name].parameters():
                 value.add_(0.01 * torch.randn(value.shape, generator=generator))
         self.values[name] = snapshot(self.mods[name])
 
-    # --- forwards ----------------------------------------------------------------------------------
+    # --- forwards
+    # ----------------------------------------------------------------------------------
 
     def rows(self, batch, how):
         """The rows of one conditioning."""
@@ -147,7 +162,13 @@ class Machine(RuleBasedStateMachine):
         if how == "first row":
             return [clips[0], *[[] for _ in clips[1:]]]
         if how == "no signal":
-            return [[ClipInput(None, clip.grid, clip.features) if i % 2 == 0 else clip for i, clip in enumerate(row)] for row in clips]
+            return [
+                [
+                    ClipInput(None, clip.grid, clip.features) if i % 2 == 0 else clip
+                    for i, clip in enumerate(row)
+                ]
+                for row in clips
+            ]
         return clips
 
     def stack(self, batch, heard, bare=()):
@@ -156,7 +177,17 @@ class Machine(RuleBasedStateMachine):
         parts = []
         for name in self.attached:
             if name in rows:
-                parts.append((self.mods[name], reference.dense(self.mods[name], rows[name], batch.positions, batch.inputs["input_ids"].shape[1])))
+                parts.append(
+                    (
+                        self.mods[name],
+                        reference.dense(
+                            self.mods[name],
+                            rows[name],
+                            batch.positions,
+                            batch.inputs["input_ids"].shape[1],
+                        ),
+                    )
+                )
             elif name not in bare:
                 parts.append((self.mods[name], None))
         return rows, parts
@@ -173,7 +204,11 @@ class Machine(RuleBasedStateMachine):
         """The twin with all of ``parts`` written into it, for calls of any kind."""
         with torch.no_grad(), contextlib.ExitStack() as stack:
             for modulation, values in parts:
-                put = reference.merged(self.twin, modulation) if values is None else reference.written(self.twin, modulation, values)
+                put = (
+                    reference.merged(self.twin, modulation)
+                    if values is None
+                    else reference.written(self.twin, modulation, values)
+                )
                 stack.enter_context(put)
             yield
 
@@ -198,14 +233,19 @@ class Machine(RuleBasedStateMachine):
             assert torch.equal(found, expected)
         close(found, expected)
 
-    @rule(kind=st.sampled_from(sorted(GENERATE)), spec=batches, heard=heard, seed=st.integers(0, 99))
+    @rule(
+        kind=st.sampled_from(sorted(GENERATE)), spec=batches, heard=heard, seed=st.integers(0, 99)
+    )
     def generate(self, kind, spec, heard, seed):
         rows = SOLO[spec[2] % len(SOLO)] if kind in ALONE else spec[0]
         batch = self.case.write(*rows, first=spec[2])
 
         def call(host):
             torch.manual_seed(seed)
-            made = host.generate(**batch.inputs, **dict(max_new_tokens=3, min_new_tokens=3, do_sample=False) | GENERATE[kind])
+            made = host.generate(
+                **batch.inputs,
+                **dict(max_new_tokens=3, min_new_tokens=3, do_sample=False) | GENERATE[kind],
+            )
             return made if isinstance(made, torch.Tensor) else (made.sequences, *made.scores)
 
         rows, parts = self.stack(batch, heard)
@@ -215,7 +255,12 @@ class Machine(RuleBasedStateMachine):
             found = call(self.host)
         close(found, expected)
 
-    @rule(spec=batches, heard=heard, place=places, kind=st.sampled_from([RuntimeError, KeyboardInterrupt]))
+    @rule(
+        spec=batches,
+        heard=heard,
+        place=places,
+        kind=st.sampled_from([RuntimeError, KeyboardInterrupt]),
+    )
     def fail(self, spec, heard, place, kind):
         """A foreign hook throws in the middle of a forward."""
         batch = self.case.write(*spec[0], side=spec[1])
@@ -230,7 +275,8 @@ class Machine(RuleBasedStateMachine):
         finally:
             handle.remove()
 
-    # --- caches ------------------------------------------------------------------------------------
+    # --- caches
+    # ------------------------------------------------------------------------------------
 
     @rule(spec=batches, heard=heard, more=st.sampled_from(["", "on", "copy", "repeat", "crop"]))
     def first_turn(self, spec, heard, more):
@@ -254,7 +300,9 @@ class Machine(RuleBasedStateMachine):
         self.go_on(turn, {"input_ids": torch.tensor([ids] * len(turn.mask))}, parts, blocks)
 
     def go_on(self, turn, inputs, parts, blocks):
-        """Continue both caches; positions are given, since a host remembers those of its last prompt."""
+        """Continue both caches; positions are given, since a host remembers those of its last
+        prompt.
+        """
         past, length = turn.mask.shape[1], inputs["input_ids"].shape[1]
         turn.mask = torch.cat([turn.mask, turn.mask.new_ones(len(turn.mask), length)], 1)
         places = (turn.mask.cumsum(1) - 1).clamp(min=0)[:, past:]
@@ -270,7 +318,9 @@ class Machine(RuleBasedStateMachine):
     def next_turn(self, which, ids, blocks):
         turn = self.turns[which % len(self.turns)]
         rows = {name: [[]] * len(turn.mask) for name in self.attached if blocks}
-        self.say(turn, ids, [(self.mods[name], None) for name in self.attached], lambda: self.under(rows))
+        self.say(
+            turn, ids, [(self.mods[name], None) for name in self.attached], lambda: self.under(rows)
+        )
 
     @precondition(lambda self: self.turns)
     @rule(which=st.integers(0, 9), part=st.sampled_from([VID, IMG]), heard=heard)
@@ -284,11 +334,25 @@ class Machine(RuleBasedStateMachine):
         rows, _ = self.stack(batch, heard)
         places = [[[p + past for p in clip] for clip in row] for row in batch.positions]
         length = past + batch.inputs["input_ids"].shape[1]
-        parts = [(self.mods[name], reference.dense(self.mods[name], rows[name], places, length) if name in rows else None) for name in self.attached]
+        parts = [
+            (
+                self.mods[name],
+                (
+                    reference.dense(self.mods[name], rows[name], places, length)
+                    if name in rows
+                    else None
+                ),
+            )
+            for name in self.attached
+        ]
         self.go_on(turn, batch.inputs, parts, lambda: self.under(rows))
 
     @precondition(lambda self: self.turns)
-    @rule(which=st.integers(0, 9), how=st.sampled_from(["crop", "copy", "reorder", "repeat"]), n=st.integers(1, 3))
+    @rule(
+        which=st.integers(0, 9),
+        how=st.sampled_from(["crop", "copy", "reorder", "repeat"]),
+        n=st.integers(1, 3),
+    )
     def change_cache(self, which, how, n):
         turn = self.changed(self.turns[which % len(self.turns)], how, n)
         if how == "copy":
@@ -315,17 +379,30 @@ class Machine(RuleBasedStateMachine):
             turn.mask = turn.mask.repeat_interleave(2, 0)
         return turn
 
-    # --- gradients ---------------------------------------------------------------------------------
+    # --- gradients
+    # ---------------------------------------------------------------------------------
 
-    @rule(some=st.lists(batches, min_size=2, max_size=2), heard=heard, kind=st.sampled_from(KINDS), seen=st.sampled_from(["ids", "embeddings"]))
+    @rule(
+        some=st.lists(batches, min_size=2, max_size=2),
+        heard=heard,
+        kind=st.sampled_from(KINDS),
+        seen=st.sampled_from(["ids", "embeddings"]),
+    )
     def losses(self, some, heard, kind, seen):
-        """Two forwards whose graphs live at the same time; on the same embeddings where the prompts are the same."""
+        """Two forwards whose graphs live at the same time; on the same embeddings where the prompts
+        are the same.
+        """
         for spec in some:
             self.loss(spec, heard, kind, seen)
             heard = dict(zip(heard, reversed(heard.values()), strict=True))
 
     @precondition(lambda self: len(self.waiting) < 4)
-    @rule(spec=batches, heard=heard, kind=st.sampled_from(KINDS), seen=st.sampled_from(["ids", "embeddings"]))
+    @rule(
+        spec=batches,
+        heard=heard,
+        kind=st.sampled_from(KINDS),
+        seen=st.sampled_from(["ids", "embeddings"]),
+    )
     def loss(self, spec, heard, kind, seen):
         batch = self.case.write(*spec[0], side=spec[1])
         rows, parts = self.stack(batch, heard)
@@ -335,9 +412,15 @@ class Machine(RuleBasedStateMachine):
             return  # positions speak for all rows
         run = lambda host: host(**inputs, use_cache=False).logits.square().mean()
         ours = [p for name in self.attached for p in self.mods[name].parameters()]
-        users, plain = ([p for p in host.parameters() if p.requires_grad] for host in (self.host, self.twin))
+        users, plain = (
+            [p for p in host.parameters() if p.requires_grad] for host in (self.host, self.twin)
+        )
         expected = reference.together(self.twin, parts, run)
-        wanted = torch.autograd.grad(expected, ours + plain, allow_unused=True) if expected.requires_grad else []
+        wanted = (
+            torch.autograd.grad(expected, ours + plain, allow_unused=True)
+            if expected.requires_grad
+            else []
+        )
         with self.under(rows, **more):
             found = self.checkpointed(kind, run)
         close(found, expected)
@@ -346,27 +429,44 @@ class Machine(RuleBasedStateMachine):
 
     def embedded(self, batch):
         """What the host gives its language model: always the same tensors for the same batch."""
-        key = batch.inputs["input_ids"].shape, batch.inputs["input_ids"].flatten().tolist().__str__(), next((v.sum().item() for k, v in batch.inputs.items() if "pixel" in k), 0)
+        key = (
+            batch.inputs["input_ids"].shape,
+            batch.inputs["input_ids"].flatten().tolist().__str__(),
+            next((v.sum().item() for k, v in batch.inputs.items() if "pixel" in k), 0),
+        )
         if key not in self.grids:
             got: list[dict[str, Any]] = []
-            handle = self.twin.get_decoder().register_forward_pre_hook(lambda m, a, kwargs: got.append(kwargs), with_kwargs=True)
+            handle = self.twin.get_decoder().register_forward_pre_hook(
+                lambda m, a, kwargs: got.append(kwargs), with_kwargs=True
+            )
             with torch.no_grad():
                 self.twin(**batch.inputs)
             handle.remove()
-            self.grids[key] = dict(inputs_embeds=got[0]["inputs_embeds"].clone(), position_ids=got[0].get("position_ids"), attention_mask=batch.inputs["attention_mask"])
+            self.grids[key] = dict(
+                inputs_embeds=got[0]["inputs_embeds"].clone(),
+                position_ids=got[0].get("position_ids"),
+                attention_mask=batch.inputs["attention_mask"],
+            )
         return self.grids[key]
 
     def checkpointed(self, kind, run):
         if kind == "transformers":
-            enable = getattr(self.host, "activation_checkpointing_enable", None) or self.host.gradient_checkpointing_enable
+            enable = (
+                getattr(self.host, "activation_checkpointing_enable", None)
+                or self.host.gradient_checkpointing_enable
+            )
             enable(dict(use_reentrant=False))
             self.host.train()
             try:
                 return run(self.host)
             finally:
                 self.host.eval()
-                (getattr(self.host, "activation_checkpointing_disable", None) or self.host.gradient_checkpointing_disable)()
-                self.host.disable_input_require_grads()  # left on, it would change what is recomputed of other graphs
+                (
+                    getattr(self.host, "activation_checkpointing_disable", None)
+                    or self.host.gradient_checkpointing_disable
+                )()
+                # left on, it would change what is recomputed of other graphs
+                self.host.disable_input_require_grads()
         if kind == "whole":
             return direct(run, self.host)
         with by_layer(self.host, kind != "plain"):
@@ -384,7 +484,11 @@ class Machine(RuleBasedStateMachine):
             self.backward([len(self.waiting) - 1 if late else 0], inside, drop=False)
 
     @precondition(lambda self: self.waiting)
-    @rule(which=st.lists(st.integers(0, 9), min_size=1, max_size=2), inside=st.sampled_from(["", "bare", "condition"]), drop=st.booleans())
+    @rule(
+        which=st.lists(st.integers(0, 9), min_size=1, max_size=2),
+        inside=st.sampled_from(["", "bare", "condition"]),
+        drop=st.booleans(),
+    )
     def backward(self, which, inside, drop):
         chosen = {i % len(self.waiting) for i in which}
         losses = [self.waiting[i] for i in sorted(chosen)]
@@ -394,14 +498,24 @@ class Machine(RuleBasedStateMachine):
         parameters = list(dict.fromkeys(p for loss in losses for p in loss.parameters))
         with self.meanwhile(inside):
             try:
-                found = torch.autograd.grad(sum(loss.loss for loss in losses), parameters, allow_unused=True)
+                found = torch.autograd.grad(
+                    sum(loss.loss for loss in losses), parameters, allow_unused=True
+                )
             except (ConditioningError, CheckpointError):
                 assert not all(loss.exact for loss in losses)
                 return
         for parameter, value in zip(parameters, found):
-            wanted = [e for loss in losses for p, e in zip(loss.parameters, loss.expected) if p is parameter and e is not None]
+            wanted = [
+                e
+                for loss in losses
+                for p, e in zip(loss.parameters, loss.expected)
+                if p is parameter and e is not None
+            ]
             assert (value is None) or wanted or not value.any()
-            close(torch.zeros_like(parameter) if value is None else value, sum(wanted, torch.zeros_like(parameter)))
+            close(
+                torch.zeros_like(parameter) if value is None else value,
+                sum(wanted, torch.zeros_like(parameter)),
+            )
 
     @contextlib.contextmanager
     def meanwhile(self, inside):
@@ -418,7 +532,8 @@ class Machine(RuleBasedStateMachine):
                     self.host(**batch.inputs)
             yield
 
-    # --- the user ----------------------------------------------------------------------------------
+    # --- the user
+    # ----------------------------------------------------------------------------------
 
     @precondition(lambda self: not self.waiting)
     @rule(place=places, prepend=st.booleans())
@@ -432,7 +547,9 @@ class Machine(RuleBasedStateMachine):
         modules = [host.get_decoder().get_submodule(place) for host in (self.host, self.twin)]
         if prepend and place.count(".") == 1:
             prepend = False  # before ours: it would change what the residual is added to
-        self.hooks.append(UserHook([module.register_forward_hook(scale, prepend=prepend) for module in modules]))
+        self.hooks.append(
+            UserHook([module.register_forward_hook(scale, prepend=prepend) for module in modules])
+        )
 
     @precondition(lambda self: len(self.adapters) < 2 and not self.merged and not self.waiting)
     @rule(one=st.booleans(), wrapped=st.booleans())
@@ -442,22 +559,36 @@ class Machine(RuleBasedStateMachine):
         targets = r".*(language_model|text_model)\.layers\.\d\..*\.(q_proj|v_proj|down_proj)"
         for host in (self.host, self.twin):
             torch.manual_seed(len(self.adapters))
-            config = peft.LoraConfig(r=2, target_modules=targets.replace(r"\d", "1") if one else targets, init_lora_weights=False)
+            config = peft.LoraConfig(
+                r=2,
+                target_modules=targets.replace(r"\d", "1") if one else targets,
+                init_lora_weights=False,
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if wrapped:
-                    peft.get_peft_model(host, config, adapter_name=name)  # what it returns is around the host
+                    peft.get_peft_model(
+                        host, config, adapter_name=name
+                    )  # what it returns is around the host
                 else:
                     peft.inject_adapter_in_model(config, host, adapter_name=name)
         self.grids.clear()
 
     @precondition(lambda self: self.adapters and not self.waiting)
-    @rule(how=st.sampled_from(["enable", "disable", "merge", "unmerge", "first", "last", "train", "freeze", "remove"]))
+    @rule(
+        how=st.sampled_from(
+            ["enable", "disable", "merge", "unmerge", "first", "last", "train", "freeze", "remove"]
+        )
+    )
     def change_adapters(self, how):
         if how in ("enable", "disable", "first", "last") and self.merged:
             return
         for host in (self.host, self.twin):
-            layers = [(name, module) for name, module in host.named_modules() if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer)]
+            layers = [
+                (name, module)
+                for name, module in host.named_modules()
+                if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer)
+            ]
             for name, layer in layers:
                 change(host, name, layer, how, self.adapters)
         self.merged = {"merge": True, "unmerge": False, "remove": False}.get(how, self.merged)
@@ -467,7 +598,9 @@ class Machine(RuleBasedStateMachine):
     @rule(spec=batches)
     def copied(self, spec):
         batch = self.case.write(*spec[0], side=spec[1])
-        assert torch.equal(copy.deepcopy(self.host)(**batch.inputs).logits, self.twin(**batch.inputs).logits)
+        assert torch.equal(
+            copy.deepcopy(self.host)(**batch.inputs).logits, self.twin(**batch.inputs).logits
+        )
 
     @precondition(lambda self: not self.waiting)
     @rule(spec=batches, heard=heard, how=st.sampled_from(["double", "learns", "float"]))
@@ -481,7 +614,10 @@ class Machine(RuleBasedStateMachine):
             self.host.requires_grad_(True)
         elif how == "double":
             self.host.double()
-        inputs = {k: v.double() if how == "double" and v.is_floating_point() else v for k, v in batch.inputs.items()}
+        inputs = {
+            k: v.double() if how == "double" and v.is_floating_point() else v
+            for k, v in batch.inputs.items()
+        }
         try:
             with self.under(rows):
                 close(self.host(**inputs).logits.float(), expected)
@@ -490,12 +626,15 @@ class Machine(RuleBasedStateMachine):
             for parameter, flag in zip(self.host.parameters(), flags, strict=True):
                 parameter.requires_grad_(flag)
 
-    # --- what holds after every step ---------------------------------------------------------------
+    # --- what holds after every step
+    # ---------------------------------------------------------------
 
     @invariant()
     def the_host_is_the_users(self):
         ours, plain = (dict(host.named_parameters()) for host in (self.host, self.twin))
-        assert {name: value.requires_grad for name, value in ours.items()} == {name: value.requires_grad for name, value in plain.items()}
+        assert {name: value.requires_grad for name, value in ours.items()} == {
+            name: value.requires_grad for name, value in plain.items()
+        }
         assert list(self.host.state_dict()) == list(self.twin.state_dict())
         for name, value in ours.items():
             assert torch.equal(value, plain[name]) and value.grad is None, name
@@ -505,7 +644,9 @@ class Machine(RuleBasedStateMachine):
     def the_modulations_are_what_they_were(self):
         for name, modulation in self.mods.items():
             now = snapshot(modulation)
-            assert all(torch.equal(value, now[key]) for key, value in self.values[name].items()), name
+            assert all(torch.equal(value, now[key]) for key, value in self.values[name].items()), (
+                name
+            )
             assert all(p.requires_grad for p in modulation.parameters())
 
     @invariant()
@@ -552,7 +693,15 @@ def run(name, examples, steps, **more):
     machine = type(f"Machine_{name}", (Machine,), {"family": BY_NAME[name]})
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True, **more),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+            **more,
+        ),
     )
 
 

@@ -1,4 +1,6 @@
-"""Features brought onto a grid: linear in time between their own times, bilinear in space, smooth where there are fewer tokens."""
+"""Features brought onto a grid: linear in time between their own times, bilinear in space, smooth
+where there are fewer tokens.
+"""
 
 import numpy as np
 import pytest
@@ -24,8 +26,12 @@ def test_time_is_linear_between_the_features_own_and_held_beyond(times):
     asked = [0.0, 0.1, 0.25, 1.0, 2.9, 3.0, 3.4, 3.5, 9.0]
     made = values(len(times))
     found = align(FrameFeatures(made, times), grid_of(asked, 2, 3))
-    expected = np.stack([np.interp(asked, times, column) for column in made.flatten(1).T.double().numpy()], axis=1)
-    torch.testing.assert_close(found.flatten(1), torch.from_numpy(expected).float(), atol=1e-6, rtol=1e-5)
+    expected = np.stack(
+        [np.interp(asked, times, column) for column in made.flatten(1).T.double().numpy()], axis=1
+    )
+    torch.testing.assert_close(
+        found.flatten(1), torch.from_numpy(expected).float(), atol=1e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 6), (1, 3), (2, 2), (1, 6), (4, 2)])
@@ -34,7 +40,13 @@ def test_space_is_bilinear_and_smooth_where_either_side_has_fewer_tokens(shape, 
     times, made = (0.0, 1.0), values(2)
     found = align(FrameFeatures(made, times), grid_of(times, *shape), antialias=antialias)
     fewer = shape[0] < 2 or shape[1] < 3
-    expected = interpolate(made.permute(0, 3, 1, 2), shape, mode="bilinear", align_corners=False, antialias=antialias and fewer)
+    expected = interpolate(
+        made.permute(0, 3, 1, 2),
+        shape,
+        mode="bilinear",
+        align_corners=False,
+        antialias=antialias and fewer,
+    )
     torch.testing.assert_close(found, expected.flatten(2).transpose(1, 2), atol=1e-6, rtol=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""Frames of clips: what reading a clip alone gives, whatever else is expected of its video; and notes of what was shown."""
+"""Frames of clips: what reading a clip alone gives, whatever else is expected of its video; and
+notes of what was shown.
+"""
 
 import json
 
@@ -19,7 +21,11 @@ def film(path, fps, count=12):
         stream = out.add_stream("mpeg4", rate=fps)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         for _ in range(count):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 255, (32, 48, 3), np.uint8))))
+            out.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(rng.integers(0, 255, (32, 48, 3), np.uint8))
+                )
+            )
         out.mux(stream.encode())
     return path
 
@@ -44,14 +50,20 @@ def decoded(monkeypatch):
 
     def histories_on(name):
         original = getattr(clips, name)
-        monkeypatch.setattr(clips, name, lambda path, times: (calls.append((name, list(times))), original(path, times))[1])
+        monkeypatch.setattr(
+            clips,
+            name,
+            lambda path, times: (calls.append((name, list(times))), original(path, times))[1],
+        )
 
     histories_on("read_shown")
     histories_on("read_frames")
     return calls
 
 
-def test_all_that_is_expected_of_a_video_is_decoded_at_once_and_each_clip_gets_its_own(video, decoded):
+def test_all_that_is_expected_of_a_video_is_decoded_at_once_and_each_clip_gets_its_own(
+    video, decoded
+):
     reader = ClipReader()
     reader.expect(video, [1.0, 3.0])
     reader.expect(video, [3.0, 5.5])
@@ -60,11 +72,16 @@ def test_all_that_is_expected_of_a_video_is_decoded_at_once_and_each_clip_gets_i
     assert decoded == [("read_shown", [1.0, 3.0, 5.5]), ("read_shown", [1.0, 1.2, 3.0, 5.5])]
 
 
-@pytest.mark.parametrize(("most", "how"), [(2 * FRAME, "read_shown"), (2 * FRAME - 1, "read_frames")])
+@pytest.mark.parametrize(
+    ("most", "how"), [(2 * FRAME, "read_shown"), (2 * FRAME - 1, "read_frames")]
+)
 def test_a_video_s_frames_are_kept_while_they_fit(video, decoded, most, how):
     reader = ClipReader(video_bytes=most)
     reader.expect(video, [2.0, 4.0])
-    assert [same(reader.read(video, [2.0]), read_frames(video, [2.0])) for _ in range(2)] == [True, True]
+    assert [same(reader.read(video, [2.0]), read_frames(video, [2.0])) for _ in range(2)] == [
+        True,
+        True,
+    ]
     assert [name for name, _ in decoded] == [how] * (1 if how == "read_shown" else 2)
 
 
@@ -90,7 +107,11 @@ def test_a_store_is_asked_first_and_decodes_what_it_lacks(video, decoded, tmp_pa
         return decode()
 
     reader = ClipReader(store=store)
-    assert same(reader.read(video, [1.0]), read_frames(video, [1.0])) and asked == [(video, [1.0])] and len(decoded) == 1
+    assert (
+        same(reader.read(video, [1.0]), read_frames(video, [1.0]))
+        and asked == [(video, [1.0])]
+        and len(decoded) == 1
+    )
     with pytest.raises(MissingFileError):  # which is the reader's to say
         reader.read(tmp_path / "none.mp4", [1.0])
     assert len(asked) == 1
@@ -104,17 +125,33 @@ def test_notes_are_found_again_by_content_and_times(video, tmp_path):
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(video.read_bytes())
     again = ShownTimes(tmp_path)
-    assert (again.find(copy, [1.2]), again.find(copy, [1.2, 3.5]), again.find(copy, [3.5])) == ((1.0,), (1.0, 3.0), None)
+    assert (again.find(copy, [1.2]), again.find(copy, [1.2, 3.5]), again.find(copy, [3.5])) == (
+        (1.0,),
+        (1.0, 3.0),
+        None,
+    )
     with pytest.raises(MissingFileError):
         notes.find(tmp_path / "none.mp4", [1.2])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"[1.2]": 3}', '{"[1.2]": ["x"]}', '{"[1.2]": [1.0, 2]}', '{"[1.2]": [1.0], "[2.0]": null}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"[1.2]": 3}',
+        '{"[1.2]": ["x"]}',
+        '{"[1.2]": [1.0, 2]}',
+        '{"[1.2]": [1.0], "[2.0]": null}',
+    ],
+)
 def test_notes_that_are_damaged_are_said_and_not_believed(video, tmp_path, text):
     notes = ShownTimes(tmp_path)
     notes.note(video, [1.2], [1.0])
     [path] = tmp_path.glob("*.json")
     assert json.loads(path.read_text()) == {"[1.2]": [1.0]}
     path.write_text(text)
-    with pytest.warns(UserWarning, match=r"The notes in .* are damaged .*; these clips are decoded again"):
+    with pytest.warns(
+        UserWarning, match=r"The notes in .* are damaged .*; these clips are decoded again"
+    ):
         assert notes.find(video, [1.2]) is None

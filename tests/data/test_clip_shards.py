@@ -11,7 +11,11 @@ from modulate.errors import RecipeError
 
 def clips():
     """Three videos of 30, 21 and 9 frames in clips of three."""
-    return [Clip(Path(name), (float(i), i + 0.25, i + 0.5), False, (f"{name}{i}",)) for name, n in (("b", 3), ("a", 10), ("c", 7)) for i in range(n)]
+    return [
+        Clip(Path(name), (float(i), i + 0.25, i + 0.5), False, (f"{name}{i}",))
+        for name, n in (("b", 3), ("a", 10), ("c", 7))
+        for i in range(n)
+    ]
 
 
 def test_shares_take_whole_videos_and_together_every_clip_once_in_the_videos_order():
@@ -19,22 +23,34 @@ def test_shares_take_whole_videos_and_together_every_clip_once_in_the_videos_ord
     assert [sorted({str(clip.video) for clip in share}) for share in shares] == [["a"], ["b", "c"]]
     assert shares[0] + shares[1] == sorted(clips(), key=lambda clip: (str(clip.video), clip.times))
     assert Share().clips(clips()) == shares[0] + shares[1]
-    assert Share(3, 4).clips(clips()) == [clip for clip in shares[1] if clip.video == Path("b")] and Share(4, 4).clips(clips()) == []
+    assert (
+        Share(3, 4).clips(clips()) == [clip for clip in shares[1] if clip.video == Path("b")]
+        and Share(4, 4).clips(clips()) == []
+    )
 
 
 def test_shares_are_weighed_by_frames_and_not_by_clips():
     long = [Clip(Path("long"), tuple(map(float, range(20))), False, ("x",))]
     found = [Share(number, 2).clips([*clips(), *long]) for number in (1, 2)]
-    assert [Counter(str(clip.video) for clip in share) for share in found] == [{"a": 10, "b": 3}, {"c": 7, "long": 1}]
+    assert [Counter(str(clip.video) for clip in share) for share in found] == [
+        {"a": 10, "b": 3},
+        {"c": 7, "long": 1},
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "rank", "size", "share"),
     [
-        (None, None, None, Share(1, 1)), ("", None, None, Share(1, 1)), ("3/8", None, None, Share(3, 8)), ("8/8", None, None, Share(8, 8)),
-        (None, "0", "4", Share(1, 4)), (None, "3", "4", Share(4, 4)), ("1/2", "3", "4", Share(4, 8)), ("2/2", "0", "4", Share(5, 8)),
+        (None, None, None, Share(1, 1)),
+        ("", None, None, Share(1, 1)),
+        ("3/8", None, None, Share(3, 8)),
+        ("8/8", None, None, Share(8, 8)),
+        (None, "0", "4", Share(1, 4)),
+        (None, "3", "4", Share(4, 4)),
+        ("1/2", "3", "4", Share(4, 8)),
+        ("2/2", "0", "4", Share(5, 8)),
     ],
-)  # fmt: skip
+)
 def test_a_share_is_the_part_asked_for_and_of_it_the_rank_s(monkeypatch, text, rank, size, share):
     for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
         monkeypatch.delenv(name, raising=False)
@@ -45,15 +61,21 @@ def test_a_share_is_the_part_asked_for_and_of_it_the_rank_s(monkeypatch, text, r
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/8/1", "-1/8", "a/b", "1/1000000000"])
 def test_a_share_that_makes_no_sense_is_refused(monkeypatch, text):
-    with pytest.raises(RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"):
+    with pytest.raises(
+        RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"
+    ):
         Share.here(text)
 
 
-@pytest.mark.parametrize(("rank", "size"), [("4", "4"), ("-1", "4"), ("x", "4"), ("0", "x"), ("0", "0"), ("1", None)])
+@pytest.mark.parametrize(
+    ("rank", "size"), [("4", "4"), ("-1", "4"), ("x", "4"), ("0", "x"), ("0", "0"), ("1", None)]
+)
 def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, rank, size):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if size is not None:
         monkeypatch.setenv("WORLD_SIZE", size)
-    with pytest.raises(RecipeError, match=f"RANK={rank} and WORLD_SIZE={size or 1}; a rank is from 0"):
+    with pytest.raises(
+        RecipeError, match=f"RANK={rank} and WORLD_SIZE={size or 1}; a rank is from 0"
+    ):
         Share.here()

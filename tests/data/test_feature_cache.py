@@ -32,20 +32,32 @@ def grid_at(times: list[float], rows: int, cols: int) -> VisualGrid:
 
 
 def toy(seed: int = 0, times: tuple[float, ...] = (0.1, 0.6)) -> FrameFeatures:
-    return FrameFeatures(torch.randn(len(times), 3, 4, 5, generator=torch.Generator().manual_seed(seed)), times)
+    return FrameFeatures(
+        torch.randn(len(times), 3, 4, 5, generator=torch.Generator().manual_seed(seed)), times
+    )
 
 
-gaps = st.lists(st.floats(0.01, 3), min_size=1, max_size=8).map(lambda g: tuple(float(t) for t in np.cumsum(g)))
+gaps = st.lists(st.floats(0.01, 3), min_size=1, max_size=8).map(
+    lambda g: tuple(float(t) for t in np.cumsum(g))
+)
 
 
 @settings(deadline=None, max_examples=60)
-@given(gaps, st.lists(st.floats(-2, 30), min_size=1, max_size=6, unique=True).map(sorted), st.sampled_from([(3, 4), (2, 2), (6, 9)]))
-def test_features_linear_in_time_come_out_exactly_at_any_step_times(times: tuple[float, ...], asked: list[float], shape: tuple[int, int]) -> None:
+@given(
+    gaps,
+    st.lists(st.floats(-2, 30), min_size=1, max_size=6, unique=True).map(sorted),
+    st.sampled_from([(3, 4), (2, 2), (6, 9)]),
+)
+def test_features_linear_in_time_come_out_exactly_at_any_step_times(
+    times: tuple[float, ...], asked: list[float], shape: tuple[int, int]
+) -> None:
     slope, base = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
     values = torch.stack([base + slope * t for t in times])[:, None, None, :].expand(-1, 3, 4, -1)
     out = align(FrameFeatures(values, times), grid_at(asked, *shape))
     held = [min(max(t, times[0]), times[-1]) for t in asked]
-    want = torch.stack([base + slope * t for t in held])[:, None, :].expand(-1, shape[0] * shape[1], -1)
+    want = torch.stack([base + slope * t for t in held])[:, None, :].expand(
+        -1, shape[0] * shape[1], -1
+    )
     assert out.shape == want.shape
     torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-5)
 
@@ -68,7 +80,9 @@ def test_late_times_keep_their_precision() -> None:
 
 def test_enlarging_matches_pixel_centres_and_holds_at_the_edges() -> None:
     features = FrameFeatures(torch.tensor([[0.0, 1.0]]).reshape(1, 1, 2, 1), (0.0,))
-    assert align(features, grid_at([7.0], 1, 4)).flatten().tolist() == pytest.approx([0.0, 0.25, 0.75, 1.0])
+    assert align(features, grid_at([7.0], 1, 4)).flatten().tolist() == pytest.approx(
+        [0.0, 0.25, 0.75, 1.0]
+    )
 
 
 def test_shrinking_averages_instead_of_skipping() -> None:
@@ -87,14 +101,18 @@ def test_rows_and_columns_are_not_swapped() -> None:
 
 
 def test_half_precision_features_are_aligned_in_float32() -> None:
-    features = FrameFeatures(torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16).reshape(2, 1, 1, 1), (0.0, 1.0))
+    features = FrameFeatures(
+        torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16).reshape(2, 1, 1, 1), (0.0, 1.0)
+    )
     out = align(features, grid_at([0.5], 1, 1))
     assert out.dtype == torch.float32 and out.item() == 1.00390625
 
 
 @pytest.mark.parametrize("times", [(0.0,), (0.5, 0.5), (0.6, 0.5)])
 def test_features_whose_times_contradict_them_are_refused(times: tuple[float, ...]) -> None:
-    with pytest.raises(PluginError, match=r"feature times must increase|with a time each; got shape"):
+    with pytest.raises(
+        PluginError, match=r"feature times must increase|with a time each; got shape"
+    ):
         align(FrameFeatures(torch.zeros(2, 1, 1, 1), times), grid_at([0.0], 1, 1))
 
 
@@ -107,13 +125,19 @@ def test_checked_times_are_the_frames_own() -> None:
 
 @pytest.mark.parametrize("frames", [FRAMES.float(), FRAMES[0], FRAMES[..., :2], FRAMES[:0]])
 def test_frames_that_are_no_uint8_rgb_are_refused(frames: torch.Tensor) -> None:
-    with pytest.raises(VideoError, match=r"uint8 RGB of shape \(frame, height, width, 3\); got torch\.\w+ of shape \("):
+    with pytest.raises(
+        VideoError,
+        match=r"uint8 RGB of shape \(frame, height, width, 3\); got torch\.\w+ of shape \(",
+    ):
         checked_times(frames, [0.0, 0.5])
 
 
 @pytest.mark.parametrize("times", [[0.0], [0.5, 0.5], [1.0, 0.5], [0.0, float("nan")]])
 def test_frames_without_increasing_times_are_refused(times: list[float]) -> None:
-    with pytest.raises(VideoError, match=r"Every frame needs a time in seconds, increasing; got 2 frames and times \["):
+    with pytest.raises(
+        VideoError,
+        match=r"Every frame needs a time in seconds, increasing; got 2 frames and times \[",
+    ):
         checked_times(FRAMES, times)
 
 
@@ -121,7 +145,12 @@ def test_the_digest_of_weights_follows_their_values_names_and_types() -> None:
     module = torch.nn.Linear(2, 1)
     torch.nn.init.ones_(module.weight)
     torch.nn.init.zeros_(module.bias)
-    said = b"bias torch.float32 (1,);" + bytes(4) + b"weight torch.float32 (1, 2);" + np.ones(2, np.float32).tobytes()
+    said = (
+        b"bias torch.float32 (1,);"
+        + bytes(4)
+        + b"weight torch.float32 (1, 2);"
+        + np.ones(2, np.float32).tobytes()
+    )
     assert weights_digest(module) == hashlib.sha256(said).hexdigest()
     others = [torch.nn.Sequential(module), copy.deepcopy(module).bfloat16(), copy.deepcopy(module)]
     others[-1].weight.data[0, 1] += 1e-7
@@ -138,11 +167,15 @@ class Counter:
 
 
 def same(a: FrameFeatures, b: FrameFeatures) -> bool:
-    return a.times == b.times and a.values.dtype == b.values.dtype and torch.equal(a.values, b.values)
+    return (
+        a.times == b.times and a.values.dtype == b.values.dtype and torch.equal(a.values, b.values)
+    )
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 2**20])
-def test_features_are_computed_once_and_come_back_the_same(tmp_path: Path, memory_bytes: int) -> None:
+def test_features_are_computed_once_and_come_back_the_same(
+    tmp_path: Path, memory_bytes: int
+) -> None:
     compute, cache = Counter(), FeatureCache(tmp_path, memory_bytes=memory_bytes)
     first, second = cache.get_or_compute(KEY, compute), cache.get_or_compute(KEY, compute)
     later = FeatureCache(tmp_path).get_or_compute(KEY, compute)
@@ -162,7 +195,9 @@ def test_kept_features_are_read_and_neither_mapped_nor_held(tmp_path: Path) -> N
     assert cache._memory.get(KEY.name()) is None
 
 
-def test_features_outlive_their_file_and_writing_into_them_does_not_change_it(tmp_path: Path) -> None:
+def test_features_outlive_their_file_and_writing_into_them_does_not_change_it(
+    tmp_path: Path,
+) -> None:
     cache, compute = FeatureCache(tmp_path), Counter()
     cache.get_or_compute(KEY, compute)
     written = cache.path(KEY).read_bytes()
@@ -174,7 +209,9 @@ def test_features_outlive_their_file_and_writing_into_them_does_not_change_it(tm
 
 
 def altered_in_place(path: Path, how: str) -> None:
-    """Do as another process might to a file that is in use: its inode stays, and where ``how`` says so its time of writing."""
+    """Do as another process might to a file that is in use: its inode stays, and where ``how`` says
+    so its time of writing.
+    """
     before = path.stat()
     if how == "cut":
         os.truncate(path, before.st_size // 2)
@@ -187,13 +224,17 @@ def altered_in_place(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["altered", "altered with its time kept", "cut", "emptied"])
-def test_values_that_were_handed_out_stay_and_a_file_altered_in_place_is_not_believed_again(tmp_path: Path, how: str) -> None:
+def test_values_that_were_handed_out_stay_and_a_file_altered_in_place_is_not_believed_again(
+    tmp_path: Path, how: str
+) -> None:
     cache, compute = FeatureCache(tmp_path), Counter()
     cache.get_or_compute(KEY, compute)
     given = [cache.find(KEY), cache.find(KEY)]
     altered_in_place(cache.path(KEY), how)
     assert all(same(features, compute.features) for features in given)
-    with pytest.warns(UserWarning, match=r"are damaged \(.*\); they are removed and computed again"):
+    with pytest.warns(
+        UserWarning, match=r"are damaged \(.*\); they are removed and computed again"
+    ):
         assert same(cache.get_or_compute(KEY, compute), compute.features)
     assert compute.calls == 2 and same(cache.find(KEY), compute.features)
 
@@ -209,38 +250,42 @@ def test_frames_that_are_kept_stay_as_they_were_given(tmp_path: Path) -> None:
     assert given is not None and np.array_equal(given.images, images)
 
 
-def test_a_process_survives_a_file_that_is_cut_while_it_reads_it_again_and_again(tmp_path: Path) -> None:
+def test_a_process_survives_a_file_that_is_cut_while_it_reads_it_again_and_again(
+    tmp_path: Path,
+) -> None:
     large = replace(KEY, video="large")
     values = torch.rand(8, 24, 24, 96)
-    FeatureCache(tmp_path).get_or_compute(large, lambda: FrameFeatures(values, tuple(map(float, range(8)))))
+    FeatureCache(tmp_path).get_or_compute(
+        large, lambda: FrameFeatures(values, tuple(map(float, range(8))))
+    )
     code = (
-        "import sys, threading, time, warnings, shutil, os, torch\n"
-        "from pathlib import Path\n"
-        "from dataclasses import replace\n"
-        "from modulate.data.feature_cache import FeatureCache, FeatureKey\n"
-        "warnings.simplefilter('ignore')\n"
-        "folder, video, backbone, times = Path(sys.argv[1]), *sys.argv[2:4], tuple(map(float, sys.argv[4].split(',')))\n"
-        "key = FeatureKey(video, times, backbone)\n"
-        "cache = FeatureCache(folder); path = cache.path(key); whole = path.read_bytes(); right = cache.find(key).values.clone()\n"
-        "stop = threading.Event()\n"
-        "def cut():\n"
-        "    while not stop.is_set():\n"
-        "        path.write_bytes(whole); time.sleep(0.002); os.truncate(path, 5000) if path.exists() else None\n"
-        "threading.Thread(target=cut, daemon=True).start()\n"
-        "end, seen = time.monotonic() + 1.5, 0\n"
-        "while time.monotonic() < end:\n"
-        "    found = cache.find(key)\n"
-        "    if found is not None: time.sleep(0.003); assert torch.equal(found.values, right); seen += 1\n"
-        "stop.set(); print(seen)\n"
+        "import sys, threading, time, warnings, shutil, os, torch\nfrom pathlib import Path\nfrom"
+        " dataclasses import replace\nfrom modulate.data.feature_cache import FeatureCache,"
+        " FeatureKey\nwarnings.simplefilter('ignore')\nfolder, video, backbone, times ="
+        " Path(sys.argv[1]), *sys.argv[2:4], tuple(map(float, sys.argv[4].split(',')))\nkey ="
+        " FeatureKey(video, times, backbone)\ncache = FeatureCache(folder); path = cache.path(key);"
+        " whole = path.read_bytes(); right = cache.find(key).values.clone()\nstop ="
+        " threading.Event()\ndef cut():\n    while not stop.is_set():\n       "
+        " path.write_bytes(whole); time.sleep(0.002); os.truncate(path, 5000) if path.exists() else"
+        " None\nthreading.Thread(target=cut, daemon=True).start()\nend, seen = time.monotonic() +"
+        " 1.5, 0\nwhile time.monotonic() < end:\n    found = cache.find(key)\n    if found is not"
+        " None: time.sleep(0.003); assert torch.equal(found.values, right); seen += 1\nstop.set();"
+        " print(seen)\n"
     )
     given = [str(tmp_path), large.video, large.backbone, ",".join(map(str, large.times))]
-    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and int(done.stdout) > 0, (done.returncode, done.stderr[-500:])
 
 
-def test_a_shard_is_checked_once_in_a_process_and_again_when_it_is_another_file(tmp_path: Path, monkeypatch) -> None:
+def test_a_shard_is_checked_once_in_a_process_and_again_when_it_is_another_file(
+    tmp_path: Path, monkeypatch
+) -> None:
     checks, checksum = [], features_module._checksum
-    monkeypatch.setattr(features_module, "_checksum", lambda *a: (checks.append(a[0]), checksum(*a))[1])
+    monkeypatch.setattr(
+        features_module, "_checksum", lambda *a: (checks.append(a[0]), checksum(*a))[1]
+    )
     cache, compute = FeatureCache(tmp_path), Counter()
     cache.get_or_compute(KEY, compute)
     for _ in range(3):
@@ -271,7 +316,10 @@ def test_memory_answers_where_the_disk_does_not_keep(tmp_path: Path) -> None:
 
 
 def test_memory_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
-    cache, compute = FeatureCache(tmp_path, max_bytes=0, memory_bytes=2 * toy().values.nbytes), Counter()
+    cache, compute = (
+        FeatureCache(tmp_path, max_bytes=0, memory_bytes=2 * toy().values.nbytes),
+        Counter(),
+    )
     a, b, c = (replace(KEY, backbone=n) for n in "abc")
     for key in (a, b, a, c, a):
         cache.get_or_compute(key, compute)
@@ -280,7 +328,16 @@ def test_memory_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     assert compute.calls == 4 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change", [{"video": "cd" * 32}, {"times": (0.0, 0.5000001)}, {"backbone": "toy-2"}, {"dtype": "float16"}, {"schema": 99}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"video": "cd" * 32},
+        {"times": (0.0, 0.5000001)},
+        {"backbone": "toy-2"},
+        {"dtype": "float16"},
+        {"schema": 99},
+    ],
+)
 def test_any_change_of_the_key_is_another_entry(tmp_path: Path, change: dict) -> None:
     compute, cache = Counter(), FeatureCache(tmp_path)
     cache.get_or_compute(KEY, compute)
@@ -293,15 +350,21 @@ def test_an_equal_key_has_an_equal_name() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_values_are_kept_in_the_key_s_dtype_from_the_first_call_on(tmp_path: Path, dtype: str) -> None:
+def test_values_are_kept_in_the_key_s_dtype_from_the_first_call_on(
+    tmp_path: Path, dtype: str
+) -> None:
     key, compute = replace(KEY, dtype=dtype), Counter()
     first = FeatureCache(tmp_path).get_or_compute(key, compute)
     second = FeatureCache(tmp_path).get_or_compute(key, compute)
-    assert first.values.dtype == getattr(torch, dtype) and same(first, second) and compute.calls == 1
+    assert (
+        first.values.dtype == getattr(torch, dtype) and same(first, second) and compute.calls == 1
+    )
 
 
 def test_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(PluginError, match=r"kept as 'int8'; allowed: bfloat16, float16, float32, float64"):
+    with pytest.raises(
+        PluginError, match=r"kept as 'int8'; allowed: bfloat16, float16, float32, float64"
+    ):
         replace(KEY, dtype="int8")
 
 
@@ -323,12 +386,16 @@ def retime(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [tear, flip, blank, retime])
-def test_a_damaged_file_is_removed_with_a_warning_and_computed_again(tmp_path: Path, damage) -> None:
+def test_a_damaged_file_is_removed_with_a_warning_and_computed_again(
+    tmp_path: Path, damage
+) -> None:
     compute, cache = Counter(), FeatureCache(tmp_path, memory_bytes=0)
     cache.get_or_compute(KEY, compute)
     path = cache.path(KEY)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match=rf"{KEY.name()}\.safetensors are damaged .* computed again"):
+    with pytest.warns(
+        UserWarning, match=rf"{KEY.name()}\.safetensors are damaged .* computed again"
+    ):
         again = cache.get_or_compute(KEY, compute)
     assert compute.calls == 2 and same(again, compute.features)
     assert same(cache.get_or_compute(KEY, compute), compute.features) and compute.calls == 2
@@ -342,7 +409,13 @@ def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> Non
     limits, handles = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
-        with pytest.warns(UserWarning, match=rf"{KEY.name()}\.safetensors cannot be opened \(.*Too many open files.*computed again"):
+        with pytest.warns(
+            UserWarning,
+            match=(
+                rf"{KEY.name()}\.safetensors cannot be opened \(.*Too many open files.*computed"
+                r" again"
+            ),
+        ):
             while True:
                 try:
                     handles.append(os.open(tmp_path, os.O_RDONLY))
@@ -375,11 +448,17 @@ def test_several_caches_on_one_folder_keep_to_its_limit_together(tmp_path: Path)
     caches = [FeatureCache(tmp_path, max_bytes=64 * size) for _ in range(8)]
     for i in range(100):
         caches[i % 8].get_or_compute(replace(KEY, backbone=str(i)), Counter())
-    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 80 * size  # each writes a 64th of it, and one more, before it looks
+    assert (
+        sum(p.stat().st_size for p in tmp_path.iterdir()) <= 80 * size
+    )  # each writes a 64th of it, and one more, before it looks
 
 
 def test_files_left_by_a_killed_process_go_but_fresh_ones_stay(tmp_path: Path) -> None:
-    old, fresh, other = tmp_path / ".tmpAb1xYz", tmp_path / ".b.safetensors.x2.partial", tmp_path / "notes.txt"
+    old, fresh, other = (
+        tmp_path / ".tmpAb1xYz",
+        tmp_path / ".b.safetensors.x2.partial",
+        tmp_path / "notes.txt",
+    )
     for path in (old, fresh, other):
         path.write_bytes(b"half")
     for path in (old, other):
@@ -395,7 +474,9 @@ def test_a_disk_that_cannot_be_written_costs_a_warning_and_not_the_run(tmp_path:
         assert same(FeatureCache(tmp_path / "file").get_or_compute(KEY, compute), compute.features)
 
 
-def test_a_disk_that_cannot_be_written_is_told_once_and_without_a_word_of_space(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_written_is_told_once_and_without_a_word_of_space(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").touch()
     cache = FeatureCache(tmp_path / "file", memory_bytes=0)
     with pytest.warns(UserWarning) as told:
@@ -410,11 +491,16 @@ def test_what_the_bound_keeps_off_the_disk_is_counted(tmp_path: Path) -> None:
     bounded = FeatureCache(tmp_path / "bounded", max_bytes=3000)
     for k in range(5):
         bounded.get_or_compute(replace(KEY, video=f"v{k}"), Counter())
-    assert small.dropped == 1 and bounded.dropped == 5 - len(list((tmp_path / "bounded").glob("*.safetensors"))) > 0
+    assert (
+        small.dropped == 1
+        and bounded.dropped == 5 - len(list((tmp_path / "bounded").glob("*.safetensors"))) > 0
+    )
 
 
 def test_what_must_be_kept_and_is_not_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"480 bytes are not kept in .*, which may hold 479\. Raise the bound"):
+    with pytest.raises(
+        StorageError, match=r"480 bytes are not kept in .*, which may hold 479\. Raise the bound"
+    ):
         FeatureCache(tmp_path, max_bytes=479, must_keep=True).get_or_compute(KEY, Counter())
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written"):
@@ -427,13 +513,21 @@ def test_a_backbone_that_breaks_its_promise_is_told_before_anything_is_kept(tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_many_caches_on_one_folder_that_keep_dropping_each_other_s_files_always_answer_right(tmp_path: Path) -> None:
+def test_many_caches_on_one_folder_that_keep_dropping_each_other_s_files_always_answer_right(
+    tmp_path: Path,
+) -> None:
     features = {n: toy(seed=i) for i, n in enumerate("abcdef")}
 
     def work(seed: int) -> bool:
         cache = FeatureCache(tmp_path, max_bytes=1500, memory_bytes=0)
         order = np.random.default_rng(seed).permutation(list("abcdef") * 4)
-        return all(same(cache.get_or_compute(replace(KEY, backbone=str(n)), Counter(features[str(n)])), features[str(n)]) for n in order)
+        return all(
+            same(
+                cache.get_or_compute(replace(KEY, backbone=str(n)), Counter(features[str(n)])),
+                features[str(n)],
+            )
+            for n in order
+        )
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -444,11 +538,15 @@ def test_many_caches_on_one_folder_that_keep_dropping_each_other_s_files_always_
 def test_space_is_smoothed_where_it_shrinks_though_it_grows_along_the_other_axis():
     generator = torch.Generator().manual_seed(4)
     values = torch.randn(1, 4, 2, 3, generator=generator)
-    shrink = torch.tensor([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7  # triangles two places wide, around the new centres
+    shrink = (
+        torch.tensor([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7
+    )  # triangles two places wide, around the new centres
     grow = torch.tensor([[4, 0], [3, 1], [1, 3], [0, 4]]) / 4
     for rows_shrink in (True, False):
         given = values if rows_shrink else values.transpose(1, 2)
         rows, cols = (shrink, grow) if rows_shrink else (grow, shrink)
         found = align(FrameFeatures(given, (0.0,)), grid_at([0.0], len(rows), len(cols)))
-        wanted = torch.einsum("ir,jc,trcd->tijd", rows, cols, given).reshape(1, len(rows) * len(cols), 3)
+        wanted = torch.einsum("ir,jc,trcd->tijd", rows, cols, given).reshape(
+            1, len(rows) * len(cols), 3
+        )
         assert torch.allclose(found, wanted, atol=1e-6)

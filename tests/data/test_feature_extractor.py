@@ -1,27 +1,43 @@
-"""What the backbone sees: times, clocks, grey frames, and which errors are one sample's own."""
+"""What the backbone sees: times, clocks, gray frames, and which errors are one sample's own."""
 
 import numpy as np
 import pytest
 import torch
 
 from modulate.config.sections import Sampling
-from modulate.data.feature_extractor import FrameCache, apply_clock, catch_sample_error, frame_times_of, gray_frames
+from modulate.data.feature_extractor import (
+    FrameCache,
+    apply_clock,
+    catch_sample_error,
+    frame_times_of,
+    gray_frames,
+)
 from modulate.errors import ComponentError, DataError, StorageError, VideoError
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.visual_grid import visual_grid
 
 
 def frames(n=3, seed=0):
-    return Frames(np.random.default_rng(seed).integers(0, 255, (n, 4, 6, 3), np.uint8), tuple(float(k) for k in range(n)))
+    return Frames(
+        np.random.default_rng(seed).integers(0, 255, (n, 4, 6, 3), np.uint8),
+        tuple(float(k) for k in range(n)),
+    )
 
 
-def test_grey_frames_have_the_same_times_and_nothing_to_see():
+def test_gray_frames_have_the_same_times_and_nothing_to_see():
     gray = gray_frames(frames())
-    assert gray.times == (0.0, 1.0, 2.0) and gray.images.shape == (3, 4, 6, 3) and gray.images.dtype == np.uint8 and (gray.images == 127).all()
+    assert (
+        gray.times == (0.0, 1.0, 2.0)
+        and gray.images.shape == (3, 4, 6, 3)
+        and gray.images.dtype == np.uint8
+        and (gray.images == 127).all()
+    )
 
 
 def test_a_clip_is_looked_at_by_the_rate_for_its_length_and_the_cap_of_its_use():
-    sampling = Sampling(fps=({"up_to": 4.0, "fps": 2.0}, {"fps": 1.0}), max_frames=20, train_max_frames=3)
+    sampling = Sampling(
+        fps=({"up_to": 4.0, "fps": 2.0}, {"fps": 1.0}), max_frames=20, train_max_frames=3
+    )
     assert frame_times_of(sampling, (10.0, 12.0)) == [10.0, 10.5, 11.0, 11.5, 12.0]
     assert frame_times_of(sampling, (10.0, 15.0)) == [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
     assert frame_times_of(sampling, (10.0, 12.0), training=True) == [10.0, 11.0, 12.0]
@@ -31,7 +47,13 @@ def test_the_true_clock_leaves_the_grid_and_the_requested_one_counts_at_the_rate
     grid = visual_grid([0.0, 10.0, 20.0, 30.0, 40.0], 2, 2, 3, (0.0, 40.0))
     assert apply_clock(Sampling(), (0.0, 40.0), grid, 5) is grid
     counted = apply_clock(Sampling(clock="requested", fps=0.5), (3.0, 43.0), grid, 5)
-    assert counted.spans == ((3.0, 7.0), (7.0, 11.0), (11.0, 15.0)) and (counted.rows, counted.cols) == (2, 3)  # two frames at half a frame a second
+    assert counted.spans == ((3.0, 7.0), (7.0, 11.0), (11.0, 15.0)) and (
+        counted.rows,
+        counted.cols,
+    ) == (
+        2,
+        3,
+    )  # two frames at half a frame a second
 
 
 def failing(error):
@@ -45,11 +67,19 @@ def test_what_a_sample_gives_is_returned_and_so_is_its_own_error():
     assert catch_sample_error(lambda: 3) == 3
     error = VideoError("cut off")
     assert catch_sample_error(failing(error)) is error
-    found = catch_sample_error(failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")), "Sample a: ")
-    assert isinstance(found, DataError) and str(found) == "Sample a: its frames' features do not fit into memory (CUDA out of memory)."
+    found = catch_sample_error(
+        failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")), "Sample a: "
+    )
+    assert (
+        isinstance(found, DataError)
+        and str(found)
+        == "Sample a: its frames' features do not fit into memory (CUDA out of memory)."
+    )
 
 
-@pytest.mark.parametrize("error", [ComponentError("a defect"), RuntimeError("shapes"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [ComponentError("a defect"), RuntimeError("shapes"), KeyError("x")]
+)
 def test_defects_and_surprises_end_everything(error):
     with pytest.raises(type(error)):
         catch_sample_error(failing(error))

@@ -1,4 +1,6 @@
-"""Features ahead of training: all that it asks for and no more, by any number of processes, whatever ends them."""
+"""Features ahead of training: all that it asks for and no more, by any number of processes,
+whatever ends them.
+"""
 
 import os
 import signal
@@ -16,7 +18,13 @@ from modulate import cli
 from modulate.config.recipe import load_recipe
 from modulate.data.clip_shards import Clip, Share, planned
 from modulate.data.feature_extractor import FeatureExtractor
-from modulate.data.precompute import FeatureFiller, Sizes, SpaceNeeded, refuse_failures, refuse_too_small
+from modulate.data.precompute import (
+    FeatureFiller,
+    Sizes,
+    SpaceNeeded,
+    refuse_failures,
+    refuse_too_small,
+)
 from modulate.errors import ComponentError, DataError, Interrupted, RecipeError, StorageError
 from modulate.evaluation.evaluate import evaluate
 from modulate.inference.pipeline import Pipeline
@@ -28,10 +36,20 @@ from modulate.utils.interrupts import StopRequest
 from modulate_tabletop.make import make_world
 
 TINY = [
-    "data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=4", "data.params.seed=7", "sampling.max_frames=4",
-    "sampling.train_max_frames=2", "training.batch_size=4", "training.stages.0.epochs=1", "training.stages.1.epochs=1", "evaluation.bootstrap=100",
-    "evaluation.conditions=[blank,host,no_pixels]", "features.dtype=float16",
-]  # fmt: skip
+    "data.params.train=2",
+    "data.params.val=1",
+    "data.params.test=2",
+    "data.params.max_per_split=4",
+    "data.params.seed=7",
+    "sampling.max_frames=4",
+    "sampling.train_max_frames=2",
+    "training.batch_size=4",
+    "training.stages.0.epochs=1",
+    "training.stages.1.epochs=1",
+    "evaluation.bootstrap=100",
+    "evaluation.conditions=[blank,host,no_pixels]",
+    "features.dtype=float16",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +64,18 @@ def arguments(world, *overrides):
 
 
 def footage_for(world, cache, *overrides):
-    return FeatureExtractor(load_recipe("gazeqwen_tiny", arguments(world, *overrides)), cache, torch.device("cpu"), must_keep=True)
+    return FeatureExtractor(
+        load_recipe("gazeqwen_tiny", arguments(world, *overrides)),
+        cache,
+        torch.device("cpu"),
+        must_keep=True,
+    )
 
 
 def files_in(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +98,20 @@ def command(world, cache, *more):
     return ended.value.code, " ".join(said.getvalue().split())
 
 
-# --- the same as training asks for, whoever computes it -----------------------------------------------------------------------------------
+# --- the same as training asks for, whoever computes it
+# -----------------------------------------------------------------------------------
 
 
-def test_training_and_evaluation_find_all_that_they_ask_for_and_leave_nothing_unused(filled, world, tmp_path):
+def test_training_and_evaluation_find_all_that_they_ask_for_and_leave_nothing_unused(
+    filled, world, tmp_path
+):
     _, clips, cache, files, (code, said) = filled
     shards = sorted(cache.glob("*.safetensors"))
-    assert code == 0 and f"clips {len(clips)} already there 0 computed {len(clips)} failed 0 on disk" in said and len(shards) > len(clips) > 5
+    assert (
+        code == 0
+        and f"clips {len(clips)} already there 0 computed {len(clips)} failed 0 on disk" in said
+        and len(shards) > len(clips) > 5
+    )
     for path in shards:
         os.utime(path, ns=(10**12, path.stat().st_mtime_ns))
     recipe = load_recipe("gazeqwen_tiny", arguments(world))
@@ -113,10 +145,26 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
 
 def test_two_processes_write_the_same_bytes_as_one(filled, world, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", RANKS, "features", "gazeqwen_tiny", *arguments(world), "--cache", str(tmp_path)], capture_output=True, text=True, timeout=120
+        [
+            sys.executable,
+            "-c",
+            RANKS,
+            "features",
+            "gazeqwen_tiny",
+            *arguments(world),
+            "--cache",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    shares = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.split()[:1] == ["computed"]]
+    shares = [
+        int(line.split()[-1])
+        for line in done.stdout.splitlines()
+        if line.split()[:1] == ["computed"]
+    ]
     assert len(shares) == 2 and min(shares) > 0 and sum(shares) == len(filled[1])
     assert files_in(tmp_path) == filled[3]
 
@@ -132,51 +180,87 @@ def test_shares_given_by_hand_make_the_whole(filled, world, tmp_path):
 def test_of_splits_only_those_asked_for(world, filled, tmp_path):
     extractor, clips, *_ = filled
     train_clips, val, test = (planned(extractor, [split]) for split in ("train", "val", "test"))
-    assert {len(c.times) for c in train_clips} == {2} and {len(c.times) for c in val} == {4} and not any(c.gray for c in (*train_clips, *val))
-    assert all(c.gray for c in test) and not any(c.gray for c in planned(footage_for(world, tmp_path, "evaluation.conditions=[blank]"), ["test"]))
+    assert (
+        {len(c.times) for c in train_clips} == {2}
+        and {len(c.times) for c in val} == {4}
+        and not any(c.gray for c in (*train_clips, *val))
+    )
+    assert all(c.gray for c in test) and not any(
+        c.gray
+        for c in planned(footage_for(world, tmp_path, "evaluation.conditions=[blank]"), ["test"])
+    )
     assert sorted((*train_clips, *val, *test), key=lambda c: (str(c.video), c.times)) == clips
-    assert sum(len(c.samples) for c in clips) == sum(len(extractor.dataset.samples(s)) for s in ("train", "val", "test")) > len(clips)
+    assert (
+        sum(len(c.samples) for c in clips)
+        == sum(len(extractor.dataset.samples(s)) for s in ("train", "val", "test"))
+        > len(clips)
+    )
 
 
-# --- going on -----------------------------------------------------------------------------------------------------------------------------
+# --- going on
+# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_time_nothing_is_decoded_or_computed(filled, monkeypatch):
     extractor, clips, cache, files, _ = filled
-    monkeypatch.setattr("modulate.data.clip_reader.probe", lambda path: pytest.fail("opened a video"))
+    monkeypatch.setattr(
+        "modulate.data.clip_reader.probe", lambda path: pytest.fail("opened a video")
+    )
     done = FeatureFiller(extractor).fill(clips)
-    assert (done.there, done.computed, done.failed) == (len(clips), 0, []) and done.bytes == sum(p.stat().st_size for p in cache.glob("*.safetensors"))
+    assert (done.there, done.computed, done.failed) == (len(clips), 0, []) and done.bytes == sum(
+        p.stat().st_size for p in cache.glob("*.safetensors")
+    )
     assert files_in(cache) == files
 
 
 def test_what_is_missing_or_damaged_is_computed_again_and_nothing_else(filled):
     extractor, clips, cache, files, _ = filled
-    gone, altered, histories_on = sorted(cache.glob("*.safetensors"))[0], sorted(cache.glob("*.safetensors"))[-1], sorted((cache / "shown").iterdir())[0]
+    gone, altered, histories_on = (
+        sorted(cache.glob("*.safetensors"))[0],
+        sorted(cache.glob("*.safetensors"))[-1],
+        sorted((cache / "shown").iterdir())[0],
+    )
     gone.unlink()
     altered.write_bytes(altered.read_bytes()[:-1] + b"?")
     histories_on.write_text('{"[0.0]": ["never"]}')
     with pytest.warns(UserWarning) as said:
         done = FeatureFiller(extractor).fill(clips)
-    assert [("notes in" in str(w.message), "features in" in str(w.message)) for w in said if "damaged" in str(w.message)].count((False, True)) == 1
-    assert any("The notes in" in str(w.message) and "are decoded again" in str(w.message) for w in said)
+    assert [
+        ("notes in" in str(w.message), "features in" in str(w.message))
+        for w in said
+        if "damaged" in str(w.message)
+    ].count((False, True)) == 1
+    assert any(
+        "The notes in" in str(w.message) and "are decoded again" in str(w.message) for w in said
+    )
     assert done.computed == 2 and done.there == len(clips) - 2 and files_in(cache) == files
 
 
 def test_asked_to_stop_it_stops_behind_a_clip_and_then_goes_on(filled, world, tmp_path):
     extractor, stop = footage_for(world, tmp_path), StopRequest()
-    with pytest.raises(Interrupted, match="Stopped by SIGTERM; everything up to here is saved") as stopped:
+    with pytest.raises(
+        Interrupted, match="Stopped by SIGTERM; everything up to here is saved"
+    ) as stopped:
         FeatureFiller(extractor, lambda n: stop.request(signal.SIGTERM), stop).fill(filled[1])
     assert stopped.value.code == 143 and 1 <= len(list(tmp_path.glob("*.safetensors"))) <= 2
     done = FeatureFiller(extractor).fill(filled[1])
-    assert done.there == 1 and done.computed == len(filled[1]) - 1 and files_in(tmp_path) == filled[3]
+    assert (
+        done.there == 1 and done.computed == len(filled[1]) - 1 and files_in(tmp_path) == filled[3]
+    )
 
 
-def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(world, filled, tmp_path, monkeypatch):
+def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(
+    world, filled, tmp_path, monkeypatch
+):
     extractor = footage_for(world, tmp_path, "features.frames_gib=1")
     clips = planned(extractor, ["val"])
     need, done = Sizes(extractor).of(clips), FeatureFiller(extractor).fill(clips)
     kept = sum(p.stat().st_size for p in (tmp_path / "frames").iterdir())
-    assert done.computed == len(clips) and done.bytes == sum(map(len, files_in(tmp_path).values())) and kept < need.frames < kept + 4096 * len(clips)
+    assert (
+        done.computed == len(clips)
+        and done.bytes == sum(map(len, files_in(tmp_path).values()))
+        and kept < need.frames < kept + 4096 * len(clips)
+    )
     monkeypatch.setattr("modulate.data.clip_reader.read_shown", lambda *a: pytest.fail("decoded"))
     again = FeatureFiller(footage_for(world, tmp_path, "features.frames_gib=1")).fill(clips)
     assert (again.there, again.computed) == (len(clips), 0)
@@ -185,24 +269,40 @@ def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(worl
     assert FeatureFiller(extractor).fill(clips).computed == len(clips)
 
 
-# --- what goes wrong ------------------------------------------------------------------------------------------------------------------------
+# --- what goes wrong
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 99)
     extractor, (clip, *_) = footage_for(world, tmp_path / "cache"), filled[1]
-    clips = [Clip(broken, (0.0,), False, ("q1", "q2")), Clip(tmp_path / "absent.mp4", (0.0,), False, ("q3",)), clip]
+    clips = [
+        Clip(broken, (0.0,), False, ("q1", "q2")),
+        Clip(tmp_path / "absent.mp4", (0.0,), False, ("q3",)),
+        clip,
+    ]
     done = FeatureFiller(extractor).fill(clips)
     assert done.computed == 1 and [c.samples for c, _ in done.failed] == [("q1", "q2"), ("q3",)]
-    assert "cannot be opened as a video" in done.failed[0][1] and "There is no video file at" in done.failed[1][1]
+    assert (
+        "cannot be opened as a video" in done.failed[0][1]
+        and "There is no video file at" in done.failed[1][1]
+    )
     total = 3 + len(clip.samples)
-    with pytest.raises(DataError, match=rf"clips of 3 of {total} samples failed, more than max_failed_share 0\.0 allows\. First: q1: .*broken\.mp4"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"clips of 3 of {total} samples failed, more than max_failed_share 0\.0 allows\."
+            r" First: q1: .*broken\.mp4"
+        ),
+    ):
         refuse_failures(extractor, clips, done)
     refuse_failures(footage_for(world, tmp_path, "evaluation.max_failed_share=0.99"), clips, done)
 
 
-def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_of_a_backbone_is_a_defect(filled, world, tmp_path):
+def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_of_a_backbone_is_a_defect(
+    filled, world, tmp_path
+):
     extractor, clips = footage_for(world, tmp_path), filled[1][:2]
 
     def full(frames, times):
@@ -213,9 +313,14 @@ def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_o
 
     extractor.backbone.forward = full
     done = FeatureFiller(extractor).fill(clips)
-    assert [reason for _, reason in done.failed] == ["its frames' features do not fit into memory (CUDA out of memory)."] * 2 and done.computed == 0
+    assert [reason for _, reason in done.failed] == [
+        "its frames' features do not fit into memory (CUDA out of memory)."
+    ] * 2 and done.computed == 0
     extractor.backbone.forward = broken
-    with pytest.raises(ComponentError, match="backbone 'vjepa2_1' of plugin 'vjepa' failed in forward: ZeroDivisionError"):
+    with pytest.raises(
+        ComponentError,
+        match="backbone 'vjepa2_1' of plugin 'vjepa' failed in forward: ZeroDivisionError",
+    ):
         FeatureFiller(extractor).fill(clips)
 
 
@@ -223,19 +328,34 @@ def test_the_command_fails_when_clips_do_and_says_which(world, tmp_path, monkeyp
     def refuse(video, times):
         raise DataError(f"no luck with {Path(video).name}")
 
-    monkeypatch.setattr("modulate.data.precompute.ClipReader.read", lambda self, video, times: refuse(video, times))
+    monkeypatch.setattr(
+        "modulate.data.precompute.ClipReader.read", lambda self, video, times: refuse(video, times)
+    )
     code, said = command(world, tmp_path, "--split", "val")
-    assert code == 1 and "computed 0 failed" in said and "failed: " in said and "no luck with tabletop_0003.mp4" in said
+    assert (
+        code == 1
+        and "computed 0 failed" in said
+        and "failed: " in said
+        and "no luck with tabletop_0003.mp4" in said
+    )
     assert "more than max_failed_share 0.0 allows" in capsys.readouterr().err
 
 
-def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(world, tmp_path, capsys):
+def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(
+    world, tmp_path, capsys
+):
     assert command(world, tmp_path, "features.disk_gib=0.0001")[0] == 1
     err = capsys.readouterr().err
-    assert "features.disk_gib keeps 0.1 MiB: what is computed first would be dropped before it is used. Raise features.disk_gib to 0.000" in err
+    assert (
+        "features.disk_gib keeps 0.1 MiB: what is computed first would be dropped before it is"
+        " used. Raise features.disk_gib to 0.000" in err
+    )
     assert not list(tmp_path.rglob("*.safetensors"))
     frames = footage_for(world, tmp_path, "features.frames_gib=0.001")
-    with pytest.raises(RecipeError, match=r"All decoded frames take about 5\.0 GiB, and features\.frames_gib keeps 1\.0 MiB"):
+    with pytest.raises(
+        RecipeError,
+        match=r"All decoded frames take about 5\.0 GiB, and features\.frames_gib keeps 1\.0 MiB",
+    ):
         refuse_too_small(frames, SpaceNeeded(0, 5 << 30))
     refuse_too_small(frames, SpaceNeeded(50 << 30, 1 << 20))
 
@@ -243,7 +363,15 @@ def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(
 def test_a_bound_that_drops_what_was_computed_all_the_same_is_told(filled, world, tmp_path):
     extractor = footage_for(world, tmp_path)
     extractor.features.max_bytes = 100_000
-    with pytest.warns(UserWarning, match="what other recipes used longest ago will be dropped"), pytest.raises(StorageError, match=r"was dropped before it was used: the cache is too small\. Raise features\.disk_gib"):
+    with (
+        pytest.warns(UserWarning, match="what other recipes used longest ago will be dropped"),
+        pytest.raises(
+            StorageError,
+            match=(
+                r"was dropped before it was used: the cache is too small\. Raise features\.disk_gib"
+            ),
+        ),
+    ):
         FeatureFiller(extractor).fill(filled[1])
 
 
@@ -252,9 +380,16 @@ def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_p
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
     os.utime(tmp_path / "other.safetensors", (1000, 1000))
     extractor.features.max_bytes = 800_000
-    with pytest.warns(UserWarning, match=r"holds 0\.7 MiB and 0\.2 MiB are to come, of at most 0\.8 MiB: what other recipes used"):
+    with pytest.warns(
+        UserWarning,
+        match=(
+            r"holds 0\.7 MiB and 0\.2 MiB are to come, of at most 0\.8 MiB: what other recipes used"
+        ),
+    ):
         FeatureFiller(extractor).fill(filled[1])
-    assert not (tmp_path / "other.safetensors").exists() and {k for k in files_in(tmp_path) if "/" not in k} == {k for k in filled[3] if "/" not in k}
+    assert not (tmp_path / "other.safetensors").exists() and {
+        k for k in files_in(tmp_path) if "/" not in k
+    } == {k for k in filled[3] if "/" not in k}
 
 
 def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path):
@@ -266,25 +401,50 @@ def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path)
     assert (tmp_path / "other.safetensors").exists()
 
 
-def test_a_disk_without_room_is_told_before_anything_is_computed(filled, world, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1000))
-    with pytest.raises(StorageError, match=r"MiB are still to be written, and the disk of .* has 0\.0 MiB left"):
+def test_a_disk_without_room_is_told_before_anything_is_computed(
+    filled, world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "shutil.disk_usage",
+        lambda folder: namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1000),
+    )
+    with pytest.raises(
+        StorageError, match=r"MiB are still to be written, and the disk of .* has 0\.0 MiB left"
+    ):
         FeatureFiller(footage_for(world, tmp_path / "cache")).fill(filled[1])
     assert not (tmp_path / "cache").exists()
 
 
-DINO = ComponentSpec(name="dinov2", params={"weights": "random", "dims": {"dim": 24, "depth": 2, "heads": 2}, "image_size": 56})
+DINO = ComponentSpec(
+    name="dinov2",
+    params={"weights": "random", "dims": {"dim": 24, "depth": 2, "heads": 2}, "image_size": 56},
+)
 
 
 @pytest.mark.parametrize("backbone", [None, DINO])
-def test_sizes_are_known_without_computing_and_the_backbone_is_left_as_it_is(filled, tmp_path, backbone):
+def test_sizes_are_known_without_computing_and_the_backbone_is_left_as_it_is(
+    filled, tmp_path, backbone
+):
     recipe = filled[0].recipe
-    extractor = FeatureExtractor(recipe.model_copy(update={"backbone": backbone or recipe.backbone}), tmp_path, torch.device("cpu"))
+    extractor = FeatureExtractor(
+        recipe.model_copy(update={"backbone": backbone or recipe.backbone}),
+        tmp_path,
+        torch.device("cpu"),
+    )
     clips, before = filled[1], extractor.backbone.fingerprint()
     need = Sizes(extractor).of(clips)
-    real = sum(extractor.backbone(torch.zeros(len(c.times), 64, 64, 3, dtype=torch.uint8), c.times).values.numel() * 2 * (1 + c.gray) for c in clips)
+    real = sum(
+        extractor.backbone(
+            torch.zeros(len(c.times), 64, 64, 3, dtype=torch.uint8), c.times
+        ).values.numel()
+        * 2
+        * (1 + c.gray)
+        for c in clips
+    )
     assert real < need.features <= real + 4096 * sum(1 + c.gray for c in clips) and need.frames == 0
-    assert extractor.backbone.fingerprint() == before and {t.device.type for t in extractor.backbone.state_dict().values()} == {"cpu"}
+    assert extractor.backbone.fingerprint() == before and {
+        t.device.type for t in extractor.backbone.state_dict().values()
+    } == {"cpu"}
 
 
 def test_sizes_of_a_backbone_that_needs_real_numbers_are_left_open(filled, world, tmp_path):
@@ -298,11 +458,17 @@ def test_sizes_of_a_backbone_that_needs_real_numbers_are_left_open(filled, world
     assert Sizes(extractor).of(filled[1]) == SpaceNeeded()
 
 
-# --- shares ---------------------------------------------------------------------------------------------------------------------------------
+# --- shares
+# ---------------------------------------------------------------------------------------------------------------------------------
 
 
-clip_lists = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 16)), min_size=1, max_size=30, unique=True).map(
-    lambda pairs: [Clip(Path(video), tuple(map(float, range(n))), False, (f"{video}{n}",)) for video, n in pairs]
+clip_lists = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 16)), min_size=1, max_size=30, unique=True
+).map(
+    lambda pairs: [
+        Clip(Path(video), tuple(map(float, range(n))), False, (f"{video}{n}",))
+        for video, n in pairs
+    ]
 )
 
 
@@ -315,7 +481,9 @@ def test_shares_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
     videos = [{c.video for c in share} for share in shares]
     assert sum(map(len, videos)) == len({c.video for c in clips})
     frames = [sum(len(c.times) for c in share) for share in shares]
-    largest = max(sum(len(c.times) for c in clips if c.video == v) for v in {c.video for c in clips})
+    largest = max(
+        sum(len(c.times) for c in clips if c.video == v) for v in {c.video for c in clips}
+    )
     assert max(frames) <= sum(frames) / of + largest
 
 
@@ -328,7 +496,9 @@ def test_a_share_comes_from_the_launcher_from_the_command_line_or_both(monkeypat
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "a/b", "-1/2", "1/8 "])
 def test_shares_that_make_no_sense_are_refused(text):
-    with pytest.raises(RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"):
+    with pytest.raises(
+        RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"
+    ):
         Share.here(text)
 
 
@@ -343,21 +513,39 @@ def test_a_launcher_s_environment_that_makes_no_sense_is_refused(monkeypatch, ra
 
 def test_a_device_that_is_not_here_is_refused(world, tmp_path, capsys):
     assert command(world, tmp_path, "--device", "abacus")[0] == 1
-    assert "--device 'abacus' is none of auto, cpu, and CUDA devices that are present here" in capsys.readouterr().err
+    assert (
+        "--device 'abacus' is none of auto, cpu, and CUDA devices that are present here"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 def test_without_cuda_it_is_told_what_to_take(world, tmp_path, capsys):
     assert command(world, tmp_path, "--device", "cuda:0")[0] == 1
-    assert capsys.readouterr().err == "Error: --device 'cuda:0': no CUDA device is present here; take --device cpu.\n"
+    assert (
+        capsys.readouterr().err
+        == "Error: --device 'cuda:0': no CUDA device is present here; take --device cpu.\n"
+    )
 
 
 def test_a_cache_that_cannot_be_written_is_refused_before_the_data_are_made(tmp_path, capsys):
     (tmp_path / "file").touch()
     for cache, says in (
         (tmp_path / "file", f"Error: --cache {tmp_path}/file is a file, not a folder."),
-        (tmp_path / "file" / "below", f"Error: --cache {tmp_path}/file/below cannot be made: {tmp_path}/file is a file, not a folder."),
-        (Path("/proc/modulate"), "Error: --cache /proc/modulate cannot be written: No such file or directory (/proc). Name another folder"),
+        (
+            tmp_path / "file" / "below",
+            (
+                f"Error: --cache {tmp_path}/file/below cannot be made: {tmp_path}/file is a file,"
+                " not a folder."
+            ),
+        ),
+        (
+            Path("/proc/modulate"),
+            (
+                "Error: --cache /proc/modulate cannot be written: No such file or directory"
+                " (/proc). Name another folder"
+            ),
+        ),
     ):
         assert command(tmp_path, cache)[0] == 1
         err = capsys.readouterr().err

@@ -18,7 +18,11 @@ def video(tmp_path):
         stream = out.add_stream("mpeg4", rate=5)
         stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
         for _ in range(3):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), format="rgb24")))
+            out.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), format="rgb24")
+                )
+            )
         out.mux(stream.encode())
     return path
 
@@ -36,14 +40,18 @@ def test_a_video_is_opened_also_where_its_metadata_is_no_text(video):
 
 
 @pytest.mark.parametrize("level", [None, av.logging.WARNING])
-def test_what_names_other_files_is_refused_by_its_format_every_time_and_the_log_is_left_alone(video, level):
+def test_what_names_other_files_is_refused_by_its_format_every_time_and_the_log_is_left_alone(
+    video, level
+):
     before = av.logging.get_level(), av.logging.get_skip_repeated()
     path = video.with_name("list.mkv")
     path.write_text(PLAYLIST)
     av.logging.set_level(level)
     try:
         for _ in range(3):
-            with pytest.raises(VideoError, match=r"FFmpeg takes it for 'concat', which is none of the containers"):
+            with pytest.raises(
+                VideoError, match=r"FFmpeg takes it for 'concat', which is none of the containers"
+            ):
                 opened(path)
             assert (av.logging.get_level(), av.logging.get_skip_repeated()) == (level, before[1])
     finally:
@@ -54,7 +62,13 @@ def test_what_is_no_video_is_refused_with_the_reason_and_no_format(tmp_path):
     path = tmp_path / "notes.mkv"
     path.write_text("These are notes.\n" * 100)
     for name, why in ((path, "Invalid data found"), (tmp_path / "nowhere.mkv", "No such file")):
-        with pytest.raises(VideoError, match=rf"{name.name} cannot be opened as a video: {why}.*\. It is no video, or was cut off") as caught:
+        with pytest.raises(
+            VideoError,
+            match=(
+                rf"{name.name} cannot be opened as a video: {why}.*\. It is no video, or was"
+                r" cut off"
+            ),
+        ) as caught:
             opened(name)
         assert "FFmpeg takes it for" not in str(caught.value)
 
@@ -63,4 +77,7 @@ def test_a_reason_is_what_ffmpeg_says_what_the_error_says_or_its_name():
     assert reason(av.InvalidDataError(1, "bad data")) == "bad data"
     assert reason(OSError("no more")) == "no more"
     assert reason(OSError()) == "OSError"
-    assert reason(av.ArgumentError(22, "Invalid argument")) == f"Invalid argument: pictures may have at most {MAX_PIXELS:,} pixels"
+    assert (
+        reason(av.ArgumentError(22, "Invalid argument"))
+        == f"Invalid argument: pictures may have at most {MAX_PIXELS:,} pixels"
+    )

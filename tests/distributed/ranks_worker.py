@@ -1,4 +1,7 @@
-"""What test_distributed.py lets every process of a real launch do: one scenario after the other. Each process notes what came of it."""
+"""What test_distributed.py lets every process of a real launch do: one scenario after the other.
+
+Each process notes what came of it.
+"""
 
 import gc
 import json
@@ -12,12 +15,28 @@ import torch
 from modulate.utils.interrupts import StopRequest
 
 TINY = [
-    "data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=4", "sampling.max_frames=2", "training.batch_size=3",
-    "training.stages.0.epochs=1", "training.stages.1.epochs=1", "evaluation.conditions=[blank,host]", "evaluation.batch_size=3", "evaluation.bootstrap=100",
-]  # fmt: skip
-"""Four samples in batches of three and one: in every second step the first of two processes has nothing to do."""
+    "data.params.train=2",
+    "data.params.val=1",
+    "data.params.test=2",
+    "data.params.max_per_split=4",
+    "sampling.max_frames=2",
+    "training.batch_size=3",
+    "training.stages.0.epochs=1",
+    "training.stages.1.epochs=1",
+    "evaluation.conditions=[blank,host]",
+    "evaluation.batch_size=3",
+    "evaluation.bootstrap=100",
+]
+"""Four samples in batches of three and one: in every second step the first of two processes has
+nothing to do.
+"""
 
-TROUBLED = ["name=troubled", "training.batch_size=4", "training.validate_every=null", "evaluation.max_failed_share=0.5"]
+TROUBLED = [
+    "name=troubled",
+    "training.batch_size=4",
+    "training.validate_every=null",
+    "evaluation.max_failed_share=0.5",
+]
 
 
 def recipe_for(world, *overrides):
@@ -86,7 +105,12 @@ class Scenarios:
 
         run, pipeline = self.begin("name=judged")
         told = []
-        evaluate(run, pipeline, Modulation.from_pretrained(self.world / "solo" / "gazeqwen_tiny" / "modulation"), advance=lambda *args: told.append(args))
+        evaluate(
+            run,
+            pipeline,
+            Modulation.from_pretrained(self.world / "solo" / "gazeqwen_tiny" / "modulation"),
+            advance=lambda *args: told.append(args),
+        )
         return told
 
     def troubled(self):
@@ -110,7 +134,9 @@ class Scenarios:
         """Process 1 computes NaN in its first forward."""
         from modulate.training.trainer import train
 
-        run, pipeline = self.begin("name=spoiled", "training.validate_every=null", "training.batch_size=4")
+        run, pipeline = self.begin(
+            "name=spoiled", "training.validate_every=null", "training.batch_size=4"
+        )
         seen = []
 
         def spoil(module, args, output):
@@ -152,7 +178,9 @@ class Scenarios:
         train(*self.begin("name=crowded", "training.batch_size=1"))
 
     def sharded(self):
-        """A host is divided; modulation and gradients are as without, and after detaching it is the host it was."""
+        """A host is divided; modulation and gradients are as without, and after detaching it is the
+        host it was.
+        """
         from modulate.hosts.fsdp import full_tensor, shard
         from modulate.modulation.modulated_host import ModulatedHost
         from tests.tiny import CLIP, fresh, inputs, our_hooks, qwen
@@ -163,7 +191,9 @@ class Scenarios:
             for projection in modulation.out:
                 torch.nn.init.normal_(projection.weight, std=0.5)
             host = ModulatedHost(modulation, model)
-            host([[CLIP], [CLIP]], **inputs(seed=self.processes.rank)).logits[:, -1].square().sum().backward()
+            host([[CLIP], [CLIP]], **inputs(seed=self.processes.rank)).logits[
+                :, -1
+            ].square().sum().backward()
             host.attachment.detach()
             return {name: p.grad for name, p in modulation.named_parameters()}
 
@@ -172,16 +202,25 @@ class Scenarios:
         modules = [id(m) for m in model.modules()]
         shard(model, self.processes)
         divided = [name for name, p in model.named_parameters() if hasattr(p, "full_tensor")]
-        held = sum(p.to_local().numel() if hasattr(p, "full_tensor") else 0 for p in model.parameters())
+        held = sum(
+            p.to_local().numel() if hasattr(p, "full_tensor") else 0 for p in model.parameters()
+        )
         expected, found = learn(plain), learn(model)
         again = {name: full_tensor(value) for name, value in model.state_dict().items()}
         return {
             "divided": sorted({name.split(".")[2] for name in divided}),
             "share": held / sum(before[name].numel() for name in divided),
-            "gradients": max(float((g - found[n]).abs().max() / g.abs().max()) for n, g in expected.items() if g is not None and g.abs().max() > 0),
+            "gradients": max(
+                float((g - found[n]).abs().max() / g.abs().max())
+                for n, g in expected.items()
+                if g is not None and g.abs().max() > 0
+            ),
             "size": max(float(g.abs().max()) for g in expected.values() if g is not None),
             "hooks": len(our_hooks(model)),
-            "same": list(before) == list(again) and all(torch.equal(before[n], again[n]) for n in before),
+            "same": (
+                list(before) == list(again)
+                and all(torch.equal(before[n], again[n]) for n in before)
+            ),
             "modules": modules == [id(m) for m in model.modules()],
         }
 
@@ -189,10 +228,25 @@ class Scenarios:
         """The command line, on a host that is divided, with layers that are recomputed."""
         from modulate.cli import main
 
-        self.processes.shards = True  # as if accelerate's configuration had asked for it; torch joins processes once only
-        overrides = [f"data.params.root={self.world}/tabletop", *TINY, "training.gradient_checkpointing=true"]
+        # as if accelerate's configuration had asked for it; torch joins processes once only
+        self.processes.shards = True
+        overrides = [
+            f"data.params.root={self.world}/tabletop",
+            *TINY,
+            "training.gradient_checkpointing=true",
+        ]
         try:
-            main(["train", "gazeqwen_tiny", *overrides, "--runs", str(self.world / "fsdp"), "--cache", str(self.world / f"cache{self.processes.rank}")])
+            main(
+                [
+                    "train",
+                    "gazeqwen_tiny",
+                    *overrides,
+                    "--runs",
+                    str(self.world / "fsdp"),
+                    "--cache",
+                    str(self.world / f"cache{self.processes.rank}"),
+                ]
+            )
         except SystemExit as end:
             return end.code
 
@@ -204,7 +258,18 @@ def run(world):
     here = join("cpu")
     scenarios = Scenarios(world, here)
     gc.freeze()  # accelerate collects garbage before every stage
-    for name in sys.argv[2:] or ("stopped", "judged", "troubled", "spoiled", "broken", "held", "late", "crowded", "sharded", "command"):
+    for name in sys.argv[2:] or (
+        "stopped",
+        "judged",
+        "troubled",
+        "spoiled",
+        "broken",
+        "held",
+        "late",
+        "crowded",
+        "sharded",
+        "command",
+    ):
         note, since = {}, time.monotonic()
         try:
             note["found"] = getattr(scenarios, name)()

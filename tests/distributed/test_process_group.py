@@ -1,4 +1,6 @@
-"""What the processes of a run tell each other; here each is a thread, and the store is torch's own in memory."""
+"""What the processes of a run tell each other; here each is a thread, and the store is torch's own
+in memory.
+"""
 
 import importlib.util
 import os
@@ -21,7 +23,9 @@ from modulate.utils.interrupts import StopRequest
 
 
 def together(work, size=3, **more):
-    """Run ``work(processes)`` in every process of a team; return what each returned, or the error that ended it."""
+    """Run ``work(processes)`` in every process of a team; return what each returned, or the error
+    that ended it.
+    """
     store = HashStore()
 
     def one(rank):
@@ -42,7 +46,11 @@ def one_block(monkeypatch):
 
 
 def test_the_first_process_leads():
-    assert [ProcessGroup(rank, 3).leads for rank in range(3)] == [True, False, False] and ProcessGroup().leads
+    assert [ProcessGroup(rank, 3).leads for rank in range(3)] == [
+        True,
+        False,
+        False,
+    ] and ProcessGroup().leads
 
 
 def test_everyone_gets_everyone_s_values_by_rank_time_after_time():
@@ -58,18 +66,29 @@ def test_what_was_said_is_forgotten_once_all_have_read_it():
     def work(processes):
         for _ in range(4):
             processes.meet()
-        return [n for n in range(1, 5) if processes.store.check([processes._key(f"{n}/{processes.rank}")])]
+        return [
+            n
+            for n in range(1, 5)
+            if processes.store.check([processes._key(f"{n}/{processes.rank}")])
+        ]
 
     assert together(work) == [[4]] * 3
 
 
 def test_the_first_process_alone_makes_what_all_are_told():
     made = []
-    assert together(lambda processes: processes.told(lambda: (made.append(processes.rank), "made")[1])) == ["made"] * 3 and made == [0]
+    assert together(
+        lambda processes: processes.told(lambda: (made.append(processes.rank), "made")[1])
+    ) == ["made"] * 3 and made == [0]
 
 
 def test_a_state_goes_from_one_to_the_next_and_all_get_the_last():
-    assert together(lambda processes: processes.relay("start", lambda state: f"{state} {processes.rank}")) == ["start 0 1 2"] * 3
+    assert (
+        together(
+            lambda processes: processes.relay("start", lambda state: f"{state} {processes.rank}")
+        )
+        == ["start 0 1 2"] * 3
+    )
 
 
 def test_in_turn_the_first_works_then_every_machine_s_first_then_all_others():
@@ -98,7 +117,9 @@ def test_a_request_to_stop_any_is_one_to_all():
 def test_who_has_other_values_than_the_first_is_named():
     assert together(lambda processes: processes.same("recipe", {"a": 1})) == [None] * 3
     for error in together(lambda processes: processes.same("recipe", processes.rank == 2)):
-        assert isinstance(error, DataError) and str(error).startswith("Process 2 of 3 has another recipe than process 0.")
+        assert isinstance(error, DataError) and str(error).startswith(
+            "Process 2 of 3 has another recipe than process 0."
+        )
 
 
 @pytest.mark.parametrize(("items", "size"), [(7, 3), (2, 3), (6, 3), (0, 2), (5, 1)])
@@ -112,14 +133,20 @@ def test_a_process_alone_is_its_own_team():
     alone, stop, tensor = ProcessGroup(), StopRequest(), torch.ones(2)
     done = []
     with alone.fail_together():
-        assert alone.gather(3) == [3] and alone.told(lambda: 4) == 4 and alone.relay(1, lambda s: s + 1) == 2
+        assert (
+            alone.gather(3) == [3]
+            and alone.told(lambda: 4) == 4
+            and alone.relay(1, lambda s: s + 1) == 2
+        )
         alone.in_turn(lambda: done.append(1))
         alone.same("thing", object())
         alone.add(tensor)
     assert alone.agreed(stop) is stop and done == [1] and tensor.tolist() == [1, 1]
 
 
-def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_of_the_team(monkeypatch):
+def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_of_the_team(
+    monkeypatch,
+):
     processes, tensor = ProcessGroup(1, 2, HashStore()), torch.ones(2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda given: given.mul_(2))
     processes.add(tensor)
@@ -129,14 +156,20 @@ def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_
         raise RuntimeError("connection closed by peer")
 
     monkeypatch.setattr(torch.distributed, "all_reduce", broken)
-    with pytest.raises(RankError, match="Process 1 of 2 could not add up gradients with the others: connection closed by peer"):
+    with pytest.raises(
+        RankError,
+        match=(
+            "Process 1 of 2 could not add up gradients with the others: connection closed by peer"
+        ),
+    ):
         processes.add(tensor)
     processes._post(ValueError("first"))
     with pytest.raises(RankError, match="Process 1 of 2 failed, and so all end"):
         processes.add(tensor)
 
 
-# --- one fate ---------------------------------------------------------------------------------------------------------------------------
+# --- one fate
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_error_of_one_ends_all_and_is_told_to_all(one_block):
@@ -149,7 +182,10 @@ def test_the_error_of_one_ends_all_and_is_told_to_all(one_block):
     first, failed, last = together(work)
     assert isinstance(failed, ValueError)
     for error in (first, last):
-        assert isinstance(error, RankError) and str(error) == "Process 1 of 3 failed, and so all end. ValueError: no such thing"
+        assert (
+            isinstance(error, RankError)
+            and str(error) == "Process 1 of 3 failed, and so all end. ValueError: no such thing"
+        )
 
 
 def test_of_several_errors_the_first_is_told(one_block):
@@ -164,7 +200,9 @@ def test_of_several_errors_the_first_is_told(one_block):
     processes = ProcessGroup(0, 2, store)
     processes._post(ValueError("first"))
     processes._post(ValueError("second"))
-    with pytest.raises(RankError, match=r"Process 0 of 2 failed, and so all end\. ValueError: first"):
+    with pytest.raises(
+        RankError, match=r"Process 0 of 2 failed, and so all end\. ValueError: first"
+    ):
         processes._look_for_failure()
 
 
@@ -228,16 +266,22 @@ def test_a_store_that_is_gone_is_said():
     server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     store = TCPStore("localhost", server.port, is_master=False, wait_for_workers=False)
     del server
-    with pytest.raises(RankError, match=r"Process 0 of 2 cannot reach the others any more; look for what ended process 0\."):
+    with pytest.raises(
+        RankError,
+        match=r"Process 0 of 2 cannot reach the others any more; look for what ended process 0\.",
+    ):
         ProcessGroup(0, 2, store).meet()
 
 
-# --- who does not come ------------------------------------------------------------------------------------------------------------------
+# --- who does not come
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_who_does_not_come_in_time_is_named():
     processes = ProcessGroup(0, 2, HashStore(), patience=0.05)
-    with pytest.raises(RankError, match=r"Process 1 of 2 did not come within 0\.05 s; .* than process 0"):
+    with pytest.raises(
+        RankError, match=r"Process 1 of 2 did not come within 0\.05 s; .* than process 0"
+    ):
         processes.meet()
     last = ProcessGroup(0, 3, HashStore(), patience=0.05)
     with pytest.raises(RankError, match="Process 2 of 3 did not come"):
@@ -255,7 +299,9 @@ def test_who_is_gone_from_this_machine_is_named_long_before_patience_ends(monkey
     store = HashStore()
     ProcessGroup(1, 2, store).introduce(dead())
     start = time.monotonic()
-    with pytest.raises(RankError, match="Process 1 of 2 is gone without a word: it was killed, or crashed"):
+    with pytest.raises(
+        RankError, match="Process 1 of 2 is gone without a word: it was killed, or crashed"
+    ):
         ProcessGroup(0, 2, store, patience=60.0).meet()
     assert time.monotonic() - start < 10
 

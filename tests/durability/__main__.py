@@ -1,8 +1,11 @@
-"""Torture: runs that are killed, files that are damaged; writes docs/explanation/durability.md. `make torture` calls it.
+"""Torture: runs that are killed, files that are damaged; writes docs/explanation/durability.md.
 
-python -m tests.durability                 # kills (about 8 minutes on two cores), damaged inputs (about 9), broken files (about 1)
-python -m tests.durability --only kills    # or inputs, or files; the others' rows stay as they were, with their dates
-python -m tests.durability --page          # runs nothing
+`make torture` calls it.
+
+python -m tests.durability                 # kills (about 8 minutes on two cores), damaged inputs
+(about 9), broken files (about 1) python -m tests.durability --only kills    # or inputs, or files;
+the others' rows stay as they were, with their dates python -m tests.durability --page          #
+runs nothing
 """
 
 import argparse
@@ -21,7 +24,12 @@ from tests.paths import ROOT
 
 PAGE = Path("docs/explanation/durability.md")
 KEPT = Path("docs/results")
-BROKEN = ("tests/data/test_video.py", "tests/plugins/gaze/test_gaze_fixation_csv.py", "tests/plugins/gaze/test_gaze_scanpath.py", "tests/plugins/gaze/test_gaze_raw.py")
+BROKEN = (
+    "tests/data/test_video.py",
+    "tests/plugins/gaze/test_gaze_fixation_csv.py",
+    "tests/plugins/gaze/test_gaze_scanpath.py",
+    "tests/plugins/gaze/test_gaze_raw.py",
+)
 """Tests of which each makes one broken file, or one kind, and says what must come of it."""
 
 
@@ -34,13 +42,31 @@ def kills() -> None:
     """Kill runs at every file operation and at random times; note what came of it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        done = subprocess.run([sys.executable, "-m", "tests.durability.kills", "--json", str(out)], cwd=ROOT)
-        (KEPT / "durability-kills.json").write_text(json.dumps({"date": today(), "exit": done.returncode, "rows": json.loads(out.read_text())}, indent=1) + "\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.durability.kills", "--json", str(out)], cwd=ROOT
+        )
+        (KEPT / "durability-kills.json").write_text(
+            json.dumps(
+                {"date": today(), "exit": done.returncode, "rows": json.loads(out.read_text())},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 def inputs(seconds: float, seed: int) -> None:
     """Damage inputs of every parser; counts add up over the runs that are noted."""
-    command = [sys.executable, "-m", "tests.durability.fuzz", "--seconds", str(seconds), "--seed", str(seed), "--json", str(KEPT / "durability-inputs.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.durability.fuzz",
+        "--seconds",
+        str(seconds),
+        "--seed",
+        str(seed),
+        "--json",
+        str(KEPT / "durability-inputs.json"),
+    ]
     subprocess.run(command, cwd=ROOT)
 
 
@@ -55,20 +81,34 @@ def files() -> None:
             outcomes = found.setdefault(str(case.get("name")).partition("[")[0], {})
             outcomes[_result(case)] = outcomes.get(_result(case), 0) + 1
         rows = [{"name": name, "outcomes": outcomes} for name, outcomes in found.items()]
-    (KEPT / "durability-files.json").write_text(json.dumps({"date": today(), "rows": rows}, indent=1) + "\n")
+    (KEPT / "durability-files.json").write_text(
+        json.dumps({"date": today(), "rows": rows}, indent=1) + "\n"
+    )
 
 
 def _result(case: ElementTree.Element) -> str:
-    return next((kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None), "as it must be")
+    return next(
+        (kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None),
+        "as it must be",
+    )
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------------------------
+# --- the page
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def page() -> str:
     """Return the page of what was tried and what happened."""
-    lines = ["<!-- Written by `make torture`; do not edit. -->", "# Durability", "", *INTRODUCTION, ""]
-    lines += _kills(_read("durability-kills.json")) + _inputs() + _files(_read("durability-files.json"))
+    lines = [
+        "<!-- Written by `make torture`; do not edit. -->",
+        "# Durability",
+        "",
+        *INTRODUCTION,
+        "",
+    ]
+    lines += (
+        _kills(_read("durability-kills.json")) + _inputs() + _files(_read("durability-files.json"))
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -83,10 +123,19 @@ def _kills(found: Any) -> list[str]:
         return [*lines, "Not run yet.", ""]
     tried, killed = (sum(row[key] for row in found["rows"]) for key in ("tried", "kills"))
     lines += [
-        f"{found['date']}: {tried:,} runs, {killed:,} kills. Each run was given the same command again until it had finished, and its weights, metrics and predictions were compared, byte by byte, "
-        "with those of a run that nothing had happened to.",
+        (
+            f"{found['date']}: {tried:,} runs, {killed:,} kills. Each run was given the same"
+            " command again until it had finished, and its weights, metrics and predictions were"
+            " compared, byte by byte, with those of a run that nothing had happened to."
+        ),
         "",
-        *_table(("fault", "runs", "kills", "what happened"), [(r["fault"], f"{r['tried']:,}", f"{r['kills']:,}", _outcomes(r["outcomes"])) for r in found["rows"]]),
+        *_table(
+            ("fault", "runs", "kills", "what happened"),
+            [
+                (r["fault"], f"{r['tried']:,}", f"{r['kills']:,}", _outcomes(r["outcomes"]))
+                for r in found["rows"]
+            ],
+        ),
         "",
     ]
     return lines
@@ -104,12 +153,43 @@ def _inputs() -> list[str]:
     rows, runs = torture_fuzz.rows(path), json.loads(path.read_text())["runs"]
     when = "; ".join(f"{run['date']}, seed {run['seed']}, {run['engine']}" for run in runs)
     total = sum(row["tried"] for row in rows)
-    lines += [f"{total:,} inputs in {len(runs)} run{'s' if len(runs) > 1 else ''} ({when}); a right result or a typed error is what must come, anything else is a finding.", ""]
+    lines += [
+        (
+            f"{total:,} inputs in {len(runs)} run{'s' if len(runs) > 1 else ''} ({when}); a right"
+            " result or a typed error is what must come, anything else is a finding."
+        ),
+        "",
+    ]
     cells = [
-        (f"`{r['parser']}`", r["fault"].removeprefix("damaged "), f"{r['tried']:,}", f"{r['right']:,}", f"{r['refused']:,}", str(r["findings"]), _share(r), f"{r['slowest_s']:.2f}")
+        (
+            f"`{r['parser']}`",
+            r["fault"].removeprefix("damaged "),
+            f"{r['tried']:,}",
+            f"{r['right']:,}",
+            f"{r['refused']:,}",
+            str(r["findings"]),
+            _share(r),
+            f"{r['slowest_s']:.2f}",
+        )
         for r in sorted(rows, key=lambda r: str(r["parser"]))
     ]
-    return [*lines, *_table(("parser", "what is damaged", "inputs", "read", "refused", "findings", "lines covered", "slowest, s"), cells), ""]
+    return [
+        *lines,
+        *_table(
+            (
+                "parser",
+                "what is damaged",
+                "inputs",
+                "read",
+                "refused",
+                "findings",
+                "lines covered",
+                "slowest, s",
+            ),
+            cells,
+        ),
+        "",
+    ]
 
 
 def _share(row: dict[str, Any]) -> str:
@@ -120,13 +200,30 @@ def _files(found: Any) -> list[str]:
     lines = ["## Files that are broken", ""]
     if found is None:
         return [*lines, "Not run yet.", ""]
-    lines += [f"{found['date']}: real files, made by the tests; each row is one test, by its name, with the number of files or kinds of damage that it goes through.", ""]
-    cells = [(r["name"].removeprefix("test_").replace("_", " "), str(sum(r["outcomes"].values())), _outcomes(r["outcomes"])) for r in found["rows"]]
+    lines += [
+        (
+            f"{found['date']}: real files, made by the tests; each row is one test, by its name,"
+            " with the number of files or kinds of damage that it goes through."
+        ),
+        "",
+    ]
+    cells = [
+        (
+            r["name"].removeprefix("test_").replace("_", " "),
+            str(sum(r["outcomes"].values())),
+            _outcomes(r["outcomes"]),
+        )
+        for r in found["rows"]
+    ]
     return [*lines, *_table(("what is tried", "cases", "what happened"), cells)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
 
 
 INTRODUCTION = """A run survives whatever ends it, and nothing that it reads is believed unseen. This page says what was tried. How runs are kept is on
@@ -135,11 +232,17 @@ INTRODUCTION = """A run survives whatever ends it, and nothing that it reads is 
 
 def main() -> None:
     """Torture what is asked for, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=("kills", "inputs", "files"), action="append")
     parser.add_argument("--seconds", type=float, default=40.0, help="for each parser")
-    parser.add_argument("--seed", type=int, default=0, help="of the damaged inputs; another one adds others")
-    parser.add_argument("--page", action="store_true", help="run nothing; write the page from what is noted")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the damaged inputs; another one adds others"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="run nothing; write the page from what is noted"
+    )
     options = parser.parse_args()
     chosen = () if options.page else options.only or ("kills", "inputs", "files")
     if "kills" in chosen:

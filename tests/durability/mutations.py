@@ -1,4 +1,6 @@
-"""Mutations of valid inputs, for the fuzzer: of bytes, of JSON trees, and inside the containers of weights. Deterministic in the generator given."""
+"""Mutations of valid inputs, for the fuzzer: of bytes, of JSON trees, and inside the containers of
+weights. Deterministic in the generator given.
+"""
 
 import json
 import random
@@ -12,18 +14,128 @@ from typing import Any
 Mutation = Callable[[bytes, random.Random], bytes]
 
 NUMBERS = (
-    b"0", b"-0", b"1", b"-1", b"0.5", b"1.5", b"-0.6", b"1e308", b"-1e308", b"1e309", b"1e-320", b"nan", b"NaN", b"inf", b"-Infinity", b"640", b"1.7e9",
-    b"9" * 30, b"1_0", b"0x10", b"00:12", b"99:99", b"01:02:03", b"2147483648", b"18446744073709551616", b"1e7", b"9999999.9", "\u0661".encode(),
-)  # fmt: skip
+    b"0",
+    b"-0",
+    b"1",
+    b"-1",
+    b"0.5",
+    b"1.5",
+    b"-0.6",
+    b"1e308",
+    b"-1e308",
+    b"1e309",
+    b"1e-320",
+    b"nan",
+    b"NaN",
+    b"inf",
+    b"-Infinity",
+    b"640",
+    b"1.7e9",
+    b"9" * 30,
+    b"1_0",
+    b"0x10",
+    b"00:12",
+    b"99:99",
+    b"01:02:03",
+    b"2147483648",
+    b"18446744073709551616",
+    b"1e7",
+    b"9999999.9",
+    "\u0661".encode(),
+)
 TOKENS = (
-    b",", b'"', b'""', b"\n", b"\r", b"\r\n", b"\x00", b"\xff", b"\xef\xbb\xbf", b";", b"\t", b"{", b"}", b"[", b"]", b":", b"- ", b"&a ", b"*a", b"<<: ", b"!!", b"|", b"'",
-    b"..", b"/", b"\\", b"../", b"null", b"true", b"~", b"\\ud800", b"\\u0000", "\u2028".encode(), "\U0001f600".encode(), b"=", b".", b"#", b"__class__", b"A", b"E",
-)  # fmt: skip
+    b",",
+    b'"',
+    b'""',
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"\x00",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b";",
+    b"\t",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b"- ",
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"!!",
+    b"|",
+    b"'",
+    b"..",
+    b"/",
+    b"\\",
+    b"../",
+    b"null",
+    b"true",
+    b"~",
+    b"\\ud800",
+    b"\\u0000",
+    "\u2028".encode(),
+    "\U0001f600".encode(),
+    b"=",
+    b".",
+    b"#",
+    b"__class__",
+    b"A",
+    b"E",
+)
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 7, 0.5, -0.5, 1e7, 1e308, float("nan"), float("inf"), 10**9, 2**31, 2**63, 10**30, "", " ", "A", "a", "H", "no", "x" * 200,
-    "00:12", "99:99", "1:02:03", "7.5", "..", "../x.mp4", "/etc/passwd", "a.mp4", "\0", "\ud800", "train", "float32", "gaze", [], {}, [[]], [None], {"a": 1}, ["A. x", "B. y"],
-    [0, 1], [1, 0], ["lora"], "package:modulate_tabletop/host",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    0.5,
+    -0.5,
+    1e7,
+    1e308,
+    float("nan"),
+    float("inf"),
+    10**9,
+    2**31,
+    2**63,
+    10**30,
+    "",
+    " ",
+    "A",
+    "a",
+    "H",
+    "no",
+    "x" * 200,
+    "00:12",
+    "99:99",
+    "1:02:03",
+    "7.5",
+    "..",
+    "../x.mp4",
+    "/etc/passwd",
+    "a.mp4",
+    "\0",
+    "\ud800",
+    "train",
+    "float32",
+    "gaze",
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    ["A. x", "B. y"],
+    [0, 1],
+    [1, 0],
+    ["lora"],
+    "package:modulate_tabletop/host",
+)
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 LONGEST = 1 << 14
 
@@ -56,7 +168,9 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(data: bytes, rng: random.Random) -> bytes:
-    """Change a JSON tree in one to three places: values, keys, items; one time in eight its bytes instead."""
+    """Change a JSON tree in one to three places: values, keys, items; one time in eight its bytes
+    instead.
+    """
     if rng.random() < 0.125:
         return mutate_bytes(data, rng)
     try:
@@ -82,53 +196,85 @@ def _changed(tree: Any, rng: random.Random) -> Any:
         other, name = rng.choice(places)
         holder[key] = json.loads(json.dumps(other[name]))
     elif kind == 5 and isinstance(holder, dict):
-        holder[rng.choice((key[:-1], key + "x", "", key.upper(), str(rng.choice(places)[1])))] = holder.pop(key)
+        holder[rng.choice((key[:-1], key + "x", "", key.upper(), str(rng.choice(places)[1])))] = (
+            holder.pop(key)
+        )
     elif kind == 6 and isinstance(holder, list):
         holder.insert(key, holder[key])
     elif isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
-        holder[key] = rng.choice((holder[key] + 1, -holder[key], holder[key] * 2, holder[key] / 3, str(holder[key])))
+        holder[key] = rng.choice(
+            (holder[key] + 1, -holder[key], holder[key] * 2, holder[key] / 3, str(holder[key]))
+        )
     elif isinstance(holder[key], str):
-        holder[key] = mutate_bytes(holder[key].encode(errors="replace"), rng).decode(errors="replace")
+        holder[key] = mutate_bytes(holder[key].encode(errors="replace"), rng).decode(
+            errors="replace"
+        )
     else:
         holder[key] = [holder[key]]
     return tree
 
 
 def _fresh(rng: random.Random) -> Any:
-    return json.loads(json.dumps(rng.choice(VALUES)))  # a copy: a list put in twice would change twice
+    return json.loads(
+        json.dumps(rng.choice(VALUES))
+    )  # a copy: a list put in twice would change twice
 
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) of a tree; not below 50 levels."""
     found, level = [], [tree] if isinstance(tree, dict | list) else []
     for _ in range(50):
-        inner = [(holder, key) for holder in level for key in (holder if isinstance(holder, dict) else range(len(holder)))]
+        inner = [
+            (holder, key)
+            for holder in level
+            for key in (holder if isinstance(holder, dict) else range(len(holder)))
+        ]
         found += inner
         level = [holder[key] for holder, key in inner if isinstance(holder[key], dict | list)]
     return found
 
 
 def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """Change a safetensors file: its header's JSON, the length before it, or the numbers behind it; one time in eight its bytes."""
+    """Change a safetensors file: its header's JSON, the length before it, or the numbers behind it;
+    one time in eight its bytes.
+    """
     size = int.from_bytes(data[:8], "little")
     kind = rng.randrange(8)
     if kind == 0 or not 8 + size <= len(data):
         return mutate_bytes(data, rng)
     header, numbers = data[8 : 8 + size], data[8 + size :]
     if kind == 1:
-        return struct.pack("<Q", rng.choice((0, 1, size + 1, size - 1, size * 2, 2**31, 2**40, 2**63, 2**64 - 1)) % 2**64) + header + numbers
+        return (
+            struct.pack(
+                "<Q",
+                rng.choice((0, 1, size + 1, size - 1, size * 2, 2**31, 2**40, 2**63, 2**64 - 1))
+                % 2**64,
+            )
+            + header
+            + numbers
+        )
     if kind == 2 and len(numbers) >= 4:
         at = 4 * rng.randrange(len(numbers) // 4)
         value = rng.choice((float("nan"), float("inf"), 0.0, 1e38, -1.0))
         return data[: 8 + size + at] + struct.pack("<f", value) + data[8 + size + at + 4 :]
     if kind == 3:
-        return data[:8] + header + (numbers[: rng.randrange(len(numbers) + 1)] if rng.random() < 0.5 else numbers + bytes(rng.randrange(64)))
+        return (
+            data[:8]
+            + header
+            + (
+                numbers[: rng.randrange(len(numbers) + 1)]
+                if rng.random() < 0.5
+                else numbers + bytes(rng.randrange(64))
+            )
+        )
     header = mutate_json(header, rng)
     return struct.pack("<Q", len(header)) + header + numbers
 
 
 def mutate_archive(data: bytes, rng: random.Random) -> bytes:
-    """Change a file of torch.save: its pickle, mostly, packed again with right checksums; an entry's name or bytes; or the archive's own bytes."""
+    """Change a file of torch.save: its pickle, mostly, packed again with right checksums; an
+    entry's name or bytes; or the archive's own bytes.
+    """
     kind = rng.randrange(8)
     if kind == 0:
         return mutate_bytes(data, rng)

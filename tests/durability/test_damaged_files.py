@@ -1,4 +1,7 @@
-"""Damaged inputs for every parser of foreign files: a typed error or a right result. The long form is tests/durability/fuzz.py; this is its short one."""
+"""Damaged inputs for every parser of foreign files: a typed error or a right result.
+
+The long form is tests/durability/fuzz.py; this is its short one.
+"""
 
 import base64
 import json
@@ -28,16 +31,26 @@ def test_damaged_inputs_are_refused_with_a_typed_error_or_read_rightly(name):
     inputs = max(20, int(400 * PARSERS[name].share))
     result = torture_fuzz.by_mutation(name, inputs, 60.0, seed=2026)
     assert [(f["kind"], f["text"], base64.b64decode(f["input"])) for f in result["findings"]] == []
-    assert result["inputs"] == inputs and result["accepted"] + sum(result["refused"].values()) == inputs and result["refused"]
+    assert (
+        result["inputs"] == inputs
+        and result["accepted"] + sum(result["refused"].values()) == inputs
+        and result["refused"]
+    )
 
 
-# --- what is generated right is read right ------------------------------------------------------------------------------------------------
+# --- what is generated right is read right
+# ------------------------------------------------------------------------------------------------
 
 positions = st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5))
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 10_000), positions), unique_by=lambda sample: sample[0], max_size=8), st.permutations(["time_seconds", "x", "y", "note"]))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10_000), positions), unique_by=lambda sample: sample[0], max_size=8
+    ),
+    st.permutations(["time_seconds", "x", "y", "note"]),
+)
 def test_hand_positions_that_are_written_are_read(samples, columns):
     samples = sorted(samples)
     rows = [{"time_seconds": k / 64, "x": x, "y": y, "note": "a"} for k, (x, y) in samples]
@@ -49,29 +62,63 @@ def test_hand_positions_that_are_written_are_read(samples, columns):
     assert path.fixations[:-1, 3].tolist() == pytest.approx(lasts, abs=1e-9)
 
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(str.strip)
+texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(
+    str.strip
+)
 questions = st.builds(
-    lambda text, options, answer, time, extra: {"question": text, "options": options, "answer": LETTERS[answer % len(options)], "time_stamp": time} | extra,
-    texts, st.lists(texts.map(lambda t: "it is " + t), min_size=2, max_size=8), st.integers(0, 7), st.integers(0, 86_400) | st.floats(0, 9e6),
+    lambda text, options, answer, time, extra: (
+        {
+            "question": text,
+            "options": options,
+            "answer": LETTERS[answer % len(options)],
+            "time_stamp": time,
+        }
+        | extra
+    ),
+    texts,
+    st.lists(texts.map(lambda t: "it is " + t), min_size=2, max_size=8),
+    st.integers(0, 7),
+    st.integers(0, 86_400) | st.floats(0, 9e6),
     st.dictionaries(st.sampled_from(["task_type", "note"]), texts, max_size=2),
-)  # fmt: skip
+)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(["a.mp4", "v/b.mkv", "P01.R02"]), st.lists(questions, min_size=1, max_size=3)), min_size=1, max_size=3), st.booleans())
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a.mp4", "v/b.mkv", "P01.R02"]),
+            st.lists(questions, min_size=1, max_size=3),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.booleans(),
+)
 def test_questions_that_are_written_are_read(entries, ascii_only):
-    data = json.dumps([{"video_path": video, "questions": asked} for video, asked in entries], ensure_ascii=ascii_only).encode()
+    data = json.dumps(
+        [{"video_path": video, "questions": asked} for video, asked in entries],
+        ensure_ascii=ascii_only,
+    ).encode()
     items = parse_questions(data, torture_parsers.MCQ)
     flat = [(video, q) for video, asked in entries for q in asked]
     assert [item.video for item in items] == [video.rpartition("/")[2] for video, _ in flat]
     assert [(i.question, i.options, LETTERS[i.answer]) for i in items] == [
-        (q["question"].strip(), tuple(o.strip() for o in q["options"]), q["answer"]) for _, q in flat
+        (q["question"].strip(), tuple(o.strip() for o in q["options"]), q["answer"])
+        for _, q in flat
     ]
     assert [i.time for i in items] == [float(q["time_stamp"]) for _, q in flat]
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from(["train", "val", "test", "unused"]), min_size=len(torture_parsers.NAMES), max_size=len(torture_parsers.NAMES)), st.randoms())
+@given(
+    st.lists(
+        st.sampled_from(["train", "val", "test", "unused"]),
+        min_size=len(torture_parsers.NAMES),
+        max_size=len(torture_parsers.NAMES),
+    ),
+    st.randoms(),
+)
 def test_a_split_that_is_written_is_read_and_one_that_loses_or_repeats_a_video_is_not(splits, rng):
     names, expected = torture_parsers.NAMES, {}
     lists = {key: [] for key in ("train", "val", "test", "unused")}
@@ -90,7 +137,8 @@ def test_a_split_that_is_written_is_read_and_one_that_loses_or_repeats_a_video_i
         read()
 
 
-# --- the fuzzer can fail ------------------------------------------------------------------------------------------------------------------
+# --- the fuzzer can fail
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def planted(parse, check=lambda result, data: None):
@@ -98,7 +146,9 @@ def planted(parse, check=lambda result, data: None):
 
 
 def below_peak():
-    """Bytes that this process is below its own peak, which only more than that can raise: tests before this one may have taken much."""
+    """Bytes that this process is below its own peak, which only more than that can raise: tests
+    before this one may have taken much.
+    """
     now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return max(0, int(torture_fuzz.peak() * 2**20) - now)
 
@@ -131,11 +181,26 @@ def test_a_planted_defect_of_every_kind_is_found(monkeypatch):
         assert data != b"is wrong", "a wrong result"
 
     tally = torture_fuzz.Tally(planted(parse, check))
-    for data in (b"right", b"is refused", b"raises", b"says much", b"is wrong", b"hangs", b"is slow", b"takes memory"):
+    for data in (
+        b"right",
+        b"is refused",
+        b"raises",
+        b"says much",
+        b"is wrong",
+        b"hangs",
+        b"is slow",
+        b"takes memory",
+    ):
         tally.one(data)
     result = tally.result()
     found = {f["kind"]: base64.b64decode(f["input"]) for f in result["findings"]}
-    assert {"IndexError": b"raises", "MESSAGE": b"says much", "AssertionError": b"is wrong", "HANG": b"hangs", "MEMORY": b"takes memory"}.items() <= found.items()
+    assert {
+        "IndexError": b"raises",
+        "MESSAGE": b"says much",
+        "AssertionError": b"is wrong",
+        "HANG": b"hangs",
+        "MEMORY": b"takes memory",
+    }.items() <= found.items()
     assert "SLOW" in found and result["inputs"] == 8 and result["refused"] == {"SignalError": 2}
 
 
@@ -144,7 +209,10 @@ def test_the_same_seed_makes_the_same_inputs():
 
     for name in ("fixations", "questions", "weights", "archive"):
         seeds = PARSERS[name].seeds()
-        one, other = ([mutate.mutated(seeds, PARSERS[name].mutation, rng) for _ in range(20)] for rng in (random.Random(5), random.Random(5)))
+        one, other = (
+            [mutate.mutated(seeds, PARSERS[name].mutation, rng) for _ in range(20)]
+            for rng in (random.Random(5), random.Random(5))
+        )
         if name != "archive":  # an archive holds the time of its making
             assert one == other
         assert len(set(one)) > 10 and all(len(data) <= 2 * mutate.LONGEST for data in one)
@@ -152,11 +220,16 @@ def test_the_same_seed_makes_the_same_inputs():
 
 def test_coverage_counts_the_lines_of_the_parsers_functions():
     valid = PARSERS["hand"].seeds()
-    some, more = (torture_fuzz.covered(PARSERS["hand"], data) for data in (valid, [*valid, b"time_seconds,x,y\n0,1,640\n", b"\xff", b"x,y\n"]))
+    some, more = (
+        torture_fuzz.covered(PARSERS["hand"], data)
+        for data in (valid, [*valid, b"time_seconds,x,y\n0,1,640\n", b"\xff", b"x,y\n"])
+    )
     assert 0.4 < some["share"] < more["share"] <= 1 and some["lines"] == more["lines"] > 30
     (missed,) = more["missed"].values()
     source = (ROOT / "plugins" / "modulate_hand" / "path.py").read_text().splitlines()
-    assert any("comes after" in source[line - 1] or "come after" in source[line - 1] for line in missed)  # no input here has times that fall
+    assert any(
+        "comes after" in source[line - 1] or "come after" in source[line - 1] for line in missed
+    )  # no input here has times that fall
 
 
 def test_counts_add_up_over_recorded_runs(tmp_path):
@@ -164,8 +237,18 @@ def test_counts_add_up_over_recorded_runs(tmp_path):
 
     result = torture_fuzz.by_mutation("names", 50, 10.0, seed=1)
     for seed in (1, 2):
-        torture_fuzz.record(tmp_path / "fuzz.json", argparse.Namespace(seed=seed, engine="mutation"), {"names": result})
+        torture_fuzz.record(
+            tmp_path / "fuzz.json",
+            argparse.Namespace(seed=seed, engine="mutation"),
+            {"names": result},
+        )
     (row,) = torture_fuzz.rows(tmp_path / "fuzz.json")
     assert row["tried"] == 100 and row["runs"] == 2 and row["right"] + row["refused"] == 100
-    assert row["fault"] == "damaged names of files in data files" and "refused with a typed error, nothing else" in row["happened"]
-    assert [(run["seed"], run["engine"]) for run in json.loads((tmp_path / "fuzz.json").read_text())["runs"]] == [(1, "mutation"), (2, "mutation")]
+    assert (
+        row["fault"] == "damaged names of files in data files"
+        and "refused with a typed error, nothing else" in row["happened"]
+    )
+    assert [
+        (run["seed"], run["engine"])
+        for run in json.loads((tmp_path / "fuzz.json").read_text())["runs"]
+    ] == [(1, "mutation"), (2, "mutation")]

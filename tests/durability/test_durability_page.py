@@ -22,5 +22,11 @@ def test_every_file_of_tests_that_it_names_exists(monkeypatch):
 
 
 def test_it_can_be_asked_what_it_does():
-    done = subprocess.run([sys.executable, "-m", "tests.durability", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.durability", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
     assert done.returncode == 0 and "kills (about 8 minutes on two cores)" in done.stdout

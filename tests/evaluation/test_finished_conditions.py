@@ -17,7 +17,12 @@ IDS = [record.id for record in RECORDS]
 
 def test_lines_give_the_predictions_back_whatever_their_texts_hold():
     lines = as_lines(RECORDS)
-    assert from_lines(lines) == RECORDS and lines.count("\n") == 2 and lines.endswith("\n") and "é" in lines
+    assert (
+        from_lines(lines) == RECORDS
+        and lines.count("\n") == 2
+        and lines.endswith("\n")
+        and "é" in lines
+    )
     assert as_lines([]) == "" and from_lines("") == []
 
 
@@ -25,22 +30,44 @@ def test_what_is_kept_is_found_by_the_same_evaluation_alone(tmp_path):
     kept = FinishedConditions(tmp_path / "evaluation", "test", {"recipe": 1, "weights": 2})
     assert kept.read("signal", IDS) is None
     kept.write("signal", RECORDS)
-    assert FinishedConditions(tmp_path / "evaluation", "test", {"weights": 2, "recipe": 1}).read("signal", IDS) == RECORDS
+    assert (
+        FinishedConditions(tmp_path / "evaluation", "test", {"weights": 2, "recipe": 1}).read(
+            "signal", IDS
+        )
+        == RECORDS
+    )
     assert kept.read("none", IDS) is None
-    for split, made_of in (("val", {"recipe": 1, "weights": 2}), ("test", {"recipe": 1, "weights": 3})):
-        assert FinishedConditions(tmp_path / "evaluation", split, made_of).read("signal", IDS) is None
+    for split, made_of in (
+        ("val", {"recipe": 1, "weights": 2}),
+        ("test", {"recipe": 1, "weights": 3}),
+    ):
+        assert (
+            FinishedConditions(tmp_path / "evaluation", split, made_of).read("signal", IDS) is None
+        )
     assert FinishedConditions(tmp_path, "test", 1).key != FinishedConditions(tmp_path, "val", 1).key
 
 
 @pytest.mark.parametrize(
-    "change", [lambda t: t.replace("-1.25", "-1.26"), lambda t: t[:-5], lambda t: t + "x", lambda t: "", lambda t: "{}\n", lambda t: "[]\n", lambda t: t.replace('"sha256"', '"other"')]
+    "change",
+    [
+        lambda t: t.replace("-1.25", "-1.26"),
+        lambda t: t[:-5],
+        lambda t: t + "x",
+        lambda t: "",
+        lambda t: "{}\n",
+        lambda t: "[]\n",
+        lambda t: t.replace('"sha256"', '"other"'),
+    ],
 )
 def test_damaged_answers_are_said_and_not_used(tmp_path, change):
     kept = FinishedConditions(tmp_path, "test", 1)
     kept.write("signal", RECORDS)
     [path] = tmp_path.iterdir()
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.warns(UserWarning, match=r"The answers in .* are damaged \(.*\); the condition 'signal' is evaluated again"):
+    with pytest.warns(
+        UserWarning,
+        match=r"The answers in .* are damaged \(.*\); the condition 'signal' is evaluated again",
+    ):
         assert kept.read("signal", IDS) is None
     assert path.exists()
 

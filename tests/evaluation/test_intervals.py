@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from modulate.errors import DataError
 from modulate.evaluation import intervals as statistics
-from modulate.evaluation.intervals import bootstrap_interval, holm, mcnemar, mcnemar_counts, paired_difference, task_accuracies
+from modulate.evaluation.intervals import (
+    bootstrap_interval,
+    holm,
+    mcnemar,
+    mcnemar_counts,
+    paired_difference,
+    task_accuracies,
+)
 
 
 def test_mcnemar_counts_the_samples_that_changed():
@@ -23,7 +30,10 @@ def test_mcnemar_counts_the_samples_that_changed():
     assert result.p == 0.625  # 2 · (1 + 4) / 16
 
 
-@pytest.mark.parametrize(("b", "c", "p"), [(0, 0, 1.0), (0, 5, 0.0625), (5, 0, 0.0625), (1, 9, 0.021484375), (4, 4, 1.0), (0, 1, 1.0)])
+@pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [(0, 0, 1.0), (0, 5, 0.0625), (5, 0, 0.0625), (1, 9, 0.021484375), (4, 4, 1.0), (0, 1, 1.0)],
+)
 def test_mcnemar_equals_known_binomial_values(b, c, p):
     assert mcnemar_counts(b, c).p == p
 
@@ -75,7 +85,8 @@ def test_the_bootstrap_equals_enumeration_for_three_groups():
     for draw in itertools.product("abc", repeat=3):
         values = [v for group in draw for v in data[group]]
         means.append(sum(values) / len(values))
-    # many copies: the distribution's steps, without interpolation between its 27 outcomes; .13 and .87 lie inside steps
+    # many copies: the distribution's steps, without interpolation between its 27 outcomes; .13 and
+    # .87 lie inside steps
     low, high = np.quantile(np.repeat(means, 1000), [0.13, 0.87])
     result = bootstrap_interval(data, level=0.74, resamples=20_000, seed=3)
     assert result.mean == 5 / 8
@@ -86,7 +97,9 @@ def test_the_bootstrap_equals_enumeration_for_three_groups():
 def test_two_groups_that_disagree_give_the_widest_interval():
     result = bootstrap_interval({"a": [0, 0], "b": [1, 1]})
     assert (result.low, result.mean, result.high) == (0.0, 0.5, 1.0)
-    narrow = bootstrap_interval({"a": [0, 0], "b": [1, 1]}, level=0.3)  # half of all draws take one of each
+    narrow = bootstrap_interval(
+        {"a": [0, 0], "b": [1, 1]}, level=0.3
+    )  # half of all draws take one of each
     assert (narrow.low, narrow.high) == (0.5, 0.5)
 
 
@@ -106,7 +119,9 @@ def test_clustering_widens_the_interval_of_dependent_samples():
 def test_clustered_intervals_cover_the_truth_about_as_often_as_they_say():
     rng, hits, runs = np.random.default_rng(11), 0, 150
     for run in range(runs):
-        chance = np.clip(rng.normal(0.6, 0.2, 40), 0, 1)  # clipping moves the mean by less than .003
+        chance = np.clip(
+            rng.normal(0.6, 0.2, 40), 0, 1
+        )  # clipping moves the mean by less than .003
         groups = {str(i): rng.random(int(rng.integers(3, 12))) < p for i, p in enumerate(chance)}
         interval = bootstrap_interval(groups, resamples=400, seed=run)
         hits += interval.low <= 0.597 <= interval.high
@@ -114,9 +129,14 @@ def test_clustered_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_task_accuracies_weigh_tasks_alike():
-    result = task_accuracies([1, 0, 1, 1, 1, 1], ["a", "a", "b", "b", "b", "b"], ["u", "v", "u", "v", "w", "w"])
+    result = task_accuracies(
+        [1, 0, 1, 1, 1, 1], ["a", "a", "b", "b", "b", "b"], ["u", "v", "u", "v", "w", "w"]
+    )
     assert result.overall == 0.75
-    assert {task: (part.accuracy, part.n) for task, part in result.tasks.items()} == {"a": (0.5, 2), "b": (1.0, 4)}
+    assert {task: (part.accuracy, part.n) for task, part in result.tasks.items()} == {
+        "a": (0.5, 2),
+        "b": (1.0, 4),
+    }
     assert (result.tasks["b"].low, result.tasks["b"].high) == (1.0, 1.0)
     assert json.loads(json.dumps(result.as_json())) == result.as_json()
     assert result.as_json()["tasks"]["a"] == {"accuracy": 0.5, "n": 2, "low": 0.0, "high": 1.0}
@@ -138,20 +158,39 @@ def test_paired_difference_by_hand():
     result = paired_difference(a, b, ["u", "u", "v", "v", "w", "w"])
     assert result.mean == pytest.approx(2 / 6)
     assert (result.mcnemar.b, result.mcnemar.c, result.mcnemar.p) == (3, 1, 0.625)
-    assert (result.low, result.high) == (0.0, 0.5)  # each pair of answers changes by 1/2, 1/2 and 0 on average
+    assert (result.low, result.high) == (
+        0.0,
+        0.5,
+    )  # each pair of answers changes by 1/2, 1/2 and 0 on average
     # by task: x changes by 1 and 0 (mean 1/2), y by 1, 0, -1, 1 (mean 1/4)
-    by_task = paired_difference(a, b, ["u", "u", "v", "v", "w", "w"], ["x", "x", "y", "y", "y", "y"])
+    by_task = paired_difference(
+        a, b, ["u", "u", "v", "v", "w", "w"], ["x", "x", "y", "y", "y", "y"]
+    )
     assert by_task.mean == pytest.approx(0.375)
-    assert json.loads(json.dumps(result.as_json()))["mcnemar"] == {"b": 3, "c": 1, "p": 0.625, "exact": True}
+    assert json.loads(json.dumps(result.as_json()))["mcnemar"] == {
+        "b": 3,
+        "c": 1,
+        "p": 0.625,
+        "exact": True,
+    }
 
 
 @settings(max_examples=25)
-@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("xyz"), st.sampled_from("uvw")), min_size=1, max_size=30), st.randoms())
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.booleans(), st.sampled_from("xyz"), st.sampled_from("uvw")),
+        min_size=1,
+        max_size=30,
+    ),
+    st.randoms(),
+)
 def test_results_depend_on_the_seed_but_not_on_the_order(rows, random):
     def results(rows):
         a, b, tasks, groups = zip(*rows, strict=True)
         kind = {"resamples": 200, "seed": 5}
-        return task_accuracies(a, tasks, groups, **kind), paired_difference(a, b, groups, tasks, **kind)
+        return task_accuracies(a, tasks, groups, **kind), paired_difference(
+            a, b, groups, tasks, **kind
+        )
 
     mixed = list(rows)
     random.shuffle(mixed)
@@ -185,16 +224,32 @@ def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
     for held in (7 * 64, 7 * 500, 3):  # 8 parts, one, and one resample at a time
         monkeypatch.setattr(statistics, "_CHUNK", held)
         drawn = statistics._resampled_means(np.ones((7, 1)), np.ones((7, 1)), 500, 3)
-        assert drawn.shape == (500, 1) and bootstrap_interval(values, resamples=500, seed=3) == whole
+        assert (
+            drawn.shape == (500, 1) and bootstrap_interval(values, resamples=500, seed=3) == whole
+        )
 
 
 def test_a_result_says_how_it_was_drawn():
-    found = task_accuracies([1, 0, 1, 1], ["a", "a", "b", "b"], ["v", "w", "v", "w"], level=0.9, resamples=300, seed=7)
+    found = task_accuracies(
+        [1, 0, 1, 1], ["a", "a", "b", "b"], ["v", "w", "v", "w"], level=0.9, resamples=300, seed=7
+    )
     assert (found.level, found.resamples, found.seed, found.n, found.groups) == (0.9, 300, 7, 4, 2)
     interval = bootstrap_interval({"v": [1, 0], "w": [1]}, level=0.9, resamples=300, seed=7)
-    assert (interval.level, interval.resamples, interval.seed, interval.n, interval.groups) == (0.9, 300, 7, 3, 2)
+    assert (interval.level, interval.resamples, interval.seed, interval.n, interval.groups) == (
+        0.9,
+        300,
+        7,
+        3,
+        2,
+    )
     difference = paired_difference([1, 0], [0, 0], ["v", "w"], level=0.9, resamples=300, seed=7)
-    assert (difference.level, difference.resamples, difference.seed, difference.n, difference.groups) == (0.9, 300, 7, 2, 2)
+    assert (
+        difference.level,
+        difference.resamples,
+        difference.seed,
+        difference.n,
+        difference.groups,
+    ) == (0.9, 300, 7, 2, 2)
 
 
 def test_a_hundred_resamples_are_enough_and_fewer_are_not():
@@ -210,6 +265,17 @@ def test_a_level_lies_between_none_and_all(level):
 
 
 def test_a_resample_that_lacks_a_task_has_the_mean_of_the_others():
-    found = task_accuracies([1] * 6, ["a", "a", "a", "a", "a", "b"], ["u", "v", "w", "x", "y", "z"], resamples=300)
-    assert (found.overall, found.low, found.high) == (1.0, 1.0, 1.0)  # about a third of the resamples have no b
-    assert task_accuracies([0] * 6, ["a", "a", "a", "a", "a", "b"], ["u", "v", "w", "x", "y", "z"], resamples=300).high == 0.0
+    found = task_accuracies(
+        [1] * 6, ["a", "a", "a", "a", "a", "b"], ["u", "v", "w", "x", "y", "z"], resamples=300
+    )
+    assert (found.overall, found.low, found.high) == (
+        1.0,
+        1.0,
+        1.0,
+    )  # about a third of the resamples have no b
+    assert (
+        task_accuracies(
+            [0] * 6, ["a", "a", "a", "a", "a", "b"], ["u", "v", "w", "x", "y", "z"], resamples=300
+        ).high
+        == 0.0
+    )

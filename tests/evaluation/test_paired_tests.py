@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from modulate.errors import DataError
 from modulate.evaluation import paired_tests as paired
 from modulate.evaluation.intervals import mcnemar_counts
-from modulate.evaluation.paired_tests import detectable_difference, grouped_p, least_detectable, mcnemar_power
+from modulate.evaluation.paired_tests import (
+    detectable_difference,
+    grouped_p,
+    least_detectable,
+    mcnemar_power,
+)
 
 
 @given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from("abcdefgh")), max_size=40))
@@ -19,15 +24,22 @@ from modulate.evaluation.paired_tests import detectable_difference, grouped_p, l
 def test_the_grouped_test_counts_every_exchange_of_whole_groups(samples):
     sums = {group: sum(c for c, g in samples if g == group) for group in "abcdefgh"}
     seen = abs(sum(sums.values()))
-    flips = [sum(s * v for s, v in zip(signs, sums.values())) for signs in itertools.product([1, -1], repeat=len(sums))]
+    flips = [
+        sum(s * v for s, v in zip(signs, sums.values()))
+        for signs in itertools.product([1, -1], repeat=len(sums))
+    ]
     expected = np.mean([abs(total) >= seen for total in flips])
-    assert grouped_p([c for c, _ in samples], [g for _, g in samples]) == pytest.approx(expected, abs=1e-12)
+    assert grouped_p([c for c, _ in samples], [g for _, g in samples]) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5))
 def test_the_grouped_test_of_groups_of_one_is_mcnemars(b, c, unchanged):
     changes = [1] * b + [-1] * c + [0] * unchanged
-    assert grouped_p(changes, [str(i) for i in range(len(changes))]) == pytest.approx(mcnemar_counts(b, c).p, rel=1e-9)
+    assert grouped_p(changes, [str(i) for i in range(len(changes))]) == pytest.approx(
+        mcnemar_counts(b, c).p, rel=1e-9
+    )
 
 
 def test_groups_that_move_as_one_count_as_one():
@@ -43,19 +55,40 @@ def test_the_grouped_test_refuses_what_is_no_change():
 
 def enumerated_power(n, discordance, difference, alpha):
     first, second = (discordance + difference) / 2, (discordance - difference) / 2
-    outcomes = ((b, c) for b in range(n + 1) for c in range(n + 1 - b) if mcnemar_counts(b, c).p <= alpha)
-    return sum(comb(n, b) * comb(n - b, c) * first**b * second**c * (1 - discordance) ** (n - b - c) for b, c in outcomes)
+    outcomes = (
+        (b, c) for b in range(n + 1) for c in range(n + 1 - b) if mcnemar_counts(b, c).p <= alpha
+    )
+    return sum(
+        comb(n, b) * comb(n - b, c) * first**b * second**c * (1 - discordance) ** (n - b - c)
+        for b, c in outcomes
+    )
 
 
-@pytest.mark.parametrize(("n", "discordance", "difference", "alpha"), [(20, 0.5, 0.3, 0.05), (35, 1.0, -0.4, 0.05), (12, 0.6, 0.6, 0.05), (30, 0.3, 0.2, 0.01), (4, 0.9, 0.9, 0.05), (25, 0.4, 0.0, 0.05)])
+@pytest.mark.parametrize(
+    ("n", "discordance", "difference", "alpha"),
+    [
+        (20, 0.5, 0.3, 0.05),
+        (35, 1.0, -0.4, 0.05),
+        (12, 0.6, 0.6, 0.05),
+        (30, 0.3, 0.2, 0.01),
+        (4, 0.9, 0.9, 0.05),
+        (25, 0.4, 0.0, 0.05),
+    ],
+)
 def test_power_is_the_sum_over_all_outcomes(n, discordance, difference, alpha):
-    assert mcnemar_power(n, discordance, difference, alpha) == pytest.approx(enumerated_power(n, discordance, difference, alpha), abs=1e-7)
+    assert mcnemar_power(n, discordance, difference, alpha) == pytest.approx(
+        enumerated_power(n, discordance, difference, alpha), abs=1e-7
+    )
 
 
 def test_power_of_a_large_sample_agrees_with_simulation():
     n, discordance, difference = 1200, 0.3, 0.05
     assert n * discordance > paired.EXACT_DISCORDANT  # so Connor's approximation
-    drawn = np.random.default_rng(0).multinomial(n, [(discordance + difference) / 2, (discordance - difference) / 2, 1 - discordance], size=2000)
+    drawn = np.random.default_rng(0).multinomial(
+        n,
+        [(discordance + difference) / 2, (discordance - difference) / 2, 1 - discordance],
+        size=2000,
+    )
     found = np.mean([mcnemar_counts(int(b), int(c)).p <= 0.05 for b, c, _ in drawn])
     assert mcnemar_power(n, discordance, difference) == pytest.approx(found, abs=0.035)
 
@@ -63,17 +96,23 @@ def test_power_of_a_large_sample_agrees_with_simulation():
 def test_exact_and_approximate_power_meet(monkeypatch):
     exact = mcnemar_power(1000, 0.19, 0.04)
     monkeypatch.setattr(paired, "EXACT_DISCORDANT", 50)
-    assert mcnemar_power(1000, 0.19, 0.04) == pytest.approx(exact, abs=0.02) and exact != mcnemar_power(1000, 0.19, 0.04)
+    assert mcnemar_power(1000, 0.19, 0.04) == pytest.approx(
+        exact, abs=0.02
+    ) and exact != mcnemar_power(1000, 0.19, 0.04)
 
 
 @pytest.mark.parametrize(("n", "discordance"), [(30, 0.4), (60, 0.25), (401, 0.7)])
 def test_the_detectable_difference_is_where_power_reaches_eighty_per_cent(n, discordance):
     found = detectable_difference(n, discordance)
-    assert mcnemar_power(n, discordance, found) >= 0.8 > mcnemar_power(n, discordance, found - 0.001)
+    assert (
+        mcnemar_power(n, discordance, found) >= 0.8 > mcnemar_power(n, discordance, found - 0.001)
+    )
 
 
 def test_too_few_answers_can_show_nothing():
-    assert detectable_difference(5, 0.8) is None  # five discordant answers on one side give p = 1/16
+    assert (
+        detectable_difference(5, 0.8) is None
+    )  # five discordant answers on one side give p = 1/16
     assert detectable_difference(400, 0.0) is None
 
 
@@ -81,7 +120,9 @@ def test_the_least_detectable_difference_needs_every_change_on_one_side():
     assert least_detectable(5) is None  # p = 1/16 at best
     # of 18 questions six must change, all to one side: P(Bin(18, δ) ≥ 6) = 0.8
     found = least_detectable(18)
-    assert sum(comb(18, k) * found**k * (1 - found) ** (18 - k) for k in range(6, 19)) == pytest.approx(0.8, abs=2e-3)
+    assert sum(
+        comb(18, k) * found**k * (1 - found) ** (18 - k) for k in range(6, 19)
+    ) == pytest.approx(0.8, abs=2e-3)
     assert all(detectable_difference(18, d) >= found for d in (0.5, 0.7, 0.9))
 
 
@@ -92,10 +133,19 @@ def test_power_refuses_a_difference_beyond_the_discordance():
 
 @pytest.mark.parametrize(
     ("n", "discordance", "difference", "alpha"),
-    [(0, 0.5, 0.1, 0.05), (5, 0.0, 0.0, 0.05), (5, 1.1, 0.1, 0.05), (5, 0.5, -0.6, 0.05), (5, 0.5, 0.1, 0.0), (5, 0.5, 0.1, 1.0)],
+    [
+        (0, 0.5, 0.1, 0.05),
+        (5, 0.0, 0.0, 0.05),
+        (5, 1.1, 0.1, 0.05),
+        (5, 0.5, -0.6, 0.05),
+        (5, 0.5, 0.1, 0.0),
+        (5, 0.5, 0.1, 1.0),
+    ],
 )
 def test_power_refuses_each_value_out_of_its_range(n, discordance, difference, alpha):
-    with pytest.raises(DataError, match=f"got n = {n}, ψ = {discordance}, δ = {difference}, α = {alpha}"):
+    with pytest.raises(
+        DataError, match=f"got n = {n}, ψ = {discordance}, δ = {difference}, α = {alpha}"
+    ):
         mcnemar_power(n, discordance, difference, alpha)
 
 
@@ -106,5 +156,7 @@ def test_power_reaches_to_the_edges_of_its_ranges():
 
 def test_a_difference_found_exactly_as_often_as_asked_is_found():
     assert least_detectable(6, power=mcnemar_power(6, 1.0, 1.0)) == pytest.approx(1.0, abs=1e-3)
-    assert detectable_difference(6, 1.0, power=mcnemar_power(6, 1.0, 1.0)) == pytest.approx(1.0, abs=1e-3)
+    assert detectable_difference(6, 1.0, power=mcnemar_power(6, 1.0, 1.0)) == pytest.approx(
+        1.0, abs=1e-3
+    )
     assert detectable_difference(6, 0.0) is None

@@ -1,4 +1,6 @@
-"""Hosts whose layers are divided among processes: what cannot be done with them is refused before anything is loaded."""
+"""Hosts whose layers are divided among processes: what cannot be done with them is refused before
+anything is loaded.
+"""
 
 import warnings
 
@@ -18,13 +20,23 @@ LORA_EVERYWHERE = "training.stages.0.train=[modulator, lora]"
 @pytest.mark.parametrize(
     ("overrides", "text", "scoring_too"),
     [
-        (["training.batch_by=clip"], "`training.batch_by: clip` takes as many forwards as there are clips", False),
+        (
+            ["training.batch_by=clip"],
+            "`training.batch_by: clip` takes as many forwards as there are clips",
+            False,
+        ),
         (["evaluation.batch_by=clip"], "`evaluation.batch_by: clip` takes as many forwards", True),
-        (["features.hidden_state_cache_gib=1"], "`features.hidden_state_cache_gib` leaves layers out", True),
+        (
+            ["features.hidden_state_cache_gib=1"],
+            "`features.hidden_state_cache_gib` leaves layers out",
+            True,
+        ),
         (["injection.empty=none"], "`injection.empty: none` leaves a backward out", False),
     ],
 )
-def test_what_takes_some_through_the_host_more_often_than_others_is_refused(overrides, text, scoring_too):
+def test_what_takes_some_through_the_host_more_often_than_others_is_refused(
+    overrides, text, scoring_too
+):
     recipe = load_recipe(SMALL, overrides)
     with pytest.raises(RecipeError, match=text):
         refuse_out_of_step(recipe, DIVIDED, training=True)
@@ -44,7 +56,15 @@ def test_what_goes_in_step_is_not_refused():
 
 def test_running_out_of_memory_is_final_where_the_host_is_divided_and_there_alone():
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    with pytest.raises(DataError, match=r"A forward does not fit into memory \(CUDA out of memory\)\. .* lower batch_size"), in_step(DIVIDED):
+    with (
+        pytest.raises(
+            DataError,
+            match=(
+                r"A forward does not fit into memory \(CUDA out of memory\)\. .* lower batch_size"
+            ),
+        ),
+        in_step(DIVIDED),
+    ):
         raise full
     with pytest.raises(torch.OutOfMemoryError), in_step(ALONE):
         raise full

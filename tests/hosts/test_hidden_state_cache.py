@@ -23,22 +23,42 @@ def below(host):
 def ran(host, monkeypatch):
     """Which parts of the host really ran; no hooks, which would be refused."""
     seen = []
-    for kind, name in ((type(host.model.visual.blocks[0]), lambda self: "tower"), (type(host.model.language_model.layers[0].self_attn), lambda self: self.layer_idx)):
-        monkeypatch.setattr(kind, "forward", lambda self, *args, _own=kind.forward, _name=name, **kwargs: (seen.append(_name(self)), _own(self, *args, **kwargs))[1])
+    for kind, name in (
+        (type(host.model.visual.blocks[0]), lambda self: "tower"),
+        (type(host.model.language_model.layers[0].self_attn), lambda self: self.layer_idx),
+    ):
+        monkeypatch.setattr(
+            kind,
+            "forward",
+            lambda self, *args, _own=kind.forward, _name=name, **kwargs: (
+                seen.append(_name(self)),
+                _own(self, *args, **kwargs),
+            )[1],
+        )
     return seen
 
 
 def losses(model, modulation, given):
     """Logits of a conditioned forward, and the gradients that follow."""
     modulation.zero_grad()
-    with modulation.attached(model) as attachment, attachment.condition([[CLIP]] * len(given["input_ids"])):
+    with (
+        modulation.attached(model) as attachment,
+        attachment.condition([[CLIP]] * len(given["input_ids"])),
+    ):
         logits = model(**given, logits_to_keep=1, use_cache=False).logits
     logits.square().sum().backward()
-    return [logits.detach(), *(p.grad.clone() for p in modulation.parameters() if p.grad is not None)]
+    return [
+        logits.detach(),
+        *(p.grad.clone() for p in modulation.parameters() if p.grad is not None),
+    ]
 
 
-@pytest.mark.parametrize("texts", [((7, 8),), ((7, 8, 9), (10, 11))], ids=["one row", "two rows, one padded"])
-def test_logits_and_gradients_are_the_same_to_the_bit_without_tower_and_lower_layers(host, modulation, below, ran, texts):
+@pytest.mark.parametrize(
+    "texts", [((7, 8),), ((7, 8, 9), (10, 11))], ids=["one row", "two rows, one padded"]
+)
+def test_logits_and_gradients_are_the_same_to_the_bit_without_tower_and_lower_layers(
+    host, modulation, below, ran, texts
+):
     given = inputs(texts)
     bare = losses(host, modulation, given)
     assert ran == ["tower", 0, 1, 2, 3]
@@ -71,9 +91,16 @@ def test_a_cache_is_filled_as_ever_and_can_be_continued(host, below, ran):
             del ran[:]
             output = host(**given, use_cache=True)
             assert torch.equal(output.logits, first.logits)
-            assert [layer.keys.shape for layer in layers_of(output)] == [layer.keys[:, :, :-2].shape for layer in layers_of(first)]
-            assert torch.equal(host(input_ids=more, **cached(output), use_cache=True).logits, expected)
-            assert all(torch.equal(a.values, b.values) for a, b in zip(layers_of(output), layers_of(first), strict=True))
+            assert [layer.keys.shape for layer in layers_of(output)] == [
+                layer.keys[:, :, :-2].shape for layer in layers_of(first)
+            ]
+            assert torch.equal(
+                host(input_ids=more, **cached(output), use_cache=True).logits, expected
+            )
+            assert all(
+                torch.equal(a.values, b.values)
+                for a, b in zip(layers_of(output), layers_of(first), strict=True)
+            )
         assert ran == [2, 3, 0, 1, 2, 3]  # the question's own tokens go through all
         tokens = host.generate(**given, max_new_tokens=3, do_sample=False)
     assert torch.equal(tokens, host.generate(**given, max_new_tokens=3, do_sample=False))
@@ -87,7 +114,12 @@ def test_whatever_the_states_depend_on_is_looked_at(host, below):
         given | {"video_grid_thw": given["video_grid_thw"][:, [0, 2, 1]]},
         given | {"second_per_grid_ts": torch.full((2,), 3.0)},
         given | {"input_ids": torch.where(given["input_ids"] == 7, 12, given["input_ids"])},
-        given | {"attention_mask": torch.cat([torch.zeros(2, 1, dtype=torch.long), given["attention_mask"][:, 1:]], 1)},
+        given
+        | {
+            "attention_mask": torch.cat(
+                [torch.zeros(2, 1, dtype=torch.long), given["attention_mask"][:, 1:]], 1
+            )
+        },
         given | {"position_ids": torch.arange(given["input_ids"].shape[1]).expand(3, 2, -1)},
     ]
     expected = [host(**x, use_cache=False).logits for x in other]
@@ -125,11 +157,21 @@ def test_weights_and_adapters_that_change_are_noticed(ran):
 def test_while_lower_layers_are_trained_or_recomputed_it_is_off_and_says_so(below, host):
     given = inputs()
     modulation = fresh(host, lora=True)
-    with modulation.attached(host), below.remembered(), pytest.warns(UserWarning, match="no effect while LoRA in layers 0 to 1 is trained"):
+    with (
+        modulation.attached(host),
+        below.remembered(),
+        pytest.warns(UserWarning, match="no effect while LoRA in layers 0 to 1 is trained"),
+    ):
         host(**given, use_cache=False)
     host.model.language_model.layers[0].training = True
     try:
-        with below.remembered(), pytest.warns(UserWarning, match=r"while decoder layers are recomputed \(training.gradient_checkpointing\)"):
+        with (
+            below.remembered(),
+            pytest.warns(
+                UserWarning,
+                match=r"while decoder layers are recomputed \(training.gradient_checkpointing\)",
+            ),
+        ):
             host(**given, use_cache=False)
     finally:
         host.model.language_model.layers[0].training = False
@@ -163,7 +205,10 @@ def test_what_a_training_left_makes_room_for_the_evaluation_after_it(host):
         for _ in range(2):
             for row in rows[1:]:
                 host(**row, use_cache=False)
-    assert (below.hits, below.misses) == (3, 5)  # row 1 was found and stays, row 0 made room for row 2, row 3 came too late
+    assert (below.hits, below.misses) == (
+        3,
+        5,
+    )  # row 1 was found and stays, row 0 made room for row 2, row 3 came too late
 
 
 def test_the_host_is_put_back_as_it_was(host, below):
@@ -173,9 +218,14 @@ def test_the_host_is_put_back_as_it_was(host, below):
         assert set(host.state_dict()) == keys
         host(**inputs(), use_cache=False)
         copied = copy.deepcopy(host)
-        assert copied.model.language_model.layers[0].forward.__self__ is copied.model.language_model.layers[0]
+        assert (
+            copied.model.language_model.layers[0].forward.__self__
+            is copied.model.language_model.layers[0]
+        )
         kept = below.hits, below.misses
-        assert torch.equal(copied(**inputs(), use_cache=False).logits, host(**inputs(), use_cache=False).logits)
+        assert torch.equal(
+            copied(**inputs(), use_cache=False).logits, host(**inputs(), use_cache=False).logits
+        )
         assert (below.hits, below.misses) == (kept[0] + 1, kept[1])
         1 / 0  # noqa: B018
     assert not our_hooks(host) and not any("forward" in layer.__dict__ for layer in layers)
@@ -185,11 +235,21 @@ def test_a_host_of_which_it_cannot_be_right_is_refused(host):
     from modulate_hosts.contract.families import FAMILIES
 
     deep = next(f for f in FAMILIES if f.name == "qwen3_vl").build()
-    with pytest.raises(HostError, match=r"adds to the states after each of its first 2 layers, and layer 1 is one\. Set features\.hidden_state_cache_gib to 0"):
+    with pytest.raises(
+        HostError,
+        match=(
+            r"adds to the states after each of its first 2 layers, and layer 1 is one\. Set"
+            r" features\.hidden_state_cache_gib to 0"
+        ),
+    ):
         HiddenStateCache(understand(deep), 1, MIB, ContentKeys())
     hooked = qwen()
     layers = hooked.model.language_model.layers
-    for module, hook in ((layers[0], "register_forward_hook"), (layers[1].mlp, "register_forward_hook"), (layers[1], "register_forward_pre_hook")):
+    for module, hook in (
+        (layers[0], "register_forward_hook"),
+        (layers[1].mlp, "register_forward_hook"),
+        (layers[1], "register_forward_pre_hook"),
+    ):
         handle = getattr(module, hook)(lambda *args: None)
         with pytest.raises(HostError, match=r"a hook .*which would not run for what is kept"):
             HiddenStateCache(understand(hooked), 1, MIB, ContentKeys())
@@ -204,7 +264,10 @@ def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_p
     from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == "qwen3_vl")
-    model, given = family.build(), write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
+    model, given = (
+        family.build(),
+        write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs,
+    )
     expected = model(**given).logits
     below = HiddenStateCache(understand(model), 2, MIB, ContentKeys())
     with below.remembered():
@@ -237,4 +300,9 @@ def test_of_a_cache_only_the_lower_layers_are_kept_and_counted(host, below):
         (states,) = below._kept.values()
         lower = layers_of(output)[: below.first + 1]
         assert len(states.cached) == len(lower) == 2
-        assert states.nbytes == states.hidden.nbytes + sum(layer.keys.nbytes + layer.values.nbytes for layer in lower) == MIB - below._free
+        assert (
+            states.nbytes
+            == states.hidden.nbytes
+            + sum(layer.keys.nbytes + layer.values.nbytes for layer in lower)
+            == MIB - below._free
+        )

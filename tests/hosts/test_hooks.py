@@ -1,4 +1,6 @@
-"""What is put into a host for a while: it is inert in copies, tells threads apart, and goes without a trace."""
+"""What is put into a host for a while: it is inert in copies, tells threads apart, and goes without
+a trace.
+"""
 
 import copy
 import inspect
@@ -10,7 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from modulate.hosts.hooks import ActiveCalls, Hook, is_patched, may_run_modules, named, patched_method, third_party_hook
+from modulate.hosts.hooks import (
+    ActiveCalls,
+    Hook,
+    is_patched,
+    may_run_modules,
+    named,
+    patched_method,
+    third_party_hook,
+)
 
 
 def doubled(module, args, output):
@@ -72,7 +82,9 @@ def test_a_thread_may_run_modules_while_torch_is_on_its_stack():
 def test_who_must_be_alone_waits_for_no_thread_that_was_interrupted():
     for run, free in ((in_a_module, False), (by_itself, True)):
         callers = ActiveCalls()
-        thread, over = meanwhile(lambda wait, run=run, callers=callers: callers.enter(alone=False) and run(wait))
+        thread, over = meanwhile(
+            lambda wait, run=run, callers=callers: callers.enter(alone=False) and run(wait)
+        )
         try:
             assert callers.enter(alone=True) is free
             assert callers._inside == ({threading.get_ident()} if free else {thread})
@@ -81,7 +93,9 @@ def test_who_must_be_alone_waits_for_no_thread_that_was_interrupted():
             assert callers._inside == (set() if free else {thread})
         finally:
             over()
-    assert callers.enter(alone=True) and callers.enter(alone=True)  # a thread is alone beside itself
+    assert callers.enter(alone=True) and callers.enter(
+        alone=True
+    )  # a thread is alone beside itself
     callers.leave()
     callers.leave()
 
@@ -115,7 +129,11 @@ def test_hooks_of_others_are_known_by_their_module():
 
     from transformers.utils.generic import set_attribute_for_modules
 
-    assert third_party_hook([]) == third_party_hook([Tracked(doubled), set_attribute_for_modules]) == ""
+    assert (
+        third_party_hook([])
+        == third_party_hook([Tracked(doubled), set_attribute_for_modules])
+        == ""
+    )
     assert third_party_hook([set_attribute_for_modules, doubled]) == __name__
     assert third_party_hook([partial(doubled)]) == "functools"
     assert third_party_hook([Hook(doubled)]) == "modulate.hosts.hooks"

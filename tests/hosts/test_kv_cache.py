@@ -15,7 +15,9 @@ def test_a_cache_is_found_under_any_name():
     cache = DynamicCache()
     for name in ("past_key_values", "cache", "cache_params", "a_name_of_next_year"):
         assert find_cache({"input_ids": torch.ones(1, 2), name: cache, "other": None}) is cache
-    assert find_cache({"cache": None, "use_cache": True, "attention_mask": torch.ones(1, 2)}) is None
+    assert (
+        find_cache({"cache": None, "use_cache": True, "attention_mask": torch.ones(1, 2)}) is None
+    )
 
 
 def test_one_cache_under_two_names_is_one():
@@ -27,7 +29,9 @@ def test_one_cache_under_two_names_is_one():
 
 def test_a_cache_in_a_form_that_is_not_understood_is_refused():
     pair = (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
-    with pytest.raises(HostError, match=r"'old' .* holds keys and values of 2 layers inside a tuple"):
+    with pytest.raises(
+        HostError, match=r"'old' .* holds keys and values of 2 layers inside a tuple"
+    ):
         find_cache({"old": (pair, pair)})
     with pytest.raises(HostError, match=r"'states' .* holds a DynamicCache inside a dict"):
         find_cache({"states": {"decoder": DynamicCache()}})
@@ -58,7 +62,9 @@ def test_a_past_that_no_argument_explains_is_refused(host, modulation):
 
 
 def two_layers(length):
-    """A cache of two layers, whose keys are their positions, in the second from 100 on: (1, 2 heads, length, 3)."""
+    """A cache of two layers, whose keys are their positions, in the second from 100 on: (1, 2
+    heads, length, 3).
+    """
     cache = DynamicCache()
     for layer in range(2):
         keys = torch.arange(length).view(1, 1, length, 1).expand(1, 2, length, 3) + 100 * layer

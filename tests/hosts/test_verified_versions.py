@@ -1,4 +1,6 @@
-"""Releases that nobody verified are warned of, once; `modulate hosts --verify` proves them, and remembers what it proved."""
+"""Releases that nobody verified are warned of, once; `modulate hosts --verify` proves them, and
+remembers what it proved.
+"""
 
 import json
 import os
@@ -19,7 +21,12 @@ from modulate.modulation import conditioning
 from modulate_hosts.contract.suite import fresh, rows
 from tests.tiny import qwen
 
-SEEN = [Versions("5.17.0", "2.11.0", "0.18.0"), Versions("5.24.0", "2.14.1", "0.21.2"), Versions("5.23.0", "2.13.0")]
+SEEN = [
+    Versions("5.17.0", "2.11.0", "0.18.0"),
+    Versions("5.24.0", "2.14.1", "0.21.2"),
+    Versions("5.23.0", "2.13.0"),
+]
+
 
 @pytest.mark.parametrize(
     ("here", "expected"),
@@ -27,9 +34,18 @@ SEEN = [Versions("5.17.0", "2.11.0", "0.18.0"), Versions("5.24.0", "2.14.1", "0.
         (Versions("5.24.0", "2.14.1", "0.21.2"), ""),
         (Versions("5.17.3", "2.11.4", "0.21.9"), ""),  # patch releases are not told apart
         (Versions("5.24.0.dev0", "2.12.0", "0.19.0"), ""),  # torch and peft: anywhere between
-        (Versions("5.20.1", "2.14.1", "0.21.2"), "transformers 5.20.1; it was with 5.17, 5.23, 5.24"),
-        (Versions("5.25.0", "2.14.1", "0.21.2"), "transformers 5.25.0; it was with 5.17, 5.23, 5.24"),
-        (Versions("6.17.0", "2.14.1", "0.21.2"), "transformers 6.17.0; it was with 5.17, 5.23, 5.24"),
+        (
+            Versions("5.20.1", "2.14.1", "0.21.2"),
+            "transformers 5.20.1; it was with 5.17, 5.23, 5.24",
+        ),
+        (
+            Versions("5.25.0", "2.14.1", "0.21.2"),
+            "transformers 5.25.0; it was with 5.17, 5.23, 5.24",
+        ),
+        (
+            Versions("6.17.0", "2.14.1", "0.21.2"),
+            "transformers 6.17.0; it was with 5.17, 5.23, 5.24",
+        ),
         (Versions("5.24.0", "2.15.0", "0.21.2"), "torch 2.15.0; it was with 2.11.0 to 2.14.1"),
         (Versions("5.24.0", "2.9.1", "0.21.2"), "torch 2.9.1; it was with 2.11.0 to 2.14.1"),
         (Versions("5.24.0", "2.14.1", "0.22.0"), "peft 0.22.0; it was with 0.18.0 to 0.21.2"),
@@ -52,9 +68,13 @@ def test_what_ships_is_a_record_of_releases():
 
 @pytest.fixture
 def newer(monkeypatch, tmp_path):
-    """As if the releases installed were newer than all that was verified, on a machine that verified nothing."""
+    """As if the releases installed were newer than all that was verified, on a machine that
+    verified nothing.
+    """
     monkeypatch.setenv(verified.FOLDER, str(tmp_path / "notes"))
-    monkeypatch.setattr(verified, "releases", lambda registry: [Versions("4.0.0", "1.0.0", "0.1.0")])
+    monkeypatch.setattr(
+        verified, "releases", lambda registry: [Versions("4.0.0", "1.0.0", "0.1.0")]
+    )
     monkeypatch.setattr(verified, "_said", [])
     verified._warning.cache_clear()
     yield
@@ -111,13 +131,19 @@ def test_notes_add_up_and_damaged_ones_are_written_anew(newer):
         assert remembered(here) == {"internvl"}
 
 
-# --- the command ------------------------------------------------------------------------------------------------------------------------
+# --- the command
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_family_is_proved_without_pytest_and_remembered(tmp_path):
-    code = "import sys; sys.modules['pytest'] = None; from modulate.cli import main; main(['hosts', '--verify', 'qwen2_5_vl', '--json'])"
+    code = (
+        "import sys; sys.modules['pytest'] = None; from modulate.cli import main; main(['hosts',"
+        " '--verify', 'qwen2_5_vl', '--json'])"
+    )
     environment = os.environ | {verified.FOLDER: str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     cells = found["families"]["qwen2_5_vl"]
@@ -125,19 +151,30 @@ def test_a_family_is_proved_without_pytest_and_remembered(tmp_path):
     assert {cell["outcome"] for cell in cells.values()} <= {"pass", "refused", "not applicable"}
     assert all(cell["reason"] for cell in cells.values() if cell["outcome"] != "pass")
     (note,) = json.loads((tmp_path / "verified.json").read_text())
-    assert note["families"] == ["qwen2_5_vl"] and note["versions"].items() >= found["versions"].items()
+    assert (
+        note["families"] == ["qwen2_5_vl"] and note["versions"].items() >= found["versions"].items()
+    )
 
 
 def test_a_family_that_fails_is_told_row_by_row_and_not_remembered(newer, monkeypatch):
-    """An injector that is one token off, as a release that numbers tokens in another way would make it."""
+    """An injector that is one token off, as a release that numbers tokens in another way would make
+    it.
+    """
     plan = conditioning.Conditioning.plan
     moved = lambda made: made and replace(made, index=made.index + 1)
-    monkeypatch.setattr(conditioning.Conditioning, "plan", lambda self, given: moved(plan(self, given)))
+    monkeypatch.setattr(
+        conditioning.Conditioning, "plan", lambda self, given: moved(plan(self, given))
+    )
     threads = torch.get_num_threads()
     done = CliRunner().invoke(build(), ["hosts", "--verify", "smolvlm"])
     assert done.exit_code == 1
     lines = done.output.splitlines()
-    assert any(line.startswith("  failed") and "only the grids' tokens differ" in line and "AssertionError" in line for line in lines)
+    assert any(
+        line.startswith("  failed")
+        and "only the grids' tokens differ" in line
+        and "AssertionError" in line
+        for line in lines
+    )
     assert any(line.startswith("  pass") and "bit for bit" in line for line in lines)
     assert any(line.startswith(f"Failed with {Versions.installed()}: smolvlm.") for line in lines)
     assert not verified.notes().exists() and torch.get_num_threads() == threads
@@ -145,7 +182,9 @@ def test_a_family_that_fails_is_told_row_by_row_and_not_remembered(newer, monkey
 
 def test_assertions_that_python_leaves_out_prove_nothing():
     code = "from modulate.cli import main; main(['hosts', '--verify', 'smolvlm'])"
-    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", code], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1 and "run without -O" in done.stderr
 
 
@@ -160,13 +199,24 @@ def test_a_record_whose_cells_name_a_row_without_title_is_refused(tmp_path):
     host = {"served_by": "Some", "encodes": True, "cells": {"first": cell, "frist": cell}}
     seen = {"torch": "2.11.0", "peft": "0.18.0", "device": "CPU", "hosts": {"some": host}}
     path = tmp_path / "verified.json"
-    path.write_text(json.dumps({"rows": {"first": "A title", "frist": "Another"}, "versions": {"5.24.0": seen}}))
+    path.write_text(
+        json.dumps({"rows": {"first": "A title", "frist": "Another"}, "versions": {"5.24.0": seen}})
+    )
     assert verified._read(path, "one").rows["frist"] == "Another"
     path.write_text(json.dumps({"rows": {"first": "A title"}, "versions": {"5.24.0": seen}}))
-    with pytest.raises(PluginError, match=r"Plugin 'one': .*verified\.json: the row 'frist' has no title among its rows"):
+    with pytest.raises(
+        PluginError,
+        match=r"Plugin 'one': .*verified\.json: the row 'frist' has no title among its rows",
+    ):
         verified._read(path, "one")
 
 
 def test_releases_are_ordered_by_their_numbers_and_what_came_before_a_release_comes_first():
     mixed = ["5.24.0", "5.9.10", "5.24.0rc1", "5.100.0", "5.24"]
-    assert sorted(mixed, key=verified._order) == ["5.9.10", "5.24", "5.24.0rc1", "5.24.0", "5.100.0"]
+    assert sorted(mixed, key=verified._order) == [
+        "5.9.10",
+        "5.24",
+        "5.24.0rc1",
+        "5.24.0",
+        "5.100.0",
+    ]

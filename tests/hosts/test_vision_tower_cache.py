@@ -22,20 +22,32 @@ def tower(host, tmp_path):
 
 @pytest.fixture
 def runs(host, monkeypatch):
-    """Grows whenever the vision tower really runs; not a hook, which a tower that is kept would refuse."""
+    """Grows whenever the vision tower really runs; not a hook, which a tower that is kept would
+    refuse.
+    """
     seen, block = [], type(host.model.visual.blocks[0])
     forward = block.forward
-    monkeypatch.setattr(block, "forward", lambda self, *args, **kwargs: (seen.append(1), forward(self, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        block,
+        "forward",
+        lambda self, *args, **kwargs: (seen.append(1), forward(self, *args, **kwargs))[1],
+    )
     return seen
 
 
 def losses(model, modulation, given):
     """Logits of a conditioned forward, and the gradients that follow."""
     modulation.zero_grad()
-    with modulation.attached(model) as attachment, attachment.condition([[CLIP]] * len(given["input_ids"])):
+    with (
+        modulation.attached(model) as attachment,
+        attachment.condition([[CLIP]] * len(given["input_ids"])),
+    ):
         logits = model(**given, logits_to_keep=1).logits
     logits.square().sum().backward()
-    return [logits.detach(), *(p.grad.clone() for p in modulation.parameters() if p.grad is not None)]
+    return [
+        logits.detach(),
+        *(p.grad.clone() for p in modulation.parameters() if p.grad is not None),
+    ]
 
 
 @pytest.mark.parametrize("texts", [((7, 8),), ((7, 8, 9), (10, 11))], ids=["one clip", "two clips"])
@@ -82,9 +94,16 @@ def test_another_clip_or_another_cut_of_the_same_patches_is_not_taken_for_it(hos
 
 
 def test_kept_by_clip_a_clip_is_found_in_any_batch(host, runs, tmp_path):
-    tower, pair = VisionTowerCache(understand(host), tmp_path, GIB, by="clip"), inputs(((7, 8), (10, 11)))
+    tower, pair = (
+        VisionTowerCache(understand(host), tmp_path, GIB, by="clip"),
+        inputs(((7, 8), (10, 11))),
+    )
     rows = len(pair["pixel_values_videos"]) // 2
-    swapped = pair | {"pixel_values_videos": torch.cat([pair["pixel_values_videos"][rows:], pair["pixel_values_videos"][:rows]])}
+    swapped = pair | {
+        "pixel_values_videos": torch.cat(
+            [pair["pixel_values_videos"][rows:], pair["pixel_values_videos"][:rows]]
+        )
+    }
     plain = host(**swapped).logits
     del runs[:]
     with tower.remembered():
@@ -105,7 +124,11 @@ def test_what_the_pipeline_knows_of_a_batch_is_not_hashed_again(host, tower, mon
     batch = {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
     hashed = []
     content = modulate.hosts.vision_tower_cache.digest_of
-    monkeypatch.setattr(modulate.hosts.vision_tower_cache, "digest_of", lambda *args: (hashed.append(1), content(*args))[1])
+    monkeypatch.setattr(
+        modulate.hosts.vision_tower_cache,
+        "digest_of",
+        lambda *args: (hashed.append(1), content(*args))[1],
+    )
     with tower.remembered():
         plain = host(**{k: v.clone() for k, v in batch.items()}).logits
         assert len(hashed) == 2
@@ -141,21 +164,36 @@ def test_a_tower_that_is_no_constant_is_refused(host, tower, tmp_path):
     model = qwen()
     make = lambda: VisionTowerCache(understand(model), tmp_path, GIB)
     weight = model.model.visual.merger.mlp[0].weight.requires_grad_()
-    with pytest.raises(HostError, match=r"visual\.merger\.mlp\.0\.weight is trainable\. Set features\.vision_tower_cache_gib to 0"):
+    with pytest.raises(
+        HostError,
+        match=(
+            r"visual\.merger\.mlp\.0\.weight is trainable\. Set features\.vision_tower_cache_gib"
+            r" to 0"
+        ),
+    ):
         make()
     weight.requires_grad_(False)
     handle = model.model.visual.blocks[0].register_forward_hook(lambda *args: None)
-    with pytest.raises(HostError, match=r"a hook of test_tower is on visual\.blocks\.0, which would not run"):
+    with pytest.raises(
+        HostError, match=r"a hook of test_tower is on visual\.blocks\.0, which would not run"
+    ):
         make()
     handle.remove()
     late = make()
     from peft import LoraConfig, inject_adapter_in_model
 
-    inject_adapter_in_model(LoraConfig(r=2, target_modules=["visual.blocks.0.attn.proj"]), model.model)
+    inject_adapter_in_model(
+        LoraConfig(r=2, target_modules=["visual.blocks.0.attn.proj"]), model.model
+    )
     model.requires_grad_(False)
-    with pytest.raises(HostError, match=r"an adapter is on visual\.blocks\.0\.attn\.proj"), late.remembered():
+    with (
+        pytest.raises(HostError, match=r"an adapter is on visual\.blocks\.0\.attn\.proj"),
+        late.remembered(),
+    ):
         pass
-    VisionTowerCache(understand(model), tmp_path, 0)  # nothing is asked of a tower that is left alone
+    VisionTowerCache(
+        understand(model), tmp_path, 0
+    )  # nothing is asked of a tower that is left alone
 
 
 def test_attentions_that_are_asked_for_are_the_tower_s_own(host, tower, runs):
@@ -173,9 +211,13 @@ def field_by_field(output):
 
 
 @pytest.mark.parametrize("by", ["call", "clip"])
-@pytest.mark.parametrize("annotated", [True, False], ids=["the class says what it returns", "it does not"])
+@pytest.mark.parametrize(
+    "annotated", [True, False], ids=["the class says what it returns", "it does not"]
+)
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_what_the_host_is_given_is_of_the_library_s_own_class(name, annotated, by, tmp_path, monkeypatch):
+def test_what_the_host_is_given_is_of_the_library_s_own_class(
+    name, annotated, by, tmp_path, monkeypatch
+):
     """Whatever a host, generation or a user then does with it: dictionary, tuple, copies of it."""
     from modulate_hosts.contract.families import FAMILIES
     from modulate_hosts.contract.prompts import write
@@ -183,8 +225,12 @@ def test_what_the_host_is_given_is_of_the_library_s_own_class(name, annotated, b
     family = next(f for f in FAMILIES if f.name == name)
     model, given = family.build(), write(family, [["video", "video"]]).inputs
     if not annotated:
-        monkeypatch.delitem(inspect.unwrap(getattr(type(model.model), METHOD)).__annotations__, "return")
-    ask = lambda **more: getattr(model.model, METHOD)(given["pixel_values_videos"], given["video_grid_thw"], **more)
+        monkeypatch.delitem(
+            inspect.unwrap(getattr(type(model.model), METHOD)).__annotations__, "return"
+        )
+    ask = lambda **more: getattr(model.model, METHOD)(
+        given["pixel_values_videos"], given["video_grid_thw"], **more
+    )
     made = ask(return_dict=True)
     kept = {"pooler_output", "deepstack_features"} & made.keys()
     for _ in range(2):  # the second is another process: nothing in memory
@@ -194,7 +240,9 @@ def test_what_the_host_is_given_is_of_the_library_s_own_class(name, annotated, b
                 assert type(found) is type(made)
                 assert found.keys() == kept and len(found.to_tuple()) == len(kept)
                 if by == "call":
-                    assert field_by_field(found) == {k: v for k, v in field_by_field(made).items() if k in kept}
+                    assert field_by_field(found) == {
+                        k: v for k, v in field_by_field(made).items() if k in kept
+                    }
                 assert type(copy.copy(found)) is type(dataclasses.replace(found)) is type(made)
             assert isinstance(ask(return_dict=False), tuple)
             whole = model(**given, return_dict=True)
@@ -207,13 +255,18 @@ def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
     from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == name)
-    model, given = family.build(), write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
+    model, given = (
+        family.build(),
+        write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs,
+    )
     expected = model(**given).logits
     for by in ("call", "clip"):
         tower = VisionTowerCache(understand(model), tmp_path / by, GIB, by)
         for _ in range(2):
             with tower.remembered():
-                torch.testing.assert_close(model(**given).logits, expected, atol=0 if by == "call" else 1e-6, rtol=0)
+                torch.testing.assert_close(
+                    model(**given).logits, expected, atol=0 if by == "call" else 1e-6, rtol=0
+                )
     assert tower.store.hits == 3
 
 

@@ -25,7 +25,13 @@ of_every_kind = pytest.mark.parametrize("wrap", [compiled, checkpoint_wrapper, b
 
 def tree():
     """A module with one child of one child of two maps; nothing is wrapped."""
-    return nn.ModuleDict({"mlp": nn.ModuleDict({"inner": nn.ModuleDict({"up": nn.Linear(2, 3), "down": nn.Linear(3, 2)})})})
+    return nn.ModuleDict(
+        {
+            "mlp": nn.ModuleDict(
+                {"inner": nn.ModuleDict({"up": nn.Linear(2, 3), "down": nn.Linear(3, 2)})}
+            )
+        }
+    )
 
 
 def paths(module):
@@ -42,7 +48,12 @@ def test_a_wrapper_hands_out_its_child_s_parts_as_its_own(wrap):
 
 def test_a_module_of_its_own_with_one_child_is_no_wrapper():
     own = nn.Sequential(nn.Linear(2, 2))
-    for module in (own, nn.Identity(), nn.Sequential(nn.Identity()), tree()):  # the last one's child has a child, which it does not hand out
+    for module in (
+        own,
+        nn.Identity(),
+        nn.Sequential(nn.Identity()),
+        tree(),
+    ):  # the last one's child has a child, which it does not hand out
         assert is_wrapper(module) is False
     more = checkpoint_wrapper(nn.Linear(2, 2))
     more.scale = nn.Parameter(torch.ones(1))
@@ -82,7 +93,14 @@ def test_a_place_stands_until_any_module_on_the_way_to_it_is_another():
     assert not place.stands
 
 
-@pytest.mark.parametrize(("path", "missing", "where"), [("mlp.nose", "nose", "ModuleDict"), ("mlp.inner.up.nose", "nose", "Linear"), ("nose.inner", "nose", "ModuleDict")])
+@pytest.mark.parametrize(
+    ("path", "missing", "where"),
+    [
+        ("mlp.nose", "nose", "ModuleDict"),
+        ("mlp.inner.up.nose", "nose", "Linear"),
+        ("nose.inner", "nose", "ModuleDict"),
+    ],
+)
 def test_a_path_that_ends_is_refused_with_the_step_that_is_missing(path, missing, where):
     with pytest.raises(LookupError, match=f"there is no '{missing}' in {where}"):
         WrappedPath.of(tree(), path)

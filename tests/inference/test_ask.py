@@ -26,19 +26,47 @@ def recipe():
 @pytest.fixture
 def asked(video, recipe):
     def of(at=10.0, question="What is looked at?", options=OPTIONS, signals=None, **more):
-        return sample_of(video, {"gaze": Path("g.csv")} if signals is None else signals, at, question, options, recipe, **more)
+        return sample_of(
+            video,
+            {"gaze": Path("g.csv")} if signals is None else signals,
+            at,
+            question,
+            options,
+            recipe,
+            **more,
+        )
 
     return of
 
 
 def test_the_model_sees_what_the_frame_cap_covers_before_the_question(asked, video):
     sample = asked()
-    assert (sample.window, sample.video, sample.question, sample.options, sample.answer) == ((6.0, 10.0), video, "What is looked at?", OPTIONS, 0)
-    assert sample.signals == {"gaze": Path("g.csv")} and sample.id == "v.mp4@10s" and asked(at=2.5).id == "v.mp4@2.5s"
+    assert (sample.window, sample.video, sample.question, sample.options, sample.answer) == (
+        (6.0, 10.0),
+        video,
+        "What is looked at?",
+        OPTIONS,
+        0,
+    )
+    assert (
+        sample.signals == {"gaze": Path("g.csv")}
+        and sample.id == "v.mp4@10s"
+        and asked(at=2.5).id == "v.mp4@2.5s"
+    )
 
 
-@pytest.mark.parametrize(("at", "seconds", "window"), [(10.0, 7.5, (2.5, 10.0)), (3.0, 5.0, (0.0, 3.0)), (0.0, None, (0.0, 0.0)), (12.5, 1.0, (11.5, 12.5))])
-def test_more_or_less_may_be_seen_from_the_first_frame_to_when_the_last_is_gone(asked, at, seconds, window):
+@pytest.mark.parametrize(
+    ("at", "seconds", "window"),
+    [
+        (10.0, 7.5, (2.5, 10.0)),
+        (3.0, 5.0, (0.0, 3.0)),
+        (0.0, None, (0.0, 0.0)),
+        (12.5, 1.0, (11.5, 12.5)),
+    ],
+)
+def test_more_or_less_may_be_seen_from_the_first_frame_to_when_the_last_is_gone(
+    asked, at, seconds, window
+):
     assert asked(at=at, seconds=seconds).window == window
 
 
@@ -54,7 +82,9 @@ def test_some_of_the_video_must_be_seen(asked, seconds):
         asked(seconds=seconds)
 
 
-@pytest.mark.parametrize("options", [("one",), ("one", "one"), ("one", " "), tuple("abcdefghi"), ()])
+@pytest.mark.parametrize(
+    "options", [("one",), ("one", "one"), ("one", " "), tuple("abcdefghi"), ()]
+)
 def test_options_must_be_two_to_eight_different_texts(asked, options):
     with pytest.raises(DataError, match="A question needs 2 to 8 different, non-empty options"):
         asked(options=options)
@@ -74,7 +104,10 @@ def test_signals_are_named_by_kind_once_each(tmp_path):
     first, second = tmp_path / "a=b.csv", tmp_path / "h.csv"
     first.touch()
     second.touch()
-    assert parse_signals([f"gaze={first}", f"hand={second}"]) == {"gaze": first, "hand": second} and parse_signals([]) == {}
+    assert (
+        parse_signals([f"gaze={first}", f"hand={second}"]) == {"gaze": first, "hand": second}
+        and parse_signals([]) == {}
+    )
     for text in ("gaze", "gaze=", f"={first}"):
         with pytest.raises(RecipeError, match="is not of the form kind=file"):
             parse_signals([text])

@@ -1,4 +1,6 @@
-"""Inputs that tell the bare host of a signal: the hook, the recipe's key, what the pipeline makes of them, how they are scored."""
+"""Inputs that tell the bare host of a signal: the hook, the recipe's key, what the pipeline makes
+of them, how they are scored.
+"""
 
 import sys
 import types
@@ -17,8 +19,17 @@ from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import HostInput, InputTransform
 from modulate.interfaces.params import Params
 
-WORLD = ["data.params.train=1", "data.params.val=1", "data.params.test=1", "data.params.max_per_split=3", "evaluation.batch_size=2"]
-INPUTS = "{nothing: {name: gaze_overlay, params: {shape: dot, dot_radius: 0.001}}, mark: {name: gaze_overlay}, map: {name: gaze_saliency}, words: {name: gaze_text}, red: {name: red}}"
+WORLD = [
+    "data.params.train=1",
+    "data.params.val=1",
+    "data.params.test=1",
+    "data.params.max_per_split=3",
+    "evaluation.batch_size=2",
+]
+INPUTS = (
+    "{nothing: {name: gaze_overlay, params: {shape: dot, dot_radius: 0.001}}, mark: {name:"
+    " gaze_overlay}, map: {name: gaze_saliency}, words: {name: gaze_text}, red: {name: red}}"
+)
 
 
 class RedParams(Params):
@@ -39,7 +50,9 @@ class Red(InputTransform):
         self.seen.append((signal, window))
         images = given.frames.images.copy()
         images[..., 1:] = 0
-        return HostInput(replace(given.frames, images=images), f"viewer viewer {given.text}")  # words that the small host knows
+        return HostInput(
+            replace(given.frames, images=images), f"viewer viewer {given.text}"
+        )  # words that the small host knows
 
 
 class Careless(Red):
@@ -70,7 +83,9 @@ def plugin():
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory, plugin):
     folder = tmp_path_factory.mktemp("inputs")
-    recipe = load_recipe("gazeqwen_tiny", [f"data.params.root={folder}/world", *WORLD, f"evaluation.inputs={INPUTS}"])
+    recipe = load_recipe(
+        "gazeqwen_tiny", [f"data.params.root={folder}/world", *WORLD, f"evaluation.inputs={INPUTS}"]
+    )
     pipeline = Pipeline(recipe, folder / "cache")
     pipeline.make_data()
     return pipeline
@@ -94,10 +109,26 @@ def test_the_hook_registers_inputs_by_class_or_by_name(plugin):
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        ("{dot: {name: gaze_overley}}", PluginError, r"Unknown input 'gaze_overley'\. Did you mean 'gaze_overlay'"),
-        ("{dot: {name: gaze_overlay, params: {radius: 3}}}", RecipeError, r"evaluation\.inputs\.dot\.params of gaze_overlay is not valid:\n  radius: unknown key"),
-        ("{host: {name: gaze_overlay}}", RecipeError, r"evaluation\.inputs: 'host' is a condition already; give that input another name\."),
-        ("{shifted: {name: gaze_overlay}}", RecipeError, r"evaluation\.inputs: 'shifted' is a condition already"),
+        (
+            "{dot: {name: gaze_overley}}",
+            PluginError,
+            r"Unknown input 'gaze_overley'\. Did you mean 'gaze_overlay'",
+        ),
+        (
+            "{dot: {name: gaze_overlay, params: {radius: 3}}}",
+            RecipeError,
+            r"evaluation\.inputs\.dot\.params of gaze_overlay is not valid:\n  radius: unknown key",
+        ),
+        (
+            "{host: {name: gaze_overlay}}",
+            RecipeError,
+            r"evaluation\.inputs: 'host' is a condition already; give that input another name\.",
+        ),
+        (
+            "{shifted: {name: gaze_overlay}}",
+            RecipeError,
+            r"evaluation\.inputs: 'shifted' is a condition already",
+        ),
     ],
 )
 def test_a_recipe_names_inputs_that_exist_with_parameters_that_fit(inputs, error, message):
@@ -109,7 +140,9 @@ def test_an_input_is_given_the_clips_signal_and_its_turn_is_what_the_host_gets(p
     Red.seen.clear()
     own, red = pipeline.prepare(samples[0]), pipeline.prepare(samples[0], "red")
     assert Red.seen == [(own.signal, samples[0].window)] and len(own.signal) > 0
-    assert "viewer viewer Question" in text_of(pipeline, red) and "viewer viewer" not in text_of(pipeline, own)
+    assert "viewer viewer Question" in text_of(pipeline, red) and "viewer viewer" not in text_of(
+        pipeline, own
+    )
     assert not torch.equal(red.inputs["pixel_values_videos"], own.inputs["pixel_values_videos"])
     assert torch.equal(red.options, own.options)
 
@@ -117,7 +150,10 @@ def test_an_input_is_given_the_clips_signal_and_its_turn_is_what_the_host_gets(p
 def test_the_frames_that_others_see_stay_as_they_are(pipeline, samples):
     pipeline.prepare(samples[1], "mark")
     fresh = Pipeline(pipeline.recipe, pipeline.features.folder)
-    assert torch.equal(pipeline.prepare(samples[1]).inputs["pixel_values_videos"], fresh.prepare(samples[1]).inputs["pixel_values_videos"])
+    assert torch.equal(
+        pipeline.prepare(samples[1]).inputs["pixel_values_videos"],
+        fresh.prepare(samples[1]).inputs["pixel_values_videos"],
+    )
 
 
 def test_an_image_comes_before_the_clip(pipeline, samples):
@@ -125,18 +161,27 @@ def test_an_image_comes_before_the_clip(pipeline, samples):
     ids = prepared.inputs["input_ids"][0].tolist()
     visual = pipeline.host.visual_ids
     assert 0 < ids.index(visual["image"]) < ids.index(visual["video"])
-    assert len(prepared.inputs["image_grid_thw"]) == 1 and ids.count(visual["video"]) == pipeline.prepare(samples[0]).grid.tokens
+    assert (
+        len(prepared.inputs["image_grid_thw"]) == 1
+        and ids.count(visual["video"]) == pipeline.prepare(samples[0]).grid.tokens
+    )
 
 
 def test_text_only_has_no_clip(pipeline, samples):
     prepared = pipeline.prepare(samples[0], "text")
-    assert "pixel_values_videos" not in prepared.inputs and pipeline.host.visual_ids["video"] not in prepared.inputs["input_ids"]
+    assert (
+        "pixel_values_videos" not in prepared.inputs
+        and pipeline.host.visual_ids["video"] not in prepared.inputs["input_ids"]
+    )
     assert "Question : At" in text_of(pipeline, prepared)
 
 
 def test_what_is_prepared_for_the_bare_host_cannot_be_conditioned(pipeline, samples):
     for view in ("text", "mark"):
-        with pytest.raises(ConditioningError, match=r"was prepared for the bare host; there is nothing to condition it with\."):
+        with pytest.raises(
+            ConditioningError,
+            match=r"was prepared for the bare host; there is nothing to condition it with\.",
+        ):
             pipeline.prepare(samples[0], view).clip(None)
 
 
@@ -145,15 +190,37 @@ def test_inputs_are_scored_on_the_bare_host(pipeline, samples):
     for projection in modulation.out:
         torch.nn.init.normal_(projection.weight, std=0.5)
     with modulation.eval().attached(pipeline.model) as attachment:
-        rows = {name: score(pipeline, attachment, samples, name) for name in ("signal", "host", "nothing", "mark", "map", "words", "text_only")}
+        rows = {
+            name: score(pipeline, attachment, samples, name)
+            for name in ("signal", "host", "nothing", "mark", "map", "words", "text_only")
+        }
     logits = {name: [r.logits for r in found] for name, found in rows.items()}
-    assert [r.id for r in rows["map"]] == [s.id for s in samples] and not any(r.error for found in rows.values() for r in found)
-    assert logits["nothing"] == logits["host"] != logits["signal"]  # a dot that covers no pixel: the host as it is
+    assert [r.id for r in rows["map"]] == [s.id for s in samples] and not any(
+        r.error for found in rows.values() for r in found
+    )
+    assert (
+        logits["nothing"] == logits["host"] != logits["signal"]
+    )  # a dot that covers no pixel: the host as it is
     assert all(logits[name] != logits["host"] for name in ("mark", "map", "words", "text_only"))
-    assert all(r.active_steps == 0 for name in rows if bare(pipeline, name) for r in rows[name]) and not bare(pipeline, "signal")
+    assert all(
+        r.active_steps == 0 for name in rows if bare(pipeline, name) for r in rows[name]
+    ) and not bare(pipeline, "signal")
 
 
 def test_an_input_that_fails_is_named_with_its_plugin(pipeline, samples):
-    recipe = load_recipe("gazeqwen_tiny", [f"data.params.root={pipeline.dataset.params.root}", *WORLD, "evaluation.inputs={bad: {name: careless}}"])
-    with pytest.raises(ComponentError, match=r"input 'careless' of plugin 'extra' failed in call: AttributeError: 'HostInput' object has no attribute 'no_such_thing'"):
+    recipe = load_recipe(
+        "gazeqwen_tiny",
+        [
+            f"data.params.root={pipeline.dataset.params.root}",
+            *WORLD,
+            "evaluation.inputs={bad: {name: careless}}",
+        ],
+    )
+    with pytest.raises(
+        ComponentError,
+        match=(
+            r"input 'careless' of plugin 'extra' failed in call: AttributeError: 'HostInput' object"
+            r" has no attribute 'no_such_thing'"
+        ),
+    ):
         Pipeline(recipe, pipeline.features.folder).prepare(samples[0], "bad")

@@ -1,4 +1,6 @@
-"""Work that samples share, done once: the vision tower's over epochs and conditions, a clip's for all questions on it."""
+"""Work that samples share, done once: the vision tower's over epochs and conditions, a clip's for
+all questions on it.
+"""
 
 import json
 from pathlib import Path
@@ -24,26 +26,60 @@ CONDITIONS = ("signal", "none", "shuffled", "shifted", "no_pixels", "host")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The bench in small: four videos, one clip of each, four questions on each clip, not all of one length."""
+    """The bench in small: four videos, one clip of each, four questions on each clip, not all of
+    one length.
+    """
     root = tmp_path_factory.mktemp("together")
     world.save_host(root / "host", pixels=64**2, patch=8, layers=4, width=128, vocabulary=512)
     world.write_world(root / "world", videos=4, seconds=8, size=(160, 120), moments=(6,))
     names = [f"bench{i}.mp4" for i in range(4)]
-    (root / "world/split.json").write_text(json.dumps({"train": names[:1], "val": names[1:2], "test": names[2:]}))
+    (root / "world/split.json").write_text(
+        json.dumps({"train": names[:1], "val": names[1:2], "test": names[2:]})
+    )
     asked = root / "world/qa" / f"{world.TASKS[1]}.json"
-    asked.write_text(asked.read_text().replace("What is on the table?", "Which object on the table is being looked at?"))
+    asked.write_text(
+        asked.read_text().replace(
+            "What is on the table?", "Which object on the table is being looked at?"
+        )
+    )
     return root
 
 
-def pipeline_for(root, name="together", stages=1, features=None, batch_by="any", scored="any", batch_size=8):
-    stages = [{"name": "modulator", "train": ["modulator"], "epochs": 2}, {"name": "joint", "train": ["modulator", "lora"], "epochs": 1}][:stages]
+def pipeline_for(
+    root, name="together", stages=1, features=None, batch_by="any", scored="any", batch_size=8
+):
+    stages = [
+        {"name": "modulator", "train": ["modulator"], "epochs": 2},
+        {"name": "joint", "train": ["modulator", "lora"], "epochs": 1},
+    ][:stages]
     recipe = world.recipe(
-        root / "world", root / "host", name=name, injection={"layers": [1, 2]}, sampling={"fps": 1.0, "max_frames": 4}, lora={"rank": 2} if len(stages) > 1 else None, features=features or {},
-        data={"name": "streamgaze", "params": {"root": str(root / "world"), "split": "split.json", "present_seconds": 3.0}},
-        backbone={"name": "vjepa2_1", "params": {"weights": "random", "dims": {"dim": 24, "depth": 1, "heads": 2}, "image_size": 64}},
+        root / "world",
+        root / "host",
+        name=name,
+        injection={"layers": [1, 2]},
+        sampling={"fps": 1.0, "max_frames": 4},
+        lora={"rank": 2} if len(stages) > 1 else None,
+        features=features or {},
+        data={
+            "name": "streamgaze",
+            "params": {"root": str(root / "world"), "split": "split.json", "present_seconds": 3.0},
+        },
+        backbone={
+            "name": "vjepa2_1",
+            "params": {
+                "weights": "random",
+                "dims": {"dim": 24, "depth": 1, "heads": 2},
+                "image_size": 64,
+            },
+        },
         training={"stages": stages, "batch_size": 4, "warmup_steps": 0, "batch_by": batch_by},
-        evaluation={"conditions": ["none", "shuffled", "host"], "bootstrap": 100, "batch_by": scored, "batch_size": batch_size},
-    )  # fmt: skip
+        evaluation={
+            "conditions": ["none", "shuffled", "host"],
+            "bootstrap": 100,
+            "batch_by": scored,
+            "batch_size": batch_size,
+        },
+    )
     pipeline = Pipeline(recipe, root / "cache")
     pipeline.make_data()
     return pipeline
@@ -62,7 +98,9 @@ def answers(pipeline, modulation, runs):
     """Answers under every condition, and the tokens that the host's first layer saw."""
     with modulation.attached(pipeline.model) as attachment, pipeline.tower.remembered():
         found = {}
-        handle = pipeline.host.layers[0].register_forward_hook(lambda module, args, output: runs.append(output.shape[0] * output.shape[1]))
+        handle = pipeline.host.layers[0].register_forward_hook(
+            lambda module, args, output: runs.append(output.shape[0] * output.shape[1])
+        )
         try:
             for condition in CONDITIONS:
                 found[condition] = score(pipeline, attachment, pipeline.samples("test"), condition)
@@ -72,12 +110,24 @@ def answers(pipeline, modulation, runs):
 
 
 def test_questions_on_one_clip_scored_together_are_answered_as_one_by_one(root):
-    alone, together = pipeline_for(root, stages=2, batch_size=5), pipeline_for(root, stages=2, batch_size=5, scored="clip")
+    alone, together = (
+        pipeline_for(root, stages=2, batch_size=5),
+        pipeline_for(root, stages=2, batch_size=5, scored="clip"),
+    )
     modulation, tokens = awake(alone), {}
-    one, all_at_once = (answers(pipeline, modulation, tokens.setdefault(pipeline, [])) for pipeline in (alone, together))
+    one, all_at_once = (
+        answers(pipeline, modulation, tokens.setdefault(pipeline, []))
+        for pipeline in (alone, together)
+    )
     for condition in CONDITIONS:
         for a, b in zip(one[condition], all_at_once[condition], strict=True):
-            assert (a.id, a.prediction, a.correct, a.active_steps, a.error) == (b.id, b.prediction, b.correct, b.active_steps, b.error)
+            assert (a.id, a.prediction, a.correct, a.active_steps, a.error) == (
+                b.id,
+                b.prediction,
+                b.correct,
+                b.active_steps,
+                b.error,
+            )
             assert b.logits == pytest.approx(a.logits, abs=3e-4)
         assert len({p.logits for p in one[condition]}) >= 4
     assert one["signal"] != one["none"] != one["host"]
@@ -91,18 +141,33 @@ def run(root, name, **changes):
     pipeline = pipeline_for(root, name, batch_by="clip", **changes)
     run = Run.create(pipeline.recipe, root / "runs")
     evaluate(run, pipeline, train(run, pipeline))
-    assert not our_hooks(pipeline.model) and not {"get_video_features", "forward"} & {name for module in pipeline.model.modules() for name in vars(module)}
-    return [(run.folder / name).read_bytes() for name in ("log.jsonl", "modulation/model.safetensors", "metrics.json", "predictions.jsonl")], pipeline
+    assert not our_hooks(pipeline.model) and not {"get_video_features", "forward"} & {
+        name for module in pipeline.model.modules() for name in vars(module)
+    }
+    return [
+        (run.folder / name).read_bytes()
+        for name in (
+            "log.jsonl",
+            "modulation/model.safetensors",
+            "metrics.json",
+            "predictions.jsonl",
+        )
+    ], pipeline
 
 
 def test_kept_in_a_store_the_tower_s_output_changes_no_byte_of_a_run(root):
-    """Two stages with validation, and evaluation; then once more from what the first run left on disk."""
+    """Two stages with validation, and evaluation; then once more from what the first run left on
+    disk.
+    """
     plain, _ = run(root, "plain", stages=2)
     kept, first = run(root, "kept", stages=2, features={"vision_tower_cache_gib": 1})
     found, second = run(root, "found", stages=2, features={"vision_tower_cache_gib": 1})
     assert plain == kept == found
     assert 0 < first.tower.store.misses < first.tower.store.hits
-    assert (second.tower.store.misses, second.tower.store.hits) == (0, first.tower.store.misses + first.tower.store.hits)
+    assert (second.tower.store.misses, second.tower.store.hits) == (
+        0,
+        first.tower.store.misses + first.tower.store.hits,
+    )
 
 
 def test_states_below_the_first_residual_kept_change_no_byte_of_a_run(root):
@@ -119,10 +184,20 @@ def sample(i, video):
 def test_batches_by_clip_keep_the_order_and_lose_nobody():
     samples = [sample(i, "aabacb"[i % 6]) for i in range(11)]
     batches = by_clip(samples, 3)
-    assert [[s.id for s in batch] for batch in batches] == [["0", "1", "3"], ["6", "7", "9"], ["2", "5", "8"], ["4", "10"]]
+    assert [[s.id for s in batch] for batch in batches] == [
+        ["0", "1", "3"],
+        ["6", "7", "9"],
+        ["2", "5", "8"],
+        ["4", "10"],
+    ]
     assert all(len({clip_of(s) for s in batch}) == 1 for batch in batches)
     scored = to_score([*samples, sample(11, "d"), sample(12, "e")], 5, "clip")
-    assert [[s.id for s in batch] for batch in scored] == [["0", "1", "3", "6", "7"], ["2", "5", "8"], ["4", "10"], ["9", "11", "12"]]
+    assert [[s.id for s in batch] for batch in scored] == [
+        ["0", "1", "3", "6", "7"],
+        ["2", "5", "8"],
+        ["4", "10"],
+        ["9", "11", "12"],
+    ]
     assert to_score(samples, 4, "any") == [samples[:4], samples[4:8], samples[8:]]
 
 
@@ -130,10 +205,19 @@ def test_scoring_together_where_it_cannot_be_is_refused(root):
     tree = pipeline_for(root).recipe.model_dump(mode="json")
     for evaluation, more, text in (
         ({"batch_size": 1}, {}, "has no effect with batch_size 1"),
-        ({}, {"injection": {"layers": [1], "tokens": {"kind": "text"}}}, "can write on visual tokens only"),
+        (
+            {},
+            {"injection": {"layers": [1], "tokens": {"kind": "text"}}},
+            "can write on visual tokens only",
+        ),
     ):
         with pytest.raises(RecipeError, match=f"`evaluation.batch_by: clip` .*{text}"):
-            validate(tree | {"evaluation": tree["evaluation"] | {"batch_by": "clip"} | evaluation} | more, "a test")
+            validate(
+                tree
+                | {"evaluation": tree["evaluation"] | {"batch_by": "clip"} | evaluation}
+                | more,
+                "a test",
+            )
 
 
 def test_what_is_kept_and_never_found_is_a_finding(root):
@@ -143,8 +227,20 @@ def test_what_is_kept_and_never_found_is_a_finding(root):
         return [finding.text for finding in report.findings if "_gib" in finding.text]
 
     mixed = found(features={"vision_tower_cache_gib": 1, "hidden_state_cache_gib": 1})
-    assert [text.partition(" finds nothing in training")[0] for text in mixed] == ["features.vision_tower_cache_gib", "features.hidden_state_cache_gib"]
-    assert found(features={"vision_tower_cache_gib": 1, "vision_tower_cache_by": "clip"}) == found(batch_by="clip", features={"vision_tower_cache_gib": 1, "hidden_state_cache_gib": 1}) == []
-    assert found(features={"vision_tower_cache_by": "clip"}) == ["features.vision_tower_cache_by is `clip`, which has no effect without features.vision_tower_cache_gib."]
+    assert [text.partition(" finds nothing in training")[0] for text in mixed] == [
+        "features.vision_tower_cache_gib",
+        "features.hidden_state_cache_gib",
+    ]
+    assert (
+        found(features={"vision_tower_cache_gib": 1, "vision_tower_cache_by": "clip"})
+        == found(
+            batch_by="clip", features={"vision_tower_cache_gib": 1, "hidden_state_cache_gib": 1}
+        )
+        == []
+    )
+    assert found(features={"vision_tower_cache_by": "clip"}) == [
+        "features.vision_tower_cache_by is `clip`, which has no effect without"
+        " features.vision_tower_cache_gib."
+    ]
     (rests,) = found(stages=2, batch_by="clip", features={"hidden_state_cache_gib": 1})
     assert rests.startswith("features.hidden_state_cache_gib rests in stage 'joint'")

@@ -23,8 +23,14 @@ def sample(options):
 
 def test_the_prompt_offers_every_option_by_its_letter(dataset):
     text = Dataset.prompt(dataset, sample(["a cup", "a knife", "a plate"]))
-    assert text == "Question: What is it?\nOptions:\nA. a cup\nB. a knife\nC. a plate\n\nThe best option is:"
-    assert Dataset.prompt(dataset, sample(["a cup", "a knife"]), answer="word") == "Question: What is it?\nThe answer is:"
+    assert (
+        text == "Question: What is it?\nOptions:\nA. a cup\nB. a knife\nC. a plate\n\nThe best"
+        " option is:"
+    )
+    assert (
+        Dataset.prompt(dataset, sample(["a cup", "a knife"]), answer="word")
+        == "Question: What is it?\nThe answer is:"
+    )
 
 
 def test_there_are_letters_for_eight_options(dataset):
@@ -34,7 +40,9 @@ def test_there_are_letters_for_eight_options(dataset):
 
 
 def test_of_a_signal_a_sample_has_what_overlaps_its_window(dataset):
-    path = Scanpath([(0.1, 0.1, 1.0, 0.5), (0.2, 0.2, 2.1, 0.5), (0.3, 0.3, 4.0, 0.5), (0.4, 0.4, 6.0, 0.5)])
+    path = Scanpath(
+        [(0.1, 0.1, 1.0, 0.5), (0.2, 0.2, 2.1, 0.5), (0.3, 0.3, 4.0, 0.5), (0.4, 0.4, 6.0, 0.5)]
+    )
     assert Dataset.clip_signal(dataset, sample("ab"), path).fixations[:, 2].tolist() == [2.1, 4.0]
 
 
@@ -43,7 +51,13 @@ def test_nothing_is_published_and_nothing_is_made_unless_a_data_set_says_so(data
 
 
 def test_by_default_every_layer_gets_a_linear_map_that_is_zero():
-    modulator = ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4}).build("modulator", d_features=12, d_signal=8, n_layers=3)
+    modulator = ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4}).build(
+        "modulator", d_features=12, d_signal=8, n_layers=3
+    )
     writer = Modulator.writer(modulator, 0, 5)
-    assert type(writer) is Projection and writer.weight.shape == (5, modulator.d_latent) and not writer.weight.any()
+    assert (
+        type(writer) is Projection
+        and writer.weight.shape == (5, modulator.d_latent)
+        and not writer.weight.any()
+    )
     assert Modulator.shared_output is False

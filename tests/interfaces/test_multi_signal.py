@@ -17,7 +17,9 @@ BOTH = MultiSignal({"gaze": GAZE, "hand": HAND})
 
 
 def same(bundle, **parts):
-    return list(bundle.parts) == list(parts) and all(np.array_equal(bundle.parts[k].fixations, p.fixations) for k, p in parts.items())
+    return list(bundle.parts) == list(parts) and all(
+        np.array_equal(bundle.parts[k].fixations, p.fixations) for k, p in parts.items()
+    )
 
 
 def test_each_operation_is_done_to_each_part():
@@ -33,12 +35,17 @@ def test_marks_name_the_kind_in_front_of_their_text_and_keep_their_places():
     plain = [*GAZE.marks(0.0, 4.0), *HAND.marks(0.0, 4.0)]
     marks = BOTH.marks(0.0, 4.0)
     kinds = ["gaze"] * len(GAZE.marks(0.0, 4.0)) + ["hand"] * len(HAND.marks(0.0, 4.0))
-    assert [(m.x, m.y, m.text) for m in marks] == [(m.x, m.y, f"{kind}: {m.text}") for kind, m in zip(kinds, plain, strict=True)]
+    assert [(m.x, m.y, m.text) for m in marks] == [
+        (m.x, m.y, f"{kind}: {m.text}") for kind, m in zip(kinds, plain, strict=True)
+    ]
     assert len(BOTH.marks(0.0, 1.0)) < len(marks)
 
 
 def test_kinds_are_joined_by_plus_and_named_once_each(tmp_path):
-    assert kinds_of("gaze") == {"gaze": Scanpath} and kinds_of("gaze+hand") == {"gaze": Scanpath, "hand": HandPath}
+    assert kinds_of("gaze") == {"gaze": Scanpath} and kinds_of("gaze+hand") == {
+        "gaze": Scanpath,
+        "hand": HandPath,
+    }
     with pytest.raises(SignalError, match=r"The signal 'gaze\+hand\+gaze' names a kind twice"):
         kinds_of("gaze+hand+gaze")
     with pytest.raises(PluginError, match="nose"):

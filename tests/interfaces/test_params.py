@@ -1,4 +1,6 @@
-"""Components by name, and the parameters of injection and LoRA that recipes and saved modulations share."""
+"""Components by name, and the parameters of injection and LoRA that recipes and saved modulations
+share.
+"""
 
 import math
 
@@ -12,13 +14,17 @@ from modulate_gaze.heatmaps import HeatmapDur
 
 
 def test_a_choice_is_resolved_to_its_class_and_validated_parameters():
-    component, params = ComponentSpec(name="heatmap_dur", params={"dim": 16}).resolved("signal_encoder")
+    component, params = ComponentSpec(name="heatmap_dur", params={"dim": 16}).resolved(
+        "signal_encoder"
+    )
     assert component is HeatmapDur and params == HeatmapDur.Params(dim=16)
     assert ComponentSpec(name="heatmap_dur").params == {}
 
 
 def test_a_choice_builds_its_component_with_what_the_caller_adds():
-    built = ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4}).build("modulator", d_features=12, d_signal=8, n_layers=3)
+    built = ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4}).build(
+        "modulator", d_features=12, d_signal=8, n_layers=3
+    )
     assert built.d_latent == 16
 
 
@@ -34,18 +40,31 @@ def test_wrong_names_and_parameters_are_the_user_s_errors_and_a_constructor_s_ow
 
 def test_keys_left_out_have_the_documented_values():
     injection = Injection(layers=(3,))
-    assert (injection.alpha, injection.tokens, injection.empty) == (1.0, Tokens(kind="visual", steps=None), "residual")
+    assert (injection.alpha, injection.tokens, injection.empty) == (
+        1.0,
+        Tokens(kind="visual", steps=None),
+        "residual",
+    )
     assert LoraParams() == LoraParams(rank=8, alpha=16.0, targets=("q_proj", "v_proj"))
 
 
 @pytest.mark.parametrize(
     ("section", "key", "allowed", "refused"),
     [
-        (LoraParams, "rank", 1, 0), (LoraParams, "rank", 2**16, 2**16 + 1), (LoraParams, "alpha", 1e-9, 0), (LoraParams, "alpha", 1e6, 1e6 + 1),
-        (LoraParams, "targets", ("q_proj",), ()), (Injection, "layers", (0,), ()), (Injection, "alpha", 1e6, 1e6 + 1), (Injection, "alpha", -1e6, -1e6 - 1),
-        (Injection, "alpha", 0.0, math.nan), (Tokens, "steps", (0,), ()), (Tokens, "kind", "mask", "nose"), (ComponentSpec, "name", "x", 1),
+        (LoraParams, "rank", 1, 0),
+        (LoraParams, "rank", 2**16, 2**16 + 1),
+        (LoraParams, "alpha", 1e-9, 0),
+        (LoraParams, "alpha", 1e6, 1e6 + 1),
+        (LoraParams, "targets", ("q_proj",), ()),
+        (Injection, "layers", (0,), ()),
+        (Injection, "alpha", 1e6, 1e6 + 1),
+        (Injection, "alpha", -1e6, -1e6 - 1),
+        (Injection, "alpha", 0.0, math.nan),
+        (Tokens, "steps", (0,), ()),
+        (Tokens, "kind", "mask", "nose"),
+        (ComponentSpec, "name", "x", 1),
     ],
-)  # fmt: skip
+)
 def test_a_value_at_its_limit_is_allowed_and_one_beyond_is_refused(section, key, allowed, refused):
     needed = {Injection: {"layers": (1,)}, ComponentSpec: {"name": "x"}}.get(section, {})
     section(**needed | {key: allowed})
@@ -56,10 +75,19 @@ def test_a_value_at_its_limit_is_allowed_and_one_beyond_is_refused(section, key,
 @pytest.mark.parametrize("kind", ["text", "last", "mask"])
 def test_what_is_for_visual_tokens_is_refused_with_any_other_kind(kind):
     assert Tokens(kind="visual", steps=(-1,)).steps == (-1,) and Tokens(kind=kind).steps is None
-    with pytest.raises(ValidationError, match=f"`steps` chooses among visual tokens; it has no effect on kind `{kind}`"):
+    with pytest.raises(
+        ValidationError,
+        match=f"`steps` chooses among visual tokens; it has no effect on kind `{kind}`",
+    ):
         Tokens(kind=kind, steps=(0,))
-    assert Injection(layers=(1,), empty="none").empty == "none" and Injection(layers=(1,), tokens=Tokens(kind=kind)).empty == "residual"
-    with pytest.raises(ValidationError, match=f"`empty: none` is for visual tokens; it has no effect on kind `{kind}`"):
+    assert (
+        Injection(layers=(1,), empty="none").empty == "none"
+        and Injection(layers=(1,), tokens=Tokens(kind=kind)).empty == "residual"
+    )
+    with pytest.raises(
+        ValidationError,
+        match=f"`empty: none` is for visual tokens; it has no effect on kind `{kind}`",
+    ):
         Injection(layers=(1,), empty="none", tokens=Tokens(kind=kind))
 
 

@@ -40,7 +40,10 @@ def test_a_first_frame_that_came_up_before_the_window_counts_from_its_start():
 @pytest.mark.parametrize(
     ("times", "text"),
     [
-        ([3.0, 5.0, 6.0], r"Frames at 3\.000–6\.000 s lie outside the clip's window 5\.000–8\.000 s"),  # the second is shown as the window opens
+        (
+            [3.0, 5.0, 6.0],
+            r"Frames at 3\.000–6\.000 s lie outside the clip's window 5\.000–8\.000 s",
+        ),  # the second is shown as the window opens
         ([3.0, 4.0, 6.0], r"lie outside"),
         ([4.5, 5.0, 6.0], r"Frames at 4\.500–6\.000 s lie outside"),
         ([5.0, 8.5], "lie outside"),
@@ -56,12 +59,20 @@ def test_frames_that_cannot_be_of_the_window_are_refused(times, text):
 
 
 def test_frames_may_miss_the_window_by_rounding():
-    assert visual_grid([5.0 - 5e-7, 8.0 + 5e-7], 1, 1, 1, window=(5.0, 8.0)).times == pytest.approx((5.0, 8.0))
+    assert visual_grid([5.0 - 5e-7, 8.0 + 5e-7], 1, 1, 1, window=(5.0, 8.0)).times == pytest.approx(
+        (5.0, 8.0)
+    )
 
 
-@pytest.mark.parametrize(("rows", "cols", "times", "spans"), [(0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 0), (1, 1, 2, 1), (1, 1, 1, 2)])
+@pytest.mark.parametrize(
+    ("rows", "cols", "times", "spans"),
+    [(0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 0), (1, 1, 2, 1), (1, 1, 1, 2)],
+)
 def test_a_grid_needs_a_step_a_row_a_column_and_a_span_for_each_step(rows, cols, times, spans):
-    with pytest.raises(VideoError, match="at least one step, row and column, and a span for every step; got VisualGrid"):
+    with pytest.raises(
+        VideoError,
+        match="at least one step, row and column, and a span for every step; got VisualGrid",
+    ):
         VisualGrid(rows, cols, (0.0,) * times, ((0.0, 1.0),) * spans)
     assert VisualGrid(1, 1, (0.0,), ((0.0, 0.0),)).tokens == 1
 
@@ -73,7 +84,9 @@ def test_counted_on_gives_every_step_the_same_length_from_the_start():
 
 def test_times_to_look_at_count_back_from_the_end_and_stop_at_the_start():
     assert sample_times((1.0, 3.25), 2.0) == [1.25, 1.75, 2.25, 2.75, 3.25]
-    assert sample_times((0.0, 0.3), 10.0)[0] == 0.0  # 0.3 × 10 is a little less than 3, and 0.3 − 3 / 10 a little less than 0
+    assert (
+        sample_times((0.0, 0.3), 10.0)[0] == 0.0
+    )  # 0.3 × 10 is a little less than 3, and 0.3 − 3 / 10 a little less than 0
     assert sample_times((2.0, 2.5), 0.5) == [2.5]
 
 
@@ -87,11 +100,19 @@ def test_as_many_times_as_are_allowed_are_kept_and_more_are_spread_over_the_wind
 @pytest.mark.parametrize(
     ("window", "fps", "most"),
     [
-        ((math.nan, 1.0), 1.0, None), ((-math.inf, 1.0), 1.0, None), ((0.0, math.inf), 1.0, None), ((0.0, math.nan), 1.0, None),
-        ((1.0, 0.9), 1.0, None), ((0.0, 1.0), 0.0, None), ((0.0, 1.0), -1.0, None), ((0.0, 1.0), math.inf, None),
-        ((0.0, 1.0), math.nan, None), ((0.0, 1.0), 1.0, 0), ((0.0, 1.0), 1.0, -1),
+        ((math.nan, 1.0), 1.0, None),
+        ((-math.inf, 1.0), 1.0, None),
+        ((0.0, math.inf), 1.0, None),
+        ((0.0, math.nan), 1.0, None),
+        ((1.0, 0.9), 1.0, None),
+        ((0.0, 1.0), 0.0, None),
+        ((0.0, 1.0), -1.0, None),
+        ((0.0, 1.0), math.inf, None),
+        ((0.0, 1.0), math.nan, None),
+        ((0.0, 1.0), 1.0, 0),
+        ((0.0, 1.0), 1.0, -1),
     ],
-)  # fmt: skip
+)
 def test_windows_and_rates_that_make_no_sense_are_refused(window, fps, most):
     with pytest.raises(VideoError):
         sample_times(window, fps, most)

@@ -7,7 +7,9 @@ from modulate.interfaces.writer import Memory, Mixture, Projection
 
 def mixture():
     generator = torch.Generator().manual_seed(0)
-    return Mixture(torch.randn(3, 4, 2, generator=generator), torch.randn(3, 2, 5, generator=generator))
+    return Mixture(
+        torch.randn(3, 4, 2, generator=generator), torch.randn(3, 2, 5, generator=generator)
+    )
 
 
 def test_a_mixture_is_each_token_s_weighted_sum_of_its_step_s_vectors():
@@ -16,20 +18,32 @@ def test_a_mixture_is_each_token_s_weighted_sum_of_its_step_s_vectors():
     assert dense.shape == (3, 4, 5) and mixed.device == torch.device("cpu")
     for step in range(3):
         for token in range(4):
-            assert torch.allclose(dense[step, token], sum(w * v for w, v in zip(mixed.weights[step, token], mixed.vectors[step], strict=True)))
+            assert torch.allclose(
+                dense[step, token],
+                sum(
+                    w * v
+                    for w, v in zip(mixed.weights[step, token], mixed.vectors[step], strict=True)
+                ),
+            )
 
 
 def test_a_mixture_of_several_clips_is_split_by_their_steps():
     mixed = mixture()
     first, second = mixed.split(iter([1, 2]))
-    assert torch.equal(torch.cat([first.dense(), second.dense()]), mixed.dense()) and (len(first.weights), len(second.vectors)) == (1, 2)
+    assert torch.equal(torch.cat([first.dense(), second.dense()]), mixed.dense()) and (
+        len(first.weights),
+        len(second.vectors),
+    ) == (1, 2)
 
 
 def test_a_fresh_projection_adds_nothing_and_a_mixture_is_projected_as_its_tokens_are():
     projection, mixed = Projection(5, 7), mixture()
     memory = Memory(torch.zeros(1, 5), torch.zeros(12, 2, dtype=torch.int64))
     tokens = mixed.dense().flatten(0, 1)
-    assert not projection(tokens, torch.ones(12, 7), memory).any() and projection.weight.shape == (7, 5)
+    assert not projection(tokens, torch.ones(12, 7), memory).any() and projection.weight.shape == (
+        7,
+        5,
+    )
     torch.nn.init.normal_(projection.weight)
     one_by_one = 0.5 * projection(tokens, torch.ones(12, 7), memory)
     assert torch.allclose(projection.mixed(mixed, torch.tensor(0.5)), one_by_one, atol=1e-6)

@@ -18,7 +18,10 @@ from tests.tiny import CLIP, GRID, cached, features, fresh, inputs, qwen, scanpa
 def test_a_fresh_modulation_leaves_logits_bit_identical(dtype, lora):
     host, batch = qwen(dtype=dtype), inputs(dtype=dtype)
     before = host(**batch).logits
-    with fresh(host, lora=lora).attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
+    with (
+        fresh(host, lora=lora).attached(host) as attachment,
+        attachment.condition([[CLIP], [CLIP]]),
+    ):
         during = host(**batch).logits
     assert torch.equal(before, during)
     assert torch.equal(before, host(**batch).logits)
@@ -27,13 +30,19 @@ def test_a_fresh_modulation_leaves_logits_bit_identical(dtype, lora):
 def test_detach_restores_modules_keys_flags_and_foreign_hooks(host):
     modules, keys = {id(m) for m in host.modules()}, list(host.state_dict())
     calls = []
-    third_party_hook = host.model.language_model.layers[1].register_forward_hook(lambda *a: calls.append(1))
+    third_party_hook = host.model.language_model.layers[1].register_forward_hook(
+        lambda *a: calls.append(1)
+    )
     attachment = fresh(host, lora=True).attach(host)
-    assert {id(m) for m in host.modules()} == modules and list(host.state_dict()) == keys  # also while it is on
+    assert {id(m) for m in host.modules()} == modules and list(
+        host.state_dict()
+    ) == keys  # also while it is on
     attachment.detach()
     attachment.detach()
     assert {id(m) for m in host.modules()} == modules and list(host.state_dict()) == keys
-    assert not any(p.requires_grad for p in host.parameters()) and not any(m.training for m in host.modules())
+    assert not any(p.requires_grad for p in host.parameters()) and not any(
+        m.training for m in host.modules()
+    )
     assert not hasattr(host, "peft_config")
     host(**inputs())
     assert calls == [1]
@@ -43,12 +52,17 @@ def test_detach_restores_modules_keys_flags_and_foreign_hooks(host):
 def test_a_users_own_adapter_survives():
     from peft import LoraConfig, get_peft_model
 
-    host = get_peft_model(qwen(), LoraConfig(r=2, target_modules=["q_proj", "k_proj"], exclude_modules=r".*visual.*"))
+    host = get_peft_model(
+        qwen(), LoraConfig(r=2, target_modules=["q_proj", "k_proj"], exclude_modules=r".*visual.*")
+    )
     for name, p in host.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p)
     batch = inputs()
-    before, trainable = host(**batch).logits, [n for n, p in host.named_parameters() if p.requires_grad]
+    before, trainable = (
+        host(**batch).logits,
+        [n for n, p in host.named_parameters() if p.requires_grad],
+    )
     modulation = fresh(host, lora=True)
     with modulation.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
         assert torch.equal(host(**batch).logits, before)
@@ -62,17 +76,33 @@ def test_report_counts_tokens_steps_and_strength(host, modulation):
         with attachment.condition([[CLIP], []]):
             host(**inputs())
         report = attachment.report()
-    assert (report.forwards, report.tokens, report.steps, report.active_steps) == (1, GRID.tokens, (2,), (2,))
+    assert (report.forwards, report.tokens, report.steps, report.active_steps) == (
+        1,
+        GRID.tokens,
+        (2,),
+        (2,),
+    )
     assert set(report.ratio) == {1, 2} and all(r > 0 for r in report.ratio.values())
 
 
-def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(host, modulation, monkeypatch):
+def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(
+    host, modulation, monkeypatch
+):
     calls, found = [], []
     for name in ("forward", "mixed"):
         original = getattr(Projection, name)
-        monkeypatch.setattr(Projection, name, lambda self, *args, name=name, original=original: calls.append(name) or original(self, *args))
+        monkeypatch.setattr(
+            Projection,
+            name,
+            lambda self, *args, name=name, original=original: (
+                calls.append(name) or original(self, *args)
+            ),
+        )
     with modulation.attached(host) as attachment:
-        for rows in ([[CLIP], [CLIP]], [[CLIP]]):  # the second: one row for two of the batch, as beams are, so that its tokens come twice
+        for rows in (
+            [[CLIP], [CLIP]],
+            [[CLIP]],
+        ):  # the second: one row for two of the batch, as beams are, so that its tokens come twice
             with attachment.condition(rows):
                 found.append(host(**inputs()).logits)
     assert calls == ["mixed"] * 4 + ["forward"] * 2  # layers and clips; layers
@@ -84,22 +114,46 @@ def test_misuse_is_an_error_with_both_sizes(host, modulation):
     wrong = visual_grid([0.0, 1.0, 2.0, 3.0], 2, 2, 2)
     with modulation.attached(host) as attachment:
         with (
-            pytest.raises(ConditioningError, match="Row 0: the inputs hold 12 visual tokens, the conditioning 8"),
+            pytest.raises(
+                ConditioningError,
+                match="Row 0: the inputs hold 12 visual tokens, the conditioning 8",
+            ),
             attachment.condition([[ClipInput(scanpath(), wrong, features(wrong))]] * 2),
         ):
             host(**inputs())
-        with pytest.raises(ConditioningError, match="Row 0: the inputs hold 12 visual tokens, the conditioning 24"), attachment.condition([[CLIP, CLIP]] * 2):
+        with (
+            pytest.raises(
+                ConditioningError,
+                match="Row 0: the inputs hold 12 visual tokens, the conditioning 24",
+            ),
+            attachment.condition([[CLIP, CLIP]] * 2),
+        ):
             host(**inputs())
-        with pytest.raises(ConditioningError, match="has 3 rows, the forward a batch of 2"), attachment.condition([[CLIP]] * 3):
+        with (
+            pytest.raises(ConditioningError, match="has 3 rows, the forward a batch of 2"),
+            attachment.condition([[CLIP]] * 3),
+        ):
             host(**inputs())
-        with pytest.raises(ConditioningError, match="does not nest"), attachment.condition([[CLIP]] * 2), attachment.condition([[CLIP]] * 2):
+        with (
+            pytest.raises(ConditioningError, match="does not nest"),
+            attachment.condition([[CLIP]] * 2),
+            attachment.condition([[CLIP]] * 2),
+        ):
             pass
-        with pytest.raises(ConditioningError, match="No forward reached the host"), attachment.condition([[CLIP]]):
+        with (
+            pytest.raises(ConditioningError, match="No forward reached the host"),
+            attachment.condition([[CLIP]]),
+        ):
             pass
-        with pytest.raises(HostError, match="inputs_embeds without input_ids"), attachment.condition([[CLIP]]):
+        with (
+            pytest.raises(HostError, match="inputs_embeds without input_ids"),
+            attachment.condition([[CLIP]]),
+        ):
             host(inputs_embeds=torch.zeros(1, 4, 32))
         with (
-            pytest.raises(HostError, match=r"needs features of shape \(2, 6, 12\), got \(2, 6, 5\)"),
+            pytest.raises(
+                HostError, match=r"needs features of shape \(2, 6, 12\), got \(2, 6, 5\)"
+            ),
             attachment.condition([[ClipInput(scanpath(), GRID, torch.zeros(2, 6, 5))]]),
         ):
             pass
@@ -108,8 +162,15 @@ def test_misuse_is_an_error_with_both_sizes(host, modulation):
 def test_a_prompt_that_the_cache_held_before_is_not_counted(host, modulation):
     batch = inputs(texts=((7,),))
     cache = cached(host(**batch, use_cache=True))
-    message = "Row 0: the inputs hold 0 visual tokens, the conditioning 12.* The cache held 16 positions before this conditioning began"
-    with modulation.attached(host) as attachment, pytest.raises(ConditioningError, match=message), attachment.condition([[CLIP]]):
+    message = (
+        "Row 0: the inputs hold 0 visual tokens, the conditioning 12.* The cache held 16 positions"
+        " before this conditioning began"
+    )
+    with (
+        modulation.attached(host) as attachment,
+        pytest.raises(ConditioningError, match=message),
+        attachment.condition([[CLIP]]),
+    ):
         host(input_ids=torch.tensor([[9]]), **cache)
 
 
@@ -133,9 +194,14 @@ def test_two_modulations_stack_and_detach_in_any_order(host):
 
 
 def test_layers_out_of_range_and_foreign_hosts_are_refused(host):
-    with pytest.raises(HostError, match="asks for decoder layer 9, but Qwen2_5_VLForConditionalGeneration has layers 0 to 3"):
+    with pytest.raises(
+        HostError,
+        match="asks for decoder layer 9, but Qwen2_5_VLForConditionalGeneration has layers 0 to 3",
+    ):
         fresh(host, layers=(1, 9))
-    with pytest.raises(HostError, match="made for a qwen2_5_vl of 4 layers of width 32; this qwen2_5_vl has 3"):
+    with pytest.raises(
+        HostError, match="made for a qwen2_5_vl of 4 layers of width 32; this qwen2_5_vl has 3"
+    ):
         fresh(host).attach(qwen(layers=3))
     with pytest.raises(HostError, match=r"has no `config\.model_type`"):
         fresh(host).attach(torch.nn.Linear(2, 2))
@@ -154,7 +220,9 @@ def test_a_host_class_that_names_no_placeholder_is_refused():
 
 
 def interrupted(host, kind=KeyboardInterrupt, **batch):
-    """Call the host and interrupt it in the middle, as Ctrl-C does: torch runs no hooks for what is no Exception."""
+    """Call the host and interrupt it in the middle, as Ctrl-C does: torch runs no hooks for what is
+    no Exception.
+    """
 
     def stop(*args):
         raise kind
@@ -207,7 +275,10 @@ def test_an_interrupted_forward_is_over(host):
         with attachment.bare():
             assert torch.equal(project(states), plain)
         interrupted(host, **batch)
-        with pytest.raises(ConditioningError, match="ran inside a conditioning without a forward"), attachment.condition([[CLIP], [CLIP]]):
+        with (
+            pytest.raises(ConditioningError, match="ran inside a conditioning without a forward"),
+            attachment.condition([[CLIP], [CLIP]]),
+        ):
             host.model.language_model(inputs_embeds=torch.ones(1, 4, 32))
 
 
@@ -219,13 +290,18 @@ def learned(modulation, loss):
 
 
 @pytest.mark.parametrize("between", [None, "condition", "bare"])
-def test_a_forward_that_is_recomputed_has_its_own_gradients_whatever_the_backward_ran_before(host, modulation, between):
+def test_a_forward_that_is_recomputed_has_its_own_gradients_whatever_the_backward_ran_before(
+    host, modulation, between
+):
     modulation.train().requires_grad_(True)
     batch, other = inputs(), ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
     run = lambda: host(**batch, use_cache=False).logits.square().mean()
 
     def meanwhile(gradient):
-        with torch.no_grad(), attachment.bare() if between == "bare" else attachment.condition([[other], [other]]):
+        with (
+            torch.no_grad(),
+            attachment.bare() if between == "bare" else attachment.condition([[other], [other]]),
+        ):
             run()
 
     with modulation.attached(host) as attachment:
@@ -244,6 +320,8 @@ def test_a_forward_that_is_recomputed_has_its_own_gradients_whatever_the_backwar
 def test_an_attachment_that_fails_halfway_leaves_no_hook(host):
     modulation = fresh(host, lora=True)
     host.model.language_model.layers[3].self_attn.q_proj = torch.nn.Linear(32, 8)
-    with pytest.raises(HostError, match="of 32 to 32 features; in decoder layer 3 of this host it has 32 to 8"):
+    with pytest.raises(
+        HostError, match="of 32 to 32 features; in decoder layer 3 of this host it has 32 to 8"
+    ):
         modulation.attach(host)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in host.modules())

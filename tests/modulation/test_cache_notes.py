@@ -26,8 +26,19 @@ def filled(seed, length=8):
 
 def test_a_new_line_has_no_single_tokens_no_end_and_nothing_noted():
     new = CacheHistory(0, 0, SEEN, [3, 3])
-    assert (new.end, new.ids, new.wide, new.singles, new.aside, new.lost) == (0, None, False, 0, False, False)
-    assert histories_on(DynamicCache()) == {} and not new.beginning and "held 3 positions before" in stream(begin=3).beginning
+    assert (new.end, new.ids, new.wide, new.singles, new.aside, new.lost) == (
+        0,
+        None,
+        False,
+        0,
+        False,
+        False,
+    )
+    assert (
+        histories_on(DynamicCache()) == {}
+        and not new.beginning
+        and "held 3 positions before" in stream(begin=3).beginning
+    )
 
 
 @pytest.mark.parametrize("begin", [0, 10])
@@ -53,7 +64,12 @@ def test_rows_that_are_multiplied_stay_beside_each_other():
     whole = stream()
     assert whole.fitted(2, alike=False) is whole
     more = whole.fitted(4, alike=False)
-    assert torch.equal(more.seen, SEEN[[0, 0, 1, 1]]) and torch.equal(more.ids, IDS[[0, 0, 1, 1]]) and more.held == [3] * 4 and not more.lost
+    assert (
+        torch.equal(more.seen, SEEN[[0, 0, 1, 1]])
+        and torch.equal(more.ids, IDS[[0, 0, 1, 1]])
+        and more.held == [3] * 4
+        and not more.lost
+    )
 
 
 def test_a_batch_that_shrank_is_any_of_its_rows_only_where_all_are_alike():
@@ -62,7 +78,12 @@ def test_a_batch_that_shrank_is_any_of_its_rows_only_where_all_are_alike():
     assert same.fitted(1, alike=False).lost
     for batch in (1, 3):
         fit = same.fitted(batch, alike=True)
-        assert not fit.lost and torch.equal(fit.seen, SEEN[[1] * batch]) and fit.held == [3] * batch and torch.equal(fit.ids, IDS[[0] * batch])
+        assert (
+            not fit.lost
+            and torch.equal(fit.seen, SEEN[[1] * batch])
+            and fit.held == [3] * batch
+            and torch.equal(fit.ids, IDS[[0] * batch])
+        )
     lost = stream().fitted(1, alike=False)
     assert lost.fitted(2, alike=True) is lost
 

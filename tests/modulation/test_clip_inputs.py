@@ -1,4 +1,6 @@
-"""What users pass to a conditioning: accepted in every sensible form, refused with the row, the value and what is right."""
+"""What users pass to a conditioning: accepted in every sensible form, refused with the row, the
+value and what is right.
+"""
 
 from dataclasses import replace
 
@@ -55,7 +57,13 @@ def test_rows_of_every_iterable_are_read_once_and_kept(host, form, way):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (CLIP, r"Rows must be a list, got a ClipInput by itself\. .*`\[\[clip\]\]` is one row with one clip"),
+        (
+            CLIP,
+            (
+                r"Rows must be a list, got a ClipInput by itself\. .*`\[\[clip\]\]` is one row with"
+                r" one clip"
+            ),
+        ),
         ([CLIP], "Row 0 must be a list, got a ClipInput by itself"),
         ([[CLIP], None], "Row 1 must be a list, got None"),
         (None, "Rows must be a list, got None"),
@@ -101,10 +109,19 @@ def numbers(**at):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_features_that_are_not_finite_are_named_by_row_clip_and_place(host, modulation, value, dtype):
+def test_features_that_are_not_finite_are_named_by_row_clip_and_place(
+    host, modulation, value, dtype
+):
     bad = replace(CLIP, features=numbers(x=value).to(dtype))
-    message = r"Row 1, clip 1: 1 of its features are not finite in fp32, the first at step 1, token 2, channel 3"
-    with modulation.attached(host) as attachment, pytest.raises(ConditioningError, match=message), attachment.condition([[CLIP], [CLIP, bad]]):
+    message = (
+        r"Row 1, clip 1: 1 of its features are not finite in fp32, the first at step 1, token 2,"
+        r" channel 3"
+    )
+    with (
+        modulation.attached(host) as attachment,
+        pytest.raises(ConditioningError, match=message),
+        attachment.condition([[CLIP], [CLIP, bad]]),
+    ):
         pytest.fail("the block was entered")
 
 
@@ -113,14 +130,18 @@ def test_features_that_only_fp64_can_hold_are_not_finite():
         check([[replace(CLIP, features=CLIP.features.double() * 1e300)]], NEEDS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
 def test_features_of_every_real_dtype_are_read(dtype):
     check([[replace(CLIP, features=CLIP.features.to(dtype))]], NEEDS)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
 def test_features_that_are_no_real_numbers_are_refused(dtype):
-    with pytest.raises(HostError, match=f"Row 0, clip 0: its features are of {dtype}; they must be"):
+    with pytest.raises(
+        HostError, match=f"Row 0, clip 0: its features are of {dtype}; they must be"
+    ):
         check([[replace(CLIP, features=CLIP.features.to(dtype))]], NEEDS)
 
 
@@ -129,7 +150,13 @@ def test_features_elsewhere_or_of_another_kind_are_refused():
         (CLIP.features.to("meta"), "on the meta device"),
         (CLIP.features.to_sparse(), "layout torch.sparse_coo"),
         (CLIP.features.numpy(), "no Tensor; `torch.as_tensor`"),
-        (CLIP.features[:1], r"Row 0, clip 0: a clip of 2 steps of 2×3 needs features of shape \(2, 6, 12\), got \(1, 6, 12\)"),
+        (
+            CLIP.features[:1],
+            (
+                r"Row 0, clip 0: a clip of 2 steps of 2×3 needs features of shape \(2, 6, 12\), got"
+                r" \(1, 6, 12\)"
+            ),
+        ),
         (None, "got None"),
     ):
         with pytest.raises(HostError, match=message):
@@ -148,17 +175,31 @@ def broken(values, cls=Scanpath):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_signals_with_numbers_that_are_not_finite_are_refused(value):
     bad = broken([[0.5, value, 1.0, 1.0]])
-    with pytest.raises(SignalError, match="Row 1, clip 0: `fixations` of its gaze signal holds numbers that are not finite"):
+    with pytest.raises(
+        SignalError,
+        match="Row 1, clip 0: `fixations` of its gaze signal holds numbers that are not finite",
+    ):
         check([[], [replace(CLIP, signal=bad)]], NEEDS)
     with pytest.raises(SignalError, match=r"`parts\.gaze\.fixations` of its bundle signal"):
-        check([[replace(CLIP, signal=MultiSignal({"hand": HandPath(), "gaze": bad}))]], replace(NEEDS, signal_kind="bundle"))
+        check(
+            [[replace(CLIP, signal=MultiSignal({"hand": HandPath(), "gaze": bad}))]],
+            replace(NEEDS, signal_kind="bundle"),
+        )
 
 
 def test_a_signal_of_another_kind_is_refused_and_one_of_a_subclass_is_not():
     check([[replace(CLIP, signal=HandPath())]], NEEDS)  # a hand's path is a scanpath
-    with pytest.raises(SignalError, match="Row 0, clip 0: its signal is of the kind 'gaze', but this modulation's encoder reads 'hand'"):
+    with pytest.raises(
+        SignalError,
+        match=(
+            "Row 0, clip 0: its signal is of the kind 'gaze', but this modulation's encoder reads"
+            " 'hand'"
+        ),
+    ):
         check([[CLIP]], replace(NEEDS, signal_kind="hand"))
-    with pytest.raises(SignalError, match="kind 'bundle', but this modulation's encoder reads 'gaze'"):
+    with pytest.raises(
+        SignalError, match="kind 'bundle', but this modulation's encoder reads 'gaze'"
+    ):
         check([[replace(CLIP, signal=MultiSignal({"gaze": scanpath()}))]], NEEDS)
     with pytest.raises(SignalError, match="reads 'nobody_knows_it'"):
         check([[CLIP]], replace(NEEDS, signal_kind="nobody_knows_it"))
@@ -178,7 +219,13 @@ def test_a_grid_without_visual_tokens_in_the_host_is_refused(modulation):
     with modulation.attached(host) as attachment:
         for places in ([], [-1, -1]):
             attachment.host.placeholders = lambda grid, places=places: places
-            with pytest.raises(ConditioningError, match="Row 0, clip 0: its grid has no visual token in this host"), attachment.condition([[CLIP]]):
+            with (
+                pytest.raises(
+                    ConditioningError,
+                    match="Row 0, clip 0: its grid has no visual token in this host",
+                ),
+                attachment.condition([[CLIP]]),
+            ):
                 pytest.fail("the block was entered")
 
 
@@ -211,7 +258,10 @@ def test_positions_of_bool_or_of_zero_and_one_are_one(host, form):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.tensor([[0, 2]]), "`mask` must hold nothing but 0 and 1 .or bool.; row 0, position 1 is 2"),
+        (
+            torch.tensor([[0, 2]]),
+            "`mask` must hold nothing but 0 and 1 .or bool.; row 0, position 1 is 2",
+        ),
         (torch.tensor([[0.5, 1]]), "row 0, position 0 is 0.5"),
         (torch.tensor([[1, float("nan")]]), "row 0, position 1 is nan"),
         (torch.tensor([[0, -1]]), "row 0, position 1 is -1"),

@@ -16,32 +16,49 @@ def conditioned(host, modulation, rows, **hints):
     return Conditioning(modulation, rows, understand(host), TokenHints(**hints))
 
 
-def test_a_plan_names_the_latent_of_every_visual_token_in_the_order_of_rows_and_clips(host, modulation):
+def test_a_plan_names_the_latent_of_every_visual_token_in_the_order_of_rows_and_clips(
+    host, modulation
+):
     batch = inputs(videos=2)
     conditioning = conditioned(host, modulation, [[SILENT, CLIP], [CLIP, CLIP]])
     plan = conditioning.plan(batch)
     visual = (batch["input_ids"] == VIDEO).flatten().nonzero()[:, 0]
     assert plan.index.tolist() == visual[GRID.tokens :].tolist()
-    assert plan.token.tolist() == list(range(3 * GRID.tokens)) and plan.shape == tuple(batch["input_ids"].shape)
+    assert plan.token.tolist() == list(range(3 * GRID.tokens)) and plan.shape == tuple(
+        batch["input_ids"].shape
+    )
     assert conditioning.modified == 3 * GRID.tokens and conditioning.last is plan
 
 
 def test_rows_without_any_signal_have_no_plan(host, modulation):
     conditioning = conditioned(host, modulation, [[SILENT], []])
-    assert conditioning.plan(inputs()) is None and conditioning.latents is None and conditioning.modified == 0
+    assert (
+        conditioning.plan(inputs()) is None
+        and conditioning.latents is None
+        and conditioning.modified == 0
+    )
 
 
-def test_positions_of_other_visual_tokens_than_the_clips_are_named_with_both_numbers(host, modulation):
+def test_positions_of_other_visual_tokens_than_the_clips_are_named_with_both_numbers(
+    host, modulation
+):
     positions = inputs()["input_ids"] == VIDEO
-    assert conditioned(host, modulation, [[CLIP], [CLIP]], positions=positions).tracker.expected == [GRID.tokens] * 2
+    assert (
+        conditioned(host, modulation, [[CLIP], [CLIP]], positions=positions).tracker.expected
+        == [GRID.tokens] * 2
+    )
     positions[0, :] = False
     conditioned(host, modulation, [[], [CLIP]], positions=positions)
-    with pytest.raises(ConditioningError, match="Row 0: the positions name 0 visual tokens, the conditioning 12"):
+    with pytest.raises(
+        ConditioningError, match="Row 0: the positions name 0 visual tokens, the conditioning 12"
+    ):
         conditioned(host, modulation, [[CLIP], [CLIP]], positions=positions)
 
 
 @pytest.mark.parametrize("kind", ["text", "last", "mask"])
-def test_rows_are_told_apart_in_every_forward_where_other_than_visual_tokens_are_written(host, modulation, kind):
+def test_rows_are_told_apart_in_every_forward_where_other_than_visual_tokens_are_written(
+    host, modulation, kind
+):
     hints = {"mask": torch.ones(1, 30)} if kind == "mask" else {}
     assert conditioned(host, selecting(host, kind), [[CLIP]], **hints).tracker.everywhere
     assert not conditioned(host, modulation, [[CLIP]]).tracker.everywhere
@@ -61,5 +78,7 @@ def test_steps_are_counted_from_either_end():
         expected = [bool(one) for one in chosen for _ in range(per)]
         assert chosen_steps(places, GRID, steps).tolist() == [False, *expected, False]
     for wrong in (GRID.steps, -GRID.steps - 1):
-        with pytest.raises(ConditioningError, match=f"writes on step {wrong} .* has {GRID.steps} steps"):
+        with pytest.raises(
+            ConditioningError, match=f"writes on step {wrong} .* has {GRID.steps} steps"
+        ):
             chosen_steps(places, GRID, (0, wrong))

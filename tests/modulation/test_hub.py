@@ -1,4 +1,6 @@
-"""Publishing and fetching modulations, without network: real client calls against a small hub on this machine, and fakes of single functions."""
+"""Publishing and fetching modulations, without network: real client calls against a small hub on
+this machine, and fakes of single functions.
+"""
 
 import base64
 import hashlib
@@ -51,7 +53,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status, body=b"", **headers):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(content))} | headers).items():
+        for name, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(content))} | headers
+        ).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -66,7 +70,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers.get("Authorization"))
         if path == "/api/repos/create":
             asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            name = (
+                f"{asked['organization']}/{asked['name']}"
+                if asked.get("organization")
+                else asked["name"]
+            )
             if name in self.server.repos:
                 return self.answer(409, {"error": "exists", "url": f"{self.server.address}/{name}"})
             self.server.created.append(asked)
@@ -74,18 +82,32 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"url": f"{self.server.address}/{name}"})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
-        name, what = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path).groups()
+        name, what = re.fullmatch(
+            r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path
+        ).groups()
         if what == "preupload":
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
             return self.answer(200, {"files": files})
         lines = [json.loads(line) for line in body.splitlines()]
         for line in lines:
             if line["key"] == "file":
-                self.server.repos[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                self.server.repos[name][line["value"]["path"]] = base64.b64decode(
+                    line["value"]["content"]
+                )
             elif line["key"] == "deletedFile":
                 del self.server.repos[name][line["value"]["path"]]
         self.server.commits.append(lines[0]["value"]["summary"])
-        return self.answer(200, {"commitUrl": f"{self.server.address}/{name}/commit/{SHA}", "commitOid": SHA, "success": True})
+        return self.answer(
+            200,
+            {
+                "commitUrl": f"{self.server.address}/{name}/commit/{SHA}",
+                "commitOid": SHA,
+                "success": True,
+            },
+        )
 
     def do_GET(self):
         path = unquote(urlparse(self.path).path)
@@ -94,14 +116,25 @@ class Handler(BaseHTTPRequestHandler):
                 return self.missing()
             files = self.server.repos[match[1]]
             if (match[2] or "").startswith("/tree/"):
-                listed = [{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in files.items()]
+                listed = [
+                    {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                    for p, c in files.items()
+                ]
                 return self.answer(200, listed)
-            return self.answer(200, {"id": match[1], "sha": SHA, "siblings": [{"rfilename": p} for p in files]})
+            return self.answer(
+                200, {"id": match[1], "sha": SHA, "siblings": [{"rfilename": p} for p in files]}
+            )
         name, _, file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path).groups()
         content = self.server.repos[name][file]
         if self.command == "GET":
             self.server.fetched.append(file)
-        return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=SHA, Content_Type="application/octet-stream")
+        return self.answer(
+            200,
+            content,
+            ETag=f'"{hashlib.sha1(content).hexdigest()}"',
+            X_Repo_Commit=SHA,
+            Content_Type="application/octet-stream",
+        )
 
     do_HEAD = do_GET
 
@@ -110,7 +143,9 @@ class Handler(BaseHTTPRequestHandler):
 def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield server
     server.shutdown()
@@ -119,19 +154,26 @@ def hub(monkeypatch, tmp_path):
 
 
 def push(modulation, hub, **more):
-    return modulation.push_to_hub("someone/gaze-tiny", token="hf_made_up", endpoint=hub.address, **more)
+    return modulation.push_to_hub(
+        "someone/gaze-tiny", token="hf_made_up", endpoint=hub.address, **more
+    )
 
 
 def pull(hub, tmp_path, repo="someone/gaze-tiny"):
-    return Modulation.from_pretrained(repo, cache_dir=tmp_path / "cache", endpoint=hub.address, token=False)
+    return Modulation.from_pretrained(
+        repo, cache_dir=tmp_path / "cache", endpoint=hub.address, token=False
+    )
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------------------------
+# --- there and back
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_pushed_modulation_comes_back_with_the_same_logits(host, modulation, hub, tmp_path):
     assert push(modulation, hub, private=True) == f"{hub.address}/someone/gaze-tiny/commit/{SHA}"
-    assert hub.repos["someone/gaze-tiny"].keys() == {"README.md", *FILES} and hub.commits == ["Upload a modulation"]
+    assert hub.repos["someone/gaze-tiny"].keys() == {"README.md", *FILES} and hub.commits == [
+        "Upload a modulation"
+    ]
     assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
     assert hub.tokens == {"Bearer hf_made_up"}
     logits = []
@@ -143,7 +185,10 @@ def test_a_pushed_modulation_comes_back_with_the_same_logits(host, modulation, h
 
 def test_only_a_modulations_own_files_are_fetched(modulation, hub, tmp_path):
     push(modulation, hub)
-    hub.repos["someone/gaze-tiny"] |= {"pytorch_model.bin": b"a pickle", "adapter/extra.py": b"code"}
+    hub.repos["someone/gaze-tiny"] |= {
+        "pytorch_model.bin": b"a pickle",
+        "adapter/extra.py": b"code",
+    }
     pull(hub, tmp_path)
     assert sorted(hub.fetched) == sorted(FILES)
 
@@ -151,30 +196,51 @@ def test_only_a_modulations_own_files_are_fetched(modulation, hub, tmp_path):
 def test_a_second_push_replaces_and_drops_an_adapter_that_is_gone(host, modulation, hub):
     push(modulation, hub)
     push(fresh(host), hub, commit_message="Without LoRA")
-    assert hub.repos["someone/gaze-tiny"].keys() == {"README.md", "config.json", "model.safetensors"}
+    assert hub.repos["someone/gaze-tiny"].keys() == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
     assert hub.commits == ["Upload a modulation", "Without LoRA"] and len(hub.created) == 1
 
 
 def test_a_repository_that_is_not_there_is_named(hub, tmp_path):
-    with pytest.raises(MissingFileError, match=r"'someone/none' is no folder here, and no modulation could be fetched from the hub under that name: .*"):
+    with pytest.raises(
+        MissingFileError,
+        match=(
+            r"'someone/none' is no folder here, and no modulation could be fetched from the hub"
+            r" under that name: .*"
+        ),
+    ):
         pull(hub, tmp_path, "someone/none")
 
 
 def test_a_repository_without_a_modulation_is_named(hub, tmp_path):
     hub.repos["someone/other"] = {"README.md": b"hello"}
-    with pytest.raises(MissingFileError, match=r"is no saved modulation: config\.json is missing there"):
+    with pytest.raises(
+        MissingFileError, match=r"is no saved modulation: config\.json is missing there"
+    ):
         pull(hub, tmp_path, "someone/other")
 
 
 def test_offline_the_error_says_so(tmp_path):
-    with pytest.raises(MissingFileError, match=r"'someone/gaze-tiny' is no folder here, and no modulation could be fetched from the hub"):
+    with pytest.raises(
+        MissingFileError,
+        match=(
+            r"'someone/gaze-tiny' is no folder here, and no modulation could be fetched from"
+            r" the hub"
+        ),
+    ):
         Modulation.from_pretrained("someone/gaze-tiny", cache_dir=tmp_path)
 
 
-# --- names ------------------------------------------------------------------------------------------------------------------------------
+# --- names
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_repository_is_asked_for_by_its_name_and_a_folder_is_not(modulation, tmp_path, monkeypatch):
+def test_a_repository_is_asked_for_by_its_name_and_a_folder_is_not(
+    modulation, tmp_path, monkeypatch
+):
     asked = []
 
     def snapshot_download(repo_id, **arguments):
@@ -192,25 +258,43 @@ def test_a_repository_is_asked_for_by_its_name_and_a_folder_is_not(modulation, t
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize(("name", "expected"), [("someone/gaze", True), ("gaze", False), ("./a/b", False), ("a/b/c", False), ("/a", False), ("~/a", False)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("someone/gaze", True),
+        ("gaze", False),
+        ("./a/b", False),
+        ("a/b/c", False),
+        ("/a", False),
+        ("~/a", False),
+    ],
+)
 def test_what_looks_like_a_repository(name, expected):
     assert is_repository(name) is expected
 
 
 def test_a_name_that_the_hub_does_not_allow_is_refused():
-    with pytest.raises(MissingFileError, match="no modulation could be fetched from the hub under that name"):
+    with pytest.raises(
+        MissingFileError, match="no modulation could be fetched from the hub under that name"
+    ):
         fetch("some one/gaze")
 
 
-# --- the card ---------------------------------------------------------------------------------------------------------------------------
+# --- the card
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_card_says_what_is_inside(modulation, tmp_path):
-    modulation.config = modulation.config.model_copy(update={"training": {"recipe": "gazeqwen_tiny", "seed": 3}})
+    modulation.config = modulation.config.model_copy(
+        update={"training": {"recipe": "gazeqwen_tiny", "seed": 3}}
+    )
     modulation.save_pretrained(tmp_path)
     text = model_card(tmp_path, "someone/gaze-tiny")
     _, front, body = text.split("---\n", 2)
-    assert yaml.safe_load(front) == {"library_name": "modulate", "tags": ["modulate", "qwen2_5_vl", "heatmap_dur", "gaze_resampler", "lora"]}
+    assert yaml.safe_load(front) == {
+        "library_name": "modulate",
+        "tags": ["modulate", "qwen2_5_vl", "heatmap_dur", "gaze_resampler", "lora"],
+    }
     lora = sum(p.numel() for p in modulation.lora.parameters())
     own = sum(p.numel() for p in modulation.parameters()) - lora
     for line in (
@@ -237,7 +321,10 @@ def test_the_card_names_the_base_model_of_a_host_from_the_hub(modulation, tmp_pa
     modulation.save_pretrained(tmp_path)
     _, front, body = model_card(tmp_path, "someone/gaze-tiny").split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
-    assert '| host | `qwen2_5_vl` ("Qwen/Qwen2.5-VL-7B-Instruct"), 4 decoder layers of width 32; not part of this repository |' in body
+    assert (
+        '| host | `qwen2_5_vl` ("Qwen/Qwen2.5-VL-7B-Instruct"), 4 decoder layers of width 32; not'
+        " part of this repository |" in body
+    )
     Modulation.from_pretrained(tmp_path).attach(qwen()).detach()
 
 
@@ -248,7 +335,10 @@ def test_the_cards_code_is_python(modulation, tmp_path):
 
 
 def test_a_folder_without_a_modulation_gets_no_card(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no modulation that a card can be written for: FileNotFoundError"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds no modulation that a card can be written for: FileNotFoundError",
+    ):
         model_card(Path(tmp_path), "someone/none")
 
 

@@ -8,7 +8,14 @@ from torch import nn
 from modulate.config.injection import LoraParams
 from modulate.errors import CheckpointError, HostError
 from modulate.hosts.host import understand
-from modulate.modulation.lora import LoraHook, LoraHooks, LoraSpec, LoraTensors, check_numbers, describe
+from modulate.modulation.lora import (
+    LoraHook,
+    LoraHooks,
+    LoraSpec,
+    LoraTensors,
+    check_numbers,
+    describe,
+)
 from modulate.modulation.recompute import ForwardPass
 from tests.tiny import qwen
 
@@ -32,7 +39,10 @@ def test_a_target_that_some_layers_lack_is_adapted_where_it_is(uneven):
     assert found.layers == {"self_attn.extra": (1, 3)}
     tensors = LoraTensors(found, 4)
     _, named = tensors.to_peft()
-    where = {name: sorted(int(key.split(".layers.")[1][0]) for key in named if f".{name}.lora_A." in key) for name in ("q_proj", "extra")}
+    where = {
+        name: sorted(int(key.split(".layers.")[1][0]) for key in named if f".{name}.lora_A." in key)
+        for name in ("q_proj", "extra")
+    }
     assert where == {"q_proj": [0, 1, 2, 3], "extra": [1, 3]} and len(named) == 12
     other = LoraTensors(found, 4)
     other.load_peft(named)
@@ -44,9 +54,14 @@ def test_a_target_that_all_layers_have_is_restricted_to_none(uneven):
 
 
 def test_restricted_targets_are_hooked_where_they_are_and_leave_the_host_as_it_was(uneven):
-    hooked = LoraHooks(LoraTensors(spec(uneven, "extra"), 4), uneven, lambda: ForwardPass(None, lora=True))
+    hooked = LoraHooks(
+        LoraTensors(spec(uneven, "extra"), 4), uneven, lambda: ForwardPass(None, lora=True)
+    )
     with_hooks = {name for name, module in uneven.model.named_modules() if module._forward_hooks}
-    assert {name.partition("layers.")[2] for name in with_hooks} == {"1.self_attn.extra", "3.self_attn.extra"}
+    assert {name.partition("layers.")[2] for name in with_hooks} == {
+        "1.self_attn.extra",
+        "3.self_attn.extra",
+    }
     assert hooked.layers == {1, 3}
     hooked.remove()
     assert not any(module._forward_hooks for module in uneven.model.modules())
@@ -54,12 +69,20 @@ def test_restricted_targets_are_hooked_where_they_are_and_leave_the_host_as_it_w
 
 def test_a_target_of_two_shapes_is_refused_with_both_layers(uneven):
     uneven.layers[3].self_attn.extra = nn.Linear(32, 25)
-    with pytest.raises(HostError, match=r"'self_attn\.extra' is \(32, 24\) in layer 1 and \(32, 25\) in layer 3; one shape is needed"):
+    with pytest.raises(
+        HostError,
+        match=(
+            r"'self_attn\.extra' is \(32, 24\) in layer 1 and \(32, 25\) in layer 3; one shape is"
+            r" needed"
+        ),
+    ):
         spec(uneven, "extra")
 
 
 def test_a_target_that_no_layer_has_is_refused_with_those_that_are_there(uneven):
-    with pytest.raises(HostError, match=r"\['nose'\] match no linear layer.*there are down_proj, extra, gate_proj"):
+    with pytest.raises(
+        HostError, match=r"\['nose'\] match no linear layer.*there are down_proj, extra, gate_proj"
+    ):
         spec(uneven, "q_proj", "nose")
 
 
@@ -68,8 +91,13 @@ def test_fresh_tensors_change_nothing_and_have_the_rank_asked_for(uneven):
     tensors = LoraTensors(found, 4)
     config, named = tensors.to_peft()
     shapes = {key.split(".lora_")[1]: tuple(value.shape) for key, value in named.items()}
-    assert shapes == {"A.weight": (3, 32), "B.weight": (24, 3)} and (config["r"], config["lora_alpha"]) == (3, 4.0)
-    assert set(config["target_modules"]) == {f"{found.layers_path}.{layer}.self_attn.extra" for layer in (1, 3)}
+    assert shapes == {"A.weight": (3, 32), "B.weight": (24, 3)} and (
+        config["r"],
+        config["lora_alpha"],
+    ) == (3, 4.0)
+    assert set(config["target_modules"]) == {
+        f"{found.layers_path}.{layer}.self_attn.extra" for layer in (1, 3)
+    }
     assert all((value == 0).all() == (".lora_B." in key) for key, value in named.items())
 
 
@@ -81,20 +109,32 @@ def test_an_adapter_file_is_read_whole_or_not_at_all(uneven):
         tensors.load_peft({k: v for k, v in named.items() if k != key})
     with pytest.raises(CheckpointError, match="which the configuration does not expect"):
         tensors.load_peft({**named, key.replace(".layers.1.", ".layers.2."): named[key]})
-    with pytest.raises(CheckpointError, match=r"has shape \(2, 31\), the configuration says \(2, 32\)"):
+    with pytest.raises(
+        CheckpointError, match=r"has shape \(2, 31\), the configuration says \(2, 32\)"
+    ):
         tensors.load_peft({**named, key: named[key][:, 1:]})
 
 
-@pytest.mark.parametrize(("tensor", "text"), [(torch.tensor([1]), "is torch.int64; floating-point"), (torch.tensor([1.0, torch.nan]), "not finite")])
+@pytest.mark.parametrize(
+    ("tensor", "text"),
+    [
+        (torch.tensor([1]), "is torch.int64; floating-point"),
+        (torch.tensor([1.0, torch.nan]), "not finite"),
+    ],
+)
 def test_numbers_that_are_none_are_refused_with_the_file_s_name(tensor, text):
     check_numbers({"w": torch.ones(2)}, "adapter.safetensors")
     with pytest.raises(CheckpointError, match=f"adapter.safetensors: tensor 'w' .*{text}"):
         check_numbers({"w": tensor}, "adapter.safetensors")
 
 
-@pytest.mark.parametrize(("width", "allowed"), [(0, False), (1, True), (2**20, True), (2**20 + 1, False)])
+@pytest.mark.parametrize(
+    ("width", "allowed"), [(0, False), (1, True), (2**20, True), (2**20 + 1, False)]
+)
 def test_widths_of_a_saved_adaptation_are_bounded(width, allowed):
-    make = lambda: LoraSpec(params=LoraParams(), shapes={"q_proj": (4, width)}, layers_path="layers")
+    make = lambda: LoraSpec(
+        params=LoraParams(), shapes={"q_proj": (4, width)}, layers_path="layers"
+    )
     if allowed:
         assert make().shapes == {"q_proj": (4, width)}
     else:

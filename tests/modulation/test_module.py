@@ -40,7 +40,10 @@ def test_a_saved_modulation_gives_the_same_logits(host, tmp_path, sharing):
 
 def test_a_loaded_modulation_is_frozen_unless_it_is_to_be_trained(host, tmp_path):
     trained(host, lora=True).save_pretrained(tmp_path)
-    loaded, learning = Modulation.from_pretrained(tmp_path), Modulation.from_pretrained(tmp_path, is_trainable=True)
+    loaded, learning = (
+        Modulation.from_pretrained(tmp_path),
+        Modulation.from_pretrained(tmp_path, is_trainable=True),
+    )
     assert (loaded.training, learning.training) == (False, True)
     for m in (loaded, learning):
         with m.attached(host) as attachment:
@@ -51,17 +54,32 @@ def test_a_loaded_modulation_is_frozen_unless_it_is_to_be_trained(host, tmp_path
         assert logits.requires_grad == (m is learning)
         assert {p.requires_grad for p in m.parameters()} == {m is learning}
     logits.square().sum().backward()
-    assert all(p.grad is not None and p.grad.any() for name, p in learning.named_parameters() if name.startswith("out."))
+    assert all(
+        p.grad is not None and p.grad.any()
+        for name, p in learning.named_parameters()
+        if name.startswith("out.")
+    )
     assert not any(p.requires_grad for p in host.parameters())
 
 
-@pytest.mark.parametrize("other", [".layers.00.self_attn.", ".layers.٠.self_attn.", ".layers.+0.self_attn.", ".layers.9999.self_attn.", ".layers.0.self_attn/"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        ".layers.00.self_attn.",
+        ".layers.٠.self_attn.",
+        ".layers.+0.self_attn.",
+        ".layers.9999.self_attn.",
+        ".layers.0.self_attn/",
+    ],
+)
 def test_an_adapter_s_tensors_are_named_as_peft_names_them(other):
     lora = trained(qwen(), lora=True).lora
     tensors = lora.to_peft()[1]
     key = next(k for k in tensors if ".layers.0.self_attn." in k)
     tensors[key.replace(".layers.0.self_attn.", other)] = tensors.pop(key)
-    with pytest.raises(CheckpointError, match=r"The adapter file holds .* which the configuration does not expect"):
+    with pytest.raises(
+        CheckpointError, match=r"The adapter file holds .* which the configuration does not expect"
+    ):
         lora.load_peft(tensors)
 
 
@@ -120,7 +138,10 @@ def changed_config(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"host__d_model": 2**20, "modulator__params": {"width": 2**16, "latents": 2**16}}, r"it speaks of \d{12,} numbers, they hold \d+\."),
+        (
+            {"host__d_model": 2**20, "modulator__params": {"width": 2**16, "latents": 2**16}},
+            r"it speaks of \d{12,} numbers, they hold \d+\.",
+        ),
         ({"host__n_layers": 1024}, r"it speaks of \d+ numbers, they hold"),
         ({"host__d_model": 10**30}, "d_model"),
         ({"host__d_model": -1}, "d_model"),
@@ -133,7 +154,9 @@ def changed_config(folder, **changes):
         ({"lora__params__alpha": 1e308}, "alpha"),
     ],
 )
-def test_a_configuration_that_asks_for_too_much_or_nonsense_is_refused_before_memory_is_taken(changes, message, host, tmp_path):
+def test_a_configuration_that_asks_for_too_much_or_nonsense_is_refused_before_memory_is_taken(
+    changes, message, host, tmp_path
+):
     trained(host, lora=True).save_pretrained(tmp_path)
     changed_config(tmp_path, **changes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -144,7 +167,12 @@ def test_a_configuration_that_asks_for_too_much_or_nonsense_is_refused_before_me
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"\xff", "is not valid JSON"), (b"{" * 3000, "is not valid JSON|nested deeper"), (b'{"host": 1, "host": 2}', "stands twice"), (b" " * (2 << 20), "larger than 1048576 bytes")],
+    [
+        (b"\xff", "is not valid JSON"),
+        (b"{" * 3000, "is not valid JSON|nested deeper"),
+        (b'{"host": 1, "host": 2}', "stands twice"),
+        (b" " * (2 << 20), "larger than 1048576 bytes"),
+    ],
 )
 def test_a_configuration_that_is_no_json_is_refused(data, message, host, tmp_path):
     trained(host).save_pretrained(tmp_path)
@@ -155,10 +183,16 @@ def test_a_configuration_that_is_no_json_is_refused(data, message, host, tmp_pat
 
 def test_numbers_that_are_not_finite_or_no_numbers_are_refused(host, tmp_path):
     trained(host, lora=True).save_pretrained(tmp_path)
-    for file in (tmp_path / "model.safetensors", tmp_path / "adapter" / "adapter_model.safetensors"):
+    for file in (
+        tmp_path / "model.safetensors",
+        tmp_path / "adapter" / "adapter_model.safetensors",
+    ):
         whole = load_file(file)
         name = sorted(whole)[0]
-        for wrong, message in ((torch.full_like(whole[name], torch.nan), "not finite"), (torch.zeros(whole[name].shape, dtype=torch.int64), "torch.int64")):
+        for wrong, message in (
+            (torch.full_like(whole[name], torch.nan), "not finite"),
+            (torch.zeros(whole[name].shape, dtype=torch.int64), "torch.int64"),
+        ):
             save_file(whole | {name: wrong}, file)
             with pytest.raises(CheckpointError, match=message):
                 Modulation.from_pretrained(tmp_path)
@@ -168,7 +202,12 @@ def test_numbers_that_are_not_finite_or_no_numbers_are_refused(host, tmp_path):
 
 def test_what_is_asked_of_a_fresh_modulation_stands_in_its_configuration(host):
     injection = selecting(host, "text").config.injection
-    assert (injection.layers, injection.tokens.kind, injection.alpha, injection.empty) == ((1, 2), "text", 1.0, "residual")
+    assert (injection.layers, injection.tokens.kind, injection.alpha, injection.empty) == (
+        (1, 2),
+        "text",
+        1.0,
+        "residual",
+    )
 
 
 def test_a_modulation_is_saved_over_an_earlier_one(host, tmp_path):
@@ -182,5 +221,8 @@ def test_a_modulation_is_saved_over_an_earlier_one(host, tmp_path):
 
 
 def test_every_token_knows_where_its_step_begins_and_ends():
-    grids = [visual_grid([0.0, 1.0], frames_per_step=1, rows=1, cols=2), visual_grid([0.0], frames_per_step=1, rows=1, cols=3)]
+    grids = [
+        visual_grid([0.0, 1.0], frames_per_step=1, rows=1, cols=2),
+        visual_grid([0.0], frames_per_step=1, rows=1, cols=3),
+    ]
     assert step_spans(grids).tolist() == [[0, 2]] * 2 + [[2, 4]] * 2 + [[4, 7]] * 3

@@ -1,4 +1,6 @@
-"""Recomputed layers: the gradients of the forward that is recomputed, whatever came between, or a loud error."""
+"""Recomputed layers: the gradients of the forward that is recomputed, whatever came between, or a
+loud error.
+"""
 
 import gc
 import threading
@@ -36,7 +38,9 @@ def strong(host, lora=True, layers=(0, 2)):
 def embedded(host):
     """What the host gives its language model for ``BATCH``, and the positions."""
     got = []
-    handle = host.model.language_model.register_forward_pre_hook(lambda m, a, kwargs: got.append(kwargs), with_kwargs=True)
+    handle = host.model.language_model.register_forward_pre_hook(
+        lambda m, a, kwargs: got.append(kwargs), with_kwargs=True
+    )
     with torch.no_grad():
         host(**BATCH)
     handle.remove()
@@ -67,7 +71,9 @@ class Scene:
         self.modulation = strong(self.host, lora)
 
     def call(self, until=None, head=True):
-        more = dict(attention_mask=BATCH["attention_mask"][:, :until], position_ids=self.places[..., :until])
+        more = dict(
+            attention_mask=BATCH["attention_mask"][:, :until], position_ids=self.places[..., :until]
+        )
         module = self.host if head else self.host.model
         return module(inputs_embeds=self.embeds[:, :until], **more, use_cache=False)[0]
 
@@ -82,7 +88,9 @@ class Scene:
         self.modulation.zero_grad()
         for loss in losses:
             loss.backward(**more)
-        return {n: p.grad.clone() for n, p in self.modulation.named_parameters() if p.grad is not None}
+        return {
+            n: p.grad.clone() for n, p in self.modulation.named_parameters() if p.grad is not None
+        }
 
     def expected_after(self, loss):
         return self.gradients(loss)
@@ -94,7 +102,9 @@ class Scene:
             yield
 
     def expected(self, *rows):
-        """Gradients of conditioned forwards, one after the other, nothing recomputed; [] is a bare one."""
+        """Gradients of conditioned forwards, one after the other, nothing recomputed; [] is a bare
+        one.
+        """
         total = {}
         with self.modulation.attached(self.host) as attachment:
             for some in rows:
@@ -112,7 +122,9 @@ def scene(request):
 def same(found, expected):
     assert found.keys() == expected.keys() and any(value.any() for value in expected.values())
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], value, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def whole(scene):
@@ -170,7 +182,9 @@ def test_two_losses_in_one_backward(scene, kind):
 
 @of_every_kind
 def test_a_bare_forward_between(scene, kind):
-    """Bare is bare, on the same embeddings and on a slice of them, while the graph of a conditioned one lives."""
+    """Bare is bare, on the same embeddings and on a slice of them, while the graph of a conditioned
+    one lives.
+    """
     expected = scene.expected(ONE)
     with scene.modulation.attached(scene.host) as attachment:
         idle = [scene.call(n) for n in (None, 10)]
@@ -279,7 +293,11 @@ def several(scene, attachment):
     return run
 
 
-@pytest.mark.parametrize("outer", [lambda run: direct(run), lambda run: direct(lambda: direct(run))], ids=["one", "nested"])
+@pytest.mark.parametrize(
+    "outer",
+    [lambda run: direct(run), lambda run: direct(lambda: direct(run))],
+    ids=["one", "nested"],
+)
 def test_conditionings_inside_one_checkpoint(scene, outer):
     with scene.modulation.attached(scene.host) as attachment:
         expected = scene.gradients(several(scene, attachment)())
@@ -297,14 +315,18 @@ def test_several_forwards_inside_one_checkpoint(scene, order):
         return (scene.call() - teacher.detach().roll(1, 0)).square().mean() + short.pow(3).mean()
 
     with scene.modulation.attached(scene.host) as attachment:
-        expected = scene.gradients(scene.under(attachment, ONE, run), scene.under(attachment, TWO, run))
+        expected = scene.gradients(
+            scene.under(attachment, ONE, run), scene.under(attachment, TWO, run)
+        )
         losses = [scene.under(attachment, rows, lambda: direct(run)) for rows in (ONE, TWO)]
         same(scene.gradients(*losses[::order]), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_chained_forwards(scene, kind):
-    """The second reads what the first returned: both are in one graph, each in a checkpoint of its own."""
+    """The second reads what the first returned: both are in one graph, each in a checkpoint of its
+    own.
+    """
 
     def chain(attachment, kind):
         found = []
@@ -346,7 +368,19 @@ def test_two_checkpoints_inside_one(scene):
 
     for make in (run, shared):
         with scene.modulation.attached(scene.host) as attachment:
-            expected = scene.gradients(*([scene.under(attachment, r, scene.loss) for r in (ONE, TWO)] if make is run else [scene.under(attachment, ONE, lambda: scene.loss() + scene.call(until=16).square().mean())]))
+            expected = scene.gradients(
+                *(
+                    [scene.under(attachment, r, scene.loss) for r in (ONE, TWO)]
+                    if make is run
+                    else [
+                        scene.under(
+                            attachment,
+                            ONE,
+                            lambda: scene.loss() + scene.call(until=16).square().mean(),
+                        )
+                    ]
+                )
+            )
             loss = make(attachment)()
             with scene.loud():
                 same(scene.gradients(loss), expected)
@@ -377,10 +411,15 @@ def test_gradients_of_gradients(scene, kind):
     def second(loss):
         parameters = list(scene.modulation.parameters())
         first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        found = torch.autograd.grad(sum(g.square().sum() for g in first if g is not None), parameters, allow_unused=True)
+        found = torch.autograd.grad(
+            sum(g.square().sum() for g in first if g is not None), parameters, allow_unused=True
+        )
         return {i: value for i, value in enumerate(found) if value is not None}
 
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), scene.modulation.attached(scene.host) as attachment:
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        scene.modulation.attached(scene.host) as attachment,
+    ):
         expected = second(scene.under(attachment, ONE, scene.loss))
         same(second(scene.under(attachment, ONE, kind(scene))), expected)
 
@@ -435,7 +474,16 @@ def test_layers_called_by_hand():
     language = scene.host.model.language_model
 
     def run():
-        return language(inputs_embeds=scene.embeds, attention_mask=BATCH["attention_mask"], position_ids=scene.places, use_cache=False)[0].square().mean()
+        return (
+            language(
+                inputs_embeds=scene.embeds,
+                attention_mask=BATCH["attention_mask"],
+                position_ids=scene.places,
+                use_cache=False,
+            )[0]
+            .square()
+            .mean()
+        )
 
     plain = gradient_of(weight, run())
     before = kept_by_layer(scene, run)
@@ -519,7 +567,9 @@ def test_the_graphs_memory_is_freed(scene, kind):
             assert kept
             scene.under(attachment, TWO, scene.loss)
             del loss
-            assert [ref() for ref in kept] == [None] * len(kept)  # at once, not when the collector comes
+            assert [ref() for ref in kept] == [None] * len(
+                kept
+            )  # at once, not when the collector comes
         finally:
             gc.enable()
 

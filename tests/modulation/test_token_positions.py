@@ -1,4 +1,6 @@
-"""Which positions of a forward are which visual tokens: by ids, types and the position in the cache."""
+"""Which positions of a forward are which visual tokens: by ids, types and the position in the
+cache.
+"""
 
 import pytest
 import torch
@@ -34,12 +36,18 @@ def read(ids, cache=None, **more):
     return columns(forward(ids, cache, **more), (VIDEO, IMAGE), None, TYPES)
 
 
-# --- one forward ------------------------------------------------------------------------------------------------------------------------
+# --- one forward
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_any_of_the_placeholders_is_visual():
     here = read([[TEXT, VIDEO, IMAGE, TEXT]])
-    assert here.mask.tolist() == [[False, True, True, False]] and here.some and not here.typed and here.past == 0
+    assert (
+        here.mask.tolist() == [[False, True, True, False]]
+        and here.some
+        and not here.typed
+        and here.past == 0
+    )
     assert not read([[TEXT, TEXT]]).some
 
 
@@ -69,7 +77,11 @@ def test_types_of_other_positions_or_rows_say_nothing(shape):
 def test_positions_given_by_hand_are_taken_from_where_the_cache_ends_and_what_is_beyond_is_text():
     positions = torch.tensor([[False, True, True], [True, False, False]])
     here = columns(forward([[VIDEO] * 3] * 2, filled(1, 2)), (VIDEO,), positions, TYPES)
-    assert here.mask.tolist() == [[True, True, False], [False, False, False]] and here.typed and here.past == 1
+    assert (
+        here.mask.tolist() == [[True, True, False], [False, False, False]]
+        and here.typed
+        and here.past == 1
+    )
     beams = columns(forward([[TEXT] * 3] * 4), (VIDEO,), positions, TYPES)
     assert beams.mask.tolist() == [[False, True, True]] * 2 + [[True, False, False]] * 2
 
@@ -78,7 +90,9 @@ def test_embeddings_without_ids_need_positions():
     given = {"inputs_embeds": torch.zeros(1, 3, 8)}
     with pytest.raises(HostError, match="visual tokens cannot be located"):
         columns(given, (VIDEO,), None, TYPES)
-    assert columns(given, (VIDEO,), torch.tensor([[False, True, False]]), TYPES).mask.tolist() == [[False, True, False]]
+    assert columns(given, (VIDEO,), torch.tensor([[False, True, False]]), TYPES).mask.tolist() == [
+        [False, True, False]
+    ]
 
 
 def test_an_attention_mask_of_positions_that_no_cache_explains_is_refused():
@@ -92,11 +106,14 @@ def test_an_attention_mask_of_positions_that_no_cache_explains_is_refused():
 def test_padding_is_read_off_an_attention_mask_of_all_positions():
     mask = torch.tensor([[0, 0, 1, 0, 1]])
     assert read([[TEXT, TEXT]], filled(3), attention_mask=mask).attended.tolist() == [[False, True]]
-    assert read([[TEXT, TEXT]], filled(3), attention_mask=mask[:, 3:]).attended.tolist() == [[True, True]]
+    assert read([[TEXT, TEXT]], filled(3), attention_mask=mask[:, 3:]).attended.tolist() == [
+        [True, True]
+    ]
     assert read([[TEXT, TEXT]]).attended.tolist() == [[True, True]]
 
 
-# --- the same prompt again --------------------------------------------------------------------------------------------------------------
+# --- the same prompt again
+# --------------------------------------------------------------------------------------------------------------
 
 PROMPT = torch.tensor([[1, 2], [3, 4]])
 
@@ -107,7 +124,9 @@ def test_rows_that_are_multiplied_begin_with_their_own_row_of_the_prompt():
     assert begins_with(PROMPT, PROMPT)
 
 
-@pytest.mark.parametrize("ids", [[[1, 2, 9], [3, 5, 9]], [[1], [3]], [[1, 2], [1, 2], [3, 4]], [[1, 2]]])
+@pytest.mark.parametrize(
+    "ids", [[[1, 2, 9], [3, 5, 9]], [[1], [3]], [[1, 2], [1, 2], [3, 4]], [[1, 2]]]
+)
 def test_other_rows_are_not_the_prompt(ids):
     assert not begins_with(torch.tensor(ids), PROMPT)
 
@@ -116,7 +135,8 @@ def test_nothing_begins_with_nothing():
     assert not begins_with(None, PROMPT) and not begins_with(PROMPT, None)
 
 
-# --- many forwards ----------------------------------------------------------------------------------------------------------------------
+# --- many forwards
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def fed(tracker, cache, chunk):
@@ -127,7 +147,14 @@ def fed(tracker, cache, chunk):
     return None if found is None else found[0].tolist()
 
 
-@pytest.mark.parametrize("chunks", [[[TEXT, VIDEO, VIDEO, TEXT, VIDEO]], [[TEXT], [VIDEO], [VIDEO], [TEXT, VIDEO]], [[TEXT, VIDEO], [VIDEO], [TEXT, VIDEO]]])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [[TEXT, VIDEO, VIDEO, TEXT, VIDEO]],
+        [[TEXT], [VIDEO], [VIDEO], [TEXT, VIDEO]],
+        [[TEXT, VIDEO], [VIDEO], [TEXT, VIDEO]],
+    ],
+)
 def test_tokens_are_counted_on_over_chunks_of_any_length(chunks):
     tracker, cache = VisualTokenTracker([3]), DynamicCache()
     found = [fed(tracker, cache, chunk) or [-1] * len(chunk) for chunk in chunks]
@@ -140,7 +167,9 @@ def test_two_single_tokens_of_text_end_a_prompt_and_one_that_lacks_visual_tokens
     tracker, cache = VisualTokenTracker([3]), DynamicCache()
     fed(tracker, cache, [TEXT, VIDEO, VIDEO])
     fed(tracker, cache, [TEXT])
-    with pytest.raises(ConditioningError, match="Row 0: the inputs hold 2 visual tokens, the conditioning 3"):
+    with pytest.raises(
+        ConditioningError, match="Row 0: the inputs hold 2 visual tokens, the conditioning 3"
+    ):
         fed(tracker, cache, [TEXT])
 
 
@@ -160,7 +189,9 @@ def test_a_prompt_may_begin_with_a_single_token_of_text():
 
 
 def test_more_visual_tokens_than_the_conditioning_holds_are_an_error_in_the_prompt_alone():
-    with pytest.raises(ConditioningError, match="Row 0: the inputs hold 3 visual tokens, the conditioning 2"):
+    with pytest.raises(
+        ConditioningError, match="Row 0: the inputs hold 3 visual tokens, the conditioning 2"
+    ):
         fed(VisualTokenTracker([2]), DynamicCache(), [VIDEO] * 3)
     tracker, cache = VisualTokenTracker([2]), DynamicCache()
     fed(tracker, cache, [VIDEO, VIDEO, TEXT])
@@ -181,7 +212,10 @@ def test_a_batch_that_is_no_multiple_of_the_rows_is_refused():
 def test_what_a_cache_held_before_the_conditioning_is_not_counted_and_an_error_says_so():
     tracker, cache = VisualTokenTracker([2]), filled(3)
     assert fed(tracker, cache, [VIDEO]) == [0]
-    with pytest.raises(ConditioningError, match=r"hold 1 visual tokens, the conditioning 2.* The cache held 3 positions before"):
+    with pytest.raises(
+        ConditioningError,
+        match=r"hold 1 visual tokens, the conditioning 2.* The cache held 3 positions before",
+    ):
         tracker.finish()
     assert fed(tracker, cache, [TEXT, VIDEO]) == [-1, 1]
     tracker.finish()

@@ -1,4 +1,6 @@
-"""Residuals on other tokens than the visual ones: text, the last token, a user's mask, visual tokens of some steps."""
+"""Residuals on other tokens than the visual ones: text, the last token, a user's mask, visual
+tokens of some steps.
+"""
 
 import pytest
 import torch
@@ -20,7 +22,9 @@ def modulation(host, **tokens):
     made = Modulation.for_host(
         host,
         encoder=ComponentSpec(name="heatmap_dur", params={"dim": 16}),
-        modulator=ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}),
+        modulator=ComponentSpec(
+            name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
+        ),
         layers=(1, 2),
         d_features=D_FEATURES,
         tokens=Tokens(**tokens),
@@ -49,7 +53,12 @@ def test_text_is_all_that_is_neither_visual_nor_padding(host, side):
     assert torch.equal(where, (batch["input_ids"] != VIDEO) & batch["attention_mask"].bool())
     assert report.tokens == int(where.sum())
     for row, clip in enumerate([CLIP, OTHER]):
-        torch.testing.assert_close(by[row, where[row]], mean(made, [clip]).expand(int(where[row].sum()), -1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            by[row, where[row]],
+            mean(made, [clip]).expand(int(where[row].sum()), -1),
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 def test_the_mean_is_over_all_clips_of_the_row_and_rows_without_a_signal_stay(host):
@@ -77,7 +86,11 @@ def test_a_mask_is_taken_as_it_is(host):
 
 def test_positions_beyond_a_mask_are_not_chosen():
     chosen = TokenSelection(Tokens(kind="mask"), None, torch.tensor([[False, True]]))
-    for past, expected in ((0, [False, True, False, False]), (1, [True, False, False, False]), (2, [False] * 4)):
+    for past, expected in (
+        (0, [False, True, False, False]),
+        (1, [True, False, False, False]),
+        (2, [False] * 4),
+    ):
         here = ForwardTokens(torch.zeros(1, 4, dtype=torch.bool), False, past, False, None)
         assert chosen.choose(here).tolist() == [expected]
 
@@ -90,14 +103,22 @@ def test_steps_choose_among_the_visual_tokens(host, steps):
     chosen = torch.zeros_like(where)
     chosen[visual[:, list(steps)][..., 0], visual[:, list(steps)][..., 1]] = True
     assert torch.equal(where, chosen)
-    expected = made.residual(0, made.latents([CLIP]).layers[0]).view(GRID.steps, GRID.tokens_per_step, -1)[list(steps)].flatten(0, 1)
+    expected = (
+        made.residual(0, made.latents([CLIP]).layers[0])
+        .view(GRID.steps, GRID.tokens_per_step, -1)[list(steps)]
+        .flatten(0, 1)
+    )
     torch.testing.assert_close(by[0, where[0]], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "hint"), [("text", None), ("last", "prompt"), ("mask", "mask")])
 def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, hint):
     made, batch = modulation(host, kind=kind), inputs()
-    given = {} if hint is None else {hint: batch["attention_mask"].bool() & (batch["input_ids"] != VIDEO)}
+    given = (
+        {}
+        if hint is None
+        else {hint: batch["attention_mask"].bool() & (batch["input_ids"] != VIDEO)}
+    )
     settings = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False)
     with made.attached(host) as attachment:
         with attachment.condition([[CLIP], [OTHER]], **given):
@@ -107,15 +128,22 @@ def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, h
         with attachment.condition([[CLIP], [OTHER]], **given):
             beams = host.generate(**batch, num_beams=2, **settings)
         for row, clip in enumerate([CLIP, OTHER]):
-            alone = {k: v[row : row + 1] for k, v in batch.items()} | {"pixel_values_videos": batch["pixel_values_videos"].chunk(2)[row]}
+            alone = {k: v[row : row + 1] for k, v in batch.items()} | {
+                "pixel_values_videos": batch["pixel_values_videos"].chunk(2)[row]
+            }
             with attachment.condition([[clip]], **{k: v[row : row + 1] for k, v in given.items()}):
                 assert torch.equal(host.generate(**alone, num_beams=2, **settings)[0], beams[row])
-    assert torch.equal(cached, uncached) and not torch.equal(cached, host.generate(**batch, **settings))
+    assert torch.equal(cached, uncached) and not torch.equal(
+        cached, host.generate(**batch, **settings)
+    )
 
 
 def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_ends(host):
     made, batch = modulation(host, kind="last"), inputs(texts=((7, 8, 9),))
-    prompt, settings = batch["attention_mask"].bool(), dict(max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    prompt, settings = (
+        batch["attention_mask"].bool(),
+        dict(max_new_tokens=5, min_new_tokens=5, do_sample=False),
+    )
     try:
         host.generate(**batch, prefill_chunk_size=4, **settings)
     except RuntimeError as error:  # transformers 5.17
@@ -125,7 +153,12 @@ def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_e
             whole = host.generate(**batch, **settings)
         with attachment.condition([[CLIP]], prompt=prompt):
             assert torch.equal(host.generate(**batch, prefill_chunk_size=4, **settings), whole)
-        with pytest.raises(ConditioningError, match=r"give `condition\(rows, prompt=attention_mask\)`"), attachment.condition([[CLIP]]):
+        with (
+            pytest.raises(
+                ConditioningError, match=r"give `condition\(rows, prompt=attention_mask\)`"
+            ),
+            attachment.condition([[CLIP]]),
+        ):
             host.generate(**batch, **settings)
 
 
@@ -134,12 +167,24 @@ def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
     for tokens, hints, message in (
         ({"kind": "mask"}, {}, "give `condition"),
         ({"kind": "mask"}, {"mask": mask[:1]}, r"`mask` must be \(row, position\) for 2 rows"),
-        ({"kind": "text"}, {"mask": mask}, "`mask` has no effect here: this modulation writes on text tokens"),
-        ({}, {"prompt": mask}, "`prompt` has no effect here: this modulation writes on visual tokens"),
+        (
+            {"kind": "text"},
+            {"mask": mask},
+            "`mask` has no effect here: this modulation writes on text tokens",
+        ),
+        (
+            {},
+            {"prompt": mask},
+            "`prompt` has no effect here: this modulation writes on visual tokens",
+        ),
         ({"steps": (2,)}, {}, "step 2 .* but a clip has 2 steps"),
     ):
         made = modulation(host, **tokens)
-        with pytest.raises(ConditioningError, match=message), made.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]], **hints):
+        with (
+            pytest.raises(ConditioningError, match=message),
+            made.attached(host) as attachment,
+            attachment.condition([[CLIP], [CLIP]], **hints),
+        ):
             host(**batch)
     with pytest.raises(ValidationError, match="has no effect on kind `text`"):
         Tokens(kind="text", steps=(0,))

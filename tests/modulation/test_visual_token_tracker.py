@@ -1,4 +1,6 @@
-"""What a conditioning counts over many forwards, beyond what every host must do (tests/contract/test_lines.py)."""
+"""What a conditioning counts over many forwards, beyond what every host must do
+(tests/contract/test_lines.py).
+"""
 
 import copy
 import gc
@@ -25,9 +27,13 @@ def without_gradients():
 
 
 def merged(host, batch):
-    """Token ids beside which pictures are merged in already: what a host without a vision tower of its own is fed, in any chunks."""
+    """Token ids beside which pictures are merged in already: what a host without a vision tower of
+    its own is fed, in any chunks.
+    """
     found = []
-    handle = host.model.language_model.register_forward_pre_hook(lambda m, a, kwargs: found.append(kwargs), with_kwargs=True)
+    handle = host.model.language_model.register_forward_pre_hook(
+        lambda m, a, kwargs: found.append(kwargs), with_kwargs=True
+    )
     host(**batch)
     handle.remove()
     return found[0]["inputs_embeds"], found[0]["position_ids"]
@@ -35,17 +41,30 @@ def merged(host, batch):
 
 def named(host, cache):
     """`cache` under the name that this transformers gives it."""
-    return {next(name for name in ("cache", "past_key_values") if name in inspect.signature(host.forward).parameters): cache}
+    return {
+        next(
+            name
+            for name in ("cache", "past_key_values")
+            if name in inspect.signature(host.forward).parameters
+        ): cache
+    }
 
 
 def chunked(host, batch, sizes, cache=None):
-    """Feed a prompt in chunks of these sizes, as embeddings, for a conditioning with `positions`; return the last chunk's logits."""
+    """Feed a prompt in chunks of these sizes, as embeddings, for a conditioning with `positions`;
+    return the last chunk's logits.
+    """
     embeds, positions = merged_of(host, batch)
     cache, start, logits = cache or DynamicCache(), 0, None
     for size in sizes:
         stop = min(start + size, embeds.shape[1])
         if start < stop:
-            logits = host(inputs_embeds=embeds[:, start:stop], position_ids=positions[..., start:stop], **named(host, cache), use_cache=True).logits
+            logits = host(
+                inputs_embeds=embeds[:, start:stop],
+                position_ids=positions[..., start:stop],
+                **named(host, cache),
+                use_cache=True,
+            ).logits
         start = stop
     return logits[:, -1], cache
 
@@ -65,7 +84,18 @@ def own():
     return host, made.eval()
 
 
-@pytest.mark.parametrize("sizes", [[1] * 30, [2] * 20, [3, 1, 5, 1, 30], [1, 30], [2, 1, 30], [13, 1, 1, 1, 30], [1, 5, 1, 1, 1, 30]])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [1] * 30,
+        [2] * 20,
+        [3, 1, 5, 1, 30],
+        [1, 30],
+        [2, 1, 30],
+        [13, 1, 1, 1, 30],
+        [1, 5, 1, 1, 1, 30],
+    ],
+)
 def test_a_prompt_in_chunks_of_any_sizes_gives_what_the_whole_gives(own, sizes):
     host, made = own
     batch = inputs(texts=((7, 8, 9),))
@@ -80,19 +110,30 @@ def test_a_prompt_in_chunks_of_any_sizes_gives_what_the_whole_gives(own, sizes):
     torch.testing.assert_close(got, whole, atol=1e-4, rtol=1e-4)
 
 
-def test_a_prompt_short_of_visual_tokens_is_refused_after_two_decode_steps_or_at_the_end(host, modulation):
+def test_a_prompt_short_of_visual_tokens_is_refused_after_two_decode_steps_or_at_the_end(
+    host, modulation
+):
     batch, forwards = inputs(texts=((7, 8, 9),)), []
     handle = host.model.register_forward_pre_hook(lambda m, a: forwards.append(1))
     with modulation.attached(host) as attachment:
         for more in ({}, {"use_cache": False}):
             forwards.clear()
             message = "Row 0: the inputs hold 12 visual tokens, the conditioning 24"
-            with pytest.raises(ConditioningError, match=message), attachment.condition([[CLIP, CLIP]]):
+            with (
+                pytest.raises(ConditioningError, match=message),
+                attachment.condition([[CLIP, CLIP]]),
+            ):
                 host.generate(**batch, max_new_tokens=40, **more)
             assert len(forwards) < 5
-        text = dict(input_ids=torch.tensor([[1, 7, 8, 9]]), attention_mask=torch.ones(1, 4, dtype=torch.long))
+        text = dict(
+            input_ids=torch.tensor([[1, 7, 8, 9]]),
+            attention_mask=torch.ones(1, 4, dtype=torch.long),
+        )
         forwards.clear()
-        with pytest.raises(ConditioningError, match="hold 0 visual tokens, the conditioning 12"), attachment.condition([[CLIP]]):
+        with (
+            pytest.raises(ConditioningError, match="hold 0 visual tokens, the conditioning 12"),
+            attachment.condition([[CLIP]]),
+        ):
             host.generate(**text, max_new_tokens=40)
         assert len(forwards) < 5
     handle.remove()
@@ -102,13 +143,32 @@ def test_a_wrong_forward_is_not_forgiven_for_a_right_one_before_or_after(host, m
     right, wrong = inputs(texts=((7,),)), inputs(texts=((7,),), videos=2)
     with modulation.attached(host) as attachment:
         for batches in ((right, wrong), (wrong, right)):
-            with pytest.raises(ConditioningError, match=r"hold 24 visual tokens, the conditioning 12|hold 12 visual tokens, the conditioning 24"), attachment.condition([[CLIP]]):
+            with (
+                pytest.raises(
+                    ConditioningError,
+                    match=(
+                        r"hold 24 visual tokens, the conditioning 12|hold 12 visual tokens, the"
+                        r" conditioning 24"
+                    ),
+                ),
+                attachment.condition([[CLIP]]),
+            ):
                 for batch in batches:
                     host(**batch)
-            with pytest.raises(ConditioningError, match="hold 12 visual tokens, the conditioning 24"), attachment.condition([[CLIP, OTHER]]):
+            with (
+                pytest.raises(
+                    ConditioningError, match="hold 12 visual tokens, the conditioning 24"
+                ),
+                attachment.condition([[CLIP, OTHER]]),
+            ):
                 for batch in batches:
                     host(**batch)
-            with pytest.raises(ConditioningError, match="hold 12 visual tokens, the conditioning 24"), attachment.condition([[CLIP, OTHER]]):
+            with (
+                pytest.raises(
+                    ConditioningError, match="hold 12 visual tokens, the conditioning 24"
+                ),
+                attachment.condition([[CLIP, OTHER]]),
+            ):
                 for batch in batches:
                     host(**batch, use_cache=False)
 
@@ -121,12 +181,20 @@ def test_one_copy_that_stops_halfway_is_named_though_another_went_on(own):
     embeds, rope = merged_of(host, batch)
 
     def go_on(cache, start, stop):
-        host(inputs_embeds=embeds[:, start:stop], position_ids=rope[..., start:stop], **named(host, cache), use_cache=True)
+        host(
+            inputs_embeds=embeds[:, start:stop],
+            position_ids=rope[..., start:stop],
+            **named(host, cache),
+            use_cache=True,
+        )
 
     for order in (0, 1):
         with (
             made.attached(host) as attachment,
-            pytest.raises(ConditioningError, match=r"Row 0: the inputs hold 8 visual tokens, the conditioning 12"),
+            pytest.raises(
+                ConditioningError,
+                match=r"Row 0: the inputs hold 8 visual tokens, the conditioning 12",
+            ),
             attachment.condition([[CLIP]], positions=positions),
         ):
             cache = DynamicCache()
@@ -173,10 +241,16 @@ def test_what_is_noted_on_a_cache_is_bounded_and_goes_with_its_conditionings(hos
 def test_copies_and_repeats_of_a_cache_are_written_by_the_rules_of_every_kind(host, kind):
     made, batch = selecting(host, kind), inputs(texts=((7, 8, 9),))
     length = batch["input_ids"].shape[1]
-    given = {"text": {}, "last": {"prompt": torch.ones(1, length)}, "mask": {"mask": torch.ones(1, length + 1)}}[kind]
+    given = {
+        "text": {},
+        "last": {"prompt": torch.ones(1, length)},
+        "mask": {"mask": torch.ones(1, length + 1)},
+    }[kind]
     with made.attached(host) as attachment, attachment.condition([[CLIP]], **given):
         start = cached(host(**batch, use_cache=True))
-        outputs = [host(input_ids=torch.tensor([[20]]), **copy.deepcopy(start)).logits for _ in range(2)]
+        outputs = [
+            host(input_ids=torch.tensor([[20]]), **copy.deepcopy(start)).logits for _ in range(2)
+        ]
         for held in start.values():
             held.batch_repeat_interleave(3)
         outputs.append(host(input_ids=torch.tensor([[20]] * 3), **start).logits)
@@ -190,7 +264,9 @@ def test_a_prompt_that_looks_like_a_branch_without_clips_is_refused_where_text_i
     made, batch = selecting(host, "text"), inputs(texts=((7, 8, 9),))
     with (
         made.attached(host) as attachment,
-        pytest.raises(ConditioningError, match="4 tokens of this cache were taken for a branch without clips"),
+        pytest.raises(
+            ConditioningError, match="4 tokens of this cache were taken for a branch without clips"
+        ),
         attachment.condition([[CLIP]]),
     ):
         host(**batch)
@@ -208,12 +284,15 @@ def test_a_cache_that_takes_no_attribute_is_refused(host, modulation):
     with modulation.attached(host) as attachment, attachment.condition([[CLIP]]):
         host(**inputs(texts=((7,),)))
         tracker = attachment._conditioning.tracker
-        tracker.place(columns({"input_ids": torch.tensor([[1, 7]]), "cache": Slotted()}, [VIDEO], None, ()))
+        tracker.place(
+            columns({"input_ids": torch.tensor([[1, 7]]), "cache": Slotted()}, [VIDEO], None, ())
+        )
         with pytest.raises(HostError, match="A Slotted takes no attribute"):
             tracker.remember(None)
 
 
-# --- token types ------------------------------------------------------------------------------------------------------------------------
+# --- token types
+# ------------------------------------------------------------------------------------------------------------------------
 
 IDS = torch.tensor([[1, *[VIDEO] * 4, 7, 8]])
 MODALITY = ("mm_token_type_ids",)
@@ -233,7 +312,15 @@ def counted(forwards, expected=(4,), types=MODALITY):
 
 
 @pytest.mark.parametrize("name", ["token_type_ids", "segment_ids"])
-@pytest.mark.parametrize("types", [torch.zeros_like(IDS), torch.ones_like(IDS), torch.tensor([[0, 0, 0, 0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 0, 0, 1, 1]])])
+@pytest.mark.parametrize(
+    "types",
+    [
+        torch.zeros_like(IDS),
+        torch.ones_like(IDS),
+        torch.tensor([[0, 0, 0, 0, 0, 1, 1]]),
+        torch.tensor([[0, 1, 1, 0, 0, 1, 1]]),
+    ],
+)
 def test_types_that_are_not_known_to_mean_modality_take_no_placeholder_away(name, types):
     assert counted([{"input_ids": IDS, name: types}]) == [4]
 
@@ -246,7 +333,10 @@ def test_types_of_modality_tell_a_placeholder_that_is_text():
 
 
 def test_types_that_call_a_whole_prompt_text_are_named_and_never_drop_it_silently():
-    message = "Row 0: the inputs hold 0 visual tokens, the conditioning 4.* 4 placeholders of its last forward are text by their `mm_token_type_ids`, which is 0 there"
+    message = (
+        "Row 0: the inputs hold 0 visual tokens, the conditioning 4.* 4 placeholders of its last"
+        " forward are text by their `mm_token_type_ids`, which is 0 there"
+    )
     with pytest.raises(ConditioningError, match=message):
         counted([{"input_ids": IDS, "mm_token_type_ids": torch.zeros_like(IDS)}])
 
@@ -258,11 +348,27 @@ def test_a_placeholder_that_is_generated_is_never_visual(types, name):
         pytest.skip("no host says that a generated token is vision")
     more = {} if types is None else {name: torch.tensor([[types]])}
     step = {"input_ids": torch.tensor([[VIDEO]]), **more}
-    assert counted([{"input_ids": IDS, "pixel_values": IDS}, step, step, {"input_ids": torch.tensor([[9]])}, step]) == [4, 0, 0, 0, 0]
+    assert counted(
+        [
+            {"input_ids": IDS, "pixel_values": IDS},
+            step,
+            step,
+            {"input_ids": torch.tensor([[9]])},
+            step,
+        ]
+    ) == [4, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["pixel_values", "pixel_values_videos", "mm_encoder_outputs", "image_features"])
+@pytest.mark.parametrize(
+    "name", ["pixel_values", "pixel_values_videos", "mm_encoder_outputs", "image_features"]
+)
 def test_placeholders_beside_pictures_are_a_clip_and_no_generated_ones(name):
     more = {"input_ids": torch.tensor([[9, *[VIDEO] * 4]]), name: torch.zeros(1)}
-    with pytest.raises(ConditioningError, match=r"Row 0: the inputs hold 8 visual tokens, the conditioning 4.* a clip that comes later has a conditioning of its own"):
+    with pytest.raises(
+        ConditioningError,
+        match=(
+            r"Row 0: the inputs hold 8 visual tokens, the conditioning 4.* a clip that comes later"
+            r" has a conditioning of its own"
+        ),
+    ):
         counted([{"input_ids": IDS, name: torch.zeros(1)}, more])

@@ -14,16 +14,27 @@ from modulate.utils.atomic_files import write_json
 def saved(folder, n=3):
     checkpoints = Checkpoints(folder)
     for i in range(1, n + 1):
-        checkpoints.save({"step": i, "rate": 0.1 + i, "none": None}, {"w": torch.full((3, 2), float(i)), "count": torch.tensor(i)})
+        checkpoints.save(
+            {"step": i, "rate": 0.1 + i, "none": None},
+            {"w": torch.full((3, 2), float(i)), "count": torch.tensor(i)},
+        )
     return checkpoints
 
 
 def test_the_last_two_are_kept_and_the_last_is_read(tmp_path):
     saved(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["000002.json", "000002.safetensors", "000003.json", "000003.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "000002.json",
+        "000002.safetensors",
+        "000003.json",
+        "000003.safetensors",
+    ]
     found = Checkpoints(tmp_path).latest()
     assert found.notes == {"step": 3, "rate": 3.1, "none": None}
-    assert torch.equal(found.tensors["w"], torch.full((3, 2), 3.0)) and found.tensors["count"].shape == ()
+    assert (
+        torch.equal(found.tensors["w"], torch.full((3, 2), 3.0))
+        and found.tensors["count"].shape == ()
+    )
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):
@@ -43,14 +54,22 @@ DAMAGE = {
     "a byte of the tensors": lambda f: alter(f / "000003.safetensors", -1),
     "a byte of their header": lambda f: alter(f / "000003.safetensors", 12),
     "a byte of the notes": lambda f: alter(f / "000003.json", -30),
-    "torn tensors": lambda f: (f / "000003.safetensors").write_bytes((f / "000003.safetensors").read_bytes()[:50]),
+    "torn tensors": (
+        lambda f: (f / "000003.safetensors").write_bytes(
+            (f / "000003.safetensors").read_bytes()[:50]
+        )
+    ),
     "torn notes": lambda f: (f / "000003.json").write_bytes((f / "000003.json").read_bytes()[:50]),
-    "a line's end": lambda f: (f / "000003.json").write_bytes((f / "000003.json").read_bytes()[:-1]),
+    "a line's end": (
+        lambda f: (f / "000003.json").write_bytes((f / "000003.json").read_bytes()[:-1])
+    ),
     "empty notes": lambda f: (f / "000003.json").write_bytes(b""),
     "notes that are no object": lambda f: (f / "000003.json").write_text("[1]"),
     "no text": lambda f: (f / "000003.json").write_bytes(b"\xff\xfe\x00"),
     "tensors that are gone": lambda f: (f / "000003.safetensors").unlink(),
-    "tensors of the one before": lambda f: (f / "000003.safetensors").write_bytes((f / "000002.safetensors").read_bytes()),
+    "tensors of the one before": (
+        lambda f: (f / "000003.safetensors").write_bytes((f / "000002.safetensors").read_bytes())
+    ),
 }
 
 
@@ -58,10 +77,21 @@ DAMAGE = {
 def test_a_damaged_one_is_said_and_the_one_before_is_used(tmp_path, damage):
     checkpoints = saved(tmp_path)
     damage(tmp_path)
-    with pytest.warns(UserWarning, match=r"The checkpoint .*000003\.json is damaged: .+; it is removed, and the one before it is used\."):
+    with pytest.warns(
+        UserWarning,
+        match=(
+            r"The checkpoint .*000003\.json is damaged: .+; it is removed, and the one before it is"
+            r" used\."
+        ),
+    ):
         assert checkpoints.latest().notes["step"] == 2
-    checkpoints.save({"step": 3}, {})  # the way on keeps the whole one, and does not count the damaged
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".json") == ["000002.json", "000003.json"]
+    checkpoints.save(
+        {"step": 3}, {}
+    )  # the way on keeps the whole one, and does not count the damaged
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".json") == [
+        "000002.json",
+        "000003.json",
+    ]
 
 
 def test_when_all_are_damaged_it_is_said_that_training_starts_anew(tmp_path):
@@ -70,7 +100,9 @@ def test_when_all_are_damaged_it_is_said_that_training_starts_anew(tmp_path):
         alter(path, -30)
     with pytest.warns(UserWarning) as said:
         assert Checkpoints(tmp_path).latest() is None
-    assert [("the one before" in str(w.message), "training starts anew" in str(w.message)) for w in said] == [(True, False), (False, True)]
+    assert [
+        ("the one before" in str(w.message), "training starts anew" in str(w.message)) for w in said
+    ] == [(True, False), (False, True)]
 
 
 def test_what_a_kill_between_the_two_files_leaves_is_dropped(tmp_path):
@@ -85,23 +117,38 @@ def test_what_a_kill_between_the_two_files_leaves_is_dropped(tmp_path):
 def test_notes_are_plain_json_with_a_checksum_each(tmp_path):
     saved(tmp_path)
     content = json.loads((tmp_path / "000003.json").read_text())
-    assert content.keys() == {"sha256", "schema", "tensors", "notes"} and len(content["sha256"]) == len(content["tensors"]) == 64
+    assert (
+        content.keys() == {"sha256", "schema", "tensors", "notes"}
+        and len(content["sha256"]) == len(content["tensors"]) == 64
+    )
 
 
 def test_the_checksum_is_that_of_the_notes_sorted_and_as_text(tmp_path):
     Checkpoints(tmp_path).save({"stage": "première", "at": 2}, {"w": torch.ones(1)})
     content = json.loads((tmp_path / "000001.json").read_text(encoding="utf-8"))
     found = content.pop("sha256")
-    assert found == hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-    assert content["tensors"] == hashlib.sha256((tmp_path / "000001.safetensors").read_bytes()).hexdigest()
+    assert (
+        found
+        == hashlib.sha256(
+            json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
+        ).hexdigest()
+    )
+    assert (
+        content["tensors"]
+        == hashlib.sha256((tmp_path / "000001.safetensors").read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize("change", [{"schema": 2}, {"tensors": "0" * 64}])
-def test_notes_of_another_schema_or_other_tensors_are_not_read_though_they_are_whole(tmp_path, change):
+def test_notes_of_another_schema_or_other_tensors_are_not_read_though_they_are_whole(
+    tmp_path, change
+):
     saved(tmp_path)
     content = json.loads((tmp_path / "000003.json").read_text()) | change
     del content["sha256"]
-    checksum = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    checksum = hashlib.sha256(
+        json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
     write_json(tmp_path / "000003.json", {"sha256": checksum, **content})
     with pytest.warns(UserWarning, match="is damaged"):
         assert Checkpoints(tmp_path).latest().notes["step"] == 2

@@ -1,4 +1,6 @@
-"""A run and a modulation that version 0.1 saved: they load, evaluate to the same answers, and their training goes on."""
+"""A run and a modulation that version 0.1 saved: they load, evaluate to the same answers, and their
+training goes on.
+"""
 
 import shutil
 
@@ -15,7 +17,12 @@ from modulate.runs.run import Run
 from tests.paths import FIXTURES, SMALL
 
 SAVED = FIXTURES / "saved_by_0_1" / "run"
-SECTIONS = {"sampling": Sampling, "features": Features, "training": Training, "evaluation": Evaluation}
+SECTIONS = {
+    "sampling": Sampling,
+    "features": Features,
+    "training": Training,
+    "evaluation": Evaluation,
+}
 
 
 @pytest.fixture
@@ -34,12 +41,20 @@ def test_its_recipe_means_the_same_under_todays_keys(run):
     assert recipe.training.batch_by == "length" and recipe.training.prefetch_batches == 2
     assert recipe.training.gradient_checkpointing and recipe.evaluation.batch_by == "clip"
     features = recipe.features
-    found = features.vision_tower_cache_gib, features.vision_tower_cache_by, features.hidden_state_cache_gib
+    found = (
+        features.vision_tower_cache_gib,
+        features.vision_tower_cache_by,
+        features.hidden_state_cache_gib,
+    )
     assert found == (0.01, "clip", 0.01)
 
 
 def test_its_modulation_loads_and_its_records_are_read(run):
-    assert run.altered() == [] and run.read_state().finished and run.read_environment().versions["modulate"] == "0.1.0"
+    assert (
+        run.altered() == []
+        and run.read_state().finished
+        and run.read_environment().versions["modulate"] == "0.1.0"
+    )
     assert Modulation.from_pretrained(run.weights).lora is not None
     assert {len(rows) for rows in answers(run).values()} == {12} and len(answers(run)) == 7
 
@@ -58,7 +73,9 @@ def test_evaluated_again_it_gives_the_answers_it_gave(run, monkeypatch, tmp_path
             assert after.logits == pytest.approx(before.logits, abs=2e-3)
 
 
-def test_the_same_training_asked_for_again_is_taken_for_finished(run, monkeypatch, tmp_path, capsys):
+def test_the_same_training_asked_for_again_is_taken_for_finished(
+    run, monkeypatch, tmp_path, capsys
+):
     monkeypatch.chdir(tmp_path)
     text = (run.folder / "recipe.yaml").read_text()
     for old, new in RENAMED.items():
@@ -73,9 +90,13 @@ def test_the_same_training_asked_for_again_is_taken_for_finished(run, monkeypatc
 @pytest.mark.parametrize("old", RENAMED)
 def test_an_old_key_in_a_recipe_is_refused_with_the_new_name(old, tmp_path):
     section, _, key = old.rpartition(".")
-    assert RENAMED[old] in SECTIONS[section].model_fields and key not in SECTIONS[section].model_fields
+    assert (
+        RENAMED[old] in SECTIONS[section].model_fields and key not in SECTIONS[section].model_fields
+    )
     with pytest.raises(RecipeError, match=f"renamed to {new_name(old)}"):
         load_recipe(SMALL, [f"{old}=1"])
-    (tmp_path / "own.yaml").write_text(f"extends: gazeqwen_tiny\nname: own\n{section}: {{{key}: 1}}\n")
+    (tmp_path / "own.yaml").write_text(
+        f"extends: gazeqwen_tiny\nname: own\n{section}: {{{key}: 1}}\n"
+    )
     with pytest.raises(RecipeError, match=f"{old}: unknown key. It was renamed to {new_name(old)}"):
         load_recipe(str(tmp_path / "own.yaml"))

@@ -17,7 +17,10 @@ from tests.paths import SMALL
 
 
 def samples(n, first=0):
-    return [Sample(f"s{i}", "task", Path("v"), (0.0, 1.0), "?", ("x", "y"), 0, {}) for i in range(first, first + n)]
+    return [
+        Sample(f"s{i}", "task", Path("v"), (0.0, 1.0), "?", ("x", "y"), 0, {})
+        for i in range(first, first + n)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +31,15 @@ def world(tmp_path_factory):
 
 
 def pipeline_for(world, empty):
-    return Pipeline(load_recipe(SMALL, [f"data.params.root={world}/world", f"training.empty={empty}"]), world / "cache")
+    return Pipeline(
+        load_recipe(SMALL, [f"data.params.root={world}/world", f"training.empty={empty}"]),
+        world / "cache",
+    )
 
 
-def test_samples_with_an_empty_signal_are_left_out_and_counted_where_the_recipe_says_so(world, monkeypatch):
+def test_samples_with_an_empty_signal_are_left_out_and_counted_where_the_recipe_says_so(
+    world, monkeypatch
+):
     pipeline = pipeline_for(world, "skip")
     every = pipeline.samples("train")
     read = pipeline.signal
@@ -43,7 +51,10 @@ def test_samples_with_an_empty_signal_are_left_out_and_counted_where_the_recipe_
 
     monkeypatch.setattr(pipeline, "signal", signal)
     monkeypatch.setattr(pipeline, "samples", lambda split: every)
-    assert training_samples(pipeline) == (every[1:], 1)  # what cannot be read fails when it is trained on
+    assert training_samples(pipeline) == (
+        every[1:],
+        1,
+    )  # what cannot be read fails when it is trained on
     monkeypatch.setattr(pipeline, "recipe", pipeline_for(world, "train").recipe)
     assert training_samples(pipeline) == (every, 0)
 
@@ -52,7 +63,9 @@ def test_without_anything_to_train_on_the_reason_is_said(world, monkeypatch):
     pipeline = pipeline_for(world, "skip")
     every, read = pipeline.samples("train"), pipeline.signal
     monkeypatch.setattr(pipeline, "signal", lambda sample: read(sample).blank())
-    with pytest.raises(DataError, match=f"the signal is empty in the clips of all {len(every)} training samples"):
+    with pytest.raises(
+        DataError, match=f"the signal is empty in the clips of all {len(every)} training samples"
+    ):
         training_samples(pipeline)
     monkeypatch.setattr(pipeline, "samples", lambda split: [])
     with pytest.raises(DataError, match="The training split has no samples"):
@@ -69,10 +82,14 @@ def test_batches_come_as_they_are_and_so_many_are_in_preparation_ahead(ahead):
             drawn.append(batch)
             yield batch
 
-    with PrefetchLoader(lambda sample: (done.append(sample.id), sample.id.upper())[1], ahead) as loader:
+    with PrefetchLoader(
+        lambda sample: (done.append(sample.id), sample.id.upper())[1], ahead
+    ) as loader:
         for k, batch in enumerate(loader.over(source())):
             assert batch is batches[k] and len(drawn) == min(5, k + 1 + ahead)
-            assert [loader.get(sample) for sample in batch] == [sample.id.upper() for sample in batch]
+            assert [loader.get(sample) for sample in batch] == [
+                sample.id.upper() for sample in batch
+            ]
     assert sorted(done) == sorted(f"s{i}" for i in range(10))
 
 
@@ -82,7 +99,11 @@ def test_each_is_prepared_once_however_often_it_is_to_come():
     with PrefetchLoader(lambda sample: done.append(threading.current_thread().name), 3) as loader:
         given = loader.over(iter([batch, batch, batch]))
         next(given)
-        assert loader.get(batch[0]) is None and len(done) == 1 and done[0].startswith("modulate-loader")
+        assert (
+            loader.get(batch[0]) is None
+            and len(done) == 1
+            and done[0].startswith("modulate-loader")
+        )
         loader.get(batch[0])
     assert done[1:] == [threading.current_thread().name]
 

@@ -1,4 +1,6 @@
-"""Gradient checkpointing as the recipe asks for it: computed again, with the same gradients, and the host as found."""
+"""Gradient checkpointing as the recipe asks for it: computed again, with the same gradients, and
+the host as found.
+"""
 
 import pytest
 import torch
@@ -22,12 +24,22 @@ def learn(model, wanted, lora=None):
     def count(i):
         return lambda module, args, output: calls.__setitem__(i, calls[i] + 1)
 
-    handles = [layer.self_attn.register_forward_hook(count(i)) for i, layer in enumerate(model.model.language_model.layers)]
+    handles = [
+        layer.self_attn.register_forward_hook(count(i))
+        for i, layer in enumerate(model.model.language_model.layers)
+    ]
     host = ModulatedHost(modulation, model)
     try:
         with recomputed(host.attachment.host, wanted):
-            assert not any(m.training for layer in host.attachment.host.layers for m in layer.modules() if m is not layer)
-            host([[CLIP], [CLIP]], **inputs(), use_cache=False).logits[:, -1].square().sum().backward()
+            assert not any(
+                m.training
+                for layer in host.attachment.host.layers
+                for m in layer.modules()
+                if m is not layer
+            )
+            host([[CLIP], [CLIP]], **inputs(), use_cache=False).logits[
+                :, -1
+            ].square().sum().backward()
     finally:
         host.attachment.detach()
         for handle in handles:
@@ -40,14 +52,27 @@ def test_layers_are_computed_twice_and_gradients_are_the_same(host, lora):
     expected, once = learn(host, False, lora)
     found, twice = learn(host, True, lora)
     assert once == [1, 1, 1, 1]
-    # Residuals are added behind layers 1 and 2: nothing is learned before. Up to transformers 5.22 what is behind a layer is recomputed with it.
+    # Residuals are added behind layers 1 and 2: nothing is learned before. Up to transformers 5.22
+    # what is behind a layer is recomputed with it.
     assert twice in ([[2, 2, 2, 2]] if lora else [[1, 1, 2, 2], [1, 2, 2, 2]])
     assert max(float(g.abs().max()) for g in expected.values() if g is not None) > 1e-3
-    assert {name for name, g in expected.items() if (g is None) != (found[name] is None) or (g is not None and not torch.equal(g, found[name]))} == set()
+    assert {
+        name
+        for name, g in expected.items()
+        if (g is None) != (found[name] is None)
+        or (g is not None and not torch.equal(g, found[name]))
+    } == set()
 
 
 def test_the_host_is_left_as_it_was(host):
-    state = lambda: [(m.training, vars(m).get("gradient_checkpointing"), "_gradient_checkpointing_func" in vars(m)) for m in host.modules()]
+    state = lambda: [
+        (
+            m.training,
+            vars(m).get("gradient_checkpointing"),
+            "_gradient_checkpointing_func" in vars(m),
+        )
+        for m in host.modules()
+    ]
     before = state()
     with pytest.raises(KeyError), recomputed(understand(host), True):
         assert state() != before
@@ -58,14 +83,40 @@ def test_the_host_is_left_as_it_was(host):
 def test_a_host_that_cannot_is_refused_with_its_reason():
     model = qwen(layers=2)
     model.supports_gradient_checkpointing = False
-    with pytest.raises(HostError, match=r"training\.recompute: Qwen2_5_VLForConditionalGeneration does not support gradient checkpointing, says transformers"), recomputed(understand(model), True):
+    with (
+        pytest.raises(
+            HostError,
+            match=(
+                r"training\.recompute: Qwen2_5_VLForConditionalGeneration does not support gradient"
+                r" checkpointing, says transformers"
+            ),
+        ),
+        recomputed(understand(model), True),
+    ):
         pass
     host = understand(qwen(layers=2))
     host.layers[1] = torch.nn.Identity()
-    with pytest.raises(HostError, match=r"decoder layers of Qwen2_5_VLForConditionalGeneration are no GradientCheckpointingLayer of transformers; leave it out"), recomputed(host, True):
+    with (
+        pytest.raises(
+            HostError,
+            match=(
+                r"decoder layers of Qwen2_5_VLForConditionalGeneration are no"
+                r" GradientCheckpointingLayer of transformers; leave it out"
+            ),
+        ),
+        recomputed(host, True),
+    ):
         pass
 
 
 def test_one_pass_over_a_clip_needs_the_cache_that_recomputed_layers_do_not_fill():
-    with pytest.raises(RecipeError, match="keeps what the layers made of the clip in a cache, which layers that are recomputed cannot fill: choose one"):
-        load_recipe("gazeqwen_tiny", ["training.gradient_checkpointing=true", "training.batch_by=clip"])
+    with pytest.raises(
+        RecipeError,
+        match=(
+            "keeps what the layers made of the clip in a cache, which layers that are recomputed"
+            " cannot fill: choose one"
+        ),
+    ):
+        load_recipe(
+            "gazeqwen_tiny", ["training.gradient_checkpointing=true", "training.batch_by=clip"]
+        )

@@ -20,13 +20,30 @@ from modulate.errors import DataError, RecipeError
 from modulate.evaluation.evaluate import evaluate, score
 from modulate.inference.pipeline import Pipeline, ShufflePool
 from modulate.runs.run import Run
-from modulate.training import optimizer as optimise
+from modulate.training import optimizer as optimize
 from modulate.training import trainer as training
-from modulate.training.optimizer import accelerator_for, parameter_groups, select, smoothed_cross_entropy, warmup_cosine
+from modulate.training.optimizer import (
+    accelerator_for,
+    parameter_groups,
+    select,
+    smoothed_cross_entropy,
+    warmup_cosine,
+)
 from modulate.training.trainer import train
 
-WORLD = ["data.params.train=2", "data.params.val=1", "data.params.test=2", "data.params.max_per_split=8"]
-QUICK = ["training.batch_size=4", "training.stages.0.epochs=1", "training.stages.1.epochs=1", "evaluation.batch_size=5", "evaluation.bootstrap=100"]
+WORLD = [
+    "data.params.train=2",
+    "data.params.val=1",
+    "data.params.test=2",
+    "data.params.max_per_split=8",
+]
+QUICK = [
+    "training.batch_size=4",
+    "training.stages.0.epochs=1",
+    "training.stages.1.epochs=1",
+    "evaluation.batch_size=5",
+    "evaluation.bootstrap=100",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +52,9 @@ def world(tmp_path_factory):
 
 
 def recipe_for(world, *overrides):
-    return load_recipe("gazeqwen_tiny", [f"data.params.root={world}/tabletop", *WORLD, *QUICK, *overrides])
+    return load_recipe(
+        "gazeqwen_tiny", [f"data.params.root={world}/tabletop", *WORLD, *QUICK, *overrides]
+    )
 
 
 def prepared_pipeline(recipe, world):
@@ -56,8 +75,21 @@ def finished(world):
 def test_a_run_folder_explains_itself(finished):
     run, pipeline, _, metrics, heard = finished
     names = {p.relative_to(run.folder).as_posix() for p in run.folder.rglob("*") if p.is_file()}
-    assert names >= {"recipe.yaml", "environment.json", "state.json", "log.jsonl", "metrics.json", "predictions.jsonl", "modulation/config.json"}
-    assert [(p.stage, p.step, p.steps) for p in heard] == [("modulator", 1, 2), ("modulator", 2, 2), ("joint", 1, 2), ("joint", 2, 2)]
+    assert names >= {
+        "recipe.yaml",
+        "environment.json",
+        "state.json",
+        "log.jsonl",
+        "metrics.json",
+        "predictions.jsonl",
+        "modulation/config.json",
+    }
+    assert [(p.stage, p.step, p.steps) for p in heard] == [
+        ("modulator", 1, 2),
+        ("modulator", 2, 2),
+        ("joint", 1, 2),
+        ("joint", 2, 2),
+    ]
     assert all(p.active == 1.0 for p in heard)
     assert json.loads((run.folder / "metrics.json").read_text()) == metrics
     assert run.read_json("state.json")["made_of"] == pipeline.fingerprints()
@@ -65,15 +97,23 @@ def test_a_run_folder_explains_itself(finished):
 
 def test_metrics_count_every_sample_under_every_condition(finished):
     run, _pipeline, _, metrics, _ = finished
-    lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()
+    ]
     assert set(metrics["controls"]) == {"none", "blank", "shuffled", "centre", "shifted", "host"}
-    assert len(lines) == 7 * 8 and metrics["signal"] == {"samples": 8, "samples_with_active_signal": 8, "active_steps": metrics["signal"]["active_steps"]}
+    assert len(lines) == 7 * 8 and metrics["signal"] == {
+        "samples": 8,
+        "samples_with_active_signal": 8,
+        "active_steps": metrics["signal"]["active_steps"],
+    }
     for condition, figures in {"signal": metrics, **metrics["controls"]}.items():
         own = [r for r in lines if r["condition"] == condition]
         for task, found in figures["tasks"].items():
             right = [r["correct"] for r in own if r["task"] == task]
             assert (found["n"], found["accuracy"]) == (len(right), sum(right) / len(right))
-        assert figures["overall"] == pytest.approx(sum(t["accuracy"] for t in figures["tasks"].values()) / len(figures["tasks"]))
+        assert figures["overall"] == pytest.approx(
+            sum(t["accuracy"] for t in figures["tasks"].values()) / len(figures["tasks"])
+        )
     assert all(len(r["logits"]) == (2 if r["task"].startswith("proactive") else 4) for r in lines)
     assert not metrics["failed"]
 
@@ -82,19 +122,32 @@ def test_a_second_evaluation_writes_the_same_files(finished, world):
     run, _, _, _, _ = finished
     before = [(run.folder / name).read_bytes() for name in ("metrics.json", "predictions.jsonl")]
     again = Run.open(run.folder)
-    evaluate(again, prepared_pipeline(again.recipe, world), Modulation.from_pretrained(again.weights))
-    assert [(run.folder / name).read_bytes() for name in ("metrics.json", "predictions.jsonl")] == before
+    evaluate(
+        again, prepared_pipeline(again.recipe, world), Modulation.from_pretrained(again.weights)
+    )
+    assert [
+        (run.folder / name).read_bytes() for name in ("metrics.json", "predictions.jsonl")
+    ] == before
 
 
 def test_a_finished_run_is_loaded_not_repeated_and_another_recipe_is_refused(finished, world):
     run, pipeline, modulation, _, _ = finished
-    again = train(Run.create(run.recipe, world / "runs"), pipeline, lambda progress: pytest.fail("trained again"))
-    assert all(torch.equal(a, b) for a, b in zip(modulation.state_dict().values(), again.state_dict().values(), strict=True))
+    again = train(
+        Run.create(run.recipe, world / "runs"),
+        pipeline,
+        lambda progress: pytest.fail("trained again"),
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(modulation.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     with pytest.raises(RecipeError, match=r"holds a run of another recipe \(differs in seed\)"):
         Run.create(recipe_for(world, "seed=5"), world / "runs")
 
 
-def test_a_run_of_an_earlier_version_is_this_recipe_s_where_new_keys_have_their_defaults(finished, tmp_path):
+def test_a_run_of_an_earlier_version_is_this_recipe_s_where_new_keys_have_their_defaults(
+    finished, tmp_path
+):
     recipe, text = finished[0].recipe, (finished[0].folder / "recipe.yaml").read_text()
     older = {key: value for key, value in yaml.safe_load(text).items() if key != "letters"}
     path = tmp_path / recipe.name / "recipe.yaml"
@@ -111,7 +164,10 @@ def test_the_same_seed_gives_the_same_weights(finished, world):
     _run, _, modulation, _, _ = finished
     recipe = recipe_for(world, "name=twin")
     twin = train(Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world))
-    assert all(torch.equal(a, b) for a, b in zip(modulation.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(modulation.state_dict().values(), twin.state_dict().values(), strict=True)
+    )
 
 
 def test_the_bare_host_condition_is_the_host(finished):
@@ -121,11 +177,18 @@ def test_the_bare_host_condition_is_the_host(finished):
         inside = score(pipeline, attachment, samples, "host")
     batch = pipeline.collate([pipeline.prepare(s) for s in samples[:5]])
     bare = pipeline.option_logits(batch, pipeline.model(**batch.inputs, logits_to_keep=1))
-    assert [r.logits for r in inside[:5]] == [tuple(round(v, 4) for v in row[row.isfinite()].tolist()) for row in bare]
+    assert [r.logits for r in inside[:5]] == [
+        tuple(round(v, 4) for v in row[row.isfinite()].tolist()) for row in bare
+    ]
 
 
 def test_lora_alone_trains_lora_alone(world):
-    recipe = recipe_for(world, "name=lora", "training.condition=none", "training.stages=[{name: lora, train: [lora], epochs: 1, lr: 1.0e-2}]")
+    recipe = recipe_for(
+        world,
+        "name=lora",
+        "training.condition=none",
+        "training.stages=[{name: lora, train: [lora], epochs: 1, lr: 1.0e-2}]",
+    )
     run, pipeline = Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world)
     fresh, trained = pipeline.fresh_modulation().state_dict(), train(run, pipeline).state_dict()
     changed = {k.partition(".")[0] for k in fresh if not torch.equal(fresh[k], trained[k])}
@@ -142,11 +205,20 @@ def test_a_broken_video_fails_the_run_or_is_counted_as_wrong(finished, world, tm
     samples = pipeline.samples("test")
     samples[0].video.write_bytes(samples[0].video.read_bytes()[:2000])
     hit = [s for s in samples if s.video == samples[0].video]
-    with pytest.raises(DataError, match=rf"{len(hit)} of 8 samples failed, more than max_failed_share 0.0 allows. First: {samples[0].id}: VideoError"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"{len(hit)} of 8 samples failed, more than max_failed_share 0.0 allows. First:"
+            rf" {samples[0].id}: VideoError"
+        ),
+    ):
         evaluate(Run.create(recipe, tmp_path / "runs"), pipeline, modulation)
     metrics = json.loads((tmp_path / "runs/broken/metrics.json").read_text())
     assert [f["id"] for f in metrics["failed"]] == [s.id for s in hit] and metrics["n"] == 8
-    lines = [json.loads(line) for line in (tmp_path / "runs/broken/predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "runs/broken/predictions.jsonl").read_text().splitlines()
+    ]
     assert not any(r["correct"] for r in lines if r["error"])
 
 
@@ -160,7 +232,9 @@ def test_shuffling_takes_another_video_s_signal_at_the_same_moment(finished):
     assert len(first) and (first.ends > start).all() and (first.starts < end).all()
     with pytest.raises(DataError, match="needs samples of at least two videos"):
         pipeline.control("shuffled", prepared, ShufflePool([samples[0]]))
-    with pytest.raises(RecipeError, match="has no control 'upside_down'; it has blank, centre, shifted, shuffled"):
+    with pytest.raises(
+        RecipeError, match="has no control 'upside_down'; it has blank, centre, shifted, shuffled"
+    ):
         pipeline.control("upside_down", prepared, others)
 
 
@@ -168,8 +242,13 @@ def test_shuffling_draws_from_all_samples_of_other_videos_in_their_order(finishe
     _, pipeline, _, _, _ = finished
     samples, seed = pipeline.samples("test") + pipeline.samples("train"), pipeline.recipe.seed
     others = ShufflePool(samples)
-    plain = [random.Random(f"{seed}:{own.id}").choice([s for s in samples if s.video != own.video]) for own in samples]
-    assert [others.draw(own, seed) for own in samples] == plain and len({s.video for s in plain}) > 2
+    plain = [
+        random.Random(f"{seed}:{own.id}").choice([s for s in samples if s.video != own.video])
+        for own in samples
+    ]
+    assert [others.draw(own, seed) for own in samples] == plain and len(
+        {s.video for s in plain}
+    ) > 2
 
 
 def test_only_shuffling_reads_another_sample_s_signal(finished, monkeypatch):
@@ -199,10 +278,14 @@ def test_an_answer_beside_the_offered_options_cannot_win():
     first = -math.log(math.e / (math.e + math.e**2))
     p = [math.exp(v) for v in (0.5, 0.1, 0.2, 0.3)]
     nll = [-math.log(v / sum(p)) for v in p]
-    assert smoothed_cross_entropy(logits, answers, 0.0).item() == pytest.approx((first + nll[3]) / 2)
+    assert smoothed_cross_entropy(logits, answers, 0.0).item() == pytest.approx(
+        (first + nll[3]) / 2
+    )
     smooth_first = 0.9 * first + 0.1 * (first + first - 1) / 2
     smooth_second = 0.9 * nll[3] + 0.1 * sum(nll) / 4
-    assert smoothed_cross_entropy(logits, answers, 0.1).item() == pytest.approx((smooth_first + smooth_second) / 2)
+    assert smoothed_cross_entropy(logits, answers, 0.1).item() == pytest.approx(
+        (smooth_first + smooth_second) / 2
+    )
 
 
 def test_warm_up_and_cosine_finish():
@@ -216,20 +299,31 @@ def test_decay_groups_and_stages_follow_the_recipe(finished):
     modulation, (first, second) = pipeline.fresh_modulation(), pipeline.recipe.training.stages
     names = {id(p): n for n, p in modulation.named_parameters()}
     select(modulation, first)
-    assert not any(n.startswith("lora") for n, p in modulation.named_parameters() if p.requires_grad)
+    assert not any(
+        n.startswith("lora") for n, p in modulation.named_parameters() if p.requires_grad
+    )
     select(modulation, second)
     for group in parameter_groups(modulation, second, 0.01):
-        plain = {names[id(p)] for p in group["params"] if names[id(p)].startswith("lora") or "norm" in names[id(p)] or names[id(p)].endswith("bias")}
+        plain = {
+            names[id(p)]
+            for p in group["params"]
+            if names[id(p)].startswith("lora")
+            or "norm" in names[id(p)]
+            or names[id(p)].endswith("bias")
+        }
         assert group["weight_decay"] == 0.0 or not plain
     assert sum(len(g["params"]) for g in parameter_groups(modulation, second, 0.01)) == len(names)
 
 
-# --- precision, trackers and the host's own flags ---------------------------------------------------------------------------------------
+# --- precision, trackers and the host's own flags
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def new_process():
-    """accelerate keeps the first precision of a process; a test with another one pretends to be a process of its own."""
+    """accelerate keeps the first precision of a process; a test with another one pretends to be a
+    process of its own.
+    """
     kept = dict(AcceleratorState._shared_state)
     AcceleratorState._reset_state()
     yield
@@ -246,26 +340,44 @@ def test_bf16_changes_the_forward_and_leaves_the_weights_in_fp32(finished, world
     run, pipeline = Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world)
     modulation = train(run, pipeline)
     losses, plain = ([r["loss"] for r in log_of(r) if "loss" in r] for r in (run, finished[0]))
-    assert all(map(math.isfinite, losses)) and losses[0] != plain[0] and losses[0] == pytest.approx(plain[0], rel=0.02)
+    assert (
+        all(map(math.isfinite, losses))
+        and losses[0] != plain[0]
+        and losses[0] == pytest.approx(plain[0], rel=0.02)
+    )
     saved = [v for path in run.weights.rglob("*.safetensors") for v in load_file(path).values()]
     assert len(saved) == len(modulation.state_dict())
-    assert {v.dtype for v in [*modulation.state_dict().values(), *pipeline.model.state_dict().values(), *saved]} == {torch.float32}
+    assert {
+        v.dtype
+        for v in [*modulation.state_dict().values(), *pipeline.model.state_dict().values(), *saved]
+    } == {torch.float32}
 
 
 def test_fp16_on_the_cpu_is_refused(world):
     recipe = recipe_for(world, "name=fp16", "training.precision=fp16")
-    with pytest.raises(RecipeError, match=r"training\.precision is fp16, which needs a GPU, and the host is on the CPU; take bf16 or no\."):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            r"training\.precision is fp16, which needs a GPU, and the host is on the CPU; take bf16"
+            r" or no\."
+        ),
+    ):
         train(Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world))
 
 
 def test_a_second_precision_in_one_process_is_refused(world, tmp_path, new_process):
     accelerator_for(recipe_for(world), torch.device("cpu"), tmp_path)
-    with pytest.raises(RecipeError, match=r"refuses training\.precision 'bf16' on cpu: one process trains in one precision\."):
+    with pytest.raises(
+        RecipeError,
+        match=r"refuses training\.precision 'bf16' on cpu: one process trains in one precision\.",
+    ):
         accelerator_for(recipe_for(world, "training.precision=bf16"), torch.device("cpu"), tmp_path)
 
 
 def test_scaled_gradients_are_unscaled_once_in_every_stage(finished, world, monkeypatch):
-    """What fp16 does to gradients, in fp32 on the CPU: a scale that is a power of two must change nothing."""
+    """What fp16 does to gradients, in fp32 on the CPU: a scale that is a power of two must change
+    nothing.
+    """
 
     def scaling(recipe, device, folder):
         accelerator = accelerator_for(recipe, device, folder)
@@ -277,7 +389,10 @@ def test_scaled_gradients_are_unscaled_once_in_every_stage(finished, world, monk
     monkeypatch.setattr(training, "accelerator_for", scaling)
     recipe = recipe_for(world, "name=scaled")
     run = Run.create(recipe, world / "runs")
-    scaled, plain = train(run, prepared_pipeline(recipe, world)).state_dict(), finished[2].state_dict()
+    scaled, plain = (
+        train(run, prepared_pipeline(recipe, world)).state_dict(),
+        finished[2].state_dict(),
+    )
     assert log_of(run) == log_of(finished[0])
     assert all(torch.equal(plain[k], scaled[k]) for k in plain)
 
@@ -293,14 +408,22 @@ def test_tensorboard_gets_what_the_log_gets(world):
     (events,) = run.folder.rglob("events.out.tfevents.*")
     board = EventAccumulator(str(events)).Reload()
     for name in ("loss", "accuracy", "active", "lr", "validation_accuracy"):
-        assert [e.value for e in board.Scalars(name)] == pytest.approx([r[name] for r in log_of(run) if name in r])
+        assert [e.value for e in board.Scalars(name)] == pytest.approx(
+            [r[name] for r in log_of(run) if name in r]
+        )
     assert [e.step for e in board.Scalars("loss")] == [1, 2, 3, 4]
 
 
 def test_a_tracker_that_is_not_installed_is_refused_and_not_left_out(world, monkeypatch):
-    monkeypatch.setattr(optimise, "get_available_trackers", lambda: [])
+    monkeypatch.setattr(optimize, "get_available_trackers", lambda: [])
     recipe = recipe_for(world, "name=untracked", "training.trackers=[tensorboard]")
-    with pytest.raises(RecipeError, match=r"asks for 'tensorboard', which is not installed: pip install 'modulate\[tensorboard\]', or take it out"):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            r"asks for 'tensorboard', which is not installed: pip install"
+            r" 'modulate\[tensorboard\]', or take it out"
+        ),
+    ):
         train(Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world))
 
 
@@ -314,7 +437,13 @@ def test_training_leaves_the_host_s_flags_alone_and_its_dropout_off(world):
     state = {k: v.clone() for k, v in model.state_dict().items()}
 
     def look(module, args):
-        seen.append(([m.training for m in modules], [p.requires_grad for p in parameters], [m for m in module.modules() if m.training]))
+        seen.append(
+            (
+                [m.training for m in modules],
+                [p.requires_grad for p in parameters],
+                [m for m in module.modules() if m.training],
+            )
+        )
 
     handle = model.register_forward_pre_hook(look)
     train(Run.create(recipe, world / "runs"), pipeline)

@@ -13,7 +13,16 @@ import torch
 from safetensors.torch import save_file
 
 from modulate.errors import MissingFileError, StorageError
-from modulate.utils.atomic_files import LineWriter, as_json, content_hash, gib, refuse_unwritable, remove_partial, write_atomically, write_json
+from modulate.utils.atomic_files import (
+    LineWriter,
+    as_json,
+    content_hash,
+    gib,
+    refuse_unwritable,
+    remove_partial,
+    write_atomically,
+    write_json,
+)
 
 
 def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path):
@@ -34,7 +43,9 @@ def test_the_hash_is_read_once_while_the_file_stays(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(MissingFileError, match=re.escape(f"There is no file at {tmp_path / 'gone.mp4'}.")):
+    with pytest.raises(
+        MissingFileError, match=re.escape(f"There is no file at {tmp_path / 'gone.mp4'}.")
+    ):
         content_hash(tmp_path / "gone.mp4")
 
 
@@ -52,7 +63,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("operation", ["open", "fsync", "replace"])
-def test_a_disk_that_is_full_at_any_point_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, operation):
+def test_a_disk_that_is_full_at_any_point_is_said_and_leaves_the_old_file(
+    tmp_path, monkeypatch, operation
+):
     path = tmp_path / "a.json"
     write_json(path, "old")
 
@@ -61,14 +74,22 @@ def test_a_disk_that_is_full_at_any_point_is_said_and_leaves_the_old_file(tmp_pa
 
     with monkeypatch.context() as patched:
         patched.setattr(os, operation, full)
-        with pytest.raises(StorageError, match=rf"^{re.escape(str(path))} cannot be written: .*No space left on device.* What was there before is untouched\. Free some"):
+        with pytest.raises(
+            StorageError,
+            match=(
+                rf"^{re.escape(str(path))} cannot be written: .*No space left on device.* What was"
+                r" there before is untouched\. Free some"
+            ),
+        ):
             write_json(path, "new")
     assert path.read_text() == '"old"\n' and list(tmp_path.iterdir()) == [path]
 
 
 @contextmanager
 def no_room():
-    """For the length of a block the system lets no file grow beyond 10 kB. Not for a whole test: pytest's own output may go to a file."""
+    """For the length of a block the system lets no file grow beyond 10 kB. Not for a whole test:
+    pytest's own output may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
@@ -79,18 +100,26 @@ def no_room():
 
 def test_a_disk_that_fills_up_while_tensors_are_written_is_said_and_nothing_is_left(tmp_path):
     path = tmp_path / "w.safetensors"
-    with no_room(), pytest.raises(StorageError, match=r"w\.safetensors cannot be written: .*File too large"):
+    with (
+        no_room(),
+        pytest.raises(StorageError, match=r"w\.safetensors cannot be written: .*File too large"),
+    ):
         write_atomically(path, lambda temporary: save_file({"w": torch.ones(10_000)}, temporary))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_fills_up_under_a_log_costs_the_line_alone(tmp_path):
     log = LineWriter(tmp_path / "log.jsonl")
-    with no_room(), pytest.raises(StorageError, match=r"log\.jsonl cannot be written: .*File too large"):
+    with (
+        no_room(),
+        pytest.raises(StorageError, match=r"log\.jsonl cannot be written: .*File too large"),
+    ):
         while True:
             log.append("x" * 30)
     whole = log.path.read_bytes().split(b"\n")[:-1]
-    assert len(whole) == log.count == 10_000 // 31 and log.path.stat().st_size == 10_000  # the last line is torn
+    assert (
+        len(whole) == log.count == 10_000 // 31 and log.path.stat().st_size == 10_000
+    )  # the last line is torn
     again = LineWriter(log.path)
     assert again.cut(log.count) == 0 and log.path.stat().st_size == 31 * log.count
 
@@ -116,12 +145,28 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(kept)
 
 
-def test_what_is_written_is_on_disk_before_it_has_its_name_and_its_folder_after(tmp_path, monkeypatch):
+def test_what_is_written_is_on_disk_before_it_has_its_name_and_its_folder_after(
+    tmp_path, monkeypatch
+):
     done, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(f"flush {Path(os.readlink(f'/proc/self/fd/{fd}')).name}"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"rename to {Path(b).name}"), replace(a, b)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (
+            done.append(f"flush {Path(os.readlink(f'/proc/self/fd/{fd}')).name}"),
+            fsync(fd),
+        ),
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (done.append(f"rename to {Path(b).name}"), replace(a, b))
+    )
     write_json(tmp_path / "new" / "a.json", 1)
-    assert [re.sub(r"\.a\.json\..+", "temporary", d) for d in done] == [f"flush {tmp_path.name}", "flush temporary", "rename to a.json", "flush new"]
+    assert [re.sub(r"\.a\.json\..+", "temporary", d) for d in done] == [
+        f"flush {tmp_path.name}",
+        "flush temporary",
+        "rename to a.json",
+        "flush new",
+    ]
 
 
 def test_results_may_be_read_by_everybody(tmp_path):
@@ -144,33 +189,61 @@ def test_a_folder_that_can_be_written_or_made_is_not_refused_and_not_made(tmp_pa
 
 def test_a_folder_that_is_a_file_or_below_one_is_refused_with_the_option(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=rf"^--out {re.escape(str(tmp_path / 'file'))} is a file, not a folder\. Name a folder"):
+    with pytest.raises(
+        StorageError,
+        match=(
+            rf"^--out {re.escape(str(tmp_path / 'file'))} is a file, not a folder\. Name a folder"
+        ),
+    ):
         refuse_unwritable(tmp_path / "file", "--out")
     below = tmp_path / "file" / "new" / "deep"
-    with pytest.raises(StorageError, match=rf"^--out {re.escape(str(below))} cannot be made: {re.escape(str(tmp_path / 'file'))} is a file"):
+    with pytest.raises(
+        StorageError,
+        match=(
+            rf"^--out {re.escape(str(below))} cannot be made: {re.escape(str(tmp_path / 'file'))}"
+            r" is a file"
+        ),
+    ):
         refuse_unwritable(below, "--out")
 
 
 def test_a_folder_that_the_system_protects_is_refused_with_its_reason():
-    with pytest.raises(StorageError, match=r"^--out /proc/1/new cannot be written: .+ \(/proc/1\)\. Name another folder"):
+    with pytest.raises(
+        StorageError,
+        match=r"^--out /proc/1/new cannot be written: .+ \(/proc/1\)\. Name another folder",
+    ):
         refuse_unwritable(Path("/proc/1/new"), "--out")
 
 
 def test_a_place_that_may_not_be_written_is_not_blamed_on_space():
-    with pytest.raises(StorageError, match="Name another folder, or let this one be written, and give the command again"):
+    with pytest.raises(
+        StorageError,
+        match="Name another folder, or let this one be written, and give the command again",
+    ):
         write_json(Path("/proc/new/a.json"), 1)
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0.0 MiB"), (2**20 * 3 // 2, "1.5 MiB"), (2**30 - 1, "1,024.0 MiB"), (2**30, "1.0 GiB"), (5000 * 2**30, "5,000.0 GiB")]
+    ("size", "text"),
+    [
+        (0, "0.0 MiB"),
+        (2**20 * 3 // 2, "1.5 MiB"),
+        (2**30 - 1, "1,024.0 MiB"),
+        (2**30, "1.0 GiB"),
+        (5000 * 2**30, "5,000.0 GiB"),
+    ],
 )
 def test_sizes_are_told_in_the_unit_that_fits(size, text):
     assert gib(size) == text
 
 
-def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_error(tmp_path, monkeypatch):
+def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_error(
+    tmp_path, monkeypatch
+):
     flushed, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (flushed.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
     log = LineWriter(tmp_path / "log.jsonl")
     log.flush()
     log.append("é")
@@ -188,7 +261,9 @@ def test_a_log_that_is_whole_is_not_written_anew(tmp_path):
     assert log.cut(0) == 0 and log.path.read_text() == ""
 
 
-def test_what_a_killed_look_at_a_folder_leaves_is_hidden_and_removed_as_any_half_written_file(tmp_path, monkeypatch):
+def test_what_a_killed_look_at_a_folder_leaves_is_hidden_and_removed_as_any_half_written_file(
+    tmp_path, monkeypatch
+):
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", lambda self, missing_ok=False: None)
         refuse_unwritable(tmp_path, "--out")

@@ -15,13 +15,21 @@ import pytest
 from modulate.errors import LockedError, StorageError
 from modulate.utils.file_lock import NAME, bequeathed, held, lives
 
-HOLD = "import sys; from modulate.utils.file_lock import held\nwith held(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+HOLD = (
+    "import sys; from modulate.utils.file_lock import held\nwith"
+    " held(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+)
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds tmp_path."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -29,7 +37,10 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_told_who_the_first_is_until_that_dies(holder, tmp_path):
-    text = rf"^{re.escape(str(tmp_path))} is in use by process {holder.pid} on host {re.escape(socket.gethostname())}, since 2\d\d\d-.+Wait for it, stop it"
+    text = (
+        rf"^{re.escape(str(tmp_path))} is in use by process {holder.pid} on host"
+        rf" {re.escape(socket.gethostname())}, since 2\d\d\d-.+Wait for it, stop it"
+    )
     with pytest.raises(LockedError, match=text), held(tmp_path):
         pytest.fail("both hold it")
     holder.kill()  # -9: it cannot clean up
@@ -51,9 +62,17 @@ with bequeathed(Path(sys.argv[1]), print) as handle:
 
 
 def test_what_a_killed_process_has_started_holds_its_folder_until_it_ends(tmp_path):
-    first = subprocess.Popen([sys.executable, "-c", BEQUEATH, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "-c", BEQUEATH, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     heir = int(first.stdout.readline())
-    with pytest.raises(LockedError, match=rf"is in use by process {first.pid} on host"), bequeathed(tmp_path, pytest.fail):
+    with (
+        pytest.raises(LockedError, match=rf"is in use by process {first.pid} on host"),
+        bequeathed(tmp_path, pytest.fail),
+    ):
         pytest.fail("both hold it")
     os.kill(heir, signal.SIGSTOP)  # or the end of its input would end it
     first.kill()
@@ -66,7 +85,10 @@ def test_what_a_killed_process_has_started_holds_its_folder_until_it_ends(tmp_pa
 
     with bequeathed(tmp_path, end_the_heir, poll=0.01):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
-    assert said == [f"Process {first.pid}, which worked in {tmp_path}, is gone, but what it has started goes on by itself: waiting for that to end."]
+    assert said == [
+        f"Process {first.pid}, which worked in {tmp_path}, is gone, but what it has started goes on"
+        " by itself: waiting for that to end."
+    ]
 
 
 def test_a_process_may_hold_what_it_holds(tmp_path):
@@ -83,21 +105,41 @@ def refuse(*args):
 
 def test_without_locks_the_file_s_content_decides_and_that_is_said(holder, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(LockedError, match=f"in use by process {holder.pid} on host"), held(tmp_path):
+    with (
+        pytest.raises(LockedError, match=f"in use by process {holder.pid} on host"),
+        held(tmp_path),
+    ):
         pytest.fail("both hold it")
     holder.kill()
     holder.wait()
-    with pytest.warns(UserWarning, match=r"lies on a file system without locks \(.*No locks available\); see to it that no other machine"), held(tmp_path):
+    with (
+        pytest.warns(
+            UserWarning,
+            match=(
+                r"lies on a file system without locks \(.*No locks available\); see to it that no"
+                r" other machine"
+            ),
+        ),
+        held(tmp_path),
+    ):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=rf"{tmp_path}/file/run cannot be written: .*Name another folder for the runs\."), held(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(
+            StorageError,
+            match=rf"{tmp_path}/file/run cannot be written: .*Name another folder for the runs\.",
+        ),
+        held(tmp_path / "file" / "run"),
+    ):
         pass
 
 
-def test_a_process_may_hold_any_number_of_times_over_and_the_first_to_enter_lets_go(tmp_path, holder_of):
+def test_a_process_may_hold_any_number_of_times_over_and_the_first_to_enter_lets_go(
+    tmp_path, holder_of
+):
     with held(tmp_path):
         for _ in range(3):
             with held(tmp_path), held(tmp_path):
@@ -114,10 +156,15 @@ def test_a_process_may_hold_any_number_of_times_over_and_the_first_to_enter_lets
 @pytest.fixture
 def holder_of():
     """Who holds a folder, as another process is told; None when it may have it."""
-    ask = "import sys; from modulate.utils.file_lock import held\nwith held(__import__('pathlib').Path(sys.argv[1])): pass"
+    ask = (
+        "import sys; from modulate.utils.file_lock import held\nwith"
+        " held(__import__('pathlib').Path(sys.argv[1])): pass"
+    )
 
     def find(folder):
-        done = subprocess.run([sys.executable, "-c", ask, str(folder)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", ask, str(folder)], capture_output=True, text=True
+        )
         found = re.search(r"in use by process (\d+)", done.stderr)
         return int(found[1]) if found else None
 
@@ -127,7 +174,9 @@ def holder_of():
 def test_processes_that_live_are_told_from_those_that_do_not_and_left_in_peace(monkeypatch):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    waiting = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    )
     assert [lives(ended.pid), lives(os.getpid()), lives(waiting.pid)] == [False, False, True]
     waiting.communicate()
     assert waiting.returncode == 0

@@ -12,21 +12,33 @@ from modulate.utils.interrupts import StopRequest, graceful
 @pytest.fixture(autouse=True)
 def usual_handlers():
     """As in a terminal: a job in the background, or under nohup, ignores some of them."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_is_a_request_that_the_run_answers_when_it_can(number, code):
     before = signal.getsignal(number)
     with graceful() as stop:
         stop.check()
         os.kill(os.getpid(), number)
         assert stop.requested == number
-        with pytest.raises(Interrupted, match=rf"Stopped by {number.name}; everything up to here is saved\. The same command continues\.") as raised:
+        with pytest.raises(
+            Interrupted,
+            match=(
+                rf"Stopped by {number.name}; everything up to here is saved\. The same command"
+                r" continues\."
+            ),
+        ) as raised:
             stop.check()
     assert raised.value.code == code and signal.getsignal(number) is before
 
@@ -57,5 +69,8 @@ def test_handlers_come_back_when_the_block_ends_though_nothing_was_asked():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     with graceful():
-        assert all(signal.getsignal(number) is not handler for number, handler in zip(numbers, before, strict=True))
+        assert all(
+            signal.getsignal(number) is not handler
+            for number, handler in zip(numbers, before, strict=True)
+        )
     assert [signal.getsignal(number) for number in numbers] == before

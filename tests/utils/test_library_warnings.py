@@ -17,7 +17,12 @@ def stock():
     """Python's warnings as a script finds them: nobody set anything, nobody records."""
     with warnings.catch_warnings():
         warnings.resetwarnings()
-        for entry in (("ignore", DeprecationWarning), ("ignore", PendingDeprecationWarning), ("ignore", ImportWarning), ("ignore", ResourceWarning)):
+        for entry in (
+            ("ignore", DeprecationWarning),
+            ("ignore", PendingDeprecationWarning),
+            ("ignore", ImportWarning),
+            ("ignore", ResourceWarning),
+        ):
             warnings.simplefilter(*entry, append=True)
         warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
         notices._told.clear()
@@ -29,7 +34,9 @@ def shown(category, text, module=LIBRARY):
     found = []
     with warnings.catch_warnings(record=True) as told:
         warnings.warn_explicit(text, category, f"{module}.py", 1, module=module, registry={})
-    found += [warnings.formatwarning(one.message, one.category, one.filename, one.lineno) for one in told]
+    found += [
+        warnings.formatwarning(one.message, one.category, one.filename, one.lineno) for one in told
+    ]
     return found
 
 
@@ -91,7 +98,11 @@ def test_what_a_library_logs_is_a_line_on_the_stderr_of_the_moment(stock, capsys
                 logger.warning("careful")
                 logger.error("wrong")
             assert own not in logger.handlers
-            assert capsys.readouterr().err.splitlines() == ["warning: careful", "error: wrong", "error: wrong"]
+            assert capsys.readouterr().err.splitlines() == [
+                "warning: careful",
+                "error: wrong",
+                "error: wrong",
+            ]
         assert logger.handlers == [own]
         kept = logging.NullHandler()
         logger.handlers = [kept]

@@ -46,9 +46,13 @@ def test_no_bytes_keep_nothing():
     assert kept.get("a") is None
 
 
-@given(st.integers(0, 12), st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.integers(0, 6))))
+@given(
+    st.integers(0, 12), st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.integers(0, 6)))
+)
 def test_it_keeps_what_a_plain_list_of_uses_says(limit, calls):
-    """The longest tail of the uses that fits, counted from the last; a call with None asks, any other keeps that many bytes."""
+    """The longest tail of the uses that fits, counted from the last; a call with None asks, any
+    other keeps that many bytes.
+    """
     kept, plain = of_bytes(limit), OrderedDict()
     for key, size in calls:
         if size is None:

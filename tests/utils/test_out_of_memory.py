@@ -1,4 +1,4 @@
-"""Out of memory: recognised, and told in a line."""
+"""Out of memory: recognized, and told in a line."""
 
 import pytest
 import torch
@@ -20,7 +20,10 @@ def test_an_accelerator_s_own_error_is_out_of_memory_and_others_are_not():
 
 
 def test_of_a_message_the_first_sentence_is_told():
-    assert first_line(RuntimeError("CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0 has\nmore")) == "CUDA out of memory"
+    assert (
+        first_line(RuntimeError("CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0 has\nmore"))
+        == "CUDA out of memory"
+    )
     assert first_line(RuntimeError("size 2.5 GiB\nat line 3. More")) == "size 2.5 GiB"
 
 

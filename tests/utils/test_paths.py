@@ -19,27 +19,40 @@ def test_a_tilde_means_the_home_directory(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_file_inside_an_installed_package_is_found() -> None:
-    assert resolve("package:modulate/errors.py") == Path(str(modulate.__file__)).parent / "errors.py"
+    assert (
+        resolve("package:modulate/errors.py") == Path(str(modulate.__file__)).parent / "errors.py"
+    )
 
 
 def test_a_folder_of_a_package_and_a_subpackage_are_found() -> None:
     folder = Path(str(modulate.__file__)).parent
     assert resolve("package:modulate") == folder
-    assert resolve("package:modulate.cli/__init__.py") == resolve("package:modulate/cli/__init__.py") == folder / "cli" / "__init__.py"
+    assert (
+        resolve("package:modulate.cli/__init__.py")
+        == resolve("package:modulate/cli/__init__.py")
+        == folder / "cli" / "__init__.py"
+    )
 
 
-def test_a_missing_plain_path_is_an_error_that_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_plain_path_is_an_error_that_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingFileError, match=str(tmp_path / "nowhere.pt")):
         resolve("nowhere.pt")
 
 
 def test_a_missing_file_of_a_package_is_an_error_that_says_where_it_was_looked_for() -> None:
-    with pytest.raises(MissingFileError, match=str(Path(str(modulate.__file__)).parent / "nowhere.pt")):
+    with pytest.raises(
+        MissingFileError, match=str(Path(str(modulate.__file__)).parent / "nowhere.pt")
+    ):
         resolve("package:modulate/nowhere.pt")
 
 
-@pytest.mark.parametrize("text", ["package:no_such_package/x", "package:no_such_package.inner/x", "package:/x", "package:"])
+@pytest.mark.parametrize(
+    "text",
+    ["package:no_such_package/x", "package:no_such_package.inner/x", "package:/x", "package:"],
+)
 def test_a_package_that_is_not_installed_is_an_error_that_says_so(text: str) -> None:
     with pytest.raises(MissingFileError, match="no such package is installed"):
         resolve(text)
@@ -56,7 +69,10 @@ def test_an_empty_path_is_an_error_and_not_the_working_directory() -> None:
         resolve(" ")
 
 
-@pytest.mark.parametrize("text", ["x" * 5000, "~nobody_of_this_name/x", "a\0b", "package:modulate_tabletop/" + "x" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    ["x" * 5000, "~nobody_of_this_name/x", "a\0b", "package:modulate_tabletop/" + "x" * 5000],
+)
 def test_names_that_cannot_be_looked_for_are_refused(text):
     with pytest.raises(MissingFileError, match=r"cannot be looked for|does not exist"):
         resolve(text)

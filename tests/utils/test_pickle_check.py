@@ -1,4 +1,7 @@
-"""Pickles are counted before anything is made of them. (Those used here are made on purpose, and never loaded.)"""
+"""Pickles are counted before anything is made of them.
+
+(Those used here are made on purpose, and never loaded.)
+"""
 
 import pickle  # noqa: TID251  (to show what is refused)
 import pickletools
@@ -23,7 +26,24 @@ def written_out(value):
     return 1 + sum(map(written_out, value)) if isinstance(value, list | tuple) else 1
 
 
-VALUES = [1, None, True, 2.5, "text", [], {}, (), [1], [1, 2, 3], (1, 2), (1, 2, 3, 4), {"a": 1}, {"a": [1, 2], "b": {"c": (1,)}}, [[[]]], [{}, [1], (2, [3])]]
+VALUES = [
+    1,
+    None,
+    True,
+    2.5,
+    "text",
+    [],
+    {},
+    (),
+    [1],
+    [1, 2, 3],
+    (1, 2),
+    (1, 2, 3, 4),
+    {"a": 1},
+    {"a": [1, 2], "b": {"c": (1,)}},
+    [[[]]],
+    [{}, [1], (2, [3])],
+]
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
@@ -35,21 +55,27 @@ def test_a_plain_value_counts_as_itself_and_all_in_it(value, protocol):
 def test_a_shared_value_counts_wherever_it_stands():
     shared = [1, 2, 3]
     assert count([shared, shared]) == written_out([shared, shared]) == 9
-    assert count({"a": shared, "b": [shared, [shared]]}) == written_out({"a": shared, "b": [shared, [shared]]})
+    assert count({"a": shared, "b": [shared, [shared]]}) == written_out(
+        {"a": shared, "b": [shared, [shared]]}
+    )
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_values_are_counted_up_to_the_limit_and_refused_beyond(monkeypatch, protocol):
     monkeypatch.setattr(pickled, "PICKLE_VALUES", 5)
     assert count([1, 2, 3, 4], protocol) == 5
-    with pytest.raises(CheckpointError, match=r"p\.pt is refused: its pickle makes more than 5 values"):
+    with pytest.raises(
+        CheckpointError, match=r"p\.pt is refused: its pickle makes more than 5 values"
+    ):
         count([1, 2, 3, 4, 5], protocol)
 
 
 def test_a_container_that_changes_after_it_was_put_into_another_is_refused():
     inner = b"\x80\x02]q\x00]q\x01h\x00a"  # two lists, the first in the second
     assert check_pickle(inner + b".", "p.pt") == 2
-    with pytest.raises(CheckpointError, match="its pickle changes a container that stands in another already"):
+    with pytest.raises(
+        CheckpointError, match="its pickle changes a container that stands in another already"
+    ):
         check_pickle(inner + b"h\x00h\x01a.", "p.pt")
     with pytest.raises(CheckpointError, match="changes a container"):
         check_pickle(b"\x80\x02]q\x00h\x00a.", "p.pt")  # itself in itself
@@ -57,11 +83,27 @@ def test_a_container_that_changes_after_it_was_put_into_another_is_refused():
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x02", b"\x80\x02]q\x00"])
 def test_a_pickle_that_ends_early_is_said(data):
-    with pytest.raises(CheckpointError, match=r"p\.pt cannot be read as a file of plain tensors: its pickle (ends early|is damaged)"):
+    with pytest.raises(
+        CheckpointError,
+        match=(
+            r"p\.pt cannot be read as a file of plain tensors: its pickle (ends early|is damaged)"
+        ),
+    ):
         check_pickle(data, "p.pt")
 
 
-@pytest.mark.parametrize("data", [b"\x80\x02.", b"\x80\x02e.", b"\x80\x02(.", b"\x80\x02h\x07.", b"\x80\x02a.", b"\x80\x02K\x01a.", b"\xff."])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02.",
+        b"\x80\x02e.",
+        b"\x80\x02(.",
+        b"\x80\x02h\x07.",
+        b"\x80\x02a.",
+        b"\x80\x02K\x01a.",
+        b"\xff.",
+    ],
+)
 def test_instructions_that_find_too_little_are_damage(data):
     with pytest.raises(CheckpointError, match=r"its pickle is damaged \(\w+\)"):
         check_pickle(data, "p.pt")
@@ -70,11 +112,14 @@ def test_instructions_that_find_too_little_are_damage(data):
 def test_copies_and_memos_of_every_kind_are_followed():
     assert check_pickle(b"\x80\x02]2\x86.", "p.pt") == 3  # a list, the same again, a pair of both
     long = b"\x80\x02]r\x00\x01\x00\x00j\x00\x01\x00\x00\x86."
-    assert {"LONG_BINPUT", "LONG_BINGET"} <= {code.name for code, _, _ in pickletools.genops(long)} and check_pickle(long, "p.pt") == 3
+    assert {"LONG_BINPUT", "LONG_BINGET"} <= {
+        code.name for code, _, _ in pickletools.genops(long)
+    } and check_pickle(long, "p.pt") == 3
     assert check_pickle(b"(lp0\ng0\n\x86.", "p.pt") == 3
 
 
-# --- files ------------------------------------------------------------------------------------------------------------------------------
+# --- files
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -88,28 +133,40 @@ def test_a_file_of_torch_save_passes_whatever_its_size_where_none_is_asked_for(s
         unpacked = sum(entry.file_size for entry in archive.infolist())
     check_archive(saved)
     check_archive(saved, unpacked)
-    with pytest.raises(CheckpointError, match=f"w.pt has {unpacked} bytes unpacked, more than the {unpacked - 1} that are read"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"w.pt has {unpacked} bytes unpacked, more than the {unpacked - 1} that are read",
+    ):
         check_archive(saved, unpacked - 1)
 
 
 def test_a_pickle_is_read_up_to_its_limit(saved, monkeypatch):
     with zipfile.ZipFile(saved) as archive:
-        size = next(entry.file_size for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
+        size = next(
+            entry.file_size for entry in archive.infolist() if entry.filename.endswith("data.pkl")
+        )
     monkeypatch.setattr(pickled, "PICKLE_BYTES", size)
     check_archive(saved)
     monkeypatch.setattr(pickled, "PICKLE_BYTES", size - 1)
-    with pytest.raises(CheckpointError, match=f"w.pt holds a pickle of {size} bytes, more than the {size - 1} that are read"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"w.pt holds a pickle of {size} bytes, more than the {size - 1} that are read",
+    ):
         check_archive(saved)
 
 
 def test_the_pickle_in_a_file_is_looked_at(saved, monkeypatch):
     monkeypatch.setattr(pickled, "PICKLE_VALUES", 3)
-    with pytest.raises(CheckpointError, match=r"w\.pt is refused: its pickle makes more than 3 values"):
+    with pytest.raises(
+        CheckpointError, match=r"w\.pt is refused: its pickle makes more than 3 values"
+    ):
         check_archive(saved)
 
 
 @pytest.mark.parametrize("data", [b"", b"no archive", b"PK\x03\x04"])
 def test_other_files_are_refused_by_name(tmp_path, data):
     (tmp_path / "w.pt").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"w\.pt is not a file that torch\.save writes: .* Download it again"):
+    with pytest.raises(
+        CheckpointError, match=r"w\.pt is not a file that torch\.save writes: .* Download it again"
+    ):
         check_archive(tmp_path / "w.pt")

@@ -1,4 +1,6 @@
-"""YAML and JSON of others: what is read is what PyYAML and json read, and every limit is refused quickly, by name."""
+"""YAML and JSON of others: what is read is what PyYAML and json read, and every limit is refused
+quickly, by name.
+"""
 
 import json
 import time
@@ -12,8 +14,21 @@ from modulate.errors import DataError, MissingFileError, RecipeError
 from modulate.utils import safe_load as parse
 from modulate.utils.safe_load import YAML_DEPTH, YAML_NODES, parse_yaml, read_json, read_yaml
 
-SCALARS = st.none() | st.booleans() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False) | st.text(max_size=8) | st.dates()
-TREES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4), max_leaves=12)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**18), 10**18)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.dates()
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
 
 
 @given(TREES)
@@ -24,40 +39,74 @@ def test_what_pyyaml_writes_is_read_as_pyyaml_reads_it(tree):
 
 def test_aliases_and_merges_within_the_limits_work():
     text = "base: &b {lr: 1.0, steps: [1, 2]}\nown: {<<: *b, lr: 2.0}\nagain: *b\n"
-    assert parse_yaml(text, "r") == {"base": {"lr": 1.0, "steps": [1, 2]}, "own": {"lr": 2.0, "steps": [1, 2]}, "again": {"lr": 1.0, "steps": [1, 2]}}
+    assert parse_yaml(text, "r") == {
+        "base": {"lr": 1.0, "steps": [1, 2]},
+        "own": {"lr": 2.0, "steps": [1, 2]},
+        "again": {"lr": 1.0, "steps": [1, 2]},
+    }
 
 
 def laughs(levels=30, width=9):
     """The billion laughs: each list names the one before nine times."""
-    return "a0: &a0 [lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]\n" for i in range(1, levels))
+    return "a0: &a0 [lol]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]\n" for i in range(1, levels)
+    )
 
 
 HOSTILE = {
     "billion laughs": (laughs(), rf"more than {YAML_NODES} values, aliases written out"),
     "billion laughs by merging": (
-        "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)),
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)),
         "aliases written out",
     ),
     "an alias within itself": ("a: &a [*a]", r"line 1: the alias \*a stands inside what it names"),
-    "a chain of aliases that gets deep": ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 60)), f"deeper than {YAML_DEPTH} levels"),
-    "deep mappings": ("{a: " * 5000 + "1" + "}" * 5000, f"line 1: nested deeper than {YAML_DEPTH} levels"),
+    "a chain of aliases that gets deep": (
+        "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 60)),
+        f"deeper than {YAML_DEPTH} levels",
+    ),
+    "deep mappings": (
+        "{a: " * 5000 + "1" + "}" * 5000,
+        f"line 1: nested deeper than {YAML_DEPTH} levels",
+    ),
     "deep lists": ("[" * 100_000, f"deeper than {YAML_DEPTH} levels"),
-    "deep by indentation": ("".join(" " * i + "a:\n" for i in range(500)), f"line {YAML_DEPTH}: nested deeper"),
+    "deep by indentation": (
+        "".join(" " * i + "a:\n" for i in range(500)),
+        f"line {YAML_DEPTH}: nested deeper",
+    ),
     "deep by dashes": ("- " * 5000 + "1", f"deeper than {YAML_DEPTH} levels"),
-    "many values": ("- 1\n" * (YAML_NODES + 1), f"line {YAML_NODES}: more than {YAML_NODES} values"),
+    "many values": (
+        "- 1\n" * (YAML_NODES + 1),
+        f"line {YAML_NODES}: more than {YAML_NODES} values",
+    ),
     "a long file": ("a: " + "x" * parse.YAML_BYTES, r"is larger than 256 KiB"),
     "a long number": ("seed: 0x" + "f" * 100, "a number of more than 64 characters"),
-    "a long number with colons": ("seed: " + ":".join(["59"] * 100), "a number of more than 64 characters"),
-    "a key twice": ("name: a\nseed: 1\nname: b\n", r"line 3: the key 'name' stands there twice, first in line 1"),
-    "a key twice in a section": ("host:\n  name: a\n  name: b\n", r"line 3: the key 'name' stands there twice, first in line 2"),
-    "a Python object": ("a: !!python/object/apply:os.system [echo]", "is not valid YAML: could not determine a constructor"),
+    "a long number with colons": (
+        "seed: " + ":".join(["59"] * 100),
+        "a number of more than 64 characters",
+    ),
+    "a key twice": (
+        "name: a\nseed: 1\nname: b\n",
+        r"line 3: the key 'name' stands there twice, first in line 1",
+    ),
+    "a key twice in a section": (
+        "host:\n  name: a\n  name: b\n",
+        r"line 3: the key 'name' stands there twice, first in line 2",
+    ),
+    "a Python object": (
+        "a: !!python/object/apply:os.system [echo]",
+        "is not valid YAML: could not determine a constructor",
+    ),
     "a Python name": ("a: !!python/name:os.system", "is not valid YAML"),
     "an impossible date": ("a: 2020-99-99", "is not valid YAML"),
     "a number that is none": ("a: !!int x", "is not valid YAML"),
     "a key that is a list": ("{[1]: 2}", "is not valid YAML"),
     "two documents": ("a: 1\n---\nb: 2\n", "is not valid YAML"),
     "control characters": ("a: \x00", "is not valid YAML"),
-    "half a character": ('a: 1\nb: "\\ud800"', "line 2: half of a character, which no file that repeats it could hold"),
+    "half a character": (
+        'a: 1\nb: "\\ud800"',
+        "line 2: half of a character, which no file that repeats it could hold",
+    ),
 }
 
 
@@ -75,14 +124,21 @@ def test_hostile_yaml_is_refused_quickly_and_by_name(name, tmp_path):
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"a: \xff")
-    with pytest.raises(RecipeError, match=r"r\.yaml is not valid YAML: it is no UTF-8 text .* byte 3"):
+    with pytest.raises(
+        RecipeError, match=r"r\.yaml is not valid YAML: it is no UTF-8 text .* byte 3"
+    ):
         read_yaml(tmp_path / "r.yaml")
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, json.dumps([[[]]]).replace("[]", "[" * 70 + "]" * 70)])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, '{"a":' * 200_000, json.dumps([[[]]]).replace("[]", "[" * 70 + "]" * 70)],
+)
 def test_deep_json_is_refused(text, tmp_path):
     (tmp_path / "q.json").write_text(text)
-    with pytest.raises(DataError, match=r"q\.json is (nested deeper than 64 levels|not valid JSON)"):
+    with pytest.raises(
+        DataError, match=r"q\.json is (nested deeper than 64 levels|not valid JSON)"
+    ):
         read_json(tmp_path / "q.json")
 
 
@@ -123,7 +179,9 @@ def test_whole_characters_written_as_two_halves_are_read(tmp_path):
 
 
 def test_many_keys_with_one_twice_are_refused_in_time_that_grows_with_their_number(tmp_path):
-    (tmp_path / "q.json").write_text("{" + ",".join(f'"{i}": 0' for i in range(100_000)) + ',"99999": 1}')
+    (tmp_path / "q.json").write_text(
+        "{" + ",".join(f'"{i}": 0' for i in range(100_000)) + ',"99999": 1}'
+    )
     start = time.process_time()
     with pytest.raises(DataError, match="'99999' stands twice"):
         read_json(tmp_path / "q.json")
@@ -152,7 +210,18 @@ def is_refused(text):
     return False
 
 
-@pytest.mark.parametrize("named", ["1", "[1]", "[[[[1]]]]", "{deep: [[[1]]], flat: 1}", "{flat: 1, deep: [[[1]]]}", "[[[1]], [1], 1]", "{a: {b: [1, [2]]}, c: []}"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        "1",
+        "[1]",
+        "[[[[1]]]]",
+        "{deep: [[[1]]], flat: 1}",
+        "{flat: 1, deep: [[[1]]]}",
+        "[[[1]], [1], 1]",
+        "{a: {b: [1, [2]]}, c: []}",
+    ],
+)
 def test_an_alias_is_as_deep_as_what_it_names_written_out(named):
     before = "x: [[[[[[1]]]]]]\n"
     seen = []

@@ -1,4 +1,6 @@
-"""Files with a schema: what is wrong is named by key, value and what is allowed; what is not known is told."""
+"""Files with a schema: what is wrong is named by key, value and what is allowed; what is not known
+is told.
+"""
 
 import json
 from typing import Literal
@@ -7,7 +9,21 @@ import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
 from modulate.errors import DataError
-from modulate.utils.schema import LARGEST, MAX_FINDINGS, SLACK, Count, Difference, Flag, Real, Record, Share, Text, parse_record, read_record, unknown_keys
+from modulate.utils.schema import (
+    LARGEST,
+    MAX_FINDINGS,
+    SLACK,
+    Count,
+    Difference,
+    Flag,
+    Real,
+    Record,
+    Share,
+    Text,
+    parse_record,
+    read_record,
+    unknown_keys,
+)
 
 
 class Inner(Record):
@@ -26,14 +42,20 @@ class Further(Record):
 
 
 def parsed(tree, model=Whole):
-    return parse_record(json.dumps(tree).encode(), model, "notes.json", "notes of a run", "Write them anew.")
+    return parse_record(
+        json.dumps(tree).encode(), model, "notes.json", "notes of a run", "Write them anew."
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
         (Count, [0, 2**53], [-1, 2**53 + 1, "1", 1.0]),
-        (Real, [LARGEST, -LARGEST, 0.5], [1.01 * LARGEST, -1.01 * LARGEST, float("inf"), float("nan"), "1"]),
+        (
+            Real,
+            [LARGEST, -LARGEST, 0.5],
+            [1.01 * LARGEST, -1.01 * LARGEST, float("inf"), float("nan"), "1"],
+        ),
         (Share, [0.0, 1.0, -SLACK, 1 + SLACK], [-2 * SLACK, 1 + 2 * SLACK]),
         (Difference, [-1.0, 1.0, -1 - SLACK, 1 + SLACK], [-1 - 2 * SLACK, 1 + 2 * SLACK]),
         (Flag, [True], [1, "true"]),
@@ -49,7 +71,13 @@ def test_values_have_a_type_and_a_range(kind, good, bad):
 
 
 def test_an_error_names_file_key_value_what_is_allowed_and_what_to_do():
-    with pytest.raises(DataError, match=r"^notes\.json: no notes of a run: name: Input should be a valid string, got 3\. Write them anew\.$"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"^notes\.json: no notes of a run: name: Input should be a valid string, got 3\. Write"
+            r" them anew\.$"
+        ),
+    ):
         parsed({"name": 3})
     with pytest.raises(DataError, match=r"no notes of a run: the whole: .*got \[\]"):
         parsed([])
@@ -59,12 +87,22 @@ def test_an_error_names_file_key_value_what_is_allowed_and_what_to_do():
         parse_record(b"{", Whole, "notes.json", "notes", "Write them anew.")
 
 
-@pytest.mark.parametrize(("wrong", "more"), [(MAX_FINDINGS - 1, ""), (MAX_FINDINGS, ""), (MAX_FINDINGS + 1, "; and 1 more"), (9, "; and 6 more")])
+@pytest.mark.parametrize(
+    ("wrong", "more"),
+    [
+        (MAX_FINDINGS - 1, ""),
+        (MAX_FINDINGS, ""),
+        (MAX_FINDINGS + 1, "; and 1 more"),
+        (9, "; and 6 more"),
+    ],
+)
 def test_the_first_three_findings_are_named_and_the_others_counted(wrong, more):
     with pytest.raises(DataError) as caught:
         parsed({"name": "a", "parts": [{"share": 2.0}] * wrong})
     said = str(caught.value)
-    assert said.count("got 2.0") == min(wrong, 3) and said.endswith(f"got 2.0{more}. Write them anew.")
+    assert said.count("got 2.0") == min(wrong, 3) and said.endswith(
+        f"got 2.0{more}. Write them anew."
+    )
 
 
 def test_long_keys_and_reasons_are_cut():
@@ -80,12 +118,19 @@ def test_long_keys_and_reasons_are_cut():
 
 
 def test_what_is_right_is_returned_and_keys_that_are_not_known_are_told_wherever_they_are():
-    tree = {"name": "a", "parts": [{"share": 1.0}, {"share": 0.5, "shares": 1}], "by_name": {"x": {"share": 0.0, "colour": 2}}}
+    tree = {
+        "name": "a",
+        "parts": [{"share": 1.0}, {"share": 0.5, "shares": 1}],
+        "by_name": {"x": {"share": 0.0, "color": 2}},
+    }
     with pytest.warns(UserWarning) as told:
         found = parsed(tree)
     assert [part.share for part in found.parts] == [1.0, 0.5]
     texts = [str(one.message) for one in told]
-    assert [text.partition(" is ignored")[0] for text in texts] == ["notes.json: the key 'parts.1.shares'", "notes.json: the key 'by_name.x.colour'"]
+    assert [text.partition(" is ignored")[0] for text in texts] == [
+        "notes.json: the key 'parts.1.shares'",
+        "notes.json: the key 'by_name.x.color'",
+    ]
     assert "share" in texts[0].partition("have written it.")[2]
 
 

@@ -1,7 +1,9 @@
-"""Runs first in every process of a test: puts the mutant in its module's place, or notes which lines are run.
+"""Runs first in every process of a test: puts the mutant in its module's place, or notes which
+lines are run.
 
-`MUTANT_FILE` is the module's file, `MUTANT_SOURCE` the file that is read instead, `MUTANT_ROOT` the first of the test's processes. `LINES_OF` is a folder, `LINES_TO` a file
-to which every line that is run in it is added once for each process, as `path:number`.
+`MUTANT_FILE` is the module's file, `MUTANT_SOURCE` the file that is read instead, `MUTANT_ROOT` the
+first of the test's processes. `LINES_OF` is a folder, `LINES_TO` a file to which every line that is
+run in it is added once for each process, as `path:number`.
 """
 
 import importlib.machinery
@@ -33,7 +35,9 @@ def mutate(file, source):
 
 
 def guard():
-    """Let signals reach only what the test itself has started: a fault in the core may send them to any process."""
+    """Let signals reach only what the test itself has started: a fault in the core may send them to
+    any process.
+    """
     root = int(os.environ["MUTANT_ROOT"])
 
     def own(pid):
@@ -51,7 +55,9 @@ def guard():
     def guarded(send, own):
         def only_own(pid, number):
             if number and not own(pid):
-                raise PermissionError(f"no signal {number} for process {pid}, which is not of this test")
+                raise PermissionError(
+                    f"no signal {number} for process {pid}, which is not of this test"
+                )
             return send(pid, number)
 
         return only_own

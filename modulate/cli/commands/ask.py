@@ -19,12 +19,33 @@ def ask(
     video: Annotated[Path, typer.Argument(help="Video file.")],
     question: Annotated[str, typer.Option(help="The question, without its options.")],
     option: Annotated[list[str], typer.Option(help="An answer to choose from; give at least two.")],
-    at: Annotated[float, typer.Option(help="Seconds of the video at which the question is asked; nothing later is seen.")],
-    signal: Annotated[list[str], typer.Option(metavar="KIND=FILE", help="The side signal, e.g. gaze=fixations.csv.")],
+    at: Annotated[
+        float,
+        typer.Option(
+            help="Seconds of the video at which the question is asked; nothing later is seen."
+        ),
+    ],
+    signal: Annotated[
+        list[str],
+        typer.Option(metavar="KIND=FILE", help="The side signal, e.g. gaze=fixations.csv."),
+    ],
     run: Annotated[Path | None, typer.Option(help="Folder of a trained run.")] = None,
-    modulation: Annotated[str | None, typer.Option(help="Folder or hub id of a modulation, instead of a run; needs --recipe.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe of that modulation: host, backbone, sampling.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Seconds of video seen before that time; by default as many as the recipe's sampling covers.")] = None,
+    modulation: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of a modulation, instead of a run; needs --recipe."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe of that modulation: host, backbone, sampling.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help=(
+                "Seconds of video seen before that time; by default as many as the recipe's"
+                " sampling covers."
+            )
+        ),
+    ] = None,
     cache: Cache = DEFAULT_CACHE,
     trust: Trust = False,
     as_json: AsJson = False,
@@ -45,7 +66,9 @@ def ask(
     _show(option, answers)
 
 
-def _source(run: Path | None, modulation: str | None, recipe: str | None) -> "tuple[Recipe, Modulation]":
+def _source(
+    run: Path | None, modulation: str | None, recipe: str | None
+) -> "tuple[Recipe, Modulation]":
     """Return the recipe and the modulation that were asked for."""
     from modulate.config.recipe import load_recipe
     from modulate.modulation.module import Modulation
@@ -56,7 +79,9 @@ def _source(run: Path | None, modulation: str | None, recipe: str | None) -> "tu
         return opened.recipe, Modulation.from_pretrained(opened.weights)
     if run is None and modulation is not None and recipe is not None:
         return load_recipe(recipe), Modulation.from_pretrained(modulation)
-    raise RecipeError("Say what to ask: either --run RUN, or --modulation DIR together with --recipe RECIPE.")
+    raise RecipeError(
+        "Say what to ask: either --run RUN, or --modulation DIR together with --recipe RECIPE."
+    )
 
 
 def _show(options: list[str], answers: "list[Answer]") -> None:
@@ -68,11 +93,21 @@ def _show(options: list[str], answers: "list[Answer]") -> None:
     console = Console()
     table = Table("Option", *(a.condition for a in answers))
     for i, text in enumerate(options):
-        table.add_row(escape(text), *(f"{100 * a.probabilities[i]:.1f} %{' ←' if a.choice == i else ''}" for a in answers))
+        table.add_row(
+            escape(text),
+            *(f"{100 * a.probabilities[i]:.1f} %{' ←' if a.choice == i else ''}" for a in answers),
+        )
     console.print(table)
     own = answers[0]
-    console.print(f"The signal reached {own.active_steps} of {own.steps} steps; {own.tokens} visual tokens got a residual.")
+    console.print(
+        f"The signal reached {own.active_steps} of {own.steps} steps; {own.tokens} visual tokens"
+        " got a residual."
+    )
     if own.active_steps == 0:
-        console.print("Warning: the signal is active at no step, so it changes nothing but what an empty one would.", style="yellow")
+        console.print(
+            "Warning: the signal is active at no step, so it changes nothing but what an empty one"
+            " would.",
+            style="yellow",
+        )
     ratios = ", ".join(f"layer {layer}: {ratio:.3f}" for layer, ratio in own.ratio.items())
     console.print(f"‖Δh‖/‖h‖ on those tokens: {ratios}", highlight=False)

@@ -14,13 +14,25 @@ if TYPE_CHECKING:
 def bench(
     recipe: Recipe,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=2, help="Optimiser steps of every stage, and batches of the evaluation, that are measured.")] = 24,
-    json: Annotated[Path | None, typer.Option(help="Also write what was measured to this file.")] = None,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            help=(
+                "Optimizer steps of every stage, and batches of the evaluation, that are measured."
+            ),
+        ),
+    ] = 24,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write what was measured to this file.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
-    """Train and evaluate a few dozen steps: time, memory beside the check's estimate, and how long the full run will take. Leaves no run behind.
+    """Train and evaluate a few dozen steps: time, memory beside the check's estimate, and how long
+    the full run will take. Leaves no run behind.
 
-    Without the host's weights: host.params.weights=random. Without the data, clips of noise of the recipe's shape are used.
+    Without the host's weights: host.params.weights=random. Without the data, clips of noise of the
+    recipe's shape are used.
     """
     import json as text
 
@@ -33,7 +45,12 @@ def bench(
         found = benches.bench(load_recipe(recipe, overrides or ()), steps, trust, shown.doing)
     _show(found)
     if json is not None:
-        write_atomically(json, lambda path: path.write_text(text.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8"))
+        write_atomically(
+            json,
+            lambda path: path.write_text(
+                text.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8"
+            ),
+        )
 
 
 def _show(found: "Bench") -> None:
@@ -43,20 +60,44 @@ def _show(found: "Bench") -> None:
 
     console = Console()
     console.width = max(console.width, 110)
-    table = Table(title=f"{found.recipe} on {found.device}{', clips of noise' if found.made_up else ''}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"{found.recipe} on {found.device}{', clips of noise' if found.made_up else ''}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for name in ("", "s, median", "80 % of them", "samples/s", "memory, MiB", "estimated", "ratio"):
         table.add_column(name, justify="left" if not name else "right")
     for phase in found.phases:
         s = phase.seconds
-        memory = (f"{phase.peak / 2**20:,.0f}", f"{phase.estimated / 2**20:,.0f}", f"{phase.ratio:.2f}")
-        table.add_row(f"{phase.name}, {phase.samples} samples", f"{s.median:.3g}", f"{s.low:.3g} to {s.high:.3g}", f"{phase.samples / s.median:.3g}", *memory)
+        memory = (
+            f"{phase.peak / 2**20:,.0f}",
+            f"{phase.estimated / 2**20:,.0f}",
+            f"{phase.ratio:.2f}",
+        )
+        table.add_row(
+            f"{phase.name}, {phase.samples} samples",
+            f"{s.median:.3g}",
+            f"{s.low:.3g} to {s.high:.3g}",
+            f"{phase.samples / s.median:.3g}",
+            *memory,
+        )
     console.print(table)
-    console.print(f"A sample is prepared in {found.first.median:.3g} s, with its features in the cache in {found.again.median:.3g} s.")
+    console.print(
+        f"A sample is prepared in {found.first.median:.3g} s, with its features in the cache in"
+        f" {found.again.median:.3g} s."
+    )
     if found.without:
         names = " and ".join(f"`features.{name}`" for name in found.without)
-        console.print(f"Measured without {names}: every step is one of a first epoch, and later ones will be faster.", soft_wrap=True)
+        console.print(
+            f"Measured without {names}: every step is one of a first epoch, and later ones will be"
+            " faster.",
+            soft_wrap=True,
+        )
     if found.hours:
         parts = ", ".join(f"{name} {hours:.2g} h" for name, hours in found.hours.items())
-        console.print(f"The full run: {sum(found.hours.values()):.2g} h, no stage stopped early ({parts}).", soft_wrap=True)
+        console.print(
+            f"The full run: {sum(found.hours.values()):.2g} h, no stage stopped early ({parts}).",
+            soft_wrap=True,
+        )
     else:
         console.print("There are no data, so the length of the full run is not known.")

@@ -10,14 +10,25 @@ from modulate.cli.arguments import DEFAULT_CACHE, Cache, Overrides, Recipe, Trus
 def check(
     recipe: Recipe,
     overrides: Overrides = None,
-    prepare: Annotated[bool, typer.Option(help="Make the data first, where the data set can make them.")] = False,
+    prepare: Annotated[
+        bool, typer.Option(help="Make the data first, where the data set can make them.")
+    ] = False,
     meta: Annotated[
-        bool, typer.Option("--meta", help="Build host and backbone on meta tensors: nothing is loaded, a host of any size is checked on a laptop.")
+        bool,
+        typer.Option(
+            "--meta",
+            help=(
+                "Build host and backbone on meta tensors: nothing is loaded, a host of any size is"
+                " checked on a laptop."
+            ),
+        ),
     ] = False,
     cache: Cache = DEFAULT_CACHE,
     trust: Trust = False,
 ) -> None:
-    """Check a recipe before training: data, signal coverage, dead layers, settings without effect, memory and operations. Exit code 1 when there are errors."""
+    """Check a recipe before training: data, signal coverage, dead layers, settings without effect,
+    memory and operations. Exit code 1 when there are errors.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -25,16 +36,30 @@ def check(
     from modulate.checks import check as checks
     from modulate.config.recipe import load_recipe
 
-    report = checks.check(load_recipe(recipe, overrides or ()), cache, prepare=prepare, trust_remote_code=trust, meta=meta)
+    report = checks.check(
+        load_recipe(recipe, overrides or ()),
+        cache,
+        prepare=prepare,
+        trust_remote_code=trust,
+        meta=meta,
+    )
     console = Console()
     console.width = max(console.width, 110)
-    table = Table("", "", title=report.recipe, title_justify="left", show_header=False, box=box.SIMPLE)
+    table = Table(
+        "", "", title=report.recipe, title_justify="left", show_header=False, box=box.SIMPLE
+    )
     for name, value in report.figures.items():
         table.add_row(name, value)
     console.print(table)
     style = {"error": "bold red", "warning": "yellow", "info": ""}
     for finding in report.findings:
-        console.print(f"{finding.level}: {finding.text}", style=style[finding.level], markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{finding.level}: {finding.text}",
+            style=style[finding.level],
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     errors = sum(f.level == "error" for f in report.findings)
     console.print("No errors." if report.ok else f"{errors} error{'s' if errors > 1 else ''}.")
     if not report.ok:

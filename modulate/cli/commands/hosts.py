@@ -1,6 +1,8 @@
-"""``modulate hosts``: families of hosts, and what the contract suite saw of each under which version of transformers.
+"""``modulate hosts``: families of hosts, and what the contract suite saw of each under which
+version of transformers.
 
-Nothing here imports torch, except ``--verify``, which runs the contract's quick rows on this machine.
+Nothing here imports torch, except ``--verify``, which runs the contract's quick rows on this
+machine.
 """
 
 import time
@@ -19,14 +21,30 @@ from modulate.hosts.verified_versions import SUITE, Cell, Versions, contract_of,
 
 
 def hosts(
-    family: Annotated[str | None, typer.Argument(metavar="FAMILY", help="a family, to see every row; without it all families, summed up")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="run the contract's quick rows on a tiny random host of FAMILY, or of each family, here and now")] = False,
+    family: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FAMILY", help="a family, to see every row; without it all families, summed up"
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help=(
+                "run the contract's quick rows on a tiny random host of FAMILY, or of each family,"
+                " here and now"
+            ),
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List families of hosts: what serves them, and which rows of the contract pass under which version of transformers.
+    """List families of hosts: what serves them, and which rows of the contract pass under which
+    version of transformers.
 
-    With --verify: prove the versions that are installed, row by row. Exit code 1 when a row fails; else the result is remembered for these versions, and
-    attaching no longer warns that nobody verified them.
+    With --verify: prove the versions that are installed, row by row. Exit code 1 when a row fails;
+    else the result is remembered for these versions, and attaching no longer warns that nobody
+    verified them.
     """
     data = recorded(plugins.registry())
     rows, families = data["rows"], data["families"]
@@ -42,41 +60,69 @@ def hosts(
     width = max((len(name) for name in chosen), default=0)
     for name, versions in chosen.items():
         for version, seen in versions.items():
-            typer.echo(f"{name:<{width}}  transformers {version}  {summary(seen['cells'])}  {served(seen)}")
+            typer.echo(
+                f"{name:<{width}}  transformers {version}  {summary(seen['cells'])}  {served(seen)}"
+            )
             if family:
                 for row, cell in seen["cells"].items():
-                    typer.echo(f"  {cell['outcome']:<14}  {rows[row]}{f': {reason}' if (reason := cell.get('reason')) else ''}")
+                    typer.echo(
+                        f"  {cell['outcome']:<14} "
+                        f" {rows[row]}{f': {reason}' if (reason := cell.get('reason')) else ''}"
+                    )
 
 
 def prove(families: Iterable[str], here: Versions, as_json: bool = False) -> None:
-    """Run the quick rows of ``families``, print them as they come, and remember the families when none of their rows failed.
+    """Run the quick rows of ``families``, print them as they come, and remember the families when
+    none of their rows failed.
 
-    Raises :class:`PluginError` for a family whose plugin ships no contract, and ``typer.Exit`` (1) after a failure.
+    Raises :class:`PluginError` for a family whose plugin ships no contract, and ``typer.Exit`` (1)
+    after a failure.
     """
     if not __debug__:
-        raise PluginError("The contract is made of assertions, which python -O leaves out; run without -O and PYTHONOPTIMIZE.")
+        raise PluginError(
+            "The contract is made of assertions, which python -O leaves out; run without -O and"
+            " PYTHONOPTIMIZE."
+        )
     start, found = time.monotonic(), dict[str, dict[str, Cell]]()
     say = (lambda text: None) if as_json else typer.echo
     say(str(here))
     for family in families:
         contract = contract_of(plugins.registry(), family)
         if contract is None:
-            raise PluginError(f"The plugin that knows {family!r} ships no contract, so nothing can be run for it.")
+            raise PluginError(
+                f"The plugin that knows {family!r} ships no contract, so nothing can be run for it."
+            )
         say(family)
         found[family] = {}
         for title, cell in contract.verify(family):
             found[family][title] = cell
             say(f"  {cell.outcome:<14}  {title}{f': {cell.reason}' if cell.reason else ''}")
-    failed = {family: [title for title, cell in cells.items() if cell.outcome == "failed"] for family, cells in found.items()}
+    failed = {
+        family: [title for title, cell in cells.items() if cell.outcome == "failed"]
+        for family, cells in found.items()
+    }
     passed = [family for family, titles in failed.items() if not titles]
     kept = _kept(here, passed) if passed else ""
     if as_json:
-        cells = {family: {title: asdict(cell) for title, cell in by_title.items()} for family, by_title in found.items()}
+        cells = {
+            family: {title: asdict(cell) for title, cell in by_title.items()}
+            for family, by_title in found.items()
+        }
         echo_json({"versions": asdict(here), "families": cells})
-    counted = summary({title: asdict(cell) for family, cells in found.items() for title, cell in ((f"{family} {t}", c) for t, c in cells.items())})
+    counted = summary(
+        {
+            title: asdict(cell)
+            for family, cells in found.items()
+            for title, cell in ((f"{family} {t}", c) for t, c in cells.items())
+        }
+    )
     say(f"{counted} in {time.monotonic() - start:.0f} s." + kept)
     if len(passed) < len(found):
-        say(f"Failed with {here}: {', '.join(family for family, titles in failed.items() if titles)}. Install the releases of the lock, or report the rows above.")
+        say(
+            f"Failed with {here}:"
+            f" {', '.join(family for family, titles in failed.items() if titles)}. Install the"
+            " releases of the lock, or report the rows above."
+        )
         raise typer.Exit(1)
 
 
@@ -91,29 +137,54 @@ def _kept(here: Versions, passed: list[str]) -> str:
 def summary(cells: dict[str, dict[str, str]]) -> str:
     """Return how many rows pass, are refused, are not applicable, were not run."""
     counted = Counter(cell["outcome"] for cell in cells.values())
-    return ", ".join(f"{counted[outcome]} {outcome}" for outcome in ("pass", "refused", "not applicable", "not run", "failed") if counted[outcome])
+    return ", ".join(
+        f"{counted[outcome]} {outcome}"
+        for outcome in ("pass", "refused", "not applicable", "not run", "failed")
+        if counted[outcome]
+    )
 
 
 def served(seen: dict[str, Any]) -> str:
     """Return what serves a family."""
     by = "the generic host" if seen["served_by"] == "Host" else seen["served_by"]
-    return f"{by}, {'encodes videos' if seen['encodes'] else 'does not encode videos: give inputs and grids'}"
+    return (
+        f"{by},"
+        f" {'encodes videos' if seen['encodes'] else 'does not encode videos: give inputs and grids'}"
+    )
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------------------------
+# --- the page
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def page(registry: plugins.Registry, note: str) -> str:
-    """Return the reference page: for every version of transformers the matrix of rows × hosts, and below it every reason."""
+    """Return the reference page: for every version of transformers the matrix of rows × hosts, and
+    below it every reason.
+    """
     data = recorded(registry)
     versions: dict[str, dict[str, Any]] = {}
     for name, by_version in data["families"].items():
         for version, seen in by_version.items():
             versions.setdefault(version, {})[name] = seen
-    parts = [note, "# Hosts", INTRODUCTION, _table(("family", *versions), [_standing(name, by, versions) for name, by in data["families"].items()])]
+    parts = [
+        note,
+        "# Hosts",
+        INTRODUCTION,
+        _table(
+            ("family", *versions),
+            [_standing(name, by, versions) for name, by in data["families"].items()],
+        ),
+    ]
     for version, families in versions.items():
         first = next(iter(families.values()))
-        parts += [f"## transformers {version}", f"{Versions(version, first['torch'], first.get('peft', '')).beside()}, on {first['device']}.", *_matrix(data["rows"], families)]
+        parts += [
+            f"## transformers {version}",
+            (
+                f"{Versions(version, first['torch'], first.get('peft', '')).beside()}, on"
+                f" {first['device']}."
+            ),
+            *_matrix(data["rows"], families),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,7 +199,9 @@ Any other model that follows transformers' conventions is served by the generic 
 
 def _standing(name: str, by_version: dict[str, Any], versions: dict[str, Any]) -> tuple[str, ...]:
     newest = next(iter(by_version.values()))
-    return f"`{name}`: {served(newest)}", *(summary(by_version[v]["cells"]) if v in by_version else "not there" for v in versions)
+    return f"`{name}`: {served(newest)}", *(
+        summary(by_version[v]["cells"]) if v in by_version else "not there" for v in versions
+    )
 
 
 def _matrix(rows: dict[str, str], families: dict[str, Any]) -> list[str]:
@@ -139,13 +212,25 @@ def _matrix(rows: dict[str, str], families: dict[str, Any]) -> list[str]:
         for seen in families.values():
             cell = seen["cells"].get(row)
             if cell is None:
-                raise PluginError(f"The contract row {row!r} was not seen on every host; run `{SUITE}`.")
+                raise PluginError(
+                    f"The contract row {row!r} was not seen on every host; run `{SUITE}`."
+                )
             short = {"not applicable": "n/a"}.get(cell["outcome"], cell["outcome"])
-            cells.append(f"{short} {reasons.setdefault(cell['reason'], len(reasons) + 1)}" if cell.get("reason") else short)
+            cells.append(
+                f"{short} {reasons.setdefault(cell['reason'], len(reasons) + 1)}"
+                if cell.get("reason")
+                else short
+            )
         lines.append((title, *cells))
     listed = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    return [_table(("row", *(f"`{name}`" for name in families)), lines), *([listed] if listed else [])]
+    return [
+        _table(("row", *(f"`{name}`" for name in families)), lines),
+        *([listed] if listed else []),
+    ]
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (head, ("---",) * len(head), *rows))
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+        for line in (head, ("---",) * len(head), *rows)
+    )

@@ -10,8 +10,20 @@ def ls(as_json: AsJson = False) -> None:
     """List the shipped recipes, and after them the sweeps over them (`modulate sweep`)."""
     from modulate.config.recipe import recipe_paths, sweep_paths
 
-    found = [(kind, *item) for kind, paths in (("recipe", recipe_paths()), ("sweep", sweep_paths())) for item in paths.items()]
-    rows = [{"name": name, "kind": kind, "about": _first_comment(path.read_text(encoding="utf-8")), "path": str(path)} for kind, name, path in found]
+    found = [
+        (kind, *item)
+        for kind, paths in (("recipe", recipe_paths()), ("sweep", sweep_paths()))
+        for item in paths.items()
+    ]
+    rows = [
+        {
+            "name": name,
+            "kind": kind,
+            "about": _first_comment(path.read_text(encoding="utf-8")),
+            "path": str(path),
+        }
+        for kind, name, path in found
+    ]
     if as_json:
         echo_json(rows)
         return

@@ -15,8 +15,13 @@ def _group() -> None:
 
 
 @recipe.command("schema")
-def schema(sweeps: Annotated[bool, typer.Option("--sweeps", help="That of sweep files instead.")] = False) -> None:
-    """Print the JSON Schema of recipes, for editors. Components' own parameters are checked when a recipe is read."""
+def schema(
+    sweeps: Annotated[bool, typer.Option("--sweeps", help="That of sweep files instead.")] = False,
+) -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    Components' own parameters are checked when a recipe is read.
+    """
     from modulate.config.recipe import schema as of_recipes
     from modulate.sweeps.sweep import Sweep
 

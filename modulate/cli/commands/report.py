@@ -14,16 +14,46 @@ if TYPE_CHECKING:
 
 def report(
     folder: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs. Seeds of one recipe are pooled; companions are found among them.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help=(
+                "Folders of evaluated runs. Seeds of one recipe are pooled; companions are found"
+                " among them."
+            ),
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write index.html, report.md and the LaTeX tables to.")] = Path("report"),
-    gallery: Annotated[int, typer.Option(min=0, help="Samples to show of the first run trained with its signal; needs its data and host. 0: none.")] = 6,
-    base: Annotated[str | None, typer.Option(help="Run that ablations start from; by default the one that most others differ from in one axis.")] = None,
-    split: Annotated[str, typer.Option(help="Split whose predictions are reported: train, val or test.")] = "test",
+    out: Annotated[
+        Path, typer.Option(help="Folder to write index.html, report.md and the LaTeX tables to.")
+    ] = Path("report"),
+    gallery: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help=(
+                "Samples to show of the first run trained with its signal; needs its data and host."
+                " 0: none."
+            ),
+        ),
+    ] = 6,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Run that ablations start from; by default the one that most others differ from in"
+                " one axis."
+            )
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Split whose predictions are reported: train, val or test.")
+    ] = "test",
     cache: Cache = DEFAULT_CACHE,
     trust: Trust = False,
 ) -> None:
-    """Report on finished runs: accuracies with exact counts, intervals and paired tests, controls, ablations, curves, samples."""
+    """Report on finished runs: accuracies with exact counts, intervals and paired tests, controls,
+    ablations, curves, samples.
+    """
     from dataclasses import replace
 
     from modulate.report.page import report_of, write_report
@@ -38,11 +68,17 @@ def report(
         for companion, _ in own.companions:
             if companion.missing:
                 typer.echo(f"{own.entry.name}: {companion.missing}")
-    typer.echo(f"{len(runs)} runs, {len(found.figures)} recipes, {len(paths)} files. Page: {out / 'index.html'}")
+    typer.echo(
+        f"{len(runs)} runs, {len(found.figures)} recipes, {len(paths)} files. Page:"
+        f" {out / 'index.html'}"
+    )
 
 
 def _gallery(runs: "list[Recorded]", n: int, split: str, cache: Path, trust: bool) -> "list[Html]":
-    """Return the gallery of the first run trained with its signal. What cannot be shown is an error that says how to do without."""
+    """Return the gallery of the first run trained with its signal.
+
+    What cannot be shown is an error that says how to do without.
+    """
     from modulate.errors import ComponentError, ModulateError, RecipeError
     from modulate.inference.pipeline import Pipeline
     from modulate.report.gallery import gallery
@@ -50,10 +86,18 @@ def _gallery(runs: "list[Recorded]", n: int, split: str, cache: Path, trust: boo
 
     first = next((run for run in runs if run.recipe.training.condition == "signal"), None)
     if first is None:
-        raise RecipeError("A gallery needs a run that was trained with its signal, and none was given; add one, or leave the gallery out with --gallery 0.")
+        raise RecipeError(
+            "A gallery needs a run that was trained with its signal, and none was given; add one,"
+            " or leave the gallery out with --gallery 0."
+        )
     try:
-        return section(gallery(first, Pipeline(first.recipe, cache, trust_remote_code=trust), n, split))
+        return section(
+            gallery(first, Pipeline(first.recipe, cache, trust_remote_code=trust), n, split)
+        )
     except ComponentError:
         raise
     except ModulateError as error:
-        raise type(error)(f"The gallery of {first.run.folder} cannot be made: {error} The page can do without: --gallery 0.") from error
+        raise type(error)(
+            f"The gallery of {first.run.folder} cannot be made: {error} The page can do without:"
+            " --gallery 0."
+        ) from error

@@ -15,19 +15,37 @@ TARGETS = r".*(language_model|text_model)\..*\.(q_proj|v_proj)"
 
 KINDS = {
     "LoRA": lambda: peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False),
-    "DoRA": lambda: peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, use_dora=True),
-    "rsLoRA with a bias": lambda: peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, use_rslora=True, bias="lora_only"),
-    "LoRA of one layer": lambda: peft.LoraConfig(r=2, target_modules=r".*(language_model|text_model)\.layers\.1\..*\.q_proj", init_lora_weights=False),
-    "IA3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=[], init_ia3_weights=False),
-    "IA3 on inputs": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=TARGETS, init_ia3_weights=False),
+    "DoRA": lambda: peft.LoraConfig(
+        r=2, target_modules=TARGETS, init_lora_weights=False, use_dora=True
+    ),
+    "rsLoRA with a bias": lambda: peft.LoraConfig(
+        r=2, target_modules=TARGETS, init_lora_weights=False, use_rslora=True, bias="lora_only"
+    ),
+    "LoRA of one layer": lambda: peft.LoraConfig(
+        r=2,
+        target_modules=r".*(language_model|text_model)\.layers\.1\..*\.q_proj",
+        init_lora_weights=False,
+    ),
+    "IA3": lambda: peft.IA3Config(
+        target_modules=TARGETS, feedforward_modules=[], init_ia3_weights=False
+    ),
+    "IA3 on inputs": lambda: peft.IA3Config(
+        target_modules=TARGETS, feedforward_modules=TARGETS, init_ia3_weights=False
+    ),
     "LoHa": lambda: peft.LoHaConfig(r=2, target_modules=TARGETS, init_weights=False),
     "LoKr": lambda: peft.LoKrConfig(r=2, target_modules=TARGETS, init_weights=False),
     "OFT": lambda: peft.OFTConfig(oft_block_size=4, target_modules=TARGETS, init_weights=False),
     "HRA": lambda: peft.HRAConfig(r=2, target_modules=TARGETS, init_weights=False),
-    "VeRA": lambda: peft.VeraConfig(r=2, target_modules=r".*(language_model|text_model)\..*\.q_proj", init_weights=False),
-    "FourierFT": lambda: peft.FourierFTConfig(n_frequency=8, target_modules=TARGETS, init_weights=False),
+    "VeRA": lambda: peft.VeraConfig(
+        r=2, target_modules=r".*(language_model|text_model)\..*\.q_proj", init_weights=False
+    ),
+    "FourierFT": lambda: peft.FourierFTConfig(
+        n_frequency=8, target_modules=TARGETS, init_weights=False
+    ),
 }
-"""Kinds of adapters that can be merged, so that their sum with ours has a reference: merged weights."""
+"""Kinds of adapters that can be merged, so that their sum with ours has a reference: merged
+weights.
+"""
 
 
 def prompts(case):
@@ -43,7 +61,9 @@ def wrapped(host, config, seed=0):
         model = peft.get_peft_model(host, config).eval()
     for name, value in model.named_parameters():
         if value.requires_grad:
-            value.data.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
+            value.data.add_(
+                0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+            )
     return model
 
 
@@ -53,13 +73,19 @@ def flags(model):
 
 def adapters(model):
     """Everything that PEFT records of its adapters on a model."""
-    parts = {name: (m.active_adapters, m.disable_adapters, m.merged_adapters) for name, m in model.named_modules() if hasattr(m, "merged_adapters")}
+    parts = {
+        name: (m.active_adapters, m.disable_adapters, m.merged_adapters)
+        for name, m in model.named_modules()
+        if hasattr(m, "merged_adapters")
+    }
     return parts, dict(getattr(model, "peft_config", {})), flags(model), list(model.state_dict())
 
 
 @contextmanager
 def merged_beside(case, model, modulation):
-    """A host with the user's adapters merged by PEFT and ours by hand: no adapter, and no hook, is left in it."""
+    """A host with the user's adapters merged by PEFT and ours by hand: no adapter, and no hook, is
+    left in it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         twin = copy.deepcopy(model).merge_and_unload()
@@ -67,7 +93,11 @@ def merged_beside(case, model, modulation):
         yield twin
 
 
-@row("a user's adapters of every PEFT kind, before, during and after: the sum of both, then theirs alone", quick=FEW)
+@row(
+    "a user's adapters of every PEFT kind, before, during and after: the sum of both, then theirs"
+    " alone",
+    quick=FEW,
+)
 def test_users_adapters(case):
     batch, clips = prompts(case)
     for kind, config in KINDS.items():
@@ -90,7 +120,9 @@ def test_users_adapters(case):
             with attachment.bare():
                 assert torch.equal(call(), theirs), kind
             assert adapters(model) == recorded, kind
-        assert torch.equal(call(), theirs) and adapters(model) == recorded and not our_hooks(model), kind
+        assert (
+            torch.equal(call(), theirs) and adapters(model) == recorded and not our_hooks(model)
+        ), kind
 
 
 @row("adapters put on, switched, merged and taken off while attached", quick=FEW)
@@ -154,7 +186,10 @@ def test_an_adapter_outlives_the_attachment(case):
 def test_modules_to_save(case):
     batch, _ = prompts(case)
     for more in (dict(modules_to_save=["lm_head"]), dict(trainable_token_indices=[7, 8])):
-        model = wrapped(case.family.build(), peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, **more))
+        model = wrapped(
+            case.family.build(),
+            peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, **more),
+        )
         call = lambda model=model: model(**batch.inputs).logits
         theirs, recorded = call(), adapters(model)
         with strong(model, lora=True).attached(model) as attachment:
@@ -165,7 +200,10 @@ def test_modules_to_save(case):
         assert not torch.allclose(moved, theirs, atol=1e-2)
 
 
-@row("what is done to the host's parameters is not done to the modulation's LoRA: freezing, casting, k-bit preparation")
+@row(
+    "what is done to the host's parameters is not done to the modulation's LoRA: freezing, casting,"
+    " k-bit preparation"
+)
 def test_the_hosts_parameters_are_the_hosts(case):
     host = case.family.build()
     modulation = strong(host, lora=True).train()
@@ -183,7 +221,11 @@ def test_the_hosts_parameters_are_the_hosts(case):
 
 
 # PEFT 0.18 looks for the configuration of a host that never was on a disk.
-@row("a host saved while attached loads as the bare host; so does a user's adapter folder", quick=FEW, ignoring="Could not find a config file in")
+@row(
+    "a host saved while attached loads as the bare host; so does a user's adapter folder",
+    quick=FEW,
+    ignoring="Could not find a config file in",
+)
 def test_saved_while_attached(case, tmp_path):
     batch, _ = prompts(case)
     host = case.family.build()
@@ -202,7 +244,11 @@ def test_saved_while_attached(case, tmp_path):
     assert torch.equal(again(**batch.inputs).logits, theirs)
 
 
-@row("layers wrapped one by one (torch.compile, activation checkpointing): a modulation is saved and loaded under plain names", quick=FEW)
+@row(
+    "layers wrapped one by one (torch.compile, activation checkpointing): a modulation is saved and"
+    " loaded under plain names",
+    quick=FEW,
+)
 def test_wrapped_layers(case, tmp_path):
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -214,13 +260,18 @@ def test_wrapped_layers(case, tmp_path):
     modulation.save_pretrained(tmp_path / "plain")
     with modulation.attached(plain) as attachment, attachment.condition(clips):
         expected = plain(**batch.inputs).logits
-    for name, wrap in (("compiled", lambda layer: torch.compile(layer, backend="eager")), ("checkpointed", checkpoint_wrapper)):
+    for name, wrap in (
+        ("compiled", lambda layer: torch.compile(layer, backend="eager")),
+        ("checkpointed", checkpoint_wrapper),
+    ):
         host = case.family.build()
         layers = host.get_decoder().layers
         for i in range(len(layers)):
             layers[i] = wrap(layers[i])
         if name == "checkpointed":
-            layers[0]._checkpoint_wrapped_module.self_attn.q_proj = checkpoint_wrapper(layers[0]._checkpoint_wrapped_module.self_attn.q_proj)
+            layers[0]._checkpoint_wrapped_module.self_attn.q_proj = checkpoint_wrapper(
+                layers[0]._checkpoint_wrapped_module.self_attn.q_proj
+            )
         there = strong(host, lora=True)
         there.save_pretrained(tmp_path / name)
         assert "_orig_mod" not in (tmp_path / name / "config.json").read_text(encoding="utf-8")

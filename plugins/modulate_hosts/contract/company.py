@@ -99,7 +99,12 @@ def test_an_exception_inside(case):
         raise RuntimeError("foreign")
 
     with case.modulation.attached(host) as attachment:
-        for place in (host.lm_head, host.get_decoder().layers[1], host.get_decoder().layers[2].mlp, host.get_input_embeddings()):
+        for place in (
+            host.lm_head,
+            host.get_decoder().layers[1],
+            host.get_decoder().layers[2].mlp,
+            host.get_input_embeddings(),
+        ):
             third_party_hook = place.register_forward_hook(broken)
             with raises(RuntimeError, match="foreign"), attachment.condition(clips):
                 call()
@@ -146,7 +151,9 @@ def test_nesting(case):
 
 @row("two threads on one attached host are never mixed")
 def test_threads(case):
-    """One thread is stopped between two layers; whatever the other does meanwhile is right or refused, and so is what the first then gets."""
+    """One thread is stopped between two layers; whatever the other does meanwhile is right or
+    refused, and so is what the first then gets.
+    """
     batch, clips = prompts(case)
     host = case.host
     call = lambda: host(**batch.inputs).logits
@@ -176,7 +183,10 @@ def test_threads(case):
             thread = threading.Thread(target=run, args=(attachment, conditioned))
             thread.start()
             assert reached.wait(20)
-            with raises(ConditioningError, match=r"[Aa]nother thread|does not nest"), attachment.condition(clips):
+            with (
+                raises(ConditioningError, match=r"[Aa]nother thread|does not nest"),
+                attachment.condition(clips),
+            ):
                 call()
             if conditioned:
                 with raises(ConditioningError, match="Another thread"):
@@ -203,5 +213,11 @@ def test_detached(case):
         host(**batch.inputs)
     attachment.detach()
     attachment.detach()
-    assert not our_hooks(host) and {id(m) for m in host.modules()} == modules and list(host.state_dict()) == keys
-    assert not any(p.requires_grad for p in host.parameters()) and not any(m.training for m in host.modules())
+    assert (
+        not our_hooks(host)
+        and {id(m) for m in host.modules()} == modules
+        and list(host.state_dict()) == keys
+    )
+    assert not any(p.requires_grad for p in host.parameters()) and not any(
+        m.training for m in host.modules()
+    )

@@ -35,7 +35,9 @@ def quietly():
 
 @contextlib.contextmanager
 def compiling(case, bare):
-    """Run this block; where it fails as the bare host does under the same compilation (``bare``), that is transformers' or torch's limit."""
+    """Run this block; where it fails as the bare host does under the same compilation (``bare``),
+    that is transformers' or torch's limit.
+    """
     with quietly():
         try:
             yield
@@ -48,7 +50,9 @@ def compiling(case, bare):
 
 
 def whole(case):
-    return lambda: torch.compile(case.family.build(), backend=BACKEND)(**case.write(["video", (7, 8, 9)]).inputs)
+    return lambda: torch.compile(case.family.build(), backend=BACKEND)(
+        **case.write(["video", (7, 8, 9)]).inputs
+    )
 
 
 def prompts(case):
@@ -93,7 +97,10 @@ def one_graph(case, backend):
     batch, clips = prompts(case)
     host = case.family.build()
     modulation = case.strong(host)
-    with compiling(case, lambda: bare_graph(case, backend)), modulation.attached(host) as attachment:
+    with (
+        compiling(case, lambda: bare_graph(case, backend)),
+        modulation.attached(host) as attachment,
+    ):
         host.get_decoder().compile(backend=backend, fullgraph=True)
         call = lambda: host(**batch.inputs, use_cache=False).logits
         for some in (clips, case.clips(batch, first=3)):
@@ -116,7 +123,9 @@ def test_compiled_after_attaching(case):
     host = case.family.build()
     modulation = case.strong(host)
     with compiling(case, whole(case)), modulation.attached(host) as attachment:
-        conditioned_equals_expected(case, host, modulation, attachment, batch, clips, torch.compile(host, backend=BACKEND))
+        conditioned_equals_expected(
+            case, host, modulation, attachment, batch, clips, torch.compile(host, backend=BACKEND)
+        )
 
 
 @row("torch.compile before attaching, first called after", quick=())
@@ -152,6 +161,7 @@ def test_traced_before_attaching(case):
     close(got, case.expected(batch, clips, lambda: case.host(**batch.inputs).logits))
     if refused:
         case.refused(
-            "torch.compile does not guard on hooks (`torch._dynamo.config.skip_nnmodule_hook_guards`), so a graph traced earlier never runs ours; "
-            "after `torch._dynamo.reset()` it is right"
+            "torch.compile does not guard on hooks"
+            " (`torch._dynamo.config.skip_nnmodule_hook_guards`), so a graph traced earlier never"
+            " runs ours; after `torch._dynamo.reset()` it is right"
         )

@@ -11,23 +11,41 @@ STEPS = 4
 
 
 def merged(host, batch):
-    """What the bare host hands its language model: embeddings with vision merged in, and positions where it makes them."""
+    """What the bare host hands its language model: embeddings with vision merged in, and positions
+    where it makes them.
+    """
     found = []
-    handle = host.get_decoder().register_forward_pre_hook(lambda m, a, kwargs: found.append(kwargs), with_kwargs=True)
+    handle = host.get_decoder().register_forward_pre_hook(
+        lambda m, a, kwargs: found.append(kwargs), with_kwargs=True
+    )
     host(**batch.inputs)
     handle.remove()
-    return {k: v for k, v in found[0].items() if k in ("inputs_embeds", "position_ids") and v is not None}
+    return {
+        k: v
+        for k, v in found[0].items()
+        if k in ("inputs_embeds", "position_ids") and v is not None
+    }
 
 
 def embedded(case, batch):
-    """Arguments of a forward of merged embeddings; families whose masks read token types need those too."""
-    types = {case.family.types: batch.inputs[case.family.types]} if case.family.types == "token_type_ids" else {}
+    """Arguments of a forward of merged embeddings; families whose masks read token types need those
+    too.
+    """
+    types = (
+        {case.family.types: batch.inputs[case.family.types]}
+        if case.family.types == "token_type_ids"
+        else {}
+    )
     return merged(case.host, batch) | {"attention_mask": batch.inputs["attention_mask"]} | types
 
 
 def bare_agrees(case, batch, inputs):
-    """What Qwen3-VL adds to its first layers does not travel with the embeddings: there the bare host must be compared with itself."""
-    return torch.allclose(case.bare(lambda: case.host(**inputs)).logits, case.host(**batch.inputs).logits, atol=1e-4)
+    """What Qwen3-VL adds to its first layers does not travel with the embeddings: there the bare
+    host must be compared with itself.
+    """
+    return torch.allclose(
+        case.bare(lambda: case.host(**inputs)).logits, case.host(**batch.inputs).logits, atol=1e-4
+    )
 
 
 @row("inputs_embeds without ids: right with explicit positions, refused without them")
@@ -38,7 +56,10 @@ def test_inputs_embeds_with_positions(case):
     agrees = bare_agrees(case, batch, inputs)
     expected = case.expected(batch, clips, call)
     with case.modulation.attached(case.host) as attachment:
-        with raises(HostError, match="inputs_embeds without input_ids"), attachment.condition(clips):
+        with (
+            raises(HostError, match="inputs_embeds without input_ids"),
+            attachment.condition(clips),
+        ):
             call()
         with attachment.condition(clips, positions=batch.mask):
             got = call()
@@ -57,12 +78,20 @@ def test_generating_from_inputs_embeds(case):
     batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
     clips = case.clips(batch)
     inputs = {k: v for k, v in embedded(case, batch).items() if k != "position_ids"}
-    call = lambda: case.host.generate(**inputs, max_new_tokens=STEPS, num_beams=2, return_dict_in_generate=True, output_scores=True)
+    call = lambda: case.host.generate(
+        **inputs,
+        max_new_tokens=STEPS,
+        num_beams=2,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
     bare = case.bare(call)
     expected = case.expected(batch, clips, call)
     with case.conditioned(clips, positions=batch.mask):
         got = call()
-    assert torch.equal(got.sequences, expected.sequences) and not torch.allclose(got.sequences_scores, bare.sequences_scores, atol=1e-3)
+    assert torch.equal(got.sequences, expected.sequences) and not torch.allclose(
+        got.sequences_scores, bare.sequences_scores, atol=1e-3
+    )
     close(got.sequences_scores, expected.sequences_scores)
 
 
@@ -96,14 +125,33 @@ def test_a_conditioning_that_does_not_fit(case):
             with raises(ConditioningError, match=match), attachment.condition(rows, **more):
                 call()
 
-        refused([clips[0], [*clips[1], *clips[1]]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+")
-        refused([clips[0], [wrong]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+")
+        refused(
+            [clips[0], [*clips[1], *clips[1]]],
+            r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+",
+        )
+        refused(
+            [clips[0], [wrong]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+"
+        )
         refused([clips[0]] * 3, "has 3 rows, the forward a batch of 2")
-        refused(clips, f"Row 1: the positions name 0 visual tokens, the conditioning {tokens}", positions=batch.mask & torch.tensor([[True], [False]]))
-        refused(clips, r"`positions` must be \(row, position\) for 2 rows, got shape \(1,", positions=batch.mask[:1])
-        with raises(HostError, match=r"needs features of shape"), attachment.condition([[type(wrong)(wrong.signal, wrong.grid, None)], clips[1]]):
+        refused(
+            clips,
+            f"Row 1: the positions name 0 visual tokens, the conditioning {tokens}",
+            positions=batch.mask & torch.tensor([[True], [False]]),
+        )
+        refused(
+            clips,
+            r"`positions` must be \(row, position\) for 2 rows, got shape \(1,",
+            positions=batch.mask[:1],
+        )
+        with (
+            raises(HostError, match=r"needs features of shape"),
+            attachment.condition([[type(wrong)(wrong.signal, wrong.grid, None)], clips[1]]),
+        ):
             call()
-        with raises(ConditioningError, match="No forward reached the host"), attachment.condition(clips):
+        with (
+            raises(ConditioningError, match="No forward reached the host"),
+            attachment.condition(clips),
+        ):
             pass
         with attachment.condition(clips):
             got = call().logits

@@ -1,4 +1,6 @@
-"""The hosts of the contract suite: real transformers classes with tiny random weights, one entry for each family at the end of this file."""
+"""The hosts of the contract suite: real transformers classes with tiny random weights, one entry
+for each family at the end of this file.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -29,13 +31,15 @@ from modulate_hosts.contract.prompts import (
     patches,
     pictures,
     pictures_by_row,
-)  # fmt: skip
+)
 
 WIDTH, LAYERS, VOCAB = 32, 4, 64
 
 
 def finished(model: nn.Module) -> nn.Module:
-    """Freeze a fresh model and let it generate to the very length asked for, and no placeholders by chance (their logit is 0)."""
+    """Freeze a fresh model and let it generate to the very length asked for, and no placeholders by
+    chance (their logit is 0).
+    """
     model.eval().requires_grad_(False)
     model.get_output_embeddings().weight[[IMAGE, VIDEO]] = 0.0
     model.generation_config.eos_token_id = None
@@ -54,47 +58,83 @@ def seeded(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 def language(**more: Any) -> dict[str, Any]:
     """The text model that most hosts share."""
-    return dict(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
-                max_position_embeddings=256, bos_token_id=BOS, eos_token_id=2, pad_token_id=PAD, head_dim=8, **more)  # fmt: skip
+    return dict(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=BOS,
+        eos_token_id=2,
+        pad_token_id=PAD,
+        head_dim=8,
+        **more,
+    )
 
 
 MROPE = dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1000.0)
 IDS = dict(image_token_id=IMAGE, video_token_id=VIDEO, tie_word_embeddings=False)
-SIGLIP = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4)
+SIGLIP = dict(
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=4,
+)
 
 
-# --- what is peculiar to one family -------------------------------------------------------------------------------------------------------
+# --- what is peculiar to one family
+# -------------------------------------------------------------------------------------------------------
 
 
 def onevision(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
-    """Videos (video, frame, channel, height, width); images as those of a prompt with several, which are not cut into patches."""
+    """Videos (video, frame, channel, height, width); images as those of a prompt with several,
+    which are not cut into patches.
+    """
     clips = [clip for row in rows for clip in row]
     found: dict[str, Tensor] = {}
     if videos := [noise(grids["video"].steps, 3, 16, 16, seed=i) for k, i in clips if k == "video"]:
         found["pixel_values_videos"] = torch.stack(videos)
     if images := [noise(1, 3, 16, 16, seed=i) for k, i in clips if k == "image"]:
-        found |= {"pixel_values": torch.stack(images), "image_sizes": torch.tensor([[16, 16]] * len(images)), "batch_num_images": torch.tensor([max(2, len(images))])}
+        found |= {
+            "pixel_values": torch.stack(images),
+            "image_sizes": torch.tensor([[16, 16]] * len(images)),
+            "batch_num_images": torch.tensor([max(2, len(images))]),
+        }
     return found
 
 
 def navit(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
-    """Patches of all pictures side by side, (1, channel, patch height, width), with rows and columns of patches for each picture."""
+    """Patches of all pictures side by side, (1, channel, patch height, width), with rows and
+    columns of patches for each picture.
+    """
     found: dict[str, Tensor] = {}
     for kind, suffix in (("image", ""), ("video", "_videos")):
         clips = [i for row in rows for k, i in row if k == kind]
         steps = grids[kind].steps
         if clips:
-            found[f"pixel_values{suffix}"] = torch.cat([noise(1, 3, 4, steps * 64 * 4, seed=i) for i in clips], -1)
-            found[f"target_sizes{suffix}"] = torch.tensor([[8, 8]] * steps * len(clips), dtype=torch.int32)
+            found[f"pixel_values{suffix}"] = torch.cat(
+                [noise(1, 3, 4, steps * 64 * 4, seed=i) for i in clips], -1
+            )
+            found[f"target_sizes{suffix}"] = torch.tensor(
+                [[8, 8]] * steps * len(clips), dtype=torch.int32
+            )
     return found
 
 
 def with_class_tokens(grids: dict[str, VisualGrid], ids: dict[str, int], kind: str) -> list[Slot]:
-    """A clip in one run; before the tokens of every frame of a video one more, which shows no place."""
+    """A clip in one run; before the tokens of every frame of a video one more, which shows no
+    place.
+    """
     grid, slots = grids[kind], [Slot(START)]
     for step in range(grid.steps):
         slots += [Slot(ids[kind], 2)] if kind == "video" else []
-        slots += [Slot(ids[kind], 2, step * grid.tokens_per_step + i) for i in range(grid.tokens_per_step)]
+        slots += [
+            Slot(ids[kind], 2, step * grid.tokens_per_step + i) for i in range(grid.tokens_per_step)
+        ]
     return [*slots, Slot(END)]
 
 
@@ -102,61 +142,137 @@ def towers(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
     """Videos (video, frame, channel, height, width) and images (image, channel, height, width)."""
     from transformers import VideoLlavaForConditionalGeneration
 
-    images = "pixel_values" if "pixel_values" in inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters else "pixel_values_images"
+    images = (
+        "pixel_values"
+        if "pixel_values"
+        in inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
+        else "pixel_values_images"
+    )
     found: dict[str, Tensor] = {}
-    if videos := [noise(grids["video"].steps, 3, 8, 8, seed=i) for row in rows for k, i in row if k == "video"]:
+    if videos := [
+        noise(grids["video"].steps, 3, 8, 8, seed=i) for row in rows for k, i in row if k == "video"
+    ]:
         found["pixel_values_videos"] = torch.stack(videos)
     if shown := [noise(3, 8, 8, seed=i) for row in rows for k, i in row if k == "image"]:
         found[images] = torch.stack(shown)
     return found
 
 
-# --- the families -----------------------------------------------------------------------------------------------------------------------
+# --- the families
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def qwen2_vl() -> nn.Module:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    vision = dict(depth=1, embed_dim=16, hidden_size=WIDTH, mlp_ratio=2, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
+    vision = dict(
+        depth=1,
+        embed_dim=16,
+        hidden_size=WIDTH,
+        mlp_ratio=2,
+        num_heads=2,
+        patch_size=4,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+    )
     return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(vision_config=vision, text_config=language(rope_parameters=MROPE), vision_start_token_id=START, vision_end_token_id=END, **IDS)
+        Qwen2VLConfig(
+            vision_config=vision,
+            text_config=language(rope_parameters=MROPE),
+            vision_start_token_id=START,
+            vision_end_token_id=END,
+            **IDS,
+        )
     )
 
 
 def qwen2_5_vl() -> nn.Module:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    vision = dict(depth=1, hidden_size=16, intermediate_size=32, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2,
-                  window_size=16, out_hidden_size=WIDTH, fullatt_block_indexes=[0], tokens_per_second=2)  # fmt: skip
+    vision = dict(
+        depth=1,
+        hidden_size=16,
+        intermediate_size=32,
+        num_heads=2,
+        patch_size=4,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        window_size=16,
+        out_hidden_size=WIDTH,
+        fullatt_block_indexes=[0],
+        tokens_per_second=2,
+    )
     return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(vision_config=vision, text_config=language(rope_parameters=MROPE), vision_start_token_id=START, vision_end_token_id=END, **IDS)
+        Qwen2_5_VLConfig(
+            vision_config=vision,
+            text_config=language(rope_parameters=MROPE),
+            vision_start_token_id=START,
+            vision_end_token_id=END,
+            **IDS,
+        )
     )
 
 
 def qwen3_vl() -> nn.Module:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    vision = dict(depth=2, hidden_size=16, intermediate_size=32, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2,
-                  out_hidden_size=WIDTH, num_position_embeddings=16, deepstack_visual_indexes=[0, 1])  # fmt: skip
+    vision = dict(
+        depth=2,
+        hidden_size=16,
+        intermediate_size=32,
+        num_heads=2,
+        patch_size=4,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        out_hidden_size=WIDTH,
+        num_position_embeddings=16,
+        deepstack_visual_indexes=[0, 1],
+    )
     return Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(vision_config=vision, text_config=language(rope_parameters=MROPE), vision_start_token_id=START, vision_end_token_id=END, **IDS)
+        Qwen3VLConfig(
+            vision_config=vision,
+            text_config=language(rope_parameters=MROPE),
+            vision_start_token_id=START,
+            vision_end_token_id=END,
+            **IDS,
+        )
     )
 
 
 def llava_onevision() -> nn.Module:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-    tower, words = dict(model_type="siglip_vision_model", vision_use_head=False, **SIGLIP), dict(model_type="qwen2", **language())
+    tower, words = (
+        dict(model_type="siglip_vision_model", vision_use_head=False, **SIGLIP),
+        dict(model_type="qwen2", **language()),
+    )
     ids = dict(image_token_index=IMAGE, video_token_index=VIDEO, tie_word_embeddings=False)
-    return LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(vision_config=tower, text_config=words, image_grid_pinpoints=[[16, 16]], **ids))
+    return LlavaOnevisionForConditionalGeneration(
+        LlavaOnevisionConfig(
+            vision_config=tower, text_config=words, image_grid_pinpoints=[[16, 16]], **ids
+        )
+    )
 
 
 def internvl() -> nn.Module:
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=[16, 16], patch_size=[4, 4])
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=[16, 16],
+        patch_size=[4, 4],
+    )
     return InternVLForConditionalGeneration(
-        InternVLConfig(vision_config=vision, text_config=dict(model_type="qwen2", **language()), image_token_id=IMAGE, image_seq_length=4, tie_word_embeddings=False)
+        InternVLConfig(
+            vision_config=vision,
+            text_config=dict(model_type="qwen2", **language()),
+            image_token_id=IMAGE,
+            image_seq_length=4,
+            tie_word_embeddings=False,
+        )
     )
 
 
@@ -164,32 +280,90 @@ def smolvlm() -> nn.Module:
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
     return SmolVLMForConditionalGeneration(
-        SmolVLMConfig(vision_config=dict(SIGLIP), text_config=dict(model_type="llama", **language()), image_token_id=IMAGE, scale_factor=2, tie_word_embeddings=False)
+        SmolVLMConfig(
+            vision_config=dict(SIGLIP),
+            text_config=dict(model_type="llama", **language()),
+            image_token_id=IMAGE,
+            scale_factor=2,
+            tie_word_embeddings=False,
+        )
     )
 
 
 def gemma3() -> nn.Module:
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-    words = language(sliding_window=64, layer_types=["sliding_attention", "full_attention"] * 2, query_pre_attn_scalar=8)
-    ids = dict(boi_token_index=START, eoi_token_index=END, image_token_index=IMAGE, tie_word_embeddings=False)
-    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=words, vision_config=dict(vision_use_head=False, **SIGLIP), mm_tokens_per_image=4, **ids))
+    words = language(
+        sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        query_pre_attn_scalar=8,
+    )
+    ids = dict(
+        boi_token_index=START,
+        eoi_token_index=END,
+        image_token_index=IMAGE,
+        tie_word_embeddings=False,
+    )
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=words,
+            vision_config=dict(vision_use_head=False, **SIGLIP),
+            mm_tokens_per_image=4,
+            **ids,
+        )
+    )
 
 
 def video_llama_3() -> nn.Module:
     from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
-    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=4)
-    return VideoLlama3ForConditionalGeneration(VideoLlama3Config(vision_config=vision, text_config=dict(model_type="qwen2", **language()), **IDS))
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        patch_size=4,
+    )
+    return VideoLlama3ForConditionalGeneration(
+        VideoLlama3Config(
+            vision_config=vision, text_config=dict(model_type="qwen2", **language()), **IDS
+        )
+    )
 
 
 def minicpmv4_6() -> nn.Module:
     from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
 
-    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=4)
-    words = language(layer_types=["linear_attention", "full_attention"] * 2, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
-                     linear_num_value_heads=4, rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1000.0, partial_rotary_factor=1.0))  # fmt: skip
-    return MiniCPMV4_6ForConditionalGeneration(MiniCPMV4_6Config(vision_config=vision, text_config=dict(model_type="qwen3_5_text", **words), insert_layer_id=0, image_size=32, **IDS))
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=4,
+    )
+    words = language(
+        layer_types=["linear_attention", "full_attention"] * 2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        rope_parameters=dict(
+            rope_type="default",
+            mrope_section=[1, 1, 2],
+            rope_theta=1000.0,
+            partial_rotary_factor=1.0,
+        ),
+    )
+    return MiniCPMV4_6ForConditionalGeneration(
+        MiniCPMV4_6Config(
+            vision_config=vision,
+            text_config=dict(model_type="qwen3_5_text", **words),
+            insert_layer_id=0,
+            image_size=32,
+            **IDS,
+        )
+    )
 
 
 def video_llava() -> nn.Module:
@@ -198,26 +372,97 @@ def video_llava() -> nn.Module:
     words = dict(model_type="llama", **language())
     tower = dict(model_type="clip_vision_model", **SIGLIP | {"image_size": 8})
     return VideoLlavaForConditionalGeneration(
-        VideoLlavaConfig(vision_config=tower, text_config=words, image_token_index=IMAGE, video_token_index=VIDEO, vision_feature_layer=-1, tie_word_embeddings=False)
+        VideoLlavaConfig(
+            vision_config=tower,
+            text_config=words,
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            vision_feature_layer=-1,
+            tie_word_embeddings=False,
+        )
     )
 
 
-def family(name: str, build: Callable[[], nn.Module], places: dict[str, VisualGrid], clip: Callable[..., list[Slot]], ids: dict[str, int],
-           vision: Callable[..., dict[str, Tensor]], **more: Any) -> Family:  # fmt: skip
-    return Family(name, seeded(build), partial(clip, places, ids), partial(vision, places), places, **more)
+def family(
+    name: str,
+    build: Callable[[], nn.Module],
+    places: dict[str, VisualGrid],
+    clip: Callable[..., list[Slot]],
+    ids: dict[str, int],
+    vision: Callable[..., dict[str, Tensor]],
+    **more: Any,
+) -> Family:
+    return Family(
+        name, seeded(build), partial(clip, places, ids), partial(vision, places), places, **more
+    )
 
 
 WIDE, SQUARE = grids(2, 2, 3), grids(1, 2, 2)
 
 FAMILIES = [
-    family("qwen2_vl", qwen2_vl, WIDE, in_one_run, BOTH, lambda g, rows: patches(g, 2, 96, rows), types="mm_token_type_ids"),
-    family("qwen2_5_vl", qwen2_5_vl, WIDE, in_one_run, BOTH, lambda g, rows: patches(g, 2, 96, rows, times=True), types="mm_token_type_ids"),
-    family("qwen3_vl", qwen3_vl, WIDE, frame_by_frame, BOTH, lambda g, rows: patches(g, 2, 96, rows), types="mm_token_type_ids"),
-    family("llava_onevision", llava_onevision, SQUARE | {"image": visual_grid([0.0], 1, 4, 4, (0.0, 4.0))}, partial(in_one_run, tail=1), BOTH, onevision),
-    family("internvl", internvl, SQUARE, frame_by_frame, ONE, lambda g, rows: pictures(g, 16, rows)),
-    family("smolvlm", smolvlm, SQUARE, frame_by_frame, ONE, lambda g, rows: pictures_by_row(g, 16, rows)),
-    family("gemma3", gemma3, SQUARE, partial(frame_by_frame, code={"image": 1, "video": 1}), ONE, lambda g, rows: pictures(g, 16, rows), types="token_type_ids"),
-    family("video_llama_3", video_llama_3, grids(1, 2, 3), in_one_run, BOTH, lambda g, rows: patches(g, 2, 48, rows, sizes=True)),
+    family(
+        "qwen2_vl",
+        qwen2_vl,
+        WIDE,
+        in_one_run,
+        BOTH,
+        lambda g, rows: patches(g, 2, 96, rows),
+        types="mm_token_type_ids",
+    ),
+    family(
+        "qwen2_5_vl",
+        qwen2_5_vl,
+        WIDE,
+        in_one_run,
+        BOTH,
+        lambda g, rows: patches(g, 2, 96, rows, times=True),
+        types="mm_token_type_ids",
+    ),
+    family(
+        "qwen3_vl",
+        qwen3_vl,
+        WIDE,
+        frame_by_frame,
+        BOTH,
+        lambda g, rows: patches(g, 2, 96, rows),
+        types="mm_token_type_ids",
+    ),
+    family(
+        "llava_onevision",
+        llava_onevision,
+        SQUARE | {"image": visual_grid([0.0], 1, 4, 4, (0.0, 4.0))},
+        partial(in_one_run, tail=1),
+        BOTH,
+        onevision,
+    ),
+    family(
+        "internvl", internvl, SQUARE, frame_by_frame, ONE, lambda g, rows: pictures(g, 16, rows)
+    ),
+    family(
+        "smolvlm",
+        smolvlm,
+        SQUARE,
+        frame_by_frame,
+        ONE,
+        lambda g, rows: pictures_by_row(g, 16, rows),
+    ),
+    family(
+        "gemma3",
+        gemma3,
+        SQUARE,
+        partial(frame_by_frame, code={"image": 1, "video": 1}),
+        ONE,
+        lambda g, rows: pictures(g, 16, rows),
+        types="token_type_ids",
+    ),
+    family(
+        "video_llama_3",
+        video_llama_3,
+        grids(1, 2, 3),
+        in_one_run,
+        BOTH,
+        lambda g, rows: patches(g, 2, 48, rows, sizes=True),
+    ),
     family("minicpmv4_6", minicpmv4_6, SQUARE, frame_by_frame, BOTH, navit),
     family("video_llava", video_llava, SQUARE, with_class_tokens, BOTH, towers),
 ]

@@ -63,7 +63,10 @@ def test_rows_of_different_length_padded_right(case):
 
 def mixed(case, *rows, blank=()):
     batch = case.write(*rows)
-    clips = [[ClipInput(None, c.grid) if (r, i) in blank else c for i, c in enumerate(row)] for r, row in enumerate(case.clips(batch))]
+    clips = [
+        [ClipInput(None, c.grid) if (r, i) in blank else c for i, c in enumerate(row)]
+        for r, row in enumerate(case.clips(batch))
+    ]
     call = lambda: case.host(**batch.inputs)
     layer = case.modulation.config.injection.layers[0]
     before = case.adapted(lambda: reference.states_after(case.host, layer, call))
@@ -90,8 +93,14 @@ def test_image_and_video(case):
 
 @row("rows and clips without a signal get no residual")
 def test_rows_and_clips_without_a_signal(case):
-    difference, batch = mixed(case, ["video", (7,), "video"], ["video", (8, 9)], blank={(0, 0), (1, 0)})
-    assert not difference[1].any() and not difference[0, batch.positions[0][0]].any() and difference[0, batch.positions[0][1]].any()
+    difference, batch = mixed(
+        case, ["video", (7,), "video"], ["video", (8, 9)], blank={(0, 0), (1, 0)}
+    )
+    assert (
+        not difference[1].any()
+        and not difference[0, batch.positions[0][0]].any()
+        and difference[0, batch.positions[0][1]].any()
+    )
     batch = case.write(["video", (7,)], ["video", "video", (8,)], [(9, 10)])
     clips = case.clips(batch)
     call = lambda: case.host(**batch.inputs)
@@ -115,9 +124,15 @@ def test_recorded_outputs(case):
         expected = call()
     with modulation.attached(host) as attachment, attachment.condition(clips):
         got = call()
-    for a, b in zip([*got.hidden_states, *[x for x in got.attentions if x is not None]], [*expected.hidden_states, *[x for x in expected.attentions if x is not None]], strict=True):
+    for a, b in zip(
+        [*got.hidden_states, *[x for x in got.attentions if x is not None]],
+        [*expected.hidden_states, *[x for x in expected.attentions if x is not None]],
+        strict=True,
+    ):
         close(a, b, atol=1e-5)
-    assert len(got.hidden_states) == len(plain.hidden_states) and not torch.allclose(got.hidden_states[2], plain.hidden_states[2])
+    assert len(got.hidden_states) == len(plain.hidden_states) and not torch.allclose(
+        got.hidden_states[2], plain.hidden_states[2]
+    )
 
 
 @row("attention by sdpa and eager")
@@ -131,7 +146,10 @@ def test_attention_implementations(case):
 def compare(case, host, atol=1e-4, tolerance=None):
     """The first injected layer's states and the logits are the reference's."""
     batch = case.write(["video", (7, 8)], ["video", (9,)])
-    batch.inputs = {k: v.to(host.dtype) if v.is_floating_point() and k != "second_per_grid_ts" else v for k, v in batch.inputs.items()}
+    batch.inputs = {
+        k: v.to(host.dtype) if v.is_floating_point() and k != "second_per_grid_ts" else v
+        for k, v in batch.inputs.items()
+    }
     batch.inputs = {k: v.to(host.device) for k, v in batch.inputs.items()}
     modulation, clips = case.strong(host), case.clips(batch)
     values = [v.to(host.device) for v in case.dense(batch, clips, modulation)]

@@ -1,4 +1,6 @@
-"""Several lines of forwards in one block: copied, repeated and shortened caches, prefixes of the bare host, guidance."""
+"""Several lines of forwards in one block: copied, repeated and shortened caches, prefixes of the
+bare host, guidance.
+"""
 
 import copy
 
@@ -14,9 +16,15 @@ FIRST = ["video", (7, 8)]
 
 
 def going_on(case, long, start, vision=()):
-    """Arguments, but for the cache, of a forward that goes on with ``long`` from position ``start``; ``vision``: pictures that belong to it."""
+    """Arguments, but for the cache, of a forward that goes on with ``long`` from position
+    ``start``; ``vision``: pictures that belong to it.
+    """
     types = case.family.types
-    inputs = {"input_ids": long.inputs["input_ids"][:, start:], "attention_mask": long.inputs["attention_mask"], **dict(vision)}
+    inputs = {
+        "input_ids": long.inputs["input_ids"][:, start:],
+        "attention_mask": long.inputs["attention_mask"],
+        **dict(vision),
+    }
     if types:
         inputs[types] = long.inputs[types]
     if (positions := rope_positions(case.host, long)) is not None:
@@ -25,20 +33,31 @@ def going_on(case, long, start, vision=()):
 
 
 def vision_of(case, batch):
-    return {k: v for k, v in batch.inputs.items() if k not in ("input_ids", "attention_mask", case.family.types)}
+    return {
+        k: v
+        for k, v in batch.inputs.items()
+        if k not in ("input_ids", "attention_mask", case.family.types)
+    }
 
 
 def agrees(case, call, longs, start):
-    """See that the bare host's own forwards, one after the other, give what whole ones give; else there is nothing to compare with."""
+    """See that the bare host's own forwards, one after the other, give what whole ones give; else
+    there is nothing to compare with.
+    """
     for got, long in zip(case.bare(call), longs, strict=True):
         whole = case.host(**long.inputs).logits[:, start:]
         if not torch.allclose(got, whole, atol=1e-3):
-            case.not_applicable(f"the bare host's own cached forward differs from one long prompt by {float((got - whole).abs().max()):.2g}")
+            case.not_applicable(
+                "the bare host's own cached forward differs from one long prompt by"
+                f" {float((got - whole).abs().max()):.2g}"
+            )
 
 
 def right(case, got, longs, clips, start):
     for logits, long in zip(got, longs, strict=True):
-        expected = case.expected(long, clips, lambda long=long: case.host(**long.inputs)).logits[:, start:]
+        expected = case.expected(long, clips, lambda long=long: case.host(**long.inputs)).logits[
+            :, start:
+        ]
         close(logits, expected, atol=1e-3)
         assert not torch.allclose(logits, case.host(**long.inputs).logits[:, start:], atol=1e-2)
 
@@ -46,7 +65,10 @@ def right(case, got, longs, clips, start):
 @row("copies of a cache each go on, in one block")
 @torch.no_grad()
 def test_copies_of_a_cache(case):
-    batch, longs = case.write(FIRST), [case.write([*FIRST, text]) for text in ((20, 21, 22), (23, 24))]
+    batch, longs = (
+        case.write(FIRST),
+        [case.write([*FIRST, text]) for text in ((20, 21, 22), (23, 24))],
+    )
     clips, start = case.clips(batch), batch.inputs["input_ids"].shape[1]
     turns = [going_on(case, long, start) for long in longs]
 
@@ -64,10 +86,18 @@ def test_copies_of_a_cache(case):
 @row("a cache repeated for several questions, in one block")
 @torch.no_grad()
 def test_a_repeated_cache(case):
-    batch, longs = case.write(FIRST), [case.write([*FIRST, text]) for text in ((20, 21, 22), (23, 24, 25))]
+    batch, longs = (
+        case.write(FIRST),
+        [case.write([*FIRST, text]) for text in ((20, 21, 22), (23, 24, 25))],
+    )
     clips, start = case.clips(batch), batch.inputs["input_ids"].shape[1]
     turns = [going_on(case, long, start) for long in longs]
-    together = {k: torch.cat([turn[k] for turn in turns], 1 if k == "position_ids" and turns[0][k].ndim == 3 else 0) for k in turns[0]}
+    together = {
+        k: torch.cat(
+            [turn[k] for turn in turns], 1 if k == "position_ids" and turns[0][k].ndim == 3 else 0
+        )
+        for k in turns[0]
+    }
 
     def call():
         cache = cached(case.host(**batch.inputs, use_cache=True))
@@ -81,14 +111,21 @@ def test_a_repeated_cache(case):
     right(case, got, longs, clips, start)
 
 
-@row("a prefix cached without a conditioning is continued under a conditioning, in as many copies as asked for")
+@row(
+    "a prefix cached without a conditioning is continued under a conditioning, in as many copies as"
+    " asked for"
+)
 @torch.no_grad()
 def test_a_prefix_of_the_bare_host(case):
     prefix = (12, 13, 14)
     longs = [case.write([prefix, "video", text]) for text in ((20, 21), (23, 24, 25))]
     clips, start = case.clips(longs[0]), 1 + len(prefix)
     turns = [going_on(case, long, start, vision_of(case, long)) for long in longs]
-    inputs = {k: v for k, v in case.write([prefix]).inputs.items() if k in ("input_ids", "attention_mask", case.family.types)}
+    inputs = {
+        k: v
+        for k, v in case.write([prefix]).inputs.items()
+        if k in ("input_ids", "attention_mask", case.family.types)
+    }
     fill = lambda: cached(case.host(**inputs, use_cache=True))
     before = fill()
     call = lambda: [case.host(**turn, **copy.deepcopy(before)).logits for turn in turns]
@@ -97,7 +134,13 @@ def test_a_prefix_of_the_bare_host(case):
     with case.conditioned(clips):
         got = call()
     right(case, got, longs, clips, start)
-    with raises(ConditioningError, match=rf"The cache held {start} positions before this conditioning began"), case.conditioned([[*clips[0], *clips[0]]]):
+    with (
+        raises(
+            ConditioningError,
+            match=rf"The cache held {start} positions before this conditioning began",
+        ),
+        case.conditioned([[*clips[0], *clips[0]]]),
+    ):
         call()
 
 
@@ -142,7 +185,10 @@ def test_guidance(case):
     for more in ({}, {"negative_prompt_ids": torch.tensor([[1, 30, 31]])}, {"use_cache": False}):
         call = lambda more=more: generate(case.host, batch, guidance_scale=1.5, **more)
         bare = case.bare(call)
-        handles = [layers[i].register_forward_hook(adder(v), prepend=True) for i, v in zip(case.modulation.config.injection.layers, values, strict=True)]
+        handles = [
+            layers[i].register_forward_hook(adder(v), prepend=True)
+            for i, v in zip(case.modulation.config.injection.layers, values, strict=True)
+        ]
         with reference.merged(case.host, case.modulation):
             expected = call()
         for handle in handles:
@@ -173,13 +219,25 @@ def test_a_second_clip_in_the_same_block(case):
     clips, start = case.clips(batch), batch.inputs["input_ids"].shape[1]
     long = case.write([*FIRST, (20,), "video", (21,)])
     turn = going_on(case, long, start, vision_of(case, case.write(["video"], first=1)))
-    for again in (copy.deepcopy, lambda cache: {k: copy.copy(v) for k, v in cache.items()}, rebuilt, lambda cache: cache):
+    for again in (
+        copy.deepcopy,
+        lambda cache: {k: copy.copy(v) for k, v in cache.items()},
+        rebuilt,
+        lambda cache: cache,
+    ):
         with (
-            raises(ConditioningError, match=r"Row 0: the inputs hold \d+ visual tokens, .* a clip that comes later has a conditioning of its own"),
+            raises(
+                ConditioningError,
+                match=(
+                    r"Row 0: the inputs hold \d+ visual tokens, .* a clip that comes later has a"
+                    r" conditioning of its own"
+                ),
+            ),
             case.conditioned(clips),
         ):
             cache = cached(case.host(**batch.inputs, use_cache=True))
             case.host(**turn, **again(cache))
 
 
-# --- other tokens than the visual ones --------------------------------------------------------------------------------------------------
+# --- other tokens than the visual ones
+# --------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
-"""What the contract compares with: slow, plain, and independent of how modulate finds positions and writes.
+"""What the contract compares with: slow, plain, and independent of how modulate finds positions and
+writes.
 
-Residuals are laid out as one dense tensor for each injected layer by the places that the prompt's author noted; plain hooks add the slice of
-it that belongs to the absolute positions of a forward. Nothing here reads token ids.
+Residuals are laid out as one dense tensor for each injected layer by the places that the prompt's
+author noted; plain hooks add the slice of it that belongs to the absolute positions of a forward.
+Nothing here reads token ids.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +22,24 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def residual_rows(modulation: Any, k: int, clip: Any) -> list[Tensor]:
-    """α·W·z of every visual token of one clip, token by token, fp32; zeros for a clip without a signal."""
+    """α·W·z of every visual token of one clip, token by token, fp32; zeros for a clip without a
+    signal.
+    """
     if clip.signal is None:
         return [torch.zeros(modulation.config.host.d_model)] * clip.grid.tokens
     weight = modulation.out[0 if len(modulation.out) == 1 else k].weight
     return [modulation.amplitude[k] * (weight @ z) for z in modulation.latents([clip]).layers[k]]
 
 
-def dense(modulation: Any, rows: Sequence[Sequence[Any]], positions: Sequence[Sequence[Sequence[int]]], length: int) -> list[Tensor]:
-    """For each injected layer (row, length, d_model): the residual of every position, zero where there is none."""
+def dense(
+    modulation: Any,
+    rows: Sequence[Sequence[Any]],
+    positions: Sequence[Sequence[Sequence[int]]],
+    length: int,
+) -> list[Tensor]:
+    """For each injected layer (row, length, d_model): the residual of every position, zero where
+    there is none.
+    """
     layers = []
     for k in range(len(modulation.config.injection.layers)):
         values = torch.zeros(len(positions), length, modulation.config.host.d_model)
@@ -42,7 +53,8 @@ def dense(modulation: Any, rows: Sequence[Sequence[Any]], positions: Sequence[Se
 
 @contextmanager
 def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iterator[None]:
-    """Add the dense residuals in every forward of this block; beams and returned sequences repeat each row.
+    """Add the dense residuals in every forward of this block; beams and returned sequences repeat
+    each row.
 
     The modulation's LoRA is merged into the weights meanwhile, as W + α/r · B A.
     """
@@ -58,13 +70,18 @@ def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iter
             hidden = output[0] if isinstance(output, tuple) else output
             here = values[k][:, past[0] : past[0] + hidden.shape[1]]
             here = nn.functional.pad(here, (0, 0, 0, hidden.shape[1] - here.shape[1]))
-            added = hidden + here.repeat_interleave(hidden.shape[0] // len(here), 0).to(hidden.dtype)
+            added = hidden + here.repeat_interleave(hidden.shape[0] // len(here), 0).to(
+                hidden.dtype
+            )
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         return add
 
     handles = [base.model.register_forward_pre_hook(note, with_kwargs=True)]
-    handles += [decoder_layers(model)[layer].register_forward_hook(adder(k), prepend=True) for k, layer in enumerate(modulation.config.injection.layers)]
+    handles += [
+        decoder_layers(model)[layer].register_forward_hook(adder(k), prepend=True)
+        for k, layer in enumerate(modulation.config.injection.layers)
+    ]
     try:
         with merged(model, modulation):
             yield
@@ -85,13 +102,22 @@ def merged(model: nn.Module, modulation: Any) -> Iterator[None]:
             _, tensors = modulation.lora.to_peft()
             for name in sorted({key.rpartition(".lora_")[0] for key in tensors}):
                 module = base.get_submodule(name.removeprefix("base_model.model."))
-                a, b = tensors[f"{name}.lora_A.weight"], params.alpha / params.rank * tensors[f"{name}.lora_B.weight"]
+                a, b = (
+                    tensors[f"{name}.lora_A.weight"],
+                    params.alpha / params.rank * tensors[f"{name}.lora_B.weight"],
+                )
                 weight = getattr(module, "base_layer", module).weight.data
                 if weight.dtype == torch.float32 and not weight.is_meta:
                     before.append((weight, weight.clone()))
                     weight += b @ a
                 else:  # rounded when merged, or not there: added to what the layer returns
-                    beside.append(module.register_forward_hook(lambda m, args, out, a=a, b=b: (out.float() + args[0].float() @ a.T @ b.T).to(out.dtype)))
+                    beside.append(
+                        module.register_forward_hook(
+                            lambda m, args, out, a=a, b=b: (
+                                out.float() + args[0].float() @ a.T @ b.T
+                            ).to(out.dtype)
+                        )
+                    )
         yield
     finally:
         for weight, value in before:
@@ -103,7 +129,9 @@ def merged(model: nn.Module, modulation: Any) -> Iterator[None]:
 def states_after(model: nn.Module, layer: int, call: Any) -> Tensor:
     """The output of one decoder layer while ``call()`` runs (of its first forward)."""
     found: list[Tensor] = []
-    handle = decoder_layers(model)[layer].register_forward_hook(lambda m, a, out: found.append((out[0] if isinstance(out, tuple) else out).detach().clone()))
+    handle = decoder_layers(model)[layer].register_forward_hook(
+        lambda m, a, out: found.append((out[0] if isinstance(out, tuple) else out).detach().clone())
+    )
     try:
         call()
     finally:
@@ -111,8 +139,12 @@ def states_after(model: nn.Module, layer: int, call: Any) -> Tensor:
     return found[0]
 
 
-def greedy(model: nn.Module, inputs: dict[str, Tensor], steps: int, types: str | None) -> tuple[Tensor, list[Tensor]]:
-    """Generate without a cache, one whole forward a step: the ids generated (row, step), and the logits of every step."""
+def greedy(
+    model: nn.Module, inputs: dict[str, Tensor], steps: int, types: str | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Generate without a cache, one whole forward a step: the ids generated (row, step), and the
+    logits of every step.
+    """
     inputs, scores = dict(inputs), []
     start = inputs["input_ids"].shape[1]
     for _ in range(steps):
@@ -125,7 +157,9 @@ def greedy(model: nn.Module, inputs: dict[str, Tensor], steps: int, types: str |
     return inputs["input_ids"][:, start:], scores
 
 
-def together(model: nn.Module, parts: Sequence[tuple[Any, Sequence[Tensor] | None]], call: Any) -> Any:
+def together(
+    model: nn.Module, parts: Sequence[tuple[Any, Sequence[Tensor] | None]], call: Any
+) -> Any:
     """Call ``call(model)`` with gradients to all that ``parts`` are made of.
 
     ``parts``: modulations with their dense residuals, or None for LoRA alone. Weights are
@@ -143,11 +177,17 @@ def together(model: nn.Module, parts: Sequence[tuple[Any, Sequence[Tensor] | Non
                 params = modulation.config.lora.params
                 b = modulation.lora[f"{layer}|{name}|B"]
                 weights[key] = weights.get(key, weight) + params.alpha / params.rank * b @ a
-        for layer, value in zip(modulation.config.injection.layers, values or (), strict=bool(values)):
-            handles.append(decoder_layers(model)[layer].register_forward_hook(_adder(value), prepend=True))
+        for layer, value in zip(
+            modulation.config.injection.layers, values or (), strict=bool(values)
+        ):
+            handles.append(
+                decoder_layers(model)[layer].register_forward_hook(_adder(value), prepend=True)
+            )
     wrapper = _Called(model, call)
     try:
-        return torch.func.functional_call(wrapper, {f"model.{key}": value for key, value in weights.items()}, ())
+        return torch.func.functional_call(
+            wrapper, {f"model.{key}": value for key, value in weights.items()}, ()
+        )
     finally:
         for handle in handles:
             handle.remove()

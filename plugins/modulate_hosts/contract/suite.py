@@ -1,6 +1,8 @@
-"""Rows and cells of the contract: a row is what every family's host must pass, a cell is one of them on one host.
+"""Rows and cells of the contract: a row is what every family's host must pass, a cell is one of
+them on one host.
 
-Rows are plain functions of a :class:`Case` that assert. The test suite makes tests of them, and ``modulate hosts --verify`` runs the quick ones.
+Rows are plain functions of a :class:`Case` that assert. The test suite makes tests of them, and
+``modulate hosts --verify`` runs the quick ones.
 """
 
 import functools
@@ -27,7 +29,17 @@ from modulate_gaze.scanpath import Scanpath
 from modulate_hosts.contract import reference
 from modulate_hosts.contract.prompts import Batch, Family, write
 
-MODULES = ("forward", "generation", "lines", "embeddings", "training", "compiled", "wrapped", "adapters", "company")
+MODULES = (
+    "forward",
+    "generation",
+    "lines",
+    "embeddings",
+    "training",
+    "compiled",
+    "wrapped",
+    "adapters",
+    "company",
+)
 """Where rows are, in the order of the page."""
 
 D_FEATURES = 12
@@ -36,7 +48,9 @@ D_FEATURES = 12
 
 @dataclass(frozen=True)
 class Row:
-    """One row. ``check`` asserts it of a :class:`Case`; ``families``: those that it takes no long time on, None for all."""
+    """One row. ``check`` asserts it of a :class:`Case`; ``families``: those that it takes no long
+    time on, None for all.
+    """
 
     name: str
     title: str
@@ -61,7 +75,9 @@ def rows() -> dict[str, Row]:
 def row(title: str, quick: Sequence[str] | None = None, ignoring: str = "") -> Callable[[Any], Any]:
     """Make a function of a :class:`Case` a row of the contract.
 
-    A parameter ``tmp_path`` of it gets an empty folder. ``quick``: families that it runs on in the quick suite (by default all); on the others it is slow. ``ignoring``: a warning that is not ours to prevent.
+    A parameter ``tmp_path`` of it gets an empty folder. ``quick``: families that it runs on in the
+    quick suite (by default all); on the others it is slow. ``ignoring``: a warning that is not ours
+    to prevent.
     """
 
     def mark(check: Any) -> Any:
@@ -82,7 +98,9 @@ def row(title: str, quick: Sequence[str] | None = None, ignoring: str = "") -> C
 
 
 class NotApplicable(BaseException):
-    """A row cannot be asked of a host; no failure, and nothing that a row's own ``except Exception`` may catch."""
+    """A row cannot be asked of a host; no failure, and nothing that a row's own ``except
+    Exception`` may catch.
+    """
 
 
 @contextmanager
@@ -91,7 +109,9 @@ def raises(kind: type[Exception], match: str = "") -> Iterator[None]:
     try:
         yield
     except kind as error:
-        assert re.search(match, str(error)), f"{kind.__name__} says {str(error)!r}, which does not match {match!r}"
+        assert re.search(match, str(error)), (
+            f"{kind.__name__} says {str(error)!r}, which does not match {match!r}"
+        )
     else:
         raise AssertionError(f"{kind.__name__} was not raised")
 
@@ -102,25 +122,44 @@ def scanpath(x: float = 0.2, y: float = 0.7) -> Scanpath:
 
 
 def fresh(
-    host: torch.nn.Module, layers: Sequence[int] = (1, 2), encoder: str = "heatmap_dur", lora: Any = None, sharing: str = "per_layer"
+    host: torch.nn.Module,
+    layers: Sequence[int] = (1, 2),
+    encoder: str = "heatmap_dur",
+    lora: Any = None,
+    sharing: str = "per_layer",
 ) -> Modulation:
     """A small modulation as training finds it."""
     torch.manual_seed(3)
     return Modulation.for_host(
-        host, encoder=ComponentSpec(name=encoder, params={"dim": 16}),
-        modulator=ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1, "sharing": sharing}),
-        layers=layers, d_features=D_FEATURES, lora_params=LoraParams(rank=2) if lora else None,
-    )  # fmt: skip
+        host,
+        encoder=ComponentSpec(name=encoder, params={"dim": 16}),
+        modulator=ComponentSpec(
+            name="gaze_resampler",
+            params={"width": 16, "latents": 4, "blocks": 1, "sharing": sharing},
+        ),
+        layers=layers,
+        d_features=D_FEATURES,
+        lora_params=LoraParams(rank=2) if lora else None,
+    )
 
 
 def cached(output: Any) -> dict[str, Cache]:
-    """{name: cache} of a forward's output: transformers takes it back under the name that it gives it out with."""
+    """{name: cache} of a forward's output: transformers takes it back under the name that it gives
+    it out with.
+    """
     return {name: value for name, value in output.items() if isinstance(value, Cache)}
 
 
 def our_hooks(host: torch.nn.Module) -> list[Any]:
-    """Hooks of modulate on any module (transformers keeps some of its own for output_hidden_states)."""
-    return [h for m in host.modules() for h in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()] if h.__module__.startswith("modulate")]
+    """Hooks of modulate on any module (transformers keeps some of its own for
+    output_hidden_states).
+    """
+    return [
+        h
+        for m in host.modules()
+        for h in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
+        if h.__module__.startswith("modulate")
+    ]
 
 
 @functools.cache
@@ -129,7 +168,13 @@ def host_of(family: Family) -> torch.nn.Module:
     return family.build()
 
 
-def strong(host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1, lora: bool = False, **more: Any) -> Modulation:
+def strong(
+    host: torch.nn.Module,
+    layers: Sequence[int] = (1, 2),
+    seed: int = 1,
+    lora: bool = False,
+    **more: Any,
+) -> Modulation:
     """A modulation whose output projections, and LoRA where it has one, are not zero any more."""
     modulation = fresh(host, layers=layers, lora=lora, **more)
     torch.manual_seed(seed)
@@ -164,14 +209,21 @@ class Case:
     def clip(self, kind: str, seed: int) -> ClipInput:
         """A clip with a signal and features of its own."""
         grid = self.family.grids[kind]
-        values = torch.randn(grid.steps, grid.tokens_per_step, D_FEATURES, generator=torch.Generator().manual_seed(100 + seed))
+        values = torch.randn(
+            grid.steps,
+            grid.tokens_per_step,
+            D_FEATURES,
+            generator=torch.Generator().manual_seed(100 + seed),
+        )
         return ClipInput(scanpath(0.1 + 0.17 * (seed % 5), 0.8 - 0.2 * (seed % 4)), grid, values)
 
     def clips(self, batch: Batch, first: int = 0) -> list[list[ClipInput]]:
         numbers = iter(range(first, 1000))
         return [[self.clip(kind, next(numbers)) for kind in kinds] for kinds in batch.kinds]
 
-    def strong(self, host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1) -> Modulation:
+    def strong(
+        self, host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1
+    ) -> Modulation:
         """A modulation that does something; in a cell of the contract with LoRA."""
         return strong(host, layers, seed, lora=self.lora)
 
@@ -179,9 +231,19 @@ class Case:
     def modulation(self) -> Modulation:
         return self.strong(self.host)
 
-    def dense(self, batch: Batch, clips: Sequence[Sequence[ClipInput]], modulation: Modulation | None = None) -> list[torch.Tensor]:
+    def dense(
+        self,
+        batch: Batch,
+        clips: Sequence[Sequence[ClipInput]],
+        modulation: Modulation | None = None,
+    ) -> list[torch.Tensor]:
         with torch.no_grad():
-            return reference.dense(modulation or self.modulation, clips, batch.positions, batch.inputs["input_ids"].shape[1])
+            return reference.dense(
+                modulation or self.modulation,
+                clips,
+                batch.positions,
+                batch.inputs["input_ids"].shape[1],
+            )
 
     @contextmanager
     def conditioned(self, clips: Any, **more: Any) -> Any:
@@ -194,7 +256,9 @@ class Case:
             return call()
 
     def adapted(self, call: Callable[[], Any]) -> Any:
-        """Call the attached host without a conditioning: with the modulation's LoRA, and no residual."""
+        """Call the attached host without a conditioning: with the modulation's LoRA, and no
+        residual.
+        """
         with self.modulation.attached(self.host):
             return call()
 
@@ -204,27 +268,36 @@ class Case:
             return call()
         except Exception as error:
             text = str(error).strip().splitlines()
-            self.not_applicable(f"the bare host refuses: {type(error).__name__}: {text[0] if text else ''}")
+            self.not_applicable(
+                f"the bare host refuses: {type(error).__name__}: {text[0] if text else ''}"
+            )
 
     def not_applicable(self, reason: str) -> None:
         self.outcome, self.reason = "not applicable", reason
         raise NotApplicable(reason)
 
     def refused(self, reason: str) -> None:
-        """Note that this cell is a refusal; the test has seen it. ``reason`` quotes the upstream limit behind it."""
+        """Note that this cell is a refusal; the test has seen it.
+
+        ``reason`` quotes the upstream limit behind it.
+        """
         self.outcome, self.reason = "refused", reason
 
 
 @contextmanager
 def watched(family: Family) -> Iterator[Case]:
-    """Hand out a case whose host, which the cases of a family share, must afterwards be without hooks of ours."""
+    """Hand out a case whose host, which the cases of a family share, must afterwards be without
+    hooks of ours.
+    """
     case = Case(family, lora=True)
     yield case
     assert not our_hooks(case.host), "a row left hooks of ours on the shared host"
 
 
 def run(row: Row, family: Family) -> Cell:
-    """Return what came of one row on one family, whatever is raised; warnings are left to the suite."""
+    """Return what came of one row on one family, whatever is raised; warnings are left to the
+    suite.
+    """
     try:
         with warnings.catch_warnings(), watched(family) as case:
             warnings.simplefilter("ignore")

@@ -1,4 +1,6 @@
-"""Gradients: of the modulation only, and the same under activation checkpointing, however forwards and backwards are ordered."""
+"""Gradients: of the modulation only, and the same under activation checkpointing, however forwards
+and backwards are ordered.
+"""
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +14,10 @@ def trainable(case, **checkpointing):
     host = case.family.build().train()
     if checkpointing:
         # Renamed after 5.17; the old name warns.
-        enable = getattr(host, "activation_checkpointing_enable", None) or host.gradient_checkpointing_enable
+        enable = (
+            getattr(host, "activation_checkpointing_enable", None)
+            or host.gradient_checkpointing_enable
+        )
         enable(checkpointing)
     return host, case.strong(host).train()
 
@@ -47,7 +52,11 @@ def same(a, b):
 @row("gradients reach every part of the modulation and never the host")
 def test_gradients(case):
     found = single(case)
-    assert [n for n, p in case.strong(case.host).named_parameters() if n not in found or not found[n].any()] == []
+    assert [
+        n
+        for n, p in case.strong(case.host).named_parameters()
+        if n not in found or not found[n].any()
+    ] == []
 
 
 @row("gradient checkpointing, not reentrant, backward after the block: the same gradients")
@@ -56,22 +65,30 @@ def test_checkpointing(case):
 
 
 # Torch warns of the frozen vision tower, which needs no gradients.
-@row("gradient checkpointing, reentrant, backward after the block: the same gradients", ignoring="None of the inputs have requires_grad=True")
+@row(
+    "gradient checkpointing, reentrant, backward after the block: the same gradients",
+    ignoring="None of the inputs have requires_grad=True",
+)
 def test_reentrant_checkpointing(case):
     try:
-        found = single(case, prepare=lambda host: host.enable_input_require_grads(), use_reentrant=True)
+        found = single(
+            case, prepare=lambda host: host.enable_input_require_grads(), use_reentrant=True
+        )
     except ConditioningError as error:
         assert "use_reentrant=False" in str(error)
         case.refused(
-            "transformers before 5.23 checkpoints a layer's whole call, hooks included; torch's reentrant recomputation then runs one backward for each layer "
-            "through the modulation's one graph (\"Trying to backward through the graph a second time\")"
+            "transformers before 5.23 checkpoints a layer's whole call, hooks included; torch's"
+            " reentrant recomputation then runs one backward for each layer through the"
+            ' modulation\'s one graph ("Trying to backward through the graph a second time")'
         )
     else:
         same(single(case), found)
 
 
 def two(case, inside, **checkpointing):
-    """Gradients of two conditioned forwards and a bare one between them, then their backwards in the other order."""
+    """Gradients of two conditioned forwards and a bare one between them, then their backwards in
+    the other order.
+    """
     host, modulation = trainable(case, **checkpointing)
     batches = [case.write(["video", (7, 8, 9)]), case.write([(12,), "video", (10, 11)], first=1)]
     if inside:
@@ -89,10 +106,20 @@ def two(case, inside, **checkpointing):
 
 
 def checkpoint_layers(host):
-    """Checkpoint each layer's whole call, hooks included, as transformers did up to 5.22 and as users do by hand."""
+    """Checkpoint each layer's whole call, hooks included, as transformers did up to 5.22 and as
+    users do by hand.
+    """
     for layer in host.get_decoder().layers:
         call = type(layer).__call__
-        layer.__class__ = type(type(layer).__name__, (type(layer),), {"__call__": lambda self, *a, call=call, **kw: checkpoint(call, self, *a, use_reentrant=False, **kw)})
+        layer.__class__ = type(
+            type(layer).__name__,
+            (type(layer),),
+            {
+                "__call__": lambda self, *a, call=call, **kw: checkpoint(
+                    call, self, *a, use_reentrant=False, **kw
+                )
+            },
+        )
 
 
 @row("two conditioned forwards, then two backwards, under checkpointing: the same gradients")

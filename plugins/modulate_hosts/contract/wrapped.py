@@ -1,4 +1,4 @@
-"""Hosts that are split over devices, quantised, or carry adapters: PEFT's and the modulation's own."""
+"""Hosts that are split over devices, quantized, or carry adapters: PEFT's and the modulation's own."""
 
 import torch
 
@@ -12,7 +12,9 @@ def prompts(case):
 
 
 def agrees(case, host, steps=3):
-    """Logits and what is generated are those of the family's plain host under the reference's residuals."""
+    """Logits and what is generated are those of the family's plain host under the reference's
+    residuals.
+    """
     batch, clips = prompts(case)
     modulation = case.strong(host)
     values = case.dense(batch, clips, modulation)
@@ -33,9 +35,17 @@ def test_cpu_offload(case):
 
 
 # Before 5.23 transformers warns of where the ids are.
-@row("accelerate: weights offloaded to the CPU between layers, generating", ignoring="You are calling .generate.. with the `input_ids` being on a device type")
+@row(
+    "accelerate: weights offloaded to the CPU between layers, generating",
+    ignoring="You are calling .generate.. with the `input_ids` being on a device type",
+)
 def test_generating_under_cpu_offload(case):
-    offloaded(case, lambda host, batch: host.generate(**batch.inputs, max_new_tokens=3, output_scores=True, return_dict_in_generate=True).scores[-1])
+    offloaded(
+        case,
+        lambda host, batch: host.generate(
+            **batch.inputs, max_new_tokens=3, output_scores=True, return_dict_in_generate=True
+        ).scores[-1],
+    )
 
 
 def offloaded(case, call):
@@ -57,11 +67,20 @@ def dispatched(case, device, **more):
     host = case.family.build()
     host.tie_weights()
     children = [name for name, _ in host.model.named_children()]
-    device_map = {f"model.{name}": "cpu" for name in children} | {name: "cpu" for name, _ in host.named_children() if name != "model"}
+    device_map = {f"model.{name}": "cpu" for name in children} | {
+        name: "cpu" for name, _ in host.named_children() if name != "model"
+    }
     language = next(name for name in children if host.get_decoder() is getattr(host.model, name))
     device_map.pop(f"model.{language}")
-    device_map |= {f"model.{language}.{name}": "cpu" for name, _ in host.get_decoder().named_children() if name != "layers"}
-    device_map |= {f"model.{language}.layers.{i}": device if i == 2 else "cpu" for i in range(len(host.get_decoder().layers))}
+    device_map |= {
+        f"model.{language}.{name}": "cpu"
+        for name, _ in host.get_decoder().named_children()
+        if name != "layers"
+    }
+    device_map |= {
+        f"model.{language}.layers.{i}": device if i == 2 else "cpu"
+        for i in range(len(host.get_decoder().layers))
+    }
     device_map |= {f"model.{name}": "cpu" for name, _ in host.model.named_parameters(recurse=False)}
     host = dispatch_model(host, device_map, main_device="cpu", force_hooks=True, **more)
     close(agrees(case, host), agrees(case, case.family.build()))
@@ -81,15 +100,19 @@ def test_disk_offload(case, tmp_path):
     dispatched(case, "disk", offload_dir=tmp_path)
 
 
-@row("a host quantised to int8", quick=())
-def test_quantised(case):
+@row("a host quantized to int8", quick=())
+def test_quantized(case):
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError:
         case.not_applicable("needs torchao, which is not installed where this table was made")
     host = case.family.build()
     linear = torch.nn.Linear
-    quantize_(host.get_decoder(), Int8WeightOnlyConfig(), filter_fn=lambda module, name: isinstance(module, linear) and "proj" in name)
+    quantize_(
+        host.get_decoder(),
+        Int8WeightOnlyConfig(),
+        filter_fn=lambda module, name: isinstance(module, linear) and "proj" in name,
+    )
     agrees(case, host)
 
 
@@ -99,12 +122,17 @@ def test_peft(case):
 
     torch.manual_seed(0)
     targets = r".*(language_model|text_model)\..*\.(q_proj|v_proj)"
-    host = get_peft_model(case.family.build(), LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).eval()
+    host = get_peft_model(
+        case.family.build(), LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    ).eval()
     agrees(case, host)
     assert not our_hooks(host) and list(host.peft_config) == ["default"]
 
 
-@row("the modulation's own LoRA: the logits are those of the merged weights, and the bare host's when it is fresh")
+@row(
+    "the modulation's own LoRA: the logits are those of the merged weights, and the bare host's"
+    " when it is fresh"
+)
 def test_lora(case):
     batch, clips = prompts(case)
     host = case.host

@@ -1,4 +1,6 @@
-"""The small modulators: nothing when fresh, what their formula says afterwards, through the same hooks as the resampler."""
+"""The small modulators: nothing when fresh, what their formula says afterwards, through the same
+hooks as the resampler.
+"""
 
 import json
 
@@ -11,7 +13,11 @@ from modulate.errors import CheckpointError, RecipeError
 from modulate.interfaces.params import ComponentSpec
 from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, inputs, qwen
 
-MODULATORS = {"steering": {}, "film": {"width": 8}, "gated_cross_attention": {"width": 16, "heads": 2}}
+MODULATORS = {
+    "steering": {},
+    "film": {"width": 8},
+    "gated_cross_attention": {"width": 16, "heads": 2},
+}
 
 
 def modulation(host, name, params=None, layers=(1, 2), dim=4):
@@ -52,7 +58,10 @@ def test_fresh_it_changes_no_logit_and_every_part_gets_a_gradient_once_awake(hos
 @pytest.mark.parametrize("name", ["steering", "film"])
 def test_a_blank_signal_leaves_the_host_alone(host, name):
     batch, blank = inputs(), ClipInput(CLIP.signal.blank(), GRID, CLIP.features)
-    with awake(modulation(host, name)).attached(host) as attachment, attachment.condition([[blank], [blank]]):
+    with (
+        awake(modulation(host, name)).attached(host) as attachment,
+        attachment.condition([[blank], [blank]]),
+    ):
         during = host(**batch).logits
     assert torch.equal(during, host(**batch).logits)
 
@@ -72,29 +81,49 @@ def test_film_scales_and_shifts_the_states_themselves(host):
     before, after = written(host, module)
     signal = module.encoder([CLIP.signal], [GRID]).values
     z = torch.nn.functional.gelu(signal @ module.modulator.layers[0][0].weight.T).flatten(0, 1)
-    expected = before + module.amplitude[0] * ((z @ module.out[0].scale.weight.T) * before + z @ module.out[0].shift.weight.T)
+    expected = before + module.amplitude[0] * (
+        (z @ module.out[0].scale.weight.T) * before + z @ module.out[0].shift.weight.T
+    )
     torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_cross_attention_reads_the_memory_of_its_own_step_only(host):
     module = awake(modulation(host, "gated_cross_attention"))
     before, after = written(host, module)
-    writer, memory = module.out[0], module.latents([CLIP]).layers[0].view(GRID.steps, GRID.tokens_per_step, -1)
+    writer, memory = (
+        module.out[0],
+        module.latents([CLIP]).layers[0].view(GRID.steps, GRID.tokens_per_step, -1),
+    )
     expected = []
     for step, states in enumerate(before.view(GRID.steps, GRID.tokens_per_step, -1)):
-        query, key, value = writer.query(writer.norm(states)), writer.key(memory[step]), writer.value(memory[step])
-        read = [torch.softmax(query[:, part] @ key[:, part].T / 8**0.5, -1) @ value[:, part] for part in (slice(0, 8), slice(8, 16))]
-        expected.append(states + module.amplitude[0] * torch.tanh(writer.gate) * writer.out(torch.cat(read, -1)))
+        query, key, value = (
+            writer.query(writer.norm(states)),
+            writer.key(memory[step]),
+            writer.value(memory[step]),
+        )
+        read = [
+            torch.softmax(query[:, part] @ key[:, part].T / 8**0.5, -1) @ value[:, part]
+            for part in (slice(0, 8), slice(8, 16))
+        ]
+        expected.append(
+            states + module.amplitude[0] * torch.tanh(writer.gate) * writer.out(torch.cat(read, -1))
+        )
     torch.testing.assert_close(after, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_cross_attention_over_spans_of_different_length_equals_one_by_one(host):
     writer = awake(modulation(host, "gated_cross_attention")).out[0]
     generator = torch.Generator().manual_seed(0)
-    latents, hidden = torch.randn(9, 16, generator=generator), torch.randn(4, 32, generator=generator)
+    latents, hidden = (
+        torch.randn(9, 16, generator=generator),
+        torch.randn(4, 32, generator=generator),
+    )
     span = torch.tensor([[2, 5], [5, 9], [2, 5], [0, 2]])
     together = writer(latents[:4], hidden, Memory(latents, span))
-    alone = [writer(latents[:1], hidden[i : i + 1], Memory(latents[a:b], torch.tensor([[0, b - a]])))[0] for i, (a, b) in enumerate(span.tolist())]
+    alone = [
+        writer(latents[:1], hidden[i : i + 1], Memory(latents[a:b], torch.tensor([[0, b - a]])))[0]
+        for i, (a, b) in enumerate(span.tolist())
+    ]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=1e-5)
 
 
@@ -103,7 +132,9 @@ def test_a_given_direction_is_added_with_its_strength_on_every_visual_token(host
     save_file({"directions": directions}, tmp_path / "d.safetensors")
     params = {"by": "constant", "directions": str(tmp_path / "d.safetensors"), "strength": 0.5}
     before, after = written(host, modulation(host, "steering", params))
-    torch.testing.assert_close(after - before, (0.5 * directions[0]).expand_as(before), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        after - before, (0.5 * directions[0]).expand_as(before), atol=1e-6, rtol=0
+    )
 
 
 def test_a_saved_modulation_holds_its_directions_and_names_no_file(host, tmp_path):
@@ -113,17 +144,31 @@ def test_a_saved_modulation_holds_its_directions_and_names_no_file(host, tmp_pat
     made.save_pretrained(tmp_path / "saved")
     (tmp_path / "d.safetensors").unlink()
     again = Modulation.from_pretrained(tmp_path / "saved")
-    assert torch.equal(again.out[1].direction, directions[1]) and again.config.modulator.params == {"directions": "saved"}
+    assert torch.equal(again.out[1].direction, directions[1]) and again.config.modulator.params == {
+        "directions": "saved"
+    }
     again.save_pretrained(tmp_path / "twice")
-    assert (tmp_path / "twice" / "config.json").read_text() == (tmp_path / "saved" / "config.json").read_text()
+    assert (tmp_path / "twice" / "config.json").read_text() == (
+        tmp_path / "saved" / "config.json"
+    ).read_text()
 
 
 def test_a_strangers_configuration_that_names_a_file_is_refused(host, tmp_path):
     save_file({"directions": torch.ones(2, 32)}, tmp_path / "d.safetensors")
-    modulation(host, "steering", {"directions": str(tmp_path / "d.safetensors")}).save_pretrained(tmp_path / "saved")
+    modulation(host, "steering", {"directions": str(tmp_path / "d.safetensors")}).save_pretrained(
+        tmp_path / "saved"
+    )
     path = tmp_path / "saved" / "config.json"
-    path.write_text(path.read_text().replace('"saved"', json.dumps(str(tmp_path / "d.safetensors"))))
-    with pytest.raises(CheckpointError, match=r"config\.json: directions of steering names the file '.*d\.safetensors'\. A saved modulation holds what it needs"):
+    path.write_text(
+        path.read_text().replace('"saved"', json.dumps(str(tmp_path / "d.safetensors")))
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=(
+            r"config\.json: directions of steering names the file '.*d\.safetensors'\. A saved"
+            r" modulation holds what it needs"
+        ),
+    ):
         Modulation.from_pretrained(tmp_path / "saved")
 
 
@@ -131,7 +176,9 @@ def test_directions_that_do_not_fit_are_refused(tmp_path):
     host = qwen()
     with pytest.raises(RecipeError, match="`strength` is that of given directions"):
         modulation(host, "steering", {"strength": 1.0})
-    with pytest.raises(RecipeError, match=r"starts with numbers in 'out\.0\.direction' that are not finite"):
+    with pytest.raises(
+        RecipeError, match=r"starts with numbers in 'out\.0\.direction' that are not finite"
+    ):
         modulation(host, "steering", {"directions": "saved"})
     save_file({"directions": torch.ones(1, 32)}, tmp_path / "d.safetensors")
     with pytest.raises(CheckpointError, match=r"shape \(1, 32\); here \(2, 32\)"):

@@ -25,11 +25,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def build(weights: str, **params: Any) -> DinoV2:
-    return DinoV2(DinoV2.Params.model_validate({"weights": weights, "dims": DIMS, "image_size": 28} | params))
+    return DinoV2(
+        DinoV2.Params.model_validate({"weights": weights, "dims": DIMS, "image_size": 28} | params)
+    )
 
 
 def noise(frames: int) -> torch.Tensor:
-    return torch.randint(0, 256, (frames, 40, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (frames, 40, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_the_backbone_is_registered_under_its_name() -> None:
@@ -43,7 +47,9 @@ def test_every_frame_has_features_at_its_own_time(weights: str) -> None:
 
 def test_frames_do_not_influence_each_other_and_batches_change_nothing(weights: str) -> None:
     together = build(weights)(noise(3), [0.0, 1.0, 2.0]).values
-    assert torch.allclose(together, build(weights, batch=2)(noise(3), [0.0, 1.0, 2.0]).values, atol=1e-5)
+    assert torch.allclose(
+        together, build(weights, batch=2)(noise(3), [0.0, 1.0, 2.0]).values, atol=1e-5
+    )
     assert torch.allclose(together[1:2], build(weights)(noise(3)[1:2], [7.0]).values, atol=1e-5)
 
 
@@ -59,16 +65,20 @@ def test_features_are_the_patch_tokens_after_the_final_norm(registers: int, tmp_
     assert torch.equal(values[0, 1, 0], seen[0][0, 1 + registers + 2])
 
 
-def test_frames_are_resized_whole_and_normalised(weights: str) -> None:
+def test_frames_are_resized_whole_and_normalized(weights: str) -> None:
     backbone = build(weights)
     seen: list[torch.Tensor] = []
-    backbone.vit.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    backbone.vit.patch_embed.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
     frames = torch.zeros(1, 56, 84, 3, dtype=torch.uint8)
     frames[:, :28, 42:] = 255
     backbone(frames, [0.0])
     assert seen[0].shape == (1, 3, 28, 28)
     white = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    assert torch.allclose(seen[0][0, :, 3, 24], white, atol=1e-5) and seen[0][0, 0, 24, 3] == pytest.approx(-0.485 / 0.229, abs=1e-5)
+    assert torch.allclose(seen[0][0, :, 3, 24], white, atol=1e-5) and seen[0][
+        0, 0, 24, 3
+    ] == pytest.approx(-0.485 / 0.229, abs=1e-5)
 
 
 def test_positions_saved_for_another_image_size_are_interpolated(weights: str) -> None:
@@ -84,34 +94,62 @@ def test_the_default_is_the_pretrained_base_model(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(module.timm, "create_model", create)
     DinoV2(DinoV2.Params())
-    assert asked == [("vit_base_patch14_dinov2.lvd142m", {"pretrained": True, "img_size": 518, "num_classes": 0})]
+    assert asked == [
+        ("vit_base_patch14_dinov2.lvd142m", {"pretrained": True, "img_size": 518, "num_classes": 0})
+    ]
 
 
-def test_weights_that_cannot_be_fetched_are_an_error_that_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched_are_an_error_that_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(MissingFileError, match=r"weights of vit_small_patch14_dinov2 are not here and could not be fetched: .*Name a safetensors file under weights\."):
+    with pytest.raises(
+        MissingFileError,
+        match=(
+            r"weights of vit_small_patch14_dinov2 are not here and could not be fetched: .*Name a"
+            r" safetensors file under weights\."
+        ),
+    ):
         DinoV2(DinoV2.Params(model="vit_small_patch14_dinov2", image_size=28))
 
 
-def test_a_named_model_loads_from_a_local_file_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = functools.partial(module.timm.create_model, depth=1)  # the published depth would only take longer
+def test_a_named_model_loads_from_a_local_file_without_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = functools.partial(
+        module.timm.create_model, depth=1
+    )  # the published depth would only take longer
     monkeypatch.setattr(module.timm, "create_model", create)
     vit = create("vit_small_patch14_dinov2", img_size=28, num_classes=0)
     save_file(vit.state_dict(), tmp_path / "model.safetensors")
-    backbone = build(str(tmp_path / "model.safetensors"), model="vit_small_patch14_dinov2", dims=None)
+    backbone = build(
+        str(tmp_path / "model.safetensors"), model="vit_small_patch14_dinov2", dims=None
+    )
     assert backbone.d_features == 384 and torch.equal(backbone.vit.cls_token, vit.cls_token)
 
 
 def test_the_backbone_is_frozen_and_keeps_no_graph(weights: str) -> None:
     backbone = build(weights)
-    assert not any(p.requires_grad for p in backbone.parameters()) and not backbone(noise(1), [0.0]).values.requires_grad
+    assert (
+        not any(p.requires_grad for p in backbone.parameters())
+        and not backbone(noise(1), [0.0]).values.requires_grad
+    )
 
 
-def test_the_fingerprint_changes_with_everything_that_changes_the_features(weights: str, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_everything_that_changes_the_features(
+    weights: str, tmp_path: Path
+) -> None:
     save_file(build_vit(DinoV2Dims(**DIMS), 28).state_dict(), tmp_path / "other.safetensors")
-    prints = [build(weights).fingerprint(), build(weights, image_size=56).fingerprint(), build(str(tmp_path / "other.safetensors")).fingerprint()]
-    prints += [build(weights, dims=DIMS | {"heads": 1}).fingerprint(), build(weights).to(torch.bfloat16).fingerprint()]
+    prints = [
+        build(weights).fingerprint(),
+        build(weights, image_size=56).fingerprint(),
+        build(str(tmp_path / "other.safetensors")).fingerprint(),
+    ]
+    prints += [
+        build(weights, dims=DIMS | {"heads": 1}).fingerprint(),
+        build(weights).to(torch.bfloat16).fingerprint(),
+    ]
     assert len(set(prints)) == 5
     assert build(weights, batch=1).fingerprint() == prints[0]
 
@@ -125,7 +163,9 @@ def test_the_fingerprint_changes_with_everything_that_changes_the_features(weigh
         ({"dims": None, "model": "resnet18"}, "takes timm's DINOv2 models"),
     ],
 )
-def test_parameters_that_contradict_each_other_are_refused(wrong: dict[str, Any], message: str, weights: str) -> None:
+def test_parameters_that_contradict_each_other_are_refused(
+    wrong: dict[str, Any], message: str, weights: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         build(**({"weights": weights} | wrong))
 

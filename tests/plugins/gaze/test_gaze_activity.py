@@ -18,9 +18,15 @@ from modulate_gaze.heatmaps import HeatmapDurParams, HeatmapTauParams
 from modulate_gaze.scanpath import Scanpath
 
 CLIPS = [
-    (Scanpath([(0.1, 0.2, 1.0, 0.6), (0.7, 0.9, 1.1, 0.5), (0.5, 0.5, 4.0, 2.0)]), visual_grid([0, 1, 2, 3, 4, 5], 2, 2, 3)),
+    (
+        Scanpath([(0.1, 0.2, 1.0, 0.6), (0.7, 0.9, 1.1, 0.5), (0.5, 0.5, 4.0, 2.0)]),
+        visual_grid([0, 1, 2, 3, 4, 5], 2, 2, 3),
+    ),
     (Scanpath(), visual_grid([10, 12], 1, 2, 3)),
-    (Scanpath([(0.4, 0.4, 3700.2, 0.5)]), visual_grid([3700, 3700.2, 3700.4, 3701], 1, 2, 3, (3699, 3702))),
+    (
+        Scanpath([(0.4, 0.4, 3700.2, 0.5)]),
+        visual_grid([3700, 3700.2, 3700.4, 3701], 1, 2, 3, (3699, 3702)),
+    ),
 ]
 
 
@@ -30,7 +36,10 @@ def looped(clips, weigh):
     table = []
     for scanpath, grid in clips:
         for time, span in zip(grid.times, grid.spans, strict=True):
-            row = [weigh(t - d / 2, t + d / 2, time, *span) for _, _, t, d in scanpath.fixations.tolist()]
+            row = [
+                weigh(t - d / 2, t + d / 2, time, *span)
+                for _, _, t, d in scanpath.fixations.tolist()
+            ]
             table.append(row + [0.0] * (widest - len(row)))
     return torch.tensor(table, dtype=torch.float64).reshape(len(table), widest)
 
@@ -60,7 +69,15 @@ def test_overlap_activity_is_seconds_shared_with_the_step():
 @given(
     st.lists(
         st.tuples(
-            st.lists(st.tuples(st.just(0.5), st.just(0.5), st.integers(0, 80).map(lambda v: v / 4 + 0.1), st.integers(1, 40).map(lambda v: v / 4)), max_size=5),
+            st.lists(
+                st.tuples(
+                    st.just(0.5),
+                    st.just(0.5),
+                    st.integers(0, 80).map(lambda v: v / 4 + 0.1),
+                    st.integers(1, 40).map(lambda v: v / 4),
+                ),
+                max_size=5,
+            ),
             st.lists(st.integers(0, 20), min_size=1, max_size=6, unique=True).map(sorted),
         ),
         min_size=1,
@@ -69,13 +86,20 @@ def test_overlap_activity_is_seconds_shared_with_the_step():
 )
 def test_padding_never_leaks_between_clips(clips):
     clips = [(Scanpath(rows), visual_grid(times, 1, 1, 1, (-1, 21))) for rows, times in clips]
-    assert torch.allclose(batched(clips, lambda a: activity(a, "overlap")), looped(clips, overlap), atol=1e-9)
+    assert torch.allclose(
+        batched(clips, lambda a: activity(a, "overlap")), looped(clips, overlap), atol=1e-9
+    )
 
 
 def test_the_edge_of_a_fixation_counts_as_active_despite_rounding():
     grid = VisualGrid(1, 1, (1.0,), ((0.9, 1.1),))
     assert abs(1.0 - 1.1) > 0.2 / 2  # in floating point
-    assert batched([(Scanpath([(0.5, 0.5, 1.1, 0.2)]), grid)], lambda a: activity(a, "midpoint")).item() == 1
+    assert (
+        batched(
+            [(Scanpath([(0.5, 0.5, 1.1, 0.2)]), grid)], lambda a: activity(a, "midpoint")
+        ).item()
+        == 1
+    )
 
 
 def released_activity(rows, time):
@@ -90,20 +114,40 @@ EDGES = [0.1 + 0.2, 1 / 3, 2 / 3, 1.0, 62.1, 138.0, 3723.0]
 
 @pytest.mark.parametrize("edge", EDGES)
 def test_activity_as_released_is_the_released_comparison_at_every_edge(edge):
-    rows = [[0.5, 0.5, edge + sign * lasts / 2 + k * step, lasts] for sign in (-1, 1) for lasts in (0.0, 1e-7, 0.2, 2.04) for k in range(-3, 4)
-            for step in (1e-9, 4e-7, float(np.spacing(np.float32(edge))))]  # fmt: skip
-    scanpath, grid = Scanpath([[*row[:2], max(row[2], 0.0), row[3]] for row in rows]), VisualGrid(1, 1, (edge,), ((edge, edge),))
+    rows = [
+        [0.5, 0.5, edge + sign * lasts / 2 + k * step, lasts]
+        for sign in (-1, 1)
+        for lasts in (0.0, 1e-7, 0.2, 2.04)
+        for k in range(-3, 4)
+        for step in (1e-9, 4e-7, float(np.spacing(np.float32(edge))))
+    ]
+    scanpath, grid = (
+        Scanpath([[*row[:2], max(row[2], 0.0), row[3]] for row in rows]),
+        VisualGrid(1, 1, (edge,), ((edge, edge),)),
+    )
     found = batched([(scanpath, grid)], lambda a: activity(a, "released"))[0]
-    assert torch.equal(found, released_activity(scanpath.fixations.tolist(), edge)) and 0 < found.sum() < len(rows)
-    assert not torch.equal(found, batched([(scanpath, grid)], lambda a: activity(a, "midpoint"))[0])  # which forgives a microsecond
+    assert torch.equal(
+        found, released_activity(scanpath.fixations.tolist(), edge)
+    ) and 0 < found.sum() < len(rows)
+    assert not torch.equal(
+        found, batched([(scanpath, grid)], lambda a: activity(a, "midpoint"))[0]
+    )  # which forgives a microsecond
 
 
-@given(st.lists(st.tuples(st.floats(0, 4000), st.floats(0, 5)), min_size=1, max_size=12), st.lists(st.floats(0, 4000), min_size=1, max_size=4, unique=True))
+@given(
+    st.lists(st.tuples(st.floats(0, 4000), st.floats(0, 5)), min_size=1, max_size=12),
+    st.lists(st.floats(0, 4000), min_size=1, max_size=4, unique=True),
+)
 def test_activity_as_released_is_the_released_comparison_everywhere(spans, times):
-    scanpath, times = Scanpath([(0.5, 0.5, middle, lasts) for middle, lasts in spans]), sorted(times)
+    scanpath, times = (
+        Scanpath([(0.5, 0.5, middle, lasts) for middle, lasts in spans]),
+        sorted(times),
+    )
     grid = VisualGrid(1, 1, tuple(times), tuple((t, t) for t in times))
     found = batched([(scanpath, grid)], lambda a: activity(a, "released"))
-    assert torch.equal(found, torch.stack([released_activity(scanpath.fixations.tolist(), t) for t in times]))
+    assert torch.equal(
+        found, torch.stack([released_activity(scanpath.fixations.tolist(), t) for t in times])
+    )
 
 
 def test_only_coord_pe_knows_the_released_arithmetic():
@@ -115,13 +159,23 @@ def test_only_coord_pe_knows_the_released_arithmetic():
 
 def test_ends_that_touch_do_not_overlap():
     grid = VisualGrid(1, 1, (0.5, 1.5), ((0.0, 1.1), (1.1, 2.0)))
-    assert batched([(Scanpath([(0.5, 0.5, 1.2, 0.2)]), grid)], lambda a: activity(a, "overlap"))[0].item() == 0
+    assert (
+        batched([(Scanpath([(0.5, 0.5, 1.2, 0.2)]), grid)], lambda a: activity(a, "overlap"))[
+            0
+        ].item()
+        == 0
+    )
 
 
 def test_an_instant_and_a_single_frame_still_overlap():
     moment = Scanpath([(0.5, 0.5, 2.0, 0.0)])
-    assert batched([(moment, visual_grid([1, 2, 3], 1, 1, 1))], lambda a: activity(a, "overlap")).squeeze(-1).tolist() == pytest.approx([0, 1e-3, 0])
-    assert batched([(Scanpath([(0.5, 0.5, 2.0, 1.0)]), visual_grid([2], 1, 1, 1))], lambda a: activity(a, "overlap")).item() == pytest.approx(1e-3)
+    assert batched(
+        [(moment, visual_grid([1, 2, 3], 1, 1, 1))], lambda a: activity(a, "overlap")
+    ).squeeze(-1).tolist() == pytest.approx([0, 1e-3, 0])
+    assert batched(
+        [(Scanpath([(0.5, 0.5, 2.0, 1.0)]), visual_grid([2], 1, 1, 1))],
+        lambda a: activity(a, "overlap"),
+    ).item() == pytest.approx(1e-3)
 
 
 def test_share_sums_to_one_where_anything_is_active_and_to_nothing_elsewhere():
@@ -131,9 +185,16 @@ def test_share_sums_to_one_where_anything_is_active_and_to_nothing_elsewhere():
 
 def test_decay_at_the_steps_time_is_the_exponential_of_the_age():
     tau = 0.8
-    expected = looped(CLIPS, lambda begin, end, time, *_: math.exp(-max(0.0, time - end) / tau) if begin <= time else 0.0)
+    expected = looped(
+        CLIPS,
+        lambda begin, end, time, *_: (
+            math.exp(-max(0.0, time - end) / tau) if begin <= time else 0.0
+        ),
+    )
     assert (expected > 0).sum() > 4
-    assert torch.allclose(batched(CLIPS, lambda a: decayed(a, "midpoint", torch.tensor(tau))), expected, atol=1e-6)
+    assert torch.allclose(
+        batched(CLIPS, lambda a: decayed(a, "midpoint", torch.tensor(tau))), expected, atol=1e-6
+    )
 
 
 def test_decay_over_a_span_is_the_mean_of_the_exponential_of_the_age():
@@ -143,24 +204,40 @@ def test_decay_over_a_span_is_the_mean_of_the_exponential_of_the_age():
         moments = [start + (k + 0.5) / n * (finish - start) for k in range(n)]
         return sum(math.exp(-max(0.0, m - end) / tau) for m in moments if m >= begin) / n
 
-    assert torch.allclose(batched(CLIPS, lambda a: decayed(a, "overlap", torch.tensor(tau))), looped(CLIPS, mean), atol=1e-3)
+    assert torch.allclose(
+        batched(CLIPS, lambda a: decayed(a, "overlap", torch.tensor(tau))),
+        looped(CLIPS, mean),
+        atol=1e-3,
+    )
 
 
 def test_decay_tends_to_the_overlap_when_it_is_quick_and_to_one_when_it_is_slow():
     a = align(*zip(*CLIPS[:1], strict=True))
     spans = (a.spans[..., 1] - a.spans[..., 0])[..., None]
-    assert torch.allclose(decayed(a, "overlap", torch.tensor(1e-5)).double(), activity(a, "overlap") / spans, atol=1e-4)
-    assert torch.allclose(decayed(a, "overlap", torch.tensor(1e6))[0, -1, :2], torch.ones(2), atol=1e-5)
+    assert torch.allclose(
+        decayed(a, "overlap", torch.tensor(1e-5)).double(),
+        activity(a, "overlap") / spans,
+        atol=1e-4,
+    )
+    assert torch.allclose(
+        decayed(a, "overlap", torch.tensor(1e6))[0, -1, :2], torch.ones(2), atol=1e-5
+    )
 
 
 def test_a_fixation_that_has_faded_counts_for_nothing_at_all():
     grid = visual_grid([0, 1, 2, 100], 1, 1, 1)
-    weights = batched([(Scanpath([(0.5, 0.5, 0.2, 0.2)]), grid)], lambda a: decayed(a, "overlap", torch.tensor(1.0)))
+    weights = batched(
+        [(Scanpath([(0.5, 0.5, 0.2, 0.2)]), grid)],
+        lambda a: decayed(a, "overlap", torch.tensor(1.0)),
+    )
     assert weights[2].item() > 0 and weights[3].item() == 0
 
 
 def test_other_signals_and_unequal_numbers_are_refused():
     grid = visual_grid([0], 1, 1, 1)
-    for signals, message in [([Scanpath()], "got 1 signals (scanpaths) for 2 grids."), ([Scanpath(), 3], "got 2 signals (int) for 2 grids.")]:
+    for signals, message in [
+        ([Scanpath()], "got 1 signals (scanpaths) for 2 grids."),
+        ([Scanpath(), 3], "got 2 signals (int) for 2 grids."),
+    ]:
         with pytest.raises(ConditioningError, match=re.escape(message)):
             align(signals, [grid, grid])

@@ -46,12 +46,16 @@ def weights_at(scanpath, grid, step, mode):
     time, (start, finish) = grid.times[step], grid.spans[step]
     if mode == "midpoint":
         return [float(abs(time - t) <= d / 2 + 1e-6) for _, _, t, d in scanpath.fixations.tolist()]
-    seconds = [min(t + d / 2, finish) - max(t - d / 2, start) for _, _, t, d in scanpath.fixations.tolist()]
+    seconds = [
+        min(t + d / 2, finish) - max(t - d / 2, start) for _, _, t, d in scanpath.fixations.tolist()
+    ]
     return [s if s > 1e-6 else 0.0 for s in seconds]
 
 
 def looped(value, d, mode):
-    """Weighted mean over active fixations of value(fixation, token centre): (all steps, tokens, d); and whether any was active."""
+    """Weighted mean over active fixations of value(fixation, token centre): (all steps, tokens, d);
+    and whether any was active.
+    """
     steps, active = [], []
     for scanpath, grid in zip(SCANPATHS, GRIDS, strict=True):
         for step in range(grid.steps):
@@ -87,7 +91,7 @@ def test_coord_rel_is_the_mean_encoding_of_the_offset_from_each_token(mode):
 
 @pytest.mark.parametrize("mode", ["midpoint", "overlap"])
 def test_heatmap_dur_is_gaussians_weighted_by_seconds(mode):
-    encoder = make(HeatmapDur, dim=8, sigma=0.2, active=mode, normalisation="none")
+    encoder = make(HeatmapDur, dim=8, sigma=0.2, active=mode, normalization="none")
     out = encoder(SCANPATHS, GRIDS)
     step = 0
     for scanpath, grid in zip(SCANPATHS, GRIDS, strict=True):
@@ -96,8 +100,13 @@ def test_heatmap_dur_is_gaussians_weighted_by_seconds(mode):
             if mode == "midpoint":
                 weights = [w * d for w, d in zip(weights, scanpath.fixations[:, 3], strict=True)]
             for token, (cx, cy) in enumerate(grid.centers()):
-                heat = sum(w * math.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 0.2**2)) for w, (x, y, _, _) in zip(weights, scanpath.fixations, strict=True))
-                assert torch.allclose(out.values[step, token], heat * encoder.projection.weight[:, 0], atol=1e-6)
+                heat = sum(
+                    w * math.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 0.2**2))
+                    for w, (x, y, _, _) in zip(weights, scanpath.fixations, strict=True)
+                )
+                assert torch.allclose(
+                    out.values[step, token], heat * encoder.projection.weight[:, 0], atol=1e-6
+                )
             assert out.active[step].item() == (sum(weights) > 0)
             step += 1
     assert step == len(out.values) == 9
@@ -106,7 +115,10 @@ def test_heatmap_dur_is_gaussians_weighted_by_seconds(mode):
 def test_heatmap_tau_fades_with_the_time_since_the_fixation():
     grid = visual_grid([0, 1, 2, 3, 4], 1, 1, 1)
     encoder = make(HeatmapTau, dim=4, sigma=0.3, tau=0.7, active="midpoint")
-    heat = encoder([Scanpath([(0.5, 0.5, 1.0, 0.5)])], [grid]).values[:, 0] / encoder.projection.weight[:, 0]
+    heat = (
+        encoder([Scanpath([(0.5, 0.5, 1.0, 0.5)])], [grid]).values[:, 0]
+        / encoder.projection.weight[:, 0]
+    )
     expected = [0.0, 1.0, *(math.exp(-(t - 1.25) / 0.7) for t in (2, 3, 4))]
     assert torch.allclose(heat, torch.tensor(expected)[:, None].expand(-1, 4), atol=1e-5)
 
@@ -120,18 +132,22 @@ def test_heatmap_tau_learns_its_time_constant():
 
 
 @pytest.mark.parametrize("cls", [HeatmapTau, HeatmapDur])
-def test_heatmaps_normalise_as_asked(cls):
+def test_heatmaps_normalize_as_asked(cls):
     grid = VisualGrid(5, 5, (1.0,), ((0.0, 2.0),))
     pair = Scanpath([(0.1, 0.1, 0.5, 0.4), (0.9, 0.9, 1.5, 0.8)])
 
-    def heat(normalisation):
-        encoder = make(cls, dim=4, sigma=0.05, normalisation=normalisation)
+    def heat(normalization):
+        encoder = make(cls, dim=4, sigma=0.05, normalization=normalization)
         return (encoder([pair], [grid]).values / encoder.projection.weight[:, 0])[0, :, 0]
 
     none, weight, peak = (heat(n) for n in ("none", "weight", "peak"))
     assert peak.max().item() == pytest.approx(1)
-    assert (weight[0] + weight[24]).item() == pytest.approx(1, abs=1e-4)  # both fixations lie on token centres, far apart
-    assert torch.allclose(none / none.max(), peak, atol=1e-6) and torch.allclose(weight / weight.max(), peak, atol=1e-6)
+    assert (weight[0] + weight[24]).item() == pytest.approx(
+        1, abs=1e-4
+    )  # both fixations lie on token centres, far apart
+    assert torch.allclose(none / none.max(), peak, atol=1e-6) and torch.allclose(
+        weight / weight.max(), peak, atol=1e-6
+    )
     if cls is HeatmapDur:  # in seconds: 0.4 and 0.8
         assert none[[0, 24]].tolist() == pytest.approx([0.4, 0.8], abs=1e-4)
 
@@ -169,7 +185,10 @@ def test_values_stay_in_single_precision_under_autocast(cls):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_grids_of_different_sizes_are_refused(cls):
-    with pytest.raises(ConditioningError, match=r"need grids of one size; got rows × columns \[\(2, 2\), \(3, 4\)\]"):
+    with pytest.raises(
+        ConditioningError,
+        match=r"need grids of one size; got rows × columns \[\(2, 2\), \(3, 4\)\]",
+    ):
         make(cls)(SCANPATHS[:2], [GRIDS[0], visual_grid([0], 1, 2, 2)])
 
 

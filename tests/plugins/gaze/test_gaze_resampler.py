@@ -1,4 +1,6 @@
-"""The GazeQwen resampler: the released numbers in batched form, and what sharing and adding to the features mean."""
+"""The GazeQwen resampler: the released numbers in batched form, and what sharing and adding to the
+features mean.
+"""
 
 import json
 import re
@@ -27,13 +29,18 @@ def golden():
 
 @pytest.fixture(scope="module")
 def state(golden):
-    return {k.removeprefix("state_dict."): v for k, v in golden.items() if k.startswith("state_dict.")}
+    return {
+        k.removeprefix("state_dict."): v for k, v in golden.items() if k.startswith("state_dict.")
+    }
 
 
 def make(n_layers=3, d_features=6, d_signal=8, **params):
     torch.manual_seed(0)
     return GazeResampler(
-        GazeResampler.Params(**({"latents": 5, "blocks": 2, "width": 8} | params)), d_features=d_features, d_signal=d_signal, n_layers=n_layers
+        GazeResampler.Params(**({"latents": 5, "blocks": 2, "width": 8} | params)),
+        d_features=d_features,
+        d_signal=d_signal,
+        n_layers=n_layers,
     )
 
 
@@ -52,20 +59,37 @@ def read(resampler, features, guide):
 def test_the_released_residuals_are_reproduced_for_all_steps_and_layers_at_once(golden, state):
     released = read_released(state, LAYERS)
     with safe_open(GOLDEN, "pt") as file:
-        config, (_, rows, cols) = json.loads(file.metadata()["config"]), map(int, file.metadata()["grid"].split(","))
-    assert (released.params.latents, released.params.blocks, released.params.width) == (config["n_latents"], config["n_blocks"], config["d_latent"])
-    resampler = GazeResampler(released.params, d_features=released.d_features, d_signal=released.params.width, n_layers=len(LAYERS))
+        config, (_, rows, cols) = (
+            json.loads(file.metadata()["config"]),
+            map(int, file.metadata()["grid"].split(",")),
+        )
+    assert (released.params.latents, released.params.blocks, released.params.width) == (
+        config["n_latents"],
+        config["n_blocks"],
+        config["d_latent"],
+    )
+    resampler = GazeResampler(
+        released.params,
+        d_features=released.d_features,
+        d_signal=released.params.width,
+        n_layers=len(LAYERS),
+    )
     resampler.load_state_dict(released.resampler)
     times = tuple(golden["frame_times"].tolist())
     encoder = CoordPE(CoordPE.Params(dim=released.params.width))
-    guide = encoder([Scanpath(golden["scanpath"])], [VisualGrid(rows, cols, times, tuple((t, t) for t in times))])
+    guide = encoder(
+        [Scanpath(golden["scanpath"])],
+        [VisualGrid(rows, cols, times, tuple((t, t) for t in times))],
+    )
     assert guide.active.tolist() == [True, False, True]
     latents = read(resampler, golden["features"], guide)
     for k, layer in enumerate(LAYERS):
         residual = released.amplitude[k] * latents[k] @ released.outputs[k].T
         expected = golden[f"residual.layer{layer}"]
         error = (residual - expected).abs().max()
-        assert error < 1e-5 and error < 1e-4 * expected.abs().max()  # the golden residuals are small themselves
+        assert (
+            error < 1e-5 and error < 1e-4 * expected.abs().max()
+        )  # the golden residuals are small themselves
 
 
 def test_each_layer_and_step_computes_on_its_own():
@@ -73,14 +97,21 @@ def test_each_layer_and_step_computes_on_its_own():
     whole = read(resampler, features, guide)
     assert len(whole) == 3 and all(z.shape == (3, 4, 8) for z in whole)
     for step in range(3):
-        alone = read(resampler, features[step : step + 1], SignalFeatures(guide.values[step : step + 1], guide.active[step : step + 1]))
+        alone = read(
+            resampler,
+            features[step : step + 1],
+            SignalFeatures(guide.values[step : step + 1], guide.active[step : step + 1]),
+        )
         for a, b in zip(alone, whole, strict=True):
             assert torch.allclose(a[0], b[step], atol=1e-6)
 
 
 def test_per_layer_copies_differ_and_are_trained_apart():
     resampler = make()
-    resampler.blocks[0].norm.weight.data.normal_()  # at unit scale the sum over channels would hardly depend on the inputs
+    resampler.blocks[
+        0
+        # at unit scale the sum over channels would hardly depend on the inputs
+    ].norm.weight.data.normal_()
     outputs = read(resampler, torch.randn(2, 4, 6), signal(2))
     assert not torch.allclose(outputs[0], outputs[1], atol=1e-3)
     outputs[1].square().sum().backward()
@@ -107,7 +138,9 @@ def test_the_papers_sizes_have_the_released_number_of_parameters():
 def test_gaze_that_is_the_same_for_every_token_cannot_tell_tokens_apart_but_gates_them():
     resampler, features = make(), torch.randn(1, 4, 6)
     features = features[:, :1].expand(-1, 4, -1)
-    uniform = SignalFeatures(torch.randn(1, 1, 8).expand(-1, 4, -1), torch.ones(1, dtype=torch.bool))
+    uniform = SignalFeatures(
+        torch.randn(1, 1, 8).expand(-1, 4, -1), torch.ones(1, dtype=torch.bool)
+    )
     out = read(resampler, features, uniform)[0]
     assert torch.allclose(out, out[:, :1].expand_as(out), atol=1e-6)
     assert not torch.allclose(out, read(resampler, features, signal(1))[0], atol=1e-6)
@@ -125,12 +158,17 @@ def test_adding_to_the_features_equals_features_that_already_hold_the_signal():
     by_hand = read(resampler, features + guide.values, SignalFeatures(guide.values, guide.active))
     for a, b in zip(read(resampler, features, guide), by_hand, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    assert not torch.allclose(by_hand[0], read(resampler, features, SignalFeatures(guide.values, guide.active))[0], atol=1e-3)
+    assert not torch.allclose(
+        by_hand[0],
+        read(resampler, features, SignalFeatures(guide.values, guide.active))[0],
+        atol=1e-3,
+    )
 
 
 def test_adding_features_of_another_width_is_refused():
     message = (
-        "The encoder's features (dim 12) are to be added to the resampler's (width 8); set both to the same number, or the encoder's to_features to false."
+        "The encoder's features (dim 12) are to be added to the resampler's (width 8); set both to"
+        " the same number, or the encoder's to_features to false."
     )
     with pytest.raises(RecipeError, match=re.escape(message)):
         make(d_signal=12)(torch.randn(2, 4, 6), signal(2, d=12, to_features=True))
@@ -141,7 +179,9 @@ def test_half_precision_inputs_and_autocast_still_compute_in_single_precision():
     expected = resampler(features.float(), guide)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = resampler(features, guide)[0]
-    assert torch.equal(found.weights, expected.weights) and torch.equal(found.vectors, expected.vectors)
+    assert torch.equal(found.weights, expected.weights) and torch.equal(
+        found.vectors, expected.vectors
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,13 +189,28 @@ def test_half_precision_inputs_and_autocast_still_compute_in_single_precision():
     [
         (lambda s: s.pop("q_projs.2.1.bias"), "The released resampler lacks 'q_projs.2.1.bias'."),
         (lambda s: s.pop("amplitude"), "The released resampler lacks 'amplitude'."),
-        (lambda s: s.update(extra=torch.zeros(1)), "The released resampler has 1 tensors that are not known, the first is 'extra'."),
-        (lambda s: s.pop("latents.3"), "The released resampler has 3 modules of 2 blocks for the 4 layers (6, 13, 20, 27). Name one layer for each module."),
+        (
+            lambda s: s.update(extra=torch.zeros(1)),
+            "The released resampler has 1 tensors that are not known, the first is 'extra'.",
+        ),
+        (
+            lambda s: s.pop("latents.3"),
+            (
+                "The released resampler has 3 modules of 2 blocks for the 4 layers (6, 13, 20, 27)."
+                " Name one layer for each module."
+            ),
+        ),
         (
             lambda s: s.update({"latents.1": torch.zeros(6, 16)}),
-            "The released resampler's 'latents.0' and its likes differ in shape: [(5, 16), (6, 16), (5, 16), (5, 16)].",
+            (
+                "The released resampler's 'latents.0' and its likes differ in shape: [(5, 16), (6,"
+                " 16), (5, 16), (5, 16)]."
+            ),
         ),
-        (lambda s: s.update(amplitude=torch.ones(24)), "Layer 27 is out of range: the released resampler has amplitudes for 24 layers."),
+        (
+            lambda s: s.update(amplitude=torch.ones(24)),
+            "Layer 27 is out of range: the released resampler has amplitudes for 24 layers.",
+        ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(state, change, message):
@@ -165,6 +220,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(state, change, message):
         read_released(changed, LAYERS)
 
 
-def test_the_older_layout_is_recognised():
-    with pytest.raises(CheckpointError, match="It seems to be the older layout with one shared module, which is not supported"):
+def test_the_older_layout_is_recognized():
+    with pytest.raises(
+        CheckpointError,
+        match="It seems to be the older layout with one shared module, which is not supported",
+    ):
         read_released({"proj_in.weight": torch.zeros(2, 2), "latents": torch.zeros(2, 2)}, LAYERS)

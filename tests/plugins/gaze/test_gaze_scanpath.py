@@ -49,11 +49,35 @@ def test_it_survives_deep_copies_and_so_the_way_to_worker_processes():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(0.1, 0.2, 1.0)], "A scanpath has four values for each fixation (x, y, midpoint s, duration s); got an array of shape (1, 3)."),
-        ([0.1, 0.2, 1.0, 1.0], "A scanpath has four values for each fixation (x, y, midpoint s, duration s); got an array of shape (4,)."),
-        ([ROWS[0], (0.1, 0.2, float("nan"), 1.0)], "Fixation 1: midpoint nan is not finite. Leave such fixations out."),
-        ([(0.1, 0.2, 1.0, -0.5)], "Fixation 0: duration -0.5 is negative. Durations are seconds ≥ 0."),
-        ([(640.0, 0.2, 1.0, 0.5)], "Fixation 0: x 640.0 looks like pixels; divide by the frame's width so that positions lie in [0, 1], origin top-left."),
+        (
+            [(0.1, 0.2, 1.0)],
+            (
+                "A scanpath has four values for each fixation (x, y, midpoint s, duration s); got"
+                " an array of shape (1, 3)."
+            ),
+        ),
+        (
+            [0.1, 0.2, 1.0, 1.0],
+            (
+                "A scanpath has four values for each fixation (x, y, midpoint s, duration s); got"
+                " an array of shape (4,)."
+            ),
+        ),
+        (
+            [ROWS[0], (0.1, 0.2, float("nan"), 1.0)],
+            "Fixation 1: midpoint nan is not finite. Leave such fixations out.",
+        ),
+        (
+            [(0.1, 0.2, 1.0, -0.5)],
+            "Fixation 0: duration -0.5 is negative. Durations are seconds ≥ 0.",
+        ),
+        (
+            [(640.0, 0.2, 1.0, 0.5)],
+            (
+                "Fixation 0: x 640.0 looks like pixels; divide by the frame's width so that"
+                " positions lie in [0, 1], origin top-left."
+            ),
+        ),
     ],
 )
 def test_impossible_fixations_are_refused(rows, message):
@@ -68,12 +92,23 @@ def test_within_keeps_whole_what_overlaps_the_stretch():
 
 def test_moved_shifts_times_only():
     assert Scanpath(ROWS).moved(-3.0).fixations[:, 2].tolist() == [-2.0, 2.0, 6.0]
-    assert (Scanpath(ROWS).moved(-3.0).fixations[:, [0, 1, 3]] == np.array(ROWS)[:, [0, 1, 3]]).all()
+    assert (
+        Scanpath(ROWS).moved(-3.0).fixations[:, [0, 1, 3]] == np.array(ROWS)[:, [0, 1, 3]]
+    ).all()
 
 
 def test_copies_remember_how_many_fixations_were_out_of_order():
     scanpath = Scanpath([ROWS[1], ROWS[0], ROWS[2]])
-    assert [s.n_resorted for s in (scanpath, scanpath.moved(1), scanpath.within(0, 2), scanpath.blank(), scanpath.augmented(random.Random(0)))] == [1] * 5
+    assert [
+        s.n_resorted
+        for s in (
+            scanpath,
+            scanpath.moved(1),
+            scanpath.within(0, 2),
+            scanpath.blank(),
+            scanpath.augmented(random.Random(0)),
+        )
+    ] == [1] * 5
 
 
 def test_every_control_of_the_design_is_there():
@@ -86,7 +121,9 @@ def test_blank_has_no_fixations():
 
 def test_shuffled_is_the_other_samples_scanpath_ending_with_this_window():
     other = Scanpath([(0.9, 0.9, 95.0, 4.0), (0.8, 0.8, 80.0, 1.0)])
-    assert Scanpath.controls["shuffled"](Scanpath(ROWS), context((0, 10), other, (40, 100))).fixations.tolist() == [[0.9, 0.9, 5.0, 4.0]]
+    assert Scanpath.controls["shuffled"](
+        Scanpath(ROWS), context((0, 10), other, (40, 100))
+    ).fixations.tolist() == [[0.9, 0.9, 5.0, 4.0]]
 
 
 def test_centre_keeps_times_and_puts_every_fixation_in_the_middle():
@@ -96,7 +133,12 @@ def test_centre_keeps_times_and_puts_every_fixation_in_the_middle():
 
 def test_shifted_moves_by_half_the_window_and_splits_what_crosses_its_edge():
     control = Scanpath.controls["shifted"](Scanpath(ROWS), context()).fixations
-    expected = [(0.3, 0.4, 0.25, 0.5), (0.5, 0.6, 4.0, 1.0), (0.1, 0.2, 6.0, 2.0), (0.3, 0.4, 9.75, 0.5)]
+    expected = [
+        (0.3, 0.4, 0.25, 0.5),
+        (0.5, 0.6, 4.0, 1.0),
+        (0.1, 0.2, 6.0, 2.0),
+        (0.3, 0.4, 9.75, 0.5),
+    ]
     assert np.allclose(control, expected)
 
 
@@ -109,7 +151,9 @@ def test_shifted_does_not_bring_in_what_only_touches_the_window():
     assert len(Scanpath.controls["shifted"](touching, context())) == 0
 
 
-fixations = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(-5, 25), st.floats(0, 12)), max_size=6)
+fixations = st.lists(
+    st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(-5, 25), st.floats(0, 12)), max_size=6
+)
 
 
 @settings(deadline=None, max_examples=100)
@@ -117,7 +161,10 @@ fixations = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(-5, 2
 def test_shifted_shows_at_every_moment_what_was_looked_at_half_a_window_away(rows, begin, length):
     scanpath, window = Scanpath(rows), (begin, begin + length)
     control = Scanpath.controls["shifted"](scanpath, context(window))
-    edges = [b for s in (scanpath, control) for b in (*s.starts, *s.ends)] + [*window, begin + length / 2]
+    edges = [b for s in (scanpath, control) for b in (*s.starts, *s.ends)] + [
+        *window,
+        begin + length / 2,
+    ]
     for k in range(64):
         time = begin + (k + 0.417) / 64 * length
         source = begin + (time - begin + length / 2) % length
@@ -144,7 +191,10 @@ def test_augmentation_keeps_at_least_one_fixation_and_none_of_none():
 
 
 def test_augmentation_keeps_gaze_in_the_frame_there_and_pulls_none_in_from_outside():
-    scanpath = Scanpath([(0.0, 1.0, float(i), 1.0) for i in range(50)] + [(-0.4, 1.5, float(i), 1.0) for i in range(50)])
+    scanpath = Scanpath(
+        [(0.0, 1.0, float(i), 1.0) for i in range(50)]
+        + [(-0.4, 1.5, float(i), 1.0) for i in range(50)]
+    )
     changed = scanpath.augmented(random.Random(0), Augmentation(sigma=0.05, drop=0.0)).fixations
     assert (changed[::2, 0] >= 0).all() and (changed[::2, 1] <= 1).all()
     assert (changed[1::2, 0] < 0).all() and (changed[1::2, 1] > 1).all()

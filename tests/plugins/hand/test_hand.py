@@ -61,15 +61,30 @@ def bundle():
 
 def test_a_bundle_has_the_common_controls_and_one_without_each_part():
     controls = controls_of("gaze+hand")
-    assert set(controls) == {"blank", "shuffled", "centre", "shifted", "without_gaze", "without_hand"}
-    own, other = bundle(), MultiSignal({"gaze": scanpath(0.4, 0.4), "hand": HandPath(scanpath(0.5, 0.5).fixations)})
+    assert set(controls) == {
+        "blank",
+        "shuffled",
+        "centre",
+        "shifted",
+        "without_gaze",
+        "without_hand",
+    }
+    own, other = (
+        bundle(),
+        MultiSignal({"gaze": scanpath(0.4, 0.4), "hand": HandPath(scanpath(0.5, 0.5).fixations)}),
+    )
     context = ControlContext((0.0, 3.0), lambda: (other, (0.0, 3.0)))
     shuffled = controls["shuffled"](own, context)
-    assert shuffled.parts["gaze"] == other.parts["gaze"] and shuffled.parts["hand"] == other.parts["hand"]
+    assert (
+        shuffled.parts["gaze"] == other.parts["gaze"]
+        and shuffled.parts["hand"] == other.parts["hand"]
+    )
     without = controls["without_hand"](own, context)
     assert without.parts["gaze"] == own.parts["gaze"] and len(without.parts["hand"]) == 0
     assert len(controls["blank"](own, context)) == 0 and len(own) == 4
-    assert len(own.within(0.0, 0.9)) == 2 and own.moved(1.0).parts["hand"] == own.parts["hand"].moved(1.0)
+    assert len(own.within(0.0, 0.9)) == 2 and own.moved(1.0).parts["hand"] == own.parts[
+        "hand"
+    ].moved(1.0)
 
 
 def test_unknown_and_repeated_kinds_are_refused():
@@ -89,7 +104,10 @@ def together():
 def test_together_puts_each_parts_features_side_by_side():
     encoder, signal = together(), bundle()
     features = encoder([signal], [GRID])
-    assert features.values.shape == (GRID.steps, GRID.tokens_per_step, encoder.d_signal) and encoder.d_signal == 8
+    assert (
+        features.values.shape == (GRID.steps, GRID.tokens_per_step, encoder.d_signal)
+        and encoder.d_signal == 8
+    )
     for part, values in zip(("gaze", "hand"), features.values.split(4, -1), strict=True):
         torch.testing.assert_close(values, encoder.parts[part]([signal.parts[part]], [GRID]).values)
     blank = encoder([controls_of("gaze+hand")["without_gaze"](signal, None)], [GRID])
@@ -97,5 +115,7 @@ def test_together_puts_each_parts_features_side_by_side():
 
 
 def test_together_refuses_clips_with_other_parts():
-    with pytest.raises(ConditioningError, match="reads gaze and hand together; a clip came with gaze"):
+    with pytest.raises(
+        ConditioningError, match="reads gaze and hand together; a clip came with gaze"
+    ):
         together()([scanpath()], [GRID])

@@ -20,7 +20,9 @@ def write_video(path, seconds=SECONDS, width=640, height=16):
         stream = out.add_stream("libx264", rate=2)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for k in range(2 * seconds):
-            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 10 * k % 256, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((height, width, 3), 10 * k % 256, np.uint8), format="rgb24"
+            )
             frame.pts, frame.time_base = k, Fraction(1, 2)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -35,9 +37,34 @@ def entry(task, stem, number):
     head = {"video_path": f"videos/{stem}.mp4"} if number % 2 else {"video": stem}
     head |= {"response_time": "[00:00 - 00:10]", "generator": "v2"}
     if task.startswith("proactive"):
-        points = [{"realtime": "00:10", "type": 1, "note": "n"}, {"realtime": "00:03", "type": 0, "input_video_clip": [1, 3]}]
-        return head | {"questions": [{"question": "Alert me.", "time_stamp": "00:02", "target_object": "cup", "test_info": points}]}
+        points = [
+            {"realtime": "00:10", "type": 1, "note": "n"},
+            {"realtime": "00:03", "type": 0, "input_video_clip": [1, 3]},
+        ]
+        return head | {
+            "questions": [
+                {
+                    "question": "Alert me.",
+                    "time_stamp": "00:02",
+                    "target_object": "cup",
+                    "test_info": points,
+                }
+            ]
+        }
     times = ("00:10", 6) if number % 2 else ("00:00:10", "6.0")
-    options = ["A. cup", "B. pan", "C. jar", "D. lid"] if number % 2 else ["cup", "pan", "jar", "lid"]
+    options = (
+        ["A. cup", "B. pan", "C. jar", "D. lid"] if number % 2 else ["cup", "pan", "jar", "lid"]
+    )
     kind = {"task_type": task} if number % 3 else {}
-    return head | {"questions": [{"question": f"What {q}?", "time_stamp": t, "answer": "BD"[q], "options": options, **kind} for q, t in enumerate(times)]}
+    return head | {
+        "questions": [
+            {
+                "question": f"What {q}?",
+                "time_stamp": t,
+                "answer": "BD"[q],
+                "options": options,
+                **kind,
+            }
+            for q, t in enumerate(times)
+        ]
+    }

@@ -12,16 +12,28 @@ from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
 from modulate_streamgaze.questions import TASKS
 from modulate_streamgaze.splits import gazeqwen_split
 
-PAST, PRESENT, ALERT = "past_scene_recall", "present_object_identification_easy", "proactive_gaze_triggered_alert"
+PAST, PRESENT, ALERT = (
+    "past_scene_recall",
+    "present_object_identification_easy",
+    "proactive_gaze_triggered_alert",
+)
 VIDEOS = tuple(f"v{i:02}" for i in range(20))
 
 
 def mcq(stem, time):
-    return {"video_path": f"videos/{stem}.mp4", "questions": [{"question": "What?", "time_stamp": time, "answer": "A", "options": ["x", "y"]}]}
+    return {
+        "video_path": f"videos/{stem}.mp4",
+        "questions": [
+            {"question": "What?", "time_stamp": time, "answer": "A", "options": ["x", "y"]}
+        ],
+    }
 
 
 def alert(stem):
-    points = [{"realtime": "01:30", "type": 1}, {"realtime": 40, "type": 0, "input_video_clip": [10, 40]}]
+    points = [
+        {"realtime": "01:30", "type": 1},
+        {"realtime": 40, "type": 0, "input_video_clip": [10, 40]},
+    ]
     return {"video": f"{stem}.mp4", "questions": [{"question": "Alert me.", "test_info": points}]}
 
 
@@ -57,7 +69,10 @@ def everything(data):
 
 def test_the_plugin_registers_the_data_set_without_torch():
     assert get("dataset", "streamgaze") is StreamGaze
-    code = "import sys, modulate_streamgaze, modulate_streamgaze.questions, modulate_streamgaze.splits; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, modulate_streamgaze, modulate_streamgaze.questions,"
+        " modulate_streamgaze.splits; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -87,14 +102,24 @@ def test_windows_are_those_of_the_benchmark(root):
 
 def test_windows_can_be_set_in_seconds(root):
     split_file(root)
-    data = dataset(root, split="splits.json", past_seconds=30, present_seconds=None, proactive_seconds=8)
-    expected = {(PAST,): (70.0, 100.0), (PRESENT,): (0.0, 100.0), (ALERT, 0): (82.0, 90.0), (ALERT, 1): (32.0, 40.0)}
+    data = dataset(
+        root, split="splits.json", past_seconds=30, present_seconds=None, proactive_seconds=8
+    )
+    expected = {
+        (PAST,): (70.0, 100.0),
+        (PRESENT,): (0.0, 100.0),
+        (ALERT, 0): (82.0, 90.0),
+        (ALERT, 1): (32.0, 40.0),
+    }
     assert windows(data.samples("test")) == expected
 
 
 def test_prompts_offer_the_options(root):
     sample = next(s for s in split_file(root).samples("test") if s.task == ALERT)
-    text = "Question: Alert me. Based on the video so far, should the alert be triggered?\nOptions:\nA. Yes\nB. No\n\nThe best option is:"
+    text = (
+        "Question: Alert me. Based on the video so far, should the alert be"
+        " triggered?\nOptions:\nA. Yes\nB. No\n\nThe best option is:"
+    )
     assert dataset(root).prompt(sample) == text
 
 
@@ -104,14 +129,18 @@ def test_the_gazeqwen_rule_splits_285_videos_as_released():
     assert [list(split.values()).count(name) for name in ("train", "val", "test")] == [199, 42, 44]
     order = sorted(names)
     random.Random(42).shuffle(order)
-    assert [split[name.removesuffix(".mp4")] for name in (order[0], order[199], order[240], order[241])] == ["train", "val", "val", "test"]
+    assert [
+        split[name.removesuffix(".mp4")] for name in (order[0], order[199], order[240], order[241])
+    ] == ["train", "val", "val", "test"]
 
 
 def test_the_split_does_not_depend_on_the_tasks_in_use(root):
     data, part = dataset(root), dataset(root, tasks=[PAST])
     assert part.splits == data.splits
     assert part.tasks == (PAST,)
-    assert [s.id for s in part.samples("train")] == [s.id for s in data.samples("train") if s.task == PAST]
+    assert [s.id for s in part.samples("train")] == [
+        s.id for s in data.samples("train") if s.task == PAST
+    ]
 
 
 def test_a_split_file_may_use_stems_or_base_names_and_leave_videos_out(root):
@@ -155,16 +184,24 @@ def test_a_split_without_questions_or_of_another_name_is_an_error(root):
 def test_limits_take_evenly_from_tasks_and_along_files(root):
     split_file(root)
     picked = dataset(root, split="splits.json", limits={"test": 9}).samples("test")
-    assert [[s.groups["video"] for s in picked if s.task == task] for task in (PAST, PRESENT, ALERT)] == [
+    assert [
+        [s.groups["video"] for s in picked if s.task == task] for task in (PAST, PRESENT, ALERT)
+    ] == [
         ["v00", "v03", "v06"],
         ["v00", "v06", "v13"],
         ["v00", "v06", "v13"],
     ]
-    assert len(dataset(root, split="splits.json", limits={"test": 28, "train": 1}).samples("test")) == 28
+    assert (
+        len(dataset(root, split="splits.json", limits={"test": 28, "train": 1}).samples("test"))
+        == 28
+    )
     assert len(dataset(root, split="splits.json", limits={"test": 10_000}).samples("test")) == 70
 
 
-@pytest.mark.parametrize("changes", [{"limits": {"test": 0}}, {"limits": {"dev": 1}}, {"present_seconds": 0}, {"window": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"limits": {"test": 0}}, {"limits": {"dev": 1}}, {"present_seconds": 0}, {"window": 3}],
+)
 def test_impossible_parameters_are_refused(changes):
     with pytest.raises(ValidationError):
         StreamGazeParams(root="x", **changes)
@@ -177,13 +214,18 @@ def test_every_parameter_is_described():
 def test_missing_files_are_counted_and_named(root):
     for stem in VIDEOS[4:9]:
         (root / f"videos/original_video/egtea/{stem}.mp4").unlink()
-    with pytest.raises(MissingFileError, match=r"5 of 20 videos are missing in .*original_video: v04, v05, v06 …\. .*unused"):
+    with pytest.raises(
+        MissingFileError,
+        match=r"5 of 20 videos are missing in .*original_video: v04, v05, v06 …\. .*unused",
+    ):
         dataset(root).prepare()
 
 
 def test_missing_fixations_are_counted_unless_none_are_wanted(root):
     (root / "fixations/v07_fixation_filtered.csv").unlink()
-    with pytest.raises(MissingFileError, match=r"1 of 20 fixation files are missing in .*fixations: v07\."):
+    with pytest.raises(
+        MissingFileError, match=r"1 of 20 fixation files are missing in .*fixations: v07\."
+    ):
         dataset(root).samples("train")
     with pytest.raises(MissingFileError, match=r"Fixation folder .*gaze does not exist"):
         dataset(root, fixations=["gaze"]).prepare()
@@ -207,7 +249,9 @@ def test_missing_folders_are_named(root, tmp_path):
         dataset(root / "videos").prepare()
     with pytest.raises(MissingFileError, match=r"Video folder .*films does not exist"):
         dataset(root, videos="films").prepare()
-    with pytest.raises(MissingFileError, match=r"No videos found in .*fixations; expected files ending in .*mp4"):
+    with pytest.raises(
+        MissingFileError, match=r"No videos found in .*fixations; expected files ending in .*mp4"
+    ):
         dataset(root, videos="fixations").prepare()
 
 

@@ -17,7 +17,8 @@ from tests.plugins.streamgaze.streamgaze_tree import VIDEOS
 PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
 
 
-# --- the benchmark's rules --------------------------------------------------------------------------------------------------------------
+# --- the benchmark's rules
+# --------------------------------------------------------------------------------------------------------------
 
 
 def letter(reply):
@@ -27,16 +28,22 @@ def letter(reply):
 
 
 def benchmark_score(entries):
-    """(right, scored): letters in order of the questions, or YES and NO anywhere in the reply to a test point."""
+    """(right, scored): letters in order of the questions, or YES and NO anywhere in the reply to a
+    test point.
+    """
     right = scored = 0
     if "test_info" in entries[0]["questions"][0]:
         for point in (p for e in entries for q in e["questions"] for p in q["test_info"]):
             if point.get("type") is not None:
                 scored += 1
-                right += ("YES" if point["type"] == 1 else "NO") in str(point.get("response", "")).strip().upper()
+                right += ("YES" if point["type"] == 1 else "NO") in str(
+                    point.get("response", "")
+                ).strip().upper()
         return right, scored
     for entry in entries:
-        for question, said in zip(entry["questions"], entry.get("model_predictions", []), strict=False):
+        for question, said in zip(
+            entry["questions"], entry.get("model_predictions", []), strict=False
+        ):
             scored += 1
             right += letter(question["answer"]) == letter(said["model_prediction"])
     return right, scored
@@ -62,13 +69,25 @@ def test_the_rule_for_letters_takes_the_first_that_stands_alone(reply, meant):
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind", "right"), [("Yes.", 1, 1), ("no", 0, 1), ("I do not know", 0, 1), ("Yes and no", 0, 1), ("Yes and no", 1, 1), ("", 0, 0), ("C", 0, 0)]
+    ("reply", "kind", "right"),
+    [
+        ("Yes.", 1, 1),
+        ("no", 0, 1),
+        ("I do not know", 0, 1),
+        ("Yes and no", 0, 1),
+        ("Yes and no", 1, 1),
+        ("", 0, 0),
+        ("C", 0, 0),
+    ],
 )
 def test_the_rule_for_alerts_looks_for_the_word_anywhere(reply, kind, right):
-    assert benchmark_score([{"questions": [{"test_info": [{"type": kind, "response": reply}]}]}]) == (right, 1)
+    assert benchmark_score(
+        [{"questions": [{"test_info": [{"type": kind, "response": reply}]}]}]
+    ) == (right, 1)
 
 
-# --- export -----------------------------------------------------------------------------------------------------------------------------
+# --- export
+# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def predicted(reader, split="all", condition="signal", seed=0, **changes):
@@ -78,7 +97,18 @@ def predicted(reader, split="all", condition="signal", seed=0, **changes):
         failed = rng.random() < 0.1
         choice = None if failed else rng.randrange(len(s.options))
         found.append(
-            Prediction(s.id, s.task, s.groups["video"], condition, s.answer, choice, choice == s.answer, () if failed else (0.0,), 0, "e" if failed else None)
+            Prediction(
+                s.id,
+                s.task,
+                s.groups["video"],
+                condition,
+                s.answer,
+                choice,
+                choice == s.answer,
+                () if failed else (0.0,),
+                0,
+                "e" if failed else None,
+            )
         )
     return found
 
@@ -97,8 +127,14 @@ def test_the_benchmarks_rules_give_our_accuracies(tree, reader, tmp_path, split)
     for task in TASKS:
         right, scored = benchmark_score(written(tmp_path / "out", task))
         theirs[task] = right / scored
-        assert scored == counts[task] == ours["tasks"][task]["n"] and theirs[task] == ours["tasks"][task]["accuracy"]
-    assert sum(theirs.values()) / len(TASKS) == pytest.approx(ours["overall"]) and 0 < ours["overall"] < 1
+        assert (
+            scored == counts[task] == ours["tasks"][task]["n"]
+            and theirs[task] == ours["tasks"][task]["accuracy"]
+        )
+    assert (
+        sum(theirs.values()) / len(TASKS) == pytest.approx(ours["overall"])
+        and 0 < ours["overall"] < 1
+    )
 
 
 def test_entries_keep_all_their_keys(tree, reader, tmp_path):
@@ -109,11 +145,16 @@ def test_entries_keep_all_their_keys(tree, reader, tmp_path):
         for entry in result:
             entry.pop("model_predictions", None)
             for point in (p for q in entry["questions"] for p in q.get("test_info", [])):
-                assert point.pop("response") in ("Yes", "No", "") and point.pop("response_time_sec") is None
+                assert (
+                    point.pop("response") in ("Yes", "No", "")
+                    and point.pop("response_time_sec") is None
+                )
         assert result == source
 
 
-def test_multiple_choice_entries_gain_predictions_in_the_order_of_their_questions(tree, reader, tmp_path):
+def test_multiple_choice_entries_gain_predictions_in_the_order_of_their_questions(
+    tree, reader, tmp_path
+):
     predictions = {p.id: p for p in predicted(reader)}
     export(list(predictions.values())[::-1], tree / "qa", tmp_path, "signal")
     for e, entry in enumerate(written(tmp_path, PRESENT)):
@@ -128,10 +169,16 @@ def test_multiple_choice_entries_gain_predictions_in_the_order_of_their_question
 
 
 def test_what_was_not_asked_is_left_out(tree, reader, tmp_path):
-    asked = [p for p in predicted(reader) if p.id in (f"{PRESENT}/{VIDEOS[2]}/2/1", f"{ALERT}/{VIDEOS[3]}/3/0/1")]
+    asked = [
+        p
+        for p in predicted(reader)
+        if p.id in (f"{PRESENT}/{VIDEOS[2]}/2/1", f"{ALERT}/{VIDEOS[3]}/3/0/1")
+    ]
     assert export(asked, tree / "qa", tmp_path, "signal") == {PRESENT: 1, ALERT: 1}
     (choice,), (alert,) = written(tmp_path, PRESENT), written(tmp_path, ALERT)
-    assert [q["question"] for q in choice["questions"]] == ["What 1?"] and len(choice["model_predictions"]) == 1
+    assert [q["question"] for q in choice["questions"]] == ["What 1?"] and len(
+        choice["model_predictions"]
+    ) == 1
     assert [p["realtime"] for q in alert["questions"] for p in q["test_info"]] == ["00:03"]
     assert len(list(tmp_path.glob("*_output.json"))) == 2
 
@@ -141,7 +188,9 @@ def test_a_letter_that_was_not_offered_is_neither_yes_nor_no(tree, reader, tmp_p
     row = {**asdict(point), "prediction": 2, "correct": False, "error": None}
     export([Prediction(**row)], tree / "qa", tmp_path, "signal")
     (entry,) = written(tmp_path, point.task)
-    assert entry["questions"][0]["test_info"][0]["response"] == "C" and benchmark_score([entry]) == (0, 1)
+    assert entry["questions"][0]["test_info"][0]["response"] == "C" and benchmark_score(
+        [entry]
+    ) == (0, 1)
 
 
 def changed(predictions, **changes):
@@ -151,10 +200,16 @@ def changed(predictions, **changes):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"id": f"{PRESENT}/{VIDEOS[1]}/0/0", "task": PRESENT}, r"present.*\.json is not the file that the run was evaluated on: .* is not in it.*--qa"),
+        (
+            {"id": f"{PRESENT}/{VIDEOS[1]}/0/0", "task": PRESENT},
+            r"present.*\.json is not the file that the run was evaluated on: .* is not in it.*--qa",
+        ),
         ({"answer": 3}, "is not the file that the run was evaluated on"),
         ({"id": "a/b"}, "The prediction 'a/b' does not say which question it answers"),
-        ({"task": "colours"}, "'colours' is no task of StreamGaze; only runs on StreamGaze's files can be exported"),
+        (
+            {"task": "colours"},
+            "'colours' is no task of StreamGaze; only runs on StreamGaze's files can be exported",
+        ),
         ({"condition": "host"}, r"The run has no predictions under 'signal'\. Known: host"),
     ],
 )
@@ -164,12 +219,15 @@ def test_predictions_of_other_questions_are_refused(tree, reader, tmp_path, chan
     assert list(tmp_path.glob("*.json")) == []
 
 
-# --- the command ------------------------------------------------------------------------------------------------------------------------
+# --- the command
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def finished(tree, reader, tmp_path):
-    """A run's folder as training leaves it: its recipe on this tree, predictions under two conditions and of two splits."""
+    """A run's folder as training leaves it: its recipe on this tree, predictions under two
+    conditions and of two splits.
+    """
     from modulate.config.recipe import load_recipe
     from modulate.runs.run import Run
 
@@ -200,7 +258,9 @@ def test_the_command_writes_the_trained_conditions_answers(finished, reader, tmp
 
 
 def test_the_command_can_write_another_condition_and_split(finished, reader, tmp_path, command):
-    code, out, _ = command(finished, tmp_path / "out", "--condition", "none", "--split", "all", "--allow-failed")
+    code, out, _ = command(
+        finished, tmp_path / "out", "--condition", "none", "--split", "all", "--allow-failed"
+    )
     assert code == 0 and f"{PRESENT}_output.json: 16 answers" in out
     right = sum(benchmark_score(written(tmp_path / "out", task))[0] for task in TASKS)
     assert right == sum(p.correct for p in predicted(reader, "all", seed=1))
@@ -208,7 +268,11 @@ def test_the_command_can_write_another_condition_and_split(finished, reader, tmp
 
 def test_the_command_says_what_is_missing(finished, tree, tmp_path, command):
     code, _, err = command(finished, tmp_path / "out", "--split", "val")
-    assert code == 1 and "predictions-val.jsonl does not exist" in err and f"`modulate eval {finished}` does it." in err
+    assert (
+        code == 1
+        and "predictions-val.jsonl does not exist" in err
+        and f"`modulate eval {finished}` does it." in err
+    )
     code, _, err = command(finished, tmp_path / "out", "--condition", "blank")
     assert code == 1 and "no predictions under 'blank'. Known: none, signal." in err
     code, _, err = command(finished, tmp_path / "out", "--qa", tmp_path, "--allow-failed")
@@ -217,17 +281,32 @@ def test_the_command_says_what_is_missing(finished, tree, tmp_path, command):
     assert code == 1 and "is no run" in err
 
 
-def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(finished, reader, tmp_path, command):
+def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(
+    finished, reader, tmp_path, command
+):
     answers = predicted(reader, "all")
     failed = [p for p in answers if p.error]
     code, _, err = command(finished, tmp_path / "out", "--split", "all")
-    assert code == 1 and f"{len(failed)} of {len(answers)} answers failed." in err and "--allow-failed" in err and failed[0].id in err
+    assert (
+        code == 1
+        and f"{len(failed)} of {len(answers)} answers failed." in err
+        and "--allow-failed" in err
+        and failed[0].id in err
+    )
     assert not (tmp_path / "out").exists()
     code, out, err = command(finished, tmp_path / "out", "--split", "all", "--allow-failed")
-    assert code == 0 and err.startswith(f"Warning: {len(failed)} of {len(answers)} answers failed.") and "its scorer counts as wrong" in err
+    assert (
+        code == 0
+        and err.startswith(f"Warning: {len(failed)} of {len(answers)} answers failed.")
+        and "its scorer counts as wrong" in err
+    )
     for task in TASKS:
         n = sum(p.task == task for p in failed)
-        assert (f"{task}_output.json: {sum(p.task == task for p in answers)} answers" + f", of which {n} failed" * bool(n) + "\n") in out
+        assert (
+            f"{task}_output.json: {sum(p.task == task for p in answers)} answers"
+            + f", of which {n} failed" * bool(n)
+            + "\n"
+        ) in out
     assert "left out" not in err
     recipe = finished / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("failed: wrong", "failed: left_out"))
@@ -237,22 +316,59 @@ def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(finis
 
 def test_a_run_without_failures_is_exported_without_more_words(finished, reader, tmp_path, command):
     path = finished / "predictions.jsonl"
-    path.write_text("".join(json.dumps(asdict(p)) + "\n" for p in predicted(reader, "test") if not p.error))
+    path.write_text(
+        "".join(json.dumps(asdict(p)) + "\n" for p in predicted(reader, "test") if not p.error)
+    )
     code, out, err = command(finished, tmp_path / "out")
     assert code == 0 and err == "" and "failed" not in out
 
 
-WRONG = (None, True, -1, 9, 10**60, 1e308, float("nan"), "", "x", "\0", "a/b/" + "9" * 5000 + "/1", [], {}, [[]])
+WRONG = (
+    None,
+    True,
+    -1,
+    9,
+    10**60,
+    1e308,
+    float("nan"),
+    "",
+    "x",
+    "\0",
+    "a/b/" + "9" * 5000 + "/1",
+    [],
+    {},
+    [[]],
+)
 
 
 @pytest.mark.parametrize("key", [f.name for f in fields(Prediction)])
-def test_a_damaged_prediction_is_refused_with_an_error_or_exported(finished, tmp_path, command, key):
+def test_a_damaged_prediction_is_refused_with_an_error_or_exported(
+    finished, tmp_path, command, key
+):
     path = finished / "predictions.jsonl"
     first, rest = path.read_text().split("\n", 1)
     for value in WRONG:
         path.write_text(json.dumps({**json.loads(first), key: value}) + "\n" + rest)
-        code, _, err = command(finished, tmp_path / "out", "--allow-failed")  # any other exception would come through
+        code, _, err = command(
+            finished, tmp_path / "out", "--allow-failed"
+        )  # any other exception would come through
         assert code in (0, 1) and (code == 0 or err.startswith("Error: ")) and len(err) < 2000
-    path.write_text(json.dumps({**json.loads(first), "prediction": 9, "correct": False, "error": None, "logits": [0.0] * 10}) + "\n" + rest)
+    path.write_text(
+        json.dumps(
+            {
+                **json.loads(first),
+                "prediction": 9,
+                "correct": False,
+                "error": None,
+                "logits": [0.0] * 10,
+            }
+        )
+        + "\n"
+        + rest
+    )
     code, _, err = command(finished, tmp_path / "out", "--allow-failed")
-    assert code == 1 and "is answered with option 9, counted from 0; the benchmark has letters for 8 options" in err
+    assert (
+        code == 1
+        and "is answered with option 9, counted from 0; the benchmark has letters for 8 options"
+        in err
+    )

@@ -14,7 +14,9 @@ from modulate_streamgaze.groups import read_table
 from modulate_streamgaze.splits import participant_split, source_split
 from tests.plugins.streamgaze.streamgaze_tree import EGOEXO, EGTEA, HOLO, VIDEOS
 
-TABLE = "video,participant,source\n" + "".join(f"{stem}.mp4,person_{i},\n" for i, stem in enumerate((*EGOEXO, *HOLO)))
+TABLE = "video,participant,source\n" + "".join(
+    f"{stem}.mp4,person_{i},\n" for i, stem in enumerate((*EGOEXO, *HOLO))
+)
 
 
 def counts(split):
@@ -23,25 +25,40 @@ def counts(split):
 
 
 def disjoint(split, groups):
-    return all(len({split[stem] for stem in split if groups[stem] == group}) == 1 for group in set(groups.values()))
+    return all(
+        len({split[stem] for stem in split if groups[stem] == group}) == 1
+        for group in set(groups.values())
+    )
 
 
 def people(sizes):
     return {f"v{g:03}_{i}": f"p{g}" for g, size in enumerate(sizes) for i in range(size)}
 
 
-# --- dealing groups ---------------------------------------------------------------------------------------------------------------------
+# --- dealing groups
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 3, 2, 2, 1), (9, 4, 4, 2, 1, 1), (20, 1, 1), (7, 7, 7, 7)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (5, 3, 2, 2, 1), (9, 4, 4, 2, 1, 1), (20, 1, 1), (7, 7, 7, 7)]
+)
 def test_participants_are_dealt_as_near_to_70_15_15_as_whole_ones_allow(sizes):
     groups, n = people(sizes), sum(sizes)
-    ways = (tuple(sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3)) for deal in itertools.product(range(3), repeat=len(sizes)))
-    best = min(abs(a - 0.7 * n) + abs(b - 0.15 * n) + abs(c - 0.15 * n) for a, b, c in ways if a and b and c)
+    ways = (
+        tuple(sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3))
+        for deal in itertools.product(range(3), repeat=len(sizes))
+    )
+    best = min(
+        abs(a - 0.7 * n) + abs(b - 0.15 * n) + abs(c - 0.15 * n)
+        for a, b, c in ways
+        if a and b and c
+    )
     for seed in range(4):
         split = participant_split(groups, seed)
         assert split.keys() == groups.keys() and disjoint(split, groups) and min(counts(split)) > 0
-        assert sum(abs(c - share * n) for c, share in zip(counts(split), (0.7, 0.15, 0.15))) == pytest.approx(best)
+        assert sum(
+            abs(c - share * n) for c, share in zip(counts(split), (0.7, 0.15, 0.15))
+        ) == pytest.approx(best)
 
 
 def test_the_split_of_as_many_videos_as_streamgaze_has_is_exact_and_depends_on_the_seed_alone():
@@ -66,7 +83,9 @@ def test_a_source_is_held_out_whole_and_the_others_keep_their_participants_toget
     groups = people((4, 4, 3, 3, 3, 2, 1))
     sources = {stem: "egtea" if stem < "v002" else "egoexolearn" for stem in groups}
     split = source_split(sources, groups, "egtea", 1)
-    assert {stem for stem in split if split[stem] == "test"} == {stem for stem in sources if sources[stem] == "egtea"}
+    assert {stem for stem in split if split[stem] == "test"} == {
+        stem for stem in sources if sources[stem] == "egtea"
+    }
     assert disjoint(split, groups) and counts(split) == (10, 2, 8)
     assert source_split(sources, groups, "egtea", 1) == split
 
@@ -78,13 +97,18 @@ def test_of_unknown_participants_every_video_counts_for_itself():
 
 @pytest.mark.parametrize("name", [None, "ego4d"])
 def test_the_source_that_tests_must_be_there(name):
-    with pytest.raises(DataError, match=r"got .*These videos are of one \(2 videos\), two \(1 videos\)"):
+    with pytest.raises(
+        DataError, match=r"got .*These videos are of one \(2 videos\), two \(1 videos\)"
+    ):
         source_split({"a": "one", "b": "one", "c": "two"}, {}, name, 0)
-    with pytest.raises(DataError, match="With 'one' held out there are 1 videos of 1 participants left"):
+    with pytest.raises(
+        DataError, match="With 'one' held out there are 1 videos of 1 participants left"
+    ):
         source_split({"a": "one", "b": "one", "c": "two"}, {}, "one", 0)
 
 
-# --- who looked -------------------------------------------------------------------------------------------------------------------------
+# --- who looked
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_names_tell_sources_and_egteas_participants(reader):
@@ -96,28 +120,42 @@ def test_names_tell_sources_and_egteas_participants(reader):
 
 def test_samples_carry_what_is_known(reader):
     groups = {s.groups["video"]: s.groups for s in reader().samples("all")}
-    assert groups["P02-R01-Pizza"] == {"video": "P02-R01-Pizza", "participant": "P02", "source": "egtea"}
+    assert groups["P02-R01-Pizza"] == {
+        "video": "P02-R01-Pizza",
+        "participant": "P02",
+        "source": "egtea",
+    }
     assert groups[EGOEXO[1]] == {"video": EGOEXO[1], "source": "egoexolearn"}
 
 
 def test_metadata_tables_tell_participants_by_any_of_their_names(reader, tree):
     (tree / "metadata").mkdir()
-    (tree / "metadata/egoexolearn.csv").write_text(f"Video_Path,caption,Subject_ID\nx/{EGOEXO[0]}.mp4,a,s1\nx/{EGOEXO[0]}.mp4,b,s1\n{EGOEXO[1]},c,\n")
+    (tree / "metadata/egoexolearn.csv").write_text(
+        f"Video_Path,caption,Subject_ID\nx/{EGOEXO[0]}.mp4,a,s1\nx/{EGOEXO[0]}.mp4,b,s1\n{EGOEXO[1]},c,\n"
+    )
     known = reader().people.known
-    assert known[EGOEXO[0]] == {"participant": "s1", "source": "egoexolearn"} and known[EGOEXO[1]] == {"source": "egoexolearn"}
+    assert known[EGOEXO[0]] == {"participant": "s1", "source": "egoexolearn"} and known[
+        EGOEXO[1]
+    ] == {"source": "egoexolearn"}
 
 
-# columns as StreamGaze's own tables have them: many rows for a video, whose name is under video_source
+# columns as StreamGaze's own tables have them: many rows for a video, whose name is under
+# video_source
 EPISODES = "Episode_ID,Video_Source,Object_Type,Object_Identity,Episode_Start_Time\n"
 MERGED = "video_source,episode_start_time,episode_end_time,duration,fixation_ids,representative_object,video_categories,source_file\n"
 
 
 def episodes(*stems):
-    return EPISODES + "".join(f'{n},{stem},representative,"cup, or\nmug",{n}.5\n' for n, stem in enumerate(stems * 2))
+    return EPISODES + "".join(
+        f'{n},{stem},representative,"cup, or\nmug",{n}.5\n' for n, stem in enumerate(stems * 2)
+    )
 
 
 def merged(*stems):
-    return MERGED + "".join(f"""{stem},{n},{n + 3},3,"[1, 2]","{{'object_identity': 'cup'}}",EGTEA,/x/{stem}/{stem}_fixation_merged_filtered_v2.csv\n""" for n, stem in enumerate(stems))
+    return MERGED + "".join(
+        f"""{stem},{n},{n + 3},3,"[1, 2]","{{'object_identity': 'cup'}}",EGTEA,/x/{stem}/{stem}_fixation_merged_filtered_v2.csv\n"""
+        for n, stem in enumerate(stems)
+    )
 
 
 @pytest.mark.parametrize("table", [episodes, merged])
@@ -127,36 +165,63 @@ def test_video_source_names_the_video_and_never_the_data_set(reader, tree, table
     (tree / "metadata").mkdir()
     (tree / f"metadata/{name}.csv").write_text(table(*EGTEA))
     found = read_table(tree / f"metadata/{name}.csv", strict=True)
-    assert found.rows.keys() == set(EGTEA) and all(row == ({"source": "egtea"} if name == "egtea" else {}) for row in found.rows.values())
+    assert found.rows.keys() == set(EGTEA) and all(
+        row == ({"source": "egtea"} if name == "egtea" else {}) for row in found.rows.values()
+    )
     with_tables = reader()
-    assert with_tables.people.known == plain.people.known and {told["source"] for told in with_tables.people.known.values()} == {"egtea", "egoexolearn", "holoassist"}
-    assert [s.groups for s in with_tables.samples("all")] == [s.groups for s in plain.samples("all")]
+    assert with_tables.people.known == plain.people.known and {
+        told["source"] for told in with_tables.people.known.values()
+    } == {"egtea", "egoexolearn", "holoassist"}
+    assert [s.groups for s in with_tables.samples("all")] == [
+        s.groups for s in plain.samples("all")
+    ]
 
 
 def test_splits_do_not_go_by_the_name_of_the_video(reader, tree):
     (tree / "who.csv").write_text(TABLE)
-    before = [reader(split="participant", groups="who.csv").splits, reader(split="source", test_source="egtea").splits]
+    before = [
+        reader(split="participant", groups="who.csv").splits,
+        reader(split="source", test_source="egtea").splits,
+    ]
     (tree / "metadata").mkdir()
     for name, stems in (("egtea", EGTEA), ("egoexolearn", EGOEXO), ("holoassist", HOLO)):
         (tree / f"metadata/{name}.csv").write_text(episodes(*stems))
-    (tree / "metadata/total_metadata.csv").write_text("video_name,source,video_source\n" + "".join(f"{s},{s},{s}\n" for s in VIDEOS))
+    (tree / "metadata/total_metadata.csv").write_text(
+        "video_name,source,video_source\n" + "".join(f"{s},{s},{s}\n" for s in VIDEOS)
+    )
     by_participant = reader(split="participant", groups="who.csv")
     assert [by_participant.splits, reader(split="source", test_source="egtea").splits] == before
-    assert by_participant.splits[EGTEA[0]] == by_participant.splits[EGTEA[1]]  # both of OP01, whatever the tables call their source
-    assert {told["source"] for told in by_participant.people.known.values()} == {"egtea", "egoexolearn", "holoassist"}
+    assert (
+        by_participant.splits[EGTEA[0]] == by_participant.splits[EGTEA[1]]
+    )  # both of OP01, whatever the tables call their source
+    assert {told["source"] for told in by_participant.people.known.values()} == {
+        "egtea",
+        "egoexolearn",
+        "holoassist",
+    }
 
 
 def test_a_table_of_videos_that_nothing_else_tells_of_gives_them_its_data_set(tmp_path):
-    (tmp_path / "egoexo.csv").write_text("video_source,dataset\nkitchen_7_fixation_merged_filtered_v2.csv,EgoExo\nlab\\kitchen_8.csv,\n")
-    assert read_table(tmp_path / "egoexo.csv", strict=True).rows == {"kitchen_7": {"source": "egoexolearn"}, "kitchen_8": {"source": "egoexolearn"}}
+    (tmp_path / "egoexo.csv").write_text(
+        "video_source,dataset\nkitchen_7_fixation_merged_filtered_v2.csv,EgoExo\nlab\\kitchen_8.csv,\n"
+    )
+    assert read_table(tmp_path / "egoexo.csv", strict=True).rows == {
+        "kitchen_7": {"source": "egoexolearn"},
+        "kitchen_8": {"source": "egoexolearn"},
+    }
     (tmp_path / "own.csv").write_text("video,participant,source\nP01.R02.mp4,ann,Kitchen\n")
-    assert read_table(tmp_path / "own.csv", strict=True).rows == {"P01.R02": {"participant": "ann", "source": "kitchen"}}
+    assert read_table(tmp_path / "own.csv", strict=True).rows == {
+        "P01.R02": {"participant": "ann", "source": "kitchen"}
+    }
 
 
 def test_the_users_table_wins_and_folders_come_last(reader, tree):
     (tree / "who.csv").write_text("video,participant,source\nOP01-R02-Pizza,somebody,Kitchen\n")
     known = reader(groups="who.csv").people.known
-    assert known["OP01-R02-Pizza"] == {"participant": "somebody", "source": "kitchen"} and known["OP01-R01-PastaSalad"]["participant"] == "OP01"
+    assert (
+        known["OP01-R02-Pizza"] == {"participant": "somebody", "source": "kitchen"}
+        and known["OP01-R01-PastaSalad"]["participant"] == "OP01"
+    )
     videos = tree / "videos/original_video"
     (videos / "videos_holoassist_original").mkdir()
     (videos / f"{EGOEXO[0]}.mp4").rename(videos / f"videos_holoassist_original/{EGOEXO[0]}.mp4")
@@ -167,8 +232,10 @@ def test_an_unknown_participant_is_an_error_that_says_what_was_looked_for(reader
     (tree / "metadata").mkdir()
     (tree / "metadata/holoassist.csv").write_text("name,gaze\na,b\n")
     text = (
-        r"A split by participant needs the participant of every video; it is unknown for 4 of 8: 0049ed5a.*Looked for: no table, `groups` is not set; "
-        r"the keys participant, viewer.* entries; 1 tables in .*metadata \(.*holoassist\.csv, line 1: no column names the video .*got 'name,gaze'\.\); "
+        r"A split by participant needs the participant of every video; it is unknown for 4 of 8:"
+        r" 0049ed5a.*Looked for: no table, `groups` is not set; "
+        r"the keys participant, viewer.* entries; 1 tables in .*metadata \(.*holoassist\.csv, line"
+        r" 1: no column names the video .*got 'name,gaze'\.\); "
         r"EGTEA's names .* `groups`"
     )
     with pytest.raises(DataError, match=text):
@@ -179,7 +246,9 @@ def test_an_unknown_participant_is_an_error_that_says_what_was_looked_for(reader
 def test_the_splits_of_a_tree_keep_participants_and_sources_apart(reader, tree):
     (tree / "who.csv").write_text(TABLE)
     data = reader(split="participant", groups="who.csv")
-    assert disjoint(data.splits, {stem: told["participant"] for stem, told in data.people.known.items()}) and counts(data.splits) == (6, 1, 1)
+    assert disjoint(
+        data.splits, {stem: told["participant"] for stem, told in data.people.known.items()}
+    ) and counts(data.splits) == (6, 1, 1)
     held = reader(split="source", test_source="holoassist")
     assert {stem for stem, name in held.splits.items() if name == "test"} == set(HOLO)
     assert {s.groups["source"] for s in held.samples("test")} == {"holoassist"}
@@ -189,7 +258,9 @@ def test_the_splits_of_a_tree_keep_participants_and_sources_apart(reader, tree):
 def test_all_is_every_split_together(reader):
     data = reader()
     ids = [s.id for s in data.samples("all")]
-    assert sorted(ids) == sorted(s.id for split in ("train", "val", "test") for s in data.samples(split)) and len(ids) == 8 * (8 * 2 + 2 * 2)
+    assert sorted(ids) == sorted(
+        s.id for split in ("train", "val", "test") for s in data.samples(split)
+    ) and len(ids) == 8 * (8 * 2 + 2 * 2)
     assert len(reader(limits={"all": 30}).samples("all")) == 30
 
 
@@ -200,7 +271,10 @@ def test_videos_left_out_on_purpose_are_not_in_all(reader, tree):
 
 @pytest.mark.parametrize(
     ("changes", "text"),
-    [({"test_source": "egtea"}, "no effect on split: gazeqwen"), ({"split": "source"}, "split: source needs `test_source`")],
+    [
+        ({"test_source": "egtea"}, "no effect on split: gazeqwen"),
+        ({"split": "source"}, "split: source needs `test_source`"),
+    ],
 )
 def test_settings_that_do_not_belong_together_are_refused(changes, text):
     with pytest.raises(ValidationError, match=text):
@@ -212,9 +286,15 @@ def test_settings_that_do_not_belong_together_are_refused(changes, text):
     [
         (b"who,what\n", r"line 1: no column names the video \(video or .*got 'who,what'"),
         (b"", "no column names the video"),
-        (b"video,participant\na,p1\na.mp4,p2\n", r"line 3: video 'a' has two values of participant, 'p1' and 'p2'"),
+        (
+            b"video,participant\na,p1\na.mp4,p2\n",
+            r"line 3: video 'a' has two values of participant, 'p1' and 'p2'",
+        ),
         (b"video\n\xff\xfe\n", "not readable as a UTF-8 CSV"),
-        (b"video,participant\n" + b'"' + b"x" * 200_000, "not readable as a UTF-8 CSV: field larger than"),
+        (
+            b"video,participant\n" + b'"' + b"x" * 200_000,
+            "not readable as a UTF-8 CSV: field larger than",
+        ),
     ],
 )
 def test_tables_are_errors_where_the_user_named_them_and_notes_elsewhere(tmp_path, text, message):
@@ -227,7 +307,13 @@ def test_tables_are_errors_where_the_user_named_them_and_notes_elsewhere(tmp_pat
 
 
 def test_a_table_that_is_named_must_exist(reader):
-    with pytest.raises(MissingFileError, match=r"nobody\.csv does not exist; it must be a CSV with the columns video, participant, source"):
+    with pytest.raises(
+        MissingFileError,
+        match=(
+            r"nobody\.csv does not exist; it must be a CSV with the columns video, participant,"
+            r" source"
+        ),
+    ):
         reader(split="participant", groups="nobody.csv").samples("train")
 
 
@@ -237,15 +323,30 @@ def test_entries_that_contradict_each_other_are_named(reader, tree):
     entries[0]["viewer"] = "a"
     entries[1] |= {"viewer": "b", "video_path": f"{VIDEOS[0]}.mp4"}
     path.write_text(json.dumps(entries))
-    with pytest.raises(DataError, match=rf"Question past_scene_recall/{VIDEOS[0]}/1/0: video .* has two values of participant, 'a' and 'b'"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"Question past_scene_recall/{VIDEOS[0]}/1/0: video .* has two values of participant,"
+            r" 'a' and 'b'"
+        ),
+    ):
         reader().samples("all")
 
 
 def best_deal(sizes, shares):
-    """The least sum of absolute differences from the shares over all ways to deal groups, none of the wanted splits empty."""
+    """The least sum of absolute differences from the shares over all ways to deal groups, none of
+    the wanted splits empty.
+    """
     n, kinds = sum(sizes), [k for k, share in enumerate(shares) if share]
-    ways = ([sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3)] for deal in itertools.product(kinds, repeat=len(sizes)))
-    return min(sum(abs(c - share * n) for c, share in zip(way, shares)) for way in ways if all(way[k] for k in kinds))
+    ways = (
+        [sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3)]
+        for deal in itertools.product(kinds, repeat=len(sizes))
+    )
+    return min(
+        sum(abs(c - share * n) for c, share in zip(way, shares))
+        for way in ways
+        if all(way[k] for k in kinds)
+    )
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -255,8 +356,12 @@ def test_any_groups_are_dealt_as_near_to_the_shares_as_whole_ones_allow(seed):
     groups, n = people(sizes), sum(sizes)
     dealt = counts(participant_split(groups, seed))
     assert min(dealt) > 0
-    assert sum(abs(c - share * n) for c, share in zip(dealt, (0.7, 0.15, 0.15))) == pytest.approx(best_deal(sizes, (0.7, 0.15, 0.15)))
+    assert sum(abs(c - share * n) for c, share in zip(dealt, (0.7, 0.15, 0.15))) == pytest.approx(
+        best_deal(sizes, (0.7, 0.15, 0.15))
+    )
     sources = dict.fromkeys(groups, "rest") | {"held_out": "other"}
     train, val, test = counts(source_split(sources, groups, "other", seed))
     assert test == 1 and min(train, val) > 0
-    assert abs(train - 0.85 * n) + abs(val - 0.15 * n) == pytest.approx(best_deal(sizes, (0.85, 0.15, 0.0)))
+    assert abs(train - 0.85 * n) + abs(val - 0.15 * n) == pytest.approx(
+        best_deal(sizes, (0.85, 0.15, 0.0))
+    )

@@ -17,8 +17,18 @@ from modulate_streamgaze.questions import family, parse_time
 from modulate_tabletop.dataset import Tabletop, TabletopParams
 
 PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
-# around a window that ends at 10 s: before it, across its start, inside, across its end with the midpoint inside and outside, after it
-GAZE = Scanpath([[0.1, 0.2, 1.0, 1.0], [0.3, 0.4, 4.0, 3.0], [0.5, 0.5, 7.0, 1.0], [0.6, 0.6, 9.5, 3.0], [0.7, 0.7, 10.5, 3.0], [0.8, 0.8, 14.0, 1.0]])
+# around a window that ends at 10 s: before it, across its start, inside, across its end with the
+# midpoint inside and outside, after it
+GAZE = Scanpath(
+    [
+        [0.1, 0.2, 1.0, 1.0],
+        [0.3, 0.4, 4.0, 3.0],
+        [0.5, 0.5, 7.0, 1.0],
+        [0.6, 0.6, 9.5, 3.0],
+        [0.7, 0.7, 10.5, 3.0],
+        [0.8, 0.8, 14.0, 1.0],
+    ]
+)
 
 
 def sample(data, task, seconds=10.0):
@@ -38,7 +48,9 @@ def test_by_the_released_rule_its_midpoint_must_lie_in_the_clip(reader):
     assert kept(reader(present_seconds=6, fixation_rule="midpoint")) == [4.0, 7.0, 9.5]
 
 
-def test_the_fixation_that_begins_when_the_question_is_asked_is_dropped_by_the_released_rule(reader):
+def test_the_fixation_that_begins_when_the_question_is_asked_is_dropped_by_the_released_rule(
+    reader,
+):
     asked = Scanpath([[0.5, 0.5, 11.0, 2.0]])  # stamped at its start, 10 s
     own, released = reader(), reader(fixation_rule="midpoint")
     assert len(own.clip_signal(sample(own, PRESENT), asked)) == 1
@@ -46,13 +58,28 @@ def test_the_fixation_that_begins_when_the_question_is_asked_is_dropped_by_the_r
 
 
 def released_choice(rows, start, end):
-    """The released code's own comparison: fixations as a float32 tensor, its times compared with Python's numbers."""
+    """The released code's own comparison: fixations as a float32 tensor, its times compared with
+    Python's numbers.
+    """
     middle = torch.tensor(rows, dtype=torch.float32)[:, 2]
     return ((middle >= start) & (middle <= end)).tolist()
 
 
-# midpoints within a rounding of an edge, as sums, thirds and clocks make them; windows end, or begin, there
-EDGES = [0.1 + 0.2, 0.3, 1 / 3, 2 / 3, 0.1 * 3, 138.0, 137.99999999999997, parse_time("02:18"), parse_time("1:02:03"), parse_time("01:02.1"), 62.1]
+# midpoints within a rounding of an edge, as sums, thirds and clocks make them; windows end, or
+# begin, there
+EDGES = [
+    0.1 + 0.2,
+    0.3,
+    1 / 3,
+    2 / 3,
+    0.1 * 3,
+    138.0,
+    137.99999999999997,
+    parse_time("02:18"),
+    parse_time("1:02:03"),
+    parse_time("01:02.1"),
+    62.1,
+]
 
 
 @pytest.mark.parametrize("edge", EDGES)
@@ -63,18 +90,31 @@ def test_at_an_edge_the_released_rule_decides_as_the_released_code_does(edge, ul
         middle = edge + ulps * step
         nearby += [[0.5, 0.5, middle, 2.0], [0.5, 0.5, middle + 0.51 * step, 2.0]]
     for window in ((0.0, edge), (edge, edge + 60.0)):
-        assert len(by_midpoint(np.array(nearby), *window)) == sum(released_choice(nearby, *window)), window
+        assert len(by_midpoint(np.array(nearby), *window)) == sum(
+            released_choice(nearby, *window)
+        ), window
 
 
 def test_a_midpoint_that_is_the_question_s_time_only_in_float32_is_kept_as_released(reader):
-    start, end = 8.0 + 1 / 3, 11.666666666666668  # as a file states them: the midpoint is 10 s and 2e-15
+    start, end = (
+        8.0 + 1 / 3,
+        11.666666666666668,
+    )  # as a file states them: the midpoint is 10 s and 2e-15
     data, late = reader(fixation_rule="midpoint"), (start + end) / 2 + 1e-9
     assert late > 10.0 and np.float32(late) == 10.0
-    assert len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, late, end - start]]))) == 1
-    assert len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, 10.000001, 3.0]]))) == 0  # a whole float32 later
+    assert (
+        len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, late, end - start]]))) == 1
+    )
+    assert (
+        len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, 10.000001, 3.0]]))) == 0
+    )  # a whole float32 later
 
 
-@given(st.lists(st.tuples(st.floats(0, 4000), st.floats(0.04, 5)), min_size=1, max_size=20), st.integers(0, 4000), st.sampled_from([60, 4000]))
+@given(
+    st.lists(st.tuples(st.floats(0, 4000), st.floats(0.04, 5)), min_size=1, max_size=20),
+    st.integers(0, 4000),
+    st.sampled_from([60, 4000]),
+)
 def test_the_released_rule_is_the_released_comparison_everywhere(spans, asked, seconds):
     rows = [[0.5, 0.5, (start + (start + lasts)) / 2, lasts] for start, lasts in spans]
     window = max(0.0, asked - seconds), asked
@@ -83,7 +123,10 @@ def test_the_released_rule_is_the_released_comparison_everywhere(spans, asked, s
 
 @pytest.mark.parametrize("rule", ["overlap", "midpoint"])
 def test_only_in_proactive_tasks_fixations_go_to_the_origin_and_only_if_asked_for(reader, rule):
-    own, moved = reader(fixation_rule=rule), reader(fixation_rule=rule, proactive_fixations="origin")
+    own, moved = (
+        reader(fixation_rule=rule),
+        reader(fixation_rule=rule, proactive_fixations="origin"),
+    )
     for task in (PRESENT, ALERT):
         a, b = (data.clip_signal(sample(data, task), GAZE).fixations for data in (own, moved))
         assert (a[:, 2:] == b[:, 2:]).all() and len(a) > 2
@@ -91,16 +134,23 @@ def test_only_in_proactive_tasks_fixations_go_to_the_origin_and_only_if_asked_fo
 
 
 def test_other_signals_are_cut_to_the_window(reader, tmp_path):
-    (tmp_path / "hand.csv").write_text("time_seconds,x,y\n" + "".join(f"{t},0.5,0.5\n" for t in range(13)))
+    (tmp_path / "hand.csv").write_text(
+        "time_seconds,x,y\n" + "".join(f"{t},0.5,0.5\n" for t in range(13))
+    )
     hand = HandPath.read(tmp_path / "hand.csv")
     data = reader(fixation_rule="midpoint", proactive_fixations="origin", proactive_seconds=3)
     one = sample(data, ALERT)
-    assert data.clip_signal(one, hand) == hand.within(*one.window) and 0 < len(hand.within(*one.window)) < len(hand)
+    assert data.clip_signal(one, hand) == hand.within(*one.window) and 0 < len(
+        hand.within(*one.window)
+    ) < len(hand)
 
 
 def test_the_tabletop_world_passes_the_rules_on(tmp_path):
     names = ("fixation_rule", "proactive_fixations")
-    plain, released = (Tabletop(TabletopParams(root=tmp_path, **rules)).reader.params for rules in ({}, dict(zip(names, ("midpoint", "origin")))))
+    plain, released = (
+        Tabletop(TabletopParams(root=tmp_path, **rules)).reader.params
+        for rules in ({}, dict(zip(names, ("midpoint", "origin"))))
+    )
     assert [getattr(plain, name) for name in names] == ["overlap", "own"]
     assert [getattr(released, name) for name in names] == ["midpoint", "origin"]
 
@@ -110,15 +160,35 @@ def test_the_rules_change_the_fingerprint_and_their_defaults_do_not(reader, tree
     digest = hashlib.sha256()
     for path in sorted((tree / "qa").glob("*.json")):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    sizes = [[[stem, p.name, p.stat().st_size] for stem, p in sorted(files.items())] for files in (data.fixation_files, data.video_files)]
-    settings = {"tasks": None, "past_seconds": None, "present_seconds": 60.0, "proactive_seconds": None, "limits": {}}
-    digest.update(json.dumps([sizes, settings, [list(pair) for pair in sorted(data.splits.items())]], sort_keys=True).encode())
+    sizes = [
+        [[stem, p.name, p.stat().st_size] for stem, p in sorted(files.items())]
+        for files in (data.fixation_files, data.video_files)
+    ]
+    settings = {
+        "tasks": None,
+        "past_seconds": None,
+        "present_seconds": 60.0,
+        "proactive_seconds": None,
+        "limits": {},
+    }
+    digest.update(
+        json.dumps(
+            [sizes, settings, [list(pair) for pair in sorted(data.splits.items())]], sort_keys=True
+        ).encode()
+    )
     assert data.fingerprint() == f"streamgaze-{digest.hexdigest()[:16]}"
     others = [reader(fixation_rule="midpoint"), reader(proactive_fixations="origin")]
     assert len({data.fingerprint(), *(other.fingerprint() for other in others)}) == 3
 
 
-@pytest.mark.parametrize("changes", [{"fixation_rule": "midpoint"}, {"proactive_fixations": "origin"}, {"gaze": {"folders": {"egtea": "gaze"}}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fixation_rule": "midpoint"},
+        {"proactive_fixations": "origin"},
+        {"gaze": {"folders": {"egtea": "gaze"}}},
+    ],
+)
 def test_rules_without_fixations_are_refused(changes):
     with pytest.raises(ValidationError, match="have no effect without `fixations`"):
         StreamGazeParams(root="x", fixations=(), **changes)

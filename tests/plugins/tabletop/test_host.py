@@ -1,4 +1,6 @@
-"""The small host that ships: real files, and it answers questions about marked objects through the real processor."""
+"""The small host that ships: real files, and it answers questions about marked objects through the
+real processor.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,10 +39,23 @@ def host() -> Any:
 
 def encode(processor: Any, frames: np.ndarray, question: str) -> Any:
     content = [{"type": "video"}, {"type": "text", "text": question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-    metadata = {"total_num_frames": len(frames), "fps": 1.0, "frames_indices": list(range(len(frames))), "duration": float(len(frames))}
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    metadata = {
+        "total_num_frames": len(frames),
+        "fps": 1.0,
+        "frames_indices": list(range(len(frames))),
+        "duration": float(len(frames)),
+    }
     videos = [frames.transpose(0, 3, 1, 2)]
-    return processor(text=[prompt], videos=videos, video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
+    return processor(
+        text=[prompt],
+        videos=videos,
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
 
 
 def test_the_weights_are_small() -> None:
@@ -51,7 +66,11 @@ def test_letters_and_words_are_single_tokens_and_nothing_crashes(processor: Any)
     tokens = processor.tokenizer
     for word in (*text.LETTERS, "Yes", "No", *lessons.CLASSES, *lessons.COLOUR_WORDS):
         assert tokens(word)["input_ids"] == [ID[word]]
-    for prompt in (text.with_options(text.question_easy(17), ["mug", "box", "tray", "cone"]), text.without_options(text.question_attribute(7)), text.DESCRIBE):
+    for prompt in (
+        text.with_options(text.question_easy(17), ["mug", "box", "tray", "cone"]),
+        text.without_options(text.question_attribute(7)),
+        text.DESCRIBE,
+    ):
         assert tokens.unk_token_id not in tokens(prompt)["input_ids"]
     assert tokens("Überraschung 12345 <img>")["input_ids"][0] == tokens.unk_token_id
 
@@ -64,9 +83,14 @@ def test_a_step_has_one_token_for_each_place(processor: Any) -> None:
 
 def test_packed_training_gives_the_processors_numbers(processor: Any, host: Any) -> None:
     item = lessons.lesson(np.random.default_rng(3), 4, True)
-    question, options, _ = lessons.questions(np.random.default_rng(4), item, int(item.marks[-1]))[text.EASY]
+    question, options, _ = lessons.questions(np.random.default_rng(4), item, int(item.marks[-1]))[
+        text.EASY
+    ]
     inputs = encode(processor, item.frames, text.with_options(question, options))
-    told, letters = packing.Branch("a", text.without_options(question), "mug"), packing.Branch("b", text.with_options(question, options), "A")
+    told, letters = (
+        packing.Branch("a", text.without_options(question), "mug"),
+        packing.Branch("b", text.with_options(question, options), "A"),
+    )
     packed = packing.Packer(processor.tokenizer).pack([[told, letters]], 4, 2.0, 0)
     with torch.no_grad():
         real = host(**inputs).logits[0, -1]
@@ -81,7 +105,9 @@ def test_the_host_answers_about_marked_objects_in_words(processor: Any, host: An
         asked = lessons.questions(rng, item, int(item.marks[-1]))
         for question, options, answer in (asked[text.EASY], asked[text.ATTRIBUTE]):
             with torch.no_grad():
-                logits = host(**encode(processor, item.frames, text.without_options(question))).logits[0, -1]
+                logits = host(
+                    **encode(processor, item.frames, text.without_options(question))
+                ).logits[0, -1]
             right.append(options[int(logits[[ID[word] for word in options]].argmax())] == answer)
     assert np.mean(right) >= 0.85
 
@@ -90,9 +116,13 @@ def test_without_a_mark_the_host_is_near_chance(processor: Any, host: Any) -> No
     rng, right = np.random.default_rng(18), []
     for _ in range(40):
         item = lessons.lesson(rng, 4, False)
-        question, options, answer = lessons.questions(rng, item, int(rng.choice(np.flatnonzero(item.kinds[-1] >= 0))))[text.EASY]
+        question, options, answer = lessons.questions(
+            rng, item, int(rng.choice(np.flatnonzero(item.kinds[-1] >= 0)))
+        )[text.EASY]
         with torch.no_grad():
-            logits = host(**encode(processor, item.frames, text.without_options(question))).logits[0, -1]
+            logits = host(**encode(processor, item.frames, text.without_options(question))).logits[
+                0, -1
+            ]
         right.append(options[int(logits[[ID[word] for word in options]].argmax())] == answer)
     assert np.mean(right) < 0.55
 
@@ -102,11 +132,15 @@ def test_what_its_readme_says_it_can_and_cannot_do(processor: Any, host: Any) ->
     drawn = [v for k, v in found.items() if k.startswith("drawn")]
     named = [found[f"pointed word {task}"] for task in (text.EASY, text.HARD, text.ATTRIBUTE)]
     assert len(drawn) == 8 and min(drawn) >= 0.85 and min(named) >= 0.85
-    assert max(found[f"pointed {answer} {text.ALERT}"] for answer in ("word", "letter")) < 0.75, "better than its README says"
+    assert max(found[f"pointed {answer} {text.ALERT}"] for answer in ("word", "letter")) < 0.75, (
+        "better than its README says"
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_a_pointer_at_the_gazed_token_steers_the_host(processor: Any, host: Any, steps: int) -> None:
+def test_a_pointer_at_the_gazed_token_steers_the_host(
+    processor: Any, host: Any, steps: int
+) -> None:
     found = steer.report(host, packing.Packer(processor.tokenizer), steps=steps, count=24)
     assert min(found["pointer"].values()) >= 0.9 and max(found["unmarked"].values()) < 0.5
     assert found["norms"]["tokens"] < 8, "small enough for a residual that starts at zero"

@@ -24,12 +24,17 @@ def test_the_mark_lies_at_the_upper_left_of_the_gaze_of_its_frame():
     frames, given = told(gaze)
     for image, (x, y) in zip(given.frames.images, ((56, 56), (28, 84))):
         rows, cols = np.nonzero((image != 127).any(-1))
-        assert (rows.min(), cols.min()) == (y - 13, x - 13) and (rows.max(), cols.max()) == (y - 7, x - 7)
+        assert (rows.min(), cols.min()) == (y - 13, x - 13) and (rows.max(), cols.max()) == (
+            y - 7,
+            x - 7,
+        )
     assert given.text == "Which?" and (frames.images == 127).all()
 
 
 def test_a_frame_between_fixations_shows_the_nearer_and_none_shows_nothing():
-    between = told(Scanpath([[0.5, 0.5, 0.5, 0.2], [0.25, 0.75, 2.5, 0.2]]), times=(1.0,))[1].frames.images[0]
+    between = told(Scanpath([[0.5, 0.5, 0.5, 0.2], [0.25, 0.75, 2.5, 0.2]]), times=(1.0,))[
+        1
+    ].frames.images[0]
     assert (between[56 - 13, 56 - 13] != 127).all() and (between[84 - 13, 28 - 13] == 127).all()
     assert (told(Scanpath())[1].frames.images == 127).all()
 

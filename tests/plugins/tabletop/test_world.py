@@ -1,4 +1,6 @@
-"""The generated world: files, windows, balance, and that the frames alone do not give the gaze-only answers away."""
+"""The generated world: files, windows, balance, and that the frames alone do not give the gaze-only
+answers away.
+"""
 
 import csv
 import json
@@ -57,7 +59,11 @@ def frame_times_of(world: Path, task: str) -> list[tuple[str, int]]:
     result = []
     for entry in entries(world, task):
         for question in entry["questions"]:
-            clocks = [p["realtime"] for p in question["test_info"]] if "test_info" in question else [question["time_stamp"]]
+            clocks = (
+                [p["realtime"] for p in question["test_info"]]
+                if "test_info" in question
+                else [question["time_stamp"]]
+            )
             result += [(Path(entry["video_path"]).stem, seconds(c)) for c in clocks]
     return result
 
@@ -69,7 +75,9 @@ def dwell_at(clip: Clip, time: float) -> Dwell:
 def test_same_numbers_give_the_same_bytes_whatever_the_workers(world: Path, tmp_path: Path) -> None:
     make_world(tmp_path / "again", train=3, val=2, test=2, seed=5, workers=2)
     files = sorted(p.relative_to(world) for p in world.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
+    assert files == sorted(
+        p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file()
+    )
     for file in files:
         assert (world / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
     assert [p.name for p in tmp_path.iterdir()] == ["again"], "no temporary folder is left"
@@ -77,7 +85,9 @@ def test_same_numbers_give_the_same_bytes_whatever_the_workers(world: Path, tmp_
 
 def test_a_world_is_reused_or_refused(world: Path, tmp_path: Path) -> None:
     assert make_world(world, train=3, val=2, test=2, seed=5)["reused"]
-    with pytest.raises(DataError, match=r"holds another tabletop world: seed is 5, wanted 6\. Name another folder"):
+    with pytest.raises(
+        DataError, match=r"holds another tabletop world: seed is 5, wanted 6\. Name another folder"
+    ):
         make_world(world, train=3, val=2, test=2, seed=6)
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(DataError, match=r"is not empty and holds no tabletop world"):
@@ -90,18 +100,31 @@ def test_the_data_set_makes_and_reads_its_world(world: Path, tmp_path: Path) -> 
     data = Tabletop(Tabletop.Params(root=tmp_path / "made", train=1, val=1, test=0, tasks=None))
     data.prepare()
     train = data.samples("train")
-    assert {s.task for s in train} == set(TASKS) and all(s.window[1] - s.window[0] <= 8 and s.window[1] < 25 for s in train)
+    assert {s.task for s in train} == set(TASKS) and all(
+        s.window[1] - s.window[0] <= 8 and s.window[1] < 25 for s in train
+    )
     few = Tabletop(Tabletop.Params(root=world, train=3, val=2, test=2, seed=5, max_per_split=8))
     few.prepare()
     samples = few.samples("test")
     assert [s.task for s in samples] == [task for task in text.GAZE_ONLY for _ in range(2)]
     assert all(s.video.is_file() and s.signals["gaze"].is_file() for s in samples)
-    assert few.prompt(samples[0]).endswith("The best option is:") and few.fingerprint() != data.fingerprint()
+    assert (
+        few.prompt(samples[0]).endswith("The best option is:")
+        and few.fingerprint() != data.fingerprint()
+    )
 
 
 def test_importing_the_plugin_is_light() -> None:
-    code = "import sys, typer, modulate_tabletop as t; t.register_commands(typer.Typer()); print({'torch', 'numpy', 'av'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    code = (
+        "import sys, typer, modulate_tabletop as t; t.register_commands(typer.Typer());"
+        " print({'torch', 'numpy', 'av'} & set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
@@ -128,10 +151,18 @@ def test_files_have_the_expected_form(world: Path) -> None:
         path = world / "fixations" / f"{job.stem}_fixation_filtered.csv"
         assert path.read_text().splitlines()[0] == FIXATION_HEADER
         table = rows(path)
-        assert (table[1:, 0] > table[:-1, 1]).all() and (table[:, 2:4] > 0).all() and (table[:, 2:4] < 1).all()
+        assert (
+            (table[1:, 0] > table[:-1, 1]).all()
+            and (table[:, 2:4] > 0).all()
+            and (table[:, 2:4] < 1).all()
+        )
         assert (table[:, 4] > 0.19).all() and (table[:, 4] < 0.61).all()
         samples = rows(world / "gaze" / f"{job.stem}_gaze.csv")
-        assert np.allclose(np.diff(samples[:, 0]), 1 / 60, atol=1e-3) and (samples[:, 1:] > 0).all() and (samples[:, 1:] < 1).all()
+        assert (
+            np.allclose(np.diff(samples[:, 0]), 1 / 60, atol=1e-3)
+            and (samples[:, 1:] > 0).all()
+            and (samples[:, 1:] < 1).all()
+        )
     for task in TASKS:
         for entry in entries(world, task):
             assert {"video_path", "viewer", "response_time", "gaze_only", "questions"} <= set(entry)
@@ -163,23 +194,43 @@ def test_gaze_decides_gaze_only_questions(world: Path, task: str) -> None:
             assert len(active) == 1
             frame = int(np.searchsorted(clip.times, moment, side="right")) - 1
             x, y = active[0, 2:4] * 128 - clip.camera[frame] - clip.layout.jitter[dwell.place]
-            assert max(abs(x - (dwell.place % GRID + 0.5) * 32), abs(y - (dwell.place // GRID + 0.5) * 32)) < 14
+            assert (
+                max(
+                    abs(x - (dwell.place % GRID + 0.5) * 32),
+                    abs(y - (dwell.place // GRID + 0.5) * 32),
+                )
+                < 14
+            )
         targets = [d.place for d in clip.dwells if d.end > time - WINDOW and d.start < time]
         assert len(targets) >= 3 and len(set(targets)) == len(targets)
         hand = rows(world / "hand" / f"{stem}_hand.csv")
         before = hand[hand[:, 0] <= time]
         assert time < REACH[0] and (before[:, 2] > 0.93).all(), "the hand stays at the lower edge"
-        assert all((clip.state(m) == clip.state(time)).all() for m in np.arange(dwell.start, time, 0.05))
+        assert all(
+            (clip.state(m) == clip.state(time)).all() for m in np.arange(dwell.start, time, 0.05)
+        )
 
 
 def test_answers_are_what_the_viewer_looks_at(world: Path) -> None:
     clips = {j.stem: j.clip() for j in JOBS}
-    for task, row, words in ((text.EASY, 0, CLASSES), (text.HARD, 0, CLASSES), (text.ATTRIBUTE, 1, COLOUR_WORDS)):
+    for task, row, words in (
+        (text.EASY, 0, CLASSES),
+        (text.HARD, 0, CLASSES),
+        (text.ATTRIBUTE, 1, COLOUR_WORDS),
+    ):
         for entry in entries(world, task):
             clip, question = clips[Path(entry["video_path"]).stem], entry["questions"][0]
-            state, time = clip.state(seconds(question["time_stamp"])), seconds(question["time_stamp"])
-            assert question["options"][text.LETTERS.index(question["answer"])] == words[state[row, dwell_at(clip, time).place]]
-            assert set(question["options"]) <= {words[i] for i in state[row] if i >= 0}, "every option stands on the table"
+            state, time = (
+                clip.state(seconds(question["time_stamp"])),
+                seconds(question["time_stamp"]),
+            )
+            assert (
+                question["options"][text.LETTERS.index(question["answer"])]
+                == words[state[row, dwell_at(clip, time).place]]
+            )
+            assert set(question["options"]) <= {words[i] for i in state[row] if i >= 0}, (
+                "every option stands on the table"
+            )
     for entry in entries(world, text.ALERT):
         clip = clips[Path(entry["video_path"]).stem]
         for question in entry["questions"]:
@@ -192,22 +243,37 @@ def test_answers_are_what_the_viewer_looks_at(world: Path) -> None:
 
 def test_answers_are_balanced(world: Path) -> None:
     for task in (text.EASY, text.HARD, text.ATTRIBUTE):
-        letters = [e["questions"][0]["answer"] for e in entries(world, task) if e["video_path"].startswith(tuple(j.stem for j in JOBS[:3]))]
+        letters = [
+            e["questions"][0]["answer"]
+            for e in entries(world, task)
+            if e["video_path"].startswith(tuple(j.stem for j in JOBS[:3]))
+        ]
         counts = [letters.count(letter) for letter in text.LETTERS]
         assert max(counts) - min(counts) <= 1
-    types = [p["type"] for e in entries(world, text.ALERT) for q in e["questions"] for p in q["test_info"]]
+    types = [
+        p["type"]
+        for e in entries(world, text.ALERT)
+        for q in e["questions"]
+        for p in q["test_info"]
+    ]
     assert abs(np.mean(types) - 0.5) <= 0.15
 
 
 def test_splits_share_no_viewer_and_no_table(world: Path) -> None:
-    splits, by_viewer = (json.loads((world / f"{n}.json").read_text()) for n in ("splits", "splits_by_viewer"))
+    splits, by_viewer = (
+        json.loads((world / f"{n}.json").read_text()) for n in ("splits", "splits_by_viewer")
+    )
     viewer = {Path(e["video_path"]).stem: e["viewer"] for e in entries(world, text.EASY)}
     for parts in (splits, by_viewer):
         assert sorted(s for part in parts.values() for s in part) == [j.stem for j in JOBS]
         people = [{viewer[s] for s in parts[split]} for split in SPLITS]
         assert sum(map(len, people)) == len(set.union(*people)) and all(people)
     clips = [j.clip() for j in JOBS]
-    assert len({c.layout.texture for c in clips}) == len({c.states[0].tobytes() for c in clips}) == len(clips)
+    assert (
+        len({c.layout.texture for c in clips})
+        == len({c.states[0].tobytes() for c in clips})
+        == len(clips)
+    )
 
 
 def test_a_set_of_options_does_not_tell_its_target() -> None:
@@ -215,9 +281,17 @@ def test_a_set_of_options_does_not_tell_its_target() -> None:
     values = np.array([0, 0, 1, 2, -1, 3, 3, 4, -1, 5, 6, -1, 6, 7, -1, 1])
     targets = rng.choice(np.flatnonzero(values >= 0), 1200)
     sets = [even_set(rng, int(t), values, 4, closeness=2.0) for t in targets]
-    assert all(t in s and len({values[p] for p in s}) == 4 for t, s in zip(targets, sets, strict=True))
-    # of the places in a set each is the target in one of four cases, also those whose class stands on the table twice
-    twice = [(p == t) for t, s in zip(targets, sets, strict=True) for p in s if (values == values[p]).sum() == 2]
+    assert all(
+        t in s and len({values[p] for p in s}) == 4 for t, s in zip(targets, sets, strict=True)
+    )
+    # of the places in a set each is the target in one of four cases, also those whose class stands
+    # on the table twice
+    twice = [
+        (p == t)
+        for t, s in zip(targets, sets, strict=True)
+        for p in s
+        if (values == values[p]).sum() == 2
+    ]
     assert abs(np.mean(twice) - 0.25) < 4 * 0.433 / len(twice) ** 0.5
 
 
@@ -227,7 +301,9 @@ def most_frequent(clip: Clip, time: int, values: np.ndarray) -> Callable[[int], 
 
 def newest(clip: Clip, time: int, values: np.ndarray) -> Callable[[int], float]:
     places = [e.place for e in clip.events if e.time < time and e.what != "vanish"]
-    return lambda value: max([i + 1.0 for i, p in enumerate(places) if values[p] == value], default=0.0)
+    return lambda value: max(
+        [i + 1.0 for i, p in enumerate(places) if values[p] == value], default=0.0
+    )
 
 
 def central(clip: Clip, time: int, values: np.ndarray) -> Callable[[int], float]:
@@ -240,7 +316,10 @@ def lowest(clip: Clip, time: int, values: np.ndarray) -> Callable[[int], float]:
 
 
 @pytest.mark.parametrize("guess", [most_frequent, newest, central, lowest])
-def test_the_frames_alone_stay_at_chance(stories: list[tuple[Clip, list[ComponentSpec | Alert]]], guess: Callable[..., Callable[[int], float]]) -> None:
+def test_the_frames_alone_stay_at_chance(
+    stories: list[tuple[Clip, list[ComponentSpec | Alert]]],
+    guess: Callable[..., Callable[[int], float]],
+) -> None:
     hits: dict[str, list[float]] = {task: [] for task in text.GAZE_ONLY}
     for clip, questions in stories:
         for q in (q for q in questions if q.task in text.GAZE_ONLY):
@@ -254,36 +333,55 @@ def test_the_frames_alone_stay_at_chance(stories: list[tuple[Clip, list[Componen
                     kinds = clip.state(time)[0]
                     score = guess(clip, time, kinds)
                     scores = [score(k) for k in {int(k) for k in kinds if k >= 0}]
-                    hits[q.task].append(float((score(CLASSES.index(q.target)) >= np.median(scores)) == raised))
+                    hits[q.task].append(
+                        float((score(CLASSES.index(q.target)) >= np.median(scores)) == raised)
+                    )
     for task, values in hits.items():
         chance = 0.5 if task == text.ALERT else 0.25
         assert len(values) > 450
-        assert abs(np.mean(values) - chance) < 3.5 * (chance * (1 - chance) / len(values)) ** 0.5, (task, np.mean(values))
+        assert abs(np.mean(values) - chance) < 3.5 * (chance * (1 - chance) / len(values)) ** 0.5, (
+            task,
+            np.mean(values),
+        )
 
 
-def test_targets_are_spread_over_all_places(stories: list[tuple[Clip, list[ComponentSpec | Alert]]]) -> None:
+def test_targets_are_spread_over_all_places(
+    stories: list[tuple[Clip, list[ComponentSpec | Alert]]],
+) -> None:
     places = [d.place for clip, _ in stories for d in clip.asked()]
     counts = np.bincount(places, minlength=16)
-    assert ((counts - len(places) / 16) ** 2 / (len(places) / 16)).sum() < 37.7  # chi-squared, 15 degrees of freedom, p = 0.001
+    assert (
+        (counts - len(places) / 16) ** 2 / (len(places) / 16)
+    ).sum() < 37.7  # chi-squared, 15 degrees of freedom, p = 0.001
 
 
-def test_any_eight_seconds_hold_different_places(stories: list[tuple[Clip, list[ComponentSpec | Alert]]]) -> None:
+def test_any_eight_seconds_hold_different_places(
+    stories: list[tuple[Clip, list[ComponentSpec | Alert]]],
+) -> None:
     for clip, _ in stories:
         for i, a in enumerate(clip.dwells):
             assert 2.0 <= a.end - a.start <= 2.6 + 1e-6
             assert all(a.place != b.place for b in clip.dwells[i + 1 :] if b.start - a.end < WINDOW)
             assert clip.state(a.start)[0, a.place] >= 0 and clip.state(a.end)[0, a.place] >= 0
-        assert np.abs(clip.camera).max() <= 4 and all(0.03 - 1e-6 <= b.start - a.end <= 0.06 + 1e-2 for a, b in pairwise(clip.dwells))
+        assert np.abs(clip.camera).max() <= 4 and all(
+            0.03 - 1e-6 <= b.start - a.end <= 0.06 + 1e-2 for a, b in pairwise(clip.dwells)
+        )
 
 
 def test_a_clip_is_a_function_of_its_seed() -> None:
     job = JOBS[0]
-    assert (make_clip(job.stem, job.seed, job.viewer, job.variable).samples == job.clip().samples).all()
+    assert (
+        make_clip(job.stem, job.seed, job.viewer, job.variable).samples == job.clip().samples
+    ).all()
 
 
 @pytest.mark.parametrize("most", [10, 13, 14, 15])
 def test_as_many_objects_stand_on_the_table_as_are_asked_for(most):
-    counts = [int((state[0] >= 0).sum()) for job in jobs(0, 0, 12, seed=3, objects=most) for state in job.clip().states]
+    counts = [
+        int((state[0] >= 0).sum())
+        for job in jobs(0, 0, 12, seed=3, objects=most)
+        for state in job.clip().states
+    ]
     assert most - 2 <= min(counts) and max(counts) <= most and len(set(counts)) > 1
     clip = jobs(0, 0, 1, seed=3, objects=most)[0].clip()
     assert draft(np.random.default_rng(0), clip)
@@ -291,7 +389,9 @@ def test_as_many_objects_stand_on_the_table_as_are_asked_for(most):
 
 @pytest.mark.parametrize("drift", [0.0, 4.0, 16.0])
 def test_the_camera_goes_as_far_as_it_may(drift):
-    farthest = max(float(np.abs(job.clip().camera).max()) for job in jobs(0, 0, 12, seed=3, drift=drift))
+    farthest = max(
+        float(np.abs(job.clip().camera).max()) for job in jobs(0, 0, 12, seed=3, drift=drift)
+    )
     assert 0.5 * drift <= farthest <= drift
 
 
@@ -300,10 +400,17 @@ def test_what_a_manifest_of_before_does_not_say_is_as_it_was(tmp_path):
     manifest = make_world(root, train=1, val=0, test=0, seed=5, workers=1)
     assert (manifest["objects"], manifest["drift"]) == (13, 4.0)
     path = root / "manifest.json"
-    older = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("objects", "drift")}
+    older = {
+        key: value
+        for key, value in json.loads(path.read_text()).items()
+        if key not in ("objects", "drift")
+    }
     path.write_text(json.dumps(older))
     assert make_world(root, train=1, val=0, test=0, seed=5)["reused"]
-    with pytest.raises(DataError, match=r"holds another tabletop world: objects is 13, wanted 14; drift is 4\.0, wanted 8\.0"):
+    with pytest.raises(
+        DataError,
+        match=r"holds another tabletop world: objects is 13, wanted 14; drift is 4\.0, wanted 8\.0",
+    ):
         make_world(root, train=1, val=0, test=0, seed=5, objects=14, drift=8)
     for numbers in ({"objects": 16}, {"objects": 9}, {"drift": 20.0}, {"drift": float("nan")}):
         with pytest.raises(DataError, match="has 10 to 15 objects and a drift of 0 to 16 pixels"):
@@ -312,6 +419,14 @@ def test_what_a_manifest_of_before_does_not_say_is_as_it_was(tmp_path):
 
 def test_workers_make_the_same_world_of_other_numbers(tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
-        make_world(tmp_path / name, train=7, val=0, test=0, seed=1, objects=14, drift=8.0, workers=workers)
-    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.suffix in (".csv", ".json"))
-    assert files and all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+        make_world(
+            tmp_path / name, train=7, val=0, test=0, seed=1, objects=14, drift=8.0, workers=workers
+        )
+    files = sorted(
+        p.relative_to(tmp_path / "one")
+        for p in (tmp_path / "one").rglob("*")
+        if p.suffix in (".csv", ".json")
+    )
+    assert files and all(
+        (tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files
+    )

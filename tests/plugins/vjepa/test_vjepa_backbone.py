@@ -24,7 +24,13 @@ def build(**params: Any) -> VJepa21:
 
 
 def noise(frames: int, height: int = 40, width: int = 56, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0,
+        256,
+        (frames, height, width, 3),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def encode(frames: torch.Tensor, times: list[float], **params: Any) -> FrameFeatures:
@@ -64,14 +70,19 @@ def test_one_frame_goes_through_the_image_embedding_at_its_own_time() -> None:
 def test_rows_and_columns_are_where_they_are_in_the_frame() -> None:
     backbone = build(**RANDOM)
     seen: list[torch.Tensor] = []
-    backbone.encoder.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    backbone.encoder.patch_embed.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
     frames = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
     frames[:, :32, 48:] = 255
     frames[1, :, :, 1:] = 0
     backbone(frames, [0.0, 1.0])
     (clip,) = seen
     assert clip.shape == (1, 3, 2, 32, 32)
-    white, black = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]), -0.485 / 0.229
+    white, black = (
+        (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]),
+        -0.485 / 0.229,
+    )
     assert torch.allclose(clip[0, :, 0, 4, 28], white, atol=1e-5)
     assert clip[0, 0, 0, 28, 4] == pytest.approx(black, abs=1e-5) == clip[0, 0, 1, 4, 4].item()
     assert clip[0, 1, 1, 4, 28] == pytest.approx(-0.456 / 0.224, abs=1e-5)
@@ -79,21 +90,30 @@ def test_rows_and_columns_are_where_they_are_in_the_frame() -> None:
 
 def test_features_are_the_tokens_in_the_order_time_row_column() -> None:
     backbone, frames = build(**RANDOM), noise(4, 32, 32)
-    clip = (frames.permute(3, 0, 1, 2).float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
-        3, 1, 1, 1
-    )
+    clip = (
+        frames.permute(3, 0, 1, 2).float() / 255
+        - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
+    ) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1, 1)
     tokens = backbone.encoder(clip[None])[0]
-    assert torch.allclose(backbone(frames, [0.0, 1.0, 2.0, 3.0]).values[1, 0, 1], tokens[4 + 1], atol=1e-5)
+    assert torch.allclose(
+        backbone(frames, [0.0, 1.0, 2.0, 3.0]).values[1, 0, 1], tokens[4 + 1], atol=1e-5
+    )
 
 
 def test_the_backbone_is_frozen_and_keeps_no_graph() -> None:
     backbone = build(**RANDOM)
-    assert not any(p.requires_grad for p in backbone.parameters()) and not backbone(noise(2), [0.0, 1.0]).values.requires_grad
+    assert (
+        not any(p.requires_grad for p in backbone.parameters())
+        and not backbone(noise(2), [0.0, 1.0]).values.requires_grad
+    )
 
 
 def test_dimensions_are_read_from_the_metadata_of_the_weights() -> None:
     backbone = build(weights=str(GOLDEN), image_size=64)
-    assert backbone.encoder.config == VJepaConfig(dim=48, depth=12, heads=3) and backbone.d_features == 48
+    assert (
+        backbone.encoder.config == VJepaConfig(dim=48, depth=12, heads=3)
+        and backbone.d_features == 48
+    )
 
 
 def test_dimensions_are_read_from_the_configuration_beside_the_weights(tmp_path: Path) -> None:
@@ -112,7 +132,10 @@ def test_dimensions_are_read_from_the_configuration_beside_the_weights(tmp_path:
 @pytest.mark.parametrize("key", ["ema_encoder", "target_encoder"])
 def test_published_checkpoints_load_from_the_right_encoder(key: str, tmp_path: Path) -> None:
     own, other = VJepaEncoder(VJepaConfig(**DIMS)), VJepaEncoder(VJepaConfig(**DIMS))
-    content = {name: {f"module.backbone.{k}": v for k, v in e.state_dict().items()} for name, e in (("encoder", other), (key, own))}
+    content = {
+        name: {f"module.backbone.{k}": v for k, v in e.state_dict().items()}
+        for name, e in (("encoder", other), (key, own))
+    }
     torch.save(content | {"epoch": 3}, tmp_path / "model.pt")
     backbone = build(weights=str(tmp_path / "model.pt"), dims=DIMS, image_size=32)
     assert torch.equal(backbone.encoder.patch_embed.proj.weight, own.patch_embed.proj.weight)
@@ -148,9 +171,16 @@ def test_a_missing_file_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"preset": "base"}, "not both"), ({"dims": None}, "need a preset"), ({"image_size": 40}, "multiple of the patch"), ({"layer": 7}, "have a norm")],
+    [
+        ({"preset": "base"}, "not both"),
+        ({"dims": None}, "need a preset"),
+        ({"image_size": 40}, "multiple of the patch"),
+        ({"layer": 7}, "have a norm"),
+    ],
 )
-def test_parameters_that_contradict_each_other_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_parameters_that_contradict_each_other_are_refused(
+    wrong: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         build(**(RANDOM | wrong))
 
@@ -186,7 +216,14 @@ def test_random_weights_depend_on_the_seed_and_leave_the_global_generator_alone(
 
 
 def test_the_fingerprint_changes_with_everything_that_changes_the_features() -> None:
-    changes = [{}, {"image_size": 48}, {"layer": 0}, {"dims": DIMS | {"heads": 1}}, {"dims": DIMS | {"rope_grid": 8}}, {"dims": DIMS | {"eps": 1e-5}}]
+    changes = [
+        {},
+        {"image_size": 48},
+        {"layer": 0},
+        {"dims": DIMS | {"heads": 1}},
+        {"dims": DIMS | {"rope_grid": 8}},
+        {"dims": DIMS | {"eps": 1e-5}},
+    ]
     prints = [build(**(RANDOM | change)).fingerprint() for change in changes]
     prints.append(build(**RANDOM).to(torch.bfloat16).fingerprint())
     assert len(set(prints)) == len(prints)
@@ -196,7 +233,10 @@ def test_the_fingerprint_changes_with_everything_that_changes_the_features() -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"dim": "wide", "depth": 2, "heads": 3}', r"dim: Input should be a valid integer.*got 'wide'"),
+        (
+            '{"dim": "wide", "depth": 2, "heads": 3}',
+            r"dim: Input should be a valid integer.*got 'wide'",
+        ),
         ('{"dim": 48, "embed_dim": 96, "depth": 2, "heads": 3}', "says dim of the encoder twice"),
         ('{"dim": 48, "depth": 1000000000, "heads": 3}', "at most 65536"),
         ('{"dim": 48, "depth": 2, "heads": 3, "levels": [null]}', "levels"),
@@ -232,6 +272,9 @@ def test_what_is_no_encoder_s_tensors_is_refused(tmp_path: Path) -> None:
 def test_on_meta_the_published_size_has_its_shape_and_takes_no_memory() -> None:
     with torch.device("meta"):
         backbone = build(weights="random", preset="base", image_size=384)
-    out = backbone(torch.empty(16, 480, 640, 3, dtype=torch.uint8, device="meta"), [float(k) for k in range(16)])
+    out = backbone(
+        torch.empty(16, 480, 640, 3, dtype=torch.uint8, device="meta"),
+        [float(k) for k in range(16)],
+    )
     assert out.values.shape == (8, 24, 24, 768) and out.values.is_meta
     assert sum(p.numel() for p in backbone.parameters()) == 86_833_152

@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,14 +28,18 @@ def test_one_frame_and_the_same_frame_twice_take_different_embeddings() -> None:
 
 
 def test_the_channels_left_over_by_the_three_parts_are_not_rotated() -> None:
-    cos, sin = VJepaEncoder(VJepaConfig(dim=32, depth=1, heads=2)).rotation((2, 3, 4), like=torch.zeros(()))
+    cos, sin = VJepaEncoder(VJepaConfig(dim=32, depth=1, heads=2)).rotation(
+        (2, 3, 4), like=torch.zeros(())
+    )
     assert cos.shape == sin.shape == (24, 16)
     assert (cos[:, 12:] == 1).all() and (sin[:, 12:] == 0).all()
     assert (sin[1:, :12] != 0).any(dim=1).all()
 
 
 def test_rows_and_columns_span_the_pretraining_grid_and_times_do_not() -> None:
-    _, sin = VJepaEncoder(VJepaConfig(dim=12, depth=1, heads=2)).rotation((3, 5, 7), like=torch.zeros(()))
+    _, sin = VJepaEncoder(VJepaConfig(dim=12, depth=1, heads=2)).rotation(
+        (3, 5, 7), like=torch.zeros(())
+    )
     last = sin[-1].double()  # parts of two channels: one frequency, 1
     expected = torch.tensor([2.0, 2.0, 15.0, 15.0, 15.0, 15.0]).double().sin()
     assert torch.allclose(last, expected, atol=1e-6)
@@ -80,10 +83,17 @@ def test_the_encoder_can_be_trained() -> None:
     encoder = VJepaEncoder(TINY)
     encoder(torch.randn(1, 3, 2, 32, 32)).square().sum().backward()
     still = {name for name, p in encoder.named_parameters() if p.grad is None}
-    assert still == {n for n, _ in encoder.named_parameters() if n.startswith(("patch_embed_img", "img_mod", "norms_block.0", "norms_block.1"))}
+    assert still == {
+        n
+        for n, _ in encoder.named_parameters()
+        if n.startswith(("patch_embed_img", "img_mod", "norms_block.0", "norms_block.1"))
+    }
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 3, 32, 32), (1, 3, 2, 30, 32), (1, 3, 0, 32, 32), (3, 2, 32, 32), (1, 1, 2, 32, 32)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 3, 3, 32, 32), (1, 3, 2, 30, 32), (1, 3, 0, 32, 32), (3, 2, 32, 32), (1, 1, 2, 32, 32)],
+)
 def test_a_clip_of_another_size_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConditioningError, match="got"):
         VJepaEncoder(TINY)(torch.zeros(shape))
@@ -91,10 +101,23 @@ def test_a_clip_of_another_size_is_refused(shape: tuple[int, ...]) -> None:
 
 def test_a_layer_without_a_norm_is_refused() -> None:
     with pytest.raises(ConditioningError, match="have a norm"):
-        VJepaEncoder(VJepaConfig(dim=24, depth=3, heads=2, levels=(2,)))(torch.zeros(1, 3, 2, 32, 32), layer=1)
+        VJepaEncoder(VJepaConfig(dim=24, depth=3, heads=2, levels=(2,)))(
+            torch.zeros(1, 3, 2, 32, 32), layer=1
+        )
 
 
-@pytest.mark.parametrize("wrong", [{"heads": 5}, {"depth": 0}, {"heads": 8}, {"levels": (0, 1)}, {"levels": (2, 1)}, {"levels": (-1, 2)}, {"mlp_ratio": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heads": 5},
+        {"depth": 0},
+        {"heads": 8},
+        {"levels": (0, 1)},
+        {"levels": (2, 1)},
+        {"levels": (-1, 2)},
+        {"mlp_ratio": 0},
+    ],
+)
 def test_contradicting_dimensions_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(RecipeError):
         VJepaConfig(**({"dim": 24, "depth": 3, "heads": 2} | wrong))  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""A signal encoder that lights up the visual token nearest to the gaze. Registration imports no torch."""
+"""A signal encoder that lights up the visual token nearest to the gaze.
+
+Registration imports no torch.
+"""
 
 from modulate import hookimpl
 

@@ -11,7 +11,9 @@ class PointerParams(Params):
 
 
 class Pointer(SignalEncoder):
-    """One unit of light per step, shared among the tokens by their nearness to the latest fixation, times one learned vector."""
+    """One unit of light per step, shared among the tokens by their nearness to the latest fixation,
+    times one learned vector.
+    """
 
     Params = PointerParams
     signal_kind = "gaze"
@@ -19,14 +21,15 @@ class Pointer(SignalEncoder):
     def __init__(self, params):
         super().__init__()
         self.d_signal, self.sharpness = params.dim, params.sharpness
-        self.colour = torch.nn.Parameter(torch.randn(params.dim))
+        self.color = torch.nn.Parameter(torch.randn(params.dim))
 
     def forward(self, signals, grids):
         light = []
         for signal, grid in zip(signals, grids, strict=True):
-            centers = self.colour.new_tensor(grid.centers())
+            centers = self.color.new_tensor(grid.centers())
             for span in grid.spans:
-                gaze = centers.new_tensor(signal.within(*span).fixations[-1:, :2])  # one row, or none
+                # one row, or none
+                gaze = centers.new_tensor(signal.within(*span).fixations[-1:, :2])
                 light.append((-self.sharpness * (gaze[:, None] - centers).square().sum(-1)).softmax(-1).sum(0))
         light = torch.stack(light)
-        return SignalFeatures(light[..., None] * self.colour, active=light.any(-1), to_features=True)
+        return SignalFeatures(light[..., None] * self.color, active=light.any(-1), to_features=True)
