@@ -39,7 +39,9 @@ def cut(video: Path, start: float, end: float, out: Path) -> float:
         copy = target.add_stream(
             "libx264", rate=stream.average_rate, options={"qp": "0", "preset": "ultrafast"}
         )
-        copy.width, copy.height, copy.pix_fmt = stream.width, stream.height, "yuv420p"
+        copy.width = stream.width
+        copy.height = stream.height
+        copy.pix_fmt = "yuv420p"
         copy.codec_context.time_base = stream.time_base
         source.seek(max(0, math.floor(start / stream.time_base) - 1), stream=stream)
         held: Any = None  # what is on the screen when the clip begins
@@ -52,7 +54,9 @@ def cut(video: Path, start: float, end: float, out: Path) -> float:
                 continue
             for shown in [f for f in (held, frame) if f is not None]:
                 first = shown.pts if first is None else first
-                shown.pts, shown.time_base, shown.pict_type = shown.pts - first, stream.time_base, 0
+                shown.pts = shown.pts - first
+                shown.time_base = stream.time_base
+                shown.pict_type = 0
                 target.mux(copy.encode(shown))
             held = None
         target.mux(copy.encode())
@@ -74,13 +78,15 @@ class Resampler:
     """
 
     def __init__(self, weights: dict[str, Tensor], k: int, blocks: int) -> None:
-        self.k, self.blocks = k, blocks
+        self.k = k
+        self.blocks = blocks
         self.w = {
             name.removeprefix("modulator."): tensor
             for name, tensor in weights.items()
             if name.startswith("modulator.")
         }
-        self.out, self.amplitude = weights[f"out.{k}.weight"], weights["amplitude"]
+        self.out = weights[f"out.{k}.weight"]
+        self.amplitude = weights["amplitude"]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Return the map ``name`` of x."""
@@ -139,19 +145,18 @@ class Naive:
         blocks: int,
         lr: float,
     ) -> None:
-        self.model, self.host, self.processor, self.backbone, self.layers = (
-            model,
-            host,
-            processor,
-            backbone,
-            tuple(layers),
-        )
+        self.model = model
+        self.host = host
+        self.processor = processor
+        self.backbone = backbone
+        self.layers = tuple(layers)
         self.weights = {
             name: value.detach().clone().requires_grad_()
             for name, value in weights.items()
             if value.dtype.is_floating_point
         }
-        self.frames, self.scale = frames, scale
+        self.frames = frames
+        self.scale = scale
         self.resamplers = [Resampler(self.weights, k, blocks) for k in range(len(layers))]
         self.optimizer = torch.optim.AdamW(list(self.weights.values()), lr=lr)
 
@@ -196,7 +201,8 @@ class Naive:
         encoded = self.host.encode(self.processor, prompt, frames, sample.window)
         with torch.no_grad():
             raw = self.backbone(torch.from_numpy(frames.images), frames.times)
-        features, gaze = align(raw, encoded.grid), self.gaze(sample, encoded.grid)
+        features = align(raw, encoded.grid)
+        gaze = self.gaze(sample, encoded.grid)
         places = (encoded.inputs["input_ids"][0] == self.model.config.video_token_id).nonzero()[
             :, 0
         ]

@@ -34,7 +34,9 @@ RECIPE = "recipes/gazeqwen_tiny.yaml"
 PAGE = Path("docs/results/ceiling")
 CACHE = Path("data/cache")
 ORACLES = ("host", "mark", "pointer")
-LAYER, STEPS, SEED = 0, 4, 5
+LAYER = 0
+STEPS = 4
+SEED = 5
 
 
 def places(pipeline: Pipeline, samples: Sequence[Sample]) -> torch.Tensor:
@@ -62,7 +64,8 @@ def pointing(pipeline: Pipeline, at: torch.Tensor, vector: torch.Tensor) -> Iter
     """Add ``vector`` after layer ``LAYER`` to the visual tokens that ``at`` (visual token,) marks,
     in the order of the batch's rows.
     """
-    model, seen = pipeline.model, {}
+    model = pipeline.model
+    seen = {}
 
     def remember(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         seen["visual"] = kwargs["input_ids"] == model.config.video_token_id
@@ -87,7 +90,8 @@ def answers(
     pipeline: Pipeline, samples: Sequence[Sample], oracle: str, vector: torch.Tensor
 ) -> list[Prediction]:
     """Answer all samples from the clip alone ("host") or with an oracle."""
-    size, found = pipeline.recipe.evaluation.batch_size, list[Prediction]()
+    size = pipeline.recipe.evaluation.batch_size
+    found = list[Prediction]()
     with pipeline.fresh_modulation().attached(pipeline.model) as attachment:
         if oracle != "pointer":
             return score(pipeline, attachment, samples, oracle)
@@ -196,7 +200,8 @@ READING = """## What follows
 
 
 def _cell(found: dict[str, dict[str, Any]], oracle: str) -> str:
-    own, host = found[oracle], found["host"]
+    own = found[oracle]
+    host = found["host"]
     text = cell(own, "overall")
     helped = oracle != "host" and own["interval"][0] > max(own["chance"], host["interval"][1])
     return f"**{text}**" if helped else text

@@ -231,7 +231,8 @@ def collect(runs: Path) -> dict[str, Any]:
 
 def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     """Return the figures as Markdown."""
-    lora, free = figures["lora_only"], figures["gaze_free"]
+    lora = figures["lora_only"]
+    free = figures["gaze_free"]
     lines = [
         "# The tabletop study",
         "",

@@ -232,7 +232,8 @@ class Registry:
         """Run code of the plugin called ``name``; raise :class:`PluginError` when it changed what
         is registered, other than by registering, and undo that.
         """
-        components, plugins = dict(self.components), dict(self.manager.list_name_plugin())
+        components = dict(self.components)
+        plugins = dict(self.manager.list_name_plugin())
         try:
             yield
         finally:

@@ -24,7 +24,8 @@ CUDA = HERE / "lock-cuda.txt"
 EXTRAS = ("dev", "quantized")
 """Extras that the test suite uses; the others are not locked."""
 
-SAME, UNREACHABLE = 3, 4
+SAME = 3
+UNREACHABLE = 4
 """Exit codes of ``changes``: nothing is newer; the index gave no answer."""
 
 HEADS = {
@@ -134,7 +135,8 @@ def floors() -> dict[str, str]:
             raise SystemExit(
                 f"pyproject.toml: {requirement!r} names no lowest release; write name>=release."
             )
-        name, release = name_of(matched[1]), matched[2]
+        name = name_of(matched[1])
+        release = matched[2]
         found[name] = max(found.get(name, "0"), release, key=order)
     return found
 

@@ -46,7 +46,8 @@ class LoudWriter(nn.Module):
 
     def __init__(self, params, d_latent, d_model):
         super().__init__()
-        self.params, self.linear = params, nn.Linear(d_latent, d_model)
+        self.params = params
+        self.linear = nn.Linear(d_latent, d_model)
 
     def forward(self, latents, hidden, memory):
         fail("write", self.params)
@@ -61,7 +62,9 @@ class LoudModulator(Modulator):
     def __init__(self, params, *, d_features, d_signal, n_layers):
         super().__init__()
         fail("modulator", params)
-        self.params, self.d_latent, self.n_layers = params, 4, n_layers
+        self.params = params
+        self.d_latent = 4
+        self.n_layers = n_layers
         self.linear = nn.Linear(d_features, 4)
 
     def forward(self, features, signal):
@@ -82,7 +85,8 @@ class LoudEncoder(SignalEncoder):
     def __init__(self, params):
         super().__init__()
         fail("encoder", params)
-        self.params, self.d_signal = params, 3
+        self.params = params
+        self.d_signal = 3
 
     def forward(self, signals, grids):
         fail("encode", self.params)
@@ -206,12 +210,11 @@ def test_a_component_that_fails_when_built_is_named(where, message, noisy, host)
 def test_a_component_that_fails_in_a_forward_is_named_and_leaves_the_host_clean(
     where, message, noisy
 ):
-    host, batch = qwen(), inputs()
-    before, keys, modules = (
-        host(**batch).logits,
-        list(host.state_dict()),
-        {id(m) for m in host.modules()},
-    )
+    host = qwen()
+    batch = inputs()
+    before = host(**batch).logits
+    keys = list(host.state_dict())
+    modules = {id(m) for m in host.modules()}
     with (
         pytest.raises(ComponentError, match=message) as caught,
         loud(host, where).attached(host) as attachment,
@@ -268,7 +271,8 @@ def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypa
 
 
 def test_an_attachment_goes_on_after_a_component_failed(noisy):
-    host, batch = qwen(), inputs()
+    host = qwen()
+    batch = inputs()
     modulation = loud(host, "write")
     with modulation.attached(host) as attachment:
         for _ in range(2):

@@ -218,7 +218,8 @@ def test_a_pipeline_aligns_as_its_recipe_says(root, tmp_path):
         for choice in ("true", "false")
     )
     sample = smooth.samples("test")[0]
-    a, b = smooth.prepare(sample), plain.prepare(sample)
+    a = smooth.prepare(sample)
+    b = plain.prepare(sample)
     assert a.grid == b.grid and a.grid.rows < 8
     frames = plain.clips.read(sample.video, plain.times(sample))
     raw = plain.raw_features(sample.video, frames)
@@ -243,10 +244,8 @@ def test_frames_are_resized_for_the_backbone_with_or_without_smoothing():
     small = interpolate(
         frames.permute(0, 3, 1, 2).float() / 255, (32, 32), mode="bilinear", align_corners=False
     )
-    mean, std = (
-        torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
-        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
-    )
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     expected = plain.encoder(((small - mean) / std).transpose(0, 1)[None], None).reshape(
         1, 2, 2, 24
     )
@@ -395,7 +394,8 @@ def test_a_batch_without_any_signal_teaches_nothing_and_stops_nothing(tmp_path):
     pipeline = Pipeline(recipe, tmp_path / "cache")
     pipeline.make_data()
     run = Run.create(recipe, tmp_path / "runs")
-    fresh, trained = pipeline.fresh_modulation().state_dict(), train(run, pipeline).state_dict()
+    fresh = pipeline.fresh_modulation().state_dict()
+    trained = train(run, pipeline).state_dict()
     curve = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert {line["active"] for line in curve} == {0.0, 1.0} and run.read_json("state.json")[
         "skipped"

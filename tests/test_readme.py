@@ -32,7 +32,8 @@ def tree():
     (text,) = re.findall(
         r"^```\n(.*?)^```", README[README.index("## What is where") :], re.M | re.S
     )
-    paths, above = [], []
+    paths = []
+    above = []
     for line in text.splitlines():
         name = line.split()[0]
         above[(len(line) - len(line.lstrip())) // 2 :] = [name]

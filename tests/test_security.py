@@ -63,7 +63,8 @@ def offences(source):
             )
         if not isinstance(node, ast.Call):
             continue
-        called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        called = ast.unparse(node.func)
+        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
         if called in FORBIDDEN_NAMES | FORBIDDEN_CALLS or called.split(".")[0] in FORBIDDEN_MODULES:
             yield called
         if called == "torch.load" and given.get("weights_only") != "True":
@@ -361,7 +362,8 @@ def hidden_code(tmp_path, monkeypatch):
     """A host folder whose configuration is Python code that comes with it; and the file that the
     code makes when it runs.
     """
-    marker, folder = tmp_path / "ran", tmp_path / "hidden_code_host"
+    marker = tmp_path / "ran"
+    folder = tmp_path / "hidden_code_host"
     folder.mkdir()
     (folder / "config.json").write_text(
         '{"model_type": "hidden_code", "auto_map": {"AutoConfig": "hidden.Hidden",'

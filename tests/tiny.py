@@ -22,7 +22,11 @@ __all__ = [
     "selecting",
 ]
 
-VIDEO, IMAGE, START, END, PAD = 5, 6, 3, 4, 0
+VIDEO = 5
+IMAGE = 6
+START = 3
+END = 4
+PAD = 0
 
 
 def qwen(layers=4, dtype=torch.float32, seed=0):

@@ -153,7 +153,8 @@ class _Finder:
         self, left: ast.expr, right: ast.expr, was: str, now: str
     ) -> tuple[int, int, str] | None:
         """Return the edit that replaces the operator between two operands."""
-        start, end = self._span(left)[1], self._span(right)[0]
+        start = self._span(left)[1]
+        end = self._span(right)[0]
         word = r"\s+".join(map(re.escape, was.split()))
         found = re.search(word.encode(), self.source[start:end])
         return (start + found.start(), start + found.end(), now) if found else None
@@ -164,19 +165,22 @@ class _Finder:
             if _tolerant(left) or _tolerant(right):
                 others = others[1:]
             for now in others:
-                if edit := self._between(left, right, was, now):
+                edit = self._between(left, right, was, now)
+                if edit:
                     yield "comparison", *edit
 
     def _bool_op(self, node: ast.BoolOp) -> Iterator[tuple[str, int, int, str]]:
         was, now = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
         for left, right in zip(node.values, node.values[1:]):
-            if edit := self._between(left, right, was, now):
+            edit = self._between(left, right, was, now)
+            if edit:
                 yield "and, or", *edit
 
     def _bin_op(self, node: ast.BinOp) -> Iterator[tuple[str, int, int, str]]:
         if type(node.op) in ARITHMETIC:
             was, now = ARITHMETIC[type(node.op)]
-            if edit := self._between(node.left, node.right, was, now):
+            edit = self._between(node.left, node.right, was, now)
+            if edit:
                 yield "arithmetic", *edit
 
     def _unary(self, node: ast.UnaryOp) -> Iterator[tuple[str, int, int, str]]:

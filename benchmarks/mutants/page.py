@@ -7,7 +7,8 @@ from typing import Any
 from benchmarks.mutants.child import ROOT
 from benchmarks.mutants.equivalents import listed
 
-DATA, PAGE = ROOT / "docs/results/mutants.json", ROOT / "docs/results/mutants.md"
+DATA = ROOT / "docs/results/mutants.json"
+PAGE = ROOT / "docs/results/mutants.md"
 BAR = 0.9
 
 

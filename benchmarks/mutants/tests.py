@@ -92,7 +92,8 @@ class Known:
             for test in self._running(file, mutant, near):
                 rows.append((near, slowest, self.traced(file).seconds[test], file, test))
         groups: list[list[str]] = [[], [], []]
-        spent, opened = [0.0, 0.0, 0.0], set[str]()
+        spent = [0.0, 0.0, 0.0]
+        opened = set[str]()
         for near, slowest, seconds, file, test in sorted(rows):
             # What a file's tests share is made in whichever comes first: its slowest stands for
             # that.

@@ -22,7 +22,8 @@ class Bench:
     """
 
     def __init__(self, folder: Path, moments: int, repeats: int) -> None:
-        self.folder, self.repeats = folder, repeats
+        self.folder = folder
+        self.repeats = repeats
         if not (folder / "host").is_dir():
             world.save_host(folder / "host")
             world.write_world(folder / "world", videos=1, moments=world.MOMENTS[:moments])

@@ -90,7 +90,8 @@ def measure(bench: Bench) -> dict[str, Any]:
     two.
     """
     n = bench.repeats
-    usual, heat = modulation_for(bench), modulation_for(bench, encoder="heatmap_dur")
+    usual = modulation_for(bench)
+    heat = modulation_for(bench, encoder="heatmap_dur")
     found = {
         "frames": [(f, added(usual, [clip(f)], n)) for f in (2, 4, 8, 16, 32, 64)],
         "clips in a batch": [(b, added(usual, [clip()] * b, n)) for b in (1, 2, 4, 8)],
@@ -124,8 +125,10 @@ def svg(name: str, points: list[tuple[int, float]], width: int = 420, height: in
     back would be.
     """
     left, bottom, top, right = 64, height - 44, 30, width - 30  # half of the last label lies beyond
-    xs, ys = [math.log10(x) for x, _ in points], [math.log10(y) for _, y in points]
-    low, high = math.floor(min(ys)), math.ceil(max(ys))
+    xs = [math.log10(x) for x, _ in points]
+    ys = [math.log10(y) for _, y in points]
+    low = math.floor(min(ys))
+    high = math.ceil(max(ys))
     at_x = lambda x: left + (right - left) * (x - xs[0]) / (xs[-1] - xs[0])  # noqa: E731
     at_y = lambda y: bottom - (bottom - top) * (y - low) / (high - low)  # noqa: E731
     back = max(low, ys[-1] - (xs[-1] - xs[0]))

@@ -37,7 +37,8 @@ def forward(bench: Bench) -> dict[str, Any]:
     )
     alone = interleaved([condition], bench.repeats)[0]
     seconds = statistics.median(c.cpu for c in alone)
-    own, all_of_it = ours(bench, act, []), ours(bench, act, bench.rows)
+    own = ours(bench, act, [])
+    all_of_it = ours(bench, act, bench.rows)
     return {
         "bare": compared(again, plain),
         "attached": {**compared(hooked, plain), "note": f"ours by itself {1000 * own:.1f} ms"},
@@ -92,7 +93,8 @@ def ours(bench: Bench, act: Act, rows: Rows) -> float:
     """
 
     def once() -> float:
-        spent, call = [0.0], Hook.__call__
+        spent = [0.0]
+        call = Hook.__call__
 
         def timed(hook: Hook, *args: Any, **kwargs: Any) -> Any:
             begin = time.process_time()

@@ -9,11 +9,9 @@ from typing import Any
 from benchmarks.speed.curves import svg
 
 ROOT = Path(__file__).parents[2]
-DATA, PAGE, PLOTS = (
-    ROOT / "docs/benchmarks.json",
-    ROOT / "docs/benchmarks.md",
-    ROOT / "docs/benchmarks",
-)
+DATA = ROOT / "docs/benchmarks.json"
+PAGE = ROOT / "docs/benchmarks.md"
+PLOTS = ROOT / "docs/benchmarks"
 
 #: row → (what is measured, whether the ratio is to be at most, at least or equal to the bar, bar)
 BARS: dict[str, tuple[str, str, float]] = {

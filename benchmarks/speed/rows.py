@@ -53,7 +53,8 @@ def step(bench: Bench) -> dict[str, Any]:
     """One stage-1 step (condition, forward, backward, AdamW) and its floor: the host's forward, and
     backward down to the first injected layer.
     """
-    pipeline, modulation = bench.pipeline, awake(bench.pipeline.fresh_modulation())
+    pipeline = bench.pipeline
+    modulation = awake(bench.pipeline.fresh_modulation())
     batch = pipeline.collate([bench.prepared])
     optimizer = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
 
@@ -93,7 +94,8 @@ def kept_for_backward(
     """Return the bytes that autograd keeps in a conditioned training forward: below the first
     injected layer's write, vision tower included, and above.
     """
-    part, found = [1], [0, 0]
+    part = [1]
+    found = [0, 0]
 
     def pack(tensor: Tensor) -> Tensor:
         found[part[0]] += tensor.nbytes
@@ -184,11 +186,9 @@ name.
 
 def keeping(bench: Bench, folder: Path, tower: float, states: float, together: str) -> Pipeline:
     """Return the bench's pipeline with empty stores, and scoring as told."""
-    other, recipe, contents = (
-        copy(bench.pipeline),
-        bench.pipeline.recipe,
-        ContentKeys(bool(tower or states)),
-    )
+    other = copy(bench.pipeline)
+    recipe = bench.pipeline.recipe
+    contents = ContentKeys(bool(tower or states))
     other.recipe = recipe.model_copy(
         update={
             "evaluation": recipe.evaluation.model_copy(
@@ -421,7 +421,8 @@ def large(bench: Bench) -> dict[str, Any]:
             d_features=768,
         )
     ).cuda()
-    prepared, inputs = bench.prepared, {k: v.cuda() for k, v in bench.inputs.items()}
+    prepared = bench.prepared
+    inputs = {k: v.cuda() for k, v in bench.inputs.items()}
     features = torch.randn(prepared.grid.steps, prepared.grid.tokens_per_step, 768, device="cuda")
     rows = [[ClipInput(prepared.signal, prepared.grid, features)]]
 

@@ -28,10 +28,8 @@ def side_by_side(
     Which call has which model, which begins, and on which core they run, changes each time. For one
     thread of torch, and not for GPUs, which are behind what they are told.
     """
-    n, cores = (
-        len(calls),
-        (sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []),
-    )
+    n = len(calls)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     rounds = [
         _round(
             calls,

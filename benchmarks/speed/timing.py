@@ -32,7 +32,8 @@ class Cost:
 
 def cost(call: Call) -> Cost:
     """Time one call; on a GPU until it is done."""
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu = time.process_time()
+    wall = time.perf_counter()
     call()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -120,7 +121,9 @@ def resident() -> float:
 
 def started(*command: str) -> Cost:
     """Return what a command of modulate's costs from start to end."""
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begin = time.perf_counter()
     subprocess.run([sys.executable, "-m", "modulate", *command], check=True, capture_output=True)
-    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall = time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall)

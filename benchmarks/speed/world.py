@@ -20,7 +20,9 @@ import torch
 from modulate.config.recipe import Recipe, validate
 from modulate_tabletop.host_files import CHAT_TEMPLATE, ID, tokenizer
 
-LAYERS, WIDTH, VOCABULARY = 12, 512, 8192
+LAYERS = 12
+WIDTH = 512
+VOCABULARY = 8192
 INJECTED = (
     2,
     5,
@@ -28,7 +30,9 @@ INJECTED = (
     10,
 )  # the paper's 6, 13, 20 of 28; and, for its 27, which cannot reach the answer, the last that can
 SCALE = 6.283185  # of coord_pe
-SECONDS, RATE, SIZE = 40, 24, (640, 480)
+SECONDS = 40
+RATE = 24
+SIZE = (640, 480)
 FRAMES = 16
 MOMENTS = (17, 21, 25, 30)  # seconds at which questions are asked, each seeing the 16 s before
 TASKS = (
@@ -139,7 +143,9 @@ def write_video(
         stream = file.add_stream(
             "libx264", rate=RATE, options={"crf": "23", "preset": "superfast", "g": "48"}
         )
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = "yuv420p"
         for i in range(seconds * RATE):
             image = ground.copy()
             for texture, phase in patches:
@@ -147,7 +153,8 @@ def write_video(
                 x = int((width - texture.shape[1]) * (0.5 + 0.5 * np.cos(i / RATE / 2 + phase[1])))
                 image[y : y + texture.shape[0], x : x + texture.shape[1]] = texture
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, RATE)
+            frame.pts = i
+            frame.time_base = Fraction(1, RATE)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
 
@@ -173,7 +180,7 @@ def write_world(
             rows.writerow(["start_time_seconds", "duration_seconds", "center_x", "center_y"])
             rows.writerows([k, 0.8, *rng.uniform(0.1, 0.9, 2).round(4)] for k in range(seconds))
     for task in TASKS:
-        asked = lambda t: {
+        asked = lambda t: {  # noqa: E731
             "question": "What is on the table?",
             "time_stamp": f"00:{t:02d}",
             "answer": "B",

@@ -129,10 +129,8 @@ def bench(
         )
         every, made_up = _data(pipeline, folder)
         size = recipe.training.batch_size * recipe.training.accumulation
-        train, test = (
-            _spread(every["train"], (WARM_UP + steps) * size),
-            _spread(every["test"], steps * recipe.evaluation.batch_size),
-        )
+        train = _spread(every["train"], (WARM_UP + steps) * size)
+        test = _spread(every["test"], steps * recipe.evaluation.batch_size)
         tell(f"preparing {len(train)} samples")
         stores = tuple(
             name
@@ -169,7 +167,8 @@ class _Session:
     """A modulation attached to the host, in training."""
 
     def __init__(self, pipeline: Pipeline, folder: Path, made_up: bool) -> None:
-        self.pipeline, self.settings = pipeline, pipeline.recipe.training
+        self.pipeline = pipeline
+        self.settings = pipeline.recipe.training
         self.accelerator = accelerator_for(pipeline.recipe, pipeline.device, folder)
         self.modulation: Modulation = pipeline.fresh_modulation().to(pipeline.device)
         self.host = ModulatedHost(self.modulation, pipeline.model)
@@ -205,7 +204,8 @@ class _Session:
         train_step = TrainStep(
             self.pipeline, self.accelerator, self.host, random.Random(0), failed, len(samples)
         )
-        batches, times = _batches(samples, self.settings.batch_size), list[float]()
+        batches = _batches(samples, self.settings.batch_size)
+        times = list[float]()
         moments = 0
         peak = _Peak(self.pipeline.device)
         for k in range(WARM_UP + steps):
@@ -236,11 +236,9 @@ class _Session:
 
     def evaluation(self, samples: list[Sample], guess: Budget) -> Measured:
         """Answer all ``samples`` under their own signal, batch by batch."""
-        size, times, peak = (
-            self.pipeline.recipe.evaluation.batch_size,
-            list[float](),
-            _Peak(self.pipeline.device),
-        )
+        size = self.pipeline.recipe.evaluation.batch_size
+        times = list[float]()
+        peak = _Peak(self.pipeline.device)
         self.modulation.eval()
         chunks = cut(samples, size)
         for chunk in [chunks[0], *chunks]:  # the first one twice: it warms up
@@ -266,7 +264,8 @@ class _Peak:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.slows = device, device.type != "cuda"
+        self.device = device
+        self.slows = device.type != "cuda"
         self._found = 0
         self._profile: Any = None
 
@@ -380,10 +379,8 @@ def _hours(
         sum(v.nbytes for v in pipeline.prepare(s, training=True).inputs.values())
         for s in prepared[:4]
     )
-    steps, n = (
-        optimizer_steps(recipe, math.ceil(counts["train"] / recipe.training.batch_size)),
-        counts["train"] + counts["val"],
-    )
+    steps = optimizer_steps(recipe, math.ceil(counts["train"] / recipe.training.batch_size))
+    n = counts["train"] + counts["val"]
     again = 0.0 if n * bytes_each < KEPT else found.again.median
     each = evaluation.seconds.median / evaluation.samples
     every = recipe.training.validate_every

@@ -196,7 +196,8 @@ def _largest(
 
 
 def _clip(report: CheckReport, example: Example, found: bool) -> None:
-    grid, length = example.prompt.grid, example.prompt.inputs["input_ids"].shape[1]
+    grid = example.prompt.grid
+    length = example.prompt.inputs["input_ids"].shape[1]
     report.figures["visual tokens of a clip"] = (
         f"{grid.tokens} = {grid.steps} steps × {grid.rows} × {grid.cols}, prompt of {length}"
     )
@@ -214,23 +215,21 @@ def _dead_layers(
 ) -> None:
     try:
         if pipeline.device == META:
-            report.reach, how = (
-                twin_reach(
-                    pipeline.recipe,
-                    pipeline.model,
-                    pipeline.processor,
-                    pipeline.backbone.d_features,
-                ),
-                "by gradient, on a narrow twin",
+            report.reach = twin_reach(
+                pipeline.recipe,
+                pipeline.model,
+                pipeline.processor,
+                pipeline.backbone.d_features,
             )
+            how = "by gradient, on a narrow twin"
         else:
             inputs = {
                 key: value.to(pipeline.device) for key, value in example.prompt.inputs.items()
             }
-            report.reach, how = (
-                reach(pipeline.model, modulation.to(pipeline.device), inputs, example.prompt.grid),
-                "by gradient",
+            report.reach = reach(
+                pipeline.model, modulation.to(pipeline.device), inputs, example.prompt.grid
             )
+            how = "by gradient"
     except HostError as error:
         report.add("info", f"Dead layers were not looked for: {error}")
         return
@@ -270,7 +269,8 @@ def _trial(
             return
         except ModulateError as error:
             report.add("error", str(error))
-    times, images = (0.0, 1.0, 2.0, 3.0), np.zeros((4, 64, 64, 3), np.uint8)
+    times = (0.0, 1.0, 2.0, 3.0)
+    images = np.zeros((4, 64, 64, 3), np.uint8)
     try:
         encoded: EncodedPrompt = pipeline.host.encode(
             pipeline.processor, QUESTION, Frames(images, times), (0.0, 3.0)

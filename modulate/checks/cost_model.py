@@ -112,14 +112,12 @@ def budget(
     own memory is left out. Mixed precision, and what the libraries need, are not in it either.
     """
     modulation = modulation.to(META)
-    recipe, weights = (
-        pipeline.recipe,
-        {
-            "host": size_of(pipeline.model),
-            "backbone": size_of(pipeline.backbone),
-            "modulation": size_of(modulation),
-        },
-    )
+    recipe = pipeline.recipe
+    weights = {
+        "host": size_of(pipeline.model),
+        "backbone": size_of(pipeline.backbone),
+        "modulation": size_of(modulation),
+    }
     resident = [
         t for module in (pipeline.model, pipeline.backbone, modulation) for t in tensors_of(module)
     ]
@@ -228,7 +226,8 @@ def any_signal(modulation: Modulation, device: torch.device) -> Iterator[None]:
     encoder = modulation.encoder
 
     def forward(signals: Sequence[Any], grids: Sequence[VisualGrid]) -> SignalFeatures:
-        steps, tokens = sum(grid.steps for grid in grids), grids[0].tokens_per_step
+        steps = sum(grid.steps for grid in grids)
+        tokens = grids[0].tokens_per_step
         return SignalFeatures(
             torch.zeros(steps, tokens, encoder.d_signal, device=device),
             torch.ones(steps, dtype=torch.bool, device=device),

@@ -79,10 +79,8 @@ def tell_costs(
             f" {str(error).splitlines()[0]}",
         )
         return
-    report.weights, report.memory = (
-        found.weights,
-        {phase.name: phase.peak for phase in found.phases},
-    )
+    report.weights = found.weights
+    report.memory = {phase.name: phase.peak for phase in found.phases}
     report.flops = {phase.name: phase.flops for phase in found.phases}
     parts = ", ".join(f"{name} {mib(n)}" for name, n in found.weights.items())
     report.figures["memory, about"] = "\n".join(
@@ -91,7 +89,8 @@ def tell_costs(
             *(f"{mib(p.peak)} {p.name}, at most" for p in found.phases),
         ]
     )
-    per, settings = {"features": "a clip", "evaluation": "a sample"}, recipe.training
+    per = {"features": "a clip", "evaluation": "a sample"}
+    settings = recipe.training
     step = (
         "an optimizer step"
         if settings.batch_by != "clip"
@@ -103,7 +102,8 @@ def tell_costs(
     report.figures["operations"] = "\n".join(
         f"{n / 1e12:,.3g} TFLOP {name}, {per.get(name, step)}" for name, n in report.flops.items()
     )
-    if uncounted := sorted(set().union(*(phase.uncounted for phase in found.phases))):
+    uncounted = sorted(set().union(*(phase.uncounted for phase in found.phases)))
+    if uncounted:
         report.add(
             "info",
             f"Operations are more than said: this torch's {', '.join(uncounted)} could not be"

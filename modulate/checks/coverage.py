@@ -93,7 +93,8 @@ class _Outside:
     """
 
     def __init__(self, pipeline: Pipeline, probes: Probes) -> None:
-        self.kinds, self.probes = pipeline.signal_kinds, probes
+        self.kinds = pipeline.signal_kinds
+        self.probes = probes
         self.count = 0
         self._known: dict[tuple[Path, Path], bool] = {}
 

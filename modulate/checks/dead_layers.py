@@ -58,8 +58,10 @@ def reach(
     one clip on ``grid``. The logits are mixed with fixed random weights, because equal ones could
     cancel. A gradient of exactly 0 at every visual token means that no path leads to the answer.
     """
-    layers, probes = modulation.config.injection.layers, dict[int, Tensor]()
-    device, width = modulation.amplitude.device, modulation.config.host.d_model
+    layers = modulation.config.injection.layers
+    probes = dict[int, Tensor]()
+    device = modulation.amplitude.device
+    width = modulation.config.host.d_model
 
     def residual(k: int, latents: Tensor, *_: Any) -> Tensor:
         probes[k] = torch.zeros(len(latents), width, device=device, requires_grad=True)

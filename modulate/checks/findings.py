@@ -47,5 +47,6 @@ class CheckReport:
 
     def add(self, level: Level, text: str) -> None:
         """Add a finding, once."""
-        if (finding := Finding(level, text)) not in self.findings:
+        finding = Finding(level, text)
+        if finding not in self.findings:
             self.findings.append(finding)

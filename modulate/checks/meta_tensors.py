@@ -69,7 +69,8 @@ class Rehearsal:
             if not tensor.is_meta:
                 continue
             storage = tensor.untyped_storage()
-            key, size = id(storage), storage.nbytes()
+            key = id(storage)
+            size = storage.nbytes()
             if size == 0 or ((known := self._known.get(key)) is not None and known() is storage):
                 continue
             self._known[key] = weakref.ref(storage, partial(self._gone, key, size))
@@ -144,7 +145,8 @@ def operations(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
         return int(2 * args[0].numel() * args[1].shape[-1])
     if name in ("mv", "dot", "vdot"):
         return int(2 * args[0].numel())
-    if (formula := flop_registry.get(func._overloadpacket)) is not None:
+    formula = flop_registry.get(func._overloadpacket)
+    if formula is not None:
         return int(formula(*args, **kwargs, out_val=out))
     return None
 

@@ -44,10 +44,8 @@ def check_settings(
 
 
 def _without_effect(report: CheckReport, recipe: Recipe) -> None:
-    training, trained = (
-        recipe.training,
-        {part for stage in recipe.training.stages for part in stage.train},
-    )
+    training = recipe.training
+    trained = {part for stage in recipe.training.stages for part in stage.train}
     if recipe.lora is not None and "lora" not in trained:
         report.add(
             "warning",
@@ -65,9 +63,10 @@ def _without_effect(report: CheckReport, recipe: Recipe) -> None:
             "info",
             f"`augment` has no effect: training under {training.condition!r} sees no signal.",
         )
-    if repeated := sorted(
+    repeated = sorted(
         {layer for layer in recipe.injection.layers if recipe.injection.layers.count(layer) > 1}
-    ):
+    )
+    if repeated:
         report.add(
             "warning",
             f"injection.layers names layer {repeated[0]} more than once: it gets several"
@@ -77,7 +76,8 @@ def _without_effect(report: CheckReport, recipe: Recipe) -> None:
 
 def _keeping(report: CheckReport, recipe: Recipe) -> None:
     """Say where what is kept of the host finds nothing."""
-    training, features = recipe.training, recipe.features
+    training = recipe.training
+    features = recipe.features
     mixed = training.batch_size > 1 and training.batch_by != "clip"
     if mixed and features.vision_tower_cache_gib and features.vision_tower_cache_by == "call":
         report.add(
@@ -115,7 +115,9 @@ def _keeping(report: CheckReport, recipe: Recipe) -> None:
 
 def _departures(report: CheckReport, recipe: Recipe) -> None:
     """Name options that make things as GazeQwen's code has them, and what follows from each."""
-    sampling, training, evaluation = recipe.sampling, recipe.training, recipe.evaluation
+    sampling = recipe.sampling
+    training = recipe.training
+    evaluation = recipe.evaluation
     cap = sampling.train_max_frames
     chosen: list[tuple[bool, Level, str]] = [
         (
@@ -204,13 +206,12 @@ def _departures(report: CheckReport, recipe: Recipe) -> None:
 
 
 def _steps(report: CheckReport, recipe: Recipe, samples: Sequence[Sample]) -> None:
-    training, n = recipe.training, len(samples)
+    training = recipe.training
+    n = len(samples)
     if not n:
         return
-    size, batches = (
-        training.batch_size * training.accumulation,
-        len(arranged(samples, training.batch_size, training.batch_by, random.Random(0))),
-    )
+    size = training.batch_size * training.accumulation
+    batches = len(arranged(samples, training.batch_size, training.batch_by, random.Random(0)))
     of = f"{size} samples"
     if training.batch_by == "clip":
         clips = "a clip" if training.accumulation == 1 else f"{training.accumulation} clips"

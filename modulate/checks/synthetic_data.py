@@ -53,7 +53,9 @@ def write_noise(path: Path, seconds: int) -> None:
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("mpeg4", rate=1)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = "yuv420p"
         for _ in range(seconds):
             coarse = rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
             container.mux(

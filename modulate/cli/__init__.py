@@ -80,14 +80,13 @@ def build(registry: plugins.Registry | None = None) -> typer.Typer:
 
 def _extend(app: typer.Typer, registry: plugins.Registry, name: str) -> None:
     """Add one plugin's commands: all, or none when that fails."""
-    plugin, info = registry.manager.get_plugin(name), registry.plugins[name]
+    plugin = registry.manager.get_plugin(name)
+    info = registry.plugins[name]
     if plugin is None:
         return
-    commands, groups, callbacks = (
-        list(app.registered_commands),
-        list(app.registered_groups),
-        [c.callback for c in app.registered_commands],
-    )
+    commands = list(app.registered_commands)
+    groups = list(app.registered_groups)
+    callbacks = [c.callback for c in app.registered_commands]
     others = [p for p in registry.manager.get_plugins() if p is not plugin]
     try:
         with registry.others_stay(name):
@@ -100,7 +99,8 @@ def _extend(app: typer.Typer, registry: plugins.Registry, name: str) -> None:
         if kept != (commands, groups, callbacks):
             raise PluginError(f"the plugin {name!r} changed commands that are not its own.")
         names = _names(app)
-        if clash := sorted({n for n in names if names.count(n) > 1}):
+        clash = sorted({n for n in names if names.count(n) > 1})
+        if clash:
             raise PluginError(
                 f"command {clash[0]!r} of plugin {name!r} clashes with one that exists; rename it."
             )

@@ -193,11 +193,13 @@ class Lines(Display):
                 (old.first, old.begun) if old and old.total == total else (first, self._active)
             )
             self._tasks[name] = _Count(done, total, note, first, begun, now)
-            self._doing, self._active = "", now
+            self._doing = ""
+            self._active = now
 
     def doing(self, text: str) -> None:
         """Set what is being done."""
-        self._doing, self._active = text, time.monotonic()
+        self._doing = text
+        self._active = time.monotonic()
 
     def drop(self, name: str) -> None:
         """Forget a task."""
@@ -249,7 +251,9 @@ def what_was_kept(pipeline: Pipeline) -> list[str]:
     """Return a line for every store that ``pipeline`` asked: how often what it keeps was found, how
     often it was computed, and where its bound was too small.
     """
-    frames, below, lines = pipeline.frames, pipeline.below, []
+    frames = pipeline.frames
+    below = pipeline.below
+    lines = []
     for what, store, bound, made in (
         ("features", pipeline.features, "disk_gib", "computed"),
         ("decoded frames", frames.kept if frames is not None else None, "frames_gib", "decoded"),

@@ -42,7 +42,8 @@ def shipped() -> plugins.Registry:
         for p in entry_points(group=plugins.GROUP)
         if p.dist is not None and p.dist.name == "modulate"
     )
-    if broken := [f"{p.name}: {p.error}" for p in registry.plugins.values() if p.error]:
+    broken = [f"{p.name}: {p.error}" for p in registry.plugins.values() if p.error]
+    if broken:
         raise PluginError(
             f"The reference cannot be written while a shipped plugin is broken: {broken[0]}"
         )

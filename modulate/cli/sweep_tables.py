@@ -90,7 +90,8 @@ def listener(
             return
         looked[0] = time.monotonic()
         for name in names:
-            if step := _last_step(folder / name / "log.jsonl"):
+            step = _last_step(folder / name / "log.jsonl")
+            if step:
                 stage_done = step.steps is not None and step.step >= step.steps
                 note = f"{step.stage}{', done; what follows is in its log' * stage_done}"
                 shown.at(
@@ -220,7 +221,8 @@ def _cells(group: Mapping[str, Any], seeds: int) -> list[str]:
         f"{100 * group['overall']:.1f}",
         _interval(group["interval"]),
     ]
-    if (difference := group.get("minus_base")) is None:
+    difference = group.get("minus_base")
+    if difference is None:
         return [*own, "base" if group["role"] == "base" else "", "", ""]
     task, most = max(difference["tasks"].items(), key=lambda item: abs(item[1]["difference"]))
     return [

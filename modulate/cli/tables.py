@@ -53,7 +53,8 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
 
 def side_by_side(metrics: Mapping[str, Any]) -> list[list[str]]:
     """Divide the conditions among tables that fit, each with the main condition first."""
-    main, left = metrics["condition"], WIDTH - max(map(len, metrics["tasks"]), default=0) - 8
+    main = metrics["condition"]
+    left = WIDTH - max(map(len, metrics["tasks"]), default=0) - 8
     groups: list[list[str]] = [[main]]
     for name in metrics["controls"]:
         if sum(max(5, len(n)) + 3 for n in [*groups[-1], name]) > left:

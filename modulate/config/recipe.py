@@ -315,7 +315,8 @@ def validate(tree: Mapping[str, Any], source: str) -> Recipe:
                 )
             ) from error
     known = BUILT_IN.keys() | controls_of(recipe.signal).keys()
-    if clash := sorted(recipe.evaluation.inputs.keys() & known):
+    clash = sorted(recipe.evaluation.inputs.keys() & known)
+    if clash:
         raise RecipeError(
             f"{source}: evaluation.inputs: {clash[0]!r} is a condition already; give that input"
             " another name."
@@ -347,7 +348,8 @@ def explain(error: ValidationError, source: str, model: type[BaseModel] | None) 
 
     Long ones are cut, many are counted.
     """
-    lines, found = [f"{source} is not valid:"], error.errors()
+    lines = [f"{source} is not valid:"]
+    found = error.errors()
     for item in found[:MAX_FINDINGS]:
         where = _short(".".join(str(part) for part in item["loc"])) or "(whole)"
         if item["type"] == "extra_forbidden":
@@ -372,7 +374,8 @@ def _advice(key: str, known: Sequence[str]) -> str:
     """Return what to write instead of the unknown dotted ``key``, given the ``known`` keys of its
     section.
     """
-    if renamed := new_name(key):
+    renamed = new_name(key)
+    if renamed:
         return f"It was renamed to {renamed}."
     return near_matches(key.rpartition(".")[2], known)
 

@@ -66,7 +66,8 @@ def _read_at(
         length > 0, (asked - times[before]) / length.clamp(min=torch.finfo(torch.float64).tiny), 0.0
     )
     fraction = weight.to(values.device, torch.float32)[:, None, None, None]
-    before, after = before.to(values.device), after.to(values.device)
+    before = before.to(values.device)
+    after = after.to(values.device)
     return values[before].float() * (1 - fraction) + values[after].float() * fraction
 
 

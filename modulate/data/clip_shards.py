@@ -73,7 +73,8 @@ class Share:
             raise RecipeError(
                 f"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got {text!r}."
             )
-        rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        rank = os.environ.get("RANK", "0")
+        size = os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
             raise RecipeError(
                 f"The launcher's environment says RANK={rank} and WORLD_SIZE={size}; a rank is from"
@@ -92,7 +93,8 @@ class Share:
             )
         }
         size = {video: sum(len(clip.times) for clip in group) for video, group in videos.items()}
-        load, own = [0] * self.of, []
+        load = [0] * self.of
+        own = []
         for video in sorted(videos, key=lambda v: (-size[v], str(v))):
             least = load.index(min(load))
             load[least] += size[video]

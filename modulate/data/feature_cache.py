@@ -141,7 +141,9 @@ class FeatureCache:
         ``must_keep``: what the disk does not take is a :class:`StorageError` instead of a warning
         and a place in memory.
         """
-        self.folder, self.max_bytes, self.must_keep = Path(folder), max_bytes, must_keep
+        self.folder = Path(folder)
+        self.max_bytes = max_bytes
+        self.must_keep = must_keep
         self.hits = 0
         self.misses = 0
         self.dropped = 0
@@ -183,7 +185,8 @@ class FeatureCache:
         writes into it, they stay as they are. A shard that is torn or altered is removed with a
         warning.
         """
-        name, path = key.name(), self.path(key)
+        name = key.name()
+        path = self.path(key)
         file_now = _identity(path)
         if file_now is None:
             return self._memory.get(name)
@@ -209,7 +212,8 @@ class FeatureCache:
 
     def _written(self, key: FeatureKey, features: FrameFeatures) -> bool:
         """Write a shard, and make room for it; return whether the disk took it."""
-        path, size = self.path(key), features.values.nbytes
+        path = self.path(key)
+        size = features.values.nbytes
         # One entry: safetensors writes several in an order that differs from process to process.
         note = {
             "key": asdict(key),

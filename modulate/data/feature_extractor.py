@@ -120,7 +120,8 @@ class FeatureExtractor:
     def __init__(
         self, recipe: Recipe, cache: Path, device: torch.device, must_keep: bool = False
     ) -> None:
-        self.recipe, self.device = recipe, device
+        self.recipe = recipe
+        self.device = device
         self.backbone: Backbone = (
             recipe.backbone.build("backbone").to(device).eval().requires_grad_(False)
         )

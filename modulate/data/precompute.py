@@ -165,7 +165,9 @@ class FeatureFiller:
         advance: Callable[[int], None] = lambda n: None,
         stop: StopRequest | None = None,
     ) -> None:
-        self.extractor, self.advance, self.stop = extractor, advance, stop or StopRequest()
+        self.extractor = extractor
+        self.advance = advance
+        self.stop = stop or StopRequest()
         self.shown = ShownTimes(extractor.features.folder / "shown")
         self._kept: dict[Path, None] = {}
 
@@ -177,7 +179,8 @@ class FeatureFiller:
         Raises :class:`StorageError` when the disk is full or drops what was computed;
         :class:`Interrupted`; :class:`ComponentError`.
         """
-        done, missing = FilledCounts(), []
+        done = FilledCounts()
+        missing = []
         for clip in clips:
             self.stop.check()
             if self._is_there(clip):
@@ -191,7 +194,8 @@ class FeatureFiller:
             self._compute(reader, clip, done)
             self.advance(1)
         for path in self._kept:
-            if not (size := _size(path)):
+            size = _size(path)
+            if not size:
                 bound = (
                     "features.disk_gib"
                     if path.parent == self.extractor.features.folder
@@ -263,7 +267,8 @@ class FeatureFiller:
             if p.is_dir()
         )
         free = shutil.disk_usage(folder).free
-        if (more := need.features + need.frames) > free:
+        more = need.features + need.frames
+        if more > free:
             raise StorageError(
                 f"{gib(more)} are still to be written, and the disk of {folder} has {gib(free)}"
                 " left. Free some, or name another --cache."
@@ -276,11 +281,9 @@ class FeatureFiller:
         for video, group in groupby(missing, key=lambda clip: clip.video):
             own = list(group)
             while own:
-                reader, wanted, n = (
-                    ClipReader(AT_ONCE_BYTES, self.extractor.frames, AT_ONCE_BYTES),
-                    set(own[0].times),
-                    1,
-                )
+                reader = ClipReader(AT_ONCE_BYTES, self.extractor.frames, AT_ONCE_BYTES)
+                wanted = set(own[0].times)
+                n = 1
                 while n < len(own) and len(wanted | set(own[n].times)) <= AT_ONCE:
                     wanted |= set(own[n].times)
                     n += 1
@@ -326,10 +329,8 @@ def refuse_failures(extractor: FeatureExtractor, clips: Sequence[Clip], done: Fi
     """Raise :class:`DataError` when more of the samples of ``clips`` have failed than the recipe
     allows.
     """
-    failed, total = (
-        sum(len(clip.samples) for clip, _ in done.failed),
-        sum(len(clip.samples) for clip in clips),
-    )
+    failed = sum(len(clip.samples) for clip, _ in done.failed)
+    total = sum(len(clip.samples) for clip in clips)
     allowed = extractor.recipe.evaluation.max_failed_share
     if failed > allowed * total:
         clip, reason = done.failed[0]

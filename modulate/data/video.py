@@ -143,7 +143,9 @@ class _Reader:
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream, path: Path) -> None:
-        self.container, self.stream, self.path = container, stream, path
+        self.container = container
+        self.stream = stream
+        self.path = path
         self.duration = _duration(container, stream, path)
         self.tick = float(stream.time_base or 0)
         self.start = stream.start_time or 0
@@ -201,7 +203,8 @@ class _Reader:
             # refuse that
         ]
         for aim in aims:
-            self.landed, self.failure = -math.inf, None
+            self.landed = -math.inf
+            self.failure = None
             try:
                 self.container.seek(
                     self.start + math.floor(aim / self.tick + 0.5),
@@ -212,7 +215,8 @@ class _Reader:
                 self.failure = error
                 continue
             self.source = self._decoded()
-            self.current, self.ahead = next(self.source, None), None
+            self.current = next(self.source, None)
+            self.ahead = None
             if aim < 0 or (
                 self.current is not None and self.time(self.current) <= time + self.epsilon
             ):
@@ -244,7 +248,8 @@ class _Reader:
                 break
             if self.time(self.ahead) > time + self.epsilon:
                 return self.current
-            self.current, self.ahead = self.ahead, None
+            self.current = self.ahead
+            self.ahead = None
         self._check_end(self.current, time)
         return self.current
 
@@ -312,7 +317,8 @@ def read_shown(path: str | Path, times: Sequence[float]) -> tuple[Frames, dict[f
         VideoError: the file is empty, no video, holds only sound, or is cut off before an asked frame; or a time is not finite, or lies
             more than one frame's duration beyond the video's end.
     """
-    path, asked = Path(path), sorted(float(t) for t in times)
+    path = Path(path)
+    asked = sorted(float(t) for t in times)
     if not asked or not all(math.isfinite(t) for t in asked):
         raise VideoError(f"{path}: frames need at least one finite time; got {list(times)}.")
     with _opened(path) as (container, stream):
@@ -344,7 +350,8 @@ def _upright(frame: VideoFrame, like: NDArray[np.uint8] | None) -> NDArray[np.ui
     where the video changes its own.
     """
     turns = _turns(frame)
-    width, height = frame.width, frame.height
+    width = frame.width
+    height = frame.height
     if like is not None:
         height, width = like.shape[2:0:-1] if turns % 2 else like.shape[1:3]
     return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)

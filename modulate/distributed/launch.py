@@ -56,7 +56,8 @@ def join(device: str = "auto") -> ProcessGroup:
         )
     state = PartialState(cpu=cpu, timeout=timedelta(seconds=PATIENCE))
     store: Any = dist.PrefixStore("modulate", dist.distributed_c10d._get_default_store())
-    first, kind = state.local_process_index == 0, state.device.type
+    first = state.local_process_index == 0
+    kind = state.device.type
     _joined = ProcessGroup(
         state.process_index,
         state.num_processes,

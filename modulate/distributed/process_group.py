@@ -83,7 +83,9 @@ class ProcessGroup:
         if self.size == 1 or self._open:
             yield
             return
-        self._open, self._block, self._count = True, next(_blocks), 0
+        self._open = True
+        self._block = next(_blocks)
+        self._count = 0
         self.introduce(os.getpid())
         try:
             yield
@@ -181,7 +183,8 @@ class ProcessGroup:
         first one's.
         """
         values = self.gather(value)
-        if wrong := [rank for rank in range(self.size) if values[rank] != values[0]]:
+        wrong = [rank for rank in range(self.size) if values[rank] != values[0]]
+        if wrong:
             raise DataError(
                 f"Process {wrong[0]} of {self.size} has another {what} than process 0. All need the"
                 " same files, on a disk that they share or in like copies, and the same versions"
@@ -242,7 +245,9 @@ class ProcessGroup:
         self.store.delete_key(self._key(f"{self._count - 1}/{self.rank}"))
 
     def _get(self, name: str, rank: int) -> Any:
-        key, since, pause = self._key(name), time.monotonic(), 0.0002
+        key = self._key(name)
+        since = time.monotonic()
+        pause = 0.0002
         while not self.store.check([key]):
             self._look_for_failure()
             waited = time.monotonic() - since

@@ -50,7 +50,9 @@ def score(
     Several processes take batches in turn, the same ones that one process would make, so that their
     answers are the same to the bit; each gets all of them.
     """
-    settings, others, processes = pipeline.recipe.evaluation, ShufflePool(samples), current()
+    settings = pipeline.recipe.evaluation
+    others = ShufflePool(samples)
+    processes = current()
     chunks = to_score(samples, settings.batch_size, settings.batch_by)
     records: list[Prediction] = []
     for start in range(0, len(chunks), processes.size):
@@ -182,7 +184,8 @@ def _forward(
     ready: Sequence[tuple[PreparedSample, list[ClipInput]]],
     condition: str,
 ) -> list[Prediction]:
-    prepared, rows = [p for p, _ in ready], [clips for _, clips in ready]
+    prepared = [p for p, _ in ready]
+    rows = [clips for _, clips in ready]
     common = 0
     if pipeline.recipe.evaluation.batch_by == "clip":
         common = shared_prefix(
@@ -267,7 +270,9 @@ def evaluate(
     the work; the first one writes. Raises :class:`DataError` when more samples fail than the recipe
     allows, :class:`Interrupted`, :class:`LockedError`, :class:`StorageError`, :class:`RankError`.
     """
-    samples, stop, processes = pipeline.samples(split), stop or StopRequest(), current()
+    samples = pipeline.samples(split)
+    stop = stop or StopRequest()
+    processes = current()
     refuse_out_of_step(run.recipe, processes, training=False)
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
@@ -332,11 +337,9 @@ def _records(
         weights_digest(modulation),
         environment(),
     ]
-    kept, total, processes = (
-        FinishedConditions(run.evaluation, split, made_of),
-        len(samples),
-        current(),
-    )
+    kept = FinishedConditions(run.evaluation, split, made_of)
+    total = len(samples)
+    processes = current()
     records: dict[str, list[Prediction]] = {}
     with (
         modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment,
@@ -360,7 +363,8 @@ def _records(
 
 
 def _metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:
-    boot, seed = run.recipe.evaluation.bootstrap, run.recipe.seed
+    boot = run.recipe.evaluation.bootstrap
+    seed = run.recipe.seed
     failed = {
         r.id: {"id": r.id, "condition": r.condition, "error": r.error}
         for rs in records.values()

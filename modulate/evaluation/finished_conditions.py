@@ -32,7 +32,8 @@ class FinishedConditions:
     """
 
     def __init__(self, folder: Path, split: str, made_of: Any) -> None:
-        self.folder, self.split = folder, split
+        self.folder = folder
+        self.split = split
         self.key = hashlib.sha256(json.dumps([split, made_of], sort_keys=True).encode()).hexdigest()
 
     def read(self, condition: str, ids: Sequence[str]) -> list[Prediction] | None:

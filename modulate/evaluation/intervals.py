@@ -148,9 +148,11 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     Source: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65–70. Raises :class:`DataError`
     for values outside [0, 1].
     """
-    if bad := [p for p in pvalues if not 0 <= p <= 1]:
+    bad = [p for p in pvalues if not 0 <= p <= 1]
+    if bad:
         raise DataError(f"p-values lie between 0 and 1; got {bad[0]!r}.")
-    adjusted, worst = [0.0] * len(pvalues), 0.0
+    adjusted = [0.0] * len(pvalues)
+    worst = 0.0
     for rank, i in enumerate(sorted(range(len(pvalues)), key=lambda i: pvalues[i])):
         worst = max(worst, min(1.0, (len(pvalues) - rank) * float(pvalues[i])))
         adjusted[i] = worst
@@ -278,7 +280,8 @@ def _intervals(
 
     present = ~np.isnan(drawn)
     overall = np.where(present, drawn, 0).sum(1) / present.sum(1)
-    means, sizes = sums.sum(0) / counts.sum(0), counts.sum(0)
+    means = sums.sum(0) / counts.sum(0)
+    sizes = counts.sum(0)
     parts = {
         name: interval(means[s], drawn[present[:, s], s], sizes[s], int((counts[:, s] > 0).sum()))
         for s, name in enumerate(names)
@@ -317,8 +320,10 @@ def _resampled_means(
 
     Drawing groups with replacement is a multinomial over how often each is drawn.
     """
-    rng, n = np.random.default_rng(seed), len(sums)
-    chunk, means = max(1, _CHUNK // n), []
+    rng = np.random.default_rng(seed)
+    n = len(sums)
+    chunk = max(1, _CHUNK // n)
+    means = []
     for start in range(0, resamples, chunk):
         weights = rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, resamples - start)).astype(
             np.float64
@@ -341,7 +346,8 @@ def _flags(values: ArrayLike) -> NDArray[np.bool_]:
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    first, second = _flags(a), _flags(b)
+    first = _flags(a)
+    second = _flags(b)
     if len(first) != len(second):
         raise DataError(
             f"Paired conditions need the same samples; got {len(first)} and {len(second)}."

@@ -15,7 +15,8 @@ from modulate.errors import DataError
 EXACT_DISCORDANT = 200
 """Expected discordant samples up to which power is summed exactly (about 20 ms there)."""
 
-ALPHA, POWER = 0.05, 0.8
+ALPHA = 0.05
+POWER = 0.8
 
 
 def grouped_p(changes: Sequence[int], groups: Sequence[str]) -> float:
@@ -77,7 +78,8 @@ def mcnemar_power(n: int, discordance: float, difference: float, alpha: float = 
             (abs(difference) * math.sqrt(n) - _upper(alpha / 2) * math.sqrt(discordance)) / spread
         )
     critical = _critical(n, alpha)
-    number, pairs = _binomial(n, discordance), np.arange(n + 1)
+    number = _binomial(n, discordance)
+    pairs = np.arange(n + 1)
     likely = pairs[(number > 1e-9) & (critical >= 0)]
     if not len(likely):
         return 0.0
@@ -104,7 +106,8 @@ def detectable_difference(
     """
     if discordance <= 0 or mcnemar_power(n, discordance, discordance, alpha) < power:
         return None
-    low, high = 0.0, discordance
+    low = 0.0
+    high = discordance
     while high - low > 1e-4:
         middle = (low + high) / 2
         low, high = (
@@ -124,7 +127,8 @@ def least_detectable(n: int, alpha: float = ALPHA, power: float = POWER) -> floa
     """
     if mcnemar_power(n, 1.0, 1.0, alpha) < power:
         return None
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while high - low > 1e-4:
         middle = (low + high) / 2
         low, high = (
@@ -138,13 +142,16 @@ def _critical(n: int, alpha: float) -> NDArray[np.int64]:
     """For every number of discordant pairs up to ``n`` the most wins of the rarer side at which the
     exact test rejects; −1: it never does.
     """
-    found, most, below = np.full(n + 1, -1), -1, 0.0
+    found = np.full(n + 1, -1)
+    most = -1
+    below = 0.0
     for m in range(1, n + 1):
         if most >= 0:  # P(X ≤ c) of one toss more
             below -= 0.5 * math.exp(_log_choose_one(m - 1, most) - (m - 1) * math.log(2))
         more = below + math.exp(_log_choose_one(m, most + 1) - m * math.log(2))
         if 2 * more <= alpha:
-            most, below = most + 1, more
+            most = most + 1
+            below = more
         found[m] = most
     return found
 
@@ -186,7 +193,8 @@ def _phi(z: float) -> float:
 
 def _upper(tail: float) -> float:
     """Return z with P(Z > z) = ``tail``."""
-    low, high = -10.0, 10.0
+    low = -10.0
+    high = 10.0
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if _phi(-middle) > tail else (low, middle)

@@ -109,7 +109,8 @@ def parse_predictions(
         for key in tree.keys() - {*_KEYS} - warned:
             warned.add(key)
             warn_of_key(where, key, _KEYS)
-        if (before := seen.setdefault((record.condition, record.id), number)) != number:
+        before = seen.setdefault((record.condition, record.id), number)
+        if before != number:
             raise DataError(
                 f"{where}: a second answer to {shown(record.id)} under {shown(record.condition)};"
                 f" the first is in line {before}. {advice}"

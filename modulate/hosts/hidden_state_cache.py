@@ -79,7 +79,10 @@ class HiddenStateCache:
     """
 
     def __init__(self, host: Host, first: int, max_bytes: int, contents: ContentKeys) -> None:
-        self.host, self.first, self.max_bytes, self.contents = host, first, max_bytes, contents
+        self.host = host
+        self.first = first
+        self.max_bytes = max_bytes
+        self.contents = contents
         self.layers = list(host.layers)[: first + 1]
         self.hits = self.misses = 0
         self._kept: dict[tuple[str, str], CachedStates] = {}  # (state of the host, inputs) → states
@@ -110,10 +113,11 @@ class HiddenStateCache:
             **seeing(self.host),
             **{f"decoder layer {i}": layer for i, layer in enumerate(self.layers[:-1])},
         }.items():
-            if why := why_not_cacheable(whole, part):
+            why = why_not_cacheable(whole, part)
+            if why:
                 self._refuse(why)
         last = self.layers[-1]
-        if why := next(
+        why = next(
             filter(
                 None,
                 (
@@ -122,7 +126,8 @@ class HiddenStateCache:
                 ),
             ),
             "",
-        ):
+        )
+        if why:
             self._refuse(why)
         if last._forward_pre_hooks:
             self._refuse(
@@ -189,7 +194,8 @@ class HiddenStateCache:
                 stacklevel=2,
             )
             return None
-        if (state := self._state()) is None:
+        state = self._state()
+        if state is None:
             warnings.warn(
                 "features.hidden_state_cache_gib has no effect while LoRA in layers 0 to"
                 f" {self.first} is trained: their states change with every step.",
@@ -272,11 +278,14 @@ class HiddenStateCache:
     @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Keep what a forward made, unless it failed (``output`` None)."""
-        now, found, made = self._now, self._found, self._made
+        now = self._now
+        found = self._found
+        made = self._made
         self._now = self._found = self._made = None
         if output is None or now is None:
             return
-        self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
+        self.hits = self.hits + (found is not None)
+        self.misses = self.misses + (found is None)
         if made is None:
             return
         cached = _so_far(next(iter(output_cache(output).values()), None), self.first + 1)

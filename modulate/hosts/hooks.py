@@ -96,7 +96,9 @@ class MethodPatch:
     """
 
     def __init__(self, module: nn.Module, name: str, call: Callable[..., Any]) -> None:
-        self.module, self.name, self.call = module, name, call
+        self.module = module
+        self.name = name
+        self.call = call
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

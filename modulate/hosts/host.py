@@ -183,19 +183,21 @@ class Host:
         """
         name = type(bare(self.model)).__name__
         for i, layer in enumerate(self.layers):
-            if cross := next(
+            cross = next(
                 (
                     child
                     for child, _ in layer.named_children()
                     if child.startswith(("cross_att", "crossatt", "encoder_att"))
                 ),
                 None,
-            ):
+            )
+            if cross:
                 raise HostError(
                     f"{name} cannot be modulated: vision reaches its decoder by cross-attention"
                     f" (`{cross}` of layer {i}), so that none of its positions are visual tokens."
                 )
-        if (streams := getattr(self.config.get_text_config(), "altup_num_inputs", 1) or 1) > 1:
+        streams = getattr(self.config.get_text_config(), "altup_num_inputs", 1) or 1
+        if streams > 1:
             raise HostError(
                 f"{name} cannot be modulated: its decoder layers hand on {streams} states of each"
                 " token (AltUp), of which only some reach the answer."
@@ -261,7 +263,8 @@ class Host:
         """
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-        path, trust = _located(params.path), params.trust_remote_code
+        path = _located(params.path)
+        trust = params.trust_remote_code
         local = Path(path).is_dir()
         try:
             config = (

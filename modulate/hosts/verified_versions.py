@@ -140,13 +140,15 @@ def _records(registry: plugins.Registry) -> Iterator[tuple[str, dict[str, Any]]]
 
 def _read(path: Any, owner: str) -> Record:
     """Return what a plugin's file says. Raises :class:`PluginError` naming plugin, file and key."""
-    what, advice = "note of what was verified of hosts", f"`{SUITE}` writes it."
+    what = "note of what was verified of hosts"
+    advice = f"`{SUITE}` writes it."
     try:
         found = parse_record(path.read_bytes(), Verified, str(path), what, advice)
-        if unknown := sorted(
+        unknown = sorted(
             {row for v in found.versions.values() for h in v.hosts.values() for row in h.cells}
             - found.rows.keys()
-        ):
+        )
+        if unknown:
             raise DataError(
                 f"{path}: the row {shown(unknown[0])} has no title among its rows. {advice}"
             )
@@ -184,10 +186,8 @@ def doubt(here: Versions, seen: Iterable[Versions]) -> str:
             f" {', '.join('.'.join(map(str, v)) for v in known)}"
         )
     for name in ("torch", "peft"):
-        mine, theirs = (
-            getattr(here, name),
-            sorted((getattr(v, name) for v in seen if getattr(v, name)), key=_order),
-        )
+        mine = getattr(here, name)
+        theirs = sorted((getattr(v, name) for v in seen if getattr(v, name)), key=_order)
         if theirs and not _minor(theirs[0]) <= _minor(mine) <= _minor(theirs[-1]):
             return f"{name} {mine}; it was with {theirs[0]} to {theirs[-1]}"
     return ""
@@ -265,7 +265,8 @@ def warn_if_unverified(model_type: str) -> None:
     """Warn, once in a process, when nobody has verified hosts like ``model_type`` with the releases
     installed.
     """
-    if (text := _warning(model_type)) and not _said:
+    text = _warning(model_type)
+    if text and not _said:
         _said.append(text)
         warnings.warn(text, UnverifiedWarning, stacklevel=4)
 
@@ -275,7 +276,8 @@ _said: list[str] = []
 
 @functools.cache
 def _warning(model_type: str) -> str:
-    registry, here = plugins.registry(), Versions.installed()
+    registry = plugins.registry()
+    here = Versions.installed()
     try:
         why = doubt(here, releases(registry))
     # a plugin's record that cannot be read: `modulate hosts` says so, attaching does not depend on
@@ -284,7 +286,8 @@ def _warning(model_type: str) -> str:
         return ""
     if not why:
         return ""
-    known, own = recorded(registry)["families"], remembered(here)
+    known = recorded(registry)["families"]
+    own = remembered(here)
     needed = {model_type} if model_type in known else set()
     if own and needed <= own:
         return ""

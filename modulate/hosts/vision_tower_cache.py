@@ -24,7 +24,9 @@ from modulate.hosts.hooks import patched_method, third_party_hook
 from modulate.hosts.host import Host
 from modulate.interfaces.components import FrameFeatures
 
-METHOD, PIXELS, GRIDS = "get_video_features", "pixel_values_videos", "video_grid_thw"
+METHOD = "get_video_features"
+PIXELS = "pixel_values_videos"
+GRIDS = "video_grid_thw"
 """What transformers' classes call it, and its arguments: the patches of all clips in one row, and
 (clip, 3) steps × rows × columns of patches.
 """
@@ -96,9 +98,10 @@ def why_not_cacheable(whole: nn.Module, path: str) -> str:
             and not type(module).__module__.startswith("peft.")
         ):
             return f"{name} is a dropout in training mode"
-        if origin := third_party_hook(
+        origin = third_party_hook(
             [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        ):
+        )
+        if origin:
             return f"a hook of {origin} is on {name}, which would not run for what is kept"
     return ""
 
@@ -176,7 +179,9 @@ class VisionTowerCache:
         by: Literal["call", "clip"] = "call",
         contents: ContentKeys | None = None,
     ) -> None:
-        self.host, self.by, self.contents = host, by, contents or ContentKeys()
+        self.host = host
+        self.by = by
+        self.contents = contents or ContentKeys()
         self.store = FeatureCache(folder, max_bytes, min(max_bytes, MEMORY)) if max_bytes else None
         self._made_of = ""
         self._kinds: list[type[Any]] = []
@@ -192,16 +197,18 @@ class VisionTowerCache:
                 " apart"
             )
         for part, whole in seeing(self.host).items():
-            if why := why_not_cacheable(whole, part):
+            why = why_not_cacheable(whole, part)
+            if why:
                 self._refuse(why)
-            if adapted := next(
+            adapted = next(
                 (
                     name
                     for name, module in whole.named_modules(prefix=part)
                     if type(module).__module__.startswith("peft.")
                 ),
                 "",
-            ):
+            )
+            if adapted:
                 self._refuse(f"an adapter is on {adapted}, which can be switched on and off")
 
     def _refuse(self, why: str) -> None:
@@ -253,7 +260,8 @@ class VisionTowerCache:
             more = given.pop("kwargs", {}) | {
                 k: v for k, v in given.items() if k not in (PIXELS, GRIDS)
             }
-            pixels, grids = given.get(PIXELS), given.get(GRIDS)
+            pixels = given.get(PIXELS)
+            grids = given.get(GRIDS)
             asked = more.pop("return_dict", None)
             if (
                 pixels is None

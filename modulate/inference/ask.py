@@ -87,12 +87,14 @@ def sample_of(
             f" {list(options)}."
         )
     kinds = kinds_of(recipe.signal)
-    if third_party_hook := sorted(signals.keys() - kinds.keys()):
+    third_party_hook = sorted(signals.keys() - kinds.keys())
+    if third_party_hook:
         raise RecipeError(
             f"The recipe {recipe.name!r} does not read the signal {third_party_hook[0]!r}."
             f" {near_matches(third_party_hook[0], kinds)}"
         )
-    if missing := [kind for kind in kinds if kind not in signals]:
+    missing = [kind for kind in kinds if kind not in signals]
+    if missing:
         raise RecipeError(
             f"The recipe {recipe.name!r} reads the signal {missing[0]!r}; give it as"
             f" {missing[0]}=FILE."

@@ -180,10 +180,12 @@ class Pipeline(FeatureExtractor):
         of the recipe's ``evaluation.inputs``. The latter two are for the bare host.
         """
         key = (sample.id, view, training)
-        if (kept := self._memory.get(key)) is not None:
+        kept = self._memory.get(key)
+        if kept is not None:
             return kept
         with self._one:
-            if (kept := self._memory.get(key)) is not None:
+            kept = self._memory.get(key)
+            if kept is not None:
                 return kept
             try:
                 prepared = self._prepare(sample, view, training)
@@ -195,7 +197,8 @@ class Pipeline(FeatureExtractor):
     def _prepare(self, sample: Sample, view: str, training: bool) -> PreparedSample:
         with self.recipe.data.blame("dataset", "prompt"):
             text = self.dataset.prompt(sample, self.recipe.answer)
-        grid, features = None, None
+        grid = None
+        features = None
         frames = (
             self.clips.read(sample.video, self.times(sample, training)) if view != "text" else None
         )
@@ -209,7 +212,8 @@ class Pipeline(FeatureExtractor):
                 frames = gray_frames(frames)
             encoded = self._encode_timed(frames, text, sample.window)
             grid = apply_clock(self.recipe.sampling, sample.window, encoded.grid, len(frames.times))
-            raw, how = self.raw_features(sample.video, frames, view == "gray"), self.recipe.sampling
+            raw = self.raw_features(sample.video, frames, view == "gray")
+            how = self.recipe.sampling
             features = align(raw, grid, how.alignment, how.antialias).cpu()
         return PreparedSample(
             sample, encoded.inputs, grid, features, self.signal(sample), self._option_ids(sample)
@@ -235,7 +239,8 @@ class Pipeline(FeatureExtractor):
         """Encode a clip at its true times, or with the host's processor told others: the grid is
         the true one all the same.
         """
-        fps, times = self.recipe.sampling.processor_fps, frames.times
+        fps = self.recipe.sampling.processor_fps
+        times = frames.times
         if fps is None:
             return self._encode(frames, text, window)
         told = tuple(k / fps for k in range(len(times)))
@@ -253,7 +258,8 @@ class Pipeline(FeatureExtractor):
         self, name: str, given: HostInput, signal: Signal, window: tuple[float, float]
     ) -> HostInput:
         """Return the host's turn with the signal in it, as one of the recipe's inputs tells of it."""
-        transform, choice = self.inputs[name], self.recipe.evaluation.inputs[name]
+        transform = self.inputs[name]
+        choice = self.recipe.evaluation.inputs[name]
         if isinstance(signal, MultiSignal):
             signal = signal.parts[transform.signal_kind]
         with choice.blame("input", "call"):

@@ -66,7 +66,8 @@ def shared_prefix(
     ``signals``: what each is conditioned with, by default its own. 0 as well for a single prompt:
     nothing is gained.
     """
-    first, heard = prepared[0], signals or [p.signal for p in prepared]
+    first = prepared[0]
+    heard = signals or [p.signal for p in prepared]
     if (
         len(prepared) < 2
         or first.grid is None

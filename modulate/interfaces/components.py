@@ -139,7 +139,8 @@ class FrameFeatures:
         """Raise :class:`PluginError` unless values are (time, row, col, d) with one increasing time
         for each time index.
         """
-        shape, times = tuple(self.values.shape), self.times
+        shape = tuple(self.values.shape)
+        times = self.times
         if len(shape) != 4 or 0 in shape or len(times) != shape[0]:
             raise PluginError(
                 "A backbone's features must be (time, row, col, d_features) with a time each; got"

@@ -118,7 +118,8 @@ def sample_times(
     ends included (one alone is the end). Raises :class:`VideoError` for a window that ends before
     it starts, or values that are not finite or positive.
     """
-    start, end = float(window[0]), float(window[1])
+    start = float(window[0])
+    end = float(window[1])
     if not (math.isfinite(start) and math.isfinite(end) and start <= end):
         raise VideoError(
             f"A window must be (start, end) in seconds with start ≤ end; got ({start}, {end})."

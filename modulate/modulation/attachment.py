@@ -80,7 +80,8 @@ class Attachment:
             raise
 
     def _check(self) -> None:
-        spec, here = self.modulation.config.host, HostSpec.of(self.host)
+        spec = self.modulation.config.host
+        here = HostSpec.of(self.host)
         if (spec.d_model, spec.n_layers) != (here.d_model, here.n_layers):
             raise HostError(
                 f"The modulation was made for a {spec.model_type} of {spec.n_layers} layers of"
@@ -136,7 +137,8 @@ class Attachment:
         if self._recall.replays():
             self._recall.run_again()
             return
-        conditioning, me = self._conditioning, threading.get_ident()
+        conditioning = self._conditioning
+        me = threading.get_ident()
         if not self._callers.enter(alone=conditioning is not None) or (
             conditioning is not None and conditioning.owner != me
         ):
@@ -316,11 +318,9 @@ class Attachment:
             self._summarize(conditioning)
 
     def _summarize(self, conditioning: Conditioning) -> None:
-        layers, latents, last = (
-            self.modulation.config.injection.layers,
-            conditioning.latents,
-            conditioning.last,
-        )
+        layers = self.modulation.config.injection.layers
+        latents = conditioning.latents
+        last = conditioning.last
         norms = last.norms if last else {}
         self._norms = {layers[k]: pair for k, pair in norms.items()}
         self._report = AttachmentReport(

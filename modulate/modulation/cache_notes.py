@@ -70,7 +70,8 @@ class CacheHistory:
         if batch % rows == 0:
             n = batch // rows
         elif alike and bool((self.seen == self.seen[:1]).all()):
-            rows, n = 1, batch
+            rows = 1
+            n = batch
         else:
             return replace(self, lost=True)
         ids = None if self.ids is None else self.ids[:rows].repeat_interleave(n, 0)

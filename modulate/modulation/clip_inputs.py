@@ -131,7 +131,8 @@ def _check_signal(where: str, signal: Any, kind: str) -> None:
             f"{where}: its signal is of the kind {own!r}, but this modulation's encoder reads "
             f"{kind!r}."
         )
-    if (name := _not_finite(_parts(signal))) is not None:
+    name = _not_finite(_parts(signal))
+    if name is not None:
         raise SignalError(
             f"{where}: `{name}` of its {own} signal holds numbers that are not finite. Leave out "
             "what was not measured."
@@ -168,7 +169,8 @@ def _not_finite(parts: Mapping[str, Any]) -> str | None:
             if isinstance(value, Mapping)
             else {}
         )
-        if (found := _not_finite(inside)) is not None:
+        found = _not_finite(inside)
+        if found is not None:
             return f"{name}.{found}"
         if not _finite(value):
             return name
@@ -194,7 +196,8 @@ def check_features(where: str, clip: ClipInput, needs: ClipRequirements) -> Tens
     Raises :class:`HostError`, whose message begins with ``where``, for another shape, numbers that
     are not real, or none at all.
     """
-    grid, features = clip.grid, clip.features
+    grid = clip.grid
+    features = clip.features
     expected = (grid.steps, grid.tokens_per_step, needs.d_features)
     if features is not None and not isinstance(features, Tensor):
         raise HostError(

@@ -87,11 +87,9 @@ class Conditioning:
             )
         check(rows, modulation.needs)
         hints = hints.checked(len(rows))
-        self.visual_ids, self.types, self.positions = (
-            list(host.visual_ids.values()),
-            host.types,
-            hints.positions,
-        )
+        self.visual_ids = list(host.visual_ids.values())
+        self.types = host.types
+        self.positions = hints.positions
         tokens = modulation.config.injection.tokens
         self.maps: list[
             Tensor
@@ -99,7 +97,8 @@ class Conditioning:
         spans: list[tuple[int, int]] = []  # per row: its latents
         start = 0
         for r, row in enumerate(rows):
-            parts, begin = [torch.empty(0, dtype=torch.long)], start
+            parts = [torch.empty(0, dtype=torch.long)]
+            begin = start
             for c, clip in enumerate(row):
                 places = torch.tensor(
                     (
@@ -204,7 +203,8 @@ def chosen_steps(places: Tensor, grid: VisualGrid, steps: Sequence[int] | None) 
     """
     if steps is None:
         return places >= 0
-    if wrong := [step for step in steps if not -grid.steps <= step < grid.steps]:
+    wrong = [step for step in steps if not -grid.steps <= step < grid.steps]
+    if wrong:
         raise ConditioningError(
             f"This modulation writes on step {wrong[0]} (`injection.tokens.steps`), but a clip has"
             f" {grid.steps} steps."

@@ -14,7 +14,9 @@ from modulate.utils.atomic_files import write_text
 from modulate.utils.safe_load import parse_json
 
 CARD = "README.md"
-CONFIG, WEIGHTS, ADAPTER = "config.json", "model.safetensors", "adapter"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+ADAPTER = "adapter"
 FILES = (CONFIG, WEIGHTS, f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/adapter_model.safetensors")
 """What a saved modulation consists of; nothing else is fetched."""
 
@@ -146,7 +148,9 @@ def _front(config: dict[str, Any]) -> str:
 
 
 def _body(config: dict[str, Any], repo_id: str, own: int, lora: int) -> str:
-    host, injection, adapter = config["host"], config["injection"], config["lora"]
+    host = config["host"]
+    injection = config["injection"]
+    adapter = config["lora"]
     rows = [
         (
             "host",

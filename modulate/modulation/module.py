@@ -82,7 +82,7 @@ class Modulation(nn.Module):
         layers: Sequence[int],
         d_features: int,
         alpha: float = 1.0,
-        tokens: Tokens = Tokens(),
+        tokens: Tokens = Tokens(),  # noqa: B008  (frozen)
         empty: Literal["residual", "none"] = "residual",
         lora_params: LoraParams | None = None,
         backbone: ComponentSpec | None = None,
@@ -336,10 +336,8 @@ def _refuse_misfit(config: ModulationConfig, folder: Path) -> None:
             expected = {name: tuple(t.shape) for name, t in Modulation(config).state_dict().items()}
     except ComponentError:
         return
-    wanted, found = (
-        sum(math.prod(shape) for shape in expected.values()),
-        sum(map(count_numbers, files)),
-    )
+    wanted = sum(math.prod(shape) for shape in expected.values())
+    found = sum(map(count_numbers, files))
     if wanted > found:
         raise CheckpointError(
             f"The weights in {folder} do not fit their configuration: it speaks of {wanted}"

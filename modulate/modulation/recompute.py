@@ -253,7 +253,8 @@ class RecomputeTracker:
         """Note in which backward a block begins, if in any; return what was noted before."""
         if self.running is not None and not may_run_modules(self.running.thread):
             self.running = None  # it was interrupted, and no hook of ours was called
-        before, self.opened = self.opened, backward_now()
+        before = self.opened
+        self.opened = backward_now()
         return before
 
     def current(self, adapted: bool) -> ForwardPass:

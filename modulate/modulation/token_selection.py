@@ -58,7 +58,8 @@ class TokenSelection:
                     " be a chunk); give `condition(rows, prompt=attention_mask)`."
                 )
             if not begins_with(here.ids, self.first):
-                self.first, self.attended = here.ids, here.attended
+                self.first = here.ids
+                self.attended = here.attended
             end = self.attended.shape[1]
             last = _last(self.attended).repeat_interleave(batch // len(self.attended), 0)
         return ((position == last[:, None]) | (position >= end)) & here.attended

@@ -32,7 +32,8 @@ class VisualTokenTracker:
     """
 
     def __init__(self, expected: Sequence[int | None], everywhere: bool = False) -> None:
-        self.expected, self.everywhere = list(expected), everywhere
+        self.expected = list(expected)
+        self.everywhere = everywhere
         self.number = next(_numbers)
         _trackers[self.number] = self
         self.forwards = 0
@@ -88,7 +89,8 @@ class VisualTokenTracker:
             and (any(after.held) or not self.complete)
         ):
             raise self._short(after)  # these are no chunks of a prompt
-        self._pending, self.aside = (before, after, here), after.aside
+        self._pending = (before, after, here)
+        self.aside = after.aside
         return ordinal
 
     def remember(self, cache: Any) -> None:
@@ -197,7 +199,9 @@ class VisualTokenTracker:
     ) -> tuple[CacheHistory, Tensor | None]:
         """Return the line after this forward, and the ordinal of every visual token in its row."""
         expected = [self.expected[r] for r in self.rows_of(len(here.mask))]
-        ordinal, seen, held = None, before.seen, before.held
+        ordinal = None
+        seen = before.seen
+        held = before.held
         if here.some and not (here.by_hand and before.aside):
             ordinal, visual = self._count(here, before, expected)
             seen = torch.cat([pad(seen, (0, here.past - before.begin - seen.shape[1])), visual], 1)
@@ -284,7 +288,8 @@ class VisualTokenTracker:
         self.complete = True
         if not before.end:
             self.prompt = here.ids if here.past == before.begin else _joined(before.ids, here.ids)
-            self.prompt_begin, self.prompt_end = before.begin, after.end
+            self.prompt_begin = before.begin
+            self.prompt_end = after.end
 
     def _short(self, stream: CacheHistory) -> ConditioningError:
         """Return the error for a row that got fewer visual tokens than its conditioning holds."""

@@ -23,7 +23,8 @@ def failures_table(entries: Sequence[Entry], most: int = 500) -> Table | None:
         for run in runs
         for sample, error in run.training.failed.items()
     ]
-    rows, notes = asked + trained, [note for run in runs for note in _left_out(run)]
+    rows = asked + trained
+    notes = [note for run in runs for note in _left_out(run)]
     if not rows and not notes:
         return None
     if trained:
@@ -63,7 +64,8 @@ def _left_out(run: Recorded) -> list[str]:
         f" {_REASONS.get(why, why)}."
         for why, n in run.training.skipped.items()
     ]
-    if samples := run.training.left_out:
+    samples = run.training.left_out
+    if samples:
         notes.append(
             f"{run.name}: {samples} training {'sample was' if samples == 1 else 'samples were'}"
             " left out, as the signal is empty (training.empty: skip)."

@@ -88,7 +88,8 @@ def score(records: Sequence[Prediction], resamples: int, seed: int) -> Scores:
     )
     tasks: dict[str, Score] = {}
     for name in dict.fromkeys(r.task for r in records):
-        own, part = found.tasks[name], [r for r in records if r.task == name]
+        own = found.tasks[name]
+        part = [r for r in records if r.task == name]
         tasks[name] = Score(
             own.accuracy, sum(r.correct for r in part), own.n, own.low, own.high, _chance(part)
         )
@@ -131,10 +132,12 @@ def compare(
             {},
             f"no seed in common: {_list(first.seeds)} and {_list(second.seeds)}",
         )
-    a, b = first.pooled(first_condition, seeds), second.pooled(second_condition, seeds)
+    a = first.pooled(first_condition, seeds)
+    b = second.pooled(second_condition, seeds)
     if first.recipe.evaluation.failed == "left_out":  # a failure may be missing on either side
         common = {r.id for r in a} & {r.id for r in b}
-        a, b = [r for r in a if r.id in common], [r for r in b if r.id in common]
+        a = [r for r in a if r.id in common]
+        b = [r for r in b if r.id in common]
     partner = {r.id: r for r in b}
     if (
         {r.id for r in a} != set(partner)
@@ -145,7 +148,8 @@ def compare(
             first.name, name, seeds, None, {}, "not the same questions, so no paired difference"
         )
     pairs = [(r, partner[r.id]) for r in a]
-    resamples, seed = first.recipe.evaluation.bootstrap, first.recipe.seed
+    resamples = first.recipe.evaluation.bootstrap
+    seed = first.recipe.seed
     tests = {
         task: _test([p for p in pairs if p[0].task == task], resamples, seed)
         for task in dict.fromkeys(r.task for r in a)
@@ -162,7 +166,8 @@ def compare(
 
 def adjust(tests: Sequence[Test]) -> list[Test]:
     """Return tests with Holm's adjustment over all of them."""
-    by_sample, by_group = holm([t.p for t in tests]), holm([t.p_grouped for t in tests])
+    by_sample = holm([t.p for t in tests])
+    by_group = holm([t.p_grouped for t in tests])
     return [
         replace(t, p_holm=p, p_grouped_holm=q)
         for t, p, q in zip(tests, by_sample, by_group, strict=True)
@@ -170,12 +175,14 @@ def adjust(tests: Sequence[Test]) -> list[Test]:
 
 
 def _test(pairs: Sequence[tuple[Prediction, Prediction]], resamples: int, seed: int) -> Test:
-    first, second = [a.correct for a, _ in pairs], [b.correct for _, b in pairs]
+    first = [a.correct for a, _ in pairs]
+    second = [b.correct for _, b in pairs]
     groups = [a.group for a, _ in pairs]
     found = paired_difference(
         first, second, groups, [a.task for a, _ in pairs], resamples=resamples, seed=seed
     )
-    m, n = found.mcnemar, len(pairs)
+    m = found.mcnemar
+    n = len(pairs)
     grouped = grouped_p([int(a) - int(b) for a, b in zip(first, second, strict=True)], groups)
     questions = len({a.id.partition("/")[2] for a, _ in pairs})
     detectable = detectable_difference(questions, (m.b + m.c) / n)

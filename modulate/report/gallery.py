@@ -152,7 +152,8 @@ def gallery(
     modulation = Modulation.from_pretrained(recorded.run.weights)
     pipeline.make_data()
     samples = {s.id: s for s in pipeline.dataset.samples(split)}
-    if missing := [id_ for id_, _ in chosen if id_ not in samples]:
+    missing = [id_ for id_, _ in chosen if id_ not in samples]
+    if missing:
         raise DataError(
             f"The data have no sample {missing[0]!r} any more, which {recorded.run.folder} was"
             " evaluated on; is it another data set?"
@@ -280,7 +281,8 @@ def _placed(
             f"Sample {prepared.sample.id}: the prompt has {int(visual.sum())} visual placeholders,"
             f" its grid {len(places)}."
         )
-    strength, elsewhere = {}, {}
+    strength = {}
+    elsewhere = {}
     for layer, ratio in ratios.items():
         flat = torch.zeros(grid.tokens)
         shown = places >= 0
@@ -295,7 +297,8 @@ def _steps(pipeline: Pipeline, prepared: PreparedSample, most: int) -> tuple[Ste
     """Pictures of at most ``most`` steps, evenly spaced, first and last among them; each step by
     its last frame.
     """
-    grid, sample = prepared.grid, prepared.sample
+    grid = prepared.grid
+    sample = prepared.sample
     assert grid is not None
     frames = pipeline.clips.read(sample.video, pipeline.times(sample))
     together = -(-len(frames.times) // grid.steps)

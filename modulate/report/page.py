@@ -222,7 +222,8 @@ def _entry(number: int, own: Figures, reference: Reference) -> list[Child]:
     """One run's part of the page."""
     entry = own.entry
     by_task, conditions, tests, *rest = tables_of(own, reference)
-    failed, fate = sum(len(run.failed) for run in entry.runs), FATES[entry.recipe.evaluation.failed]
+    failed = sum(len(run.failed) for run in entry.runs)
+    fate = FATES[entry.recipe.evaluation.failed]
     parts: list[Child] = [tag("h2", entry.name, id=f"run-{number}", class_="new")]
     parts.append(
         tag(
@@ -320,7 +321,8 @@ def _curves(entry: Entry) -> list[Child]:
     """Plots of everything that the training log holds, a line for each seed."""
     logs = [(run, _by_step(run)) for run in entry.runs]
     keys = dict.fromkeys(key for _, (points, _) in logs for key in points)
-    plots, windows = [], set()
+    plots = []
+    windows = set()
     for key in keys:
         lines = []
         for run, (points, _) in logs:
@@ -358,7 +360,8 @@ def _by_step(run: Recorded) -> tuple[dict[str, list[tuple[float, float]]], list[
     stages: list[tuple[str, float]] = []
     offset = last = 0.0
     for line in run.log:
-        name, step = line.stage, float(line.step)
+        name = line.stage
+        step = float(line.step)
         if not stages or stages[-1][0] != name:
             offset = last
             stages.append((name, offset))

@@ -74,7 +74,8 @@ def _card(number: int, shown: Shown) -> Html:
         ),
     ]
     for layer, grid in shown.strength.items():
-        mean, most = float(grid.mean()), float(grid.max())
+        mean = float(grid.mean())
+        most = float(grid.max())
         n, largest = shown.elsewhere[layer]
         where = f" and on {n} other tokens, up to {largest:.3g}" if n else ""
         text = (
@@ -165,10 +166,8 @@ def _seen(
         )
         or "no signal"
     )
-    alt, caption = (
-        f"Frame of step {step.index}: {where}",
-        f"step {step.index}, {start:.2f}–{end:.2f} s",
-    )
+    alt = f"Frame of step {step.index}: {where}"
+    caption = f"step {step.index}, {start:.2f}–{end:.2f} s"
     if strength is not None:
         parts += _tiles(strength, top, width, height)
         row, col = np.unravel_index(int(strength.argmax()), strength.shape)

@@ -62,18 +62,20 @@ def read(folder: Path, split: str = "test") -> Recorded:
     broken files.
     """
     run = Run.open(folder)
-    path, main = run.predictions(split), run.recipe.training.condition
+    path = run.predictions(split)
+    main = run.recipe.training.condition
     records = read_predictions(path)
     if main not in records:
         raise DataError(
             f"{path} holds no answers under its own condition {main!r}, only {', '.join(records)}."
             f" `modulate eval {folder}` writes them."
         )
-    if empty := [
+    empty = [
         name
         for name, answers in scored(records, run.recipe.evaluation.failed).items()
         if not answers
-    ]:
+    ]
+    if empty:
         raise DataError(
             f"{path}: no answer under {empty[0]!r} is left to count, as evaluation.failed is"
             " left_out and each of its samples failed under some condition."

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from modulate.report.html import Html, tag
 from modulate.report.table import interval, percent
 
-WIDTH, LABEL = 860, 300
-_ROW, _GAP = 16, 12
+WIDTH = 860
+LABEL = 300
+_ROW = 16
+_GAP = 12
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def _bar(bar: Bar, x: Callable[[float], float], y: float) -> list[Html]:
             class_=f"f{bar.series % 5}",
         )
     ]
-    end, text = x(bar.value), percent(bar.value)
+    end = x(bar.value)
+    text = percent(bar.value)
     if bar.low is not None and bar.high is not None:
         middle = y + _ROW / 2
         parts.append(
@@ -108,12 +111,14 @@ def _bar(bar: Bar, x: Callable[[float], float], y: float) -> list[Html]:
             )
             for v in (bar.low, bar.high)
         ]
-        end, text = max(end, x(bar.high)), f"{text} {interval(bar.low, bar.high)}"
+        end = max(end, x(bar.high))
+        text = f"{text} {interval(bar.low, bar.high)}"
     return [*parts, tag("text", text, x=f"{end + 6:.1f}", y=y + 12, font_size=11)]
 
 
 def _legend(series: Sequence[str]) -> list[Html]:
-    parts, x = [], 0.0
+    parts = []
+    x = 0.0
     for i, name in enumerate(series):
         parts.append(tag("rect", x=x, y=4, width=12, height=12, class_=f"f{i % 5}"))
         parts.append(tag("text", name, x=x + 17, y=14))
@@ -143,7 +148,11 @@ def curves(title: str, lines: Sequence[Curve], stages: Sequence[tuple[str, float
     """Return a small plot of lines over steps; ``stages``: name and first step of each training
     stage, marked where it begins.
     """
-    width, height, left, bottom, top = 330, 190, 46, 26, 24
+    width = 330
+    height = 190
+    left = 46
+    bottom = 26
+    top = 24
     xs = [p[0] for line in lines for p in line.points]
     ys = [p[1] for line in lines for p in line.points]
     low, high, step = _ticks(min(ys), max(ys))

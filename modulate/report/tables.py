@@ -67,7 +67,8 @@ def runs_table(entries: Sequence[Entry], figures: Sequence[Figures]) -> Table:
 def _made_by(run: Recorded) -> str:
     """Where a run lies, and what made it."""
     environment = run.run.read_environment()
-    git, version = environment.git, environment.versions.get("modulate")
+    git = environment.git
+    version = environment.versions.get("modulate")
     commit = (
         f" at {git.commit[:10]}{', modified' if git.modified else ''}" if git and git.commit else ""
     )
@@ -80,7 +81,8 @@ def summary(figures: Sequence[Figures]) -> Table:
     """
     rows = []
     for own in figures:
-        overall, entry = own.own.overall, own.entry
+        overall = own.own.overall
+        entry = own.entry
         cells = (
             [_beside(own, role) for role in ROLES.values()]
             if entry.condition == "signal"

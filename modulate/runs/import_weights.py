@@ -32,7 +32,8 @@ def adopt(recipe: Recipe, weights: str, root: Path) -> Run:
     holds a training's own weights.
     """
     modulation = Modulation.from_pretrained(weights)
-    if wrong := mismatches(recipe, modulation.config):
+    wrong = mismatches(recipe, modulation.config)
+    if wrong:
         raise RecipeError(
             f"{weights} is no modulation of the recipe {recipe.name!r}:\n"
             + "\n".join(f"  {line}" for line in wrong)
@@ -69,7 +70,8 @@ def on_other_data(run: Run, root: Path, overrides: Sequence[str] = ()) -> Run:
             f"{run.folder} has no trained weights yet: {run.weights} is missing. `modulate train`"
             " with its recipe makes them."
         )
-    made, processes = _recipe_on(run, root, overrides), current()
+    made = _recipe_on(run, root, overrides)
+    processes = current()
     there = Run.create(made, run.folder.parent)
     with processes.fail_together(), there.held():
         if processes.leads:
@@ -88,7 +90,8 @@ def _recipe_on(run: Run, root: Path, overrides: Sequence[str]) -> Recipe:
     folder = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name) or "root"
     tree["name"] = f"{recipe.name}-on-{folder}"[:100]
     for text in overrides:
-        if (key := re.split(r"[.=]", text, maxsplit=1)[0]) not in ON_OTHER_DATA:
+        key = re.split(r"[.=]", text, maxsplit=1)[0]
+        if key not in ON_OTHER_DATA:
             raise RecipeError(
                 f"Override {text!r}: {key} is what the run was trained with; on other data"
                 f" {', '.join(ON_OTHER_DATA)} may differ."
@@ -104,7 +107,8 @@ def _recipe_on(run: Run, root: Path, overrides: Sequence[str]) -> Recipe:
 
 def _take(run: Run, there: Run) -> None:
     """Copy a run's weights into another's folder, unless they are there."""
-    hashes, state = run.weight_hashes(), there.read_json("state.json")
+    hashes = run.weight_hashes()
+    state = there.read_json("state.json")
     if (state and "adopted" not in state) or there.checkpoints.folder.exists():
         raise RecipeError(
             f"{there.folder} holds the weights of a training; give this run another name with"

@@ -150,7 +150,8 @@ class Metrics(ConditionFigures):
     @model_validator(mode="after")
     def _same_tasks(self) -> "Metrics":
         for name, control in self.controls.items():
-            if other := sorted(self.tasks.keys() ^ control.tasks.keys()):
+            other = sorted(self.tasks.keys() ^ control.tasks.keys())
+            if other:
                 raise ValueError(
                     f"the control {shown(name)} has other tasks than the run's own condition;"
                     f" {shown(other[0])} is in one of them only"

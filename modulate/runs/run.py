@@ -53,7 +53,8 @@ class Run:
 
         Raises :class:`RecipeError` when it holds a run of another recipe.
         """
-        run, processes = cls(root / recipe.name, recipe), current()
+        run = cls(root / recipe.name, recipe)
+        processes = current()
         with processes.fail_together(), run.held():
             if processes.leads:
                 run._begin()
@@ -61,7 +62,8 @@ class Run:
         return run
 
     def _begin(self) -> None:
-        text, existing = recipes.dump(self.recipe), self.folder / "recipe.yaml"
+        text = recipes.dump(self.recipe)
+        existing = self.folder / "recipe.yaml"
         if existing.is_file() and (
             changed := recipes.differing(recipes.load_saved_recipe(existing), self.recipe)
         ):
@@ -134,12 +136,14 @@ class Run:
         """Return the files of the trained modulation that are not what training wrote, by the
         checksums in state.json.
         """
-        hashes, found = self.read_state().weights, self.weight_hashes()
+        hashes = self.read_state().weights
+        found = self.weight_hashes()
         return [self.weights / name for name in sorted(hashes) if found.get(name) != hashes[name]]
 
     def check_weights(self) -> None:
         """Raise :class:`CheckpointError` when the trained modulation is not what training wrote."""
-        if wrong := self.altered():
+        wrong = self.altered()
+        if wrong:
             raise CheckpointError(
                 f"{wrong[0]} is not what training wrote. `modulate train` with the run's recipe"
                 " makes it again from the last checkpoint."

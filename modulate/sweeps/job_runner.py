@@ -90,7 +90,9 @@ def run_jobs(
     Outside the main thread, where signals do not arrive, nothing of this happens.
     """
     listener = listener or Listener()
-    waiting, running, outcomes = deque(jobs), list[_Running](), Outcomes()
+    waiting = deque(jobs)
+    running = list[_Running]()
+    outcomes = Outcomes()
     free = deque(range(len(slots)))
     with _signals() as caught:
         try:

@@ -185,10 +185,8 @@ def _group(
 def _records(run: Planned, folder: Path, cache: dict[str, list[Prediction]]) -> list[Prediction]:
     """Return a run's predictions under its own condition; a sample has another id for each seed."""
     if run.name not in cache:
-        path, condition = (
-            Run(folder / run.name, run.recipe).predictions("test"),
-            run.recipe.training.condition,
-        )
+        path = Run(folder / run.name, run.recipe).predictions("test")
+        condition = run.recipe.training.condition
         answers = scored(read_predictions(path), run.recipe.evaluation.failed).get(condition)
         if not answers:
             raise DataError(

@@ -98,14 +98,16 @@ class Sweep(Section):
     @field_validator("axes")
     @classmethod
     def _options(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        if empty := [axis for axis, options in value.items() if not options]:
+        empty = [axis for axis, options in value.items() if not options]
+        if empty:
             raise ValueError(f"axis {empty[0]!r} has no options")
-        if odd := [
+        odd = [
             name
             for axis, options in value.items()
             for name in (axis, *options)
             if not LABEL.fullmatch(name)
-        ]:
+        ]
+        if odd:
             raise ValueError(
                 f"{odd[0][:50]!r} cannot be part of a run's name; axes and options are called by"
                 " letters, digits and underscores, at most 40"
@@ -196,15 +198,17 @@ def plan(sweep: Sweep) -> list[Planned]:
                 else around
             )
             key = _content(recipe)
-            if (found := runs.get(key)) is None:
+            found = runs.get(key)
+            if found is None:
                 same = key == _content(around)
                 runs[key] = Planned(
                     around if same else recipe, BASE if same else "variant", options
                 )
                 continue
-            if clash := [
+            clash = [
                 axis for axis in options if found.options.get(axis, options[axis]) != options[axis]
-            ]:
+            ]
+            if clash:
                 axis = clash[0]
                 raise RecipeError(
                     f"Sweep {sweep.name}, axis {axis}: the options {found.options[axis]!r} and"
@@ -228,7 +232,8 @@ def laid(tree: Mapping[str, Any], overrides: Overrides, where: str) -> dict[str,
     result = copy.deepcopy(dict(tree))
     for part in _parts(overrides):
         keys = [part.partition("=")[0]] if isinstance(part, str) else list(part)
-        if given := [key for key in keys if key in ("name", "seed", "extends")]:
+        given = [key for key in keys if key in ("name", "seed", "extends")]
+        if given:
             raise RecipeError(
                 f"{where}: {given[0]!r} is not for overrides. A sweep names its runs itself, and"
                 " `seeds` and `base` say the rest."
@@ -237,7 +242,8 @@ def laid(tree: Mapping[str, Any], overrides: Overrides, where: str) -> dict[str,
             if isinstance(part, str):
                 override(result, part)
             else:
-                if unknown := [key for key in part if key not in Recipe.model_fields]:
+                unknown = [key for key in part if key not in Recipe.model_fields]
+                if unknown:
                     raise RecipeError(
                         f"unknown recipe key {unknown[0]!r}."
                         f" {near_matches(unknown[0], Recipe.model_fields)}"

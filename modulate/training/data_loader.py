@@ -77,7 +77,8 @@ class PrefetchLoader:
     """
 
     def __init__(self, prepare: Callable[[Sample], Any], ahead: int) -> None:
-        self._prepare, self._ahead = prepare, ahead
+        self._prepare = prepare
+        self._ahead = ahead
         self._coming: dict[str, Future[Any]] = {}
         self._thread = ThreadPoolExecutor(1, "modulate-loader") if ahead else None
 

@@ -118,13 +118,12 @@ def add_up(
     _merge_failed(train_step, before, every)
     total = StepStats()
     for one in (StepStats(**found["tally"]) for found in every):
-        total.loss, total.right, total.active, total.ids = (
-            total.loss + one.loss,
-            total.right + one.right,
-            total.active + one.active,
-            total.ids + one.ids,
-        )
-        total.split, total.apart = total.split or one.split, total.apart + one.apart
+        total.loss = total.loss + one.loss
+        total.right = total.right + one.right
+        total.active = total.active + one.active
+        total.ids = total.ids + one.ids
+        total.split = total.split or one.split
+        total.apart = total.apart + one.apart
     if total.n:
         processes.add(flat)
         parts = flat.div_(total.n).split([p.numel() for p in parameters])

@@ -137,8 +137,12 @@ def one_cycle(steps: int, rising: float = 0.3) -> Schedule:
     other way, 0.95 → 0.85 → 0.95. [GazeQwen's code, where the share is that of the warm-up steps,
     at most a half]
     """
-    peak, last = rising * steps - 1, steps - 1
-    start, end, slow, fast = 1 / 25, 1 / 25 / 1e4, 0.95, 0.85
+    peak = rising * steps - 1
+    last = steps - 1
+    start = 1 / 25
+    end = 1 / 25 / 1e4
+    slow = 0.95
+    fast = 0.85
 
     def course(step: int) -> tuple[float, float]:
         if step <= peak:

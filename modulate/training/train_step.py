@@ -71,8 +71,12 @@ class TrainStep:
         prepare: Callable[[Sample], PreparedSample] | None = None,
         processes: ProcessGroup | None = None,
     ) -> None:
-        self.pipeline, self.accelerator, self.host = pipeline, accelerator, host
-        self.rng, self.failed, self.samples = rng, failed, samples
+        self.pipeline = pipeline
+        self.accelerator = accelerator
+        self.host = host
+        self.rng = rng
+        self.failed = failed
+        self.samples = samples
         self.settings = pipeline.recipe.training
         self.prepare = prepare or partial(pipeline.prepare, training=True)
         self.processes = processes or ProcessGroup()
@@ -96,7 +100,8 @@ class TrainStep:
 
     def _in_parts(self, ready: list[list[Row]]) -> StepStats:
         """Go through batches whole, or in ever smaller parts until they fit into memory."""
-        size, tally = max(1, *map(len, ready)), StepStats()
+        size = max(1, *map(len, ready))
+        tally = StepStats()
         while True:
             full, text = self._attempt(ready, size, tally)
             if not full:
@@ -128,7 +133,8 @@ class TrainStep:
         """Go through a divided host as often as the process that has most to do: what one lacks it
         makes up for with a sample that counts for nothing.
         """
-        tally, total = StepStats(), sum(map(len, parts))
+        tally = StepStats()
+        total = sum(map(len, parts))
         told = self.processes.gather([len(parts), parts[0][0][0].sample.id if parts else None])
         most = max(n for n, _ in told)
         spare = (

@@ -90,7 +90,8 @@ def train(
         processes.same("run in its folder", state.model_dump())
         refuse_other(run.folder, made_of if state.made_of is None else state.made_of, made_of)
         if state.finished:
-            if not (altered := run.altered()):
+            altered = run.altered()
+            if not altered:
                 if processes.leads:
                     run.checkpoints.keep(1)
                 return Modulation.from_pretrained(run.weights)
@@ -129,17 +130,17 @@ class Trainer:
         listener: Listener,
         stop: StopRequest,
     ) -> None:
-        self.recipe, self.pipeline, self.made_of, self.listener, self.stop = (
-            run.recipe,
-            pipeline,
-            made_of,
-            listener,
-            stop,
-        )
-        self.settings, self.processes = run.recipe.training, current()
+        self.recipe = run.recipe
+        self.pipeline = pipeline
+        self.made_of = made_of
+        self.listener = listener
+        self.stop = stop
+        self.settings = run.recipe.training
+        self.processes = current()
         check_size(self.processes, self.settings)
         refuse_out_of_step(self.recipe, self.processes, training=True)
-        self.log, self.checkpoints = LineWriter(run.folder / "log.jsonl"), run.checkpoints
+        self.log = LineWriter(run.folder / "log.jsonl")
+        self.checkpoints = run.checkpoints
         self.accelerator = accelerator_for(run.recipe, pipeline.device, run.folder)
         if self.settings.trackers:
             self.accelerator.init_trackers(run.recipe.name)
@@ -185,7 +186,8 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------------------
 
     def _stage(self, stage: Stage, host: ModulatedHost) -> None:
-        settings, at = self.settings, self.state
+        settings = self.settings
+        at = self.state
         per_epoch = math.ceil(len(self._epoch(stage.name, 0)) / settings.accumulation)
         steps = max(1, round(stage.epochs * per_epoch))
         if at.step > steps:
@@ -213,8 +215,14 @@ class Trainer:
             self._steps(stage, host, steps, every, batches, train_step)
         if self.best:
             self.modulation.load_state_dict(self.best)
-        at.stage, at.step, at.validated, at.best, at.stale = at.stage + 1, 0, 0, -1.0, 0
-        self.best, self.optimizer, self._moments = {}, None, {}
+        at.stage = at.stage + 1
+        at.step = 0
+        at.validated = 0
+        at.best = -1.0
+        at.stale = 0
+        self.best = {}
+        self.optimizer = None
+        self._moments = {}
         self._save()
         self.processes.agreed(self.stop).check()
 
@@ -230,7 +238,8 @@ class Trainer:
         """Take a stage's steps that are left, with a validation after ``every`` of them; until the
         last, or patience ends.
         """
-        settings, at = self.settings, self.state
+        settings = self.settings
+        at = self.state
         while True:
             if (
                 self.validation
@@ -260,7 +269,8 @@ class Trainer:
         epoch, first = divmod(skip, len(self._epoch(stage, 0)))
         while True:
             yield from self._epoch(stage, epoch)[first:]
-            epoch, first = epoch + 1, 0
+            epoch = epoch + 1
+            first = 0
 
     def _epoch(self, stage: str, epoch: int) -> list[list[Sample]]:
         """Return the batches of an epoch; their number is the same in all of them."""
@@ -276,7 +286,8 @@ class Trainer:
     def _step(
         self, stage: Stage, steps: int, batches: list[list[Sample]], train_step: TrainStep
     ) -> None:
-        at, before = self.state, len(self.state.failed)
+        at = self.state
+        before = len(self.state.failed)
         self.modulation.train()
         tally = train_step.accumulate(batches)
         tally = add_up(
@@ -288,12 +299,10 @@ class Trainer:
             [p for p in self.modulation.parameters() if p.requires_grad],
         )
         skipped, wrong = self._update(tally)
-        at.step, at.steps, at.split_steps, at.apart = (
-            at.step + 1,
-            at.steps + 1,
-            at.split_steps + tally.split,
-            at.apart + tally.apart,
-        )
+        at.step = at.step + 1
+        at.steps = at.steps + 1
+        at.split_steps = at.split_steps + tally.split
+        at.apart = at.apart + tally.apart
         at.in_a_row = at.in_a_row + 1 if skipped == "not_finite" else 0
         if skipped:
             at.skipped[skipped] = at.skipped.get(skipped, 0) + 1
@@ -308,7 +317,8 @@ class Trainer:
         assert self.optimizer is not None
         if not tally.n:
             return "no_samples", []
-        scale, usable = self.optimizer.scale, math.isfinite(tally.loss)
+        scale = self.optimizer.scale
+        usable = math.isfinite(tally.loss)
         wrong = self.optimizer.step(self.state.step, self.settings.clip_norm, usable)
         if usable and not wrong:
             return "", []
@@ -333,7 +343,8 @@ class Trainer:
         self._log({"stage": stage.name, "step": at.step, "validation_accuracy": accuracy})
         at.validated = at.step
         if accuracy >= at.best:
-            at.best, at.stale = accuracy, 0
+            at.best = accuracy
+            at.stale = 0
             self.best = {k: v.detach().clone() for k, v in self.modulation.state_dict().items()}
         else:
             at.stale += 1
@@ -377,8 +388,11 @@ class Trainer:
             self.processes.same("modulation at a checkpoint", weights_digest(self.modulation))
         if not self.processes.leads:
             return
-        at, now = self.state, time.monotonic()
-        at.seconds, self._since, at.lines = at.seconds + now - self._since, now, self.log.count
+        at = self.state
+        now = time.monotonic()
+        at.seconds = at.seconds + now - self._since
+        self._since = now
+        at.lines = self.log.count
         moments = self.optimizer.state() if self.optimizer else {}
         notes, tensors = Snapshot(
             at, self.modulation.state_dict(), self.best, moments, self.rng
@@ -401,7 +415,9 @@ class Trainer:
             return
         refuse_other(self.log.path.parent, notes.made_of, self.made_of)
         then = Snapshot.unpack(found, notes, self.accelerator)
-        self.state, self.rng, self._moments = then.state, then.rng, then.moments
+        self.state = then.state
+        self.rng = then.rng
+        self._moments = then.moments
         self.best = {k: v.to(self.pipeline.device) for k, v in then.best.items()}
         then.load_into(self.modulation)
         if self.processes.leads and (missing := self.log.cut(then.state.lines)):

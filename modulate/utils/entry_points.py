@@ -62,7 +62,8 @@ def notes(point: EntryPoint, location: str) -> list[str]:
     """Return what is odd about where a plugin comes from. ``location``: the file that is run when
     it is loaded.
     """
-    own, said = ships(point), []
+    own = ships(point)
+    said = []
     if point.name in OURS and not own:
         said.append(
             "it has the name of a plugin that ships with modulate, and is not it: that one is"

@@ -110,7 +110,8 @@ def _let_through(category: type[Warning]) -> None:
     own; behind all that somebody set.
     """
     filters: Any = warnings.filters
-    ignored, ours = ("ignore", None, category, None, 0), ("default", None, category, _MODULES, 0)
+    ignored = ("ignore", None, category, None, 0)
+    ours = ("default", None, category, _MODULES, 0)
     if ignored not in filters:
         return
     at = filters.index(ignored)

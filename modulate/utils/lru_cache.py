@@ -39,7 +39,8 @@ class LRUCache(Generic[Key, Value]):
         with self._lock:
             if key in self._values:
                 self._bytes -= self._size(self._values.pop(key))
-            if (size := self._size(value)) > self.max_bytes:
+            size = self._size(value)
+            if size > self.max_bytes:
                 return
             self._values[key] = value
             self._bytes += size

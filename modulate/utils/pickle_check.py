@@ -29,7 +29,8 @@ class _Value:
     """What one value takes, written out; ``inside``: whether it stands in another already."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.inside = size, False
+        self.size = size
+        self.inside = False
 
 
 def check_archive(path: Path, most_unpacked: int | None = None) -> None:

@@ -64,7 +64,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         """Compose one value; count it, and what its aliases stand for."""
-        alias, event = self.check_event(yaml.AliasEvent), self.peek_event()
+        alias = self.check_event(yaml.AliasEvent)
+        event = self.peek_event()
         if alias:
             values, height = self._measures.get(event.anchor, (0, 0))
             if event.anchor in self.anchors and not values:
@@ -76,7 +77,8 @@ class _Loader(yaml.SafeLoader):
                 )
             self._grow(values, height, event)
             return super().compose_node(parent, index)
-        before, outer = self._count, self._deepest
+        before = self._count
+        outer = self._deepest
         self._grow(1, 1, event)
         self._depth, self._deepest = self._depth + 1, self._depth + 1
         node = super().compose_node(parent, index)

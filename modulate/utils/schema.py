@@ -115,7 +115,8 @@ def findings(error: ValidationError) -> str:
 
     Long ones are cut, many are counted.
     """
-    said, found = [], error.errors(include_url=False, include_context=False)
+    said = []
+    found = error.errors(include_url=False, include_context=False)
     for item in found[:MAX_FINDINGS]:
         where = ".".join(map(str, item["loc"])) or "the whole"
         text = item["msg"].removeprefix("Value error, ")

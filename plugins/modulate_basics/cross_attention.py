@@ -37,11 +37,9 @@ class GatedAttention(Writer):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(d_model)
-        self.query, self.key, self.value = (
-            nn.Linear(d_model, width, bias=False),
-            nn.Linear(width, width, bias=False),
-            nn.Linear(width, width, bias=False),
-        )
+        self.query = nn.Linear(d_model, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, d_model, bias=False)
         self.gate = nn.Parameter(torch.zeros(()))
 
@@ -55,7 +53,9 @@ class GatedAttention(Writer):
         spans, which = torch.unique(memory.span, dim=0, return_inverse=True)
         query, at = _pack(self.query(self.norm(hidden.float())), which, len(spans))
         source, there = _gather(memory.latents, spans)
-        q, k, v = self._split(query), self._split(self.key(source)), self._split(self.value(source))
+        q = self._split(query)
+        k = self._split(self.key(source))
+        v = self._split(self.value(source))
         read = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None])
         return torch.tanh(self.gate) * self.out(read.transpose(1, 2).flatten(2)[which, at])
 
@@ -102,11 +102,11 @@ class GatedCrossAttention(Modulator):
         self, params: GatedCrossAttentionParams, *, d_features: int, d_signal: int, n_layers: int
     ) -> None:
         super().__init__()
-        self.params, self.n_layers, self.d_latent = params, n_layers, params.width
-        self.features, self.signal = (
-            nn.Linear(d_features, params.width),
-            nn.Linear(d_signal, params.width, bias=False),
-        )
+        self.params = params
+        self.n_layers = n_layers
+        self.d_latent = params.width
+        self.features = nn.Linear(d_features, params.width)
+        self.signal = nn.Linear(d_signal, params.width, bias=False)
 
     def forward(
         self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures

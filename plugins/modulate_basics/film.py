@@ -26,10 +26,8 @@ class ScaleAndShift(Writer):
 
     def __init__(self, d_latent: int, d_model: int) -> None:
         super().__init__()
-        self.scale, self.shift = (
-            nn.Linear(d_latent, d_model, bias=False),
-            nn.Linear(d_latent, d_model, bias=False),
-        )
+        self.scale = nn.Linear(d_latent, d_model, bias=False)
+        self.shift = nn.Linear(d_latent, d_model, bias=False)
         nn.init.zeros_(self.scale.weight)
         nn.init.zeros_(self.shift.weight)
 

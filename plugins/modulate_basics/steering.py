@@ -94,7 +94,8 @@ class Steering(Modulator):
                 "`strength` is that of given directions; name a file under `directions`, or leave"
                 " it at 0 to learn both."
             )
-        self.params, self.n_layers = params, n_layers
+        self.params = params
+        self.n_layers = n_layers
         self.d_latent = d_signal if params.by == "signal" else 1
 
     def forward(

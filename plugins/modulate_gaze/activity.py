@@ -89,7 +89,8 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
     spans = pad_sequence(
         [torch.tensor(g.spans, dtype=torch.float64) for g in grids], batch_first=True
     )
-    middle, reach = spans.mean(-1), (spans[..., 1] - spans[..., 0]).clamp(min=INSTANT) / 2
+    middle = spans.mean(-1)
+    reach = (spans[..., 1] - spans[..., 0]).clamp(min=INSTANT) / 2
     return Alignment(
         xy=rows[..., :2],
         begin=rows[..., 2] - half,
@@ -110,7 +111,8 @@ def activity(a: Alignment, mode: Mode | Released) -> Float64[Tensor, "clip slot 
 
     [GazeQwen §3: |t − t_i| ≤ Δt_i/2]
     """
-    begin, end = a.begin[:, None], a.end[:, None]
+    begin = a.begin[:, None]
+    end = a.end[:, None]
     if mode == "midpoint":
         time = a.times[..., None]
         weights = ((time >= begin - ROUNDING) & (time <= end + ROUNDING)).double()
@@ -126,7 +128,8 @@ def _as_released(a: Alignment) -> Float64[Tensor, "clip slot fixation"]:
     """Return 1 where a fixation contains the step's time by GazeQwen's code, whose tensors are
     float32: so the edges and the time are rounded to that.
     """
-    middle, half = a.middle.float(), a.lasts.float().clamp(min=RELEASED_INSTANT) / 2
+    middle = a.middle.float()
+    half = a.lasts.float().clamp(min=RELEASED_INSTANT) / 2
     time = a.times.float()[..., None]
     return ((time >= (middle - half)[:, None]) & (time <= (middle + half)[:, None])).double()
 
@@ -142,12 +145,14 @@ def decayed(
     fixation overlaps as τ → 0. Both lie in [0, 1], and fixations in the future weigh nothing. fp32,
     on the device of ``tau`` (seconds), differentiable in it.
     """
-    begin, end = a.begin[:, None], a.end[:, None]
+    begin = a.begin[:, None]
+    end = a.end[:, None]
     if mode == "midpoint":
         start = finish = a.times[..., None]
         begun = begin <= finish + ROUNDING
     else:
-        start, finish = a.spans[..., :1], a.spans[..., 1:]
+        start = a.spans[..., :1]
+        finish = a.spans[..., 1:]
         begun = begin < finish - ROUNDING
     begun = (begun & a.exists[:, None]).to(tau.device)
     age = (start - end).clamp(min=0).to(tau.device, torch.float32)

@@ -316,7 +316,8 @@ def released_shapes(config: ReleasedConfig, modules: int) -> dict[str, tuple[int
 
 
 def _shapes(c: ReleasedConfig, modules: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    d, wide = c.d_latent, 4 * c.d_latent
+    d = c.d_latent
+    wide = 4 * c.d_latent
     for m in range(modules):
         yield f"latents.{m}", (c.n_latents, d)
         yield f"proj_ins.{m}.weight", (d, c.d_vjepa)
@@ -396,10 +397,8 @@ def _check_lora(
         for name in "qv"
         for side in "AB"
     ]
-    extra, missing = (
-        [p for p in found if p not in set(places)],
-        [p for p in places if p not in found],
-    )
+    extra = [p for p in found if p not in set(places)]
+    missing = [p for p in places if p not in found]
     if extra:
         raise CheckpointError(
             f"{path}: lora_state_dict holds an unexpected tensor {found[extra[0]][0]!r}: config"

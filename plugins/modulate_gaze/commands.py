@@ -33,7 +33,9 @@ def convert(
 
     done = converting.convert(checkpoint, out, _numbers(layers) if layers is not None else None)
     config = done.modulation.config
-    host, injected, lora = config.host, config.injection.layers, config.lora
+    host = config.host
+    injected = config.injection.layers
+    lora = config.lora
     assert lora is not None  # every converted modulation has one
     typer.echo(
         f"Read {checkpoint}: resampler {done.resampler:,} parameters, LoRA {done.lora:,} (rank"

@@ -132,7 +132,8 @@ def modulation_from(
 
 
 def _lora_spec(checkpoint: Checkpoint) -> LoraSpec:
-    d, lora = checkpoint.config.d_llm, checkpoint.lora_config
+    d = checkpoint.config.d_llm
+    lora = checkpoint.lora_config
     return LoraSpec(
         params=LoraParams(rank=lora.rank, alpha=lora.alpha, targets=("q_proj", "v_proj")),
         shapes={"self_attn.q_proj": (d, d), "self_attn.v_proj": (d, checkpoint.d_value)},
@@ -142,7 +143,8 @@ def _lora_spec(checkpoint: Checkpoint) -> LoraSpec:
 
 
 def _layers(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int, ...]:
-    n, modules = checkpoint.config.n_layers, checkpoint.modules
+    n = checkpoint.config.n_layers
+    modules = checkpoint.modules
     if layers is None and (modules, n) != (len(LAYERS), HOST_LAYERS):
         raise CheckpointError(
             f"The checkpoint has {modules} modules for a host of {n} layers; which layers they"

@@ -139,8 +139,10 @@ def _runs(
     that take part; ``xy``: where gaze was.
     """
     frames = np.flatnonzero(recording.present)
-    xs, ys = xy[frames, 0], xy[frames, 1]
-    first, found = 0, []
+    xs = xy[frames, 0]
+    ys = xy[frames, 1]
+    first = 0
+    found = []
     for last in _ends(
         frames.tolist(), xs.tolist(), ys.tolist(), radius, 1 + extraction.gap * recording.fps
     ):
@@ -158,7 +160,8 @@ def _ends(
     for i in range(1, len(frames)):
         if (xs[i] - x) ** 2 + (ys[i] - y) ** 2 > limit or frames[i] - frames[i - 1] > step:
             ends.append(i - 1)
-            x, y = xs[i], ys[i]
+            x = xs[i]
+            y = ys[i]
     return ends + ([len(frames) - 1] if frames else [])
 
 
@@ -168,11 +171,9 @@ def write_fixations(path: Path, scanpath: Scanpath) -> None:
         "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
     ]
     for i, (x, y, middle, seconds) in enumerate(scanpath.fixations.tolist()):
-        start, end, lasted = (
-            f"{middle - seconds / 2:.6f}",
-            f"{middle + seconds / 2:.6f}",
-            f"{seconds:.6f}",
-        )
+        start = f"{middle - seconds / 2:.6f}"
+        end = f"{middle + seconds / 2:.6f}"
+        lasted = f"{seconds:.6f}"
         lines.append(f"{start},{end},{x:.6f},{y:.6f},{lasted},{start},{end},{i},{lasted}")
     write_atomically(
         path, lambda temporary: temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -51,7 +51,8 @@ def parse_fixations(data: bytes, source: str) -> Float64[np.ndarray, "fixation 4
     errors. Raises :class:`SignalError`.
     """
     lines = csv.reader(io.StringIO(_text(data, source), newline=""))
-    values, numbers = array("d"), array("q")
+    values = array("d")
+    numbers = array("q")
     try:
         header = [name.strip() for name in next(lines, [])]
         columns = _columns(source, header)
@@ -204,7 +205,8 @@ def _interval(
         return value["start"], value["start"] + value["duration"]
     if "start" not in value:
         return value["end"] - value["duration"], value["end"]
-    start, end = value["start"], value["end"]
+    start = value["start"]
+    end = value["end"]
     if end < start:
         raise SignalError(
             f"{where}: {names['end']} {end!r} lies before {names['start']} {start!r}: a negative"

@@ -139,7 +139,8 @@ def drawn(
     """Return the turn with marks on copies of its frames: ``draw(image, x, y)`` for what
     :func:`shown_at` says of each.
     """
-    gaze, images = scanpath(signal), given.frames.images.copy()
+    gaze = scanpath(signal)
+    images = given.frames.images.copy()
     for image, time in zip(images, given.frames.times, strict=True):
         for x, y in shown_at(gaze, time, reach):
             draw(image, x, y)
@@ -238,7 +239,8 @@ class GazeText(InputTransform):
         for (x, y, _, _), start, end in zip(
             gaze.fixations.tolist(), gaze.starts.tolist(), gaze.ends.tolist(), strict=True
         ):
-            start, end = max(start, begin), min(end, finish)
+            start = max(start, begin)
+            end = min(end, finish)
             values = {
                 "x": x,
                 "y": y,

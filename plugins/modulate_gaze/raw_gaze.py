@@ -107,7 +107,8 @@ def read_gaze(
             f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}; no gaze recording"
             " of one video is that long."
         )
-    keep, fps = untracked == "keep", FPS[source]
+    keep = untracked == "keep"
+    fps = FPS[source]
     if source == "egoexolearn":
         return _dense(path, fps, keep)
     frames = _Frames(fps)
@@ -130,7 +131,8 @@ class _Frames:
     """Collects samples by frame."""
 
     def __init__(self, fps: float) -> None:
-        self.fps, self.most = fps, int(MAX_HOURS * 3600 * fps)
+        self.fps = fps
+        self.most = int(MAX_HOURS * 3600 * fps)
         self.edge = (1.0, 1.0)
         self.at: dict[int, tuple[float, float]] = {}
         self.last = -1
@@ -149,13 +151,15 @@ class _Frames:
     def add(self, frame: int, x: float, y: float) -> None:
         if frame in self.at:
             before = self.at[frame]
-            x, y = (before[0] + x) / 2, (before[1] + y) / 2
+            x = (before[0] + x) / 2
+            y = (before[1] + y) / 2
         self.at[frame] = x, y
 
     def recording(self, path: Path, keep: bool) -> Recording:
         if self.last < 0:
             raise SignalError(f"{path} holds no gaze sample. Is it a recording of that data set?")
-        xy, found = np.zeros((self.last + 1, 2)), np.zeros(self.last + 1, dtype=bool)
+        xy = np.zeros((self.last + 1, 2))
+        found = np.zeros(self.last + 1, dtype=bool)
         index = np.fromiter(self.at, dtype=np.int64, count=len(self.at))
         xy[index] = np.array(list(self.at.values())).reshape(-1, 2)
         found[index] = True
@@ -197,23 +201,20 @@ def _read_egtea(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
             continue
         where = f"{path}, line {number}"
         if len(cells) == 7:
-            x, y, frame = (
-                _float(where, "x", cells[3]),
-                _float(where, "y", cells[4]),
-                _float(where, "frame", cells[5]),
-            )
+            x = _float(where, "x", cells[3])
+            y = _float(where, "y", cells[4])
+            frame = _float(where, "frame", cells[5])
         elif len(cells) == 26:
-            x, y, frame = (
-                _float(where, "x", cells[5]),
-                _float(where, "y", cells[6]),
-                _time_code(where, cells[24], frames.fps),
-            )
+            x = _float(where, "x", cells[5])
+            y = _float(where, "y", cells[6])
+            frame = _time_code(where, cells[24], frames.fps)
         else:
             raise SignalError(
                 f"{where}: {len(cells)} fields, where BeGaze's exports of EGTEA Gaze+ have 7 or 26:"
                 f" {shown(line.strip())}."
             )
-        k, lost = frames.frame(where, frame), x == 0 and y == 0
+        k = frames.frame(where, frame)
+        lost = x == 0 and y == 0
         if k < 0:
             continue
         if lost and k not in frames.at:
@@ -268,7 +269,8 @@ def _read_holoassist(
         if k < 0:
             continue
         missing = math.isnan(u) or math.isnan(v)
-        if lost := missing or cells[3].strip().lower() not in ("true", "1", "1.0"):
+        lost = missing or cells[3].strip().lower() not in ("true", "1", "1.0")
+        if lost:
             frames.lost.add(k)
         if keep or not lost:
             frames.add(
@@ -297,9 +299,10 @@ def _dense(path: Path, fps: float, keep: bool) -> Recording:
         )
     values = np.array(rows, dtype=np.float64)
     finite: Bool[np.ndarray, " frame"] = np.isfinite(values[:, 0]) & np.isfinite(values[:, 1])
-    if pixels := np.flatnonzero(
+    pixels = np.flatnonzero(
         finite & (values[:, 2] == 1) & (np.abs(values[:, :2]) >= PIXELS_FROM).any(axis=1)
-    ).tolist():
+    ).tolist()
+    if pixels:
         raise SignalError(
             f"{path}, frame {pixels[0]}: ({values[pixels[0], 0]:g}, {values[pixels[0], 1]:g}) looks"
             " like pixels; positions are fractions of the frame."
@@ -330,10 +333,8 @@ def _array(path: Path) -> NDArray[Any]:
         shape, columns_first, dtype = read(file)
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
-        size, left = (
-            math.prod(shape) * dtype.itemsize,
-            os.fstat(file.fileno()).st_size - file.tell(),
-        )
+        size = math.prod(shape) * dtype.itemsize
+        left = os.fstat(file.fileno()).st_size - file.tell()
         if size > left:
             raise ValueError(f"its header speaks of {size:,} bytes, {left:,} follow")
         data = file.read(size)
@@ -359,7 +360,8 @@ def _rows(path: Path, file: TextIO, names: tuple[str, ...]) -> Iterator[tuple[st
     lines = csv.reader(file)
     try:
         header = [cell.strip() for cell in next(lines, [])]
-        if missing := [name for name in names if name not in header]:
+        missing = [name for name in names if name not in header]
+        if missing:
             raise SignalError(
                 f"{path}, line 1: the header {shown(','.join(header), 200)} lacks"
                 f" {', '.join(missing)}."

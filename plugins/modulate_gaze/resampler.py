@@ -144,11 +144,10 @@ class Block(nn.Module):
         super().__init__()
         self.query, self.key, self.value = (StackedLinear(modules, width, width) for _ in range(3))
         self.signal = StackedLinear(modules, d_signal, width)
-        self.ff_norm, self.norm = StackedNorm(modules, width), StackedNorm(modules, width)
-        self.ff_in, self.ff_out = (
-            StackedLinear(modules, width, 4 * width),
-            StackedLinear(modules, 4 * width, width),
-        )
+        self.ff_norm = StackedNorm(modules, width)
+        self.norm = StackedNorm(modules, width)
+        self.ff_in = StackedLinear(modules, width, 4 * width)
+        self.ff_out = StackedLinear(modules, 4 * width, width)
 
     def forward(
         self, latents: Tensor, tokens: Tokens, signal: Float[Tensor, "step token d_signal"]
@@ -159,10 +158,8 @@ class Block(nn.Module):
         ``latents``: (module, step, latent, d), of one step where they are the same in all.
         """
         query = self.query(latents)
-        keyed, constant = (
-            self.key.back(query),
-            self.key.constant(query) + self.signal.constant(query),
-        )
+        keyed = self.key.back(query)
+        constant = self.key.constant(query) + self.signal.constant(query)
         guided = torch.einsum("msqf,stf->msqt", self.signal.back(query), signal)
         products = tokens.products(keyed) + guided
         own = (keyed @ latents.mT).expand(-1, products.shape[1], -1, -1)
@@ -189,7 +186,9 @@ class GazeResampler(Modulator):
         self, params: GazeResamplerParams, *, d_features: int, d_signal: int, n_layers: int
     ) -> None:
         super().__init__()
-        self.params, self.n_layers, self.d_signal = params, n_layers, d_signal
+        self.params = params
+        self.n_layers = n_layers
+        self.d_signal = d_signal
         self.d_latent = params.width
         self.shared_output = params.sharing == "shared"
         modules = 1 if self.shared_output else n_layers

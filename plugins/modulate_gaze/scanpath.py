@@ -189,7 +189,8 @@ def shifted(signal: Any, context: ControlContext) -> Scanpath:
     length = finish - begin
     if length <= 0:
         return signal
-    starts, ends = np.clip(signal.starts, begin, finish), np.clip(signal.ends, begin, finish)
+    starts = np.clip(signal.starts, begin, finish)
+    ends = np.clip(signal.ends, begin, finish)
     inside = ends > starts
     inside |= (
         (signal.fixations[:, 3] == 0)

@@ -91,7 +91,8 @@ def _samples(data: bytes, source: str) -> tuple[list[float], list[tuple[float, f
                 )
             time, x, y = (_number(where, name, cells[index]) for name, index in columns.items())
             for axis, value in (("x", x), ("y", y)):
-                if problem := position_problem(axis, axis, value):
+                problem = position_problem(axis, axis, value)
+                if problem:
                     raise SignalError(f"{where}: {problem}")
             if abs(time) >= MAX_SECONDS:
                 raise SignalError(

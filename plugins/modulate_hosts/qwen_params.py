@@ -32,7 +32,8 @@ class QwenParams(HostParams):
 
     @model_validator(mode="after")
     def _ordered(self) -> "QwenParams":
-        low, high = self.video_min_pixels, self.video_max_pixels
+        low = self.video_min_pixels
+        high = self.video_max_pixels
         if low is not None and high is not None and low > high:
             raise ValueError(
                 f"video_min_pixels ({low}) must not be above video_max_pixels ({high})"

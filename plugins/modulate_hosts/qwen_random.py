@@ -105,21 +105,24 @@ def narrow(config: Any) -> Any:
     as shallow a vision tower as its taps allow.
     """
     small = copy.deepcopy(config)
-    text, vision = small.get_text_config(), small.vision_config
+    text = small.get_text_config()
+    vision = small.vision_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    text.hidden_size, text.intermediate_size, text.num_attention_heads, text.num_key_value_heads = (
-        head,
-        32,
-        1,
-        1,
-    )
+    text.hidden_size = head
+    text.intermediate_size = 32
+    text.num_attention_heads = 1
+    text.num_key_value_heads = 1
     side = getattr(vision, "embed_dim", vision.hidden_size) // vision.num_heads
     taps = getattr(vision, "deepstack_visual_indexes", None)
-    vision.num_heads, vision.intermediate_size, vision.depth = 1, 32, 1 + max(taps or [0])
+    vision.num_heads = 1
+    vision.intermediate_size = 32
+    vision.depth = 1 + max(taps or [0])
     if hasattr(vision, "embed_dim"):  # Qwen2-VL, whose `hidden_size` is what comes out
-        vision.embed_dim, vision.hidden_size = side, head
+        vision.embed_dim = side
+        vision.hidden_size = head
     else:
-        vision.hidden_size, vision.out_hidden_size = side, head
+        vision.hidden_size = side
+        vision.out_hidden_size = head
     if hasattr(vision, "fullatt_block_indexes"):
         vision.fullatt_block_indexes = [0]
     if hasattr(text, "moe_intermediate_size"):

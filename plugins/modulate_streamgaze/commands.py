@@ -371,7 +371,8 @@ def export(
                 " the question files with --qa."
             )
         qa = Path(str(opened.recipe.data.params["root"])).expanduser() / "qa"
-    name, rule = condition or opened.recipe.training.condition, opened.recipe.evaluation.failed
+    name = condition or opened.recipe.training.condition
+    rule = opened.recipe.evaluation.failed
     answers = exporting.answers_of(opened.predictions(split), name)
     failed = [p for p in answers if p.error]
     if not allow_failed:

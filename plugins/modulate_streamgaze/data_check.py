@@ -157,7 +157,9 @@ def _questions(report: DataReport, data: StreamGaze) -> dict[str, list[Item]]:
             "error" if data.params.tasks else "warning",
             f"There is no question file for the task {name}.",
         )
-    items, counts, unknown = dict[str, list[Item]](), Counter[str](), Counter[str]()
+    items = dict[str, list[Item]]()
+    counts = Counter[str]()
+    unknown = Counter[str]()
     for task in (task for task in TASKS if task in files):
         found, problems, entries = usable_questions(files[task])
         items[task] = found  # of all tasks: the split goes by the videos of all
@@ -168,7 +170,8 @@ def _questions(report: DataReport, data: StreamGaze) -> dict[str, list[Item]]:
                 "error", f"{task}: {len(problems)} entries cannot be read. First: {problems[0]}"
             )
         _count_keys(entries, family(task) == "proactive", counts, unknown)
-    report.conventions, report.unknown = dict(sorted(counts.items())), dict(sorted(unknown.items()))
+    report.conventions = dict(sorted(counts.items()))
+    report.unknown = dict(sorted(unknown.items()))
     if unknown:
         report.add(
             "info",
@@ -256,7 +259,8 @@ def _videos(
         report.add("error", str(error))
         files = data.video_files = {}
     _missing(report, "videos", [stem for stem in stems if stem not in files], len(stems))
-    infos, broken = {}, dict[str, str]()
+    infos = {}
+    broken = dict[str, str]()
     for stem in (stem for stem in stems if stem in files):
         try:
             infos[stem] = probe(files[stem])
@@ -304,7 +308,9 @@ def _scanpaths(report: DataReport, data: StreamGaze, stems: Sequence[str]) -> di
     if missing and data.params.gaze is not None:
         missing = _makeable(report, data, missing)
     _missing(report, "fixation files", missing, len(stems))
-    found, broken, outside = dict[str, Scanpath](), list[str](), 0
+    found = dict[str, Scanpath]()
+    broken = list[str]()
+    outside = 0
     for stem in (stem for stem in stems if stem in files):
         try:
             found[stem] = Scanpath.read(files[stem])
@@ -413,7 +419,8 @@ def _task(
     signals = [data.clip_signal(sample, scanpaths[sample.groups["video"]]) for sample in samples]
     if not samples:
         return task
-    task.clips, task.fixations = len(samples), float(median(map(len, signals)))
+    task.clips = len(samples)
+    task.fixations = float(median(map(len, signals)))
     task.without = sum(len(signal) == 0 for signal in signals) / len(samples)
     for training, shares in ((False, task.active), (True, task.active_training)):
         if not training or sampling.train_max_frames is not None:

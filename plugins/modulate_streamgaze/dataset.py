@@ -440,11 +440,9 @@ class StreamGaze(Dataset):
 
     def sample_of(self, item: Item) -> Sample:
         """Return one question as a sample. Its video and its signals must be there."""
-        video, signals, groups = (
-            self.video_files[item.stem],
-            self.signals(item),
-            {**item.groups, **self.people.known[item.stem]},
-        )
+        video = self.video_files[item.stem]
+        signals = self.signals(item)
+        groups = {**item.groups, **self.people.known[item.stem]}
         extra = {"place": list(item.place), "time": item.time, **item.extra}
         return Sample(
             item.id,

@@ -80,7 +80,8 @@ def export(
     for p in predictions:
         if p.condition == condition:
             by_task.setdefault(p.task, {})[_place(p)] = p
-    if odd := sorted(by_task.keys() - set(TASKS)):
+    odd = sorted(by_task.keys() - set(TASKS))
+    if odd:
         raise DataError(
             f"{shown(odd[0])} is no task of StreamGaze; only runs on StreamGaze's files can be"
             f" exported. {near_matches(odd[0], TASKS)}"
@@ -121,9 +122,11 @@ def _result(
                 f"{p.id} is answered with option {p.prediction}, counted from 0; the benchmark has"
                 f" letters for {len(LETTERS)} options."
             )
-    entries, asked = [], {place[0] for place in found}
+    entries = []
+    asked = {place[0] for place in found}
     for e, entry in enumerate(read_json(path, "Question file")):
-        questions, replies = [], []
+        questions = []
+        replies = []
         for q, question in enumerate(entry["questions"] if e in asked else ()):
             if family(task) == "proactive":
                 points = [

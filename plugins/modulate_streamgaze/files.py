@@ -47,7 +47,8 @@ def require(stems: Iterable[str], found: Mapping[str, Path], what: str, where: s
     three of them.
     """
     wanted = sorted(set(stems))
-    if missing := [stem for stem in wanted if stem not in found]:
+    missing = [stem for stem in wanted if stem not in found]
+    if missing:
         raise MissingFileError(
             f"{len(missing)} of {len(wanted)} {what} are missing in {where}:"
             f" {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}. Add them, or list those"

@@ -191,7 +191,8 @@ def _make(
 
 def _claim(out: Path, extraction: Extraction) -> None:
     """Note in ``out`` how its files are made, or check that they were made so."""
-    settings, path = extraction.model_dump(mode="json"), out / SETTINGS
+    settings = extraction.model_dump(mode="json")
+    path = out / SETTINGS
     if path.exists():
         before = read_json(path, "Extraction settings")
         if before != settings:

@@ -100,7 +100,9 @@ def parse_time(value: object) -> float:
         " a video)."
     )
     if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
-        hours, minutes, seconds = int(match[1] or 0), int(match[2]), float(match[3])
+        hours = int(match[1] or 0)
+        minutes = int(match[2])
+        seconds = float(match[3])
         if seconds >= 60 or (match[1] is not None and minutes >= 60):
             raise DataError(hint)
         return _in_video(3600 * hours + 60 * minutes + seconds, hint)
@@ -154,7 +156,8 @@ def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
         texts = [
             text[match.end() :].strip() for text, match in zip(texts, matches, strict=True) if match
         ]
-    if empty := [LETTERS[i] for i, text in enumerate(texts) if not text]:
+    empty = [LETTERS[i] for i, text in enumerate(texts) if not text]
+    if empty:
         raise DataError(
             f"Option {', '.join(empty)} is empty in {shown(value, 300)}; every option needs a text."
         )
@@ -219,7 +222,8 @@ def usable_questions(path: Path) -> tuple[list[Item], list[str], list[Any]]:
         entries = _listed(read_json(path, "Question file"), path)
     except DataError as error:
         return [], [str(error)], []
-    items, problems = list[Item](), list[str]()
+    items = list[Item]()
+    problems = list[str]()
     for e, entry in enumerate(entries):
         try:
             items += _entry_items(path, e, entry)
@@ -257,7 +261,8 @@ def _questions(entry: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 def _question_items(
     file: str, task: str, entry: dict[str, Any], question: dict[str, Any], place: tuple[int, int]
 ) -> list[Item]:
-    video, groups = _video(entry), _groups(entry)
+    video = _video(entry)
+    groups = _groups(entry)
     with _located(f"{file}, entry {place[0]} ({video}), question {place[1]}"):
         text = _text(question, "question")
         source = {"entry": _without(entry, "questions")}
@@ -307,7 +312,8 @@ def _test_point(
             raise DataError(
                 f"A test point's type must be 1 (alert) or 0 (none); got {shown(kind)}."
             )
-        clip, extra = _clip(point.get("input_video_clip")), rest | {"test_point": point}
+        clip = _clip(point.get("input_video_clip"))
+        extra = rest | {"test_point": point}
         return Item(
             task,
             video,
@@ -327,7 +333,8 @@ def _clip(value: object) -> tuple[float, float] | None:
         return None
     if not isinstance(value, list) or len(value) != 2:
         raise DataError(f"input_video_clip must be [start, end]; got {shown(value)}.")
-    start, end = parse_time(value[0]), parse_time(value[1])
+    start = parse_time(value[0])
+    end = parse_time(value[1])
     if end <= start:
         raise DataError(f"input_video_clip must end after it starts; got {shown(value)}.")
     return start, end

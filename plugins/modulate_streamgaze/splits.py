@@ -57,7 +57,9 @@ def parse_split(data: bytes, path: Path, names: Sequence[str]) -> dict[str, str]
 
 
 def _split(data: Any, path: Path, names: Sequence[str]) -> dict[str, str]:
-    lists, known, split = _lists(data, path), {video_stem(name) for name in names}, dict[str, str]()
+    lists = _lists(data, path)
+    known = {video_stem(name) for name in names}
+    split = dict[str, str]()
     for key, listed in lists.items():
         for name in listed:
             stem = video_stem(checked_name(name, f"{path.name}, {key!r}"))
@@ -72,7 +74,8 @@ def _split(data: Any, path: Path, names: Sequence[str]) -> dict[str, str]:
                     f" {key!r}; keep one of them."
                 )
             split[stem] = key
-    if lost := sorted(known - set(split)):
+    lost = sorted(known - set(split))
+    if lost:
         raise DataError(
             f"{path.name} leaves out {len(lost)} of {len(known)} videos: {', '.join(lost[:3])};"
             f" list them, under {UNUSED!r} if on purpose."
@@ -184,7 +187,8 @@ def _deal(members: Mapping[str, list[str]], shares: Sequence[float], seed: int) 
     rng = random.Random(seed)
     order = list(members)
     rng.shuffle(order)
-    sizes, total = [len(members[group]) for group in order], sum(map(len, members.values()))
+    sizes = [len(members[group]) for group in order]
+    total = sum(map(len, members.values()))
     reached: list[dict[int, int]] = [
         {0: 1}
     ]  # after each group: {videos that train: bit v set where v videos can validate}

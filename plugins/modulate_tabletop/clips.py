@@ -166,8 +166,11 @@ def _story(
     what is new on the table is held back as often as what is old, so that novelty says nothing
     about the target.
     """
-    when, state = _event_times(rng, dwells), _first_state(rng, most)
-    changes, states, events = [0.0], [state], list[Event]()
+    when = _event_times(rng, dwells)
+    state = _first_state(rng, most)
+    changes = [0.0]
+    states = [state]
+    events = list[Event]()
     done: list[Dwell] = []
     held: dict[int, float] = {}  # place → until when it is held back
     for index, dwell in enumerate(dwells):
@@ -202,7 +205,8 @@ def _hand_path(rng: np.random.Generator, times: np.ndarray, target: np.ndarray) 
     """Idle at the lower edge, then one reach to ``target`` (time, 2); pixels before the camera's
     shift are not known here, only the frame.
     """
-    phase, home = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.15, 0.85)
+    phase = rng.uniform(0, 2 * np.pi, 2)
+    home = rng.uniform(0.15, 0.85)
     idle = np.stack(
         [
             home + 0.05 * np.sin(times * 0.7 + phase[0]),
@@ -227,7 +231,8 @@ def make_clip(
     ``drift``: of the camera, pixels.
     """
     rng = np.random.default_rng(seed)
-    layout, camera = Layout.random(rng), Camera(rng, drift)
+    layout = Layout.random(rng)
+    camera = Camera(rng, drift)
     dwells = dwell_times(rng, DURATION)
     while sum(map(_askable, dwells)) < 4:
         dwells = dwell_times(rng, DURATION)
@@ -288,6 +293,7 @@ def write_video(path: Path, clip: Clip) -> None:
         stream.codec_context.time_base = Fraction(1, 1000)
         for time, image in zip(clip.times, frames(clip), strict=True):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = round(float(time) * 1000), Fraction(1, 1000)
+            frame.pts = round(float(time) * 1000)
+            frame.time_base = Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())

@@ -32,7 +32,8 @@ def exam(
     """Return {"<mark> <answer> <task>": accuracy} on fresh clips: mark "drawn" or "pointed" (after
     ``layer``), answer "word" or "letter".
     """
-    rng, hits = np.random.default_rng(seed), dict[str, list[float]]()
+    rng = np.random.default_rng(seed)
+    hits = dict[str, list[float]]()
     for _ in range(batches):
         items = [lessons.lesson(rng, steps, True, drawn=i < BATCH // 2) for i in range(BATCH)]
         packed = packer.pack([_questions(rng, item) for item in items], steps, 2.0, 0)

@@ -5,7 +5,10 @@ from typing import Any
 
 from modulate_tabletop.text import VOCABULARY
 
-WIDTH, LAYERS, PATCH, PIXELS = 128, 6, 8, 64
+WIDTH = 128
+LAYERS = 6
+PATCH = 8
+PIXELS = 64
 ID = {word: index for index, word in enumerate(VOCABULARY)}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is"

@@ -10,7 +10,8 @@ from modulate_tabletop import text
 from modulate_tabletop.render import CLASSES, COLOURS, PLACES, SIZE, Layout, render
 
 COLOUR_WORDS = tuple(COLOURS)
-SHAPES, TINTS = len(CLASSES), len(COLOUR_WORDS)
+SHAPES = len(CLASSES)
+TINTS = len(COLOUR_WORDS)
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ class Lesson:
 
 def table(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Eleven to thirteen of the places filled at random."""
-    kinds, colours = rng.integers(0, SHAPES, PLACES), rng.integers(0, TINTS, PLACES)
+    kinds = rng.integers(0, SHAPES, PLACES)
+    colours = rng.integers(0, TINTS, PLACES)
     kinds[rng.choice(PLACES, PLACES - rng.integers(11, 14), replace=False)] = -1
     return kinds, colours
 
 
 def change(rng: np.random.Generator, kinds: np.ndarray, colours: np.ndarray) -> None:
     """One object appears, vanishes or moves (in place)."""
-    full, empty = np.flatnonzero(kinds >= 0), np.flatnonzero(kinds < 0)
+    full = np.flatnonzero(kinds >= 0)
+    empty = np.flatnonzero(kinds < 0)
     event = rng.choice(["appear", "vanish", "move"])
     if event == "appear" and len(empty) > 2:
         place = rng.choice(empty)
@@ -44,7 +47,8 @@ def change(rng: np.random.Generator, kinds: np.ndarray, colours: np.ndarray) -> 
     elif event == "vanish" and len(full) > 10:
         kinds[rng.choice(full)] = -1
     elif event == "move":
-        a, b = rng.choice(full), rng.choice(empty)
+        a = rng.choice(full)
+        b = rng.choice(empty)
         kinds[b], colours[b], kinds[a] = kinds[a], colours[a], -1
 
 
@@ -53,9 +57,13 @@ def lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: bool = Tru
     which is in the pictures only if ``drawn``.
     """
     layout, (kinds, colours) = Layout.random(rng), table(rng)
-    camera, drift = rng.uniform(-3.5, 3.5, 2), rng.uniform(-0.6, 0.6, 2)
+    camera = rng.uniform(-3.5, 3.5, 2)
+    drift = rng.uniform(-0.6, 0.6, 2)
     hand = np.array([rng.uniform(20, 108), rng.uniform(124, 138)]) / SIZE
-    frames, all_kinds, all_colours, marks = [], [], [], []
+    frames = []
+    all_kinds = []
+    all_colours = []
+    marks = []
     for step in range(steps):
         if step and rng.random() < 0.4:
             change(rng, kinds, colours)
@@ -110,8 +118,11 @@ def questions(
     """Task -> (question, options, answer word) about the object at place ``target`` of the last
     step.
     """
-    kinds, colours, t = item.kinds[-1], item.colours[-1], float(rng.integers(1, 100))
-    kind, colour = int(kinds[target]), int(colours[target])
+    kinds = item.kinds[-1]
+    colours = item.colours[-1]
+    t = float(rng.integers(1, 100))
+    kind = int(kinds[target])
+    colour = int(colours[target])
     by_class = [CLASSES[i] for i in _options(rng, kind, kinds, SHAPES)]
     by_colour = [
         COLOUR_WORDS[i] for i in _options(rng, colour, np.where(kinds >= 0, colours, -1), TINTS)
@@ -150,11 +161,10 @@ def drill(rng: np.random.Generator) -> tuple[str, str]:
 
 def told(rng: np.random.Generator) -> tuple[str, str]:
     """A multiple-choice question whose answer is told in words: (prompt, letter)."""
-    kind, colour = int(rng.integers(SHAPES)), int(rng.integers(TINTS))
-    t, fact = (
-        float(rng.integers(1, 100)),
-        f"The viewer is looking at the {COLOUR_WORDS[colour]} {CLASSES[kind]}. ",
-    )
+    kind = int(rng.integers(SHAPES))
+    colour = int(rng.integers(TINTS))
+    t = float(rng.integers(1, 100))
+    fact = f"The viewer is looking at the {COLOUR_WORDS[colour]} {CLASSES[kind]}. "
     which = rng.integers(4)
     if which == 3:
         yes = rng.random() < 0.5

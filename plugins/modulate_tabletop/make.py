@@ -129,7 +129,8 @@ def make_world(
     not depend on it. Raises :class:`~modulate.errors.DataError` if ``root`` holds anything else, or
     a world of other numbers.
     """
-    begun, root = time.monotonic(), Path(root).expanduser()
+    begun = time.monotonic()
+    root = Path(root).expanduser()
     wanted = {
         "generator": GENERATOR,
         "seed": seed,
@@ -139,7 +140,8 @@ def make_world(
         "objects": objects,
         "drift": float(drift),
     }
-    if bad := [f"{k} = {v}" for k, v in wanted.items() if v < 0]:
+    bad = [f"{k} = {v}" for k, v in wanted.items() if v < 0]
+    if bad:
         raise DataError(
             f"A tabletop world cannot have {', '.join(bad)}; counts and seed must be 0 or more."
         )
@@ -158,9 +160,11 @@ def make_world(
             try:
                 folder.replace(root)
             except OSError:  # somebody else was faster
-                if (other := _existing(root, wanted)) is None:
+                other = _existing(root, wanted)
+                if other is None:
                     raise
-                manifest, reused = other, True
+                manifest = other
+                reused = True
     return {
         **manifest,
         "root": str(root),
@@ -196,11 +200,12 @@ def _existing(root: Path, wanted: Mapping[str, float]) -> dict[str, Any] | None:
     found = world_in(root)
     if found is None:
         return None
-    if other := [
+    other = [
         f"{key} is {found[key]}, wanted {wanted[key]}"
         for key in wanted
         if found[key] != wanted[key]
-    ]:
+    ]
+    if other:
         raise DataError(
             f"{root} holds another tabletop world: {'; '.join(other)}. Name another folder, or"
             " delete this one."
@@ -312,7 +317,9 @@ def make_files(job: Job, folder: Path) -> list[Question]:
     write_video(folder / "videos" / "original_video" / f"{job.stem}.mp4", clip)
     rows = []
     for number, f in enumerate(clip.fixations):
-        start, end, length = f"{f.start:.3f}", f"{f.end:.3f}", f"{f.end - f.start:.3f}"
+        start = f"{f.start:.3f}"
+        end = f"{f.end:.3f}"
+        length = f"{f.end - f.start:.3f}"
         rows.append(f"{start},{end},{f.x:.5f},{f.y:.5f},{length},{start},{end},{number},{length}")
     _csv(folder / "fixations" / f"{job.stem}_fixation_filtered.csv", FIXATION_HEADER, rows)
     _csv(

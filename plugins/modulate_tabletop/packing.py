@@ -14,7 +14,9 @@ from modulate_tabletop.render import CLASSES
 
 # So many layers have run when an option's word should know its letter, the last position the
 # answer's word, an option whether it is the answer.
-LABEL_LAYER, WORD_LAYER, FLAG_LAYER = 2, 3, 4
+LABEL_LAYER = 2
+WORD_LAYER = 3
+FLAG_LAYER = 4
 CLASS_IDS = frozenset(ID[c] for c in CLASSES)
 LETTER_IDS = frozenset(ID[c] for c in "ABCD")
 TURN_START = "<|im_start|>user\n<|vision_start|>"
@@ -97,11 +99,9 @@ class Packer:
         built = [self._row(row, prefix_ids, prefix_pos, start + 1) for row in rows]
         length = max(len(b[0]) for b in built)
         ids = torch.full((len(rows), length), ID["<|endoftext|>"])
-        positions, segment, blind = (
-            torch.zeros(3, len(rows), length, dtype=torch.long),
-            torch.full((len(rows), length), -1),
-            torch.zeros(len(rows), length, dtype=torch.bool),
-        )
+        positions = torch.zeros(3, len(rows), length, dtype=torch.long)
+        segment = torch.full((len(rows), length), -1)
+        blind = torch.zeros(len(rows), length, dtype=torch.bool)
         where: list[tuple[int, int, int, str]] = []
         early: list[tuple[int, int, int, int]] = []
         for r, (tokens, pos, seg, no_video, targets, hints) in enumerate(built):
@@ -114,7 +114,8 @@ class Packer:
             )
             where += [(r, p, t, kind) for p, t, kind in targets]
             early += [(r, p, t, layer) for p, t, layer in hints]
-        q, k = segment[:, :, None], segment[:, None, :]
+        q = segment[:, :, None]
+        k = segment[:, None, :]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         mask = causal & ((q == k) | ((k == 0) & ~blind[:, :, None])) & (k >= 0) | torch.eye(
             length, dtype=torch.bool
@@ -130,16 +131,15 @@ class Packer:
     def _row(
         self, row: list[Branch], prefix: list[int], prefix_pos: torch.Tensor, start: int
     ) -> tuple:
-        tokens, pos, seg, blind, targets, hints = (
-            list(prefix),
-            [prefix_pos],
-            [0] * len(prefix),
-            [False] * len(prefix),
-            [],
-            [],
-        )
+        tokens = list(prefix)
+        pos = [prefix_pos]
+        seg = [0] * len(prefix)
+        blind = [False] * len(prefix)
+        targets = []
+        hints = []
         for number, branch in enumerate(row, 1):
-            question, answer = self.ids(branch.prompt + TURN_END), self.ids(branch.answer)
+            question = self.ids(branch.prompt + TURN_END)
+            answer = self.ids(branch.answer)
             targets += [
                 (len(tokens) + len(question) - 1 + i, t, branch.kind)
                 for i, t in enumerate(answer)
@@ -194,7 +194,8 @@ def forward(
     that entered, (batch * steps * places, width);
     and, with ``hints``, the middle layers' logits in the order of ``packed['early']``.
     """
-    batch, side = len(packed["ids"]), PIXELS // PATCH
+    batch = len(packed["ids"])
+    side = PIXELS // PATCH
     seen = model.model.visual(
         patch_values, grid_thw=torch.tensor([[steps, side, side]] * batch)
     ).pooler_output

@@ -21,9 +21,12 @@ from modulate_tabletop.render import CLASSES, COLOURS, GRID
 from modulate_tabletop.viewer import Dwell
 
 COLOUR_WORDS = tuple(COLOURS)
-RECALL, TRANSITION = "past_scene_recall", "past_object_transition_prediction"
-SEQUENCE, NOT_FIXATED = "past_gaze_sequence_matching", "past_non_fixated_object_identification"
-FUTURE, APPEARANCE = "present_future_action_prediction", "proactive_object_appearance_alert"
+RECALL = "past_scene_recall"
+TRANSITION = "past_object_transition_prediction"
+SEQUENCE = "past_gaze_sequence_matching"
+NOT_FIXATED = "past_non_fixated_object_identification"
+FUTURE = "present_future_action_prediction"
+APPEARANCE = "proactive_object_appearance_alert"
 TASKS = (
     RECALL,
     TRANSITION,
@@ -122,7 +125,8 @@ def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
     raised = bool(rng.random() < 0.5)
     for dwell in clip.asked():
         assert dwell.asked is not None
-        state, time = clip.state(dwell.start), dwell.asked
+        state = clip.state(dwell.start)
+        time = dwell.asked
         for task, ask, row, words, closeness in kinds:
             others = [
                 p for p in even_set(rng, dwell.place, state[row], 4, closeness) if p != dwell.place
@@ -167,8 +171,10 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentS
     """Return the four questions about the past that can be put during ``dwell``, each true of the
     last 8 s and of the whole past.
     """
-    time, clock = int(dwell.asked or 0), text.clock(dwell.asked or 0)
-    state, before = clip.state(time), [d for d in clip.dwells if d.start <= time]
+    time = int(dwell.asked or 0)
+    clock = text.clock(dwell.asked or 0)
+    state = clip.state(time)
+    before = [d for d in clip.dwells if d.start <= time]
     path = [name(clip.state(d.start), d.place) for d in before]
     window = [i for i, d in enumerate(before) if d.start >= time - WINDOW]
     seen = {n for s in _seen(clip, time) for n in names(s)}
@@ -236,10 +242,8 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
         result += _past(rng, clip, asked[index])
     time = int(REACH[0]) + 1
     kinds = clip.state(time)[0]
-    right, others = (
-        CLASSES[kinds[clip.reached]],
-        [CLASSES[k] for k in kinds if k >= 0 and k != kinds[clip.reached]],
-    )
+    right = CLASSES[kinds[clip.reached]]
+    others = [CLASSES[k] for k in kinds if k >= 0 and k != kinds[clip.reached]]
     result.append(
         ComponentSpec(
             FUTURE,
@@ -250,7 +254,8 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
         )
     )
     for event in (e for e in clip.events if e.what == "appear"):
-        new, point = name(clip.state(event.time), event.place), int(np.ceil(event.time))
+        new = name(clip.state(event.time), event.place)
+        point = int(np.ceil(event.time))
         if new not in {n for s in _seen(clip, event.time - 0.001) for n in names(s)}:
             later = [
                 c

@@ -33,7 +33,9 @@ HAND_RADIUS, ARM = 8, 5  # pixels
 def _sprites() -> np.ndarray:
     """Masks (class, SPRITE, SPRITE) of the eight shapes."""
     y, x = np.mgrid[:SPRITE, :SPRITE] - (SPRITE - 1) / 2
-    ax, ay, r = np.abs(x), np.abs(y), np.hypot(x, y)
+    ax = np.abs(x)
+    ay = np.abs(y)
+    r = np.hypot(x, y)
     return np.stack(
         [
             (np.maximum(ax, ay) <= 11) & (np.maximum(ax, ay) >= 6.5),  # mug: hollow square
@@ -94,7 +96,8 @@ def table(texture: int, brightness: float) -> np.ndarray:
     rng = np.random.default_rng(texture)
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     tint = np.array((62, 50, 40), dtype=np.float32) * brightness + rng.uniform(-8, 8, 3)
-    angle, period = rng.uniform(0, np.pi), rng.uniform(9, 40)
+    angle = rng.uniform(0, np.pi)
+    period = rng.uniform(9, 40)
     grain = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period) * rng.uniform(0, 9)
     shade = (x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)) * (12 / SIZE)
     return np.clip(tint + (grain + shade)[..., None], 0, 255).astype(np.float32)
@@ -107,11 +110,9 @@ def draw_objects(
     pixels, kind −1 = none.
     """
     frame, place = np.nonzero(kinds >= 0)
-    kind, colour, point = (
-        kinds[frame, place],
-        colours[frame, place],
-        np.rint(points[frame, place]).astype(int),
-    )
+    kind = kinds[frame, place]
+    colour = colours[frame, place]
+    point = np.rint(points[frame, place]).astype(int)
     at = point[:, None, ::-1] + PADDED[kind]
     np.clip(at, 0, SIZE - 1, out=at)
     index = (frame[:, None] * SIZE + at[..., 0]) * SIZE + at[..., 1]

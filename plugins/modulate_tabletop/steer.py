@@ -28,7 +28,8 @@ def clips(
     """Clips and the place (clip, step) that is marked or, without marks, looked at: another one in
     each step.
     """
-    items, targets = [lessons.lesson(rng, steps, marked) for _ in range(count)], []
+    items = [lessons.lesson(rng, steps, marked) for _ in range(count)]
+    targets = []
     for item in items:
         target: list[int] = [] if not marked else item.marks.tolist()
         for step in range(len(target), steps):
@@ -54,13 +55,16 @@ def ask(
     """Accuracy per task, with ``vector`` added at the targets after ``layer``, and that layer's
     visual tokens (clip, token, width).
     """
-    rng, steps = np.random.default_rng(0), targets.shape[1]
+    rng = np.random.default_rng(0)
+    steps = targets.shape[1]
     asked = [lessons.questions(rng, item, int(target[-1])) for item, target in zip(items, targets)]
     rows = [
         [Branch(task, text.without_options(a[task][0]), a[task][2]) for task in ASKED]
         for a in asked
     ]
-    packed, first, kept = packer.pack(rows, steps, 2.0, 0), len(packer.ids(packing.TURN_START)), {}
+    packed = packer.pack(rows, steps, 2.0, 0)
+    first = len(packer.ids(packing.TURN_START))
+    kept = {}
     at = pointed(targets)
 
     def hook(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -134,10 +138,8 @@ def report(
         "pointer": round(float(vector.norm()), 2),
         "tokens": round(float(tokens.norm(dim=-1).mean()), 2),
     }
-    plain, added = (
-        ask(model, packer, items, targets, layer)[0],
-        ask(model, packer, items, targets, layer, vector)[0],
-    )
+    plain = ask(model, packer, items, targets, layer)[0]
+    added = ask(model, packer, items, targets, layer, vector)[0]
     return {
         "steps": steps,
         "layer": layer,

@@ -25,12 +25,12 @@ from modulate_tabletop.lessons import SHAPES, TINTS, Lesson, lesson
 from modulate_tabletop.render import GRID
 from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 
-MEAN, STD = (
-    torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
-    torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
-)
-VJEPA, VJEPA_SIZE = VJepaConfig(dim=96, depth=4, heads=3), 128
-DINOV2, DINOV2_SIZE = DinoV2Dims(dim=96, depth=4, heads=3, patch=14), 112
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+VJEPA = VJepaConfig(dim=96, depth=4, heads=3)
+VJEPA_SIZE = 128
+DINOV2 = DinoV2Dims(dim=96, depth=4, heads=3, patch=14)
+DINOV2_SIZE = 112
 STEPS = 4
 
 
@@ -43,7 +43,8 @@ class Reader(nn.Module):
         self.backbone: Any = (
             VJepaEncoder(VJEPA) if kind == "vjepa" else build_vit(DINOV2, DINOV2_SIZE)
         )
-        self.shape, self.tint = nn.Linear(96, SHAPES + 1), nn.Linear(96, TINTS + 1)
+        self.shape = nn.Linear(96, SHAPES + 1)
+        self.tint = nn.Linear(96, TINTS + 1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(clip, 2 * step, 3, height, width) normalised → logits (clip, step, place, value) of
@@ -85,11 +86,9 @@ def train(kind: str, out: Path, seed: int, updates: int, batch: int = 12) -> dic
     fresh clips.
     """
     torch.manual_seed(seed)
-    rng, reader, size = (
-        np.random.default_rng(seed),
-        Reader(kind),
-        VJEPA_SIZE if kind == "vjepa" else DINOV2_SIZE,
-    )
+    rng = np.random.default_rng(seed)
+    reader = Reader(kind)
+    size = VJEPA_SIZE if kind == "vjepa" else DINOV2_SIZE
     optimizer = torch.optim.AdamW(reader.parameters(), lr=1.5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, updates, pct_start=0.1)
     start = time.time()

@@ -145,10 +145,8 @@ def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) ->
     """Add the mean trace of the drawn marks, after ``layer``, to the tokens of the marked places
     where none is drawn. ``first``: the first visual position.
     """
-    drawn, missing = (
-        pointed_at(items, drawn=True)[..., None],
-        pointed_at(items, drawn=False)[..., None],
-    )
+    drawn = pointed_at(items, drawn=True)[..., None]
+    missing = pointed_at(items, drawn=False)[..., None]
     full = (
         torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None]
         * (1 - drawn)
@@ -192,7 +190,8 @@ def spell_loss(
         + 1
     )
     marked = pointed_at(items, drawn=True).flatten()
-    by_class, by_colour = words[:, CLASS_IDS], words[:, COLOUR_IDS]
+    by_class = words[:, CLASS_IDS]
+    by_colour = words[:, COLOUR_IDS]
     mark = F.binary_cross_entropy_with_logits(words[:, host_files.ID["marked"]], marked)
     right = (by_class.argmax(-1) == kinds) & (by_colour.argmax(-1) == colours)
     return (
@@ -251,7 +250,9 @@ def train_phase(
 ) -> dict[str, float]:
     """Run one phase and return its last accuracies."""
     opts = optimizers(model, phase.lr, muon)
-    tally, start, first = Tally(), time.time(), len(packer.ids(packing.TURN_START))
+    tally = Tally()
+    start = time.time()
+    first = len(packer.ids(packing.TURN_START))
     for update in range(phase.updates):
         share = update / phase.updates
         for opt in opts:
@@ -333,7 +334,8 @@ def train(
         host_files.rescale(model, 1 / STREAM)
     packer = packing.Packer(host_files.tokenizer())
     for part in parts:
-        rng, start = np.random.default_rng(seed + list(PARTS).index(part)), time.time()
+        rng = np.random.default_rng(seed + list(PARTS).index(part))
+        start = time.time()
         for phase in PARTS[part]:
             record[phase.name] = train_phase(model, packer, phase, rng, muon=muon, out=out)
             record[phase.name]["seconds"] = round(time.time() - start)

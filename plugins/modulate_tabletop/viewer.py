@@ -96,7 +96,8 @@ def _split(rng: np.random.Generator, dwell: Dwell) -> list[tuple[float, float]]:
     """
     moments = [] if dwell.asked is None else [dwell.asked - LOOKBACK, float(dwell.asked)]
     while True:
-        parts, start = [], dwell.start
+        parts = []
+        start = dwell.start
         while dwell.end - start > FIXATION[1]:
             end = min(start + rng.uniform(*FIXATION), dwell.end - FIXATION[0] - SACCADE[1])
             parts.append((round(start, 3), round(end, 3)))
@@ -120,11 +121,13 @@ def trace(
     Returns the fixations and the raw samples, (sample, 3): seconds, x, y, all on the frame.
     """
     times = np.arange(int(duration * SAMPLE_RATE)) / SAMPLE_RATE
-    spans, gaze = [], np.full((len(times), 2), np.nan)
+    spans = []
+    gaze = np.full((len(times), 2), np.nan)
     for dwell in dwells:
         for start, end in _split(rng, dwell):
             inside = (times >= start) & (times <= end)
-            radius, angle = WITHIN * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
+            radius = WITHIN * math.sqrt(rng.random())
+            angle = rng.uniform(0, 2 * math.pi)
             gaze[inside] = position(dwell.place, times[inside]) + radius * np.array(
                 [math.cos(angle), math.sin(angle)]
             )

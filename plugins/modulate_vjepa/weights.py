@@ -50,7 +50,8 @@ def load_encoder(path: Path, config: VJepaConfig | None) -> VJepaEncoder:
     if path.suffix == ".safetensors":
         metadata, tensors = _read_safetensors(path)
     else:
-        metadata, tensors = {}, _read_published(path)
+        metadata = {}
+        tensors = _read_published(path)
     config = config or _config_beside(path, metadata)
     with torch.device("meta"):
         encoder = VJepaEncoder(config)
@@ -115,9 +116,11 @@ def _config_beside(path: Path, metadata: dict[str, str]) -> VJepaConfig:
     """Read the dimensions from the weights' metadata or from ``config.json`` in the same folder."""
     beside = path.parent / "config.json"
     if "config" in metadata:
-        text, source = metadata["config"].encode(), f"The metadata of {path}"
+        text = metadata["config"].encode()
+        source = f"The metadata of {path}"
     elif beside.is_file():
-        text, source = read_limited(beside, CONFIG_BYTES), str(beside)
+        text = read_limited(beside, CONFIG_BYTES)
+        source = str(beside)
     else:
         raise RecipeError(
             f"Neither {path} nor a config.json beside it says the encoder's dimensions. Name a"
@@ -209,7 +212,8 @@ def _checked(tensors: Any, path: Path) -> dict[str, Tensor]:
                 f"{path}: tensor {shown(key)} is {value.dtype}, {value.layout}; dense"
                 " floating-point numbers, each held by the file, are expected."
             )
-        if (name := _bare(key)) in found:
+        name = _bare(key)
+        if name in found:
             raise CheckpointError(
                 f"{path} holds {shown(name)} of the encoder twice, the second time as {shown(key)}."
             )

@@ -27,7 +27,8 @@ def calling(seconds, seen):
 
 
 def test_calls_take_turns_and_each_is_charged_what_it_takes():
-    seen, models = [], [nn.Sequential(Busy()) for _ in range(3)]
+    seen = []
+    models = [nn.Sequential(Busy()) for _ in range(3)]
     costs = side_by_side(
         [calling(0.012, seen), calling(0.036, seen), calling(0.012, seen)], models, repeats=2
     )

@@ -113,10 +113,8 @@ def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
 def test_a_cut_shows_the_very_frames_of_its_video(bench, tmp_path):
     pipeline, modulation = bench
     sample = pipeline.samples("train")[0]
-    ours, theirs = (
-        pipeline.clips.read(sample.video, pipeline.times(sample)),
-        naive_for(pipeline, modulation).read(sample),
-    )
+    ours = pipeline.clips.read(sample.video, pipeline.times(sample))
+    theirs = naive_for(pipeline, modulation).read(sample)
     assert (ours.images == theirs.images).all() and ours.times == pytest.approx(
         theirs.times, abs=1e-6
     )
@@ -136,7 +134,8 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
     common = shared_prefix(prepared, list(pipeline.host.visual_ids.values()))
     lengths = {p.inputs["input_ids"].shape[1] for p in prepared}
     assert prepared[0].grid.tokens < common < min(lengths) and len(lengths) == 2
-    batch, clip = pipeline.collate(prepared), prepared[0].clip(prepared[0].signal)
+    batch = pipeline.collate(prepared)
+    clip = prepared[0].clip(prepared[0].signal)
     found = []
     host = ModulatedHost(modulation, pipeline.model)
     try:
@@ -242,7 +241,8 @@ def test_any_order_is_the_plain_shuffle():
 
 
 def test_the_loader_prepares_ahead_in_a_thread_and_raises_where_the_sample_is_asked_for():
-    batches, done = [[sample(i), sample(i + 1)] for i in range(0, 12, 2)], []
+    batches = [[sample(i), sample(i + 1)] for i in range(0, 12, 2)]
+    done = []
     free = threading.Semaphore(0)
 
     def prepare(s):
@@ -277,7 +277,8 @@ def test_without_ahead_nothing_is_prepared_before_it_is_asked_for():
 
 def test_frames_on_disk_are_the_decoded_ones_and_spare_the_decoder(bench, tmp_path, monkeypatch):
     pipeline, _ = bench
-    clip, times = pipeline.samples("train")[0].video, [3.0, 4.0, 5.0]
+    clip = pipeline.samples("train")[0].video
+    times = [3.0, 4.0, 5.0]
     plain = read_frames(clip, times)
     first = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
     monkeypatch.setattr(
@@ -301,7 +302,8 @@ def trained(pipeline, root, **changes):
         update={"training": training, "name": "-".join(map(str, changes.values()))}
     )
     other = copy(pipeline)
-    other.recipe, other._memory = recipe, LRUCache(1 << 30, lambda prepared: 1)
+    other.recipe = recipe
+    other._memory = LRUCache(1 << 30, lambda prepared: 1)
     run = Run.create(recipe, root)
     weights = train(run, other).state_dict()
     return weights, [
@@ -324,7 +326,8 @@ def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(
     moved = [k for k in plain if (plain[k] - fresh[k]).abs().max() > 1e-4]
     apart = lambda name: json.loads((tmp_path / name / "state.json").read_text())["apart"]
     assert apart("1-clip") == 0
-    signals, signal = iter(range(100)), pipeline.signal
+    signals = iter(range(100))
+    signal = pipeline.signal
     monkeypatch.setattr(
         pipeline, "signal", lambda sample: signal(sample).moved(1e-3 * next(signals))
     )  # every question has a signal of its own

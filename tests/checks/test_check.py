@@ -83,10 +83,8 @@ def test_reach_leaves_host_and_modulation_as_they_were(host):
 def config_of(layers, **text):
     """The configuration of the tabletop host, with other decoder layers."""
     config = AutoConfig.from_pretrained(TABLETOP / "host")
-    config.text_config.num_hidden_layers, config.text_config.layer_types = (
-        layers,
-        ["full_attention"] * layers,
-    )
+    config.text_config.num_hidden_layers = layers
+    config.text_config.layer_types = ["full_attention"] * layers
     for name, value in text.items():
         setattr(config.text_config, name, value)
     return config

@@ -108,10 +108,8 @@ def test_attention_is_counted_by_whatever_kernel_it_goes(device, dtype, masked, 
 
 
 def test_experts_chosen_for_each_token_are_counted():
-    tokens, weights = (
-        torch.empty(10, 32, device=META, dtype=torch.bfloat16),
-        torch.empty(4, 32, 64, device=META, dtype=torch.bfloat16),
-    )
+    tokens = torch.empty(10, 32, device=META, dtype=torch.bfloat16)
+    weights = torch.empty(4, 32, 64, device=META, dtype=torch.bfloat16)
     with Rehearsal() as rehearsal:
         torch._grouped_mm(tokens, weights, offs=torch.empty(4, dtype=torch.int32, device=META))
     assert rehearsal.flops == 2 * 10 * 32 * 64
@@ -322,7 +320,8 @@ def measured(recipe, stage, size):
     forward.
     """
     pipeline = Pipeline(recipe, Path("nowhere"))
-    example, modulation = example_of(pipeline), pipeline.fresh_modulation()
+    example = example_of(pipeline)
+    modulation = pipeline.fresh_modulation()
     grid = example.prompt.grid
     row = example.prompt.inputs
     longer = {
@@ -435,12 +434,14 @@ def test_operations_of_a_forward_are_those_of_its_matrix_products(mid_host):
     with META:
         pipeline = Pipeline(meta_recipe(recipe), Path("nowhere"))
     example = example_of(pipeline)
-    tokens, patches, steps = (
-        example.prompt.inputs["input_ids"].shape[1],
-        len(example.prompt.inputs["pixel_values_videos"]),
-        example.prompt.grid.steps,
-    )
-    d, ff, kv, v, rank = 512, 1536, 512 // 8 * 2, 128, 8
+    tokens = example.prompt.inputs["input_ids"].shape[1]
+    patches = len(example.prompt.inputs["pixel_values_videos"])
+    steps = example.prompt.grid.steps
+    d = 512
+    ff = 1536
+    kv = 512 // 8 * 2
+    v = 128
+    rank = 8
     layer = (
         2 * tokens * d * (2 * d + 2 * kv + 3 * ff)
         + 2 * 2 * tokens * tokens * d
@@ -449,7 +450,8 @@ def test_operations_of_a_forward_are_those_of_its_matrix_products(mid_host):
     window = (64 // 8) ** 2  # patches of a window
     a_block = 2 * patches * v * (4 * v + 3 * 256)
     per_step = patches // steps
-    full, local = 2 * 2 * steps * per_step**2 * v, 2 * 2 * patches * window * v
+    full = 2 * 2 * steps * per_step**2 * v
+    local = 2 * 2 * patches * window * v
     vision = (
         2 * patches * (3 * 2 * 8 * 8) * v
         + 2 * a_block

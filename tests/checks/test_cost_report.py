@@ -60,7 +60,8 @@ def samples(n, video="v"):
 @pytest.fixture
 def told(monkeypatch, pipeline, tmp_path):
     def tell(budget=None, splits=None, overrides=()):
-        report, asked = CheckReport("small"), []
+        report = CheckReport("small")
+        asked = []
 
         def estimate(*given):
             asked.append(given)

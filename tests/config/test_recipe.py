@@ -67,7 +67,8 @@ def test_a_recipe_that_extends_another_is_that_one_with_its_own_keys_laid_over(t
         "extends: gazeqwen_tiny\nname: mine\nencoder: {params: {sigma: 0.2}}\nmodulator: {name:"
         " film, params: {width: 8}}\n"
     )
-    base, own = recipes.load_recipe("gazeqwen_tiny"), recipes.load_recipe(str(mine), ["seed=7"])
+    base = recipes.load_recipe("gazeqwen_tiny")
+    own = recipes.load_recipe(str(mine), ["seed=7"])
     assert (own.name, own.seed, own.data, own.training) == ("mine", 7, base.data, base.training)
     assert own.encoder.params == {
         **base.encoder.params,

@@ -65,11 +65,9 @@ def write(outcomes):
     """Put this transformers version's cells into the data file; return what is in the way, if
     anything. Slow rows that were left out are said to be.
     """
-    hosts, titles, rank = (
-        {},
-        {name: row.title for name, row in rows().items()},
-        ("pass", "not run", "not applicable", "refused", "failed"),
-    )
+    hosts = {}
+    titles = {name: row.title for name, row in rows().items()}
+    rank = ("pass", "not run", "not applicable", "refused", "failed")
     for family in FAMILIES:
         found = outcomes[family.name]
         missing = [name for name, row in rows().items() if name not in found and row.quick(family)]
@@ -82,7 +80,8 @@ def write(outcomes):
         cells = {
             name: max(found[name], key=lambda cell: rank.index(cell["outcome"])) for name in titles
         }
-        if failed := [name for name, cell in cells.items() if cell["outcome"] == "failed"]:
+        failed = [name for name, cell in cells.items() if cell["outcome"] == "failed"]
+        if failed:
             return f"Nothing written: {family.name} fails {', '.join(failed)}."
         host = understand(family.build())
         hosts[family.name] = {

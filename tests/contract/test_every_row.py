@@ -103,7 +103,8 @@ def test_an_export_is_the_bare_hosts_or_refused_under_a_conditioning(strict):
 def test_a_whole_host_written_while_attached_is_read_as_the_bare_host(name, tmp_path):
     """Here and not in a row: what is installed reads no pickles."""
     case = Case(next(family for family in FAMILIES if family.name == name))
-    host, batch = case.family.build(), case.write(["video", (7, 8, 9)])
+    host = case.family.build()
+    batch = case.write(["video", (7, 8, 9)])
     bare = host(**batch.inputs).logits
     with strong(host, lora=True).attached(host):
         torch.save(host, tmp_path / "whole")

@@ -65,7 +65,8 @@ def test_guidance_writes_in_the_branch_with_the_clip_alone(llava, kind, more):
 @torch.no_grad()
 def test_rows_that_must_be_told_apart_may_not_leave(llava, kind):
     batch = llava.write(FIRST, FIRST)
-    clips, made = llava.clips(batch), selecting(llava.host, kind)
+    clips = llava.clips(batch)
+    made = selecting(llava.host, kind)
 
     def leave():
         with (

@@ -231,7 +231,8 @@ def branches_are_prompts(monkeypatch):
 
 
 def applied_where_the_prompt_has_them(self, given):
-    ids, past = given["input_ids"], cache_length(find_cache(given))
+    ids = given["input_ids"]
+    past = cache_length(find_cache(given))
     index = (torch.arange(past, past + ids.shape[1]) < 8).nonzero()[:, 0]
     return (
         conditioning.Plan(

@@ -41,7 +41,8 @@ LONG = int(os.environ.get("MODULATE_STATEFUL_STEPS", "3000"))
 STEPS = 40  # of one example of the long form
 BY_NAME = {family.name: family for family in FAMILIES}
 
-VID, IMG = "video", "image"
+VID = "video"
+IMG = "image"
 BATCHES = [
     ([VID, (7, 8, 9)],),
     ([VID, (7, 8, 9)], [VID, (10, 11)]),
@@ -303,7 +304,8 @@ class Machine(RuleBasedStateMachine):
         """Continue both caches; positions are given, since a host remembers those of its last
         prompt.
         """
-        past, length = turn.mask.shape[1], inputs["input_ids"].shape[1]
+        past = turn.mask.shape[1]
+        length = inputs["input_ids"].shape[1]
         turn.mask = torch.cat([turn.mask, turn.mask.new_ones(len(turn.mask), length)], 1)
         places = (turn.mask.cumsum(1) - 1).clamp(min=0)[:, past:]
         places = places.expand(3, -1, -1) if hasattr(self.twin.model, "get_rope_index") else places

@@ -37,7 +37,8 @@ def test_time_is_linear_between_the_features_own_and_held_beyond(times):
 @pytest.mark.parametrize("shape", [(2, 3), (4, 6), (1, 3), (2, 2), (1, 6), (4, 2)])
 @pytest.mark.parametrize("antialias", [True, False])
 def test_space_is_bilinear_and_smooth_where_either_side_has_fewer_tokens(shape, antialias):
-    times, made = (0.0, 1.0), values(2)
+    times = (0.0, 1.0)
+    made = values(2)
     found = align(FrameFeatures(made, times), grid_of(times, *shape), antialias=antialias)
     fewer = shape[0] < 2 or shape[1] < 3
     expected = interpolate(

@@ -19,7 +19,9 @@ def film(path, fps, count=12):
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.width = 48
+        stream.height = 32
+        stream.pix_fmt = "yuv420p"
         for _ in range(count):
             out.mux(
                 stream.encode(

@@ -51,7 +51,8 @@ gaps = st.lists(st.floats(0.01, 3), min_size=1, max_size=8).map(
 def test_features_linear_in_time_come_out_exactly_at_any_step_times(
     times: tuple[float, ...], asked: list[float], shape: tuple[int, int]
 ) -> None:
-    slope, base = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
+    slope = torch.tensor([1.0, -2.0])
+    base = torch.tensor([0.5, 3.0])
     values = torch.stack([base + slope * t for t in times])[:, None, None, :].expand(-1, 3, 4, -1)
     out = align(FrameFeatures(values, times), grid_at(asked, *shape))
     held = [min(max(t, times[0]), times[-1]) for t in asked]
@@ -159,7 +160,8 @@ def test_the_digest_of_weights_follows_their_values_names_and_types() -> None:
 
 class Counter:
     def __init__(self, features: FrameFeatures | None = None) -> None:
-        self.calls, self.features = 0, features or toy()
+        self.calls = 0
+        self.features = features or toy()
 
     def __call__(self) -> FrameFeatures:
         self.calls += 1
@@ -176,8 +178,10 @@ def same(a: FrameFeatures, b: FrameFeatures) -> bool:
 def test_features_are_computed_once_and_come_back_the_same(
     tmp_path: Path, memory_bytes: int
 ) -> None:
-    compute, cache = Counter(), FeatureCache(tmp_path, memory_bytes=memory_bytes)
-    first, second = cache.get_or_compute(KEY, compute), cache.get_or_compute(KEY, compute)
+    compute = Counter()
+    cache = FeatureCache(tmp_path, memory_bytes=memory_bytes)
+    first = cache.get_or_compute(KEY, compute)
+    second = cache.get_or_compute(KEY, compute)
     later = FeatureCache(tmp_path).get_or_compute(KEY, compute)
     assert compute.calls == 1 and (cache.hits, cache.misses) == (1, 1)
     assert same(first, compute.features) and same(second, first) and same(later, first)
@@ -198,10 +202,12 @@ def test_kept_features_are_read_and_neither_mapped_nor_held(tmp_path: Path) -> N
 def test_features_outlive_their_file_and_writing_into_them_does_not_change_it(
     tmp_path: Path,
 ) -> None:
-    cache, compute = FeatureCache(tmp_path), Counter()
+    cache = FeatureCache(tmp_path)
+    compute = Counter()
     cache.get_or_compute(KEY, compute)
     written = cache.path(KEY).read_bytes()
-    one, other = cache.get_or_compute(KEY, compute), cache.get_or_compute(KEY, compute)
+    one = cache.get_or_compute(KEY, compute)
+    other = cache.get_or_compute(KEY, compute)
     one.values.zero_()
     assert cache.path(KEY).read_bytes() == written and same(other, compute.features)
     cache.path(KEY).unlink()
@@ -227,7 +233,8 @@ def altered_in_place(path: Path, how: str) -> None:
 def test_values_that_were_handed_out_stay_and_a_file_altered_in_place_is_not_believed_again(
     tmp_path: Path, how: str
 ) -> None:
-    cache, compute = FeatureCache(tmp_path), Counter()
+    cache = FeatureCache(tmp_path)
+    compute = Counter()
     cache.get_or_compute(KEY, compute)
     given = [cache.find(KEY), cache.find(KEY)]
     altered_in_place(cache.path(KEY), how)
@@ -282,11 +289,13 @@ def test_a_process_survives_a_file_that_is_cut_while_it_reads_it_again_and_again
 def test_a_shard_is_checked_once_in_a_process_and_again_when_it_is_another_file(
     tmp_path: Path, monkeypatch
 ) -> None:
-    checks, checksum = [], features_module._checksum
+    checks = []
+    checksum = features_module._checksum
     monkeypatch.setattr(
         features_module, "_checksum", lambda *a: (checks.append(a[0]), checksum(*a))[1]
     )
-    cache, compute = FeatureCache(tmp_path), Counter()
+    cache = FeatureCache(tmp_path)
+    compute = Counter()
     cache.get_or_compute(KEY, compute)
     for _ in range(3):
         cache.get_or_compute(KEY, compute)
@@ -302,7 +311,8 @@ def test_a_shard_is_checked_once_in_a_process_and_again_when_it_is_another_file(
 
 
 def test_a_shard_under_the_name_of_another_is_not_believed(tmp_path: Path) -> None:
-    cache, other = FeatureCache(tmp_path), replace(KEY, backbone="toy-2")
+    cache = FeatureCache(tmp_path)
+    other = replace(KEY, backbone="toy-2")
     cache.get_or_compute(KEY, Counter())
     cache.path(KEY).rename(cache.path(other))
     with pytest.warns(UserWarning, match="checksum does not match"):
@@ -310,16 +320,16 @@ def test_a_shard_under_the_name_of_another_is_not_believed(tmp_path: Path) -> No
 
 
 def test_memory_answers_where_the_disk_does_not_keep(tmp_path: Path) -> None:
-    compute, cache = Counter(), FeatureCache(tmp_path, max_bytes=0)
-    first, second = cache.get_or_compute(KEY, compute), cache.get_or_compute(KEY, compute)
+    compute = Counter()
+    cache = FeatureCache(tmp_path, max_bytes=0)
+    first = cache.get_or_compute(KEY, compute)
+    second = cache.get_or_compute(KEY, compute)
     assert compute.calls == 1 and second.values is first.values and not list(tmp_path.iterdir())
 
 
 def test_memory_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
-    cache, compute = (
-        FeatureCache(tmp_path, max_bytes=0, memory_bytes=2 * toy().values.nbytes),
-        Counter(),
-    )
+    cache = FeatureCache(tmp_path, max_bytes=0, memory_bytes=2 * toy().values.nbytes)
+    compute = Counter()
     a, b, c = (replace(KEY, backbone=n) for n in "abc")
     for key in (a, b, a, c, a):
         cache.get_or_compute(key, compute)
@@ -339,7 +349,8 @@ def test_memory_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     ],
 )
 def test_any_change_of_the_key_is_another_entry(tmp_path: Path, change: dict) -> None:
-    compute, cache = Counter(), FeatureCache(tmp_path)
+    compute = Counter()
+    cache = FeatureCache(tmp_path)
     cache.get_or_compute(KEY, compute)
     cache.get_or_compute(replace(KEY, **change), compute)
     assert compute.calls == 2 and len(list(tmp_path.iterdir())) == 2
@@ -353,7 +364,8 @@ def test_an_equal_key_has_an_equal_name() -> None:
 def test_values_are_kept_in_the_key_s_dtype_from_the_first_call_on(
     tmp_path: Path, dtype: str
 ) -> None:
-    key, compute = replace(KEY, dtype=dtype), Counter()
+    key = replace(KEY, dtype=dtype)
+    compute = Counter()
     first = FeatureCache(tmp_path).get_or_compute(key, compute)
     second = FeatureCache(tmp_path).get_or_compute(key, compute)
     assert (
@@ -389,7 +401,8 @@ def retime(data: bytes) -> bytes:
 def test_a_damaged_file_is_removed_with_a_warning_and_computed_again(
     tmp_path: Path, damage
 ) -> None:
-    compute, cache = Counter(), FeatureCache(tmp_path, memory_bytes=0)
+    compute = Counter()
+    cache = FeatureCache(tmp_path, memory_bytes=0)
     cache.get_or_compute(KEY, compute)
     path = cache.path(KEY)
     path.write_bytes(damage(path.read_bytes()))
@@ -404,9 +417,11 @@ def test_a_damaged_file_is_removed_with_a_warning_and_computed_again(
 def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> None:
     import resource
 
-    compute, cache = Counter(), FeatureCache(tmp_path, memory_bytes=0)
+    compute = Counter()
+    cache = FeatureCache(tmp_path, memory_bytes=0)
     cache.get_or_compute(KEY, compute)
-    limits, handles = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    handles = list[int]()
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
         with pytest.warns(
@@ -430,7 +445,8 @@ def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> Non
 
 
 def test_the_disk_keeps_to_its_limit_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
-    compute, keys = Counter(), [replace(KEY, backbone=n) for n in "abcd"]
+    compute = Counter()
+    keys = [replace(KEY, backbone=n) for n in "abcd"]
     cache = FeatureCache(tmp_path)
     for age, key in enumerate(keys[:3]):
         cache.get_or_compute(key, compute)
@@ -454,11 +470,9 @@ def test_several_caches_on_one_folder_keep_to_its_limit_together(tmp_path: Path)
 
 
 def test_files_left_by_a_killed_process_go_but_fresh_ones_stay(tmp_path: Path) -> None:
-    old, fresh, other = (
-        tmp_path / ".tmpAb1xYz",
-        tmp_path / ".b.safetensors.x2.partial",
-        tmp_path / "notes.txt",
-    )
+    old = tmp_path / ".tmpAb1xYz"
+    fresh = tmp_path / ".b.safetensors.x2.partial"
+    other = tmp_path / "notes.txt"
     for path in (old, fresh, other):
         path.write_bytes(b"half")
     for path in (old, other):

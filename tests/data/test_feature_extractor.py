@@ -86,7 +86,8 @@ def test_defects_and_surprises_end_everything(error):
 
 
 def test_frames_are_kept_by_content_and_times(tmp_path):
-    cache, decoded = FrameCache(tmp_path / "kept", 1 << 20), []
+    cache = FrameCache(tmp_path / "kept", 1 << 20)
+    decoded = []
     video = tmp_path / "v.mp4"
     video.write_bytes(b"some video")
 

@@ -115,7 +115,8 @@ def test_training_and_evaluation_find_all_that_they_ask_for_and_leave_nothing_un
     for path in shards:
         os.utime(path, ns=(10**12, path.stat().st_mtime_ns))
     recipe = load_recipe("gazeqwen_tiny", arguments(world))
-    pipeline, run = Pipeline(recipe, cache), Run.create(recipe, tmp_path)
+    pipeline = Pipeline(recipe, cache)
+    run = Run.create(recipe, tmp_path)
     evaluate(run, pipeline, train(run, pipeline))
     assert pipeline.features.misses == 0 and pipeline.features.hits >= len(shards)
     assert [p.name for p in shards if p.stat().st_atime_ns == 10**12] == []
@@ -215,11 +216,9 @@ def test_a_second_time_nothing_is_decoded_or_computed(filled, monkeypatch):
 
 def test_what_is_missing_or_damaged_is_computed_again_and_nothing_else(filled):
     extractor, clips, cache, files, _ = filled
-    gone, altered, histories_on = (
-        sorted(cache.glob("*.safetensors"))[0],
-        sorted(cache.glob("*.safetensors"))[-1],
-        sorted((cache / "shown").iterdir())[0],
-    )
+    gone = sorted(cache.glob("*.safetensors"))[0]
+    altered = sorted(cache.glob("*.safetensors"))[-1]
+    histories_on = sorted((cache / "shown").iterdir())[0]
     gone.unlink()
     altered.write_bytes(altered.read_bytes()[:-1] + b"?")
     histories_on.write_text('{"[0.0]": ["never"]}')
@@ -237,7 +236,8 @@ def test_what_is_missing_or_damaged_is_computed_again_and_nothing_else(filled):
 
 
 def test_asked_to_stop_it_stops_behind_a_clip_and_then_goes_on(filled, world, tmp_path):
-    extractor, stop = footage_for(world, tmp_path), StopRequest()
+    extractor = footage_for(world, tmp_path)
+    stop = StopRequest()
     with pytest.raises(
         Interrupted, match="Stopped by SIGTERM; everything up to here is saved"
     ) as stopped:
@@ -254,7 +254,8 @@ def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(
 ):
     extractor = footage_for(world, tmp_path, "features.frames_gib=1")
     clips = planned(extractor, ["val"])
-    need, done = Sizes(extractor).of(clips), FeatureFiller(extractor).fill(clips)
+    need = Sizes(extractor).of(clips)
+    done = FeatureFiller(extractor).fill(clips)
     kept = sum(p.stat().st_size for p in (tmp_path / "frames").iterdir())
     assert (
         done.computed == len(clips)
@@ -303,7 +304,8 @@ def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_p
 def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_of_a_backbone_is_a_defect(
     filled, world, tmp_path
 ):
-    extractor, clips = footage_for(world, tmp_path), filled[1][:2]
+    extractor = footage_for(world, tmp_path)
+    clips = filled[1][:2]
 
     def full(frames, times):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 PiB.")
@@ -393,7 +395,8 @@ def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_p
 
 
 def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path):
-    extractor, clips = footage_for(world, tmp_path), planned(filled[0], ["val"])
+    extractor = footage_for(world, tmp_path)
+    clips = planned(filled[0], ["val"])
     FeatureFiller(extractor).fill(clips)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
     extractor.features.max_bytes = 500_000
@@ -431,7 +434,8 @@ def test_sizes_are_known_without_computing_and_the_backbone_is_left_as_it_is(
         tmp_path,
         torch.device("cpu"),
     )
-    clips, before = filled[1], extractor.backbone.fingerprint()
+    clips = filled[1]
+    before = extractor.backbone.fingerprint()
     need = Sizes(extractor).of(clips)
     real = sum(
         extractor.backbone(

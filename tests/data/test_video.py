@@ -42,11 +42,14 @@ def write(
 ) -> Path:
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as out:
         stream = out.add_stream("libx264", rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.width = 64
+        stream.height = 32
+        stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, CLOCK)
         for index, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(index % 256), format="rgb24")
-            frame.pts, frame.time_base = round((time + start) * CLOCK), Fraction(1, CLOCK)
+            frame.pts = round((time + start) * CLOCK)
+            frame.time_base = Fraction(1, CLOCK)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
@@ -59,7 +62,8 @@ def write_sound(path: Path) -> Path:
             frame = av.AudioFrame.from_ndarray(
                 np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
             )
-            frame.sample_rate, frame.pts = 16_000, k * 1024
+            frame.sample_rate = 16_000
+            frame.pts = k * 1024
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
@@ -120,7 +124,8 @@ def test_a_single_time_reached_by_seeking_gives_the_frame_shown_then(
 
 
 def test_frames_of_an_uneven_file_are_not_chosen_by_index(uneven: Path) -> None:
-    fps, asked = probe(uneven).fps, UNEVEN[38]
+    fps = probe(uneven).fps
+    asked = UNEVEN[38]
     assert indices(read_frames(uneven, [asked]).images) == [38]
     assert int(asked * fps) != 38
 
@@ -238,7 +243,8 @@ def test_rotation_metadata_turns_frames_upright(folder: Path, regular: Path) -> 
     )  # shown a quarter turn clockwise
     path = folder / "turned.mp4"
     path.write_bytes(data)
-    plain, turned = read_frames(regular, [0.2]).images, read_frames(path, [0.2]).images
+    plain = read_frames(regular, [0.2]).images
+    turned = read_frames(path, [0.2]).images
     assert turned.shape == (1, 64, 32, 3)
     assert np.array_equal(turned[0], np.rot90(plain[0], -1))
     assert (probe(path).width, probe(path).height) == (32, 64)
@@ -371,7 +377,9 @@ def test_only_the_listed_containers_are_read(muxer: str, tmp_path: Path) -> None
     path = tmp_path / "some.video"
     with av.open(str(path), "w", format=muxer) as out:
         stream = out.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 32, PIXELS.get(muxer, "yuv420p")
+        stream.width = 64
+        stream.height = 32
+        stream.pix_fmt = PIXELS.get(muxer, "yuv420p")
         for k in range(30):
             frame = av.VideoFrame.from_ndarray(picture(k), format="rgb24").reformat(
                 format=stream.pix_fmt
@@ -625,7 +633,8 @@ def test_of_frames_with_the_same_presentation_time_one_is_given_and_times_increa
     plain: Path, folder: Path
 ) -> None:
     def repeated(packet: av.Packet, index: int) -> None:
-        packet.pts, packet.dts = 40 * (index - index % 2) + 40, 40 * index
+        packet.pts = 40 * (index - index % 2) + 40
+        packet.dts = 40 * index
 
     path = remuxed(plain, folder / "repeated.mkv", repeated)
     with av.open(str(path)) as file:
@@ -665,11 +674,9 @@ def test_odd_and_tiny_sizes_keep_their_size_and_colors(
     path = folder / f"odd{width}.mkv"
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=5)
-        stream.width, stream.height, stream.pix_fmt = (
-            width,
-            height,
-            "bgr0" if pixels == "rgb24" else pixels,
-        )
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = "bgr0" if pixels == "rgb24" else pixels
         for k in range(3):
             out.mux(
                 stream.encode(
@@ -691,7 +698,9 @@ def test_frames_of_4k_are_read_one_by_one(folder: Path) -> None:
     path = folder / "large.mp4"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=5, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 3840, 2160, "yuv420p"
+        stream.width = 3840
+        stream.height = 2160
+        stream.pix_fmt = "yuv420p"
         for k in range(3):
             out.mux(
                 stream.encode(
@@ -732,7 +741,8 @@ def test_a_header_that_claims_24_hours_costs_neither_time_nor_memory(
         assert (
             ending == "mp4" or (file.duration or 0) / av.time_base > 40_000
         )  # of mp4's headers FFmpeg believes the samples' own
-    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert probe(path).duration == pytest.approx(2.0, abs=0.05)
     assert indices(read_frames(path, [0.0, 1.0]).images) == [0, 25]
     with pytest.raises(
@@ -781,7 +791,9 @@ def test_pictures_larger_than_8k_are_refused_whatever_the_file_says_of_them(
     path = folder / f"large-{declared}.mkv"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mjpeg", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 8192, 4112, "yuvj420p"
+        stream.width = 8192
+        stream.height = 4112
+        stream.pix_fmt = "yuvj420p"
         for packet in [*stream.encode(av.VideoFrame(8192, 4112, "yuvj420p")), *stream.encode()]:
             out.mux(packet)
     if not declared:
@@ -817,7 +829,9 @@ def test_a_frame_rate_that_no_video_has_is_damage(folder: Path) -> None:
     path = folder / "fast.avi"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.width = 64
+        stream.height = 32
+        stream.pix_fmt = "yuv420p"
         for packet in [
             *(
                 p

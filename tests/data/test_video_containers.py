@@ -16,7 +16,9 @@ def video(tmp_path):
     with av.open(str(path), "w") as out:
         out.metadata["title"] = "a title of it"
         stream = out.add_stream("mpeg4", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        stream.width = 32
+        stream.height = 16
+        stream.pix_fmt = "yuv420p"
         for _ in range(3):
             out.mux(
                 stream.encode(

@@ -63,7 +63,8 @@ class Scenarios:
     def __init__(self, world, processes):
         from modulate.inference.pipeline import Pipeline
 
-        self.world, self.processes = world, processes
+        self.world = world
+        self.processes = processes
         self.pipeline = Pipeline(recipe_for(world), world / f"cache{processes.rank}")
         self.bad = (world / "bad.txt").read_text()
 
@@ -83,7 +84,8 @@ class Scenarios:
         from modulate.training.trainer import train
 
         run, pipeline = self.begin()
-        stop, steps = StopRequest(), []
+        stop = StopRequest()
+        steps = []
 
         def listen(progress):
             steps.append([progress.stage, progress.step])
@@ -197,7 +199,8 @@ class Scenarios:
             host.attachment.detach()
             return {name: p.grad for name, p in modulation.named_parameters()}
 
-        plain, model = qwen(), qwen()
+        plain = qwen()
+        model = qwen()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         modules = [id(m) for m in model.modules()]
         shard(model, self.processes)
@@ -205,7 +208,8 @@ class Scenarios:
         held = sum(
             p.to_local().numel() if hasattr(p, "full_tensor") else 0 for p in model.parameters()
         )
-        expected, found = learn(plain), learn(model)
+        expected = learn(plain)
+        found = learn(model)
         again = {name: full_tensor(value) for name, value in model.state_dict().items()}
         return {
             "divided": sorted({name.split(".")[2] for name in divided}),
@@ -270,7 +274,8 @@ def run(world):
         "sharded",
         "command",
     ):
-        note, since = {}, time.monotonic()
+        note = {}
+        since = time.monotonic()
         try:
             note["found"] = getattr(scenarios, name)()
         except BaseException as error:

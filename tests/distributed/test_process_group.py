@@ -130,7 +130,9 @@ def test_the_parts_laid_end_to_end_are_the_whole_and_nearly_of_one_length(items,
 
 
 def test_a_process_alone_is_its_own_team():
-    alone, stop, tensor = ProcessGroup(), StopRequest(), torch.ones(2)
+    alone = ProcessGroup()
+    stop = StopRequest()
+    tensor = torch.ones(2)
     done = []
     with alone.fail_together():
         assert (
@@ -147,7 +149,8 @@ def test_a_process_alone_is_its_own_team():
 def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_of_the_team(
     monkeypatch,
 ):
-    processes, tensor = ProcessGroup(1, 2, HashStore()), torch.ones(2)
+    processes = ProcessGroup(1, 2, HashStore())
+    tensor = torch.ones(2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda given: given.mul_(2))
     processes.add(tensor)
     assert tensor.tolist() == [2, 2]

@@ -87,11 +87,13 @@ def weights(folder):
 
 def assert_same_course(solo, other):
     """Losses, steps, accuracies and rates of one process, up to rounding, and its weights."""
-    expected, found = log(solo), log(other)
+    expected = log(solo)
+    found = log(other)
     assert len(expected) >= 2 and [r.keys() for r in found] == [r.keys() for r in expected]
     for a, b in zip(expected, found, strict=True):
         assert b == {**a, **({"loss": pytest.approx(a["loss"], rel=1e-5)} if "loss" in a else {})}
-    before, after = weights(solo), weights(other)
+    before = weights(solo)
+    after = weights(other)
     assert before.keys() == after.keys()
     # AdamW divides by the gradient's own size: where that is rounding alone, a step of any sign is
     # as right as another, and no step is larger than 1e-3.
@@ -129,7 +131,8 @@ def test_one_process_writes_and_the_folder_is_one_run(world):
 
 
 def test_two_processes_answer_as_one_to_the_byte(world):
-    solo, duo = world / "solo/gazeqwen_tiny", world / "duo/judged"
+    solo = world / "solo/gazeqwen_tiny"
+    duo = world / "duo/judged"
     for name in ("predictions.jsonl", "metrics.json"):
         assert (solo / name).read_bytes() == (duo / name).read_bytes()
     for note in notes(
@@ -140,7 +143,8 @@ def test_two_processes_answer_as_one_to_the_byte(world):
 
 def test_a_failed_sample_and_short_memory_in_one_process_change_nothing(world):
     assert [note.get("error") for note in notes(world, "troubled")] == [None, None]
-    solo, duo = world / "solo/troubled", world / "duo/troubled"
+    solo = world / "solo/troubled"
+    duo = world / "duo/troubled"
     assert_same_course(solo, duo)
     state, expected = (json.loads((folder / "state.json").read_text()) for folder in (duo, solo))
     assert (

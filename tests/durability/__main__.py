@@ -150,7 +150,8 @@ def _inputs() -> list[str]:
     lines = ["## Inputs that are damaged", ""]
     if not path.exists():
         return [*lines, "Not run yet.", ""]
-    rows, runs = torture_fuzz.rows(path), json.loads(path.read_text())["runs"]
+    rows = torture_fuzz.rows(path)
+    runs = json.loads(path.read_text())["runs"]
     when = "; ".join(f"{run['date']}, seed {run['seed']}, {run['engine']}" for run in runs)
     total = sum(row["tried"] for row in rows)
     lines += [

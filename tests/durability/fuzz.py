@@ -58,11 +58,13 @@ INSTRUMENTED = (
     "modulate_streamgaze.splits",
     "modulate_vjepa.weights",
 )
-SLOW, HANG = 2.0, 20.0
+SLOW = 2.0
+HANG = 20.0
 """Seconds of processor time of one input: from the first it is a finding, after the second it is
 interrupted.
 """
-MEMORY, MESSAGE = 256, 4000
+MEMORY = 256
+MESSAGE = 4000
 """MiB by which one input may raise the process's peak; characters of an error's message."""
 REPLAYED = 3000
 """Fresh mutations that coverage is measured over, beside the corpus."""
@@ -77,11 +79,14 @@ class Tally:
     """What one parser did with its inputs."""
 
     def __init__(self, parser: Any, last: "mmap.mmap | None" = None) -> None:
-        self.parser, self.last = parser, last
+        self.parser = parser
+        self.last = last
         self.inputs = self.accepted = 0
         self.refused: collections.Counter[str] = collections.Counter()
         self.findings: dict[str, dict[str, Any]] = {}
-        self.slowest, self.began, self.cpu = 0.0, time.perf_counter(), time.process_time()
+        self.slowest = 0.0
+        self.began = time.perf_counter()
+        self.cpu = time.process_time()
         self.peak_before = self.peak = peak()
 
     def one(self, data: bytes) -> None:
@@ -276,7 +281,8 @@ def by_mutation(
     the seeds stay what they are.
     """
     parser, seeds = ready(name)
-    rng, tally = random.Random(f"{seed} {name}"), Tally(parser, last)
+    rng = random.Random(f"{seed} {name}")
+    tally = Tally(parser, last)
     while tally.inputs < inputs and time.perf_counter() - tally.began < seconds:
         tally.one(mutate.mutated(seeds, parser.mutation, rng))
     return tally.result()
@@ -367,7 +373,8 @@ def apart(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     died of.
     """
     with tempfile.TemporaryDirectory() as folder:
-        last, out = Path(folder) / "last", Path(folder) / "out.json"
+        last = Path(folder) / "last"
+        out = Path(folder) / "out.json"
         last.write_bytes(bytes(mutate.LONGEST + (1 << 16)))
         command = [
             sys.executable,

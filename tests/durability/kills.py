@@ -85,7 +85,10 @@ class Fault:
     """
 
     def __init__(self, folder: Path, at: int, cut: random.Random | None = None) -> None:
-        self.folder, self.at, self.cut, self.count = str(folder.resolve()), at, cut, 0
+        self.folder = str(folder.resolve())
+        self.at = at
+        self.cut = cut
+        self.count = 0
         self.flushed: dict[str, int] = {}  # file → bytes of it that are on disk for certain
         self.undo: list[
             tuple[str, Callable[[], object]]
@@ -291,7 +294,9 @@ class Training(World):
 class Features(World):
     """`modulate features`: the folder of a cache, one with frames and one without."""
 
-    name, commanded, altered = "features: ", "plain/", "shard altered or cut off"
+    name = "features: "
+    commanded = "plain/"
+    altered = "shard altered or cut off"
 
     def go(self, runs: Path) -> None:
         """Fill both caches."""
@@ -339,7 +344,8 @@ class Sweeping(World):
 
     def go(self, runs: Path) -> None:
         """Run it, in a process of its own, as it starts others."""
-        if code := child(lambda: command(self, runs)):
+        code = child(lambda: command(self, runs))
+        if code:
             raise SystemExit(f"The sweep ended with exit code {code}.")
 
     def _count(self) -> int:
@@ -605,7 +611,8 @@ def work_off(folder: Path, plan: Iterable[Case], report: Path) -> None:
                 try:
                     kills, what = case(runs)
                 except Exception as error:
-                    kills, what = 0, f"failed: {error!r}"
+                    kills = 0
+                    what = f"failed: {error!r}"
             print(json.dumps([fault, kills, what]), file=file, flush=True)
 
 
@@ -619,7 +626,8 @@ def torture(
     reports = [folder / f"worker-{i}.jsonl" for i in range(workers)]
     pids = []
     for i, report in enumerate(reports):
-        if pid := os.fork():
+        pid = os.fork()
+        if pid:
             pids.append(pid)
             continue
         try:

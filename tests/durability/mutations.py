@@ -144,7 +144,8 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     """Change a text or a binary in one to four places: bits, spans, numbers, tokens."""
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
-        at, kind = rng.randrange(len(found) + 1), rng.randrange(9)
+        at = rng.randrange(len(found) + 1)
+        kind = rng.randrange(9)
         length = min(len(found) - at, 1 << rng.randrange(7))
         if kind == 0 and at < len(found):
             found[at] ^= 1 << rng.randrange(8)
@@ -222,7 +223,8 @@ def _fresh(rng: random.Random) -> Any:
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) of a tree; not below 50 levels."""
-    found, level = [], [tree] if isinstance(tree, dict | list) else []
+    found = []
+    level = [tree] if isinstance(tree, dict | list) else []
     for _ in range(50):
         inner = [
             (holder, key)
@@ -242,7 +244,8 @@ def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
     kind = rng.randrange(8)
     if kind == 0 or not 8 + size <= len(data):
         return mutate_bytes(data, rng)
-    header, numbers = data[8 : 8 + size], data[8 + size :]
+    header = data[8 : 8 + size]
+    numbers = data[8 + size :]
     if kind == 1:
         return (
             struct.pack(

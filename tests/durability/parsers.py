@@ -26,10 +26,8 @@ import numpy as np
 
 from tests.durability import mutations as mutate
 
-MCQ, ALERTS = (
-    Path("present_object_identification_easy.json"),
-    Path("proactive_gaze_triggered_alert.json"),
-)
+MCQ = Path("present_object_identification_easy.json")
+ALERTS = Path("proactive_gaze_triggered_alert.json")
 NAMES = tuple(f"P{i:02}.R0{i % 3}.mp4" for i in range(6))
 
 
@@ -129,7 +127,8 @@ def check_fixations(result: np.ndarray, data: bytes) -> None:
     assert len(result) == len(rows)
     at = {name: header.index(name) for name in header}
     first = lambda *names: next((at[name] for name in names if name in at), None)
-    start, end = first("start_time_seconds", "start_time"), first("end_time_seconds", "end_time")
+    start = first("start_time_seconds", "start_time")
+    end = first("end_time_seconds", "end_time")
     long = first("duration_seconds", "duration")
     for found, cells in zip(result, rows, strict=True):
         assert (found[0], found[1]) == (float(cells[at["center_x"]]), float(cells[at["center_y"]]))
@@ -999,7 +998,9 @@ def video_seeds() -> list[bytes]:
         path = scratch() / f"seed.{ending}"
         with contextlib.suppress(av.FFmpegError, ValueError), av.open(str(path), "w") as out:
             stream = out.add_stream(codec, rate=4)
-            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            stream.width = 32
+            stream.height = 32
+            stream.pix_fmt = "yuv420p"
             for k in range(8):
                 frame = av.VideoFrame.from_ndarray(
                     np.full((32, 32, 3), 30 * k, np.uint8), format="rgb24"

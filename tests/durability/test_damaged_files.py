@@ -120,7 +120,8 @@ def test_questions_that_are_written_are_read(entries, ascii_only):
     st.randoms(),
 )
 def test_a_split_that_is_written_is_read_and_one_that_loses_or_repeats_a_video_is_not(splits, rng):
-    names, expected = torture_parsers.NAMES, {}
+    names = torture_parsers.NAMES
+    expected = {}
     lists = {key: [] for key in ("train", "val", "test", "unused")}
     for name, split in zip(names, splits, strict=True):
         stem = name.removesuffix(".mp4")

@@ -74,7 +74,8 @@ def test_damaged_answers_are_said_and_not_used(tmp_path, change):
 
 def test_a_split_s_answers_are_removed_and_the_folder_once_it_is_empty(tmp_path):
     folder = tmp_path / "evaluation"
-    first, second = FinishedConditions(folder, "test", 1), FinishedConditions(folder, "val", 2)
+    first = FinishedConditions(folder, "test", 1)
+    second = FinishedConditions(folder, "val", 2)
     for condition in ("signal", "my own/input"):
         records = [replace(record, condition=condition) for record in RECORDS]
         first.write(condition, records)

@@ -40,7 +40,8 @@ def test_mcnemar_equals_known_binomial_values(b, c, p):
 
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_equals_the_sum_over_all_coin_tosses(b, c):
-    n, far = b + c, abs(2 * b - (b + c))
+    n = b + c
+    far = abs(2 * b - (b + c))
     # the definition: all outcomes at least as far from n/2 as the one seen
     p = sum(Fraction(comb(n, k), 2**n) for k in range(n + 1) if abs(2 * k - n) >= far)
     assert mcnemar_counts(b, c).p == pytest.approx(float(p), rel=1e-14)
@@ -117,7 +118,9 @@ def test_clustering_widens_the_interval_of_dependent_samples():
 
 
 def test_clustered_intervals_cover_the_truth_about_as_often_as_they_say():
-    rng, hits, runs = np.random.default_rng(11), 0, 150
+    rng = np.random.default_rng(11)
+    hits = 0
+    runs = 150
     for run in range(runs):
         chance = np.clip(
             rng.normal(0.6, 0.2, 40), 0, 1
@@ -154,7 +157,8 @@ def test_paired_difference_of_equal_conditions_is_nothing():
 
 
 def test_paired_difference_by_hand():
-    a, b = [1, 1, 1, 1, 0, 1], [0, 1, 0, 1, 1, 0]
+    a = [1, 1, 1, 1, 0, 1]
+    b = [0, 1, 0, 1, 1, 0]
     result = paired_difference(a, b, ["u", "u", "v", "v", "w", "w"])
     assert result.mean == pytest.approx(2 / 6)
     assert (result.mcnemar.b, result.mcnemar.c, result.mcnemar.p) == (3, 1, 0.625)

@@ -38,15 +38,14 @@ def test_overall_is_the_unweighted_mean_over_tasks_which_are_in_order():
 
 
 def test_conditions_are_compared_sample_by_sample_whatever_their_order():
-    first, second = (
-        made([True, True, True, True, False, True]),
-        made([True, False, False, True, True, False], "blank"),
-    )
+    first = made([True, True, True, True, False, True])
+    second = made([True, False, False, True, True, False], "blank")
     found = compare(first, second[::-1], 200, 3)
     assert found["difference"] == pytest.approx((0.0 + 0.5) / 2) and found["n"] == 6
     assert found["mcnemar"] == mcnemar_counts(3, 1).as_json()
     assert list(found["tasks"]) == ["a", "b"]
-    a, b = found["tasks"]["a"], found["tasks"]["b"]
+    a = found["tasks"]["a"]
+    b = found["tasks"]["b"]
     assert (a["difference"], a["n"], a["mcnemar"]["b"], a["mcnemar"]["c"]) == (0.0, 2, 1, 1)
     assert (b["difference"], b["n"], b["mcnemar"]["b"], b["mcnemar"]["c"]) == (0.5, 4, 2, 0)
     low, high = found["interval"]

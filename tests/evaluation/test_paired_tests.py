@@ -54,7 +54,8 @@ def test_the_grouped_test_refuses_what_is_no_change():
 
 
 def enumerated_power(n, discordance, difference, alpha):
-    first, second = (discordance + difference) / 2, (discordance - difference) / 2
+    first = (discordance + difference) / 2
+    second = (discordance - difference) / 2
     outcomes = (
         (b, c) for b in range(n + 1) for c in range(n + 1 - b) if mcnemar_counts(b, c).p <= alpha
     )
@@ -82,7 +83,9 @@ def test_power_is_the_sum_over_all_outcomes(n, discordance, difference, alpha):
 
 
 def test_power_of_a_large_sample_agrees_with_simulation():
-    n, discordance, difference = 1200, 0.3, 0.05
+    n = 1200
+    discordance = 0.3
+    difference = 0.05
     assert n * discordance > paired.EXACT_DISCORDANT  # so Connor's approximation
     drawn = np.random.default_rng(0).multinomial(
         n,

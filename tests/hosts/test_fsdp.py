@@ -13,7 +13,8 @@ from modulate.errors import DataError, RecipeError
 from modulate.hosts.fsdp import full_tensor, in_step, refuse_out_of_step
 from tests.paths import SMALL
 
-DIVIDED, ALONE = ProcessGroup(0, 2, shards=True), ProcessGroup(0, 2)
+DIVIDED = ProcessGroup(0, 2, shards=True)
+ALONE = ProcessGroup(0, 2)
 LORA_EVERYWHERE = "training.stages.0.train=[modulator, lora]"
 
 

@@ -83,7 +83,8 @@ def layers_of(output):
 
 
 def test_a_cache_is_filled_as_ever_and_can_be_continued(host, below, ran):
-    given, more = inputs(((7, 8),)), torch.tensor([[9, 10]])
+    given = inputs(((7, 8),))
+    more = torch.tensor([[9, 10]])
     first = host(**given, use_cache=True)
     expected = host(input_ids=more, **cached(first), use_cache=True).logits
     with below.remembered():
@@ -133,7 +134,8 @@ def test_whatever_the_states_depend_on_is_looked_at(host, below):
 
 
 def test_weights_and_adapters_that_change_are_noticed(ran):
-    host, given = qwen(), inputs()
+    host = qwen()
+    given = inputs()
     modulation = fresh(host, lora=True)
     for value in modulation.lora.values():
         torch.nn.init.normal_(value, std=0.5)
@@ -212,7 +214,8 @@ def test_what_a_training_left_makes_room_for_the_evaluation_after_it(host):
 
 
 def test_the_host_is_put_back_as_it_was(host, below):
-    layers, keys = host.model.language_model.layers, set(host.state_dict())
+    layers = host.model.language_model.layers
+    keys = set(host.state_dict())
     with pytest.raises(ZeroDivisionError), below.remembered():
         assert "forward" in layers[1].__dict__ and "forward" not in layers[2].__dict__
         assert set(host.state_dict()) == keys
@@ -264,10 +267,8 @@ def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_p
     from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == "qwen3_vl")
-    model, given = (
-        family.build(),
-        write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs,
-    )
+    model = family.build()
+    given = write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
     expected = model(**given).logits
     below = HiddenStateCache(understand(model), 2, MIB, ContentKeys())
     with below.remembered():
@@ -278,7 +279,8 @@ def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_p
 
 def test_a_forward_that_was_interrupted_answers_for_no_other(host, below):
     """Ctrl-C: torch calls no hook for what is no Exception."""
-    given, other = inputs(((7, 8),)), inputs(((10, 11),), seed=1)
+    given = inputs(((7, 8),))
+    other = inputs(((10, 11),), seed=1)
     expected = host(**other, use_cache=False).logits
 
     def stop(*args):

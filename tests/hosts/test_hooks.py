@@ -28,7 +28,8 @@ def doubled(module, args, output):
 
 
 def test_a_hook_works_in_its_host_and_in_no_copy_of_it():
-    host, given = nn.Linear(2, 2), torch.ones(1, 2)
+    host = nn.Linear(2, 2)
+    given = torch.ones(1, 2)
     bare = host(given)
     host.register_forward_hook(Hook(doubled))
     assert torch.equal(host(given), 2 * bare)
@@ -47,7 +48,8 @@ def test_arguments_are_named_whether_given_by_place_or_by_name():
 
 def meanwhile(run):
     """Start a thread, wait until it is in ``run``, and return its number and what ends it."""
-    ready, end = threading.Event(), threading.Event()
+    ready = threading.Event()
+    end = threading.Event()
     thread = threading.Thread(target=run, args=(lambda *_: ready.set() or (end.wait(30) and None),))
     thread.start()
     assert ready.wait(30)
@@ -114,7 +116,8 @@ def test_a_stand_in_answers_inside_its_block_and_leaves_what_was_there(before):
 
 
 def test_a_copy_made_while_something_stands_in_has_its_own_method():
-    module, given = nn.Linear(2, 2), torch.ones(1, 2)
+    module = nn.Linear(2, 2)
+    given = torch.ones(1, 2)
     bare = module(given)
     with patched_method(module, "forward", lambda *a: None):
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):

@@ -25,7 +25,8 @@ def runs(host, monkeypatch):
     """Grows whenever the vision tower really runs; not a hook, which a tower that is kept would
     refuse.
     """
-    seen, block = [], type(host.model.visual.blocks[0])
+    seen = []
+    block = type(host.model.visual.blocks[0])
     forward = block.forward
     monkeypatch.setattr(
         block,
@@ -94,10 +95,8 @@ def test_another_clip_or_another_cut_of_the_same_patches_is_not_taken_for_it(hos
 
 
 def test_kept_by_clip_a_clip_is_found_in_any_batch(host, runs, tmp_path):
-    tower, pair = (
-        VisionTowerCache(understand(host), tmp_path, GIB, by="clip"),
-        inputs(((7, 8), (10, 11))),
-    )
+    tower = VisionTowerCache(understand(host), tmp_path, GIB, by="clip")
+    pair = inputs(((7, 8), (10, 11)))
     rows = len(pair["pixel_values_videos"]) // 2
     swapped = pair | {
         "pixel_values_videos": torch.cat(
@@ -141,7 +140,8 @@ def test_what_the_pipeline_knows_of_a_batch_is_not_hashed_again(host, tower, mon
 
 
 def test_the_host_is_put_back_as_it_was(host, tower):
-    entry, keys = host.model, set(host.state_dict())
+    entry = host.model
+    keys = set(host.state_dict())
     before = dict(entry.__dict__)
     with pytest.raises(ZeroDivisionError), tower.remembered():
         assert METHOD in entry.__dict__
@@ -223,7 +223,8 @@ def test_what_the_host_is_given_is_of_the_library_s_own_class(
     from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == name)
-    model, given = family.build(), write(family, [["video", "video"]]).inputs
+    model = family.build()
+    given = write(family, [["video", "video"]]).inputs
     if not annotated:
         monkeypatch.delitem(
             inspect.unwrap(getattr(type(model.model), METHOD)).__annotations__, "return"
@@ -255,10 +256,8 @@ def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
     from modulate_hosts.contract.prompts import write
 
     family = next(f for f in FAMILIES if f.name == name)
-    model, given = (
-        family.build(),
-        write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs,
-    )
+    model = family.build()
+    given = write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
     expected = model(**given).logits
     for by in ("call", "clip"):
         tower = VisionTowerCache(understand(model), tmp_path / by, GIB, by)
@@ -280,7 +279,8 @@ def test_a_host_whose_clips_cannot_be_told_apart_is_refused(tmp_path):
 
 def test_what_lacks_pixels_grids_or_a_constant_input_is_the_towers_own_business(host, tower, runs):
     given = inputs()
-    pixels, grids = given["pixel_values_videos"], given["video_grid_thw"]
+    pixels = given["pixel_values_videos"]
+    grids = given["video_grid_thw"]
     with tower.remembered():
         see = getattr(host.model, METHOD)
         for _ in range(2):

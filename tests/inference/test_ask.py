@@ -101,7 +101,8 @@ def test_a_question_needs_words_and_the_recipe_s_own_signals(asked):
 
 
 def test_signals_are_named_by_kind_once_each(tmp_path):
-    first, second = tmp_path / "a=b.csv", tmp_path / "h.csv"
+    first = tmp_path / "a=b.csv"
+    second = tmp_path / "h.csv"
     first.touch()
     second.touch()
     assert (

@@ -72,7 +72,8 @@ def plugin():
         register("red", Red)
         register("careless", "made_up_inputs:Careless")
 
-    module.register_inputs, module.Careless = register_inputs, Careless
+    module.register_inputs = register_inputs
+    module.Careless = Careless
     sys.modules["made_up_inputs"] = module
     info = plugins.registry().add("extra", module)
     yield info
@@ -138,7 +139,8 @@ def test_a_recipe_names_inputs_that_exist_with_parameters_that_fit(inputs, error
 
 def test_an_input_is_given_the_clips_signal_and_its_turn_is_what_the_host_gets(pipeline, samples):
     Red.seen.clear()
-    own, red = pipeline.prepare(samples[0]), pipeline.prepare(samples[0], "red")
+    own = pipeline.prepare(samples[0])
+    red = pipeline.prepare(samples[0], "red")
     assert Red.seen == [(own.signal, samples[0].window)] and len(own.signal) > 0
     assert "viewer viewer Question" in text_of(pipeline, red) and "viewer viewer" not in text_of(
         pipeline, own

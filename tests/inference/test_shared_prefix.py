@@ -81,7 +81,8 @@ def test_signals_that_are_given_count_instead_of_the_prompts_own():
 
 
 def test_signals_are_the_same_when_they_are_made_of_the_same_values():
-    a, b = scanpath(), scanpath()
+    a = scanpath()
+    b = scanpath()
     assert _same(a, b) and not _same(a, a.moved(1.0)) and not _same(a, a.within(0.0, 1.0))
     assert _same(MultiSignal({"gaze": a, "other": a}), MultiSignal({"gaze": b, "other": b}))
     assert not _same(MultiSignal({"gaze": a}), MultiSignal({"gaze": a.moved(1.0)})) and not _same(

@@ -110,11 +110,10 @@ def answers(pipeline, modulation, runs):
 
 
 def test_questions_on_one_clip_scored_together_are_answered_as_one_by_one(root):
-    alone, together = (
-        pipeline_for(root, stages=2, batch_size=5),
-        pipeline_for(root, stages=2, batch_size=5, scored="clip"),
-    )
-    modulation, tokens = awake(alone), {}
+    alone = pipeline_for(root, stages=2, batch_size=5)
+    together = pipeline_for(root, stages=2, batch_size=5, scored="clip")
+    modulation = awake(alone)
+    tokens = {}
     one, all_at_once = (
         answers(pipeline, modulation, tokens.setdefault(pipeline, []))
         for pipeline in (alone, together)

@@ -27,7 +27,8 @@ def test_each_operation_is_done_to_each_part():
     assert same(BOTH.within(0.0, 1.5), gaze=GAZE.within(0.0, 1.5), hand=HAND.within(0.0, 1.5))
     assert same(BOTH.moved(2.0), gaze=GAZE.moved(2.0), hand=HAND.moved(2.0))
     assert same(BOTH.blank(), gaze=GAZE.blank(), hand=HAND.blank()) and len(BOTH.blank()) == 0
-    rng, again = random.Random(3), random.Random(3)
+    rng = random.Random(3)
+    again = random.Random(3)
     assert same(BOTH.augmented(rng), gaze=GAZE.augmented(again), hand=HAND.augmented(again))
 
 

@@ -37,7 +37,8 @@ def test_a_mixture_of_several_clips_is_split_by_their_steps():
 
 
 def test_a_fresh_projection_adds_nothing_and_a_mixture_is_projected_as_its_tokens_are():
-    projection, mixed = Projection(5, 7), mixture()
+    projection = Projection(5, 7)
+    mixed = mixture()
     memory = Memory(torch.zeros(1, 5), torch.zeros(12, 2, dtype=torch.int64))
     tokens = mixed.dense().flatten(0, 1)
     assert not projection(tokens, torch.ones(12, 7), memory).any() and projection.weight.shape == (

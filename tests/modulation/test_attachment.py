@@ -16,7 +16,8 @@ from tests.tiny import CLIP, GRID, cached, features, fresh, inputs, qwen, scanpa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_fresh_modulation_leaves_logits_bit_identical(dtype, lora):
-    host, batch = qwen(dtype=dtype), inputs(dtype=dtype)
+    host = qwen(dtype=dtype)
+    batch = inputs(dtype=dtype)
     before = host(**batch).logits
     with (
         fresh(host, lora=lora).attached(host) as attachment,
@@ -28,7 +29,8 @@ def test_a_fresh_modulation_leaves_logits_bit_identical(dtype, lora):
 
 
 def test_detach_restores_modules_keys_flags_and_foreign_hooks(host):
-    modules, keys = {id(m) for m in host.modules()}, list(host.state_dict())
+    modules = {id(m) for m in host.modules()}
+    keys = list(host.state_dict())
     calls = []
     third_party_hook = host.model.language_model.layers[1].register_forward_hook(
         lambda *a: calls.append(1)
@@ -59,10 +61,8 @@ def test_a_users_own_adapter_survives():
         if "lora_B" in name:
             torch.nn.init.normal_(p)
     batch = inputs()
-    before, trainable = (
-        host(**batch).logits,
-        [n for n, p in host.named_parameters() if p.requires_grad],
-    )
+    before = host(**batch).logits
+    trainable = [n for n, p in host.named_parameters() if p.requires_grad]
     modulation = fresh(host, lora=True)
     with modulation.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
         assert torch.equal(host(**batch).logits, before)
@@ -88,7 +88,8 @@ def test_report_counts_tokens_steps_and_strength(host, modulation):
 def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(
     host, modulation, monkeypatch
 ):
-    calls, found = [], []
+    calls = []
+    found = []
     for name in ("forward", "mixed"):
         original = getattr(Projection, name)
         monkeypatch.setattr(
@@ -176,13 +177,15 @@ def test_a_prompt_that_the_cache_held_before_is_not_counted(host, modulation):
 
 def test_two_modulations_stack_and_detach_in_any_order(host):
     torch.manual_seed(0)
-    first, second = fresh(host, lora=True), fresh(host, layers=(0, 2), lora=True)
+    first = fresh(host, lora=True)
+    second = fresh(host, layers=(0, 2), lora=True)
     for m in (first, second):
         torch.nn.init.normal_(m.out[0].weight)
     batch = inputs()
     bare = host(**batch).logits
     modules = {id(m) for m in host.modules()}
-    a, b = first.attach(host), second.attach(host)
+    a = first.attach(host)
+    b = second.attach(host)
     with a.condition([[CLIP]] * 2), b.condition([[CLIP]] * 2):
         both = host(**batch).logits
     a.detach()
@@ -237,7 +240,8 @@ def interrupted(host, kind=KeyboardInterrupt, **batch):
 
 def test_an_interrupted_forward_keeps_no_other_thread_out(host, modulation):
     batch = inputs()
-    errors, found = [], []
+    errors = []
+    found = []
 
     def work():
         try:
@@ -258,7 +262,8 @@ def test_an_interrupted_forward_keeps_no_other_thread_out(host, modulation):
 
 def test_an_interrupted_forward_is_over(host):
     """Layers that are called by hand afterwards are not taken for its own."""
-    modulation, batch = fresh(host, lora=True), inputs()
+    modulation = fresh(host, lora=True)
+    batch = inputs()
     for name, value in modulation.lora.items():
         if name.endswith("|B"):
             torch.nn.init.normal_(value, std=0.5)
@@ -294,7 +299,8 @@ def test_a_forward_that_is_recomputed_has_its_own_gradients_whatever_the_backwar
     host, modulation, between
 ):
     modulation.train().requires_grad_(True)
-    batch, other = inputs(), ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
+    batch = inputs()
+    other = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
     run = lambda: host(**batch, use_cache=False).logits.square().mean()
 
     def meanwhile(gradient):

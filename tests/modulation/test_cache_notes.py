@@ -89,7 +89,9 @@ def test_a_batch_that_shrank_is_any_of_its_rows_only_where_all_are_alike():
 
 
 def test_notes_of_conditionings_that_ended_are_dropped_and_others_stay():
-    cache, first, second = DynamicCache(), stream(), stream(1)
+    cache = DynamicCache()
+    first = stream()
+    second = stream(1)
     note(cache, 1, first, {1, 2})
     note(cache, 2, second, {1, 2})
     assert histories_on(cache) == getattr(cache, NOTES) == {1: first, 2: second}
@@ -98,7 +100,8 @@ def test_notes_of_conditionings_that_ended_are_dropped_and_others_stay():
 
 
 def test_a_rebuilt_cache_is_known_by_the_keys_of_its_last_visual_token():
-    samples, made = CacheSamples(), {seed: stream(rows=1) for seed in range(3)}
+    samples = CacheSamples()
+    made = {seed: stream(rows=1) for seed in range(3)}
     for seed, one in made.items():
         samples.keep(one, filled(seed))
     gc.collect()
@@ -114,7 +117,9 @@ def test_a_rebuilt_cache_is_known_by_the_keys_of_its_last_visual_token():
 
 
 def test_the_last_of_two_equal_ones_is_found_and_only_so_many_are_remembered():
-    samples, first, second = CacheSamples(most=2), stream(rows=1), stream(rows=1)
+    samples = CacheSamples(most=2)
+    first = stream(rows=1)
+    second = stream(rows=1)
     samples.keep(first, filled(0))
     samples.keep(second, filled(0))
     assert samples.find(filled(0), 8) is second
@@ -124,7 +129,9 @@ def test_the_last_of_two_equal_ones_is_found_and_only_so_many_are_remembered():
 
 
 def test_a_later_sample_of_other_shape_hides_no_earlier_one_and_a_part_that_is_equal_is_not_enough():
-    samples, first, second = CacheSamples(), stream(rows=1), stream(rows=1)
+    samples = CacheSamples()
+    first = stream(rows=1)
+    second = stream(rows=1)
     samples.keep(first, filled(0))
     wider = DynamicCache()
     wider.update(torch.zeros(1, 3, 8, 3), torch.zeros(1, 3, 8, 3), 0)

@@ -40,12 +40,14 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", ["condition", "under", "ModulatedHost"])
 def test_rows_of_every_iterable_are_read_once_and_kept(host, form, way):
-    batch, modulation = inputs(), strong(host)
+    batch = inputs()
+    modulation = strong(host)
     with modulation.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
         expected = host(**batch).logits
     if way == "ModulatedHost":
         wrapped = ModulatedHost(modulation, host)
-        got, report = wrapped(FORMS[form](), **batch).logits, wrapped.attachment.report()
+        got = wrapped(FORMS[form](), **batch).logits
+        report = wrapped.attachment.report()
         wrapped.attachment.detach()
     else:
         with modulation.attached(host) as attachment, getattr(attachment, way)(FORMS[form]()):
@@ -246,7 +248,8 @@ AS = {
 
 @pytest.mark.parametrize("form", AS)
 def test_positions_of_bool_or_of_zero_and_one_are_one(host, form):
-    batch, modulation = inputs(), strong(host)
+    batch = inputs()
+    modulation = strong(host)
     positions = batch["input_ids"] == VIDEO
     with modulation.attached(host) as attachment:
         with attachment.condition([[CLIP], [CLIP]]):

@@ -41,7 +41,11 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
-        self.repos, self.created, self.commits, self.tokens, self.fetched = {}, [], [], set(), []
+        self.repos = {}
+        self.created = []
+        self.commits = []
+        self.tokens = set()
+        self.fetched = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,7 +115,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = unquote(urlparse(self.path).path)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+|/tree/.+)?", path):
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+|/tree/.+)?", path)
+        if match:
             if match[1] not in self.server.repos:
                 return self.missing()
             files = self.server.repos[match[1]]

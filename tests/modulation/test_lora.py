@@ -146,7 +146,10 @@ def test_widths_of_a_saved_adaptation_are_bounded(width, allowed):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_what_lora_adds_is_computed_in_fp32_also_under_autocast(named, autocast):
     torch.manual_seed(0)
-    a, b, x, before = torch.randn(2, 64), torch.randn(8, 2), torch.randn(3, 64), torch.randn(3, 8)
+    a = torch.randn(2, 64)
+    b = torch.randn(8, 2)
+    x = torch.randn(3, 64)
+    before = torch.randn(3, 8)
     passed = ForwardPass(None, lora=True)
     hook = LoraHook(a, b, 0.5, 7, lambda: passed)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

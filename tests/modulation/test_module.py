@@ -40,10 +40,8 @@ def test_a_saved_modulation_gives_the_same_logits(host, tmp_path, sharing):
 
 def test_a_loaded_modulation_is_frozen_unless_it_is_to_be_trained(host, tmp_path):
     trained(host, lora=True).save_pretrained(tmp_path)
-    loaded, learning = (
-        Modulation.from_pretrained(tmp_path),
-        Modulation.from_pretrained(tmp_path, is_trainable=True),
-    )
+    loaded = Modulation.from_pretrained(tmp_path)
+    learning = Modulation.from_pretrained(tmp_path, is_trainable=True)
     assert (loaded.training, learning.training) == (False, True)
     for m in (loaded, learning):
         with m.attached(host) as attachment:

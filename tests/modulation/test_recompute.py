@@ -19,7 +19,8 @@ from tests.tiny import CLIP, GRID, VIDEO, features, fresh, inputs, qwen, scanpat
 OTHER = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
 BATCH = inputs()
 POSITIONS = BATCH["input_ids"] == VIDEO
-ONE, TWO = [[CLIP], [CLIP]], [[OTHER], [CLIP]]
+ONE = [[CLIP], [CLIP]]
+TWO = [[OTHER], [CLIP]]
 direct = partial(checkpoint, use_reentrant=False)
 
 
@@ -427,7 +428,8 @@ def test_gradients_of_gradients(scene, kind):
 def test_a_forward_inside_a_backward_needs_a_block_of_its_own(scene):
     """Of a user's tensor hook, say: it cannot be told from a recomputation."""
     with torch.no_grad(), scene.modulation.attached(scene.host) as attachment:
-        bare, conditioned = scene.call(), scene.under(attachment, TWO, scene.call)
+        bare = scene.call()
+        conditioned = scene.under(attachment, TWO, scene.call)
         with attachment.bare():
             bare = scene.call()
     found = []
@@ -575,7 +577,9 @@ def test_the_graphs_memory_is_freed(scene, kind):
 
 
 def passes_of(output):
-    todo, seen, found = [output.grad_fn], set(), []
+    todo = [output.grad_fn]
+    seen = set()
+    found = []
     while todo:
         node = todo.pop()
         if node is None or node in seen:

@@ -10,7 +10,9 @@ from modulate.errors import ConditioningError, HostError
 from modulate.modulation.token_positions import begins_with, columns
 from modulate.modulation.visual_token_tracker import VisualTokenTracker
 
-VIDEO, IMAGE, TEXT = 5, 6, 9
+VIDEO = 5
+IMAGE = 6
+TEXT = 9
 TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
@@ -156,7 +158,8 @@ def fed(tracker, cache, chunk):
     ],
 )
 def test_tokens_are_counted_on_over_chunks_of_any_length(chunks):
-    tracker, cache = VisualTokenTracker([3]), DynamicCache()
+    tracker = VisualTokenTracker([3])
+    cache = DynamicCache()
     found = [fed(tracker, cache, chunk) or [-1] * len(chunk) for chunk in chunks]
     assert [ordinal for chunk in found for ordinal in chunk] == [-1, 0, 1, -1, 2]
     tracker.finish()
@@ -164,7 +167,8 @@ def test_tokens_are_counted_on_over_chunks_of_any_length(chunks):
 
 
 def test_two_single_tokens_of_text_end_a_prompt_and_one_that_lacks_visual_tokens_is_said():
-    tracker, cache = VisualTokenTracker([3]), DynamicCache()
+    tracker = VisualTokenTracker([3])
+    cache = DynamicCache()
     fed(tracker, cache, [TEXT, VIDEO, VIDEO])
     fed(tracker, cache, [TEXT])
     with pytest.raises(
@@ -174,7 +178,8 @@ def test_two_single_tokens_of_text_end_a_prompt_and_one_that_lacks_visual_tokens
 
 
 def test_a_single_visual_token_or_several_of_text_do_not_end_a_prompt():
-    tracker, cache = VisualTokenTracker([3]), DynamicCache()
+    tracker = VisualTokenTracker([3])
+    cache = DynamicCache()
     fed(tracker, cache, [TEXT, VIDEO])
     assert fed(tracker, cache, [VIDEO]) == [1]
     assert fed(tracker, cache, [TEXT, TEXT]) is None
@@ -193,7 +198,8 @@ def test_more_visual_tokens_than_the_conditioning_holds_are_an_error_in_the_prom
         ConditioningError, match="Row 0: the inputs hold 3 visual tokens, the conditioning 2"
     ):
         fed(VisualTokenTracker([2]), DynamicCache(), [VIDEO] * 3)
-    tracker, cache = VisualTokenTracker([2]), DynamicCache()
+    tracker = VisualTokenTracker([2])
+    cache = DynamicCache()
     fed(tracker, cache, [VIDEO, VIDEO, TEXT])
     assert fed(tracker, cache, [VIDEO]) == [-1]  # the host wrote it
 
@@ -210,7 +216,8 @@ def test_a_batch_that_is_no_multiple_of_the_rows_is_refused():
 
 
 def test_what_a_cache_held_before_the_conditioning_is_not_counted_and_an_error_says_so():
-    tracker, cache = VisualTokenTracker([2]), filled(3)
+    tracker = VisualTokenTracker([2])
+    cache = filled(3)
     assert fed(tracker, cache, [VIDEO]) == [0]
     with pytest.raises(
         ConditioningError,

@@ -48,7 +48,8 @@ def mean(made, clips):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_text_is_all_that_is_neither_visual_nor_padding(host, side):
-    made, batch = modulation(host, kind="text"), inputs(side=side)
+    made = modulation(host, kind="text")
+    batch = inputs(side=side)
     where, by, report = written(host, made, batch, [[CLIP], [OTHER]])
     assert torch.equal(where, (batch["input_ids"] != VIDEO) & batch["attention_mask"].bool())
     assert report.tokens == int(where.sum())
@@ -62,7 +63,8 @@ def test_text_is_all_that_is_neither_visual_nor_padding(host, side):
 
 
 def test_the_mean_is_over_all_clips_of_the_row_and_rows_without_a_signal_stay(host):
-    made, batch = modulation(host, kind="text"), inputs(videos=2)
+    made = modulation(host, kind="text")
+    batch = inputs(videos=2)
     where, by, _ = written(host, made, batch, [[CLIP, OTHER], []])
     assert not where[1].any()
     torch.testing.assert_close(by[0, where[0]][0], mean(made, [CLIP, OTHER]), atol=1e-5, rtol=0)
@@ -70,14 +72,16 @@ def test_the_mean_is_over_all_clips_of_the_row_and_rows_without_a_signal_stay(ho
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_last_is_the_last_token_that_is_no_padding(host, side):
-    made, batch = modulation(host, kind="last"), inputs(side=side)
+    made = modulation(host, kind="last")
+    batch = inputs(side=side)
     where, _, _ = written(host, made, batch, [[CLIP], [OTHER]])
     last = batch["attention_mask"].cumsum(1).argmax(1)
     assert torch.equal(where.nonzero(), torch.stack([torch.arange(2), last], 1))
 
 
 def test_a_mask_is_taken_as_it_is(host):
-    made, batch = modulation(host, kind="mask"), inputs()
+    made = modulation(host, kind="mask")
+    batch = inputs()
     mask = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     mask[0, 3], mask[1, -1] = True, True
     where, _, _ = written(host, made, batch, [[CLIP], [OTHER]], mask=mask)
@@ -97,7 +101,8 @@ def test_positions_beyond_a_mask_are_not_chosen():
 
 @pytest.mark.parametrize("steps", [(0,), (-1,), (0, 1)])
 def test_steps_choose_among_the_visual_tokens(host, steps):
-    made, batch = modulation(host, steps=steps), inputs()
+    made = modulation(host, steps=steps)
+    batch = inputs()
     where, by, _ = written(host, made, batch, [[CLIP], [OTHER]])
     visual = (batch["input_ids"] == VIDEO).nonzero().view(2, GRID.steps, GRID.tokens_per_step, 2)
     chosen = torch.zeros_like(where)
@@ -113,7 +118,8 @@ def test_steps_choose_among_the_visual_tokens(host, steps):
 
 @pytest.mark.parametrize(("kind", "hint"), [("text", None), ("last", "prompt"), ("mask", "mask")])
 def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, hint):
-    made, batch = modulation(host, kind=kind), inputs()
+    made = modulation(host, kind=kind)
+    batch = inputs()
     given = (
         {}
         if hint is None
@@ -139,11 +145,10 @@ def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, h
 
 
 def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_ends(host):
-    made, batch = modulation(host, kind="last"), inputs(texts=((7, 8, 9),))
-    prompt, settings = (
-        batch["attention_mask"].bool(),
-        dict(max_new_tokens=5, min_new_tokens=5, do_sample=False),
-    )
+    made = modulation(host, kind="last")
+    batch = inputs(texts=((7, 8, 9),))
+    prompt = batch["attention_mask"].bool()
+    settings = dict(max_new_tokens=5, min_new_tokens=5, do_sample=False)
     try:
         host.generate(**batch, prefill_chunk_size=4, **settings)
     except RuntimeError as error:  # transformers 5.17
@@ -163,7 +168,8 @@ def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_e
 
 
 def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
-    batch, mask = inputs(), torch.ones(2, 4, dtype=torch.bool)
+    batch = inputs()
+    mask = torch.ones(2, 4, dtype=torch.bool)
     for tokens, hints, message in (
         ({"kind": "mask"}, {}, "give `condition"),
         ({"kind": "mask"}, {"mask": mask[:1]}, r"`mask` must be \(row, position\) for 2 rows"),

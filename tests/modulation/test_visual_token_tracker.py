@@ -55,7 +55,9 @@ def chunked(host, batch, sizes, cache=None):
     return the last chunk's logits.
     """
     embeds, positions = merged_of(host, batch)
-    cache, start, logits = cache or DynamicCache(), 0, None
+    cache = cache or DynamicCache()
+    start = 0
+    logits = None
     for size in sizes:
         stop = min(start + size, embeds.shape[1])
         if start < stop:
@@ -113,7 +115,8 @@ def test_a_prompt_in_chunks_of_any_sizes_gives_what_the_whole_gives(own, sizes):
 def test_a_prompt_short_of_visual_tokens_is_refused_after_two_decode_steps_or_at_the_end(
     host, modulation
 ):
-    batch, forwards = inputs(texts=((7, 8, 9),)), []
+    batch = inputs(texts=((7, 8, 9),))
+    forwards = []
     handle = host.model.register_forward_pre_hook(lambda m, a: forwards.append(1))
     with modulation.attached(host) as attachment:
         for more in ({}, {"use_cache": False}):
@@ -140,7 +143,8 @@ def test_a_prompt_short_of_visual_tokens_is_refused_after_two_decode_steps_or_at
 
 
 def test_a_wrong_forward_is_not_forgiven_for_a_right_one_before_or_after(host, modulation):
-    right, wrong = inputs(texts=((7,),)), inputs(texts=((7,),), videos=2)
+    right = inputs(texts=((7,),))
+    wrong = inputs(texts=((7,),), videos=2)
     with modulation.attached(host) as attachment:
         for batches in ((right, wrong), (wrong, right)):
             with (
@@ -239,7 +243,8 @@ def test_what_is_noted_on_a_cache_is_bounded_and_goes_with_its_conditionings(hos
 
 @pytest.mark.parametrize("kind", ["text", "last", "mask"])
 def test_copies_and_repeats_of_a_cache_are_written_by_the_rules_of_every_kind(host, kind):
-    made, batch = selecting(host, kind), inputs(texts=((7, 8, 9),))
+    made = selecting(host, kind)
+    batch = inputs(texts=((7, 8, 9),))
     length = batch["input_ids"].shape[1]
     given = {
         "text": {},
@@ -261,7 +266,8 @@ def test_copies_and_repeats_of_a_cache_are_written_by_the_rules_of_every_kind(ho
 
 
 def test_a_prompt_that_looks_like_a_branch_without_clips_is_refused_where_text_is_written(host):
-    made, batch = selecting(host, "text"), inputs(texts=((7, 8, 9),))
+    made = selecting(host, "text")
+    batch = inputs(texts=((7, 8, 9),))
     with (
         made.attached(host) as attachment,
         pytest.raises(
@@ -300,7 +306,9 @@ MODALITY = ("mm_token_type_ids",)
 
 def counted(forwards, expected=(4,), types=MODALITY):
     """The visual tokens that each forward of a conditioning is found to have, by row."""
-    tracker, cache, found = VisualTokenTracker(expected), DynamicCache(), []
+    tracker = VisualTokenTracker(expected)
+    cache = DynamicCache()
+    found = []
     for given in forwards:
         placed = tracker.place(columns({"cache": cache, **given}, [VIDEO], None, types))
         tracker.remember(cache)

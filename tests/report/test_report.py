@@ -33,7 +33,8 @@ from modulate.runs.run import Run
 from modulate_gaze.scanpath import Scanpath
 from tests.tiny import our_hooks
 
-EASY, HARD = "present_object_identification_easy", "present_object_identification_hard"
+EASY = "present_object_identification_easy"
+HARD = "present_object_identification_hard"
 VIDEOS = [f"video{k}" for k in range(10)]
 LORA_STAGE = "training.stages=[{name: lora, train: [lora], epochs: 1, lr: 1.0e-3}]"
 LOG = [
@@ -259,7 +260,8 @@ def test_a_run_without_predictions_or_with_broken_ones_is_refused(tmp_path, thre
 
 def test_counts_are_exact_and_tests_are_adjusted_over_the_tasks(three):
     ours = figures_of(*(lambda given: (given[0], given))(entries(three)))
-    easy, hard = ours.own.tasks[EASY], ours.own.tasks[HARD]
+    easy = ours.own.tasks[EASY]
+    hard = ours.own.tasks[HARD]
     assert (easy.right, easy.n, hard.right, hard.n) == (
         15,
         16,
@@ -471,7 +473,9 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.text, self.open = [], "", []
+        self.tags = []
+        self.text = ""
+        self.open = []
         self.feed(text)
         self.close()
 
@@ -768,7 +772,8 @@ def test_marks_are_where_the_signal_is():
 
 
 def test_the_command_writes_the_page_and_says_what_is_missing(pointed, tmp_path):
-    folder, out = pointed[0].run.folder, tmp_path / "out"
+    folder = pointed[0].run.folder
+    out = tmp_path / "out"
     result = CliRunner().invoke(
         build(),
         [

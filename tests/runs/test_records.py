@@ -636,11 +636,9 @@ def test_a_lock_that_says_nonsense_is_held_by_nobody_known(note, tmp_path, monke
 
 
 def test_finished_answers_are_used_only_if_they_are_of_these_samples(tmp_path):
-    kept, records, ids = (
-        FinishedConditions(tmp_path, "test", "x"),
-        answers()["signal"],
-        [f"q{i}" for i in range(6)],
-    )
+    kept = FinishedConditions(tmp_path, "test", "x")
+    records = answers()["signal"]
+    ids = [f"q{i}" for i in range(6)]
     kept.write("signal", records)
     assert (
         kept.read("signal", ids) == records

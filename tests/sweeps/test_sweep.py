@@ -367,7 +367,8 @@ def test_sweeps_ship():
 
 @pytest.mark.parametrize("name", sorted(sweep_paths()))
 def test_a_shipped_sweep_expands_to_valid_runs_and_says_what_it_is(name):
-    text, loaded = sweep_paths()[name].read_text(), load_sweep(name)
+    text = sweep_paths()[name].read_text()
+    loaded = load_sweep(name)
     assert text.startswith("# ") and f"modulate sweep recipes/{name}.yaml" in text
     runs = plan(loaded)
     assert runs[0].role == "base" and set(runs[0].options) == set(

@@ -61,7 +61,8 @@ def test_samples_with_an_empty_signal_are_left_out_and_counted_where_the_recipe_
 
 def test_without_anything_to_train_on_the_reason_is_said(world, monkeypatch):
     pipeline = pipeline_for(world, "skip")
-    every, read = pipeline.samples("train"), pipeline.signal
+    every = pipeline.samples("train")
+    read = pipeline.signal
     monkeypatch.setattr(pipeline, "signal", lambda sample: read(sample).blank())
     with pytest.raises(
         DataError, match=f"the signal is empty in the clips of all {len(every)} training samples"
@@ -75,7 +76,8 @@ def test_without_anything_to_train_on_the_reason_is_said(world, monkeypatch):
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_batches_come_as_they_are_and_so_many_are_in_preparation_ahead(ahead):
     batches = [samples(2, 2 * i) for i in range(5)]
-    drawn, done = [], []
+    drawn = []
+    done = []
 
     def source():
         for batch in batches:

@@ -170,7 +170,8 @@ def test_a_stop_during_validation_keeps_the_step_and_repeats_the_validation(
     whole, begin, monkeypatch
 ):
     run, pipeline = begin()
-    stop, score = StopRequest(), training.score
+    stop = StopRequest()
+    score = training.score
     monkeypatch.setattr(training, "score", lambda *args: (stop.request(2), score(*args))[1])
     with pytest.raises(Interrupted, match="SIGINT"):
         train(run, pipeline, stop=stop)
@@ -186,7 +187,8 @@ def test_checkpoints_come_when_the_recipe_says_and_after_validations_and_stages_
     run, pipeline = begin(
         "training.checkpoint_every=3", "training.stages.0.epochs=4", "training.validate_every=2"
     )
-    saved, save = [], training.Trainer._save
+    saved = []
+    save = training.Trainer._save
     monkeypatch.setattr(
         training.Trainer,
         "_save",
@@ -348,7 +350,9 @@ def test_a_run_that_another_process_holds_is_refused(begin):
 
 def test_a_stopped_evaluation_goes_on_with_the_conditions_that_are_left(whole, begin, monkeypatch):
     run, pipeline = begin()
-    modulation, stop, asked = train(run, pipeline), StopRequest(), []
+    modulation = train(run, pipeline)
+    stop = StopRequest()
+    asked = []
 
     def count(condition, n, total):
         asked.append((condition, n))
@@ -373,7 +377,8 @@ def test_a_stopped_evaluation_goes_on_with_the_conditions_that_are_left(whole, b
 
 def test_answers_of_other_weights_or_damaged_ones_are_not_used(whole, begin):
     run, pipeline = begin()
-    modulation, stop = train(run, pipeline), StopRequest()
+    modulation = train(run, pipeline)
+    stop = StopRequest()
     ask_at = lambda name: (
         lambda condition, n, total: stop.request(15) if condition == name else None
     )
@@ -426,7 +431,8 @@ def gradients(pipeline, batches):
     for projection in modulation.out:
         torch.nn.init.normal_(projection.weight, std=0.1)
     select(modulation, pipeline.recipe.training.stages[1])
-    host, failed = training.ModulatedHost(modulation.train(), pipeline.model), {}
+    host = training.ModulatedHost(modulation.train(), pipeline.model)
+    failed = {}
     accelerator = accelerator_for(pipeline.recipe, pipeline.device, pipeline.features.folder)
     try:
         tally = TrainStep(
@@ -574,7 +580,8 @@ def spoil(pipeline, bad):
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(begin):
     run, pipeline = begin("training.validate_every=null", "training.max_skipped_steps=2")
-    handle, heard = spoil(pipeline, lambda n: n in (1, 3)), []
+    handle = spoil(pipeline, lambda n: n in (1, 3))
+    heard = []
     try:
         modulation = train(run, pipeline, heard.append)
     finally:
@@ -632,7 +639,8 @@ def scaling(monkeypatch, **settings):
 
     def make(recipe, device, folder):
         accelerator = accelerator_for(recipe, device, folder)
-        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", **settings)
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu", **settings)
         accelerator.autocast_handler = AutocastKwargs(enabled=False)
         monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
         return accelerator
@@ -647,7 +655,8 @@ def test_a_step_whose_samples_all_failed_is_counted_and_trips_nothing(begin, mon
     run, pipeline = begin("training.validate_every=null", "evaluation.max_failed_share=0.5")
     order = list(pipeline.samples("train"))
     training.random.Random(f"{pipeline.recipe.seed}:modulator:0").shuffle(order)
-    bad, prepare = {s.id for s in order[:2]}, pipeline.prepare
+    bad = {s.id for s in order[:2]}
+    prepare = pipeline.prepare
 
     def broken(sample, view="own", training=False):
         if sample.id in bad:
@@ -718,7 +727,8 @@ def test_one_cycle_may_begin_with_its_peak(steps, warmup):
 
 def test_the_optimizer_is_given_the_schedule_s_rate_and_momentum(begin, monkeypatch):
     run, pipeline = begin("training.schedule=one_cycle", "training.validate_every=null")
-    seen, step = [], torch.optim.AdamW.step
+    seen = []
+    step = torch.optim.AdamW.step
     monkeypatch.setattr(
         torch.optim.AdamW,
         "step",
@@ -751,7 +761,8 @@ def test_samples_with_an_empty_signal_are_left_out_when_the_recipe_says_so(
         "signal",
         lambda sample: signal(sample).blank() if sample.id == first.id else signal(sample),
     )
-    trained, accumulate = set(), TrainStep.accumulate
+    trained = set()
+    accumulate = TrainStep.accumulate
     monkeypatch.setattr(
         TrainStep,
         "accumulate",
@@ -792,7 +803,8 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_state(whole, begin, 
         stop = StopRequest()
         with pytest.raises(Interrupted):
             train(run, pipeline, stopping(stop, 2), stop=stop)
-        usage, ballast = shutil.disk_usage(small), small / "ballast"
+        usage = shutil.disk_usage(small)
+        ballast = small / "ballast"
         ballast.write_bytes(bytes(usage.free - 1_000_000))
         before = {p.name: p.read_bytes() for p in (run.folder / "checkpoint").iterdir()}
         with pytest.raises(

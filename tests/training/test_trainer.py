@@ -67,7 +67,9 @@ def prepared_pipeline(recipe, world):
 def finished(world):
     """A trained and evaluated run: (run, pipeline, modulation, metrics, what the listener heard)."""
     recipe = recipe_for(world)
-    run, pipeline, heard = Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world), []
+    run = Run.create(recipe, world / "runs")
+    pipeline = prepared_pipeline(recipe, world)
+    heard = []
     modulation = train(run, pipeline, heard.append)
     return run, pipeline, modulation, evaluate(run, pipeline, modulation), heard
 
@@ -148,7 +150,8 @@ def test_a_finished_run_is_loaded_not_repeated_and_another_recipe_is_refused(fin
 def test_a_run_of_an_earlier_version_is_this_recipe_s_where_new_keys_have_their_defaults(
     finished, tmp_path
 ):
-    recipe, text = finished[0].recipe, (finished[0].folder / "recipe.yaml").read_text()
+    recipe = finished[0].recipe
+    text = (finished[0].folder / "recipe.yaml").read_text()
     older = {key: value for key, value in yaml.safe_load(text).items() if key != "letters"}
     path = tmp_path / recipe.name / "recipe.yaml"
     path.parent.mkdir()
@@ -189,8 +192,10 @@ def test_lora_alone_trains_lora_alone(world):
         "training.condition=none",
         "training.stages=[{name: lora, train: [lora], epochs: 1, lr: 1.0e-2}]",
     )
-    run, pipeline = Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world)
-    fresh, trained = pipeline.fresh_modulation().state_dict(), train(run, pipeline).state_dict()
+    run = Run.create(recipe, world / "runs")
+    pipeline = prepared_pipeline(recipe, world)
+    fresh = pipeline.fresh_modulation().state_dict()
+    trained = train(run, pipeline).state_dict()
     changed = {k.partition(".")[0] for k in fresh if not torch.equal(fresh[k], trained[k])}
     assert changed == {"lora"}
     with pytest.raises(RecipeError, match=r"every stage must train \[lora\] only"):
@@ -225,7 +230,8 @@ def test_a_broken_video_fails_the_run_or_is_counted_as_wrong(finished, world, tm
 def test_shuffling_takes_another_video_s_signal_at_the_same_moment(finished):
     _, pipeline, _, _, _ = finished
     samples = pipeline.samples("test")
-    prepared, others = pipeline.prepare(samples[0]), ShufflePool(samples)
+    prepared = pipeline.prepare(samples[0])
+    others = ShufflePool(samples)
     first, second = (pipeline.control("shuffled", prepared, others) for _ in range(2))
     assert (first.fixations == second.fixations).all()
     start, end = samples[0].window
@@ -240,7 +246,8 @@ def test_shuffling_takes_another_video_s_signal_at_the_same_moment(finished):
 
 def test_shuffling_draws_from_all_samples_of_other_videos_in_their_order(finished):
     _, pipeline, _, _, _ = finished
-    samples, seed = pipeline.samples("test") + pipeline.samples("train"), pipeline.recipe.seed
+    samples = pipeline.samples("test") + pipeline.samples("train")
+    seed = pipeline.recipe.seed
     others = ShufflePool(samples)
     plain = [
         random.Random(f"{seed}:{own.id}").choice([s for s in samples if s.video != own.video])
@@ -254,7 +261,8 @@ def test_shuffling_draws_from_all_samples_of_other_videos_in_their_order(finishe
 def test_only_shuffling_reads_another_sample_s_signal(finished, monkeypatch):
     _, pipeline, _, _, _ = finished
     samples = pipeline.samples("test")
-    prepared, read = pipeline.prepare(samples[0]), []
+    prepared = pipeline.prepare(samples[0])
+    read = []
     signal = pipeline.signal
     monkeypatch.setattr(pipeline, "signal", lambda sample: (read.append(sample), signal(sample))[1])
     for name in ("blank", "centre", "shifted"):
@@ -337,7 +345,8 @@ def log_of(run):
 
 def test_bf16_changes_the_forward_and_leaves_the_weights_in_fp32(finished, world, new_process):
     recipe = recipe_for(world, "name=bf16", "training.precision=bf16")
-    run, pipeline = Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world)
+    run = Run.create(recipe, world / "runs")
+    pipeline = prepared_pipeline(recipe, world)
     modulation = train(run, pipeline)
     losses, plain = ([r["loss"] for r in log_of(r) if "loss" in r] for r in (run, finished[0]))
     assert (
@@ -381,7 +390,8 @@ def test_scaled_gradients_are_unscaled_once_in_every_stage(finished, world, monk
 
     def scaling(recipe, device, folder):
         accelerator = accelerator_for(recipe, device, folder)
-        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu")
         accelerator.autocast_handler = AutocastKwargs(enabled=False)
         monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
         return accelerator
@@ -389,10 +399,8 @@ def test_scaled_gradients_are_unscaled_once_in_every_stage(finished, world, monk
     monkeypatch.setattr(training, "accelerator_for", scaling)
     recipe = recipe_for(world, "name=scaled")
     run = Run.create(recipe, world / "runs")
-    scaled, plain = (
-        train(run, prepared_pipeline(recipe, world)).state_dict(),
-        finished[2].state_dict(),
-    )
+    scaled = train(run, prepared_pipeline(recipe, world)).state_dict()
+    plain = finished[2].state_dict()
     assert log_of(run) == log_of(finished[0])
     assert all(torch.equal(plain[k], scaled[k]) for k in plain)
 
@@ -429,10 +437,12 @@ def test_a_tracker_that_is_not_installed_is_refused_and_not_left_out(world, monk
 
 def test_training_leaves_the_host_s_flags_alone_and_its_dropout_off(world):
     recipe = recipe_for(world, "name=flags")
-    pipeline, seen = prepared_pipeline(recipe, world), []
+    pipeline = prepared_pipeline(recipe, world)
+    seen = []
     model = pipeline.model
     model.get_submodule("lm_head").weight.requires_grad_(True)  # a user's own choice
-    modules, parameters = list(model.modules()), list(model.parameters())
+    modules = list(model.modules())
+    parameters = list(model.parameters())
     before = [m.training for m in modules], [p.requires_grad for p in parameters]
     state = {k: v.clone() for k, v in model.state_dict().items()}
 

@@ -36,7 +36,8 @@ def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path):
 def test_the_hash_is_read_once_while_the_file_stays(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"one")
-    stat, before = path.stat(), content_hash(path)
+    stat = path.stat()
+    before = content_hash(path)
     path.write_bytes(b"two")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert content_hash(path) == before
@@ -148,7 +149,9 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 def test_what_is_written_is_on_disk_before_it_has_its_name_and_its_folder_after(
     tmp_path, monkeypatch
 ):
-    done, fsync, replace = [], os.fsync, os.replace
+    done = []
+    fsync = os.fsync
+    replace = os.replace
     monkeypatch.setattr(
         os,
         "fsync",
@@ -240,7 +243,8 @@ def test_sizes_are_told_in_the_unit_that_fits(size, text):
 def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_error(
     tmp_path, monkeypatch
 ):
-    flushed, fsync = [], os.fsync
+    flushed = []
+    fsync = os.fsync
     monkeypatch.setattr(
         os, "fsync", lambda fd: (flushed.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
     )
@@ -273,7 +277,8 @@ def test_what_a_killed_look_at_a_folder_leaves_is_hidden_and_removed_as_any_half
 
 
 def test_a_folder_that_another_process_makes_at_that_moment_is_no_error(tmp_path, monkeypatch):
-    folder, is_dir = tmp_path / "new", Path.is_dir
+    folder = tmp_path / "new"
+    is_dir = Path.is_dir
 
     def just_before(self):
         if self == folder and not is_dir(self):

@@ -62,7 +62,8 @@ def test_other_warnings_are_as_python_prints_them_and_plain_lines_in_a_command(s
 
 
 def test_filters_and_format_are_as_they_were_when_the_outermost_block_ends(stock):
-    before, filters = warnings.formatwarning, list(warnings.filters)
+    before = warnings.formatwarning
+    filters = list(warnings.filters)
     with show_library_warnings():
         inside = warnings.formatwarning
         assert inside is not before and len(warnings.filters) == len(filters) + 2
@@ -90,8 +91,10 @@ def test_a_deprecation_of_nobody_we_know_or_that_the_user_ignores_is_not_told(st
 def test_what_a_library_logs_is_a_line_on_the_stderr_of_the_moment(stock, capsys):
     logger = logging.getLogger(LIBRARY)
     own = logging.StreamHandler(sys.__stderr__)
-    before, spreads = list(logger.handlers), logger.propagate
-    logger.handlers, logger.propagate = [own], False
+    before = list(logger.handlers)
+    spreads = logger.propagate
+    logger.handlers = [own]
+    logger.propagate = False
     try:
         with show_library_warnings():
             for _ in range(2):
@@ -109,4 +112,5 @@ def test_what_a_library_logs_is_a_line_on_the_stderr_of_the_moment(stock, capsys
         with show_library_warnings():
             assert logger.handlers == [kept]  # somebody handles them already
     finally:
-        logger.handlers, logger.propagate = before, spreads
+        logger.handlers = before
+        logger.propagate = spreads

@@ -53,7 +53,8 @@ def test_it_keeps_what_a_plain_list_of_uses_says(limit, calls):
     """The longest tail of the uses that fits, counted from the last; a call with None asks, any
     other keeps that many bytes.
     """
-    kept, plain = of_bytes(limit), OrderedDict()
+    kept = of_bytes(limit)
+    plain = OrderedDict()
     for key, size in calls:
         if size is None:
             found = kept.get(key)

@@ -226,7 +226,8 @@ def test_an_alias_is_as_deep_as_what_it_names_written_out(named):
     before = "x: [[[[[[1]]]]]]\n"
     seen = []
     for around in range(YAML_DEPTH + 2):
-        opened, closed = "[" * around, "]" * around
+        opened = "[" * around
+        closed = "]" * around
         alias = is_refused(f"{before}a: &a {named}\nb: {opened}*a{closed}\n")
         again = is_refused(f"{before}a: &a {named}\nb: &b [*a, 1]\nc: {opened}*b{closed}\n")
         assert alias == is_refused(f"{before}a: {named}\nb: {opened}{named}{closed}\n")

@@ -63,7 +63,8 @@ def features(
     from modulate.utils.atomic_files import refuse_unwritable
     from modulate.utils.interrupts import graceful
 
-    loaded, share = load_recipe(recipe, overrides or ()), Share.here(shard)
+    loaded = load_recipe(recipe, overrides or ())
+    share = Share.here(shard)
     if not trust:
         refuse_remote_code(loaded)
     refuse_unwritable(cache, "--cache")
@@ -94,12 +95,12 @@ def _device(text: str) -> str:
     from modulate.errors import RecipeError
 
     if text == "auto":
-        count, rank = torch.cuda.device_count(), os.environ.get("LOCAL_RANK", "0")
+        count = torch.cuda.device_count()
+        rank = os.environ.get("LOCAL_RANK", "0")
         return f"cuda:{int(rank) % count}" if count and rank.isdecimal() else "cpu"
     try:
-        if (kind := torch.device(text).type) == "cpu" or (
-            kind == "cuda" and torch.cuda.is_available()
-        ):
+        kind = torch.device(text).type
+        if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
             return text
     except RuntimeError:
         kind = ""

@@ -47,7 +47,8 @@ def hosts(
     verified them.
     """
     data = recorded(plugins.registry())
-    rows, families = data["rows"], data["families"]
+    rows = data["rows"]
+    families = data["families"]
     if family is not None and family not in families:
         raise PluginError(f"Unknown family {family!r}. {near_matches(family, families)}")
     chosen = {family: families[family]} if family else families
@@ -83,7 +84,8 @@ def prove(families: Iterable[str], here: Versions, as_json: bool = False) -> Non
             "The contract is made of assertions, which python -O leaves out; run without -O and"
             " PYTHONOPTIMIZE."
         )
-    start, found = time.monotonic(), dict[str, dict[str, Cell]]()
+    start = time.monotonic()
+    found = dict[str, dict[str, Cell]]()
     say = (lambda text: None) if as_json else typer.echo
     say(str(here))
     for family in families:

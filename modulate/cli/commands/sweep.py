@@ -67,7 +67,8 @@ def sweep(
             " torchrun or accelerate launch."
         )
     loaded = sweeps.load_sweep(file, overrides or ())
-    plan, folder = sweeps.plan(loaded), runs / loaded.name
+    plan = sweeps.plan(loaded)
+    folder = runs / loaded.name
     if dry_run:
         sweep_tables.plan(loaded, plan, swept.states(plan, folder), folder)
         return
@@ -112,7 +113,8 @@ def _prepare(waiting: "list[Planned]", trust: bool) -> None:
     for run in waiting:
         if not trust:
             refuse_remote_code(run.recipe)
-        if (data := run.recipe.data) not in seen:
+        data = run.recipe.data
+        if data not in seen:
             seen.append(data)
             dataset = data.build("dataset")
             with data.blame("dataset", "prepare"):
@@ -173,7 +175,8 @@ def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
     from modulate.sweeps.job_runner import Job
     from modulate.utils.atomic_files import write_text
 
-    recipe, text = folder / "jobs" / f"{run.name}.yaml", dump(run.recipe)
+    recipe = folder / "jobs" / f"{run.name}.yaml"
+    text = dump(run.recipe)
     write_text(recipe, text)
     command = (
         sys.executable,

@@ -57,7 +57,8 @@ def _small_and_quiet() -> Iterator[None]:
     """
     import torch
 
-    threads, silenced = torch.get_num_threads(), logging.root.manager.disable
+    threads = torch.get_num_threads()
+    silenced = logging.root.manager.disable
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     try:

@@ -107,7 +107,8 @@ def test_users_adapters(case):
         except (TypeError, ValueError) as error:
             raise AssertionError(f"{kind}: {error}") from error
         call = lambda model=model: model(**batch.inputs).logits
-        theirs, recorded = call(), adapters(model)
+        theirs = call()
+        recorded = adapters(model)
         modulation = strong(model, lora=True)
         with merged_beside(case, model, modulation) as twin:
             adapted = call(twin)
@@ -191,7 +192,8 @@ def test_modules_to_save(case):
             peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False, **more),
         )
         call = lambda model=model: model(**batch.inputs).logits
-        theirs, recorded = call(), adapters(model)
+        theirs = call()
+        recorded = adapters(model)
         with strong(model, lora=True).attached(model) as attachment:
             moved = call()
             with attachment.bare():

@@ -157,8 +157,11 @@ def test_threads(case):
     batch, clips = prompts(case)
     host = case.host
     call = lambda: host(**batch.inputs).logits
-    bare, expected = case.adapted(call), case.expected(batch, clips, call)
-    main, reached, go_on = threading.get_ident(), threading.Event(), threading.Event()
+    bare = case.adapted(call)
+    expected = case.expected(batch, clips, call)
+    main = threading.get_ident()
+    reached = threading.Event()
+    go_on = threading.Event()
     results = {}
 
     def pause(*args):
@@ -206,7 +209,8 @@ def test_threads(case):
 def test_detached(case):
     batch, clips = prompts(case)
     host = case.family.build()
-    modules, keys = {id(m) for m in host.modules()}, list(host.state_dict())
+    modules = {id(m) for m in host.modules()}
+    keys = list(host.state_dict())
     modulation = case.strong(host)
     attachment = modulation.attach(host)
     with attachment.condition(clips):

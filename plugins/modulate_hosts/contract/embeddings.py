@@ -51,7 +51,8 @@ def bare_agrees(case, batch, inputs):
 @row("inputs_embeds without ids: right with explicit positions, refused without them")
 def test_inputs_embeds_with_positions(case):
     batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    clips, inputs = case.clips(batch), embedded(case, batch)
+    clips = case.clips(batch)
+    inputs = embedded(case, batch)
     call = lambda: case.host(**inputs).logits
     agrees = bare_agrees(case, batch, inputs)
     expected = case.expected(batch, clips, call)
@@ -98,7 +99,8 @@ def test_generating_from_inputs_embeds(case):
 @row("vision that was encoded before")
 def test_pre_encoded_vision(case):
     batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    clips, host = case.clips(batch), case.host
+    clips = case.clips(batch)
+    host = case.host
     if "mm_encoder_outputs" not in inspect.signature(host.forward).parameters:
         case.not_applicable("this transformers takes no mm_encoder_outputs")
     kind = "video" if "pixel_values_videos" in batch.inputs else "image"

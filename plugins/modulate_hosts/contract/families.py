@@ -33,7 +33,9 @@ from modulate_hosts.contract.prompts import (
     pictures_by_row,
 )
 
-WIDTH, LAYERS, VOCAB = 32, 4, 64
+WIDTH = 32
+LAYERS = 4
+VOCAB = 64
 
 
 def finished(model: nn.Module) -> nn.Module:
@@ -96,9 +98,11 @@ def onevision(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
     """
     clips = [clip for row in rows for clip in row]
     found: dict[str, Tensor] = {}
-    if videos := [noise(grids["video"].steps, 3, 16, 16, seed=i) for k, i in clips if k == "video"]:
+    videos = [noise(grids["video"].steps, 3, 16, 16, seed=i) for k, i in clips if k == "video"]
+    if videos:
         found["pixel_values_videos"] = torch.stack(videos)
-    if images := [noise(1, 3, 16, 16, seed=i) for k, i in clips if k == "image"]:
+    images = [noise(1, 3, 16, 16, seed=i) for k, i in clips if k == "image"]
+    if images:
         found |= {
             "pixel_values": torch.stack(images),
             "image_sizes": torch.tensor([[16, 16]] * len(images)),
@@ -129,7 +133,8 @@ def with_class_tokens(grids: dict[str, VisualGrid], ids: dict[str, int], kind: s
     """A clip in one run; before the tokens of every frame of a video one more, which shows no
     place.
     """
-    grid, slots = grids[kind], [Slot(START)]
+    grid = grids[kind]
+    slots = [Slot(START)]
     for step in range(grid.steps):
         slots += [Slot(ids[kind], 2)] if kind == "video" else []
         slots += [
@@ -149,11 +154,13 @@ def towers(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
         else "pixel_values_images"
     )
     found: dict[str, Tensor] = {}
-    if videos := [
+    videos = [
         noise(grids["video"].steps, 3, 8, 8, seed=i) for row in rows for k, i in row if k == "video"
-    ]:
+    ]
+    if videos:
         found["pixel_values_videos"] = torch.stack(videos)
-    if shown := [noise(3, 8, 8, seed=i) for row in rows for k, i in row if k == "image"]:
+    shown = [noise(3, 8, 8, seed=i) for row in rows for k, i in row if k == "image"]
+    if shown:
         found[images] = torch.stack(shown)
     return found
 
@@ -242,10 +249,8 @@ def qwen3_vl() -> nn.Module:
 def llava_onevision() -> nn.Module:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-    tower, words = (
-        dict(model_type="siglip_vision_model", vision_use_head=False, **SIGLIP),
-        dict(model_type="qwen2", **language()),
-    )
+    tower = dict(model_type="siglip_vision_model", vision_use_head=False, **SIGLIP)
+    words = dict(model_type="qwen2", **language())
     ids = dict(image_token_index=IMAGE, video_token_index=VIDEO, tie_word_embeddings=False)
     return LlavaOnevisionForConditionalGeneration(
         LlavaOnevisionConfig(
@@ -397,7 +402,8 @@ def family(
     )
 
 
-WIDE, SQUARE = grids(2, 2, 3), grids(1, 2, 2)
+WIDE = grids(2, 2, 3)
+SQUARE = grids(1, 2, 2)
 
 FAMILIES = [
     family(

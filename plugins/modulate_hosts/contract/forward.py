@@ -27,7 +27,8 @@ def test_only_visual_tokens_differ_and_by_the_residual(case):
     with case.conditioned(clips) as attachment:
         after = reference.states_after(case.host, first, call)
         logits = call().logits
-    difference, expected = after - before, case.dense(batch, clips)[0]
+    difference = after - before
+    expected = case.dense(batch, clips)[0]
     assert not difference[~batch.mask].any()
     torch.testing.assert_close(difference, expected, atol=1e-5, rtol=0)
     close(logits, case.expected(batch, clips, call).logits)
@@ -151,13 +152,16 @@ def compare(case, host, atol=1e-4, tolerance=None):
         for k, v in batch.inputs.items()
     }
     batch.inputs = {k: v.to(host.device) for k, v in batch.inputs.items()}
-    modulation, clips = case.strong(host), case.clips(batch)
+    modulation = case.strong(host)
+    clips = case.clips(batch)
     values = [v.to(host.device) for v in case.dense(batch, clips, modulation)]
     call = lambda: host(**batch.inputs)
     with reference.written(host, modulation, values):
-        expected_states, expected = reference.states_after(host, 1, call), call().logits
+        expected_states = reference.states_after(host, 1, call)
+        expected = call().logits
     with modulation.attached(host) as attachment, attachment.condition(clips):
-        states, logits = reference.states_after(host, 1, call), call().logits
+        states = reference.states_after(host, 1, call)
+        logits = call().logits
     torch.testing.assert_close(states, expected_states, **(tolerance or dict(atol=1e-5, rtol=1e-5)))
     torch.testing.assert_close(logits, expected, **(tolerance or dict(atol=atol, rtol=1e-4)))
 

@@ -79,7 +79,8 @@ def test_beams(case):
     # An even number: with three, beam 0 of row 1 is input row 3, which even an injector that gives
     # input row i the residuals of i % 2 gets right.
     call = lambda b=batch: generate(case.host, b, num_beams=4, num_return_sequences=2)
-    bare, expected = call(), case.expected(batch, clips, call)
+    bare = call()
+    expected = case.expected(batch, clips, call)
     with case.conditioned(clips):
         got = call()
     assert torch.equal(got.sequences, expected.sequences)
@@ -214,7 +215,8 @@ def chat(case, second):
             **cache,
         }
         inputs |= {types: long.inputs[types]} if types else {}
-        if (positions := rope_positions(host, long)) is not None:
+        positions = rope_positions(host, long)
+        if positions is not None:
             inputs["position_ids"] = positions[..., past:]
         with condition_second():
             logits = host(**inputs).logits
@@ -281,10 +283,8 @@ def test_position_not_call_order(case):
     others = case.clips(batch, first=3)
     other = case.write(["image", (9,), "video"], first=4)
     call = lambda: case.host(**batch.inputs).logits
-    expected, expected_others = (
-        case.expected(batch, clips, call),
-        case.expected(batch, others, call),
-    )
+    expected = case.expected(batch, clips, call)
+    expected_others = case.expected(batch, others, call)
     moved = case.write([(12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22), "video", (7,)])
     expected_moved = case.expected(moved, clips, lambda: case.host(**moved.inputs).logits)
     with case.modulation.attached(case.host) as attachment:

@@ -27,7 +27,8 @@ def going_on(case, long, start, vision=()):
     }
     if types:
         inputs[types] = long.inputs[types]
-    if (positions := rope_positions(case.host, long)) is not None:
+    positions = rope_positions(case.host, long)
+    if positions is not None:
         inputs["position_ids"] = positions[..., start:]
     return inputs
 
@@ -65,11 +66,10 @@ def right(case, got, longs, clips, start):
 @row("copies of a cache each go on, in one block")
 @torch.no_grad()
 def test_copies_of_a_cache(case):
-    batch, longs = (
-        case.write(FIRST),
-        [case.write([*FIRST, text]) for text in ((20, 21, 22), (23, 24))],
-    )
-    clips, start = case.clips(batch), batch.inputs["input_ids"].shape[1]
+    batch = case.write(FIRST)
+    longs = [case.write([*FIRST, text]) for text in ((20, 21, 22), (23, 24))]
+    clips = case.clips(batch)
+    start = batch.inputs["input_ids"].shape[1]
     turns = [going_on(case, long, start) for long in longs]
 
     def call():
@@ -86,11 +86,10 @@ def test_copies_of_a_cache(case):
 @row("a cache repeated for several questions, in one block")
 @torch.no_grad()
 def test_a_repeated_cache(case):
-    batch, longs = (
-        case.write(FIRST),
-        [case.write([*FIRST, text]) for text in ((20, 21, 22), (23, 24, 25))],
-    )
-    clips, start = case.clips(batch), batch.inputs["input_ids"].shape[1]
+    batch = case.write(FIRST)
+    longs = [case.write([*FIRST, text]) for text in ((20, 21, 22), (23, 24, 25))]
+    clips = case.clips(batch)
+    start = batch.inputs["input_ids"].shape[1]
     turns = [going_on(case, long, start) for long in longs]
     together = {
         k: torch.cat(
@@ -119,7 +118,8 @@ def test_a_repeated_cache(case):
 def test_a_prefix_of_the_bare_host(case):
     prefix = (12, 13, 14)
     longs = [case.write([prefix, "video", text]) for text in ((20, 21), (23, 24, 25))]
-    clips, start = case.clips(longs[0]), 1 + len(prefix)
+    clips = case.clips(longs[0])
+    start = 1 + len(prefix)
     turns = [going_on(case, long, start, vision_of(case, long)) for long in longs]
     inputs = {
         k: v
@@ -148,7 +148,8 @@ def test_a_prefix_of_the_bare_host(case):
 @torch.no_grad()
 def test_a_row_leaves_the_batch(case):
     batch = case.write(FIRST, FIRST)
-    clips, start = case.clips(batch), batch.inputs["input_ids"].shape[1]
+    clips = case.clips(batch)
+    start = batch.inputs["input_ids"].shape[1]
     long = case.write([*FIRST, (20, 21)], first=1)
     turn = going_on(case, long, start)
 
@@ -216,7 +217,8 @@ def rebuilt(cache):
 @torch.no_grad()
 def test_a_second_clip_in_the_same_block(case):
     batch = case.write(FIRST)
-    clips, start = case.clips(batch), batch.inputs["input_ids"].shape[1]
+    clips = case.clips(batch)
+    start = batch.inputs["input_ids"].shape[1]
     long = case.write([*FIRST, (20,), "video", (21,)])
     turn = going_on(case, long, start, vision_of(case, case.write(["video"], first=1)))
     for again in (

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from modulate import visual_grid
 from modulate.interfaces.visual_grid import VisualGrid
 
-PAD, BOS, START, END, VIDEO, IMAGE = 0, 1, 3, 4, 5, 6
-BOTH, ONE = {"image": IMAGE, "video": VIDEO}, {"image": IMAGE, "video": IMAGE}
+PAD = 0
+BOS = 1
+START = 3
+END = 4
+VIDEO = 5
+IMAGE = 6
+BOTH = {"image": IMAGE, "video": VIDEO}
+ONE = {"image": IMAGE, "video": IMAGE}
 """Placeholders of families with an id for each kind of clip, and of those that know images only."""
 
 
@@ -84,9 +90,11 @@ def write(
     """
     numbers = count(first)
     written: list[list[Slot]] = []
-    positions, kinds = [], []
+    positions = []
+    kinds = []
     for row in rows:
-        slots, clips = text(BOS), []
+        slots = text(BOS)
+        clips = []
         for part in row:
             if isinstance(part, str):
                 clip = family.clip(part)
@@ -143,7 +151,8 @@ def frame_by_frame(
     grids: dict[str, VisualGrid], ids: dict[str, int], kind: str, code: dict[str, int] | None = None
 ) -> list[Slot]:
     """Each step between markers of its own, with a text token (its time) before it."""
-    grid, slots = grids[kind], []
+    grid = grids[kind]
+    slots = []
     kinds = code or {"image": 1, "video": 2}
     for step in range(grid.steps):
         first = step * grid.tokens_per_step

@@ -102,10 +102,8 @@ def merged(model: nn.Module, modulation: Any) -> Iterator[None]:
             _, tensors = modulation.lora.to_peft()
             for name in sorted({key.rpartition(".lora_")[0] for key in tensors}):
                 module = base.get_submodule(name.removeprefix("base_model.model."))
-                a, b = (
-                    tensors[f"{name}.lora_A.weight"],
-                    params.alpha / params.rank * tensors[f"{name}.lora_B.weight"],
-                )
+                a = tensors[f"{name}.lora_A.weight"]
+                b = params.alpha / params.rank * tensors[f"{name}.lora_B.weight"]
                 weight = getattr(module, "base_layer", module).weight.data
                 if weight.dtype == torch.float32 and not weight.is_meta:
                     before.append((weight, weight.clone()))
@@ -145,7 +143,8 @@ def greedy(
     """Generate without a cache, one whole forward a step: the ids generated (row, step), and the
     logits of every step.
     """
-    inputs, scores = dict(inputs), []
+    inputs = dict(inputs)
+    scores = []
     start = inputs["input_ids"].shape[1]
     for _ in range(steps):
         scores.append(model(**inputs, use_cache=False).logits[:, -1].float())

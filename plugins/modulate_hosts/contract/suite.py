@@ -273,7 +273,8 @@ class Case:
             )
 
     def not_applicable(self, reason: str) -> None:
-        self.outcome, self.reason = "not applicable", reason
+        self.outcome = "not applicable"
+        self.reason = reason
         raise NotApplicable(reason)
 
     def refused(self, reason: str) -> None:
@@ -281,7 +282,8 @@ class Case:
 
         ``reason`` quotes the upstream limit behind it.
         """
-        self.outcome, self.reason = "refused", reason
+        self.outcome = "refused"
+        self.reason = reason
 
 
 @contextmanager

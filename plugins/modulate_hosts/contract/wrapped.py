@@ -21,9 +21,11 @@ def agrees(case, host, steps=3):
     forward = lambda h: h(**batch.inputs).logits
     generate = lambda h: h.generate(**batch.inputs, max_new_tokens=steps, do_sample=False)
     with reference.written(host, modulation, values):
-        expected, expected_ids = forward(host), generate(host)
+        expected = forward(host)
+        expected_ids = generate(host)
     with modulation.attached(host) as attachment, attachment.condition(clips):
-        got, ids = forward(host), generate(host)
+        got = forward(host)
+        ids = generate(host)
     close(got, expected)
     assert torch.equal(ids, expected_ids) and not torch.allclose(got, forward(host), atol=1e-2)
     return got

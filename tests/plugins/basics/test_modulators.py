@@ -41,7 +41,8 @@ def awake(module):
 
 @pytest.mark.parametrize("name", MODULATORS)
 def test_fresh_it_changes_no_logit_and_every_part_gets_a_gradient_once_awake(host, name):
-    batch, fresh = inputs(), modulation(host, name)
+    batch = inputs()
+    fresh = modulation(host, name)
     with fresh.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
         assert torch.equal(host(**batch).logits, attachment.model(**batch).logits)
         during = host(**batch).logits
@@ -57,7 +58,8 @@ def test_fresh_it_changes_no_logit_and_every_part_gets_a_gradient_once_awake(hos
 
 @pytest.mark.parametrize("name", ["steering", "film"])
 def test_a_blank_signal_leaves_the_host_alone(host, name):
-    batch, blank = inputs(), ClipInput(CLIP.signal.blank(), GRID, CLIP.features)
+    batch = inputs()
+    blank = ClipInput(CLIP.signal.blank(), GRID, CLIP.features)
     with (
         awake(modulation(host, name)).attached(host) as attachment,
         attachment.condition([[blank], [blank]]),
@@ -90,17 +92,13 @@ def test_film_scales_and_shifts_the_states_themselves(host):
 def test_cross_attention_reads_the_memory_of_its_own_step_only(host):
     module = awake(modulation(host, "gated_cross_attention"))
     before, after = written(host, module)
-    writer, memory = (
-        module.out[0],
-        module.latents([CLIP]).layers[0].view(GRID.steps, GRID.tokens_per_step, -1),
-    )
+    writer = module.out[0]
+    memory = module.latents([CLIP]).layers[0].view(GRID.steps, GRID.tokens_per_step, -1)
     expected = []
     for step, states in enumerate(before.view(GRID.steps, GRID.tokens_per_step, -1)):
-        query, key, value = (
-            writer.query(writer.norm(states)),
-            writer.key(memory[step]),
-            writer.value(memory[step]),
-        )
+        query = writer.query(writer.norm(states))
+        key = writer.key(memory[step])
+        value = writer.value(memory[step])
         read = [
             torch.softmax(query[:, part] @ key[:, part].T / 8**0.5, -1) @ value[:, part]
             for part in (slice(0, 8), slice(8, 16))
@@ -114,10 +112,8 @@ def test_cross_attention_reads_the_memory_of_its_own_step_only(host):
 def test_cross_attention_over_spans_of_different_length_equals_one_by_one(host):
     writer = awake(modulation(host, "gated_cross_attention")).out[0]
     generator = torch.Generator().manual_seed(0)
-    latents, hidden = (
-        torch.randn(9, 16, generator=generator),
-        torch.randn(4, 32, generator=generator),
-    )
+    latents = torch.randn(9, 16, generator=generator)
+    hidden = torch.randn(4, 32, generator=generator)
     span = torch.tensor([[2, 5], [5, 9], [2, 5], [0, 2]])
     together = writer(latents[:4], hidden, Memory(latents, span))
     alone = [

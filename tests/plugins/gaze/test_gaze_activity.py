@@ -121,10 +121,8 @@ def test_activity_as_released_is_the_released_comparison_at_every_edge(edge):
         for k in range(-3, 4)
         for step in (1e-9, 4e-7, float(np.spacing(np.float32(edge))))
     ]
-    scanpath, grid = (
-        Scanpath([[*row[:2], max(row[2], 0.0), row[3]] for row in rows]),
-        VisualGrid(1, 1, (edge,), ((edge, edge),)),
-    )
+    scanpath = Scanpath([[*row[:2], max(row[2], 0.0), row[3]] for row in rows])
+    grid = VisualGrid(1, 1, (edge,), ((edge, edge),))
     found = batched([(scanpath, grid)], lambda a: activity(a, "released"))[0]
     assert torch.equal(
         found, released_activity(scanpath.fixations.tolist(), edge)
@@ -139,10 +137,8 @@ def test_activity_as_released_is_the_released_comparison_at_every_edge(edge):
     st.lists(st.floats(0, 4000), min_size=1, max_size=4, unique=True),
 )
 def test_activity_as_released_is_the_released_comparison_everywhere(spans, times):
-    scanpath, times = (
-        Scanpath([(0.5, 0.5, middle, lasts) for middle, lasts in spans]),
-        sorted(times),
-    )
+    scanpath = Scanpath([(0.5, 0.5, middle, lasts) for middle, lasts in spans])
+    times = sorted(times)
     grid = VisualGrid(1, 1, tuple(times), tuple((t, t) for t in times))
     found = batched([(scanpath, grid)], lambda a: activity(a, "released"))
     assert torch.equal(
@@ -198,7 +194,8 @@ def test_decay_at_the_steps_time_is_the_exponential_of_the_age():
 
 
 def test_decay_over_a_span_is_the_mean_of_the_exponential_of_the_age():
-    tau, n = 0.8, 4000
+    tau = 0.8
+    n = 4000
 
     def mean(begin, end, time, start, finish):
         moments = [start + (k + 0.5) / n * (finish - start) for k in range(n)]

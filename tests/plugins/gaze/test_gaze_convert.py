@@ -122,7 +122,8 @@ def plain_residual(state, m, features, gaze, alpha):
     norm = lambda name, x: torch.nn.functional.layer_norm(
         x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"]
     )
-    x, latents = features @ state[f"proj_ins.{m}.weight"].T, state[f"latents.{m}"]
+    x = features @ state[f"proj_ins.{m}.weight"].T
+    latents = state[f"latents.{m}"]
     width = latents.shape[-1]
     b = 0
     while f"q_projs.{m}.{b}.weight" in state:
@@ -158,11 +159,9 @@ def plain_encoding(fixations, time, width):
 
 def plain_logits(content, features, fixations, batch):
     """The host's logits with LoRA added to its weights and residuals added by plain hooks, one row."""
-    host, state, alpha = (
-        qwen(layers=28),
-        content["state_dict"],
-        content["lora_config"]["alpha"] / content["lora_config"]["rank"],
-    )
+    host = qwen(layers=28)
+    state = content["state_dict"]
+    alpha = content["lora_config"]["alpha"] / content["lora_config"]["rank"]
     decoder = host.model.language_model.layers
     for i, layer in enumerate(decoder):
         for name in ("q_proj", "v_proj"):
@@ -204,7 +203,8 @@ def test_a_whole_host_answers_as_by_a_plain_implementation(prefix, saved, tmp_pa
     for name, tensor in content["state_dict"].items():
         tensor *= 10 if name.startswith("g_projs") else 1  # gaze moves logits little otherwise
     convert(saved(content), tmp_path / "out")
-    modulation, host = Modulation.from_pretrained(tmp_path / "out"), qwen(layers=28)
+    modulation = Modulation.from_pretrained(tmp_path / "out")
+    host = qwen(layers=28)
     features = torch.randn(
         GRID.steps, GRID.tokens_per_step, 768, generator=torch.Generator().manual_seed(2)
     )
@@ -511,7 +511,8 @@ def test_what_older_checkpoints_say_of_what_is_built_anyway_is_ignored_and_told(
         "Ignored: config.per_layer is True; a module for each layer is all that is built.",
         "Ignored: config.amplitude_init is 0.5; the file has the trained amplitudes.",
     )
-    ours, theirs = older.modulation.state_dict(), plain.modulation.state_dict()
+    ours = older.modulation.state_dict()
+    theirs = plain.modulation.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     told = CliRunner().invoke(cli.build(), ["convert", str(path), str(tmp_path / "told")])
     assert told.exit_code == 0 and told.output.splitlines()[3:6] == list(older.ignored)
@@ -763,11 +764,13 @@ def test_a_folder_with_files_is_left_alone(saved, tmp_path):
 
 
 def test_the_command_prints_what_it_wrote(saved, tmp_path):
-    path, out = saved(made()), tmp_path / "out"
+    path = saved(made())
+    out = tmp_path / "out"
     result = CliRunner().invoke(cli.build(), ["convert", str(path), str(out)])
     assert result.exit_code == 0, result.output
     shapes = released_shapes(ReleasedConfig(**made()["config"]), 4)
-    n, lora = sum(map(math.prod, shapes.values())), 28 * 2 * (8 + 8 + 8 + 4)
+    n = sum(map(math.prod, shapes.values()))
+    lora = 28 * 2 * (8 + 8 + 8 + 4)
     assert result.output.splitlines() == [
         f"Read {path}: resampler {n:,} parameters, LoRA {lora:,} (rank 2, alpha 16).",
         (

@@ -56,7 +56,8 @@ def looped(value, d, mode):
     """Weighted mean over active fixations of value(fixation, token centre): (all steps, tokens, d);
     and whether any was active.
     """
-    steps, active = [], []
+    steps = []
+    active = []
     for scanpath, grid in zip(SCANPATHS, GRIDS, strict=True):
         for step in range(grid.steps):
             weights = weights_at(scanpath, grid, step, mode)

@@ -34,7 +34,8 @@ def as_the_benchmark(xy, fps, radius, shortest=2.0, later=2.5, forgiven=0.01):
     over; of those, the ones of at least 2.5 s.
     """
     times = [k / fps for k in range(len(xy))]
-    found, start = [], 0
+    found = []
+    start = 0
 
     def close(stop):
         duration = times[stop - 1] - times[start]
@@ -58,9 +59,11 @@ def wander(seed, fps, seconds):
     the eye is lost.
     """
     rng = np.random.default_rng(seed)
-    xy, n = [], int(fps * seconds)
+    xy = []
+    n = int(fps * seconds)
     while len(xy) < n:
-        place, jitter = rng.random(2), rng.uniform(0.005, 0.06)
+        place = rng.random(2)
+        jitter = rng.uniform(0.005, 0.06)
         dwell = place + rng.normal(0, jitter, (int(fps * rng.uniform(0.2, 6)), 2))
         if rng.random() < 0.3:
             dwell[rng.integers(len(dwell))] = rng.random(2)
@@ -139,7 +142,8 @@ def test_clamping_counts_the_fixations_that_it_makes_and_those_that_it_takes():
 
     Gaze is seen, wanders outside to the right, and is seen again.
     """
-    inside, far = [[0.5, 0.5]] * 61, [[1.5 + 0.2 * k, 0.5] for k in range(61)]
+    inside = [[0.5, 0.5]] * 61
+    far = [[1.5 + 0.2 * k, 0.5] for k in range(61)]
     xy = np.array([*inside, *far])
     made = Recording(xy.clip(0, 1), np.ones(len(xy), bool), 24.0, 0, 61, xy)
     assert len(extract(made, STREAMGAZE, 0.15)) == 2 and clamped(made, STREAMGAZE, 0.15) == (
@@ -182,7 +186,8 @@ def test_the_radius_is_measured_from_the_first_sample_and_not_from_the_mean():
 
 
 def test_x_and_y_are_fractions_each_of_its_own_side():
-    near, far = [[0.5, 0.5]] + [[0.5, 0.64]] * 61, [[0.5, 0.5]] + [[0.5, 0.66]] * 60
+    near = [[0.5, 0.5]] + [[0.5, 0.64]] * 61
+    far = [[0.5, 0.5]] + [[0.5, 0.66]] * 60
     assert extract(recording(near), STREAMGAZE, 0.15).fixations[0, 3] == pytest.approx(61 / 24)
     assert len(extract(recording(far), STREAMGAZE, 0.15)) == 0
 

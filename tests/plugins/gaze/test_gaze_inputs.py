@@ -26,7 +26,8 @@ WINDOW = (2.0, 6.0)
 GAZE = Scanpath(
     [[0.25, 0.5, 2.25, 1.5], [0.75, 0.5, 4.5, 1.0]]
 )  # 1.5 to 3.0 s, which begins before the clip; 4.0 to 5.0 s
-GREEN, RED = (0, 255, 0), (255, 0, 0)
+GREEN = (0, 255, 0)
+RED = (255, 0, 0)
 
 
 def given(width=80, height=40, times=(2.0, 3.5, 4.5, 6.0)):
@@ -86,7 +87,8 @@ def test_the_benchmarks_mark_is_the_default():
 
 
 def test_of_gaze_past_the_edge_only_what_reaches_in_is_drawn():
-    turn, outside = given(times=(4.5,)), Scanpath([[1.1, 0.5, 4.5, 1.0]])
+    turn = given(times=(4.5,))
+    outside = Scanpath([[1.1, 0.5, 4.5, 1.0]])
     assert not painted(overlay(turn, outside, shape="dot", dot_radius=3.0)[0], GREEN)
     reached = painted(overlay(turn, outside, shape="dot", dot_radius=10.0)[0], GREEN)
     assert reached and min(x for x, _ in reached) == 78

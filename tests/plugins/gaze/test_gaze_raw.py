@@ -89,7 +89,8 @@ def test_untracked_samples_are_kept_at_the_corner_or_dropped(read):
         + short(3, 64, 48)
     )
     text += short(4, 0, 0, "Blink") + short(4, 128, 96)  # seen after all
-    kept, dropped = read("egtea", text), read("egtea", text, "drop")
+    kept = read("egtea", text)
+    dropped = read("egtea", text, "drop")
     assert kept.present.all() and kept.xy.tolist() == [
         [0, 0],
         [0.25, 0.25],
@@ -143,7 +144,8 @@ def test_arrays_have_a_row_for_each_frame_at_30_fps(read):
     rows = np.array(
         [[0.1, 0.2, 1], [0.3, 0.4, 0], [np.nan, 0.5, 1], [1.2, 0.5, 1]], dtype=np.float32
     )
-    kept, dropped = read("egoexolearn", rows), read("egoexolearn", rows, "drop")
+    kept = read("egoexolearn", rows)
+    dropped = read("egoexolearn", rows, "drop")
     assert kept.fps == 30 and np.allclose(kept.xy, [[0.1, 0.2], [0.3, 0.4], [0, 0], [1, 0.5]])
     assert kept.present.all() and dropped.present.tolist() == [True, False, False, True]
     assert (kept.untracked, kept.outside) == (2, 1)
@@ -228,10 +230,8 @@ def test_holoassist_is_read_as_the_benchmark_projects_it(read):
         HOLO
         + "0,0.0,224,126,True,True\n1,0.04,,,False,False\n2,0.08,448,252,False,True\n3,0.12,2000,126,True,False\n"
     )
-    kept, dropped = (
-        read("holoassist", text, size=(896, 504)),
-        read("holoassist", text, "drop", size=(896, 504)),
-    )
+    kept = read("holoassist", text, size=(896, 504))
+    dropped = read("holoassist", text, "drop", size=(896, 504))
     assert kept.xy.tolist() == [[0.25, 0.25], [0.5, 0.5], [0.5, 0.5], [1, 0.25]]
     assert dropped.present.tolist() == [True, False, False, True] and (
         kept.untracked,

@@ -73,10 +73,8 @@ def place(tmp_path_factory):
         host, folder / "small-host", ignore=shutil.ignore_patterns("model.safetensors", "README.md")
     )
     config = AutoConfig.from_pretrained(host)
-    config.text_config.num_hidden_layers, config.text_config.layer_types = (
-        28,
-        ["full_attention"] * 28,
-    )
+    config.text_config.num_hidden_layers = 28
+    config.text_config.layer_types = ["full_attention"] * 28
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder / "small-host")
     width = int(load_recipe("gazeqwen_tiny").backbone.build("backbone").d_features)

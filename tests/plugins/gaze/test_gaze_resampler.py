@@ -93,7 +93,9 @@ def test_the_released_residuals_are_reproduced_for_all_steps_and_layers_at_once(
 
 
 def test_each_layer_and_step_computes_on_its_own():
-    resampler, features, guide = make(), torch.randn(3, 4, 6), signal(3)
+    resampler = make()
+    features = torch.randn(3, 4, 6)
+    guide = signal(3)
     whole = read(resampler, features, guide)
     assert len(whole) == 3 and all(z.shape == (3, 4, 8) for z in whole)
     for step in range(3):
@@ -121,7 +123,8 @@ def test_per_layer_copies_differ_and_are_trained_apart():
 
 
 def test_sharing_gives_every_layer_the_same_latents_from_one_copy():
-    shared, separate = make(sharing="shared"), make(sharing="per_layer")
+    shared = make(sharing="shared")
+    separate = make(sharing="per_layer")
     outputs = read(shared, torch.randn(2, 4, 6), signal(2))
     assert shared.shared_output and not separate.shared_output
     assert len(outputs) == 3 and torch.equal(outputs[0], outputs[2])
@@ -131,12 +134,14 @@ def test_sharing_gives_every_layer_the_same_latents_from_one_copy():
 
 def test_the_papers_sizes_have_the_released_number_of_parameters():
     resampler = GazeResampler(GazeResampler.Params(), d_features=768, d_signal=256, n_layers=4)
-    outputs, amplitudes = 4 * 256 * 3584, 28
+    outputs = 4 * 256 * 3584
+    amplitudes = 28
     assert sum(p.numel() for p in resampler.parameters()) + outputs + amplitudes == 10_807_324
 
 
 def test_gaze_that_is_the_same_for_every_token_cannot_tell_tokens_apart_but_gates_them():
-    resampler, features = make(), torch.randn(1, 4, 6)
+    resampler = make()
+    features = torch.randn(1, 4, 6)
     features = features[:, :1].expand(-1, 4, -1)
     uniform = SignalFeatures(
         torch.randn(1, 1, 8).expand(-1, 4, -1), torch.ones(1, dtype=torch.bool)
@@ -147,12 +152,14 @@ def test_gaze_that_is_the_same_for_every_token_cannot_tell_tokens_apart_but_gate
 
 
 def test_a_step_without_gaze_still_gets_what_the_features_alone_say():
-    resampler, features = make(), torch.randn(2, 4, 6)
+    resampler = make()
+    features = torch.randn(2, 4, 6)
     assert read(resampler, features, signal(2))[0][0].abs().max() > 1e-3
 
 
 def test_adding_to_the_features_equals_features_that_already_hold_the_signal():
-    resampler, guide = make(d_features=8), signal(3, to_features=True)
+    resampler = make(d_features=8)
+    guide = signal(3, to_features=True)
     resampler.proj_in.weight.data.copy_(torch.eye(8).expand(3, 8, 8))
     features = torch.randn(3, 4, 8)
     by_hand = read(resampler, features + guide.values, SignalFeatures(guide.values, guide.active))
@@ -175,7 +182,9 @@ def test_adding_features_of_another_width_is_refused():
 
 
 def test_half_precision_inputs_and_autocast_still_compute_in_single_precision():
-    resampler, features, guide = make(), torch.randn(2, 4, 6).bfloat16(), signal(2)
+    resampler = make()
+    features = torch.randn(2, 4, 6).bfloat16()
+    guide = signal(2)
     expected = resampler(features.float(), guide)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = resampler(features, guide)[0]

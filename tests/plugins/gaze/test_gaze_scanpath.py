@@ -159,7 +159,8 @@ fixations = st.lists(
 @settings(deadline=None, max_examples=100)
 @given(fixations, st.floats(-3, 8), st.floats(0.5, 15))
 def test_shifted_shows_at_every_moment_what_was_looked_at_half_a_window_away(rows, begin, length):
-    scanpath, window = Scanpath(rows), (begin, begin + length)
+    scanpath = Scanpath(rows)
+    window = (begin, begin + length)
     control = Scanpath.controls["shifted"](scanpath, context(window))
     edges = [b for s in (scanpath, control) for b in (*s.starts, *s.ends)] + [
         *window,

@@ -69,9 +69,9 @@ def test_a_bundle_has_the_common_controls_and_one_without_each_part():
         "without_gaze",
         "without_hand",
     }
-    own, other = (
-        bundle(),
-        MultiSignal({"gaze": scanpath(0.4, 0.4), "hand": HandPath(scanpath(0.5, 0.5).fixations)}),
+    own = bundle()
+    other = MultiSignal(
+        {"gaze": scanpath(0.4, 0.4), "hand": HandPath(scanpath(0.5, 0.5).fixations)}
     )
     context = ControlContext((0.0, 3.0), lambda: (other, (0.0, 3.0)))
     shuffled = controls["shuffled"](own, context)
@@ -102,7 +102,8 @@ def together():
 
 
 def test_together_puts_each_parts_features_side_by_side():
-    encoder, signal = together(), bundle()
+    encoder = together()
+    signal = bundle()
     features = encoder([signal], [GRID])
     assert (
         features.values.shape == (GRID.steps, GRID.tokens_per_step, encoder.d_signal)

@@ -18,12 +18,15 @@ def write_video(path, seconds=SECONDS, width=640, height=16):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=2)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = "yuv420p"
         for k in range(2 * seconds):
             frame = av.VideoFrame.from_ndarray(
                 np.full((height, width, 3), 10 * k % 256, np.uint8), format="rgb24"
             )
-            frame.pts, frame.time_base = k, Fraction(1, 2)
+            frame.pts = k
+            frame.time_base = Fraction(1, 2)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
 

@@ -11,7 +11,8 @@ from modulate_streamgaze.data_check import check_data, steps_of
 from modulate_streamgaze.questions import TASKS
 from tests.plugins.streamgaze.streamgaze_tree import EGTEA, HEADER, VIDEOS, fixation
 
-PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
+PRESENT = "present_object_identification_easy"
+ALERT = "proactive_gaze_triggered_alert"
 TWO = Sampling(fps=1.0, max_frames=2)  # one step in the middle of every window
 
 
@@ -68,10 +69,8 @@ def test_conventions_and_unknown_keys_are_counted(reader):
 
 
 def test_coverage_follows_the_sampling(reader):
-    fine, rule = (
-        check_data(reader(), Sampling(fps=2.0, max_frames=64)),
-        check_data(reader(fixation_rule="midpoint"), TWO),
-    )
+    fine = check_data(reader(), Sampling(fps=2.0, max_frames=64))
+    rule = check_data(reader(fixation_rule="midpoint"), TWO)
     assert fine.tasks[PRESENT].active == {"midpoint": 1.0, "overlap": 1.0}
     assert rule.tasks[PRESENT].fixations == 1.5 and rule.tasks[ALERT].without == 0.5
     both = check_data(reader(), Sampling(fps=2.0, max_frames=64, train_max_frames=2))
@@ -104,7 +103,8 @@ def test_steps_follow_the_sampling(reader):
 
 
 def break_things(tree):
-    videos, fixations = tree / "videos/original_video", tree / "fixations/egtea"
+    videos = tree / "videos/original_video"
+    fixations = tree / "fixations/egtea"
     (videos / f"{VIDEOS[0]}.mp4").unlink()
     (videos / f"{VIDEOS[1]}.mp4").write_bytes(b"no video")
     (fixations / f"{EGTEA[2]}_fixation_filtered.csv").unlink()

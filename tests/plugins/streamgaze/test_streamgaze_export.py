@@ -14,7 +14,8 @@ from modulate_streamgaze.export import export
 from modulate_streamgaze.questions import TASKS, family
 from tests.plugins.streamgaze.streamgaze_tree import VIDEOS
 
-PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
+PRESENT = "present_object_identification_easy"
+ALERT = "proactive_gaze_triggered_alert"
 
 
 # --- the benchmark's rules
@@ -92,7 +93,8 @@ def test_the_rule_for_alerts_looks_for_the_word_anywhere(reply, kind, right):
 
 def predicted(reader, split="all", condition="signal", seed=0, **changes):
     """Answers drawn at random; one in ten failed."""
-    rng, found = random.Random(seed), []
+    rng = random.Random(seed)
+    found = []
     for s in reader().samples(split):
         failed = rng.random() < 0.1
         choice = None if failed else rng.randrange(len(s.options))
@@ -141,7 +143,8 @@ def test_entries_keep_all_their_keys(tree, reader, tmp_path):
     predictions = predicted(reader)
     export(predictions, tree / "qa", tmp_path, "signal")
     for task in TASKS:
-        source, result = json.loads((tree / f"qa/{task}.json").read_text()), written(tmp_path, task)
+        source = json.loads((tree / f"qa/{task}.json").read_text())
+        result = written(tmp_path, task)
         for entry in result:
             entry.pop("model_predictions", None)
             for point in (p for q in entry["questions"] for p in q.get("test_info", [])):

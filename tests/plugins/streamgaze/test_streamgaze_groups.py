@@ -43,7 +43,8 @@ def people(sizes):
     "sizes", [(1, 1, 1), (5, 3, 2, 2, 1), (9, 4, 4, 2, 1, 1), (20, 1, 1), (7, 7, 7, 7)]
 )
 def test_participants_are_dealt_as_near_to_70_15_15_as_whole_ones_allow(sizes):
-    groups, n = people(sizes), sum(sizes)
+    groups = people(sizes)
+    n = sum(sizes)
     ways = (
         tuple(sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3))
         for deal in itertools.product(range(3), repeat=len(sizes))
@@ -337,7 +338,8 @@ def best_deal(sizes, shares):
     """The least sum of absolute differences from the shares over all ways to deal groups, none of
     the wanted splits empty.
     """
-    n, kinds = sum(sizes), [k for k, share in enumerate(shares) if share]
+    n = sum(sizes)
+    kinds = [k for k, share in enumerate(shares) if share]
     ways = (
         [sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3)]
         for deal in itertools.product(kinds, repeat=len(sizes))
@@ -353,7 +355,8 @@ def best_deal(sizes, shares):
 def test_any_groups_are_dealt_as_near_to_the_shares_as_whole_ones_allow(seed):
     rng = random.Random(seed)
     sizes = [rng.randint(1, 12) for _ in range(rng.randint(3, 7))]
-    groups, n = people(sizes), sum(sizes)
+    groups = people(sizes)
+    n = sum(sizes)
     dealt = counts(participant_split(groups, seed))
     assert min(dealt) > 0
     assert sum(abs(c - share * n) for c, share in zip(dealt, (0.7, 0.15, 0.15))) == pytest.approx(

@@ -16,7 +16,8 @@ from modulate_streamgaze.dataset import StreamGazeParams, by_midpoint
 from modulate_streamgaze.questions import family, parse_time
 from modulate_tabletop.dataset import Tabletop, TabletopParams
 
-PRESENT, ALERT = "present_object_identification_easy", "proactive_gaze_triggered_alert"
+PRESENT = "present_object_identification_easy"
+ALERT = "proactive_gaze_triggered_alert"
 # around a window that ends at 10 s: before it, across its start, inside, across its end with the
 # midpoint inside and outside, after it
 GAZE = Scanpath(
@@ -52,7 +53,8 @@ def test_the_fixation_that_begins_when_the_question_is_asked_is_dropped_by_the_r
     reader,
 ):
     asked = Scanpath([[0.5, 0.5, 11.0, 2.0]])  # stamped at its start, 10 s
-    own, released = reader(), reader(fixation_rule="midpoint")
+    own = reader()
+    released = reader(fixation_rule="midpoint")
     assert len(own.clip_signal(sample(own, PRESENT), asked)) == 1
     assert len(released.clip_signal(sample(released, PRESENT), asked)) == 0
 
@@ -100,7 +102,8 @@ def test_a_midpoint_that_is_the_question_s_time_only_in_float32_is_kept_as_relea
         8.0 + 1 / 3,
         11.666666666666668,
     )  # as a file states them: the midpoint is 10 s and 2e-15
-    data, late = reader(fixation_rule="midpoint"), (start + end) / 2 + 1e-9
+    data = reader(fixation_rule="midpoint")
+    late = (start + end) / 2 + 1e-9
     assert late > 10.0 and np.float32(late) == 10.0
     assert (
         len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, late, end - start]]))) == 1
@@ -123,10 +126,8 @@ def test_the_released_rule_is_the_released_comparison_everywhere(spans, asked, s
 
 @pytest.mark.parametrize("rule", ["overlap", "midpoint"])
 def test_only_in_proactive_tasks_fixations_go_to_the_origin_and_only_if_asked_for(reader, rule):
-    own, moved = (
-        reader(fixation_rule=rule),
-        reader(fixation_rule=rule, proactive_fixations="origin"),
-    )
+    own = reader(fixation_rule=rule)
+    moved = reader(fixation_rule=rule, proactive_fixations="origin")
     for task in (PRESENT, ALERT):
         a, b = (data.clip_signal(sample(data, task), GAZE).fixations for data in (own, moved))
         assert (a[:, 2:] == b[:, 2:]).all() and len(a) > 2

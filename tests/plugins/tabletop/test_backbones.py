@@ -23,7 +23,8 @@ SHIPPED = {
 
 def places(backbone, rng, clips):
     """Features of each full place at each step, and the colour of what stands there."""
-    found, colours = [], []
+    found = []
+    colours = []
     for item in (lesson(rng, STEPS, False) for _ in range(clips)):
         values = backbone(torch.from_numpy(item.frames), [0.5 * i for i in range(2 * STEPS)]).values
         last = (

@@ -87,10 +87,8 @@ def test_packed_training_gives_the_processors_numbers(processor: Any, host: Any)
         text.EASY
     ]
     inputs = encode(processor, item.frames, text.with_options(question, options))
-    told, letters = (
-        packing.Branch("a", text.without_options(question), "mug"),
-        packing.Branch("b", text.with_options(question, options), "A"),
-    )
+    told = packing.Branch("a", text.without_options(question), "mug")
+    letters = packing.Branch("b", text.with_options(question, options), "A")
     packed = packing.Packer(processor.tokenizer).pack([[told, letters]], 4, 2.0, 0)
     with torch.no_grad():
         real = host(**inputs).logits[0, -1]
@@ -99,7 +97,8 @@ def test_packed_training_gives_the_processors_numbers(processor: Any, host: Any)
 
 
 def test_the_host_answers_about_marked_objects_in_words(processor: Any, host: Any) -> None:
-    rng, right = np.random.default_rng(17), []
+    rng = np.random.default_rng(17)
+    right = []
     for _ in range(24):
         item = lessons.lesson(rng, 4, True)
         asked = lessons.questions(rng, item, int(item.marks[-1]))
@@ -113,7 +112,8 @@ def test_the_host_answers_about_marked_objects_in_words(processor: Any, host: An
 
 
 def test_without_a_mark_the_host_is_near_chance(processor: Any, host: Any) -> None:
-    rng, right = np.random.default_rng(18), []
+    rng = np.random.default_rng(18)
+    right = []
     for _ in range(40):
         item = lessons.lesson(rng, 4, False)
         question, options, answer = lessons.questions(

@@ -186,7 +186,8 @@ def test_every_video_has_enough_gaze_only_questions_at_different_times(world: Pa
 def test_gaze_decides_gaze_only_questions(world: Path, task: str) -> None:
     clips = {j.stem: j.clip() for j in JOBS}
     for stem, time in frame_times_of(world, task):
-        clip, table = clips[stem], rows(world / "fixations" / f"{stem}_fixation_filtered.csv")
+        clip = clips[stem]
+        table = rows(world / "fixations" / f"{stem}_fixation_filtered.csv")
         dwell = dwell_at(clip, time)
         assert dwell.start <= time - 1.6 and time >= WINDOW
         for moment in (time - 0.5, time):
@@ -219,11 +220,10 @@ def test_answers_are_what_the_viewer_looks_at(world: Path) -> None:
         (text.ATTRIBUTE, 1, COLOUR_WORDS),
     ):
         for entry in entries(world, task):
-            clip, question = clips[Path(entry["video_path"]).stem], entry["questions"][0]
-            state, time = (
-                clip.state(seconds(question["time_stamp"])),
-                seconds(question["time_stamp"]),
-            )
+            clip = clips[Path(entry["video_path"]).stem]
+            question = entry["questions"][0]
+            state = clip.state(seconds(question["time_stamp"]))
+            time = seconds(question["time_stamp"])
             assert (
                 question["options"][text.LETTERS.index(question["answer"])]
                 == words[state[row, dwell_at(clip, time).place]]

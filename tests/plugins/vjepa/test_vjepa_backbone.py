@@ -58,7 +58,8 @@ def test_a_last_frame_without_partner_is_repeated_once_and_no_more() -> None:
 
 
 def test_one_frame_goes_through_the_image_embedding_at_its_own_time() -> None:
-    backbone, frame = build(**RANDOM), noise(1)
+    backbone = build(**RANDOM)
+    frame = noise(1)
     out = backbone(frame, [2.5])
     assert out.values.shape == (1, 2, 2, 24) and out.times == (2.5,)
     torch.nn.init.constant_(backbone.encoder.video_mod_embed, 5.0)
@@ -79,17 +80,16 @@ def test_rows_and_columns_are_where_they_are_in_the_frame() -> None:
     backbone(frames, [0.0, 1.0])
     (clip,) = seen
     assert clip.shape == (1, 3, 2, 32, 32)
-    white, black = (
-        (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]),
-        -0.485 / 0.229,
-    )
+    white = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    black = -0.485 / 0.229
     assert torch.allclose(clip[0, :, 0, 4, 28], white, atol=1e-5)
     assert clip[0, 0, 0, 28, 4] == pytest.approx(black, abs=1e-5) == clip[0, 0, 1, 4, 4].item()
     assert clip[0, 1, 1, 4, 28] == pytest.approx(-0.456 / 0.224, abs=1e-5)
 
 
 def test_features_are_the_tokens_in_the_order_time_row_column() -> None:
-    backbone, frames = build(**RANDOM), noise(4, 32, 32)
+    backbone = build(**RANDOM)
+    frames = noise(4, 32, 32)
     clip = (
         frames.permute(3, 0, 1, 2).float() / 255
         - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
@@ -131,7 +131,8 @@ def test_dimensions_are_read_from_the_configuration_beside_the_weights(tmp_path:
 
 @pytest.mark.parametrize("key", ["ema_encoder", "target_encoder"])
 def test_published_checkpoints_load_from_the_right_encoder(key: str, tmp_path: Path) -> None:
-    own, other = VJepaEncoder(VJepaConfig(**DIMS)), VJepaEncoder(VJepaConfig(**DIMS))
+    own = VJepaEncoder(VJepaConfig(**DIMS))
+    other = VJepaEncoder(VJepaConfig(**DIMS))
     content = {
         name: {f"module.backbone.{k}": v for k, v in e.state_dict().items()}
         for name, e in (("encoder", other), (key, own))
@@ -210,7 +211,9 @@ def test_frames_that_are_not_uint8_rgb_are_refused() -> None:
 
 def test_random_weights_depend_on_the_seed_and_leave_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    same, again, other = build(**RANDOM), build(**RANDOM), build(**RANDOM, seed=1)
+    same = build(**RANDOM)
+    again = build(**RANDOM)
+    other = build(**RANDOM, seed=1)
     assert torch.equal(before, torch.get_rng_state())
     assert same.fingerprint() == again.fingerprint() != other.fingerprint()
 

@@ -22,7 +22,8 @@ def test_the_reference_outputs_are_reproduced(kind: str) -> None:
 
 def test_one_frame_and_the_same_frame_twice_take_different_embeddings() -> None:
     torch.manual_seed(0)
-    encoder, frame = VJepaEncoder(TINY), torch.randn(1, 3, 1, 32, 32)
+    encoder = VJepaEncoder(TINY)
+    frame = torch.randn(1, 3, 1, 32, 32)
     with torch.no_grad():
         assert (encoder(frame) - encoder(frame.expand(-1, -1, 2, -1, -1))).abs().max() > 1e-2
 
@@ -69,12 +70,14 @@ def test_the_presets_have_the_published_levels_and_hidden_widths() -> None:
 
 def test_a_level_is_the_output_of_its_block_under_its_own_norm() -> None:
     torch.manual_seed(0)
-    encoder, clip = VJepaEncoder(TINY).eval(), torch.randn(1, 3, 2, 32, 32)
+    encoder = VJepaEncoder(TINY).eval()
+    clip = torch.randn(1, 3, 2, 32, 32)
     seen: list[torch.Tensor] = []
     encoder.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
     torch.nn.init.constant_(encoder.norms_block[1].bias, 3.0)
     with torch.no_grad():
-        early, _ = encoder(clip, layer=1), encoder(clip)
+        early = encoder(clip, layer=1)
+        _ = encoder(clip)
     assert torch.equal(early, encoder.norms_block[1](seen[0])) and early.mean() > 2
     assert len(encoder.norms_block) == 3
 
