@@ -1,5 +1,14 @@
-"""modulate: let a frozen multimodal LLM listen to a side signal, by zero-initialized residuals on
-its visual tokens.
+"""Hidden-state modulation of frozen multimodal LLMs by a side signal such as eye gaze.
+
+A small trainable module reads the signal and frame features, and adds zero-initialized residuals
+to the visual tokens' hidden states at chosen decoder layers.
+
+What this module exports is supported and follows semantic versioning; everything else may change
+in any release.
+
+The core's packages from the bottom up: errors, utils, hookspecs, plugins, interfaces, config,
+distributed, data, hosts, modulation, inference, runs, evaluation, training, checks, sweeps, report,
+cli. Each imports only from those before it.
 """
 
 import importlib
@@ -8,13 +17,32 @@ from typing import Any
 __version__ = "0.2.0"
 
 _PUBLIC = {
+    # attach a trained modulation to a loaded host
     "Modulation": "modulate.modulation.module",
-    "ModulationConfig": "modulate.modulation.module",
-    "ModulatedHost": "modulate.modulation.modulated_host",
+    "ModulationConfig": "modulate.modulation.config",
     "Attachment": "modulate.modulation.attachment",
+    "AttachmentReport": "modulate.modulation.attachment",
+    "ModulatedHost": "modulate.modulation.modulated_host",
     "ClipInput": "modulate.modulation.clip_inputs",
     "VisualGrid": "modulate.interfaces.visual_grid",
     "visual_grid": "modulate.interfaces.visual_grid",
+    "Frames": "modulate.interfaces.frames",
+    "read_frames": "modulate.data.video",
+    # configure one
+    "ComponentSpec": "modulate.interfaces.params",
+    "Injection": "modulate.config.injection",
+    "Tokens": "modulate.config.injection",
+    "LoraParams": "modulate.config.injection",
+    # train and evaluate recipes
+    "Recipe": "modulate.config.recipe",
+    "load_recipe": "modulate.config.recipe",
+    "Pipeline": "modulate.inference.pipeline",
+    "Run": "modulate.runs.run",
+    "train": "modulate.training.trainer",
+    "evaluate": "modulate.evaluation.evaluate",
+    # write plugins
+    "hookimpl": "modulate.hookspecs",
+    "Params": "modulate.interfaces.params",
     "Signal": "modulate.interfaces.signal",
     "SignalEncoder": "modulate.interfaces.components",
     "SignalFeatures": "modulate.interfaces.components",
@@ -26,22 +54,37 @@ _PUBLIC = {
     "Memory": "modulate.interfaces.writer",
     "Mixture": "modulate.interfaces.writer",
     "Dataset": "modulate.interfaces.components",
+    "Sample": "modulate.interfaces.components",
     "HostInput": "modulate.interfaces.components",
     "InputTransform": "modulate.interfaces.components",
-    "Sample": "modulate.interfaces.components",
-    "Params": "modulate.interfaces.components",
     "Host": "modulate.hosts.host",
+    "HostParams": "modulate.hosts.host",
+    "EncodedPrompt": "modulate.hosts.host",
+    # catch errors
     "ModulateError": "modulate.errors",
-    "hookimpl": "modulate.hookspecs",
+    "CheckpointError": "modulate.errors",
+    "ComponentError": "modulate.errors",
+    "ConditioningError": "modulate.errors",
+    "DataError": "modulate.errors",
+    "DivergedError": "modulate.errors",
+    "HostError": "modulate.errors",
+    "Interrupted": "modulate.errors",
+    "LockedError": "modulate.errors",
+    "MissingFileError": "modulate.errors",
+    "PluginError": "modulate.errors",
+    "RankError": "modulate.errors",
+    "RecipeError": "modulate.errors",
+    "SignalError": "modulate.errors",
+    "StorageError": "modulate.errors",
+    "UnverifiedWarning": "modulate.errors",
+    "VideoError": "modulate.errors",
 }
 
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first use, so that ``import modulate`` (and the command line) does not
-    import torch.
-    """
+    """Import public names on first use, so that ``import modulate`` does not import torch."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'modulate' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

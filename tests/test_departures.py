@@ -58,7 +58,6 @@ def pipeline_for(root, *overrides, cache=None):
 
 
 # --- time
-# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_goes_by_the_clip_s_length():
@@ -143,7 +142,6 @@ def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root)
 
 
 # --- features
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def between_centres(n, into):
@@ -279,7 +277,6 @@ def test_padding_for_the_backbone_repeats_the_last_frame():
 
 
 # --- answers
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_four_letters_compete_where_two_are_offered(root):
@@ -335,7 +332,6 @@ def test_the_question_alone_is_asked_of_the_bare_host_without_any_clip(root):
 
 
 # --- signals
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_signal_is_worth_a_residual_or_nothing():

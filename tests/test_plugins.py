@@ -256,7 +256,6 @@ def test_a_second_entry_point_of_a_taken_name_is_listed_and_leaves_the_first_alo
 
 
 # --- one in the place of another
-# --------------------------------------------------------------------------------------------------------
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

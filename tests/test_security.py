@@ -26,7 +26,6 @@ SOURCES = sorted([*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob(
 
 
 # --- the sources
-# ------------------------------------------------------------------------------------------------------------------------
 
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {
@@ -171,7 +170,6 @@ def test_yaml_is_read_in_one_place():
 
 
 # --- recipes
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_recipe_names_no_import_paths(monkeypatch):
@@ -231,7 +229,6 @@ def test_a_recipe_of_many_bytes_gives_a_short_message(tmp_path):
 
 
 # --- paths
-# ------------------------------------------------------------------------------------------------------------------------------
 
 ESCAPES = [
     "../v00.mp4",
@@ -335,7 +332,6 @@ def test_finding_a_packages_folder_runs_nothing_of_it(tmp_path, monkeypatch):
 
 
 # --- models
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -427,7 +423,6 @@ def test_from_python_too_remote_code_needs_the_users_own_word(tmp_path):
 
 
 # --- the pages
-# --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_test_that_the_threat_model_names_exists():

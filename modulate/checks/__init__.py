@@ -1,3 +1,1 @@
-"""What can be known before a run, and what can be measured before it: dead layers, coverage,
-settings without effect, costs.
-"""
+"""What is known, or measured, before a run: dead layers, coverage, costs."""

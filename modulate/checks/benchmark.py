@@ -311,7 +311,6 @@ def most_alive(profile: Any) -> int:
 
 
 # --- samples
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def _data(pipeline: Pipeline, folder: Path) -> tuple[dict[str, list[Sample]], bool]:
@@ -340,7 +339,6 @@ def _batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
 
 
 # --- time
-# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def _now(device: torch.device) -> float:

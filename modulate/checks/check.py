@@ -119,7 +119,6 @@ def _opened(
 
 
 # --- data
-# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def _samples(report: CheckReport, pipeline: Pipeline, prepare: bool) -> dict[str, list[Sample]]:
@@ -192,7 +191,6 @@ def _largest(
 
 
 # --- the model
-# --------------------------------------------------------------------------------------------------------------------------
 
 
 def _clip(report: CheckReport, example: Example, found: bool) -> None:

@@ -1,6 +1,4 @@
-"""The command line: one file per command. Each parses, calls the library, prints; heavy modules are
-imported when a command runs.
-"""
+"""The command line; heavy modules are imported when a command runs."""
 
 import sys
 import traceback

@@ -60,7 +60,6 @@ def pages(registry: plugins.Registry) -> dict[str, str]:
 
 
 # --- command line
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 def cli_page(registry: plugins.Registry) -> str:
@@ -108,7 +107,6 @@ def _row(parameter: Any) -> tuple[str, str, str] | None:
 
 
 # --- recipes
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def recipe_page(registry: plugins.Registry) -> str:
@@ -197,7 +195,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 # --- writing and checking
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def main(args: list[str] | None = None) -> int:

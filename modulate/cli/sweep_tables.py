@@ -144,7 +144,6 @@ def last_lines(folder: Path, outcome: Outcome) -> list[str]:
 
 
 # --- results
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def results(found: Mapping[str, Any], folder: Path, runs: Sequence[Planned]) -> None:

@@ -1,1 +1,1 @@
-"""Recipes: typed YAML files that name every component of a run. Imports no torch."""
+"""Recipes: typed YAML files that name every component of a run; torch-free."""

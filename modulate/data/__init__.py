@@ -1,1 +1,1 @@
-"""From video files and data sets to frames at true times and cached backbone features."""
+"""Videos and data sets to frames at true times and cached backbone features."""

@@ -137,7 +137,6 @@ def refuse_too_small(extractor: FeatureExtractor, need: SpaceNeeded) -> None:
 
 
 # --- the work
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""The processes of one run: how they are started and how they talk."""
+"""The processes of one run: how they start and how they talk."""

@@ -73,7 +73,6 @@ class ProcessGroup:
         return self.rank == 0
 
     # --- one fate
-    # ----------------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
@@ -122,7 +121,6 @@ class ProcessGroup:
             pass  # the store is gone, and with it who would have read
 
     # --- talk
-    # --------------------------------------------------------------------------------------------------------------------
 
     def gather(self, value: Any) -> list[Any]:
         """Return every process's ``value`` (what fits JSON), by rank.
@@ -198,7 +196,6 @@ class ProcessGroup:
         ]
 
     # --- tensors
-    # -----------------------------------------------------------------------------------------------------------------
 
     def add(self, tensor: "torch.Tensor") -> None:
         """Add up ``tensor`` over all processes, in place. Meet before: who fails here is only
@@ -217,7 +214,6 @@ class ProcessGroup:
                 ) from error
 
     # --- the store
-    # ---------------------------------------------------------------------------------------------------------------
 
     def _key(self, name: str) -> str:
         return f"{self._block}/{name}"

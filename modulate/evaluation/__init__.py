@@ -1,1 +1,1 @@
-"""Scoring under every control: answers as they come, figures from them, paired tests, intervals."""
+"""Answers under every control, intervals, and paired tests."""

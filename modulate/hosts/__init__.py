@@ -1,3 +1,1 @@
-"""Frozen multimodal LLMs: what the core knows of them, hooks on them, and caches of their own
-computation.
-"""
+"""Frozen multimodal LLMs: conventions, hooks, caches of their computation."""

@@ -141,7 +141,6 @@ class HiddenStateCache:
         )
 
     # --- which forward this is
-    # ---------------------------------------------------------------------------------------------------
 
     def _state(self) -> str | None:
         """Return what of the host the states depend on, as it is now; None while that is being
@@ -217,7 +216,6 @@ class HiddenStateCache:
         return state, hashlib.sha256(" ".join(texts).encode()).hexdigest()
 
     # --- hooks and stand-ins
-    # -----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def remembered(self) -> Iterator[None]:

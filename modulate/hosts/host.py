@@ -108,7 +108,6 @@ class Host:
         self.check_states()
 
     # --- what is where
-    # -----------------------------------------------------------------------------------------------------------
 
     @classmethod
     def find_entry(cls, model: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -213,7 +212,6 @@ class Host:
             )
 
     # --- loading and encoding
-    # ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def load(cls, params: HostParams) -> tuple[nn.Module, Any]:

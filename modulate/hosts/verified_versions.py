@@ -167,7 +167,6 @@ def _minor(release: str) -> list[int]:
 
 
 # --- what was verified
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def doubt(here: Versions, seen: Iterable[Versions]) -> str:
@@ -203,7 +202,6 @@ def releases(registry: plugins.Registry) -> list[Versions]:
 
 
 # --- what this machine verified
-# -----------------------------------------------------------------------------------------------------------
 
 
 def notes() -> Path:
@@ -258,7 +256,6 @@ def _key(here: Versions) -> dict[str, str]:
 
 
 # --- the warning
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def warn_if_unverified(model_type: str) -> None:

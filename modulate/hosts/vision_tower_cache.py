@@ -234,7 +234,6 @@ class VisionTowerCache:
         )
 
     # --- use
-    # ---------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def remembered(self) -> Iterator[None]:

@@ -1,1 +1,1 @@
-"""From samples to conditioned forwards, for training, evaluation and single questions."""
+"""Samples to conditioned forwards; one question about one video."""

@@ -170,7 +170,6 @@ class Pipeline(FeatureExtractor):
         }
 
     # --- one sample
-    # --------------------------------------------------------------------------------------------------------------
 
     def prepare(self, sample: Sample, view: str = "own", training: bool = False) -> PreparedSample:
         """Decode, encode and align one sample. Errors are re-raised with the sample's id in front.
@@ -307,7 +306,6 @@ class Pipeline(FeatureExtractor):
         return torch.tensor(ids)
 
     # --- batches
-    # -----------------------------------------------------------------------------------------------------------------
 
     def collate(self, prepared: Sequence[PreparedSample], inputs: bool = True) -> Batch:
         """Join samples into one forward on the host's device; without ``inputs`` where these go
@@ -338,7 +336,6 @@ class Pipeline(FeatureExtractor):
         )
 
     # --- controls
-    # ----------------------------------------------------------------------------------------------------------------
 
     def control(self, name: str, prepared: PreparedSample, others: ShufflePool) -> Signal:
         """Return the signal of ``prepared`` under the control ``name`` (one that its kind

@@ -1,3 +1,1 @@
-"""What plugins implement and exchange: signals, grids, frames, encoders, backbones, modulators,
-writers, data sets.
-"""
+"""What plugins implement and exchange: signals, grids, frames, components."""

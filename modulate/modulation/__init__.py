@@ -1,3 +1,1 @@
-"""The trained module, and its attachment to a host: which tokens get which residual in which
-forward.
-"""
+"""The trained module and its attachment: which token gets which residual."""

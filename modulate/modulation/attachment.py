@@ -115,7 +115,6 @@ class Attachment:
             self._undo.callback(handle.remove)
 
     # --- hooks
-    # -------------------------------------------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_exporting():
@@ -266,7 +265,6 @@ class Attachment:
         )
 
     # --- use
-    # ---------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def condition(

@@ -119,7 +119,6 @@ class Modulation(nn.Module):
         return fresh
 
     # --- residuals
-    # ---------------------------------------------------------------------------------------------------------------
 
     def latents(self, clips: Sequence[ClipInput]) -> Latents:
         """Compute all layers' latents of all clips with a signal, in order; clips of one token
@@ -203,7 +202,6 @@ class Modulation(nn.Module):
                 raise
 
     # --- attaching
-    # ---------------------------------------------------------------------------------------------------------------
 
     def attach(self, model: nn.Module) -> "Attachment":
         """Hook into a loaded host and return the attachment; ``detach()`` takes everything out
@@ -223,7 +221,6 @@ class Modulation(nn.Module):
             attachment.detach()
 
     # --- saving and loading
-    # ------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and, with LoRA, a PEFT adapter folder.

@@ -153,7 +153,6 @@ class RecomputeTracker:
         self._again: dict[int, tuple[int, ForwardPass]] = {}  # thread → (backward, whole forward)
 
     # --- forwards
-    # ----------------------------------------------------------------------------------
 
     def begin(self, passed: ForwardPass) -> None:
         """Note a forward that begins, and the checkpoint around it.
@@ -208,7 +207,6 @@ class RecomputeTracker:
             raise ConditioningError(DETACHED)
 
     # --- recomputations
-    # ----------------------------------------------------------------------------
 
     def run_again(self) -> None:
         """Begin to run a whole forward again in a backward.

@@ -67,7 +67,7 @@ class VisualTokenTracker:
             )
         return [i // (batch // rows) for i in range(batch)]
 
-    # --- one forward ------------------------------------------------------------------------------
+    # --- one forward
 
     def place(self, here: ForwardTokens) -> Tensor | None:
         """Return the ordinal of every visual token of a forward in its row.
@@ -131,7 +131,7 @@ class VisualTokenTracker:
         if self._last is not None and not self.complete:
             raise self._short(self._last)
 
-    # --- which line it belongs to -----------------------------------------------------------------
+    # --- which line it belongs to
 
     def _continued(self, here: ForwardTokens) -> CacheHistory | None:
         """Return the line of forwards that this one goes on with; None where it begins one."""
@@ -192,7 +192,7 @@ class VisualTokenTracker:
             )
         return before
 
-    # --- counting ---------------------------------------------------------------------------------
+    # --- counting
 
     def _advanced(
         self, before: CacheHistory, here: ForwardTokens
@@ -282,7 +282,7 @@ class VisualTokenTracker:
                 f"row.{later}{before.beginning}"
             )
 
-    # --- noting -----------------------------------------------------------------------------------
+    # --- noting
 
     def _complete(self, before: CacheHistory, after: CacheHistory, here: ForwardTokens) -> None:
         self.complete = True

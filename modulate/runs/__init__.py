@@ -1,1 +1,1 @@
-"""A run's folder: recipe, checkpoints, records, and runs made from weights trained elsewhere."""
+"""A run's folder: recipe, checkpoints, records, imported weights."""

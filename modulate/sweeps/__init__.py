@@ -1,1 +1,1 @@
-"""Many recipes from one: their runs, side by side on the devices there are, and what came of them."""
+"""Many recipes from one: planned, run side by side, and compared."""

@@ -322,7 +322,6 @@ def _with_others(sweep: Sweep, run: Planned) -> Planned:
 
 
 # --- companions
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def _companions(sweep: Sweep, base: dict[str, Any], runs: Iterable[Planned]) -> list[Planned]:

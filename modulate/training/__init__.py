@@ -1,3 +1,1 @@
-"""Training: stages, the gradients of a step, optimizers and schedules, where a training is, samples
-that go together.
-"""
+"""Stages, optimizer steps, gradient synchronization, resumption."""

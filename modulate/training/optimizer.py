@@ -24,7 +24,6 @@ MOMENTUM = 0.9
 
 
 # --- accelerate
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def accelerator_for(recipe: Recipe, device: torch.device, folder: Path) -> Accelerator:
@@ -67,7 +66,6 @@ def accelerator_for(recipe: Recipe, device: torch.device, folder: Path) -> Accel
 
 
 # --- parameters
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def select(modulation: Modulation, stage: Stage) -> None:
@@ -102,7 +100,6 @@ def parameter_groups(
 
 
 # --- schedules: functions of the step alone, so that there is no state to resume
-# ---------------------------------------------------------
 
 #: optimizer step of the stage, from 0 → (factor of the peak rate, AdamW's first beta)
 Schedule = Callable[[int], tuple[float, float]]
@@ -159,7 +156,6 @@ def _cosine(start: float, end: float, done: float) -> float:
 
 
 # --- one step
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -243,7 +239,6 @@ class Optimizer:
         return ((name, p) for name, p in self.modulation.named_parameters() if p.requires_grad)
 
     # --- its state, for checkpoints
-    # --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Return AdamW's moments and step counts: {"exp_avg/<parameter>": …}; parameters that had

@@ -183,7 +183,6 @@ class Trainer:
         return self.modulation.eval()
 
     # --- one stage
-    # ---------------------------------------------------------------------------------------------------------------
 
     def _stage(self, stage: Stage, host: ModulatedHost) -> None:
         settings = self.settings
@@ -381,7 +380,6 @@ class Trainer:
             )
 
     # --- checkpoints
-    # -------------------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         if self.processes.size > 1:

@@ -1,1 +1,1 @@
-"""Files, locks, limits and messages: helpers that know nothing of modulation."""
+"""Files, locks, limits, messages: helpers that know nothing of modulation."""

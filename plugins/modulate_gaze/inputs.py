@@ -39,7 +39,6 @@ def scanpath(signal: Signal) -> Scanpath:
 
 
 # --- drawn on the frames
-# ----------------------------------------------------------------------------------------------------------------
 
 
 class GazeOverlayParams(Params):
@@ -161,7 +160,6 @@ def shown_at(gaze: Scanpath, time: float, reach: float) -> list[tuple[float, flo
 
 
 # --- written into the prompt
-# ------------------------------------------------------------------------------------------------------------
 
 
 class GazeTextParams(Params):
@@ -257,7 +255,6 @@ class GazeText(InputTransform):
 
 
 # --- a saliency map
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class GazeSaliencyParams(Params):

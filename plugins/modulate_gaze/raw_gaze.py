@@ -183,7 +183,6 @@ def _recording(
 
 
 # --- one reader for each source
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _read_egtea(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
@@ -342,7 +341,6 @@ def _array(path: Path) -> NDArray[Any]:
 
 
 # --- text
-# -------------------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

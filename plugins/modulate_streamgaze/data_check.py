@@ -137,7 +137,6 @@ def _described(sampling: Sampling, frames_per_step: int) -> str:
 
 
 # --- files
-# ------------------------------------------------------------------------------------------------------------------------------
 
 
 def _questions(report: DataReport, data: StreamGaze) -> dict[str, list[Item]]:
@@ -376,7 +375,6 @@ def _missing(report: DataReport, what: str, missing: Sequence[str], total: int) 
 
 
 # --- figures
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def _task(

@@ -49,7 +49,6 @@ def texts(report, level):
 
 
 # --- dead layers
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
@@ -126,7 +125,6 @@ def test_the_twin_derives_what_is_dead_and_has_no_list_of_last_layers():
 
 
 # --- whole recipes
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def samples_of(root):
@@ -387,7 +385,6 @@ def shorten(path):
 
 
 # --- clocks, departures, trackers
-# -------------------------------------------------------------------------------------------------------
 
 
 def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path):

@@ -47,7 +47,6 @@ EYES = dict(
 
 
 # --- rehearsals
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_bytes_alive_and_their_peak_are_those_of_the_tensors():
@@ -126,7 +125,6 @@ def test_an_operation_that_no_formula_is_known_for_is_told():
 
 
 # --- hosts without weights
-# --------------------------------------------------------------------------------------------------------------
 
 
 def loaded(**params):
@@ -252,7 +250,6 @@ def test_a_host_that_cannot_be_built_says_what_is_missing(tmp_path):
 
 
 # --- budgets
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

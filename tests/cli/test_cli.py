@@ -37,7 +37,6 @@ def modulate(capsys):
 
 
 # --- start
-# ------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,6 @@ def test_help_names_every_command_and_those_of_plugins():
 
 
 # --- listings
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_ls_lists_every_shipped_recipe_and_sweep(modulate):
@@ -178,7 +176,6 @@ def test_a_plugins_command_that_clashes_is_left_out_and_said(capsys):
 
 
 # --- recipes
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_cat_prints_the_file_and_resolved_every_default(modulate):
@@ -209,7 +206,6 @@ def test_the_schema_is_json(modulate):
 
 
 # --- errors
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,7 +247,6 @@ def test_other_exceptions_keep_their_traceback(monkeypatch):
 
 
 # --- the whole way
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -479,7 +474,6 @@ def test_ask_refuses_what_cannot_be_asked(change, message, asked):
 
 
 # --- reference
-# --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_reference_pages_are_up_to_date():

@@ -174,7 +174,6 @@ def test_no_file_is_read_or_written_in_the_encoding_of_the_locale():
 
 
 # --- a run
-# ------------------------------------------------------------------------------------------------------------------------------
 
 FEW = [
     "lora=null",
@@ -252,7 +251,6 @@ def test_a_short_run_prints_one_line_of_progress(trained):
 
 
 # --- progress
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_without_a_terminal_lines_come_at_their_time_with_what_is_counted(monkeypatch, capsys):
@@ -309,7 +307,6 @@ def test_every_display_is_of_this_kind():
 
 
 # --- warnings
-# ---------------------------------------------------------------------------------------------------------------------------
 
 LIBRARY = """
 import warnings

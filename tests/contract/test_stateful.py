@@ -130,7 +130,6 @@ class Machine(RuleBasedStateMachine):
         self.attach_or_detach("both")
 
     # --- attaching
-    # ---------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.waiting) < 3)
     @rule(name=names)
@@ -153,7 +152,6 @@ class Machine(RuleBasedStateMachine):
         self.values[name] = snapshot(self.mods[name])
 
     # --- forwards
-    # ----------------------------------------------------------------------------------
 
     def rows(self, batch, how):
         """The rows of one conditioning."""
@@ -277,7 +275,6 @@ class Machine(RuleBasedStateMachine):
             handle.remove()
 
     # --- caches
-    # ------------------------------------------------------------------------------------
 
     @rule(spec=batches, heard=heard, more=st.sampled_from(["", "on", "copy", "repeat", "crop"]))
     def first_turn(self, spec, heard, more):
@@ -382,7 +379,6 @@ class Machine(RuleBasedStateMachine):
         return turn
 
     # --- gradients
-    # ---------------------------------------------------------------------------------
 
     @rule(
         some=st.lists(batches, min_size=2, max_size=2),
@@ -535,7 +531,6 @@ class Machine(RuleBasedStateMachine):
             yield
 
     # --- the user
-    # ----------------------------------------------------------------------------------
 
     @precondition(lambda self: not self.waiting)
     @rule(place=places, prepend=st.booleans())
@@ -629,7 +624,6 @@ class Machine(RuleBasedStateMachine):
                 parameter.requires_grad_(flag)
 
     # --- what holds after every step
-    # ---------------------------------------------------------------
 
     @invariant()
     def the_host_is_the_users(self):

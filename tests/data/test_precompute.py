@@ -99,7 +99,6 @@ def command(world, cache, *more):
 
 
 # --- the same as training asks for, whoever computes it
-# -----------------------------------------------------------------------------------
 
 
 def test_training_and_evaluation_find_all_that_they_ask_for_and_leave_nothing_unused(
@@ -199,7 +198,6 @@ def test_of_splits_only_those_asked_for(world, filled, tmp_path):
 
 
 # --- going on
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_time_nothing_is_decoded_or_computed(filled, monkeypatch):
@@ -271,7 +269,6 @@ def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(
 
 
 # --- what goes wrong
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_path):
@@ -463,7 +460,6 @@ def test_sizes_of_a_backbone_that_needs_real_numbers_are_left_open(filled, world
 
 
 # --- shares
-# ---------------------------------------------------------------------------------------------------------------------------------
 
 
 clip_lists = st.lists(

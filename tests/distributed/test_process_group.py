@@ -172,7 +172,6 @@ def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_
 
 
 # --- one fate
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_error_of_one_ends_all_and_is_told_to_all(one_block):
@@ -277,7 +276,6 @@ def test_a_store_that_is_gone_is_said():
 
 
 # --- who does not come
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_who_does_not_come_in_time_is_named():

@@ -233,7 +233,6 @@ def test_the_command_trains_on_a_divided_host_as_on_a_whole_one(world):
 
 
 # --- launches, without launching
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -208,7 +208,6 @@ def interrupt() -> None:
 
 
 # --- coverage
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def lines_of(parser: Any) -> dict[str, set[int]]:
@@ -271,7 +270,6 @@ def covered(parser: Any, inputs: Iterable[bytes]) -> dict[str, Any]:
 
 
 # --- one parser
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def by_mutation(
@@ -432,7 +430,6 @@ def apart(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 # --- all of them
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def show(name: str, r: dict[str, Any]) -> None:

@@ -81,7 +81,6 @@ def through_file(read: Callable[[Path], Any], name: str) -> Callable[[bytes], An
 
 
 # --- gaze and hand
-# ----------------------------------------------------------------------------------------------------------------------
 
 FULL = b"start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds\n"
 
@@ -220,7 +219,6 @@ def check_hand(result: Any, data: bytes) -> None:
 
 
 # --- questions and splits
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def question_seeds() -> list[bytes]:
@@ -339,7 +337,6 @@ def check_name(result: str, data: bytes) -> None:
 
 
 # --- recipes
-# ----------------------------------------------------------------------------------------------------------------------------
 
 SHORT_YAML = (
     b"name: r\nseed: 0\nhost: {name: qwen, params: {path: 'a'}}\n",
@@ -457,7 +454,6 @@ def _tiny() -> str:
 
 
 # --- weights
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -620,7 +616,6 @@ def check_encoder(result: Any, data: bytes) -> None:
 
 
 # --- the released checkpoint
-# ------------------------------------------------------------------------------------------------------------
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "bool", "complex64")
 
@@ -723,7 +718,6 @@ def check_count(result: int, data: bytes) -> None:
 
 
 # --- what a run notes of itself
-# --------------------------------------------------------------------------------------------------------
 
 
 def prediction_seeds() -> list[bytes]:
@@ -981,7 +975,6 @@ def agrees(found: Any, given: Any) -> bool:
 
 
 # --- videos
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def video_seeds() -> list[bytes]:
@@ -1035,7 +1028,6 @@ def check_video(result: Any, data: bytes) -> None:
 
 
 # --- all of them
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 COMMON = ("parse_record", "checked", "findings", "unknown_keys", "warn_of_key")

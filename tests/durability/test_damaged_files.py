@@ -39,7 +39,6 @@ def test_damaged_inputs_are_refused_with_a_typed_error_or_read_rightly(name):
 
 
 # --- what is generated right is read right
-# ------------------------------------------------------------------------------------------------
 
 positions = st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5))
 
@@ -139,7 +138,6 @@ def test_a_split_that_is_written_is_read_and_one_that_loses_or_repeats_a_video_i
 
 
 # --- the fuzzer can fail
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def planted(parse, check=lambda result, data: None):

@@ -132,7 +132,6 @@ def test_notes_add_up_and_damaged_ones_are_written_anew(newer):
 
 
 # --- the command
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_family_is_proved_without_pytest_and_remembered(tmp_path):

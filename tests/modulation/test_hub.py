@@ -171,7 +171,6 @@ def pull(hub, tmp_path, repo="someone/gaze-tiny"):
 
 
 # --- there and back
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_pushed_modulation_comes_back_with_the_same_logits(host, modulation, hub, tmp_path):
@@ -240,7 +239,6 @@ def test_offline_the_error_says_so(tmp_path):
 
 
 # --- names
-# ------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_repository_is_asked_for_by_its_name_and_a_folder_is_not(
@@ -286,7 +284,6 @@ def test_a_name_that_the_hub_does_not_allow_is_refused():
 
 
 # --- the card
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_card_says_what_is_inside(modulation, tmp_path):

@@ -39,7 +39,6 @@ def read(ids, cache=None, **more):
 
 
 # --- one forward
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_any_of_the_placeholders_is_visual():
@@ -115,7 +114,6 @@ def test_padding_is_read_off_an_attention_mask_of_all_positions():
 
 
 # --- the same prompt again
-# --------------------------------------------------------------------------------------------------------------
 
 PROMPT = torch.tensor([[1, 2], [3, 4]])
 
@@ -138,7 +136,6 @@ def test_nothing_begins_with_nothing():
 
 
 # --- many forwards
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def fed(tracker, cache, chunk):

@@ -298,7 +298,6 @@ def test_a_cache_that_takes_no_attribute_is_refused(host, modulation):
 
 
 # --- token types
-# ------------------------------------------------------------------------------------------------------------------------
 
 IDS = torch.tensor([[1, *[VIDEO] * 4, 7, 8]])
 MODALITY = ("mm_token_type_ids",)

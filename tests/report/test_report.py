@@ -111,7 +111,6 @@ def three(tmp_path):
 
 
 # --- runs and what stands beside them
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_seeds_of_one_recipe_are_pooled_and_named(tmp_path):
@@ -255,7 +254,6 @@ def test_a_run_without_predictions_or_with_broken_ones_is_refused(tmp_path, thre
 
 
 # --- figures
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_counts_are_exact_and_tests_are_adjusted_over_the_tasks(three):
@@ -370,7 +368,6 @@ def test_coverage_counts_samples_that_the_signal_reached(three):
 
 
 # --- tables
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_published_rows_stand_below_ours_with_what_is_not_comparable(tmp_path):
@@ -463,7 +460,6 @@ def test_numbers_are_printed_alike_everywhere():
 
 
 # --- writing
-# ----------------------------------------------------------------------------------------------------------------------------
 
 HOSTILE = "</title><script>alert('x')<img src=q onerror=alert(1)>&amp;|`_*"
 
@@ -623,7 +619,6 @@ def test_thinning_keeps_means():
 
 
 # --- gallery
-# ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

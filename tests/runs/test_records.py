@@ -160,7 +160,6 @@ def world(tmp_path):
 
 
 # --- every file, damaged in every way, given to every reader
-# ----------------------------------------------------------------------------
 
 HUGE = 10**400
 WRONG = (
@@ -320,7 +319,6 @@ def test_a_damaged_file_is_named_or_read_whatever_is_done_to_it_and_whoever_read
 
 
 # --- one reader of predictions
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_predictions_are_made_of_what_was_read_in_one_place():
@@ -549,7 +547,6 @@ def test_what_a_run_writes_is_read_without_a_word(world):
 
 
 # --- samples that failed
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -601,7 +598,6 @@ def test_a_run_of_which_nothing_is_left_to_count_says_so(tmp_path):
 
 
 # --- siblings
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,6 @@ def by_name(sweep):
 
 
 # --- what a sweep expands to
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_one_axis_at_a_time_has_the_base_once_and_every_other_option_once():
@@ -173,7 +172,6 @@ def test_overrides_of_the_command_line_change_the_sweep_or_every_recipe(tmp_path
 
 
 # --- companions
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_lora_alone_is_trained_in_the_stages_that_train_it_and_stands_beside_all_that_differ_in_the_modulation_only():
@@ -246,7 +244,6 @@ def test_companions_that_cannot_be_are_refused_beside_the_base():
 
 
 # --- what is refused
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -358,7 +355,6 @@ def test_recipes_and_sweeps_are_told_apart():
 
 
 # --- those that ship
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_sweeps_ship():
@@ -398,7 +394,6 @@ def test_the_ablations_have_the_papers_axes(name):
 
 
 # --- jobs
-# -------------------------------------------------------------------------------------------------------------------------------
 
 SH = Path("/bin/sh")
 needs_sh = pytest.mark.skipif(not SH.exists(), reason="needs a POSIX shell")
@@ -535,7 +530,6 @@ def test_signals_do_again_what_they_did_before():
 
 
 # --- what came of it
-# --------------------------------------------------------------------------------------------------------------------
 
 TASKS = ("one", "two")
 

@@ -129,7 +129,6 @@ def stopping(stop, *steps):
 
 
 # --- going on
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,7 +344,6 @@ def test_a_run_that_another_process_holds_is_refused(begin):
 
 
 # --- evaluation
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_stopped_evaluation_goes_on_with_the_conditions_that_are_left(whole, begin, monkeypatch):
@@ -402,7 +400,6 @@ def test_answers_of_other_weights_or_damaged_ones_are_not_used(whole, begin):
 
 
 # --- memory
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -565,7 +562,6 @@ def test_an_evaluation_short_of_memory_answers_in_halves_and_counts_what_fails(
 
 
 # --- nonsense
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def spoil(pipeline, bad):
@@ -702,7 +698,6 @@ def test_fp16_s_search_for_its_scale_is_no_divergence_and_goes_on_after_a_kill(b
 
 
 # --- schedules and empty signals
-# --------------------------------------------------------------------------------------------------------
 
 
 def scheduled(steps, warmup):
@@ -785,7 +780,6 @@ def test_samples_with_an_empty_signal_are_left_out_when_the_recipe_says_so(
 
 
 # --- a full disk
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_good_state(whole, begin, tmp_path):

@@ -324,7 +324,6 @@ def test_decay_groups_and_stages_follow_the_recipe(finished):
 
 
 # --- precision, trackers and the host's own flags
-# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -156,7 +156,6 @@ def served(seen: dict[str, Any]) -> str:
 
 
 # --- the page
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def page(registry: plugins.Registry, note: str) -> str:

@@ -89,7 +89,6 @@ SIGLIP = dict(
 
 
 # --- what is peculiar to one family
-# -------------------------------------------------------------------------------------------------------
 
 
 def onevision(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
@@ -166,7 +165,6 @@ def towers(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
 
 
 # --- the families
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 def qwen2_vl() -> nn.Module:

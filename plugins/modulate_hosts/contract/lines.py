@@ -242,4 +242,3 @@ def test_a_second_clip_in_the_same_block(case):
 
 
 # --- other tokens than the visual ones
-# --------------------------------------------------------------------------------------------------

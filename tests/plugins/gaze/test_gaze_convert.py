@@ -89,7 +89,6 @@ def saved(tmp_path):
 
 
 # --- the numbers
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_golden_residuals_come_out_of_the_converted_folder(saved, tmp_path):
@@ -298,7 +297,6 @@ def test_the_configuration_says_what_it_was_made_of(saved, tmp_path):
 
 
 # --- what is refused
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def put(*path, value):
@@ -718,7 +716,6 @@ def test_other_files_are_refused(saved, tmp_path):
 
 
 # --- layers, folders, the command
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,6 @@ def refused(read, source, data, text, **more):
 
 
 # --- EGTEA
-# ------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_begaze_exports_are_brought_to_frames_of_24_fps(read):
@@ -137,7 +136,6 @@ def test_a_file_without_samples_is_refused(read):
 
 
 # --- EgoExoLearn
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_arrays_have_a_row_for_each_frame_at_30_fps(read):
@@ -202,7 +200,6 @@ def test_archives_and_headers_that_promise_more_than_the_file_holds_are_refused(
 
 
 # --- Ego4D and HoloAssist
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_ego4d_has_its_origin_at_the_bottom(read):

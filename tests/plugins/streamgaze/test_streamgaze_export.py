@@ -19,7 +19,6 @@ ALERT = "proactive_gaze_triggered_alert"
 
 
 # --- the benchmark's rules
-# --------------------------------------------------------------------------------------------------------------
 
 
 def letter(reply):
@@ -88,7 +87,6 @@ def test_the_rule_for_alerts_looks_for_the_word_anywhere(reply, kind, right):
 
 
 # --- export
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def predicted(reader, split="all", condition="signal", seed=0, **changes):
@@ -223,7 +221,6 @@ def test_predictions_of_other_questions_are_refused(tree, reader, tmp_path, chan
 
 
 # --- the command
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

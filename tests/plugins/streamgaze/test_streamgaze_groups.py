@@ -36,7 +36,6 @@ def people(sizes):
 
 
 # --- dealing groups
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,6 @@ def test_the_source_that_tests_must_be_there(name):
 
 
 # --- who looked
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_names_tell_sources_and_egteas_participants(reader):
