@@ -16,78 +16,87 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-_PUBLIC = {
-    # attach a trained modulation to a loaded host
-    "Modulation": "modulate.modulation.module",
-    "ModulationConfig": "modulate.modulation.config",
-    "Attachment": "modulate.modulation.attachment",
-    "AttachmentReport": "modulate.modulation.attachment",
-    "ModulatedHost": "modulate.modulation.modulated_host",
-    "ClipInput": "modulate.modulation.clip_inputs",
-    "VisualGrid": "modulate.interfaces.visual_grid",
-    "visual_grid": "modulate.interfaces.visual_grid",
-    "Frames": "modulate.interfaces.frames",
-    "read_frames": "modulate.data.video",
-    # configure one
-    "ComponentSpec": "modulate.interfaces.params",
-    "Injection": "modulate.config.injection",
-    "Tokens": "modulate.config.injection",
-    "LoraParams": "modulate.config.injection",
-    # train and evaluate recipes
-    "Recipe": "modulate.config.recipe",
-    "load_recipe": "modulate.config.recipe",
-    "Pipeline": "modulate.inference.pipeline",
-    "Run": "modulate.runs.run",
-    "train": "modulate.training.trainer",
-    "evaluate": "modulate.evaluation.evaluate",
-    # write plugins
-    "hookimpl": "modulate.hookspecs",
-    "Params": "modulate.interfaces.params",
-    "Signal": "modulate.interfaces.signal",
-    "SignalEncoder": "modulate.interfaces.components",
-    "SignalFeatures": "modulate.interfaces.components",
-    "Backbone": "modulate.interfaces.components",
-    "FrameFeatures": "modulate.interfaces.components",
-    "Modulator": "modulate.interfaces.components",
-    "Writer": "modulate.interfaces.writer",
-    "Projection": "modulate.interfaces.writer",
-    "Memory": "modulate.interfaces.writer",
-    "Mixture": "modulate.interfaces.writer",
-    "Dataset": "modulate.interfaces.components",
-    "Sample": "modulate.interfaces.components",
-    "HostInput": "modulate.interfaces.components",
-    "InputTransform": "modulate.interfaces.components",
-    "Host": "modulate.hosts.host",
-    "HostParams": "modulate.hosts.host",
-    "EncodedPrompt": "modulate.hosts.host",
-    # catch errors
-    "ModulateError": "modulate.errors",
-    "CheckpointError": "modulate.errors",
-    "ComponentError": "modulate.errors",
-    "ConditioningError": "modulate.errors",
-    "DataError": "modulate.errors",
-    "DivergedError": "modulate.errors",
-    "HostError": "modulate.errors",
-    "Interrupted": "modulate.errors",
-    "LockedError": "modulate.errors",
-    "MissingFileError": "modulate.errors",
-    "PluginError": "modulate.errors",
-    "RankError": "modulate.errors",
-    "RecipeError": "modulate.errors",
-    "SignalError": "modulate.errors",
-    "StorageError": "modulate.errors",
-    "UnverifiedWarning": "modulate.errors",
-    "VideoError": "modulate.errors",
+PUBLIC: dict[str, dict[str, str]] = {
+    "Attach a modulation to a loaded host": {
+        "Modulation": "modulate.modulation.module",
+        "ModulationConfig": "modulate.modulation.config",
+        "Attachment": "modulate.modulation.attachment",
+        "AttachmentReport": "modulate.modulation.attachment",
+        "ModulatedHost": "modulate.modulation.modulated_host",
+        "ClipInput": "modulate.modulation.clip_inputs",
+        "VisualGrid": "modulate.interfaces.visual_grid",
+        "visual_grid": "modulate.interfaces.visual_grid",
+        "Frames": "modulate.interfaces.frames",
+        "read_frames": "modulate.data.video",
+        "understand": "modulate.hosts.host",
+    },
+    "Configure a modulation": {
+        "ComponentSpec": "modulate.interfaces.params",
+        "Injection": "modulate.config.injection",
+        "Tokens": "modulate.config.injection",
+        "LoraParams": "modulate.config.injection",
+    },
+    "Train and evaluate recipes": {
+        "Recipe": "modulate.config.recipe",
+        "load_recipe": "modulate.config.recipe",
+        "Pipeline": "modulate.inference.pipeline",
+        "Run": "modulate.runs.run",
+        "train": "modulate.training.trainer",
+        "evaluate": "modulate.evaluation.evaluate",
+    },
+    "Write plugins": {
+        "hookimpl": "modulate.hookspecs",
+        "Params": "modulate.interfaces.params",
+        "Signal": "modulate.interfaces.signal",
+        "SignalEncoder": "modulate.interfaces.components",
+        "SignalFeatures": "modulate.interfaces.components",
+        "Backbone": "modulate.interfaces.components",
+        "FrameFeatures": "modulate.interfaces.components",
+        "Modulator": "modulate.interfaces.components",
+        "Writer": "modulate.interfaces.writer",
+        "Projection": "modulate.interfaces.writer",
+        "Memory": "modulate.interfaces.writer",
+        "Mixture": "modulate.interfaces.writer",
+        "Dataset": "modulate.interfaces.components",
+        "Sample": "modulate.interfaces.components",
+        "HostInput": "modulate.interfaces.components",
+        "InputTransform": "modulate.interfaces.components",
+        "Host": "modulate.hosts.host",
+        "HostParams": "modulate.hosts.host",
+        "EncodedPrompt": "modulate.hosts.host",
+    },
+    "Catch errors": {
+        "ModulateError": "modulate.errors",
+        "CheckpointError": "modulate.errors",
+        "ComponentError": "modulate.errors",
+        "ConditioningError": "modulate.errors",
+        "DataError": "modulate.errors",
+        "DivergedError": "modulate.errors",
+        "HostError": "modulate.errors",
+        "Interrupted": "modulate.errors",
+        "LockedError": "modulate.errors",
+        "MissingFileError": "modulate.errors",
+        "PluginError": "modulate.errors",
+        "RankError": "modulate.errors",
+        "RecipeError": "modulate.errors",
+        "SignalError": "modulate.errors",
+        "StorageError": "modulate.errors",
+        "UnverifiedWarning": "modulate.errors",
+        "VideoError": "modulate.errors",
+    },
 }
+"""The supported names by what they are for, each with the module that defines it."""
 
-__all__ = ["__version__", *_PUBLIC]
+_MODULE_OF = {name: module for names in PUBLIC.values() for name, module in names.items()}
+
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
     """Import public names on first use, so that ``import modulate`` does not import torch."""
-    if name not in _PUBLIC:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'modulate' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from modulate import Modulation, cli, plugins
-from modulate.config.injection import LoraParams
+from modulate.config.injection import Injection, LoraParams
 from modulate.config.recipe import load_recipe
 from modulate.errors import ComponentError, DataError, PluginError, RecipeError
 from modulate.evaluation.evaluate import score
@@ -153,9 +153,9 @@ def loud(host, where):
         host,
         encoder=ComponentSpec(name="loud_encoder", **choice),
         modulator=ComponentSpec(name="loud", **choice),
-        layers=(0, 2),
+        injection=Injection(layers=(0, 2)),
         d_features=D_FEATURES,
-        lora_params=LoraParams(rank=2),
+        lora=LoraParams(rank=2),
     )
 
 

@@ -47,7 +47,7 @@ def dotted(path):
 
 
 def targets(path):
-    """Modules of the core that a file imports, inside the core: `modulate.cli.output` → cli.output."""
+    """Modules of the core that a file imports, as `cli.output`."""
     modules = {dotted(p).removesuffix(".__init__") for p in CORE}
     for module, name in imported(parse(path)):
         if module.split(".")[0] != "modulate":
@@ -262,7 +262,7 @@ def test_imports_that_close_a_circle_are_made_inside_functions():
 
 
 def test_packages_export_nothing():
-    """A package's docstring is all that is in its `__init__`: importing one module runs no other."""
+    """Importing one module runs no other: an `__init__` holds a docstring alone."""
     full = {"cli/__init__.py", "__init__.py"}
     packages = [p for p in CORE if p.name == "__init__.py"]
     names = {p.relative_to(ROOT / "modulate").as_posix(): len(parse(p).body) for p in packages}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from modulate import Modulation
+from modulate import Injection, Modulation
 from modulate.hosts.host import understand
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.params import ComponentSpec
@@ -70,7 +70,7 @@ def save_modulation(host, folder):
         modulator=ComponentSpec(
             name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
         ),
-        layers=(0, 1),
+        injection=Injection(layers=(0, 1)),
         d_features=12,
     )
     for projection in modulation.out:

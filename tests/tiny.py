@@ -4,7 +4,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
-from modulate.config.injection import Tokens
+from modulate.config.injection import Injection, Tokens
 from modulate.interfaces.params import ComponentSpec
 from modulate_hosts.contract.suite import D_FEATURES, cached, fresh, our_hooks, scanpath
 
@@ -116,9 +116,8 @@ def selecting(host, kind):
         modulator=ComponentSpec(
             name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
         ),
-        layers=(1, 2),
+        injection=Injection(layers=(1, 2), tokens=Tokens(kind=kind)),
         d_features=D_FEATURES,
-        tokens=Tokens(kind=kind),
     )
     for writer in made.out:
         torch.nn.init.normal_(writer.weight, std=0.5)

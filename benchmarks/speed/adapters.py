@@ -78,9 +78,9 @@ def with_lora(bench: Bench) -> Modulation:
         bench.pipeline.model,
         encoder=config.encoder,
         modulator=config.modulator,
-        layers=config.injection.layers,
+        injection=config.injection,
         d_features=config.d_features,
-        lora_params=LoraParams(),
+        lora=LoraParams(),
     )
     assert modulation.lora is not None
     for name, value in modulation.lora.items():

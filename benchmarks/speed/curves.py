@@ -15,7 +15,7 @@ import torch
 from benchmarks.speed import world
 from benchmarks.speed.bench import Bench, awake
 from benchmarks.speed.timing import interleaved
-from modulate import ClipInput, Modulation, visual_grid
+from modulate import ClipInput, Injection, Modulation, visual_grid
 from modulate.interfaces.params import ComponentSpec
 from modulate_gaze.scanpath import Scanpath
 
@@ -31,7 +31,7 @@ def modulation_for(
             bench.pipeline.model,
             encoder=ComponentSpec(name=encoder, params={"dim": 256}),
             modulator=ComponentSpec(name="gaze_resampler"),
-            layers=layers,
+            injection=Injection(layers=layers),
             d_features=D_FEATURES,
         )
     )

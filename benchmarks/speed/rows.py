@@ -29,7 +29,7 @@ from benchmarks.speed.timing import (
     resident,
     started,
 )
-from modulate import ClipInput, Modulation, visual_grid
+from modulate import ClipInput, Injection, Modulation, visual_grid
 from modulate.evaluation.evaluate import score
 from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.vision_tower_cache import ContentKeys, VisionTowerCache
@@ -343,7 +343,7 @@ def resampler(bench: Bench) -> dict[str, Any]:
             bench.pipeline.model,
             encoder=ComponentSpec(name="coord_pe", params={"dim": 256}),
             modulator=ComponentSpec(name="gaze_resampler"),
-            layers=world.INJECTED,
+            injection=Injection(layers=world.INJECTED),
             d_features=768,
         )
     )
@@ -416,7 +416,7 @@ def large(bench: Bench) -> dict[str, Any]:
             model,
             encoder=ComponentSpec(name="coord_pe", params={"dim": 256}),
             modulator=ComponentSpec(name="gaze_resampler"),
-            layers=(6, 13, 20, 26),
+            injection=Injection(layers=(6, 13, 20, 26)),
             d_features=768,
         )
     ).cuda()

@@ -128,8 +128,7 @@ def twin_reach(
             twin,
             encoder=recipe.encoder,
             modulator=recipe.modulator,
-            layers=recipe.injection.layers,
-            tokens=recipe.injection.tokens,
+            injection=recipe.injection,
             d_features=d_features,
         )
     frames = Frames(np.zeros((4, 64, 64, 3), np.uint8), (0.0, 1.0, 2.0, 3.0))

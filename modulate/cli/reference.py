@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from modulate import plugins
-from modulate.cli import build
+from modulate.cli import api_page, build, layout
 from modulate.cli.commands import hosts
 from modulate.errors import PluginError
 from modulate.utils.atomic_files import write_text
@@ -50,12 +50,21 @@ def shipped() -> plugins.Registry:
     return registry
 
 
-def pages(registry: plugins.Registry) -> dict[str, str]:
-    """Return {file name: text} of the reference pages."""
+def pages(registry: plugins.Registry, root: Path) -> dict[Path, str]:
+    """Return {file: text} of every generated page of the checkout in ``root``.
+
+    The README's tree and the architecture page's table are filled into the pages as they are.
+    """
+    readme = root / "README.md"
+    architecture = root / "docs" / "explanation" / "architecture.md"
+    reference = root / "docs" / "reference"
     return {
-        "cli.md": cli_page(registry),
-        "recipe.md": recipe_page(registry),
-        "hosts.md": hosts.page(registry, NOTE),
+        reference / "cli.md": cli_page(registry),
+        reference / "recipe.md": recipe_page(registry),
+        reference / "hosts.md": hosts.page(registry, NOTE),
+        reference / "api.md": api_page.page(root / "docs" / "examples", NOTE),
+        readme: layout.filled(readme.read_text("utf-8"), "tree", layout.tree(root)),
+        architecture: layout.filled(architecture.read_text("utf-8"), "packages", layout.table()),
     }
 
 
@@ -198,29 +207,23 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Write the pages, or with ``--check`` compare them; 1 when one is out of date."""
-    parser = argparse.ArgumentParser(
-        description=(
-            "Write docs/reference/cli.md, recipe.md and hosts.md from the code and the contract"
-            " suite's outcomes."
-        )
+    """Write the pages, or with ``--check`` compare them; return 1 if one is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if a page is out of date"
     )
     parser.add_argument(
-        "--check", action="store_true", help="write nothing, exit with 1 when a page is out of date"
-    )
-    parser.add_argument(
-        "--folder",
+        "--root",
         type=Path,
-        default=Path("docs/reference"),
-        help="where the pages are; by default docs/reference in the working directory",
+        default=Path(),
+        help="the checkout whose pages these are; by default the working directory",
     )
-    given = parser.parse_args(args)
+    options = parser.parse_args(args)
     stale = []
-    for name, text in pages(shipped()).items():
-        path = given.folder / name
-        if given.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+    for path, text in pages(shipped(), options.root).items():
+        if options.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
             stale.append(path)
-        elif not given.check:
+        elif not options.check:
             write_text(path, text)
     for path in stale:
         print(f"{path} is out of date; run `python -m modulate.cli.reference`.", file=sys.stderr)

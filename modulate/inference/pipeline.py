@@ -377,12 +377,9 @@ class Pipeline(FeatureExtractor):
             self.model,
             encoder=recipe.encoder,
             modulator=recipe.modulator,
-            layers=recipe.injection.layers,
-            alpha=recipe.injection.alpha,
-            tokens=recipe.injection.tokens,
-            empty=recipe.injection.empty,
+            injection=recipe.injection,
             d_features=self.backbone.d_features,
-            lora_params=recipe.lora,
+            lora=recipe.lora,
             backbone=recipe.backbone,
         )
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modulate.config.injection import Injection, LoraParams, Tokens
+from modulate.config.injection import Injection, LoraParams
 from modulate.errors import CheckpointError, ComponentError, MissingFileError, RecipeError
 from modulate.hosts.host import understand
 from modulate.interfaces.components import Modulator, SignalEncoder, SignalFeatures
@@ -79,12 +79,9 @@ class Modulation(nn.Module):
         *,
         encoder: ComponentSpec,
         modulator: ComponentSpec,
-        layers: Sequence[int],
+        injection: Injection,
         d_features: int,
-        alpha: float = 1.0,
-        tokens: Tokens = Tokens(),  # noqa: B008  (frozen)
-        empty: Literal["residual", "none"] = "residual",
-        lora_params: LoraParams | None = None,
+        lora: LoraParams | None = None,
         backbone: ComponentSpec | None = None,
     ) -> Self:
         """Build a fresh modulation for a loaded host; layer indices and LoRA targets are checked
@@ -93,9 +90,7 @@ class Modulation(nn.Module):
         Raises :class:`RecipeError` when a component starts with numbers that are not finite.
         """
         host = understand(model)
-        host.check_layers(layers)
-        spec = describe(host, lora_params) if lora_params else None
-        injection = Injection(layers=tuple(layers), alpha=alpha, tokens=tokens, empty=empty)
+        host.check_layers(injection.layers)
         config = ModulationConfig(
             host=HostSpec.of(host),
             encoder=encoder,
@@ -103,7 +98,7 @@ class Modulation(nn.Module):
             injection=injection,
             backbone=backbone,
             d_features=d_features,
-            lora=spec,
+            lora=describe(host, lora) if lora else None,
         )
         fresh = cls(config)
         wrong = [

@@ -1,27 +1,22 @@
-"""Finished runs as a report needs them: read, pooled over seeds, and each beside the runs that it
-has to be compared with.
-"""
+"""Finished runs: read, pooled over seeds, and matched with the runs to compare them with."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from modulate.config.recipe import Recipe
 from modulate.errors import DataError, RecipeError
-from modulate.evaluation.predictions import Prediction, read_predictions, scored
-from modulate.report.recipes import Differences, differences, same_trained
+from modulate.evaluation.predictions import Prediction, apply_failed_rule, read_predictions
+from modulate.report.recipes import Differences, differences, train_alike
 from modulate.runs.records import LogLine, RunState, read_log
 from modulate.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """One evaluated run: its recipe, answers by condition, training curve and what it notes of
-    itself.
-    """
+class EvaluatedRun:
+    """One evaluated run. ``records``: answers by condition; ``log``: the training log."""
 
     run: Run
     records: dict[str, list[Prediction]]
@@ -34,32 +29,30 @@ class Recorded:
 
     @property
     def name(self) -> str:
-        """The name of the run's folder, which is the recipe's unless someone moved it."""
+        """The name of the run's folder, which is the recipe's name unless the folder was moved."""
         return self.run.folder.resolve().name
 
     @cached_property
     def training(self) -> RunState:
-        """What state.json says of the training."""
+        """The state that training saved."""
         return self.run.read_state()
 
     @cached_property
     def failed(self) -> list[Prediction]:
-        """Samples that failed under any condition, one line for each sample and condition."""
+        """Failed answers, one for each sample and condition."""
         return [record for records in self.records.values() for record in records if record.error]
 
     @cached_property
     def scored(self) -> dict[str, list[Prediction]]:
-        """Answers by condition as the recipe scores them: a failed sample counts as wrong, or,
-        where it says so, is left out of all conditions.
-        """
-        return scored(self.records, self.recipe.evaluation.failed)
+        """Answers that count, by condition, under the recipe's rule for failed samples."""
+        return apply_failed_rule(self.records, self.recipe.evaluation.failed)
 
 
-def read(folder: Path, split: str = "test") -> Recorded:
+def read_run(folder: Path, split: str = "test") -> EvaluatedRun:
     """Read one run.
 
-    Raises :class:`MissingFileError` for what is no run or was not evaluated, :class:`DataError` for
-    broken files.
+    Raises :class:`MissingFileError` for a folder without a run or without predictions on ``split``,
+    :class:`DataError` for broken files.
     """
     run = Run.open(folder)
     path = run.predictions(split)
@@ -70,34 +63,34 @@ def read(folder: Path, split: str = "test") -> Recorded:
             f"{path} holds no answers under its own condition {main!r}, only {', '.join(records)}."
             f" `modulate eval {folder}` writes them."
         )
-    empty = [
-        name
-        for name, answers in scored(records, run.recipe.evaluation.failed).items()
-        if not answers
-    ]
+    scored = apply_failed_rule(records, run.recipe.evaluation.failed)
+    empty = [condition for condition, answers in scored.items() if not answers]
     if empty:
         raise DataError(
-            f"{path}: no answer under {empty[0]!r} is left to count, as evaluation.failed is"
-            " left_out and each of its samples failed under some condition."
+            f"{path}: no answer under {empty[0]!r} is left to score: evaluation.failed is left_out"
+            " and every sample failed under some condition."
         )
-    return Recorded(run, records, read_log(folder / "log.jsonl"))
+    return EvaluatedRun(run, records, read_log(folder / "log.jsonl"))
+
+
+# --- groups of seeds
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Runs of one recipe that differ in nothing but their seed, by seed: one row of a table."""
+class RunGroup:
+    """Runs of one recipe that differ only in their seed, in the order of seeds: one table row."""
 
     name: str
-    runs: tuple[Recorded, ...]
+    runs: tuple[EvaluatedRun, ...]
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe, as its first seed has it."""
+        """The recipe of the first seed."""
         return self.runs[0].recipe
 
     @property
     def condition(self) -> str:
-        """The condition that it was trained under, which is its own result."""
+        """The condition that the runs were trained under, which is also their main result."""
         return self.recipe.training.condition
 
     @property
@@ -107,18 +100,19 @@ class Entry:
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:
-        """Every condition that any of the runs was evaluated under, its own first."""
-        return tuple(
-            dict.fromkeys([self.condition, *(name for run in self.runs for name in run.records)])
-        )
+        """Every condition that any of the runs was evaluated under, the main one first."""
+        evaluated = [condition for run in self.runs for condition in run.records]
+        return tuple(dict.fromkeys([self.condition, *evaluated]))
 
     def seeds_of(self, condition: str) -> tuple[int, ...]:
         """Return the seeds whose run was evaluated under ``condition``."""
         return tuple(run.recipe.seed for run in self.runs if condition in run.records)
 
     def pooled(self, condition: str, seeds: Sequence[int] | None = None) -> list[Prediction]:
-        """Return the scored answers of all seeds, or of ``seeds``; a sample has another id for each
-        seed, and the same group.
+        """Return the scored answers of all seeds, or of ``seeds``.
+
+        The id of each sample becomes ``seed/id``, so that ids stay unique; its group stays, so that
+        all answers about one video are resampled together.
         """
         chosen = [
             run
@@ -126,84 +120,84 @@ class Entry:
             if condition in run.records and (seeds is None or run.recipe.seed in seeds)
         ]
         return [
-            replace(r, id=f"{run.recipe.seed}/{r.id}")
+            replace(record, id=f"{run.recipe.seed}/{record.id}")
             for run in chosen
-            for r in run.scored[condition]
+            for record in run.scored[condition]
         ]
 
 
-def entries(runs: Sequence[Recorded]) -> list[Entry]:
-    """Pool runs whose recipes differ in name and seed only; the order is that of first appearance.
+def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
+    """Group runs whose recipes differ only in name and seed, in order of first appearance.
 
     Raises :class:`RecipeError` when two runs have the same recipe and the same seed.
     """
-    groups: list[list[Recorded]] = []
+    groups: list[list[EvaluatedRun]] = []
     for run in runs:
-        home = next(
-            (
-                g
-                for g in groups
-                if same_trained(g[0].recipe, run.recipe) and _made_of(g[0]) == _made_of(run)
-            ),
-            None,
-        )
-        if home is None:
+        group = next((members for members in groups if _same_group(members[0], run)), None)
+        if group is None:
             groups.append([run])
             continue
-        twin = next((other for other in home if other.recipe.seed == run.recipe.seed), None)
+        twin = next((member for member in group if member.recipe.seed == run.recipe.seed), None)
         if twin is not None:
             raise RecipeError(
-                f"{twin.run.folder} and {run.run.folder} are runs of one recipe with one seed,"
-                f" {run.recipe.seed}; give only one of them."
+                f"{twin.run.folder} and {run.run.folder} are runs of the same recipe with the same"
+                f" seed, {run.recipe.seed}; give only one of them."
             )
-        home.append(run)
-    names = [_name(group) for group in groups]
+        group.append(run)
+    return [
+        RunGroup(name, tuple(sorted(group, key=lambda run: run.recipe.seed)))
+        for name, group in zip(_distinct_names(groups), groups, strict=True)
+    ]
+
+
+def _same_group(first: EvaluatedRun, second: EvaluatedRun) -> bool:
+    # The same recipe on other data, host or backbone files is another experiment.
+    same_files = first.training.made_of == second.training.made_of
+    return same_files and train_alike(first.recipe, second.recipe)
+
+
+def _distinct_names(groups: Sequence[Sequence[EvaluatedRun]]) -> list[str]:
+    """Return the shortest names that tell all groups apart; in the end, their folders."""
+    names = [_common_name(group) for group in groups]
     if len(set(names)) < len(names):
         names = [" + ".join(run.name for run in group) for group in groups]
     if len(set(names)) < len(names):
         names = [str(group[0].run.folder) for group in groups]
-    return [
-        Entry(name, tuple(sorted(group, key=lambda run: run.recipe.seed)))
-        for name, group in zip(names, groups, strict=True)
-    ]
+    return names
 
 
-def _made_of(run: Recorded) -> Any:
-    """Fingerprints of data, host and backbone: the same recipe on other files is another run."""
-    return run.training.made_of
-
-
-def _name(group: Sequence[Recorded]) -> str:
-    """What the runs' names have in common before their seeds; where they have other names, the
-    first one's.
-    """
+def _common_name(group: Sequence[EvaluatedRun]) -> str:
+    """Return the runs' common name without its seed, or the first run's name if there is none."""
     if len(group) == 1:
         return group[0].name
     stems = {run.name.removesuffix(str(run.recipe.seed)).rstrip("-_. ") for run in group}
     return stems.pop() if len(stems) == 1 and "" not in stems else group[0].name
 
 
+# --- companions
+
+
 @dataclass(frozen=True)
 class Companion:
-    """A run that has to stand beside a signal run, or why none does.
+    """A run that a signal run has to be compared with, or why there is none.
 
-    ``differs``: in what its recipe differs although it may, by key. ``missing``: a sentence, where
-    no run given will do.
+    ``differs``: permitted differences of its recipe, by key. ``missing``: a sentence that says what
+    is missing, when no given run qualifies.
     """
 
     role: str
-    entry: Entry | None
+    group: RunGroup | None
     differs: Differences
     missing: str = ""
 
 
-ROLES = {"none": "LoRA only", "blank": "trained with a blank signal"}
-"""By the condition that such a run is trained under."""
+ROLES = {"none": "LoRA-only run", "blank": "blank-trained run"}
+"""Condition that a companion is trained under → what reports call it."""
 
-_FREE = {
-    # encoders give exactly 0 for a blank signal, so with one they are all the same function
+_MAY_DIFFER = {
+    # Every encoder returns exactly 0 for a blank signal, so all of them are the same function here.
     "blank": ("training.condition", "encoder", "signal"),
-    # nothing of the modulation reaches the host, and its stages can only train LoRA
+    # No part of the modulation reaches the host, and the stages can train nothing but LoRA.
     "none": (
         "training.condition",
         "training.stages",
@@ -215,46 +209,46 @@ _FREE = {
         "signal",
     ),
 }
-"""What may differ between a signal run and its companion: the condition, what that forces, and what
-has no effect under it.
-"""
+"""Keys in which a companion may differ from its signal run: they have no effect on it."""
 
 
-def companions(entry: Entry, given: Sequence[Entry]) -> list[Companion]:
-    """Return, for a run trained with its signal, the LoRA-only run and the one trained with a blank
-    signal; the closest recipes of those given.
+def find_companions(group: RunGroup, groups: Sequence[RunGroup]) -> list[Companion]:
+    """Return the LoRA-only and the blank-trained companion of a signal run.
+
+    Among several candidates, the one whose recipe has the fewest differences is taken.
     """
-    return [_companion(entry, given, condition) for condition in ROLES]
+    return [_find_companion(group, groups, condition) for condition in ROLES]
 
 
-def _companion(entry: Entry, given: Sequence[Entry], condition: str) -> Companion:
+def _find_companion(group: RunGroup, groups: Sequence[RunGroup], condition: str) -> Companion:
     role = ROLES[condition]
-    if condition == "none" and entry.recipe.lora is None:
-        return Companion(
-            role, None, {}, "The recipe has no LoRA, so there is no LoRA-only run to compare with."
-        )
-    found: list[tuple[int, Entry, Differences]] = []
-    for other in given:
-        if other.condition == condition:
-            differs = differences(entry.recipe, other.recipe)
-            if all(
-                any(key == free or key.startswith(f"{free}.") for free in _FREE[condition])
-                for key in differs
-            ):
-                found.append((len(differs), other, differs))
-    if found:
-        _, other, differs = min(found, key=lambda item: item[0])
-        return Companion(
-            role, other, {key: pair for key, pair in differs.items() if key != "training.condition"}
-        )
-    stages = (
-        " training.stages='[{name: lora, train: [lora], epochs: …, lr: …}]'"
-        if condition == "none"
-        else ""
-    )
-    command = (
-        f"modulate train {shlex.quote(str(entry.runs[0].run.folder / 'recipe.yaml'))} name=…"
-        f" training.condition={condition}{stages}"
-    )
-    what = "LoRA-only run" if condition == "none" else "run trained with a blank signal"
-    return Companion(role, None, {}, f"No {what} of this recipe was given. `{command}` makes one.")
+    if condition == "none" and group.recipe.lora is None:
+        missing = "The recipe has no LoRA, so there is no LoRA-only run to compare with."
+        return Companion(role, None, {}, missing)
+    candidates = [
+        (differences(group.recipe, other.recipe), other)
+        for other in groups
+        if other.condition == condition
+    ]
+    qualified = [
+        (differs, other)
+        for differs, other in candidates
+        if all(_may_differ(key, condition) for key in differs)
+    ]
+    if not qualified:
+        return Companion(role, None, {}, _how_to_make(group, condition))
+    differs, other = min(qualified, key=lambda candidate: len(candidate[0]))
+    shown = {key: pair for key, pair in differs.items() if key != "training.condition"}
+    return Companion(role, other, shown)
+
+
+def _may_differ(key: str, condition: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _MAY_DIFFER[condition])
+
+
+def _how_to_make(group: RunGroup, condition: str) -> str:
+    recipe = shlex.quote(str(group.runs[0].run.folder / "recipe.yaml"))
+    command = f"modulate train {recipe} name=… training.condition={condition}"
+    if condition == "none":
+        command += " training.stages='[{name: lora, train: [lora], epochs: …, lr: …}]'"
+    return f"No {ROLES[condition]} of this recipe was given. `{command}` makes one."

@@ -14,7 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from modulate import cli, plugins
-from modulate.cli import reference
 from modulate.config.recipe import recipe_paths, shipped_paths, sweep_paths
 from modulate.hookspecs import hookimpl
 from tests.paths import ROOT
@@ -471,22 +470,3 @@ def test_ask_takes_a_modulation_with_a_recipe(asked, work):
 def test_ask_refuses_what_cannot_be_asked(change, message, asked):
     code, _, err = asked(**change)
     assert code == 1 and message in err and "Traceback" not in err
-
-
-# --- reference
-
-
-def test_the_reference_pages_are_up_to_date():
-    assert reference.main(["--check", "--folder", str(ROOT / "docs" / "reference")]) == 0, (
-        "run `python -m modulate.cli.reference`"
-    )
-
-
-def test_a_stale_reference_page_is_noticed(tmp_path, capsys):
-    assert reference.main(["--folder", str(tmp_path)]) == 0
-    (tmp_path / "cli.md").write_text("old")
-    assert reference.main(["--check", "--folder", str(tmp_path)]) == 1
-    assert (
-        capsys.readouterr().err
-        == f"{tmp_path / 'cli.md'} is out of date; run `python -m modulate.cli.reference`.\n"
-    )

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from modulate import ClipInput, Modulation
-from modulate.config.injection import Tokens
+from modulate.config.injection import Injection, Tokens
 from modulate.errors import ConditioningError
 from modulate.interfaces.params import ComponentSpec
 from modulate.modulation.token_positions import ForwardTokens
@@ -25,9 +25,8 @@ def modulation(host, **tokens):
         modulator=ComponentSpec(
             name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
         ),
-        layers=(1, 2),
+        injection=Injection(layers=(1, 2), tokens=Tokens(**tokens)),
         d_features=D_FEATURES,
-        tokens=Tokens(**tokens),
     )
     for writer in made.out:
         torch.nn.init.normal_(writer.weight, std=0.5)

@@ -22,7 +22,7 @@ import torch
 from transformers import Cache
 
 from modulate import ClipInput, Modulation
-from modulate.config.injection import LoraParams
+from modulate.config.injection import Injection, LoraParams
 from modulate.hosts.verified_versions import Cell
 from modulate.interfaces.params import ComponentSpec
 from modulate_gaze.scanpath import Scanpath
@@ -137,9 +137,9 @@ def fresh(
             name="gaze_resampler",
             params={"width": 16, "latents": 4, "blocks": 1, "sharing": sharing},
         ),
-        layers=layers,
+        injection=Injection(layers=tuple(layers)),
         d_features=D_FEATURES,
-        lora_params=LoraParams(rank=2) if lora else None,
+        lora=LoraParams(rank=2) if lora else None,
     )
 
 

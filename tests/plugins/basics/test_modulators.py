@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modulate import ClipInput, Memory, Modulation
+from modulate import ClipInput, Injection, Memory, Modulation
 from modulate.errors import CheckpointError, RecipeError
 from modulate.interfaces.params import ComponentSpec
 from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, inputs, qwen
@@ -26,7 +26,7 @@ def modulation(host, name, params=None, layers=(1, 2), dim=4):
         host,
         encoder=ComponentSpec(name="heatmap_dur", params={"dim": dim, "sigma": 0.3}),
         modulator=ComponentSpec(name=name, params=MODULATORS[name] if params is None else params),
-        layers=layers,
+        injection=Injection(layers=layers),
         d_features=D_FEATURES,
     )
 
