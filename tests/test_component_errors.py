@@ -256,9 +256,9 @@ def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypa
             " backbone"
         ),
     ):
-        pipeline.raw_features(sample.video, monochrome, gray=True)
+        pipeline.extractor.raw_features(sample.video, monochrome, gray=True)
     sample.video.write_bytes(b"never decoded here")
-    monkeypatch.setattr(pipeline.clips, "read", lambda video, times: monochrome)
+    monkeypatch.setattr(pipeline.clip_reader, "read", lambda video, times: monochrome)
     for answer in (
         lambda: pipeline.prepare(sample),
         lambda: score(pipeline, None, [sample], "none"),

@@ -219,9 +219,9 @@ def test_a_pipeline_aligns_as_its_recipe_says(root, tmp_path):
     a = smooth.prepare(sample)
     b = plain.prepare(sample)
     assert a.grid == b.grid and a.grid.rows < 8
-    frames = plain.clips.read(sample.video, plain.times(sample))
-    raw = plain.raw_features(sample.video, frames)
-    assert (smooth.features.misses, plain.features.hits) == (
+    frames = plain.clip_reader.read(sample.video, plain.times(sample))
+    raw = plain.extractor.raw_features(sample.video, frames)
+    assert (smooth.extractor.feature_cache.misses, plain.extractor.feature_cache.hits) == (
         1,
         2,
     )  # what is kept is on the backbone's own grid: one entry serves both
@@ -430,8 +430,10 @@ def test_departures_are_written_into_a_run_s_recipe(root, tmp_path):
 def test_features_are_kept_in_the_type_and_up_to_the_size_asked_for(root, tmp_path):
     pipeline = pipeline_for(root, "features={dtype: float16, disk_gib: 0.001}", cache=tmp_path)
     sample = pipeline.samples("test")[0]
-    assert pipeline.features.max_bytes == int(0.001 * 2**30)
+    assert pipeline.extractor.feature_cache.max_bytes == int(0.001 * 2**30)
     pipeline.prepare(sample)
-    with safe_open(next(pipeline.features.folder.glob("*.safetensors")), framework="pt") as file:
+    with safe_open(
+        next(pipeline.extractor.feature_cache.folder.glob("*.safetensors")), framework="pt"
+    ) as file:
         assert file.get_slice("values").get_dtype() == "F16"
     assert pipeline.prepare(sample).features.dtype == torch.float32

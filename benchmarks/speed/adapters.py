@@ -14,7 +14,7 @@ from benchmarks.speed.side_by_side import side_by_side
 from benchmarks.speed.timing import compared, interleaved
 from modulate import Modulation
 from modulate.config.injection import LoraParams
-from modulate.inference.pipeline import Pipeline
+from modulate.inference.batching import LAST_LOGITS
 
 NAME = "bench"
 """The adapter's name in PEFT."""
@@ -26,7 +26,7 @@ def lora(bench: Bench) -> dict[str, Any]:
     models = [adapted(bench, modulation) for _ in range(2)]
 
     def forward(model: Any) -> None:
-        model(**bench.inputs, **Pipeline.LAST_LOGITS)
+        model(**bench.inputs, **LAST_LOGITS)
 
     def generate(model: Any) -> None:
         model.generation_config.eos_token_id = None
@@ -55,7 +55,7 @@ def loss(bench: Bench) -> Callable[[Any], None]:
     """Return what goes forwards and backwards on a model."""
 
     def act(model: Any) -> None:
-        model(**bench.inputs, **Pipeline.LAST_LOGITS).logits.square().sum().backward()
+        model(**bench.inputs, **LAST_LOGITS).logits.square().sum().backward()
 
     return act
 

@@ -15,7 +15,7 @@ from benchmarks.speed.bench import Bench
 from benchmarks.speed.side_by_side import side_by_side
 from benchmarks.speed.timing import compared, interleaved
 from modulate.hosts.hooks import Hook
-from modulate.inference.pipeline import Pipeline
+from modulate.inference.batching import LAST_LOGITS
 from modulate.modulation.clip_inputs import Rows
 
 Act = Callable[[Any], Any]
@@ -25,7 +25,7 @@ def forward(bench: Bench) -> dict[str, Any]:
     """The bare host, attached, and conditioned: one forward on one clip, answered at the last
     position; and, as a control, the bare host once more.
     """
-    act = torch.inference_mode()(lambda model: model(**bench.inputs, **Pipeline.LAST_LOGITS))
+    act = torch.inference_mode()(lambda model: model(**bench.inputs, **LAST_LOGITS))
 
     def condition() -> None:
         bench.modulation.latents(bench.rows[0])

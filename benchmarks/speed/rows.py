@@ -33,8 +33,9 @@ from modulate import ClipInput, Injection, Modulation, visual_grid
 from modulate.evaluation.evaluate import score
 from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.vision_tower_cache import ContentKeys, VisionTowerCache
+from modulate.inference.batching import LAST_LOGITS, Batcher, batches_by_clip
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import answer_together, by_clip, shared_prefix
+from modulate.inference.shared_prefix import answer_together, shared_prefix
 from modulate.interfaces.params import ComponentSpec
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.runs.run import Run
@@ -58,12 +59,12 @@ def step(bench: Bench) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
 
     def loss(output: Any) -> Tensor:
-        return smoothed_cross_entropy(pipeline.option_logits(batch, output), batch.answers, 0.0)
+        return smoothed_cross_entropy(batch.option_logits(output), batch.answers, 0.0)
 
     def ours() -> None:
         with modulation.attached(pipeline.model) as attachment:
             with attachment.condition(bench.rows):
-                output = pipeline.model(**batch.inputs, **Pipeline.LAST_LOGITS)
+                output = pipeline.model(**batch.inputs, **LAST_LOGITS)
             loss(output).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -74,7 +75,7 @@ def step(bench: Bench) -> dict[str, Any]:
             lambda module, args, out: out.detach().requires_grad_()
         )
         try:
-            loss(pipeline.model(**batch.inputs, **Pipeline.LAST_LOGITS)).backward()
+            loss(pipeline.model(**batch.inputs, **LAST_LOGITS)).backward()
         finally:
             handle.remove()
 
@@ -114,7 +115,7 @@ def kept_for_backward(
         ]
         try:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                pipeline.model(**inputs, **Pipeline.LAST_LOGITS)
+                pipeline.model(**inputs, **LAST_LOGITS)
         finally:
             for handle in handles:
                 handle.remove()
@@ -195,9 +196,13 @@ def keeping(bench: Bench, folder: Path, tower: float, states: float, together: s
             )
         }
     )
-    other.contents = contents
-    other.tower = VisionTowerCache(other.host, folder, int(tower * 2**30), "clip", contents)
-    other.below = HiddenStateCache(other.host, world.INJECTED[0], int(states * 2**30), contents)
+    other.batcher = Batcher(other.host, other.processor, other.device, contents)
+    other.vision_tower_cache = VisionTowerCache(
+        other.host, folder, int(tower * 2**30), "clip", contents
+    )
+    other.hidden_state_cache = HiddenStateCache(
+        other.host, world.INJECTED[0], int(states * 2**30), contents
+    )
     return other
 
 
@@ -205,13 +210,16 @@ def scoring(bench: Bench) -> dict[str, Any]:
     """Four questions on one clip scored under three conditions: as ever, and with what may be kept
     and shared, the stores empty at the start.
     """
-    samples = by_clip(bench.pipeline.samples("train"), len(world.TASKS))[0]
+    samples = batches_by_clip(bench.pipeline.samples("train"), len(world.TASKS))[0]
 
     def way(*settings: Any) -> Callable[[], None]:
         def call() -> None:
             with TemporaryDirectory() as folder:
                 pipeline = keeping(bench, Path(folder), *settings)
-                with bench.modulation.attached(pipeline.model) as attachment, pipeline.remembered():
+                with (
+                    bench.modulation.attached(pipeline.model) as attachment,
+                    pipeline.host_caches(),
+                ):
                     for condition in CONDITIONS:
                         score(pipeline, attachment, samples, condition)
 
@@ -234,7 +242,7 @@ def later(bench: Bench) -> dict[str, Any]:
     modulation = awake(bench.pipeline.fresh_modulation())
     prepared = [
         bench.pipeline.prepare(s)
-        for s in by_clip(bench.pipeline.samples("train"), len(world.TASKS))[0]
+        for s in batches_by_clip(bench.pipeline.samples("train"), len(world.TASKS))[0]
     ]
     optimizer = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
     clips = [prepared[0].clip(prepared[0].signal)]
@@ -245,12 +253,12 @@ def later(bench: Bench) -> dict[str, Any]:
         def call() -> None:
             host = ModulatedHost(modulation, pipeline.model)
             try:
-                with pipeline.remembered():
-                    batch = pipeline.collate(prepared, inputs=False)
+                with pipeline.host_caches():
+                    batch = pipeline.collate(prepared, with_inputs=False)
                     common = shared_prefix(prepared, list(pipeline.host.visual_ids.values()))
                     output = answer_together(host, pipeline.model, prepared, clips, common)
                     smoothed_cross_entropy(
-                        pipeline.option_logits(batch, output), batch.answers, 0.0
+                        batch.option_logits(output), batch.answers, 0.0
                     ).backward()
             finally:
                 host.attachment.detach()
@@ -324,8 +332,8 @@ def peak_of(way: str, bench: Bench) -> float:
     batch = pipeline.collate([prepared])
     with modulation.attached(pipeline.model) as attachment:
         with attachment.condition([[prepared.clip(prepared.signal)]]):
-            output = pipeline.model(**batch.inputs, **Pipeline.LAST_LOGITS)
-        smoothed_cross_entropy(pipeline.option_logits(batch, output), batch.answers, 0.0).backward()
+            output = pipeline.model(**batch.inputs, **LAST_LOGITS)
+        smoothed_cross_entropy(batch.option_logits(output), batch.answers, 0.0).backward()
     optimizer.step()
     return peak() - before
 
@@ -427,12 +435,12 @@ def large(bench: Bench) -> dict[str, Any]:
 
     @torch.inference_mode()
     def bare() -> None:
-        model(**inputs, **Pipeline.LAST_LOGITS)
+        model(**inputs, **LAST_LOGITS)
 
     @torch.inference_mode()
     def conditioned() -> None:
         with modulation.attached(model) as attachment, attachment.condition(rows):
-            model(**inputs, **Pipeline.LAST_LOGITS)
+            model(**inputs, **LAST_LOGITS)
 
     full, plain = interleaved([conditioned, bare], 10 * bench.repeats, warm=3)
     return {"gpu conditioned": compared(full, plain)}

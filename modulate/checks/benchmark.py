@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,8 +27,9 @@ from modulate.config.sections import Stage
 from modulate.data.clip_shards import SPLITS
 from modulate.errors import DataError, MissingFileError
 from modulate.evaluation.evaluate import score
+from modulate.hosts.hooks import patched_method
+from modulate.inference.batching import batches_in_order
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import cut
 from modulate.interfaces.components import Sample
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.modulation.module import Modulation
@@ -121,13 +122,13 @@ def bench(
     """
     trackers: dict[str, Any] = {"trackers": ()}
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=trackers)})
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, ExitStack() as undo:
         folder = Path(scratch)
         tell("loading")
         pipeline = Pipeline(
             recipe, folder / "cache", memory_bytes=KEPT, trust_remote_code=trust_remote_code
         )
-        every, made_up = _data(pipeline, folder)
+        every, made_up = _data(pipeline, folder, undo)
         size = recipe.training.batch_size * recipe.training.accumulation
         train = _spread(every["train"], (WARM_UP + steps) * size)
         test = _spread(every["test"], steps * recipe.evaluation.batch_size)
@@ -240,7 +241,7 @@ class _Session:
         times = list[float]()
         peak = _Peak(self.pipeline.device)
         self.modulation.eval()
-        chunks = cut(samples, size)
+        chunks = batches_in_order(samples, size)
         for chunk in [chunks[0], *chunks]:  # the first one twice: it warms up
             for sample in chunk:
                 self.pipeline.prepare(sample)
@@ -313,13 +314,15 @@ def most_alive(profile: Any) -> int:
 # --- samples
 
 
-def _data(pipeline: Pipeline, folder: Path) -> tuple[dict[str, list[Sample]], bool]:
+def _data(
+    pipeline: Pipeline, folder: Path, undo: ExitStack
+) -> tuple[dict[str, list[Sample]], bool]:
     try:
         return {split: pipeline.samples(split) for split in SPLITS}, False
     except MissingFileError:
         noise: Any = NoiseDataset(pipeline.recipe, folder)
-        pipeline.dataset = noise
-        pipeline.__dict__["signal"] = lambda sample: AnySignal()
+        pipeline.extractor.dataset = noise
+        undo.enter_context(patched_method(pipeline.signals, "read", lambda sample: AnySignal()))
         return {split: noise.samples(split) for split in SPLITS}, True
 
 

@@ -23,6 +23,7 @@ from modulate.data.clip_shards import SPLITS
 from modulate.data.feature_extractor import frame_times_of
 from modulate.errors import HostError, MissingFileError, ModulateError
 from modulate.hosts.host import EncodedPrompt
+from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
 from modulate.interfaces.frames import Frames
@@ -97,7 +98,9 @@ def _opened(
     asked = meta or recipe.host.params.get("weights") == "random"
     try:
         if not asked:
-            return Pipeline(recipe, cache, trust_remote_code=trust)
+            pipeline = Pipeline(recipe, cache, trust_remote_code=trust)
+            pipeline.build_deferred()
+            return pipeline
     except HostError as error:
         report.add("error", f"{error} What follows was found without its weights, as --meta does.")
     except ModulateError as error:
@@ -106,6 +109,7 @@ def _opened(
     try:
         with META:
             pipeline = Pipeline(meta_recipe(recipe), cache, trust_remote_code=trust)
+            pipeline.build_deferred()
     except ModulateError as error:
         report.add("error", str(error))
         return None
@@ -263,7 +267,7 @@ def _trial(
                 modulation.to(pipeline.device).attached(pipeline.model) as attachment,
                 attachment.condition([[prepared.clip(prepared.signal)]]),
             ):
-                attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
+                attachment.model(**batch.inputs, **LAST_LOGITS)
             return
         except ModulateError as error:
             report.add("error", str(error))

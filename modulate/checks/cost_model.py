@@ -15,7 +15,9 @@ from modulate.checks.dead_layers import AnySignal
 from modulate.checks.meta_tensors import META, Rehearsal
 from modulate.config.recipe import Recipe
 from modulate.config.sections import Stage
+from modulate.hosts.hooks import patched_method
 from modulate.hosts.host import EncodedPrompt
+from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import FrameFeatures, SignalFeatures
 from modulate.interfaces.visual_grid import VisualGrid
@@ -198,8 +200,8 @@ class _Steps:
                     grid.steps, grid.tokens_per_step, self.pipeline.backbone.d_features, device=META
                 )
                 clip = ClipInput(AnySignal(), grid, features)
-                return host([[clip]] * size, **inputs, **self.pipeline.LAST_LOGITS).logits  # type: ignore[no-any-return]
-            return self.pipeline.model(**inputs, **self.pipeline.LAST_LOGITS).logits  # type: ignore[no-any-return]
+                return host([[clip]] * size, **inputs, **LAST_LOGITS).logits  # type: ignore[no-any-return]
+            return self.pipeline.model(**inputs, **LAST_LOGITS).logits  # type: ignore[no-any-return]
         finally:
             host.attachment.detach()
 
@@ -233,11 +235,8 @@ def any_signal(modulation: Modulation, device: torch.device) -> Iterator[None]:
             torch.ones(steps, dtype=torch.bool, device=device),
         )
 
-    encoder.__dict__["forward"] = forward
-    try:
+    with patched_method(encoder, "forward", forward):
         yield
-    finally:
-        del encoder.__dict__["forward"]
 
 
 def on_meta(value: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def _cache(
     report.figures["features of a clip"] = (
         f"{gib(round(a_frame * len(example.times)))} as {recipe.features.dtype}"
     )
-    clips = clips_of(pipeline, samples)
+    clips = clips_of(pipeline.extractor, samples)
     if not clips:
         return
     report.cache = round(a_frame * sum(len(clip.times) * (1 + clip.gray) for clip in clips))

@@ -93,7 +93,7 @@ class _Outside:
     """
 
     def __init__(self, pipeline: Pipeline, probes: Probes) -> None:
-        self.kinds = pipeline.signal_kinds
+        self.kinds = pipeline.signals.kinds
         self.probes = probes
         self.count = 0
         self._known: dict[tuple[Path, Path], bool] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modulate.config.recipe import Recipe
+from modulate.hosts.hooks import patched_method
 from modulate.hosts.host import bare, understand
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.signal import ANY, Control, Signal
@@ -75,28 +76,24 @@ def reach(
             step_spans([grid]),
         )
 
-    stand_ins: dict[str, Any] = {"residual": residual, "latents": latents}
-    modulation.__dict__.update(stand_ins)
-    try:
-        features = torch.zeros(()).expand(
-            grid.steps, grid.tokens_per_step, modulation.config.d_features
+    features = torch.zeros(()).expand(
+        grid.steps, grid.tokens_per_step, modulation.config.d_features
+    )
+    clip = ClipInput(AnySignal(), grid, features)  # never looked at: the latents are ours
+    with (
+        patched_method(modulation, "residual", residual),
+        patched_method(modulation, "latents", latents),
+        modulation.attached(model) as attachment,
+        torch.enable_grad(),
+        attachment.condition([[clip]]),
+    ):
+        logits = model(**inputs, use_cache=False).logits[0, -1].float()
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(
+            logits.device
         )
-        clip = ClipInput(AnySignal(), grid, features)  # never looked at: the latents are ours
-        with (
-            modulation.attached(model) as attachment,
-            torch.enable_grad(),
-            attachment.condition([[clip]]),
-        ):
-            logits = model(**inputs, use_cache=False).logits[0, -1].float()
-            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(
-                logits.device
-            )
-            found = torch.autograd.grad(
-                logits @ weights, [probes[k] for k in range(len(layers))], allow_unused=True
-            )
-    finally:
-        for name in stand_ins:
-            del modulation.__dict__[name]
+        found = torch.autograd.grad(
+            logits @ weights, [probes[k] for k in range(len(layers))], allow_unused=True
+        )
     return {
         layer: 0.0 if gradient is None else float(gradient.norm())
         for layer, gradient in zip(layers, found, strict=True)

@@ -251,13 +251,18 @@ def what_was_kept(pipeline: Pipeline) -> list[str]:
     """Return a line for every store that ``pipeline`` asked: how often what it keeps was found, how
     often it was computed, and where its bound was too small.
     """
-    frames = pipeline.frames
-    below = pipeline.below
+    frames = pipeline.extractor.frame_cache
+    below = pipeline.hidden_state_cache
     lines = []
     for what, store, bound, made in (
-        ("features", pipeline.features, "disk_gib", "computed"),
-        ("decoded frames", frames.kept if frames is not None else None, "frames_gib", "decoded"),
-        ("output of the vision tower", pipeline.tower.store, "vision_tower_cache_gib", "computed"),
+        ("features", pipeline.extractor.feature_cache, "disk_gib", "computed"),
+        ("decoded frames", frames.store if frames is not None else None, "frames_gib", "decoded"),
+        (
+            "output of the vision tower",
+            pipeline.vision_tower_cache.store,
+            "vision_tower_cache_gib",
+            "computed",
+        ),
     ):
         if store is None or not store.hits + store.misses:
             continue

@@ -32,8 +32,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modulate.data import feature_shards as shards
+from modulate.data.feature_shards import StoredTensor
 from modulate.errors import PluginError, StorageError, VideoError
-from modulate.interfaces.components import FrameFeatures
 from modulate.utils.atomic_files import LEFT_BEHIND, write_atomically
 from modulate.utils.lru_cache import LRUCache
 
@@ -133,37 +133,35 @@ class FeatureCache:
         folder: str | Path,
         max_bytes: int = 50 * 2**30,
         memory_bytes: int = 2 * 2**30,
-        must_keep: bool = False,
+        require_disk: bool = False,
     ) -> None:
         """Keep shards in ``folder`` (made when needed), at most ``max_bytes`` there and
         ``memory_bytes`` of values in memory; 0 turns off.
 
-        ``must_keep``: what the disk does not take is a :class:`StorageError` instead of a warning
+        ``require_disk``: what the disk does not take is a :class:`StorageError` instead of a warning
         and a place in memory.
         """
         self.folder = Path(folder)
         self.max_bytes = max_bytes
-        self.must_keep = must_keep
+        self.require_disk = require_disk
         self.hits = 0
         self.misses = 0
         self.dropped = 0
         self._said = False  # that the disk cannot be written
         self._until_look = 0  # bytes that may still be written before the folder is looked through
-        self._memory: LRUCache[str, FrameFeatures] = LRUCache(
-            memory_bytes, lambda features: features.values.nbytes
+        self._memory: LRUCache[str, StoredTensor] = LRUCache(
+            memory_bytes, lambda stored: stored.values.nbytes
         )
         self._checked: dict[
             str, tuple[tuple[int, int, int], int]
         ] = {}  # shard → the file found to be what was written, and its CRC-32
 
-    def get_or_compute(
-        self, key: FeatureKey, compute: Callable[[], FrameFeatures]
-    ) -> FrameFeatures:
-        """Return the features of ``key``: those kept, or from ``compute`` and then kept.
+    def get_or_compute(self, key: FeatureKey, compute: Callable[[], StoredTensor]) -> StoredTensor:
+        """Return the tensor of ``key``: those kept, or from ``compute`` and then kept.
 
         Values are on the CPU in ``key.dtype``, the same whether computed or kept; they may be
         shared, so never write into them. A disk that cannot be written costs a warning, once, not
-        the run, unless ``must_keep``.
+        the run, unless ``require_disk``.
         """
         found = self.find(key)
         if found is not None:
@@ -171,15 +169,14 @@ class FeatureCache:
             return found
         self.misses += 1
         fresh = compute()
-        fresh.check()
         values = fresh.values.detach().to("cpu", DTYPES[key.dtype]).contiguous()
-        made = FrameFeatures(values, tuple(float(t) for t in fresh.times))
+        made = StoredTensor(values, tuple(float(coord) for coord in fresh.coords))
         if not self._written(key, made):
             self._memory.put(key.name(), made)
         return made
 
-    def find(self, key: FeatureKey) -> FrameFeatures | None:
-        """Return the features of ``key`` if they are kept, now used last; None otherwise.
+    def find(self, key: FeatureKey) -> StoredTensor | None:
+        """Return the tensor of ``key`` if they are kept, now used last; None otherwise.
 
         Those on disk are read into memory of their own: whatever becomes of the file, and whoever
         writes into it, they stay as they are. A shard that is torn or altered is removed with a
@@ -204,26 +201,26 @@ class FeatureCache:
                 _discard(path, error)
             return self._memory.get(name)
         _touch(path, file_now[-1])
-        return FrameFeatures(values, times)
+        return StoredTensor(values, times)
 
     def path(self, key: FeatureKey) -> Path:
         """Return where the features of ``key`` are, or would be, on disk."""
         return self.folder / f"{key.name()}.safetensors"
 
-    def _written(self, key: FeatureKey, features: FrameFeatures) -> bool:
+    def _written(self, key: FeatureKey, stored: StoredTensor) -> bool:
         """Write a shard, and make room for it; return whether the disk took it."""
         path = self.path(key)
-        size = features.values.nbytes
+        size = stored.values.nbytes
         # One entry: safetensors writes several in an order that differs from process to process.
         note = {
             "key": asdict(key),
-            "times": features.times,
-            "checksum": _checksum(key.name(), features.values, features.times),
+            "times": stored.coords,
+            "checksum": _checksum(key.name(), stored.values, stored.coords),
         }
         notes = {"modulate": json.dumps(note, sort_keys=True)}
         try:
             if size > self.max_bytes:
-                if self.must_keep:
+                if self.require_disk:
                     raise StorageError(
                         f"Features of {size} bytes are not kept in {self.folder}, which may hold"
                         f" {self.max_bytes}. Raise the bound in the recipe's `features`."
@@ -231,7 +228,7 @@ class FeatureCache:
                 self.dropped += 1
                 return False
             write_atomically(
-                path, lambda temporary: save_file({"values": features.values}, temporary, notes)
+                path, lambda temporary: save_file({"values": stored.values}, temporary, notes)
             )
             self._until_look -= size + len(notes["modulate"])
             if (
@@ -242,7 +239,7 @@ class FeatureCache:
                     room // 4, self.max_bytes // 64
                 )  # others write there as well
         except (OSError, SafetensorError) as error:
-            if self.must_keep:
+            if self.require_disk:
                 raise
             if not self._said:
                 self._said = True

@@ -1,5 +1,6 @@
-"""What the backbone sees of a recipe's data: samples, frames of their clips at true times, raw
-features, and the caches of both. Knows no host.
+"""Samples, clips and backbone features of a recipe, and the caches of frames and features.
+
+Nothing here knows the host.
 """
 
 import math
@@ -15,6 +16,7 @@ from modulate.config.recipe import Recipe
 from modulate.config.sections import Sampling
 from modulate.data.clip_reader import ClipReader
 from modulate.data.feature_cache import FeatureCache, FeatureKey
+from modulate.data.feature_shards import StoredTensor
 from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.interfaces.components import Backbone, Dataset, FrameFeatures, Sample
 from modulate.interfaces.frames import Frames
@@ -25,113 +27,131 @@ from modulate.utils.out_of_memory import first_line, is_out_of_memory
 T = TypeVar("T")
 
 GRAY_CONDITIONS = frozenset({"no_frames", "no_pixels"})
-"""Conditions of an evaluation that ask for features of gray frames."""
+"""Evaluation conditions that need features of gray frames."""
+
+MID_GRAY = 127
 
 
 def gray_frames(frames: Frames) -> Frames:
-    """Return mid-gray frames in place of ``frames``: what can be answered without seeing."""
-    return replace(frames, images=np.full_like(frames.images, 127))
+    """Return mid-gray frames of the same size and times as ``frames``."""
+    return replace(frames, images=np.full_like(frames.images, MID_GRAY))
 
 
 def frame_times_of(
     sampling: Sampling, window: tuple[float, float], training: bool = False
 ) -> list[float]:
-    """Return the times (s) at which a clip of this ``window`` is looked at."""
-    return sample_times(window, sampling.rate(window[1] - window[0]), sampling.frame_cap(training))
+    """Return the times (s) at which a clip of this ``window`` is sampled."""
+    rate = sampling.rate(window[1] - window[0])
+    return sample_times(window, rate, sampling.frame_cap(training))
 
 
 def apply_clock(
-    sampling: Sampling, window: tuple[float, float], grid: VisualGrid, frames: int
+    sampling: Sampling, window: tuple[float, float], grid: VisualGrid, frame_count: int
 ) -> VisualGrid:
-    """Return ``grid``, made of the ``frames`` frames of a clip of this ``window``, by the clock
-    that is asked for.
+    """Return the ``grid`` of a clip of ``frame_count`` frames, by the recipe's ``sampling.clock``.
+
+    The clock "true" keeps the grid's own times; "counted" counts them on from the window's start.
     """
     if sampling.clock == "true":
         return grid
     start, end = window
-    return counted_on(grid, start, math.ceil(frames / grid.steps) / sampling.rate(end - start))
+    frames_per_step = math.ceil(frame_count / grid.steps)
+    return counted_on(grid, start, frames_per_step / sampling.rate(end - start))
 
 
-def catch_sample_error(make: Callable[[], T], who: str = "") -> T | ModulateError:
-    """Return what ``make`` makes of one sample, or the error that is this sample's alone: the
-    others go on. ``who``: stands before what we say of it.
+def catch_sample_error(compute: Callable[[], T], prefix: str = "") -> T | ModulateError:
+    """Return the result of ``compute`` for one sample, or the error that concerns this sample only.
 
-    Raises what is not: a component's defect, with which the next ones would fail alike, and
-    whatever was not foreseen.
+    ``prefix``: put in front of an out-of-memory message. Raises :class:`ComponentError`, since a
+    defective component would fail for the next sample too, and every unexpected exception.
     """
     try:
-        return make()
+        return compute()
     except ComponentError:
         raise
     except ModulateError as error:
         return error
-    except RuntimeError as error:  # of the backbone
+    except RuntimeError as error:
+        # Only the backbone runs here, and its memory depends on the size of this sample's frames.
         if not is_out_of_memory(error):
             raise
-        return DataError(f"{who}its frames' features do not fit into memory ({first_line(error)}).")
+        reason = first_line(error)
+        return DataError(f"{prefix}its frames' features do not fit into memory ({reason}).")
 
 
 class FrameCache:
-    """Decoded frames in ``folder``, at most ``max_bytes``, kept as features are: by the content of
-    the video and the times asked for.
+    """Decoded frames on disk in ``folder``, at most ``max_bytes``.
 
-    Callable as a :data:`modulate.data.clip_reader.FrameStore`.
+    The key is the content of the video and the times asked for. Callable as a
+    :data:`modulate.data.clip_reader.FrameStore`.
+
+    ``require_disk``: see :class:`FeatureCache`.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, must_keep: bool = False) -> None:
-        self.kept = FeatureCache(folder, max_bytes, memory_bytes=0, must_keep=must_keep)
+    def __init__(self, folder: Path, max_bytes: int, require_disk: bool = False) -> None:
+        self.store = FeatureCache(folder, max_bytes, memory_bytes=0, require_disk=require_disk)
 
     def __call__(self, video: Path, times: Sequence[float], decode: Callable[[], Frames]) -> Frames:
-        """Return the frames of ``video`` shown at ``times``, from the disk or from ``decode``.
+        """Return the frames of ``video`` shown at ``times``: cached ones, or those of ``decode``.
 
         Raises :class:`MissingFileError`.
         """
 
-        def compute() -> FrameFeatures:
-            found = decode()
-            return FrameFeatures(torch.from_numpy(found.images), found.times)
+        def compute() -> StoredTensor:
+            frames = decode()
+            return StoredTensor(torch.from_numpy(frames.images), frames.times)
 
-        return _as_frames(self.kept.get_or_compute(self.key(video, times), compute))
+        return _as_frames(self.store.get_or_compute(self.key(video, times), compute))
 
     def find(self, video: Path, times: Sequence[float]) -> Frames | None:
-        """Return the frames if they are kept.
+        """Return the frames if they are cached, else None.
 
-        Raises :class:`MissingFileError` when there is no such video.
+        Raises :class:`MissingFileError` if there is no such video.
         """
-        found = self.kept.find(self.key(video, times))
-        return None if found is None else _as_frames(found)
+        stored = self.store.find(self.key(video, times))
+        return None if stored is None else _as_frames(stored)
 
     def key(self, video: Path, times: Sequence[float]) -> FeatureKey:
-        """Return under what the frames of ``video`` shown at ``times`` are kept."""
+        """Return the cache key of the frames of ``video`` shown at ``times``."""
         return FeatureKey(content_hash(video), tuple(times), "frames", "uint8")
 
 
-def _as_frames(found: FrameFeatures) -> Frames:
-    return Frames(found.values.numpy(), found.times)
+def _as_frames(stored: StoredTensor) -> Frames:
+    return Frames(stored.values.numpy(), stored.coords)
 
 
 class FeatureExtractor:
-    """A recipe's data set and backbone, on ``device``.
+    """A recipe's data set and its frozen backbone, with the caches of frames and features.
 
-    ``cache``: folder in which features, and frames where the recipe says so, are kept.
-    ``must_keep``: what cannot be kept there is a :class:`StorageError` instead of a warning.
+    Args:
+        recipe: names data set and backbone, and limits the caches.
+        cache: folder of cached features, and of cached frames if the recipe asks for them.
+        device: where the backbone runs.
+        require_disk: raise :class:`StorageError` instead of warning if the disk refuses an entry.
+
+    Attributes:
+        dataset: the recipe's data set.
+        backbone: the recipe's backbone on ``device``, frozen.
+        feature_cache: raw features, on the backbone's own grid.
+        frame_cache: decoded frames; None if ``features.frames_gib`` is 0.
+        clip_reader: reads clips' frames, through ``frame_cache`` if there is one.
     """
 
     def __init__(
-        self, recipe: Recipe, cache: Path, device: torch.device, must_keep: bool = False
+        self, recipe: Recipe, cache: Path, device: torch.device, require_disk: bool = False
     ) -> None:
         self.recipe = recipe
         self.device = device
-        self.backbone: Backbone = (
-            recipe.backbone.build("backbone").to(device).eval().requires_grad_(False)
-        )
+        backbone: Backbone = recipe.backbone.build("backbone")
+        self.backbone: Backbone = backbone.to(device).eval().requires_grad_(False)
         self.dataset: Dataset = recipe.data.build("dataset")
-        self.features = FeatureCache(
-            cache, int(recipe.features.disk_gib * 2**30), must_keep=must_keep
+        feature_bytes = int(recipe.features.disk_gib * 2**30)
+        self.feature_cache = FeatureCache(cache, feature_bytes, require_disk=require_disk)
+        frame_bytes = int(recipe.features.frames_gib * 2**30)
+        self.frame_cache = (
+            FrameCache(cache / "frames", frame_bytes, require_disk) if frame_bytes else None
         )
-        frames = int(recipe.features.frames_gib * 2**30)
-        self.frames = FrameCache(cache / "frames", frames, must_keep) if frames else None
-        self.clips = ClipReader(store=self.frames)
+        self.clip_reader = ClipReader(store=self.frame_cache)
 
     def make_data(self) -> None:
         """Let the data set make or check its files."""
@@ -139,37 +159,47 @@ class FeatureExtractor:
             self.dataset.prepare()
 
     def samples(self, split: str) -> list[Sample]:
-        """Return a split's samples, and remember which frames they will ask for, so that a video
-        with many questions is decoded once.
+        """Return a split's samples, and announce their frames to the clip reader.
+
+        A video with many questions is then decoded once for all of them.
         """
         with self.recipe.data.blame("dataset", "samples"):
             samples = self.dataset.samples(split)
         for sample in samples:
-            self.clips.expect(sample.video, self.times(sample, training=split == "train"))
+            self.clip_reader.expect(sample.video, self.times(sample, training=split == "train"))
         return samples
 
     def times(self, sample: Sample, training: bool = False) -> list[float]:
-        """Return the times (s) at which a sample's clip is looked at."""
+        """Return the times (s) at which a sample's clip is sampled."""
         return frame_times_of(self.recipe.sampling, sample.window, training)
 
-    def key(self, video: Path, shown: tuple[float, ...], gray: bool = False) -> FeatureKey:
-        """Return under what features of a video's frames are kept, or of ``gray`` ones in their
-        place; ``shown``: the frames' own times (s).
+    def feature_key(self, video: Path, times: tuple[float, ...], gray: bool = False) -> FeatureKey:
+        """Return the cache key of the features of a video's frames.
+
+        ``times``: the frames' own presentation times (s). ``gray``: the frames are gray ones in
+        their place.
         """
         return FeatureKey(
+            # Gray frames look the same in every video, so their features are shared.
             "blank" if gray else content_hash(video),
-            shown,
+            times,
             self.backbone.fingerprint(),
             self.recipe.features.dtype,
         )
 
     def raw_features(self, video: Path, frames: Frames, gray: bool = False) -> FrameFeatures:
-        """Return the backbone's features of ``frames``, which are a video's, or ``gray``; kept
-        ones, or computed and kept.
+        """Return the backbone's features of ``frames``, cached or computed now.
+
+        ``gray``: ``frames`` are gray ones in place of the video's.
         """
 
-        def compute() -> FrameFeatures:
+        def compute() -> StoredTensor:
             with torch.inference_mode(), self.recipe.backbone.blame("backbone", "forward"):
-                return self.backbone(torch.from_numpy(frames.images).to(self.device), frames.times)
+                images = torch.from_numpy(frames.images).to(self.device)
+                features: FrameFeatures = self.backbone(images, frames.times)
+            features.check()
+            return StoredTensor(features.values, features.times)
 
-        return self.features.get_or_compute(self.key(video, frames.times, gray), compute)
+        key = self.feature_key(video, frames.times, gray)
+        stored = self.feature_cache.get_or_compute(key, compute)
+        return FrameFeatures(stored.values, stored.coords)

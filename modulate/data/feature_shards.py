@@ -7,6 +7,7 @@ long ago, and one that is cut short ends the process that touches them (SIGBUS).
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,28 @@ STORED = {
     "U8": torch.uint8,
 }
 """Types of values that are kept, as safetensors names them."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as a shard holds it, whoever made it: features, decoded frames, tower outputs.
+
+    ``coords``: one number for each entry of the first axis of ``values``: the times (s) of frames
+    and features, the levels of a vision tower's output. A shard's note calls them "times".
+
+    Raises ValueError where the numbers of entries differ, or for an empty tensor: a shard of it
+    could not be told from a damaged one.
+    """
+
+    values: Tensor
+    coords: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values.numel() or len(self.values) != len(self.coords):
+            raise ValueError(
+                f"A stored tensor needs values and one coordinate for each entry of its first axis;"
+                f" got shape {tuple(self.values.shape)} and {len(self.coords)} coordinates."
+            )
 
 
 def content(path: Path) -> bytearray:

@@ -83,7 +83,7 @@ class Sizes:
             self._values[shape] = self._rehearsed(*shape)
         pixels = (
             len(clip.times) * height * width * 3 + HEADER
-            if self.extractor.frames is not None
+            if self.extractor.frame_cache is not None
             else 0
         )
         return SpaceNeeded(
@@ -117,14 +117,14 @@ def refuse_too_small(extractor: FeatureExtractor, need: SpaceNeeded) -> None:
             "disk_gib",
             "features",
             need.features,
-            extractor.features.max_bytes,
+            extractor.feature_cache.max_bytes,
             "keep them as float16 (features.dtype)",
         ),
         (
             "frames_gib",
             "decoded frames",
             need.frames,
-            extractor.frames.kept.max_bytes if extractor.frames else 0,
+            extractor.frame_cache.store.max_bytes if extractor.frame_cache else 0,
             "set it to 0",
         ),
     ):
@@ -152,7 +152,7 @@ class FilledCounts:
 
 
 class FeatureFiller:
-    """Fills a recipe's caches with what ``extractor`` (with ``must_keep``) makes of clips.
+    """Fills a recipe's caches with what ``extractor`` (with ``require_disk``) makes of clips.
 
     ``advance`` is called with the number of clips that are done; ``stop`` may ask to end, and is
     answered between clips.
@@ -167,7 +167,7 @@ class FeatureFiller:
         self.extractor = extractor
         self.advance = advance
         self.stop = stop or StopRequest()
-        self.shown = ShownTimes(extractor.features.folder / "shown")
+        self.shown = ShownTimes(extractor.feature_cache.folder / "shown")
         self._kept: dict[Path, None] = {}
 
     def fill(self, clips: Sequence[Clip]) -> FilledCounts:
@@ -197,7 +197,7 @@ class FeatureFiller:
             if not size:
                 bound = (
                     "features.disk_gib"
-                    if path.parent == self.extractor.features.folder
+                    if path.parent == self.extractor.feature_cache.folder
                     else "features.frames_gib"
                 )
                 raise StorageError(
@@ -213,7 +213,7 @@ class FeatureFiller:
         except MissingFileError:  # told of when the clip's turn comes
             return False
         if shown is None or any(
-            self.extractor.features.find(key) is None for key in self._keys(clip, shown)
+            self.extractor.feature_cache.find(key) is None for key in self._keys(clip, shown)
         ):
             return False
         self._note(clip, shown)
@@ -221,24 +221,26 @@ class FeatureFiller:
 
     def _shown(self, clip: Clip) -> tuple[float, ...] | None:
         """Return the times of a clip's frames, if they are known, and kept where they are to be."""
-        if self.extractor.frames is not None:
-            kept = self.extractor.frames.find(clip.video, clip.times)
+        if self.extractor.frame_cache is not None:
+            kept = self.extractor.frame_cache.find(clip.video, clip.times)
             return None if kept is None else kept.times
         return self.shown.find(clip.video, clip.times)
 
     def _keys(self, clip: Clip, shown: tuple[float, ...]) -> list[FeatureKey]:
         return [
-            self.extractor.key(clip.video, shown, gray)
+            self.extractor.feature_key(clip.video, shown, gray)
             for gray in ((False, True) if clip.gray else (False,))
         ]
 
     def _note(self, clip: Clip, shown: tuple[float, ...]) -> None:
         self._kept |= dict.fromkeys(
-            self.extractor.features.path(key) for key in self._keys(clip, shown)
+            self.extractor.feature_cache.path(key) for key in self._keys(clip, shown)
         )
-        if self.extractor.frames is not None:
+        if self.extractor.frame_cache is not None:
             self._kept[
-                self.extractor.frames.kept.path(self.extractor.frames.key(clip.video, clip.times))
+                self.extractor.frame_cache.store.path(
+                    self.extractor.frame_cache.key(clip.video, clip.times)
+                )
             ] = None
 
     def _look_for_room(self, missing: Sequence[Clip]) -> None:
@@ -246,8 +248,8 @@ class FeatureFiller:
         go.
         """
         caches = [
-            self.extractor.features,
-            *([self.extractor.frames.kept] if self.extractor.frames is not None else []),
+            self.extractor.feature_cache,
+            *([self.extractor.frame_cache.store] if self.extractor.frame_cache is not None else []),
         ]
         need = Sizes(self.extractor).of(missing)
         for cache, more in zip(caches, (need.features, need.frames), strict=False):
@@ -280,7 +282,7 @@ class FeatureFiller:
         for video, group in groupby(missing, key=lambda clip: clip.video):
             own = list(group)
             while own:
-                reader = ClipReader(AT_ONCE_BYTES, self.extractor.frames, AT_ONCE_BYTES)
+                reader = ClipReader(AT_ONCE_BYTES, self.extractor.frame_cache, AT_ONCE_BYTES)
                 wanted = set(own[0].times)
                 n = 1
                 while n < len(own) and len(wanted | set(own[n].times)) <= AT_ONCE:
@@ -291,7 +293,7 @@ class FeatureFiller:
                 own = own[n:]
 
     def _compute(self, reader: ClipReader, clip: Clip, done: FilledCounts) -> None:
-        cache = self.extractor.features
+        cache = self.extractor.feature_cache
         misses = cache.misses
 
         def make() -> None:
@@ -300,7 +302,7 @@ class FeatureFiller:
                 self.extractor.raw_features(
                     clip.video, gray_frames(frames) if gray else frames, gray
                 )
-            if self.extractor.frames is None:
+            if self.extractor.frame_cache is None:
                 self.shown.note(clip.video, clip.times, frames.times)
             self._note(clip, frames.times)
 

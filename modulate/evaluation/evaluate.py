@@ -20,8 +20,11 @@ from modulate.evaluation.finished_conditions import FinishedConditions
 from modulate.evaluation.metrics import compare, summarize
 from modulate.evaluation.predictions import Prediction, as_lines, from_lines, scored
 from modulate.hosts.fsdp import in_step, refuse_out_of_step
-from modulate.inference.pipeline import Pipeline, PreparedSample, ShufflePool
-from modulate.inference.shared_prefix import answer_together, shared_prefix, to_score
+from modulate.inference.batching import LAST_LOGITS, evaluation_batches
+from modulate.inference.controls import ShufflePool
+from modulate.inference.pipeline import Pipeline
+from modulate.inference.preparation import PreparedSample
+from modulate.inference.shared_prefix import answer_together, shared_prefix
 from modulate.interfaces.components import Sample
 from modulate.modulation.attachment import Attachment
 from modulate.modulation.clip_inputs import ClipInput, Rows
@@ -53,7 +56,7 @@ def score(
     settings = pipeline.recipe.evaluation
     others = ShufflePool(samples)
     processes = current()
-    chunks = to_score(samples, settings.batch_size, settings.batch_by)
+    chunks = evaluation_batches(samples, settings.batch_size, settings.batch_by)
     records: list[Prediction] = []
     for start in range(0, len(chunks), processes.size):
         among = chunks[start : start + processes.size]
@@ -111,7 +114,7 @@ def _conditioned(
     pipeline: Pipeline, sample: Sample, condition: str, others: ShufflePool
 ) -> tuple[PreparedSample, list[ClipInput]]:
     view = {"no_frames": "gray", "text_only": "text"}.get(
-        condition, condition if condition in pipeline.inputs else "own"
+        condition, condition if condition in pipeline.recipe.evaluation.inputs else "own"
     )
     prepared = pipeline.prepare(sample, view)
     if condition == "none" or bare(pipeline, condition):
@@ -125,7 +128,7 @@ def _conditioned(
 
 def bare(pipeline: Pipeline, condition: str) -> bool:
     """Return whether ``condition`` asks the host without residual and without LoRA."""
-    return condition in ("host", "text_only") or condition in pipeline.inputs
+    return condition in ("host", "text_only") or condition in pipeline.recipe.evaluation.inputs
 
 
 def _answers(
@@ -172,7 +175,7 @@ def _forward_for_nothing(pipeline: Pipeline, attachment: Attachment) -> list[Pre
     """Go through a divided host with the others, who could not without us; answer nothing."""
     inputs = pipeline.host.encode_text(pipeline.processor, "-").inputs
     attachment.model(
-        **{key: value.to(pipeline.device) for key, value in inputs.items()}, **pipeline.LAST_LOGITS
+        **{key: value.to(pipeline.device) for key, value in inputs.items()}, **LAST_LOGITS
     )
     return []
 
@@ -193,7 +196,7 @@ def _forward(
             list(attachment.host.visual_ids.values()),
             [clips[0].signal if clips else None for clips in rows],
         )
-    batch = pipeline.collate(prepared, inputs=not common)
+    batch = pipeline.collate(prepared, with_inputs=not common)
 
     def ask(rows: Rows, **inputs: Any) -> Any:
         with attachment.under(rows):
@@ -203,8 +206,8 @@ def _forward(
         if common:
             output: object = answer_together(ask, attachment.model, prepared, rows[0], common)
         else:
-            output = ask(rows, **batch.inputs, **pipeline.LAST_LOGITS)
-    logits = pipeline.option_logits(batch, output).cpu()
+            output = ask(rows, **batch.inputs, **LAST_LOGITS)
+    logits = batch.option_logits(output).cpu()
     active = (
         attachment.report().active_steps * (len(rows) if common else 1)
         if any(rows)
@@ -289,7 +292,7 @@ def evaluate(
             modulation,
             split,
             samples,
-            [main, *conditions, *pipeline.inputs],
+            [main, *conditions, *pipeline.recipe.evaluation.inputs],
             advance,
             stop,
         )
@@ -343,7 +346,7 @@ def _records(
     records: dict[str, list[Prediction]] = {}
     with (
         modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment,
-        pipeline.remembered(),
+        pipeline.host_caches(),
     ):
         for name in names:
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from modulate.errors import HostError
-from modulate.hosts.hooks import Hook, named, patched_method
+from modulate.hosts.hooks import Hook, arguments_by_name, patched_method
 from modulate.hosts.host import Host
 from modulate.hosts.kv_cache import cache_length, find_cache, output_cache
 from modulate.hosts.vision_tower_cache import (
@@ -245,7 +245,7 @@ class HiddenStateCache:
     def _before(
         self, parameters: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        given = named(parameters, args, kwargs)
+        given = arguments_by_name(parameters, args, kwargs)
         self._found = self._made = None
         self._now = self._key(given)
         if self._now is None or (found := self._kept.get(self._now)) is None:

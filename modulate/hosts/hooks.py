@@ -1,23 +1,25 @@
-"""What may be put into a host for a while: hooks, and stand-ins for its methods where a hook cannot
-leave a computation out.
+"""What may be put into a host for a while: hooks, and patched methods where a hook is not enough.
+
+A hook runs beside a module's computation and cannot skip it. Where a computation must not run at
+all, :func:`patched_method` replaces the method. Both leave the host's class alone, are undone at
+the end of a block, and turn into nothing when the host is copied.
 """
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Signature
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
 
 
 class Hook:
-    """A hook of ours. A copy, or one that was pickled with its host, does nothing.
+    """A forward hook of modulate's that does nothing in a copied or unpickled host.
 
-    A copied host is a bare host, not a second one under the same attachment.
+    A copied host is a plain host, not a second one under the same attachment.
     """
 
     tracked = False
@@ -26,32 +28,32 @@ class Hook:
         self.call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call what is hooked in."""
+        """Run the hook."""
         return self.call(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
-        return Hook(_nothing)
+        return Hook(_do_nothing)
 
     def __reduce__(self) -> Any:
-        return Hook, (_nothing,)
+        return Hook, (_do_nothing,)
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """What a hook does in a copy of its host."""
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for a hook in a copy of its host."""
 
 
-def named(parameters: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by their names; those that a method takes as ``**kwargs`` by
-    their own.
-    """
+def arguments_by_name(
+    signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all arguments of a call by name, those that it takes as ``**kwargs`` included."""
     if not args:
         return kwargs
-    given = parameters.bind_partial(*args, **kwargs).arguments
-    return given | given.pop("kwargs", {})
+    arguments = signature.bind_partial(*args, **kwargs).arguments
+    return arguments | arguments.pop("kwargs", {})
 
 
 def may_run_modules(thread: int) -> bool:
-    """Return whether ``thread`` may be in a call of a module right now: torch is on its stack."""
+    """Return whether ``thread`` may be calling a module right now: torch is on its stack."""
     frame = sys._current_frames().get(thread)
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith(("torch.nn.", "torch._dynamo.")):
@@ -61,86 +63,109 @@ def may_run_modules(thread: int) -> bool:
 
 
 class ActiveCalls:
-    """The threads that are in a forward of one host."""
+    """The threads that are running a forward of one host."""
 
     def __init__(self) -> None:
-        self._inside: set[int] = set()
+        self._threads: set[int] = set()
         self._lock = threading.Lock()
 
     def enter(self, alone: bool) -> bool:
-        """Note that this thread begins a forward; False, and nothing noted, where it must be alone
-        and is not.
+        """Note that this thread begins a forward.
 
-        A forward that ended by an interrupt is over: torch calls no hook for what is no
-        ``Exception``.
+        ``alone``: no other thread may be running one. Where another is, return False and note
+        nothing.
         """
-        me = threading.get_ident()
+        thread = threading.get_ident()
         with self._lock:
-            if alone and self._inside - {me}:
-                self._inside = {thread for thread in self._inside if may_run_modules(thread)}
-            if alone and self._inside - {me}:
+            if alone and self._threads - {thread}:
+                # KeyboardInterrupt is no Exception, so torch skips even the hooks registered with
+                # always_call and `leave` never ran. A thread without torch on its stack has ended
+                # its forward, whatever was noted.
+                self._threads = {other for other in self._threads if may_run_modules(other)}
+            if alone and self._threads - {thread}:
                 return False
-            self._inside.add(me)
+            self._threads.add(thread)
             return True
 
     def leave(self) -> None:
         """Note that this thread's forward has ended."""
         with self._lock:
-            self._inside.discard(threading.get_ident())
+            self._threads.discard(threading.get_ident())
 
 
 class MethodPatch:
-    """Stands in for a method of a module.
+    """A replacement for one method of one object.
 
-    In a deep copy of the module it is the copy's own method again.
+    A copy or an unpickled object gets its own method back.
     """
 
-    def __init__(self, module: nn.Module, name: str, call: Callable[..., Any]) -> None:
-        self.module = module
+    def __init__(self, owner: Any, name: str, call: Callable[..., Any]) -> None:
+        self.owner = owner
         self.name = name
         self.call = call
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer in the method's place."""
+        """Call the replacement."""
         return self.call(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return MethodType(getattr(type(self.module), self.name), memo[id(self.module)])
+        # The memo already holds the owner's copy: deepcopy enters it before it copies attributes.
+        return MethodType(getattr(type(self.owner), self.name), memo[id(self.owner)])
 
     def __reduce__(self) -> Any:
-        return getattr, (self.module, self.name)  # of a module that is still empty: its own method
+        # Unpickled while the owner's dictionary is still empty, so this finds its class's method.
+        return getattr, (self.owner, self.name)
 
 
 @contextmanager
-def patched_method(module: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[None]:
-    """Let ``call`` stand in for the method ``name`` of ``module``, in its instance dictionary,
-    which afterwards is as it was.
+def patched_attributes(owner: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Set attributes of ``owner`` for this block, then restore its instance dictionary exactly.
+
+    The one place where modulate writes into an instance dictionary. ``setattr`` would not do: it
+    registers modules and parameters, and an attribute that came from the class would afterwards
+    remain on the instance.
     """
+    attributes = vars(owner)
     absent = object()
-    before = module.__dict__.get(name, absent)
-    module.__dict__[name] = MethodPatch(module, name, call)
+    before = {name: attributes.get(name, absent) for name in values}
+    attributes.update(values)
     try:
         yield
     finally:
-        if before is absent:
-            del module.__dict__[name]
-        else:
-            module.__dict__[name] = before
+        for name, value in before.items():
+            if value is absent:
+                attributes.pop(name, None)
+            else:
+                attributes[name] = value
 
 
-def is_patched(module: nn.Module, name: str) -> bool:
-    """Return whether something stands in for the method ``name`` of ``module``."""
-    return isinstance(module.__dict__.get(name), MethodPatch)
+@contextmanager
+def patched_method(owner: Any, name: str, call: Callable[..., Any]) -> Iterator[None]:
+    """Replace the method ``name`` of ``owner``, a module for example, by ``call`` for this block.
 
-
-def third_party_hook(hooks: Iterable[Any]) -> str:
-    """Return the module that the first of ``hooks`` is from which is not transformers' own; "" when
-    there is none.
-
-    Hooks that say of themselves that they are ``tracked`` do not count: whoever keeps a module's
-    output asks them what it depends on.
+    ``call`` does not receive ``owner``.
     """
-    others = (hook for hook in hooks if not getattr(hook, "tracked", False))
-    origins = (getattr(hook, "__module__", None) or type(hook).__module__ for hook in others)
-    return next((origin for origin in origins if origin.partition(".")[0] != "transformers"), "")
+    with patched_attributes(owner, {name: MethodPatch(owner, name, call)}):
+        yield
+
+
+def is_patched(owner: Any, name: str) -> bool:
+    """Return whether the method ``name`` of ``owner`` is replaced by :func:`patched_method`."""
+    return isinstance(vars(owner).get(name), MethodPatch)
+
+
+def third_party_origin(hooks: Iterable[Any]) -> str | None:
+    """Return the module that defines the first hook from outside transformers, or None.
+
+    Hooks with a true ``tracked`` do not count: whoever caches a module's output asks them what
+    that output depends on.
+    """
+    for hook in hooks:
+        if getattr(hook, "tracked", False):
+            continue
+        # Functions name their module; callable objects such as partials only through their class.
+        origin: str = getattr(hook, "__module__", None) or type(hook).__module__
+        if origin.partition(".")[0] != "transformers":
+            return origin
+    return None

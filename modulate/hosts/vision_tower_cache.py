@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from modulate.data.feature_cache import FeatureCache, FeatureKey, bytes_of, weights_digest
 from modulate.errors import HostError
-from modulate.hosts.hooks import patched_method, third_party_hook
+from modulate.hosts.hooks import patched_method, third_party_origin
 from modulate.hosts.host import Host
 from modulate.interfaces.components import FrameFeatures
 
@@ -98,7 +98,7 @@ def why_not_cacheable(whole: nn.Module, path: str) -> str:
             and not type(module).__module__.startswith("peft.")
         ):
             return f"{name} is a dropout in training mode"
-        origin = third_party_hook(
+        origin = third_party_origin(
             [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         )
         if origin:

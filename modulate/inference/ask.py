@@ -9,7 +9,9 @@ import torch
 from modulate.config.recipe import Recipe
 from modulate.data.video import probe
 from modulate.errors import DataError, MissingFileError, RecipeError, VideoError, near_matches
-from modulate.inference.pipeline import Pipeline, PreparedSample
+from modulate.inference.batching import LAST_LOGITS
+from modulate.inference.pipeline import Pipeline
+from modulate.inference.preparation import PreparedSample
 from modulate.interfaces.components import LETTERS, Sample
 from modulate.interfaces.multi_signal import kinds_of
 from modulate.modulation.attachment import Attachment
@@ -141,8 +143,8 @@ def _answer(
     with attachment.under(
         [[prepared.clip(prepared.signal)] if own else []], bare=condition == "host"
     ):
-        output = attachment.model(**batch.inputs, **pipeline.LAST_LOGITS)
-    probabilities = pipeline.option_logits(batch, output)[0].softmax(0)
+        output = attachment.model(**batch.inputs, **LAST_LOGITS)
+    probabilities = batch.option_logits(output)[0].softmax(0)
     assert prepared.grid is not None
     answer = Answer(
         condition,

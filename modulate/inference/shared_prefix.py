@@ -7,7 +7,7 @@ one, up to rounding; only the signal must be one and the same too.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,44 +15,9 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from modulate.hosts.kv_cache import output_cache
-from modulate.inference.pipeline import PreparedSample
-from modulate.interfaces.components import Sample
+from modulate.inference.preparation import PreparedSample
 from modulate.interfaces.signal import Signal
 from modulate.modulation.clip_inputs import ClipInput
-
-
-def clip_of(sample: Sample) -> tuple[Any, ...]:
-    """Return what two samples that show the same clip, with the same signals, have in common."""
-    return sample.video, sample.window, tuple(sorted(sample.signals.items()))
-
-
-def by_clip(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """Return ``samples`` in batches of at most ``size``, each of one clip; clips as they come
-    first, samples of a clip as they come.
-    """
-    clips: dict[tuple[Any, ...], list[Sample]] = {}
-    for sample in samples:
-        clips.setdefault(clip_of(sample), []).append(sample)
-    return [batch for clip in clips.values() for batch in cut(clip, size)]
-
-
-def to_score(
-    samples: Sequence[Sample], size: int, together: Literal["any", "clip"]
-) -> list[list[Sample]]:
-    """Return ``samples`` in the batches in which they are scored. clip: by clip, and those that are
-    alone on theirs as they come.
-    """
-    if together == "any":
-        return cut(samples, size)
-    batches = by_clip(samples, size)
-    return [batch for batch in batches if len(batch) > 1] + cut(
-        [batch[0] for batch in batches if len(batch) == 1], size
-    )
-
-
-def cut(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """Return ``samples`` as they come, ``size`` to a batch."""
-    return [list(samples[i : i + size]) for i in range(0, len(samples), size)]
 
 
 def shared_prefix(

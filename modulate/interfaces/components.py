@@ -130,9 +130,7 @@ class FrameFeatures:
     (:func:`modulate.data.alignment.align`).
     """
 
-    values: Num[
-        Tensor, "time row col d_features"
-    ]  # floats; whole numbers where the cache keeps frames themselves
+    values: Num[Tensor, "time row col d_features"]
     times: tuple[float, ...]
 
     def check(self) -> None:

@@ -1,10 +1,8 @@
-"""Attach a modulation to a host: hooks that write residuals onto its tokens, and their removal
-without a trace.
-"""
+"""Attach a modulation to a host: hooks that add residuals to its tokens, removed without a trace."""
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,23 +15,36 @@ from modulate.hosts.hooks import ActiveCalls, Hook, is_patched, named
 from modulate.hosts.host import understand
 from modulate.hosts.kv_cache import output_cache
 from modulate.hosts.verified_versions import warn_if_unverified
-from modulate.modulation.clip_inputs import ClipInput, Rows, listed
-from modulate.modulation.conditioning import Conditioning, TokenHints, WritePlan
+from modulate.modulation.clip_inputs import ClipInput, Rows, as_lists
+from modulate.modulation.conditioning import Conditioning, TokenHints
 from modulate.modulation.lora import LoraHooks
 from modulate.modulation.module import HostSpec, Modulation
-from modulate.modulation.recompute import ForwardPass, RecomputeTracker, backward_now
+from modulate.modulation.recompute import (
+    NO_BACKWARD,
+    ForwardPass,
+    RecomputeTracker,
+    current_backward,
+)
 from modulate.utils.library_warnings import show_library_warnings
 
 __all__ = ["Attachment", "AttachmentReport", "ClipInput"]
+
+DYNAMO_TRACES_HOOKS = tuple(
+    int(part) for part in torch.__version__.partition("+")[0].split(".")[:2]
+) >= (2, 14)
+"""Whether dynamo may trace the entry's hooks, so that a strict export fails with our own error.
+
+Seen on torch 2.14; 2.11 cannot compile a whole host with traced hooks.
+"""
 
 
 @dataclass
 class AttachmentReport:
     """What the forwards of the last conditioning did.
 
-    ``tokens``: tokens modified in all forwards together; ``steps`` / ``active_steps``: time steps
-    of every clip with a signal, and those of them that the signal reached; ``ratio``: per injected
-    layer ‖Δh‖ / ‖h‖ over the modified tokens of the last forward that modified any.
+    ``tokens``: positions modified, in all forwards together. ``steps``, ``active_steps``: time
+    steps of each clip with a signal, and how many of them the signal reached. ``ratio``: per
+    injected layer ‖Δh‖ / ‖h‖ over the modified tokens of the last forward that modified any.
     """
 
     layers: tuple[int, ...]
@@ -44,86 +55,84 @@ class AttachmentReport:
     ratio: dict[int, float] = field(default_factory=dict)
 
 
-REENTRANT = (
-    "The host's layers run without gradients although the modulation needs them: reentrant"
-    " activation checkpointing of whole layers, hooks included, would go through the modulation's"
-    " graph once for every layer. Checkpoint with `use_reentrant=False`."
-)
-
-
-TRACED = tuple(map(int, torch.__version__.partition("+")[0].split(".")[:2])) >= (2, 14)
-"""Whether dynamo may look into the entry's hooks, so that a strict export is refused in our words.
-Seen on 2.14; 2.11 cannot compile a whole host so.
-"""
-
-
 class Attachment:
-    """A modulation attached to a host; owns its hooks."""
+    """A modulation attached to a host; owns its hooks.
+
+    Raises :class:`HostError` for a host of another shape than the modulation's.
+    """
 
     @show_library_warnings()
     def __init__(self, modulation: Modulation, model: nn.Module) -> None:
         self.modulation = modulation
         self.model = model
         self.host = understand(model)
-        self._check()
+        self._check_host()
         warn_if_unverified(self.host.config.model_type)
+        self._layers = modulation.config.injection.layers
         self._conditioning: Conditioning | None = None
-        self._recall = RecomputeTracker()
-        self._callers = ActiveCalls()
-        self._report = AttachmentReport(modulation.config.injection.layers)
+        self._passes = RecomputeTracker()
+        self._active_calls = ActiveCalls()
+        self._report = AttachmentReport(self._layers)
+        self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         self._signature = inspect.signature(self.host.entry.forward)
-        self._undo = ExitStack()
+        self._lora: LoraHooks | None = None
+        self._removals = ExitStack()
         try:
             self._install()
         except BaseException:
-            self._undo.close()
+            self._removals.close()
             raise
 
-    def _check(self) -> None:
-        spec = self.modulation.config.host
-        here = HostSpec.of(self.host)
-        if (spec.d_model, spec.n_layers) != (here.d_model, here.n_layers):
+    def _check_host(self) -> None:
+        expected = self.modulation.config.host
+        actual = HostSpec.of(self.host)
+        if (expected.d_model, expected.n_layers) != (actual.d_model, actual.n_layers):
             raise HostError(
-                f"The modulation was made for a {spec.model_type} of {spec.n_layers} layers of"
-                f" width {spec.d_model}; this {here.model_type} has {here.n_layers} of width"
-                f" {here.d_model}."
+                f"The modulation was made for a {expected.model_type} of {expected.n_layers}"
+                f" layers of width {expected.d_model}; this {actual.model_type} has"
+                f" {actual.n_layers} of width {actual.d_model}."
             )
         self.host.check_layers(self.modulation.config.injection.layers)
 
     def _install(self) -> None:
-        self._lora = None
         if self.modulation.lora is not None:
-            self._lora = LoraHooks(self.modulation.lora, self.host, self._current)
-            self._undo.callback(self._lora.remove)
+            self._lora = LoraHooks(self.modulation.lora, self.host, self._current_pass)
+            self._removals.callback(self._lora.remove)
+        before: Callable[..., Any] = self._before_forward
+        after: Callable[..., Any] = self._after_forward
+        if not DYNAMO_TRACES_HOOKS:
+            before = torch.compiler.disable(before)
+            after = torch.compiler.disable(after)
         entry = self.host.entry
-        before, after = (
-            (self._before, self._after)
-            if TRACED
-            else map(torch.compiler.disable, (self._before, self._after))
-        )
         handles = [
             entry.register_forward_pre_hook(Hook(before), with_kwargs=True),
+            # Called after errors too: a failed forward must not count as running.
             entry.register_forward_hook(Hook(after), always_call=True),
         ]
-        for k, layer in enumerate(self.modulation.config.injection.layers):
+        for k, layer in enumerate(self._layers):
             # First in line: transformers records hidden states by hooks of its own, which must see
             # the modulated ones.
             handles.append(
-                self.host.layers[layer].register_forward_hook(Hook(self._write(k)), prepend=True)
+                self.host.layers[layer].register_forward_hook(
+                    Hook(self._residual_hook(k)), prepend=True
+                )
             )
         for handle in handles:
-            self._undo.callback(handle.remove)
+            self._removals.callback(handle.remove)
 
-    # --- hooks
+    # --- hooks on the entry, the module that merges vision into text
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if torch.compiler.is_exporting():
             self._refuse_export()
         else:
-            self._enter(args, kwargs)
+            self._begin_forward(args, kwargs)
 
+    # A strict export evaluates this while it traces: the error is then raised as it is.
     @torch.compiler.assume_constant_result
-    def _refuse_export(self) -> None:  # a strict export runs this while it traces
+    def _refuse_export(self) -> None:
         if self._conditioning is not None:
             raise HostError(
                 "A conditioned forward cannot be exported: where residuals go depends on the values"
@@ -132,126 +141,120 @@ class Attachment:
             )
 
     @torch.compiler.disable
-    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._recall.replays():
-            self._recall.run_again()
+    def _begin_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A recomputation repeats the plan of its forward, whatever is conditioned by now.
+        if self._passes.is_recomputing():
+            self._passes.begin_recomputation()
             return
         conditioning = self._conditioning
-        me = threading.get_ident()
-        if not self._callers.enter(alone=conditioning is not None) or (
-            conditioning is not None and conditioning.owner != me
-        ):
-            self._callers.leave()
+        self._enter_alone(conditioning)
+        if self._lora is not None:
+            self._lora.follow()
+        # Planning may raise; no earlier forward is running then.
+        self._passes.running = None
+        plan = None
+        if conditioning is not None:
+            plan = conditioning.plan(named(self._signature, args, kwargs))
+        has_grad = torch.is_grad_enabled()
+        if plan is not None:
+            plan.needs_grad = has_grad and any(p.requires_grad for p in self.modulation.parameters())
+        sequence_number = torch.autograd._get_sequence_nr() if has_grad else -1
+        self._passes.begin(ForwardPass(plan, self._passes.idle.lora, sequence_number))
+
+    def _enter_alone(self, conditioning: Conditioning | None) -> None:
+        """Note that this thread calls the host.
+
+        Raises :class:`ConditioningError` for several threads during a conditioning.
+        """
+        entered = self._active_calls.enter(alone=conditioning is not None)
+        is_owner = conditioning is None or conditioning.owner == threading.get_ident()
+        if not entered or not is_owner:
+            self._active_calls.leave()
             raise ConditioningError(
                 "Another thread is conditioning this attachment or calling its host; one at a time"
                 " may do so during a conditioning."
             )
-        if self._lora is not None:
-            self._lora.follow()
-        self._recall.running = None
-        plan = (
-            None
-            if conditioning is None
-            else conditioning.plan(named(self._signature, args, kwargs))
-        )
-        learning = torch.is_grad_enabled()
-        if plan is not None:
-            plan.learns = learning and any(p.requires_grad for p in self.modulation.parameters())
-        self._recall.begin(
-            ForwardPass(
-                plan, self._recall.idle.lora, torch.autograd._get_sequence_nr() if learning else -1
-            )
-        )
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_exporting():
-            self._leave(output)
+            self._end_forward(output)
 
     @torch.compiler.disable
-    def _leave(self, output: Any) -> None:
-        """Close a forward, also one that failed (``output`` None)."""
-        if self._recall.replays():
-            self._recall.end_again()
+    def _end_forward(self, output: Any) -> None:
+        """End a forward; ``output`` is None for one that failed."""
+        if self._passes.is_recomputing():
+            self._passes.end_recomputation()
             return
-        self._callers.leave()
-        passed = self._recall.running
+        self._active_calls.leave()
+        passed = self._passes.running
         if passed is None or passed.thread != threading.get_ident():
             return
-        self._recall.running = None
+        self._passes.running = None
         if output is None:
             return
         if self._conditioning is not None:
-            self._conditioning.tracker.remember(next(iter(output_cache(output).values()), None))
+            self._conditioning.end_forward(next(iter(output_cache(output).values()), None))
         self._check_fired(passed)
         if torch.is_grad_enabled() and output[0].grad_fn is not None:
-            self._recall.remember(passed, output[0])
+            self._passes.mark_graph(passed, output[0])
 
     def _check_fired(self, passed: ForwardPass) -> None:
         """Raise :class:`ConditioningError` where a hook did not run although its layer did."""
-        layers = self.modulation.config.injection.layers
-        silent = [
-            layer
-            for k, layer in enumerate(layers)
-            if passed.plan is not None and k not in passed.plan.fired
-        ]
-        what = "residual was not injected"
+        silent: list[int] = []
+        if passed.plan is not None:
+            fired = passed.plan.fired
+            silent = [layer for k, layer in enumerate(self._layers) if k not in fired]
+        consequence = "residual was not injected"
         if not silent and self._lora is not None and passed.lora:
-            # A layer whose output is kept runs none of its parts.
+            # A layer whose output comes from a cache runs none of its submodules, so none of
+            # their hooks.
             silent = [
                 layer
                 for layer in sorted(self._lora.layers - passed.fired)
                 if not is_patched(self.host.layers[layer], "forward")
             ]
-            what = "LoRA was not added"
+            consequence = "LoRA was not added"
         if silent:
             raise ConditioningError(
-                f"The hook of decoder layer {silent[0]} did not run, so its {what}: torch.compile"
-                " runs a graph traced without it, or the host leaves the layer out. Attach before"
-                " the first call, or call `torch._dynamo.reset()` after attaching."
+                f"The hook of decoder layer {silent[0]} did not run, so its {consequence}:"
+                " torch.compile runs a graph traced without it, or the host leaves the layer out."
+                " Attach before the first call, or call `torch._dynamo.reset()` after attaching."
             )
 
-    def _current(self) -> ForwardPass:
-        """Return the forward that is running in this thread, or that a backward is recomputing."""
-        if torch.compiler.is_compiling():
-            return self._recall.running or self._recall.idle
-        return self._recall.current(adapted=self._lora is not None)
+    # --- hooks on the decoder layers
 
-    def _write(self, k: int) -> Any:
+    def _current_pass(self) -> ForwardPass:
+        """Return the forward that this thread runs, or that its backward recomputes."""
+        # Autograd's state cannot be traced; a compiled host runs its graph inside of a forward.
+        if torch.compiler.is_compiling():
+            return self._passes.running or self._passes.idle
+        return self._passes.current(has_lora=self._lora is not None)
+
+    def _residual_hook(self, k: int) -> Callable[..., Any]:
+        """Return the hook of the ``k``-th injected layer."""
+        layer = self._layers[k]
+
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            now = self._current()
-            if now is self._recall.idle and self._conditioning is not None:
+            passed = self._current_pass()
+            if passed is self._passes.idle and self._conditioning is not None:
                 self._refuse_bypass()
-            plan: WritePlan | None = now.plan
-            if plan is None:
+            if passed.plan is None:
                 return None
-            hidden = output[0] if isinstance(output, tuple) else output
-            if (hidden.shape[0], hidden.shape[1]) != plan.shape:
-                raise ConditioningError(
-                    f"Decoder layer {self.modulation.config.injection.layers[k]} returned states of"
-                    f" shape {tuple(hidden.shape)} for inputs of {plan.shape}."
-                )
-            if plan.learns and not torch.is_grad_enabled():
-                raise ConditioningError(REENTRANT)
-            states = hidden.reshape(-1, hidden.shape[-1])
-            index = plan.index.to(hidden.device)
-            here = states[index]
-            delta = self.modulation.residual(k, *plan.read(k), here).to(hidden.device, hidden.dtype)
-            plan.norms[k] = (delta.detach().float().norm(), here.detach().float().norm())
-            plan.fired.add(k)
-            written = states.index_add(0, index, delta).view_as(
-                hidden
-            )  # out of place: the host may need its own states again
-            return (written, *output[1:]) if isinstance(output, tuple) else written
+            is_tuple = isinstance(output, tuple)
+            hidden = output[0] if is_tuple else output
+            written = passed.plan.add_residual(k, layer, hidden, self.modulation.residual)
+            return (written, *output[1:]) if is_tuple else written
 
         return hook
 
     def _refuse_bypass(self) -> None:
-        """Raise :class:`ConditioningError` for layers that run outside a forward of the entry, in
-        the thread that conditions.
+        """Raise :class:`ConditioningError` for layers that run without a forward of the entry.
+
+        Only in the thread that conditions: others may use the host's layers as they like.
         """
         if (
             torch.compiler.is_compiling()
-            or backward_now() != -1
+            or current_backward() != NO_BACKWARD
             or self._conditioning is None
             or self._conditioning.owner != threading.get_ident()
         ):
@@ -275,102 +278,99 @@ class Attachment:
         prompt: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Iterator[None]:
-        """Give signals and features for the forwards of this block: per row of the batch its clips
-        in order; ``[]`` is a row without.
+        """Condition the forwards of this block on signals and features.
 
         A forward that continues a cache which an earlier conditioning filled takes the clips of the
-        new tokens only.
+        new tokens only. Each mask is a tensor, array or list, of bool or of 0 and 1.
 
         Args:
-            rows: for each row of the batch, its clips; iterables are read once.
-            positions: (row, position) bool, as ``prompt`` and ``mask`` a tensor, array or list of bool or of 0 and 1: where the grids' tokens are, for forwards with ``inputs_embeds`` and no token ids; by default
-                they are found by the host's placeholder ids.
-            prompt: (row, position) bool, the prompt's attention mask, for a modulation that writes on the last token and a host that generates with a cache.
-            mask: (row, position) bool, the tokens to write on, for a modulation that is told.
+            rows: for each row of the batch its clips in order, ``[]`` for a row without; iterables
+                are read once.
+            positions: (row, position), where the grids' tokens are, for forwards with
+                ``inputs_embeds`` and no token ids; by default the host's placeholder ids tell.
+            prompt: (row, position), the prompt's attention mask, for a modulation of the last
+                token and a host that generates with a cache.
+            mask: (row, position), the tokens to modulate, for a modulation of kind ``mask``.
 
-        Raises what :func:`modulate.modulation.clip_inputs.check` and
-        :func:`modulate.modulation.clip_inputs.mask_of` do, and :class:`ConditioningError` when
+        Raises what :func:`modulate.modulation.clip_inputs.check_rows` and
+        :func:`modulate.modulation.clip_inputs.as_mask` do, and :class:`ConditioningError` when
         nested, when a row's visual tokens and grids differ, or when no forward came.
         """
         if self._conditioning is not None:
             raise ConditioningError(
                 "This attachment is being conditioned already; conditioning does not nest."
             )
-        self._conditioning = conditioning = Conditioning(
-            self.modulation, rows, self.host, TokenHints(positions, prompt, mask)
-        )
-        before = self._recall.open_block()
+        hints = TokenHints(positions, prompt, mask)
+        conditioning = Conditioning.build(self.modulation, rows, self.host, hints)
+        self._conditioning = conditioning
+        enclosing_backward = self._passes.open_block()
         try:
             with show_library_warnings():
                 yield
-            if conditioning.tracker.forwards == 0:
-                raise ConditioningError(
-                    "No forward reached the host inside this conditioning, so nothing was injected."
-                    " (A graph that torch.compile traced before attaching runs no hooks: call"
-                    " `torch._dynamo.reset()` after attaching.)"
-                )
-            conditioning.tracker.finish()
+            conditioning.finish()
         finally:
-            self._conditioning = self._recall.running = None
-            self._recall.opened = before
+            self._conditioning = None
+            self._passes.running = None
+            self._passes.block_backward = enclosing_backward
             self._summarize(conditioning)
 
     def _summarize(self, conditioning: Conditioning) -> None:
-        layers = self.modulation.config.injection.layers
         latents = conditioning.latents
-        last = conditioning.last
-        norms = last.norms if last else {}
-        self._norms = {layers[k]: pair for k, pair in norms.items()}
+        last_plan = conditioning.last_plan
+        norms = last_plan.norms if last_plan else {}
+        self._norms = {self._layers[k]: pair for k, pair in norms.items()}
         self._report = AttachmentReport(
-            layers,
-            conditioning.tracker.forwards,
-            conditioning.modified,
-            latents.steps if latents else (),
-            latents.active if latents else (),
+            self._layers,
+            forwards=conditioning.forwards,
+            tokens=conditioning.modified,
+            steps=latents.steps if latents else (),
+            active_steps=latents.active if latents else (),
         )
 
     def report(self) -> AttachmentReport:
         """Return what the last conditioning did."""
+        # Reading the norms waits for the device, so it is done only when somebody asks.
         self._report.ratio = {
             layer: float(delta / hidden.clamp_min(1e-12))
-            for layer, (delta, hidden) in getattr(self, "_norms", {}).items()
+            for layer, (delta, hidden) in self._norms.items()
         }
         return self._report
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """Switch the modulation's own LoRA off for a while, so that forwards without conditioning
-        are the host's own.
-        """
+        """Switch the modulation's own LoRA off, so that forwards in this block are the host's own."""
         if self._conditioning is not None:
             raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
-        before = self._recall.idle.lora, self._recall.open_block()
-        self._recall.idle.lora = False
+        had_lora = self._passes.idle.lora
+        enclosing_backward = self._passes.open_block()
+        self._passes.idle.lora = False
         try:
             yield
         finally:
-            self._recall.open_block()
-            self._recall.idle.lora, self._recall.opened = before
+            self._passes.open_block()
+            self._passes.idle.lora = had_lora
+            self._passes.block_backward = enclosing_backward
 
     @contextmanager
-    def under(self, rows: Rows, bare: bool = False) -> Iterator[None]:
-        """Condition with ``rows`` where any of them has a clip, else not at all; ``bare`` switches
-        our LoRA off too.
+    def maybe_condition(self, rows: Rows, bare: bool = False) -> Iterator[None]:
+        """Condition with ``rows`` if any of them has a clip, else leave the forwards unconditioned.
+
+        ``bare``: switch the modulation's own LoRA off as well.
         """
-        rows = listed(rows)
+        clips_of_rows = as_lists(rows)
         with (
             self.bare() if bare else nullcontext(),
-            self.condition(rows) if any(rows) else nullcontext(),
+            self.condition(clips_of_rows) if any(clips_of_rows) else nullcontext(),
         ):
             yield
 
     def detach(self) -> None:
-        """Take out every hook; the host is what it was. Detaching twice is harmless."""
+        """Remove every hook, so that the host is what it was. Detaching twice is harmless."""
         if self._conditioning is not None:
             raise ConditioningError("Cannot detach inside a conditioning.")
-        self._recall.running = None
-        self._recall.closed = True
-        self._undo.close()
+        self._passes.running = None
+        self._passes.closed = True
+        self._removals.close()
 
     def __reduce__(self) -> Any:
         raise ConditioningError(

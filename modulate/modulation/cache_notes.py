@@ -1,4 +1,7 @@
-"""What one cache has had of a conditioning, noted on the cache, so that a copy knows it too."""
+"""What a key-value cache has received of a conditioning, noted on the cache itself.
+
+A copy of the cache carries the note along, so that it is recognized too.
+"""
 
 from collections import deque
 from collections.abc import Container, Mapping
@@ -10,37 +13,38 @@ from torch import Tensor
 from modulate.errors import HostError
 from modulate.hosts.kv_cache import keys_at
 
-NOTES = "_modulate_streams"
-"""Attribute of a cache: number of a conditioning that goes on → its :class:`CacheHistory`."""
+NOTES = "_modulate_histories"
+"""Attribute of a cache: number of an active conditioning → its :class:`CacheHistory`."""
 
 
 @dataclass(frozen=True, eq=False)
 class CacheHistory:
-    """What a line of forwards, on one cache or alone, has had of a conditioning.
+    """What a chain of forwards, on one cache or without one, has received of a conditioning.
 
-    ``number``: of the last forward that went on with it while tokens were missing; ``begin``:
-    absolute position from which its tokens are the conditioning's; ``seen``: (row, position from
-    ``begin`` on) bool, visual tokens, none beyond; ``held``: how many per row; ``end``: absolute
-    position by which all had come, 0 until then; ``ids``: tokens until then, (row, position from
-    ``begin`` on); ``wide``: the first forward had more than one token; ``singles``: forwards of a
-    single token without any visual one, the last ones in a row; ``aside``: a branch without clips
-    beside a complete prompt; ``lost``: the batch has changed, and which rows are left is not known.
+    ``number``: of the last forward that continued it while visual tokens were missing. ``begin``:
+    absolute position of its first token. ``seen``: (row, position from ``begin`` on) bool, visual
+    tokens; none beyond. ``counts``: visual tokens per row. ``end``: absolute position by which all
+    had come, 0 until then. ``ids``: (row, position from ``begin`` on), tokens until then.
+    ``began_with_chunk``: the first forward had more than one token. ``text_steps``: how many of the
+    last forwards in a row were a single token that is not visual. ``clipless``: a branch without
+    clips beside a complete prompt, as classifier-free guidance has one. ``rows_unknown``: the batch
+    has changed, and which rows are left cannot be told.
     """
 
     number: int
     begin: int
     seen: Tensor
-    held: list[int]
+    counts: list[int]
     end: int = 0
     ids: Tensor | None = None
-    wide: bool = False
-    singles: int = 0
-    aside: bool = False
-    lost: bool = False
+    began_with_chunk: bool = False
+    text_steps: int = 0
+    clipless: bool = False
+    rows_unknown: bool = False
 
     @property
-    def beginning(self) -> str:
-        """Return what an error about its count must add; "" where the conditioning began it."""
+    def offset_note(self) -> str:
+        """Return what errors about counts add when the cache was not empty at first, else ""."""
         if not self.begin:
             return ""
         return (
@@ -48,55 +52,61 @@ class CacheHistory:
             "tokens there are not counted."
         )
 
-    def cropped(self, past: int) -> "CacheHistory":
-        """Return what is left of it where the cache holds ``past`` positions."""
-        begin = min(self.begin, past)
-        if past >= max(self.begin + self.seen.shape[1], self.end):
+    def cropped(self, length: int) -> "CacheHistory":
+        """Return the history of a cache that was cropped to ``length`` positions."""
+        begin = min(self.begin, length)
+        if length >= max(self.begin + self.seen.shape[1], self.end):
             return self
-        seen = self.seen[:, : past - begin]
-        held = seen.sum(1).tolist()
-        end = min(self.end, past) if held == self.held else 0
-        ids = None if self.ids is None else self.ids[:, : past - begin]
-        return replace(self, begin=begin, seen=seen, held=held, end=end, ids=ids)
+        seen = self.seen[:, : length - begin]
+        counts = seen.sum(1).tolist()
+        # A prompt stays complete only as long as no visual token of it was cut off.
+        end = min(self.end, length) if counts == self.counts else 0
+        ids = None if self.ids is None else self.ids[:, : length - begin]
+        return replace(self, begin=begin, seen=seen, counts=counts, end=end, ids=ids)
 
-    def fitted(self, batch: int, alike: bool) -> "CacheHistory":
-        """Return it for a batch of another size.
+    def resized(self, batch: int, rows_alike: bool) -> "CacheHistory":
+        """Return the history for a batch of another size.
 
-        Rows repeat in place, or, where all are ``alike``, are any of them; else they are lost.
+        Rows that were multiplied stand beside each other. Otherwise the batch may be any of the
+        old rows: harmless where these are the same (``rows_alike``: they read the same latents),
+        else ``rows_unknown``.
         """
-        rows = len(self.held)
-        if self.lost or batch == rows:
+        rows = len(self.counts)
+        if self.rows_unknown or batch == rows:
             return self
         if batch % rows == 0:
-            n = batch // rows
-        elif alike and bool((self.seen == self.seen[:1]).all()):
+            repeats = batch // rows
+        elif rows_alike and bool((self.seen == self.seen[:1]).all()):
             rows = 1
-            n = batch
+            repeats = batch
         else:
-            return replace(self, lost=True)
-        ids = None if self.ids is None else self.ids[:rows].repeat_interleave(n, 0)
+            return replace(self, rows_unknown=True)
+        ids = None if self.ids is None else self.ids[:rows].repeat_interleave(repeats, 0)
         return replace(
             self,
-            seen=self.seen[:rows].repeat_interleave(n, 0),
+            seen=self.seen[:rows].repeat_interleave(repeats, 0),
             ids=ids,
-            held=[h for h in self.held[:rows] for _ in range(n)],
+            counts=[count for count in self.counts[:rows] for _ in range(repeats)],
         )
 
 
 def histories_on(cache: Any) -> Mapping[int, CacheHistory]:
-    """Return what is noted on a cache."""
-    found: Mapping[int, CacheHistory] = getattr(cache, NOTES, {})
-    return found
+    """Return the histories noted on a cache, by the number of their conditioning."""
+    histories: Mapping[int, CacheHistory] = getattr(cache, NOTES, {})
+    return histories
 
 
-def note(cache: Any, number: int, stream: CacheHistory, going_on: Container[int]) -> None:
-    """Note a stream on ``cache``; those of conditionings that do not go on any more are dropped.
+def note_history(
+    cache: Any, conditioning: int, history: CacheHistory, active: Container[int]
+) -> None:
+    """Note a history on ``cache`` under the number of its conditioning.
 
-    Raises :class:`HostError` for a cache that takes no attribute.
+    Histories of conditionings that are not ``active`` any more are dropped, so that the notes stay
+    bounded. Raises :class:`HostError` for a cache that takes no attribute.
     """
-    others = {n: other for n, other in histories_on(cache).items() if n in going_on}
+    still_active = {n: known for n, known in histories_on(cache).items() if n in active}
     try:
-        setattr(cache, NOTES, others | {number: stream})
+        setattr(cache, NOTES, still_active | {conditioning: history})
     except AttributeError as error:
         raise HostError(
             f"A {type(cache).__name__} takes no attribute, so what it holds cannot be noted; "
@@ -105,30 +115,30 @@ def note(cache: Any, number: int, stream: CacheHistory, going_on: Container[int]
 
 
 class CacheSamples:
-    """Keys of the last visual tokens of some streams: by these a cache is known again that was
-    rebuilt.
+    """Recognizes a rebuilt cache by the keys of the last visual token that it holds.
 
-    Copies that were not made by ``copy``, but from a cache's keys and values, have no notes. The
-    last ``most`` streams are remembered.
+    A cache that was built anew from another one's keys and values, instead of copied with
+    ``copy``, carries no notes. Samples of the last ``limit`` histories are kept.
     """
 
-    def __init__(self, most: int = 32) -> None:
-        self._kept: deque[tuple[CacheHistory, int, Tensor]] = deque(maxlen=most)
+    def __init__(self, limit: int = 32) -> None:
+        self._samples: deque[tuple[CacheHistory, int, Tensor]] = deque(maxlen=limit)
 
-    def keep(self, stream: CacheHistory, cache: Any) -> None:
-        """Remember a stream that has visual tokens by what ``cache`` holds of the last one."""
-        row = next(i for i, n in enumerate(stream.held) if n)
-        position = stream.begin + int(stream.seen[row].nonzero()[-1])
+    def add(self, history: CacheHistory, cache: Any) -> None:
+        """Sample what ``cache`` holds of the last visual token of ``history``, which has some."""
+        row = next(i for i, count in enumerate(history.counts) if count)
+        position = history.begin + int(history.seen[row].nonzero()[-1])
         keys = keys_at(cache, position)
         if keys is not None:
-            self._kept.append((stream, position, keys[row].clone()))
+            self._samples.append((history, position, keys[row].clone()))
 
-    def find(self, cache: Any, past: int) -> CacheHistory | None:
-        """Return the stream that ``cache``, which holds ``past`` positions, was rebuilt from."""
-        for stream, position, sample in reversed(self._kept):
-            keys = keys_at(cache, position) if position < past else None
+    def find(self, cache: Any, length: int) -> CacheHistory | None:
+        """Return the history that ``cache``, which holds ``length`` positions, was rebuilt from."""
+        for history, position, sample in reversed(self._samples):
+            keys = keys_at(cache, position) if position < length else None
             if keys is None or keys.shape[1:] != sample.shape:
                 continue
+            # Any row may match: rebuilding may have reordered, repeated or dropped rows.
             if bool((keys == sample.to(keys.device)).flatten(1).all(1).any()):
-                return stream
+                return history
         return None

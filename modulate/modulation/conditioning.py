@@ -1,64 +1,32 @@
-"""Signals and features for the rows of a batch, and where one forward writes what comes of them."""
+"""One conditioning: signals and features for the rows of a batch, followed through its forwards."""
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from modulate.errors import ConditioningError
 from modulate.hosts.host import Host
-from modulate.interfaces.visual_grid import VisualGrid
-from modulate.interfaces.writer import Memory, Mixture
-from modulate.modulation.clip_inputs import Rows, check, listed, mask_of
+from modulate.modulation.clip_inputs import Rows, as_lists, as_mask, check_rows
 from modulate.modulation.latents import Latents
 from modulate.modulation.module import Modulation
-from modulate.modulation.token_positions import ForwardTokens, columns
+from modulate.modulation.token_map import TokenMap, map_rows
+from modulate.modulation.token_positions import ForwardTokens, TokenLocator
 from modulate.modulation.token_selection import TokenSelection
 from modulate.modulation.visual_token_tracker import VisualTokenTracker
-
-
-@dataclass(eq=False)
-class WritePlan:
-    """Where the layers of one forward write: ``index`` positions in the flattened (batch·position)
-    states, ``token`` rows of the latents.
-    """
-
-    latents: Latents
-    index: Tensor
-    token: Tensor
-    shape: tuple[int, int]
-    learns: bool = False  # gradients are wanted
-    fired: set[int] = field(default_factory=set)
-    norms: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        every = torch.arange(len(self.latents.span), device=self.token.device)
-        self._whole = bool(self.latents.mixtures(0)) and torch.equal(self.token, every)
-        if not self._whole:
-            device = self.latents.device
-            token = self.token.to(device)
-            self._source = token, self.latents.span.to(device)[token]  # the same for all layers
-
-    def read(self, k: int) -> tuple[Tensor | list[Mixture], Memory | None]:
-        """Return the latents that the ``k``-th layer writes, one for each position or all clips
-        whole, and the memory that goes with them.
-        """
-        return (
-            (self.latents.mixtures(k), None) if self._whole else self.latents.at(k, *self._source)
-        )
+from modulate.modulation.write_plan import WritePlan
 
 
 @dataclass(frozen=True)
 class TokenHints:
-    """What only the caller may know of a conditioning's tokens, each (row, absolute position) or
-    None; 0 and 1 are taken for bool.
+    """What only the caller may know of a conditioning's tokens.
 
-    ``positions``: the grids' tokens, for forwards that get no token ids; by default placeholders
-    are looked for. ``prompt``, ``mask``: see
-    :class:`modulate.modulation.token_selection.TokenSelection`.
+    Each is (row, absolute position), bool or 0 and 1, or None. ``positions``: the grids' tokens,
+    for forwards that get no token ids; by default, the host's placeholder ids locate them.
+    ``prompt``, ``mask``: see :class:`modulate.modulation.token_selection.TokenSelection`.
     """
 
     positions: Tensor | None = None
@@ -68,147 +36,159 @@ class TokenHints:
     def checked(self, rows: int) -> "TokenHints":
         """Return these as bool tensors of ``rows`` rows.
 
-        Raises :class:`ConditioningError` for what is none.
+        Raises :class:`ConditioningError` for anything that is not such a mask.
         """
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return TokenHints(**{name: mask_of(name, value, rows) for name, value in given.items()})
+        hints = {name: value for name, value in vars(self).items() if value is not None}
+        return TokenHints(**{name: as_mask(name, value, rows) for name, value in hints.items()})
 
 
 class Conditioning:
-    """Signals and features of the rows of a batch, their latents computed once."""
+    """The rows of a batch, their latents computed once, and the forwards that have read them.
 
-    def __init__(self, modulation: Modulation, rows: Rows, host: Host, hints: TokenHints) -> None:
+    ``maps``: one for each row. ``locator``: finds visual tokens in a forward's arguments.
+    ``latents``: None where no clip has a signal. ``selection``: the positions that are written, if
+    these are not the visual tokens; each reads the mean over its row's latents, which ``latents``
+    then holds behind those of the tokens.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[TokenMap],
+        locator: TokenLocator,
+        latents: Latents | None,
+        selection: TokenSelection | None = None,
+    ) -> None:
         self.owner = threading.get_ident()
-        rows = listed(rows)
-        if not rows:
+        self.maps = list(maps)
+        self.locator = locator
+        self.latents = latents
+        self.selection = selection
+        self.tracker = VisualTokenTracker(
+            [token_map.expected for token_map in maps], everywhere=selection is not None
+        )
+        self._means = _mean_latents(maps)
+        self.modified = 0  # positions written, in all forwards together
+        self.last_plan: WritePlan | None = None
+
+    @classmethod
+    def build(cls, modulation: Modulation, rows: Rows, host: Host, hints: TokenHints) -> Self:
+        """Check what a caller passes, locate its clips in the host, and compute their latents.
+
+        Raises what :func:`modulate.modulation.clip_inputs.check_rows` does, and
+        :class:`ConditioningError` for hints that do not fit the rows or the modulation.
+        """
+        clips_of_rows = as_lists(rows)
+        if not clips_of_rows:
             raise ConditioningError(
                 "The conditioning has no rows. Give one list of clips for each row of the batch,"
                 " `[]` for a row without."
             )
-        check(rows, modulation.needs)
-        hints = hints.checked(len(rows))
-        self.visual_ids = list(host.visual_ids.values())
-        self.types = host.types
-        self.positions = hints.positions
-        tokens = modulation.config.injection.tokens
-        self.maps: list[
-            Tensor
-        ] = []  # per row: ordinal of its placeholder → row of the latents, −1 where none is written
-        spans: list[tuple[int, int]] = []  # per row: its latents
-        start = 0
-        for r, row in enumerate(rows):
-            parts = [torch.empty(0, dtype=torch.long)]
-            begin = start
-            for c, clip in enumerate(row):
-                places = torch.tensor(
-                    (
-                        host.placeholders(clip.grid)
-                        if hints.positions is None
-                        else range(clip.grid.tokens)
-                    ),
-                    dtype=torch.long,
-                )
-                if not bool((places >= 0).any()):
-                    raise ConditioningError(
-                        f"Row {r}, clip {c}: its grid has no visual token in this host"
-                        f" ({type(host).__name__}.placeholders names none)."
-                    )
-                heard = clip.signal is not None and (
-                    modulation.config.injection.empty == "residual" or len(clip.signal) > 0
-                )
-                there = (
-                    chosen_steps(places, clip.grid, tokens.steps)
-                    if heard
-                    else torch.zeros_like(places, dtype=torch.bool)
-                )
-                parts.append(torch.where(there, places + start, -1))
-                start += clip.grid.tokens if clip.signal is not None else 0
-            self.maps.append(torch.cat(parts))
-            spans.append((begin, start))
-        selects = tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None
-        self.tracker = VisualTokenTracker(
-            [len(m) if row else None for m, row in zip(self.maps, rows, strict=True)],
-            everywhere=selects,
-        )
+        check_rows(clips_of_rows, modulation.clip_requirements)
+        hints = hints.checked(len(clips_of_rows))
+        injection = modulation.config.injection
+        by_hand = hints.positions is not None
+        maps = map_rows(clips_of_rows, injection, host, tokens_only=by_hand)
         if hints.positions is not None:
-            self._check(hints.positions)
-        clips = [clip for row in rows for clip in row if clip.signal is not None]
-        self.latents = modulation.latents(clips) if clips else None
-        self.selection = None
-        if selects:
-            self.selection = TokenSelection(tokens, hints.prompt, hints.mask)
-            full = [span for span in spans if span[0] < span[1]]
-            self.means = [
-                start + full.index(span) if span in full else -1 for span in spans
-            ]  # per row: its mean among the latents
-            self.latents = self.latents and self.latents.with_means(full)
-        self.modified = 0
-        self.last: WritePlan | None = None
+            _check_positions(hints.positions, maps)
+        # Hints make a selection for visual tokens too, which then refuses them in its own words.
+        selection = None
+        if injection.tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None:
+            selection = TokenSelection(injection.tokens, hints.prompt, hints.mask)
+        clips = [clip for row in clips_of_rows for clip in row if clip.signal is not None]
+        latents = modulation.latents(clips) if clips else None
+        if latents is not None and selection is not None:
+            latents = latents.with_means([m.span for m in maps if m.has_latents])
+        visual_ids = tuple(host.visual_ids.values())
+        locator = TokenLocator(visual_ids, tuple(host.types), hints.positions)
+        return cls(maps, locator, latents, selection)
 
-    def _check(self, positions: Tensor) -> None:
-        for r, (got, expected) in enumerate(
-            zip(positions.sum(1).tolist(), self.tracker.expected, strict=True)
-        ):
-            if expected is not None and got != expected:
-                raise ConditioningError(
-                    f"Row {r}: the positions name {got} visual tokens, the conditioning {expected}."
-                )
-
-    def plan(self, given: dict[str, Any]) -> WritePlan | None:
-        """Locate what is to be written in a forward with these arguments; None when there is
-        nothing.
-        """
-        here = columns(given, self.visual_ids, self.positions, self.types)
-        ordinal = self.tracker.place(here)
-        if self.selection is None:
-            token = self._visual(ordinal)
+    def plan(self, arguments: Mapping[str, Any]) -> WritePlan | None:
+        """Return where a forward with these arguments is written; None: nowhere."""
+        tokens = self.locator.locate(arguments)
+        # The tracker sees every forward, also one that is not written: it counts visual tokens.
+        ordinal = self.tracker.place(tokens)
+        if self.selection is not None:
+            latent = self._selected_latents(tokens, self.selection)
         else:
-            token = None if self.tracker.aside else self._means(here, self.selection)
-        if self.latents is None or token is None:
+            latent = self._visual_latents(ordinal)
+        if self.latents is None or latent is None:
             return None
-        index = (token.flatten() >= 0).nonzero()[:, 0]
+        flat = latent.flatten()
+        index = (flat >= 0).nonzero()[:, 0]
         if not len(index):
             return None
         self.modified += len(index)
-        self.last = WritePlan(
-            self.latents, index, token.flatten()[index], (token.shape[0], token.shape[1])
-        )
-        return self.last
+        rows, length = latent.shape
+        self.last_plan = WritePlan(self.latents, index, flat[index], (rows, length))
+        return self.last_plan
 
-    def _visual(self, ordinal: Tensor | None) -> Tensor | None:
-        """Return the row of the latents that each visual token reads, −1 for all other positions;
-        None where there are no visual tokens.
+    def end_forward(self, cache: Any) -> None:
+        """Record that the forward planned last has succeeded; ``cache``: the one it returned."""
+        self.tracker.remember(cache)
+
+    def finish(self) -> None:
+        """End the conditioning.
+
+        Raises :class:`ConditioningError` where no forward came, or visual tokens are missing.
+        """
+        if self.forwards == 0:
+            raise ConditioningError(
+                "No forward reached the host inside this conditioning, so nothing was injected."
+                " (A graph that torch.compile traced before attaching runs no hooks: call"
+                " `torch._dynamo.reset()` after attaching.)"
+            )
+        self.tracker.finish()
+
+    @property
+    def forwards(self) -> int:
+        """Return how many forwards have succeeded."""
+        return self.tracker.forwards
+
+    def _visual_latents(self, ordinal: Tensor | None) -> Tensor | None:
+        """Return (row, position) long: the latent that each visual token reads, −1 elsewhere.
+
+        ``ordinal``: see :meth:`VisualTokenTracker.place`; None: no visual tokens.
         """
         if ordinal is None:
             return None
-        token = torch.full_like(ordinal, -1)
-        for i, r in enumerate(self.tracker.rows_of(len(ordinal))):
-            visual = ordinal[i] >= 0
-            token[i, visual] = self.maps[r].to(token.device)[ordinal[i, visual]]
-        return token
+        latent = torch.full_like(ordinal, -1)
+        for i, row in enumerate(self.tracker.rows_of(len(ordinal))):
+            is_visual = ordinal[i] >= 0
+            latent_of = self.maps[row].latent.to(ordinal.device)
+            latent[i, is_visual] = latent_of[ordinal[i, is_visual]]
+        return latent
 
-    def _means(self, here: ForwardTokens, selection: TokenSelection) -> Tensor:
-        """Return the mean of the row's latents for every position selected, −1 for all others."""
-        rows = torch.tensor(
-            [self.means[r] for r in self.tracker.rows_of(len(here.mask))], device=here.mask.device
-        )
-        return torch.where(selection.choose(here), rows[:, None], -1)
+    def _selected_latents(self, tokens: ForwardTokens, selection: TokenSelection) -> Tensor | None:
+        """Return (row, position) long: its row's mean for each selected position, −1 elsewhere.
+
+        None for a branch without clips, as classifier-free guidance has one.
+        """
+        if self.tracker.in_clipless_branch:
+            return None
+        rows = self.tracker.rows_of(len(tokens.visual))
+        means = [self._means[row] for row in rows]
+        mean_of_row = torch.tensor(means, device=tokens.visual.device)
+        return torch.where(selection.choose(tokens), mean_of_row[:, None], -1)
 
 
-def chosen_steps(places: Tensor, grid: VisualGrid, steps: Sequence[int] | None) -> Tensor:
-    """Return which placeholders (``places``: their visual token, or −1) show one of ``steps``; all
-    visual ones when that is None.
+def _check_positions(positions: Tensor, maps: Sequence[TokenMap]) -> None:
+    """Raise :class:`ConditioningError` where positions and grids differ in their visual tokens."""
+    for row, (count, token_map) in enumerate(zip(positions.sum(1).tolist(), maps, strict=True)):
+        expected = token_map.expected
+        if expected is not None and count != expected:
+            raise ConditioningError(
+                f"Row {row}: the positions name {count} visual tokens, the conditioning {expected}."
+            )
 
-    Raises :class:`ConditioningError` for a step that the clip does not have.
+
+def _mean_latents(maps: Sequence[TokenMap]) -> list[int]:
+    """Return each row's mean among the latents, −1 for a row without latents.
+
+    The means stand behind the latents of all tokens, see :meth:`Latents.with_means`.
     """
-    if steps is None:
-        return places >= 0
-    wrong = [step for step in steps if not -grid.steps <= step < grid.steps]
-    if wrong:
-        raise ConditioningError(
-            f"This modulation writes on step {wrong[0]} (`injection.tokens.steps`), but a clip has"
-            f" {grid.steps} steps."
-        )
-    return (places >= 0) & torch.isin(
-        places // grid.tokens_per_step, torch.tensor([step % grid.steps for step in steps])
-    )
+    means: list[int] = []
+    next_mean = maps[-1].span[1]
+    for token_map in maps:
+        means.append(next_mean if token_map.has_latents else -1)
+        next_mean += token_map.has_latents
+    return means

@@ -20,8 +20,8 @@ class ModulatedHost(nn.Module):
     def __init__(self, modulation: Modulation, model: nn.Module) -> None:
         super().__init__()
         self.modulation = modulation
-        self.__dict__["attachment"] = modulation.attach(model)
-        self.attachment: Attachment
+        # An attachment is no module, so the host that it holds stays outside the module tree.
+        self.attachment: Attachment = modulation.attach(model)
 
     def forward(self, rows: Rows, **inputs: Any) -> Any:
         """Call the host on ``inputs`` conditioned with ``rows``."""

@@ -1,11 +1,12 @@
 """Where one forward holds visual tokens.
 
-Everything is derived from what the forward really gets: token ids, token types that tell modalities
-apart, and the absolute position through the cache.
+Everything is derived from what the forward actually gets: token ids, token types that tell
+modalities apart, and the absolute position given by the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import pad
 from modulate.errors import ConditioningError, HostError
 from modulate.hosts.kv_cache import cache_length, find_cache, refuse_unseen_past
 
-VISION = (
+VISION_PREFIXES = (
     "pixel_values",
     "mm_encoder_outputs",
     "image_patches",
@@ -24,117 +25,131 @@ VISION = (
     "image_features",
     "video_features",
 )
-"""How the names of arguments begin that bring pictures: a placeholder beside one was not generated.
-"""
+"""Prefixes of the arguments that carry pictures. A placeholder beside one was not generated."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ForwardTokens:
-    """What one forward gets, as far as it says where visual tokens are.
+    """The tokens of one forward, as far as they say where visual tokens are.
 
-    ``mask``: (row, position) bool, placeholders of vision; ``some``: whether any token looks like
-    one; ``past``: absolute position of its first column; ``typed``: token types, or positions given
-    by hand, vouch that no generated placeholder is in the mask; ``ids``: the token ids, where there
-    are any; ``attention``: the attention mask, if one came; ``shown``: pictures came too;
-    ``by_hand``: the mask is the caller's; ``textual``: which placeholders are text by their type,
-    and the argument that says so.
+    ``visual``: (row, position) bool, placeholders of vision. ``has_placeholders``: whether any
+    token looks like one, before token types are consulted. ``past_length``: absolute position of
+    the first column. ``trusted``: token types, or positions from the caller, rule out that
+    ``visual`` holds a generated placeholder. ``ids``: the token ids, if any came.
+    ``has_vision_inputs``: pictures came too. ``from_caller``: ``visual`` is the caller's own mask.
+    ``text_placeholders``: the argument with the token types, and (row, position) bool, the
+    placeholders that are text by their type.
     """
 
-    mask: Tensor
-    some: bool
-    past: int
-    typed: bool
+    visual: Tensor
+    has_placeholders: bool
+    past_length: int
+    trusted: bool
     ids: Tensor | None
-    attention: Any = None
+    attention_mask: Any = None
     cache: Any = None
     visual_ids: Sequence[int] = ()
-    shown: bool = False
-    by_hand: bool = False
-    textual: tuple[str, Tensor] | None = None
+    has_vision_inputs: bool = False
+    from_caller: bool = False
+    text_placeholders: tuple[str, Tensor] | None = None
 
     @property
     def attended(self) -> Tensor:
-        """Return (row, position) bool, where these columns are no padding; without an attention
-        mask of two axes, everywhere.
+        """Return (row, position) bool: where these tokens are not padding.
+
+        True everywhere without a two-axis attention mask over all positions so far.
         """
-        rows, length = self.mask.shape
-        if isinstance(self.attention, Tensor) and self.attention.shape == (
-            rows,
-            self.past + length,
-        ):
-            return self.attention[:, self.past :].to(self.mask.device).bool()
-        return torch.ones_like(self.mask)
+        rows, length = self.visual.shape
+        mask = self.attention_mask
+        if isinstance(mask, Tensor) and mask.shape == (rows, self.past_length + length):
+            return mask[:, self.past_length :].to(self.visual.device).bool()
+        return torch.ones_like(self.visual)
 
     @property
-    def plain(self) -> bool:
-        """Return whether the ids are known, and none is a placeholder."""
+    def is_text_only(self) -> bool:
+        """Return whether the ids are known and none is a placeholder."""
         return self.ids is not None and not bool(placeholders_in(self.ids, self.visual_ids).any())
 
 
-def columns(
-    given: dict[str, Any], visual_ids: Sequence[int], positions: Tensor | None, types: Sequence[str]
-) -> ForwardTokens:
-    """Read the arguments of a forward.
+@dataclass(frozen=True)
+class TokenLocator:
+    """Finds the visual tokens among the arguments of a forward.
 
-    Args:
-        given: arguments of the host's entry module by name.
-        visual_ids: ids of the placeholders.
-        positions: (row, absolute position) bool, the visual tokens, where the caller knows them; they are taken instead of the ids.
-        types: names of the arguments in which 0 is text and everything else vision.
-
-    Raises :class:`HostError` when only embeddings came and no positions are given,
-    :class:`ConditioningError` when positions are of other rows.
+    ``visual_ids``: token ids of the host's placeholders. ``type_arguments``: names of the arguments
+    in which 0 means text and everything else vision. ``positions``: (row, absolute position) bool,
+    the visual tokens if the caller knows them; they replace the ids.
     """
-    cache: Any = find_cache(given)
-    ids: Any = given.get("input_ids")
-    tokens = ids if ids is not None else given.get("inputs_embeds")
-    if tokens is None or (ids is None and positions is None):
-        raise HostError(
-            "This forward got inputs_embeds without input_ids, so visual tokens cannot be located;"
-            " pass input_ids, or condition(…, positions=mask)."
+
+    visual_ids: tuple[int, ...]
+    type_arguments: tuple[str, ...]
+    positions: Tensor | None = None
+
+    def locate(self, arguments: Mapping[str, Any]) -> ForwardTokens:
+        """Return the tokens of a forward of the host's entry module, from its named arguments.
+
+        Raises :class:`HostError` when only embeddings came and no positions are known,
+        :class:`ConditioningError` when the positions have other rows than the forward.
+        """
+        cache: Any = find_cache(arguments)
+        ids: Any = arguments.get("input_ids")
+        inputs = ids if ids is not None else arguments.get("inputs_embeds")
+        if inputs is None or (ids is None and self.positions is None):
+            raise HostError(
+                "This forward got inputs_embeds without input_ids, so visual tokens cannot be"
+                " located; pass input_ids, or condition(…, positions=mask)."
+            )
+        if cache is None:
+            refuse_unseen_past(arguments, inputs)
+        past_length = cache_length(cache)
+        tokens = partial(
+            ForwardTokens,
+            past_length=past_length,
+            ids=ids,
+            attention_mask=arguments.get("attention_mask"),
+            cache=cache,
+            visual_ids=self.visual_ids,
+            has_vision_inputs=any(
+                name.startswith(VISION_PREFIXES) and value is not None
+                for name, value in arguments.items()
+            ),
         )
-    if cache is None:
-        refuse_unseen_past(given, tokens)
-    past = cache_length(cache)
-    shown = any(name.startswith(VISION) and value is not None for name, value in given.items())
-    more = {
-        "attention": given.get("attention_mask"),
-        "cache": cache,
-        "visual_ids": tuple(visual_ids),
-        "shown": shown,
-    }
-    if positions is not None:
-        mask = _here(positions.to(tokens.device), past, *tokens.shape[:2])
-        return ForwardTokens(mask, bool(mask.any()), past, True, ids, by_hand=True, **more)
-    mask = placeholders_in(ids, visual_ids)
-    if not bool(mask.any()):
-        return ForwardTokens(mask, False, past, False, ids, **more)
-    name, kinds = _types(given, past, ids, types)
-    if kinds is None:
-        return ForwardTokens(mask, True, past, False, ids, **more)
-    return ForwardTokens(
-        mask & (kinds != 0), True, past, True, ids, textual=(name, mask & (kinds == 0)), **more
-    )
+        if self.positions is not None:
+            rows, length = inputs.shape[:2]
+            visual = _slice_positions(self.positions.to(inputs.device), past_length, rows, length)
+            has_visual = bool(visual.any())
+            return tokens(
+                visual=visual, has_placeholders=has_visual, trusted=True, from_caller=True
+            )
+        placeholders = placeholders_in(ids, self.visual_ids)
+        # Most forwards generate text: they need no token types, and skip reading them.
+        if not bool(placeholders.any()):
+            return tokens(visual=placeholders, has_placeholders=False, trusted=False)
+        name, types = _token_types(arguments, past_length, ids, self.type_arguments)
+        if types is None:
+            return tokens(visual=placeholders, has_placeholders=True, trusted=False)
+        return tokens(
+            visual=placeholders & (types != 0),
+            has_placeholders=True,
+            trusted=True,
+            text_placeholders=(name, placeholders & (types == 0)),
+        )
 
 
 def placeholders_in(ids: Tensor, visual_ids: Sequence[int]) -> Tensor:
-    """Return (row, position) bool: where ``ids`` are placeholders."""
-    first, *others = (
-        # a number at a time: nothing has to be brought to the ids' device, as isin's list had
-        visual_ids
-    )
+    """Return (row, position) bool: which of ``ids`` are placeholders."""
+    # One number at a time: `torch.isin` would first copy the list to the device of the ids.
+    first, *others = visual_ids
     mask = ids == first
-    for visual in others:
-        mask |= ids == visual
+    for visual_id in others:
+        mask |= ids == visual_id
     return mask
 
 
-def _here(positions: Tensor, past: int, rows: int, length: int) -> Tensor:
-    """Return (row, position) bool for the positions of one forward; what lies beyond those given
-    was generated.
-    """
-    here = positions[:, past : past + length]
-    mask = pad(here, (0, length - here.shape[1]))
+def _slice_positions(positions: Tensor, past_length: int, rows: int, length: int) -> Tensor:
+    """Return (row, position) bool: the part of ``positions`` that one forward covers."""
+    covered = positions[:, past_length : past_length + length]
+    # Tokens beyond the caller's mask were generated, so they are text.
+    mask = pad(covered, (0, length - covered.shape[1]))
     if rows % len(mask) == 0:
         return mask.repeat_interleave(rows // len(mask), 0)
     if bool(mask.any()):
@@ -145,34 +160,33 @@ def _here(positions: Tensor, past: int, rows: int, length: int) -> Tensor:
     return mask.new_zeros(rows, length)
 
 
-def _types(
-    given: dict[str, Any], past: int, ids: Tensor, names: Sequence[str]
+def _token_types(
+    arguments: Mapping[str, Any], past_length: int, ids: Tensor, names: Sequence[str]
 ) -> tuple[str, Tensor | None]:
-    """Return the name and the token types of exactly the positions of ``ids``; some hosts are
-    handed those of the whole prompt so far.
+    """Return the name and the token types of exactly the positions of ``ids``; ("", None) if none.
+
+    Arguments of another shape are skipped: they describe other positions or rows.
     """
     for name in names:
-        types = given.get(name)
+        types = arguments.get(name)
         if types is None or types.ndim != 2 or types.shape[0] != ids.shape[0]:
             continue
-        if types.shape[1] == past + ids.shape[1]:
-            types = types[:, past:]
+        # Some hosts get the types of the whole prompt so far, also with a chunk of it.
+        if types.shape[1] == past_length + ids.shape[1]:
+            types = types[:, past_length:]
         if types.shape == ids.shape:
             return name, types.to(ids.device)
     return "", None
 
 
 def begins_with(ids: Tensor | None, prompt: Tensor | None) -> bool:
-    """Return whether every row of ``ids`` begins with its row of ``prompt`` (rows may be
-    multiplied: beams).
+    """Return whether every row of ``ids`` begins with its row of ``prompt``.
+
+    ``ids`` may have a multiple of the prompt's rows, as with beams: neighbors share a row.
     """
-    if (
-        ids is None
-        or prompt is None
-        or ids.shape[0] % prompt.shape[0]
-        or ids.shape[1] < prompt.shape[1]
-    ):
+    if ids is None or prompt is None:
         return False
-    return torch.equal(
-        ids[:, : prompt.shape[1]], prompt.repeat_interleave(ids.shape[0] // prompt.shape[0], 0)
-    )
+    rows, length = prompt.shape
+    if ids.shape[0] % rows or ids.shape[1] < length:
+        return False
+    return torch.equal(ids[:, :length], prompt.repeat_interleave(ids.shape[0] // rows, 0))

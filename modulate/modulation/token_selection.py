@@ -1,8 +1,7 @@
-"""Which positions of a forward are written when they are not the visual tokens: text, the last
-token, or a mask of the user's.
-"""
+"""Which positions of a forward get residuals when they are not the visual tokens.
 
-from typing import Any
+These are text, the last token, or a mask of the caller.
+"""
 
 import torch
 from torch import Tensor
@@ -13,20 +12,20 @@ from modulate.modulation.token_positions import ForwardTokens, begins_with
 
 
 class TokenSelection:
-    """The positions of one conditioning that are written, forward by forward.
+    """Selects the positions that one conditioning modulates, forward by forward.
 
-    Position decides, never call order.
+    Absolute position decides, never the order of calls.
 
-    ``prompt``: (row, position) bool, where the prompt's tokens are, for ``last``; without it a
-    forward that fills no cache is taken to begin with the whole prompt. ``mask``: (row, position)
-    bool, for ``mask``; what lies beyond it is not chosen. Raises :class:`ConditioningError` where
-    one is missing or would have no effect.
+    ``prompt``: (row, position) bool, the prompt's tokens, for kind ``last``. Without it, a forward
+    without a cache is assumed to begin with the whole prompt. ``mask``: (row, position) bool, for
+    kind ``mask``; positions beyond it are not selected. Raises :class:`ConditioningError` where one
+    is missing or would have no effect.
     """
 
     def __init__(self, tokens: Tokens, prompt: Tensor | None, mask: Tensor | None) -> None:
         self.kind = tokens.kind
-        for name, given, kind in (("prompt", prompt, "last"), ("mask", mask, "mask")):
-            if given is not None and self.kind != kind:
+        for name, hint, kind in (("prompt", prompt, "last"), ("mask", mask, "mask")):
+            if hint is not None and self.kind != kind:
                 raise ConditioningError(
                     f"`{name}` has no effect here: this modulation writes on {self.kind} tokens."
                 )
@@ -35,43 +34,50 @@ class TokenSelection:
                 "This modulation writes on the tokens of a mask: give `condition(rows, mask=…)`,"
                 " (row, position) bool."
             )
-        self.given = prompt if prompt is not None else mask
-        self.first: Tensor | None = None  # ids of the prompt, where no mask of it was given
+        self._prompt = prompt
+        self._mask = mask
+        # Without a hint: the prompt of the last forward that began a sequence.
+        self._prompt_ids: Tensor | None = None
+        self._prompt_attended: Tensor | None = None
 
-    def choose(self, here: ForwardTokens) -> Tensor:
-        """Return (row, position) bool for a forward that gets ``here``."""
+    def choose(self, tokens: ForwardTokens) -> Tensor:
+        """Return (row, position) bool: the selected positions of a forward."""
         if self.kind == "text":
-            return here.attended & ~here.mask
-        batch, length = here.mask.shape
-        position = torch.arange(here.past, here.past + length, device=here.mask.device)
-        if self.kind == "mask":
-            return self._columns(batch, position)
-        if self.given is not None:
-            end = self.given.shape[1]
-            last = (
-                _last(self.given).to(position.device).repeat_interleave(batch // len(self.given), 0)
+            return tokens.attended & ~tokens.visual
+        batch, length = tokens.visual.shape
+        past = tokens.past_length
+        position = torch.arange(past, past + length, device=tokens.visual.device)
+        if self._mask is not None:
+            return _read_mask(self._mask, batch, position)
+        prompt = self._prompt if self._prompt is not None else self._assumed_prompt(tokens)
+        last = _last_position(prompt).to(position.device)
+        last = last.repeat_interleave(batch // len(prompt), 0)
+        # Every generated token counts too: it was the last one when it was computed.
+        generated = position >= prompt.shape[1]
+        return ((position == last[:, None]) | generated) & tokens.attended
+
+    def _assumed_prompt(self, tokens: ForwardTokens) -> Tensor:
+        """Return (row, position) bool: the prompt, which a forward without a cache begins with."""
+        if tokens.cache is not None:
+            raise ConditioningError(
+                "Where the prompt ends cannot be known of a forward that fills a cache (it may"
+                " be a chunk); give `condition(rows, prompt=attention_mask)`."
             )
-        else:
-            if here.cache is not None:
-                raise ConditioningError(
-                    "Where the prompt ends cannot be known of a forward that fills a cache (it may"
-                    " be a chunk); give `condition(rows, prompt=attention_mask)`."
-                )
-            if not begins_with(here.ids, self.first):
-                self.first = here.ids
-                self.attended = here.attended
-            end = self.attended.shape[1]
-            last = _last(self.attended).repeat_interleave(batch // len(self.attended), 0)
-        return ((position == last[:, None]) | (position >= end)) & here.attended
-
-    def _columns(self, batch: int, position: Tensor) -> Tensor:
-        mask: Any = self.given
-        mask = mask.to(position.device).repeat_interleave(batch // len(mask), 0)
-        inside = position < mask.shape[1]
-        return mask[:, position.clamp(max=mask.shape[1] - 1)] & inside
+        # Generation without a cache repeats the prompt with more tokens behind it each time.
+        if self._prompt_attended is None or not begins_with(tokens.ids, self._prompt_ids):
+            self._prompt_ids = tokens.ids
+            self._prompt_attended = tokens.attended
+        return self._prompt_attended
 
 
-def _last(attended: Tensor) -> Tensor:
-    """Return each row's last position that is set; −1 for rows without."""
+def _read_mask(mask: Tensor, batch: int, position: Tensor) -> Tensor:
+    """Return (row, position) bool: ``mask`` at these absolute positions, False beyond its end."""
+    mask = mask.to(position.device).repeat_interleave(batch // len(mask), 0)
+    inside = position < mask.shape[1]
+    return mask[:, position.clamp(max=mask.shape[1] - 1)] & inside
+
+
+def _last_position(attended: Tensor) -> Tensor:
+    """Return (row,) long: each row's last position that is set; −1 for rows without one."""
     position = torch.arange(1, attended.shape[1] + 1, device=attended.device)
     return (attended.bool() * position).amax(1) - 1

@@ -1,12 +1,12 @@
-"""Which visual tokens of one conditioning came already, in every line of forwards on one cache.
+"""Counts the visual tokens of one conditioning over all chains of forwards that share a cache.
 
-Position, never call order, decides. What a cache holds is noted on the cache itself, so that a deep
-copy knows it too.
+Absolute position decides, never the order of calls. What a cache holds is noted on the cache
+itself, so that a deep copy is recognized too.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,20 +15,44 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from modulate.errors import ConditioningError
-from modulate.modulation.cache_notes import CacheHistory, CacheSamples, histories_on, note
+from modulate.modulation.cache_notes import (
+    CacheHistory,
+    CacheSamples,
+    histories_on,
+    note_history,
+)
 from modulate.modulation.token_positions import ForwardTokens, begins_with, placeholders_in
 
 _numbers = itertools.count(1)
 _trackers: "WeakValueDictionary[int, VisualTokenTracker]" = WeakValueDictionary()
+"""Trackers still in use; only their histories stay on a cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class _PendingForward:
+    """A forward that is running: its history before and after, in case it succeeds."""
+
+    before: CacheHistory
+    after: CacheHistory
+    tokens: ForwardTokens
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """The last prompt that was complete: ``ids`` from position ``begin`` on, up to ``end``."""
+
+    ids: Tensor | None
+    begin: int
+    end: int
 
 
 class VisualTokenTracker:
     """Follows the rows of one conditioning through one or many forwards.
 
-    ``expected[r]`` visual tokens belong to conditioned row ``r`` (None: a row without conditioning,
-    whose visual tokens are left alone); input row ``i`` of a batch uses conditioned row ``i //
-    (batch / rows)``. ``everywhere``: other tokens than visual ones are written too, so that rows
-    must be told apart, and prompts from branches without clips, in every forward.
+    ``expected[r]`` visual tokens belong to conditioned row ``r``. None marks a row without clips,
+    whose visual tokens are left alone. Input row ``i`` of a batch uses conditioned row ``i //
+    (batch / rows)``. ``everywhere``: residuals go to other tokens than visual ones too, so that
+    every forward must be told apart by row, and a prompt from a branch without clips.
     """
 
     def __init__(self, expected: Sequence[int | None], everywhere: bool = False) -> None:
@@ -37,27 +61,25 @@ class VisualTokenTracker:
         self.number = next(_numbers)
         _trackers[self.number] = self
         self.forwards = 0
-        self.complete = False  # some line of forwards had all its tokens
-        self.prompt: Tensor | None = (
-            None  # ids of the last prompt that had, from position ``prompt_begin`` on
-        )
-        self.prompt_begin = self.prompt_end = 0
-        self.aside = False  # the forward that was placed last belongs to a branch without clips
-        self._counter = itertools.count(1)
-        self._open: dict[
-            int, CacheHistory
-        ] = {}  # those that have some of their tokens, and that no forward went on with
+        self.in_clipless_branch = False  # of the forward that was placed last
+        self._prompt: _Prompt | None = None
+        self._forward_numbers = itertools.count(1)
+        # Histories that lack visual tokens and that no forward has continued, by number.
+        self._incomplete: dict[int, CacheHistory] = {}
         self._last: CacheHistory | None = None
-        self._textual: tuple[str, Tensor] | None = None
+        self._text_placeholders: tuple[str, Tensor] | None = None
         self._samples = CacheSamples()
-        self._pending: tuple[CacheHistory, CacheHistory, ForwardTokens] | None = (
-            None  # of the forward that runs: before, after
-        )
+        self._pending: _PendingForward | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Return whether any chain of forwards has received all of its visual tokens."""
+        return self._prompt is not None
 
     def rows_of(self, batch: int) -> list[int]:
         """Return the conditioned row of every input row.
 
-        Raises :class:`ConditioningError` unless the batch is a multiple.
+        Raises :class:`ConditioningError` unless the batch is a multiple of the rows.
         """
         rows = len(self.expected)
         if batch % rows:
@@ -69,244 +91,276 @@ class VisualTokenTracker:
 
     # --- one forward
 
-    def place(self, here: ForwardTokens) -> Tensor | None:
-        """Return the ordinal of every visual token of a forward in its row.
+    def place(self, tokens: ForwardTokens) -> Tensor | None:
+        """Return (row, position) long: the ordinal of each visual token in its row, −1 elsewhere.
 
-        (row, position) long, −1 where not visual; None when none is.
-
-        :meth:`remember` follows once the forward went through. Raises :class:`ConditioningError`
-        where tokens and conditioning contradict.
+        None if there is no visual token. Call :meth:`remember` once the forward has succeeded: a
+        forward that fails leaves no trace. Raises :class:`ConditioningError` where tokens and
+        conditioning contradict each other.
         """
         self._pending = None
-        before = self._continued(here) or self._begun(here)
-        after, ordinal = (
-            (self._left(before, here), None) if before.lost else self._advanced(before, here)
-        )
-        if (
-            after.wide
-            and after.singles > 1
-            and not after.end
-            and (any(after.held) or not self.complete)
-        ):
-            raise self._short(after)  # these are no chunks of a prompt
-        self._pending = (before, after, here)
-        self.aside = after.aside
+        before = self._continued_history(tokens) or self._new_history(tokens)
+        ordinal = None
+        if before.rows_unknown:
+            self._check_rows_do_not_matter(before, tokens)
+            after = before
+        else:
+            after, ordinal = self._advance(before, tokens)
+        # Two text steps in a row are decoding, not chunks of a prompt, so nothing more will come.
+        # A chain that began with a single token may be a prompt fed token by token; one without
+        # visual tokens, once a prompt was complete, may be a text prompt beside it.
+        is_decoding = after.began_with_chunk and after.text_steps > 1
+        is_short = not after.end and (any(after.counts) or not self.complete)
+        if is_decoding and is_short:
+            raise self._shortage(after)
+        self._pending = _PendingForward(before, after, tokens)
+        self.in_clipless_branch = after.clipless
         return ordinal
 
     def remember(self, cache: Any) -> None:
-        """Note what the forward that was placed last did; ``cache``: the one that it gave out.
+        """Record the forward that was placed last; ``cache``: the one that it returned, or None.
 
-        Raises :class:`ConditioningError` for a forward without cache, which nothing can continue,
-        that lacked some of its tokens.
+        Raises :class:`ConditioningError` for a forward that lacked visual tokens and has no cache,
+        so that nothing can continue it.
         """
         if self._pending is None:
             return
-        (before, after, here), self._pending = self._pending, None
+        before = self._pending.before
+        after = self._pending.after
+        tokens = self._pending.tokens
+        self._pending = None
         self.forwards += 1
-        caches = [c for c in (here.cache, cache) if c is not None]
-        self._open.pop(before.number, None)
-        self._textual = here.textual or self._textual
+        caches = [each for each in (tokens.cache, cache) if each is not None]
+        self._incomplete.pop(before.number, None)
+        self._text_placeholders = tokens.text_placeholders or self._text_placeholders
         if after.end:
-            self._complete(before, after, here)
+            self._note_complete(before, after, tokens)
         else:
-            after = replace(after, number=next(self._counter))
-            if any(after.held):
+            after = replace(after, number=next(self._forward_numbers))
+            if any(after.counts):
                 if not caches:
-                    raise self._short(after)
-                self._open[after.number] = after
+                    raise self._shortage(after)
+                self._incomplete[after.number] = after
         self._last = after
-        if caches and after.held != before.held:
-            self._samples.keep(after, caches[-1])
-        for held in caches:
-            if histories_on(held).get(self.number) is not after:
-                note(held, self.number, after, _trackers)
+        if caches and after.counts != before.counts:
+            self._samples.add(after, caches[-1])
+        for each in caches:
+            if histories_on(each).get(self.number) is not after:
+                note_history(each, self.number, after, _trackers)
 
     def finish(self) -> None:
         """Raise :class:`ConditioningError` where visual tokens are missing.
 
-        A line of forwards ended with some of them, or none had all.
+        Either a chain of forwards ended with only some of them, or none received all.
         """
-        for stream in self._open.values():
-            raise self._short(stream)
+        for history in self._incomplete.values():
+            raise self._shortage(history)
         if self._last is not None and not self.complete:
-            raise self._short(self._last)
+            raise self._shortage(self._last)
 
-    # --- which line it belongs to
+    # --- the history that a forward belongs to
 
-    def _continued(self, here: ForwardTokens) -> CacheHistory | None:
-        """Return the line of forwards that this one goes on with; None where it begins one."""
-        stream = (
-            (histories_on(here.cache).get(self.number) or self._samples.find(here.cache, here.past))
-            if here.past
-            else None
-        )
-        return stream and stream.cropped(here.past).fitted(
-            len(here.mask), alike=len(self.expected) == 1
-        )
+    def _continued_history(self, tokens: ForwardTokens) -> CacheHistory | None:
+        """Return the history that a forward continues; None where it begins one."""
+        if not tokens.past_length:
+            return None
+        history = histories_on(tokens.cache).get(self.number)
+        if history is None:
+            history = self._samples.find(tokens.cache, tokens.past_length)
+        if history is None:
+            return None
+        batch = len(tokens.visual)
+        rows_alike = len(self.expected) == 1
+        return history.cropped(tokens.past_length).resized(batch, rows_alike)
 
-    def _begun(self, here: ForwardTokens) -> CacheHistory:
-        """Return the line that this forward begins.
+    def _new_history(self, tokens: ForwardTokens) -> CacheHistory:
+        """Return the history that a forward begins.
 
-        What its cache holds is from before the conditioning, and not of it.
+        What its cache holds came before the conditioning, so it does not count.
         """
-        batch, width = here.mask.shape
-        again = here.past == self.prompt_begin and begins_with(here.ids, self.prompt)
-        aside = self.complete and not again and self._beside(here)
-        seen = here.mask.new_zeros(batch, 0)
+        batch, length = tokens.visual.shape
+        # Generation without a cache feeds the whole prompt again, with more tokens behind it. Its
+        # end is known then, and placeholders beyond it were generated.
+        prompt = self._prompt
+        repeats_prompt = (
+            prompt is not None
+            and tokens.past_length == prompt.begin
+            and begins_with(tokens.ids, prompt.ids)
+        )
         return CacheHistory(
-            0,
-            here.past,
-            seen,
-            [0] * batch,
-            self.prompt_end if again else 0,
-            wide=width > 1,
-            aside=aside,
+            number=0,
+            begin=tokens.past_length,
+            seen=tokens.visual.new_zeros(batch, 0),
+            counts=[0] * batch,
+            end=prompt.end if prompt is not None and repeats_prompt else 0,
+            began_with_chunk=length > 1,
+            clipless=not repeats_prompt and self._is_clipless_branch(tokens),
         )
 
-    def _beside(self, here: ForwardTokens) -> bool:
-        """Return whether a forward that begins a line, after a complete one, belongs to no prompt.
+    def _is_clipless_branch(self, tokens: ForwardTokens) -> bool:
+        """Return whether a forward that begins a history belongs to a branch without clips.
 
-        It shows no placeholder, and is no first part of the prompt that was complete.
+        Such a branch follows a complete prompt, shows no placeholder, and is not the first part of
+        that prompt.
         """
-        if not here.plain or (
-            here.by_hand
-            and self.prompt is not None
-            and not bool(placeholders_in(self.prompt, here.visual_ids).any())
-        ):
+        prompt = self._prompt
+        if prompt is None or not tokens.is_text_only:
             return False
-        return here.past != self.prompt_begin or not begins_with(self.prompt, here.ids)
+        # Positions of the caller may mark tokens without placeholder ids: then missing
+        # placeholders say nothing.
+        if tokens.from_caller and prompt.ids is not None:
+            prompt_is_text = not bool(placeholders_in(prompt.ids, tokens.visual_ids).any())
+            if prompt_is_text:
+                return False
+        return tokens.past_length != prompt.begin or not begins_with(prompt.ids, tokens.ids)
 
-    def _left(self, before: CacheHistory, here: ForwardTokens) -> CacheHistory:
-        """Return ``before`` where it does not matter which rows are left in a batch that shrank."""
-        if self.everywhere or not before.end or (here.some and (here.typed or here.shown)):
-            why = (
-                "so residuals cannot be told apart by row"
-                if before.end
-                else "and not all visual tokens had come"
-            )
-            raise ConditioningError(
-                f"The batch of this cache was of {len(before.held)} rows and is of "
-                f"{len(here.mask)} now; which rows are left cannot be known, {why}. "
-                "Leave the batch as it is, or begin with an empty cache and a conditioning of the "
-                "rows that are left."
-            )
-        return before
+    def _check_rows_do_not_matter(self, history: CacheHistory, tokens: ForwardTokens) -> None:
+        """Raise :class:`ConditioningError` where a batch shrank and its rows must be told apart.
+
+        They need not be while text is generated: nothing is written then.
+        """
+        may_hold_clips = tokens.has_placeholders and (tokens.trusted or tokens.has_vision_inputs)
+        if history.end and not self.everywhere and not may_hold_clips:
+            return
+        why = (
+            "so residuals cannot be told apart by row"
+            if history.end
+            else "and not all visual tokens had come"
+        )
+        raise ConditioningError(
+            f"The batch of this cache was of {len(history.counts)} rows and is of "
+            f"{len(tokens.visual)} now; which rows are left cannot be known, {why}. "
+            "Leave the batch as it is, or begin with an empty cache and a conditioning of the "
+            "rows that are left."
+        )
 
     # --- counting
 
-    def _advanced(
-        self, before: CacheHistory, here: ForwardTokens
+    def _advance(
+        self, before: CacheHistory, tokens: ForwardTokens
     ) -> tuple[CacheHistory, Tensor | None]:
-        """Return the line after this forward, and the ordinal of every visual token in its row."""
-        expected = [self.expected[r] for r in self.rows_of(len(here.mask))]
+        """Return the history after a forward, and its ordinals as :meth:`place` does."""
+        expected = [self.expected[row] for row in self.rows_of(len(tokens.visual))]
         ordinal = None
         seen = before.seen
-        held = before.held
-        if here.some and not (here.by_hand and before.aside):
-            ordinal, visual = self._count(here, before, expected)
-            seen = torch.cat([pad(seen, (0, here.past - before.begin - seen.shape[1])), visual], 1)
-            held = seen.sum(1).tolist()
-        elif before.end and histories_on(here.cache).get(self.number) is before:
-            return before, None  # generating
-        aside = before.aside and held == before.held
-        if self.everywhere and before.aside and not aside:
+        counts = before.counts
+        if tokens.has_placeholders and not (tokens.from_caller and before.clipless):
+            ordinal, visual = self._count(tokens, before, expected)
+            gap = tokens.past_length - before.begin - seen.shape[1]
+            seen = torch.cat([pad(seen, (0, gap)), visual], 1)
+            counts = seen.sum(1).tolist()
+        elif before.end and histories_on(tokens.cache).get(self.number) is before:
+            return before, None  # the usual decode step: nothing to note
+        clipless = before.clipless and counts == before.counts
+        if self.everywhere and before.clipless and not clipless:
             raise ConditioningError(
-                f"{here.past - before.begin} tokens of this cache were taken for a branch without "
-                "clips, as guidance has one, since they begin no "
+                f"{tokens.past_length - before.begin} tokens of this cache were taken for a branch"
+                " without clips, as guidance has one, since they begin no "
                 "prompt of this conditioning; now visual tokens follow. Give this prompt a "
                 "conditioning of its own."
             )
-        whole = held == [n or 0 for n in expected]
-        width = here.mask.shape[1]
-        ids = (
-            here.ids
-            if before.ids is None and here.past == before.begin
-            else _joined(before.ids, here.ids)
-        )
+        is_complete = counts == [number or 0 for number in expected]
+        length = tokens.visual.shape[1]
+        is_text_step = length == 1 and counts == before.counts
         after = replace(
             before,
             seen=seen,
-            held=held,
-            aside=aside,
-            end=(before.end or here.past + width) if whole else 0,
-            ids=None if whole else ids,
-            singles=before.singles + 1 if width == 1 and held == before.held else 0,
+            counts=counts,
+            clipless=clipless,
+            end=(before.end or tokens.past_length + length) if is_complete else 0,
+            # Only needed until the prompt is complete; `_note_complete` keeps it then.
+            ids=None if is_complete else _extended_ids(before, tokens),
+            text_steps=before.text_steps + 1 if is_text_step else 0,
         )
         return after, ordinal
 
     def _count(
-        self, here: ForwardTokens, before: CacheHistory, expected: Sequence[int | None]
+        self, tokens: ForwardTokens, before: CacheHistory, expected: Sequence[int | None]
     ) -> tuple[Tensor, Tensor]:
-        """Return every visual token's ordinal in its row, −1 elsewhere, and where they are.
+        """Return each visual token's ordinal in its row, −1 elsewhere, and where they are.
 
         Both are (row, position).
         """
-        device = here.mask.device
-        most = torch.tensor([n or 0 for n in expected], device=device)
-        mask = here.mask & torch.tensor([n is not None for n in expected], device=device)[:, None]
-        start = before.seen.to(device).sum(1)
-        ordinal = start[:, None] + mask.long().cumsum(1) - 1
-        surplus = mask & (ordinal >= most[:, None])
-        self._check_surplus(here, before, surplus, start + mask.sum(1), most)
-        visual = mask & ~surplus
+        device = tokens.visual.device
+        limit = torch.tensor([number or 0 for number in expected], device=device)
+        has_clips = torch.tensor([number is not None for number in expected], device=device)
+        candidates = tokens.visual & has_clips[:, None]
+        seen_before = before.seen.to(device).sum(1)
+        ordinal = seen_before[:, None] + candidates.long().cumsum(1) - 1
+        surplus = candidates & (ordinal >= limit[:, None])
+        self._check_surplus(tokens, before, surplus, seen_before + candidates.sum(1), limit)
+        visual = candidates & ~surplus
         return torch.where(visual, ordinal, -1), visual
 
     def _check_surplus(
         self,
-        here: ForwardTokens,
+        tokens: ForwardTokens,
         before: CacheHistory,
         surplus: Tensor,
         total: Tensor,
-        expected: Tensor,
+        limit: Tensor,
     ) -> None:
-        """Raise when a row holds more visual tokens than its conditioning.
+        """Raise :class:`ConditioningError` where a row holds more visual tokens than its clips.
 
         Placeholders that the host can only have generated do not count.
         """
-        if before.end and not here.typed and not here.shown:
-            position = torch.arange(here.past, here.past + surplus.shape[1], device=surplus.device)
+        if before.end and not tokens.trusted and not tokens.has_vision_inputs:
+            begin = tokens.past_length
+            position = torch.arange(begin, begin + surplus.shape[1], device=surplus.device)
             surplus = surplus & (position < before.end)
-        wrong = surplus.any(1)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            later = (
-                " Those of the conditioning had come before; a clip that comes later has a "
-                "conditioning of its own."
-                if before.end and here.past
-                else ""
-            )
-            raise ConditioningError(
-                f"Row {row}: the inputs hold {int(total[row])} visual tokens, the conditioning "
-                f"{int(expected[row])}. "
-                "Give one ClipInput with its grid for every clip of the "
-                f"row.{later}{before.beginning}"
-            )
+        has_surplus = surplus.any(1)
+        if not bool(has_surplus.any()):
+            return
+        row = int(has_surplus.nonzero()[0])
+        later = (
+            " Those of the conditioning had come before; a clip that comes later has a "
+            "conditioning of its own."
+            if before.end and tokens.past_length
+            else ""
+        )
+        raise ConditioningError(
+            f"Row {row}: the inputs hold {int(total[row])} visual tokens, the conditioning "
+            f"{int(limit[row])}. "
+            "Give one ClipInput with its grid for every clip of the "
+            f"row.{later}{before.offset_note}"
+        )
 
-    # --- noting
+    # --- recording
 
-    def _complete(self, before: CacheHistory, after: CacheHistory, here: ForwardTokens) -> None:
-        self.complete = True
+    def _note_complete(
+        self, before: CacheHistory, after: CacheHistory, tokens: ForwardTokens
+    ) -> None:
+        """Note that a history has all its visual tokens; keep its prompt if they came just now."""
         if not before.end:
-            self.prompt = here.ids if here.past == before.begin else _joined(before.ids, here.ids)
-            self.prompt_begin = before.begin
-            self.prompt_end = after.end
+            self._prompt = _Prompt(_extended_ids(before, tokens), before.begin, after.end)
 
-    def _short(self, stream: CacheHistory) -> ConditioningError:
-        """Return the error for a row that got fewer visual tokens than its conditioning holds."""
-        rows = self.rows_of(len(stream.held))
-        wrong = [i for i, got in enumerate(stream.held) if got != (self.expected[rows[i]] or 0)]
-        text = ""
-        if self._textual is not None and (n := int(self._textual[1].sum())):
-            text = (
-                f" {n} placeholders of its last forward are text by their `{self._textual[0]}`, "
-                "which is 0 there."
-            )
+    def _shortage(self, history: CacheHistory) -> ConditioningError:
+        """Return the error for a row that received fewer visual tokens than its clips have."""
+        rows = self.rows_of(len(history.counts))
+        expected = [self.expected[row] for row in rows]
+        short = next(
+            i for i, count in enumerate(history.counts) if count != (expected[i] or 0)
+        )
+        hint = ""
+        if self._text_placeholders is not None:
+            name, is_text = self._text_placeholders
+            number = int(is_text.sum())
+            if number:
+                hint = (
+                    f" {number} placeholders of its last forward are text by their `{name}`, "
+                    "which is 0 there."
+                )
         return ConditioningError(
-            f"Row {wrong[0]}: the inputs hold {stream.held[wrong[0]]} visual tokens, the "
-            f"conditioning {self.expected[rows[wrong[0]]]}. "
-            f"Give the grid that the host really used.{stream.beginning}{text}"
+            f"Row {short}: the inputs hold {history.counts[short]} visual tokens, the "
+            f"conditioning {expected[short]}. "
+            f"Give the grid that the host really used.{history.offset_note}{hint}"
         )
 
 
-def _joined(first: Tensor | None, then: Tensor | None) -> Tensor | None:
-    return None if first is None or then is None else torch.cat([first, then], 1)
+def _extended_ids(before: CacheHistory, tokens: ForwardTokens) -> Tensor | None:
+    """Return the token ids of a history and of the forward behind it; None if some are unknown."""
+    if tokens.past_length == before.begin:
+        return tokens.ids
+    if before.ids is None or tokens.ids is None:
+        return None
+    return torch.cat([before.ids, tokens.ids], 1)

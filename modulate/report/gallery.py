@@ -19,7 +19,8 @@ from torchvision.io import encode_jpeg
 from modulate.errors import DataError, ModulateError
 from modulate.evaluation.evaluate import score
 from modulate.evaluation.metrics import Prediction
-from modulate.inference.pipeline import Pipeline, PreparedSample
+from modulate.inference.pipeline import Pipeline
+from modulate.inference.preparation import PreparedSample
 from modulate.interfaces.components import Sample
 from modulate.interfaces.signal import Mark
 from modulate.modulation.attachment import Attachment
@@ -300,7 +301,7 @@ def _steps(pipeline: Pipeline, prepared: PreparedSample, most: int) -> tuple[Ste
     grid = prepared.grid
     sample = prepared.sample
     assert grid is not None
-    frames = pipeline.clips.read(sample.video, pipeline.times(sample))
+    frames = pipeline.clip_reader.read(sample.video, pipeline.times(sample))
     together = -(-len(frames.times) // grid.steps)
     n = min(most, grid.steps)
     indices = (

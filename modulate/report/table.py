@@ -1,5 +1,6 @@
-"""A table once, written as Markdown or LaTeX (as HTML in :mod:`modulate.report.html`); numbers as
-they are printed in all of them.
+"""One table for all formats, its Markdown and LaTeX, and the format of printed numbers.
+
+:mod:`modulate.report.html` writes tables as HTML.
 """
 
 import re
@@ -12,12 +13,10 @@ _MINUS = "−"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts, none of them escaped.
+    """Rows of unescaped text cells.
 
-    A row that is a text is a heading over those that follow it.
-
-    ``text_columns``: how many columns, from the left, hold words; the others hold numbers. The
-    first column names its row.
+    A row that is a single text is a heading over the rows below it. The first column names its row.
+    ``text_columns``: number of columns, from the left, that hold words; the others hold numbers.
     """
 
     name: str
@@ -28,35 +27,36 @@ class Table:
     text_columns: int = 1
 
     def __post_init__(self) -> None:
-        wrong = [
-            row for row in self.rows if not isinstance(row, str) and len(row) != len(self.columns)
-        ]
-        assert not wrong, (
-            f"{self.name}: {len(self.columns)} columns, but a row of {len(wrong[0])}: {wrong[0]}"
-        )
+        width = len(self.columns)
+        for row in self.rows:
+            assert isinstance(row, str) or len(row) == width, (
+                f"{self.name}: {width} columns, but a row of {len(row)}: {row}"
+            )
 
 
 # --- numbers
 
 
 def percent(share: float | None) -> str:
-    """Return a share as per cent, without the sign: ``0.9559`` → ``95.6``."""
+    """Return a share in percent, without the percent sign: ``0.9559`` → ``95.6``."""
     return NONE if share is None else f"{100 * share:.1f}"
 
 
 def points(difference: float | None) -> str:
-    """Return a difference of shares in points, signed."""
+    """Return a difference of shares in percentage points, signed."""
     return NONE if difference is None else f"{100 * difference:+.1f}".replace("-", _MINUS)
 
 
 def interval(low: float | None, high: float | None, signed: bool = False) -> str:
-    """Return an interval in per cent or points: ``[94.2, 96.9]``; a dash where there is none."""
+    """Return an interval in percent, or signed points: ``[94.2, 96.9]``; a dash for None."""
+    if low is None or high is None:
+        return NONE
     form = points if signed else percent
-    return NONE if low is None or high is None else f"[{form(low)}, {form(high)}]"
+    return f"[{form(low)}, {form(high)}]"
 
 
 def p_value(p: float | None) -> str:
-    """Return a p-value with two digits; tiny ones as a bound."""
+    """Return a p-value with two digits, or a bound below 0.0001."""
     if p is None:
         return NONE
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
@@ -67,34 +67,33 @@ def p_value(p: float | None) -> str:
 
 def markdown(table: Table) -> str:
     """Return the table as GitHub's Markdown, with title and notes."""
-    lines = [f"**{plain(table.title)}**", "", _line(table.columns)]
-    lines.append(
-        "|"
-        + "|".join(
-            " --- " if i < table.text_columns else " ---: " for i in range(len(table.columns))
-        )
-        + "|"
-    )
+    width = len(table.columns)
+    text_columns = table.text_columns
+    rule = [" --- "] * text_columns + [" ---: "] * (width - text_columns)
+    lines = [
+        f"**{plain(table.title)}**",
+        "",
+        _markdown_row(table.columns),
+        "|" + "|".join(rule) + "|",
+    ]
     for row in table.rows:
-        lines.append(
-            f"| **{plain(row)}** |" + " |" * (len(table.columns) - 1)
-            if isinstance(row, str)
-            else _line(row)
-        )
+        if isinstance(row, str):
+            lines.append(f"| **{plain(row)}** |" + " |" * (width - 1))
+        else:
+            lines.append(_markdown_row(row))
     for note in table.notes:
         lines += ["", plain(note)]
     return "\n".join([*lines, ""])
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(plain(cell) for cell in cells) + " |"
 
 
 def plain(text: str) -> str:
-    """Return ``text`` so that Markdown, and the HTML that it may hold, show it as it is, on one
-    line.
-    """
+    """Return ``text`` on one line, escaped so that Markdown shows it literally."""
     flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # An underscore inside a word is literal already; escaping it would only clutter the source.
     return re.sub(r"[\\`*\[\]|]|(?<!\w)_|_(?!\w)", lambda found: "\\" + found.group(), flat)
 
 
@@ -130,25 +129,13 @@ _LATEX = {
 
 
 def tex(text: str) -> str:
-    """Return ``text`` with everything escaped that LaTeX would read as a command."""
+    """Return ``text`` on one line, with LaTeX special characters escaped."""
     return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
 def latex(table: Table) -> str:
     """Return the table as a LaTeX float; it needs the package booktabs."""
     columns = "l" * table.text_columns + "r" * (len(table.columns) - table.text_columns)
-    body = []
-    for i, row in enumerate(table.rows):
-        if isinstance(row, str):
-            body += [
-                *([r"\midrule"] if i else []),
-                rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\emph{{{tex(row)}}}}} \\",
-            ]
-        else:
-            guard = (
-                "{}" if row[0].startswith("[") else ""
-            )  # \\ of the row before would take a bracket for its own
-            body.append(guard + " & ".join(tex(cell) for cell in row) + r" \\")
     return "\n".join(
         [
             "% Needs \\usepackage{booktabs}. Written by `modulate report`.",
@@ -158,9 +145,9 @@ def latex(table: Table) -> str:
             rf"\label{{tab:{table.name}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(tex(c) for c in table.columns) + r" \\",
+            " & ".join(map(tex, table.columns)) + r" \\",
             r"\midrule",
-            *body,
+            *_latex_rows(table),
             r"\bottomrule",
             r"\end{tabular}",
             *(rf"\par\footnotesize {tex(note)}" for note in table.notes),
@@ -168,3 +155,18 @@ def latex(table: Table) -> str:
             "",
         ]
     )
+
+
+def _latex_rows(table: Table) -> list[str]:
+    lines = []
+    for i, row in enumerate(table.rows):
+        if isinstance(row, str):
+            if i:
+                lines.append(r"\midrule")
+            heading = rf"\emph{{{tex(row)}}}"
+            lines.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{{heading}}} \\")
+        else:
+            # The \\ of the row above would read a leading bracket as its optional argument.
+            guard = "{}" if row[0].startswith("[") else ""
+            lines.append(guard + " & ".join(map(tex, row)) + r" \\")
+    return lines

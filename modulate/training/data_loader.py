@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from modulate.errors import DataError, ModulateError
+from modulate.inference.batching import batches_by_clip, batches_in_order
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import by_clip, cut
 from modulate.interfaces.components import Sample
 from modulate.utils.out_of_memory import is_out_of_memory
 
@@ -62,8 +62,12 @@ def arranged(
     order = list(samples)
     rng.shuffle(order)
     if together == "any":
-        return cut(order, size)
-    batches = cut(sorted(order, key=length), size) if together == "length" else by_clip(order, size)
+        return batches_in_order(order, size)
+    batches = (
+        batches_in_order(sorted(order, key=length), size)
+        if together == "length"
+        else batches_by_clip(order, size)
+    )
     rng.shuffle(batches)
     return batches
 

@@ -3,17 +3,15 @@ again, less memory for more time.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
 from modulate.errors import HostError
+from modulate.hosts.hooks import patched_attributes
 from modulate.hosts.host import Host, bare
-
-_FLAGS = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
-_ABSENT = object()
 
 
 @contextmanager
@@ -42,22 +40,13 @@ def recomputed(host: Host, wanted: bool) -> Iterator[None]:
             f"training.gradient_checkpointing: the decoder layers of {type(model).__name__} are no"
             " GradientCheckpointingLayer of transformers; leave it out."
         )
-    before = [
-        (layer, {name: vars(layer).get(name, _ABSENT) for name in _FLAGS}) for layer in host.layers
-    ]
-    try:
+    flags = {
+        "training": True,
+        "gradient_checkpointing": True,
+        # Not reentrant: the graph begins in the middle of the host, at the first residual.
+        "_gradient_checkpointing_func": partial(checkpoint, use_reentrant=False),
+    }
+    with ExitStack() as undo:
         for layer in host.layers:
-            # Not reentrant: the graph begins in the middle of the host, at the first residual.
-            vars(layer).update(
-                training=True,
-                gradient_checkpointing=True,
-                _gradient_checkpointing_func=partial(checkpoint, use_reentrant=False),
-            )
+            undo.enter_context(patched_attributes(layer, flags))
         yield
-    finally:
-        for layer, flags in before:
-            for name, value in flags.items():
-                if value is _ABSENT:
-                    vars(layer).pop(name, None)
-                else:
-                    vars(layer)[name] = value

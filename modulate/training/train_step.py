@@ -17,7 +17,9 @@ from modulate.data.feature_extractor import catch_sample_error
 from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, ModulateError
 from modulate.hosts.fsdp import in_step
-from modulate.inference.pipeline import Pipeline, PreparedSample
+from modulate.inference.batching import LAST_LOGITS
+from modulate.inference.pipeline import Pipeline
+from modulate.inference.preparation import PreparedSample
 from modulate.inference.shared_prefix import answer_together, shared_prefix
 from modulate.interfaces.components import Sample
 from modulate.modulation.clip_inputs import ClipInput
@@ -181,17 +183,15 @@ class TrainStep:
         prepared = [row for row, _ in part]
         common = self._common(prepared)
         tally.apart += self.settings.batch_by == "clip" and not common and len(part) > 1
-        batch = self.pipeline.collate(prepared, inputs=not common)
+        batch = self.pipeline.collate(prepared, with_inputs=not common)
         with self.accelerator.autocast():
             if common:
                 output: object = answer_together(
                     self.host, self.host.attachment.model, prepared, part[0][1], common
                 )
             else:
-                output = self.host(
-                    [clips for _, clips in part], **batch.inputs, **self.pipeline.LAST_LOGITS
-                )
-        logits = self.pipeline.option_logits(batch, output)
+                output = self.host([clips for _, clips in part], **batch.inputs, **LAST_LOGITS)
+        logits = batch.option_logits(output)
         loss = smoothed_cross_entropy(logits, batch.answers, self.settings.label_smoothing)
         # not where every clip's signal is empty and gets no residual (injection.empty: none):
         # nothing can be learned from those

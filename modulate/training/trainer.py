@@ -173,7 +173,7 @@ class Trainer:
         """Run every stage that is left and return the best (or last) modulation, detached."""
         host = ModulatedHost(self.modulation, self.pipeline.model)
         try:
-            with self.pipeline.remembered():
+            with self.pipeline.host_caches():
                 while self.state.stage < len(self.settings.stages):
                     self._stage(self.settings.stages[self.state.stage], host)
         finally:

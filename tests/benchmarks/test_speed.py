@@ -20,6 +20,7 @@ from modulate.data.clip_reader import ClipReader
 from modulate.data.feature_extractor import FrameCache
 from modulate.data.video import read_frames
 from modulate.errors import DataError, RecipeError
+from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.shared_prefix import answer_together, shared_prefix
 from modulate.interfaces.components import Sample
@@ -91,9 +92,7 @@ def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
         host.zero_grad()
         logits = pipeline.option_logits(
             batch,
-            host(
-                [[p.clip(p.signal)] for p in batch.prepared], **batch.inputs, **pipeline.LAST_LOGITS
-            ),
+            host([[p.clip(p.signal)] for p in batch.prepared], **batch.inputs, **LAST_LOGITS),
         )
         loss = smoothed_cross_entropy(logits, batch.answers, 0.0)
         loss.backward()
@@ -106,14 +105,14 @@ def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
     assert naive.weights.keys() >= ours.keys() and len(ours) > 20
     for name, gradient in ours.items():
         torch.testing.assert_close(naive.weights[name].grad, gradient, atol=1e-5, rtol=1e-3)
-    bare = pipeline.option_logits(batch, pipeline.model(**batch.inputs, **pipeline.LAST_LOGITS))
+    bare = batch.option_logits(pipeline.model(**batch.inputs, **LAST_LOGITS))
     assert (bare - logits).abs().max() > 1e-2  # and the residuals do something here
 
 
 def test_a_cut_shows_the_very_frames_of_its_video(bench, tmp_path):
     pipeline, modulation = bench
     sample = pipeline.samples("train")[0]
-    ours = pipeline.clips.read(sample.video, pipeline.times(sample))
+    ours = pipeline.clip_reader.read(sample.video, pipeline.times(sample))
     theirs = naive_for(pipeline, modulation).read(sample)
     assert (ours.images == theirs.images).all() and ours.times == pytest.approx(
         theirs.times, abs=1e-6
@@ -144,10 +143,8 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
             if together:
                 output = answer_together(host, pipeline.model, prepared, [clip], common)
             else:
-                output = host(
-                    [[p.clip(p.signal)] for p in prepared], **batch.inputs, **pipeline.LAST_LOGITS
-                )
-            logits = pipeline.option_logits(batch, output)
+                output = host([[p.clip(p.signal)] for p in prepared], **batch.inputs, **LAST_LOGITS)
+            logits = batch.option_logits(output)
             smoothed_cross_entropy(logits, batch.answers, 0.0).backward()
             found.append(
                 (

@@ -16,6 +16,7 @@ from modulate.checks.dead_layers import AnySignal
 from modulate.checks.meta_tensors import META, Rehearsal
 from modulate.config.recipe import load_recipe
 from modulate.errors import HostError
+from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.frames import Frames
 from modulate.modulation.modulated_host import ModulatedHost
@@ -355,7 +356,7 @@ def measured(recipe, stage, size):
                     profile_memory=True,
                     acc_events=True,
                 ) as profile:
-                    logits = host(rows, **inputs, **Pipeline.LAST_LOGITS).logits[:, -1].float()
+                    logits = host(rows, **inputs, **LAST_LOGITS).logits[:, -1].float()
                     if stage is not None:
                         torch.nn.functional.cross_entropy(
                             logits[:, :4], torch.zeros(size, dtype=torch.long)
@@ -464,7 +465,7 @@ def test_operations_of_a_forward_are_those_of_its_matrix_products(mid_host):
             for k, t in example.prompt.inputs.items()
         }
         with modulation.attached(pipeline.model) as attachment:
-            attachment.model(**inputs, **Pipeline.LAST_LOGITS)
+            attachment.model(**inputs, **LAST_LOGITS)
     assert rehearsal.flops == pytest.approx(expected, rel=0.005) and not rehearsal.uncounted
 
 

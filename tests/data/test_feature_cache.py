@@ -19,6 +19,7 @@ from modulate.data import feature_cache as features_module
 from modulate.data.alignment import align
 from modulate.data.feature_cache import FeatureCache, FeatureKey, checked_times, weights_digest
 from modulate.data.feature_extractor import FrameCache
+from modulate.data.feature_shards import StoredTensor
 from modulate.errors import PluginError, StorageError, VideoError
 from modulate.interfaces.components import FrameFeatures
 from modulate.interfaces.frames import Frames
@@ -31,8 +32,8 @@ def grid_at(times: list[float], rows: int, cols: int) -> VisualGrid:
     return VisualGrid(rows, cols, tuple(times), tuple((t, t) for t in times))
 
 
-def toy(seed: int = 0, times: tuple[float, ...] = (0.1, 0.6)) -> FrameFeatures:
-    return FrameFeatures(
+def toy(seed: int = 0, times: tuple[float, ...] = (0.1, 0.6)) -> StoredTensor:
+    return StoredTensor(
         torch.randn(len(times), 3, 4, 5, generator=torch.Generator().manual_seed(seed)), times
     )
 
@@ -64,7 +65,8 @@ def test_features_linear_in_time_come_out_exactly_at_any_step_times(
 
 
 def test_steps_at_the_features_own_times_and_shape_return_them_untouched_row_by_row() -> None:
-    features = toy(times=(0.0, 0.1, 2.0))
+    times = (0.0, 0.1, 2.0)
+    features = FrameFeatures(toy(times=times).values, times)
     out = align(features, grid_at([0.0, 0.1, 2.0], 3, 4))
     assert torch.equal(out, features.values.reshape(3, 12, 5))
 
@@ -159,18 +161,20 @@ def test_the_digest_of_weights_follows_their_values_names_and_types() -> None:
 
 
 class Counter:
-    def __init__(self, features: FrameFeatures | None = None) -> None:
+    def __init__(self, features: StoredTensor | None = None) -> None:
         self.calls = 0
         self.features = features or toy()
 
-    def __call__(self) -> FrameFeatures:
+    def __call__(self) -> StoredTensor:
         self.calls += 1
         return self.features
 
 
-def same(a: FrameFeatures, b: FrameFeatures) -> bool:
+def same(a: StoredTensor, b: StoredTensor) -> bool:
     return (
-        a.times == b.times and a.values.dtype == b.values.dtype and torch.equal(a.values, b.values)
+        a.coords == b.coords
+        and a.values.dtype == b.values.dtype
+        and torch.equal(a.values, b.values)
     )
 
 
@@ -253,7 +257,7 @@ def test_frames_that_are_kept_stay_as_they_were_given(tmp_path: Path) -> None:
     times = (0.0, 1.0, 2.0, 3.0)
     frames(tmp_path / "video", times, lambda: Frames(images, times))
     given = frames.find(tmp_path / "video", times)
-    altered_in_place(frames.kept.path(frames.key(tmp_path / "video", times)), "cut")
+    altered_in_place(frames.store.path(frames.key(tmp_path / "video", times)), "cut")
     assert given is not None and np.array_equal(given.images, images)
 
 
@@ -263,7 +267,7 @@ def test_a_process_survives_a_file_that_is_cut_while_it_reads_it_again_and_again
     large = replace(KEY, video="large")
     values = torch.rand(8, 24, 24, 96)
     FeatureCache(tmp_path).get_or_compute(
-        large, lambda: FrameFeatures(values, tuple(map(float, range(8))))
+        large, lambda: StoredTensor(values, tuple(map(float, range(8))))
     )
     code = (
         "import sys, threading, time, warnings, shutil, os, torch\nfrom pathlib import Path\nfrom"
@@ -515,16 +519,31 @@ def test_what_must_be_kept_and_is_not_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         StorageError, match=r"480 bytes are not kept in .*, which may hold 479\. Raise the bound"
     ):
-        FeatureCache(tmp_path, max_bytes=479, must_keep=True).get_or_compute(KEY, Counter())
+        FeatureCache(tmp_path, max_bytes=479, require_disk=True).get_or_compute(KEY, Counter())
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written"):
-        FeatureCache(tmp_path / "file", must_keep=True).get_or_compute(KEY, Counter())
+        FeatureCache(tmp_path / "file", require_disk=True).get_or_compute(KEY, Counter())
 
 
-def test_a_backbone_that_breaks_its_promise_is_told_before_anything_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"feature times must increase; got \[0\.6, 0\.1\]"):
-        FeatureCache(tmp_path).get_or_compute(KEY, Counter(toy(times=(0.6, 0.1))))
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("values", "coords"),
+    [(torch.ones(2, 3), (0.0,)), (torch.ones(0, 3), ()), (torch.ones(1, 0), (0.0,))],
+)
+def test_a_tensor_without_values_or_of_other_coordinates_cannot_be_stored(values, coords) -> None:
+    with pytest.raises(ValueError, match="one coordinate for each entry of its first axis"):
+        StoredTensor(values, coords)
+
+
+def test_a_file_written_for_an_earlier_release_is_still_read(tmp_path: Path) -> None:
+    """Name and bytes of a shard are fixed: a change of either loses every cache in use."""
+    values = torch.arange(4.0).reshape(2, 1, 1, 2)
+    cache = FeatureCache(tmp_path)
+    cache.get_or_compute(KEY, lambda: StoredTensor(values, (0.25, 1.5)))
+    assert KEY.name() == "998cc63fd6fce946909e7762ae1acf41e56733620458f4b384b966dd6c470ae3"
+    assert (
+        hashlib.sha256(cache.path(KEY).read_bytes()).hexdigest()
+        == "27bbc20a60e8f61b3e18b235fa7044268d84c118b4d2103ed99c1bbd747448f8"
+    )
 
 
 def test_many_caches_on_one_folder_that_keep_dropping_each_other_s_files_always_answer_right(

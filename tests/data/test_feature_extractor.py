@@ -111,6 +111,6 @@ def test_frames_that_cannot_be_kept_are_an_error_where_they_must_be_and_else_a_w
     video = tmp_path / "v.mp4"
     video.write_bytes(b"some video")
     with pytest.raises(StorageError, match="cannot be written"):
-        FrameCache(video / "kept", 1 << 20, must_keep=True)(video, [0.0], lambda: frames(1))
+        FrameCache(video / "kept", 1 << 20, require_disk=True)(video, [0.0], lambda: frames(1))
     with pytest.warns(UserWarning, match="Features cannot be cached in"):
         assert FrameCache(video / "kept", 1 << 20)(video, [0.0], lambda: frames(1)).times == (0.0,)

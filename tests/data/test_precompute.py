@@ -68,7 +68,7 @@ def footage_for(world, cache, *overrides):
         load_recipe("gazeqwen_tiny", arguments(world, *overrides)),
         cache,
         torch.device("cpu"),
-        must_keep=True,
+        require_disk=True,
     )
 
 
@@ -117,7 +117,10 @@ def test_training_and_evaluation_find_all_that_they_ask_for_and_leave_nothing_un
     pipeline = Pipeline(recipe, cache)
     run = Run.create(recipe, tmp_path)
     evaluate(run, pipeline, train(run, pipeline))
-    assert pipeline.features.misses == 0 and pipeline.features.hits >= len(shards)
+    assert (
+        pipeline.extractor.feature_cache.misses == 0
+        and pipeline.extractor.feature_cache.hits >= len(shards)
+    )
     assert [p.name for p in shards if p.stat().st_atime_ns == 10**12] == []
     assert files_in(cache) == files
 
@@ -323,6 +326,18 @@ def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_o
         FeatureFiller(extractor).fill(clips)
 
 
+def test_features_whose_times_do_not_increase_are_refused_before_they_are_stored(
+    filled, world, tmp_path
+):
+    extractor = footage_for(world, tmp_path)
+    extractor.backbone.forward = lambda frames, times: FrameFeatures(
+        torch.zeros(2, 1, 1, 1), (0.6, 0.1)
+    )
+    done = FeatureFiller(extractor).fill(filled[1][:1])
+    assert "feature times must increase; got [0.6, 0.1]" in done.failed[0][1]
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_the_command_fails_when_clips_do_and_says_which(world, tmp_path, monkeypatch, capsys):
     def refuse(video, times):
         raise DataError(f"no luck with {Path(video).name}")
@@ -361,7 +376,7 @@ def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(
 
 def test_a_bound_that_drops_what_was_computed_all_the_same_is_told(filled, world, tmp_path):
     extractor = footage_for(world, tmp_path)
-    extractor.features.max_bytes = 100_000
+    extractor.feature_cache.max_bytes = 100_000
     with (
         pytest.warns(UserWarning, match="what other recipes used longest ago will be dropped"),
         pytest.raises(
@@ -378,7 +393,7 @@ def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_p
     extractor = footage_for(world, tmp_path)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
     os.utime(tmp_path / "other.safetensors", (1000, 1000))
-    extractor.features.max_bytes = 800_000
+    extractor.feature_cache.max_bytes = 800_000
     with pytest.warns(
         UserWarning,
         match=(
@@ -396,7 +411,7 @@ def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path)
     clips = planned(filled[0], ["val"])
     FeatureFiller(extractor).fill(clips)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
-    extractor.features.max_bytes = 500_000
+    extractor.feature_cache.max_bytes = 500_000
     assert FeatureFiller(extractor).fill(clips).there == len(clips)  # warnings are errors here
     assert (tmp_path / "other.safetensors").exists()
 

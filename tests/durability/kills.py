@@ -302,7 +302,7 @@ class Features(World):
             recipe = load_recipe(
                 "gazeqwen_tiny", [*self.overrides, f"features.frames_gib={frames}"]
             )
-            extractor = FeatureExtractor(recipe, runs / name, torch.device("cpu"), must_keep=True)
+            extractor = FeatureExtractor(recipe, runs / name, torch.device("cpu"), require_disk=True)
             extractor.make_data()
             FeatureFiller(extractor).fill(planned(extractor))
 

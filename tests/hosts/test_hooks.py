@@ -15,11 +15,11 @@ from torch import nn
 from modulate.hosts.hooks import (
     ActiveCalls,
     Hook,
+    arguments_by_name,
     is_patched,
     may_run_modules,
-    named,
     patched_method,
-    third_party_hook,
+    third_party_origin,
 )
 
 
@@ -41,9 +41,9 @@ def test_arguments_are_named_whether_given_by_place_or_by_name():
     def forward(a, b=None, **kwargs): ...
 
     of = inspect.signature(forward)
-    assert named(of, (1,), {"b": 2, "c": 3}) == {"a": 1, "b": 2, "c": 3}
-    assert named(of, (1, 2), {}) == {"a": 1, "b": 2}
-    assert named(of, (), {"a": 1, "c": 3}) == {"a": 1, "c": 3}
+    assert arguments_by_name(of, (1,), {"b": 2, "c": 3}) == {"a": 1, "b": 2, "c": 3}
+    assert arguments_by_name(of, (1, 2), {}) == {"a": 1, "b": 2}
+    assert arguments_by_name(of, (), {"a": 1, "c": 3}) == {"a": 1, "c": 3}
 
 
 def meanwhile(run):
@@ -89,10 +89,10 @@ def test_who_must_be_alone_waits_for_no_thread_that_was_interrupted():
         )
         try:
             assert callers.enter(alone=True) is free
-            assert callers._inside == ({threading.get_ident()} if free else {thread})
+            assert callers._threads == ({threading.get_ident()} if free else {thread})
             assert callers.enter(alone=False)
             callers.leave()
-            assert callers._inside == (set() if free else {thread})
+            assert callers._threads == (set() if free else {thread})
         finally:
             over()
     assert callers.enter(alone=True) and callers.enter(
@@ -133,10 +133,10 @@ def test_hooks_of_others_are_known_by_their_module():
     from transformers.utils.generic import set_attribute_for_modules
 
     assert (
-        third_party_hook([])
-        == third_party_hook([Tracked(doubled), set_attribute_for_modules])
+        third_party_origin([])
+        == third_party_origin([Tracked(doubled), set_attribute_for_modules])
         == ""
     )
-    assert third_party_hook([set_attribute_for_modules, doubled]) == __name__
-    assert third_party_hook([partial(doubled)]) == "functools"
-    assert third_party_hook([Hook(doubled)]) == "modulate.hosts.hooks"
+    assert third_party_origin([set_attribute_for_modules, doubled]) == __name__
+    assert third_party_origin([partial(doubled)]) == "functools"
+    assert third_party_origin([Hook(doubled)]) == "modulate.hosts.hooks"

@@ -151,7 +151,7 @@ def test_an_input_is_given_the_clips_signal_and_its_turn_is_what_the_host_gets(p
 
 def test_the_frames_that_others_see_stay_as_they_are(pipeline, samples):
     pipeline.prepare(samples[1], "mark")
-    fresh = Pipeline(pipeline.recipe, pipeline.features.folder)
+    fresh = Pipeline(pipeline.recipe, pipeline.extractor.feature_cache.folder)
     assert torch.equal(
         pipeline.prepare(samples[1]).inputs["pixel_values_videos"],
         fresh.prepare(samples[1]).inputs["pixel_values_videos"],
@@ -182,7 +182,7 @@ def test_what_is_prepared_for_the_bare_host_cannot_be_conditioned(pipeline, samp
     for view in ("text", "mark"):
         with pytest.raises(
             ConditioningError,
-            match=r"was prepared for the bare host; there is nothing to condition it with\.",
+            match=r"was prepared for the bare host, which cannot be conditioned\.",
         ):
             pipeline.prepare(samples[0], view).clip(None)
 
@@ -225,4 +225,4 @@ def test_an_input_that_fails_is_named_with_its_plugin(pipeline, samples):
             r" has no attribute 'no_such_thing'"
         ),
     ):
-        Pipeline(recipe, pipeline.features.folder).prepare(samples[0], "bad")
+        Pipeline(recipe, pipeline.extractor.feature_cache.folder).prepare(samples[0], "bad")

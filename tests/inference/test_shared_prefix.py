@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from modulate.inference.pipeline import PreparedSample, ShufflePool
+from modulate.inference.controls import ShufflePool
+from modulate.inference.preparation import PreparedSample
 from modulate.inference.shared_prefix import _same, shared_prefix
 from modulate.interfaces.components import Sample
 from modulate.interfaces.multi_signal import MultiSignal

@@ -14,8 +14,8 @@ from modulate.checks.settings import check_settings
 from modulate.config.recipe import validate
 from modulate.errors import RecipeError
 from modulate.evaluation.evaluate import evaluate, score
+from modulate.inference.batching import batches_by_clip, clip_key, evaluation_batches
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import by_clip, clip_of, to_score
 from modulate.interfaces.components import Sample
 from modulate.runs.run import Run
 from modulate.training.trainer import train
@@ -96,7 +96,10 @@ def awake(pipeline):
 
 def answers(pipeline, modulation, runs):
     """Answers under every condition, and the tokens that the host's first layer saw."""
-    with modulation.attached(pipeline.model) as attachment, pipeline.tower.remembered():
+    with (
+        modulation.attached(pipeline.model) as attachment,
+        pipeline.vision_tower_cache.remembered(),
+    ):
         found = {}
         handle = pipeline.host.layers[0].register_forward_hook(
             lambda module, args, output: runs.append(output.shape[0] * output.shape[1])
@@ -162,10 +165,10 @@ def test_kept_in_a_store_the_tower_s_output_changes_no_byte_of_a_run(root):
     kept, first = run(root, "kept", stages=2, features={"vision_tower_cache_gib": 1})
     found, second = run(root, "found", stages=2, features={"vision_tower_cache_gib": 1})
     assert plain == kept == found
-    assert 0 < first.tower.store.misses < first.tower.store.hits
-    assert (second.tower.store.misses, second.tower.store.hits) == (
+    assert 0 < first.vision_tower_cache.store.misses < first.vision_tower_cache.store.hits
+    assert (second.vision_tower_cache.store.misses, second.vision_tower_cache.store.hits) == (
         0,
-        first.tower.store.misses + first.tower.store.hits,
+        first.vision_tower_cache.store.misses + first.vision_tower_cache.store.hits,
     )
 
 
@@ -173,7 +176,7 @@ def test_states_below_the_first_residual_kept_change_no_byte_of_a_run(root):
     plain, _ = run(root, "stage")
     kept, pipeline = run(root, "stage-kept", features={"hidden_state_cache_gib": 0.1})
     assert plain == kept
-    assert 0 < pipeline.below.misses < pipeline.below.hits
+    assert 0 < pipeline.hidden_state_cache.misses < pipeline.hidden_state_cache.hits
 
 
 def sample(i, video):
@@ -182,22 +185,22 @@ def sample(i, video):
 
 def test_batches_by_clip_keep_the_order_and_lose_nobody():
     samples = [sample(i, "aabacb"[i % 6]) for i in range(11)]
-    batches = by_clip(samples, 3)
+    batches = batches_by_clip(samples, 3)
     assert [[s.id for s in batch] for batch in batches] == [
         ["0", "1", "3"],
         ["6", "7", "9"],
         ["2", "5", "8"],
         ["4", "10"],
     ]
-    assert all(len({clip_of(s) for s in batch}) == 1 for batch in batches)
-    scored = to_score([*samples, sample(11, "d"), sample(12, "e")], 5, "clip")
+    assert all(len({clip_key(s) for s in batch}) == 1 for batch in batches)
+    scored = evaluation_batches([*samples, sample(11, "d"), sample(12, "e")], 5, "clip")
     assert [[s.id for s in batch] for batch in scored] == [
         ["0", "1", "3", "6", "7"],
         ["2", "5", "8"],
         ["4", "10"],
         ["9", "11", "12"],
     ]
-    assert to_score(samples, 4, "any") == [samples[:4], samples[4:8], samples[8:]]
+    assert evaluation_batches(samples, 4, "any") == [samples[:4], samples[4:8], samples[8:]]
 
 
 def test_scoring_together_where_it_cannot_be_is_refused(root):

@@ -430,7 +430,9 @@ def gradients(pipeline, batches):
     select(modulation, pipeline.recipe.training.stages[1])
     host = training.ModulatedHost(modulation.train(), pipeline.model)
     failed = {}
-    accelerator = accelerator_for(pipeline.recipe, pipeline.device, pipeline.features.folder)
+    accelerator = accelerator_for(
+        pipeline.recipe, pipeline.device, pipeline.extractor.feature_cache.folder
+    )
     try:
         tally = TrainStep(
             pipeline, accelerator, host, training.random.Random(0), failed, 4

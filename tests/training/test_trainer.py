@@ -18,7 +18,8 @@ from modulate import Modulation
 from modulate.config.recipe import load_recipe
 from modulate.errors import DataError, RecipeError
 from modulate.evaluation.evaluate import evaluate, score
-from modulate.inference.pipeline import Pipeline, ShufflePool
+from modulate.inference.controls import ShufflePool
+from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
 from modulate.training import optimizer as optimize
 from modulate.training import trainer as training
@@ -179,7 +180,7 @@ def test_the_bare_host_condition_is_the_host(finished):
     with modulation.attached(pipeline.model) as attachment:
         inside = score(pipeline, attachment, samples, "host")
     batch = pipeline.collate([pipeline.prepare(s) for s in samples[:5]])
-    bare = pipeline.option_logits(batch, pipeline.model(**batch.inputs, logits_to_keep=1))
+    bare = batch.option_logits(pipeline.model(**batch.inputs, logits_to_keep=1))
     assert [r.logits for r in inside[:5]] == [
         tuple(round(v, 4) for v in row[row.isfinite()].tolist()) for row in bare
     ]
@@ -263,8 +264,10 @@ def test_only_shuffling_reads_another_sample_s_signal(finished, monkeypatch):
     samples = pipeline.samples("test")
     prepared = pipeline.prepare(samples[0])
     read = []
-    signal = pipeline.signal
-    monkeypatch.setattr(pipeline, "signal", lambda sample: (read.append(sample), signal(sample))[1])
+    signal = pipeline.signals.read
+    monkeypatch.setattr(
+        pipeline.signals, "read", lambda sample: (read.append(sample), signal(sample))[1]
+    )
     for name in ("blank", "centre", "shifted"):
         pipeline.control(name, prepared, ShufflePool([samples[0]]))  # one video is enough for these
     assert read == []

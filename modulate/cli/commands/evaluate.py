@@ -67,6 +67,7 @@ def evaluate(
             run = on_other_data(run, on, overrides or ())
         modulation = Modulation.from_pretrained(run.weights)
         pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
+        pipeline.build_deferred()
         processes.in_turn(pipeline.make_data)
         with run.held(), graceful() as stop:
             metrics = evaluation.evaluate(

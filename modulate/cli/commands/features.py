@@ -73,7 +73,7 @@ def features(
     )  # one terminal has room for the bars of one process
     with bars(first) as shown:
         shown.doing("looking for what is missing")
-        extractor = FeatureExtractor(loaded, cache, torch.device(_device(device)), must_keep=True)
+        extractor = FeatureExtractor(loaded, cache, torch.device(_device(device)), require_disk=True)
         extractor.make_data()
         everything = planned(extractor, split or SPLITS)
         if not everything:

@@ -53,9 +53,9 @@ def train(
     loaded = load_recipe(recipe, overrides or ())
     with joined(loaded) as processes, bars(processes.leads) as shown:
         shown.doing("loading")
-        pipeline = Pipeline(
-            loaded, cache, trust_remote_code=trust
-        )  # before the run's folder is made: a host that cannot be loaded leaves none behind
+        # Before the run's folder is made: a host that cannot be loaded leaves none behind.
+        pipeline = Pipeline(loaded, cache, trust_remote_code=trust)
+        pipeline.build_deferred()
         processes.in_turn(pipeline.make_data)
         run = Run.create(loaded, runs)
         with run.held(), graceful() as stop:
