@@ -11,6 +11,7 @@ ENVIRONMENTS := requirements/environments.py
 QUICK := -m "not slow and not gpu and not network"
 # a process for each core; a file's tests share fixtures, so they stay together
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+CODE := modulate plugins benchmarks tests requirements docs/examples docs/assets docs/site_hooks.py
 # setuptools notes each editable installation on several lines
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation"
 
@@ -51,8 +52,9 @@ hosts: $(STAMP) oldest newest  ## the hosts' contract, slow rows too, in all thr
 lock:  ## write the newest releases that fit together into requirements/
 	$(PYTHON) $(ENVIRONMENTS) lock
 
-check: $(STAMP)  ## lint, types, generated docs
-	$(BIN)/ruff check modulate plugins benchmarks tests requirements
+check: $(STAMP)  ## lint, format, types, generated pages
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check --quiet $(CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m modulate.cli.reference --check
 
@@ -65,8 +67,10 @@ mutants: $(STAMP)  ## put small faults into the core, see which the quick tests 
 bench: $(STAMP)  ## measure speed and memory, and write docs/benchmarks.md
 	OMP_NUM_THREADS=1 MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python -m benchmarks.speed
 
-docs: $(STAMP)  ## write the generated pages anew
+docs: $(STAMP)  ## write the generated pages anew, then build the site: site/index.html
 	$(BIN)/python -m modulate.cli.reference
+	test -x $(BIN)/mkdocs || $(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[docs]"
+	$(BIN)/mkdocs build --quiet
 
 $(STAMP): pyproject.toml requirements/lock.txt requirements/lock-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "modulate needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …"; exit 1; }
@@ -76,4 +80,4 @@ $(STAMP): pyproject.toml requirements/lock.txt requirements/lock-cuda.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(OLDEST) build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) $(OLDEST) build site *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabletop_study import accuracy, cell, difference, publish, records, run_all
+from tabletop_study import (
+    accuracy,
+    cell,
+    difference,
+    finished_metrics,
+    publish,
+    records,
+    run_all,
+)
 
 from modulate.checks.check import check
 from modulate.config.recipe import load_recipe
@@ -174,7 +182,7 @@ def collect(runs: Path) -> dict[str, Any]:
                 ),
             }
             if (runs / f"{folder}-{SEED}" / "metrics.json").is_file():
-                metrics = json.loads((runs / f"{folder}-{SEED}" / "metrics.json").read_text())
+                reach = finished_metrics(runs / f"{folder}-{SEED}").signal
                 own, blank = (
                     records(runs, folder, condition, [SEED]) for condition in ("signal", "blank")
                 )
@@ -183,7 +191,7 @@ def collect(runs: Path) -> dict[str, Any]:
                     "blank": accuracy(blank),
                     "signal - blank": difference(own, blank),
                 }
-                found["steps"] = metrics["signal"]["active_steps"] / metrics["signal"]["samples"]
+                found["steps"] = reach.active_steps / reach.samples
             figures.setdefault(prefix, {})[name] = found
     return figures
 

@@ -23,7 +23,7 @@ from tabletop_study import accuracy, cell, publish
 from modulate.config.recipe import load_recipe
 from modulate.errors import DataError
 from modulate.evaluation.evaluate import score
-from modulate.evaluation.metrics import Prediction
+from modulate.evaluation.predictions import Prediction
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
 from modulate_gaze.activity import activity, align

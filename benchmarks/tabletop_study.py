@@ -20,7 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modulate.evaluation.metrics import Prediction, compare, read_predictions, summarize
+from modulate.errors import MissingFileError
+from modulate.evaluation.metrics import compare, summarize
+from modulate.evaluation.predictions import Prediction, read_predictions
+from modulate.runs.records import Metrics, read_metrics
 
 RECIPE = "recipes/gazeqwen_tiny.yaml"
 SEEDS = (0, 1, 2)  # fixed before any of these runs
@@ -146,6 +149,14 @@ def seeds_of(runs: Path, name: str) -> list[int]:
     return [seed for seed in SEEDS if (runs / f"{name}-{seed}" / "metrics.json").is_file()]
 
 
+def finished_metrics(folder: Path) -> Metrics:
+    """Return the metrics of a finished run."""
+    metrics = read_metrics(folder / "metrics.json")
+    if metrics is None:
+        raise MissingFileError(f"{folder} has no metrics.json: the run is not finished.")
+    return metrics
+
+
 def run_all(waiting: Sequence[Sequence[str]], runs: Path, at_once: int) -> None:
     """Run all of :func:`run`'s jobs, so many at once."""
     with ThreadPoolExecutor(at_once) as pool:
@@ -203,10 +214,7 @@ def collect(runs: Path) -> dict[str, Any]:
             "params": ENCODERS[encoder],
             "seeds": seeds,
             "conditions": {c: accuracy(r) for c, r in rows.items()},
-            "per_seed": [
-                json.loads((runs / f"{encoder}-{s}" / "metrics.json").read_text())["overall"]
-                for s in seeds
-            ],
+            "per_seed": [finished_metrics(runs / f"{encoder}-{s}").overall for s in seeds],
             "shuffled - blank": difference(rows["shuffled"], rows["blank"]),
             "shifted - blank": difference(rows["shifted"], rows["blank"]),
             "blank - gaze_free": difference(
@@ -223,9 +231,10 @@ def collect(runs: Path) -> dict[str, Any]:
     }
     for name in OTHERS:
         if (runs / f"{name}-0" / "metrics.json").is_file():
-            metrics = json.loads((runs / f"{name}-0" / "metrics.json").read_text())
-            kept = {key: metrics[key] for key in ("overall", "interval", "n", "tasks")}
-            figures.setdefault("others", {})[name] = {"signal": kept, **metrics["controls"]}
+            metrics = finished_metrics(runs / f"{name}-0")
+            signal = metrics.model_dump(include={"overall", "interval", "n", "tasks"})
+            controls = {c: control.model_dump() for c, control in metrics.controls.items()}
+            figures.setdefault("others", {})[name] = {"signal": signal, **controls}
     return figures
 
 

@@ -29,9 +29,10 @@ def every_family_is_taken_for_verified():
     What the user's machine remembers is left alone.
     """
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(verified.FOLDER, folder)
-        verified.remember(
-            verified.Versions.installed(), verified.recorded(plugins.registry())["families"]
+        patch.setenv(verified.CACHE_VARIABLE, folder)
+        verified.add_locally_verified(
+            verified.LibraryVersions.installed(),
+            verified.contract_results(plugins.registry())["families"],
         )
         yield
 

@@ -17,12 +17,12 @@ from modulate.config.recipe import load_recipe
 from modulate.config.sections import Sampling
 from modulate.data.alignment import align
 from modulate.errors import RecipeError, VideoError
-from modulate.evaluation.evaluate import _metrics, score
-from modulate.evaluation.metrics import Prediction
+from modulate.evaluation.evaluate import compute_metrics, score
+from modulate.evaluation.predictions import Prediction
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import FrameFeatures, Sample
 from modulate.interfaces.params import ComponentSpec
-from modulate.interfaces.visual_grid import counted_on
+from modulate.interfaces.visual_grid import with_regular_steps
 from modulate.runs.run import Run
 from modulate.training.trainer import train
 from modulate_gaze.scanpath import Scanpath
@@ -101,7 +101,7 @@ def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
     # code's own example: 0, 4, 8, 12 s]
     true = visual_grid([60 * k / 7 for k in range(8)], 2, 1, 1, (0.0, 60.0))
     assert [round(t, 1) for t in true.times] == [4.3, 21.4, 38.6, 55.7]
-    believed = counted_on(true, 0.0, 2 / Sampling.model_validate({"fps": RATES}).rate(60.0))
+    believed = with_regular_steps(true, 0.0, 2 / Sampling.model_validate({"fps": RATES}).rate(60.0))
     assert believed.times == (0.0, 4.0, 8.0, 12.0) and believed.spans[-1] == (12.0, 16.0)
 
 
@@ -313,7 +313,7 @@ def test_failed_samples_shrink_the_number_only_when_asked(tmp_path):
     )
     for choice, accuracy, n in (("wrong", 0.75, 4), ("left_out", 1.0, 3)):
         recipe = load_recipe("gazeqwen_tiny", [f"name={choice}", f"evaluation.failed={choice}"])
-        metrics = _metrics(Run(tmp_path, recipe), "signal", records)
+        metrics = compute_metrics(Run(tmp_path, recipe), "signal", records)
         assert (metrics["overall"], metrics["n"]) == (accuracy, n) and [
             f["id"] for f in metrics["failed"]
         ] == ["s3"]
@@ -358,7 +358,7 @@ def test_an_empty_signal_is_worth_a_residual_or_nothing():
     )  # a batch whose clips are all written goes by mixtures
     assert not torch.equal(found["none"][1], bare[1])
     with pytest.raises(
-        RecipeError, match="`empty: none` is for visual tokens; it has no effect on kind `text`"
+        RecipeError, match="`empty: none` applies to visual tokens; it has no effect with kind `text`"
     ):
         load_recipe("gazeqwen_tiny", ["injection.empty=none", "injection.tokens={kind: text}"])
 

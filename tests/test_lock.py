@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from modulate import plugins
-from modulate.hosts.verified_versions import Versions, doubt, releases
+from modulate.hosts.verified_versions import LibraryVersions, verified_versions, why_unverified
 from tests.paths import ROOT
 
 SPEC = importlib.util.spec_from_file_location(
@@ -68,9 +68,9 @@ def test_a_local_build_of_a_locked_release_is_that_release():
 def test_the_locked_releases_are_verified_ones():
     locked = environments.locked()
     assert (
-        doubt(
-            Versions(*(locked[name] for name in ("transformers", "torch", "peft"))),
-            releases(plugins.registry()),
+        why_unverified(
+            LibraryVersions(*(locked[name] for name in ("transformers", "torch", "peft"))),
+            verified_versions(plugins.registry()),
         )
         == ""
     )
@@ -78,7 +78,7 @@ def test_the_locked_releases_are_verified_ones():
 
 def test_the_lowest_transformers_is_a_verified_one():
     floors = environments.floors()
-    seen = [v.transformers for v in releases(plugins.registry())]
+    seen = [v.transformers for v in verified_versions(plugins.registry())]
     assert floors["transformers"] in {".".join(v.split(".")[:2]) for v in seen}
 
 

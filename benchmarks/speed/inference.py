@@ -81,7 +81,7 @@ def attached(bench: Bench, act: Act, rows: Rows) -> Act:
     """
 
     def call(model: nn.Module) -> None:
-        with bench.modulation.attached(model) as attachment, attachment.under(rows):
+        with bench.modulation.attached(model) as attachment, attachment.maybe_condition(rows):
             act(model)
 
     return call
@@ -104,7 +104,10 @@ def ours(bench: Bench, act: Act, rows: Rows) -> float:
                 spent[0] += time.process_time() - begin
 
         begin = time.process_time()
-        with bench.modulation.attached(bench.pipeline.model) as attachment, attachment.under(rows):
+        with (
+            bench.modulation.attached(bench.pipeline.model) as attachment,
+            attachment.maybe_condition(rows),
+        ):
             spent[0] += time.process_time() - begin
             Hook.__call__ = timed  # type: ignore[method-assign]
             try:

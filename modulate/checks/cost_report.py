@@ -18,7 +18,7 @@ from modulate.data.feature_cache import DTYPES
 from modulate.errors import ModulateError
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
-from modulate.utils.atomic_files import gib
+from modulate.utils.atomic_files import format_bytes
 
 A100 = 80 * 2**30
 """Bytes of the GPU that estimates are compared with where there is none."""
@@ -147,11 +147,11 @@ def _fits(report: CheckReport, found: Budget) -> None:
     if share > 0.9:
         report.add(
             "error" if share > 1 else "warning",
-            f"The run needs about {gib(found.peak)} at most, {name} has {gib(limit)}: take smaller"
+            f"The run needs about {format_bytes(found.peak)} at most, {name} has {format_bytes(limit)}: take smaller"
             " batches, fewer frames or pixels.",
         )
     else:
-        report.figures["fits"] = f"{name} ({gib(limit)}): {gib(found.peak)} at most"
+        report.figures["fits"] = f"{name} ({format_bytes(limit)}): {format_bytes(found.peak)} at most"
 
 
 def _cache(
@@ -169,18 +169,18 @@ def _cache(
         math.prod(found.feature_shape) * DTYPES[recipe.features.dtype].itemsize / len(example.times)
     )
     report.figures["features of a clip"] = (
-        f"{gib(round(a_frame * len(example.times)))} as {recipe.features.dtype}"
+        f"{format_bytes(round(a_frame * len(example.times)))} as {recipe.features.dtype}"
     )
     clips = clips_of(pipeline.extractor, samples)
     if not clips:
         return
     report.cache = round(a_frame * sum(len(clip.times) * (1 + clip.gray) for clip in clips))
-    report.figures["features of all clips"] = f"{gib(report.cache)} on disk, of {len(clips)} clips"
+    report.figures["features of all clips"] = f"{format_bytes(report.cache)} on disk, of {len(clips)} clips"
     if report.cache > recipe.features.disk_gib * 2**30:
         report.add(
             "warning",
-            f"All features take {gib(report.cache)}, features.disk_gib keeps"
-            f" {gib(int(recipe.features.disk_gib * 2**30))}: some are computed again in every"
+            f"All features take {format_bytes(report.cache)}, features.disk_gib keeps"
+            f" {format_bytes(int(recipe.features.disk_gib * 2**30))}: some are computed again in every"
             " epoch.",
         )
 

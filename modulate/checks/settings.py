@@ -198,7 +198,7 @@ def _departures(report: CheckReport, recipe: Recipe) -> None:
             report.add(level, text)
     parts = [
         ("injection", recipe.injection),
-        *((f"{key}.params", choice.resolved(kind)[1]) for key, kind, choice in recipe.choices()),
+        *((f"{key}.params", choice.resolved(kind)[1]) for key, kind, choice in recipe.component_specs()),
     ]
     for key, params in parts:
         for level, text in params.departures() if isinstance(params, Params) else ():

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +11,18 @@ Recipe = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Changes to the recipe: key.sub=value, list items by index."
+        metavar="[KEY=VALUE]...",
+        help="Changes to the recipe, such as training.lr=1.0e-4 or training.stages.0.epochs=2.",
     ),
 ]
-Cache = Annotated[Path, typer.Option(help="Folder of the cache of frame features.")]
+Cache = Annotated[Path, typer.Option(help="Folder of the feature cache.")]
 Trust = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
         help=(
-            "Run Python files that come with the host's model, if the recipe says"
-            " trust_remote_code: only after reading them."
+            "Allow a recipe with trust_remote_code to run the Python files in the host's"
+            " repository. Read them first."
         ),
     ),
 ]

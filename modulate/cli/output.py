@@ -1,9 +1,8 @@
-"""Standard output and standard error of a command: what they cannot take is one clear line or an
-escape, never a traceback.
+"""Standard output and standard error of a command, guarded against failing writes.
 
-A disk that is full, a pipe whose reader has gone, a stream that was closed before the command
-began: on standard output these are an error, because what was asked for is lost; on standard error
-nothing can be said of them, and the work goes on. Characters that the streams' encoding lacks are
+The disk may be full, the reader of a pipe gone, or the stream closed before the command started. On
+standard output that is an error of one line, because the requested result is lost. On standard
+error nothing can be reported, so the command carries on. Characters that the encoding lacks are
 written as escapes, as Python does on standard error.
 """
 
@@ -20,28 +19,29 @@ import typer
 from modulate.errors import StorageError
 
 LOST = (
-    "What was to be printed is lost; what the command wrote into files is there. Give it a"
-    " terminal, a pipe that is read to its end, or a file with room."
+    "The printed output is lost; files that the command wrote are complete. Print to a terminal, to"
+    " a pipe that is read to its end, or to a file on a disk with free space."
 )
 
 
 class _Sink(io.FileIO):
-    """The end of a stream. The first write that fails is its last: later ones, and what Python
-    flushes at its exit, go nowhere.
+    """The raw end of a stream; after a failed write, it discards everything that follows.
+
+    Without that, Python's own flush at exit would fail again and print a traceback.
     """
 
     def __init__(self, handle: int, strict: bool) -> None:
         super().__init__(handle, "w", closefd=False)
         self.strict = strict
-        self.gone = False
+        self.failed = False
 
     def write(self, data: Any) -> int:
-        if self.gone:
+        if self.failed:
             return memoryview(data).nbytes
         try:
             return super().write(data)
         except OSError as error:
-            self.gone = True
+            self.failed = True
             if self.strict:
                 raise StorageError(
                     f"Standard output cannot be written: {error.strerror}. {LOST}"
@@ -50,24 +50,25 @@ class _Sink(io.FileIO):
 
 
 @contextmanager
-def checked() -> Iterator[None]:
-    """For the length of a block, let ``sys.stdout`` and ``sys.stderr`` be such streams; those that
-    somebody put in their place are left alone.
+def guarded_streams() -> Iterator[None]:
+    """Guard ``sys.stdout`` and ``sys.stderr`` during a block, unless somebody replaced them.
 
-    Raises :class:`StorageError` where standard output takes no more, at the latest when the block
+    Raises :class:`StorageError` if standard output cannot be written, at the latest when the block
     ends without another error.
     """
-    closed = _filled()
-    before = sys.stdout, sys.stderr
+    closed = _open_closed_handles()
+    before = (sys.stdout, sys.stderr)
+    # Streams that a test or a notebook put in place are not ours to wrap.
     if sys.stdout is sys.__stdout__ and (sys.stdout is not None or 1 in closed):
-        sys.stdout = _stream(sys.stdout, 1, strict=True)
+        sys.stdout = _guarded(sys.stdout, 1, strict=True)
     if sys.stderr is sys.__stderr__ and (sys.stderr is not None or 2 in closed):
-        sys.stderr = _stream(sys.stderr, 2, strict=False)
+        sys.stderr = _guarded(sys.stderr, 2, strict=False)
     try:
         yield
         _flush()
     except SystemExit as end:
-        if not end.code:  # else there is something worse to tell
+        # A command that already fails has a more important message.
+        if not end.code:
             _flush()
         raise
     finally:
@@ -79,27 +80,27 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
-def _filled() -> set[int]:
-    """Give handles 0, 1 and 2 that are closed to nothing, or the next file that is opened gets
-    them, and with it what is printed; return which.
+def _open_closed_handles() -> set[int]:
+    """Open the null device on every closed handle of 0, 1 and 2; return those handles.
+
+    Otherwise the next file the command opens would get such a handle, and everything printed would
+    be written into that file.
     """
     closed = set()
-    for handle, way in (
-        (0, os.O_RDONLY),
-        (1, os.O_RDONLY),
-        (2, os.O_WRONLY),
-    ):  # 1 cannot be written: what is printed is lost, which is an error
+    # Handle 1 is opened for reading only: output that goes nowhere must be an error.
+    for handle, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(handle)
         except OSError:
-            if os.open(os.devnull, way) == handle:
+            if os.open(os.devnull, mode) == handle:
                 closed.add(handle)
     return closed
 
 
-def _stream(old: TextIO | None, handle: int, strict: bool) -> TextIO:
-    """Return a stream on the handle of ``old``, with its encoding, for every character; on
-    ``handle`` where it is closed.
+def _guarded(old: TextIO | None, handle: int, strict: bool) -> TextIO:
+    """Return a guarded stream with the handle and encoding of ``old``.
+
+    ``handle`` is used where ``old`` is None, as Python leaves a closed stream.
     """
     if old is not None:
         old.flush()
@@ -115,8 +116,6 @@ def _stream(old: TextIO | None, handle: int, strict: bool) -> TextIO:
 
 
 def echo_json(value: Any) -> None:
-    """Print ``value`` as JSON; with JSON's own escapes where standard output does not take every
-    character.
-    """
+    """Print ``value`` as JSON, with JSON escapes if standard output is not UTF-8."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
     typer.echo(json.dumps(value, indent=2, ensure_ascii=not encoding.startswith("utf")))

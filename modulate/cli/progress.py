@@ -1,5 +1,6 @@
-"""How far a long command is, on stderr: bars on a terminal; elsewhere a plain line about every half
-minute, and one at the end.
+"""Progress of long commands, on stderr: bars on a terminal, elsewhere a plain line every 30 s.
+
+Without a terminal, one more line at the end sums up every task.
 """
 
 import sys
@@ -22,93 +23,91 @@ from rich.progress import (
 
 from modulate.inference.pipeline import Pipeline
 from modulate.training import trainer as training
-from modulate.utils.atomic_files import gib
+from modulate.utils.atomic_files import format_bytes
 
-EVERY = 30.0
+INTERVAL = 30.0
 """Seconds between two lines where stderr is no terminal."""
 
 
 class Display(ABC):
-    """What a command is at: ``doing`` something that cannot be counted, or tasks by name, each with
-    a number done of a total (None: unknown).
-    """
+    """What a command is doing: named tasks that count up, or a status that cannot be counted."""
 
     @abstractmethod
-    def at(
+    def update(
         self, name: str, done: int, total: int | None, note: str = "", before: int | None = None
     ) -> None:
-        """Show that ``done`` of ``total`` are finished; ``before`` were when this was begun, by
-        default as many as when it is first told.
+        """Show that ``done`` of ``total`` are finished (None: the total is unknown).
+
+        ``before`` were finished before this command began; by default, as many as at the first
+        update. They do not count towards the displayed rate.
         """
 
     @abstractmethod
-    def counted(self, name: str, done: int, total: int | None) -> None:
+    def advance(self, name: str, done: int, total: int | None) -> None:
         """Show that ``done`` more of ``total`` are finished."""
 
     @abstractmethod
-    def doing(self, text: str) -> None:
-        """Show what is being done, until the next of these or the next count."""
+    def status(self, text: str) -> None:
+        """Show ``text`` until the next status or the next count."""
 
     @abstractmethod
-    def drop(self, name: str) -> None:
-        """Show a task no longer."""
+    def remove(self, name: str) -> None:
+        """Stop showing a task."""
 
     @abstractmethod
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line."""
 
-    def trained(self, p: training.Progress) -> None:
-        """Show a step of training: loss, accuracy, and the share of samples in which the signal
-        reached a token.
-        """
+    def training_step(self, step: training.Progress) -> None:
+        """Show a training step: loss, accuracy, and the share of samples the signal reached."""
         note = (
-            f"loss {p.loss:.3f}  accuracy {100 * p.accuracy:3.0f} %  signal in"
-            f" {100 * p.active:3.0f} %"
+            f"loss {step.loss:.3f}  accuracy {100 * step.accuracy:3.0f} %  signal in"
+            f" {100 * step.active:3.0f} %"
         )
-        self.at(f"stage {p.stage}", p.step, p.steps, note, before=p.step - 1)
+        self.update(f"stage {step.stage}", step.step, step.steps, note, before=step.step - 1)
 
-    def evaluated(self, condition: str, done: int, total: int) -> None:
-        """Show that ``done`` more of ``total`` samples were answered."""
-        self.counted(f"evaluate {condition}", done, total)
+    def answered(self, condition: str, done: int, total: int) -> None:
+        """Show that ``done`` more of ``total`` samples were answered under ``condition``."""
+        self.advance(f"evaluate {condition}", done, total)
 
 
 class Bars(Display):
-    """One bar for each task, as rich draws them."""
+    """One bar for each task, drawn by rich."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.tasks: dict[str, TaskID] = {}
-        self._doing = ""
+        self._status = ""
 
-    def at(
+    def update(
         self, name: str, done: int, total: int | None, note: str = "", before: int | None = None
     ) -> None:
         """Set how many are finished."""
         self.progress.update(self._task(name, total), completed=done, total=total, note=note)
 
-    def counted(self, name: str, done: int, total: int | None) -> None:
+    def advance(self, name: str, done: int, total: int | None) -> None:
         """Add to how many are finished."""
         self.progress.update(self._task(name, total), advance=done)
 
-    def doing(self, text: str) -> None:
-        """Set what is being done."""
-        self.drop(self._doing)
-        self._doing = text
+    def status(self, text: str) -> None:
+        """Replace the status."""
+        self.remove(self._status)
+        self._status = text
         self.tasks[text] = self.progress.add_task(text, total=None, note="")
 
-    def drop(self, name: str) -> None:
-        """Forget a task."""
+    def remove(self, name: str) -> None:
+        """Remove a task's bar."""
         if name in self.tasks:
             self.progress.remove_task(self.tasks.pop(name))
 
-    def say(self, text: str) -> None:
-        """Print a line."""
+    def print(self, text: str) -> None:
+        """Print a line above the bars."""
         self.progress.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _task(self, name: str, total: int | None) -> TaskID:
-        if self._doing:
-            self.drop(self._doing)
-            self._doing = ""
+        if self._status:
+            self.remove(self._status)
+            self._status = ""
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, note="")
         return self.tasks[name]
@@ -116,9 +115,11 @@ class Bars(Display):
 
 @dataclass
 class _Count:
-    """A task as lines tell of it. ``first``: done before it was first counted; ``begun``: since
-    when, which is when the display was last told anything;
-    ``last``: when it was counted last (s).
+    """The count of one task, for plain lines.
+
+    ``first``: how many were done before the first count. ``begun``: when the work on it began,
+    which is the time of the display's previous update. ``last``: time of the last count. Times are
+    in seconds of the monotonic clock. ``printed``: whether a line has shown this count.
     """
 
     done: int
@@ -127,31 +128,35 @@ class _Count:
     first: int
     begun: float
     last: float
-    told: bool = False
+    printed: bool = False
 
     def text(self, now: float) -> str:
-        """Return how far it is: done and total, the rate since it began, its note."""
+        """Return done and total, the rate since the task began, and its note."""
+        count = f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
+        return ", ".join(part for part in (count, self._rate(now), self.note) if part)
+
+    def _rate(self, now: float) -> str:
+        # A finished task keeps its rate: time that passes afterwards is not its own.
         finished = self.total is not None and self.done >= self.total
         seconds = (self.last if finished else now) - self.begun
         rate = (self.done - self.first) / seconds if seconds > 0 else 0.0
-        speed = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each" if rate else ""
-        count = f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
-        return ", ".join(part for part in (count, speed, self.note) if part)
+        if not rate:
+            return ""
+        return f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
 
 
 class Lines(Display):
-    """Plain lines on stderr: one every :data:`EVERY` seconds with what was counted since the last,
-    and one with everything when a block ends.
-    """
+    """Plain lines on stderr: every :data:`INTERVAL` seconds what changed, at the end all tasks."""
 
     def __init__(self, shown: bool = True) -> None:
         self.shown = shown
         self._tasks: dict[str, _Count] = {}
-        self._doing = ""
-        self._begun = self._active = time.monotonic()
+        self._status = ""
+        self._begun = time.monotonic()
+        self._last_update = self._begun
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._tick, daemon=True)
+        self._thread = threading.Thread(target=self._print_regularly, daemon=True)
 
     def __enter__(self) -> "Lines":
         if self.shown:
@@ -163,24 +168,23 @@ class Lines(Display):
         if not self.shown:
             return
         self._thread.join()
-        if kind is not None and not self._tasks:  # it ends before it began: the error says all
+        # A command that fails before it counts anything has nothing to add to its error.
+        if kind is not None and not self._tasks:
             return
         now = time.monotonic()
+        minutes, seconds = divmod(round(now - self._begun), 60)
+        end = "done" if kind is None else "stopped"
+        end += f" after {minutes // 60}:{minutes % 60:02}:{seconds:02}"
         tasks = "; ".join(f"{name} {task.text(now)}" for name, task in self._tasks.items())
-        seconds = round(now - self._begun)
-        end = (
-            f"{'done' if kind is None else 'stopped'} after"
-            f" {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        )
-        self._print(f"{end}: {tasks}" if tasks else end)
+        self._print_with_time(f"{end}: {tasks}" if tasks else end)
 
-    def at(
+    def update(
         self, name: str, done: int, total: int | None, note: str = "", before: int | None = None
     ) -> None:
         """Set how many are finished."""
         self._set(name, done, done if before is None else before, total, note)
 
-    def counted(self, name: str, done: int, total: int | None) -> None:
+    def advance(self, name: str, done: int, total: int | None) -> None:
         """Add to how many are finished."""
         old = self._tasks.get(name)
         self._set(name, done + (old.done if old else 0), 0, total, "")
@@ -189,47 +193,50 @@ class Lines(Display):
         now = time.monotonic()
         with self._lock:
             old = self._tasks.get(name)
-            first, begun = (
-                (old.first, old.begun) if old and old.total == total else (first, self._active)
-            )
+            begun = self._last_update
+            # A new total means new work under the same name, such as a stage of another run.
+            if old is not None and old.total == total:
+                first = old.first
+                begun = old.begun
             self._tasks[name] = _Count(done, total, note, first, begun, now)
-            self._doing = ""
-            self._active = now
+            self._status = ""
+            self._last_update = now
 
-    def doing(self, text: str) -> None:
-        """Set what is being done."""
-        self._doing = text
-        self._active = time.monotonic()
+    def status(self, text: str) -> None:
+        """Replace the status."""
+        self._status = text
+        self._last_update = time.monotonic()
 
-    def drop(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Forget a task."""
         with self._lock:
             self._tasks.pop(name, None)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line."""
         print(text, file=sys.stderr, flush=True)
 
-    def _tick(self) -> None:
-        while not self._over.wait(EVERY):
+    def _print_regularly(self) -> None:
+        while not self._over.wait(INTERVAL):
             with self._lock:
                 now = time.monotonic()
-                news = [name for name, task in self._tasks.items() if not task.told] or list(
-                    self._tasks
-                )[-1:]
-                texts = [f"{name} {self._tasks[name].text(now)}" for name in news]
-                for name in news:
-                    self._tasks[name].told = True
-            self._print(self._doing or "; ".join(texts) or "starting")
+                changed = [name for name, task in self._tasks.items() if not task.printed]
+                # Where nothing changed, repeat the latest task: the reader sees that it hangs.
+                names = changed or list(self._tasks)[-1:]
+                texts = [f"{name} {self._tasks[name].text(now)}" for name in names]
+                for name in names:
+                    self._tasks[name].printed = True
+            self._print_with_time(self._status or "; ".join(texts) or "starting")
 
-    def _print(self, text: str) -> None:
-        self.say(f"{time.strftime('%H:%M:%S')} {text}")
+    def _print_with_time(self, text: str) -> None:
+        self.print(f"{time.strftime('%H:%M:%S')} {text}")
 
 
 @contextmanager
-def bars(shown: bool = True) -> Iterator[Display]:
-    """Show how far a ``with`` block is; nothing of it where ``shown`` is False, as in all but the
-    first of several processes.
+def display(shown: bool = True) -> Iterator[Display]:
+    """Show the progress of a ``with`` block.
+
+    With ``shown`` False only printed lines appear, as in all but the first of several processes.
     """
     console = Console(stderr=True)
     if not shown or not console.is_terminal or console.is_dumb_terminal:
@@ -247,14 +254,11 @@ def bars(shown: bool = True) -> Iterator[Display]:
         yield Bars(progress)
 
 
-def what_was_kept(pipeline: Pipeline) -> list[str]:
-    """Return a line for every store that ``pipeline`` asked: how often what it keeps was found, how
-    often it was computed, and where its bound was too small.
-    """
+def cache_summary(pipeline: Pipeline) -> list[str]:
+    """Return one line per cache that ``pipeline`` used: computed, found, and evicted entries."""
     frames = pipeline.extractor.frame_cache
-    below = pipeline.hidden_state_cache
-    lines = []
-    for what, store, bound, made in (
+    hidden_states = pipeline.hidden_state_cache
+    stores = (
         ("features", pipeline.extractor.feature_cache, "disk_gib", "computed"),
         ("decoded frames", frames.store if frames is not None else None, "frames_gib", "decoded"),
         (
@@ -263,22 +267,24 @@ def what_was_kept(pipeline: Pipeline) -> list[str]:
             "vision_tower_cache_gib",
             "computed",
         ),
-    ):
+    )
+    lines = []
+    for name, store, key, verb in stores:
         if store is None or not store.hits + store.misses:
             continue
-        small = (
-            f"; features.{bound} keeps {gib(store.max_bytes)}, for which {store.dropped:,} were"
-            " dropped: raise it"
-            if store.dropped
-            else ""
+        line = (
+            f"{name} (cache {store.folder}): {store.misses:,} times {verb}, {store.hits:,} times"
+            " found"
         )
+        if store.dropped:
+            line += (
+                f"; features.{key} keeps {format_bytes(store.max_bytes)}, for which {store.dropped:,} were"
+                " dropped: raise it"
+            )
+        lines.append(line)
+    if hidden_states.hits + hidden_states.misses:
         lines.append(
-            f"{what} (cache {store.folder}): {store.misses:,} times {made}, {store.hits:,} times"
-            f" found{small}"
-        )
-    if below.hits + below.misses:
-        lines.append(
-            f"states below the first residual (memory): {below.misses:,} times computed,"
-            f" {below.hits:,} times found"
+            f"hidden states below the first injected layer (memory): {hidden_states.misses:,} times"
+            f" computed, {hidden_states.hits:,} times found"
         )
     return lines

@@ -1,4 +1,4 @@
-"""What the terminal shows of a sweep: its plan, how far it is, its results."""
+"""What the terminal shows of a sweep: its runs, their progress, and the results."""
 
 import shlex
 import signal
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from modulate.cli.progress import Display, bars
+from modulate.cli.progress import Display, display
 from modulate.errors import DataError
 from modulate.runs.records import LogLine
 from modulate.sweeps.job_runner import Listener, Outcome, tail
@@ -22,7 +22,13 @@ from modulate.sweeps.sweep import Planned, Sweep
 from modulate.utils.schema import parse_record
 
 WIDTH = 130
-"""Columns that a table of options needs; a narrower terminal wraps lines, which loses nothing."""
+"""Columns that a table of options needs; narrower terminals wrap lines, which loses nothing."""
+
+LOG_POLL = 1.0
+"""Seconds between two looks at the logs of running jobs."""
+
+LOG_TAIL = 4096
+"""Bytes at the end of a training log in which its last step is searched."""
 
 
 def _console() -> Console:
@@ -31,8 +37,11 @@ def _console() -> Console:
     return console
 
 
+# --- before and while it runs
+
+
 def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> None:
-    """Print every run of a sweep and how far it is."""
+    """Print every run of a sweep and its state."""
     table = Table(
         title=escape(f"{sweep.name}: {len(runs)} runs around {sweep.base}"),
         title_justify="left",
@@ -42,87 +51,89 @@ def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], fol
         table.add_column(name, no_wrap=name == "Run")
     for run in runs:
         stages = ", ".join(f"{stage.name} {stage.epochs:g}" for stage in run.recipe.training.stages)
-        meaning = ", ".join(
-            f"{axis} {option}" for axis, option in run.options.items()
-        ) or f"beside {len(run.beside)} run{'s' * (len(run.beside) != 1)}" * bool(run.beside)
-        table.add_row(
-            run.name,
-            meaning or run.role,
-            str(run.recipe.seed),
-            f"{stages} epochs",
-            states[run.name],
-        )
+        seed = str(run.recipe.seed)
+        table.add_row(run.name, _meaning(run), seed, f"{stages} epochs", states[run.name])
     console = _console()
     console.print(table)
     console.print(f"Folder: {folder}", soft_wrap=True, markup=False)
 
 
+def _meaning(run: Planned) -> str:
+    """Return what a run stands for: its options, the runs it accompanies, or its role."""
+    if run.options:
+        return ", ".join(f"{axis} {option}" for axis, option in run.options.items())
+    if run.beside:
+        return f"beside {len(run.beside)} run{'s' if len(run.beside) != 1 else ''}"
+    return run.role
+
+
 @contextmanager
 def progress(runs: Sequence[Planned], states: Mapping[str, State]) -> Iterator[Display]:
-    """Show how many of all runs are finished, and how far each is that is running."""
+    """Show how many runs are finished, and the progress of those that are running."""
     done = sum(state == "finished" for state in states.values())
-    with bars() as shown:
+    with display() as shown:
         if done:
-            shown.say(f"{done} of {len(runs)} runs are finished already.")
-        shown.at("runs", done, len(runs))
+            shown.print(f"{done} of {len(runs)} runs are finished already.")
+        shown.update("runs", done, len(runs))
         yield shown
 
 
 def listener(
     shown: Display, runs: Sequence[Planned], states: Mapping[str, State], folder: Path
 ) -> Listener:
-    """Return what tells ``shown`` of runs: a line for each that ends."""
+    """Return a listener that shows the progress of jobs, and prints a line when one ends."""
     done = [name for name, state in states.items() if state == "finished"]
-    looked = [0.0]
+    last_look = 0.0
 
     def started(name: str) -> None:
-        shown.at(name, 0, None, "starting")
+        shown.update(name, 0, None, "starting")
 
     def ended(outcome: Outcome) -> None:
-        shown.drop(outcome.name)
+        shown.remove(outcome.name)
         if outcome.code == 0:
             done.append(outcome.name)
-            shown.at("runs", len(done), len(runs))
-        shown.say(f"{outcome.name}: {_ending(outcome)} after {outcome.seconds / 60:.1f} min")
+            shown.update("runs", len(done), len(runs))
+        shown.print(f"{outcome.name}: {_ending(outcome)} after {outcome.seconds / 60:.1f} min")
 
     def running(names: Sequence[str]) -> None:
-        if time.monotonic() - looked[0] < 1.0:
+        nonlocal last_look
+        # Called several times a second; reading every log that often would be waste.
+        if time.monotonic() - last_look < LOG_POLL:
             return
-        looked[0] = time.monotonic()
+        last_look = time.monotonic()
         for name in names:
             step = _last_step(folder / name / "log.jsonl")
-            if step:
-                stage_done = step.steps is not None and step.step >= step.steps
-                note = f"{step.stage}{', done; what follows is in its log' * stage_done}"
-                shown.at(
-                    name,
-                    step.step,
-                    step.steps,
-                    f"{note}, loss {step.loss:.3f}" if isinstance(step.loss, float) else note,
-                )
+            if step is not None:
+                shown.update(name, step.step, step.steps, _step_note(step))
 
     return Listener(started, ended, running)
+
+
+def _step_note(step: LogLine) -> str:
+    note = step.stage
+    if step.steps is not None and step.step >= step.steps:
+        note += ", done; what follows is in its log"
+    if isinstance(step.loss, float):
+        note += f", loss {step.loss:.3f}"
+    return note
 
 
 def _ending(outcome: Outcome) -> str:
     if outcome.code == 0:
         return "finished"
-    return "interrupted" if outcome.interrupted else f"failed ({_code(outcome.code)})"
+    return "interrupted" if outcome.interrupted else f"failed ({_exit(outcome.code)})"
 
 
-def _code(code: int) -> str:
+def _exit(code: int) -> str:
     return f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def _last_step(log: Path) -> LogLine | None:
-    """Return the last step in a run's training log, None when there is none yet.
-
-    What is no step is passed over.
-    """
+    """Return the last step in a run's training log, or None if there is none yet."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - 4096))
+            file.seek(max(0, size - LOG_TAIL))
             lines = file.read().split(b"\n")
     except OSError:
         return None
@@ -130,8 +141,8 @@ def _last_step(log: Path) -> LogLine | None:
         try:
             record = parse_record(line, LogLine, str(log), "step of a training", "")
         except DataError:
-            # cut off: the window begins in the middle of a line, or this one is being written; else
-            # reports name it
+            # Cut off: the window starts inside a line, or this line is being written. A line that
+            # is really damaged is an error in `modulate report`, not here.
             continue
         if record.steps is not None:
             return record
@@ -140,32 +151,24 @@ def _last_step(log: Path) -> LogLine | None:
 
 def last_lines(folder: Path, outcome: Outcome) -> list[str]:
     """Return how a failed run ended and the last lines of its log."""
-    return [_code(outcome.code), *tail(folder / "jobs" / f"{outcome.name}.log")]
+    return [_exit(outcome.code), *tail(folder / "jobs" / f"{outcome.name}.log")]
 
 
 # --- results
 
 
-def results(found: Mapping[str, Any], folder: Path, runs: Sequence[Planned]) -> None:
-    """Print the options' accuracies axis by axis, the companions', and what failed; then where
-    everything is.
+def results(metrics: Mapping[str, Any], folder: Path, runs: Sequence[Planned]) -> None:
+    """Print accuracies by axis and option, those of companions, failed runs, and the files.
+
+    ``metrics``: the content of the sweep's results file.
     """
     console = _console()
-    groups = {name: group for name, group in found["groups"].items() if "overall" in group}
+    groups = {name: group for name, group in metrics["groups"].items() if "overall" in group}
     if groups:
-        console.print(_accuracies(found, groups))
-    failed = [run for run in found["runs"] if run["state"] == "failed"]
+        console.print(_accuracies(metrics, groups))
+    failed = [run for run in metrics["runs"] if run["state"] == "failed"]
     if failed:
-        table = Table(
-            "Failed",
-            "how it ended",
-            title="Failed runs; the others are not affected",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-        )
-        for run in failed:
-            table.add_row(run["name"], escape("\n".join(run["log"])))
-        console.print(table)
+        console.print(_failures(failed))
     console.print(
         f"Results: {folder / RESULTS}; logs: {folder / 'jobs'}", soft_wrap=True, markup=False
     )
@@ -177,40 +180,55 @@ def results(found: Mapping[str, Any], folder: Path, runs: Sequence[Planned]) -> 
         )
 
 
-def _accuracies(found: Mapping[str, Any], groups: Mapping[str, Any]) -> Table:
+def _failures(failed: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(
-        title=f"{found['sweep']}: accuracy, %; differences from the base, points",
+        "Failed",
+        "how it ended",
+        title="Failed runs; the others are not affected",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    for name in (
-        "Axis",
-        "option",
-        "seeds",
-        "overall",
-        "95 % interval",
-        "− base",
-        "95 % interval",
-        "largest on one task",
-    ):
-        last = name == "largest on one task"
-        table.add_column(
-            name,
-            justify="left" if last or name in ("Axis", "option") else "right",
-            no_wrap=not last,
-            overflow="fold",
-        )
-    for axis, options in found["axes"].items():
-        for i, (option, name) in enumerate(options.items()):
+    for run in failed:
+        table.add_row(run["name"], escape("\n".join(run["log"])))
+    return table
+
+
+COLUMNS = {
+    "Axis": "left",
+    "option": "left",
+    "seeds": "right",
+    "overall": "right",
+    "95 % interval": "right",
+    "− base": "right",
+    "its 95 % interval": "right",
+    "largest on one task": "left",
+}
+"""Columns of the table of accuracies, and how each is aligned."""
+
+
+def _accuracies(metrics: Mapping[str, Any], groups: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=f"{metrics['sweep']}: accuracy, %; differences from the base, points",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for name, alignment in COLUMNS.items():
+        # Only the last column may wrap: names of tasks have any length.
+        wraps = name == "largest on one task"
+        justify: Any = alignment
+        table.add_column(name, justify=justify, no_wrap=not wraps, overflow="fold")
+    seeds = len(metrics["seeds"])
+    shown = set()
+    for axis, options in metrics["axes"].items():
+        for index, (option, name) in enumerate(options.items()):
+            shown.add(name)
             if name in groups:
-                table.add_row(
-                    axis if i == 0 else "", option, *_cells(groups[name], len(found["seeds"]))
-                )
+                table.add_row("" if index else axis, option, *_cells(groups[name], seeds))
         table.add_section()
-    shown = {name for options in found["axes"].values() for name in options.values()}
+    # Companions stand for no option of an axis.
     for name, group in groups.items():
         if name not in shown:
-            table.add_row("", name, *_cells(group, len(found["seeds"])))
+            table.add_row("", name, *_cells(group, seeds))
     return table
 
 
@@ -223,17 +241,18 @@ def _cells(group: Mapping[str, Any], seeds: int) -> list[str]:
     difference = group.get("minus_base")
     if difference is None:
         return [*own, "base" if group["role"] == "base" else "", "", ""]
-    task, most = max(difference["tasks"].items(), key=lambda item: abs(item[1]["difference"]))
+    tasks = difference["tasks"]
+    task = max(tasks, key=lambda name: abs(tasks[name]["difference"]))
     return [
         *own,
         f"{100 * difference['difference']:+.1f}",
         _interval(difference["interval"], "+"),
-        escape(f"{100 * most['difference']:+.1f} {task}"),
+        escape(f"{100 * tasks[task]['difference']:+.1f} {task}"),
     ]
 
 
-def _seeds(done: Sequence[int], of: int) -> str:
-    return str(len(done)) if len(done) == of else f"{len(done)} of {of}"
+def _seeds(finished: Sequence[int], total: int) -> str:
+    return str(total) if len(finished) == total else f"{len(finished)} of {total}"
 
 
 def _interval(bounds: Sequence[float | None], sign: str = "") -> str:

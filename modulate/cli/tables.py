@@ -1,4 +1,4 @@
-"""Tables of results for the terminal."""
+"""Tables of a run's metrics for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,29 +8,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from modulate.evaluation.predictions import FATES
+from modulate.evaluation.predictions import FAILED_RULES
 from modulate.runs.run import Run
 
 WIDTH = 110
-"""Columns that seven conditions need beside the longest task name; a narrower terminal wraps lines,
-which loses nothing.
-"""
+"""Columns for seven conditions beside the longest task name; narrower terminals wrap lines."""
+
+MAX_FAILURES = 5
+"""Failed samples that are printed; metrics.json lists all of them."""
 
 
 def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
-    """Print accuracies by task and condition, comparisons, counts, and last of all the run's
-    folder.
-    """
+    """Print accuracies by task and condition, comparisons, failures, and last the run's folder."""
     console = Console()
     console.width = max(console.width, WIDTH)
-    for k, names in enumerate(side_by_side(metrics)):
-        console.print(
-            accuracies(
-                run.recipe.name if k == 0 else f"{run.recipe.name}, further conditions",
-                metrics,
-                names,
-            )
-        )
+    for index, names in enumerate(column_groups(metrics)):
+        suffix = ", further conditions" if index else ""
+        console.print(accuracies(f"{run.recipe.name}{suffix}", metrics, names))
     if metrics["comparisons"]:
         console.print(comparisons(metrics["comparisons"]))
     signal = metrics["signal"]
@@ -38,73 +32,74 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
         f"The signal reached {signal['samples_with_active_signal']} of {signal['samples']} samples"
         f" ({signal['active_steps']} steps)."
     )
-    fate = FATES[run.recipe.evaluation.failed]
-    for failure in metrics["failed"][:5]:
-        console.print(
-            f"Failed and {fate}: {failure['id']} ({failure['condition']}): {failure['error']}",
-            markup=False,
-        )
-    if len(metrics["failed"]) > 5:
-        console.print(
-            f"… and {len(metrics['failed']) - 5} more failed samples; metrics.json lists all."
-        )
+    _show_failures(console, run, metrics["failed"])
     console.print(f"Run: {run.folder}", highlight=False, soft_wrap=True, markup=False)
 
 
-def side_by_side(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Divide the conditions among tables that fit, each with the main condition first."""
+def _show_failures(console: Console, run: Run, failures: Sequence[Mapping[str, Any]]) -> None:
+    """Print the first failed samples, and how the recipe's ``evaluation.failed`` treated them."""
+    treatment = FAILED_RULES[run.recipe.evaluation.failed]
+    for failure in failures[:MAX_FAILURES]:
+        console.print(
+            f"Failed and {treatment}: {failure['id']} ({failure['condition']}): {failure['error']}",
+            markup=False,
+        )
+    if len(failures) > MAX_FAILURES:
+        console.print(
+            f"… and {len(failures) - MAX_FAILURES} more failed samples, {treatment};"
+            " metrics.json lists all."
+        )
+
+
+def column_groups(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Distribute the conditions over tables that fit the width, each with the main one first."""
     main = metrics["condition"]
-    left = WIDTH - max(map(len, metrics["tasks"]), default=0) - 8
+    # 8 columns for the number of samples and the margins; 5 for a percentage, 3 between columns.
+    available = WIDTH - max(map(len, metrics["tasks"]), default=0) - 8
     groups: list[list[str]] = [[main]]
     for name in metrics["controls"]:
-        if sum(max(5, len(n)) + 3 for n in [*groups[-1], name]) > left:
+        needed = sum(max(5, len(column)) + 3 for column in [*groups[-1], name])
+        if needed > available:
             groups.append([main])
         groups[-1].append(name)
     return groups
 
 
 def accuracies(title: str, metrics: Mapping[str, Any], names: Sequence[str]) -> Table:
-    """Return tasks × the conditions ``names`` with accuracies in percent; below, the unweighted
-    mean over tasks with its interval.
+    """Return a table of tasks × the conditions ``names``, accuracies in percent.
+
+    The last rows hold the unweighted mean over tasks and its interval.
     """
     every = {metrics["condition"]: metrics, **metrics["controls"]}
-    conditions = {name: every[name] for name in names}
+    conditions = [every[name] for name in names]
     table = Table(title=escape(f"{title}: accuracy, %"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("Task", no_wrap=True)
     table.add_column("n", justify="right")
-    for name in conditions:
+    for name in names:
         table.add_column(escape(name), justify="right")
-    for task, own in metrics["tasks"].items():
-        table.add_row(
-            escape(task),
-            str(own["n"]),
-            *(_percent(c["tasks"][task]["accuracy"]) for c in conditions.values()),
-        )
+    for task, main in metrics["tasks"].items():
+        cells = [_percent(condition["tasks"][task]["accuracy"]) for condition in conditions]
+        table.add_row(escape(task), str(main["n"]), *cells)
     table.add_section()
-    table.add_row(
-        "mean over tasks",
-        str(metrics["n"]),
-        *(_percent(c["overall"]) for c in conditions.values()),
-        style="bold",
-    )
-    for i, end in enumerate(("from", "to")):
-        table.add_row(
-            f"95 % interval, {end}", "", *(_bound(c["interval"][i]) for c in conditions.values())
-        )
+    means = [_percent(condition["overall"]) for condition in conditions]
+    table.add_row("mean over tasks", str(metrics["n"]), *means, style="bold")
+    for index, end in enumerate(("from", "to")):
+        bounds = [_bound(condition["interval"][index]) for condition in conditions]
+        table.add_row(f"95 % interval, {end}", "", *bounds)
     return table
 
 
-def comparisons(found: Mapping[str, Any]) -> Table:
-    """Return paired differences on the same samples, in points, with McNemar's p."""
+def comparisons(paired: Mapping[str, Any]) -> Table:
+    """Return a table of paired differences on the same samples, in points, with McNemar's p."""
     table = Table(title="Paired differences, points", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("Conditions", "difference", "95 % interval", "McNemar p"):
         table.add_column(name, justify="left" if name == "Conditions" else "right")
-    for name, c in found.items():
+    for name, comparison in paired.items():
         table.add_row(
             escape(name),
-            f"{100 * c['difference']:+.1f}",
-            _interval(c["interval"]),
-            f"{c['mcnemar']['p']:.2g}",
+            f"{100 * comparison['difference']:+.1f}",
+            _interval(comparison["interval"]),
+            f"{comparison['mcnemar']['p']:.2g}",
         )
     return table
 

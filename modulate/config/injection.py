@@ -1,4 +1,4 @@
-"""Where a modulation injects residuals, and its LoRA parameters. Imports no torch."""
+"""Where a modulation adds residuals to a host, and its LoRA parameters. Imports no torch."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,23 +9,23 @@ from modulate.interfaces.params import Departure, Params
 
 
 class Tokens(Params):
-    """Which tokens get residuals, of the rows that have a signal."""
+    """Which tokens receive residuals, in rows that have a signal."""
 
     kind: Literal["visual", "text", "last", "mask"] = Field(
         "visual",
         description=(
-            "visual: visual tokens, each its own residual; the others get one residual for all,"
-            " from the mean over the row's visual tokens. text: all that is not visual, generated"
-            " tokens too; last: the prompt's last token and every generated one; mask: positions"
-            " given to `condition(…, mask=…)`"
+            "`visual`: each visual token receives its own residual. The other kinds add one"
+            " residual to all their tokens, made from the mean over the row's visual tokens."
+            " `text`: all other tokens, generated ones included. `last`: the prompt's last token"
+            " and every generated one. `mask`: the positions passed to `condition(…, mask=…)`"
         ),
     )
     steps: tuple[int, ...] | None = Field(
         None,
         min_length=1,
         description=(
-            "of visual tokens, those of these time steps only; negative: from the clip's end."
-            " null: all"
+            "time steps whose visual tokens receive residuals; negative numbers count from the"
+            " end of the clip. `null`: all steps"
         ),
     )
 
@@ -33,39 +33,39 @@ class Tokens(Params):
     def _steps_are_visual(self) -> "Tokens":
         if self.steps is not None and self.kind != "visual":
             raise ValueError(
-                f"`steps` chooses among visual tokens; it has no effect on kind `{self.kind}`"
+                f"`steps` selects visual tokens; it has no effect with kind `{self.kind}`"
             )
         return self
 
 
 class Injection(Params):
-    """Where residuals go."""
+    """Which layers and tokens of the host receive residuals."""
 
     layers: tuple[int, ...] = Field(
-        min_length=1, description="decoder layers whose output is modulated, 0-based"
+        min_length=1, description="indices (from 0) of the decoder layers whose output is modulated"
     )
     alpha: float = Field(
         1.0,
         ge=-1e6,
         le=1e6,
-        description="initial amplitude α of every layer; learned [GazeQwen: 1]",
+        description="initial amplitude α of each layer, which is then learned [GazeQwen: 1]",
     )
     tokens: Tokens = Field(
-        Tokens(), description="which tokens get them [GazeQwen: the visual ones]"
+        Tokens(), description="which tokens receive residuals [GazeQwen: visual tokens]"
     )
     empty: Literal["residual", "none"] = Field(
         "residual",
         description=(
-            "what a clip gets whose signal is empty. residual: what the modulator makes of its"
-            " frame features alone; none: nothing, as in GazeQwen's code"
+            "what happens to a clip whose signal is empty. `residual`: it receives residuals made"
+            " from its frame features alone. `none`: it receives none [GazeQwen's code]"
         ),
     )
 
     def departures(self) -> Sequence[Departure]:
-        """Say what follows from leaving out clips without a signal."""
+        """Return the consequence of giving no residuals to clips with an empty signal."""
         text = (
-            "empty is `none`: a clip without any signal gets no residual, one whose signal is"
-            " active at no step does; the control `blank` is the former."
+            "empty is `none`: a clip whose signal is empty receives no residuals, but a clip whose"
+            " signal has events and is active at no step does. The control `blank` is the former."
         )
         return [("info", text)] if self.empty == "none" else []
 
@@ -73,23 +73,24 @@ class Injection(Params):
     def _empty_is_visual(self) -> "Injection":
         if self.empty != "residual" and self.tokens.kind != "visual":
             raise ValueError(
-                f"`empty: {self.empty}` is for visual tokens; it has no effect on kind"
+                f"`empty: {self.empty}` applies to visual tokens; it has no effect with kind"
                 f" `{self.tokens.kind}`"
             )
         return self
 
 
 class LoraParams(Params):
-    """Low-rank adaptation (arXiv 2106.09685) of the language model's own linear layers; never of
-    the vision tower.
+    """Low-rank adaptation (arXiv 2106.09685) of the language model's linear layers.
+
+    The vision tower is never adapted.
     """
 
-    rank: int = Field(8, ge=1, le=2**16, description="rank of the update [GazeQwen: 8]")
+    rank: int = Field(8, ge=1, le=2**16, description="rank of the weight update [GazeQwen: 8]")
     alpha: float = Field(
-        16.0, gt=0, le=1e6, description="the update is scaled by alpha / rank [GazeQwen: 16]"
+        16.0, gt=0, le=1e6, description="the weight update is scaled by alpha / rank [GazeQwen: 16]"
     )
     targets: tuple[str, ...] = Field(
         ("q_proj", "v_proj"),
         min_length=1,
-        description="last names of the linear layers to adapt, in every decoder layer",
+        description="linear layers to adapt in every decoder layer, by the last part of their name",
     )

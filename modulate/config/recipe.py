@@ -1,6 +1,4 @@
-"""Recipes: typed YAML files that name host, backbone, signal, encoder, modulator, injection, data
-and training.
-"""
+"""Recipes: typed YAML files that name every component and setting of a run. Imports no torch."""
 
 import importlib.resources
 import json
@@ -9,12 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from modulate import plugins
 from modulate.config.injection import Injection, LoraParams
-from modulate.config.renamed_keys import new_name, translate
+from modulate.config.renamed_keys import translate
 from modulate.config.sections import BUILT_IN, Evaluation, Features, Sampling, Section, Training
+from modulate.config.validation_errors import advice, explain, known_keys
 from modulate.errors import MissingFileError, RecipeError, near_matches
 from modulate.interfaces.multi_signal import controls_of
 from modulate.interfaces.params import ComponentSpec
@@ -23,16 +22,12 @@ from modulate.utils.safe_load import YAML_DEPTH, parse_yaml, read_yaml
 RECIPES = "modulate_recipes"
 
 SWEEPS = "ablations/"
-"""Folder of the shipped sweeps, beside the recipes that they change."""
+"""Folder of the shipped sweeps, within the folder of shipped recipes."""
 
 MAX_EXTENDS = 8
-"""Most recipes that one may stand on, each extending the next."""
+"""Longest chain of recipes in which each extends the next."""
 
-MAX_FINDINGS = 12
-"""Most problems of one recipe that a message lists."""
-
-
-#: Kind of the component that each key of a recipe names.
+#: Component kind of each recipe key that names a component.
 KIND_OF = {
     "host": "host",
     "backbone": "backbone",
@@ -43,46 +38,59 @@ KIND_OF = {
 
 
 class Recipe(Section):
-    """Everything that a run needs to be repeated."""
+    """Everything needed to repeat a run."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
         max_length=100,
-        description="also the run's folder: runs/<name>",
+        description="name of the run's folder, runs/<name>",
     )
-    seed: int = Field(0, description="of initialization, order and augmentation")
-    host: ComponentSpec = Field(description="frozen multimodal LLM that answers")
+    seed: int = Field(0, description="seed of initialization, sample order and augmentation")
+    host: ComponentSpec = Field(description="frozen multimodal LLM that answers the questions")
     backbone: ComponentSpec = Field(
-        description="frozen vision encoder of the raw frames, which the modulator sees them through"
+        description=(
+            "frozen vision encoder that gives the modulator its features of the raw frames"
+        )
     )
     signal: str = Field(
         "gaze",
-        description="kind of side signal; `a+b` for several, whose encoder reads them together",
+        description=(
+            "kind of side signal; `a+b` for several kinds that one encoder reads together"
+        ),
     )
     encoder: ComponentSpec = Field(
-        description="signal encoder: what a signal means for each visual token"
+        description="signal encoder: turns the signal into features of each visual token"
     )
-    modulator: ComponentSpec = Field(description="makes residuals of signal and frame features")
-    injection: Injection = Field(description="where in the host residuals are added")
+    modulator: ComponentSpec = Field(
+        description="network that makes residuals from signal features and frame features"
+    )
+    injection: Injection = Field(
+        description="which layers and tokens of the host receive residuals"
+    )
     lora: LoraParams | None = Field(
-        None, description="low-rank adaptation that the modulation brings along; null: none"
+        None, description="low-rank adaptation trained with the modulation; `null`: none"
     )
     data: ComponentSpec = Field(
-        description="data set: questions about clips, their signals and their splits"
+        description="data set: questions about clips, their signals, and their splits"
     )
     features: Features = Field(
-        Features(), description="how the backbone's features are kept on disk"
+        Features(), description="how features, decoded frames and the host's outputs are cached"
     )
-    sampling: Sampling = Field(Sampling(), description="which frames of a clip are seen")
+    sampling: Sampling = Field(
+        Sampling(), description="which frames of a clip the host and the backbone see"
+    )
     answer: Literal["letter", "word"] = Field(
         "letter",
-        description="score the options' letters, or the words themselves (each must be one token)",
+        description=(
+            "what is scored: the letters of the options, or the options themselves, each of"
+            " which must then be a single token"
+        ),
     )
     letters: Literal["offered", "four"] = Field(
         "offered",
         description=(
-            "offered: choose among the letters of the question's options; four: among A to D also"
-            " where fewer are offered, as GazeQwen's code does"
+            "letters to choose from. `offered`: those of the question's options. `four`: A to"
+            " D even if the question has fewer options [GazeQwen's code]"
         ),
     )
     training: Training = Field(description="how the modulation is trained")
@@ -90,77 +98,94 @@ class Recipe(Section):
         Evaluation(), description="how answers are scored, and under which controls"
     )
 
+    # Validators run in this order, and the first contradiction ends the validation.
+
     @model_validator(mode="after")
-    def _consistent(self) -> "Recipe":
-        asks = {part for stage in self.training.stages for part in stage.train}
-        if "lora" in asks and self.lora is None:
+    def _stages_can_learn(self) -> "Recipe":
+        trained = {part for stage in self.training.stages for part in stage.train}
+        if "lora" in trained and self.lora is None:
             raise ValueError("a stage trains lora, but the recipe has no `lora:` section")
-        if self.training.condition == "none" and asks != {"lora"}:
+        if self.training.condition == "none" and trained != {"lora"}:
             raise ValueError(
                 "condition `none` gives the modulator no gradient: every stage must train [lora]"
                 " only"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_formed(self) -> "Recipe":
+        by_clip = self.training.batch_by == "clip"
         if self.training.batch_by != "any" and self.training.batch_size == 1:
             raise ValueError(
                 f"`training.batch_by: {self.training.batch_by}` has no effect with batch_size 1"
             )
-        if self.training.batch_by == "clip" and self.injection.tokens.kind != "visual":
+        if by_clip:
+            self._refuse_text_tokens("training")
+        if by_clip and self.training.gradient_checkpointing:
             raise ValueError(
-                "`training.batch_by: clip` goes over a clip once, before the questions part, and so"
-                " can write on visual tokens only"
-            )
-        if self.training.batch_by == "clip" and self.training.gradient_checkpointing:
-            raise ValueError(
-                "`training.batch_by: clip` keeps what the layers made of the clip in a cache, which"
-                " layers that are recomputed cannot fill: choose one"
+                "`training.batch_by: clip` keeps the layers' outputs for the clip in a key-value"
+                " cache, which recomputed layers cannot fill: drop one of the two"
             )
         if self.evaluation.batch_by == "clip" and self.evaluation.batch_size == 1:
             raise ValueError("`evaluation.batch_by: clip` has no effect with batch_size 1")
-        if self.evaluation.batch_by == "clip" and self.injection.tokens.kind != "visual":
+        if self.evaluation.batch_by == "clip":
+            self._refuse_text_tokens("evaluation")
+        return self
+
+    def _refuse_text_tokens(self, section: str) -> None:
+        """Raise ValueError if residuals go to tokens after the prefix that questions share."""
+        if self.injection.tokens.kind != "visual":
             raise ValueError(
-                "`evaluation.batch_by: clip` goes over a clip once, before the questions part, and"
-                " so can write on visual tokens only"
+                f"`{section}.batch_by: clip` processes a clip once, before the questions differ,"
+                " and so can write to visual tokens only"
             )
-        if (
-            self.training.condition == "blank"
-            and self.injection.empty == "none"
-            and "modulator" in asks
-        ):
+
+    @model_validator(mode="after")
+    def _empty_signals_give_gradients(self) -> "Recipe":
+        trains_modulator = any("modulator" in stage.train for stage in self.training.stages)
+        no_residuals = self.training.condition == "blank" and self.injection.empty == "none"
+        if no_residuals and trains_modulator:
             raise ValueError(
                 "condition `blank` with `injection.empty: none` gives the modulator no gradient:"
-                " train [lora] only, or let empty signals have a residual"
+                " train [lora] only, or give residuals to clips with an empty signal"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _letters_are_scored(self) -> "Recipe":
         if self.letters != "offered" and self.answer != "letter":
             raise ValueError("`letters` has no effect on answers by word")
         return self
 
-    def choices(self) -> list[tuple[str, str, ComponentSpec]]:
-        """Return every component named: its key, its kind, the choice."""
-        named = [(key, KIND_OF[key], getattr(self, key)) for key in KIND_OF]
-        return named + [
-            (f"evaluation.inputs.{name}", "input", choice)
-            for name, choice in self.evaluation.inputs.items()
+    def component_specs(self) -> list[tuple[str, str, ComponentSpec]]:
+        """Return (key, kind, spec) of every component that the recipe names."""
+        components = [(key, kind, getattr(self, key)) for key, kind in KIND_OF.items()]
+        inputs = [
+            (f"evaluation.inputs.{name}", "input", spec)
+            for name, spec in self.evaluation.inputs.items()
         ]
+        return components + inputs
 
 
 def shipped_paths() -> dict[str, Path]:
-    """Return every recipe and sweep that ships with modulate: name → file."""
+    """Return the file of every shipped recipe and sweep, by name."""
     root = Path(str(importlib.resources.files(RECIPES)))
-    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
+    paths = sorted(root.rglob("*.yaml"))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
 
 
 def recipe_paths() -> dict[str, Path]:
-    """Return the recipes that ship with modulate: name → file."""
+    """Return the file of every shipped recipe, by name."""
     return {name: path for name, path in shipped_paths().items() if not name.startswith(SWEEPS)}
 
 
 def sweep_paths() -> dict[str, Path]:
-    """Return the sweeps that ship with modulate (:mod:`modulate.sweeps.sweep`): name → file."""
+    """Return the file of every shipped sweep (:mod:`modulate.sweeps.sweep`), by name."""
     return {name: path for name, path in shipped_paths().items() if name.startswith(SWEEPS)}
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """Return the file of a recipe given as path or as the name of a shipped one.
+    """Return the file of a recipe, given as a path or as the name of a shipped recipe.
 
     Raises :class:`MissingFileError`.
     """
@@ -168,9 +193,9 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def find(name_or_path: str, shipped: Mapping[str, Path], what: str) -> Path:
-    """Return the file given as path or as a name in ``shipped``.
+    """Return the file given as a path or as a name in ``shipped``.
 
-    Raises :class:`MissingFileError`; ``what`` is what was looked for.
+    ``what``: what the file holds, for the message of :class:`MissingFileError`.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -185,12 +210,10 @@ def find(name_or_path: str, shipped: Mapping[str, Path], what: str) -> Path:
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read and validate a recipe, with ``key.sub=value`` overrides (values are YAML).
+    """Read and validate a recipe, with ``key.sub=value`` overrides whose values are YAML.
 
-    Raises :class:`RecipeError`.
-
-    A recipe that says ``extends: OTHER`` (a shipped recipe's name, or a file beside its own) is
-    that one with its own keys laid over it.
+    A recipe with ``extends: OTHER`` (the name of a shipped recipe, or a file in the same folder) is
+    OTHER with its own keys laid over it. Raises :class:`RecipeError`, :class:`MissingFileError`.
     """
     path = find_recipe(name_or_path)
     tree = _read(path, ())
@@ -200,69 +223,75 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def load_saved_recipe(path: Path) -> Recipe:
-    """Read the recipe in a run's folder, also one that an earlier version saved under keys renamed
-    since.
+    """Read the recipe in a run's folder, also one saved by an earlier version under renamed keys.
 
     Raises :class:`RecipeError`.
     """
     return validate(translate(_read(path, ())), str(path))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in above:
-        raise RecipeError(f"{path} extends itself, by way of {' → '.join(p.name for p in above)}.")
-    if len(above) > MAX_EXTENDS:
+def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """Return a recipe's tree laid over those that it extends.
+
+    ``extended_by``: the recipes that led here, from the first one read.
+    """
+    if path.resolve() in extended_by:
+        chain = " → ".join(recipe.name for recipe in extended_by)
+        raise RecipeError(f"{path} extends itself, by way of {chain}.")
+    if len(extended_by) > MAX_EXTENDS:
         raise RecipeError(
-            f"{above[0]} stands on more than {MAX_EXTENDS} recipes, each extending the next; write"
-            " some of them out."
+            f"{extended_by[0]} extends a chain of more than {MAX_EXTENDS} recipes; write some of"
+            " them out."
         )
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must hold a mapping of recipe keys, got {type(tree).__name__}.")
     if "axes" in tree:
-        raise RecipeError(
-            f"{path} is a sweep over recipes, no recipe: `modulate sweep {path}` runs it."
-        )
+        raise RecipeError(f"{path} is a sweep, not a recipe: `modulate sweep {path}` runs it.")
     base = tree.pop("extends", None)
     if base is None:
         return tree
     if not isinstance(base, str):
-        raise RecipeError(f"{path}: extends must be one recipe's name or file, got {base!r}.")
-    beside = path.parent / base
-    return overlay(
-        _read(beside if beside.is_file() else find_recipe(base), (*above, path.resolve())), tree
-    )
+        raise RecipeError(f"{path}: extends must be the name or file of one recipe, got {base!r}.")
+    # A file in the same folder goes first, so that a copied recipe can extend its neighbor.
+    neighbor = path.parent / base
+    base_path = neighbor if neighbor.is_file() else find_recipe(base)
+    return overlay(_read(base_path, (*extended_by, path.resolve())), tree)
 
 
 def overlay(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Lay the keys of ``own`` over ``base``: sections key by key, lists and values whole; a
-    component of another name replaces the whole component.
+    """Return ``base`` with the keys of ``own`` laid over it.
+
+    Sections are merged key by key; lists and values are replaced. A component of another name
+    replaces the whole component, since the parameters of the old one would not fit.
     """
     merged = dict(base)
     for key, value in own.items():
-        before = base.get(key)
-        alike = (
-            isinstance(before, dict)
-            and isinstance(value, dict)
-            and value.get("name", before.get("name")) == before.get("name")
-        )
-        merged[key] = overlay(before, value) if alike else value  # type: ignore[arg-type]
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and _same_component(old, value):
+            merged[key] = overlay(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
-def override(tree: dict[str, Any], text: str) -> None:
-    """Apply one ``key.sub=value`` to a recipe's tree, in place; list items by index
-    (``training.stages.0.epochs=2``).
+def _same_component(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether ``new`` names no other component than ``old``; sections name none."""
+    return bool(new.get("name", old.get("name")) == old.get("name"))
 
-    Sections that are absent are made; raises :class:`RecipeError` for those that no recipe has.
+
+def override(tree: dict[str, Any], text: str) -> None:
+    """Apply one ``key.sub=value`` to a recipe's ``tree``, in place.
+
+    List items are named by index (``training.stages.0.epochs=2``). Missing sections are created;
+    raises :class:`RecipeError` for those that no recipe has.
     """
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise RecipeError(f"Override {text!r} is not of the form key.sub=value.")
-    if any(
-        "\ud800" <= character <= "\udfff" for character in key
-    ):  # how Python shows bytes of a command line that are no text
-        raise RecipeError(f"Override {text[:60]!r}: its key is no UTF-8 text.")
+    # Python decodes bytes of a command line that are not UTF-8 as surrogates.
+    if any("\ud800" <= character <= "\udfff" for character in key):
+        raise RecipeError(f"Override {text[:60]!r}: its key is not UTF-8 text.")
     *path, last = key.split(".")
     if len(path) >= YAML_DEPTH:
         raise RecipeError(
@@ -280,173 +309,119 @@ def override(tree: dict[str, Any], text: str) -> None:
 
 
 def _refuse_unknown(path: Sequence[str], text: str) -> None:
-    """Raise where ``path`` leaves a recipe's sections.
+    """Raise :class:`RecipeError` if ``path`` leaves the sections of a recipe.
 
-    What is below a component's ``params`` is for that component's class to say, later.
+    Keys below a component's ``params`` are checked later, by the component's own class.
     """
     keys = [int(part) if part.isdecimal() else part for part in path]
     for depth, part in enumerate(keys):
-        known = _known_keys(Recipe, keys[:depth])
+        known = known_keys(Recipe, keys[:depth])
         if known and isinstance(part, str) and part not in known:
             key = ".".join(path[: depth + 1])
             raise RecipeError(
-                f"Override {text!r}: unknown recipe key {key!r}. {_advice(key, known)}"
+                f"Override {text!r}: unknown recipe key {key!r}. {advice(key, known)}"
             )
 
 
 def validate(tree: Mapping[str, Any], source: str) -> Recipe:
-    """Validate a recipe's tree and every component's parameters.
+    """Return the recipe of ``tree``, with every component's parameters validated.
 
-    Raises :class:`RecipeError` with a line for every problem.
+    ``source``: where the tree is from. Raises :class:`RecipeError`, with one line per problem.
     """
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(explain(error, source, Recipe)) from error
-    for key, kind, choice in recipe.choices():
+    for key, kind, spec in recipe.component_specs():
         try:
-            choice.resolved(kind)
+            spec.resolved(kind)
         except ValidationError as error:
-            raise RecipeError(
-                explain(
-                    error,
-                    f"{source}: {key}.params of {choice.name}",
-                    plugins.get(kind, choice.name).Params,
-                )
-            ) from error
+            params = plugins.get(kind, spec.name).Params
+            source_of_params = f"{source}: {key}.params of {spec.name}"
+            raise RecipeError(explain(error, source_of_params, params)) from error
+    _check_conditions(recipe, source)
+    return recipe
+
+
+def _check_conditions(recipe: Recipe, source: str) -> None:
     known = BUILT_IN.keys() | controls_of(recipe.signal).keys()
     clash = sorted(recipe.evaluation.inputs.keys() & known)
     if clash:
         raise RecipeError(
-            f"{source}: evaluation.inputs: {clash[0]!r} is a condition already; give that input"
+            f"{source}: evaluation.inputs: {clash[0]!r} is already a condition; give the input"
             " another name."
         )
     for name in recipe.evaluation.conditions:
         if name not in known:
             raise RecipeError(
-                f"{source}: evaluation.conditions: {name!r} is no condition."
+                f"{source}: evaluation.conditions: {name!r} is not a condition."
                 f" {near_matches(name, known)}"
             )
-    return recipe
 
 
 def refuse_remote_code(recipe: Recipe) -> None:
-    """Raise :class:`RecipeError` when a component's parameters say ``trust_remote_code: true``."""
-    for key, kind, choice in recipe.choices():
-        _, params = choice.resolved(kind)
+    """Raise :class:`RecipeError` if a component's parameters set ``trust_remote_code: true``."""
+    for key, kind, spec in recipe.component_specs():
+        _, params = spec.resolved(kind)
         if getattr(params, "trust_remote_code", False):
             raise RecipeError(
-                f"{key}.params of the recipe {recipe.name!r} say trust_remote_code: Python files"
-                " that come with the model would run on this machine, with all that you may do. If"
-                " you have read them and want that, add --trust-remote-code to the command (in"
-                " Python: Pipeline(…, trust_remote_code=True)); otherwise take the line out."
+                f"{key}.params of the recipe {recipe.name!r} set trust_remote_code: Python files"
+                " that come with the model would run on this machine, with all your permissions."
+                " If you have read them and agree, add --trust-remote-code to the command (in"
+                " Python: Pipeline(…, trust_remote_code=True)); otherwise remove the line."
             )
-
-
-def explain(error: ValidationError, source: str, model: type[BaseModel] | None) -> str:
-    """Turn pydantic's findings into lines: where, what was given, what is allowed.
-
-    Long ones are cut, many are counted.
-    """
-    lines = [f"{source} is not valid:"]
-    found = error.errors()
-    for item in found[:MAX_FINDINGS]:
-        where = _short(".".join(str(part) for part in item["loc"])) or "(whole)"
-        if item["type"] == "extra_forbidden":
-            known = _known_keys(model, item["loc"][:-1])
-            lines.append(
-                f"  {where}: unknown key. {_advice(where, known) if known else ''}".rstrip()
-            )
-        else:
-            whole = item["type"] == "value_error" and isinstance(
-                item["input"], Mapping
-            )  # keys that contradict each other: the text names them
-            lines.append(
-                f"  {where}: {item['msg'].removeprefix('Value error, ')}"
-                + ("" if whole else f", got {_short(repr(item['input']))}")
-            )
-    if len(found) > MAX_FINDINGS:
-        lines.append(f"  … and {len(found) - MAX_FINDINGS} more.")
-    return "\n".join(lines)
-
-
-def _advice(key: str, known: Sequence[str]) -> str:
-    """Return what to write instead of the unknown dotted ``key``, given the ``known`` keys of its
-    section.
-    """
-    renamed = new_name(key)
-    if renamed:
-        return f"It was renamed to {renamed}."
-    return near_matches(key.rpartition(".")[2], known)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _known_keys(model: Any, path: Sequence[str | int]) -> list[str]:
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation = (
-            model.model_fields[part].annotation
-            if model is not None and part in model.model_fields
-            else None
-        )
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
-        )
-    return sorted(model.model_fields) if model is not None else []
 
 
 def dump(recipe: Recipe) -> str:
-    """Return a recipe as YAML, every default written out."""
-    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True)
+    """Return a recipe as YAML, with every default written out."""
+    tree = json.loads(recipe.model_dump_json())
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
-def differing(a: Recipe, b: Recipe) -> list[str]:
-    """Return the dotted keys in which two recipes differ. Defaults count as written: a recipe of an
-    earlier version has those of keys that it did not know.
+def differing(first: Recipe, second: Recipe) -> list[str]:
+    """Return the dotted keys in which two recipes differ, with defaults written out.
+
+    A recipe of an earlier version has the defaults of keys that it did not know.
     """
-    return _differing(json.loads(a.model_dump_json()), json.loads(b.model_dump_json()), "")
+    trees = [json.loads(recipe.model_dump_json()) for recipe in (first, second)]
+    return _differing_keys(trees[0], trees[1], "")
 
 
-def _differing(a: Any, b: Any, prefix: str) -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            d
-            for key in sorted(a.keys() | b.keys())
-            for d in _differing(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
-        ]
-    return [] if a == b else [prefix]
+def _differing_keys(first: Any, second: Any, prefix: str) -> list[str]:
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return [] if first == second else [prefix]
+    found: list[str] = []
+    for key in sorted(first.keys() | second.keys()):
+        path = f"{prefix}.{key}".lstrip(".")
+        found += _differing_keys(first.get(key), second.get(key), path)
+    return found
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of recipes, for editors; one that extends another may leave any key
-    out.
+    """Return the JSON Schema of recipes, for editors.
+
+    A recipe that extends another may leave any key out, so the schema is one of two: the whole
+    recipe, or ``extends`` with every key optional.
     """
     whole = Recipe.model_json_schema()
     definitions = whole.pop("$defs")
-    loose = json.loads(
-        json.dumps({"": whole, **definitions}).replace('"#/$defs/', '"#/$defs/part of ')
-    )
-    for part in loose.values():
+    # A second copy of all definitions without required keys, under names of their own.
+    copied = json.dumps({"": whole, **definitions}).replace('"#/$defs/', '"#/$defs/part of ')
+    optional = json.loads(copied)
+    for part in optional.values():
         part.pop("required", None)
-    extending = loose.pop("")
+    extending = optional.pop("")
     extends = {
         "type": "string",
         "description": (
-            "name of a shipped recipe, or a file beside this one, over which this recipe's keys are"
-            " laid"
+            "name of a shipped recipe, or a file in the same folder; this recipe's keys are laid"
+            " over it"
         ),
     }
-    extending |= {
-        "properties": {"extends": extends, **extending["properties"]},
-        "required": ["extends"],
-    }
+    extending["properties"] = {"extends": extends, **extending["properties"]}
+    extending["required"] = ["extends"]
     return {
         "title": whole["title"],
         "anyOf": [whole, extending],
-        "$defs": definitions | {f"part of {name}": part for name, part in loose.items()},
+        "$defs": definitions | {f"part of {name}": part for name, part in optional.items()},
     }

@@ -1,4 +1,4 @@
-"""Recipe keys that were renamed: refused by their new name in a recipe, translated in a saved run."""
+"""Renamed recipe keys: refused in a recipe, with the new name; translated in a saved run."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ RENAMED = {
     "training.recompute": "gradient_checkpointing",
     "evaluation.together": "batch_by",
 }
-"""Key of version 0.1, with its section: the key that replaced it."""
+"""Keys of version 0.1 with their section, and the keys that replaced them."""
 
 RENAMED_INPUT_PARAMS = {"dot_colour": "dot_color", "circle_colour": "circle_color"}
-"""Likewise, parameters of the inputs that ship."""
+"""Renamed parameters of the shipped input transforms."""
 
 
 def new_name(key: str) -> str | None:

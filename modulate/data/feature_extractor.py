@@ -20,7 +20,7 @@ from modulate.data.feature_shards import StoredTensor
 from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.interfaces.components import Backbone, Dataset, FrameFeatures, Sample
 from modulate.interfaces.frames import Frames
-from modulate.interfaces.visual_grid import VisualGrid, counted_on, sample_times
+from modulate.interfaces.visual_grid import VisualGrid, with_regular_steps, sample_times
 from modulate.utils.atomic_files import content_hash
 from modulate.utils.out_of_memory import first_line, is_out_of_memory
 
@@ -50,13 +50,13 @@ def apply_clock(
 ) -> VisualGrid:
     """Return the ``grid`` of a clip of ``frame_count`` frames, by the recipe's ``sampling.clock``.
 
-    The clock "true" keeps the grid's own times; "counted" counts them on from the window's start.
+    "true" keeps the grid's own times; "requested" counts steps from the start of the window.
     """
     if sampling.clock == "true":
         return grid
     start, end = window
     frames_per_step = math.ceil(frame_count / grid.steps)
-    return counted_on(grid, start, frames_per_step / sampling.rate(end - start))
+    return with_regular_steps(grid, start, frames_per_step / sampling.rate(end - start))
 
 
 def catch_sample_error(compute: Callable[[], T], prefix: str = "") -> T | ModulateError:

@@ -20,7 +20,7 @@ from modulate.data.feature_extractor import FeatureExtractor, catch_sample_error
 from modulate.data.video import probe
 from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, StorageError
 from modulate.interfaces.components import FrameFeatures
-from modulate.utils.atomic_files import gib
+from modulate.utils.atomic_files import format_bytes
 from modulate.utils.interrupts import StopRequest
 from modulate.utils.out_of_memory import free_cached_memory
 
@@ -130,7 +130,7 @@ def refuse_too_small(extractor: FeatureExtractor, need: SpaceNeeded) -> None:
     ):
         if bytes_ > most:
             raise RecipeError(
-                f"All {what} take about {gib(bytes_)}, and features.{name} keeps {gib(most)}: what"
+                f"All {what} take about {format_bytes(bytes_)}, and features.{name} keeps {format_bytes(most)}: what"
                 f" is computed first would be dropped before it is used. Raise features.{name} to"
                 f" {bytes_ / 2**30 * 1.02:.3g} or more, or {other}."
             )
@@ -256,8 +256,8 @@ class FeatureFiller:
             kept = sum(_size(path) for path in cache.folder.glob("*.safetensors"))
             if more and kept + more > cache.max_bytes:
                 warnings.warn(
-                    f"{cache.folder} holds {gib(kept)} and {gib(more)} are to come, of at most"
-                    f" {gib(cache.max_bytes)}: what other recipes used longest ago will be dropped."
+                    f"{cache.folder} holds {format_bytes(kept)} and {format_bytes(more)} are to come, of at most"
+                    f" {format_bytes(cache.max_bytes)}: what other recipes used longest ago will be dropped."
                     " Raise the bound in the recipe's `features`, or take another --cache, to keep"
                     " both.",
                     stacklevel=3,
@@ -271,7 +271,7 @@ class FeatureFiller:
         more = need.features + need.frames
         if more > free:
             raise StorageError(
-                f"{gib(more)} are still to be written, and the disk of {folder} has {gib(free)}"
+                f"{format_bytes(more)} are still to be written, and the disk of {folder} has {format_bytes(free)}"
                 " left. Free some, or name another --cache."
             )
 

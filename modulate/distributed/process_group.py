@@ -16,7 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modulate.errors import DataError, RankError
-from modulate.utils.file_lock import lives
+from modulate.utils.file_lock import is_running
 from modulate.utils.interrupts import StopRequest
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class ProcessGroup:
         if not self.store.check([self._key(f"here/{rank}")]):
             return False
         pid, host = json.loads(self.store.get(self._key(f"here/{rank}")))
-        return host == socket.gethostname() and not lives(pid)
+        return host == socket.gethostname() and not is_running(pid)
 
     def _look_for_failure(self) -> None:
         if self.store.check([self._key("failed")]):

@@ -1,4 +1,4 @@
-"""Evaluation: answers under the signal and under every control, each sample accounted for."""
+"""Evaluation: answers under the main condition and every control, each sample accounted for."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ from modulate.distributed.launch import current
 from modulate.errors import DataError, ModulateError
 from modulate.evaluation.finished_conditions import FinishedConditions
 from modulate.evaluation.metrics import compare, summarize
-from modulate.evaluation.predictions import Prediction, as_lines, from_lines, scored
+from modulate.evaluation.predictions import Prediction, apply_failed_rule, as_lines, from_lines
 from modulate.hosts.fsdp import in_step, refuse_out_of_step
 from modulate.inference.batching import LAST_LOGITS, evaluation_batches
 from modulate.inference.controls import ShufflePool
@@ -36,7 +36,13 @@ from modulate.utils.library_warnings import show_library_warnings
 from modulate.utils.out_of_memory import first_line, free_cached_memory, is_out_of_memory
 
 ERROR_LENGTH = 10_000
-"""Most characters that are noted of a sample's error."""
+"""Most characters that a prediction records of its error."""
+
+ReadySample = tuple[PreparedSample, list[ClipInput]]
+"""A prepared sample and the clips that it is conditioned with: one, or none without residual."""
+
+
+# --- scoring samples under one condition
 
 
 def score(
@@ -46,99 +52,96 @@ def score(
     condition: str,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[Prediction]:
-    """Answer ``samples`` under ``condition``, in order.
+    """Answer ``samples`` under ``condition``; return the predictions in order.
 
-    Errors of single samples are recorded, never dropped.
-
-    Several processes take batches in turn, the same ones that one process would make, so that their
-    answers are the same to the bit; each gets all of them.
+    Errors of single samples are recorded as failed predictions, never dropped. Several processes
+    share the batches that one process would form, so the answers are identical to the bit; every
+    process returns all of them. ``advance`` is called with the number of samples just answered.
     """
     settings = pipeline.recipe.evaluation
-    others = ShufflePool(samples)
+    shuffle_pool = ShufflePool(samples)
     processes = current()
-    chunks = evaluation_batches(samples, settings.batch_size, settings.batch_by)
+    batches = evaluation_batches(samples, settings.batch_size, settings.batch_by)
     records: list[Prediction] = []
-    for start in range(0, len(chunks), processes.size):
-        among = chunks[start : start + processes.size]
-        own = _chunk(
-            pipeline,
-            attachment,
-            among[processes.rank] if processes.rank < len(among) else [],
-            condition,
-            others,
-        )
-        records += (
-            own
-            if processes.size == 1
-            else [
-                prediction
-                for lines in processes.gather(as_lines(own))
-                for prediction in from_lines(lines)
-            ]
-        )
-        advance(sum(map(len, among)))
-    order = {s.id: i for i, s in enumerate(samples)}
-    return sorted(records, key=lambda r: order[r.id])
+    for start in range(0, len(batches), processes.size):
+        # One batch per process. In the last round some have none, but all must take part in
+        # `gather` and, with a sharded host, in every forward.
+        round_ = batches[start : start + processes.size]
+        batch = round_[processes.rank] if processes.rank < len(round_) else []
+        own = _score_batch(pipeline, attachment, batch, condition, shuffle_pool)
+        if processes.size == 1:
+            records += own
+        else:
+            for lines in processes.gather(as_lines(own)):
+                records += from_lines(lines)
+        advance(sum(map(len, round_)))
+    position = {sample.id: i for i, sample in enumerate(samples)}
+    return sorted(records, key=lambda record: position[record.id])
 
 
-def _chunk(
+def _score_batch(
     pipeline: Pipeline,
     attachment: Attachment,
-    chunk: Sequence[Sample],
+    batch: Sequence[Sample],
     condition: str,
-    others: ShufflePool,
+    shuffle_pool: ShufflePool,
 ) -> list[Prediction]:
-    """Answer one batch, in any order."""
+    """Answer one batch; failed samples come first."""
     records: list[Prediction] = []
-    ready: list[tuple[PreparedSample, list[ClipInput]]] = []
-    for sample in chunk:
-        made = catch_sample_error(partial(_conditioned, pipeline, sample, condition, others))
-        if isinstance(made, ModulateError):
-            records.append(_failure(sample, condition, made))
+    ready: list[ReadySample] = []
+    for sample in batch:
+        result = catch_sample_error(partial(_make_ready, pipeline, sample, condition, shuffle_pool))
+        if isinstance(result, ModulateError):
+            records.append(_failure(sample, condition, result))
         else:
-            ready.append(made)
+            ready.append(result)
     processes = current()
     if not processes.shards:
-        return records + _answers(pipeline, attachment, ready, condition)
+        return records + _forward_that_fits(pipeline, attachment, ready, condition)
+    # A sharded host needs every process in every forward, so it cannot be retried in halves.
     with in_step(processes):
         if any(processes.gather(bool(ready))):
-            records += (
-                _forward(pipeline, attachment, ready, condition)
-                if ready
-                else _forward_for_nothing(pipeline, attachment)
-            )
+            if ready:
+                records += _forward(pipeline, attachment, ready, condition)
+            else:
+                _forward_without_samples(pipeline, attachment)
     return records
 
 
-def _conditioned(
-    pipeline: Pipeline, sample: Sample, condition: str, others: ShufflePool
-) -> tuple[PreparedSample, list[ClipInput]]:
-    view = {"no_frames": "gray", "text_only": "text"}.get(
-        condition, condition if condition in pipeline.recipe.evaluation.inputs else "own"
-    )
-    prepared = pipeline.prepare(sample, view)
-    if condition == "none" or bare(pipeline, condition):
+def _make_ready(
+    pipeline: Pipeline, sample: Sample, condition: str, shuffle_pool: ShufflePool
+) -> ReadySample:
+    prepared = pipeline.prepare(sample, _view(pipeline, condition))
+    if condition == "none" or uses_bare_host(pipeline, condition):
         return prepared, []
     if condition == "no_pixels":
+        # The host sees gray frames; the modulation still gets features of the real ones.
         prepared = replace(prepared, inputs=pipeline.prepare(sample, "gray").inputs)
     if condition in BUILT_IN:
         return prepared, [prepared.clip(prepared.signal)]
-    return prepared, [prepared.clip(pipeline.control(condition, prepared, others))]
+    return prepared, [prepared.clip(pipeline.control(condition, prepared, shuffle_pool))]
 
 
-def bare(pipeline: Pipeline, condition: str) -> bool:
-    """Return whether ``condition`` asks the host without residual and without LoRA."""
+def _view(pipeline: Pipeline, condition: str) -> str:
+    """Return which view of the clip :meth:`Pipeline.prepare` shows the host."""
+    if condition == "no_frames":
+        return "gray"
+    if condition == "text_only":
+        return "text"
+    return condition if condition in pipeline.recipe.evaluation.inputs else "own"
+
+
+def uses_bare_host(pipeline: Pipeline, condition: str) -> bool:
+    """Return whether ``condition`` runs the host without residual and without LoRA."""
     return condition in ("host", "text_only") or condition in pipeline.recipe.evaluation.inputs
 
 
-def _answers(
-    pipeline: Pipeline,
-    attachment: Attachment,
-    ready: Sequence[tuple[PreparedSample, list[ClipInput]]],
-    condition: str,
+def _forward_that_fits(
+    pipeline: Pipeline, attachment: Attachment, ready: Sequence[ReadySample], condition: str
 ) -> list[Prediction]:
-    """Answer in one forward; in halves when that does not fit into memory, down to single samples,
-    which then have failed.
+    """Answer in one forward, or in halves when memory runs out, down to single samples.
+
+    A single sample that does not fit has failed.
     """
     if not ready:
         return []
@@ -147,112 +150,113 @@ def _answers(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        text = first_line(error)
+        reason = first_line(error)
+    # Outside of the handler: until it ends, the traceback keeps the failed forward's tensors alive.
     free_cached_memory()
     if len(ready) == 1:
-        return [
-            _failure(
-                ready[0][0].sample,
-                condition,
-                DataError(
-                    f"does not fit into memory, even alone ({text}). Lower sampling.max_frames."
-                ),
-            )
-        ]
+        prepared, _ = ready[0]
+        failed = DataError(
+            f"does not fit into memory, even alone ({reason}). Lower sampling.max_frames."
+        )
+        return [_failure(prepared.sample, condition, failed)]
     warnings.warn(
-        f"A forward of {len(ready)} samples does not fit into memory ({text}); it is done in"
+        f"A forward of {len(ready)} samples does not fit into memory ({reason}); it is done in"
         " halves. A smaller evaluation.batch_size saves the failed attempts.",
         stacklevel=2,
     )
     half = len(ready) // 2
-    return _answers(pipeline, attachment, ready[:half], condition) + _answers(
-        pipeline, attachment, ready[half:], condition
-    )
+    first = _forward_that_fits(pipeline, attachment, ready[:half], condition)
+    return first + _forward_that_fits(pipeline, attachment, ready[half:], condition)
 
 
 @torch.inference_mode()
-def _forward_for_nothing(pipeline: Pipeline, attachment: Attachment) -> list[Prediction]:
-    """Go through a divided host with the others, who could not without us; answer nothing."""
+def _forward_without_samples(pipeline: Pipeline, attachment: Attachment) -> None:
+    """Take part in the other processes' forward of a sharded host, with a dummy input."""
     inputs = pipeline.host.encode_text(pipeline.processor, "-").inputs
-    attachment.model(
-        **{key: value.to(pipeline.device) for key, value in inputs.items()}, **LAST_LOGITS
-    )
-    return []
+    on_device = {key: value.to(pipeline.device) for key, value in inputs.items()}
+    attachment.model(**on_device, **LAST_LOGITS)
 
 
 @torch.inference_mode()
 def _forward(
-    pipeline: Pipeline,
-    attachment: Attachment,
-    ready: Sequence[tuple[PreparedSample, list[ClipInput]]],
-    condition: str,
+    pipeline: Pipeline, attachment: Attachment, ready: Sequence[ReadySample], condition: str
 ) -> list[Prediction]:
-    prepared = [p for p, _ in ready]
+    prepared = [sample for sample, _ in ready]
     rows = [clips for _, clips in ready]
-    common = 0
+    prefix = 0
     if pipeline.recipe.evaluation.batch_by == "clip":
-        common = shared_prefix(
-            prepared,
-            list(attachment.host.visual_ids.values()),
-            [clips[0].signal if clips else None for clips in rows],
-        )
-    batch = pipeline.collate(prepared, with_inputs=not common)
+        signals = [clips[0].signal if clips else None for clips in rows]
+        visual_ids = list(attachment.host.visual_ids.values())
+        prefix = shared_prefix(prepared, visual_ids, signals)
+    # With a shared prefix, `answer_together` builds the inputs itself.
+    batch = pipeline.collate(prepared, with_inputs=not prefix)
 
-    def ask(rows: Rows, **inputs: Any) -> Any:
-        with attachment.under(rows):
+    def forward(rows: Rows, **inputs: Any) -> Any:
+        with attachment.maybe_condition(rows):
             return attachment.model(**inputs)
 
-    with attachment.bare() if bare(pipeline, condition) else nullcontext():
-        if common:
-            output: object = answer_together(ask, attachment.model, prepared, rows[0], common)
+    with attachment.bare() if uses_bare_host(pipeline, condition) else nullcontext():
+        if prefix:
+            output: object = answer_together(forward, attachment.model, prepared, rows[0], prefix)
         else:
-            output = ask(rows, **batch.inputs, **LAST_LOGITS)
+            output = forward(rows, **batch.inputs, **LAST_LOGITS)
     logits = batch.option_logits(output).cpu()
-    active = (
-        attachment.report().active_steps * (len(rows) if common else 1)
-        if any(rows)
-        else (0,) * len(rows)
-    )
+    if any(rows):
+        # Questions that share a prefix share one conditioned clip, hence one report.
+        active_steps = attachment.report().active_steps * (len(rows) if prefix else 1)
+    else:
+        active_steps = (0,) * len(rows)
     return [
-        _prediction(p.sample, condition, row[: len(p.options)].tolist(), n)
-        for p, row, n in zip(prepared, logits, active, strict=True)
+        _prediction(sample.sample, condition, row[: len(sample.options)].tolist(), steps)
+        for sample, row, steps in zip(prepared, logits, active_steps, strict=True)
     ]
 
 
-def _prediction(sample: Sample, condition: str, logits: list[float], active: int) -> Prediction:
-    if not all(
-        map(math.isfinite, logits)
-    ):  # which of them is the largest nobody can say, and JSON has no word for them
-        return _failure(
-            sample,
-            condition,
-            DataError(f"the host's logits of the options are not all finite: {logits}."),
-        )
+def _prediction(
+    sample: Sample, condition: str, logits: list[float], active_steps: int
+) -> Prediction:
+    # With NaN or infinities no logit is reliably the largest, and JSON cannot hold them.
+    if not all(map(math.isfinite, logits)):
+        error = DataError(f"the host's logits of the options are not all finite: {logits}.")
+        return _failure(sample, condition, error)
     choice = max(range(len(logits)), key=logits.__getitem__)
-    rounded = tuple(round(v, 4) for v in logits)
     return Prediction(
-        sample.id,
-        sample.task,
-        sample.groups.get("video", sample.id),
-        condition,
-        sample.answer,
-        choice,
-        choice == sample.answer,
-        rounded,
-        active,
+        id=sample.id,
+        task=sample.task,
+        group=_group(sample),
+        condition=condition,
+        answer=sample.answer,
+        prediction=choice,
+        correct=choice == sample.answer,
+        logits=tuple(round(logit, 4) for logit in logits),
+        active_steps=active_steps,
     )
 
 
 def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
-    group = sample.groups.get("video", sample.id)
-    text = (
-        f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
-        .encode("utf-8", "backslashreplace")
-        .decode()
-    )  # names of files may hold what UTF-8 cannot
+    text = f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
+    # File names in error texts may hold surrogates, which UTF-8 files cannot.
+    text = text.encode("utf-8", "backslashreplace").decode()
     return Prediction(
-        sample.id, sample.task, group, condition, sample.answer, None, False, (), 0, text
+        id=sample.id,
+        task=sample.task,
+        group=_group(sample),
+        condition=condition,
+        answer=sample.answer,
+        prediction=None,
+        correct=False,
+        logits=(),
+        active_steps=0,
+        error=text,
     )
+
+
+def _group(sample: Sample) -> str:
+    # Without a video, no sample depends on another.
+    return sample.groups.get("video", sample.id)
+
+
+# --- evaluating a run
 
 
 @show_library_warnings()
@@ -261,17 +265,26 @@ def evaluate(
     pipeline: Pipeline,
     modulation: Modulation,
     split: str = "test",
-    advance: Callable[[str, int, int], None] = lambda c, d, n: None,
+    advance: Callable[[str, int, int], None] = lambda condition, done, total: None,
     *,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run under its condition and all controls; write metrics.json and
-    predictions.jsonl; return the metrics.
+    """Evaluate a run under its main condition and all controls; return the metrics.
 
-    Deterministic: a second evaluation writes the same files, and one that was ended early, by
-    ``stop`` or by anything, goes on after the conditions it had finished. Several processes share
-    the work; the first one writes. Raises :class:`DataError` when more samples fail than the recipe
-    allows, :class:`Interrupted`, :class:`LockedError`, :class:`StorageError`, :class:`RankError`.
+    Writes metrics.json and predictions.jsonl. Deterministic: a second evaluation writes the same
+    files, and an interrupted one continues after the conditions it had finished. Several processes
+    share the work; the first one writes.
+
+    Args:
+        run: the run; locked during the evaluation.
+        pipeline: the pipeline of the run's recipe.
+        modulation: the trained modulation.
+        split: the split to evaluate on.
+        advance: called with the condition, the number of samples just answered, and their total.
+        stop: checked after each round of batches.
+
+    Raises :class:`DataError` when more samples fail than the recipe allows, :class:`Interrupted`,
+    :class:`LockedError`, :class:`StorageError`, :class:`RankError`.
     """
     samples = pipeline.samples(split)
     stop = stop or StopRequest()
@@ -281,22 +294,10 @@ def evaluate(
         raise DataError(f"The split {split!r} has no samples.")
     with processes.fail_together(), run.held():
         main = run.recipe.training.condition
-        conditions = (
-            c
-            for c in run.recipe.evaluation.conditions
-            if c != main and (main != "none" or c in ("host", "text_only"))
+        records = _score_conditions(
+            run, pipeline, modulation, split, samples, _conditions(run), advance, stop
         )
-        records = _records(
-            run,
-            pipeline,
-            modulation,
-            split,
-            samples,
-            [main, *conditions, *pipeline.recipe.evaluation.inputs],
-            advance,
-            stop,
-        )
-        metrics = processes.told(lambda: _written(run, split, main, records))
+        metrics = processes.told(lambda: _write_results(run, split, main, records))
     share = len(metrics["failed"]) / len(samples)
     if share > run.recipe.evaluation.max_failed_share:
         first = metrics["failed"][0]
@@ -308,39 +309,39 @@ def evaluate(
     return metrics
 
 
-def _written(
-    run: Run, split: str, main: str, records: dict[str, list[Prediction]]
-) -> dict[str, Any]:
-    """Write what came of an evaluation; return its metrics."""
-    lines = "".join(as_lines(answers) for answers in records.values())
-    write_atomically(run.predictions(split), lambda path: path.write_text(lines, encoding="utf-8"))
-    metrics = {"split": split, **_metrics(run, main, records)}
-    run.write_json(run.metrics(split).name, metrics)
-    FinishedConditions(run.evaluation, split, None).clear()
-    return metrics
+def _conditions(run: Run) -> list[str]:
+    """Return the main condition, the controls that apply, and the recipe's input transforms."""
+    settings = run.recipe.evaluation
+    main = run.recipe.training.condition
+    controls = [
+        condition
+        for condition in settings.conditions
+        # Controls of the signal mean nothing to a run that was trained without modulation.
+        if condition != main and (main != "none" or condition in ("host", "text_only"))
+    ]
+    return [main, *controls, *settings.inputs]
 
 
-def _records(
+def _score_conditions(
     run: Run,
     pipeline: Pipeline,
     modulation: Modulation,
     split: str,
     samples: Sequence[Sample],
-    names: Sequence[str],
+    conditions: Sequence[str],
     advance: Callable[[str, int, int], None],
     stop: StopRequest,
 ) -> dict[str, list[Prediction]]:
-    """Return every condition's answers: kept ones of an evaluation that was ended early, or asked
-    for now and kept.
-    """
-    made_of = [
+    """Return predictions by condition; conditions finished before an interruption are read back."""
+    ids = [sample.id for sample in samples]
+    inputs = [
         dump(run.recipe),
-        [s.id for s in samples],
+        ids,
         pipeline.fingerprints(),
         weights_digest(modulation),
         environment(),
     ]
-    kept = FinishedConditions(run.evaluation, split, made_of)
+    finished = FinishedConditions(run.evaluation, split, inputs)
     total = len(samples)
     processes = current()
     records: dict[str, list[Prediction]] = {}
@@ -348,54 +349,72 @@ def _records(
         modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment,
         pipeline.host_caches(),
     ):
-        for name in names:
+        for condition in conditions:
 
-            def advanced(n: int, name: str = name) -> None:
-                advance(name, n, total)
+            def advanced(n: int, condition: str = condition) -> None:
+                advance(condition, n, total)
+                # Processes agree first: one that stopped alone would leave the others waiting.
                 processes.agreed(stop).check()
 
-            answers = (kept.read(name, [s.id for s in samples]) if processes.leads else None) or []
+            # Only the first process reads and writes, and it decides for all.
+            answers = (finished.read(condition, ids) if processes.leads else None) or []
             if not processes.gather(bool(answers))[0]:
-                answers = score(pipeline, attachment, samples, name, advanced)
+                answers = score(pipeline, attachment, samples, condition, advanced)
                 if processes.leads:
-                    kept.write(name, answers)
+                    finished.write(condition, answers)
             else:
                 advanced(total)
-            records[name] = answers
+            records[condition] = answers
     return records
 
 
-def _metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:
-    boot = run.recipe.evaluation.bootstrap
+def _write_results(
+    run: Run, split: str, main: str, records: dict[str, list[Prediction]]
+) -> dict[str, Any]:
+    """Write predictions and metrics; return the metrics."""
+    lines = "".join(as_lines(answers) for answers in records.values())
+    write_atomically(run.predictions(split), lambda path: path.write_text(lines, encoding="utf-8"))
+    metrics = {"split": split, **compute_metrics(run, main, records)}
+    run.write_json(run.metrics(split).name, metrics)
+    # Last, so that an interruption up to here can still continue from them.
+    FinishedConditions(run.evaluation, split, None).clear()
+    return metrics
+
+
+def compute_metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -> dict[str, Any]:
+    """Return the contents of metrics.json, except for its split.
+
+    Raises :class:`DataError` when no sample is left to score.
+    """
+    resamples = run.recipe.evaluation.bootstrap
     seed = run.recipe.seed
+    # By sample: of several failures the last is listed.
     failed = {
-        r.id: {"id": r.id, "condition": r.condition, "error": r.error}
-        for rs in records.values()
-        for r in rs
-        if r.error
+        record.id: {"id": record.id, "condition": record.condition, "error": record.error}
+        for answers in records.values()
+        for record in answers
+        if record.error
     }
-    records = scored(records, run.recipe.evaluation.failed)
-    own = records[main]
-    if not own:
+    scored = apply_failed_rule(records, run.recipe.evaluation.failed)
+    main_answers = scored.pop(main)
+    if not main_answers:
         first = next(iter(failed.values()))
         raise DataError(
             "Every sample failed under some condition, and is left out (evaluation.failed:"
             f" left_out). First: {first['id']}, {first['condition']}: {first['error']}"
         )
-    controls = {name: summarize(r, boot, seed) for name, r in records.items() if name != main}
     return {
         "condition": main,
-        **summarize(own, boot, seed),
-        "controls": controls,
+        **summarize(main_answers, resamples, seed),
+        "controls": {name: summarize(answers, resamples, seed) for name, answers in scored.items()},
         "comparisons": {
-            f"{main} - {name}": compare(own, r, boot, seed)
-            for name, r in records.items()
-            if name != main
+            f"{main} - {name}": compare(main_answers, answers, resamples, seed)
+            for name, answers in scored.items()
         },
         "signal": {
-            "samples": len(own),
-            "samples_with_active_signal": sum(r.active_steps > 0 for r in own),
-            "active_steps": sum(r.active_steps for r in own),
+            "samples": len(main_answers),
+            "samples_with_active_signal": sum(record.active_steps > 0 for record in main_answers),
+            "active_steps": sum(record.active_steps for record in main_answers),
         },
         "failed": list(failed.values()),
     }

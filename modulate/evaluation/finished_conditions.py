@@ -1,6 +1,4 @@
-"""Conditions that an evaluation has finished, kept until all are, so that a kill costs the one it
-was at.
-"""
+"""Conditions that an evaluation has finished, saved so that an interruption costs only one."""
 
 import hashlib
 import json
@@ -17,9 +15,10 @@ from modulate.utils.safe_load import LINES_BYTES, read_limited
 from modulate.utils.schema import Record, parse_record
 
 
-class Head(Record):
-    """First line of a file of finished answers: which evaluation's they are, and the checksum of
-    the lines below.
+class Header(Record):
+    """First line of a file of finished predictions.
+
+    ``key``: the evaluation that they belong to. ``sha256``: checksum of the lines below.
     """
 
     key: str
@@ -27,39 +26,45 @@ class Head(Record):
 
 
 class FinishedConditions:
-    """Finished conditions of one split in a folder, a file each, and only for one evaluation:
-    ``made_of`` is everything that answers depend on.
+    """Predictions of finished conditions, one file each, valid for one evaluation only.
+
+    Args:
+        folder: folder of the files.
+        split: the split that is evaluated.
+        inputs: everything that the predictions depend on, JSON-serializable. Files that were
+            written with other inputs are ignored.
     """
 
-    def __init__(self, folder: Path, split: str, made_of: Any) -> None:
+    def __init__(self, folder: Path, split: str, inputs: Any) -> None:
         self.folder = folder
         self.split = split
-        self.key = hashlib.sha256(json.dumps([split, made_of], sort_keys=True).encode()).hexdigest()
+        self.key = hashlib.sha256(json.dumps([split, inputs], sort_keys=True).encode()).hexdigest()
 
     def read(self, condition: str, ids: Sequence[str]) -> list[Prediction] | None:
-        """Return the answers under ``condition`` to the samples ``ids``, None when they are not
-        there, or are another evaluation's.
+        """Return the predictions of the samples ``ids`` under ``condition``.
 
-        Damaged ones are left alone, with a warning.
+        None if there are none, or if they belong to another evaluation. Damaged files are ignored
+        with a warning: evaluating again is always right.
         """
         path = self._path(condition)
         if not path.exists():
             return None
         try:
-            head, _, lines = read_limited(path, LINES_BYTES).partition(b"\n")
-            notes = parse_record(head, Head, f"{path}, line 1", "head of finished answers", "")
-            if notes.key != self.key:
+            header_line, _, lines = read_limited(path, LINES_BYTES).partition(b"\n")
+            what = "header of finished predictions"
+            header = parse_record(header_line, Header, f"{path}, line 1", what, "")
+            if header.key != self.key:
                 return None
-            if notes.sha256 != _hash(lines):
-                raise DataError("its checksum does not match")
+            if header.sha256 != _sha256(lines):
+                raise DataError("their checksum does not match")
             records = list(parse_predictions(lines.split(b"\n")[:-1], str(path), first=2))
-            if [record.id for record in records] != list(ids) or any(
-                record.condition != condition for record in records
-            ):
-                raise DataError("they are of other samples, or of another condition")
+            # The checksum proves only that the lines are those written, not that they are complete.
+            same_samples = [record.id for record in records] == list(ids)
+            if not same_samples or any(record.condition != condition for record in records):
+                raise DataError("they belong to other samples, or to another condition")
         except DataError as error:
             warnings.warn(
-                f"The answers in {path} are damaged ({str(error).strip()}); the condition"
+                f"The predictions in {path} are damaged ({str(error).strip()}); the condition"
                 f" {condition!r} is evaluated again.",
                 stacklevel=2,
             )
@@ -67,26 +72,26 @@ class FinishedConditions:
         return records
 
     def write(self, condition: str, records: Sequence[Prediction]) -> None:
-        """Keep the answers under ``condition``. Raises :class:`StorageError`."""
+        """Save the predictions under ``condition``. Raises :class:`StorageError`."""
         lines = as_lines(records)
-        head = json.dumps({"key": self.key, "sha256": _hash(lines.encode())})
+        header = json.dumps({"key": self.key, "sha256": _sha256(lines.encode())})
         write_atomically(
             self._path(condition),
-            lambda path: path.write_text(f"{head}\n{lines}", encoding="utf-8"),
+            lambda path: path.write_text(f"{header}\n{lines}", encoding="utf-8"),
         )
 
     def clear(self) -> None:
-        """Remove what is kept of this split, whatever evaluation it is of."""
+        """Remove the files of this split, whichever evaluation they belong to."""
         for path in self.folder.glob(f"{quote(self.split, safe='')}-*.jsonl"):
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _path(self, condition: str) -> Path:
-        return (
-            self.folder / f"{quote(self.split, safe='')}-{quote(condition, safe='')}.jsonl"
-        )  # a recipe's own name for a condition may hold anything
+        # A recipe may name its own conditions with any characters, slashes included.
+        name = f"{quote(self.split, safe='')}-{quote(condition, safe='')}.jsonl"
+        return self.folder / name
 
 
-def _hash(text: bytes) -> str:
+def _sha256(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()

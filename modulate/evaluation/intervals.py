@@ -1,10 +1,9 @@
-"""What may be said about accuracies: exact paired tests, and bootstrap intervals that respect that
-questions share videos.
+"""Accuracies with bootstrap intervals that respect shared videos, and exact paired tests.
 
 Questions about one video are not independent of each other, so intervals resample whole groups
-(videos, or viewers), never single questions. Everything is deterministic for a given seed; what is
-made of right and wrong answers does not depend on the order of the samples either, because sums of
-whole numbers are exact. No torch, no scipy.
+(videos, or viewers), never single questions. Everything is deterministic for a given seed. Results
+from correct and wrong answers do not depend on the order of the samples either, because sums of
+whole numbers are exact. Imports neither torch nor scipy.
 """
 
 import math
@@ -22,11 +21,12 @@ EXACT_UP_TO = 10_000
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-_CHUNK = 4_000_000  # resampled weights held at once: 32 MB
+_MOST_WEIGHTS = 4_000_000
+"""Resampled weights held in memory at once: 32 MB."""
 
 
-class Summary:
-    """A result that can be written as JSON."""
+class JsonResult:
+    """A dataclass that can be written as JSON."""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain dicts, lists, numbers, booleans and None."""
@@ -34,9 +34,11 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class McNemar(Summary):
-    """``b`` samples right only under the first condition, ``c`` only under the second; two-sided
-    ``p``; ``exact``: binomial, not normal.
+class McNemar(JsonResult):
+    """McNemar's test.
+
+    ``b``: samples correct under the first condition only; ``c``: under the second only. ``p``:
+    two-sided. ``exact``: whether ``p`` is binomial rather than normal.
     """
 
     b: int
@@ -46,10 +48,10 @@ class McNemar(Summary):
 
 
 @dataclass(frozen=True)
-class Interval(Summary):
+class Interval(JsonResult):
     """A mean with its bootstrap interval.
 
-    ``low`` and ``high`` are None when one group only gives no idea of the spread between groups.
+    ``low`` and ``high`` are None with a single group, which cannot show how groups vary.
     """
 
     mean: float
@@ -63,8 +65,8 @@ class Interval(Summary):
 
 
 @dataclass(frozen=True)
-class TaskAccuracy(Summary):
-    """Accuracy of one task in [0, 1] over ``n`` samples, with its interval (see :class:`Interval`)."""
+class TaskAccuracy(JsonResult):
+    """Accuracy of one task in [0, 1] over ``n`` samples, with its :class:`Interval`."""
 
     accuracy: float
     n: int
@@ -73,9 +75,10 @@ class TaskAccuracy(Summary):
 
 
 @dataclass(frozen=True)
-class Accuracies(Summary):
-    """``overall`` is the unweighted mean of the tasks' accuracies, as StreamGaze scores; ``low``
-    and ``high`` are its interval.
+class Accuracies(JsonResult):
+    """Accuracies by task, and ``overall``, their unweighted mean as StreamGaze scores.
+
+    ``low`` and ``high`` are the interval of ``overall``.
     """
 
     overall: float
@@ -90,9 +93,10 @@ class Accuracies(Summary):
 
 
 @dataclass(frozen=True)
-class Difference(Summary):
-    """First minus second condition on the same samples, in [-1, 1], with interval and McNemar's
-    test over all samples.
+class Difference(JsonResult):
+    """First minus second condition on the same samples, in [-1, 1].
+
+    ``mcnemar``: McNemar's test over all samples.
     """
 
     mean: float
@@ -106,26 +110,34 @@ class Difference(Summary):
     mcnemar: McNemar
 
 
-def mcnemar(a: ArrayLike, b: ArrayLike) -> McNemar:
-    """Test whether two conditions are right equally often on the same samples.
+# --- tests
+
+
+def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
+    """Test whether two conditions are correct equally often on the same samples.
 
     Args:
-        a, b: right (True, 1) or wrong (False, 0), sample by sample.
+        first: correct (True, 1) or wrong (False, 0) under the first condition, sample by sample.
+        second: the same under the second condition.
 
-    Raises :class:`DataError` when the two differ in length or are not right/wrong. Source: Q.
-    McNemar, Psychometrika 12 (1947) 153–157; the exact form is the sign test on the samples that
-    changed.
+    Raises :class:`DataError` for different lengths and other values. Source: Q. McNemar,
+    Psychometrika 12 (1947) 153–157; the exact form is the sign test on the discordant samples.
     """
-    first, second = _paired(a, b)
-    return mcnemar_counts(int(np.sum(first & ~second)), int(np.sum(~first & second)))
+    first_correct, second_correct = _paired_flags(first, second)
+    first_only = int(np.sum(first_correct & ~second_correct))
+    second_only = int(np.sum(~first_correct & second_correct))
+    return mcnemar_counts(first_only, second_only)
 
 
 def mcnemar_counts(b: int, c: int) -> McNemar:
-    """McNemar's test from the numbers of samples right under the first condition only (``b``) and
-    under the second only (``c``).
+    """Return McNemar's test from its discordant counts.
+
+    Args:
+        b: number of samples correct under the first condition only.
+        c: number of samples correct under the second condition only.
 
     Exact two-sided binomial, 2 · P(X ≤ min(b, c)) with X ~ Bin(b + c, ½), at most 1: exact to the
-    last bit, in whole numbers. Beyond :data:`EXACT_UP_TO` discordant samples the normal
+    last bit, in whole numbers. Beyond :data:`EXACT_UP_TO` discordant samples, the normal
     approximation with continuity correction (Edwards, 1948).
     """
     if b < 0 or c < 0:
@@ -134,29 +146,35 @@ def mcnemar_counts(b: int, c: int) -> McNemar:
     if n > EXACT_UP_TO:
         z = max(abs(b - c) - 1, 0) / math.sqrt(n)
         return McNemar(b, c, math.erfc(z / math.sqrt(2)), exact=False)
-    term = total = 1
+    # Sum the binomial coefficients n over k as integers: each follows exactly from the one before.
+    coefficient = 1
+    total = 1
     for k in range(min(b, c)):
-        term = term * (n - k) // (k + 1)
-        total += term
+        coefficient = coefficient * (n - k) // (k + 1)
+        total += coefficient
     return McNemar(b, c, min(1.0, 2 * total / 2**n), exact=True)
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Adjust p-values for several tests, in the order given: reject where the result is below the
-    wanted family-wise error rate.
+    """Return p-values adjusted for multiple tests, in the given order.
 
-    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65–70. Raises :class:`DataError`
-    for values outside [0, 1].
+    Reject where the result is below the desired family-wise error rate. Raises :class:`DataError`
+    for values outside [0, 1]. Source: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65–70.
     """
-    bad = [p for p in pvalues if not 0 <= p <= 1]
-    if bad:
-        raise DataError(f"p-values lie between 0 and 1; got {bad[0]!r}.")
+    invalid = [p for p in pvalues if not 0 <= p <= 1]
+    if invalid:
+        raise DataError(f"p-values lie between 0 and 1; got {invalid[0]!r}.")
     adjusted = [0.0] * len(pvalues)
-    worst = 0.0
-    for rank, i in enumerate(sorted(range(len(pvalues)), key=lambda i: pvalues[i])):
-        worst = max(worst, min(1.0, (len(pvalues) - rank) * float(pvalues[i])))
-        adjusted[i] = worst
+    largest = 0.0
+    ascending = sorted(range(len(pvalues)), key=lambda i: pvalues[i])
+    for rank, i in enumerate(ascending):
+        # The running maximum keeps adjusted values in the order of the original ones.
+        largest = max(largest, min(1.0, (len(pvalues) - rank) * float(pvalues[i])))
+        adjusted[i] = largest
     return adjusted
+
+
+# --- intervals
 
 
 def bootstrap_interval(
@@ -166,15 +184,17 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of the mean of all values, resampling whole groups with replacement.
+    """Return the mean of all values with its cluster-bootstrap percentile interval.
 
     Args:
-        values_by_group: the values of each group (video, viewer); groups may differ in size, larger ones weigh more.
+        values_by_group: values of each group (video, viewer). Larger groups weigh more.
         level: share of resamples inside the interval, in (0, 1).
+        resamples: number of resamples of whole groups, with replacement; at least 100.
+        seed: seed of the resampling.
 
     With few groups (below about 20) such intervals are too narrow. Raises :class:`DataError` when
-    there are no values, or not finite ones. Source: A. C. Davison, D. V. Hinkley, *Bootstrap
-    Methods and their Application* (1997), §3.8 and chapter 5.
+    there are no values, or values that are not finite. Source: A. C. Davison, D. V. Hinkley,
+    *Bootstrap Methods and their Application* (1997), §3.8 and chapter 5.
     """
     parts = {
         group: np.asarray(values, dtype=np.float64).ravel()
@@ -182,12 +202,13 @@ def bootstrap_interval(
     }
     groups = [group for group, part in parts.items() for _ in part]
     values = np.concatenate(list(parts.values())) if parts else np.zeros(0)
-    return _intervals(values, groups, None, level, resamples, seed)[0]
+    overall, _ = _stratified_intervals(values, groups, None, level, resamples, seed)
+    return overall
 
 
 def paired_difference(
-    a: ArrayLike,
-    b: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
     groups: Sequence[str],
     tasks: Sequence[str] | None = None,
     *,
@@ -195,21 +216,26 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Compare two conditions on the same samples: accuracy of ``a`` minus accuracy of ``b``.
+    """Compare two conditions on the same samples: accuracy of ``first`` minus that of ``second``.
 
     Args:
-        a, b: right or wrong, sample by sample.
+        first: correct or wrong under the first condition, sample by sample.
+        second: the same under the second condition.
         groups: each sample's group (video, viewer), resampled as a whole.
-        tasks: each sample's task; if given, the difference is that of the unweighted means over tasks, else of all samples alike.
+        tasks: each sample's task. If given, accuracies are unweighted means over tasks; otherwise
+            all samples weigh alike.
+        level: see :func:`bootstrap_interval`.
+        resamples: see :func:`bootstrap_interval`.
+        seed: seed of the resampling.
 
-    McNemar's test treats samples as independent and weighs all alike, so it may disagree with the
-    interval; trust the interval when videos have many questions. Raises :class:`DataError` as
-    :func:`mcnemar` does.
+    McNemar's test treats samples as independent and weights all alike, so it may disagree with the
+    interval; trust the interval when videos have many questions. Raises :class:`DataError` like
+    :func:`mcnemar`.
     """
-    first, second = _paired(a, b)
-    change = first.astype(np.float64) - second.astype(np.float64)
-    found, _ = _intervals(change, groups, tasks, level, resamples, seed)
-    return Difference(**found.as_json(), mcnemar=mcnemar(first, second))
+    first_correct, second_correct = _paired_flags(first, second)
+    change = first_correct.astype(np.float64) - second_correct.astype(np.float64)
+    overall, _ = _stratified_intervals(change, groups, tasks, level, resamples, seed)
+    return Difference(**overall.as_json(), mcnemar=mcnemar(first_correct, second_correct))
 
 
 def task_accuracies(
@@ -221,28 +247,41 @@ def task_accuracies(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Accuracies:
-    """Accuracy per task and their unweighted mean, each with its interval.
+    """Return the accuracy of each task and their unweighted mean, each with its interval.
 
     Args:
-        correct: right or wrong, sample by sample; a failed sample that is among them is wrong.
+        correct: correct or wrong, sample by sample. Failed samples count as wrong if included.
         tasks: each sample's task.
-        groups: each sample's group (video, viewer), resampled as a whole; without, every sample is a group of its own.
+        groups: each sample's group (video, viewer), resampled as a whole. By default every sample
+            is a group of its own.
+        level: see :func:`bootstrap_interval`.
+        resamples: see :func:`bootstrap_interval`.
+        seed: seed of the resampling.
 
-    In a resample that happens to lack a task, the overall mean is that of the tasks present. Raises
-    :class:`DataError` for lengths that differ, no samples, or values that are not right/wrong.
+    In a resample that lacks a task, the overall mean is that of the tasks present. Raises
+    :class:`DataError` for different lengths, no samples, or values that are not correct/wrong.
     """
-    right = _flags(correct)
-    groups = groups if groups is not None else [str(i) for i in range(len(right))]
-    whole, parts = _intervals(right, groups, tasks, level, resamples, seed)
+    flags = _flags(correct)
+    if groups is None:
+        groups = [str(i) for i in range(len(flags))]
+    overall, parts = _stratified_intervals(flags, groups, tasks, level, resamples, seed)
     per_task = {
         task: TaskAccuracy(part.mean, part.n, part.low, part.high) for task, part in parts.items()
     }
     return Accuracies(
-        whole.mean, whole.low, whole.high, whole.n, whole.groups, level, resamples, seed, per_task
+        overall.mean,
+        overall.low,
+        overall.high,
+        overall.n,
+        overall.groups,
+        level,
+        resamples,
+        seed,
+        per_task,
     )
 
 
-def _intervals(
+def _stratified_intervals(
     values: ArrayLike,
     groups: Sequence[str],
     strata: Sequence[str] | None,
@@ -250,106 +289,125 @@ def _intervals(
     resamples: int,
     seed: int,
 ) -> tuple[Interval, dict[str, Interval]]:
-    """Interval of the unweighted mean over ``strata`` of their means, and of each stratum's mean,
-    from the same resamples.
+    """Return intervals of the unweighted mean over strata, and of each stratum's mean.
+
+    All come from the same resamples: a video that serves several tasks moves all of them together.
     """
     array = np.asarray(values, dtype=np.float64)
-    strata = strata if strata is not None else ["all"] * len(array)
+    if strata is None:
+        strata = ["all"] * len(array)
+    _check(array, groups, strata, level, resamples)
+    names, sums, counts = _tabulate(array, groups, strata)
+    drawn = _resampled_means(sums, counts, resamples, seed)
+    means = sums.sum(0) / counts.sum(0)
+    sizes = counts.sum(0)
+    groups_with = (counts > 0).sum(0)
+    present = ~np.isnan(drawn)
+
+    def interval(mean: Any, resampled: NDArray[np.float64], n: Any, n_groups: Any) -> Interval:
+        low, high = _percentiles(resampled, level) if n_groups > 1 else (None, None)
+        return Interval(float(mean), low, high, int(n), int(n_groups), level, resamples, seed)
+
+    by_stratum = {
+        name: interval(means[i], drawn[present[:, i], i], sizes[i], groups_with[i])
+        for i, name in enumerate(names)
+    }
+    resampled_overall = np.where(present, drawn, 0).sum(1) / present.sum(1)
+    overall = interval(means.mean(), resampled_overall, len(array), len(sums))
+    return overall, by_stratum
+
+
+def _check(
+    values: NDArray[np.float64],
+    groups: Sequence[str],
+    strata: Sequence[str],
+    level: float,
+    resamples: int,
+) -> None:
     if not 0 < level < 1 or resamples < 100:
         raise DataError(
             "An interval needs a level between 0 and 1 and at least 100 resamples; got level"
             f" {level!r}, resamples {resamples!r}."
         )
-    if not len(array) == len(groups) == len(strata):
+    if not len(values) == len(groups) == len(strata):
         raise DataError(
-            f"Every value needs its group and task; got {len(array)} values, {len(groups)} groups,"
+            f"Every value needs its group and task; got {len(values)} values, {len(groups)} groups,"
             f" {len(strata)} tasks."
         )
-    if not len(array) or not np.isfinite(array).all():
-        raise DataError(f"A mean needs at least one value, all of them finite; got {array!r}.")
-    names, sums, counts = _tables(array, groups, strata)
-    drawn = _resampled_means(sums, counts, resamples, seed)
-
-    def interval(mean: Any, means: NDArray[np.float64], n: Any, n_groups: int) -> Interval:
-        low, high = (
-            np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
-            if n_groups > 1
-            else (None, None)
-        )
-        return Interval(float(mean), low, high, int(n), n_groups, level, resamples, seed)
-
-    present = ~np.isnan(drawn)
-    overall = np.where(present, drawn, 0).sum(1) / present.sum(1)
-    means = sums.sum(0) / counts.sum(0)
-    sizes = counts.sum(0)
-    parts = {
-        name: interval(means[s], drawn[present[:, s], s], sizes[s], int((counts[:, s] > 0).sum()))
-        for s, name in enumerate(names)
-    }
-    return interval(means.mean(), overall, len(array), len(sums)), parts
+    if not len(values) or not np.isfinite(values).all():
+        raise DataError(f"A mean needs at least one value, all of them finite; got {values!r}.")
 
 
-def _tables(
+def _percentiles(means: NDArray[np.float64], level: float) -> tuple[float, float]:
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
+
+
+def _tabulate(
     values: NDArray[np.float64], groups: Sequence[str], strata: Sequence[str]
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
-    """Names of the strata, sorted; sums and numbers of values, (group, stratum) each."""
-    group_names, g = _numbered(groups)
-    stratum_names, s = _numbered(strata)
-    tables = np.zeros((2, len(group_names), len(stratum_names)))
-    np.add.at(tables[0], (g, s), values)
-    np.add.at(tables[1], (g, s), 1)
-    return stratum_names, tables[0], tables[1]
+    """Return the sorted strata, and sums and counts of values, each (group, stratum)."""
+    group_names, group_index = _indexed(groups)
+    stratum_names, stratum_index = _indexed(strata)
+    sums = np.zeros((len(group_names), len(stratum_names)))
+    counts = np.zeros_like(sums)
+    np.add.at(sums, (group_index, stratum_index), values)
+    np.add.at(counts, (group_index, stratum_index), 1)
+    return stratum_names, sums, counts
 
 
-def _numbered(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The different names, sorted, and each one's number.
-
-    Not by numpy's texts, which lose NULs at the end, and are all as long as the longest.
-    """
+def _indexed(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the distinct names, sorted, and the index of each given name among them."""
+    # Not np.unique: numpy strings lose trailing NULs, and all are as long as the longest.
     texts = [str(name) for name in names]
-    different = sorted(set(texts))
-    number = {text: i for i, text in enumerate(different)}
-    return different, np.array([number[text] for text in texts], dtype=np.int64)
+    distinct = sorted(set(texts))
+    index = {text: i for i, text in enumerate(distinct)}
+    return distinct, np.array([index[text] for text in texts], dtype=np.int64)
 
 
 def _resampled_means(
     sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Each resample's mean of each stratum, (resample, stratum); NaN where the resample lacks the
-    stratum.
+    """Return the means of each resample, (resample, stratum); NaN where it lacks the stratum.
 
-    Drawing groups with replacement is a multinomial over how often each is drawn.
+    ``sums``, ``counts``: (group, stratum).
     """
     rng = np.random.default_rng(seed)
-    n = len(sums)
-    chunk = max(1, _CHUNK // n)
+    n_groups = len(sums)
+    equal = np.full(n_groups, 1 / n_groups)
+    chunk = max(1, _MOST_WEIGHTS // n_groups)
     means = []
     for start in range(0, resamples, chunk):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, resamples - start)).astype(
-            np.float64
-        )
-        numbers = weights @ counts
-        means.append(
-            np.divide(weights @ sums, numbers, out=np.full_like(numbers, np.nan), where=numbers > 0)
-        )
+        size = min(chunk, resamples - start)
+        # Drawing groups with replacement: how often each is drawn is multinomial.
+        weights = rng.multinomial(n_groups, equal, size=size).astype(np.float64)
+        drawn_counts = weights @ counts
+        missing = np.full_like(drawn_counts, np.nan)
+        means.append(np.divide(weights @ sums, drawn_counts, out=missing, where=drawn_counts > 0))
     return np.concatenate(means)
+
+
+# --- input
 
 
 def _flags(values: ArrayLike) -> NDArray[np.bool_]:
     array = np.asarray(values)
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
         raise DataError(
-            "Samples are right (True, 1) or wrong (False, 0), in one dimension; got"
+            "Samples are correct (True, 1) or wrong (False, 0), in one dimension; got"
             f" {str(array)[:80]} of shape {array.shape}."
         )
     return array.astype(bool)
 
 
-def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    first = _flags(a)
-    second = _flags(b)
-    if len(first) != len(second):
+def _paired_flags(
+    first: ArrayLike, second: ArrayLike
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    first_flags = _flags(first)
+    second_flags = _flags(second)
+    if len(first_flags) != len(second_flags):
         raise DataError(
-            f"Paired conditions need the same samples; got {len(first)} and {len(second)}."
+            "Paired conditions need the same samples; got"
+            f" {len(first_flags)} and {len(second_flags)}."
         )
-    return first, second
+    return first_flags, second_flags

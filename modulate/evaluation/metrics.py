@@ -1,35 +1,32 @@
-"""From predictions to figures: accuracy per task and overall with intervals, and paired comparisons
-of conditions.
-"""
+"""Figures from predictions: accuracies with intervals, and paired comparisons of conditions."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from modulate.evaluation.intervals import paired_difference, task_accuracies
-from modulate.evaluation.predictions import Prediction, read_predictions
-
-__all__ = ["Prediction", "compare", "read_predictions", "summarize"]
+from modulate.evaluation.predictions import Prediction
 
 
 def summarize(records: Sequence[Prediction], resamples: int, seed: int) -> dict[str, Any]:
-    """Return {"overall", "interval", "n", "tasks": {task: {"accuracy", "n", "interval"}}}; overall
-    is the unweighted mean over tasks.
+    """Return {"overall", "interval", "n", "tasks": {task: {"accuracy", "n", "interval"}}}.
+
+    ``overall`` is the unweighted mean over tasks.
     """
-    found = task_accuracies(
-        [r.correct for r in records],
-        [r.task for r in records],
-        [r.group for r in records],
+    accuracies = task_accuracies(
+        [record.correct for record in records],
+        [record.task for record in records],
+        [record.group for record in records],
         resamples=resamples,
         seed=seed,
     )
     tasks = {
-        name: {"accuracy": t.accuracy, "n": t.n, "interval": [t.low, t.high]}
-        for name, t in sorted(found.tasks.items())
+        name: {"accuracy": task.accuracy, "n": task.n, "interval": [task.low, task.high]}
+        for name, task in sorted(accuracies.tasks.items())
     }
     return {
-        "overall": found.overall,
-        "interval": [found.low, found.high],
-        "n": found.n,
+        "overall": accuracies.overall,
+        "interval": [accuracies.low, accuracies.high],
+        "n": accuracies.n,
         "tasks": tasks,
     }
 
@@ -37,30 +34,27 @@ def summarize(records: Sequence[Prediction], resamples: int, seed: int) -> dict[
 def compare(
     first: Sequence[Prediction], second: Sequence[Prediction], resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Return the paired difference of two conditions on the same samples, overall and per task,
-    with McNemar's test.
+    """Return the paired difference (first − second) with McNemar's test, overall and by task.
+
+    Both need predictions of the same samples, in any order.
     """
-    result = _difference(first, second, resamples, seed)
-    tasks = sorted({r.task for r in first})
+    partners = {record.id: record for record in second}
+    pairs = [(record, partners[record.id]) for record in first]
     by_task = {
-        t: _difference(
-            [r for r in first if r.task == t], [r for r in second if r.task == t], resamples, seed
-        )
-        for t in tasks
+        task: _difference([pair for pair in pairs if pair[0].task == task], resamples, seed)
+        for task in sorted({record.task for record in first})
     }
-    return {**result, "tasks": by_task}
+    return {**_difference(pairs, resamples, seed), "tasks": by_task}
 
 
 def _difference(
-    first: Sequence[Prediction], second: Sequence[Prediction], resamples: int, seed: int
+    pairs: Sequence[tuple[Prediction, Prediction]], resamples: int, seed: int
 ) -> dict[str, Any]:
-    partner = {r.id: r for r in second}
-    pairs = [(r, partner[r.id]) for r in first]
     found = paired_difference(
-        [a.correct for a, _ in pairs],
-        [b.correct for _, b in pairs],
-        [a.group for a, _ in pairs],
-        [a.task for a, _ in pairs],
+        [record.correct for record, _ in pairs],
+        [partner.correct for _, partner in pairs],
+        [record.group for record, _ in pairs],
+        [record.task for record, _ in pairs],
         resamples=resamples,
         seed=seed,
     )

@@ -1,4 +1,4 @@
-"""Answers of an evaluation, sample by sample, and the one reader of them. Imports no torch."""
+"""Predictions: one answer per sample and condition, and their one reader. Imports no torch."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,28 +14,33 @@ from modulate.utils.safe_load import parse_json, read_lines
 from modulate.utils.schema import Count, Flag, Real, Text, checked, warn_of_key
 
 MOST_OPTIONS = 256
-"""Most options of one question."""
+"""Largest number of options of one question."""
 
-Rule = Literal["wrong", "left_out"]
-"""How samples that fail count, as a recipe's ``evaluation.failed`` says."""
+FailedRule = Literal["wrong", "left_out"]
+"""How failed samples are scored: the value of a recipe's ``evaluation.failed``."""
 
-FATES: Mapping[Rule, str] = {
+FAILED_RULES: Mapping[FailedRule, str] = {
     "wrong": "counted as wrong",
-    "left_out": "left out of all figures, under every condition",
+    "left_out": "excluded from all figures, under every condition",
 }
-"""What comes of a sample that failed, by rule, in words."""
+"""What each rule does to a failed sample, in words."""
 
 Option = Annotated[int, Strict(), Field(ge=0, lt=MOST_OPTIONS)]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One sample's answer under one condition. A failed sample has ``error``, and no answer; how it
-    counts, the recipe says.
+    """The answer to one sample under one condition.
 
-    ``answer``, ``prediction``: index of the right option, and of the one with the largest of
-    ``logits``. ``active_steps``: time steps that the signal reached. The types are checked where
-    predictions are read, not where they are made.
+    A failed sample has an ``error`` and no ``prediction``; the recipe says how it is scored. Types
+    are validated when predictions are read, not when they are created.
+
+    Attributes:
+        group: video or viewer; samples of one group are not independent of each other.
+        answer: index of the correct option.
+        prediction: index of the option with the largest logit, None for a failed sample.
+        logits: one for each option.
+        active_steps: number of time steps that the signal reached.
     """
 
     id: Text
@@ -52,7 +57,7 @@ class Prediction:
 
 def _consistent(record: Prediction) -> Prediction:
     if (record.prediction is None) != bool(record.error):
-        raise ValueError("either there is a prediction, or an error that says why there is none")
+        raise ValueError("needs either a prediction or an error that says why there is none")
     if record.correct != (record.prediction == record.answer):
         raise ValueError(
             f"correct is {record.correct}, although prediction is {record.prediction} and answer"
@@ -66,12 +71,11 @@ _KEYS = [field.name for field in fields(Prediction)]
 
 
 def read_predictions(path: Path) -> dict[str, list[Prediction]]:
-    """Return what a file of predictions holds: condition → its samples' answers, both in the order
-    of the file.
+    """Return condition → its samples' predictions, both in the order of the file.
 
-    A key that this version does not know is ignored, with one warning for the file. Raises
-    :class:`MissingFileError`, and :class:`DataError` naming file, line and key for what is no
-    prediction, or answers a sample twice under one condition.
+    Unknown keys are ignored, with one warning for the file. Raises :class:`MissingFileError`, and
+    :class:`DataError` naming file, line and key for an invalid line, or for a second answer to one
+    sample under one condition.
     """
     if not path.exists():
         raise MissingFileError(
@@ -79,25 +83,29 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
             f" {path.parent}` does it."
         )
     advice = f"`modulate eval {path.parent}` writes the file anew."
-    found: dict[str, list[Prediction]] = {}
-    for record in parse_predictions(
-        (line for _, line in read_lines(path, "Predictions")), str(path), 1, advice
-    ):
-        found.setdefault(record.condition, []).append(record)
-    if not found:
+    lines = (line for _, line in read_lines(path, "Predictions"))
+    by_condition: dict[str, list[Prediction]] = {}
+    for record in parse_predictions(lines, str(path), 1, advice):
+        by_condition.setdefault(record.condition, []).append(record)
+    if not by_condition:
         raise DataError(f"{path} holds no predictions. {advice}")
-    return found
+    return by_condition
 
 
 def parse_predictions(
     lines: Iterable[bytes], source: str, first: int = 1, advice: str = ""
 ) -> Iterator[Prediction]:
-    """Yield the predictions in ``lines`` of JSON; ``source`` and the number of the ``first`` line
-    name them in errors, ``advice`` says what to do.
+    """Yield the predictions in lines of JSON.
 
-    Raises :class:`DataError` as :func:`read_predictions` does.
+    Args:
+        lines: one prediction each, UTF-8.
+        source: what errors call the lines.
+        first: number of the first line in ``source``.
+        advice: what the user can do, appended to errors.
+
+    Raises :class:`DataError` like :func:`read_predictions`.
     """
-    seen: dict[tuple[str, str], int] = {}
+    line_of: dict[tuple[str, str], int] = {}
     warned: set[str] = set()
     for number, line in enumerate(lines, first):
         where = f"{source}, line {number}"
@@ -106,38 +114,43 @@ def parse_predictions(
         except DataError as error:
             raise DataError(f"{error} {advice}") from error
         record = checked(_ADAPTER, tree, where, "prediction", advice)
+        # A newer version writes its further keys in every line: warn of each only once.
         for key in tree.keys() - {*_KEYS} - warned:
             warned.add(key)
             warn_of_key(where, key, _KEYS)
-        before = seen.setdefault((record.condition, record.id), number)
-        if before != number:
+        earlier = line_of.setdefault((record.condition, record.id), number)
+        if earlier != number:
             raise DataError(
                 f"{where}: a second answer to {shown(record.id)} under {shown(record.condition)};"
-                f" the first is in line {before}. {advice}"
+                f" the first is in line {earlier}. {advice}"
             )
         yield record
 
 
 def as_lines(records: Sequence[Prediction]) -> str:
-    """Return predictions as lines of JSON. Numbers that are not finite are a ValueError."""
+    """Return predictions as lines of JSON. Raises ValueError for numbers that are not finite."""
     dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False)
     return "".join(dumps(asdict(record)) + "\n" for record in records)
 
 
 def from_lines(lines: str, source: str = "Predictions") -> list[Prediction]:
-    """Return the predictions that :func:`as_lines` was given. Raises :class:`DataError`."""
+    """Return the predictions in what :func:`as_lines` returned. Raises :class:`DataError`."""
+    # Split at line feeds only: str.splitlines also splits at separators that a text may contain.
     return list(parse_predictions(lines.encode().split(b"\n")[:-1], source))
 
 
-def scored(records: Mapping[str, Sequence[Prediction]], rule: Rule) -> dict[str, list[Prediction]]:
-    """Return the answers that count, by condition.
+def apply_failed_rule(
+    records: Mapping[str, Sequence[Prediction]], rule: FailedRule
+) -> dict[str, list[Prediction]]:
+    """Return the predictions that are scored, by condition.
 
-    By the rule ``left_out``, a sample that failed under any condition is left out of all.
+    Under the rule ``left_out``, a sample that failed under any condition is left out of all, so
+    that conditions are compared on the same samples.
     """
     if rule == "wrong":
-        return {name: list(answers) for name, answers in records.items()}
+        return {condition: list(answers) for condition, answers in records.items()}
     failed = {record.id for answers in records.values() for record in answers if record.error}
     return {
-        name: [record for record in answers if record.id not in failed]
-        for name, answers in records.items()
+        condition: [record for record in answers if record.id not in failed]
+        for condition, answers in records.items()
     }

@@ -1,9 +1,8 @@
-"""A frozen host whose decoder layers are divided among the processes of a run (FSDP2): each holds a
-part of every layer, and all put a layer together when it runs.
+"""A frozen host whose decoder layers are sharded among the processes of a run (FSDP2).
 
-Only the host is divided. The modulation, its LoRA and its hooks are whole in every process, and so
-is what trains them. The price is that all processes go through the host in step: as many forwards,
-and as many backwards, each.
+Each process holds a part of every layer, and all of them gather a layer when it runs. Only the host
+is sharded: every process has the whole modulation, its LoRA and its hooks, and so all that trains
+them. The price: all processes must run the same number of forwards and backwards through the host.
 """
 
 import warnings
@@ -23,8 +22,9 @@ from modulate.utils.out_of_memory import first_line, is_out_of_memory
 
 
 def load(family: type[Host], params: HostParams) -> tuple[nn.Module, Any]:
-    """Return model and processor as ``family`` loads them; of a team that shards, loaded on the
-    CPU, and only then brought to its devices in parts.
+    """Return model and processor as ``family`` loads them, the model sharded if the run shards.
+
+    A model to shard is loaded on the CPU: whole, it may not fit on one device.
     """
     processes = current()
     if not processes.shards:
@@ -35,79 +35,88 @@ def load(family: type[Host], params: HostParams) -> tuple[nn.Module, Any]:
 
 
 def shard(model: nn.Module, processes: ProcessGroup) -> None:
-    """Divide the decoder layers of ``model`` among the processes, and bring it to this process's
-    device, layer by layer. It stays divided for as long as it lives.
+    """Shard the decoder layers of ``model`` among the processes, and move it to their devices.
+
+    It stays sharded for as long as it lives.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     host = understand(model)
-    device = (
-        torch.device("cuda", torch.cuda.current_device())
-        if processes.device == "cuda"
-        else torch.device(processes.device)
-    )
+    device = torch.device(processes.device)
+    if processes.device == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
     mesh = init_device_mesh(device.type, (processes.size,))
     for layer in host.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=processes.reshard)
-    full_tensor = set(host.language.parameters()) - {
-        p for layer in host.layers for p in layer.parameters()
-    }
+    layer_parameters = {parameter for layer in host.layers for parameter in layer.parameters()}
+    # A common root lets FSDP fetch a layer ahead of its use. It shards nothing itself: every
+    # parameter outside the layers is ignored.
     fully_shard(
-        host.language, mesh=mesh, reshard_after_forward=False, ignored_params=full_tensor
-    )  # keeps the layers' transfers ahead of their use
+        host.language,
+        mesh=mesh,
+        reshard_after_forward=False,
+        ignored_params=set(host.language.parameters()) - layer_parameters,
+    )
     model.to(device)
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """Return a parameter's values, put together from all processes where it is divided: then all
-    must ask.
+    """Return a parameter's values, gathered from all processes if it is sharded.
+
+    For a sharded one, every process must call this.
     """
-    full = getattr(value, "full_tensor", None)
-    found: Tensor = value if full is None else full()
-    return found
+    gather = getattr(value, "full_tensor", None)
+    full: Tensor = value if gather is None else gather()
+    return full
 
 
 def refuse_out_of_step(recipe: Recipe, processes: ProcessGroup, training: bool) -> None:
-    """Raise :class:`RecipeError` for what would take some processes through a divided host more
-    often than others: in evaluation, and in ``training``, which validates.
+    """Raise :class:`RecipeError` if some processes would run a sharded host more often than others.
+
+    ``training``: check training and its validation; otherwise an evaluation.
     """
     if not processes.shards:
         return
-    for name, together in (
-        ("training", recipe.training.batch_by if training else "any"),
-        ("evaluation", recipe.evaluation.batch_by),
-    ):
-        if together == "clip":
-            raise RecipeError(
-                f"`{name}.batch_by: clip` takes as many forwards as there are clips in common, and"
-                " processes that share a host's layers (FSDP) must go in step; take any."
-            )
+    if training and recipe.training.batch_by == "clip":
+        _refuse_batch_by_clip("training")
+    if recipe.evaluation.batch_by == "clip":
+        _refuse_batch_by_clip("evaluation")
     if recipe.features.hidden_state_cache_gib:
         raise RecipeError(
-            "`features.hidden_state_cache_gib` leaves layers out for clips that are kept, and"
-            " processes that share a host's layers (FSDP) must go in step; set it to 0."
+            "`features.hidden_state_cache_gib` skips layers for cached clips, and processes that"
+            " share a host's layers (FSDP) must go in step; set it to 0."
         )
     if not training:
         return
-    if recipe.injection.empty == "none" and any(
-        "lora" not in stage.train for stage in recipe.training.stages
-    ):
+    # A frozen host has a backward only for what is trained in it. LoRA always is; a residual only
+    # where it is written, which depends on each process's own samples.
+    only_residuals = any("lora" not in stage.train for stage in recipe.training.stages)
+    if recipe.injection.empty == "none" and only_residuals:
         raise RecipeError(
-            "`injection.empty: none` leaves a backward out where signals are empty, and processes"
+            "`injection.empty: none` skips the backward where signals are empty, and processes"
             " that share a host's layers (FSDP) must go in step; let empty signals have a residual,"
             " or train lora in every stage."
         )
 
 
+def _refuse_batch_by_clip(section: str) -> None:
+    raise RecipeError(
+        f"`{section}.batch_by: clip` runs one forward for each clip that a batch shares, and"
+        " processes that share a host's layers (FSDP) must go in step; set it to any."
+    )
+
+
 @contextmanager
 def in_step(processes: ProcessGroup) -> Iterator[None]:
-    """Make running out of memory final where the host is divided: the others are in the middle of
-    the same forward, and cannot do theirs in halves.
+    """Raise :class:`DataError` when a forward of a sharded host in this block runs out of memory.
+
+    Retrying in halves is impossible: the other processes are in the middle of the same forward.
     """
     try:
         with warnings.catch_warnings():
-            # Ours are: views of what the hook has added to out of place, and hosts read them only.
+            # Outputs of hooked layers are views, but harmless ones: the hook adds out of place, and
+            # hosts only read them.
             warnings.filterwarnings(
                 "ignore", message="FSDP2-wrapped module .* returned a view tensor"
             )

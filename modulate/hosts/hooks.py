@@ -7,13 +7,14 @@ the end of a block, and turn into nothing when the host is copied.
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import Signature
 from types import MethodType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Hook:
@@ -21,8 +22,6 @@ class Hook:
 
     A copied host is a plain host, not a second one under the same attachment.
     """
-
-    tracked = False
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
@@ -36,6 +35,14 @@ class Hook:
 
     def __reduce__(self) -> Any:
         return Hook, (_do_nothing,)
+
+
+class TrackedHook(Hook):
+    """A hook that names what its effect depends on, so that its module's output may be cached."""
+
+    def active_tensors(self) -> Sequence[Tensor]:
+        """Return the tensors that the hook's effect depends on now; none while it has no effect."""
+        raise NotImplementedError
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:
@@ -158,11 +165,10 @@ def is_patched(owner: Any, name: str) -> bool:
 def third_party_origin(hooks: Iterable[Any]) -> str | None:
     """Return the module that defines the first hook from outside transformers, or None.
 
-    Hooks with a true ``tracked`` do not count: whoever caches a module's output asks them what
-    that output depends on.
+    A :class:`TrackedHook` does not count: a cache asks it what the module's output depends on.
     """
     for hook in hooks:
-        if getattr(hook, "tracked", False):
+        if isinstance(hook, TrackedHook):
             continue
         # Functions name their module; callable objects such as partials only through their class.
         origin: str = getattr(hook, "__module__", None) or type(hook).__module__

@@ -1,5 +1,6 @@
-"""The key-value cache of a forward, found by what it is: its name changes from one transformers
-release to the next.
+"""The key-value cache of a forward, recognized by its methods.
+
+Its name among the arguments changes from one release of transformers to the next.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,65 +22,71 @@ def cache_length(cache: Any) -> int:
 
 
 def keys_at(cache: Any, position: int) -> Tensor | None:
-    """Return (batch, head, width): keys at an absolute position, of the deepest layer that keeps
-    all positions; None where none does.
+    """Return the keys at an absolute position, (batch, head, width), or None.
+
+    They are taken from the deepest layer that stores every position: the deeper, the more of the
+    input they depend on.
     """
     for layer in reversed(getattr(cache, "layers", ())):
         keys = getattr(layer, "keys", None)
         if not isinstance(keys, Tensor) or keys.ndim != 4 or getattr(layer, "is_sliding", False):
             continue
+        # Fewer keys than positions: this layer dropped some, and an index is no position.
         if cache_length(cache) <= keys.shape[2] > position:
             return keys[:, :, position].detach()
     return None
 
 
-def find_cache(given: Mapping[str, Any]) -> Any:
-    """Return the cache among a forward's arguments, whatever its name is; None where there is none.
+def find_cache(arguments: Mapping[str, Any]) -> Any:
+    """Return the cache among a forward's arguments, whatever its name, or None.
 
-    Raises :class:`HostError` for arguments that carry a cache in a form that is not understood:
-    taken for a forward without one, its tokens would be given the positions of a prompt's first.
+    Raises :class:`HostError` for several caches, and for a cache in a form that is not understood.
     """
-    found = {id(value): value for value in given.values() if is_cache(value)}
-    if len(found) > 1:
-        names = ", ".join(name for name, value in given.items() if is_cache(value))
+    # By id: one cache may be passed under its old and its new name.
+    caches = {id(value): value for value in arguments.values() if is_cache(value)}
+    if len(caches) > 1:
+        names = ", ".join(name for name, value in arguments.items() if is_cache(value))
         raise HostError(
-            f"This forward got {len(found)} caches ({names}); which one its tokens continue "
+            f"This forward got {len(caches)} caches ({names}); which one its tokens continue "
             "cannot be known. Pass one."
         )
-    if found:
-        return next(iter(found.values()))
-    for name, value in given.items():
-        if isinstance(value, Mapping | list | tuple) and (what := _hidden(value)):
+    if caches:
+        return next(iter(caches.values()))
+    # Taken for a forward without a cache, it would have its tokens counted from position 0, and
+    # residuals written on the wrong ones.
+    for name, value in arguments.items():
+        content = _nested_cache(value) if isinstance(value, Mapping | list | tuple) else None
+        if content:
             raise HostError(
-                f"The argument {name!r} of this forward holds {what} inside a "
+                f"The argument {name!r} of this forward holds {content} inside a "
                 f"{type(value).__name__}, so the positions of its tokens cannot be known. Pass a "
                 "transformers Cache by itself."
             )
     return None
 
 
-def refuse_unseen_past(given: Mapping[str, Any], tokens: Tensor) -> None:
-    """Raise :class:`HostError` where a forward without a known cache attends to earlier positions.
+def refuse_unseen_past(arguments: Mapping[str, Any], tokens: Tensor) -> None:
+    """Raise :class:`HostError` if a forward without a known cache attends to earlier positions.
 
     ``tokens``: its (batch, position) ids, or (batch, position, d_model) embeddings.
     """
-    mask = given.get("attention_mask")
+    mask = arguments.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] <= tokens.shape[1]:
         return
-    known = ", ".join(sorted(name for name, value in given.items() if value is not None))
+    names = ", ".join(sorted(name for name, value in arguments.items() if value is not None))
     raise HostError(
         f"The attention mask of this forward spans {mask.shape[1]} positions, but it got "
-        f"{tokens.shape[1]} tokens and none of its arguments ({known}) is a cache that modulate "
+        f"{tokens.shape[1]} tokens and none of its arguments ({names}) is a cache that modulate "
         "understands (an object with `get_seq_length()`). The positions of its tokens cannot be "
         "known, so nothing was injected."
     )
 
 
 def output_cache(output: Any) -> dict[str, Any]:
-    """Return {name: cache} of a forward's output, empty where it has none.
+    """Return {name: cache} from a forward's output, empty if it has no cache.
 
-    Transformers takes a cache back under the name under which it gives it out. An output without
-    names (``return_dict=False``) has its place as the name.
+    Transformers accepts a cache under the name under which it returned it. In an output without
+    names (``return_dict=False``), the place is the name.
     """
     if isinstance(output, Mapping):
         items: Iterable[tuple[str, Any]] = output.items()
@@ -90,18 +97,21 @@ def output_cache(output: Any) -> dict[str, Any]:
     return {name: value for name, value in items if is_cache(value)}
 
 
-def _hidden(value: Any) -> str:
-    """Return what kind of cache is inside a container; "" for none."""
-    inside = list(value.values()) if isinstance(value, Mapping) else list(value)
-    for item in inside:
+def _nested_cache(container: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> str | None:
+    """Return what kind of cache is inside a container, in words, or None."""
+    items = list(container.values()) if isinstance(container, Mapping) else list(container)
+    for item in items:
         if is_cache(item):
             return f"a {type(item).__name__}"
-    pairs = [item for item in inside if isinstance(item, list | tuple)]
-    if pairs and len(pairs) == len(inside) and all(_is_pair(item) for item in pairs):
-        return f"keys and values of {len(pairs)} layers"
-    return ""
+    # The form of releases before transformers' Cache class: one tuple of tensors for each layer.
+    layers = [item for item in items if isinstance(item, list | tuple)]
+    if layers and len(layers) == len(items) and all(_is_keys_and_values(item) for item in layers):
+        return f"keys and values of {len(layers)} layers"
+    return None
 
 
-def _is_pair(value: Any) -> bool:
-    """Return whether ``value`` is one layer's keys and values: (batch, head, position, width) each."""
-    return len(value) >= 2 and all(isinstance(v, Tensor) and v.ndim == 4 for v in value[:2])
+def _is_keys_and_values(item: Any) -> bool:
+    """Return whether ``item`` is keys and values of one layer, (batch, head, position, width)."""
+    return len(item) >= 2 and all(
+        isinstance(tensor, Tensor) and tensor.ndim == 4 for tensor in item[:2]
+    )

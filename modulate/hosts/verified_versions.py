@@ -1,9 +1,8 @@
-"""Which releases of the libraries that hosts come from were verified: by us, as data of plugins,
-and by the user, on this machine.
+"""Which library versions the hosts were verified with: by plugins' records, and on this machine.
 
 A plugin that registers hosts may ship a ``verified.json`` beside its ``__init__.py``, written by
-its suite, and a sub-package ``contract`` whose ``verify(family)`` yields (title, :class:`Cell`) of
-every row that is quick. Nothing here imports torch.
+its suite, and a sub-package ``contract`` whose ``verify(family)`` yields (title,
+:class:`RowResult`) for every quick row. Nothing here imports torch.
 """
 
 import functools
@@ -24,49 +23,53 @@ from modulate.errors import DataError, PluginError, UnverifiedWarning, shown
 from modulate.utils.atomic_files import write_atomically
 from modulate.utils.schema import Record, parse_record
 
-FOLDER = "MODULATE_CACHE"
-"""Environment variable: the folder in which a machine's own verifications are remembered."""
+CACHE_VARIABLE = "MODULATE_CACHE"
+"""Environment variable: the folder of this machine's own record."""
 
 
 SUITE = "python -m pytest tests/contract --write-hosts"
 """The command that writes a plugin's ``verified.json``."""
 
 
-class SeenCell(Record):
-    """What came of one row of the contract on one host, and why, where it did not pass."""
+# --- what a plugin's verified.json holds
+
+
+class CellRecord(Record):
+    """Outcome of one contract row on one host, and the reason unless it passed."""
 
     outcome: str
     reason: str | None = None
 
 
-class SeenHost(Record):
-    """What was seen of one family of hosts."""
+class HostRecord(Record):
+    """Outcomes of one host family: the class that serves it, and its cells by row."""
 
     served_by: str
     encodes: bool
-    cells: dict[str, SeenCell]
+    cells: dict[str, CellRecord]
 
 
-class VerifiedReleases(Record):
-    """What was seen under one version of transformers."""
+class ReleaseRecord(Record):
+    """Outcomes with one version of transformers, by host family."""
 
     torch: str
     device: str
     peft: str = ""
-    hosts: dict[str, SeenHost]
+    hosts: dict[str, HostRecord]
 
 
-class Verified(Record):
-    """verified.json: titles of the contract's rows, and what was seen by version of transformers."""
+class ContractRecord(Record):
+    """A whole verified.json: titles of the contract rows, and outcomes by transformers version."""
 
     rows: dict[str, str]
-    versions: dict[str, VerifiedReleases]
+    versions: dict[str, ReleaseRecord]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What came of one row on one host: "pass", "refused", "not applicable" or "failed", and why it
-    is not a pass.
+class RowResult:
+    """Result of one contract row on one host.
+
+    ``outcome``: "pass", "refused", "not applicable" or "failed"; ``reason``: why it did not pass.
     """
 
     outcome: str
@@ -74,22 +77,23 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Versions:
-    """Releases that belong together, without what stands behind a plus sign (which device they were
-    built for).
+class LibraryVersions:
+    """Versions of the libraries that the contract ran with, without local parts such as ``+cpu``.
+
+    ``peft`` "": not recorded.
     """
 
     transformers: str
     torch: str
-    peft: str = ""  # "": not noted
+    peft: str = ""
 
     @classmethod
-    def installed(cls) -> "Versions":
-        """Return those that this process would import."""
+    def installed(cls) -> "LibraryVersions":
+        """Return the versions that this process would import."""
         return cls(**{field.name: version(field.name).partition("+")[0] for field in fields(cls)})
 
-    def beside(self) -> str:
-        """Return all but transformers', as text."""
+    def without_transformers(self) -> str:
+        """Return the other libraries and their versions, as text."""
         return ", ".join(
             f"{name} {value}"
             for name, value in asdict(self).items()
@@ -97,199 +101,204 @@ class Versions:
         )
 
     def __str__(self) -> str:
-        return f"transformers {self.transformers}, {self.beside()}"
+        return f"transformers {self.transformers}, {self.without_transformers()}"
 
 
-def recorded(registry: plugins.Registry) -> dict[str, Any]:
-    """Return {"rows": {row: title}, "families": {family: {transformers version: what was seen}}} of
-    every plugin that registers hosts.
+def contract_results(registry: plugins.Registry) -> dict[str, Any]:
+    """Return all plugins' records, merged.
+
+    {"rows": {row: title}, "families": {family: {transformers version: host and release record}}},
+    newest versions first.
     """
     rows: dict[str, str] = {}
     families: dict[str, dict[str, Any]] = {}
-    for _, data in _records(registry):
-        rows |= data["rows"]
-        for release in sorted(data["versions"], key=_order, reverse=True):
-            seen = data["versions"][release]
-            beside = {name: value for name, value in seen.items() if name != "hosts"}
-            for name, host in seen["hosts"].items():
-                families.setdefault(name, {})[release] = host | beside
+    for _, record in _plugin_records(registry):
+        rows |= record["rows"]
+        for release in sorted(record["versions"], key=_release_numbers, reverse=True):
+            release_record = record["versions"][release]
+            environment = {key: value for key, value in release_record.items() if key != "hosts"}
+            for family, host in release_record["hosts"].items():
+                families.setdefault(family, {})[release] = host | environment
     return {"rows": rows, "families": families}
 
 
 def contract_of(registry: plugins.Registry, family: str) -> Any:
-    """Return the ``contract`` of the plugin whose suite knows ``family``; None where it ships none."""
-    for package, data in _records(registry):
-        known = any(family in seen["hosts"] for seen in data["versions"].values())
+    """Return the ``contract`` package of the plugin whose record has ``family``, or None."""
+    for package, record in _plugin_records(registry):
+        known = any(family in release["hosts"] for release in record["versions"].values())
         if known and find_spec(f"{package}.contract"):
             return import_module(f"{package}.contract")
     return None
 
 
-def _records(registry: plugins.Registry) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield package and record of every plugin that registers hosts and ships a record, in the
-    order of their names.
-    """
-    for name in sorted(
-        {c.plugin for (kind, _), c in registry.components.items() if kind == "host"}
-    ):
+def _plugin_records(registry: plugins.Registry) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (package, record) of each plugin that ships a record, ordered by plugin name."""
+    names = {
+        component.plugin for (kind, _), component in registry.components.items() if kind == "host"
+    }
+    for name in sorted(names):
         plugin: Any = registry.manager.get_plugin(name)
         path = files(plugin.__name__) / "verified.json" if hasattr(plugin, "__path__") else None
         if path is not None and path.is_file():
-            yield plugin.__name__, _read(path, name).model_dump(exclude_unset=True)
+            yield plugin.__name__, _read_record(path, name).model_dump(exclude_unset=True)
 
 
-def _read(path: Any, owner: str) -> Record:
-    """Return what a plugin's file says. Raises :class:`PluginError` naming plugin, file and key."""
+def _read_record(path: Any, plugin: str) -> ContractRecord:
+    """Return a plugin's record. Raises :class:`PluginError` naming plugin, file and key."""
     what = "note of what was verified of hosts"
     advice = f"`{SUITE}` writes it."
     try:
-        found = parse_record(path.read_bytes(), Verified, str(path), what, advice)
-        unknown = sorted(
-            {row for v in found.versions.values() for h in v.hosts.values() for row in h.cells}
-            - found.rows.keys()
-        )
-        if unknown:
+        record = parse_record(path.read_bytes(), ContractRecord, str(path), what, advice)
+        rows = {
+            row
+            for release in record.versions.values()
+            for host in release.hosts.values()
+            for row in host.cells
+        }
+        untitled = sorted(rows - record.rows.keys())
+        if untitled:
             raise DataError(
-                f"{path}: the row {shown(unknown[0])} has no title among its rows. {advice}"
+                f"{path}: the row {shown(untitled[0])} has no title among its rows. {advice}"
             )
     except (OSError, DataError) as error:
-        raise PluginError(f"Plugin {owner!r}: {error}") from error
-    return found
+        raise PluginError(f"Plugin {plugin!r}: {error}") from error
+    return record
 
 
-def _order(release: str) -> list[int]:
-    """Return the numbers of a version, −1 for parts that are none."""
+def _release_numbers(release: str) -> list[int]:
+    """Return a version as numbers to sort by; −1 for a part such as "0rc1", before any number."""
     return [int(part) if part.isdecimal() and len(part) < 10 else -1 for part in release.split(".")]
 
 
 def _minor(release: str) -> list[int]:
-    return _order(release)[:2]
+    return _release_numbers(release)[:2]
 
 
 # --- what was verified
 
 
-def doubt(here: Versions, seen: Iterable[Versions]) -> str:
-    """Return which of the releases ``here`` is outside what was ``seen``, and why that counts; ""
-    when none is.
+def why_unverified(installed: LibraryVersions, verified: Iterable[LibraryVersions]) -> str | None:
+    """Return which installed version is outside of the ``verified`` ones, in words, or None.
 
-    transformers changes what hosts look like from one minor release to the next: its minor release
-    must have been seen. torch and peft keep what we use of them: theirs must be between the oldest
-    and the newest that were seen. Patch releases are not told apart.
+    transformers changes its hosts from one minor release to the next, so its minor release must be
+    a verified one. The parts of torch and peft that modulate uses are stable, so theirs may lie
+    anywhere from the oldest to the newest verified. Patch releases are not told apart.
     """
-    seen = list(seen)
-    known = sorted({tuple(_minor(v.transformers)) for v in seen})
-    if known and tuple(_minor(here.transformers)) not in known:
-        return (
-            f"transformers {here.transformers}; it was with"
-            f" {', '.join('.'.join(map(str, v)) for v in known)}"
-        )
-    for name in ("torch", "peft"):
-        mine = getattr(here, name)
-        theirs = sorted((getattr(v, name) for v in seen if getattr(v, name)), key=_order)
-        if theirs and not _minor(theirs[0]) <= _minor(mine) <= _minor(theirs[-1]):
-            return f"{name} {mine}; it was with {theirs[0]} to {theirs[-1]}"
-    return ""
+    verified = list(verified)
+    minors = sorted({tuple(_minor(versions.transformers)) for versions in verified})
+    if minors and tuple(_minor(installed.transformers)) not in minors:
+        known = ", ".join(".".join(map(str, minor)) for minor in minors)
+        return f"transformers {installed.transformers}; it was with {known}"
+    for library in ("torch", "peft"):
+        release = getattr(installed, library)
+        recorded = [getattr(versions, library) for versions in verified]
+        known_releases = sorted(filter(None, recorded), key=_release_numbers)
+        if not known_releases:
+            continue
+        oldest = known_releases[0]
+        newest = known_releases[-1]
+        if not _minor(oldest) <= _minor(release) <= _minor(newest):
+            return f"{library} {release}; it was with {oldest} to {newest}"
+    return None
 
 
-def releases(registry: plugins.Registry) -> list[Versions]:
-    """Return the releases that plugins' suites were run with."""
-    found = {}
-    for by_release in recorded(registry)["families"].values():
-        for release, seen in by_release.items():
-            found[release] = Versions(release, seen["torch"], seen.get("peft", ""))
-    return list(found.values())
+def verified_versions(registry: plugins.Registry) -> list[LibraryVersions]:
+    """Return the library versions that plugins' suites ran with."""
+    by_release = {}
+    for records in contract_results(registry)["families"].values():
+        for release, record in records.items():
+            by_release[release] = LibraryVersions(release, record["torch"], record.get("peft", ""))
+    return list(by_release.values())
 
 
 # --- what this machine verified
 
 
-def notes() -> Path:
-    """Return the file in which this machine's verifications are remembered."""
-    base = (
-        os.environ.get(FOLDER)
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modulate"
-    )
-    return Path(base) / "verified.json"
+def local_record_path() -> Path:
+    """Return the file in which this machine's own verifications are recorded."""
+    folder = os.environ.get(CACHE_VARIABLE)
+    if folder:
+        return Path(folder) / "verified.json"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "modulate" / "verified.json"
 
 
-def remembered(here: Versions) -> set[str]:
-    """Return the families that this machine verified with the releases ``here`` and this modulate;
-    none where the notes cannot be read.
+def locally_verified(installed: LibraryVersions) -> set[str]:
+    """Return the families that this machine verified with these versions and this modulate.
+
+    Empty if the record cannot be read.
     """
     try:
-        kept = json.loads(notes().read_text(encoding="utf-8"))
+        entries = json.loads(local_record_path().read_text(encoding="utf-8"))
         return {
-            family for note in kept if note["versions"] == _key(here) for family in note["families"]
+            family
+            for entry in entries
+            if entry["versions"] == _local_key(installed)
+            for family in entry["families"]
         }
-    except (OSError, ValueError, TypeError, KeyError):  # none yet, or another program's
+    except (OSError, ValueError, TypeError, KeyError):  # no record yet, or a damaged one
         return set()
 
 
-def remember(here: Versions, families: Iterable[str]) -> Path:
-    """Note that ``families`` passed with the releases ``here``; return the file.
+def add_locally_verified(installed: LibraryVersions, families: Iterable[str]) -> Path:
+    """Record that ``families`` passed with these versions; return the file.
 
     Raises :class:`StorageError` where it cannot be written.
     """
-    path = notes()
+    path = local_record_path()
+    key = _local_key(installed)
     try:
-        kept = [
-            note
-            for note in json.loads(path.read_text(encoding="utf-8"))
-            if note["versions"] != _key(here)
-        ]
-    except (OSError, ValueError, TypeError, KeyError):  # as above
-        kept = []
-    kept.append({"versions": _key(here), "families": sorted(remembered(here) | set(families))})
-    write_atomically(
-        path,
-        lambda temporary: temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8"),
-    )
-    _warning.cache_clear()
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        others = [entry for entry in entries if entry["versions"] != key]
+    except (OSError, ValueError, TypeError, KeyError):  # no record yet, or a damaged one
+        others = []
+    passed = sorted(locally_verified(installed) | set(families))
+    text = json.dumps([*others, {"versions": key, "families": passed}], indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    # A process that has verified must not go on warning.
+    _warning_text.cache_clear()
     return path
 
 
-def _key(here: Versions) -> dict[str, str]:
+def _local_key(installed: LibraryVersions) -> dict[str, str]:
     from modulate import __version__
 
-    return asdict(here) | {"modulate": __version__}
+    return asdict(installed) | {"modulate": __version__}
 
 
 # --- the warning
 
 
 def warn_if_unverified(model_type: str) -> None:
-    """Warn, once in a process, when nobody has verified hosts like ``model_type`` with the releases
-    installed.
-    """
-    text = _warning(model_type)
-    if text and not _said:
-        _said.append(text)
+    """Warn, once in a process, if hosts of ``model_type`` are unverified with what is installed."""
+    text = _warning_text(model_type)
+    if text and not _warned:
+        _warned.append(text)
         warnings.warn(text, UnverifiedWarning, stacklevel=4)
 
 
-_said: list[str] = []
+_warned: list[str] = []
 
 
 @functools.cache
-def _warning(model_type: str) -> str:
+def _warning_text(model_type: str) -> str:
     registry = plugins.registry()
-    here = Versions.installed()
+    installed = LibraryVersions.installed()
     try:
-        why = doubt(here, releases(registry))
-    # a plugin's record that cannot be read: `modulate hosts` says so, attaching does not depend on
-    # it
+        reason = why_unverified(installed, verified_versions(registry))
     except PluginError:
+        # A damaged record of some plugin: `modulate hosts` reports it, and attaching goes on.
         return ""
-    if not why:
+    if not reason:
         return ""
-    known = recorded(registry)["families"]
-    own = remembered(here)
-    needed = {model_type} if model_type in known else set()
-    if own and needed <= own:
+    families = contract_results(registry)["families"]
+    # Of a model type outside every contract, any family verified here is the best evidence.
+    needed = {model_type} if model_type in families else set()
+    verified_here = locally_verified(installed)
+    if verified_here and needed <= verified_here:
         return ""
     command = " ".join(["modulate hosts --verify", *sorted(needed)])
     return (
-        f"modulate was never verified with {why}. `{command}` proves it for your versions, and ends"
-        " this warning."
+        f"modulate was never verified with {reason}. `{command}` proves it for your versions, and"
+        " ends this warning."
     )

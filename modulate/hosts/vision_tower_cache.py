@@ -1,7 +1,6 @@
-"""What a host's vision tower makes of clips, kept: the tower is frozen, so over epochs and
-conditions a clip gives the same again and again.
+"""A cache of the vision tower's output: a frozen tower always answers a clip the same way.
 
-While :meth:`VisionTowerCache.remembered` lasts, the host's own ``get_video_features``, which its
+While :meth:`VisionTowerCache.active` lasts, the host's own ``get_video_features``, which its
 forward calls, is answered from a store on disk.
 """
 
@@ -11,6 +10,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -19,29 +20,29 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from modulate.data.feature_cache import FeatureCache, FeatureKey, bytes_of, weights_digest
+from modulate.data.feature_shards import StoredTensor
 from modulate.errors import HostError
 from modulate.hosts.hooks import patched_method, third_party_origin
 from modulate.hosts.host import Host
-from modulate.interfaces.components import FrameFeatures
 
 METHOD = "get_video_features"
 PIXELS = "pixel_values_videos"
 GRIDS = "video_grid_thw"
-"""What transformers' classes call it, and its arguments: the patches of all clips in one row, and
+"""The method of transformers' classes, and its arguments: the patches of all clips in one row, and
 (clip, 3) steps × rows × columns of patches.
 """
 
 MEMORY = 2 << 30
-"""Most bytes in memory of what the disk does not take."""
+"""Most bytes kept in memory of what the disk does not take."""
 
 
 @dataclass
 class TowerOutput:
-    """What is kept of a vision tower's output: for every clip its (token, d_model) embeddings, and
-    those for further layers, where a host has them.
+    """The cached fields of a vision tower's output, under transformers' own names.
 
-    A further layer's are clip by clip, or of all clips in one tensor: transformers' releases
-    differ.
+    ``pooler_output``: (token, d_model) embeddings of each clip. ``deepstack_features``: the
+    embeddings for each further layer, where a host has them: clip by clip, or all clips in one
+    tensor, depending on the release of transformers.
     """
 
     pooler_output: tuple[Tensor, ...]
@@ -49,126 +50,127 @@ class TowerOutput:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Fields of an output with something in them, by name."""
+        """The fields that are not empty, by name."""
         return {name: value for name, value in vars(self).items() if value}
 
 
-def joined(parts: Sequence[tuple[Tensor, ...] | Tensor]) -> tuple[Tensor, ...] | Tensor:
-    """Return one level of several clips from those of single clips."""
-    whole = [part for part in parts if isinstance(part, Tensor)]
-    return torch.cat(whole) if whole else tuple(part[0] for part in parts)
+def join_clips(parts: Sequence[tuple[Tensor, ...] | Tensor]) -> tuple[Tensor, ...] | Tensor:
+    """Return one level of several clips from that level of each clip."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else tuple(part[0] for part in parts)
 
 
-def announced(entry: nn.Module) -> list[type[Any]]:
-    """Return the classes of outputs that the class of ``entry`` says its :data:`METHOD` returns."""
+def declared_output_classes(entry: nn.Module) -> list[type[Any]]:
+    """Return the output classes in the return annotation of :data:`METHOD` of ``entry``'s class."""
     from transformers.utils import ModelOutput
 
     try:
-        said = get_type_hints(inspect.unwrap(getattr(type(entry), METHOD)))["return"]
+        annotation = get_type_hints(inspect.unwrap(getattr(type(entry), METHOD)))["return"]
     except (AttributeError, KeyError, NameError):  # no annotation, or one that cannot be evaluated
         return []
     return [
         kind
-        for kind in (said, *get_args(said))
+        for kind in (annotation, *get_args(annotation))
         if isinstance(kind, type) and issubclass(kind, ModelOutput)
     ]
 
 
-def seeing(host: Host) -> dict[str, nn.Module]:
-    """Return all of a host that pixels go through: the tower, and what brings its output to the
-    language model's width.
-    """
+def vision_modules(host: Host) -> dict[str, nn.Module]:
+    """Return the modules that pixels pass through: the tower, and its projection to ``d_model``."""
     return {
         name: module for name, module in host.entry.named_children() if module is not host.language
     }
 
 
-def why_not_cacheable(whole: nn.Module, path: str) -> str:
-    """Return why what ``whole`` makes of an input is no constant, or may not be left out; "" when
-    it is. Adapters are for the caller to judge.
+def why_not_cacheable(module: nn.Module, path: str) -> str | None:
+    """Return why caching the output of ``module`` would be wrong, or None if it is safe.
+
+    Unsafe: trainable parameters, active dropout, third-party hooks. Callers check adapters, which
+    the two caches treat differently.
     """
-    for name, parameter in whole.named_parameters(path):
+    for name, parameter in module.named_parameters(path):
         if parameter.requires_grad and ".lora_" not in name:
             return f"{name} is trainable"
-    for name, module in whole.named_modules(prefix=path):
-        if (
-            module.training
-            and isinstance(module, nn.Dropout)
-            and module.p
-            and not type(module).__module__.startswith("peft.")
-        ):
+    for name, part in module.named_modules(prefix=path):
+        if _is_active_dropout(part):
             return f"{name} is a dropout in training mode"
+        # Even a hook that only watches must run, and on a cache hit it would not.
         origin = third_party_origin(
-            [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+            [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
         )
         if origin:
-            return f"a hook of {origin} is on {name}, which would not run for what is kept"
-    return ""
+            return f"a hook of {origin} is on {name}, which would not run on a cache hit"
+    return None
+
+
+def _is_active_dropout(module: nn.Module) -> bool:
+    from_adapter = type(module).__module__.startswith("peft.")
+    return isinstance(module, nn.Dropout) and module.training and module.p > 0 and not from_adapter
 
 
 def arithmetic(host: Host) -> str:
-    """Return where a forward of ``host`` computes now, and in what type of its own accord."""
+    """Return the device on which ``host`` computes, and the dtype of autocast there."""
     device = next(host.entry.parameters()).device.type
-    return (
-        f"{device}"
-        f" {torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None}"
-    )
+    enabled = torch.is_autocast_enabled(device)
+    return f"{device} {torch.get_autocast_dtype(device) if enabled else None}"
 
 
 class ContentKeys:
-    """What clips' patches hold, as digests.
+    """Digests of the patches of clips, computed once for as long as the patches live unaltered.
 
-    Those of a pipeline's samples are made once for as long as the samples live, unaltered; not at
-    all unless ``wanted``.
+    ``enabled``: whether any cache needs them; without, nothing is noted ahead.
     """
 
-    def __init__(self, wanted: bool = True) -> None:
-        self.wanted = wanted
-        self._known: Any = (
-            WeakTensorKeyDictionary()
-        )  # patches → grids and digest of every clip in them
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        # Patches → their grids, and the digest of each clip. Weak: entries die with the patches.
+        self._known: Any = WeakTensorKeyDictionary()
 
     def recognize(self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Tensor]]) -> None:
-        """Note that the patches of ``inputs``, where there are any, are those of ``rows``.
+        """Note that the patches of ``inputs``, if any, are those of ``rows``, one after another.
 
-        It only saves time.
+        Joining a batch makes a new tensor, which would be hashed anew. This only saves that time.
         """
-        shown = [row for row in rows if PIXELS in row] if self.wanted else []
-        for row in shown:
-            self._known[row[PIXELS]] = row[GRIDS].tolist(), self.of(row[PIXELS], row[GRIDS])
-        if shown and PIXELS in inputs:
-            self._known[inputs[PIXELS]] = (
-                inputs[GRIDS].tolist(),
-                tuple(d for row in shown for d in self.of(row[PIXELS], row[GRIDS])),
+        if not self.enabled:
+            return
+        rows_with_clips = [row for row in rows if PIXELS in row]
+        for row in rows_with_clips:
+            self._known[row[PIXELS]] = (
+                row[GRIDS].tolist(),
+                self.digests(row[PIXELS], row[GRIDS]),
             )
+        if rows_with_clips and PIXELS in inputs:
+            digests = [self.digests(row[PIXELS], row[GRIDS]) for row in rows_with_clips]
+            self._known[inputs[PIXELS]] = inputs[GRIDS].tolist(), tuple(chain(*digests))
 
-    def of(self, pixels: Tensor, grids: Tensor) -> tuple[str, ...]:
-        """Return a digest of each clip."""
-        known, digests = self._known.get(pixels, (None, ()))
-        if known == grids.tolist():
-            return tuple(digests)
-        clips = zip(pixels.split(grids.prod(-1).tolist()), grids.tolist(), strict=True)
-        return tuple(digest_of(clip, grid) for clip, grid in clips)
+    def digests(self, pixels: Tensor, grids: Tensor) -> tuple[str, ...]:
+        """Return the digest of each clip."""
+        known_grids, known_digests = self._known.get(pixels, (None, ()))
+        # The same patches cut into other clips are other contents.
+        if known_grids == grids.tolist():
+            return tuple(known_digests)
+        clips = pixels.split(grids.prod(-1).tolist())
+        return tuple(
+            tensor_digest(clip, grid) for clip, grid in zip(clips, grids.tolist(), strict=True)
+        )
 
 
-def digest_of(values: Tensor, *more: object) -> str:
-    """Return the SHA-256 (hex) of a tensor's bytes, type and shape, and of the text of ``more``."""
+def tensor_digest(values: Tensor, *more: object) -> str:
+    """Return the SHA-256 (hex) of a tensor's bytes, dtype and shape, and of ``more`` as text."""
     digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} {more};".encode())
     digest.update(bytes_of(values))
     return digest.hexdigest()
 
 
 class VisionTowerCache:
-    """The vision tower of ``host``, with a store of at most ``max_bytes`` in ``folder``; 0 keeps
-    nothing, and the tower is left alone.
+    """Answers calls of ``host``'s vision tower from a store of at most ``max_bytes`` in ``folder``.
 
-    ``by``: what is kept as one. "call": what went through the tower at once, so that all is the
-    same to the bit as without a store. "clip": each clip goes through by itself, so that it is
-    found whatever it shares a batch with; matrix products of another number of rows may round
-    another way.
+    With ``max_bytes`` 0 the tower is left alone. ``by``: what one entry holds. "call": all clips of
+    one call of the tower, so that the output equals that without a cache to the bit. "clip": one
+    clip, so that it is found in any batch; each clip then passes the tower by itself, and matrix
+    products of another number of rows may round differently.
 
-    Raises :class:`HostError` for a tower whose output is no constant of a clip, here and when
-    :meth:`remembered` begins.
+    The constructor and :meth:`active` raise :class:`HostError` where caching would be wrong.
     """
 
     def __init__(
@@ -177,14 +179,14 @@ class VisionTowerCache:
         folder: Path,
         max_bytes: int,
         by: Literal["call", "clip"] = "call",
-        contents: ContentKeys | None = None,
+        content_keys: ContentKeys | None = None,
     ) -> None:
         self.host = host
         self.by = by
-        self.contents = contents or ContentKeys()
+        self.content_keys = content_keys or ContentKeys()
         self.store = FeatureCache(folder, max_bytes, min(max_bytes, MEMORY)) if max_bytes else None
-        self._made_of = ""
-        self._kinds: list[type[Any]] = []
+        self._weights_fingerprint = ""
+        self._output_classes: list[type[Any]] = []
         if self.store is not None:
             self._check()
 
@@ -196,172 +198,188 @@ class VisionTowerCache:
                 f"{type(entry).__name__} has no {METHOD}({PIXELS}, {GRIDS}), which tells clips"
                 " apart"
             )
-        for part, whole in seeing(self.host).items():
-            why = why_not_cacheable(whole, part)
-            if why:
-                self._refuse(why)
-            adapted = next(
-                (
-                    name
-                    for name, module in whole.named_modules(prefix=part)
-                    if type(module).__module__.startswith("peft.")
-                ),
-                "",
-            )
-            if adapted:
-                self._refuse(f"an adapter is on {adapted}, which can be switched on and off")
+        for path, module in vision_modules(self.host).items():
+            reason = why_not_cacheable(module, path)
+            if reason:
+                self._refuse(reason)
+            # The fingerprint covers weights, not which adapters are switched on for a forward.
+            for name, part in module.named_modules(prefix=path):
+                if type(part).__module__.startswith("peft."):
+                    self._refuse(f"an adapter is on {name}, which can be switched on and off")
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, reason: str) -> None:
         raise HostError(
-            f"What the host's vision tower makes of clips cannot be kept: {why}. Set"
+            f"The output of the host's vision tower cannot be cached: {reason}. Set"
             " features.vision_tower_cache_gib to 0."
         )
 
     def _fingerprint(self) -> str:
-        """Return what the output depends on beside a clip: weights, configuration, arithmetic."""
+        """Return what the output depends on besides a clip: weights, configuration, arithmetic."""
         config: Any = getattr(self.host.config, "vision_config", self.host.config)
-        if not self._made_of:
+        # Hashing all weights takes seconds, so once in each `active` block, where they are fixed.
+        if not self._weights_fingerprint:
             import transformers
 
-            weights = {name: weights_digest(part) for name, part in seeing(self.host).items()}
+            weights = {
+                name: weights_digest(module) for name, module in vision_modules(self.host).items()
+            }
             settings = json.dumps(config.to_dict(), sort_keys=True, default=str)
-            self._made_of = hashlib.sha256(
+            # Releases belong to it: the same weights may be computed by another kernel.
+            self._weights_fingerprint = hashlib.sha256(
                 f"{weights} {settings} {torch.__version__} {transformers.__version__}".encode()
             ).hexdigest()
-        return (
-            f"tower {self._made_of} {arithmetic(self.host)}"
-            f" {getattr(config, '_attn_implementation', None)}"
-        )
+        attention = getattr(config, "_attn_implementation", None)
+        return f"tower {self._weights_fingerprint} {arithmetic(self.host)} {attention}"
 
     # --- use
 
     @contextmanager
-    def remembered(self) -> Iterator[None]:
-        """For the forwards of this block, run the tower only for what is not kept.
+    def active(self) -> Iterator[None]:
+        """For the forwards of this block, run the tower only for clips that are not in the store.
 
-        Its parameters and adapters must stay as they are meanwhile.
+        The tower's parameters and adapters must not change meanwhile.
         """
         if self.store is None:
             yield
             return
+        # Hooks, adapters and weights may have changed since the last block.
         self._check()
-        self._made_of = ""
+        self._weights_fingerprint = ""
+        original = getattr(self.host.entry, METHOD)
         with patched_method(
-            self.host.entry, METHOD, self._answer(getattr(self.host.entry, METHOD))
+            self.host.entry, METHOD, partial(self._answer, original, inspect.signature(original))
         ):
             yield
 
-    def _answer(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
-
-        def answer(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
-            more = given.pop("kwargs", {}) | {
-                k: v for k, v in given.items() if k not in (PIXELS, GRIDS)
-            }
-            pixels = given.get(PIXELS)
-            grids = given.get(GRIDS)
-            asked = more.pop("return_dict", None)
-            if (
-                pixels is None
-                or grids is None
-                or pixels.requires_grad
-                or asked is False
-                or any(v is not None for v in more.values())
-            ):
-                return original(
-                    *args, **kwargs
-                )  # something else is asked for than a forward needs, such as attentions
-            digests = self.contents.of(pixels, grids)
-            if self.by == "call":
-                return self._output(
-                    original, pixels, grids, self._kept(original, pixels, grids, digests)
-                )
-            sizes = grids.prod(-1).tolist()
-            one = [
-                self._kept(original, p, g, (d,))
-                for p, g, d in zip(pixels.split(sizes), grids.split(1), digests, strict=True)
-            ]
-            deep = [
-                joined(level)
-                for level in zip(*(seen.deepstack_features for seen in one), strict=True)
-            ]
-            return self._output(
-                original,
-                pixels,
-                grids,
-                TowerOutput(tuple(seen.pooler_output[0] for seen in one), deep),
-            )
-
-        return answer
-
-    def _output(
-        self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, seen: TowerOutput
+    def _answer(
+        self,
+        original: Callable[..., Any],
+        signature: inspect.Signature,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        """Return what is kept as the library's own class of outputs: hosts and users may call any
-        of its methods. What is not kept is None in it.
+        """Answer one call of the host's method, in its place."""
+        arguments = signature.bind(*args, **kwargs).arguments
+        clips = _cacheable_clips(arguments | arguments.pop("kwargs", {}))
+        if clips is None:
+            return original(*args, **kwargs)
+        pixels, grids = clips
+        digests = self.content_keys.digests(pixels, grids)
+        if self.by == "call":
+            output = self._cached_output(original, pixels, grids, digests)
+        else:
+            output = self._clip_by_clip(original, pixels, grids, digests)
+        return self._in_library_class(original, pixels, grids, output)
 
-        The class is the one that the method announces. One that announces none runs once more in
-        each process, to see what it returns.
+    def _clip_by_clip(
+        self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, digests: Sequence[str]
+    ) -> TowerOutput:
+        clips = zip(pixels.split(grids.prod(-1).tolist()), grids.split(1), digests, strict=True)
+        outputs = [
+            self._cached_output(original, patches, grid, (digest,))
+            for patches, grid, digest in clips
+        ]
+        levels = zip(*(output.deepstack_features for output in outputs), strict=True)
+        return TowerOutput(
+            tuple(output.pooler_output[0] for output in outputs),
+            [join_clips(level) for level in levels],
+        )
+
+    def _in_library_class(
+        self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, output: TowerOutput
+    ) -> Any:
+        """Return ``output`` in the library's own output class, its uncached fields None.
+
+        Hosts and users may call any method of that class. It is the class that the method's
+        annotation names. A method without annotation runs once more in each process, to see what it
+        returns.
         """
-        values = seen.values
-        kinds = self._kinds or announced(self.host.entry)
-        fitting = [kind for kind in kinds if values.keys() <= {f.name for f in fields(kind)}]
+        values = output.values
+        candidates = self._output_classes or declared_output_classes(self.host.entry)
+        fitting = [
+            candidate
+            for candidate in candidates
+            if values.keys() <= {entry.name for entry in fields(candidate)}
+        ]
         if not fitting:
             with torch.no_grad():
                 fitting = [type(original(pixels, grids, return_dict=True))]
-        self._kinds = fitting
+        self._output_classes = fitting
         return fitting[0](**values)
 
-    def _kept(
+    def _cached_output(
         self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, digests: Sequence[str]
     ) -> TowerOutput:
-        """Return what the tower makes of these clips, from the store or from the tower, in the type
-        that the language model is given.
-        """
+        """Return the tower's output for these clips, from the store or else from the tower."""
         assert self.store is not None
         dtype = self.host.entry.get_input_embeddings().weight.dtype  # type: ignore[operator, union-attr]
-
-        def compute() -> FrameFeatures:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # what is kept may serve a forward with gradients later
-                made = original(pixels, grids, return_dict=True)
-                levels = [made.pooler_output, *(getattr(made, "deepstack_features", None) or [])]
-                if not (
-                    isinstance(levels[0], tuple | list)
-                    and all(
-                        isinstance(level, Tensor) or len(level) == len(grids) for level in levels
-                    )
-                ):
-                    self._refuse(
-                        f"{type(self.host.entry).__name__}.{METHOD} does not return embeddings clip"
-                        " by clip"
-                    )
-                values = torch.stack(
-                    [
-                        (level if isinstance(level, Tensor) else torch.cat(list(level))).to(dtype)
-                        for level in levels
-                    ]
-                )[:, None]
-            # In place of times: numbers of levels, by a half more where a level is one tensor.
-            return FrameFeatures(
-                values, tuple(i + 0.5 * isinstance(level, Tensor) for i, level in enumerate(levels))
-            )
-
-        content = (
-            digests[0]
-            if len(digests) == 1
-            else hashlib.sha256(" ".join(digests).encode()).hexdigest()
-        )
+        content = digests[0]
+        if len(digests) > 1:
+            content = hashlib.sha256(" ".join(digests).encode()).hexdigest()
         key = FeatureKey(content, (), self._fingerprint(), str(dtype).removeprefix("torch."))
-        found = self.store.get_or_compute(key, compute)
-        values = found.values[:, 0].to(pixels.device)
-        rows = grids.prod(-1)
-        sizes = (rows * values.shape[1] // rows.sum()).tolist()
-        deep = [
-            level if time % 1 else level.split(sizes)
-            for level, time in zip(values[1:], found.times[1:], strict=True)
-        ]
-        return TowerOutput(values[0].split(sizes), deep)
+        stored = self.store.get_or_compute(
+            key, partial(self._run_tower, original, pixels, grids, dtype)
+        )
+        values = stored.values[:, 0].to(pixels.device)
+        # The tower merges patches, by the same factor in every clip.
+        patches = grids.prod(-1)
+        tokens = (patches * values.shape[1] // patches.sum()).tolist()
+        further_levels = zip(values[1:], stored.coords[1:], strict=True)
+        return TowerOutput(
+            values[0].split(tokens),
+            [
+                level if _is_one_tensor(coord) else level.split(tokens)
+                for level, coord in further_levels
+            ],
+        )
+
+    def _run_tower(
+        self, original: Callable[..., Any], pixels: Tensor, grids: Tensor, dtype: torch.dtype
+    ) -> StoredTensor:
+        """Return the tower's output as (level, 1, token, d_model), in the language model's dtype.
+
+        Coordinates are numbers of levels, plus one half where the tower returned one tensor for all
+        clips instead of one for each: the shape does not tell the two apart.
+        """
+        # An entry may serve a forward with gradients later, and autograd rejects inference tensors.
+        with torch.inference_mode(False), torch.no_grad():
+            output = original(pixels, grids, return_dict=True)
+            levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+            if not isinstance(levels[0], tuple | list) or not all(
+                isinstance(level, Tensor) or len(level) == len(grids) for level in levels
+            ):
+                self._refuse(
+                    f"{type(self.host.entry).__name__}.{METHOD} does not return embeddings clip by"
+                    " clip"
+                )
+            whole = [
+                level if isinstance(level, Tensor) else torch.cat(list(level)) for level in levels
+            ]
+            values = torch.stack([level.to(dtype) for level in whole])[:, None]
+        coords = tuple(
+            number + 0.5 * isinstance(level, Tensor) for number, level in enumerate(levels)
+        )
+        return StoredTensor(values, coords)
+
+
+def _cacheable_clips(arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Return patches and grids of a call that wants embeddings only, or None for any other call.
+
+    Others want what the store does not hold, such as attentions, a tuple, or gradients of pixels.
+    """
+    pixels = arguments.get(PIXELS)
+    grids = arguments.get(GRIDS)
+    if pixels is None or grids is None or pixels.requires_grad:
+        return None
+    for name, value in arguments.items():
+        if name == "return_dict":
+            if value is False:
+                return None
+        elif name not in (PIXELS, GRIDS) and value is not None:
+            return None
+    return pixels, grids
+
+
+def _is_one_tensor(coord: float) -> bool:
+    """Return whether a level with this coordinate is one tensor of all clips."""
+    return coord % 1 != 0

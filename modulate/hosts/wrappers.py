@@ -1,7 +1,7 @@
-"""Modules that other libraries put around a host's: torch.compile, activation checkpointing, FSDP.
+"""Modules that libraries wrap around a host's: torch.compile, activation checkpointing, FSDP.
 
-A wrapper changes the path of what is inside it. Everything that is looked up or saved here goes by
-the path without wrappers, which is the same for every way of running one host.
+A wrapper changes the path of everything inside it. Look-ups and saved names use the path without
+wrappers, which is the same however a host is run.
 """
 
 from collections.abc import Iterator
@@ -11,46 +11,49 @@ from torch import nn
 
 
 def is_wrapper(module: nn.Module) -> bool:
-    """Return whether ``module`` only stands around its one child, and answers for it.
+    """Return whether ``module`` merely wraps its one child.
 
-    A wrapper is known by what it does, not by its class: it hands out its child's own parts as if
-    they were its own.
+    Wrappers are recognized by what they do, since every library has its own classes: a wrapper
+    exposes its child's parts as if they were its own.
     """
     if len(module._modules) != 1:
         return False
     child = next(iter(module._modules.values()))
     if child is None or module._parameters:
         return False
-    inside = unwrapped(child)  # of a wrapper twice around a module, both have a child of one name
-    parts = [*inside._modules, *inside._parameters]
-    return bool(parts) and all(
-        name not in module._modules and hasattr(module, name) for name in parts
-    )
+    # Twice wrapped, the outer wrapper and its child have a child of the same name. Only the parts
+    # of the innermost module tell.
+    inner = unwrapped(child)
+    parts = [*inner._modules, *inner._parameters]
+    # `hasattr` alone would also find the module's own child.
+    exposed = (name not in module._modules and hasattr(module, name) for name in parts)
+    return bool(parts) and all(exposed)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return what is inside any number of wrappers."""
+    """Return the module inside any number of wrappers."""
     while is_wrapper(module):
         module = next(child for child in module._modules.values() if child is not None)
     return module
 
 
-def named_inside(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield (path without wrappers, module) of all that is in ``module``, itself aside.
+def named_descendants(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path without wrappers, module) for everything inside ``module``.
 
-    Of a module and the wrappers around it the outermost comes: it is what the host calls.
+    For a wrapped module, the outermost wrapper is yielded: it is what the host calls.
     """
     for name, child in unwrapped(module).named_children():
         path = f"{prefix}{name}"
         yield path, child
-        yield from named_inside(child, f"{path}.")
+        yield from named_descendants(child, f"{path}.")
 
 
 @dataclass(frozen=True)
 class WrappedPath:
-    """Where a module is: every step of the way from a root, so that a replaced one is noticed.
+    """A module and every step from a root to it, so that a replaced module is noticed.
 
-    ``module``: the outermost module there. ``steps``: (children of the parent, name, child) each.
+    ``module``: the outermost module at the end of the path. ``steps``: for each step, the parent's
+    dictionary of children, the child's name, and the child.
     """
 
     module: nn.Module
@@ -58,23 +61,26 @@ class WrappedPath:
 
     @classmethod
     def of(cls, root: nn.Module, path: str) -> "WrappedPath":
-        """Follow ``path``, which names no wrappers. Raises :class:`LookupError` where it ends."""
+        """Follow ``path``, without wrappers, from ``root``.
+
+        Raises :class:`LookupError` where a step is missing.
+        """
         steps = []
-        here = root
+        module = root
         for name in path.split("."):
-            while name not in here._modules and is_wrapper(here):
-                inner, child = next(iter(here._modules.items()))
-                assert child is not None
-                steps.append((here._modules, inner, child))
-                here = child
-            found = here._modules.get(name)
-            if found is None:
-                raise LookupError(f"there is no {name!r} in {type(here).__name__}")
-            steps.append((here._modules, name, found))
-            here = found
-        return cls(here, tuple(steps))
+            while name not in module._modules and is_wrapper(module):
+                inner_name, inner = next(iter(module._modules.items()))
+                assert inner is not None
+                steps.append((module._modules, inner_name, inner))
+                module = inner
+            child = module._modules.get(name)
+            if child is None:
+                raise LookupError(f"there is no {name!r} in {type(module).__name__}")
+            steps.append((module._modules, name, child))
+            module = child
+        return cls(module, tuple(steps))
 
     @property
-    def stands(self) -> bool:
-        """Return whether the way still leads to ``module``."""
+    def is_current(self) -> bool:
+        """Whether the path still leads to ``module``."""
         return all(children.get(name) is child for children, name, child in self.steps)

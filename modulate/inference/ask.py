@@ -140,7 +140,7 @@ def _answer(
 ) -> Answer:
     batch = pipeline.collate([prepared])
     own = condition == "signal"
-    with attachment.under(
+    with attachment.maybe_condition(
         [[prepared.clip(prepared.signal)] if own else []], bare=condition == "host"
     ):
         output = attachment.model(**batch.inputs, **LAST_LOGITS)

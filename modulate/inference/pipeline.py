@@ -87,7 +87,7 @@ class Pipeline:
         self._tower_bytes = int(features.vision_tower_cache_gib * GIB)
         self._state_bytes = int(features.hidden_state_cache_gib * GIB)
         # Both caches and the batcher share one set of keys: a batch's patches are hashed once.
-        self.content_keys = ContentKeys(wanted=bool(self._tower_bytes or self._state_bytes))
+        self.content_keys = ContentKeys(enabled=bool(self._tower_bytes or self._state_bytes))
         self.batcher = Batcher(self.host, self.processor, self.device, self.content_keys)
         prompts = PromptEncoder(recipe, self.host, self.processor)
         self._preparer = SamplePreparer(recipe, self.extractor, self.signals, prompts, memory_bytes)
@@ -131,7 +131,7 @@ class Pipeline:
     @contextmanager
     def host_caches(self) -> Iterator[None]:
         """Serve the host's forwards in this block from the caches that the recipe asks for."""
-        with self.vision_tower_cache.remembered(), self.hidden_state_cache.remembered():
+        with self.vision_tower_cache.active(), self.hidden_state_cache.active():
             yield
 
     # --- data: thin delegation to the extractor and the signal reader

@@ -1,10 +1,9 @@
-"""What a signal encoder, a backbone, a modulator and a data set must look like: the interfaces that
-plugins implement.
+"""The interfaces that plugins implement: encoders, modulators, backbones, data sets, inputs.
 
-A component is a class with a pydantic ``Params`` (extras forbidden, every field described); recipes
-and saved configurations hold its registered name and those parameters. Shapes use the shared axis
-names of ``docs/reference/axes.md``: ``step`` (all steps of all clips given, one after the other),
-``token`` (rows·cols of one step), ``d_*`` (channels).
+A component is a class with a pydantic ``Params`` (unknown keys forbidden, every field described);
+recipes and saved configurations hold its registered name and its parameters. Shapes use the axis
+names of ``docs/reference/axes.md``: ``step`` (the steps of all clips, concatenated), ``token``
+(rows·cols of one step), ``d_*`` (channels).
 """
 
 import itertools
@@ -28,15 +27,18 @@ from modulate.interfaces.visual_grid import VisualGrid
 from modulate.interfaces.writer import Mixture, Projection, Writer
 
 LETTERS = "ABCDEFGH"
+"""Letters of a question's options, in order."""
 
 
 @dataclass(frozen=True)
 class SignalFeatures:
-    """What a signal encoder makes of the signals of some clips.
+    """A signal encoder's output for one or more clips.
 
-    ``values``: (step, token, d_signal), exactly 0 where no signal is active. ``active``: (step,),
-    whether any signal reached the step. ``to_features``: add ``values`` to the modulator's
-    projected frame features as well as to its keys (needs d_signal = its width).
+    Attributes:
+        values: (step, token, d_signal), exactly 0 where no signal is active.
+        active: (step,), whether any signal reached the step.
+        to_features: add ``values`` to the modulator's projected frame features too, not only to its
+            keys. This needs d_signal equal to the modulator's width.
     """
 
     values: Float[Tensor, "step token d_signal"]
@@ -45,10 +47,11 @@ class SignalFeatures:
 
 
 class SignalEncoder(nn.Module, ABC):
-    """Turns signals into features of the visual tokens.
+    """Turns signals into features of the visual tokens. Built as ``Class(params)``.
 
-    ``signal_kind`` names the kind of signal read. After construction ``d_signal`` is the width of
-    the features.
+    Attributes:
+        signal_kind: the kind of signal that it reads.
+        d_signal: width of its features; set by the constructor.
     """
 
     Params: ClassVar[type[Params]]
@@ -57,18 +60,22 @@ class SignalEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
-        """Encode clips whose grids share rows × cols; results are concatenated over the steps of
-        all clips, in order.
+        """Encode clips whose grids have the same rows × cols.
+
+        The results of all clips are concatenated along the steps, in order.
         """
 
 
 class Modulator(nn.Module, ABC):
     """Turns frame features and signal features into one latent residual per injected layer.
 
-    Built as ``Class(params, d_features=…, d_signal=…, n_layers=…)``, ``n_layers`` being the number
-    of injected layers. Latents (width ``d_latent``) become residuals of the host's width by
-    writers: one per layer, or one for all when ``shared_output`` is set. By default a writer is a
-    zero-initialized linear map; a modulator that wants the hidden states brings its own.
+    Built as ``Class(params, d_features=…, d_signal=…, n_layers=…)``, with the number of injected
+    layers. Writers turn the latents into residuals of the host's width: one per layer, or one for
+    all layers if ``shared_output`` is set.
+
+    Attributes:
+        d_latent: width of the latents; set by the constructor.
+        shared_output: whether all layers share one writer.
     """
 
     Params: ClassVar[type[Params]]
@@ -79,30 +86,32 @@ class Modulator(nn.Module, ABC):
     def forward(
         self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures
     ) -> Sequence[Float[Tensor, "step token d_latent"] | Mixture]:
-        """Return latents for each injected layer, in order, each token's own or as mixtures of a
-        few vectors. Steps are independent of each other.
+        """Return the latents of each injected layer, in order, as a tensor or as a mixture.
+
+        Each step must be computed independently of the others.
         """
 
     def writer(self, layer: int, d_model: int) -> Writer:
-        """Return the fresh writer of the ``layer``-th injected layer of a host of width
-        ``d_model``; a fresh one must write exactly 0.
+        """Return a new writer for the ``layer``-th injected layer; it must write exactly 0.
+
+        ``d_model``: the host's width. Override this for a writer that reads the hidden states.
         """
         return Projection(self.d_latent, d_model)
 
     def portable(self, params: BaseModel) -> BaseModel:
-        """Return ``params`` as config.json of saved weights is to name them.
+        """Return ``params`` as the config.json of saved weights should hold them.
 
-        A saved modulation may name no file: what one held is among the weights.
+        A saved modulation must not refer to files of this machine. Override this to drop paths
+        whose content is saved with the weights.
         """
         return params
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen vision encoder of the raw frames. Built as ``Class(params)``; weights come from the
-    file that the parameters name.
+    """A frozen vision encoder of raw frames. Built as ``Class(params)``.
 
-    ``d_features`` is the width of its features; ``fingerprint()`` identifies weights and
-    preprocessing for the feature cache.
+    Attributes:
+        d_features: width of its features; set by the constructor.
     """
 
     Params: ClassVar[type[Params]]
@@ -110,33 +119,37 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, frames: Tensor, frame_times: Sequence[float]) -> "FrameFeatures":
-        """Encode one clip. ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: their
-        seconds, increasing.
+        """Encode one clip.
+
+        Args:
+            frames: (frame, height, width, 3) uint8 RGB.
+            frame_times: presentation time of each frame in seconds, increasing.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a short text that changes whenever the features would: weights hash, layer,
-        preprocessing, schema.
+        """Return a short text that changes whenever the features would.
+
+        It covers weights, layer, preprocessing and schema, and is part of every cache key.
         """
 
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """A backbone's raw features of one clip on its own grid.
+    """A backbone's raw features of one clip, on the backbone's own grid.
 
-    ``values``: (time, row, col, d_features); ``times``: seconds of each time index (mean of the
-    frames it merges), increasing. Alignment to the host's visual grid happens later, by true time
-    (:func:`modulate.data.alignment.align`).
+    :func:`modulate.data.alignment.align` maps them to the host's visual grid later, by true time.
+
+    Attributes:
+        values: (time, row, col, d_features).
+        times: seconds of each time index (mean over the frames that it merges), increasing.
     """
 
     values: Num[Tensor, "time row col d_features"]
     times: tuple[float, ...]
 
     def check(self) -> None:
-        """Raise :class:`PluginError` unless values are (time, row, col, d) with one increasing time
-        for each time index.
-        """
+        """Raise :class:`PluginError` unless there are values, with one increasing time for each."""
         shape = tuple(self.values.shape)
         times = self.times
         if len(shape) != 4 or 0 in shape or len(times) != shape[0]:
@@ -144,7 +157,7 @@ class FrameFeatures:
                 "A backbone's features must be (time, row, col, d_features) with a time each; got"
                 f" shape {shape} and {len(times)} times."
             )
-        if any(not b > a for a, b in itertools.pairwise(times)):
+        if any(not later > earlier for earlier, later in itertools.pairwise(times)):
             raise PluginError(f"A backbone's feature times must increase; got {list(times)}.")
 
 
@@ -152,9 +165,17 @@ class FrameFeatures:
 class Sample:
     """One question about one clip.
 
-    ``window``: (start, end) seconds of the video that the model may see. ``options`` are the texts
-    offered, ``answer`` the index of the right one. ``signals`` maps a signal kind to its file.
-    ``groups`` holds what statistics and splits go by (video, viewer …).
+    Attributes:
+        id: unique within the data set.
+        task: name of the task, by which results are grouped.
+        video: file of the video.
+        window: (start, end) of the clip in seconds of the video.
+        question: the question's text.
+        options: texts of the options.
+        answer: index of the right option.
+        signals: file of each signal, by kind.
+        groups: groups for statistics and splits, by name (``video``, ``viewer`` …).
+        extra: further facts, for the data set's own use.
     """
 
     id: str
@@ -171,8 +192,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class HostInput:
-    """One user turn as the host is to be given it. ``images``: (height, width, 3) uint8 RGB, shown
-    before the clip.
+    """The user's turn in a prompt.
+
+    Attributes:
+        frames: frames of the clip.
+        text: text after the clip.
+        images: (height, width, 3) uint8 RGB, shown before the clip.
     """
 
     frames: Frames
@@ -181,11 +206,12 @@ class HostInput:
 
 
 class InputTransform(ABC):
-    """Tells the bare host about a signal by its ordinary input: a baseline beside modulation.
+    """Puts a signal into the bare host's ordinary input, as a baseline for modulation.
 
     Built as ``Class(params)``.
 
-    ``signal_kind`` names the kind of signal read.
+    Attributes:
+        signal_kind: the kind of signal that it reads.
     """
 
     Params: ClassVar[type[Params]]
@@ -193,15 +219,24 @@ class InputTransform(ABC):
 
     @abstractmethod
     def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
-        """Return the turn with the signal in it; ``given`` is not written into. ``signal``: what of
-        it belongs to the clip; ``window``: (start, end) s.
+        """Return a new user's turn that includes the signal; ``given`` is not modified.
+
+        Args:
+            given: the turn without the signal.
+            signal: the part of the signal that belongs to the clip.
+            window: (start, end) of the clip in seconds.
         """
 
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """What others report on a data set. ``accuracies``: by task, in [0, 1]; empty where only the
-    mean is known. ``source``: where it is from.
+    """Published results on a data set.
+
+    Attributes:
+        name: name of the method.
+        overall: mean accuracy, in [0, 1].
+        source: publication or URL.
+        accuracies: accuracy of each task, in [0, 1]; empty if only the mean is known.
     """
 
     name: str
@@ -212,10 +247,12 @@ class ReferenceRow:
 
 @dataclass(frozen=True)
 class Reference:
-    """What stands beside one's own results on a data set.
+    """Published results to report beside one's own.
 
-    ``labels``: short name of each task, in the order of a table; ``rows``: published results;
-    ``notes``: what of these is not comparable, and why.
+    Attributes:
+        labels: short name of each task, in the order of a table.
+        rows: published results.
+        notes: which of the results are not comparable, and why.
     """
 
     labels: dict[str, str] = field(default_factory=dict)
@@ -224,14 +261,12 @@ class Reference:
 
 
 class Dataset(ABC):
-    """Questions about clips. Built as ``Class(params)``; makes or checks its files in
-    :meth:`prepare`.
-    """
+    """Questions about clips. Built as ``Class(params)``; :meth:`prepare` checks its files."""
 
     Params: ClassVar[type[Params]]
 
-    def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to make)
-        """Make what can be made (generated worlds) or raise a clear error about what is missing.
+    def prepare(self) -> None:  # noqa: B027  (most data sets generate nothing)
+        """Generate the files if they can be generated, or raise an error about missing ones.
 
         Called once before use.
         """
@@ -245,38 +280,38 @@ class Dataset(ABC):
         """Return a short text that changes whenever the data would."""
 
     @classmethod
-    def elsewhere(cls, params: BaseModel, root: Path) -> BaseModel:
-        """Return ``params`` for data of the same kind in the folder ``root``, which may hold none
-        yet: by default the same, with another ``root``.
+    def with_root(cls, params: BaseModel, root: Path) -> BaseModel:
+        """Return ``params`` for data of the same kind in the folder ``root``.
 
-        Raises :class:`DataError` when the parameters name no such folder, or when what is there is
-        something else.
+        The folder may still be empty. By default only the parameter ``root`` changes. Raises
+        :class:`DataError` if there is no such parameter, or if the folder holds other data.
         """
         if "root" not in type(params).model_fields:
             raise DataError(
-                f"{cls.__name__} has no parameter `root`: its data are in no folder that could be"
-                " another. Change its parameters in a recipe."
+                f"{cls.__name__} has no parameter `root`, so its data cannot be replaced by those"
+                " of another folder. Change its parameters in a recipe."
             )
         return params.model_copy(update={"root": root})
 
     def reference(self) -> Reference:
-        """Return published results and the tasks' short names, for reports; by default none.
+        """Return published results and the tasks' short names for reports; by default none.
 
-        Reads none of the data's files.
+        Must not read the data's files: reports are also made where there are none.
         """
         return Reference()
 
     def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
-        """Return what of a video's ``signal`` belongs to ``sample``: by default what overlaps its
-        window. Times stay as they are.
+        """Return the part of a video's ``signal`` that belongs to ``sample``.
+
+        By default the events that overlap its window. Times do not change.
         """
         return signal.within(*sample.window)
 
     def prompt(self, sample: Sample, answer: str = "letter") -> str:
-        """Return the text of the user's turn after the video, for an answer by "letter" or by
-        "word".
+        """Return the text of the user's turn after the video.
 
-        By default the multiple-choice prompt of the GazeQwen code, and for words the bare question.
+        ``answer``: "letter" or "word". By default letters use the multiple-choice prompt of
+        GazeQwen's code, and words the question alone.
         """
         question = f"Question: {sample.question}"
         if answer == "word":
@@ -284,7 +319,7 @@ class Dataset(ABC):
         if len(sample.options) > len(LETTERS):
             raise DataError(
                 f"Sample {sample.id} offers {len(sample.options)} options; there are letters for"
-                f" {len(LETTERS)}."
+                f" {len(LETTERS)} at most."
             )
         lines = [
             f"{letter}. {option}" for letter, option in zip(LETTERS, sample.options, strict=False)

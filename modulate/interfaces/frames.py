@@ -8,8 +8,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Frames:
-    """Decoded frames. ``images``: (frame, height, width, 3) uint8 RGB, upright; ``times``: each
-    frame's own PTS in seconds, increasing.
+    """Decoded frames of a clip.
+
+    Attributes:
+        images: (frame, height, width, 3) uint8 RGB, upright.
+        times: presentation time of each frame in seconds, increasing.
     """
 
     images: NDArray[np.uint8]

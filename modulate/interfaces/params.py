@@ -1,5 +1,6 @@
-"""The parts that recipes and saved modulations share; imports no torch, so that recipes are read
-instantly.
+"""Parameters and component specs, shared by recipes and saved modulations.
+
+Imports no torch, so that reading a recipe takes no time.
 """
 
 from collections.abc import Sequence
@@ -11,37 +12,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modulate import plugins
 
 Departure = tuple[Literal["info", "warning"], str]
-"""A parameter that departs from what is right, to repeat what somebody's code does: how much it
-matters, and what follows from it, as a sentence.
+"""The severity and, as a sentence, the consequence of a parameter that repeats published code.
+
+Such a parameter exists for comparison although its value is not the right one.
 """
 
 
 class Params(BaseModel):
-    """Base of every component's parameters: unknown keys are errors, values do not change once
-    read.
-    """
+    """Base class of components' parameters. Unknown keys are errors; instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def departures(self) -> Sequence[Departure]:
-        """Return what `modulate check` must say of these parameters: those that repeat what some
-        published code does, although it is not right.
-        """
+        """Return the departures that `modulate check` reports; by default none."""
         return ()
 
 
 class ComponentSpec(Params):
-    """A component by its registered name, with its parameters."""
+    """A component: its registered name and its parameters."""
 
-    name: str = Field(description="registered name; `modulate plugins` lists them")
+    name: str = Field(description="registered name; `modulate plugins` lists all names")
     params: dict[str, Any] = Field(
         default_factory=dict, description="the component's own parameters"
     )
 
     def resolved(self, kind: str) -> tuple[Any, Any]:
-        """Return (class, validated parameters).
+        """Return the component's class and its validated parameters.
 
-        Raises PluginError for unknown names, pydantic's error for wrong parameters.
+        Raises:
+            PluginError: no component of this kind has this name.
+            ValidationError: pydantic's error, for wrong parameters.
         """
         component = plugins.get(kind, self.name)
         with self.blame(kind, "its parameters"):
@@ -50,14 +50,15 @@ class ComponentSpec(Params):
     def build(self, kind: str, **more: Any) -> Any:
         """Return the component, built as ``Class(params, **more)``.
 
-        Raises what :meth:`resolved` does, and ComponentError when its constructor fails.
+        Raises the errors of :meth:`resolved`, and :class:`ComponentError` if its constructor fails.
         """
         component, params = self.resolved(kind)
         with self.blame(kind, "its constructor"):
             return component(params, **more)
 
     def blame(self, kind: str, doing: str) -> AbstractContextManager[None]:
-        """Return a context that names this component and its plugin in any error that is not meant:
-        see :meth:`modulate.plugins.Registry.blame`.
+        """Return a context that names this component and its plugin in every unintended error.
+
+        See :meth:`modulate.plugins.Registry.blame`.
         """
         return plugins.registry().blame(kind, self.name, doing, (ValidationError,))

@@ -1,6 +1,4 @@
-"""What a side signal is: time-stamped information about one clip, read from a file, with the
-controls that its kind declares.
-"""
+"""Side signals: time-stamped information about a clip, and the controls that a kind declares."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -9,19 +7,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 MAX_SECONDS = 1e7
-"""Times from here on, 115 days, are no seconds of a video but what a clock showed, or another unit,
-or damage.
+"""Limit (s) of an event's time, 115 days: a larger number is a clock time, another unit, or damage.
 """
 
-
 ANY = "any"
-"""The kind of a stand-in whose values are never looked at; it goes with every encoder."""
+"""The kind of a placeholder signal whose values are never read; every encoder accepts it."""
 
 
 @dataclass(frozen=True)
 class ControlContext:
-    """What a control may use: the clip's window in seconds, and ``draw()``, the signal and window
-    of a sample of another video (for shuffling).
+    """What a control may use besides the signal.
+
+    Attributes:
+        window: (start, end) of the clip in seconds.
+        draw: returns the signal and the window of a sample of another video, for shuffling.
     """
 
     window: tuple[float, float]
@@ -33,8 +32,11 @@ Control = Callable[[Any, ControlContext], "Signal"]
 
 @dataclass(frozen=True)
 class Mark:
-    """Where on a frame a signal is, for pictures. ``x``, ``y``: fractions of the frame, origin
-    top-left; ``text``: what it is, for those who cannot see it.
+    """A point of a signal on a frame, for pictures.
+
+    Attributes:
+        x, y: position as a fraction of the frame's width and height, origin top-left.
+        text: description, for readers who cannot see the picture.
     """
 
     x: float
@@ -43,14 +45,15 @@ class Mark:
 
 
 class Signal(ABC):
-    """Time-stamped side information, in seconds of the video's own clock. Immutable: every method
-    returns a new signal.
+    """Time-stamped side information, in seconds of the video's own clock.
 
-    Its numbers are finite: what was not measured is left out.
+    Immutable: every method returns a new signal. All numbers are finite: missing measurements are
+    left out.
 
-    ``kind`` is the registered name. ``controls`` maps a control's name to a function (signal,
-    context) → signal; ``blank`` and ``shuffled`` exist for every kind, others (``centre``,
-    ``shifted`` …) are what the kind makes of them.
+    Attributes:
+        kind: the registered name.
+        controls: functions (signal, context) → signal, by name. Every kind has ``blank`` and
+            ``shuffled`` (:data:`COMMON_CONTROLS`), and may add its own, such as ``shifted``.
     """
 
     kind: ClassVar[str]
@@ -66,11 +69,11 @@ class Signal(ABC):
 
     @abstractmethod
     def within(self, start: float, end: float) -> Self:
-        """Keep what overlaps [start, end] seconds; times stay as they are."""
+        """Return the events that overlap [start, end] seconds, with their times unchanged."""
 
     @abstractmethod
     def moved(self, seconds: float) -> Self:
-        """Shift all times by ``seconds``."""
+        """Return the signal with all times shifted by ``seconds``."""
 
     @abstractmethod
     def blank(self) -> Self:
@@ -78,30 +81,35 @@ class Signal(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of events (fixations, samples …); 0 means there is nothing to inject."""
+        """Number of events (fixations, samples …); 0 for an empty signal."""
 
     def augmented(self, rng: Any) -> Self:
-        """Return a randomly perturbed copy for training (``rng``: :class:`random.Random`); by
-        default the signal itself.
+        """Return a randomly perturbed copy for training; by default the signal itself.
+
+        ``rng``: a :class:`random.Random`.
         """
         return self
 
     def marks(self, start: float, end: float) -> tuple[Mark, ...]:
-        """Return where on the frame the signal is during [start, end] seconds, in order, for
-        pictures; by default a kind has no place to show.
+        """Return points on the frame during [start, end] seconds, in order, for pictures.
+
+        By default none: not every kind has a position.
         """
         return ()
 
 
 def blank(signal: Signal, context: ControlContext) -> Signal:
-    """Control: the same clip with an empty signal."""
+    """Return the empty signal (a control)."""
     return signal.blank()
 
 
 def shuffled(signal: Signal, context: ControlContext) -> Signal:
-    """Control: another sample's signal, moved in time so that the ends of both windows coincide."""
-    other, window = context.draw()
-    return other.moved(context.window[1] - window[1]).within(*context.window)
+    """Return the signal of a sample of another video (a control).
+
+    It is shifted in time so that both windows end together.
+    """
+    other, other_window = context.draw()
+    return other.moved(context.window[1] - other_window[1]).within(*context.window)
 
 
 COMMON_CONTROLS: dict[str, Control] = {"blank": blank, "shuffled": shuffled}

@@ -1,24 +1,26 @@
-"""When a clip is looked at, and its visual grid: which visual tokens there are, and which stretch
-of time each step of them shows.
+"""The visual grid of a clip: its visual tokens, and the time that each step of them shows.
 
-The only place where frame times become step times (:func:`visual_grid`): hosts, signal encoders and
-backbones all read its result.
+:func:`visual_grid` is the only place where frame times become step times; hosts, signal encoders
+and backbones read its result.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from modulate.errors import VideoError
 
 
 @dataclass(frozen=True)
 class VisualGrid:
-    """steps × rows × columns of visual tokens.
+    """The visual tokens of a clip: steps × rows × columns.
 
-    ``times[k]`` is the mean presentation time of the frames merged into step ``k``; ``spans[k] =
-    (start, end)`` is the stretch of time that it stands for: spans touch each other and cover the
-    clip's window. Both in seconds of the video's own clock.
+    Attributes:
+        rows, cols: visual tokens of one step.
+        times: of each step, the mean presentation time of its frames, in seconds of the video.
+        spans: of each step, (start, end) in seconds. Spans are contiguous and cover the clip's
+            window.
     """
 
     rows: int
@@ -45,28 +47,25 @@ class VisualGrid:
 
     @property
     def tokens(self) -> int:
-        """Visual tokens of the clip: steps × rows × cols, in the host's order (time, then row, then
-        column).
-        """
+        """Number of visual tokens: steps × rows × cols, ordered by time, then row, then column."""
         return self.steps * self.tokens_per_step
 
     def centers(self) -> list[tuple[float, float]]:
-        """Return (x, y) of every token's centre in [0, 1], origin top-left, row by row."""
+        """Return the center (x, y) of each token of a step, in [0, 1], origin top-left, by row."""
         return [
-            ((c + 0.5) / self.cols, (r + 0.5) / self.rows)
-            for r in range(self.rows)
-            for c in range(self.cols)
+            ((col + 0.5) / self.cols, (row + 0.5) / self.rows)
+            for row in range(self.rows)
+            for col in range(self.cols)
         ]
 
 
-def counted_on(grid: VisualGrid, start: float, seconds: float) -> VisualGrid:
-    """Return ``grid`` with steps that last ``seconds`` each, counted on from ``start``, whatever
-    the frames' own times.
+def with_regular_steps(grid: VisualGrid, start: float, seconds: float) -> VisualGrid:
+    """Return ``grid`` with steps of equal duration, ``seconds``, from ``start`` on.
 
-    What GazeQwen's code does, which takes the frame rate it asked for to be the one it got; only
-    here so that it can be compared with.
+    This ignores the frames' own times, and repeats GazeQwen's code, which takes the frame rate it
+    requested for the one it received. It exists for comparison only.
     """
-    spans = tuple((start + k * seconds, start + (k + 1) * seconds) for k in range(grid.steps))
+    spans = tuple((start + i * seconds, start + (i + 1) * seconds) for i in range(grid.steps))
     return VisualGrid(grid.rows, grid.cols, tuple(begin for begin, _ in spans), spans)
 
 
@@ -80,17 +79,19 @@ def visual_grid(
     """Build the grid of a clip from its frames' presentation times.
 
     Args:
-        frame_times: seconds, increasing, one for each frame that the host really received before merging. When their number is no
-            multiple of ``frames_per_step`` the last frame is taken to be repeated, as the hosts' video processors do.
-        frames_per_step: frames that the host merges into one step (its temporal patch size).
-        rows, cols: visual tokens of one step, after the host's spatial merge.
-        window: (start, end) of the clip in seconds; by default the first and last frame's times. The first frame may have come up before
-            the window: it is what was shown when the window opened, and counts from then.
+        frame_times: seconds, increasing, of every frame that the host received.
+        frames_per_step: frames that the host merges into one step (its temporal patch size). If the
+            last step lacks frames, the last frame is repeated, as hosts' video processors do.
+        rows: rows of visual tokens of one step, after the host's spatial merge.
+        cols: columns, likewise.
+        window: (start, end) of the clip in seconds; by default the first and last frame's times.
+            The first frame may be older than the window: it was on screen when the window began,
+            and counts from then.
 
-    Raises :class:`VideoError` when times are missing, not increasing, or outside the window.
+    Raises :class:`VideoError` if times are missing, do not increase, or lie outside the window.
     """
-    times = [float(t) for t in frame_times]
-    if not times or any(b <= a for a, b in zip(times, times[1:], strict=False)):
+    times = [float(time) for time in frame_times]
+    if not times or any(later <= earlier for earlier, later in pairwise(times)):
         raise VideoError(f"Frame times must be increasing and at least one; got {times}.")
     start, end = window or (times[0], times[-1])
     if len(times) == 1 or times[1] > start:
@@ -101,22 +102,25 @@ def visual_grid(
             f" {start:.3f}–{end:.3f} s."
         )
     groups = [times[i : i + frames_per_step] for i in range(0, len(times), frames_per_step)]
-    groups[-1] += [groups[-1][-1]] * (frames_per_step - len(groups[-1]))
-    cuts = [start] + [(a[-1] + b[0]) / 2 for a, b in zip(groups, groups[1:], strict=False)] + [end]
-    return VisualGrid(
-        rows, cols, tuple(sum(g) / len(g) for g in groups), tuple(zip(cuts, cuts[1:], strict=False))
-    )
+    missing = frames_per_step - len(groups[-1])
+    groups[-1] += [groups[-1][-1]] * missing
+    # Steps meet half-way between the last frame of one and the first frame of the next.
+    borders = [(before[-1] + after[0]) / 2 for before, after in pairwise(groups)]
+    step_times = tuple(sum(group) / len(group) for group in groups)
+    return VisualGrid(rows, cols, step_times, tuple(pairwise([start, *borders, end])))
 
 
 def sample_times(
     window: tuple[float, float], fps: float, max_frames: int | None = None
 ) -> list[float]:
-    """Return the times (s) at which to look at ``window`` = (start, end): …, end − 2/fps, end −
-    1/fps, end, none before start.
+    """Return the times (s) at which to sample ``window``: …, end − 2/fps, end − 1/fps, end.
 
-    Where that makes more than ``max_frames``, they are spread evenly over the window instead, both
-    ends included (one alone is the end). Raises :class:`VideoError` for a window that ends before
-    it starts, or values that are not finite or positive.
+    ``window``: (start, end) in seconds; no time is before its start. If there were more than
+    ``max_frames`` times, they are spaced evenly over the window instead, with both ends (a single
+    one is the end).
+
+    Raises :class:`VideoError` if the window ends before it starts, or a value is not finite or not
+    positive.
     """
     start = float(window[0])
     end = float(window[1])
@@ -128,9 +132,11 @@ def sample_times(
         raise VideoError(
             f"Sampling needs fps > 0 and max_frames ≥ 1; got fps={fps}, max_frames={max_frames}."
         )
+    # The tolerance keeps a window of exactly k frame intervals from losing one to rounding.
     count = math.floor((end - start) * fps + 1e-6) + 1
     if max_frames is None or count <= max_frames:
-        return [max(start, end - k / fps) for k in reversed(range(count))]
+        return [max(start, end - i / fps) for i in reversed(range(count))]
     if max_frames == 1:
         return [end]
-    return [start + (end - start) * k / (max_frames - 1) for k in range(max_frames - 1)] + [end]
+    # The end is appended, not computed: it must equal the window's end to the bit.
+    return [start + (end - start) * i / (max_frames - 1) for i in range(max_frames - 1)] + [end]

@@ -1,5 +1,6 @@
-"""From latents to what a layer adds to its tokens; by default one zero-initialized linear map that
-does not look at the hidden states.
+"""Writers: from latents to the residuals that an injected layer adds to its tokens.
+
+The default is a zero-initialized linear map that does not read the hidden states.
 """
 
 from abc import ABC, abstractmethod
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Memory:
-    """All latents of a conditioning, and which of them belong to each position that is written.
+    """All latents of a conditioning, and the range of them that belongs to each written position.
 
-    ``latents``: (latent, d_latent). ``span``: (token, 2), the first of a position's own latents and
-    one past the last: those of its time step for a visual token, those of all clips of its row for
-    any other.
+    Attributes:
+        latents: (latent, d_latent).
+        span: (token, 2), index of a position's first latent and one past its last. A visual token
+            has the latents of its time step; any other token has those of all clips in its row.
     """
 
     latents: Float[Tensor, "latent d_latent"]
@@ -26,9 +28,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Latents of a clip's tokens as sums of a few vectors of their step.
+    """Latents of a clip's tokens, each a weighted sum of a few vectors of its step.
 
-    A linear map of them is a map of the vectors, which are fewer.
+    A linear map of the latents is a map of the vectors, which are fewer.
     """
 
     weights: Float[Tensor, "step token latent"]
@@ -36,26 +38,29 @@ class Mixture:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of the latents."""
         return self.vectors.device
 
     def dense(self) -> Float[Tensor, "step token d_latent"]:
-        """Return each token's own."""
+        """Return the latent of each token."""
         return self.weights @ self.vectors
 
     def split(self, steps: Sequence[int]) -> list["Mixture"]:
-        """Return those of clips of so many steps."""
+        """Return the latents of each clip; ``steps``: number of steps of each."""
         sizes = list(steps)
         return [
-            Mixture(w, v)
-            for w, v in zip(self.weights.split(sizes), self.vectors.split(sizes), strict=True)
+            Mixture(weights, vectors)
+            for weights, vectors in zip(
+                self.weights.split(sizes), self.vectors.split(sizes), strict=True
+            )
         ]
 
 
 class Writer(nn.Module, ABC):
-    """Makes the residual of one injected layer. Compute is fp32 with autocast off.
+    """Computes the residuals of one injected layer, in fp32 with autocast off.
 
-    Must give exactly 0 for every input when fresh.
+    A new writer must return exactly 0 for every input, so that attaching an untrained modulation
+    does not change the host.
     """
 
     @abstractmethod
@@ -65,17 +70,18 @@ class Writer(nn.Module, ABC):
         hidden: Float[Tensor, "token d_model"],
         memory: Memory,
     ) -> Float[Tensor, "token d_model"]:
-        """Return what is added to each position.
+        """Return the residual of each written position.
 
         Args:
-            latents: of each position: those of its own visual token, or the mean over its span where it is none.
-            hidden: the states that are about to be modified, in the host's dtype.
-            memory: for writers that look further than their own token.
+            latents: of each position, the latent of its visual token. A position that is not a
+                visual token has the mean over its span.
+            hidden: the hidden states before the residual is added, in the host's dtype.
+            memory: all latents, for writers that read more than their own token's.
         """
 
 
 class Projection(Writer):
-    """W z with W = 0 at first."""
+    """The linear map W z, with W initialized to 0."""
 
     def __init__(self, d_latent: int, d_model: int) -> None:
         super().__init__()
@@ -87,12 +93,12 @@ class Projection(Writer):
         hidden: Float[Tensor, "token d_model"],
         memory: Memory,
     ) -> Float[Tensor, "token d_model"]:
-        """Map the latents; ``hidden`` and ``memory`` are not used."""
+        """Return W z; ``hidden`` and ``memory`` are not used."""
         return nn.functional.linear(latents, self.weight)
 
-    def mixed(
+    def write_mixture(
         self, mixture: Mixture, amplitude: Float[Tensor, ""]
     ) -> Float[Tensor, "token d_model"]:
-        """Return what is added to all tokens of a clip, α W z: the same up to rounding."""
+        """Return α W z for all tokens of a clip; equal to :meth:`forward` up to rounding."""
         vectors = amplitude * nn.functional.linear(mixture.vectors.float(), self.weight)
         return Mixture(mixture.weights.float(), vectors).dense().flatten(0, 1)

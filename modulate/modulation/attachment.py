@@ -1,4 +1,4 @@
-"""Attach a modulation to a host: hooks that add residuals to its tokens, removed without a trace."""
+"""Attach a modulation to a host: hooks that add residuals to its tokens and leave no trace."""
 
 import inspect
 import threading
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modulate.errors import ConditioningError, HostError
-from modulate.hosts.hooks import ActiveCalls, Hook, is_patched, named
+from modulate.hosts.hooks import ActiveCalls, Hook, arguments_by_name, is_patched
 from modulate.hosts.host import understand
 from modulate.hosts.kv_cache import output_cache
 from modulate.hosts.verified_versions import warn_if_unverified
@@ -148,16 +148,19 @@ class Attachment:
             return
         conditioning = self._conditioning
         self._enter_alone(conditioning)
+        # Libraries (PEFT, quantization) may have replaced adapted modules since the last forward.
         if self._lora is not None:
             self._lora.follow()
         # Planning may raise; no earlier forward is running then.
         self._passes.running = None
         plan = None
         if conditioning is not None:
-            plan = conditioning.plan(named(self._signature, args, kwargs))
+            plan = conditioning.plan(arguments_by_name(self._signature, args, kwargs))
         has_grad = torch.is_grad_enabled()
         if plan is not None:
-            plan.needs_grad = has_grad and any(p.requires_grad for p in self.modulation.parameters())
+            plan.needs_grad = has_grad and any(
+                p.requires_grad for p in self.modulation.parameters()
+            )
         sequence_number = torch.autograd._get_sequence_nr() if has_grad else -1
         self._passes.begin(ForwardPass(plan, self._passes.idle.lora, sequence_number))
 
@@ -187,6 +190,7 @@ class Attachment:
             return
         self._active_calls.leave()
         passed = self._passes.running
+        # Outside of a conditioning several threads may call the host; each ends only its own.
         if passed is None or passed.thread != threading.get_ident():
             return
         self._passes.running = None
@@ -312,6 +316,7 @@ class Attachment:
             self._conditioning = None
             self._passes.running = None
             self._passes.block_backward = enclosing_backward
+            # After errors too: the report says how far the forwards came.
             self._summarize(conditioning)
 
     def _summarize(self, conditioning: Conditioning) -> None:
@@ -338,7 +343,7 @@ class Attachment:
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """Switch the modulation's own LoRA off, so that forwards in this block are the host's own."""
+        """Switch the modulation's own LoRA off: forwards in this block are the host's own."""
         if self._conditioning is not None:
             raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
         had_lora = self._passes.idle.lora

@@ -54,6 +54,7 @@ class CacheHistory:
 
     def cropped(self, length: int) -> "CacheHistory":
         """Return the history of a cache that was cropped to ``length`` positions."""
+        # Cropped to before the conditioning, it begins again where the cache ends now.
         begin = min(self.begin, length)
         if length >= max(self.begin + self.seen.shape[1], self.end):
             return self
@@ -75,7 +76,7 @@ class CacheHistory:
         if self.rows_unknown or batch == rows:
             return self
         if batch % rows == 0:
-            repeats = batch // rows
+            repeats = batch // rows  # beams, or num_return_sequences
         elif rows_alike and bool((self.seen == self.seen[:1]).all()):
             rows = 1
             repeats = batch
@@ -129,11 +130,13 @@ class CacheSamples:
         row = next(i for i, count in enumerate(history.counts) if count)
         position = history.begin + int(history.seen[row].nonzero()[-1])
         keys = keys_at(cache, position)
+        # Cloned: a slice would keep the whole cache alive.
         if keys is not None:
             self._samples.append((history, position, keys[row].clone()))
 
     def find(self, cache: Any, length: int) -> CacheHistory | None:
         """Return the history that ``cache``, which holds ``length`` positions, was rebuilt from."""
+        # Latest first: of equal prompts the newest history knows most.
         for history, position, sample in reversed(self._samples):
             keys = keys_at(cache, position) if position < length else None
             if keys is None or keys.shape[1:] != sample.shape:

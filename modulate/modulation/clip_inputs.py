@@ -1,6 +1,6 @@
-"""Rows of clips as users pass them, and masks beside them: one place that says what is accepted.
+"""What callers pass to a conditioning, rows of clips and masks, checked before any work is done.
 
-Everything is checked before any work is done. What comes out is plain lists and bool tensors.
+The result is plain lists and bool tensors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from modulate.errors import ConditioningError, HostError, PluginError, SignalErr
 from modulate.interfaces.signal import ANY, Signal
 from modulate.interfaces.visual_grid import VisualGrid
 
-WANTED = (
+EXPECTED_ROWS = (
     "For each row of the batch give its clips in order: `[[clip]]` is one row with one clip, "
     "`[]` a row without."
 )
@@ -26,8 +26,8 @@ WANTED = (
 class ClipInput:
     """One clip of a conditioning: its signal, the visual grid that the host used, and its features.
 
-    ``features``: (step, token, d_features). ``signal`` None: a clip without any signal; its tokens
-    get no residual.
+    ``features``: (step, token, d_features). ``signal``: None for a clip without a signal, whose
+    tokens get no residual.
     """
 
     signal: Signal | None
@@ -40,52 +40,45 @@ Rows = Iterable[Iterable[ClipInput]]
 
 @dataclass(frozen=True)
 class ClipRequirements:
-    """What a modulation reads of a clip: a signal of a kind, features of a width.
+    """What a modulation reads of a clip: a kind of signal, and features of a width.
 
-    ``meta``: it has no memory itself, and needs none to be read.
+    ``on_meta``: the modulation is on the meta device itself, so the features may be too.
     """
 
     signal_kind: str
     d_features: int
-    meta: bool = False
+    on_meta: bool = False
 
 
-def listed(rows: Rows) -> list[list[ClipInput]]:
-    """Return ``rows`` as lists, each iterable read once.
+def as_lists(rows: Rows) -> list[list[ClipInput]]:
+    """Return ``rows`` as lists; each iterable is read once.
 
-    Raises :class:`ConditioningError` for anything but clips in rows, naming the row and what is
-    there.
+    Raises :class:`ConditioningError` for anything but rows of clips, naming the place.
     """
-    found = [_row(r, row) for r, row in enumerate(_items(rows, "rows"))]
-    for r, row in enumerate(found):
-        for c, clip in enumerate(row):
+    lists = [_items(row, f"row {number}") for number, row in enumerate(_items(rows, "rows"))]
+    for number, row in enumerate(lists):
+        for place, clip in enumerate(row):
             if not isinstance(clip, ClipInput):
                 raise ConditioningError(
-                    f"Row {r}, clip {c} is {_named(clip)}, no ClipInput. {WANTED}"
+                    f"Row {number}, clip {place} is {_describe(clip)}, no ClipInput."
+                    f" {EXPECTED_ROWS}"
                 )
-    return found
+    return lists
 
 
-def _row(r: int, row: Any) -> list[Any]:
-    return _items(row, f"row {r}")
-
-
-def _items(value: Any, what: str) -> list[Any]:
-    """Return the items of an iterable that can be rows or a row.
-
-    Texts, mappings, sets and tensors can be iterated over, but are neither.
-    """
-    wrong = isinstance(
-        value, ClipInput | str | bytes | Mapping | set | frozenset | Tensor | np.ndarray
-    )
-    if wrong or not isinstance(value, Iterable):
+def _items(value: Any, name: str) -> list[Any]:
+    """Return the items of an iterable that can be rows or a row."""
+    # Iterable, but never meant as a list of clips.
+    not_a_list = (ClipInput, str, bytes, Mapping, set, frozenset, Tensor, np.ndarray)
+    if isinstance(value, not_a_list) or not isinstance(value, Iterable):
         raise ConditioningError(
-            f"{what.capitalize()} must be a list, got {_named(value)}. {WANTED}"
+            f"{name.capitalize()} must be a list, got {_describe(value)}. {EXPECTED_ROWS}"
         )
     return list(value)
 
 
-def _named(value: Any) -> str:
+def _describe(value: Any) -> str:
+    """Return what an error says of a wrong value."""
     if value is None:
         return "None"
     if isinstance(value, ClipInput):
@@ -95,114 +88,112 @@ def _named(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def check(rows: Sequence[Sequence[ClipInput]], needs: ClipRequirements) -> None:
-    """Raise where a clip of ``rows`` is not what the modulation reads, naming its row and place.
+def check_rows(rows: Sequence[Sequence[ClipInput]], requirements: ClipRequirements) -> None:
+    """Raise where a clip of ``rows`` does not meet the requirements, naming its row and place.
 
     Raises :class:`SignalError` for a signal of another kind or with numbers that are not finite,
-    :class:`HostError` for features of another shape, :class:`ConditioningError` for what is no
-    signal, grid or features, and for features that are not finite.
+    :class:`HostError` for features of another shape or dtype, and :class:`ConditioningError` for
+    objects of other classes and for features that are not finite.
     """
-    named = [
-        (f"Row {r}, clip {c}", clip) for r, row in enumerate(rows) for c, clip in enumerate(row)
-    ]
-    heard = []
-    for where, clip in named:
-        if not isinstance(clip.grid, VisualGrid):
-            raise ConditioningError(
-                f"{where}: its grid is {_named(clip.grid)}, no VisualGrid; `modulate.visual_grid` "
-                "makes one."
-            )
-        if clip.signal is not None:
-            _check_signal(where, clip.signal, needs.signal_kind)
-            check_features(where, clip, needs)
-            heard.append((where, clip))
-    _check_finite(heard)
+    with_signal = []
+    for number, row in enumerate(rows):
+        for place, clip in enumerate(row):
+            where = f"Row {number}, clip {place}"
+            if not isinstance(clip.grid, VisualGrid):
+                raise ConditioningError(
+                    f"{where}: its grid is {_describe(clip.grid)}, no VisualGrid;"
+                    " `modulate.visual_grid` makes one."
+                )
+            # Without a signal, the features are not read.
+            if clip.signal is not None:
+                _check_signal(where, clip.signal, requirements.signal_kind)
+                check_features(where, clip, requirements)
+                with_signal.append((where, clip))
+    _check_finite(with_signal)
 
 
-def _check_signal(where: str, signal: Any, kind: str) -> None:
+def _check_signal(where: str, signal: Any, required_kind: str) -> None:
     if not isinstance(signal, Signal):
         raise ConditioningError(
-            f"{where}: its signal is {_named(signal)}, no Signal. Read one with its kind's class; "
-            "None is a clip without."
+            f"{where}: its signal is {_describe(signal)}, no Signal. Read one with its kind's "
+            "class; None is a clip without."
         )
-    own = getattr(type(signal), "kind", None)
-    if own not in (None, ANY, kind) and not isinstance(signal, _class_of(kind)):
+    kind = getattr(type(signal), "kind", None)
+    if kind not in (None, ANY, required_kind) and not isinstance(signal, _class_of(required_kind)):
         raise SignalError(
-            f"{where}: its signal is of the kind {own!r}, but this modulation's encoder reads "
-            f"{kind!r}."
+            f"{where}: its signal is of the kind {kind!r}, but this modulation's encoder reads "
+            f"{required_kind!r}."
         )
-    name = _not_finite(_parts(signal))
+    name = _first_not_finite(_attributes(signal))
     if name is not None:
         raise SignalError(
-            f"{where}: `{name}` of its {own} signal holds numbers that are not finite. Leave out "
+            f"{where}: `{name}` of its {kind} signal holds numbers that are not finite. Leave out "
             "what was not measured."
         )
 
 
 def _class_of(kind: str) -> type[Signal]:
-    """Return the class registered for a kind: its encoders read signals of a subclass too."""
+    """Return the class registered for a kind: its encoders read signals of subclasses too."""
     try:
-        found: type[Signal] = plugins.get("signal", kind)
-    except PluginError:  # a kind that only its encoder knows
+        signal_class: type[Signal] = plugins.get("signal", kind)
+    except PluginError:
+        # A kind that only its encoder knows: no signal is an instance of this class.
         return type("Unknown", (Signal,), {})
-    return found
+    return signal_class
 
 
-def _parts(signal: Signal) -> dict[str, Any]:
-    """Return what a signal is made of, by name."""
+def _attributes(signal: Signal) -> dict[str, Any]:
+    """Return a signal's attributes by name, those in slots included."""
     slots = [name for cls in type(signal).__mro__ for name in getattr(cls, "__slots__", ())]
-    return {name: getattr(signal, name) for name in slots if hasattr(signal, name)} | getattr(
-        signal, "__dict__", {}
-    )
+    in_slots = {name: getattr(signal, name) for name in slots if hasattr(signal, name)}
+    return in_slots | getattr(signal, "__dict__", {})
 
 
-def _not_finite(parts: Mapping[str, Any]) -> str | None:
-    """Return the name of the first of ``parts`` that holds NaN or infinity; None where none does.
+def _first_not_finite(values: Mapping[str, Any]) -> str | None:
+    """Return the name of the first of ``values`` that holds NaN or infinity, or None.
 
-    Parts of parts are looked at too.
+    Signals and mappings inside are searched too.
     """
-    for name, value in parts.items():
-        inside = (
-            _parts(value)
-            if isinstance(value, Signal)
-            else value
-            if isinstance(value, Mapping)
-            else {}
-        )
-        found = _not_finite(inside)
-        if found is not None:
-            return f"{name}.{found}"
-        if not _finite(value):
+    for name, value in values.items():
+        nested: Mapping[str, Any] = {}
+        if isinstance(value, Signal):
+            nested = _attributes(value)
+        elif isinstance(value, Mapping):
+            nested = value
+        inner_name = _first_not_finite(nested)
+        if inner_name is not None:
+            return f"{name}.{inner_name}"
+        if not _is_finite(value):
             return name
     return None
 
 
-def _finite(value: Any) -> bool:
-    """Return whether the numbers in ``value`` are finite; what holds none is."""
+def _is_finite(value: Any) -> bool:
+    """Return whether all numbers in ``value`` are finite; True if it holds none."""
     if isinstance(value, Tensor):
         return value.is_meta or bool(value.isfinite().all())
     if not isinstance(value, float | list | tuple | np.ndarray):
         return True
     try:
         numbers = np.asarray(value)
-    except ValueError:  # a list of things of several lengths
-        return all(map(_finite, value)) if isinstance(value, list | tuple) else True
+    except ValueError:  # a list of items of different lengths
+        return all(map(_is_finite, value)) if isinstance(value, list | tuple) else True
     return numbers.dtype.kind not in "fc" or bool(np.isfinite(numbers).all())
 
 
-def check_features(where: str, clip: ClipInput, needs: ClipRequirements) -> Tensor:
+def check_features(where: str, clip: ClipInput, requirements: ClipRequirements) -> Tensor:
     """Return a clip's features, (step, token, d_features).
 
-    Raises :class:`HostError`, whose message begins with ``where``, for another shape, numbers that
-    are not real, or none at all.
+    Raises :class:`HostError`, whose message begins with ``where``, for missing features, another
+    shape, and numbers that are not real.
     """
     grid = clip.grid
     features = clip.features
-    expected = (grid.steps, grid.tokens_per_step, needs.d_features)
+    expected = (grid.steps, grid.tokens_per_step, requirements.d_features)
     if features is not None and not isinstance(features, Tensor):
         raise HostError(
-            f"{where}: its features are {_named(features)}, no Tensor; `torch.as_tensor` makes one "
-            "of an array."
+            f"{where}: its features are {_describe(features)}, no Tensor; `torch.as_tensor` makes"
+            " one of an array."
         )
     if features is None or tuple(features.shape) != expected:
         got = None if features is None else tuple(features.shape)
@@ -216,7 +207,7 @@ def check_features(where: str, clip: ClipInput, needs: ClipRequirements) -> Tens
             f"{where}: its features are of {features.dtype}{layout}; they must be dense, of a "
             "floating-point dtype, as the backbone made them."
         )
-    if features.is_meta and not needs.meta:
+    if features.is_meta and not requirements.on_meta:
         raise HostError(
             f"{where}: its features are on the meta device, which holds no numbers; compute them "
             "on the CPU or a GPU."
@@ -225,24 +216,28 @@ def check_features(where: str, clip: ClipInput, needs: ClipRequirements) -> Tens
 
 
 def _check_finite(clips: Sequence[tuple[str, ClipInput]]) -> None:
-    """Raise :class:`ConditioningError` for features that are not finite, or not so in fp32.
+    """Raise :class:`ConditioningError` for features that are not finite in fp32.
 
-    Each clip's smallest and largest number tell, in one pass and without a copy; the device is
-    waited for once.
+    ``clips``: each with the place that errors name.
     """
-    read = [
+    to_check = [
         (where, clip.features.detach())
         for where, clip in clips
         if clip.features is not None and not clip.features.is_meta
     ]
-    if not read:
+    if not to_check:
         return
+    # Each clip's smallest and largest number tell, in one pass and without a copy. Only the final
+    # list waits for the device.
     with torch.no_grad():
-        ends = [torch.stack(torch.aminmax(_comparable(features))).float() for _, features in read]
-        fine = torch.stack([pair.to(ends[0].device).isfinite().all() for pair in ends]).tolist()
-    if all(fine):
+        extremes = [
+            torch.stack(torch.aminmax(_comparable(features))).float() for _, features in to_check
+        ]
+        device = extremes[0].device
+        is_finite = torch.stack([pair.to(device).isfinite().all() for pair in extremes]).tolist()
+    if all(is_finite):
         return
-    where, features = read[fine.index(False)]
+    where, features = to_check[is_finite.index(False)]
     wrong = ~features.float().isfinite()
     step, token, channel = wrong.nonzero()[0].tolist()
     raise ConditioningError(
@@ -253,28 +248,28 @@ def _check_finite(clips: Sequence[tuple[str, ClipInput]]) -> None:
 
 
 def _comparable(features: Tensor) -> Tensor:
-    return (
-        features.float() if features.element_size() == 1 else features
-    )  # numbers of 8 bits cannot be compared
+    """Return ``features`` in a dtype that can be compared: 8-bit floats cannot."""
+    return features.float() if features.element_size() == 1 else features
 
 
-def mask_of(name: str, value: Any, rows: int) -> Tensor:
-    """Return a mask that a user passed as (row, position) bool.
+def as_mask(name: str, value: Any, rows: int) -> Tensor:
+    """Return a mask that a caller passed as (row, position) bool.
 
     Args:
-        name: what it is called in errors.
+        name: its name in errors.
         value: tensor, array or nested list of bool, or of numbers that are all 0 or 1.
-        rows: rows that it must have.
+        rows: number of rows that it must have.
 
     Raises :class:`ConditioningError` for anything else.
     """
     if not isinstance(value, Tensor | np.ndarray | list | tuple):
         raise ConditioningError(
-            f"`{name}` must be a tensor, (row, position) bool for {rows} rows, got {_named(value)}."
+            f"`{name}` must be a tensor, (row, position) bool for {rows} rows, got"
+            f" {_describe(value)}."
         )
     try:
         mask = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    except (TypeError, ValueError) as error:  # ragged, or no numbers
+    except (TypeError, ValueError) as error:  # ragged, or not numbers
         raise ConditioningError(
             f"`{name}` must be (row, position) bool for {rows} rows, all of one length: {error}"
         ) from error

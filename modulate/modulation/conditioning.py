@@ -48,7 +48,7 @@ class Conditioning:
     ``maps``: one for each row. ``locator``: finds visual tokens in a forward's arguments.
     ``latents``: None where no clip has a signal. ``selection``: the positions that are written, if
     these are not the visual tokens; each reads the mean over its row's latents, which ``latents``
-    then holds behind those of the tokens.
+    then holds behind those of the tokens. ``means``: per row, the index of that mean, or −1.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Conditioning:
         latents: Latents | None,
         selection: TokenSelection | None = None,
     ) -> None:
+        # Hooks run in whatever thread calls the host; only the conditioning one may do so.
         self.owner = threading.get_ident()
         self.maps = list(maps)
         self.locator = locator
@@ -66,7 +67,7 @@ class Conditioning:
         self.tracker = VisualTokenTracker(
             [token_map.expected for token_map in maps], everywhere=selection is not None
         )
-        self._means = _mean_latents(maps)
+        self.means = _mean_latents(maps)
         self.modified = 0  # positions written, in all forwards together
         self.last_plan: WritePlan | None = None
 
@@ -77,6 +78,7 @@ class Conditioning:
         Raises what :func:`modulate.modulation.clip_inputs.check_rows` does, and
         :class:`ConditioningError` for hints that do not fit the rows or the modulation.
         """
+        # All checks come first, so that a wrong call fails before the modulator runs.
         clips_of_rows = as_lists(rows)
         if not clips_of_rows:
             raise ConditioningError(
@@ -90,13 +92,14 @@ class Conditioning:
         maps = map_rows(clips_of_rows, injection, host, tokens_only=by_hand)
         if hints.positions is not None:
             _check_positions(hints.positions, maps)
-        # Hints make a selection for visual tokens too, which then refuses them in its own words.
+        # With hints also for visual tokens: the selection says why they have no effect there.
         selection = None
         if injection.tokens.kind != "visual" or hints.prompt is not None or hints.mask is not None:
             selection = TokenSelection(injection.tokens, hints.prompt, hints.mask)
         clips = [clip for row in clips_of_rows for clip in row if clip.signal is not None]
         latents = modulation.latents(clips) if clips else None
         if latents is not None and selection is not None:
+            # Only rows with latents have a mean: over none it would be NaN.
             latents = latents.with_means([m.span for m in maps if m.has_latents])
         visual_ids = tuple(host.visual_ids.values())
         locator = TokenLocator(visual_ids, tuple(host.types), hints.positions)
@@ -152,6 +155,7 @@ class Conditioning:
         if ordinal is None:
             return None
         latent = torch.full_like(ordinal, -1)
+        # Several input rows may share a conditioned one, as beams do.
         for i, row in enumerate(self.tracker.rows_of(len(ordinal))):
             is_visual = ordinal[i] >= 0
             latent_of = self.maps[row].latent.to(ordinal.device)
@@ -166,7 +170,7 @@ class Conditioning:
         if self.tracker.in_clipless_branch:
             return None
         rows = self.tracker.rows_of(len(tokens.visual))
-        means = [self._means[row] for row in rows]
+        means = [self.means[row] for row in rows]
         mean_of_row = torch.tensor(means, device=tokens.visual.device)
         return torch.where(selection.choose(tokens), mean_of_row[:, None], -1)
 

@@ -1,6 +1,4 @@
-"""What is saved of a modulation beside its weights, config.json, and how one that a stranger wrote
-is read.
-"""
+"""The saved configuration of a modulation, config.json, and how an untrusted one is read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from modulate.modulation.lora import LoraSpec
 from modulate.utils.safe_load import parse_json
 
 CONFIG_BYTES = 1 << 20
-"""Largest config.json."""
+"""Largest config.json that is read."""
 
 
 class HostSpec(Params):
@@ -32,8 +30,8 @@ class HostSpec(Params):
         None,
         max_length=200,
         description=(
-            "the host's repository on the hub, where it was loaded from one; attaching does not ask"
-            " for it"
+            "the host's repository on the hub, if it was loaded from one; attaching does not check"
+            " it"
         ),
     )
 
@@ -41,17 +39,18 @@ class HostSpec(Params):
     def of(cls, host: Host) -> "HostSpec":
         """Describe a loaded host."""
         name = getattr(host.config, "name_or_path", None) or ""
-        kept = name if is_repository(name) and not Path(name).exists() else None
+        # A local path would say nothing elsewhere, and may be private.
+        is_on_hub = is_repository(name) and not Path(name).exists()
         return cls(
             model_type=host.config.model_type,
             d_model=host.d_model,
             n_layers=len(host.layers),
-            name=kept,
+            name=name if is_on_hub else None,
         )
 
 
 class ModulationConfig(BaseModel):
-    """Everything but the weights; saved as config.json."""
+    """Everything about a modulation but its weights; saved as config.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,76 +60,75 @@ class ModulationConfig(BaseModel):
     modulator: ComponentSpec
     injection: Injection
     backbone: ComponentSpec | None = Field(
-        None, description="where the frame features came from, for those who attach it elsewhere"
+        None, description="source of the frame features, for those who attach it elsewhere"
     )
     d_features: int = Field(ge=1, le=2**20, description="width of the frame features")
     lora: LoraSpec | None = None
     training: dict[str, Any] = Field(
-        default_factory=dict, description="what a run notes of how it was made; not read back"
+        default_factory=dict, description="a run's notes on how it was trained; not read back"
     )
 
     @model_validator(mode="after")
     def _layers_are_the_hosts(self) -> "ModulationConfig":
-        adapted = (
-            [layer for layers in self.lora.layers.values() for layer in layers] if self.lora else []
-        )
-        outside = [
-            layer
-            for layer in (*self.injection.layers, *adapted)
-            if not 0 <= layer < self.host.n_layers
-        ]
-        if outside:
-            raise ValueError(f"layer {outside[0]} is none of a host of {self.host.n_layers} layers")
+        layers = list(self.injection.layers)
+        if self.lora is not None:
+            for adapted in self.lora.layers.values():
+                layers += adapted
+        n_layers = self.host.n_layers
+        for layer in layers:
+            if not 0 <= layer < n_layers:
+                raise ValueError(
+                    f"layer {layer} does not exist: the host has layers 0 to {n_layers - 1}"
+                )
         return self
 
 
 def parse_config(data: bytes, source: str) -> ModulationConfig:
-    """Return the configuration in the JSON text ``data``, its components' parameters checked;
-    ``source`` names it in errors.
+    """Return the configuration in the JSON text ``data``; ``source`` names it in errors.
 
-    Raises :class:`CheckpointError`, and :class:`modulate.errors.PluginError` for components that
-    are not known here.
+    Raises :class:`CheckpointError` for anything that does not fit, the components' parameters
+    included, and :class:`modulate.errors.PluginError` for components that are not installed.
     """
-    with fitting(source):
+    with checkpoint_errors(source):
         config = ModulationConfig.model_validate(parse_json(data, source))
-        for kind, choice in (("signal_encoder", config.encoder), ("modulator", config.modulator)):
-            _refuse_files(choice, choice.resolved(kind)[1], source)
+        for kind, spec in (("signal_encoder", config.encoder), ("modulator", config.modulator)):
+            _, params = spec.resolved(kind)
+            _refuse_files(spec, params, source)
         return config
 
 
-def _refuse_files(choice: ComponentSpec, params: Params, source: str) -> None:
-    """Raise :class:`CheckpointError` where parameters name a file: a stranger's configuration does
-    not choose what is read here.
+def _refuse_files(spec: ComponentSpec, params: Params, source: str) -> None:
+    """Raise :class:`CheckpointError` where a component's parameters name a file.
+
+    An untrusted configuration must not choose which files of this machine are read.
     """
     for key, value in params:
         if isinstance(value, Path):
             raise CheckpointError(
-                f"{source}: {key} of {choice.name} names the file {str(value)[:200]!r}. A saved"
+                f"{source}: {key} of {spec.name} names the file {str(value)[:200]!r}. A saved"
                 " modulation holds what it needs; save it again where it was made."
             )
 
 
 def portable(config: ModulationConfig, modulator: Modulator) -> ModulationConfig:
-    """Return ``config`` as it is saved: without names of files, see
-    :meth:`modulate.interfaces.components.Modulator.portable`.
+    """Return ``config`` as it is saved, without names of files.
+
+    See :meth:`modulate.interfaces.components.Modulator.portable`.
     """
     _, params = config.modulator.resolved("modulator")
     with config.modulator.blame("modulator", "portable"):
-        kept = modulator.portable(params)
-    if kept is params:
+        saved_params = modulator.portable(params)
+    if saved_params is params:
         return config
-    return config.model_copy(
-        update={
-            "modulator": ComponentSpec(
-                name=config.modulator.name, params=kept.model_dump(mode="json", exclude_unset=True)
-            )
-        }
+    spec = ComponentSpec(
+        name=config.modulator.name, params=saved_params.model_dump(mode="json", exclude_unset=True)
     )
+    return config.model_copy(update={"modulator": spec})
 
 
 @contextmanager
-def fitting(source: str) -> Iterator[None]:
-    """Turn findings about the configuration of this name into :class:`CheckpointError`."""
+def checkpoint_errors(source: str) -> Iterator[None]:
+    """Turn errors about the configuration ``source`` into :class:`CheckpointError`."""
     try:
         yield
     except (ValidationError, DataError) as error:

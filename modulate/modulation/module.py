@@ -1,5 +1,6 @@
-"""The thing one trains, saves, loads and attaches: a signal encoder, a modulator, and its writers
-into chosen layers.
+"""The trained module: a signal encoder, a modulator, and its writers into chosen layers.
+
+One trains, saves, loads and attaches it.
 """
 
 import json
@@ -26,12 +27,13 @@ from modulate.modulation.config import (
     CONFIG_BYTES,
     HostSpec,
     ModulationConfig,
-    fitting,
+    checkpoint_errors,
     parse_config,
     portable,
 )
 from modulate.modulation.hub import (
     ADAPTER,
+    ADAPTER_WEIGHTS,
     CONFIG,
     WEIGHTS,
     count_numbers,
@@ -41,7 +43,7 @@ from modulate.modulation.hub import (
 )
 from modulate.modulation.latents import Latents, step_spans
 from modulate.modulation.lora import LoraTensors, check_numbers, describe
-from modulate.utils.atomic_files import read_tensors
+from modulate.utils.atomic_files import read_tensors, write_atomically, write_text
 from modulate.utils.safe_load import read_limited
 
 if TYPE_CHECKING:
@@ -49,8 +51,9 @@ if TYPE_CHECKING:
 
 
 class Modulation(nn.Module):
-    """Signal encoder, modulator, its writers (which write 0 at first), amplitudes, and LoRA tensors
-    if any. Always fp32.
+    """Signal encoder, modulator, writers (which write 0 at first), amplitudes, and optional LoRA.
+
+    Always fp32, whatever the host's dtype.
     """
 
     def __init__(self, config: ModulationConfig) -> None:
@@ -84,10 +87,19 @@ class Modulation(nn.Module):
         lora: LoraParams | None = None,
         backbone: ComponentSpec | None = None,
     ) -> Self:
-        """Build a fresh modulation for a loaded host; layer indices and LoRA targets are checked
-        against it.
+        """Build a fresh modulation for a loaded host.
 
-        Raises :class:`RecipeError` when a component starts with numbers that are not finite.
+        Args:
+            model: a transformers model.
+            encoder: of the signal.
+            modulator: see ``modulate ls modulator`` for those installed.
+            injection: the decoder layers and tokens to modulate.
+            d_features: width of the frame features.
+            lora: None: no LoRA.
+            backbone: where the features come from; only noted.
+
+        Raises :class:`HostError` for layers or LoRA targets that the host lacks,
+        :class:`RecipeError` when a component starts with numbers that are not finite.
         """
         host = understand(model)
         host.check_layers(injection.layers)
@@ -100,72 +112,70 @@ class Modulation(nn.Module):
             d_features=d_features,
             lora=describe(host, lora) if lora else None,
         )
-        fresh = cls(config)
-        wrong = [
-            name
-            for name, value in fresh.state_dict().items()
-            if value.is_floating_point() and not value.is_meta and not value.isfinite().all()
-        ]
-        if wrong:
+        modulation = cls(config)
+        for name, value in modulation.state_dict().items():
+            if value.is_meta or not value.is_floating_point() or value.isfinite().all():
+                continue
             raise RecipeError(
                 f"A fresh modulation of {encoder.name} and {modulator.name} starts with numbers in"
-                f" {wrong[0]!r} that are not finite."
+                f" {name!r} that are not finite."
             )
-        return fresh
+        return modulation
 
     # --- residuals
 
     def latents(self, clips: Sequence[ClipInput]) -> Latents:
-        """Compute all layers' latents of all clips with a signal, in order; clips of one token
-        count go through in one batch.
-        """
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, clip in enumerate(clips):
-            groups.setdefault((clip.grid.rows, clip.grid.cols), []).append(i)
+        """Compute all layers' latents of all clips, each of which has a signal."""
         parts: dict[int, list[Tensor | Mixture]] = {}
-        whole = not all(
-            isinstance(writer, Projection) for writer in self.out
-        )  # such writers look at each token's own latents
-        active = [0] * len(clips)
-        for members in groups.values():
-            chosen = [clips[i] for i in members]
-            with self.config.encoder.blame("signal_encoder", "forward"):
-                signal: SignalFeatures = self.encoder(
-                    [c.signal for c in chosen], [c.grid for c in chosen]
-                )
-            features = torch.cat([self._features(c) for c in chosen])
-            with self.config.modulator.blame("modulator", "forward"):
-                layers = [
-                    z.dense() if whole and isinstance(z, Mixture) else z
-                    for z in self.modulator(features, signal)
-                ]
-            steps = [c.grid.steps for c in chosen]
-            split = [z.split(steps) for z in layers]
-            for k, (i, reached) in enumerate(zip(members, signal.active.split(steps), strict=True)):
-                active[i] = int(reached.sum())
-                parts[i] = [
-                    part if isinstance(part := z[k], Mixture) else part.flatten(0, 1) for z in split
-                ]
-        by_layer = [
-            [parts[i][k] for i in range(len(clips))]
-            for k in range(len(self.config.injection.layers))
-        ]
+        active: dict[int, int] = {}
+        for members in _same_step_shape(clips):
+            group = [clips[i] for i in members]
+            layers, is_active = self._modulate(group)
+            steps = [clip.grid.steps for clip in group]
+            for i, of_clip in zip(members, is_active.split(steps), strict=True):
+                active[i] = int(of_clip.sum())
+                parts[i] = []
+            for layer in layers:
+                for i, part in zip(members, layer.split(steps), strict=True):
+                    parts[i].append(part if isinstance(part, Mixture) else part.flatten(0, 1))
+        order = range(len(clips))
+        n_layers = len(self.config.injection.layers)
         return Latents(
-            by_layer,
-            tuple(c.grid.steps for c in clips),
-            tuple(active),
-            step_spans([c.grid for c in clips]),
+            [[parts[i][k] for i in order] for k in range(n_layers)],
+            steps=tuple(clip.grid.steps for clip in clips),
+            active=tuple(active[i] for i in order),
+            span=step_spans([clip.grid for clip in clips]),
         )
 
+    def _modulate(self, clips: Sequence[ClipInput]) -> tuple[list[Tensor | Mixture], Tensor]:
+        """Return each layer's latents, (step, token, d_latent), and (step,) which steps are active.
+
+        The steps are those of all ``clips``, whose grids have the same rows and columns.
+        """
+        with self.config.encoder.blame("signal_encoder", "forward"):
+            signal: SignalFeatures = self.encoder(
+                [clip.signal for clip in clips], [clip.grid for clip in clips]
+            )
+        features = torch.cat([self._features(clip) for clip in clips])
+        # Only projections can write mixtures; other writers look at each token's own latents.
+        keep_mixtures = all(isinstance(writer, Projection) for writer in self.out)
+        with self.config.modulator.blame("modulator", "forward"):
+            layers = [
+                layer if keep_mixtures or not isinstance(layer, Mixture) else layer.dense()
+                for layer in self.modulator(features, signal)
+            ]
+        return layers, signal.active
+
     @property
-    def needs(self) -> ClipRequirements:
-        """What is read of a clip."""
+    def clip_requirements(self) -> ClipRequirements:
+        """Return what a clip must bring."""
         return ClipRequirements(
-            self.encoder.signal_kind, self.config.d_features, self.amplitude.is_meta
+            self.encoder.signal_kind, self.config.d_features, on_meta=self.amplitude.is_meta
         )
 
     def _features(self, clip: ClipInput) -> Tensor:
-        return check_features("Features", clip, self.needs).to(self.amplitude.device, torch.float32)
+        features = check_features("Features", clip, self.clip_requirements)
+        return features.to(self.amplitude.device, torch.float32)
 
     def residual(
         self,
@@ -174,34 +184,40 @@ class Modulation(nn.Module):
         memory: Memory | None = None,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """Return what the ``k``-th injected layer adds, (token, d_model) in fp32: α_k times what
-        its writer makes of the latents.
+        """Return the residuals of the ``k``-th injected layer, (token, d_model), in fp32.
 
-        ``latents``: (token, d_latent), or whole clips, which only a
-        :class:`modulate.interfaces.writer.Projection` takes as mixtures. ``hidden`` and ``memory``:
-        see :class:`modulate.interfaces.writer.Writer`; a writer that looks at neither does without.
+        They are α_k times the output of the layer's writer.
+
+        Args:
+            k: number of the layer among the injected ones.
+            latents: (token, d_latent), or mixtures of whole clips, which only a
+                :class:`modulate.interfaces.writer.Projection` accepts.
+            memory: as ``hidden``, see :class:`modulate.interfaces.writer.Writer`; not needed for
+                a writer that reads neither.
+            hidden: (token, d_model), the states about to be modified.
         """
         device = self.amplitude.device
         hidden = None if hidden is None else hidden.to(device)
         writer: Any = self.out[0 if len(self.out) == 1 else k]
+        autocast_device = "cpu" if device.type == "meta" else device.type
         try:
-            with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+            with torch.autocast(autocast_device, enabled=False):
                 if isinstance(latents, Tensor):
                     return self.amplitude[k] * writer(latents.float(), hidden, memory)
-                found = [writer.mixed(mixture, self.amplitude[k]) for mixture in latents]
-                return torch.cat(found) if len(found) > 1 else found[0]
+                residuals = [
+                    writer.write_mixture(mixture, self.amplitude[k]) for mixture in latents
+                ]
+                return torch.cat(residuals) if len(residuals) > 1 else residuals[0]
         except Exception:
-            with self.config.modulator.blame(
-                "modulator", "writer"
-            ):  # only now: this runs inside compiled hosts
+            # Entered only after a failure: this runs inside compiled hosts, which cannot trace it.
+            with self.config.modulator.blame("modulator", "writer"):
                 raise
 
     # --- attaching
 
     def attach(self, model: nn.Module) -> "Attachment":
-        """Hook into a loaded host and return the attachment; ``detach()`` takes everything out
-        again.
-        """
+        """Hook into a loaded host and return the attachment; its ``detach()`` undoes this."""
+        # Deferred: an attachment is built on modulations, this is a shortcut to it.
         from modulate.modulation.attachment import Attachment
 
         return Attachment(self, model)
@@ -220,36 +236,29 @@ class Modulation(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and, with LoRA, a PEFT adapter folder.
 
-        Each file atomically.
+        Each file is written atomically.
         """
-        from modulate.utils.atomic_files import write_atomically, write_text
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            k: v.detach().cpu().contiguous()
-            for k, v in self.state_dict().items()
-            if not k.startswith("lora.")
-        }
-        write_atomically(
-            folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
-        )
+        own = {name: tensor.cpu().contiguous() for name, tensor in self._own_state().items()}
+        _save_tensors(folder / WEIGHTS, own)
         if self.lora is not None:
             config, adapter = self.lora.to_peft()
             (folder / ADAPTER).mkdir(exist_ok=True)
-            write_atomically(
-                folder / ADAPTER / "adapter_model.safetensors",
-                lambda path: save_file(adapter, path, metadata={"format": "pt"}),
-            )
-            text = json.dumps(
-                config, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v)
-            )
+            _save_tensors(folder / ADAPTER_WEIGHTS, adapter)
+            text = json.dumps(config, indent=2, default=_as_json)
             write_text(folder / ADAPTER / "adapter_config.json", text + "\n")
-        named = portable(self.config, self.modulator)
-        write_text(folder / CONFIG, named.model_dump_json(indent=2) + "\n")
+        # Last: a folder counts as a saved modulation once this file is there.
+        config_text = portable(self.config, self.modulator).model_dump_json(indent=2)
+        write_text(folder / CONFIG, config_text + "\n")
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """Return all tensors but LoRA's, which are saved in a format of their own."""
+        state = self.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith("lora.")}
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **hub: Any) -> str:
-        """Upload to the hub with a model card; return the commit's address.
+        """Upload to the hub with a model card and return the URL of the commit.
 
         For ``private`` and ``hub`` see :func:`modulate.modulation.hub.upload`.
         """
@@ -261,21 +270,20 @@ class Modulation(nn.Module):
     def from_pretrained(
         cls, path_or_repo: str | Path, *, is_trainable: bool = False, **hub: Any
     ) -> Self:
-        """Load a folder or a hub repository (``hub``: arguments of
-        ``huggingface_hub.snapshot_download``).
+        """Load a folder or a hub repository.
 
-        Frozen and in evaluation mode, as PEFT's adapters, unless ``is_trainable``: otherwise
-        ``condition()`` outside of ``no_grad`` would record a graph that nobody asked for, and keep
-        it.
+        It is frozen and in evaluation mode, as PEFT's adapters are, unless ``is_trainable``.
+        Otherwise ``condition()`` outside of ``no_grad`` would record a graph that nobody needs, and
+        keep it. ``hub``: arguments of ``huggingface_hub.snapshot_download``.
 
-        Raises :class:`MissingFileError` or :class:`CheckpointError` naming file and key.
+        Raises :class:`MissingFileError` or :class:`CheckpointError`, which name file and key.
         """
         folder = Path(path_or_repo)
         if not folder.is_dir() and is_repository(str(path_or_repo)):
             folder = fetch(str(path_or_repo), **hub)
         if not (folder / CONFIG).is_file():
             raise MissingFileError(f"{folder} is no saved modulation: {CONFIG} is missing there.")
-        with fitting(str(folder / CONFIG)):
+        with checkpoint_errors(str(folder / CONFIG)):
             config = parse_config(read_limited(folder / CONFIG, CONFIG_BYTES), str(folder / CONFIG))
             _refuse_misfit(config, folder)
             modulation = cls(config)
@@ -283,25 +291,25 @@ class Modulation(nn.Module):
         return modulation.train(is_trainable).requires_grad_(is_trainable)
 
     def load(self, folder: Path) -> None:
-        """Take over the weights in ``folder``, strictly.
+        """Load the weights in ``folder``.
 
         Raises :class:`CheckpointError` on any missing, unexpected or misshapen tensor.
         """
         try:
             self.fill(read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
             if self.lora is not None:
-                self.lora.load_peft(read_tensors(folder / ADAPTER / "adapter_model.safetensors"))
+                self.lora.load_peft(read_tensors(folder / ADAPTER_WEIGHTS))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"The weights in {folder} cannot be read: {error}") from error
 
     def fill(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Take over ``tensors``, LoRA's aside; ``source`` names their file in errors.
+        """Load ``tensors``, which are all but LoRA's; ``source`` names their file in errors.
 
         Raises :class:`CheckpointError` as :meth:`load` does.
         """
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith("lora.")}
+        own = self._own_state()
         wrong = sorted(tensors.keys() ^ own.keys()) or sorted(
-            k for k in own if own[k].shape != tensors[k].shape
+            name for name in own if own[name].shape != tensors[name].shape
         )
         if wrong:
             raise CheckpointError(
@@ -312,26 +320,45 @@ class Modulation(nn.Module):
         self.load_state_dict(dict(tensors), strict=False)
 
 
-def _refuse_misfit(config: ModulationConfig, folder: Path) -> None:
-    """Raise :class:`CheckpointError` when the files hold less than ``config`` speaks of: before
-    memory of that size is taken.
+def _same_step_shape(clips: Sequence[ClipInput]) -> list[list[int]]:
+    """Return the indices of the clips in groups that can go through the modulator as one batch.
 
-    What differs otherwise, and components that cannot be built without memory, are left to the
-    strict comparison in :meth:`Modulation.load`.
+    It runs on single time steps, so the clips of a group may differ in their number of steps.
     """
-    files = [
-        folder / WEIGHTS,
-        *([folder / ADAPTER / "adapter_model.safetensors"] if config.lora else []),
-    ]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, clip in enumerate(clips):
+        groups.setdefault((clip.grid.rows, clip.grid.cols), []).append(i)
+    return list(groups.values())
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_atomically(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value of PEFT's configuration, which holds sets and enumerations, for JSON."""
+    return sorted(value) if isinstance(value, set) else str(value)
+
+
+def _refuse_misfit(config: ModulationConfig, folder: Path) -> None:
+    """Raise :class:`CheckpointError` when the files hold fewer numbers than ``config`` describes.
+
+    A configuration from elsewhere could otherwise make us allocate any amount of memory. All other
+    differences, and components that cannot be built without memory, are left to the strict
+    comparison in :meth:`Modulation.load`.
+    """
+    files = [folder / WEIGHTS]
+    if config.lora:
+        files.append(folder / ADAPTER_WEIGHTS)
     try:
         with torch.device("meta"):
             expected = {name: tuple(t.shape) for name, t in Modulation(config).state_dict().items()}
     except ComponentError:
         return
-    wanted = sum(math.prod(shape) for shape in expected.values())
+    described = sum(math.prod(shape) for shape in expected.values())
     found = sum(map(count_numbers, files))
-    if wanted > found:
+    if described > found:
         raise CheckpointError(
-            f"The weights in {folder} do not fit their configuration: it speaks of {wanted}"
+            f"The weights in {folder} do not fit their configuration: it describes {described}"
             f" numbers, they hold {found}."
         )

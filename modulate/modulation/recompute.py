@@ -322,7 +322,7 @@ class RecomputeTracker:
         return node is not None and node._sequence_nr() < self._attached_at
 
     def _upstream_marks(self) -> set[GraphMark]:
-        """Return the marks on autograd's current node and on all nodes that it was computed from."""
+        """Return the marks on autograd's current node and on all nodes that it depends on."""
         marks: set[GraphMark] = set()
         visited: set[Any] = set()
         pending: list[Any] = [torch._C._current_autograd_node()]

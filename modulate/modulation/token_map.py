@@ -51,7 +51,7 @@ def map_rows(
     maps: list[TokenMap] = []
     begin = 0
     for row, clips in enumerate(rows):
-        parts = [torch.empty(0, dtype=torch.long)]
+        parts = [torch.empty(0, dtype=torch.long)]  # a row without clips has no tensor to join
         end = begin
         for number, clip in enumerate(clips):
             places = range(clip.grid.tokens) if tokens_only else host.placeholders(clip.grid)
@@ -61,6 +61,7 @@ def map_rows(
                     f"Row {row}, clip {number}: its grid has no visual token in this host"
                     f" ({type(host).__name__}.placeholders names none)."
                 )
+            # A place counts within its grid; the latents of all clips lie end to end.
             parts.append(torch.where(_is_written(clip, place, injection), place + end, -1))
             # Clips without a signal never reach the modulator, so they have no latents to count.
             end += clip.grid.tokens if clip.signal is not None else 0
@@ -72,6 +73,7 @@ def map_rows(
 def _is_written(clip: ClipInput, place: Tensor, injection: Injection) -> Tensor:
     """Return (placeholder,) bool: which placeholders of a clip get residuals."""
     signal = clip.signal
+    # A clip whose signal is empty has latents like any other; they are only not written here.
     if signal is None or (injection.empty == "none" and len(signal) == 0):
         return torch.zeros_like(place, dtype=torch.bool)
     return chosen_steps(place, clip.grid, injection.tokens.steps)
@@ -92,5 +94,6 @@ def chosen_steps(place: Tensor, grid: VisualGrid, steps: Sequence[int] | None) -
             f"This modulation writes on step {missing[0]} (`injection.tokens.steps`), but a clip"
             f" has {grid.steps} steps."
         )
+    # Negative steps count from the end of the clip, and clips differ in length.
     chosen = torch.tensor([step % grid.steps for step in steps])
     return is_visual & torch.isin(place // grid.tokens_per_step, chosen)

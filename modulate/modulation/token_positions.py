@@ -4,7 +4,7 @@ Everything is derived from what the forward actually gets: token ids, token type
 modalities apart, and the absolute position given by the cache.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,6 +61,7 @@ class ForwardTokens:
         """
         rows, length = self.visual.shape
         mask = self.attention_mask
+        # Masks of four axes, or of these tokens alone, do not tell where the padding is.
         if isinstance(mask, Tensor) and mask.shape == (rows, self.past_length + length):
             return mask[:, self.past_length :].to(self.visual.device).bool()
         return torch.ones_like(self.visual)
@@ -98,6 +99,7 @@ class TokenLocator:
                 "This forward got inputs_embeds without input_ids, so visual tokens cannot be"
                 " located; pass input_ids, or condition(…, positions=mask)."
             )
+        # Tokens that attend to an unseen past would be taken for the first ones of a prompt.
         if cache is None:
             refuse_unseen_past(arguments, inputs)
         past_length = cache_length(cache)
@@ -116,15 +118,25 @@ class TokenLocator:
         if self.positions is not None:
             rows, length = inputs.shape[:2]
             visual = _slice_positions(self.positions.to(inputs.device), past_length, rows, length)
-            has_visual = bool(visual.any())
             return tokens(
-                visual=visual, has_placeholders=has_visual, trusted=True, from_caller=True
+                visual=visual, has_placeholders=bool(visual.any()), trusted=True, from_caller=True
             )
+        return self._locate_by_ids(arguments, ids, past_length, tokens)
+
+    def _locate_by_ids(
+        self,
+        arguments: Mapping[str, Any],
+        ids: Tensor,
+        past_length: int,
+        tokens: Callable[..., ForwardTokens],
+    ) -> ForwardTokens:
         placeholders = placeholders_in(ids, self.visual_ids)
-        # Most forwards generate text: they need no token types, and skip reading them.
+        # Most forwards generate text: without placeholders there are no types to look up.
         if not bool(placeholders.any()):
             return tokens(visual=placeholders, has_placeholders=False, trusted=False)
         name, types = _token_types(arguments, past_length, ids, self.type_arguments)
+        # Without types, a placeholder that the host generated looks like one of a clip. The
+        # tracker then tells them apart by position.
         if types is None:
             return tokens(visual=placeholders, has_placeholders=True, trusted=False)
         return tokens(
@@ -152,6 +164,7 @@ def _slice_positions(positions: Tensor, past_length: int, rows: int, length: int
     mask = pad(covered, (0, length - covered.shape[1]))
     if rows % len(mask) == 0:
         return mask.repeat_interleave(rows // len(mask), 0)
+    # Without visual tokens nothing is placed, so the rows need not match.
     if bool(mask.any()):
         raise ConditioningError(
             f"`positions` has {len(mask)} rows, the forward a batch of {rows}: the batch must be a"

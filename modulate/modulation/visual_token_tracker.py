@@ -131,6 +131,8 @@ class VisualTokenTracker:
         self._pending = None
         self.forwards += 1
         caches = [each for each in (tokens.cache, cache) if each is not None]
+        # Continued now, so `before` is no loose end any more. Copies of its cache share the number:
+        # whichever goes on first takes it off, and leaves its own history in its place.
         self._incomplete.pop(before.number, None)
         self._text_placeholders = tokens.text_placeholders or self._text_placeholders
         if after.end:
@@ -142,8 +144,10 @@ class VisualTokenTracker:
                     raise self._shortage(after)
                 self._incomplete[after.number] = after
         self._last = after
+        # Only visual tokens identify a rebuilt cache, so forwards without any add no sample.
         if caches and after.counts != before.counts:
             self._samples.add(after, caches[-1])
+        # Both caches: some hosts return another object than they were given.
         for each in caches:
             if histories_on(each).get(self.number) is not after:
                 note_history(each, self.number, after, _trackers)
@@ -246,6 +250,7 @@ class VisualTokenTracker:
         counts = before.counts
         if tokens.has_placeholders and not (tokens.from_caller and before.clipless):
             ordinal, visual = self._count(tokens, before, expected)
+            # Text since the last visual token was not recorded.
             gap = tokens.past_length - before.begin - seen.shape[1]
             seen = torch.cat([pad(seen, (0, gap)), visual], 1)
             counts = seen.sum(1).tolist()
@@ -304,6 +309,8 @@ class VisualTokenTracker:
 
         Placeholders that the host can only have generated do not count.
         """
+        # Behind a complete prompt, without pictures and types, a placeholder was generated. Within
+        # the prompt (generation without a cache repeats it) it belongs to a clip.
         if before.end and not tokens.trusted and not tokens.has_vision_inputs:
             begin = tokens.past_length
             position = torch.arange(begin, begin + surplus.shape[1], device=surplus.device)
@@ -338,9 +345,7 @@ class VisualTokenTracker:
         """Return the error for a row that received fewer visual tokens than its clips have."""
         rows = self.rows_of(len(history.counts))
         expected = [self.expected[row] for row in rows]
-        short = next(
-            i for i, count in enumerate(history.counts) if count != (expected[i] or 0)
-        )
+        short = next(i for i, count in enumerate(history.counts) if count != (expected[i] or 0))
         hint = ""
         if self._text_placeholders is not None:
             name, is_text = self._text_placeholders

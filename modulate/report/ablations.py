@@ -57,8 +57,8 @@ def ablations_table(
     adjusted = iter(
         holm_adjusted([found.overall for found in comparisons if found.overall is not None])
     )
-    rows: list[tuple[str, ...] | str] = [f"Base: {start.group.name}"]
-    rows.append(("", start.group.name, seeds_text(start.group.seeds), *_accuracy(start), *[NONE] * 4))
+    base_row = ("", start.group.name, seeds_text(start.group.seeds), *_accuracy(start), *[NONE] * 4)
+    rows: list[tuple[str, ...] | str] = [f"Base: {start.group.name}", base_row]
     heading = None
     for (axis, result, differs), comparison in zip(others, comparisons, strict=True):
         if axis != heading:

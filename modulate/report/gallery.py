@@ -1,13 +1,12 @@
-"""Samples to look at: what was seen, what was answered with and without the signal, and where the
-residual landed and how strong.
+"""Sample gallery: what the host saw and answered, and where the residual landed.
 
-Nothing is simulated: a finished run's modulation is attached to its host, and the states that each
-injected layer returns are read on both sides of the hook that writes on them.
+Nothing is simulated: a finished run's modulation is attached to its host, and forward hooks record
+the states of each injected layer before and after the residual is added.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,28 +17,37 @@ from torchvision.io import encode_jpeg
 
 from modulate.errors import DataError, ModulateError
 from modulate.evaluation.evaluate import score
-from modulate.evaluation.metrics import Prediction
+from modulate.evaluation.predictions import Prediction
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.preparation import PreparedSample
 from modulate.interfaces.components import Sample
 from modulate.interfaces.signal import Mark
+from modulate.interfaces.visual_grid import VisualGrid
 from modulate.modulation.attachment import Attachment
 from modulate.modulation.module import Modulation
-from modulate.report.runs import Recorded
+from modulate.report.runs import EvaluatedRun
 
 PICTURE_WIDTH = 320
-"""Widest picture of a frame, pixels; wider frames are shrunk."""
+"""Largest width of a frame's picture in pixels; wider frames are scaled down."""
 
-SAME = 1e-2
-"""Most that a logit may differ from the one in predictions.jsonl before the page says so: other
-batch sizes round differently.
+LOGIT_TOLERANCE = 1e-2
+"""Largest difference from a logit in predictions.jsonl that still counts as the same answer.
+
+Batches of another size round differently.
 """
+
+CORRECT_WITH = "correct only with the signal"
+CORRECT_WITHOUT = "correct only without it"
+WRONG = "wrong either way"
+CORRECT = "correct either way"
 
 
 @dataclass(frozen=True)
-class Step:
-    """One time step: its number, its stretch of time (s), its last frame as JPEG with width and
-    height, and where the signal was meanwhile.
+class StepPicture:
+    """One time step, shown by its last frame.
+
+    ``span``: start and end in seconds. ``size``: width and height of the JPEG. ``marks``: where the
+    signal was during the step.
     """
 
     index: int
@@ -50,285 +58,309 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Shown:
+class OtherTokens:
+    """Residuals on tokens that are not visual: how many there are, and the largest ‖Δh‖/‖h‖."""
+
+    count: int
+    largest: float
+
+
+@dataclass(frozen=True)
+class GallerySample:
     """One sample of the gallery.
 
-    ``answers``: by condition. By injected layer, of every visual token (step, row, col):
-    ``strength`` ‖Δh‖/‖h‖ and ``due`` ‖Δh − Δh(blank)‖/‖h‖, how far it is from the residual of an
-    empty signal. ``elsewhere``: by layer how many other tokens got a residual, and the largest
-    ‖Δh‖/‖h‖ of them. ``kind``: how the answer changed. ``agrees``: answered as in
-    predictions.jsonl.
+    ``kind``: how the signal changed the answer. ``answers``: by condition. By injected layer, for
+    every visual token (step, row, col): ``strength`` is ‖Δh‖/‖h‖, and ``signal_effect`` is
+    ‖Δh − Δh(blank)‖/‖h‖, the distance from the residual of an empty signal. ``other_tokens``: by
+    layer. ``reproduced``: whether the answers agree with predictions.jsonl.
     """
 
     sample: Sample
     kind: str
     answers: dict[str, Prediction]
-    steps: tuple[Step, ...]
+    steps: tuple[StepPicture, ...]
     n_steps: int
     strength: dict[int, NDArray[np.float32]]
-    due: dict[int, NDArray[np.float32]]
-    elsewhere: dict[int, tuple[int, float]]
-    agrees: bool
+    signal_effect: dict[int, NDArray[np.float32]]
+    other_tokens: dict[int, OtherTokens]
+    reproduced: bool
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Chosen samples of one run. ``kinds``: how many samples of the run there are of each kind,
-    chosen from in turn; ``without``: the condition compared with.
+    """Chosen samples of one run.
+
+    ``without``: the condition that stands for answers without the signal. ``kinds``: number of the
+    run's samples of each kind, from which the gallery's are drawn in turn.
     """
 
-    name: str
+    run_name: str
     without: str
     kinds: dict[str, int]
-    samples: tuple[Shown, ...] = field(default_factory=tuple)
+    samples: tuple[GallerySample, ...] = ()
 
 
-KINDS = (
-    "right only with the signal",
-    "right only without it",
-    "wrong either way",
-    "right either way",
-)
+# --- choosing samples
 
 
-def choose(
+def choose_samples(
     records: dict[str, list[Prediction]], n: int
 ) -> tuple[str, dict[str, int], list[tuple[str, str]]]:
-    """Choose ``n`` samples: in turn one of each kind that there is, going through the tasks and
-    evenly along the file within each.
+    """Choose ``n`` samples, one of each kind in turn, spread over tasks and over the file.
 
-    Returns the condition that stands for "without", how many samples there are of each kind, and
-    (sample id, kind) of those chosen.
+    Returns the condition that stands for "without", the number of samples of each kind, and
+    (sample id, kind) of those chosen. Raises :class:`DataError` when the run was evaluated under no
+    condition without the signal.
     """
-    without = next((c for c in ("none", "blank", "host") if c in records), None)
+    without = next((name for name in ("none", "blank", "host") if name in records), None)
     if without is None:
         raise DataError(
             "The gallery compares answers with and without the signal, but the run was evaluated"
             " under none of `none`, `blank` and `host`."
         )
-    other = {r.id: r.correct for r in records[without]}
-    pools: dict[str, dict[str, list[str]]] = {kind: {} for kind in KINDS}
+    correct_without = {record.id: record.correct for record in records[without]}
+    pools: dict[str, dict[str, list[str]]] = {
+        kind: {} for kind in (CORRECT_WITH, CORRECT_WITHOUT, WRONG, CORRECT)
+    }
     for record in records["signal"]:
-        kind = KINDS[
-            {(True, False): 0, (False, True): 1, (False, False): 2, (True, True): 3}[
-                record.correct, other.get(record.id, False)
-            ]
-        ]
+        kind = _kind(record.correct, correct_without.get(record.id, False))
         pools[kind].setdefault(record.task, []).append(record.id)
     counts = {kind: sum(map(len, tasks.values())) for kind, tasks in pools.items()}
-    queues = [
-        (kind, _in_turn([_spread(ids) for ids in tasks.values()])) for kind, tasks in pools.items()
-    ]
+    queues = {
+        kind: _round_robin([_spread_out(ids) for ids in tasks.values()])
+        for kind, tasks in pools.items()
+    }
     chosen: list[tuple[str, str]] = []
-    while len(chosen) < n and any(queue for _, queue in queues):
-        chosen += [(queue.pop(0), kind) for kind, queue in queues if queue]
+    while len(chosen) < n and any(queues.values()):
+        chosen += [(queue.pop(0), kind) for kind, queue in queues.items() if queue]
     return without, counts, chosen[:n]
 
 
-def _spread(ids: Sequence[str]) -> list[str]:
-    """The same ids, the middle one first, then those of the quarters, and so on: the first few lie
-    far apart.
-    """
+def _kind(correct_with: bool, correct_without: bool) -> str:
+    if correct_with:
+        return CORRECT if correct_without else CORRECT_WITH
+    return CORRECT_WITHOUT if correct_without else WRONG
+
+
+def _spread_out(ids: Sequence[str]) -> list[str]:
+    """Reorder ids so that the first few lie far apart: the middle, the quarters, the eighths, …"""
     order: dict[int, None] = {}
     parts = 2
+    # Beyond 4 × len(ids) parts, rounding down finds no new index.
     while len(order) < len(ids) and parts <= 4 * len(ids):
         order |= dict.fromkeys(len(ids) * k // parts for k in range(1, parts, 2))
         parts *= 2
-    return [ids[i] for i in [*order, *(i for i in range(len(ids)) if i not in order)]]
+    left = [i for i in range(len(ids)) if i not in order]
+    return [ids[i] for i in [*order, *left]]
 
 
-def _in_turn(lists: Sequence[Sequence[str]]) -> list[str]:
+def _round_robin(lists: Sequence[Sequence[str]]) -> list[str]:
     longest = max(map(len, lists), default=0)
     return [items[i] for i in range(longest) for items in lists if i < len(items)]
 
 
-def gallery(
-    recorded: Recorded, pipeline: Pipeline, n: int, split: str = "test", most_steps: int = 8
-) -> Gallery:
-    """Answer ``n`` samples of a run again and look where its residuals land.
+# --- answering again
 
-    Errors of single samples are raised.
+
+def build_gallery(
+    evaluated: EvaluatedRun,
+    pipeline: Pipeline,
+    n: int,
+    split: str = "test",
+    most_steps: int = 8,
+) -> Gallery:
+    """Answer ``n`` samples of a run again and record where its residuals land.
+
+    ``most_steps``: time steps to show of each sample. Raises the errors of single samples, and
+    :class:`DataError` when the data no longer hold a sample.
     """
-    without, kinds, chosen = choose(recorded.scored, n)
-    modulation = Modulation.from_pretrained(recorded.run.weights)
+    without, kinds, chosen = choose_samples(evaluated.scored, n)
+    modulation = Modulation.from_pretrained(evaluated.run.weights)
     pipeline.make_data()
-    samples = {s.id: s for s in pipeline.dataset.samples(split)}
-    missing = [id_ for id_, _ in chosen if id_ not in samples]
+    samples = {sample.id: sample for sample in pipeline.dataset.samples(split)}
+    missing = [sample_id for sample_id, _ in chosen if sample_id not in samples]
     if missing:
         raise DataError(
-            f"The data have no sample {missing[0]!r} any more, which {recorded.run.folder} was"
-            " evaluated on; is it another data set?"
+            f"The data no longer hold the sample {missing[0]!r}, on which {evaluated.run.folder}"
+            " was evaluated; is it another data set?"
         )
-    conditions = [
-        "signal",
-        without,
-        *(["host"] if modulation.lora is not None and without != "host" else []),
-    ]
+    conditions = ["signal", without]
+    if modulation.lora is not None and without != "host":
+        conditions.append("host")
     with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment:
         found = tuple(
-            _show(recorded, pipeline, attachment, samples[id_], kind, conditions, most_steps)
-            for id_, kind in chosen
+            _answer_again(
+                evaluated, pipeline, attachment, samples[sample_id], kind, conditions, most_steps
+            )
+            for sample_id, kind in chosen
         )
-    return Gallery(recorded.name, without, kinds, found)
+    return Gallery(evaluated.name, without, kinds, found)
 
 
-def _show(
-    recorded: Recorded,
+def _answer_again(
+    evaluated: EvaluatedRun,
     pipeline: Pipeline,
     attachment: Attachment,
     sample: Sample,
     kind: str,
     conditions: Sequence[str],
     most_steps: int,
-) -> Shown:
+) -> GallerySample:
     answers: dict[str, Prediction] = {}
-    changes: dict[str, dict[int, Tensor]] = {}
+    traces: dict[str, dict[int, list[Tensor]]] = {}
+    # The blank run gives the residual to subtract; it is shown only if it is a condition itself.
     for condition in dict.fromkeys([*conditions, "blank"]):
-        with traced(attachment) as trace:
+        with trace_layers(attachment) as trace:
             (answer,) = score(pipeline, attachment, [sample], condition)
         if answer.error:
             raise ModulateError(answer.error)
+        if condition in ("signal", "blank"):
+            traces[condition] = trace
         if condition in conditions:
             answers[condition] = answer
-        if condition == "signal":
-            sizes = {
-                layer: before[0].float().norm(dim=-1).clamp_min(1e-12)
-                for layer, (before, _) in trace.items()
-            }
-        changes[condition] = {
-            layer: after[0].float() - before[0].float() for layer, (before, after) in trace.items()
-        }
+    strength, signal_effect = _relative_residuals(traces["signal"], traces["blank"])
     prepared = pipeline.prepare(sample)
-    ratios = {
-        layer: (change.norm(dim=-1) / sizes[layer]).cpu()
-        for layer, change in changes["signal"].items()
-    }
-    strength, elsewhere = _placed(pipeline, prepared, ratios)
-    due, _ = _placed(
-        pipeline,
-        prepared,
-        {
-            k: ((change - changes["blank"][k]).norm(dim=-1) / sizes[k]).cpu()
-            for k, change in changes["signal"].items()
-        },
-    )
-    steps = _steps(pipeline, prepared, most_steps)
     assert prepared.grid is not None
-    before = {
-        (r.condition, r.id): r
-        for records in recorded.records.values()
-        for r in records
-        if r.id == sample.id
-    }
-    agrees = all(
-        _same(answers[c], before[c, sample.id]) for c in conditions if (c, sample.id) in before
-    )
-    return Shown(
-        sample, kind, answers, steps, prepared.grid.steps, strength, due, elsewhere, agrees
+    strength_grid, other_tokens = _on_grid(pipeline, prepared, strength)
+    signal_effect_grid, _ = _on_grid(pipeline, prepared, signal_effect)
+    return GallerySample(
+        sample,
+        kind,
+        answers,
+        _step_pictures(pipeline, prepared, prepared.grid, most_steps),
+        prepared.grid.steps,
+        strength_grid,
+        signal_effect_grid,
+        other_tokens,
+        _reproduced(answers, evaluated),
     )
 
 
-def _same(a: Prediction, b: Prediction) -> bool:
-    return (
-        a.prediction == b.prediction
-        and len(a.logits) == len(b.logits)
-        and all(abs(x - y) <= SAME for x, y in zip(a.logits, b.logits, strict=True))
-    )
+def _relative_residuals(
+    signal: dict[int, list[Tensor]], blank: dict[int, list[Tensor]]
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Return ‖Δh‖/‖h‖ and ‖Δh − Δh(blank)‖/‖h‖ by layer, (position,)."""
+    strength = {}
+    signal_effect = {}
+    for layer, (before, after) in signal.items():
+        norm = before[0].float().norm(dim=-1).clamp_min(1e-12)
+        residual = after[0].float() - before[0].float()
+        blank_before, blank_after = blank[layer]
+        blank_residual = blank_after[0].float() - blank_before[0].float()
+        strength[layer] = (residual.norm(dim=-1) / norm).cpu()
+        signal_effect[layer] = ((residual - blank_residual).norm(dim=-1) / norm).cpu()
+    return strength, signal_effect
+
+
+def _reproduced(answers: dict[str, Prediction], evaluated: EvaluatedRun) -> bool:
+    """Return whether the answers are those in predictions.jsonl, where it has them."""
+    for condition, answer in answers.items():
+        for record in evaluated.records.get(condition, []):
+            if record.id == answer.id and not _same_answer(record, answer):
+                return False
+    return True
+
+
+def _same_answer(first: Prediction, second: Prediction) -> bool:
+    if first.prediction != second.prediction or len(first.logits) != len(second.logits):
+        return False
+    pairs = zip(first.logits, second.logits, strict=True)
+    return all(abs(x - y) <= LOGIT_TOLERANCE for x, y in pairs)
 
 
 @contextmanager
-def traced(attachment: Attachment) -> Iterator[dict[int, list[Tensor]]]:
-    """Keep, of each injected layer, the states that it returns before and after the residual is
-    written: layer → [before, after], (row, position, d_model).
+def trace_layers(attachment: Attachment) -> Iterator[dict[int, list[Tensor]]]:
+    """Record the states that each injected layer returns, before and after the residual is added.
 
-    Hooks are first and last in line, so whatever stands between is what the attachment (or anybody
-    else) wrote; they are taken out again.
+    Yields layer → [before, after], each (row, position, d_model), filled by the next forward.
     """
-    kept: dict[int, list[Tensor]] = {}
+    trace: dict[int, list[Tensor]] = {}
     handles = []
 
-    def keep(layer: int) -> Any:
+    def record(layer: int) -> Callable[[Any, Any, Any], None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            kept.setdefault(layer, []).append(
-                (output[0] if isinstance(output, tuple) else output).detach()
-            )
+            states = output[0] if isinstance(output, tuple) else output
+            trace.setdefault(layer, []).append(states.detach())
 
         return hook
 
     try:
         for layer in attachment.modulation.config.injection.layers:
             module = attachment.host.layers[layer]
-            handles += [
-                module.register_forward_hook(keep(layer), prepend=True),
-                module.register_forward_hook(keep(layer)),
-            ]
-        yield kept
+            # First and last in line: whatever runs in between, ours or not, counts as residual.
+            handles.append(module.register_forward_hook(record(layer), prepend=True))
+            handles.append(module.register_forward_hook(record(layer)))
+        yield trace
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _placed(
+def _on_grid(
     pipeline: Pipeline, prepared: PreparedSample, ratios: dict[int, Tensor]
-) -> tuple[dict[int, NDArray[np.float32]], dict[int, tuple[int, float]]]:
-    """Lay positions out on the visual grid; what is on other tokens is counted."""
+) -> tuple[dict[int, NDArray[np.float32]], dict[int, OtherTokens]]:
+    """Lay values of prompt positions out on the visual grid; sum up those of other tokens."""
     grid = prepared.grid
     assert grid is not None
     ids = prepared.inputs["input_ids"][0].cpu()
     visual = torch.isin(ids, torch.tensor(list(pipeline.host.visual_ids.values())))
-    places = torch.tensor(list(pipeline.host.placeholders(grid)))
-    if int(visual.sum()) != len(places):
+    tokens = torch.tensor(list(pipeline.host.placeholders(grid)))
+    if int(visual.sum()) != len(tokens):
         raise DataError(
             f"Sample {prepared.sample.id}: the prompt has {int(visual.sum())} visual placeholders,"
-            f" its grid {len(places)}."
+            f" its grid {len(tokens)}."
         )
-    strength = {}
-    elsewhere = {}
+    # Some hosts have placeholders that show no place (ends of lines, separators): −1.
+    on_grid = tokens >= 0
+    by_layer = {}
+    other_tokens = {}
     for layer, ratio in ratios.items():
         flat = torch.zeros(grid.tokens)
-        shown = places >= 0
-        flat[places[shown]] = ratio[visual][shown]
-        strength[layer] = flat.view(grid.steps, grid.rows, grid.cols).numpy()
-        rest = ratio[~visual]
-        elsewhere[layer] = (int((rest > 0).sum()), float(rest.max()) if len(rest) else 0.0)
-    return strength, elsewhere
+        flat[tokens[on_grid]] = ratio[visual][on_grid]
+        by_layer[layer] = flat.view(grid.steps, grid.rows, grid.cols).numpy()
+        others = ratio[~visual]
+        largest = float(others.max()) if len(others) else 0.0
+        other_tokens[layer] = OtherTokens(int((others > 0).sum()), largest)
+    return by_layer, other_tokens
 
 
-def _steps(pipeline: Pipeline, prepared: PreparedSample, most: int) -> tuple[Step, ...]:
-    """Pictures of at most ``most`` steps, evenly spaced, first and last among them; each step by
-    its last frame.
-    """
-    grid = prepared.grid
+# --- pictures
+
+
+def _step_pictures(
+    pipeline: Pipeline, prepared: PreparedSample, grid: VisualGrid, most: int
+) -> tuple[StepPicture, ...]:
+    """Return pictures of at most ``most`` steps, evenly spaced from the first to the last."""
     sample = prepared.sample
-    assert grid is not None
     frames = pipeline.clip_reader.read(sample.video, pipeline.times(sample))
-    together = -(-len(frames.times) // grid.steps)
-    n = min(most, grid.steps)
-    indices = (
-        sorted({round(k * (grid.steps - 1) / max(1, n - 1)) for k in range(n)})
-        if n > 1
-        else [grid.steps - 1]
-    )
-    steps = []
-    for k in indices:
-        jpeg, size = _jpeg(frames.images[min((k + 1) * together, len(frames.times)) - 1])
-        steps.append(Step(k, grid.spans[k], jpeg, size, prepared.signal.marks(*grid.spans[k])))
-    return tuple(steps)
+    frames_per_step = -(-len(frames.times) // grid.steps)
+    pictures = []
+    for index in _spaced_indices(grid.steps, most):
+        # The last step may have fewer frames than the others.
+        last_frame = min((index + 1) * frames_per_step, len(frames.times)) - 1
+        jpeg, size = _jpeg(frames.images[last_frame])
+        span = grid.spans[index]
+        pictures.append(StepPicture(index, span, jpeg, size, prepared.signal.marks(*span)))
+    return tuple(pictures)
+
+
+def _spaced_indices(n: int, most: int) -> list[int]:
+    """Return at most ``most`` of ``n`` indices, evenly spaced with both ends; of one, the last."""
+    count = min(most, n)
+    if count <= 1:
+        return [n - 1]
+    return sorted({round(i * (n - 1) / (count - 1)) for i in range(count)})
 
 
 def _jpeg(image: NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
-    """Return a frame (height, width, 3) as JPEG, at most :data:`PICTURE_WIDTH` wide, with its width
-    and height.
-    """
+    """Return a frame (height, width, 3) as JPEG, with its width and height as shown."""
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
     height, width = image.shape[:2]
     if width > PICTURE_WIDTH:
         size = (max(1, round(height * PICTURE_WIDTH / width)), PICTURE_WIDTH)
-        small = torch.nn.functional.interpolate(
+        resized = torch.nn.functional.interpolate(
             pixels[None].float(), size=size, mode="bilinear", antialias=True
-        )[0]
-        pixels = small.round().clamp(0, 255).to(torch.uint8)
-    return bytes(encode_jpeg(pixels.contiguous(), quality=82).numpy().tobytes()), (
-        pixels.shape[2],
-        pixels.shape[1],
-    )
+        )
+        pixels = resized[0].round().clamp(0, 255).to(torch.uint8)
+    jpeg = encode_jpeg(pixels.contiguous(), quality=82).numpy().tobytes()
+    return bytes(jpeg), (pixels.shape[2], pixels.shape[1])

@@ -133,7 +133,8 @@ def _modulation(group: RunGroup) -> str:
         return NONE
     recipe = group.recipe
     layers = ", ".join(map(str, recipe.injection.layers))
-    return f"{recipe.encoder.name} → {recipe.modulator.name}, layers {layers}, {recipe.backbone.name}"
+    modules = f"{recipe.encoder.name} → {recipe.modulator.name}"
+    return f"{modules}, layers {layers}, {recipe.backbone.name}"
 
 
 def _provenance(run: EvaluatedRun) -> str:
@@ -180,11 +181,11 @@ def accuracy_table(results: Sequence[GroupResults], reference: Reference) -> Tab
 
 def _our_row(result: GroupResults, tasks: Sequence[str], own_mean: bool) -> tuple[str, ...]:
     scores = result.main
-    cells = [percent(scores.tasks[task].accuracy) if task in scores.tasks else NONE for task in tasks]
+    by_task = [scores.tasks.get(task) for task in tasks]
     overall = scores.overall
     return (
         group_title(result.group),
-        *cells,
+        *(NONE if score is None else percent(score.accuracy) for score in by_task),
         # A mean over some of the tasks would be compared with means over all of them.
         percent(overall.accuracy) if len(scores.tasks) == len(tasks) else NONE,
         interval(overall.low, overall.high),

@@ -1,132 +1,89 @@
-"""The gallery as HTML: frames with the signal on them, answers side by side, and the strength of
-the residual on every visual token.
-"""
+"""The gallery as HTML: frames with the signal's marks, answers, and residuals on visual tokens."""
 
 import base64
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modulate.report.gallery import Gallery, Shown, Step
+from modulate.report.gallery import Gallery, GallerySample, StepPicture
 from modulate.report.html import Html, table, tag
 from modulate.report.table import NONE, Table
 
-CONDITIONS = {
+CONDITION_LABELS = {
     "signal": "with the signal",
     "none": "no residual (LoRA on)",
     "blank": "empty signal",
     "host": "bare host",
 }
 
+SHOWN_WIDTH = 168
+"""Width of a picture on the page, pixels."""
 
-def section(gallery: Gallery) -> list[Html]:
-    """Return the gallery: how its samples were chosen, then one card each."""
+READING = (
+    "Rings mark the signal during each time step. The first row of tiles per injected layer shows"
+    " ‖Δh‖/‖h‖ of each visual token: the norm of the residual relative to that of the hidden state"
+    " it is added to. The second row shows ‖Δh − Δh(blank)‖/‖h‖: the distance from the residual of"
+    " an empty signal, which may exceed the residual's own norm. All tiles of a sample share one"
+    " color scale, whose maximum is given."
+)
+
+
+def gallery_section(gallery: Gallery) -> list[Html]:
+    """Return the gallery's section: how samples were chosen, then one card per sample."""
     counts = "; ".join(f"{kind}: {n}" for kind, n in gallery.kinds.items())
-    how = (
-        f"Samples of {gallery.name}, answered again for this page. “Without” is the condition"
-        f" {gallery.without}. There are of each kind: {counts}. Samples are taken from the kinds in"
-        " turn, so rare kinds are over-represented here; the tables above have the shares."
-    )
-    reading = (
-        "Rings mark where the signal was while a time step lasted. Tiles show ‖Δh‖/‖h‖ of each"
-        " visual token at an injected layer: how large the residual written there is beside the"
-        " hidden state that it is added to; and ‖Δh − Δh(blank)‖/‖h‖, how far it is from the one"
-        " that an empty signal gives, which may be more than its own size. Within one sample all"
-        " tiles share one scale, whose top is given."
+    choice = (
+        f"Samples of {gallery.run_name}, answered again for this page. “Without” means the"
+        f" condition {gallery.without}. Samples of each kind: {counts}. The gallery draws from the"
+        " kinds in turn, so it over-represents rare ones; see the tables above for their shares."
     )
     return [
-        tag("p", how, class_="soft"),
-        tag("p", reading, class_="soft"),
-        *(_card(i, shown) for i, shown in enumerate(gallery.samples, 1)),
+        tag("p", choice, class_="soft"),
+        tag("p", READING, class_="soft"),
+        *(_card(number, shown) for number, shown in enumerate(gallery.samples, 1)),
     ]
 
 
-def _card(number: int, shown: Shown) -> Html:
+def _card(number: int, shown: GallerySample) -> Html:
     sample = shown.sample
-    top = max(
-        (float(grid.max()) for found in (shown.strength, shown.due) for grid in found.values()),
-        default=0.0,
-    )
+    start, end = sample.window
+    origin = f"{sample.task} · {sample.video.name}, {start:.1f}–{end:.1f} s · {shown.kind}"
     parts: list[Html | None] = [
         tag("h4", f"{number}. {sample.question}"),
-        tag(
-            "p",
-            f"{sample.task} · {sample.video.name}, {sample.window[0]:.1f}–{sample.window[1]:.1f} s"
-            f" · {shown.kind}",
-            class_="soft",
-        ),
-        (
-            None
-            if shown.agrees
-            else tag(
-                "p",
-                "Answered otherwise here than in predictions.jsonl: the run's weights, data or host"
-                " have changed since.",
-                class_="warn",
-            )
-        ),
-        table(_answers(number, shown), bold=[sample.answer]),
-        _strip(
-            "What was seen, by time step",
-            [_seen(number, step, None, 0.0, "") for step in shown.steps],
-            shown,
-        ),
+        tag("p", origin, class_="soft"),
     ]
-    for layer, grid in shown.strength.items():
-        mean = float(grid.mean())
-        most = float(grid.max())
-        n, largest = shown.elsewhere[layer]
-        where = f" and on {n} other tokens, up to {largest:.3g}" if n else ""
-        text = (
-            f"Residual at layer {layer}: mean ‖Δh‖/‖h‖ {mean:.3g}, largest {most:.3g}{where} (full"
-            f" color: {top:.3g})"
+    if not shown.reproduced:
+        warning = (
+            "This answer differs from predictions.jsonl: the run's weights, data or host have"
+            " changed since."
         )
-        parts.append(
-            _strip(
-                text,
-                [
-                    _seen(number, step, grid[step.index], top, f"layer {layer}")
-                    for step in shown.steps
-                ],
-                shown,
-            )
-        )
-        due = shown.due[layer]
-        text = (
-            f"its distance from what an empty signal gives: mean {float(due.mean()):.3g}, largest"
-            f" {float(due.max()):.3g}"
-        )
-        parts.append(
-            _strip(
-                text,
-                [
-                    _seen(number, step, due[step.index], top, f"layer {layer}, due to the signal")
-                    for step in shown.steps
-                ],
-                shown,
-            )
-        )
+        parts.append(tag("p", warning, class_="warn"))
+    parts.append(table(_answers(number, shown), bold=[sample.answer]))
+    parts.append(_strip("Frames by time step", shown, lambda step: _frame(number, step)))
+    # One scale for all tiles of the sample, so that layers and steps can be compared.
+    grids = [*shown.strength.values(), *shown.signal_effect.values()]
+    top = max((float(grid.max()) for grid in grids), default=0.0)
+    for layer in shown.strength:
+        parts += _layer_strips(number, shown, layer, top)
     return tag("section", *parts, class_="sample", aria_label=f"Sample {number}")
 
 
-def _answers(number: int, shown: Shown) -> Table:
-    conditions = list(shown.answers)
-    probabilities = {c: _softmax(answer.logits) for c, answer in shown.answers.items()}
+def _answers(number: int, shown: GallerySample) -> Table:
+    answers = shown.answers.values()
+    probabilities = [_softmax(answer.logits) for answer in answers]
     rows = []
     for i, option in enumerate(shown.sample.options):
         cells = []
-        for c in conditions:
-            chosen = " ◀" if shown.answers[c].prediction == i else ""
-            cells.append(
-                (f"{100 * probabilities[c][i]:.1f} %" if i < len(probabilities[c]) else NONE)
-                + chosen
-            )
-        rows.append((option, "right answer" if i == shown.sample.answer else "", *cells))
-    columns = ("Option", "", *(CONDITIONS.get(c, c) for c in conditions))
+        for answer, shares in zip(answers, probabilities, strict=True):
+            # A prompt may offer fewer options than the question has.
+            share = f"{100 * shares[i]:.1f} %" if i < len(shares) else NONE
+            cells.append(f"{share} ◀" if answer.prediction == i else share)
+        rows.append((option, "correct answer" if i == shown.sample.answer else "", *cells))
+    columns = ("Option", "", *(CONDITION_LABELS.get(name, name) for name in shown.answers))
     return Table(
         f"sample-{number}",
-        "Probability of each option; ◀ marks the answer given",
+        "Probability of each option; ◀ marks the chosen one",
         columns,
         tuple(rows),
         text_columns=2,
@@ -134,77 +91,139 @@ def _answers(number: int, shown: Shown) -> Table:
 
 
 def _softmax(logits: tuple[float, ...]) -> list[float]:
-    powers = [math.exp(v - max(logits)) for v in logits]
-    return [p / sum(powers) for p in powers]
+    powers = [math.exp(logit - max(logits)) for logit in logits]
+    return [power / sum(powers) for power in powers]
 
 
-def _strip(text: str, pictures: list[Html], shown: Shown) -> Html:
-    left_out = shown.n_steps - len(shown.steps)
-    note = f" ({left_out} of {shown.n_steps} steps are left out)" if left_out else ""
-    return tag("div", tag("p", text + note), tag("div", *pictures, class_="steps"), class_="strip")
-
-
-def _seen(
-    number: int, step: Step, strength: NDArray[np.float32] | None, top: float, what: str
-) -> Html:
-    """One step's frame with the signal's marks; with ``strength``, (row, col), also a tile on every
-    token, over a dimmed frame.
-    """
-    width, height = step.size
-    start, end = step.span
-    name = f"frame-{number}-{step.index}"
-    uri = "data:image/jpeg;base64," + base64.b64encode(step.jpeg).decode()
-    parts = (
-        [tag("use", href=f"#{name}")]
-        if strength is not None
-        else [tag("image", href=uri, id=name, width=width, height=height)]
-    )  # once, then referred to
-    where = (
-        "; ".join(
-            f"{mark.text} at {100 * mark.x:.0f} % from the left, {100 * mark.y:.0f} % from the top"
-            for mark in step.marks
-        )
-        or "no signal"
+def _layer_strips(number: int, shown: GallerySample, layer: int, top: float) -> list[Html]:
+    strength = shown.strength[layer]
+    effect = shown.signal_effect[layer]
+    others = shown.other_tokens[layer]
+    on_others = f"; {others.count} other tokens, up to {others.largest:.3g}" if others.count else ""
+    strength_text = (
+        f"Residual at layer {layer}: mean ‖Δh‖/‖h‖ {float(strength.mean()):.3g}, maximum"
+        f" {float(strength.max()):.3g}{on_others} (full color: {top:.3g})"
     )
-    alt = f"Frame of step {step.index}: {where}"
+    effect_text = (
+        f"Distance from the residual of an empty signal: mean {float(effect.mean()):.3g}, maximum"
+        f" {float(effect.max()):.3g}"
+    )
+
+    def tiles(grid: NDArray[np.float32], what: str) -> Callable[[StepPicture], Html]:
+        return lambda step: _tiled_frame(number, step, grid[step.index], top, what)
+
+    return [
+        _strip(strength_text, shown, tiles(strength, f"layer {layer}")),
+        _strip(effect_text, shown, tiles(effect, f"layer {layer}, effect of the signal")),
+    ]
+
+
+def _strip(text: str, shown: GallerySample, draw: Callable[[StepPicture], Html]) -> Html:
+    """Return a row of pictures, one for each step that is shown."""
+    left_out = shown.n_steps - len(shown.steps)
+    if left_out:
+        text += f" ({left_out} of {shown.n_steps} steps are not shown)"
+    pictures = tag("div", *map(draw, shown.steps), class_="steps")
+    return tag("div", tag("p", text), pictures, class_="strip")
+
+
+# --- pictures of one step
+
+
+def _frame(number: int, step: StepPicture) -> Html:
+    """Return the frame of a step with the signal's marks."""
+    width, height = step.size
+    uri = "data:image/jpeg;base64," + base64.b64encode(step.jpeg).decode()
+    image = tag("image", href=uri, id=_frame_id(number, step), width=width, height=height)
+    alt = f"Frame of step {step.index}: {_marks_text(step)}"
+    start, end = step.span
     caption = f"step {step.index}, {start:.2f}–{end:.2f} s"
-    if strength is not None:
-        parts += _tiles(strength, top, width, height)
-        row, col = np.unravel_index(int(strength.argmax()), strength.shape)
-        alt = (
-            f"{what}, step {step.index}: largest {float(strength.max()):.3g} in row {row + 1} of"
-            f" {strength.shape[0]}, column {col + 1} of {strength.shape[1]}; {where}"
-        )
-        caption = f"step {step.index}: up to {float(strength.max()):.3g}"
-    elif not step.marks:
+    if not step.marks:
         caption += ", no signal"
+    return _picture(step, [image], alt, caption)
+
+
+def _tiled_frame(
+    number: int, step: StepPicture, values: NDArray[np.float32], top: float, what: str
+) -> Html:
+    """Return the dimmed frame of a step with a tile on every visual token.
+
+    ``values``: (row, col); ``top``: the value of full color.
+    """
+    # The frame is embedded once and referred to here, which keeps the page small.
+    frame = tag("use", href=f"#{_frame_id(number, step)}")
+    rows, cols = values.shape
+    row, col = np.unravel_index(int(values.argmax()), values.shape)
+    largest = float(values.max())
+    alt = (
+        f"{what}, step {step.index}: maximum {largest:.3g} in row {row + 1} of {rows}, column"
+        f" {col + 1} of {cols}; {_marks_text(step)}"
+    )
+    caption = f"step {step.index}: up to {largest:.3g}"
+    return _picture(step, [frame, *_tiles(values, top, step.size)], alt, caption)
+
+
+def _frame_id(number: int, step: StepPicture) -> str:
+    return f"frame-{number}-{step.index}"
+
+
+def _marks_text(step: StepPicture) -> str:
+    marks = [
+        f"{mark.text} at {100 * mark.x:.0f} % from the left, {100 * mark.y:.0f} % from the top"
+        for mark in step.marks
+    ]
+    return "; ".join(marks) or "no signal"
+
+
+def _picture(step: StepPicture, parts: list[Html], alt: str, caption: str) -> Html:
+    width, height = step.size
     radius = max(width, height) / 24
-    points = [(f"{mark.x * width:.1f}", f"{mark.y * height:.1f}") for mark in step.marks]
-    for x, y in points:  # a light ring around a dark one can be seen on any frame
-        parts += [
-            tag("circle", cx=x, cy=y, r=f"{radius:.1f}", fill="none", stroke=color, stroke_width=w)
-            for color, w in (("#000", radius / 2.5), ("#ffe000", radius / 5))
-        ]
+    rings = []
+    for mark in step.marks:
+        # A light ring on a dark one is visible on any frame.
+        for color, stroke in (("#000", radius / 2.5), ("#ffe000", radius / 5)):
+            rings.append(
+                tag(
+                    "circle",
+                    cx=f"{mark.x * width:.1f}",
+                    cy=f"{mark.y * height:.1f}",
+                    r=f"{radius:.1f}",
+                    fill="none",
+                    stroke=color,
+                    stroke_width=stroke,
+                )
+            )
     picture = tag(
-        "svg", *parts, viewBox=f"0 0 {width} {height}", width=168, role="img", aria_label=alt
+        "svg",
+        *parts,
+        *rings,
+        viewBox=f"0 0 {width} {height}",
+        width=SHOWN_WIDTH,
+        role="img",
+        aria_label=alt,
     )
     return tag("figure", picture, tag("figcaption", caption))
 
 
-def _tiles(strength: NDArray[np.float32], top: float, width: int, height: int) -> list[Html]:
-    rows, cols = strength.shape
+def _tiles(values: NDArray[np.float32], top: float, size: tuple[int, int]) -> list[Html]:
+    width, height = size
+    rows, cols = values.shape
     tiles = [tag("rect", width=width, height=height, fill="#000", fill_opacity=0.55)]
-    for r in range(rows):
-        for c in range(cols):
-            share = float(strength[r, c]) / top if top > 0 else 0.0
-            if share > 0.004:
-                place = {
-                    "x": f"{c * width / cols:.1f}",
-                    "y": f"{r * height / rows:.1f}",
-                    "width": f"{width / cols:.1f}",
-                    "height": f"{height / rows:.1f}",
-                }
-                tiles.append(
-                    tag("rect", **place, fill="#ff6a00", fill_opacity=f"{0.9 * share:.3f}")
+    for row in range(rows):
+        for col in range(cols):
+            share = float(values[row, col]) / top if top > 0 else 0.0
+            # Fainter tiles are invisible and would only make the page larger.
+            if share <= 0.004:
+                continue
+            tiles.append(
+                tag(
+                    "rect",
+                    x=f"{col * width / cols:.1f}",
+                    y=f"{row * height / rows:.1f}",
+                    width=f"{width / cols:.1f}",
+                    height=f"{height / rows:.1f}",
+                    fill="#ff6a00",
+                    fill_opacity=f"{0.9 * share:.3f}",
                 )
+            )
     return tiles

@@ -81,9 +81,7 @@ def find_base(recipes: Sequence[Recipe]) -> int:
 
     Ties go to the first.
     """
-    counts = [
-        sum(len(differing_axes(base, other)) == 1 for other in recipes) for base in recipes
-    ]
+    counts = [sum(len(differing_axes(base, other)) == 1 for other in recipes) for base in recipes]
     return counts.index(max(counts))
 
 

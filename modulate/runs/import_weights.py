@@ -59,7 +59,7 @@ def on_other_data(run: Run, root: Path, overrides: Sequence[str] = ()) -> Run:
     called ``<its name>-on-<folder>``.
 
     The data are of the same kind, with what is true of those in ``root``
-    (:meth:`modulate.interfaces.components.Dataset.elsewhere`); ``overrides`` may change
+    (:meth:`modulate.interfaces.components.Dataset.with_root`); ``overrides`` may change
     :data:`ON_OTHER_DATA`. The same call again returns the same run, with what an evaluation has of
     it. Raises :class:`RecipeError` for other overrides, and when the folder holds another run,
     :class:`MissingFileError` before anything was trained, :class:`DataError` for data of another
@@ -83,8 +83,8 @@ def on_other_data(run: Run, root: Path, overrides: Sequence[str] = ()) -> Run:
 def _recipe_on(run: Run, root: Path, overrides: Sequence[str]) -> Recipe:
     recipe = run.recipe
     cls, params = recipe.data.resolved("dataset")
-    with recipe.data.blame("dataset", "elsewhere"):
-        moved = cls.elsewhere(params, root)
+    with recipe.data.blame("dataset", "with_root"):
+        moved = cls.with_root(params, root)
     tree = json.loads(recipe.model_dump_json())
     tree["data"]["params"] = moved.model_dump(mode="json", exclude_unset=True)
     folder = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name) or "root"

@@ -17,7 +17,7 @@ from modulate.errors import CheckpointError, MissingFileError, RecipeError
 from modulate.runs.checkpoints import Checkpoints
 from modulate.runs.records import Environment, RunState, read_environment, read_metrics, read_state
 from modulate.utils.atomic_files import read_hash, write_json, write_text
-from modulate.utils.file_lock import held
+from modulate.utils.file_lock import folder_lock
 
 PACKAGES = (
     "modulate",
@@ -110,7 +110,7 @@ class Run:
 
         Of several processes of one run the first holds it for all; the others end when it cannot.
         """
-        return held(self.folder) if current().leads else nullcontext()
+        return folder_lock(self.folder) if current().leads else nullcontext()
 
     def clear(self) -> None:
         """Remove what training and evaluation have made, checkpoints first: a kill meanwhile leaves

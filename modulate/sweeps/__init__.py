@@ -1,1 +1,1 @@
-"""Many recipes from one: planned, run side by side, and compared."""
+"""Sweeps: many runs of one recipe, changed along several axes, side by side, and compared."""

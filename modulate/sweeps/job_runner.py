@@ -1,5 +1,6 @@
-"""Commands run as processes side by side: a failed one does not stop the others, a signal is passed
-on to all. Needs no torch.
+"""Commands run as processes side by side. Imports no torch.
+
+A failed job does not stop the others; signals are passed on to all.
 """
 
 import os
@@ -14,18 +15,24 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-PASSED_ON = tuple(
+FORWARDED_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that jobs are told of when we get them."""
+"""Signals that are passed on to jobs."""
 
 GRACE = 120.0
-"""Seconds that a job has to end after it was told to; it may be saving."""
+"""Seconds that a job has to end after a signal; it may be saving a checkpoint."""
+
+TAIL_BYTES = 64 << 10
+"""Bytes from the end of a log within which its last lines are looked for."""
+
+CaughtSignal = tuple[int, float]
+"""Number of a signal, and when it came (time.monotonic)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command. ``log``: file that takes its output, added to what is there."""
+    """One command. ``log``: file to which its output is appended."""
 
     name: str
     command: tuple[str, ...]
@@ -34,9 +41,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. ``code``: exit status, negative for the signal that ended it.
+    """How a job ended.
 
-    ``interrupted``: it had been told to stop.
+    ``code``: exit status, negative for the signal that ended it. ``interrupted``: whether it had
+    been sent a signal.
     """
 
     name: str
@@ -47,8 +55,10 @@ class Outcome:
 
 @dataclass
 class Outcomes:
-    """What came of several jobs. ``signum``: the signal that ended it early, None when all jobs
-    were run; ``waiting``: jobs never started.
+    """How several jobs ended.
+
+    ``waiting``: jobs that were never started. ``signum``: the signal that ended the run early, None
+    without one.
     """
 
     ended: list[Outcome] = field(default_factory=list)
@@ -58,7 +68,7 @@ class Outcomes:
 
 @dataclass
 class Listener:
-    """Who is told: of a job's start, of its end, and several times a second which ones run."""
+    """Callbacks: a job has started, a job has ended, and, several times a second, which ones run."""
 
     started: Callable[[str], None] = lambda name: None
     ended: Callable[[Outcome], None] = lambda outcome: None
@@ -66,12 +76,22 @@ class Listener:
 
 
 @dataclass
-class _Running:
+class _RunningJob:
     job: Job
     process: subprocess.Popen[bytes]
     slot: int
-    since: float
-    told: bool = False
+    started: float
+    signaled: bool = False
+
+    def outcome(self) -> Outcome:
+        seconds = time.monotonic() - self.started
+        return Outcome(self.job.name, self.process.returncode, seconds, self.signaled)
+
+    def kill(self) -> None:
+        """Kill the job and every process that it has started."""
+        # It may have ended by itself in the meantime.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def run_jobs(
@@ -82,124 +102,120 @@ def run_jobs(
     poll: float = 0.2,
     handles: Sequence[int] = (),
 ) -> Outcomes:
-    """Run every job, as many at once as there are ``slots``; a slot is what it adds to the
-    environment of the jobs that it takes. Jobs inherit ``handles``.
+    """Run every job, at most ``len(slots)`` at a time.
 
-    SIGINT, SIGTERM and SIGHUP are passed on: running jobs are told, and waited for until ``grace``
-    seconds have passed or a second signal comes; then they are killed. No further job is started.
-    Outside the main thread, where signals do not arrive, nothing of this happens.
+    SIGINT, SIGTERM and SIGHUP are passed on to running jobs, and no further job is started. After
+    ``grace`` seconds, or at a second signal, running jobs are killed. Outside the main thread, which
+    alone receives signals, none of this happens.
+
+    Args:
+        jobs: the commands.
+        slots: environment variables that a slot adds to those of each job it takes.
+        listener: whom to notify.
+        grace: seconds that jobs have to end after a signal.
+        poll: seconds between two looks at the jobs.
+        handles: file descriptors that jobs inherit.
     """
     listener = listener or Listener()
     waiting = deque(jobs)
-    running = list[_Running]()
+    running: list[_RunningJob] = []
     outcomes = Outcomes()
-    free = deque(range(len(slots)))
-    with _signals() as caught:
+    free_slots = deque(range(len(slots)))
+    with _caught_signals() as caught:
         try:
             while running or (waiting and not caught):
-                while waiting and free and not caught:
-                    slot = free.popleft()
+                while waiting and free_slots and not caught:
+                    slot = free_slots.popleft()
                     running.append(_start(waiting.popleft(), slot, slots[slot], handles))
                     listener.started(running[-1].job.name)
-                _tell(running, caught, grace)
-                for one in [r for r in running if r.process.poll() is not None]:
-                    running.remove(one)
-                    free.append(one.slot)
-                    outcomes.ended.append(
-                        Outcome(
-                            one.job.name,
-                            one.process.returncode,
-                            time.monotonic() - one.since,
-                            one.told,
-                        )
-                    )
+                _pass_on(caught, running, grace)
+                for ended in [job for job in running if job.process.poll() is not None]:
+                    running.remove(ended)
+                    free_slots.append(ended.slot)
+                    outcomes.ended.append(ended.outcome())
                     listener.ended(outcomes.ended[-1])
-                listener.running([r.job.name for r in running])
+                listener.running([job.job.name for job in running])
                 if running:
                     time.sleep(poll)
         finally:
-            for one in running:  # only when something above raised
-                _kill(one)
-                one.process.wait()
+            # Jobs are left only when something above raised, such as a listener.
+            for job in running:
+                job.kill()
+                job.process.wait()
     outcomes.waiting = [job.name for job in waiting]
     outcomes.signum = caught[0][0] if caught else None
     return outcomes
 
 
-def _start(job: Job, slot: int, extra: Mapping[str, str], handles: Sequence[int]) -> _Running:
+def _start(job: Job, slot: int, variables: Mapping[str, str], handles: Sequence[int]) -> _RunningJob:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
-        log.write(
-            f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {' '.join(job.command)}\n".encode()
-        )
+        # Marks where this attempt begins; see `tail`.
+        header = f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {' '.join(job.command)}\n"
+        log.write(header.encode())
         log.flush()
-        # A session of its own: Ctrl-C at the terminal reaches us alone, so that each job is told
-        # once.
+        # A session of its own: Ctrl-C at the terminal reaches only us, so each job gets one signal.
         process = subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **extra},
+            env={**os.environ, **variables},
             start_new_session=True,
             pass_fds=handles,
         )
-    return _Running(job, process, slot, time.monotonic())
+    return _RunningJob(job, process, slot, time.monotonic())
 
 
-def _tell(running: Sequence[_Running], caught: Sequence[tuple[int, float]], grace: float) -> None:
-    """Pass the first signal on to those that were not told; kill when there was a second, or when
-    time is up.
-    """
+def _pass_on(
+    caught: Sequence[CaughtSignal], running: Sequence[_RunningJob], grace: float
+) -> None:
+    """Send each job the first signal once; kill all at a second signal, or when time is up."""
     if not caught:
         return
     signum, since = caught[0]
-    for one in running:
-        if not one.told:
-            one.process.send_signal(signum)  # to it alone: what it has started is its own to end
-            one.told = True
+    for job in running:
+        if not job.signaled:
+            # Only to the job itself, which ends its own children; `kill` takes the whole group.
+            job.process.send_signal(signum)
+            job.signaled = True
     if len(caught) > 1 or time.monotonic() - since > grace:
-        for one in running:
-            _kill(one)
-
-
-def _kill(one: _Running) -> None:
-    """End a job and whatever it has started."""
-    with suppress(ProcessLookupError):  # it has just ended
-        os.killpg(one.process.pid, signal.SIGKILL)
+        for job in running:
+            job.kill()
 
 
 @contextmanager
-def _signals() -> Iterator[list[tuple[int, float]]]:
-    """Note (signal, when) instead of acting on it, for the length of a ``with`` block."""
-    caught: list[tuple[int, float]] = []
+def _caught_signals() -> Iterator[list[CaughtSignal]]:
+    """Within a ``with`` block, record signals instead of acting on them."""
+    caught: list[CaughtSignal] = []
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before = {
-        s: signal.signal(s, lambda signum, frame: caught.append((signum, time.monotonic())))
-        for s in PASSED_ON
-    }
+
+    def record(signum: int, frame: object) -> None:
+        caught.append((signum, time.monotonic()))
+
+    previous = {signum: signal.signal(signum, record) for signum in FORWARDED_SIGNALS}
     try:
         yield caught
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 def tail(log: Path, lines: int = 6, width: int = 400) -> list[str]:
-    """Return the last lines of a log's last attempt, each cut to ``width`` characters; none that
-    are empty or only mark a place in the line above.
+    """Return the last lines of the last attempt in a log, each cut to ``width`` characters.
+
+    Empty lines are left out, and so are a traceback's markers below a line (``^^^``).
     """
     if not log.is_file():
         return []
     with log.open("rb") as file:
         file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - (64 << 10)))
+        file.seek(max(0, file.tell() - TAIL_BYTES))
         text = file.read().decode("utf-8", "replace")
-    found = [
-        line.rstrip()
-        for line in f"\n{text}".rpartition("\n--- ")[2].splitlines()[1:]
-        if line.strip(" ^~")
-    ]
-    return [line if len(line) <= width else f"{line[:width]}…" for line in found[-lines:]]
+    last_attempt = f"\n{text}".rpartition("\n--- ")[2]
+    # Without the rest of the header line, which holds the command.
+    shown = [line.rstrip() for line in last_attempt.splitlines()[1:] if line.strip(" ^~")]
+    return [line if len(line) <= width else f"{line[:width]}…" for line in shown[-lines:]]

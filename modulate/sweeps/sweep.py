@@ -303,7 +303,7 @@ def _content(recipe: Recipe) -> str:
     tree = json.loads(recipe.model_dump_json(exclude={"name", *KIND_OF}))
     parts = {
         key: [choice.name, choice.resolved(kind)[1].model_dump(mode="json")]
-        for key, kind, choice in recipe.choices()
+        for key, kind, choice in recipe.component_specs()
     }
     return json.dumps([tree, parts], sort_keys=True)
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what is in them."""
+"""Atomic writes: a file is either complete or absent. Also hashes and line-by-line logs."""
 
 import errno
 import hashlib
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 LEFT_BEHIND = (f".*{PARTIAL}", ".tmp??????")
-"""Names of files that are being written, by us and by safetensors; a killed process leaves them
-behind.
-"""
+"""Name patterns of unfinished files, ours and those of safetensors, left by killed processes."""
 
-NO_MATTER_OF_SPACE = frozenset(
+NOT_ABOUT_SPACE = frozenset(
     {
         errno.EACCES,
         errno.EPERM,
@@ -33,17 +31,17 @@ NO_MATTER_OF_SPACE = frozenset(
         errno.EISDIR,
     }
 )
-"""Why a place that has room may still not be written."""
+"""Error numbers of failed writes that free disk space would not mend."""
 
 _hashes: dict[tuple[str, int, int], str] = {}
+"""(path, size, modification time in ns) → hash of the content."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, rename it into place,
-    and flush the folder.
+    """Let ``write`` fill a temporary file beside ``path``, then rename it into place.
 
-    Raises :class:`StorageError` when the disk refuses; what was at ``path`` before is then still
-    there.
+    File and folder are flushed to disk, so that a power cut leaves the old or the new content.
+    Raises :class:`StorageError` if the disk refuses; the old content is then still there.
     """
     temporary = None
     try:
@@ -52,16 +50,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.close(handle)
         temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o644)  # mkstemp makes it private; results are meant to be read
+        # mkstemp makes the file private, but results are meant to be read by others.
+        temporary.chmod(0o644)
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
     except ModulateError:
         raise
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # safetensors' own errors are no OSErrors, whatever their cause
+    # safetensors raises its own error type even where the cause is an OSError.
+    except (OSError, SafetensorError) as error:
         raise _refused(path, error) from error
     finally:
         if temporary is not None:
@@ -69,36 +66,41 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all, as :func:`write_atomically` does."""
+    """Write ``text`` as UTF-8 to ``path`` with :func:`write_atomically`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def refuse_unwritable(folder: Path, option: str) -> None:
-    """Raise :class:`StorageError` unless files can be made in ``folder``, or where it would be
-    made. ``option``: how it was named. Leaves nothing behind.
+    """Raise :class:`StorageError` unless ``folder`` can be created and written.
+
+    Only the nearest existing parent is tested, with a file that is removed again. ``option``: the
+    command-line option that named the folder, for the error.
     """
-    nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    candidates = (folder.absolute(), *folder.absolute().parents)
+    nearest = next(path for path in candidates if path.exists())
     if not nearest.is_dir():
         at = "" if nearest == folder.absolute() else f"cannot be made: {nearest} "
         raise StorageError(
-            f"{option} {folder} {at}is a file, not a folder. Name a folder, or one that can be"
-            " made."
+            f"{option} {folder} {at}is a file, not a folder. Name a folder, or a path where one"
+            " can be made."
         )
     try:
         handle, name = tempfile.mkstemp(prefix=".modulate.", suffix=PARTIAL, dir=nearest)
     except OSError as error:
         raise StorageError(
             f"{option} {folder} cannot be written: {error.strerror} ({nearest}). Name another"
-            " folder, or let this one be written."
+            " folder, or change its permissions."
         ) from error
     os.close(handle)
     Path(name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically. NaN and infinity are no JSON, and a ValueError."""
-    text = as_json(value)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write ``value`` as JSON, atomically.
+
+    Raises :class:`ValueError` for NaN and infinity, which JSON does not have.
+    """
+    write_text(path, as_json(value))
 
 
 def as_json(value: Any) -> str:
@@ -107,9 +109,9 @@ def as_json(value: Any) -> str:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a killed process left half-written in ``folder`` and below.
+    """Delete unfinished files that a killed process left in ``folder`` and below.
 
-    Only for who holds the folder's lock.
+    The caller must hold the folder's lock, or it would delete files that others are writing.
     """
     for pattern in LEFT_BEHIND:
         for path in folder.rglob(pattern):
@@ -117,9 +119,9 @@ def remove_partial(folder: Path) -> None:
 
 
 class LineWriter:
-    """A text file that grows by lines.
+    """A text file that grows line by line, such as a training log.
 
-    A last line without its end was cut off by a kill, and counts as not written.
+    A last line without a line feed was cut off by a kill, and counts as not written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,7 +129,7 @@ class LineWriter:
         self.count = 0
 
     def append(self, line: str) -> None:
-        """Add a line, without flushing it to disk. Raises :class:`StorageError`."""
+        """Append a line without flushing it to disk. Raises :class:`StorageError`."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -136,13 +138,14 @@ class LineWriter:
         self.count += 1
 
     def flush(self) -> None:
-        """Bring all lines to disk."""
+        """Flush all lines to disk."""
         if self.path.is_file():
             _flush(self.path)
 
     def cut(self, count: int) -> int:
-        """Keep the first ``count`` lines and go on behind them; return how many whole lines of
-        these are missing.
+        """Truncate to the first ``count`` lines; return how many of these are missing.
+
+        Later lines are appended after them.
         """
         content = self.path.read_bytes() if self.path.is_file() else b""
         kept = [line + b"\n" for line in content.split(b"\n")[:-1][:count]]
@@ -153,10 +156,10 @@ class LineWriter:
 
 
 def content_hash(path: str | Path) -> str:
-    """Return the sha256 (hex) of the file's content; kept in this process until its size or
-    modification time changes.
+    """Return the SHA-256 (hex) of a file's content.
 
-    Raises :class:`MissingFileError`.
+    Cached in this process until the file's size or modification time changes. Raises
+    :class:`MissingFileError`.
     """
     path = Path(path)
     if not path.is_file():
@@ -171,28 +174,29 @@ def content_hash(path: str | Path) -> str:
 
 
 def read_hash(path: Path) -> str:
-    """Return the sha256 (hex) of the file's content, read now. Raises what opening it raises."""
+    """Return the SHA-256 (hex) of a file's content, without the cache. Raises :class:`OSError`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Return the tensors of a safetensors file, in memory of their own: mapped ones would change,
-    or end the process, with the file.
+    """Return the tensors of a safetensors file, copied into memory.
 
-    Raises :class:`safetensors.SafetensorError`, and what opening it raises.
+    Memory-mapped tensors would change with the file, or crash the process if it shrinks. Raises
+    :class:`safetensors.SafetensorError` and :class:`OSError`.
     """
     from safetensors.torch import load
 
     return load(path.read_bytes())
 
 
-def gib(n: int) -> str:
-    """Return a number of bytes, readable."""
-    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:,.1f} MiB"
+def format_bytes(count: int) -> str:
+    """Return a number of bytes in GiB, or in MiB below 1 GiB."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def _make_folder(folder: Path) -> None:
+    """Create ``folder`` and its parents, each flushed, or a power cut could lose the whole tree."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -200,14 +204,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file's content, or a folder's list of names, to disk."""
+    """Flush a file's content, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if not (
-            path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)
-        ):  # some network file systems flush no folders
+        # Some network file systems cannot flush folders.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
             raise
     finally:
         os.close(handle)
@@ -215,11 +218,11 @@ def _flush(path: Path) -> None:
 
 def _refused(path: Path, error: Exception) -> StorageError:
     advice = (
-        "Name another folder, or let this one be written,"
-        if getattr(error, "errno", None) in NO_MATTER_OF_SPACE
+        "Name another folder, or change its permissions,"
+        if getattr(error, "errno", None) in NOT_ABOUT_SPACE
         else "Free some space, or name another folder,"
     )
     return StorageError(
-        f"{path} cannot be written: {error}. What was there before is untouched. {advice} and give"
+        f"{path} cannot be written: {error}. What was there before is untouched. {advice} and run"
         " the command again."
     )

@@ -13,11 +13,9 @@ OURS = frozenset({"basics", "dinov2", "gaze", "hand", "hosts", "streamgaze", "ta
 """Plugins that ship with modulate; the package of each is ``modulate_`` and its name."""
 
 DISTRIBUTION = "modulate"
-_PACKAGE = Path(__file__).resolve().parent
-_HOMES = (
-    _PACKAGE.parent,
-    _PACKAGE.parent / "plugins",
-)  # where the plugins that ship lie: installed, in the sources
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Where the plugins that ship lie: beside the package when installed, in plugins/ in the sources.
+_HOMES = (_PACKAGE.parent, _PACKAGE.parent / "plugins")
 
 
 def module_of(point: EntryPoint) -> str:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Locks on folders, so that only one process at a time works in a run's folder."""
 
 import errno
 import fcntl
@@ -20,71 +20,77 @@ NAME = ".lock"
 
 
 class Owner(Record):
-    """Who holds a folder: process, host name, and since when (s since 1970)."""
+    """The process that holds a lock: its id, host name, and start of the lock (s since 1970)."""
 
     pid: int = Field(ge=1, lt=2**31)
     host: str = Field(max_length=255)
     since: float = Field(ge=0, le=1e11)
 
 
-_held: dict[tuple[int, Path], int] = {}
-"""(process, folder) → how many blocks of this process hold it."""
+_depths: dict[tuple[int, Path], int] = {}
+"""(process, folder) → number of nested blocks in which this process holds it.
+
+The process id is part of the key because a forked child inherits this dictionary but no lock.
+"""
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` (made if absent) for the length of the block; a process that holds it already
-    may enter again.
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Lock ``folder`` (created if absent) during a block; the same process may enter again.
 
-    The system's own lock on a file in it, which ends with the process however that ends. The file
-    says who holds it. Raises :class:`LockedError` with pid and host name of the process that does.
+    It is an operating-system lock on a file in the folder, so it ends with the process, however
+    that ends. The file says who holds it. Raises :class:`LockedError` with the process id and host
+    name of the owner.
     """
     key = (os.getpid(), folder.resolve())
-    if key in _held:
-        _held[key] += 1
+    if key in _depths:
+        _depths[key] += 1
         try:
             yield
         finally:
-            _held[key] -= 1
+            _depths[key] -= 1
         return
     handle = _open(folder)
     try:
         _lock(handle, folder)
         with _signed(handle, folder):
-            _held[key] = 1
+            _depths[key] = 1
             try:
                 yield
             finally:
-                del _held[key]
+                del _depths[key]
     finally:
         os.close(handle)
 
 
 @contextmanager
-def bequeathed(folder: Path, tell: Callable[[str], object], poll: float = 0.5) -> Iterator[int]:
-    """Hold ``folder`` by a handle to be given to the processes that are started meanwhile: they
-    hold it on, should this one be killed before them.
+def inheritable_lock(
+    folder: Path, notify: Callable[[str], object], poll: float = 0.5
+) -> Iterator[int]:
+    """Lock ``folder`` and yield a handle to pass to child processes, which then hold it as well.
 
-    Yields the handle. Where such heirs hold it, they are waited for, which ``tell`` is told once.
-    Raises :class:`LockedError` when the process that took it lives.
+    If this process is killed, the lock stays until its children have ended. A later process that
+    finds such orphans calls ``notify`` once and waits for them, looking every ``poll`` seconds.
+    Raises :class:`LockedError` if the owner itself is still running.
     """
     handle = _open(folder)
     try:
-        told = False
+        notified = False
         while True:
             try:
                 _lock(handle, folder)
                 break
             except LockedError:
                 owner = _owner(handle)
-                if owner is None or owner.host != socket.gethostname() or lives(owner.pid):
+                # Nobody can tell from here whether a process on another host still runs.
+                if owner is None or owner.host != socket.gethostname() or is_running(owner.pid):
                     raise
-                if not told:
-                    tell(
-                        f"Process {owner.pid}, which worked in {folder}, is gone, but what it has"
-                        " started goes on by itself: waiting for that to end."
+                if not notified:
+                    notify(
+                        f"Process {owner.pid}, which worked in {folder}, has ended, but processes"
+                        " that it started are still running: waiting for them."
                     )
-                    told = True
+                    notified = True
                 time.sleep(poll)
         with _signed(handle, folder):
             yield handle
@@ -104,16 +110,11 @@ def _open(folder: Path) -> int:
 
 @contextmanager
 def _signed(handle: int, folder: Path) -> Iterator[None]:
-    """Say in the lock file who holds it, for the length of a ``with`` block."""
+    """Write into the lock file who holds it, and empty the file when the block ends."""
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
     try:
         os.ftruncate(handle, 0)
-        os.pwrite(
-            handle,
-            json.dumps(
-                {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-            ).encode(),
-            0,
-        )
+        os.pwrite(handle, json.dumps(owner).encode(), 0)
     except OSError as error:
         raise StorageError(
             f"{folder / NAME} cannot be written: {error}. Free some space, or name another folder"
@@ -122,9 +123,9 @@ def _signed(handle: int, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.ftruncate(
-            handle, 0
-        )  # and the file stays: were it removed, a third process could lock a new one beside it
+        # The file stays: if it were deleted, a second process could wait for the deleted file while
+        # a third creates and locks a new one.
+        os.ftruncate(handle, 0)
 
 
 def _lock(handle: int, folder: Path) -> None:
@@ -133,21 +134,22 @@ def _lock(handle: int, folder: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise _refusal(folder, _owner(handle)) from error
-        # Some cluster file systems have no locks: there the file's content must do, which knows the
-        # living of this machine only.
+        # Some cluster file systems have no locks. There the content of the file must do, which can
+        # only be checked against the processes of this machine.
         owner = _owner(handle)
-        if owner is not None and owner.host == socket.gethostname() and lives(owner.pid):
+        if owner is not None and owner.host == socket.gethostname() and is_running(owner.pid):
             raise _refusal(folder, owner) from error
         warnings.warn(
-            f"{folder} lies on a file system without locks ({error}); see to it that no other"
+            f"{folder} lies on a file system without locks ({error}); make sure that no other"
             " machine works in it.",
             stacklevel=4,
         )
 
 
 def _owner(handle: int) -> Owner | None:
-    """Return what the lock file says of who holds it; None when it says nothing that could be true,
-    as in the moment between lock and note.
+    """Return the owner written in the lock file, or None if the file holds no valid one.
+
+    That is so for a moment after every lock, before the owner has written the file.
     """
     try:
         return parse_record(
@@ -159,20 +161,18 @@ def _owner(handle: int) -> Owner | None:
 
 def _refusal(folder: Path, owner: Owner | None) -> LockedError:
     if owner is None:
-        who = f"another process, of which {NAME} there says nothing"
+        who = f"another process, which {NAME} there does not name"
     else:
-        who = (
-            f"process {owner.pid} on host {owner.host}, since"
-            f" {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(owner.since))}"
-        )
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.since))
+        who = f"process {owner.pid} on host {owner.host}, since {since}"
     return LockedError(
         f"{folder} is in use by {who}. Wait for it, stop it, or give this run another name with"
         " name=…."
     )
 
 
-def lives(pid: int) -> bool:
-    """Return whether another process of this machine has the number ``pid``."""
+def is_running(pid: int) -> bool:
+    """Return whether ``pid`` is the id of another running process on this machine."""
     if pid == os.getpid():
         return False
     try:

@@ -1,6 +1,4 @@
-"""Asked to stop: SIGINT, SIGTERM and SIGHUP become a request that a run answers when it has saved
-itself.
-"""
+"""Turn SIGINT, SIGTERM and SIGHUP into requests that a run answers once it has saved its state."""
 
 import signal
 from collections.abc import Iterator
@@ -11,19 +9,19 @@ from modulate.errors import Interrupted
 
 
 class StopRequest:
-    """Whether a run was asked to stop, and by what."""
+    """Whether a run was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
 
     def request(self, number: int) -> None:
-        """Ask the run to stop at the next place where it can."""
+        """Ask the run to stop at its next call of :meth:`check`."""
         self.requested = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise :class:`Interrupted` when the run was asked to stop.
+        """Raise :class:`Interrupted` if the run was asked to stop.
 
-        Call it where everything that must not be lost is saved.
+        Call it only where everything that must not be lost is saved.
         """
         if self.requested is not None:
             raise Interrupted(
@@ -35,10 +33,10 @@ class StopRequest:
 
 @contextmanager
 def graceful() -> Iterator[StopRequest]:
-    """Let SIGINT, SIGTERM and SIGHUP ask for a stop, for the length of a block in the main thread;
-    a second one acts at once, as it would have without this.
+    """Let the first SIGINT, SIGTERM or SIGHUP request a stop during a block in the main thread.
 
-    One that is ignored, as `nohup` has it, stays so.
+    A second signal acts at once, as without this block. A signal that is ignored, as SIGHUP under
+    `nohup`, stays ignored.
     """
     stop = StopRequest()
     before = {
@@ -51,12 +49,13 @@ def graceful() -> Iterator[StopRequest]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        # Restored first, so that the user can still end a run that does not reach its next check.
         restore()
         stop.request(number)
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""What was used last, kept in memory up to a number of bytes."""
+"""A least-recently-used cache with a limit in bytes."""
 
 import threading
 from collections import OrderedDict
@@ -10,12 +10,10 @@ Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Key, Value]):
-    """Values by key, at most ``max_bytes`` of them together; those used longest ago go first.
+    """Values by key, of at most ``max_bytes`` in total; least recently used ones are evicted first.
 
-    Safe for several threads.
-
-    ``size`` says how many bytes a value takes, the same whenever it is asked. A value larger than
-    ``max_bytes`` is not kept at all, so that it pushes no others out; 0 keeps nothing.
+    ``size`` returns the bytes of a value, always the same for the same value. A value larger than
+    ``max_bytes`` is not stored, so that it cannot evict all others; 0 stores nothing. Thread-safe.
     """
 
     def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
@@ -26,16 +24,14 @@ class LRUCache(Generic[Key, Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> Value | None:
-        """Return the value of ``key``, now the one used last; None when it is not kept."""
+        """Return the value of ``key`` and mark it as most recently used; None if it is not stored."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
             return self._values.get(key)
 
     def put(self, key: Key, value: Value) -> None:
-        """Keep ``value`` under ``key``, in place of what was there; drop what was used longest ago
-        until all fits.
-        """
+        """Store or replace the value of ``key``, and evict others until all fit."""
         with self._lock:
             if key in self._values:
                 self._bytes -= self._size(self._values.pop(key))

@@ -1,26 +1,25 @@
-"""Out of memory: how it is recognized, and how what can be given back is."""
+"""Recognize out-of-memory errors of torch, and free its cached memory."""
 
 import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch raised ``error`` because an accelerator's or the machine's memory is
-    full.
-    """
-    return isinstance(
-        error, torch.OutOfMemoryError
-    ) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Return whether torch raised ``error`` because the memory of GPU or CPU is full."""
+    # On a CPU torch raises a plain RuntimeError, known only by its text.
+    on_cpu = "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or on_cpu
 
 
 def free_cached_memory() -> None:
-    """Return to the device what torch keeps of it for later.
+    """Return cached but unused GPU memory to the device.
 
-    Only once nothing refers to the failed attempt any more: leave its ``except`` first.
+    Call it after the ``except`` block of the failed attempt: inside, the traceback still refers to
+    its tensors.
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first sentence of torch's message, which goes on with pages of statistics."""
+    """Return the first sentence of torch's message, without the pages of statistics after it."""
     return str(error).partition("\n")[0].partition(". ")[0]

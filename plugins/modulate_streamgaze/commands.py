@@ -58,13 +58,13 @@ def check(
     """Check a data tree, task by task: files, durations, fixations, share of questions with active
     gaze. Exit code 1 when something would fail in training.
     """
-    from modulate.cli.progress import bars
+    from modulate.cli.progress import display
     from modulate_streamgaze.data_check import check_data
 
     dataset, sampling, note = _settings(root, recipe, overrides or [])
-    with bars() as shown:
+    with display() as shown:
         report = check_data(
-            dataset, sampling, frames_per_step, lambda: shown.counted("videos", 1, None)
+            dataset, sampling, frames_per_step, lambda: shown.advance("videos", 1, None)
         )
     if note:
         report.add("info", note)
@@ -253,7 +253,7 @@ def fixations(
     """Make fixation files of a data set's own gaze files. Exit code 1 when one cannot be made."""
     from pydantic import ValidationError
 
-    from modulate.cli.progress import bars
+    from modulate.cli.progress import display
     from modulate_gaze.extraction import PRESETS, Extraction
     from modulate_gaze.raw_gaze import SOURCES
     from modulate_streamgaze.files import find_videos
@@ -290,9 +290,9 @@ def fixations(
     stems = sorted(files or found)
     if not stems:
         raise DataError(f"{gaze} holds no gaze file of {source}.")
-    with bars() as shown:
+    with display() as shown:
         made = make_fixations(
-            stems, found, out, extraction, size, lambda: shown.counted("recordings", 1, len(stems))
+            stems, found, out, extraction, size, lambda: shown.advance("recordings", 1, len(stems))
         )
     typer.echo(
         f"Wrote {made.files} files with {made.fixations} fixations to {out}; {made.kept} were there"

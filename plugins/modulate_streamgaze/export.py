@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modulate.errors import DataError, near_matches, shown
-from modulate.evaluation.predictions import FATES, Prediction, Rule, read_predictions
+from modulate.evaluation.predictions import FAILED_RULES, Prediction, FailedRule, read_predictions
 from modulate.utils.atomic_files import write_text
 from modulate.utils.safe_load import read_json
 from modulate_streamgaze.questions import LETTERS, TASKS, family, usable_questions
@@ -34,7 +34,7 @@ def answers_of(path: Path, condition: str) -> list[Prediction]:
     return records[condition]
 
 
-def refuse_failed(failed: Sequence[Prediction], n: int, rule: Rule) -> None:
+def refuse_failed(failed: Sequence[Prediction], n: int, rule: FailedRule) -> None:
     """Raise :class:`DataError` if answers ``failed``, of ``n``: to the benchmark they are what they
     are not, replies that were wrong. ``rule``: how the run counts them.
     """
@@ -46,7 +46,7 @@ def refuse_failed(failed: Sequence[Prediction], n: int, rule: Rule) -> None:
         )
 
 
-def failures(failed: Sequence[Prediction], n: int, rule: Rule) -> str:
+def failures(failed: Sequence[Prediction], n: int, rule: FailedRule) -> str:
     """Return what comes of answers that failed, of ``n``, when they are exported; ``rule``: how the
     run's own figures count them.
     """
@@ -55,7 +55,7 @@ def failures(failed: Sequence[Prediction], n: int, rule: Rule) -> str:
         " exported with an empty reply, which its scorer counts as wrong."
     )
     other = (
-        f" The run's own figures differ: there, such samples are {FATES[rule]} (evaluation.failed:"
+        f" The run's own figures differ: there, such samples are {FAILED_RULES[rule]} (evaluation.failed:"
         f" {rule})."
     )
     return text + (other if rule != "wrong" else "")

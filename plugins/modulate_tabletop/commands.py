@@ -46,12 +46,12 @@ def make(
     from rich.console import Console
     from rich.table import Table
 
-    from modulate.cli.progress import bars
+    from modulate.cli.progress import display
     from modulate_tabletop.make import make_world
 
     sizes = {"train": train, "val": val, "test": test}
-    with bars() as shown:
-        report = lambda done, total: shown.at("videos", done, total)  # noqa: E731
+    with display() as shown:
+        report = lambda done, total: shown.update("videos", done, total)  # noqa: E731
         world = make_world(
             root, **sizes, seed=seed, objects=objects, drift=drift, workers=workers, progress=report
         )

@@ -104,7 +104,7 @@ class Tabletop(Dataset):
         self.reader.prepare()
 
     @classmethod
-    def elsewhere(cls, params: BaseModel, root: Path) -> BaseModel:
+    def with_root(cls, params: BaseModel, root: Path) -> BaseModel:
         """Return the parameters for another world: the numbers of the one in ``root``, or those of
         ``params`` for one that is yet to be made there.
         """

@@ -16,9 +16,7 @@ from typer.testing import CliRunner
 from modulate import cli, plugins
 from modulate.config.recipe import recipe_paths, shipped_paths, sweep_paths
 from modulate.hookspecs import hookimpl
-from tests.paths import ROOT
-
-SMALL = str(ROOT / "tests" / "data" / "small.yaml")
+from tests.paths import ROOT, SMALL
 
 
 @pytest.fixture
@@ -332,7 +330,7 @@ def test_train_tells_what_every_store_did_and_which_bound_was_too_small(work, mo
             r" computed, \d+ times found"
         ),
         (
-            r"states below the first residual \(memory\): [1-9]\d* times computed, [1-9]\d* times"
+            r"hidden states below the first injected layer \(memory\): [1-9]\d* times computed, [1-9]\d* times"
             r" found"
         ),
     ):
@@ -463,7 +461,7 @@ def test_ask_takes_a_modulation_with_a_recipe(asked, work):
         (dict(signal=f"gaze={__file__}"), "the header"),
         (
             dict(source=()),
-            "Say what to ask: either --run RUN, or --modulation DIR together with --recipe RECIPE.",
+            "No model is named. Give either --run RUN, or --modulation DIR together with --recipe RECIPE.",
         ),
     ],
 )

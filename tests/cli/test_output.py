@@ -17,9 +17,8 @@ import pytest
 
 from modulate.cli import progress
 from modulate.utils.library_warnings import show_library_warnings
-from tests.paths import ROOT
+from tests.paths import ROOT, SMALL
 
-SMALL = ROOT / "tests" / "data" / "small.yaml"
 LIGHT = (
     ["--help"],
     ["ls"],
@@ -56,7 +55,7 @@ def one_line(done, why):
     told = done.stderr.decode().splitlines()
     assert done.returncode == 1 and len(told) == 1, (done.returncode, told)
     return told[0].startswith(
-        f"Error: Standard output cannot be written: {why}. What was to be printed is lost; "
+        f"Error: Standard output cannot be written: {why}. The printed output is lost; "
     )
 
 
@@ -254,15 +253,15 @@ def test_a_short_run_prints_one_line_of_progress(trained):
 
 
 def test_without_a_terminal_lines_come_at_their_time_with_what_is_counted(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "EVERY", 0.2)
-    with progress.bars() as shown:
-        shown.doing("loading")
+    monkeypatch.setattr(progress, "INTERVAL", 0.2)
+    with progress.display() as shown:
+        shown.status("loading")
         time.sleep(0.3)
         for k in range(1, 31):
-            shown.at("stage a", k, 30, f"loss {1 / k:.3f}")
+            shown.update("stage a", k, 30, f"loss {1 / k:.3f}")
             time.sleep(0.02)
         for _ in range(4):
-            shown.counted("evaluate b", 2, 8)
+            shown.advance("evaluate b", 2, 8)
     told = capsys.readouterr().err.splitlines()
     assert 3 <= len(told) <= 6, told  # 0.9 s and the end
     assert re.fullmatch(r"\d\d:\d\d:\d\d loading", told[0])
@@ -277,12 +276,12 @@ def test_without_a_terminal_lines_come_at_their_time_with_what_is_counted(monkey
 def test_what_stands_still_is_told_of_as_well_and_what_fails_before_it_counts_is_not(
     monkeypatch, capsys
 ):
-    monkeypatch.setattr(progress, "EVERY", 0.1)
-    with pytest.raises(ValueError, match="x"), progress.bars():
+    monkeypatch.setattr(progress, "INTERVAL", 0.1)
+    with pytest.raises(ValueError, match="x"), progress.display():
         raise ValueError("x")
     assert not capsys.readouterr().err
-    with pytest.raises(ValueError, match="x"), progress.bars() as shown:
-        shown.at("runs", 1, 3)
+    with pytest.raises(ValueError, match="x"), progress.display() as shown:
+        shown.update("runs", 1, 3)
         time.sleep(0.35)
         raise ValueError("x")
     told = [line[9:] for line in capsys.readouterr().err.splitlines()]
@@ -291,8 +290,8 @@ def test_what_stands_still_is_told_of_as_well_and_what_fails_before_it_counts_is
         and told[:-1] == ["runs 1/3"] * len(told[:-1])
         and len(told) >= 3
     )
-    with progress.bars(False) as shown:
-        shown.at("runs", 1, 3)
+    with progress.display(False) as shown:
+        shown.update("runs", 1, 3)
         time.sleep(0.2)
     assert not capsys.readouterr().err
 
@@ -372,15 +371,20 @@ def test_in_python_too_and_what_the_user_set_stays():
     code = """
 import types, warnings
 import transformers
-from modulate.utils.library_warnings import heard
+from modulate.utils.library_warnings import show_library_warnings
 made = types.ModuleType("transformers.models.made_up")
 exec(compile(LIBRARY, "made_up.py", "exec"), made.__dict__)
-handlers, filters, form = transformers.utils.logging.logging.getLogger("transformers").handlers[:], warnings.filters[:], warnings.formatwarning
+logger = transformers.utils.logging.logging.getLogger("transformers")
+handlers = logger.handlers[:]
+formatter = warnings.formatwarning
+own = lambda: [f for f in warnings.filters if f[2] is not ResourceWarning]
+filters = own()
 for _ in range(3):
-    with heard(), heard():
+    with show_library_warnings(), show_library_warnings():
         made.old()
-assert transformers.utils.logging.logging.getLogger("transformers").handlers == handlers and warnings.formatwarning is form
-assert [f for f in warnings.filters if f[2] is not ResourceWarning] == [f for f in filters if f[2] is not ResourceWarning]
+assert logger.handlers == handlers
+assert warnings.formatwarning is formatter
+assert own() == filters
 """
     done = warned(code)
     assert done.returncode == 0, done.stderr
@@ -391,18 +395,18 @@ assert [f for f in warnings.filters if f[2] is not ResourceWarning] == [f for f 
     )
 
 
-def test_around_the_forwards_of_a_conditioning_and_the_injection_of_lora_deprecations_are_heard():
+def test_deprecations_are_shown_around_conditioned_forwards_and_the_injection_of_lora():
     with show_library_warnings():
         installed = warnings.formatwarning
     assert warnings.formatwarning is not installed
     for name in (
-        "inject.py",
-        "pipeline.py",
-        "ask.py",
-        "training/train.py",
+        "modulation/attachment.py",
+        "inference/pipeline.py",
+        "inference/ask.py",
+        "training/trainer.py",
         "evaluation/evaluate.py",
     ):
-        assert "heard()" in (ROOT / "modulate" / name).read_text(encoding="utf-8")
+        assert "show_library_warnings()" in (ROOT / "modulate" / name).read_text(encoding="utf-8")
 
 
 def test_who_records_warnings_gets_all_of_them():
@@ -430,13 +434,18 @@ def test_on_a_terminal_what_transformers_logs_stands_above_the_bars():
     code = """
 import sys, time, types, transformers
 from modulate.cli import output
-from modulate.cli.progress import bars
-from modulate.utils.library_warnings import heard
+from modulate.cli.progress import display
+from modulate.utils.library_warnings import show_library_warnings
 made = types.ModuleType("transformers.models.made_up")
 exec(compile(LIBRARY, "made_up.py", "exec"), made.__dict__)
-with output.checked(), heard(every=True), bars() as shown, heard():
+with (
+    output.guarded_streams(),
+    show_library_warnings(every=True),
+    display() as shown,
+    show_library_warnings(),
+):
     for k in range(8):
-        shown.at("stage a", k, 8); time.sleep(0.03)
+        shown.update("stage a", k, 8); time.sleep(0.03)
         if k == 4: made.old()
 """
     main, side = pty.openpty()

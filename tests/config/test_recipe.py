@@ -1,4 +1,4 @@
-"""Recipes: reading, overrides, errors, and every recipe that ships."""
+"""Recipes: reading, overrides, errors, and every shipped recipe."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_recipes_ship():
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
-def test_a_shipped_recipe_validates_under_its_own_name_and_says_what_it_is(name):
+def test_a_shipped_recipe_validates_under_its_own_name_and_explains_itself(name):
     recipe = recipes.load_recipe(name)
     assert recipe.name == name.rpartition("/")[2]
     text = SHIPPED[name].read_text()
@@ -61,7 +61,7 @@ def test_the_schema_knows_every_key_of_a_shipped_recipe(name):
     assert json.loads(json.dumps(schema)) == schema
 
 
-def test_a_recipe_that_extends_another_is_that_one_with_its_own_keys_laid_over(tmp_path):
+def test_a_recipe_that_extends_another_is_the_other_with_its_own_keys_laid_over_it(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text(
         "extends: gazeqwen_tiny\nname: mine\nencoder: {params: {sigma: 0.2}}\nmodulator: {name:"
@@ -70,16 +70,14 @@ def test_a_recipe_that_extends_another_is_that_one_with_its_own_keys_laid_over(t
     base = recipes.load_recipe("gazeqwen_tiny")
     own = recipes.load_recipe(str(mine), ["seed=7"])
     assert (own.name, own.seed, own.data, own.training) == ("mine", 7, base.data, base.training)
-    assert own.encoder.params == {
-        **base.encoder.params,
-        "sigma": 0.2,
-    }  # the same component: its parameters are laid over
-    assert own.modulator.params == {"width": 8}  # another one: nothing is left of the first
-    (tmp_path / "further.yaml").write_text("extends: mine.yaml\nname: further\n")
-    assert recipes.load_recipe(str(tmp_path / "further.yaml")).modulator == own.modulator
+    # The same component: its parameters are merged. Another one: it replaces the first.
+    assert own.encoder.params == {**base.encoder.params, "sigma": 0.2}
+    assert own.modulator.params == {"width": 8}
+    (tmp_path / "second.yaml").write_text("extends: mine.yaml\nname: second\n")
+    assert recipes.load_recipe(str(tmp_path / "second.yaml")).modulator == own.modulator
 
 
-def test_a_recipe_cannot_extend_itself_or_what_is_not_there(tmp_path):
+def test_a_recipe_cannot_extend_itself_or_a_missing_recipe(tmp_path):
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
     with pytest.raises(RecipeError, match=r"a\.yaml extends itself, by way of a\.yaml → b\.yaml"):
@@ -154,9 +152,10 @@ def test_a_value_of_the_wrong_kind_is_refused_with_the_value():
         ),
         ("lora.rnk.x=1", r"unknown recipe key 'lora\.rnk'\. Did you mean 'rank'"),
         (
+            # Refused by the component's own class.
             "modulator.params.deep.er=1",
             r"modulator\.params of gaze_resampler is not valid:\n  deep: unknown key",
-        ),  # the component's own class says so
+        ),
     ],
 )
 def test_a_bad_override_is_refused(text, message):
@@ -174,14 +173,12 @@ def test_overrides_reach_nested_keys_list_items_and_optional_sections():
             "training.stages.1.train=[modulator]",
         ],
     )
-    assert (
-        recipe.training.stages[0].epochs == 2
-        and recipe.injection.layers == (2,)
-        and recipe.lora is None
-    )
+    assert recipe.training.stages[0].epochs == 2
+    assert recipe.injection.layers == (2,)
+    assert recipe.lora is None
 
 
-def test_an_override_makes_the_sections_that_are_absent():
+def test_an_override_creates_missing_sections():
     tree = {"encoder": {"name": "coord_rel"}}
     for text in (
         "encoder.params.dim=4",
@@ -198,11 +195,11 @@ def test_an_override_makes_the_sections_that_are_absent():
     }
 
 
-def test_numbers_that_are_none_and_keys_that_are_no_text_are_refused():
+def test_non_finite_numbers_and_keys_that_are_not_utf_8_are_refused():
     for text in ("injection.alpha=.nan", "training.stages.0.epochs=.inf", "lora.alpha=.inf"):
         with pytest.raises(RecipeError, match="finite number"):
             recipes.load_recipe("gazeqwen_tiny", [text])
-    with pytest.raises(RecipeError, match="its key is no UTF-8 text"):
+    with pytest.raises(RecipeError, match="its key is not UTF-8 text"):
         recipes.load_recipe("gazeqwen_tiny", ["evaluation.inputs.\udc95={name: gaze_text}"])
 
 
@@ -211,7 +208,7 @@ def test_the_word_no_needs_no_quotes():
 
 
 def models(model, path):
-    """(path, model) of a model and all those in it."""
+    """Yield (path, model) of a model and of every model inside it."""
     yield path, model
     for name, field in model.model_fields.items():
         for inner in [field.annotation, *getattr(field.annotation, "__args__", ())]:
@@ -219,7 +216,7 @@ def models(model, path):
                 yield from models(inner, f"{path}.{name}".lstrip("."))
 
 
-def test_every_section_and_every_field_of_a_recipe_and_of_all_that_ships_is_described():
+def test_every_section_and_field_of_recipes_and_shipped_components_is_described():
     registry = reference.shipped()
     roots = [
         ("", recipes.Recipe),
@@ -257,17 +254,15 @@ def test_training_lora_without_a_lora_section_is_refused():
         recipes.load_recipe(SMALL, ["lora=null"])
 
 
-def test_keys_that_contradict_each_other_are_told_without_the_whole_recipe():
+def test_contradicting_keys_are_reported_without_the_whole_recipe():
     with pytest.raises(RecipeError) as failed:
         recipes.load_recipe(
             SMALL, ["training.batch_by=clip", "training.gradient_checkpointing=true"]
         )
     first, second = str(failed.value).splitlines()
-    assert (
-        first.endswith("is not valid:")
-        and second.startswith("  (whole): `training.batch_by: clip` keeps")
-        and second.endswith("cannot fill: choose one")
-    )
+    assert first.endswith("is not valid:")
+    assert second.startswith("  (whole): `training.batch_by: clip` keeps")
+    assert second.endswith("cannot fill: drop one of the two")
 
 
 def test_a_missing_recipe_is_refused_with_near_matches():
@@ -289,7 +284,7 @@ def test_a_missing_recipe_is_refused_with_near_matches():
         ("", "got NoneType"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(text, message, tmp_path):
+def test_a_file_that_is_not_a_recipe_is_refused(text, message, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=message):
@@ -299,7 +294,7 @@ def test_a_file_that_is_no_recipe_is_refused(text, message, tmp_path):
 def test_an_unknown_condition_and_an_unknown_parameter_are_errors_with_near_matches():
     with pytest.raises(
         RecipeError,
-        match=r"evaluation.conditions: 'shufled' is no condition. Did you mean 'shuffled'",
+        match=r"evaluation.conditions: 'shufled' is not a condition. Did you mean 'shuffled'",
     ):
         recipes.load_recipe("gazeqwen_tiny", ["evaluation.conditions=[shufled]"])
     with pytest.raises(
@@ -311,13 +306,11 @@ def test_an_unknown_condition_and_an_unknown_parameter_are_errors_with_near_matc
         recipes.load_recipe("gazeqwen_tiny", ["encoder.params={dims: 3}"])
 
 
-def test_of_many_problems_the_first_are_listed_and_the_others_counted():
+def test_of_many_problems_the_first_are_listed_and_the_rest_is_counted():
     tree = yaml.safe_load(Path(SMALL).read_text()) | {f"nose{i:02}": 1 for i in range(15)}
     with pytest.raises(RecipeError) as found:
         recipes.validate(tree, "mine")
     lines = str(found.value).splitlines()
-    assert (
-        len(lines) == 14
-        and all("unknown key" in line for line in lines[1:13])
-        and lines[13] == "  … and 3 more."
-    )
+    assert len(lines) == 14
+    assert all("unknown key" in line for line in lines[1:13])
+    assert lines[13] == "  … and 3 more."

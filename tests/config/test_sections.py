@@ -1,6 +1,4 @@
-"""A recipe's sections: what their keys are when left out, between which limits they lie, and what
-is made of them.
-"""
+"""The sections of a recipe: defaults, limits, and the values derived from them."""
 
 import math
 
@@ -9,7 +7,7 @@ from pydantic import ValidationError
 
 from modulate.config.sections import Evaluation, Features, Rate, Sampling, Stage, Training
 
-STAGE = {"name": "one", "train": ("modulator",), "epochs": 1.0}
+STAGE = {"name": "first", "train": ("modulator",), "epochs": 1.0}
 NEEDED = {Training: {"stages": (STAGE,)}, Stage: STAGE, Rate: {"fps": 1.0}}
 
 DEFAULTS = {
@@ -67,8 +65,8 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("section", DEFAULTS)
 def test_keys_left_out_have_the_documented_values(section):
-    made = section(**NEEDED.get(section, {}))
-    assert {key: getattr(made, key) for key in section.model_fields} == DEFAULTS[section]
+    built = section(**NEEDED.get(section, {}))
+    assert {key: getattr(built, key) for key in section.model_fields} == DEFAULTS[section]
 
 
 LIMITS = [
@@ -106,7 +104,7 @@ LIMITS = [
 
 
 @pytest.mark.parametrize(("section", "key", "allowed", "refused"), LIMITS)
-def test_a_value_at_its_limit_is_allowed_and_one_beyond_is_refused(section, key, allowed, refused):
+def test_a_value_at_its_limit_is_accepted_and_one_beyond_is_refused(section, key, allowed, refused):
     needed = NEEDED.get(section, {})
     section(**needed | {key: allowed})
     with pytest.raises(ValidationError) as found:
@@ -115,7 +113,7 @@ def test_a_value_at_its_limit_is_allowed_and_one_beyond_is_refused(section, key,
 
 
 @pytest.mark.parametrize("section", DEFAULTS)
-def test_unknown_keys_and_numbers_that_are_not_finite_are_refused_and_nothing_changes_later(
+def test_unknown_keys_and_non_finite_numbers_are_refused_and_sections_are_immutable(
     section,
 ):
     needed = NEEDED.get(section, {})
@@ -131,7 +129,7 @@ def test_unknown_keys_and_numbers_that_are_not_finite_are_refused_and_nothing_ch
 RATES = ({"up_to": 30, "fps": 1.0}, {"up_to": 60, "fps": 0.5}, {"fps": 0.1})
 
 
-def test_the_rate_is_that_of_the_first_length_that_the_clip_keeps_within():
+def test_the_rate_is_that_of_the_first_length_that_the_clip_does_not_exceed():
     sampling = Sampling(fps=RATES, max_frames=4)
     assert [sampling.rate(s) for s in (0.0, 30.0, 30.001, 60.0, 61.0, 1e6)] == [
         1.0,
@@ -161,21 +159,22 @@ def test_the_rate_is_that_of_the_first_length_that_the_clip_keeps_within():
         (RATES[0], RATES[2], RATES[2]),
     ],
 )
-def test_rates_by_length_must_grow_and_end_with_one_for_all_longer_clips(rates):
+def test_rates_by_length_must_increase_and_end_with_a_rate_for_all_longer_clips(rates):
     with pytest.raises(
-        ValidationError, match="rates by length need growing `up_to`, and a last rate without it"
+        ValidationError,
+        match="rates by clip length need increasing `up_to`, and a last rate without `up_to`",
     ):
         Sampling(fps=rates)
 
 
-def test_training_has_a_cap_of_its_own_where_one_is_given():
+def test_training_has_its_own_frame_cap_if_the_recipe_sets_one():
     assert [Sampling(max_frames=6).frame_cap(training) for training in (True, False)] == [6, 6]
     assert [
         Sampling(max_frames=6, train_max_frames=3).frame_cap(training) for training in (True, False)
     ] == [3, 6]
 
 
-def test_no_is_a_precision_though_yaml_reads_it_as_false():
+def test_no_is_a_precision_although_yaml_reads_it_as_false():
     assert (
         Training(stages=(STAGE,), precision=False).precision == "no"
         and Training(stages=(STAGE,), precision="bf16").precision == "bf16"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modulate.hosts.host import Host, understand
-from modulate.hosts.verified_versions import Versions
+from modulate.hosts.verified_versions import LibraryVersions
 from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows, watched
@@ -89,7 +89,7 @@ def write(outcomes):
             "encodes": type(host).encode is not Host.encode,
             "cells": cells,
         }
-    version = Versions.installed()
+    version = LibraryVersions.installed()
     others = {name: value for name, value in asdict(version).items() if name != "transformers"}
     here = others | {"device": "CUDA" if torch.cuda.is_available() else "CPU", "hosts": hosts}
     versions = (json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}) | {

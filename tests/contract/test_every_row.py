@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from modulate.errors import ConditioningError, HostError
-from modulate.modulation.attachment import TRACED
+from modulate.modulation.attachment import DYNAMO_TRACES_HOOKS
 from modulate_hosts.contract.compiled import quietly
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, NotApplicable, close, rows, strong
@@ -79,7 +79,7 @@ def test_a_modulation_saved_with_wrappers_in_its_names_still_loads(wrapper):
     [
         False,
         pytest.param(
-            True, marks=pytest.mark.skipif(not TRACED, reason="this torch does not trace our hooks")
+            True, marks=pytest.mark.skipif(not DYNAMO_TRACES_HOOKS, reason="this torch does not trace our hooks")
         ),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from modulate.errors import ModulateError
 from modulate.hosts.kv_cache import cache_length, find_cache
 from modulate.modulation import attachment as inject
-from modulate.modulation import conditioning
+from modulate.modulation import conditioning, write_plan
 from modulate.modulation import recompute as passes
 from modulate.modulation import token_positions as localize
 from modulate.modulation import visual_token_tracker as tracker
@@ -50,7 +50,7 @@ def applied_at_decode_steps(monkeypatch):
         if plan is not None or ids.shape[1] > 1:
             return plan
         everything = torch.arange(len(ids))
-        return conditioning.Plan(
+        return write_plan.WritePlan(
             self.latents, everything, torch.zeros_like(everything), tuple(ids.shape)
         )
 
@@ -85,7 +85,7 @@ def beam_expansion_ignored(monkeypatch):
 
 def chunk_boundary_ignored(monkeypatch):
     """Every forward counts its visual tokens from 0, and nobody checks the count."""
-    monkeypatch.setattr(tracker.VisualTokenTracker, "_continued", lambda self, here: None)
+    monkeypatch.setattr(tracker.VisualTokenTracker, "_continued_history", lambda self, tokens: None)
     monkeypatch.setattr(tracker.VisualTokenTracker, "finish", lambda self: None)
 
 
@@ -134,23 +134,23 @@ def recompute_by_the_last_plan(monkeypatch):
         "begin",
         lambda self, passed: (latest.append(passed), begin(self, passed)),
     )
-    monkeypatch.setattr(passes.RecomputeTracker, "run_again", lambda self: None)
-    monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, task: latest[-1])
+    monkeypatch.setattr(passes.RecomputeTracker, "begin_recomputation", lambda self: None)
+    monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, backward: latest[-1])
 
 
 def recomputed_is_bare(monkeypatch):
     """What is recomputed is taken for a forward that nothing is known of."""
-    monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, task: None)
+    monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, backward: None)
 
 
 def run_again_is_new(monkeypatch):
     """A whole forward that is run again is taken for one of the block that lasts."""
-    monkeypatch.setattr(passes.RecomputeTracker, "replays", lambda self: False)
+    monkeypatch.setattr(passes.RecomputeTracker, "is_recomputing", lambda self: False)
 
 
 def first_of_the_checkpoint(monkeypatch):
     """Of several forwards in one checkpoint the first is taken for all."""
-    monkeypatch.setattr(passes.Region, "next", lambda self, running: self.passes[0])
+    monkeypatch.setattr(passes.CheckpointRegion, "next", lambda self, running: self.passes[0])
 
 
 def recomputed(test, *more):
@@ -166,25 +166,28 @@ def separators_are_places(monkeypatch):
 
 
 def positions_ignored(monkeypatch):
-    columns = conditioning.columns
-    shifted = lambda given, ids, positions, types: columns(
-        given, ids, positions if positions is None else positions.roll(1, 1), types
-    )
-    monkeypatch.setattr(conditioning, "columns", shifted)
+    locate = localize.TokenLocator.locate
+
+    def shifted(self, arguments):
+        if self.positions is not None:
+            self = replace(self, positions=self.positions.roll(1, 1))
+        return locate(self, arguments)
+
+    monkeypatch.setattr(localize.TokenLocator, "locate", shifted)
 
 
 def types_ignored(monkeypatch):
     """Generated placeholders count as visual."""
     monkeypatch.setattr(tracker.VisualTokenTracker, "_check_surplus", lambda *args: None)
-    monkeypatch.setattr(localize, "_types", lambda *args: ("", None))
+    monkeypatch.setattr(localize, "_token_types", lambda *args: ("", None))
     after_plan(monkeypatch, lambda self, given, plan: plan or applied_to_placeholders(self, given))
 
 
 def applied_to_placeholders(self, given):
     ids = given["input_ids"]
-    index = torch.isin(ids.flatten(), torch.tensor(self.visual_ids)).nonzero()[:, 0]
+    index = torch.isin(ids.flatten(), torch.tensor(self.locator.visual_ids)).nonzero()[:, 0]
     return (
-        conditioning.Plan(self.latents, index, torch.zeros_like(index), tuple(ids.shape))
+        write_plan.WritePlan(self.latents, index, torch.zeros_like(index), tuple(ids.shape))
         if len(index)
         else None
     )
@@ -207,13 +210,13 @@ def copies_know_nothing(monkeypatch):
     """What a cache holds is known of the object alone."""
     held = weakref.WeakKeyDictionary()
     monkeypatch.setattr(
-        tracker, "noted", lambda cache: held.get(cache, {}) if cache is not None else {}
+        tracker, "histories_on", lambda cache: held.get(cache, {}) if cache is not None else {}
     )
-    monkeypatch.setattr(tracker.Samples, "find", lambda self, cache, past: None)
+    monkeypatch.setattr(tracker.CacheSamples, "find", lambda self, cache, past: None)
     monkeypatch.setattr(
         tracker,
-        "note",
-        lambda cache, number, stream, going_on: held.update({cache: {number: stream}}),
+        "note_history",
+        lambda cache, number, history, active: held.update({cache: {number: history}}),
     )
 
 
@@ -235,9 +238,7 @@ def applied_where_the_prompt_has_them(self, given):
     past = cache_length(find_cache(given))
     index = (torch.arange(past, past + ids.shape[1]) < 8).nonzero()[:, 0]
     return (
-        conditioning.Plan(
-            self.latents, index, torch.zeros_like(index), tuple(ids.shape), self.owner
-        )
+        write_plan.WritePlan(self.latents, index, torch.zeros_like(index), tuple(ids.shape))
         if len(index)
         else None
     )

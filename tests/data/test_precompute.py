@@ -529,7 +529,7 @@ def test_a_launcher_s_environment_that_makes_no_sense_is_refused(monkeypatch, ra
 def test_a_device_that_is_not_here_is_refused(world, tmp_path, capsys):
     assert command(world, tmp_path, "--device", "abacus")[0] == 1
     assert (
-        "--device 'abacus' is none of auto, cpu, and CUDA devices that are present here"
+        "--device 'abacus' is not a device of this machine; use auto, cpu, or a CUDA device"
         in capsys.readouterr().err
     )
 
@@ -539,7 +539,7 @@ def test_without_cuda_it_is_told_what_to_take(world, tmp_path, capsys):
     assert command(world, tmp_path, "--device", "cuda:0")[0] == 1
     assert (
         capsys.readouterr().err
-        == "Error: --device 'cuda:0': no CUDA device is present here; take --device cpu.\n"
+        == "Error: --device 'cuda:0': this machine has no CUDA device; use --device cpu.\n"
     )
 
 

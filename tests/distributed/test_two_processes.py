@@ -24,7 +24,7 @@ from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
 from modulate.training.data_loader import arranged
 from modulate.training.trainer import train
-from modulate.utils.file_lock import held
+from modulate.utils.file_lock import folder_lock
 from tests.distributed.ranks_worker import TROUBLED, recipe_for, without
 from tests.paths import ROOT
 
@@ -56,7 +56,7 @@ def world(tmp_path_factory):
         "tests.distributed.ranks_worker",
         str(world),
     ]
-    with held(world / "duo" / "held"):
+    with folder_lock(world / "duo" / "held"):
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -322,27 +322,27 @@ def test_a_process_that_was_killed_is_named_at_once():
         (
             True,
             ["training.batch_by=clip"],
-            r"`training\.batch_by: clip` takes as many forwards as there are clips in common",
+            r"`training\.batch_by: clip` runs one forward for each clip",
         ),
         (
             False,
             ["evaluation.batch_by=clip"],
-            r"`evaluation\.batch_by: clip` takes as many forwards",
+            r"`evaluation\.batch_by: clip` runs one forward",
         ),
         (
             True,
             ["evaluation.batch_by=clip"],
-            r"`evaluation\.batch_by: clip` takes as many forwards",
+            r"`evaluation\.batch_by: clip` runs one forward",
         ),  # a validation would never end
         (
             False,
             ["features.hidden_state_cache_gib=1"],
-            r"`features\.hidden_state_cache_gib` leaves layers out for clips that are kept",
+            r"`features\.hidden_state_cache_gib` skips layers for cached clips",
         ),
         (
             True,
             ["injection.empty=none"],
-            r"`injection\.empty: none` leaves a backward out where signals are empty",
+            r"`injection\.empty: none` skips the backward where signals are empty",
         ),
     ],
 )

@@ -1,11 +1,11 @@
-"""Torture: runs that are killed, files that are damaged; writes docs/explanation/durability.md.
+"""Torture tests: kill runs and damage files; then write docs/explanation/durability.md.
 
-`make torture` calls it.
+`make torture` calls this module.
 
-python -m tests.durability                 # kills (about 8 minutes on two cores), damaged inputs
-(about 9), broken files (about 1) python -m tests.durability --only kills    # or inputs, or files;
-the others' rows stay as they were, with their dates python -m tests.durability --page          #
-runs nothing
+    python -m tests.durability                # kills (about 8 minutes on two cores), damaged
+                                              # inputs (about 9), broken files (about 1)
+    python -m tests.durability --only kills   # or inputs, or files; the other results stay
+    python -m tests.durability --page         # only write the page from the recorded results
 """
 
 import argparse
@@ -19,33 +19,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.durability import fuzz as torture_fuzz
+from tests.durability import fuzz_records
 from tests.paths import ROOT
 
 PAGE = Path("docs/explanation/durability.md")
-KEPT = Path("docs/results")
-BROKEN = (
+RESULTS = Path("docs/results")
+BROKEN_FILE_TESTS = (
     "tests/data/test_video.py",
     "tests/plugins/gaze/test_gaze_fixation_csv.py",
     "tests/plugins/gaze/test_gaze_scanpath.py",
     "tests/plugins/gaze/test_gaze_raw.py",
 )
-"""Tests of which each makes one broken file, or one kind, and says what must come of it."""
+"""Tests that each create broken files of one kind and state what must happen."""
 
 
 def today() -> str:
-    """Return the date."""
+    """Return the current date (UTC) as YYYY-MM-DD."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def kills() -> None:
-    """Kill runs at every file operation and at random times; note what came of it."""
+    """Kill runs at every file operation and at random times; record the results."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         done = subprocess.run(
             [sys.executable, "-m", "tests.durability.kills", "--json", str(out)], cwd=ROOT
         )
-        (KEPT / "durability-kills.json").write_text(
+        (RESULTS / "durability-kills.json").write_text(
             json.dumps(
                 {"date": today(), "exit": done.returncode, "rows": json.loads(out.read_text())},
                 indent=1,
@@ -55,7 +55,7 @@ def kills() -> None:
 
 
 def inputs(seconds: float, seed: int) -> None:
-    """Damage inputs of every parser; counts add up over the runs that are noted."""
+    """Damage inputs of every parser; counts add up over the recorded runs."""
     command = [
         sys.executable,
         "-m",
@@ -65,23 +65,25 @@ def inputs(seconds: float, seed: int) -> None:
         "--seed",
         str(seed),
         "--json",
-        str(KEPT / "durability-inputs.json"),
+        str(RESULTS / "durability-inputs.json"),
     ]
     subprocess.run(command, cwd=ROOT)
 
 
 def files() -> None:
-    """Run the tests that make broken files; note each by its name."""
+    """Run the tests that create broken files; record the outcome of each."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tests.xml"
-        subprocess.run([sys.executable, "-m", "pytest", *BROKEN, "-q", f"--junitxml={out}"])
+        subprocess.run(
+            [sys.executable, "-m", "pytest", *BROKEN_FILE_TESTS, "-q", f"--junitxml={out}"]
+        )
         cases = ElementTree.parse(out).getroot().iter("testcase")
         found: dict[str, dict[str, int]] = {}
         for case in cases:
             outcomes = found.setdefault(str(case.get("name")).partition("[")[0], {})
             outcomes[_result(case)] = outcomes.get(_result(case), 0) + 1
         rows = [{"name": name, "outcomes": outcomes} for name, outcomes in found.items()]
-    (KEPT / "durability-files.json").write_text(
+    (RESULTS / "durability-files.json").write_text(
         json.dumps({"date": today(), "rows": rows}, indent=1) + "\n"
     )
 
@@ -97,7 +99,7 @@ def _result(case: ElementTree.Element) -> str:
 
 
 def page() -> str:
-    """Return the page of what was tried and what happened."""
+    """Return the text of the page."""
     lines = [
         "<!-- Written by `make torture`; do not edit. -->",
         "# Durability",
@@ -106,33 +108,36 @@ def page() -> str:
         "",
     ]
     lines += (
-        _kills(_read("durability-kills.json")) + _inputs() + _files(_read("durability-files.json"))
+        _kills_section(_read("durability-kills.json"))
+        + _inputs_section()
+        + _files_section(_read("durability-files.json"))
     )
     return "\n".join(lines) + "\n"
 
 
 def _read(name: str) -> Any:
-    path = KEPT / name
+    path = RESULTS / name
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _kills(found: Any) -> list[str]:
+def _kills_section(record: Any) -> list[str]:
     lines = ["## Runs that are killed", ""]
-    if found is None:
+    if record is None:
         return [*lines, "Not run yet.", ""]
-    tried, killed = (sum(row[key] for row in found["rows"]) for key in ("tried", "kills"))
+    tried = sum(row["tried"] for row in record["rows"])
+    killed = sum(row["kills"] for row in record["rows"])
     lines += [
         (
-            f"{found['date']}: {tried:,} runs, {killed:,} kills. Each run was given the same"
-            " command again until it had finished, and its weights, metrics and predictions were"
-            " compared, byte by byte, with those of a run that nothing had happened to."
+            f"{record['date']}: {tried:,} runs, {killed:,} kills. Each killed command was repeated"
+            " until it finished; its weights, metrics and predictions were then compared, byte by"
+            " byte, with those of an undisturbed run."
         ),
         "",
         *_table(
-            ("fault", "runs", "kills", "what happened"),
+            ("fault", "runs", "kills", "result"),
             [
                 (r["fault"], f"{r['tried']:,}", f"{r['kills']:,}", _outcomes(r["outcomes"]))
-                for r in found["rows"]
+                for r in record["rows"]
             ],
         ),
         "",
@@ -141,22 +146,22 @@ def _kills(found: Any) -> list[str]:
 
 
 def _outcomes(outcomes: dict[str, int]) -> str:
-    return "; ".join(f"{n:,} {what}" for what, n in outcomes.items())
+    return "; ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
 
 
-def _inputs() -> list[str]:
-    path = KEPT / "durability-inputs.json"
+def _inputs_section() -> list[str]:
+    path = RESULTS / "durability-inputs.json"
     lines = ["## Inputs that are damaged", ""]
     if not path.exists():
         return [*lines, "Not run yet.", ""]
-    rows = torture_fuzz.rows(path)
+    rows = fuzz_records.rows(path)
     runs = json.loads(path.read_text())["runs"]
     when = "; ".join(f"{run['date']}, seed {run['seed']}, {run['engine']}" for run in runs)
     total = sum(row["tried"] for row in rows)
     lines += [
         (
             f"{total:,} inputs in {len(runs)} run{'s' if len(runs) > 1 else ''} ({when}); a right"
-            " result or a typed error is what must come, anything else is a finding."
+            " result or a typed error is expected, anything else is a finding."
         ),
         "",
     ]
@@ -196,14 +201,14 @@ def _share(row: dict[str, Any]) -> str:
     return f"{100 * row['coverage']:.1f} %" if "coverage" in row else "not measured"
 
 
-def _files(found: Any) -> list[str]:
+def _files_section(record: Any) -> list[str]:
     lines = ["## Files that are broken", ""]
-    if found is None:
+    if record is None:
         return [*lines, "Not run yet.", ""]
     lines += [
         (
-            f"{found['date']}: real files, made by the tests; each row is one test, by its name,"
-            " with the number of files or kinds of damage that it goes through."
+            f"{record['date']}: real files, created by the tests. Each row is one test, with the"
+            " number of files or kinds of damage that it tries."
         ),
         "",
     ]
@@ -213,9 +218,9 @@ def _files(found: Any) -> list[str]:
             str(sum(r["outcomes"].values())),
             _outcomes(r["outcomes"]),
         )
-        for r in found["rows"]
+        for r in record["rows"]
     ]
-    return [*lines, *_table(("what is tried", "cases", "what happened"), cells)]
+    return [*lines, *_table(("test", "cases", "result"), cells)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -226,22 +231,22 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-INTRODUCTION = """A run survives whatever ends it, and nothing that it reads is believed unseen. This page says what was tried. How runs are kept is on
-[resume a run](../how-to/resume-a-run.md), what strangers' files may do on the [threat model](threat-model.md). A short form of all this is part of `make test`.""".splitlines()
+INTRODUCTION = """A run survives whatever ends it, and modulate checks everything that it reads. This page lists what
+was tried. [Resume a run](../how-to/resume-a-run.md) describes how runs are saved, and the
+[threat model](threat-model.md) what files of strangers can do. `make test` runs a short form of
+these tests.""".splitlines()
 
 
 def main() -> None:
-    """Torture what is asked for, then write the page."""
+    """Run the chosen tests, then write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=("kills", "inputs", "files"), action="append")
-    parser.add_argument("--seconds", type=float, default=40.0, help="for each parser")
+    parser.add_argument("--seconds", type=float, default=40.0, help="fuzzing time of each parser")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damaged inputs")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the damaged inputs; another one adds others"
-    )
-    parser.add_argument(
-        "--page", action="store_true", help="run nothing; write the page from what is noted"
+        "--page", action="store_true", help="only write the page from the recorded results"
     )
     options = parser.parse_args()
     chosen = () if options.page else options.only or ("kills", "inputs", "files")

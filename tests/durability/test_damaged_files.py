@@ -1,6 +1,6 @@
 """Damaged inputs for every parser of foreign files: a typed error or a right result.
 
-The long form is tests/durability/fuzz.py; this is its short one.
+The short form of tests/durability/fuzz.py.
 """
 
 import base64
@@ -17,19 +17,19 @@ from modulate.errors import DataError, SignalError
 from modulate_hand.path import GAP, HandPath
 from modulate_streamgaze.questions import LETTERS, parse_questions
 from modulate_streamgaze.splits import parse_split
-from tests.durability import fuzz as torture_fuzz
+from tests.durability import fuzz, fuzz_records, fuzz_stats, parsers
 from tests.durability import mutations as mutate
-from tests.durability import parsers as torture_parsers
+from tests.durability.fuzz_coverage import measure_coverage
 from tests.paths import ROOT
 
-PARSERS = torture_parsers.parsers()
+PARSERS = parsers.parsers()
 
 
 @pytest.mark.parametrize("name", PARSERS)
 @pytest.mark.filterwarnings("ignore")  # libraries may warn of what is damaged
 def test_damaged_inputs_are_refused_with_a_typed_error_or_read_rightly(name):
     inputs = max(20, int(400 * PARSERS[name].share))
-    result = torture_fuzz.by_mutation(name, inputs, 60.0, seed=2026)
+    result = fuzz.by_mutation(name, inputs, 60.0, seed=2026)
     assert [(f["kind"], f["text"], base64.b64decode(f["input"])) for f in result["findings"]] == []
     assert (
         result["inputs"] == inputs
@@ -99,7 +99,7 @@ def test_questions_that_are_written_are_read(entries, ascii_only):
         [{"video_path": video, "questions": asked} for video, asked in entries],
         ensure_ascii=ascii_only,
     ).encode()
-    items = parse_questions(data, torture_parsers.MCQ)
+    items = parse_questions(data, parsers.MCQ)
     flat = [(video, q) for video, asked in entries for q in asked]
     assert [item.video for item in items] == [video.rpartition("/")[2] for video, _ in flat]
     assert [(i.question, i.options, LETTERS[i.answer]) for i in items] == [
@@ -113,13 +113,13 @@ def test_questions_that_are_written_are_read(entries, ascii_only):
 @given(
     st.lists(
         st.sampled_from(["train", "val", "test", "unused"]),
-        min_size=len(torture_parsers.NAMES),
-        max_size=len(torture_parsers.NAMES),
+        min_size=len(parsers.NAMES),
+        max_size=len(parsers.NAMES),
     ),
     st.randoms(),
 )
 def test_a_split_that_is_written_is_read_and_one_that_loses_or_repeats_a_video_is_not(splits, rng):
-    names = torture_parsers.NAMES
+    names = parsers.NAMES
     expected = {}
     lists = {key: [] for key in ("train", "val", "test", "unused")}
     for name, split in zip(names, splits, strict=True):
@@ -141,22 +141,23 @@ def test_a_split_that_is_written_is_read_and_one_that_loses_or_repeats_a_video_i
 
 
 def planted(parse, check=lambda result, data: None):
-    return torture_parsers.Parser("planted", "a planted defect", lambda: [b"1,2"], parse, check, ())
+    return parsers.Parser("planted", "a planted defect", lambda: [b"1,2"], parse, check, ())
 
 
 def below_peak():
-    """Bytes that this process is below its own peak, which only more than that can raise: tests
-    before this one may have taken much.
+    """Return the bytes that this process may allocate before its peak memory rises.
+
+    Earlier tests of the same process may have raised the peak.
     """
     now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return max(0, int(torture_fuzz.peak() * 2**20) - now)
+    return max(0, int(fuzz_stats.peak_memory() * 2**20) - now)
 
 
 def test_a_planted_defect_of_every_kind_is_found(monkeypatch):
-    monkeypatch.setattr(torture_fuzz, "SLOW", 0.02)
-    monkeypatch.setattr(torture_fuzz, "HANG", 0.2)
-    monkeypatch.setattr(torture_fuzz, "MEMORY", 100)
-    torture_fuzz.interrupt()
+    monkeypatch.setattr(fuzz_stats, "SLOW", 0.02)
+    monkeypatch.setattr(fuzz_stats, "HANG", 0.2)
+    monkeypatch.setattr(fuzz_stats, "MEMORY", 100)
+    fuzz_stats.install_timeout()
 
     def parse(data):
         if data == b"raises":
@@ -179,7 +180,7 @@ def test_a_planted_defect_of_every_kind_is_found(monkeypatch):
     def check(result, data):
         assert data != b"is wrong", "a wrong result"
 
-    tally = torture_fuzz.Tally(planted(parse, check))
+    stats = fuzz_stats.FuzzStats(planted(parse, check))
     for data in (
         b"right",
         b"is refused",
@@ -190,8 +191,8 @@ def test_a_planted_defect_of_every_kind_is_found(monkeypatch):
         b"is slow",
         b"takes memory",
     ):
-        tally.one(data)
-    result = tally.result()
+        stats.feed(data)
+    result = stats.result()
     found = {f["kind"]: base64.b64decode(f["input"]) for f in result["findings"]}
     assert {
         "IndexError": b"raises",
@@ -208,23 +209,27 @@ def test_the_same_seed_makes_the_same_inputs():
 
     for name in ("fixations", "questions", "weights", "archive"):
         seeds = PARSERS[name].seeds()
-        one, other = (
+        first, second = (
             [mutate.mutated(seeds, PARSERS[name].mutation, rng) for _ in range(20)]
             for rng in (random.Random(5), random.Random(5))
         )
-        if name != "archive":  # an archive holds the time of its making
-            assert one == other
-        assert len(set(one)) > 10 and all(len(data) <= 2 * mutate.LONGEST for data in one)
+        if name != "archive":  # an archive records its creation time
+            assert first == second
+        assert len(set(first)) > 10
+        assert all(len(data) <= 2 * mutate.LONGEST for data in first)
 
 
 def test_coverage_counts_the_lines_of_the_parsers_functions():
     valid = PARSERS["hand"].seeds()
-    some, more = (
-        torture_fuzz.covered(PARSERS["hand"], data)
+    valid_only, with_damaged = (
+        measure_coverage(PARSERS["hand"], data)
         for data in (valid, [*valid, b"time_seconds,x,y\n0,1,640\n", b"\xff", b"x,y\n"])
     )
-    assert 0.4 < some["share"] < more["share"] <= 1 and some["lines"] == more["lines"] > 30
-    (missed,) = more["missed"].values()
+    assert (
+        0.4 < valid_only["share"] < with_damaged["share"] <= 1
+        and valid_only["lines"] == with_damaged["lines"] > 30
+    )
+    (missed,) = with_damaged["missed"].values()
     source = (ROOT / "plugins" / "modulate_hand" / "path.py").read_text().splitlines()
     assert any(
         "comes after" in source[line - 1] or "come after" in source[line - 1] for line in missed
@@ -234,14 +239,14 @@ def test_coverage_counts_the_lines_of_the_parsers_functions():
 def test_counts_add_up_over_recorded_runs(tmp_path):
     import argparse
 
-    result = torture_fuzz.by_mutation("names", 50, 10.0, seed=1)
+    result = fuzz.by_mutation("names", 50, 10.0, seed=1)
     for seed in (1, 2):
-        torture_fuzz.record(
+        fuzz_records.record(
             tmp_path / "fuzz.json",
             argparse.Namespace(seed=seed, engine="mutation"),
             {"names": result},
         )
-    (row,) = torture_fuzz.rows(tmp_path / "fuzz.json")
+    (row,) = fuzz_records.rows(tmp_path / "fuzz.json")
     assert row["tried"] == 100 and row["runs"] == 2 and row["right"] + row["refused"] == 100
     assert (
         row["fault"] == "damaged names of files in data files"

@@ -1,4 +1,4 @@
-"""The page of what was tried says what the notes beside it say."""
+"""The page on durability, which is generated from the recorded results."""
 
 import subprocess
 import sys
@@ -6,22 +6,25 @@ import sys
 from tests.paths import ROOT
 
 
-def test_the_page_is_written_from_the_notes(tmp_path, monkeypatch):
+def test_the_page_is_generated_from_the_recorded_results(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     from tests.durability import __main__ as torture
 
     assert torture.page() == (ROOT / torture.PAGE).read_text()
-    monkeypatch.setattr(torture, "KEPT", tmp_path)
+    monkeypatch.setattr(torture, "RESULTS", tmp_path)
     assert torture.page().count("Not run yet.") == 3
 
 
-def test_every_file_of_tests_that_it_names_exists(monkeypatch):
+def test_every_test_file_that_it_runs_exists(monkeypatch):
     from tests.durability import __main__ as torture
 
-    assert torture.BROKEN and [name for name in torture.BROKEN if not (ROOT / name).exists()] == []
+    assert (
+        torture.BROKEN_FILE_TESTS
+        and [name for name in torture.BROKEN_FILE_TESTS if not (ROOT / name).exists()] == []
+    )
 
 
-def test_it_can_be_asked_what_it_does():
+def test_its_help_says_how_long_it_takes():
     done = subprocess.run(
         [sys.executable, "-m", "tests.durability", "--help"],
         capture_output=True,

@@ -23,16 +23,16 @@ LORA_EVERYWHERE = "training.stages.0.train=[modulator, lora]"
     [
         (
             ["training.batch_by=clip"],
-            "`training.batch_by: clip` takes as many forwards as there are clips",
+            "`training.batch_by: clip` runs one forward for each clip",
             False,
         ),
-        (["evaluation.batch_by=clip"], "`evaluation.batch_by: clip` takes as many forwards", True),
+        (["evaluation.batch_by=clip"], "`evaluation.batch_by: clip` runs one forward", True),
         (
             ["features.hidden_state_cache_gib=1"],
-            "`features.hidden_state_cache_gib` leaves layers out",
+            "`features.hidden_state_cache_gib` skips layers",
             True,
         ),
-        (["injection.empty=none"], "`injection.empty: none` leaves a backward out", False),
+        (["injection.empty=none"], "`injection.empty: none` skips the backward", False),
     ],
 )
 def test_what_takes_some_through_the_host_more_often_than_others_is_refused(

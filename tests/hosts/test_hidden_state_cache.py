@@ -62,7 +62,7 @@ def test_logits_and_gradients_are_the_same_to_the_bit_without_tower_and_lower_la
     given = inputs(texts)
     bare = losses(host, modulation, given)
     assert ran == ["tower", 0, 1, 2, 3]
-    with below.remembered():
+    with below.active():
         with torch.inference_mode():  # what an evaluation keeps serves a training
             plain = host(**given, use_cache=False).logits
         del ran[:]
@@ -87,7 +87,7 @@ def test_a_cache_is_filled_as_ever_and_can_be_continued(host, below, ran):
     more = torch.tensor([[9, 10]])
     first = host(**given, use_cache=True)
     expected = host(input_ids=more, **cached(first), use_cache=True).logits
-    with below.remembered():
+    with below.active():
         for _ in range(2):
             del ran[:]
             output = host(**given, use_cache=True)
@@ -124,7 +124,7 @@ def test_whatever_the_states_depend_on_is_looked_at(host, below):
         given | {"position_ids": torch.arange(given["input_ids"].shape[1]).expand(3, 2, -1)},
     ]
     expected = [host(**x, use_cache=False).logits for x in other]
-    with below.remembered():
+    with below.active():
         host(**given, use_cache=False)
         for changed, logits in zip(other, expected, strict=True):
             assert torch.equal(host(**changed, use_cache=False).logits, logits)
@@ -141,7 +141,7 @@ def test_weights_and_adapters_that_change_are_noticed(ran):
         torch.nn.init.normal_(value, std=0.5)
     below = HiddenStateCache(understand(host), 1, MIB, ContentKeys())
     ask = lambda: host(**given, use_cache=False).logits
-    with modulation.attached(host) as attachment, below.remembered(), torch.inference_mode():
+    with modulation.attached(host) as attachment, below.active(), torch.inference_mode():
         adapted = ask()
         with attachment.bare():
             plain = ask()
@@ -161,14 +161,14 @@ def test_while_lower_layers_are_trained_or_recomputed_it_is_off_and_says_so(belo
     modulation = fresh(host, lora=True)
     with (
         modulation.attached(host),
-        below.remembered(),
+        below.active(),
         pytest.warns(UserWarning, match="no effect while LoRA in layers 0 to 1 is trained"),
     ):
         host(**given, use_cache=False)
     host.model.language_model.layers[0].training = True
     try:
         with (
-            below.remembered(),
+            below.active(),
             pytest.warns(
                 UserWarning,
                 match=r"while decoder layers are recomputed \(training.gradient_checkpointing\)",
@@ -184,13 +184,13 @@ def test_what_comes_first_stays_until_the_weights_are_others(host):
     rows = [inputs(((7, 8 + i),)) for i in range(4)]
     size = rows[0]["input_ids"].shape[1] * 32 * 4
     below = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
-    with below.remembered():
+    with below.active():
         for _ in range(2):
             for row in rows:
                 host(**row, use_cache=False)
         assert (below.hits, below.misses) == (2, 6)
     modulation = fresh(host, lora=True).requires_grad_(False)
-    with modulation.attached(host), below.remembered():
+    with modulation.attached(host), below.active():
         for _ in range(2):
             host(**rows[0], use_cache=False)
     assert (below.hits, below.misses) == (3, 7)
@@ -200,10 +200,10 @@ def test_what_a_training_left_makes_room_for_the_evaluation_after_it(host):
     rows = [inputs(((7, 8 + i),)) for i in range(4)]
     size = rows[0]["input_ids"].shape[1] * 32 * 4
     below = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
-    with below.remembered():
+    with below.active():
         for row in rows[:2]:
             host(**row, use_cache=False)
-    with below.remembered():
+    with below.active():
         for _ in range(2):
             for row in rows[1:]:
                 host(**row, use_cache=False)
@@ -216,7 +216,7 @@ def test_what_a_training_left_makes_room_for_the_evaluation_after_it(host):
 def test_the_host_is_put_back_as_it_was(host, below):
     layers = host.model.language_model.layers
     keys = set(host.state_dict())
-    with pytest.raises(ZeroDivisionError), below.remembered():
+    with pytest.raises(ZeroDivisionError), below.active():
         assert "forward" in layers[1].__dict__ and "forward" not in layers[2].__dict__
         assert set(host.state_dict()) == keys
         host(**inputs(), use_cache=False)
@@ -254,7 +254,7 @@ def test_a_host_of_which_it_cannot_be_right_is_refused(host):
         (layers[1], "register_forward_pre_hook"),
     ):
         handle = getattr(module, hook)(lambda *args: None)
-        with pytest.raises(HostError, match=r"a hook .*which would not run for what is kept"):
+        with pytest.raises(HostError, match=r"a hook .*which would not run on a cache hit"):
             HiddenStateCache(understand(hooked), 1, MIB, ContentKeys())
         handle.remove()
     layers[1].register_forward_hook(lambda *args: None)  # runs as ever
@@ -271,7 +271,7 @@ def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_p
     given = write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
     expected = model(**given).logits
     below = HiddenStateCache(understand(model), 2, MIB, ContentKeys())
-    with below.remembered():
+    with below.active():
         for _ in range(2):
             assert torch.equal(model(**given).logits, expected)
     assert below.hits == 1
@@ -286,7 +286,7 @@ def test_a_forward_that_was_interrupted_answers_for_no_other(host, below):
     def stop(*args):
         raise KeyboardInterrupt
 
-    with below.remembered():
+    with below.active():
         host(**given, use_cache=False)
         handle = host.model.language_model.layers[3].mlp.register_forward_hook(stop)
         with pytest.raises(KeyboardInterrupt):
@@ -297,14 +297,14 @@ def test_a_forward_that_was_interrupted_answers_for_no_other(host, below):
 
 def test_of_a_cache_only_the_lower_layers_are_kept_and_counted(host, below):
     given = inputs(((7, 8),))
-    with below.remembered():
+    with below.active():
         output = host(**given, use_cache=True)
-        (states,) = below._kept.values()
+        (states,) = below._entries.values()
         lower = layers_of(output)[: below.first + 1]
-        assert len(states.cached) == len(lower) == 2
+        assert len(states.keys_values) == len(lower) == 2
         assert (
             states.nbytes
             == states.hidden.nbytes
             + sum(layer.keys.nbytes + layer.values.nbytes for layer in lower)
-            == MIB - below._free
+            == MIB - below._free_bytes
         )

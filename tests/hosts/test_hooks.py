@@ -15,6 +15,7 @@ from torch import nn
 from modulate.hosts.hooks import (
     ActiveCalls,
     Hook,
+    TrackedHook,
     arguments_by_name,
     is_patched,
     may_run_modules,
@@ -127,14 +128,11 @@ def test_a_copy_made_while_something_stands_in_has_its_own_method():
 
 
 def test_hooks_of_others_are_known_by_their_module():
-    class Tracked(Hook):
-        tracked = True
-
     from transformers.utils.generic import set_attribute_for_modules
 
     assert (
         third_party_origin([])
-        == third_party_origin([Tracked(doubled), set_attribute_for_modules])
+        == third_party_origin([TrackedHook(doubled), set_attribute_for_modules])
         == ""
     )
     assert third_party_origin([set_attribute_for_modules, doubled]) == __name__

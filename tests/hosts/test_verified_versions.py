@@ -1,6 +1,4 @@
-"""Releases that nobody verified are warned of, once; `modulate hosts --verify` proves them, and
-remembers what it proved.
-"""
+"""Attaching warns once of unverified library versions; `modulate hosts --verify` verifies them."""
 
 import json
 import os
@@ -16,69 +14,82 @@ from modulate import plugins
 from modulate.cli import build
 from modulate.errors import PluginError, UnverifiedWarning
 from modulate.hosts import verified_versions as verified
-from modulate.hosts.verified_versions import Versions, doubt, releases, remember, remembered
+from modulate.hosts.verified_versions import (
+    LibraryVersions,
+    add_locally_verified,
+    locally_verified,
+    verified_versions,
+    why_unverified,
+)
 from modulate.modulation import conditioning
 from modulate_hosts.contract.suite import fresh, rows
 from tests.tiny import qwen
 
-SEEN = [
-    Versions("5.17.0", "2.11.0", "0.18.0"),
-    Versions("5.24.0", "2.14.1", "0.21.2"),
-    Versions("5.23.0", "2.13.0"),
+VERIFIED = [
+    LibraryVersions("5.17.0", "2.11.0", "0.18.0"),
+    LibraryVersions("5.24.0", "2.14.1", "0.21.2"),
+    LibraryVersions("5.23.0", "2.13.0"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("here", "expected"),
+    ("installed", "expected"),
     [
-        (Versions("5.24.0", "2.14.1", "0.21.2"), ""),
-        (Versions("5.17.3", "2.11.4", "0.21.9"), ""),  # patch releases are not told apart
-        (Versions("5.24.0.dev0", "2.12.0", "0.19.0"), ""),  # torch and peft: anywhere between
+        (LibraryVersions("5.24.0", "2.14.1", "0.21.2"), None),
+        (LibraryVersions("5.17.3", "2.11.4", "0.21.9"), None),  # patch releases are not told apart
         (
-            Versions("5.20.1", "2.14.1", "0.21.2"),
+            LibraryVersions("5.24.0.dev0", "2.12.0", "0.19.0"),
+            None,
+        ),  # torch and peft: anywhere between
+        (
+            LibraryVersions("5.20.1", "2.14.1", "0.21.2"),
             "transformers 5.20.1; it was with 5.17, 5.23, 5.24",
         ),
         (
-            Versions("5.25.0", "2.14.1", "0.21.2"),
+            LibraryVersions("5.25.0", "2.14.1", "0.21.2"),
             "transformers 5.25.0; it was with 5.17, 5.23, 5.24",
         ),
         (
-            Versions("6.17.0", "2.14.1", "0.21.2"),
+            LibraryVersions("6.17.0", "2.14.1", "0.21.2"),
             "transformers 6.17.0; it was with 5.17, 5.23, 5.24",
         ),
-        (Versions("5.24.0", "2.15.0", "0.21.2"), "torch 2.15.0; it was with 2.11.0 to 2.14.1"),
-        (Versions("5.24.0", "2.9.1", "0.21.2"), "torch 2.9.1; it was with 2.11.0 to 2.14.1"),
-        (Versions("5.24.0", "2.14.1", "0.22.0"), "peft 0.22.0; it was with 0.18.0 to 0.21.2"),
-        (Versions("5.24.0", "2.14.1", "0.3.0"), "peft 0.3.0; it was with 0.18.0 to 0.21.2"),
+        (
+            LibraryVersions("5.24.0", "2.15.0", "0.21.2"),
+            "torch 2.15.0; it was with 2.11.0 to 2.14.1",
+        ),
+        (LibraryVersions("5.24.0", "2.9.1", "0.21.2"), "torch 2.9.1; it was with 2.11.0 to 2.14.1"),
+        (
+            LibraryVersions("5.24.0", "2.14.1", "0.22.0"),
+            "peft 0.22.0; it was with 0.18.0 to 0.21.2",
+        ),
+        (LibraryVersions("5.24.0", "2.14.1", "0.3.0"), "peft 0.3.0; it was with 0.18.0 to 0.21.2"),
     ],
 )
-def test_what_is_outside_of_what_was_seen_is_named(here, expected):
-    assert doubt(here, SEEN) == expected
+def test_a_version_outside_of_the_verified_ones_is_named(installed, expected):
+    assert why_unverified(installed, VERIFIED) == expected
 
 
-def test_without_any_record_nothing_is_doubted():
-    assert doubt(Versions("9.9.9", "9.9.9", "9.9.9"), []) == ""
+def test_without_any_record_every_version_passes():
+    assert why_unverified(LibraryVersions("9.9.9", "9.9.9", "9.9.9"), []) is None
 
 
-def test_what_ships_is_a_record_of_releases():
-    seen = releases(plugins.registry())
-    assert {v.transformers for v in seen} >= {"5.17.0"}
-    assert all(v.torch and "+" not in v.torch for v in seen)
+def test_the_hosts_plugin_ships_a_record_of_versions():
+    recorded = verified_versions(plugins.registry())
+    assert {versions.transformers for versions in recorded} >= {"5.17.0"}
+    assert all(versions.torch and "+" not in versions.torch for versions in recorded)
 
 
 @pytest.fixture
 def newer(monkeypatch, tmp_path):
-    """As if the releases installed were newer than all that was verified, on a machine that
-    verified nothing.
-    """
-    monkeypatch.setenv(verified.FOLDER, str(tmp_path / "notes"))
+    """The installed versions are newer than all verified ones, and this machine verified none."""
+    monkeypatch.setenv(verified.CACHE_VARIABLE, str(tmp_path / "notes"))
     monkeypatch.setattr(
-        verified, "releases", lambda registry: [Versions("4.0.0", "1.0.0", "0.1.0")]
+        verified, "verified_versions", lambda registry: [LibraryVersions("4.0.0", "1.0.0", "0.1.0")]
     )
     monkeypatch.setattr(verified, "_said", [])
-    verified._warning.cache_clear()
+    verified._warning_text.cache_clear()
     yield
-    verified._warning.cache_clear()
+    verified._warning_text.cache_clear()
 
 
 def warnings_of_attaching(recwarn):
@@ -91,7 +102,7 @@ def warnings_of_attaching(recwarn):
 @pytest.mark.filterwarnings("always::modulate.errors.UnverifiedWarning")
 def test_attaching_warns_once_and_names_the_command(newer, recwarn):
     (text,) = warnings_of_attaching(recwarn)
-    assert f"never verified with transformers {Versions.installed().transformers}" in text
+    assert f"never verified with transformers {LibraryVersions.installed().transformers}" in text
     assert "`modulate hosts --verify qwen2_5_vl`" in text
     assert warnings_of_attaching(recwarn) == []
 
@@ -99,36 +110,36 @@ def test_attaching_warns_once_and_names_the_command(newer, recwarn):
 @pytest.mark.filterwarnings("always::modulate.errors.UnverifiedWarning")
 @pytest.mark.parametrize("own", [["qwen2_5_vl"], ["smolvlm", "qwen2_5_vl"]])
 def test_what_this_machine_verified_is_not_warned_of(newer, recwarn, own):
-    remember(Versions.installed(), own)
+    add_locally_verified(LibraryVersions.installed(), own)
     assert warnings_of_attaching(recwarn) == []
 
 
 @pytest.mark.filterwarnings("always::modulate.errors.UnverifiedWarning")
 def test_another_family_or_other_releases_that_it_verified_do_not_count(newer, recwarn):
-    remember(Versions.installed(), ["smolvlm"])
-    remember(replace(Versions.installed(), torch="1.2.3"), ["qwen2_5_vl"])
+    add_locally_verified(LibraryVersions.installed(), ["smolvlm"])
+    add_locally_verified(replace(LibraryVersions.installed(), torch="1.2.3"), ["qwen2_5_vl"])
     assert len(warnings_of_attaching(recwarn)) == 1
 
 
 @pytest.mark.filterwarnings("always::modulate.errors.UnverifiedWarning")
-def test_attaching_does_not_depend_on_a_record_that_can_be_read(newer, recwarn, monkeypatch):
+def test_attaching_works_although_a_record_cannot_be_read(newer, recwarn, monkeypatch):
     def damaged(registry):
         raise PluginError("verified.json of plugin 'other' is damaged")
 
-    monkeypatch.setattr(verified, "releases", damaged)
+    monkeypatch.setattr(verified, "verified_versions", damaged)
     assert warnings_of_attaching(recwarn) == []
 
 
-def test_notes_add_up_and_damaged_ones_are_written_anew(newer):
-    here = Versions.installed()
-    path = remember(here, ["smolvlm"])
-    assert remember(here, ["gemma3"]) == path
-    assert remembered(here) == {"smolvlm", "gemma3"}
+def test_a_local_record_grows_and_a_damaged_one_is_replaced(newer):
+    installed = LibraryVersions.installed()
+    path = add_locally_verified(installed, ["smolvlm"])
+    assert add_locally_verified(installed, ["gemma3"]) == path
+    assert locally_verified(installed) == {"smolvlm", "gemma3"}
     for damaged in ("", "{", "[1]", '{"a": 1}', '[{"versions": 3}]', "\x00"):
         path.write_text(damaged)
-        assert remembered(here) == set()
-        remember(here, ["internvl"])
-        assert remembered(here) == {"internvl"}
+        assert locally_verified(installed) == set()
+        add_locally_verified(installed, ["internvl"])
+        assert locally_verified(installed) == {"internvl"}
 
 
 # --- the command
@@ -139,7 +150,7 @@ def test_a_family_is_proved_without_pytest_and_remembered(tmp_path):
         "import sys; sys.modules['pytest'] = None; from modulate.cli import main; main(['hosts',"
         " '--verify', 'qwen2_5_vl', '--json'])"
     )
-    environment = os.environ | {verified.FOLDER: str(tmp_path)}
+    environment = os.environ | {verified.CACHE_VARIABLE: str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
     )
@@ -156,13 +167,11 @@ def test_a_family_is_proved_without_pytest_and_remembered(tmp_path):
 
 
 def test_a_family_that_fails_is_told_row_by_row_and_not_remembered(newer, monkeypatch):
-    """An injector that is one token off, as a release that numbers tokens in another way would make
-    it.
-    """
+    """The injector is one token off, as if a release of transformers numbered tokens differently."""
     plan = conditioning.Conditioning.plan
-    moved = lambda made: made and replace(made, index=made.index + 1)
+    shifted = lambda write_plan: write_plan and replace(write_plan, index=write_plan.index + 1)
     monkeypatch.setattr(
-        conditioning.Conditioning, "plan", lambda self, given: moved(plan(self, given))
+        conditioning.Conditioning, "plan", lambda self, given: shifted(plan(self, given))
     )
     threads = torch.get_num_threads()
     done = CliRunner().invoke(build(), ["hosts", "--verify", "smolvlm"])
@@ -175,8 +184,10 @@ def test_a_family_that_fails_is_told_row_by_row_and_not_remembered(newer, monkey
         for line in lines
     )
     assert any(line.startswith("  pass") and "bit for bit" in line for line in lines)
-    assert any(line.startswith(f"Failed with {Versions.installed()}: smolvlm.") for line in lines)
-    assert not verified.notes().exists() and torch.get_num_threads() == threads
+    assert any(
+        line.startswith(f"Failed with {LibraryVersions.installed()}: smolvlm.") for line in lines
+    )
+    assert not verified.local_record_path().exists() and torch.get_num_threads() == threads
 
 
 def test_assertions_that_python_leaves_out_prove_nothing():
@@ -201,18 +212,18 @@ def test_a_record_whose_cells_name_a_row_without_title_is_refused(tmp_path):
     path.write_text(
         json.dumps({"rows": {"first": "A title", "frist": "Another"}, "versions": {"5.24.0": seen}})
     )
-    assert verified._read(path, "one").rows["frist"] == "Another"
+    assert verified._read_record(path, "one").rows["frist"] == "Another"
     path.write_text(json.dumps({"rows": {"first": "A title"}, "versions": {"5.24.0": seen}}))
     with pytest.raises(
         PluginError,
         match=r"Plugin 'one': .*verified\.json: the row 'frist' has no title among its rows",
     ):
-        verified._read(path, "one")
+        verified._read_record(path, "one")
 
 
 def test_releases_are_ordered_by_their_numbers_and_what_came_before_a_release_comes_first():
     mixed = ["5.24.0", "5.9.10", "5.24.0rc1", "5.100.0", "5.24"]
-    assert sorted(mixed, key=verified._order) == [
+    assert sorted(mixed, key=verified._release_numbers) == [
         "5.9.10",
         "5.24",
         "5.24.0rc1",

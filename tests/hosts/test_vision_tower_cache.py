@@ -56,7 +56,7 @@ def test_logits_and_gradients_are_the_same_to_the_bit(host, modulation, tower, r
     given = inputs(texts)
     bare = losses(host, modulation, given)
     assert len(runs) == 1
-    with tower.remembered():
+    with tower.active():
         with torch.inference_mode():  # what an evaluation keeps serves a training
             host(**given)
         kept = losses(host, modulation, given)
@@ -71,13 +71,13 @@ def test_logits_and_gradients_are_the_same_to_the_bit(host, modulation, tower, r
 
 def test_another_process_finds_it_on_disk_and_another_host_does_not(host, tower, runs, tmp_path):
     given = inputs()
-    with tower.remembered():
+    with tower.active():
         first = host(**given).logits
-    with VisionTowerCache(understand(host), tmp_path / "tower", GIB).remembered():
+    with VisionTowerCache(understand(host), tmp_path / "tower", GIB).active():
         assert torch.equal(host(**given).logits, first)
     assert len(runs) == 1
     other = qwen(seed=1)
-    with VisionTowerCache(understand(other), tmp_path / "tower", GIB).remembered():
+    with VisionTowerCache(understand(other), tmp_path / "tower", GIB).active():
         assert torch.equal(other(**given).logits, qwen(seed=1)(**given).logits)
     assert len(runs) == 3
 
@@ -88,7 +88,7 @@ def test_another_clip_or_another_cut_of_the_same_patches_is_not_taken_for_it(hos
     swapped = given | {"video_grid_thw": given["video_grid_thw"][:, [0, 2, 1]]}
     for changed in (other, swapped):
         expected = host(**changed).logits
-        with tower.remembered():
+        with tower.active():
             host(**given)
             assert torch.equal(host(**changed).logits, expected)
     assert tower.store.misses == 3
@@ -105,12 +105,12 @@ def test_kept_by_clip_a_clip_is_found_in_any_batch(host, runs, tmp_path):
     }
     plain = host(**swapped).logits
     del runs[:]
-    with tower.remembered():
+    with tower.active():
         host(**pair)
         assert len(runs) == 2
         torch.testing.assert_close(host(**swapped).logits, plain, atol=1e-5, rtol=1e-5)
     assert len(runs) == 2
-    with VisionTowerCache(understand(host), tmp_path / "call", GIB).remembered():
+    with VisionTowerCache(understand(host), tmp_path / "call", GIB).active():
         host(**pair)
         host(**swapped)
     assert len(runs) == 4
@@ -122,18 +122,18 @@ def test_what_the_pipeline_knows_of_a_batch_is_not_hashed_again(host, tower, mon
     rows = [inputs(((7, 8),), seed=0), inputs(((7, 8),), seed=1)]
     batch = {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
     hashed = []
-    content = modulate.hosts.vision_tower_cache.digest_of
+    content = modulate.hosts.vision_tower_cache.tensor_digest
     monkeypatch.setattr(
         modulate.hosts.vision_tower_cache,
-        "digest_of",
+        "tensor_digest",
         lambda *args: (hashed.append(1), content(*args))[1],
     )
-    with tower.remembered():
+    with tower.active():
         plain = host(**{k: v.clone() for k, v in batch.items()}).logits
         assert len(hashed) == 2
         for _ in range(3):
             again = {k: v.clone() for k, v in batch.items()}
-            tower.contents.recognize(again, rows)
+            tower.content_keys.recognize(again, rows)
             assert torch.equal(host(**again).logits, plain)
     assert len(hashed) == 4
     assert tower.store.misses == 1
@@ -143,7 +143,7 @@ def test_the_host_is_put_back_as_it_was(host, tower):
     entry = host.model
     keys = set(host.state_dict())
     before = dict(entry.__dict__)
-    with pytest.raises(ZeroDivisionError), tower.remembered():
+    with pytest.raises(ZeroDivisionError), tower.active():
         assert METHOD in entry.__dict__
         assert set(host.state_dict()) == keys
         copied = copy.deepcopy(host)
@@ -153,7 +153,7 @@ def test_the_host_is_put_back_as_it_was(host, tower):
     own = lambda pixel_values_videos, video_grid_thw: None
     entry.__dict__[METHOD] = own
     try:
-        with tower.remembered():
+        with tower.active():
             assert entry.__dict__[METHOD] is not own
         assert entry.__dict__[METHOD] is own
     finally:
@@ -175,7 +175,11 @@ def test_a_tower_that_is_no_constant_is_refused(host, tower, tmp_path):
     weight.requires_grad_(False)
     handle = model.model.visual.blocks[0].register_forward_hook(lambda *args: None)
     with pytest.raises(
-        HostError, match=r"a hook of test_tower is on visual\.blocks\.0, which would not run"
+        HostError,
+        match=(
+            r"a hook of tests\.hosts\.test_vision_tower_cache is on visual\.blocks\.0, which would"
+            r" not run on a cache hit"
+        ),
     ):
         make()
     handle.remove()
@@ -188,7 +192,7 @@ def test_a_tower_that_is_no_constant_is_refused(host, tower, tmp_path):
     model.requires_grad_(False)
     with (
         pytest.raises(HostError, match=r"an adapter is on visual\.blocks\.0\.attn\.proj"),
-        late.remembered(),
+        late.active(),
     ):
         pass
     VisionTowerCache(
@@ -198,7 +202,7 @@ def test_a_tower_that_is_no_constant_is_refused(host, tower, tmp_path):
 
 def test_attentions_that_are_asked_for_are_the_tower_s_own(host, tower, runs):
     given = inputs()
-    with tower.remembered():
+    with tower.active():
         host(**given)
         host(**given, output_attentions=True)
     assert len(runs) == 2
@@ -236,7 +240,7 @@ def test_what_the_host_is_given_is_of_the_library_s_own_class(
     kept = {"pooler_output", "deepstack_features"} & made.keys()
     for _ in range(2):  # the second is another process: nothing in memory
         tower = VisionTowerCache(understand(model), tmp_path, GIB, by)
-        with tower.remembered():
+        with tower.active():
             for found in (ask(return_dict=True), ask()):
                 assert type(found) is type(made)
                 assert found.keys() == kept and len(found.to_tuple()) == len(kept)
@@ -262,7 +266,7 @@ def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
     for by in ("call", "clip"):
         tower = VisionTowerCache(understand(model), tmp_path / by, GIB, by)
         for _ in range(2):
-            with tower.remembered():
+            with tower.active():
                 torch.testing.assert_close(
                     model(**given).logits, expected, atol=0 if by == "call" else 1e-6, rtol=0
                 )
@@ -281,7 +285,7 @@ def test_what_lacks_pixels_grids_or_a_constant_input_is_the_towers_own_business(
     given = inputs()
     pixels = given["pixel_values_videos"]
     grids = given["video_grid_thw"]
-    with tower.remembered():
+    with tower.active():
         see = getattr(host.model, METHOD)
         for _ in range(2):
             with pytest.raises((TypeError, AttributeError)):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from modulate.hosts.wrappers import WrappedPath, is_wrapper, named_inside, unwrapped
+from modulate.hosts.wrappers import WrappedPath, is_wrapper, named_descendants, unwrapped
 
 
 def compiled(module):
@@ -35,7 +35,7 @@ def tree():
 
 
 def paths(module):
-    return [path for path, _ in named_inside(module)]
+    return [path for path, _ in named_descendants(module)]
 
 
 @of_every_kind
@@ -73,24 +73,26 @@ def test_paths_are_the_same_with_wrappers_and_name_the_outermost_module(wrap):
     module["mlp"]["inner"] = wrap(inner)
     module["mlp"] = wrap(module["mlp"])
     assert paths(module) == paths(wrap(module)) == expected
-    found = dict(named_inside(module))
+    found = dict(named_descendants(module))
     assert found["mlp"] is module["mlp"] and found["mlp.inner.up"] is inner["up"]
     assert WrappedPath.of(wrap(module), "mlp.inner.up").module is inner["up"]
     assert paths(nn.ModuleList([nn.Linear(1, 1)])) == ["0"]
-    assert [path for path, _ in named_inside(nn.ModuleList([nn.Linear(1, 1)]), "at.")] == ["at.0"]
+    assert [path for path, _ in named_descendants(nn.ModuleList([nn.Linear(1, 1)]), "at.")] == [
+        "at.0"
+    ]
 
 
 def test_a_place_stands_until_any_module_on_the_way_to_it_is_another():
     module = tree()
     place = WrappedPath.of(module, "mlp.inner.up")
-    assert place.stands and place.module is module["mlp"]["inner"]["up"]
+    assert place.is_current and place.module is module["mlp"]["inner"]["up"]
     was = module["mlp"]
     module["mlp"] = compiled(was)
-    assert not place.stands and WrappedPath.of(module, "mlp.inner.up").stands
+    assert not place.is_current and WrappedPath.of(module, "mlp.inner.up").is_current
     module["mlp"] = was
-    assert place.stands
+    assert place.is_current
     module["mlp"]["inner"]["up"] = nn.Linear(2, 3)
-    assert not place.stands
+    assert not place.is_current
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from modulate import plugins
 from modulate.config.recipe import load_recipe
 from modulate.errors import ComponentError, ConditioningError, PluginError, RecipeError
-from modulate.evaluation.evaluate import bare, score
+from modulate.evaluation.evaluate import score, uses_bare_host
 from modulate.hookspecs import hookimpl
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import HostInput, InputTransform
@@ -123,12 +123,12 @@ def test_the_hook_registers_inputs_by_class_or_by_name(plugin):
         (
             "{host: {name: gaze_overlay}}",
             RecipeError,
-            r"evaluation\.inputs: 'host' is a condition already; give that input another name\.",
+            r"evaluation\.inputs: 'host' is already a condition; give the input another name\.",
         ),
         (
             "{shifted: {name: gaze_overlay}}",
             RecipeError,
-            r"evaluation\.inputs: 'shifted' is a condition already",
+            r"evaluation\.inputs: 'shifted' is already a condition",
         ),
     ],
 )
@@ -205,8 +205,8 @@ def test_inputs_are_scored_on_the_bare_host(pipeline, samples):
     )  # a dot that covers no pixel: the host as it is
     assert all(logits[name] != logits["host"] for name in ("mark", "map", "words", "text_only"))
     assert all(
-        r.active_steps == 0 for name in rows if bare(pipeline, name) for r in rows[name]
-    ) and not bare(pipeline, "signal")
+        r.active_steps == 0 for name in rows if uses_bare_host(pipeline, name) for r in rows[name]
+    ) and not uses_bare_host(pipeline, "signal")
 
 
 def test_an_input_that_fails_is_named_with_its_plugin(pipeline, samples):

@@ -98,7 +98,7 @@ def answers(pipeline, modulation, runs):
     """Answers under every condition, and the tokens that the host's first layer saw."""
     with (
         modulation.attached(pipeline.model) as attachment,
-        pipeline.vision_tower_cache.remembered(),
+        pipeline.vision_tower_cache.active(),
     ):
         found = {}
         handle = pipeline.host.layers[0].register_forward_hook(

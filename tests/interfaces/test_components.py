@@ -1,4 +1,4 @@
-"""What components do by default."""
+"""Default behavior of the component interfaces."""
 
 from pathlib import Path
 
@@ -39,25 +39,24 @@ def test_there_are_letters_for_eight_options(dataset):
         Dataset.prompt(dataset, sample("abcdefghi"))
 
 
-def test_of_a_signal_a_sample_has_what_overlaps_its_window(dataset):
+def test_a_sample_has_the_events_that_overlap_its_window(dataset):
     path = Scanpath(
         [(0.1, 0.1, 1.0, 0.5), (0.2, 0.2, 2.1, 0.5), (0.3, 0.3, 4.0, 0.5), (0.4, 0.4, 6.0, 0.5)]
     )
     assert Dataset.clip_signal(dataset, sample("ab"), path).fixations[:, 2].tolist() == [2.1, 4.0]
 
 
-def test_nothing_is_published_and_nothing_is_made_unless_a_data_set_says_so(dataset):
-    assert Dataset.reference(dataset) == Reference({}, (), ()) and Dataset.prepare(dataset) is None
+def test_by_default_a_data_set_has_no_reference_and_generates_nothing(dataset):
+    assert Dataset.reference(dataset) == Reference({}, (), ())
+    assert Dataset.prepare(dataset) is None
 
 
-def test_by_default_every_layer_gets_a_linear_map_that_is_zero():
+def test_by_default_every_layer_has_a_linear_writer_of_zeros():
     modulator = ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4}).build(
         "modulator", d_features=12, d_signal=8, n_layers=3
     )
     writer = Modulator.writer(modulator, 0, 5)
-    assert (
-        type(writer) is Projection
-        and writer.weight.shape == (5, modulator.d_latent)
-        and not writer.weight.any()
-    )
+    assert type(writer) is Projection
+    assert writer.weight.shape == (5, modulator.d_latent)
+    assert not writer.weight.any()
     assert Modulator.shared_output is False

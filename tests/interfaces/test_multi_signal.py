@@ -1,4 +1,4 @@
-"""Several kinds of signal of one clip: everything is done to each of them."""
+"""Several kinds of signal of one clip: every operation applies to each part."""
 
 import random
 
@@ -16,13 +16,13 @@ HAND = HandPath.parse(b"time_seconds,x,y\n0.0,0.1,0.1\n0.2,0.2,0.2\n3.0,0.3,0.3\
 BOTH = MultiSignal({"gaze": GAZE, "hand": HAND})
 
 
-def same(bundle, **parts):
-    return list(bundle.parts) == list(parts) and all(
-        np.array_equal(bundle.parts[k].fixations, p.fixations) for k, p in parts.items()
+def same(signal, **parts):
+    return list(signal.parts) == list(parts) and all(
+        np.array_equal(signal.parts[kind].fixations, part.fixations) for kind, part in parts.items()
     )
 
 
-def test_each_operation_is_done_to_each_part():
+def test_each_operation_applies_to_each_part():
     assert len(BOTH) == len(GAZE) + len(HAND) > len(GAZE)
     assert same(BOTH.within(0.0, 1.5), gaze=GAZE.within(0.0, 1.5), hand=HAND.within(0.0, 1.5))
     assert same(BOTH.moved(2.0), gaze=GAZE.moved(2.0), hand=HAND.moved(2.0))
@@ -32,7 +32,7 @@ def test_each_operation_is_done_to_each_part():
     assert same(BOTH.augmented(rng), gaze=GAZE.augmented(again), hand=HAND.augmented(again))
 
 
-def test_marks_name_the_kind_in_front_of_their_text_and_keep_their_places():
+def test_marks_have_the_kind_in_front_of_their_text_and_keep_their_positions():
     plain = [*GAZE.marks(0.0, 4.0), *HAND.marks(0.0, 4.0)]
     marks = BOTH.marks(0.0, 4.0)
     kinds = ["gaze"] * len(GAZE.marks(0.0, 4.0)) + ["hand"] * len(HAND.marks(0.0, 4.0))
@@ -51,7 +51,7 @@ def test_kinds_are_joined_by_plus_and_named_once_each(tmp_path):
         kinds_of("gaze+hand+gaze")
     with pytest.raises(PluginError, match="nose"):
         kinds_of("gaze+nose")
-    with pytest.raises(SignalError, match="part by part"):
+    with pytest.raises(SignalError, match="cannot be read from one file"):
         MultiSignal.read(tmp_path / "both.csv")
 
 
@@ -62,7 +62,7 @@ def test_one_kind_has_its_own_controls_and_several_have_the_common_ones_and_one_
     assert controls_of("gaze+hand").keys() == common | {"without_gaze", "without_hand"}
 
 
-def test_controls_are_done_to_each_part_with_that_part_of_the_other_sample():
+def test_controls_apply_to_each_part_with_that_part_of_the_other_sample():
     other = MultiSignal({"gaze": GAZE.moved(1.0), "hand": HAND.moved(2.0)})
     context = ControlContext((0.0, 4.0), lambda: (other, (1.0, 6.0)))
     controls = controls_of("gaze+hand")

@@ -1,6 +1,4 @@
-"""Components by name, and the parameters of injection and LoRA that recipes and saved modulations
-share.
-"""
+"""Component specs, and the parameters that recipes and saved modulations share."""
 
 import math
 
@@ -13,7 +11,7 @@ from modulate.interfaces.params import ComponentSpec
 from modulate_gaze.heatmaps import HeatmapDur
 
 
-def test_a_choice_is_resolved_to_its_class_and_validated_parameters():
+def test_a_spec_is_resolved_to_its_class_and_validated_parameters():
     component, params = ComponentSpec(name="heatmap_dur", params={"dim": 16}).resolved(
         "signal_encoder"
     )
@@ -21,7 +19,7 @@ def test_a_choice_is_resolved_to_its_class_and_validated_parameters():
     assert ComponentSpec(name="heatmap_dur").params == {}
 
 
-def test_a_choice_builds_its_component_with_what_the_caller_adds():
+def test_a_spec_builds_its_component_with_the_caller_s_arguments():
     built = ComponentSpec(name="gaze_resampler", params={"width": 16, "latents": 4}).build(
         "modulator", d_features=12, d_signal=8, n_layers=3
     )
@@ -65,7 +63,7 @@ def test_keys_left_out_have_the_documented_values():
         (ComponentSpec, "name", "x", 1),
     ],
 )
-def test_a_value_at_its_limit_is_allowed_and_one_beyond_is_refused(section, key, allowed, refused):
+def test_a_value_at_its_limit_is_accepted_and_one_beyond_is_refused(section, key, allowed, refused):
     needed = {Injection: {"layers": (1,)}, ComponentSpec: {"name": "x"}}.get(section, {})
     section(**needed | {key: allowed})
     with pytest.raises(ValidationError):
@@ -73,11 +71,11 @@ def test_a_value_at_its_limit_is_allowed_and_one_beyond_is_refused(section, key,
 
 
 @pytest.mark.parametrize("kind", ["text", "last", "mask"])
-def test_what_is_for_visual_tokens_is_refused_with_any_other_kind(kind):
+def test_settings_of_visual_tokens_are_refused_with_any_other_kind(kind):
     assert Tokens(kind="visual", steps=(-1,)).steps == (-1,) and Tokens(kind=kind).steps is None
     with pytest.raises(
         ValidationError,
-        match=f"`steps` chooses among visual tokens; it has no effect on kind `{kind}`",
+        match=f"`steps` selects visual tokens; it has no effect with kind `{kind}`",
     ):
         Tokens(kind=kind, steps=(0,))
     assert (
@@ -86,12 +84,12 @@ def test_what_is_for_visual_tokens_is_refused_with_any_other_kind(kind):
     )
     with pytest.raises(
         ValidationError,
-        match=f"`empty: none` is for visual tokens; it has no effect on kind `{kind}`",
+        match=f"`empty: none` applies to visual tokens; it has no effect with kind `{kind}`",
     ):
         Injection(layers=(1,), empty="none", tokens=Tokens(kind=kind))
 
 
-def test_parameters_do_not_change_once_read():
+def test_parameters_are_immutable():
     with pytest.raises(ValidationError, match="frozen"):
         LoraParams().rank = 4
     with pytest.raises(ValidationError, match="extra_forbidden"):

@@ -1,14 +1,19 @@
-"""When a clip is looked at, and which stretch of time each step of visual tokens stands for."""
+"""Sampling times of a clip, and the time span of each step of visual tokens."""
 
 import math
 
 import pytest
 
 from modulate.errors import VideoError
-from modulate.interfaces.visual_grid import VisualGrid, counted_on, sample_times, visual_grid
+from modulate.interfaces.visual_grid import (
+    VisualGrid,
+    sample_times,
+    visual_grid,
+    with_regular_steps,
+)
 
 
-def test_steps_stand_at_their_frames_mean_time_and_meet_halfway_between_frames():
+def test_steps_have_the_mean_time_of_their_frames_and_meet_halfway_between_frames():
     grid = visual_grid([10.0, 10.5, 12.0, 13.0, 15.0, 16.0], 2, rows=2, cols=3, window=(9.0, 17.0))
     assert grid.times == (10.25, 12.5, 15.5)
     assert grid.spans == ((9.0, 11.25), (11.25, 14.0), (14.0, 17.0))
@@ -20,13 +25,13 @@ def test_without_a_window_the_first_and_last_frame_bound_the_clip():
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
-def test_the_last_frame_fills_a_step_that_is_not_full(missing):
+def test_the_last_frame_fills_an_incomplete_step(missing):
     frames = [float(t) for t in range(8 - missing)]
     last = [*frames[4:], *[frames[-1]] * missing]
     assert visual_grid(frames, 4, 1, 1).times == (1.5, sum(last) / 4)
 
 
-def test_centres_go_row_by_row_from_the_top_left():
+def test_centers_go_row_by_row_from_the_top_left():
     grid = visual_grid([0.0], 1, rows=2, cols=4)
     assert grid.centers() == [(x, y) for y in (0.25, 0.75) for x in (0.125, 0.375, 0.625, 0.875)]
 
@@ -40,10 +45,11 @@ def test_a_first_frame_that_came_up_before_the_window_counts_from_its_start():
 @pytest.mark.parametrize(
     ("times", "text"),
     [
+        # The second frame appears as the window begins, so the first is not part of it.
         (
             [3.0, 5.0, 6.0],
             r"Frames at 3\.000–6\.000 s lie outside the clip's window 5\.000–8\.000 s",
-        ),  # the second is shown as the window opens
+        ),
         ([3.0, 4.0, 6.0], r"lie outside"),
         ([4.5, 5.0, 6.0], r"Frames at 4\.500–6\.000 s lie outside"),
         ([5.0, 8.5], "lie outside"),
@@ -53,12 +59,12 @@ def test_a_first_frame_that_came_up_before_the_window_counts_from_its_start():
         ([], r"at least one; got \[\]"),
     ],
 )
-def test_frames_that_cannot_be_of_the_window_are_refused(times, text):
+def test_frames_outside_the_window_are_refused(times, text):
     with pytest.raises(VideoError, match=text):
         visual_grid(times, 1, 1, 1, window=(5.0, 8.0))
 
 
-def test_frames_may_miss_the_window_by_rounding():
+def test_frames_may_lie_outside_the_window_by_a_rounding_error():
     assert visual_grid([5.0 - 5e-7, 8.0 + 5e-7], 1, 1, 1, window=(5.0, 8.0)).times == pytest.approx(
         (5.0, 8.0)
     )
@@ -77,20 +83,21 @@ def test_a_grid_needs_a_step_a_row_a_column_and_a_span_for_each_step(rows, cols,
     assert VisualGrid(1, 1, (0.0,), ((0.0, 0.0),)).tokens == 1
 
 
-def test_counted_on_gives_every_step_the_same_length_from_the_start():
-    grid = counted_on(visual_grid([0.0, 1.0, 20.0], 1, rows=2, cols=3), start=4.0, seconds=2.5)
+def test_regular_steps_have_the_same_length_from_the_start():
+    grid = with_regular_steps(
+        visual_grid([0.0, 1.0, 20.0], 1, rows=2, cols=3), start=4.0, seconds=2.5
+    )
     assert grid == VisualGrid(2, 3, (4.0, 6.5, 9.0), ((4.0, 6.5), (6.5, 9.0), (9.0, 11.5)))
 
 
-def test_times_to_look_at_count_back_from_the_end_and_stop_at_the_start():
+def test_sampling_times_count_back_from_the_end_and_stop_at_the_start():
     assert sample_times((1.0, 3.25), 2.0) == [1.25, 1.75, 2.25, 2.75, 3.25]
-    assert (
-        sample_times((0.0, 0.3), 10.0)[0] == 0.0
-    )  # 0.3 × 10 is a little less than 3, and 0.3 − 3 / 10 a little less than 0
+    # In floating point, 0.3 × 10 is a little less than 3, and 0.3 − 3 / 10 a little less than 0.
+    assert sample_times((0.0, 0.3), 10.0)[0] == 0.0
     assert sample_times((2.0, 2.5), 0.5) == [2.5]
 
 
-def test_as_many_times_as_are_allowed_are_kept_and_more_are_spread_over_the_window():
+def test_more_times_than_the_cap_are_spread_over_the_window():
     assert sample_times((0.0, 3.0), 1.0, max_frames=4) == [0.0, 1.0, 2.0, 3.0]
     assert sample_times((0.5, 3.5), 1.0, max_frames=3) == [0.5, 2.0, 3.5]
     assert sample_times((0.5, 3.5), 1.0, max_frames=2) == [0.5, 3.5]
@@ -113,6 +120,6 @@ def test_as_many_times_as_are_allowed_are_kept_and_more_are_spread_over_the_wind
         ((0.0, 1.0), 1.0, -1),
     ],
 )
-def test_windows_and_rates_that_make_no_sense_are_refused(window, fps, most):
+def test_impossible_windows_and_rates_are_refused(window, fps, most):
     with pytest.raises(VideoError):
         sample_times(window, fps, most)

@@ -90,7 +90,7 @@ def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(
 ):
     calls = []
     found = []
-    for name in ("forward", "mixed"):
+    for name in ("forward", "write_mixture"):
         original = getattr(Projection, name)
         monkeypatch.setattr(
             Projection,
@@ -106,7 +106,7 @@ def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(
         ):  # the second: one row for two of the batch, as beams are, so that its tokens come twice
             with attachment.condition(rows):
                 found.append(host(**inputs()).logits)
-    assert calls == ["mixed"] * 4 + ["forward"] * 2  # layers and clips; layers
+    assert calls == ["write_mixture"] * 4 + ["forward"] * 2  # layers and clips; layers
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
     assert not torch.allclose(found[0], host(**inputs()).logits, atol=1e-3)
 

@@ -12,12 +12,12 @@ from torch.utils.data import default_collate
 from modulate import ClipInput, ModulatedHost, plugins
 from modulate.errors import ConditioningError, HostError, ModulateError, SignalError
 from modulate.interfaces.multi_signal import MultiSignal
-from modulate.modulation.clip_inputs import ClipRequirements, check, listed, mask_of
+from modulate.modulation.clip_inputs import ClipRequirements, as_lists, as_mask, check_rows
 from modulate_gaze.scanpath import Scanpath
 from modulate_hand.path import HandPath
 from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, fresh, inputs, qwen, scanpath
 
-NEEDS = ClipRequirements("gaze", D_FEATURES)
+REQUIREMENTS = ClipRequirements("gaze", D_FEATURES)
 
 
 def strong(host):
@@ -38,7 +38,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("way", ["condition", "under", "ModulatedHost"])
+@pytest.mark.parametrize("way", ["condition", "maybe_condition", "ModulatedHost"])
 def test_rows_of_every_iterable_are_read_once_and_kept(host, form, way):
     batch = inputs()
     modulation = strong(host)
@@ -81,7 +81,7 @@ def test_rows_of_every_iterable_are_read_once_and_kept(host, form, way):
         ([[scanpath()]], "Row 0, clip 0 is a Scanpath, no ClipInput"),
     ],
 )
-@pytest.mark.parametrize("way", ["condition", "under", "ModulatedHost"])
+@pytest.mark.parametrize("way", ["condition", "maybe_condition", "ModulatedHost"])
 def test_what_is_no_rows_is_refused_before_any_work(host, way, rows, message):
     wrapped = ModulatedHost(fresh(host), host)
     try:
@@ -98,7 +98,11 @@ def test_a_conditioning_without_rows_is_refused_and_one_without_clips_is_not(hos
     with modulation.attached(host) as attachment:
         with pytest.raises(ConditioningError, match="has no rows"), attachment.condition([]):
             pytest.fail("the block was entered")
-        with attachment.under([]), attachment.under([[], []]), attachment.condition([[], []]):
+        with (
+            attachment.maybe_condition([]),
+            attachment.maybe_condition([[], []]),
+            attachment.condition([[], []]),
+        ):
             host(**inputs())
 
 
@@ -129,14 +133,14 @@ def test_features_that_are_not_finite_are_named_by_row_clip_and_place(
 
 def test_features_that_only_fp64_can_hold_are_not_finite():
     with pytest.raises(ConditioningError, match="not finite in fp32"):
-        check([[replace(CLIP, features=CLIP.features.double() * 1e300)]], NEEDS)
+        check_rows([[replace(CLIP, features=CLIP.features.double() * 1e300)]], REQUIREMENTS)
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
 )
 def test_features_of_every_real_dtype_are_read(dtype):
-    check([[replace(CLIP, features=CLIP.features.to(dtype))]], NEEDS)
+    check_rows([[replace(CLIP, features=CLIP.features.to(dtype))]], REQUIREMENTS)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
@@ -144,7 +148,7 @@ def test_features_that_are_no_real_numbers_are_refused(dtype):
     with pytest.raises(
         HostError, match=f"Row 0, clip 0: its features are of {dtype}; they must be"
     ):
-        check([[replace(CLIP, features=CLIP.features.to(dtype))]], NEEDS)
+        check_rows([[replace(CLIP, features=CLIP.features.to(dtype))]], REQUIREMENTS)
 
 
 def test_features_elsewhere_or_of_another_kind_are_refused():
@@ -162,9 +166,11 @@ def test_features_elsewhere_or_of_another_kind_are_refused():
         (None, "got None"),
     ):
         with pytest.raises(HostError, match=message):
-            check([[replace(CLIP, features=features)]], NEEDS)
-    check([[ClipInput(None, GRID)]], NEEDS)  # without a signal nothing is read of it
-    check([[replace(CLIP, features=CLIP.features.to("meta"))]], replace(NEEDS, meta=True))
+            check_rows([[replace(CLIP, features=features)]], REQUIREMENTS)
+    check_rows([[ClipInput(None, GRID)]], REQUIREMENTS)  # without a signal nothing is read of it
+    check_rows(
+        [[replace(CLIP, features=CLIP.features.to("meta"))]], replace(REQUIREMENTS, on_meta=True)
+    )
 
 
 def broken(values, cls=Scanpath):
@@ -181,16 +187,16 @@ def test_signals_with_numbers_that_are_not_finite_are_refused(value):
         SignalError,
         match="Row 1, clip 0: `fixations` of its gaze signal holds numbers that are not finite",
     ):
-        check([[], [replace(CLIP, signal=bad)]], NEEDS)
+        check_rows([[], [replace(CLIP, signal=bad)]], REQUIREMENTS)
     with pytest.raises(SignalError, match=r"`parts\.gaze\.fixations` of its bundle signal"):
-        check(
+        check_rows(
             [[replace(CLIP, signal=MultiSignal({"hand": HandPath(), "gaze": bad}))]],
-            replace(NEEDS, signal_kind="bundle"),
+            replace(REQUIREMENTS, signal_kind="bundle"),
         )
 
 
 def test_a_signal_of_another_kind_is_refused_and_one_of_a_subclass_is_not():
-    check([[replace(CLIP, signal=HandPath())]], NEEDS)  # a hand's path is a scanpath
+    check_rows([[replace(CLIP, signal=HandPath())]], REQUIREMENTS)  # a hand's path is a scanpath
     with pytest.raises(
         SignalError,
         match=(
@@ -198,17 +204,17 @@ def test_a_signal_of_another_kind_is_refused_and_one_of_a_subclass_is_not():
             " 'hand'"
         ),
     ):
-        check([[CLIP]], replace(NEEDS, signal_kind="hand"))
+        check_rows([[CLIP]], replace(REQUIREMENTS, signal_kind="hand"))
     with pytest.raises(
         SignalError, match="kind 'bundle', but this modulation's encoder reads 'gaze'"
     ):
-        check([[replace(CLIP, signal=MultiSignal({"gaze": scanpath()}))]], NEEDS)
+        check_rows([[replace(CLIP, signal=MultiSignal({"gaze": scanpath()}))]], REQUIREMENTS)
     with pytest.raises(SignalError, match="reads 'nobody_knows_it'"):
-        check([[CLIP]], replace(NEEDS, signal_kind="nobody_knows_it"))
+        check_rows([[CLIP]], replace(REQUIREMENTS, signal_kind="nobody_knows_it"))
     with pytest.raises(ConditioningError, match=r"its signal is '.*csv' .a str., no Signal"):
-        check([[replace(CLIP, signal="gaze.csv")]], NEEDS)
+        check_rows([[replace(CLIP, signal="gaze.csv")]], REQUIREMENTS)
     with pytest.raises(ConditioningError, match=r"its grid is a tuple, no VisualGrid"):
-        check([[replace(CLIP, grid=(2, 2, 3))]], NEEDS)
+        check_rows([[replace(CLIP, grid=(2, 2, 3))]], REQUIREMENTS)
 
 
 @pytest.mark.parametrize("kind", plugins.registry().names("signal_encoder"))
@@ -283,10 +289,10 @@ def test_positions_of_bool_or_of_zero_and_one_are_one(host, form):
 )
 def test_masks_of_anything_else_are_refused(value, message):
     with pytest.raises(ConditioningError, match=message):
-        mask_of("mask", value, 1)
+        as_mask("mask", value, 1)
 
 
 def test_every_refusal_is_one_of_ours():
     for rows in (0, object(), [object()], [[object()]], [[ClipInput(0, 0, 0)]], b"", {1}, [{1}]):
         with pytest.raises(ModulateError):
-            check(listed(rows), NEEDS)
+            check_rows(as_lists(rows), REQUIREMENTS)

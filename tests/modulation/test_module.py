@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modulate import Modulation, visual_grid
+from modulate import Modulation
 from modulate.errors import CheckpointError, MissingFileError
-from modulate.modulation.latents import step_spans
 from tests.tiny import CLIP, fresh, inputs, qwen, selecting
 
 
@@ -138,12 +137,12 @@ def changed_config(folder, **changes):
     [
         (
             {"host__d_model": 2**20, "modulator__params": {"width": 2**16, "latents": 2**16}},
-            r"it speaks of \d{12,} numbers, they hold \d+\.",
+            r"it describes \d{12,} numbers, they hold \d+\.",
         ),
-        ({"host__n_layers": 1024}, r"it speaks of \d+ numbers, they hold"),
+        ({"host__n_layers": 1024}, r"it describes \d+ numbers, they hold"),
         ({"host__d_model": 10**30}, "d_model"),
         ({"host__d_model": -1}, "d_model"),
-        ({"injection__layers": [0, 99]}, "layer 99 is none of a host of"),
+        ({"injection__layers": [0, 99]}, "layer 99 does not exist: the host has layers 0 to"),
         ({"lora__shapes": {"a|b": [4, 4]}}, "shapes"),
         ({"lora__params__rank": 10**9}, "rank"),
         ({"modulator__params": {"width": "wide"}}, "width"),
@@ -216,11 +215,3 @@ def test_a_modulation_is_saved_over_an_earlier_one(host, tmp_path):
         loaded = Modulation.from_pretrained(tmp_path / "new" / "deep")
         assert torch.equal(loaded.amplitude, modulation.amplitude)
         assert all(torch.equal(value, modulation.lora[name]) for name, value in loaded.lora.items())
-
-
-def test_every_token_knows_where_its_step_begins_and_ends():
-    grids = [
-        visual_grid([0.0, 1.0], frames_per_step=1, rows=1, cols=2),
-        visual_grid([0.0], frames_per_step=1, rows=1, cols=3),
-    ]
-    assert step_spans(grids).tolist() == [[0, 2]] * 2 + [[2, 4]] * 2 + [[4, 7]] * 3

@@ -192,7 +192,7 @@ def test_a_bare_forward_between(scene, kind):
         with attachment.bare():
             bare = [scene.call(n) for n in (None, 10)]
         loss = scene.under(attachment, ONE, kind(scene))
-        for some, block in ((idle, attachment.under([[]])), (bare, attachment.bare())):
+        for some, block in ((idle, attachment.maybe_condition([[]])), (bare, attachment.bare())):
             with block:
                 for n, value in zip((None, 10), some, strict=True):
                     assert torch.equal(scene.call(n), value)

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from modulate.errors import ConditioningError, HostError
-from modulate.modulation.token_positions import begins_with, columns
+from modulate.modulation.token_positions import TokenLocator, begins_with
 from modulate.modulation.visual_token_tracker import VisualTokenTracker
 
 VIDEO = 5
@@ -35,73 +35,76 @@ def forward(ids, cache=None, **more):
 
 
 def read(ids, cache=None, **more):
-    return columns(forward(ids, cache, **more), (VIDEO, IMAGE), None, TYPES)
+    return TokenLocator((VIDEO, IMAGE), TYPES).locate(forward(ids, cache, **more))
 
 
 # --- one forward
 
 
 def test_any_of_the_placeholders_is_visual():
-    here = read([[TEXT, VIDEO, IMAGE, TEXT]])
+    tokens = read([[TEXT, VIDEO, IMAGE, TEXT]])
     assert (
-        here.mask.tolist() == [[False, True, True, False]]
-        and here.some
-        and not here.typed
-        and here.past == 0
+        tokens.visual.tolist() == [[False, True, True, False]]
+        and tokens.has_placeholders
+        and not tokens.trusted
+        and tokens.past_length == 0
     )
-    assert not read([[TEXT, TEXT]]).some
+    assert not read([[TEXT, TEXT]]).has_placeholders
 
 
 def test_token_types_tell_placeholders_from_tokens_that_only_look_so():
-    here = read([[VIDEO, TEXT, VIDEO]], mm_token_type_ids=torch.tensor([[2, 0, 0]]))
-    assert here.mask.tolist() == [[True, False, False]] and here.typed
+    tokens = read([[VIDEO, TEXT, VIDEO]], mm_token_type_ids=torch.tensor([[2, 0, 0]]))
+    assert tokens.visual.tolist() == [[True, False, False]] and tokens.trusted
 
 
 @pytest.mark.parametrize("name", ["mm_token_type_ids", "token_type_ids"])
 def test_types_of_the_whole_prompt_are_read_at_the_chunk_s_own_positions(name):
     types = torch.tensor([[2, 2, 0, 0, 2]])
-    here = read([[VIDEO, VIDEO]], filled(3), **{name: types})
-    assert here.past == 3 and here.typed and here.mask.tolist() == [[False, True]]
+    tokens = read([[VIDEO, VIDEO]], filled(3), **{name: types})
+    assert tokens.past_length == 3 and tokens.trusted and tokens.visual.tolist() == [[False, True]]
 
 
 def test_types_of_the_chunk_alone_are_taken_as_they_are():
-    here = read([[VIDEO, VIDEO]], filled(3), mm_token_type_ids=torch.tensor([[2, 0]]))
-    assert here.typed and here.mask.tolist() == [[True, False]]
+    tokens = read([[VIDEO, VIDEO]], filled(3), mm_token_type_ids=torch.tensor([[2, 0]]))
+    assert tokens.trusted and tokens.visual.tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 1), (2, 2), (2, 5), (1,), (5,), (1, 5, 2)])
 def test_types_of_other_positions_or_rows_say_nothing(shape):
-    here = read([[VIDEO, TEXT]], filled(3), mm_token_type_ids=torch.zeros(shape, dtype=torch.long))
-    assert not here.typed and here.mask.tolist() == [[True, False]]
+    tokens = read(
+        [[VIDEO, TEXT]], filled(3), mm_token_type_ids=torch.zeros(shape, dtype=torch.long)
+    )
+    assert not tokens.trusted and tokens.visual.tolist() == [[True, False]]
 
 
 def test_positions_given_by_hand_are_taken_from_where_the_cache_ends_and_what_is_beyond_is_text():
     positions = torch.tensor([[False, True, True], [True, False, False]])
-    here = columns(forward([[VIDEO] * 3] * 2, filled(1, 2)), (VIDEO,), positions, TYPES)
+    locator = TokenLocator((VIDEO,), TYPES, positions)
+    tokens = locator.locate(forward([[VIDEO] * 3] * 2, filled(1, 2)))
     assert (
-        here.mask.tolist() == [[True, True, False], [False, False, False]]
-        and here.typed
-        and here.past == 1
+        tokens.visual.tolist() == [[True, True, False], [False, False, False]]
+        and tokens.trusted
+        and tokens.past_length == 1
     )
-    beams = columns(forward([[TEXT] * 3] * 4), (VIDEO,), positions, TYPES)
-    assert beams.mask.tolist() == [[False, True, True]] * 2 + [[True, False, False]] * 2
+    beams = locator.locate(forward([[TEXT] * 3] * 4))
+    assert beams.visual.tolist() == [[False, True, True]] * 2 + [[True, False, False]] * 2
 
 
 def test_embeddings_without_ids_need_positions():
-    given = {"inputs_embeds": torch.zeros(1, 3, 8)}
+    arguments = {"inputs_embeds": torch.zeros(1, 3, 8)}
     with pytest.raises(HostError, match="visual tokens cannot be located"):
-        columns(given, (VIDEO,), None, TYPES)
-    assert columns(given, (VIDEO,), torch.tensor([[False, True, False]]), TYPES).mask.tolist() == [
-        [False, True, False]
-    ]
+        TokenLocator((VIDEO,), TYPES).locate(arguments)
+    positions = torch.tensor([[False, True, False]])
+    tokens = TokenLocator((VIDEO,), TYPES, positions).locate(arguments)
+    assert torch.equal(tokens.visual, positions)
 
 
 def test_an_attention_mask_of_positions_that_no_cache_explains_is_refused():
     mask = torch.ones(1, 5)
     with pytest.raises(HostError, match="spans 5 positions, but it got 2 tokens"):
         read([[TEXT, VIDEO]], attention_mask=mask)
-    assert read([[TEXT, VIDEO]], filled(3), attention_mask=mask).past == 3
-    assert read([[TEXT, VIDEO]], attention_mask=mask[:, :2]).past == 0
+    assert read([[TEXT, VIDEO]], filled(3), attention_mask=mask).past_length == 3
+    assert read([[TEXT, VIDEO]], attention_mask=mask[:, :2]).past_length == 0
 
 
 def test_padding_is_read_off_an_attention_mask_of_all_positions():

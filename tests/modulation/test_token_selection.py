@@ -94,8 +94,14 @@ def test_positions_beyond_a_mask_are_not_chosen():
         (1, [True, False, False, False]),
         (2, [False] * 4),
     ):
-        here = ForwardTokens(torch.zeros(1, 4, dtype=torch.bool), False, past, False, None)
-        assert chosen.choose(here).tolist() == [expected]
+        tokens = ForwardTokens(
+            visual=torch.zeros(1, 4, dtype=torch.bool),
+            has_placeholders=False,
+            past_length=past,
+            trusted=False,
+            ids=None,
+        )
+        assert chosen.choose(tokens).tolist() == [expected]
 
 
 @pytest.mark.parametrize("steps", [(0,), (-1,), (0, 1)])
@@ -191,7 +197,7 @@ def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
             attachment.condition([[CLIP], [CLIP]], **hints),
         ):
             host(**batch)
-    with pytest.raises(ValidationError, match="has no effect on kind `text`"):
+    with pytest.raises(ValidationError, match="has no effect with kind `text`"):
         Tokens(kind="text", steps=(0,))
 
 

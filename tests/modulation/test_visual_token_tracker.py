@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from modulate import ClipInput
 from modulate.errors import ConditioningError, HostError
 from modulate.modulation.cache_notes import NOTES
-from modulate.modulation.token_positions import columns
+from modulate.modulation.token_positions import TokenLocator
 from modulate.modulation.visual_token_tracker import VisualTokenTracker
 from tests.tiny import CLIP, GRID, VIDEO, cached, features, fresh, inputs, qwen, scanpath, selecting
 
@@ -291,7 +291,9 @@ def test_a_cache_that_takes_no_attribute_is_refused(host, modulation):
         host(**inputs(texts=((7,),)))
         tracker = attachment._conditioning.tracker
         tracker.place(
-            columns({"input_ids": torch.tensor([[1, 7]]), "cache": Slotted()}, [VIDEO], None, ())
+            TokenLocator((VIDEO,), ()).locate(
+                {"input_ids": torch.tensor([[1, 7]]), "cache": Slotted()}
+            )
         )
         with pytest.raises(HostError, match="A Slotted takes no attribute"):
             tracker.remember(None)
@@ -309,7 +311,7 @@ def counted(forwards, expected=(4,), types=MODALITY):
     cache = DynamicCache()
     found = []
     for given in forwards:
-        placed = tracker.place(columns({"cache": cache, **given}, [VIDEO], None, types))
+        placed = tracker.place(TokenLocator((VIDEO,), types).locate({"cache": cache, **given}))
         tracker.remember(cache)
         found.append(0 if placed is None else int((placed >= 0).sum()))
         length = given["input_ids"].shape[1]

@@ -17,17 +17,19 @@ from modulate.cli import build
 from modulate.config.recipe import dump, load_recipe
 from modulate.errors import DataError, MissingFileError, RecipeError
 from modulate.evaluation.evaluate import evaluate
-from modulate.evaluation.metrics import Prediction, read_predictions
+from modulate.evaluation.predictions import Prediction, as_lines, read_predictions
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Reference
 from modulate.interfaces.multi_signal import MultiSignal
-from modulate.report import svg, tables
-from modulate.report.figures import compare, figures_of
-from modulate.report.gallery import choose, gallery
+from modulate.report import svg
+from modulate.report.results import compare_groups, compute_results
+from modulate.report.gallery import OtherTokens, build_gallery, choose_samples
 from modulate.report.html import tag
-from modulate.report.page import as_html, as_markdown, report_of, write_report
-from modulate.report.pictures import section
-from modulate.report.runs import companions, entries, read
+from modulate.report.overview_tables import SUMMARY_NOTES
+from modulate.report.page import as_html, as_markdown, build_report, write_report
+from modulate.report.pictures import gallery_section
+from modulate.report.run_tables import conditions_table, coverage_table, power_notes, tasks_table
+from modulate.report.runs import find_companions, group_runs, read_run
 from modulate.report.table import Table, latex, markdown, p_value, plain, points, tex
 from modulate.runs.run import Run
 from modulate_gaze.scanpath import Scanpath
@@ -45,7 +47,7 @@ LOG = [
 ]
 
 
-def answers(condition, right, task, active=2):
+def predictions(condition, right, task, active=2):
     """Predictions of one task, two questions to a video, right or wrong as the text of 1 and 0
     says.
     """
@@ -65,7 +67,7 @@ def answers(condition, right, task, active=2):
     ]
 
 
-def made(root, name, rights, *overrides, seed=0, recipe="gazeqwen_tiny", folder=None, more=()):
+def evaluated_run(root, name, rights, *overrides, seed=0, recipe="gazeqwen_tiny", folder=None, more=()):
     """A finished run. ``rights``: condition → {task: which questions are right}."""
     target = root / (folder or name)
     target.mkdir(parents=True)
@@ -80,13 +82,13 @@ def made(root, name, rights, *overrides, seed=0, recipe="gazeqwen_tiny", folder=
         p
         for condition, by_task in rights.items()
         for task, right in by_task.items()
-        for p in answers(condition, right, task)
+        for p in predictions(condition, right, task)
     ]
     (target / "predictions.jsonl").write_text(
         "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in [*records, *more])
     )
     (target / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LOG))
-    return read(target)
+    return read_run(target)
 
 
 SIGNAL = {
@@ -102,11 +104,11 @@ LORA = {"none": {EASY: "0" * 8 + "1" * 8, HARD: "0" * 12}}
 
 
 @pytest.fixture
-def three(tmp_path):
+def three_runs(tmp_path):
     return [
-        made(tmp_path, "ours-0", SIGNAL),
-        made(tmp_path, "free-0", BLANK, "training.condition=blank"),
-        made(tmp_path, "lora-0", LORA, "training.condition=none", LORA_STAGE),
+        evaluated_run(tmp_path, "ours-0", SIGNAL),
+        evaluated_run(tmp_path, "free-0", BLANK, "training.condition=blank"),
+        evaluated_run(tmp_path, "lora-0", LORA, "training.condition=none", LORA_STAGE),
     ]
 
 
@@ -114,10 +116,10 @@ def three(tmp_path):
 
 
 def test_seeds_of_one_recipe_are_pooled_and_named(tmp_path):
-    runs = [made(tmp_path, f"ours-{seed}", SIGNAL, seed=seed) for seed in (12, 3)] + [
-        made(tmp_path, "other-3", SIGNAL, "encoder.name=coord_pe", seed=3)
+    runs = [evaluated_run(tmp_path, f"ours-{seed}", SIGNAL, seed=seed) for seed in (12, 3)] + [
+        evaluated_run(tmp_path, "other-3", SIGNAL, "encoder.name=coord_pe", seed=3)
     ]
-    first, second = entries(runs)
+    first, second = group_runs(runs)
     assert (first.name, first.seeds, second.name, second.seeds) == (
         "ours",
         (3, 12),
@@ -128,15 +130,15 @@ def test_seeds_of_one_recipe_are_pooled_and_named(tmp_path):
     assert len(pooled) == len({r.id for r in pooled}) == 56 and {r.group for r in pooled} == set(
         VIDEOS[:8]
     )
-    assert figures_of(first, [first]).own.tasks[EASY].right == 30
+    assert compute_results(first, [first]).main.tasks[EASY].correct == 30
 
 
 def test_conditions_that_a_run_was_evaluated_under_do_not_make_it_another(tmp_path):
     more = {**SIGNAL, "centre": {EASY: "0" * 16, HARD: "0" * 12}}
-    (entry,) = entries(
+    (entry,) = group_runs(
         [
-            made(tmp_path, "a-0", SIGNAL),
-            made(
+            evaluated_run(tmp_path, "a-0", SIGNAL),
+            evaluated_run(
                 tmp_path,
                 "a-1",
                 more,
@@ -148,53 +150,53 @@ def test_conditions_that_a_run_was_evaluated_under_do_not_make_it_another(tmp_pa
     )
     assert (
         entry.seeds_of("centre") == (1,)
-        and figures_of(entry, [entry]).scores["centre"].overall.n == 28
+        and compute_results(entry, [entry]).scores["centre"].overall.n == 28
     )
     assert "centre: evaluated for seed 1 only" in " ".join(
-        tables.conditions_table(figures_of(entry, [entry])).notes
+        conditions_table(compute_results(entry, [entry])).notes
     )
 
 
 def test_one_recipe_and_seed_twice_is_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"a-0 and .*b-0 are runs of one recipe with one seed, 0"):
-        entries([made(tmp_path, "a-0", SIGNAL), made(tmp_path, "b-0", SIGNAL)])
+        group_runs([evaluated_run(tmp_path, "a-0", SIGNAL), evaluated_run(tmp_path, "b-0", SIGNAL)])
 
 
-def test_companions_are_found_by_their_recipes(three):
-    ours, free, lora = given = entries(three)
-    found = companions(ours, given)
+def test_companions_are_found_by_their_recipes(three_runs):
+    ours, free, lora = given = group_runs(three_runs)
+    found = find_companions(ours, given)
     assert (
         [c.entry for c in found] == [lora, free]
         and list(found[0].differs) == ["training.stages"]
         and found[1].differs == {}
     )
-    figures = figures_of(ours, given)
+    figures = compute_results(ours, given)
     (_, against_lora), (_, against_free) = figures.companions
     assert against_lora.tasks[EASY].difference == pytest.approx(
         7 / 16
     ) and against_lora.overall.difference == pytest.approx((7 / 16 + 1) / 2)
-    assert (against_free.tasks[EASY].b, against_free.tasks[EASY].c) == (10, 0)
+    assert (against_free.tasks[EASY].first_only, against_free.tasks[EASY].second_only) == (10, 0)
 
 
-def test_an_encoder_may_differ_where_the_signal_is_blank_and_a_modulator_may_not(three, tmp_path):
-    encoder = made(tmp_path, "enc-0", SIGNAL, "encoder.name=coord_pe")
-    modulator = made(tmp_path, "mod-0", SIGNAL, "modulator.params.latents=8")
-    rank = made(tmp_path, "rank-0", SIGNAL, "lora.rank=8")
-    given = entries([*three, encoder, modulator, rank])
+def test_an_encoder_may_differ_where_the_signal_is_blank_and_a_modulator_may_not(three_runs, tmp_path):
+    encoder = evaluated_run(tmp_path, "enc-0", SIGNAL, "encoder.name=coord_pe")
+    modulator = evaluated_run(tmp_path, "mod-0", SIGNAL, "modulator.params.latents=8")
+    rank = evaluated_run(tmp_path, "rank-0", SIGNAL, "lora.rank=8")
+    given = group_runs([*three_runs, encoder, modulator, rank])
     beside = {
-        e.name: {c.role: c.entry and c.entry.name for c in companions(e, given)} for e in given[3:]
+        e.name: {c.role: c.entry and c.entry.name for c in find_companions(e, given)} for e in given[3:]
     }
     assert beside == {
         "enc-0": {"LoRA only": "lora-0", "trained with a blank signal": "free-0"},
         "mod-0": {"LoRA only": "lora-0", "trained with a blank signal": None},
         "rank-0": {"LoRA only": None, "trained with a blank signal": None},
     }
-    assert companions(given[3], given)[1].differs["encoder"][0]["name"] == "coord_pe"
+    assert find_companions(given[3], given)[1].differs["encoder"][0]["name"] == "coord_pe"
 
 
-def test_missing_companions_are_said_with_the_command_that_makes_them(three):
-    (ours,) = entries(three[:1])
-    lora, blank = (c.missing for c in companions(ours, [ours]))
+def test_missing_companions_are_said_with_the_command_that_makes_them(three_runs):
+    (ours,) = group_runs(three_runs[:1])
+    lora, blank = (c.missing for c in find_companions(ours, [ours]))
     assert (
         lora.startswith("No LoRA-only run of this recipe was given.")
         and "training.condition=none training.stages=" in lora
@@ -203,34 +205,34 @@ def test_missing_companions_are_said_with_the_command_that_makes_them(three):
         blank.startswith("No run trained with a blank signal of this recipe was given.")
         and "ours-0/recipe.yaml name=… training.condition=blank`" in blank
     )
-    page = as_html(report_of(three[:1]))
+    page = as_html(build_report(three_runs[:1]))
     assert "No LoRA-only run of this recipe was given." in page and "no such run given" in page
 
 
 def test_without_lora_there_is_no_lora_only_run(tmp_path):
     stages = "training.stages=[{name: modulator, train: [modulator], epochs: 1}]"
-    (entry,) = entries([made(tmp_path, "bare-0", SIGNAL, "lora=null", stages)])
+    (entry,) = group_runs([evaluated_run(tmp_path, "bare-0", SIGNAL, "lora=null", stages)])
     assert (
-        companions(entry, [entry])[0].missing
+        find_companions(entry, [entry])[0].missing
         == "The recipe has no LoRA, so there is no LoRA-only run to compare with."
     )
 
 
-def test_other_questions_are_not_paired(tmp_path, three):
-    short = made(
+def test_other_questions_are_not_paired(tmp_path, three_runs):
+    short = evaluated_run(
         tmp_path, "short-0", {"signal": {EASY: "1" * 10, HARD: "1" * 12}}, "encoder.name=coord_pe"
     )
-    ours, other = entries([three[0], short])
+    ours, other = group_runs([three_runs[0], short])
     assert (
-        compare(ours, "signal", other, "signal", "x").why
+        compare_groups(ours, "signal", other, "signal", "x").why_not
         == "not the same questions, so no paired difference"
     )
-    seeds = entries([three[0], made(tmp_path, "ours-5", SIGNAL, "encoder.name=coord_pe", seed=5)])
-    assert compare(seeds[0], "signal", seeds[1], "signal", "x").why == "no seed in common: 0 and 5"
+    seeds = group_runs([three_runs[0], evaluated_run(tmp_path, "ours-5", SIGNAL, "encoder.name=coord_pe", seed=5)])
+    assert compare_groups(seeds[0], "signal", seeds[1], "signal", "x").why_not == "no seed in common: 0 and 5"
 
 
-def test_a_run_without_predictions_or_with_broken_ones_is_refused(tmp_path, three):
-    folder = three[0].run.folder
+def test_a_run_without_predictions_or_with_broken_ones_is_refused(tmp_path, three_runs):
+    folder = three_runs[0].run.folder
     with pytest.raises(
         MissingFileError,
         match=(
@@ -238,11 +240,11 @@ def test_a_run_without_predictions_or_with_broken_ones_is_refused(tmp_path, thre
             r" `modulate eval .*ours-0` does it"
         ),
     ):
-        read(folder, "val")
+        read_run(folder, "val")
     (folder / "predictions.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(DataError, match=r"predictions\.jsonl, line 1: no prediction: .*task"):
         read_predictions(folder / "predictions.jsonl")
-    line = json.dumps(asdict(answers("none", "1", "t")[0]), ensure_ascii=False).replace(
+    line = json.dumps(asdict(predictions("none", "1", "t")[0]), ensure_ascii=False).replace(
         "t/0", "t\u2028"
     )  # a separator of lines, for some
     (folder / "predictions.jsonl").write_text(line + "\n")
@@ -250,32 +252,32 @@ def test_a_run_without_predictions_or_with_broken_ones_is_refused(tmp_path, thre
     with pytest.raises(
         DataError, match="holds no answers under its own condition 'signal', only none"
     ):
-        read(folder)
+        read_run(folder)
 
 
 # --- figures
 
 
-def test_counts_are_exact_and_tests_are_adjusted_over_the_tasks(three):
-    ours = figures_of(*(lambda given: (given[0], given))(entries(three)))
-    easy = ours.own.tasks[EASY]
-    hard = ours.own.tasks[HARD]
-    assert (easy.right, easy.n, hard.right, hard.n) == (
+def test_counts_are_exact_and_tests_are_adjusted_over_the_tasks(three_runs):
+    ours = compute_results(*(lambda given: (given[0], given))(group_runs(three_runs)))
+    easy = ours.main.tasks[EASY]
+    hard = ours.main.tasks[HARD]
+    assert (easy.correct, easy.n, hard.correct, hard.n) == (
         15,
         16,
         12,
         12,
-    ) and ours.own.overall.accuracy == pytest.approx((15 / 16 + 1) / 2)
+    ) and ours.main.overall.accuracy == pytest.approx((15 / 16 + 1) / 2)
     assert easy.chance == 0.25 and hard.low == hard.high == 1.0
     none = next(c for c in ours.controls if c.second == "none")
-    assert (none.tasks[EASY].b, none.tasks[EASY].c, none.tasks[EASY].p) == (11, 0, 2 / 2**11)
+    assert (none.tasks[EASY].first_only, none.tasks[EASY].second_only, none.tasks[EASY].p) == (11, 0, 2 / 2**11)
     assert (none.tasks[HARD].p, none.tasks[HARD].p_holm, none.tasks[EASY].p_holm) == (
         2 / 2**9,
         2 / 2**9,
         4 / 2**11,
     )
     assert none.tasks[HARD].p_grouped == 2 / 2**5  # nine questions of five videos
-    rows = {row[0]: row for row in tables.tasks_table(ours, Reference()).rows}
+    rows = {row[0]: row for row in tasks_table(ours, Reference()).rows}
     assert rows[EASY][1:3] == ("15/16", "93.8") and rows["mean over tasks"][2] == "96.9"
 
 
@@ -284,8 +286,8 @@ def test_a_failed_sample_counts_as_wrong_and_is_listed(tmp_path):
         Prediction("lost", EASY, "video9", c, 0, None, False, (), 0, "VideoError: cut off")
         for c in SIGNAL
     ]
-    report = report_of([made(tmp_path, "a-0", SIGNAL, more=lost)])
-    assert (report.figures[0].own.tasks[EASY].right, report.figures[0].own.tasks[EASY].n) == (
+    report = build_report([evaluated_run(tmp_path, "a-0", SIGNAL, more=lost)])
+    assert (report.results[0].main.tasks[EASY].correct, report.results[0].main.tasks[EASY].n) == (
         15,
         17,
     )
@@ -295,16 +297,16 @@ def test_a_failed_sample_counts_as_wrong_and_is_listed(tmp_path):
         "signal",
         "VideoError: cut off",
     ) in report.failures.rows and report.failures.notes == ("A failed sample counts as wrong.",)
-    left_out = report_of([made(tmp_path, "b-0", SIGNAL, "evaluation.failed=left_out", more=lost)])
+    left_out = build_report([evaluated_run(tmp_path, "b-0", SIGNAL, "evaluation.failed=left_out", more=lost)])
     assert (
-        left_out.figures[0].own.tasks[EASY].n == 16
+        left_out.results[0].main.tasks[EASY].n == 16
         and "Left out of all figures, as the recipe says" in left_out.failures.notes[0]
     )
-    assert report_of([made(tmp_path, "c-0", SIGNAL)]).failures is None
+    assert build_report([evaluated_run(tmp_path, "c-0", SIGNAL)]).failures is None
 
 
 def test_what_failed_or_was_left_out_in_training_is_listed(tmp_path):
-    run = made(tmp_path, "a-0", SIGNAL)
+    run = evaluated_run(tmp_path, "a-0", SIGNAL)
     run.run.write_json(
         "state.json",
         {
@@ -314,7 +316,7 @@ def test_what_failed_or_was_left_out_in_training_is_listed(tmp_path):
             "left_out": 12,
         },
     )
-    found = report_of([read(run.run.folder)]).failures
+    found = build_report([read_run(run.run.folder)]).failures
     assert found.rows == (("a-0", "clip-7", "training", "VideoError: cut off"),)
     assert found.notes == (
         "A sample that failed in training took no part in its step.",
@@ -332,36 +334,36 @@ def test_a_small_task_without_a_difference_gets_a_note_on_its_power(tmp_path):
         "signal": {EASY: "1" * 16, HARD: "1" * 3 + "0" * 7},
         "shuffled": {EASY: "0" * 16, HARD: "0" * 2 + "1" * 2 + "0" * 6},
     }
-    ours = figures_of(*(lambda given: (given[0], given))(entries([made(tmp_path, "a-0", rights)])))
-    (note,) = tables.power_notes(ours)
+    ours = compute_results(*(lambda given: (given[0], given))(group_runs([evaluated_run(tmp_path, "a-0", rights)])))
+    (note,) = power_notes(ours)
     assert (
         f"No difference to shuffled is shown on {HARD} (10 questions: ≥ 67.3 points)" in note
         and EASY not in note
     )
 
 
-def test_the_verdict_follows_the_controls(three, tmp_path):
-    given = entries(three)
-    assert tables.verdict(figures_of(given[0], given)).startswith(
+def test_the_verdict_follows_the_controls(three_runs, tmp_path):
+    given = group_runs(three_runs)
+    assert verdict(compute_results(given[0], given)).startswith(
         "Clearly above the run trained with a blank signal, the control shuffled"
     )
-    (deaf,) = entries(
-        [made(tmp_path, "deaf-0", {"signal": SIGNAL["signal"], "shuffled": SIGNAL["signal"]})]
+    (deaf,) = group_runs(
+        [evaluated_run(tmp_path, "deaf-0", {"signal": SIGNAL["signal"], "shuffled": SIGNAL["signal"]})]
     )
-    said = tables.verdict(figures_of(deaf, [deaf]))
+    said = verdict(compute_results(deaf, [deaf]))
     assert said.startswith(
         "Not shown to use its signal: its accuracy is not clearly above the control shuffled."
     ) and said.endswith("LoRA only, trained with a blank signal.")
 
 
-def test_coverage_counts_samples_that_the_signal_reached(three):
+def test_coverage_counts_samples_that_the_signal_reached(three_runs):
     records = [
-        *answers("signal", "1" * 6, EASY, active=3),
-        *answers("signal", "1" * 12, HARD, active=0),
+        *predictions("signal", "1" * 6, EASY, active=3),
+        *predictions("signal", "1" * 12, HARD, active=0),
     ]
-    three[0].records["signal"][:] = records
-    ours = figures_of(*(lambda given: (given[0], given))(entries(three[:1])))
-    assert tables.coverage_table(ours).rows == (
+    three_runs[0].records["signal"][:] = records
+    ours = compute_results(*(lambda given: (given[0], given))(group_runs(three_runs[:1])))
+    assert coverage_table(ours).rows == (
         (EASY, "6/6", "100.0", "3.00"),
         (HARD, "0/12", "0.0", "0.00"),
     )
@@ -372,7 +374,7 @@ def test_coverage_counts_samples_that_the_signal_reached(three):
 
 def test_published_rows_stand_below_ours_with_what_is_not_comparable(tmp_path):
     data = "data={name: streamgaze, params: {root: nowhere}}"
-    table = report_of([made(tmp_path, "ours-0", SIGNAL, data)]).table1
+    table = build_report([evaluated_run(tmp_path, "ours-0", SIGNAL, data)]).accuracies
     assert table.columns == ("Run", "OI-E", "OI-H", "mean", "95 % interval", "mean of all 10")
     rows = {row[0]: row for row in table.rows if not isinstance(row, str)}
     assert rows["ours-0"][1:4] == ("93.8", "100.0", "96.9") and rows["GazeQwen"] == (
@@ -390,8 +392,8 @@ def test_published_rows_stand_below_ours_with_what_is_not_comparable(tmp_path):
     )
 
 
-def test_a_data_set_without_published_rows_shows_ours_only(three):
-    table = report_of(three).table1
+def test_a_data_set_without_published_rows_shows_ours_only(three_runs):
+    table = build_report(three_runs).accuracies
     assert [row[0] for row in table.rows] == [
         "ours-0",
         "free-0 (trained with a blank signal)",
@@ -409,20 +411,20 @@ def test_ablations_are_grouped_by_the_axis_in_which_recipes_differ(tmp_path):
         " joint, train: [modulator], epochs: 0.5, lr: 3.0e-4}]"
     )
     runs = [
-        made(tmp_path, "shared", wrong, "modulator.params.sharing=shared"),
-        made(tmp_path, "base", SIGNAL),
-        made(tmp_path, "encoder", wrong, "encoder={name: coord_pe, params: {dim: 64}}"),
-        made(tmp_path, "bare", wrong, "lora=null", stages),
-        made(
+        evaluated_run(tmp_path, "shared", wrong, "modulator.params.sharing=shared"),
+        evaluated_run(tmp_path, "base", SIGNAL),
+        evaluated_run(tmp_path, "encoder", wrong, "encoder={name: coord_pe, params: {dim: 64}}"),
+        evaluated_run(tmp_path, "bare", wrong, "lora=null", stages),
+        evaluated_run(
             tmp_path,
             "both",
             wrong,
             "encoder={name: coord_pe, params: {dim: 64}}",
             "modulator.params.sharing=shared",
         ),
-        made(tmp_path, "free", BLANK, "training.condition=blank"),
+        evaluated_run(tmp_path, "free", BLANK, "training.condition=blank"),
     ]
-    table = report_of(runs).table2
+    table = build_report(runs).ablations
     headings = [row for row in table.rows if isinstance(row, str)]
     assert headings == [
         "Base: base",
@@ -443,7 +445,7 @@ def test_ablations_are_grouped_by_the_axis_in_which_recipes_differ(tmp_path):
         and rows["shared"][8] == "−93.8 (OI-E)"
     )
     assert rows["both"][0] == "encoder = coord_pe; modulator: sharing = shared"
-    assert report_of(runs, base="both").table2.rows[0] == "Base: both"
+    assert build_report(runs, base="both").ablations.rows[0] == "Base: both"
     with pytest.raises(
         RecipeError,
         match=(
@@ -451,7 +453,7 @@ def test_ablations_are_grouped_by_the_axis_in_which_recipes_differ(tmp_path):
             r" mean 'base'"
         ),
     ):
-        report_of(runs, base="bose")
+        build_report(runs, base="bose")
 
 
 def test_numbers_are_printed_alike_everywhere():
@@ -488,19 +490,19 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def hostile(tmp_path):
-    """A run whose folder, task, sample and error are hostile texts; a folder's name holds no slash."""
+def hostile_run(tmp_path):
+    """A run whose folder, task, sample and error are hostile_run texts; a folder's name holds no slash."""
     lost = [Prediction(HOSTILE, HOSTILE, "video9", "signal", 0, None, False, (), 0, HOSTILE)]
     rights = {
         "signal": {EASY: "1" * 16, HOSTILE: "10" * 4},
         HOSTILE: {EASY: "0" * 16, HOSTILE: "0" * 8},
     }
     more = [*lost, Prediction(HOSTILE, HOSTILE, "video9", HOSTILE, 0, 0, True, (1.0, 0.0), 0)]
-    return made(tmp_path, "x", rights, "lora.rank=2", folder=HOSTILE.replace("/", ""), more=more)
+    return evaluated_run(tmp_path, "x", rights, "lora.rank=2", folder=HOSTILE.replace("/", ""), more=more)
 
 
-def test_the_page_is_whole_escaped_and_asks_for_nothing(hostile, three):
-    text = as_html(report_of([hostile, *three]))
+def test_the_page_is_whole_escaped_and_asks_for_nothing(hostile_run, three_runs):
+    text = as_html(build_report([hostile_run, *three_runs]))
     page = Page(text)
     assert page.open == [] and HOSTILE in page.text and HOSTILE.replace("/", "") in page.text
     names = {name for name, _ in page.tags}
@@ -519,8 +521,8 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing(hostile, three):
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in attributes
 
 
-def test_the_page_can_be_read_without_seeing_it(three):
-    page = Page(as_html(report_of(three)))
+def test_the_page_can_be_read_without_seeing_it(three_runs):
+    page = Page(as_html(build_report(three_runs)))
     assert all(found.get("aria-label") for name, found in page.tags if name == "svg")
     assert all(found.get("scope") for name, found in page.tags if name == "th")
     assert [n for n, _ in page.tags].count("table") == [n for n, _ in page.tags].count("caption")
@@ -528,21 +530,21 @@ def test_the_page_can_be_read_without_seeing_it(three):
     links = {found["href"][1:] for name, found in page.tags if name == "a"}
     assert len(ids) == len(set(ids)) and links <= set(ids) and ("html", {"lang": "en"}) in page.tags
     assert all(
-        media in as_html(report_of(three))
+        media in as_html(build_report(three_runs))
         for media in ("@media print", "prefers-color-scheme: dark")
     )
 
 
-def test_markdown_keeps_its_columns_and_its_text(hostile):
-    text = as_markdown(report_of([hostile]))
+def test_markdown_keeps_its_columns_and_its_text(hostile_run):
+    text = as_markdown(build_report([hostile_run]))
     assert "<script" not in text and "<img" not in text and r"\|" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     assert plain("a_b _c_ | <d> `e`") == r"a_b \_c\_ \| &lt;d&gt; \`e\`"
 
 
-def test_latex_is_escaped_and_balanced(hostile):
-    report = report_of([hostile])
+def test_latex_is_escaped_and_balanced(hostile_run):
+    report = build_report([hostile_run])
     for table in report.tables:
         text = latex(table)
         body = text.partition("\n")[2]
@@ -561,8 +563,8 @@ def test_latex_is_escaped_and_balanced(hostile):
     )
 
 
-def test_the_same_runs_give_the_same_files(three, tmp_path):
-    first, second = (write_report(report_of(three), tmp_path / name) for name in ("one", "two"))
+def test_the_same_runs_give_the_same_files(three_runs, tmp_path):
+    first, second = (write_report(build_report(three_runs), tmp_path / name) for name in ("one", "two"))
     assert {p.name for p in first} >= {
         "index.html",
         "report.md",
@@ -599,8 +601,8 @@ def test_bars_and_whiskers_are_to_scale():
     assert "50.0 [40.0, 60.0]" in page.text
 
 
-def test_curves_run_on_over_the_stages(three):
-    text = as_html(report_of(three[:1]))
+def test_curves_run_on_over_the_stages(three_runs):
+    text = as_html(build_report(three_runs[:1]))
     page = Page(text)
     labels = [f["aria-label"] for n, f in page.tags if n == "svg"]
     assert (
@@ -622,7 +624,7 @@ def test_thinning_keeps_means():
 
 
 @pytest.fixture(scope="module")
-def pointed(tmp_path_factory):
+def gallery_run(tmp_path_factory):
     """A real run of the small host, whose modulation writes at random instead of having been
     trained: (recorded, pipeline, modulation).
     """
@@ -653,16 +655,16 @@ def pointed(tmp_path_factory):
         torch.nn.init.normal_(writer.weight, std=0.05)
     modulation.save_pretrained(run.weights)
     evaluate(run, pipeline, modulation)
-    return read(run.folder), pipeline, modulation
+    return read_run(run.folder), pipeline, modulation
 
 
 @pytest.fixture(scope="module")
-def shown(pointed):
-    return gallery(pointed[0], pointed[1], 3, most_steps=2)
+def shown(gallery_run):
+    return build_gallery(gallery_run[0], gallery_run[1], 3, most_steps=2)
 
 
-def test_the_gallery_shows_what_the_residual_is_beside_the_state(pointed, shown):
-    _, pipeline, modulation = pointed
+def test_the_gallery_shows_what_the_residual_is_beside_the_state(gallery_run, shown):
+    _, pipeline, modulation = gallery_run
     found = shown.samples[0]
     prepared = pipeline.prepare(found.sample)
     with (
@@ -686,19 +688,19 @@ def test_the_gallery_shows_what_the_residual_is_beside_the_state(pointed, shown)
     assert np.allclose(found.strength[0], expected, rtol=1e-3) and expected.max() > 0.01
     assert (
         np.allclose(
-            found.due[0],
+            found.signal_effect[0],
             ((delta - empty).norm(dim=1) / visual.norm(dim=1)).view(expected.shape),
             rtol=1e-3,
             atol=1e-6,
         )
-        and found.due[0].max() > 0
+        and found.signal_effect[0].max() > 0
     )
-    assert found.elsewhere == {0: (0, 0.0), 1: (0, 0.0)} and found.agrees
+    assert found.other_tokens == {0: (0, 0.0), 1: (0, 0.0)} and found.reproduced
     assert not our_hooks(pipeline.model)
 
 
-def test_the_gallery_shows_frames_with_the_signals_marks(pointed, shown):
-    prepared = pointed[1].prepare(shown.samples[0].sample)
+def test_the_gallery_shows_frames_with_the_signals_marks(gallery_run, shown):
+    prepared = gallery_run[1].prepare(shown.samples[0].sample)
     first, last = shown.samples[0].steps
     assert (first.index, last.index) == (
         0,
@@ -709,7 +711,7 @@ def test_the_gallery_shows_frames_with_the_signals_marks(pointed, shown):
         first.size[1],
         first.size[0],
     )
-    page = Page("".join(section(shown)))
+    page = Page("".join(gallery_section(shown)))
     images = [f for n, f in page.tags if n == "image"]
     assert len(images) == 6 and all(f["href"].startswith("data:image/jpeg;base64,") for f in images)
     assert {f["href"] for n, f in page.tags if n == "use"} == {f"#{f['id']}" for f in images}
@@ -720,25 +722,25 @@ def test_the_gallery_shows_frames_with_the_signals_marks(pointed, shown):
     )
 
 
-def test_the_gallery_says_when_answers_are_no_longer_those_recorded(pointed):
-    recorded, pipeline, _ = pointed
-    changed = read(recorded.run.folder)
+def test_the_gallery_says_when_answers_are_no_longer_those_recorded(gallery_run):
+    recorded, pipeline, _ = gallery_run
+    changed = read_run(recorded.run.folder)
     changed.records["none"][:] = [
         Prediction(**{**asdict(r), "logits": [v + 1 for v in r.logits]})
         for r in changed.records["none"]
     ]
-    found = gallery(changed, pipeline, 1)
+    found = build_gallery(changed, pipeline, 1)
     assert not found.samples[
         0
-    ].agrees and "Answered otherwise here than in predictions.jsonl" in "".join(section(found))
+    ].reproduced and "Answered otherwise here than in predictions.jsonl" in "".join(gallery_section(found))
 
 
 def test_the_gallery_takes_every_kind_in_turn_and_spreads_over_tasks():
     records = {
-        "signal": [*answers("signal", "1" * 8 + "0" * 4, EASY), *answers("signal", "1" * 4, HARD)],
-        "none": [*answers("none", "0" * 8 + "0110", EASY), *answers("none", "1001", HARD)],
+        "signal": [*predictions("signal", "1" * 8 + "0" * 4, EASY), *predictions("signal", "1" * 4, HARD)],
+        "none": [*predictions("none", "0" * 8 + "0110", EASY), *predictions("none", "1001", HARD)],
     }
-    without, kinds, chosen = choose(records, 6)
+    without, kinds, chosen = choose_samples(records, 6)
     assert without == "none" and kinds == {
         "right only with the signal": 10,
         "right only without it": 2,
@@ -752,7 +754,7 @@ def test_the_gallery_takes_every_kind_in_turn_and_spreads_over_tasks():
     ]
     assert chosen[0][0] == f"{EASY}/4" and chosen[4][0].startswith(HARD) and len(set(chosen)) == 6
     with pytest.raises(DataError, match="evaluated under none of `none`, `blank` and `host`"):
-        choose({"signal": records["signal"]}, 2)
+        choose_samples({"signal": records["signal"]}, 2)
 
 
 def test_marks_are_where_the_signal_is():
@@ -766,8 +768,8 @@ def test_marks_are_where_the_signal_is():
     ]
 
 
-def test_the_command_writes_the_page_and_says_what_is_missing(pointed, tmp_path):
-    folder = pointed[0].run.folder
+def test_the_command_writes_the_page_and_says_what_is_missing(gallery_run, tmp_path):
+    folder = gallery_run[0].run.folder
     out = tmp_path / "out"
     result = CliRunner().invoke(
         build(),
@@ -784,7 +786,7 @@ def test_the_command_writes_the_page_and_says_what_is_missing(pointed, tmp_path)
     )
     assert result.exit_code == 0, result.output
     assert (
-        "pointed: No LoRA-only run of this recipe was given." in result.output
+        "gallery_run: No LoRA-only run of this recipe was given." in result.output
         and f"Page: {out / 'index.html'}" in result.output
     )
     assert (
@@ -793,8 +795,8 @@ def test_the_command_writes_the_page_and_says_what_is_missing(pointed, tmp_path)
     )
 
 
-def test_a_gallery_that_cannot_be_made_says_how_to_do_without(three, tmp_path):
-    free, ours = (str(run.run.folder) for run in (three[1], three[0]))
+def test_a_gallery_that_cannot_be_made_says_how_to_do_without(three_runs, tmp_path):
+    free, ours = (str(run.run.folder) for run in (three_runs[1], three_runs[0]))
     with pytest.raises(
         RecipeError, match=r"A gallery needs a run that was trained with its signal.*--gallery 0"
     ):
@@ -803,7 +805,7 @@ def test_a_gallery_that_cannot_be_made_says_how_to_do_without(three, tmp_path):
         )
     with pytest.raises(
         MissingFileError,
-        match=r"The gallery of .*ours-0 cannot be made: .*The page can do without: --gallery 0\.",
+        match=r"The gallery of .*ours-0 cannot be made: .*To write the page without a gallery, add --gallery 0\.",
     ):
         CliRunner().invoke(
             build(), ["report", ours, "--out", str(tmp_path / "out")], catch_exceptions=False

@@ -181,12 +181,12 @@ def test_data_in_no_folder_are_told(tmp_path):
         Params = ComponentSpec
 
     with pytest.raises(DataError, match="Loose has no parameter `root`"):
-        Loose.elsewhere(ComponentSpec(name="x"), tmp_path)
+        Loose.with_root(ComponentSpec(name="x"), tmp_path)
 
 
 def test_another_streamgaze_tree_takes_the_place_of_the_first(tmp_path):
     params = StreamGazeParams(root="a", split="participant", tasks=["past_scene_recall"])
-    assert StreamGaze.elsewhere(params, tmp_path) == params.model_copy(update={"root": tmp_path})
+    assert StreamGaze.with_root(params, tmp_path) == params.model_copy(update={"root": tmp_path})
 
 
 def test_weights_that_do_not_fit_are_refused_with_every_difference(weights, tmp_path):

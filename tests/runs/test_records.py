@@ -21,14 +21,19 @@ from modulate.config.recipe import dump, load_recipe
 from modulate.errors import DataError, ModulateError, PluginError
 from modulate.evaluation.finished_conditions import FinishedConditions
 from modulate.evaluation.metrics import compare, summarize
-from modulate.evaluation.predictions import Prediction, as_lines, read_predictions, scored
-from modulate.report.runs import read
+from modulate.evaluation.predictions import (
+    Prediction,
+    apply_failed_rule,
+    as_lines,
+    read_predictions,
+)
+from modulate.report.runs import read_run
 from modulate.runs.records import read_environment, read_log, read_metrics, read_state
 from modulate.runs.run import Run, environment
 from modulate.sweeps import results as swept
 from modulate.sweeps.sweep import load_sweep, plan
 from modulate.utils.atomic_files import LineWriter
-from modulate.utils.file_lock import NAME, held
+from modulate.utils.file_lock import NAME, folder_lock
 from modulate.utils.schema import LARGEST
 from tests.paths import ROOT
 
@@ -97,7 +102,7 @@ def answers(conditions=("signal", "none"), failed=()):
 
 def figures(records, rule="wrong"):
     """What an evaluation writes into metrics.json of these answers."""
-    counted = scored(records, rule)
+    counted = apply_failed_rule(records, rule)
     main, *others = counted
     failed = {
         r.id: {"id": r.id, "condition": r.condition, "error": r.error}
@@ -384,10 +389,10 @@ def test_ids_may_hold_what_separates_lines_for_some(world, tmp_path):
         found["groups"]["base"]["n"] == 6
         and found["groups"]["encoder-heatmap"]["minus_base"]["n"] == 6
     )
-    recorded = read(runs[0].folder)
+    evaluated = read_run(runs[0].folder)
     assert (
-        recorded.records["signal"][0].id == f"q0{SEPARATORS}é"
-        and recorded.log[0].stage == SEPARATORS
+        evaluated.records["signal"][0].id == f"q0{SEPARATORS}é"
+        and evaluated.log[0].stage == SEPARATORS
     )
     lines = LineWriter(runs[0].folder / "log.jsonl")
     before = lines.path.read_bytes()
@@ -421,9 +426,9 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(world):
         ),
         (
             {"prediction": None},
-            "either there is a prediction, or an error that says why there is none",
+            "needs either a prediction or an error that says why there is none",
         ),
-        ({"error": "VideoError: x"}, "either there is a prediction, or an error"),
+        ({"error": "VideoError: x"}, "needs either a prediction or an error"),
         (
             {"logits": [True]},
             (
@@ -552,8 +557,8 @@ def test_what_a_run_writes_is_read_without_a_word(world):
 @pytest.mark.parametrize(
     ("rule", "said", "never"),
     [
-        ("wrong", "Failed and counted as wrong: q2", "left out of all"),
-        ("left_out", "Failed and left out of all figures, under every condition: q2", "as wrong"),
+        ("wrong", "Failed and counted as wrong: q2", "excluded from all"),
+        ("left_out", "Failed and excluded from all figures, under every condition: q2", "as wrong"),
     ],
 )
 def test_what_is_said_of_failed_samples_is_what_the_recipe_does(
@@ -570,16 +575,16 @@ def test_what_is_said_of_failed_samples_is_what_the_recipe_does(
     tables.show_metrics(run, figures(records, rule))
     out = capsys.readouterr().out
     assert said in out and never not in out
-    from modulate.report.page import as_html, as_markdown, report_of
+    from modulate.report.page import as_html, as_markdown, build_report
 
-    report = report_of([read(run.folder)])
+    report = build_report([read_run(run.folder)])
     for page in (as_html(report), as_markdown(report)):
         assert never not in page.lower() and (
             "counted as wrong" in page
-            or "counts as wrong" in page
-            or "left out of all figures" in page.lower()
+            or "count as wrong" in page
+            or "excluded from all figures" in page.lower()
         )
-    assert report.figures[0].own.overall.n == (6 if rule == "wrong" else 5)
+    assert report.results[0].main.overall.n == (6 if rule == "wrong" else 5)
 
 
 def test_a_run_of_which_nothing_is_left_to_count_says_so(tmp_path):
@@ -590,11 +595,11 @@ def test_a_run_of_which_nothing_is_left_to_count_says_so(tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            r"predictions\.jsonl: no answer under 'signal' is left to count, as evaluation\.failed"
-            r" is left_out"
+            r"predictions\.jsonl: no answer under 'signal' is left to score: evaluation\.failed is"
+            r" left_out"
         ),
     ):
-        read(run.folder)
+        read_run(run.folder)
 
 
 # --- siblings
@@ -623,9 +628,9 @@ def test_a_lock_that_says_nonsense_is_held_by_nobody_known(note, tmp_path, monke
     fcntl.flock(handle, fcntl.LOCK_EX)
     with (
         pytest.raises(
-            LockedError, match=r"is in use by another process, of which \.lock there says nothing"
+            LockedError, match=r"is in use by another process, which \.lock there does not name"
         ),
-        held(tmp_path),
+        folder_lock(tmp_path),
     ):
         pytest.fail("both hold it")
     handle.close()
@@ -646,7 +651,7 @@ def test_finished_answers_are_used_only_if_they_are_of_these_samples(tmp_path):
         path.replace(tmp_path / f"test-{condition}.jsonl")
         with pytest.warns(
             UserWarning,
-            match="are damaged .they are of other samples, or of another condition.; the condition",
+            match="are damaged .they belong to other samples, or to another condition.; the condition",
         ):
             assert kept.read(condition, wanted) is None
     for data in (b"", b"[]\n", b"[" * 100_000, b'{"key": 1, "sha256": []}\n', b"\xff\n"):
@@ -676,7 +681,7 @@ def test_a_plugins_note_of_hosts_that_is_damaged_names_plugin_and_file(
     (tmp_path / "verified.json").write_text(content)
     monkeypatch.setattr(verified, "files", lambda package: tmp_path)
     with pytest.raises(PluginError, match=r"Plugin '\w+': .*verified\.json"):
-        verified.recorded(plugins.registry())
+        verified.contract_results(plugins.registry())
 
 
 @pytest.mark.parametrize(
@@ -750,10 +755,10 @@ def test_names_are_shown_as_they_are_whatever_they_hold(tmp_path, capsys):
     fill(run, records)
     tables.show_metrics(run, figures(records))
     assert "[/no]" in capsys.readouterr().out
-    from modulate.report.page import as_html, report_of
+    from modulate.report.page import as_html, build_report
 
-    report = report_of([read(run.folder)])
-    assert list(report.figures[0].own.tasks) == list(names) and "[/no]" in as_html(report)
+    report = build_report([read_run(run.folder)])
+    assert list(report.results[0].main.tasks) == list(names) and "[/no]" in as_html(report)
 
 
 @pytest.mark.parametrize("logits", [[math.nan, 1.0], [math.inf, 1.0], [1.0, -math.inf]])

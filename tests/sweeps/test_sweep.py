@@ -25,9 +25,8 @@ from modulate.sweeps import results as swept
 from modulate.sweeps.job_runner import Job, Listener, run_jobs, tail
 from modulate.sweeps.sweep import Sweep, load_sweep, plan
 from modulate.utils.atomic_files import write_atomically
-from tests.paths import ROOT
+from tests.paths import SMALL
 
-SMALL = str(ROOT / "tests" / "data" / "small.yaml")
 DUR, PE = (
     {"encoder": {"name": name, "params": {"dim": 32}}} for name in ("heatmap_dur", "coord_pe")
 )
@@ -337,7 +336,7 @@ def test_recipes_and_sweeps_are_told_apart():
     with pytest.raises(
         RecipeError,
         match=(
-            r"tabletop\.yaml is a sweep over recipes, no recipe: `modulate sweep .*tabletop\.yaml`"
+            r"tabletop\.yaml is a sweep, not a recipe: `modulate sweep .*tabletop\.yaml`"
             r" runs it\."
         ),
     ):
@@ -734,8 +733,8 @@ def test_a_sweep_that_is_finished_is_only_shown_again(done, file, tmp_path, caps
 
 def test_devices_that_make_no_sense_are_refused(file, tmp_path, capsys):
     for devices, message in (
-        ("cpu,0", "is none of auto, cpu, and CUDA devices separated by commas (0,1)."),
-        ("0,,1", "is none of auto, cpu"),
+        ("cpu,0", "names no devices; use auto, cpu, or CUDA devices separated by"),
+        ("0,,1", "names no devices; use auto, cpu"),
     ):
         code, _, err = command(capsys, file, "--runs", tmp_path, "--devices", devices)
         assert code == 1 and err.startswith("Error: --devices") and message in err
@@ -765,7 +764,7 @@ def test_runs_are_dealt_to_the_devices_in_turn_and_share_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's own word
     assert dealt("auto", 2, 9) == [("", "5")] * 2
     with pytest.raises(
-        RecipeError, match=r"--devices '0': no CUDA device is present here; take --devices cpu\."
+        RecipeError, match=r"--devices '0': this machine has no CUDA device; use --devices cpu\."
     ):
         slots("0", None, 9)
 

@@ -113,8 +113,8 @@ def test_one_pass_over_a_clip_needs_the_cache_that_recomputed_layers_do_not_fill
     with pytest.raises(
         RecipeError,
         match=(
-            "keeps what the layers made of the clip in a cache, which layers that are recomputed"
-            " cannot fill: choose one"
+            "keeps the layers' outputs for the clip in a key-value cache, which recomputed layers"
+            " cannot fill: drop one of the two"
         ),
     ):
         load_recipe(

@@ -322,8 +322,8 @@ def test_checkpoints_that_do_not_fit_say_so(begin):
 def test_a_run_that_another_process_holds_is_refused(begin):
     run, pipeline = begin()
     code = (
-        "import sys; from modulate.utils.file_lock import held\nwith"
-        " held(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True);"
+        "import sys; from modulate.utils.file_lock import folder_lock\nwith"
+        " folder_lock(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True);"
         " sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -391,7 +391,7 @@ def test_answers_of_other_weights_or_damaged_ones_are_not_used(whole, begin):
     with pytest.warns(
         UserWarning,
         match=(
-            r"test-blank\.jsonl are damaged \(its checksum does not match\); the condition 'blank'"
+            r"test-blank\.jsonl are damaged \(their checksum does not match\); the condition 'blank'"
             r" is evaluated again"
         ),
     ):

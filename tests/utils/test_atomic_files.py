@@ -17,7 +17,7 @@ from modulate.utils.atomic_files import (
     LineWriter,
     as_json,
     content_hash,
-    gib,
+    format_bytes,
     refuse_unwritable,
     remove_partial,
     write_atomically,
@@ -237,7 +237,7 @@ def test_a_place_that_may_not_be_written_is_not_blamed_on_space():
     ],
 )
 def test_sizes_are_told_in_the_unit_that_fits(size, text):
-    assert gib(size) == text
+    assert format_bytes(size) == text
 
 
 def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_error(

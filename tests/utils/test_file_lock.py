@@ -13,11 +13,11 @@ import sys
 import pytest
 
 from modulate.errors import LockedError, StorageError
-from modulate.utils.file_lock import NAME, bequeathed, held, lives
+from modulate.utils.file_lock import NAME, folder_lock, inheritable_lock, is_running
 
 HOLD = (
-    "import sys; from modulate.utils.file_lock import held\nwith"
-    " held(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    "import sys; from modulate.utils.file_lock import folder_lock\nwith"
+    " folder_lock(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 )
 
 
@@ -41,20 +41,20 @@ def test_a_second_process_is_told_who_the_first_is_until_that_dies(holder, tmp_p
         rf"^{re.escape(str(tmp_path))} is in use by process {holder.pid} on host"
         rf" {re.escape(socket.gethostname())}, since 2\d\d\d-.+Wait for it, stop it"
     )
-    with pytest.raises(LockedError, match=text), held(tmp_path):
+    with pytest.raises(LockedError, match=text), folder_lock(tmp_path):
         pytest.fail("both hold it")
     holder.kill()  # -9: it cannot clean up
     holder.wait()
     assert json.loads((tmp_path / NAME).read_text())["pid"] == holder.pid
-    with held(tmp_path):
+    with folder_lock(tmp_path):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 
 
 BEQUEATH = """
 import subprocess, sys
 from pathlib import Path
-from modulate.utils.file_lock import bequeathed
-with bequeathed(Path(sys.argv[1]), print) as handle:
+from modulate.utils.file_lock import inheritable_lock
+with inheritable_lock(Path(sys.argv[1]), print) as handle:
     heir = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[handle])
     print(heir.pid, flush=True)
     sys.stdin.read()
@@ -71,7 +71,7 @@ def test_what_a_killed_process_has_started_holds_its_folder_until_it_ends(tmp_pa
     heir = int(first.stdout.readline())
     with (
         pytest.raises(LockedError, match=rf"is in use by process {first.pid} on host"),
-        bequeathed(tmp_path, pytest.fail),
+        inheritable_lock(tmp_path, pytest.fail),
     ):
         pytest.fail("both hold it")
     os.kill(heir, signal.SIGSTOP)  # or the end of its input would end it
@@ -83,17 +83,17 @@ def test_what_a_killed_process_has_started_holds_its_folder_until_it_ends(tmp_pa
         said.append(text)
         os.kill(heir, signal.SIGKILL)
 
-    with bequeathed(tmp_path, end_the_heir, poll=0.01):
+    with inheritable_lock(tmp_path, end_the_heir, poll=0.01):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
     assert said == [
-        f"Process {first.pid}, which worked in {tmp_path}, is gone, but what it has started goes on"
-        " by itself: waiting for that to end."
+        f"Process {first.pid}, which worked in {tmp_path}, has ended, but processes that"
+        " it started are still running: waiting for them."
     ]
 
 
 def test_a_process_may_hold_what_it_holds(tmp_path):
-    with held(tmp_path):
-        with held(tmp_path / "." / "x" / ".."):
+    with folder_lock(tmp_path):
+        with folder_lock(tmp_path / "." / "x" / ".."):
             pass
         assert (tmp_path / NAME).read_text()
     assert not (tmp_path / NAME).read_text()
@@ -107,7 +107,7 @@ def test_without_locks_the_file_s_content_decides_and_that_is_said(holder, tmp_p
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
         pytest.raises(LockedError, match=f"in use by process {holder.pid} on host"),
-        held(tmp_path),
+        folder_lock(tmp_path),
     ):
         pytest.fail("both hold it")
     holder.kill()
@@ -116,11 +116,11 @@ def test_without_locks_the_file_s_content_decides_and_that_is_said(holder, tmp_p
         pytest.warns(
             UserWarning,
             match=(
-                r"lies on a file system without locks \(.*No locks available\); see to it that no"
+                r"lies on a file system without locks \(.*No locks available\); make sure that no"
                 r" other machine"
             ),
         ),
-        held(tmp_path),
+        folder_lock(tmp_path),
     ):
         pass
 
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
             StorageError,
             match=rf"{tmp_path}/file/run cannot be written: .*Name another folder for the runs\.",
         ),
-        held(tmp_path / "file" / "run"),
+        folder_lock(tmp_path / "file" / "run"),
     ):
         pass
 
@@ -140,13 +140,13 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
 def test_a_process_may_hold_any_number_of_times_over_and_the_first_to_enter_lets_go(
     tmp_path, holder_of
 ):
-    with held(tmp_path):
+    with folder_lock(tmp_path):
         for _ in range(3):
-            with held(tmp_path), held(tmp_path):
+            with folder_lock(tmp_path), folder_lock(tmp_path):
                 pass
         assert holder_of(tmp_path) == os.getpid()
     assert holder_of(tmp_path) is None
-    with held(tmp_path):  # once more from the start
+    with folder_lock(tmp_path):  # once more from the start
         assert holder_of(tmp_path) == os.getpid()
     mask = os.umask(0)
     os.umask(mask)
@@ -157,8 +157,8 @@ def test_a_process_may_hold_any_number_of_times_over_and_the_first_to_enter_lets
 def holder_of():
     """Who holds a folder, as another process is told; None when it may have it."""
     ask = (
-        "import sys; from modulate.utils.file_lock import held\nwith"
-        " held(__import__('pathlib').Path(sys.argv[1])): pass"
+        "import sys; from modulate.utils.file_lock import folder_lock\nwith"
+        " folder_lock(__import__('pathlib').Path(sys.argv[1])): pass"
     )
 
     def find(folder):
@@ -177,7 +177,11 @@ def test_processes_that_live_are_told_from_those_that_do_not_and_left_in_peace(m
     waiting = subprocess.Popen(
         [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
     )
-    assert [lives(ended.pid), lives(os.getpid()), lives(waiting.pid)] == [False, False, True]
+    assert [is_running(ended.pid), is_running(os.getpid()), is_running(waiting.pid)] == [
+        False,
+        False,
+        True,
+    ]
     waiting.communicate()
     assert waiting.returncode == 0
 
@@ -185,4 +189,4 @@ def test_processes_that_live_are_told_from_those_that_do_not_and_left_in_peace(m
         raise PermissionError("Operation not permitted")
 
     monkeypatch.setattr(os, "kill", another_user_s)
-    assert lives(waiting.pid) is True
+    assert is_running(waiting.pid) is True

@@ -1,4 +1,4 @@
-"""``modulate adopt``: weights from elsewhere as a run."""
+"""``modulate adopt``: turn weights trained elsewhere into a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,8 @@ def adopt(
         str,
         typer.Argument(
             help=(
-                "Folder of a modulation, as save_pretrained or `modulate convert` writes it, or a"
-                " hub repository."
+                "Folder of a modulation, as written by save_pretrained or `modulate convert`, or a"
+                " Hub repository."
             )
         ),
     ],
@@ -22,16 +22,18 @@ def adopt(
     overrides: Overrides = None,
     runs: Annotated[
         Path,
-        typer.Option(
-            help="Folder of the runs; this one goes into a sub-folder by the recipe's name."
-        ),
+        typer.Option(help="Folder of all runs; this run gets a subfolder named after the recipe."),
     ] = Path("runs"),
 ) -> None:
-    """Make a finished run of weights trained elsewhere, so that `modulate eval` and `modulate
-    report` take them like any other. Refuses weights that do not fit.
+    """Turn weights trained elsewhere into a finished run.
+
+    `modulate eval` and `modulate report` then treat it like any other run. Weights that do not fit
+    the recipe are refused.
     """
     from modulate.config.recipe import load_recipe
     from modulate.runs.import_weights import adopt as adopting
 
     run = adopting(load_recipe(recipe, overrides or ()), weights, runs)
-    typer.echo(f"{run.folder} is a run of {weights}. Next: modulate eval {run.folder}")
+    typer.echo(
+        f"{run.folder} is now a run with the weights of {weights}. Next: modulate eval {run.folder}"
+    )

@@ -1,4 +1,4 @@
-"""``modulate ask``: one question about one video, with and without the signal."""
+"""``modulate ask``: answer one question about one video, with and without the signal."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 def ask(
     video: Annotated[Path, typer.Argument(help="Video file.")],
     question: Annotated[str, typer.Option(help="The question, without its options.")],
-    option: Annotated[list[str], typer.Option(help="An answer to choose from; give at least two.")],
+    option: Annotated[
+        list[str], typer.Option(help="A possible answer; repeat for 2 to 8 of them.")
+    ],
     at: Annotated[
         float,
-        typer.Option(
-            help="Seconds of the video at which the question is asked; nothing later is seen."
-        ),
+        typer.Option(help="Time of the question in the video, s; later frames are not shown."),
     ],
     signal: Annotated[
         list[str],
-        typer.Option(metavar="KIND=FILE", help="The side signal, e.g. gaze=fixations.csv."),
+        typer.Option(metavar="KIND=FILE", help="A side signal, such as gaze=fixations.csv."),
     ],
     run: Annotated[Path | None, typer.Option(help="Folder of a trained run.")] = None,
     modulation: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id of a modulation, instead of a run; needs --recipe."),
+        typer.Option(help="Folder or Hub id of a modulation, instead of --run; needs --recipe."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe of that modulation: host, backbone, sampling.")
+        str | None, typer.Option(help="Recipe for --modulation: host, backbone and sampling.")
     ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
             help=(
-                "Seconds of video seen before that time; by default as many as the recipe's"
+                "Length of the video shown before the question, s; by default what the recipe's"
                 " sampling covers."
             )
         ),
@@ -50,18 +50,21 @@ def ask(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask about a video with and without the signal, side by side."""
+    """Ask about a video with and without the signal.
+
+    Prints the probabilities of all options side by side.
+    """
     from dataclasses import asdict
 
     from modulate.inference import ask as asking
     from modulate.inference.pipeline import Pipeline
 
     signals = asking.parse_signals(signal)
-    setting, weights = _source(run, modulation, recipe)
-    sample = asking.sample_of(video, signals, at, question, option, setting, seconds)
-    answers = asking.ask(Pipeline(setting, cache, trust_remote_code=trust), weights, sample)
+    loaded, weights = _source(run, modulation, recipe)
+    sample = asking.sample_of(video, signals, at, question, option, loaded, seconds)
+    answers = asking.ask(Pipeline(loaded, cache, trust_remote_code=trust), weights, sample)
     if as_json:
-        echo_json([asdict(a) for a in answers])
+        echo_json([asdict(answer) for answer in answers])
         return
     _show(option, answers)
 
@@ -69,7 +72,7 @@ def ask(
 def _source(
     run: Path | None, modulation: str | None, recipe: str | None
 ) -> "tuple[Recipe, Modulation]":
-    """Return the recipe and the modulation that were asked for."""
+    """Return the recipe and the modulation that the options name."""
     from modulate.config.recipe import load_recipe
     from modulate.modulation.module import Modulation
     from modulate.runs.run import Run
@@ -80,7 +83,8 @@ def _source(
     if run is None and modulation is not None and recipe is not None:
         return load_recipe(recipe), Modulation.from_pretrained(modulation)
     raise RecipeError(
-        "Say what to ask: either --run RUN, or --modulation DIR together with --recipe RECIPE."
+        "No model is named. Give either --run RUN, or --modulation DIR together with --recipe"
+        " RECIPE."
     )
 
 
@@ -91,12 +95,13 @@ def _show(options: list[str], answers: "list[Answer]") -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table("Option", *(a.condition for a in answers))
-    for i, text in enumerate(options):
-        table.add_row(
-            escape(text),
-            *(f"{100 * a.probabilities[i]:.1f} %{' ←' if a.choice == i else ''}" for a in answers),
-        )
+    table = Table("Option", *(answer.condition for answer in answers))
+    for index, text in enumerate(options):
+        cells = []
+        for answer in answers:
+            mark = " ←" if answer.choice == index else ""
+            cells.append(f"{100 * answer.probabilities[index]:.1f} %{mark}")
+        table.add_row(escape(text), *cells)
     console.print(table)
     own = answers[0]
     console.print(
@@ -105,8 +110,7 @@ def _show(options: list[str], answers: "list[Answer]") -> None:
     )
     if own.active_steps == 0:
         console.print(
-            "Warning: the signal is active at no step, so it changes nothing but what an empty one"
-            " would.",
+            "Warning: the signal is active at no step, so it acts like an empty one.",
             style="yellow",
         )
     ratios = ", ".join(f"layer {layer}: {ratio:.3f}" for layer, ratio in own.ratio.items())

@@ -1,4 +1,4 @@
-"""``modulate bench``: how long a recipe takes and what memory it needs."""
+"""``modulate bench``: measure how long a recipe takes and how much memory it needs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,37 +18,37 @@ def bench(
         int,
         typer.Option(
             min=2,
-            help=(
-                "Optimizer steps of every stage, and batches of the evaluation, that are measured."
-            ),
+            help=("Optimizer steps to measure in every stage, and batches in the evaluation."),
         ),
     ] = 24,
     json: Annotated[
-        Path | None, typer.Option(help="Also write what was measured to this file.")
+        Path | None, typer.Option(help="Also write the measurements to this file.")
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Train and evaluate a few dozen steps: time, memory beside the check's estimate, and how long
-    the full run will take. Leaves no run behind.
+    """Measure time and memory over a few dozen steps.
 
-    Without the host's weights: host.params.weights=random. Without the data, clips of noise of the
-    recipe's shape are used.
+    Prints the time of a step, the memory beside the estimate of `modulate check`, and how long the
+    full run will take. Leaves no run behind. host.params.weights=random does without the host's
+    weights. Without data, clips of noise of the recipe's shape are used.
     """
     import json as text
 
     from modulate.checks import benchmark as benches
-    from modulate.cli.progress import bars
+    from modulate.cli.progress import display
     from modulate.config.recipe import load_recipe
     from modulate.utils.atomic_files import write_atomically
 
-    with bars() as shown:
-        found = benches.bench(load_recipe(recipe, overrides or ()), steps, trust, shown.doing)
-    _show(found)
+    with display() as progress:
+        measured = benches.bench(
+            load_recipe(recipe, overrides or ()), steps, trust, progress.status
+        )
+    _show(measured)
     if json is not None:
         write_atomically(
             json,
             lambda path: path.write_text(
-                text.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8"
+                text.dumps(measured.as_json(), indent=2) + "\n", encoding="utf-8"
             ),
         )
 

@@ -1,4 +1,4 @@
-"""``modulate cat``: the text of a recipe or a sweep."""
+"""``modulate cat``: print a recipe or a sweep."""
 
 from typing import Annotated
 
@@ -14,11 +14,11 @@ def cat(
     resolved: Annotated[
         bool,
         typer.Option(
-            help="Validate it and write out every default and override; comments are lost."
+            help="Validate it and print every key with defaults and overrides, without comments."
         ),
     ] = False,
 ) -> None:
-    """Print a recipe or a sweep as its file has it."""
+    """Print a recipe or a sweep, by default exactly as in its file."""
     from modulate.config import recipe as recipes
 
     if resolved:
@@ -26,7 +26,7 @@ def cat(
         return
     if overrides:
         raise RecipeError(
-            f"The file itself knows no overrides, got {overrides[0]!r}; add --resolved to see the"
-            " recipe with them."
+            f"Without --resolved the file is printed unchanged, so the override {overrides[0]!r}"
+            " would have no effect; add --resolved to see the recipe with it."
         )
     typer.echo(recipes.find(recipe, recipes.shipped_paths(), "recipe").read_bytes(), nl=False)

@@ -1,4 +1,4 @@
-"""``modulate check``: what can be known before training."""
+"""``modulate check``: find mistakes and costs of a recipe before training."""
 
 from typing import Annotated
 
@@ -11,23 +11,25 @@ def check(
     recipe: Recipe,
     overrides: Overrides = None,
     prepare: Annotated[
-        bool, typer.Option(help="Make the data first, where the data set can make them.")
+        bool, typer.Option(help="First generate or download the data, if the dataset can.")
     ] = False,
     meta: Annotated[
         bool,
         typer.Option(
             "--meta",
             help=(
-                "Build host and backbone on meta tensors: nothing is loaded, a host of any size is"
-                " checked on a laptop."
+                "Build host and backbone on meta tensors: no weights are loaded, so a laptop can"
+                " check a host of any size."
             ),
         ),
     ] = False,
     cache: Cache = DEFAULT_CACHE,
     trust: Trust = False,
 ) -> None:
-    """Check a recipe before training: data, signal coverage, dead layers, settings without effect,
-    memory and operations. Exit code 1 when there are errors.
+    """Check a recipe before training.
+
+    Checks data, signal coverage, dead layers and settings without effect, and estimates memory,
+    operations and disk space. Exit code 1 if there are errors.
     """
     from rich import box
     from rich.console import Console
@@ -60,7 +62,7 @@ def check(
             highlight=False,
             soft_wrap=True,
         )
-    errors = sum(f.level == "error" for f in report.findings)
+    errors = sum(finding.level == "error" for finding in report.findings)
     console.print("No errors." if report.ok else f"{errors} error{'s' if errors > 1 else ''}.")
     if not report.ok:
         raise typer.Exit(1)

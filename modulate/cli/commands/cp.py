@@ -1,4 +1,4 @@
-"""``modulate cp``: a recipe or a sweep to start from."""
+"""``modulate cp``: copy a shipped recipe or sweep to start from."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,9 @@ def cp(
     destination: Annotated[
         Path, typer.Argument(metavar="DEST", help="File to write, or an existing folder.")
     ],
-    force: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a recipe or a sweep, to change it."""
+    """Copy a recipe or a sweep to change it."""
     from modulate.config.recipe import find, shipped_paths
     from modulate.utils.atomic_files import write_text
 

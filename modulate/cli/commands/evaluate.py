@@ -1,4 +1,4 @@
-"""``modulate eval``: evaluate a run again, on its own data or on others."""
+"""``modulate eval``: evaluate a run again, on its own data or on other data."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +24,8 @@ def evaluate(
         typer.Option(
             metavar="FOLDER",
             help=(
-                "Evaluate on the data of the same kind in this folder, as a run of its own beside"
-                " RUN: RUN-on-FOLDER."
+                "Evaluate on the data of the same kind in this folder; the results become a run of"
+                " their own beside RUN, named RUN-on-FOLDER."
             ),
         ),
     ] = None,
@@ -33,17 +33,18 @@ def evaluate(
     cache: Cache = DEFAULT_CACHE,
     trust: Trust = False,
 ) -> None:
-    """Evaluate a trained run under every control; writes metrics.json and predictions.jsonl into
-    its folder.
+    """Evaluate a trained run under every control.
 
-    With --on, on other data: another tabletop world (made there if the folder does not exist),
-    another StreamGaze tree. What is in the folder says which world it is; the run's own results
-    stay as they are.
+    Writes metrics.json and predictions.jsonl into the run's folder.
 
-    Ended early, by Ctrl-C (SIGINT, exit code 130), SIGTERM (143) or anything else, it keeps the
-    conditions that were finished: the same command goes on.
+    With --on, evaluates on other data, such as another tabletop world (generated if the folder does
+    not exist) or another StreamGaze tree. The parameters of an existing world are read from its
+    folder. The results of RUN itself do not change.
+
+    After Ctrl-C (SIGINT, exit code 130), SIGTERM (143) or any other end, finished conditions are
+    kept, and the same command continues.
     """
-    from modulate.cli.progress import bars
+    from modulate.cli.progress import display
     from modulate.cli.tables import show_metrics
     from modulate.errors import RecipeError
     from modulate.evaluation import evaluate as evaluation
@@ -56,13 +57,13 @@ def evaluate(
 
     if overrides and on is None:
         raise RecipeError(
-            f"{overrides[0]!r} has no effect on a run's own evaluation; name other data with --on"
-            " FOLDER."
+            f"The override {overrides[0]!r} has no effect without --on: a run is evaluated by its"
+            " own recipe. Name other data with --on FOLDER."
         )
     run = Run.open(folder)
     run.check_weights()
-    with joined(run.recipe, training=False) as processes, bars(processes.leads) as shown:
-        shown.doing("loading")
+    with joined(run.recipe, training=False) as processes, display(processes.leads) as progress:
+        progress.status("loading")
         if on is not None:
             run = on_other_data(run, on, overrides or ())
         modulation = Modulation.from_pretrained(run.weights)
@@ -71,7 +72,7 @@ def evaluate(
         processes.in_turn(pipeline.make_data)
         with run.held(), graceful() as stop:
             metrics = evaluation.evaluate(
-                run, pipeline, modulation, split, shown.evaluated, stop=stop
+                run, pipeline, modulation, split, progress.answered, stop=stop
             )
     if processes.leads:
         show_metrics(run, metrics)

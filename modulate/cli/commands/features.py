@@ -1,4 +1,4 @@
-"""``modulate features``: features of all clips ahead of training."""
+"""``modulate features``: fill the feature cache before training."""
 
 import os
 from pathlib import Path
@@ -18,17 +18,15 @@ def features(
     overrides: Overrides = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Split whose clips are wanted, again for more; by default train, val and test."
-        ),
+        typer.Option(help="Split to compute; repeat for several. By default train, val and test."),
     ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
             metavar="NUMBER/OF",
             help=(
-                "Take this share of the videos alone, 1/8 to 8/8 for example; others take the"
-                " others."
+                "Compute only this share of the videos, such as 1/8; other machines take 2/8 to"
+                " 8/8."
             ),
         ),
     ] = None,
@@ -37,24 +35,23 @@ def features(
         str,
         typer.Option(
             help=(
-                "Where the backbone runs; auto: CUDA if present, by LOCAL_RANK where there are"
-                " several devices, else the CPU."
+                "Device of the backbone: cpu, cuda, cuda:0 …; auto takes CUDA if present (by"
+                " LOCAL_RANK among several devices), else the CPU."
             )
         ),
     ] = "auto",
     trust: Trust = False,
 ) -> None:
-    """Compute the backbone's features of all clips that a recipe's training and evaluation ask for,
-    and their frames if features.frames_gib is set.
+    """Compute and cache the backbone's features of all clips.
 
-    Without the host. Under torchrun or accelerate launch every process takes its share; with
-    --shard, so do machines that know nothing of each other. Ctrl-C (SIGINT, exit code 130) or
-    SIGTERM (143) ends it after the clip that it is at; however it ended, the same command computes
-    what is missing.
+    Covers every clip that the recipe's training and evaluation use, and its decoded frames if
+    features.frames_gib is set. Does not load the host. Under torchrun or accelerate launch every
+    process takes a share; with --shard, separate machines do. Ctrl-C (SIGINT, exit code 130) or
+    SIGTERM (143) stops after the current clip. The same command computes what is still missing.
     """
     import torch
 
-    from modulate.cli.progress import bars
+    from modulate.cli.progress import display
     from modulate.config.recipe import load_recipe, refuse_remote_code
     from modulate.data.clip_shards import SPLITS, Share, planned
     from modulate.data.feature_extractor import FeatureExtractor
@@ -68,28 +65,31 @@ def features(
     if not trust:
         refuse_remote_code(loaded)
     refuse_unwritable(cache, "--cache")
-    first = (
-        os.environ.get("LOCAL_RANK", "0") == "0"
-    )  # one terminal has room for the bars of one process
-    with bars(first) as shown:
-        shown.doing("looking for what is missing")
-        extractor = FeatureExtractor(loaded, cache, torch.device(_device(device)), require_disk=True)
+    # One terminal has room for the progress of one process.
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    with display(first) as progress:
+        progress.status("looking for missing features")
+        extractor = FeatureExtractor(
+            loaded, cache, torch.device(_device(device)), require_disk=True
+        )
         extractor.make_data()
         everything = planned(extractor, split or SPLITS)
         if not everything:
-            raise DataError(f"There are no samples in {', '.join(split or SPLITS)}.")
+            raise DataError(
+                f"There are no samples in {', '.join(split or SPLITS)}. Name another --split."
+            )
         refuse_too_small(extractor, Sizes(extractor).of(everything))
         own = share.clips(everything)
         with graceful() as stop:
             done = FeatureFiller(
-                extractor, lambda n: shown.counted("features", n, len(own)), stop
+                extractor, lambda n: progress.advance("features", n, len(own)), stop
             ).fill(own)
     _show(done, share, len(own), cache)
     refuse_failures(extractor, own, done)
 
 
 def _device(text: str) -> str:
-    """Return torch's name of a device."""
+    """Return torch's name of the device that --device asks for."""
     import torch
 
     from modulate.errors import RecipeError
@@ -105,10 +105,10 @@ def _device(text: str) -> str:
     except RuntimeError:
         kind = ""
     if kind == "cuda":
-        raise RecipeError(f"--device {text!r}: no CUDA device is present here; take --device cpu.")
+        raise RecipeError(f"--device {text!r}: this machine has no CUDA device; use --device cpu.")
     raise RecipeError(
-        f"--device {text!r} is none of auto, cpu, and CUDA devices that are present here (cuda,"
-        " cuda:0 …)."
+        f"--device {text!r} is not a device of this machine; use auto, cpu, or a CUDA device that"
+        " is present (cuda, cuda:0 …)."
     )
 
 
@@ -117,7 +117,7 @@ def _show(done: "FilledCounts", share: "Share", clips: int, cache: Path) -> None
     from rich.console import Console
     from rich.table import Table
 
-    from modulate.utils.atomic_files import gib
+    from modulate.utils.atomic_files import format_bytes
 
     console = Console()
     console.width = max(console.width, 110)
@@ -132,7 +132,7 @@ def _show(done: "FilledCounts", share: "Share", clips: int, cache: Path) -> None
         ("failed", len(done.failed)),
     ):
         table.add_row(name, f"{value:,}")
-    table.add_row("on disk", f"{gib(done.bytes)} in {cache}")
+    table.add_row("on disk", f"{format_bytes(done.bytes)} in {cache}")
     console.print(table)
     for clip, reason in done.failed:
         console.print(

@@ -17,7 +17,14 @@ from modulate import plugins
 from modulate.cli.arguments import AsJson
 from modulate.cli.output import echo_json
 from modulate.errors import PluginError, StorageError, near_matches
-from modulate.hosts.verified_versions import SUITE, Cell, Versions, contract_of, recorded, remember
+from modulate.hosts.verified_versions import (
+    SUITE,
+    LibraryVersions,
+    RowResult,
+    add_locally_verified,
+    contract_of,
+    contract_results,
+)
 
 
 def hosts(
@@ -46,14 +53,14 @@ def hosts(
     else the result is remembered for these versions, and attaching no longer warns that nobody
     verified them.
     """
-    data = recorded(plugins.registry())
+    data = contract_results(plugins.registry())
     rows = data["rows"]
     families = data["families"]
     if family is not None and family not in families:
         raise PluginError(f"Unknown family {family!r}. {near_matches(family, families)}")
     chosen = {family: families[family]} if family else families
     if verify:
-        prove(chosen, Versions.installed(), as_json)
+        prove(chosen, LibraryVersions.installed(), as_json)
         return
     if as_json:
         echo_json({"rows": rows, "families": chosen})
@@ -72,7 +79,7 @@ def hosts(
                     )
 
 
-def prove(families: Iterable[str], here: Versions, as_json: bool = False) -> None:
+def prove(families: Iterable[str], here: LibraryVersions, as_json: bool = False) -> None:
     """Run the quick rows of ``families``, print them as they come, and remember the families when
     none of their rows failed.
 
@@ -85,7 +92,7 @@ def prove(families: Iterable[str], here: Versions, as_json: bool = False) -> Non
             " PYTHONOPTIMIZE."
         )
     start = time.monotonic()
-    found = dict[str, dict[str, Cell]]()
+    found = dict[str, dict[str, RowResult]]()
     say = (lambda text: None) if as_json else typer.echo
     say(str(here))
     for family in families:
@@ -128,10 +135,10 @@ def prove(families: Iterable[str], here: Versions, as_json: bool = False) -> Non
         raise typer.Exit(1)
 
 
-def _kept(here: Versions, passed: list[str]) -> str:
+def _kept(here: LibraryVersions, passed: list[str]) -> str:
     """Remember the families that passed; return what there is to say of it."""
     try:
-        return f" Remembered in {remember(here, passed)}: {', '.join(passed)}."
+        return f" Remembered in {add_locally_verified(here, passed)}: {', '.join(passed)}."
     except StorageError as error:  # what was proved stays proved
         return f" Not remembered: {error}"
 
@@ -162,7 +169,7 @@ def page(registry: plugins.Registry, note: str) -> str:
     """Return the reference page: for every version of transformers the matrix of rows × hosts, and
     below it every reason.
     """
-    data = recorded(registry)
+    data = contract_results(registry)
     versions: dict[str, dict[str, Any]] = {}
     for name, by_version in data["families"].items():
         for version, seen in by_version.items():
@@ -181,7 +188,7 @@ def page(registry: plugins.Registry, note: str) -> str:
         parts += [
             f"## transformers {version}",
             (
-                f"{Versions(version, first['torch'], first.get('peft', '')).beside()}, on"
+                f"{LibraryVersions(version, first['torch'], first.get('peft', '')).without_transformers()}, on"
                 f" {first['device']}."
             ),
             *_matrix(data["rows"], families),

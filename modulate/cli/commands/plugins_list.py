@@ -1,57 +1,57 @@
-"""``modulate plugins``: what is installed, what it provides, what is broken and why."""
+"""``modulate plugins``: list installed plugins, what they provide, and why some are broken."""
 
 from dataclasses import asdict
 from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from modulate.cli.arguments import AsJson
 from modulate.cli.output import echo_json
 
+if TYPE_CHECKING:
+    from modulate.plugins import PluginInfo
+
 
 def plugins(as_json: AsJson = False) -> None:
-    """List plugins: which distribution and file each comes from, what it provides, why broken ones
-    are broken, which MODULATE_PLUGINS switches off.
+    """List plugins, what they provide, and why some are broken.
 
-    Notes say where one bears another's name: that of a plugin that ships, of a distribution, of a
-    module.
+    Shows the distribution and file of each plugin, and which ones MODULATE_PLUGINS switches off. A
+    note warns where the name of a plugin, distribution or module is also that of another one.
     """
-    from modulate.plugins import VARIABLE, PluginInfo, registry
+    from modulate.plugins import registry
 
     known = registry()
-    found = sorted(
+    infos = sorted(
         [*known.plugins.values(), *known.off.values(), *known.missing.values()],
-        key=lambda p: p.name,
+        key=lambda info: info.name,
     )
     if as_json:
-        rows = [
-            asdict(p)
-            | {
-                "source": p.source,
-                "provides": [{"kind": kind, "name": name} for kind, name in p.provides],
-            }
-            for p in found
-        ]
-        echo_json(rows)
+        echo_json([_as_row(info) for info in infos])
         return
-
-    def show(plugin: PluginInfo) -> None:
-        typer.secho(
-            "  ".join(part for part in (plugin.name, plugin.version, plugin.source) if part),
-            bold=True,
-        )
-        if plugin.location:
-            typer.echo(f"  from: {plugin.location}")
-        for kind, group in groupby(sorted(plugin.provides), key=lambda item: item[0]):
-            typer.echo(f"  {kind.replace('_', ' ')}: {', '.join(name for _, name in group)}")
-        if plugin.off:
-            typer.echo(f"  off: {VARIABLE} does not name it")
-        for note in plugin.notes:
-            typer.secho(f"  note: {note}", fg=typer.colors.YELLOW)
-        if plugin.error:
-            typer.secho(f"  broken: {plugin.error}", fg=typer.colors.RED)
-
-    for plugin in found:
-        show(plugin)
-    if not found:
+    for info in infos:
+        _show(info)
+    if not infos:
         typer.echo("No plugin is installed.")
+
+
+def _as_row(info: "PluginInfo") -> dict[str, Any]:
+    provides = [{"kind": kind, "name": name} for kind, name in info.provides]
+    return asdict(info) | {"source": info.source, "provides": provides}
+
+
+def _show(info: "PluginInfo") -> None:
+    from modulate.plugins import VARIABLE
+
+    title = "  ".join(part for part in (info.name, info.version, info.source) if part)
+    typer.secho(title, bold=True)
+    if info.location:
+        typer.echo(f"  from: {info.location}")
+    for kind, group in groupby(sorted(info.provides), key=lambda item: item[0]):
+        typer.echo(f"  {kind.replace('_', ' ')}: {', '.join(name for _, name in group)}")
+    if info.off:
+        typer.echo(f"  off: {VARIABLE} does not name it")
+    for note in info.notes:
+        typer.secho(f"  note: {note}", fg=typer.colors.YELLOW)
+    if info.error:
+        typer.secho(f"  broken: {info.error}", fg=typer.colors.RED)

@@ -1,4 +1,4 @@
-"""``modulate recipe …``: about recipes as such."""
+"""``modulate recipe``: the recipe format."""
 
 from typing import Annotated
 
@@ -6,23 +6,25 @@ import typer
 
 from modulate.cli.output import echo_json
 
-recipe = typer.Typer(name="recipe", help="About recipes as such.", no_args_is_help=True)
+recipe = typer.Typer(name="recipe", help="The recipe format.", no_args_is_help=True)
 
 
 @recipe.callback()
 def _group() -> None:
-    """Keep ``schema`` a sub-command although it is the only one."""
+    """Keep ``schema`` a subcommand: typer would drop the level of a group with one command."""
 
 
 @recipe.command("schema")
 def schema(
-    sweeps: Annotated[bool, typer.Option("--sweeps", help="That of sweep files instead.")] = False,
+    sweeps: Annotated[
+        bool, typer.Option("--sweeps", help="Print the schema of sweep files.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors.
 
-    Components' own parameters are checked when a recipe is read.
+    It does not cover the parameters of components; those are checked when a recipe is loaded.
     """
-    from modulate.config.recipe import schema as of_recipes
+    from modulate.config.recipe import schema as recipe_schema
     from modulate.sweeps.sweep import Sweep
 
-    echo_json(Sweep.model_json_schema() if sweeps else of_recipes())
+    echo_json(Sweep.model_json_schema() if sweeps else recipe_schema())

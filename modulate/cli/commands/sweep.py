@@ -1,4 +1,4 @@
-"""``modulate sweep``: many runs of one recipe, changed along several axes."""
+"""``modulate sweep``: train many variants of one recipe."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +9,7 @@ from modulate.cli.arguments import DEFAULT_CACHE, Cache, Trust
 from modulate.errors import RecipeError
 
 if TYPE_CHECKING:
-    from modulate.sweeps.job_runner import Job
+    from modulate.sweeps.job_runner import Job, Outcomes
     from modulate.sweeps.sweep import Planned
 
 
@@ -25,46 +25,46 @@ def sweep(
         typer.Argument(
             metavar="[KEY=VALUE]...",
             help=(
-                "Keys of the sweep, replaced whole (seeds=[0,1]), or changes to every run's recipe."
+                "A whole key of the sweep (seeds=[0,1]), or a change to every run's recipe"
+                " (training.lr=1.0e-4)."
             ),
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default one for each device.")
+        int | None, typer.Option(min=1, help="Runs at the same time; by default one per device.")
     ] = None,
     devices: Annotated[
         str,
         typer.Option(
             help=(
-                "Devices to spread runs over: auto (every CUDA device present, else the CPU), cpu,"
-                " or e.g. 0,1."
+                "Devices to spread runs over: auto (every CUDA device, else the CPU), cpu, or CUDA"
+                " devices such as 0,1."
             )
         ),
     ] = "auto",
     runs: Annotated[
-        Path, typer.Option(help="Folder of the runs; the sweep's go into a sub-folder by its name.")
+        Path, typer.Option(help="Folder of all runs; those of the sweep get a subfolder.")
     ] = Path("runs"),
     cache: Cache = DEFAULT_CACHE,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Validate every run and list them; start nothing.")
+        bool, typer.Option("--dry-run", help="Validate and list every run; start none.")
     ] = False,
     trust: Trust = False,
 ) -> None:
     """Train and evaluate every run of a sweep, several at a time.
 
-    Finished runs are skipped, interrupted ones continued. Exit code 1 when one fails.
+    Skips finished runs and continues interrupted ones. Exit code 1 if a run fails.
     """
     from modulate.cli import sweep_tables
     from modulate.distributed.launch import launched
     from modulate.sweeps import results as swept
     from modulate.sweeps import sweep as sweeps
-    from modulate.sweeps.job_runner import run_jobs
-    from modulate.utils.file_lock import bequeathed
+    from modulate.utils.file_lock import inheritable_lock
 
     if launched():
         raise RecipeError(
-            "modulate sweep starts its own processes, one for each device; start it once, without"
-            " torchrun or accelerate launch."
+            "modulate sweep starts its own processes, one per device; run it without torchrun and"
+            " accelerate launch."
         )
     loaded = sweeps.load_sweep(file, overrides or ())
     plan = sweeps.plan(loaded)
@@ -72,30 +72,54 @@ def sweep(
     if dry_run:
         sweep_tables.plan(loaded, plan, swept.states(plan, folder), folder)
         return
-    with bequeathed(folder, lambda text: typer.echo(text, err=True)) as handle:
-        states = swept.states(plan, folder)
-        waiting = [run for run in plan if states[run.name] != "finished"]
-        places = slots(devices, jobs, len(waiting))
-        with sweep_tables.progress(plan, states) as shown:
-            shown.doing("preparing the data")
-            _prepare(waiting, trust)
-            listener = sweep_tables.listener(shown, plan, states, folder)
-            outcomes = run_jobs(
-                [_job(run, folder, cache, trust) for run in waiting],
-                places,
-                listener,
-                handles=[handle],
-            )
+    # The lock is handed on to the jobs: should this process be killed, the sweep counts as running
+    # until they have ended.
+    with inheritable_lock(folder, lambda text: typer.echo(text, err=True)) as handle:
+        outcomes = _run(plan, folder, devices, jobs, cache, trust, handle)
         failed = {
-            o.name: sweep_tables.last_lines(folder, o)
-            for o in outcomes.ended
-            if o.code and not o.interrupted
+            outcome.name: sweep_tables.last_lines(folder, outcome)
+            for outcome in outcomes.ended
+            if outcome.code and not outcome.interrupted
         }
         sweep_tables.results(swept.write_results(loaded, plan, folder, failed), folder, plan)
+    _exit(outcomes, len(plan), bool(failed))
+
+
+def _run(
+    plan: "list[Planned]",
+    folder: Path,
+    devices: str,
+    jobs: int | None,
+    cache: Path,
+    trust: bool,
+    handle: int,
+) -> "Outcomes":
+    """Run every run of a sweep that is not finished yet."""
+    from modulate.cli import sweep_tables
+    from modulate.sweeps.job_runner import run_jobs
+    from modulate.sweeps.results import states as states_of
+
+    states = states_of(plan, folder)
+    waiting = [run for run in plan if states[run.name] != "finished"]
+    environments = slots(devices, jobs, len(waiting))
+    with sweep_tables.progress(plan, states) as progress:
+        progress.status("preparing the data")
+        _prepare(waiting, trust)
+        return run_jobs(
+            [_job(run, folder, cache, trust) for run in waiting],
+            environments,
+            sweep_tables.listener(progress, plan, states, folder),
+            handles=[handle],
+        )
+
+
+def _exit(outcomes: "Outcomes", total: int, failed: bool) -> None:
+    """Raise ``typer.Exit`` if the sweep was interrupted or a run failed."""
     if outcomes.signum is not None:
-        left = len(outcomes.waiting) + sum(o.interrupted and o.code != 0 for o in outcomes.ended)
+        interrupted = sum(outcome.interrupted and outcome.code != 0 for outcome in outcomes.ended)
         typer.echo(
-            f"Interrupted with {left} of {len(plan)} runs to go. The same command continues.",
+            f"Interrupted: {len(outcomes.waiting) + interrupted} of {total} runs remain. The same"
+            " command continues.",
             err=True,
         )
         raise typer.Exit(128 + outcomes.signum)
@@ -104,44 +128,48 @@ def sweep(
 
 
 def _prepare(waiting: "list[Planned]", trust: bool) -> None:
-    """Let data sets make or check their files once, before several runs would do so side by side;
-    refuse remote code before anything starts.
+    """Let every dataset generate or check its files, and refuse remote code.
+
+    Done once before the first job, so that jobs do not generate the same files at the same time.
     """
     from modulate.inference.pipeline import refuse_remote_code
 
-    seen = []
+    prepared = []
     for run in waiting:
         if not trust:
             refuse_remote_code(run.recipe)
         data = run.recipe.data
-        if data not in seen:
-            seen.append(data)
+        if data not in prepared:
+            prepared.append(data)
             dataset = data.build("dataset")
             with data.blame("dataset", "prepare"):
                 dataset.prepare()
 
 
 def slots(devices: str, jobs: int | None, waiting: int) -> list[dict[str, str]]:
-    """Return what each of the jobs that run at a time finds in its environment: its device, and its
-    share of the cores unless OMP_NUM_THREADS is set.
+    """Return the environment variables of each job slot: its device, and its share of the cores.
+
+    A value of OMP_NUM_THREADS that the user set is kept.
     """
     import os
 
     names = _devices(devices)
-    n = min(jobs or len(names), max(1, waiting))
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // n))
+    count = min(jobs or len(names), max(1, waiting))
+    # A container may allow fewer cores than the machine has; macOS cannot say.
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
     visible = [""] if names == ["cpu"] else names
     return [
         {"CUDA_VISIBLE_DEVICES": visible[i % len(visible)], "OMP_NUM_THREADS": threads}
-        for i in range(n)
+        for i in range(count)
     ]
 
 
 def _devices(text: str) -> list[str]:
-    """Return the devices asked for, by the names that CUDA_VISIBLE_DEVICES knows them by."""
+    """Return the devices that ``text`` names, as CUDA_VISIBLE_DEVICES writes them."""
     import os
 
     import torch
@@ -149,26 +177,26 @@ def _devices(text: str) -> list[str]:
     if text == "auto":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = torch.cuda.device_count()
-        names = (
-            [v.strip() for v in visible.split(",")][:count]
-            if visible
-            else [str(i) for i in range(count)]
-        )
+        if visible:
+            names = [part.strip() for part in visible.split(",")][:count]
+        else:
+            names = [str(index) for index in range(count)]
         return names or ["cpu"]
     names = [part.strip() for part in text.split(",")]
     if ("cpu" in names and len(names) > 1) or not all(names):
         raise RecipeError(
-            f"--devices {text!r} is none of auto, cpu, and CUDA devices separated by commas (0,1)."
+            f"--devices {text!r} names no devices; use auto, cpu, or CUDA devices separated by"
+            " commas (0,1)."
         )
     if names != ["cpu"] and torch.cuda.device_count() == 0:
         raise RecipeError(
-            f"--devices {text!r}: no CUDA device is present here; take --devices cpu."
+            f"--devices {text!r}: this machine has no CUDA device; use --devices cpu."
         )
     return names
 
 
 def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
-    """Return the command of one run, which reads its recipe from a file beside the runs."""
+    """Write the recipe of one run to a file, and return the command that trains it."""
     import sys
 
     from modulate.config.recipe import dump
@@ -176,8 +204,7 @@ def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
     from modulate.utils.atomic_files import write_text
 
     recipe = folder / "jobs" / f"{run.name}.yaml"
-    text = dump(run.recipe)
-    write_text(recipe, text)
+    write_text(recipe, dump(run.recipe))
     command = (
         sys.executable,
         "-m",
@@ -189,8 +216,6 @@ def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
         "--cache",
         str(cache),
     )
-    return Job(
-        run.name,
-        command + (("--trust-remote-code",) if trust else ()),
-        folder / "jobs" / f"{run.name}.log",
-    )
+    if trust:
+        command += ("--trust-remote-code",)
+    return Job(run.name, command, folder / "jobs" / f"{run.name}.log")

@@ -13,9 +13,7 @@ def train(
     overrides: Overrides = None,
     runs: Annotated[
         Path,
-        typer.Option(
-            help="Folder of the runs; this one goes into a sub-folder by the recipe's name."
-        ),
+        typer.Option(help="Folder of all runs; this run gets a subfolder named after the recipe."),
     ] = Path("runs"),
     cache: Cache = DEFAULT_CACHE,
     split: Annotated[str, typer.Option(help="Split to evaluate on: train, val or test.")] = "test",
@@ -23,24 +21,25 @@ def train(
         bool,
         typer.Option(
             help=(
-                "Go on where a run of the same recipe ended, whatever ended it; --no-resume removes"
-                " what it has and starts anew."
+                "Continue an unfinished run of the same recipe; --no-resume deletes it and starts"
+                " again."
             )
         ),
     ] = True,
     trust: Trust = False,
 ) -> None:
-    """Train a recipe's modulation and evaluate it under every control.
+    """Train a recipe and evaluate it under every control.
 
-    A run that is finished already is only evaluated again.
+    A run that is already trained is only evaluated again.
 
-    Ctrl-C (SIGINT) or SIGTERM ends it, saved, after the optimizer step or batch that it is at, with
-    exit code 130 or 143; a second one ends it at once. However it ended, the same command goes on.
+    Ctrl-C (SIGINT) or SIGTERM saves and stops the run after the current optimizer step or batch,
+    with exit code 130 or 143; a second signal stops it at once. The same command continues the run,
+    whatever stopped it.
 
-    `torchrun --nproc-per-node N -m modulate train …` and `accelerate launch` share the work over N
-    devices; the results are those of one, up to rounding.
+    `torchrun --nproc-per-node N -m modulate train …` and `accelerate launch` split the work over N
+    devices; results equal those on one device up to rounding.
     """
-    from modulate.cli.progress import bars, what_was_kept
+    from modulate.cli.progress import cache_summary, display
     from modulate.cli.tables import show_metrics
     from modulate.config.recipe import load_recipe
     from modulate.evaluation import evaluate as evaluation
@@ -51,21 +50,26 @@ def train(
     from modulate.utils.interrupts import graceful
 
     loaded = load_recipe(recipe, overrides or ())
-    with joined(loaded) as processes, bars(processes.leads) as shown:
-        shown.doing("loading")
-        # Before the run's folder is made: a host that cannot be loaded leaves none behind.
+    with joined(loaded) as processes, display(processes.leads) as progress:
+        progress.status("loading")
+        # Loaded before the run's folder is created: a host that fails to load leaves no folder.
         pipeline = Pipeline(loaded, cache, trust_remote_code=trust)
         pipeline.build_deferred()
         processes.in_turn(pipeline.make_data)
         run = Run.create(loaded, runs)
         with run.held(), graceful() as stop:
             modulation = training.train(
-                run, pipeline, shown.trained, resume=resume, stop=stop, notice=shown.say
+                run,
+                pipeline,
+                progress.training_step,
+                resume=resume,
+                stop=stop,
+                notice=progress.print,
             )
             metrics = evaluation.evaluate(
-                run, pipeline, modulation, split, shown.evaluated, stop=stop
+                run, pipeline, modulation, split, progress.answered, stop=stop
             )
-            for line in what_was_kept(pipeline) if processes.leads else ():
-                shown.say(line)
+            for line in cache_summary(pipeline) if processes.leads else ():
+                progress.print(line)
     if processes.leads:
         show_metrics(run, metrics)

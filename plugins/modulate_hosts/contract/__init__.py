@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modulate.hosts.verified_versions import Cell
+from modulate.hosts.verified_versions import RowResult
 
 DATA = Path(__file__).parents[1] / "verified.json"
 """What the suite saw, by version of transformers: written by ``pytest tests/contract
@@ -36,7 +36,7 @@ def complete(versions: dict[str, Any], rows: Collection[str]) -> dict[str, Any]:
     return whole
 
 
-def verify(family: str) -> Iterator[tuple[str, Cell]]:
+def verify(family: str) -> Iterator[tuple[str, RowResult]]:
     """Run the rows that are quick on every family on a tiny random host of ``family``; yield each
     row's title and what came of it.
     """

@@ -23,7 +23,7 @@ from transformers import Cache
 
 from modulate import ClipInput, Modulation
 from modulate.config.injection import Injection, LoraParams
-from modulate.hosts.verified_versions import Cell
+from modulate.hosts.verified_versions import RowResult
 from modulate.interfaces.params import ComponentSpec
 from modulate_gaze.scanpath import Scanpath
 from modulate_hosts.contract import reference
@@ -296,7 +296,7 @@ def watched(family: Family) -> Iterator[Case]:
     assert not our_hooks(case.host), "a row left hooks of ours on the shared host"
 
 
-def run(row: Row, family: Family) -> Cell:
+def run(row: Row, family: Family) -> RowResult:
     """Return what came of one row on one family, whatever is raised; warnings are left to the
     suite.
     """
@@ -305,8 +305,8 @@ def run(row: Row, family: Family) -> Cell:
             warnings.simplefilter("ignore")
             row.check(case)
     except NotApplicable as reason:
-        return Cell("not applicable", str(reason))
+        return RowResult("not applicable", str(reason))
     except Exception as error:
         host_of.cache_clear()  # it may be left with hooks
-        return Cell("failed", f"{type(error).__name__}: {error}".strip())
-    return Cell(case.outcome, case.reason)
+        return RowResult("failed", f"{type(error).__name__}: {error}".strip())
+    return RowResult(case.outcome, case.reason)

@@ -9,7 +9,8 @@ import pytest
 
 from modulate import cli
 from modulate.errors import DataError
-from modulate.evaluation.metrics import Prediction, summarize
+from modulate.evaluation.metrics import summarize
+from modulate.evaluation.predictions import Prediction
 from modulate_streamgaze.export import export
 from modulate_streamgaze.questions import TASKS, family
 from tests.plugins.streamgaze.streamgaze_tree import VIDEOS
@@ -311,7 +312,7 @@ def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(
     recipe = finished / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("failed: wrong", "failed: left_out"))
     _, _, err = command(finished, tmp_path / "out", "--split", "all", "--allow-failed")
-    assert "The run's own figures differ: there, such samples are left out of all figures" in err
+    assert "The run's own figures differ: there, such samples are excluded from all figures" in err
 
 
 def test_a_run_without_failures_is_exported_without_more_words(finished, reader, tmp_path, command):
