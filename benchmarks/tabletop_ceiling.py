@@ -27,8 +27,8 @@ from modulate.evaluation.predictions import Prediction
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
 from modulate_gaze.activity import activity, align
-from modulate_tabletop import packing, steer
 from modulate_tabletop.questions import TASKS
+from modulate_tabletop.small_host import packing, steering_bound
 
 RECIPE = "recipes/gazeqwen_tiny.yaml"
 PAGE = Path("docs/results/ceiling")
@@ -113,7 +113,7 @@ def ceiling(answer: str) -> dict[str, dict[str, Any]]:
     ]
     pipeline = Pipeline(load_recipe(RECIPE, overrides), CACHE)
     pipeline.make_data()
-    vector, *_ = steer.pointer(
+    vector, *_ = steering_bound.steering_vector(
         pipeline.model,
         packing.Packer(pipeline.processor.tokenizer),
         np.random.default_rng(SEED),

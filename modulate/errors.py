@@ -1,8 +1,8 @@
-"""Every error this project raises on purpose.
+"""Every error that modulate raises on purpose.
 
-Each says what failed, the value received, what is allowed, and what to do next. All inherit
-:class:`ModulateError`, so that the command line can print them without a traceback, and a builtin,
-so that library users may catch what they expect.
+Each message says what failed, the value received, what is allowed, and what to do next. Every class
+inherits :class:`ModulateError`, so that the command line can print it without a traceback, and a
+builtin, so that callers can catch the type they expect.
 """
 
 import difflib
@@ -14,9 +14,7 @@ class ModulateError(Exception):
 
 
 class UnverifiedWarning(UserWarning):
-    """Nobody has verified hosts with the releases of transformers, torch and PEFT that are
-    installed.
-    """
+    """Hosts were never verified with the installed releases of transformers, torch and PEFT."""
 
 
 class PluginError(ModulateError, LookupError):
@@ -24,14 +22,14 @@ class PluginError(ModulateError, LookupError):
 
 
 class ComponentError(PluginError):
-    """A component of a plugin raised what it did not mean to: a defect there.
+    """A component failed with an exception that modulate did not expect: a defect of its plugin.
 
-    The original error is the cause.
+    The original exception is the ``__cause__``.
     """
 
 
 class RecipeError(ModulateError, ValueError):
-    """A recipe cannot be read, names an unknown key, or asks for something impossible."""
+    """A recipe cannot be read, has an unknown key, or asks for something impossible."""
 
 
 class SignalError(ModulateError, ValueError):
@@ -43,19 +41,19 @@ class VideoError(ModulateError, ValueError):
 
 
 class DataError(ModulateError, ValueError):
-    """A data set's files contradict themselves or what a recipe asks of them."""
+    """The files of a dataset contradict each other or the recipe."""
 
 
 class MissingFileError(ModulateError, FileNotFoundError):
-    """A file that something names does not exist."""
+    """A file that a recipe, an option or another file names does not exist."""
 
 
 class HostError(ModulateError, TypeError):
-    """A host is not understood, or is called in a way that cannot be served."""
+    """A host is not supported, or is called in an unsupported way."""
 
 
 class ConditioningError(ModulateError, RuntimeError):
-    """A conditioning does not match the inputs of a forward, or is used out of turn."""
+    """A conditioning does not match the inputs of a forward, or is used at the wrong time."""
 
 
 class CheckpointError(ModulateError, ValueError):
@@ -63,9 +61,7 @@ class CheckpointError(ModulateError, ValueError):
 
 
 def shown(value: object, most: int = 80) -> str:
-    """Return ``repr(value)``, cut to ``most`` characters: files of others may hold values of any
-    length, messages must not.
-    """
+    """Return ``repr(value)``, cut to ``most`` characters to keep messages short."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
 
@@ -73,27 +69,26 @@ def shown(value: object, most: int = 80) -> str:
 class StorageError(ModulateError, OSError):
     """A file cannot be written: the disk is full, read-only or failing.
 
-    What was there before is still there.
+    The previous content of the file is still there.
     """
 
 
 class LockedError(ModulateError, RuntimeError):
-    """Another process works in a run's folder."""
+    """Another process is working in the folder of a run."""
 
 
 class RankError(ModulateError, RuntimeError):
-    """Another process of a run over several failed, hangs or is gone, and this one ends with it."""
+    """Another process of a distributed run failed, hangs or is gone, so this one ends too."""
 
 
 class DivergedError(ModulateError, ArithmeticError):
-    """Training stopped because losses or gradients are not finite any more."""
+    """Training stopped because losses or gradients are no longer finite."""
 
 
-class Interrupted(ModulateError, RuntimeError):  # noqa: N818  (not a failure: the run was asked to stop and has saved itself)
-    """A run was asked to stop by a signal, finished what it was at, and saved; the same command
-    continues it.
+class Interrupted(ModulateError, RuntimeError):  # noqa: N818  (not a failure: the state is saved)
+    """A run was stopped by a signal after saving its state; the same command continues it.
 
-    ``code``: with which a command ends that was: 128 and the signal's number, as shells have it.
+    ``code``: exit code of the command, 128 plus the signal's number, as in shells.
     """
 
     def __init__(self, text: str, number: int) -> None:
@@ -102,10 +97,8 @@ class Interrupted(ModulateError, RuntimeError):  # noqa: N818  (not a failure: t
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that helps with a misspelt ``name``: near matches if any, then everything
-    known.
-    """
+    """Return a hint for a misspelled ``name``: similar names if any, then all known ones."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3)
-    hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    hint = f"Did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
     return f"{hint}Known: {', '.join(known) or 'none'}."

@@ -1,8 +1,8 @@
-"""Finds plugins, keeps broken ones with their reason, and resolves names of components.
+"""Find plugins, record why broken ones are broken, and resolve names of components.
 
-Every entry point of the group ``modulate`` is loaded in its own ``try``: one broken plugin is
-listed with its reason and never takes the others down; using something that only it provides is an
-error that repeats the reason.
+Every entry point of the group ``modulate`` is loaded in its own ``try``, so a broken plugin is
+listed with its reason and does not affect the others. Asking for a component that only it provides
+is an error that repeats the reason.
 """
 
 import functools
@@ -27,8 +27,9 @@ from modulate.utils.entry_points import entry_points, module_of, notes, ships
 GROUP = "modulate"
 VARIABLE = "MODULATE_PLUGINS"
 NOT_ERRORS = frozenset({"OutOfMemoryError", "_StopRecomputationError"})
-"""What torch raises when memory is full, and to end a checkpoint's recompute early; known by name,
-because this module imports no torch.
+"""Exceptions of torch that are no defect of a component: full memory, and the end of a recompute.
+
+They are known by name because this module must not import torch.
 """
 
 KINDS = {
@@ -40,11 +41,12 @@ KINDS = {
     "dataset": "register_datasets",
     "input": "register_inputs",
 }
+"""Kind of component → the hook that registers it."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """One registered name of one kind."""
+    """A registered component: its kind, its name, its class or the place of it, and its plugin."""
 
     kind: str
     name: str
@@ -54,7 +56,7 @@ class Component:
     def load(self) -> Any:
         """Import and return the class.
 
-        Raises :class:`PluginError` naming the plugin when the import fails.
+        Raises :class:`PluginError` that names the plugin if the import fails.
         """
         if not isinstance(self.target, str):
             return self.target
@@ -70,11 +72,11 @@ class Component:
 
 @dataclass
 class PluginInfo:
-    """One plugin as found: where it comes from, what it provides, why it is broken (if it is).
+    """A plugin: its origin, what it provides, and why it is broken, if it is.
 
-    ``location``: the file that is run when it is loaded; ``off``: it is installed, but
-    MODULATE_PLUGINS switches it off, so nothing of it was run; ``notes``: what is odd about where
-    it comes from, such as another's name.
+    ``location``: the file that runs when it is loaded. ``off``: it is installed, but
+    MODULATE_PLUGINS switches it off, so none of its code ran. ``notes``: warnings about its origin,
+    such as a name that belongs to another plugin.
     """
 
     name: str
@@ -91,26 +93,27 @@ class PluginInfo:
     def of(cls, point: EntryPoint, off: bool = False) -> "PluginInfo":
         """Describe an entry point without loading it."""
         dist = point.dist
-        place = locate(module_of(point))
+        location = locate(module_of(point))
         return cls(
             point.name,
             dist.name if dist else "?",
             dist.version if dist else "",
             point.value,
-            place,
+            location,
             off=off,
-            notes=notes(point, place),
+            notes=notes(point, location),
         )
 
     @property
     def source(self) -> str:
-        """Distribution and module, for a line of text."""
+        """The distribution and module, as text."""
         return f"{self.distribution} ({self.module})" if self.module else self.distribution
 
 
 def locate(module: str) -> str:
-    """Return the file of ``module``, of one in a package that is not imported yet the package's
-    file; "" where there is none. Nothing is imported.
+    """Return the file of ``module`` without importing anything; "" if there is none.
+
+    For a submodule of a package that is not imported yet, it is the file of the package.
     """
     loaded = getattr(sys.modules.get(module), "__file__", None)
     if loaded:
@@ -126,9 +129,9 @@ def locate(module: str) -> str:
 class Registry:
     """The plugins of this process and the components they register.
 
-    ``off``: plugins that are installed and not loaded. ``missing``: names that were asked for and
-    are not installed, each with its ``error``: as long as there is one, asking for a component is
-    an error, while listing is none.
+    ``off``: plugins that are installed but not loaded. ``missing``: requested plugins that are not
+    installed, each with its ``error``. While one is missing, plugins can be listed, but asking for
+    a component is an error.
     """
 
     def __init__(
@@ -137,11 +140,10 @@ class Registry:
         wanted: Iterable[str] | None = None,
         hidden: Iterable[EntryPoint] = (),
     ) -> None:
-        """Load the plugins of ``points``; only those called as in ``wanted``, where that is given.
-        Those that ship come first: no other takes their names.
+        """Load the plugins of ``points``, or only those named in ``wanted`` if that is given.
 
-        ``hidden``: entry points that are listed, and not loaded, because an earlier distribution
-        has the name of theirs.
+        ``hidden``: entry points that are listed but not loaded, because an earlier distribution has
+        the same name as theirs.
         """
         self.manager = pluggy.PluginManager("modulate")
         self.manager.add_hookspecs(hookspecs)
@@ -149,34 +151,34 @@ class Registry:
         self.off: dict[str, PluginInfo] = {}
         self.missing: dict[str, PluginInfo] = {}
         self.components: dict[tuple[str, str], Component] = {}
-        points = sorted(points, key=lambda p: (not ships(p), p.name))
-        names = {p.name for p in points}
+        # Shipped plugins come first, so that no other plugin can take their names.
+        points = sorted(points, key=lambda point: (not ships(point), point.name))
+        names = {point.name for point in points}
         chosen = names if wanted is None else set(wanted)
         for name in sorted(chosen - names):
-            self.missing[name] = PluginInfo(
-                name,
-                error=(
-                    f"{VARIABLE} names {name!r}, and no such plugin is installed."
-                    f" {near_matches(name, names)}"
-                ),
+            error = (
+                f"{VARIABLE} names {name!r}, and no such plugin is installed."
+                f" {near_matches(name, names)}"
             )
+            self.missing[name] = PluginInfo(name, error=error)
         for point in points:
             if point.name in chosen:
                 self._load(point)
             else:
                 info = PluginInfo.of(point, off=True)
-                self.off[point.name if point.name not in self.off else self._beside(info)] = info
+                key = self._rename(info) if point.name in self.off else point.name
+                self.off[key] = info
         for point in hidden:
             info = PluginInfo.of(point)
             info.error = (
                 f"not loaded: an earlier distribution is called {info.distribution!r} as well;"
                 " rename one"
             )
-            self.plugins[self._beside(info)] = info
+            self.plugins[self._rename(info)] = info
 
     @staticmethod
-    def _beside(info: PluginInfo) -> str:
-        """Give a plugin whose name is another's already a name to be listed under, and return it."""
+    def _rename(info: PluginInfo) -> str:
+        """Rename a plugin whose name is taken, so that it can be listed; return the new name."""
         info.name = f"{info.name} of {info.source}"
         return info.name
 
@@ -184,147 +186,154 @@ class Registry:
         info = PluginInfo.of(point)
         first = self.plugins.get(point.name)
         if first is not None:
-            if (
-                first.source != info.source
-                # the very same one is found twice when a package is installed in two places on the path
-            ):
+            # A package installed in two places on the path is found twice, which does no harm.
+            if first.source != info.source:
                 info.error = (
                     f"the entry point name {point.name!r} is taken by {first.source}; rename one"
                 )
-                self.plugins[self._beside(info)] = info
+                self.plugins[self._rename(info)] = info
             return
         self.plugins[point.name] = info
         try:
-            with self.others_stay(point.name):
+            with self.protect_others(point.name):
                 plugin = point.load()
             self.add(point.name, plugin, info)
-        except (Exception, SystemExit) as error:  # a module that calls exit() ends itself, not us
+        # SystemExit: a module that calls exit() must not end this process.
+        except (Exception, SystemExit) as error:
             info.error = f"{type(error).__name__}: {error}"
         info.location = locate(module_of(point))
         info.notes = notes(point, info.location)
 
     def add(self, name: str, plugin: object, info: PluginInfo | None = None) -> PluginInfo:
-        """Register ``plugin`` (a module or object with hook implementations). All or nothing: a
-        clash or a misspelt hook leaves no trace.
+        """Register ``plugin``, a module or object with hook implementations.
 
-        Raises :class:`PluginError` that names the plugin and the hook when it fails there.
+        All or nothing: a clash or a misspelled hook leaves no trace. Raises :class:`PluginError`
+        that names the plugin and the hook that failed.
         """
-        info = info or PluginInfo(
-            name, "added at run time", location=str(getattr(plugin, "__file__", None) or "")
-        )
+        if info is None:
+            location = str(getattr(plugin, "__file__", None) or "")
+            info = PluginInfo(name, "added at run time", location=location)
         self.manager.register(plugin, name)
         added: list[Component] = []
         try:
             self.manager.check_pending()
-            with self.others_stay(name):
+            with self.protect_others(name):
                 for kind, hook in KINDS.items():
                     added += self._collect(kind, hook, plugin, name)
         except Exception:
             self.manager.unregister(plugin)
             raise
-        self.components |= {(c.kind, c.name): c for c in added}
-        info.provides = [(c.kind, c.name) for c in added]
+        self.components |= {(component.kind, component.name): component for component in added}
+        info.provides = [(component.kind, component.name) for component in added]
         self.plugins[name] = info
         return info
 
     @contextmanager
-    def others_stay(self, name: str) -> Iterator[None]:
-        """Run code of the plugin called ``name``; raise :class:`PluginError` when it changed what
-        is registered, other than by registering, and undo that.
+    def protect_others(self, name: str) -> Iterator[None]:
+        """Run code of the plugin ``name`` so that it cannot change what others registered.
+
+        Such changes are undone when the block ends, and raise :class:`PluginError`.
         """
         components = dict(self.components)
         plugins = dict(self.manager.list_name_plugin())
         try:
             yield
         finally:
-            touched = self._undone(components, plugins)
-        if touched:
+            changed = self._restore(components, plugins)
+        if changed:
             raise PluginError(
-                f"The plugin {name!r} changed what others registered: {', '.join(touched)}. All is"
-                " as it was; this plugin is left out."
+                f"The plugin {name!r} changed what others registered: {', '.join(changed)}. The"
+                " changes are undone, and this plugin is left out."
             )
 
-    def _undone(
+    def _restore(
         self, components: dict[tuple[str, str], Component], plugins: dict[str, Any]
     ) -> list[str]:
-        """Bring back what was registered, and return what had to be."""
-        now = dict(self.manager.list_name_plugin())
-        touched = [
-            f"{kind} {key!r}"
-            for kind, key in components.keys() | self.components.keys()
-            if components.get((kind, key)) is not self.components.get((kind, key))
+        """Restore what was registered, and return the names of what had changed."""
+        current = dict(self.manager.list_name_plugin())
+        changed = [
+            f"{kind} {name!r}"
+            for kind, name in components.keys() | self.components.keys()
+            if components.get((kind, name)) is not self.components.get((kind, name))
         ]
-        touched += [
-            f"plugin {key!r}"
-            for key in plugins.keys() | now.keys()
-            if plugins.get(key) is not now.get(key)
+        changed += [
+            f"plugin {name!r}"
+            for name in plugins.keys() | current.keys()
+            if plugins.get(name) is not current.get(name)
         ]
-        if touched:
+        if changed:
             self.components = components
-            for key in now:
-                self.manager.unregister(name=key)
-            for key, plugin in plugins.items():
-                self.manager.register(plugin, key)
-        return sorted(touched)
+            for name in current:
+                self.manager.unregister(name=name)
+            for name, plugin in plugins.items():
+                self.manager.register(plugin, name)
+        return sorted(changed)
 
     def remove(self, name: str) -> None:
-        """Forget the plugin called ``name`` and everything that it registered."""
+        """Remove the plugin ``name`` and everything that it registered."""
         self.manager.unregister(name=name)
         self.plugins.pop(name)
-        self.components = {key: c for key, c in self.components.items() if c.plugin != name}
+        self.components = {
+            key: component for key, component in self.components.items() if component.plugin != name
+        }
 
     def _collect(self, kind: str, hook: str, plugin: object, owner: str) -> list[Component]:
-        found: dict[str, Component] = {}
+        """Call one hook of ``plugin`` and return what it registers."""
+        registered: dict[str, Component] = {}
 
         def register(name: str, target: str | type) -> None:
-            clash = self.components.get((kind, name)) or found.get(name)
+            clash = self.components.get((kind, name)) or registered.get(name)
             if clash:
                 raise PluginError(
                     f"{kind} {name!r} of plugin {owner!r} clashes with the one of plugin"
                     f" {clash.plugin!r}; rename one of them."
                 )
-            found[name] = Component(kind, name, target, owner)
+            registered[name] = Component(kind, name, target, owner)
 
-        others = [p for p in self.manager.get_plugins() if p is not plugin]
+        others = [known for known in self.manager.get_plugins() if known is not plugin]
         try:
             self.manager.subset_hook_caller(hook, remove_plugins=others)(register=register)
         except ModulateError:
             raise
         except Exception as error:
             raise PluginError(
-                f"The plugin {owner!r} failed in its hook {hook}: {_told(error)}"
+                f"The plugin {owner!r} failed in its hook {hook}: {_describe(error)}"
             ) from error
-        return list(found.values())
+        return list(registered.values())
 
     def names(self, kind: str) -> list[str]:
         """Return the registered names of ``kind``, sorted."""
         self._check_missing()
-        return sorted(name for k, name in self.components if k == kind)
+        return sorted(name for known, name in self.components if known == kind)
 
     def get(self, kind: str, name: str) -> Any:
         """Return the class registered as ``name``.
 
-        Raises :class:`PluginError` with near matches and broken plugins otherwise.
+        Raises :class:`PluginError` with similar names, and with the plugins that are broken or
+        switched off.
         """
         self._check_missing()
         component = self.components.get((kind, name))
         if component is None:
-            broken = [f"{p.name} ({p.error})" for p in self.plugins.values() if p.error]
-            note = (
-                f" Broken plugins, which may have provided it: {'; '.join(broken)}."
-                if broken
-                else ""
-            )
-            note += f" Switched off by {VARIABLE}: {', '.join(self.off)}." if self.off else ""
-            raise PluginError(
-                f"Unknown {kind} {name!r}. {near_matches(name, self.names(kind))} `modulate"
-                f" plugins` lists them.{note}"
-            )
+            raise PluginError(self._unknown(kind, name))
         return component.load()
 
+    def _unknown(self, kind: str, name: str) -> str:
+        text = (
+            f"Unknown {kind} {name!r}. {near_matches(name, self.names(kind))} `modulate plugins`"
+            " lists them."
+        )
+        broken = [f"{info.name} ({info.error})" for info in self.plugins.values() if info.error]
+        if broken:
+            text += f" Broken plugins, which may have provided it: {'; '.join(broken)}."
+        if self.off:
+            text += f" Switched off by {VARIABLE}: {', '.join(self.off)}."
+        return text
+
     def _check_missing(self) -> None:
-        """Raise when a plugin was asked for that is not there: whoever limits what runs, and
-        misspells it, must not get something else.
+        """Raise :class:`PluginError` if a requested plugin is not installed.
+
+        Whoever limits which plugins run, and misspells one, must not silently get other results.
         """
         for info in self.missing.values():
             raise PluginError(info.error)
@@ -333,11 +342,10 @@ class Registry:
     def blame(
         self, kind: str, name: str, doing: str, passing: tuple[type[Exception], ...] = ()
     ) -> Iterator[None]:
-        """Name component and plugin in whatever a component raises without meaning to, as
-        :class:`ComponentError` with the original as its cause.
+        """Turn an unexpected exception into a :class:`ComponentError` that names the component.
 
-        modulate's own errors and those in ``passing`` are left as they are; so is what is nobody's
-        defect (:data:`NOT_ERRORS`).
+        ``doing`` says what the component was doing. Errors of modulate, those in ``passing``, full
+        memory, and :data:`NOT_ERRORS` are not changed. The original becomes the cause.
         """
         try:
             yield
@@ -350,32 +358,34 @@ class Registry:
             component = self.components.get((kind, name))
             owner = f" of plugin {component.plugin!r}" if component else ""
             raise ComponentError(
-                f"{kind} {name!r}{owner} failed in {doing}: {_told(error)}"
+                f"{kind} {name!r}{owner} failed in {doing}: {_describe(error)}"
             ) from error
 
 
-def _told(error: Exception) -> str:
-    """Return an error's type and text, and the line that raised it."""
+def _describe(error: Exception) -> str:
+    """Return the type and text of an error, and the line that raised it."""
+    text = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    if not frames:
+        return text
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
 @functools.cache
 def registry() -> Registry:
-    """Return this process's registry.
+    """Return the registry of this process.
 
-    The environment variable ``MODULATE_PLUGINS`` limits what is loaded.
-
-    Unset: all plugins. Empty or ``none``: none. Else names of entry points, separated by commas:
-    only these.
+    The environment variable ``MODULATE_PLUGINS`` limits which plugins are loaded: if unset, all; if
+    empty or ``none``, none; otherwise the named entry points, separated by commas.
     """
-    given = os.environ.get(VARIABLE)
+    setting = os.environ.get(VARIABLE)
     points, hidden = entry_points(GROUP)
-    if given is None:
+    if setting is None:
         return Registry(points, hidden=hidden)
-    given = "" if given.strip() == "none" else given
-    return Registry(points, [name for part in given.split(",") if (name := part.strip())], hidden)
+    if setting.strip() == "none":
+        return Registry(points, [], hidden)
+    names = [part.strip() for part in setting.split(",")]
+    return Registry(points, [name for name in names if name], hidden)
 
 
 def get(kind: str, name: str) -> Any:

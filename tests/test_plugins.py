@@ -352,7 +352,7 @@ def test_a_distribution_called_as_modulate_is_shown_and_stands_in_for_nothing(
             and not row["provides"]
         )
         assert any(
-            "its distribution calls itself 'modulate', and it is none of the plugins that ship"
+            "its distribution calls itself 'modulate', but the plugin does not ship with"
             in note
             for note in row["notes"]
         )
@@ -382,8 +382,8 @@ def test_an_entry_point_of_a_built_in_s_name_from_elsewhere_is_shown_and_not_run
         == "the entry point name 'gaze' is taken by modulate (modulate_gaze); rename one"
     )
     assert row["notes"] == [
-        "it has the name of a plugin that ships with modulate, and is not it: that one is"
-        " modulate_gaze"
+        "it has the name of a plugin that ships with modulate, but is another one: the shipped"
+        " plugin is modulate_gaze"
     ]
     assert "  note: it has the name of a plugin that ships" in text
 

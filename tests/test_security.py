@@ -206,7 +206,7 @@ def test_a_long_chain_of_recipes_is_refused(tmp_path):
             "has a value that is refused in line 1: nested deeper than 24 levels",
         ),
         ("encoder.params." + "x." * 5000 + "y=1", "its key is nested deeper than 24 levels"),
-        ("seed={a: 1, a: 2}", "the key 'a' stands there twice"),
+        ("seed={a: 1, a: 2}", "the key 'a' appears twice"),
         ("seed=!!python/object/apply:os.system [echo]", "has a value that is not valid YAML"),
         ("seed=" + "9" * 100, "a number of more than 64 characters"),
     ],

@@ -1,4 +1,4 @@
-"""Small real models and inputs that several tests share."""
+"""Small models and inputs that many tests share."""
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -83,34 +83,34 @@ CLIP = ClipInput(scanpath(), GRID, features())
 
 
 def inputs(texts=((7, 8, 9), (10, 11)), side="left", videos=1, seed=0, dtype=torch.float32):
-    """A batch: every row has `videos` clips on GRID (2×2×3 tokens) between text tokens; padded on
-    `side`.
-    """
-    one = [START, *[VIDEO] * GRID.tokens, END]
-    rows = [[1, *one * videos, *text] for text in texts]
+    """A batch padded on `side`: every row has `videos` clips on GRID, then text tokens."""
+    clip = [START, *[VIDEO] * GRID.tokens, END]
+    rows = [[1, *clip * videos, *text] for text in texts]
     width = max(map(len, rows))
-    pad = lambda row, fill: (
-        [fill] * (width - len(row)) + row if side == "left" else row + [fill] * (width - len(row))
-    )
-    ids = torch.tensor([pad(r, PAD) for r in rows])
-    n = len(rows) * videos
+
+    def pad(row, fill):
+        padding = [fill] * (width - len(row))
+        return padding + row if side == "left" else row + padding
+
+    ids = torch.tensor([pad(row, PAD) for row in rows])
+    n_clips = len(rows) * videos
     generator = torch.Generator().manual_seed(seed)
     return dict(
         input_ids=ids,
-        attention_mask=torch.tensor([pad([1] * len(r), 0) for r in rows]),
+        attention_mask=torch.tensor([pad([1] * len(row), 0) for row in rows]),
         mm_token_type_ids=(ids == VIDEO).int() * 2,
-        pixel_values_videos=torch.randn(n * GRID.tokens * 4, 3 * 2 * 4 * 4, generator=generator).to(
-            dtype
-        ),
-        video_grid_thw=torch.tensor([[GRID.steps, GRID.rows * 2, GRID.cols * 2]] * n),
-        second_per_grid_ts=torch.ones(n),
+        pixel_values_videos=torch.randn(
+            n_clips * GRID.tokens * 4, 3 * 2 * 4 * 4, generator=generator
+        ).to(dtype),
+        video_grid_thw=torch.tensor([[GRID.steps, GRID.rows * 2, GRID.cols * 2]] * n_clips),
+        second_per_grid_ts=torch.ones(n_clips),
     )
 
 
 def selecting(host, kind):
-    """A modulation that writes on tokens of this kind, with weights that do something."""
+    """A modulation that writes on tokens of this kind, with weights that are not zero."""
     torch.manual_seed(3)
-    made = Modulation.for_host(
+    modulation = Modulation.for_host(
         host,
         encoder=ComponentSpec(name="heatmap_dur", params={"dim": 16}),
         modulator=ComponentSpec(
@@ -119,6 +119,6 @@ def selecting(host, kind):
         injection=Injection(layers=(1, 2), tokens=Tokens(kind=kind)),
         d_features=D_FEATURES,
     )
-    for writer in made.out:
+    for writer in modulation.out:
         torch.nn.init.normal_(writer.weight, std=0.5)
-    return made.eval()
+    return modulation.eval()

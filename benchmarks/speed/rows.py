@@ -35,7 +35,7 @@ from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.vision_tower_cache import ContentKeys, VisionTowerCache
 from modulate.inference.batching import LAST_LOGITS, Batcher, batches_by_clip
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import answer_together, shared_prefix
+from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
 from modulate.interfaces.params import ComponentSpec
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.runs.run import Run
@@ -256,7 +256,7 @@ def later(bench: Bench) -> dict[str, Any]:
                 with pipeline.host_caches():
                     batch = pipeline.collate(prepared, with_inputs=False)
                     common = shared_prefix(prepared, list(pipeline.host.visual_ids.values()))
-                    output = answer_together(host, pipeline.model, prepared, clips, common)
+                    output = shared_prefix_forward(host, pipeline.model, prepared, clips, common)
                     smoothed_cross_entropy(
                         batch.option_logits(output), batch.answers, 0.0
                     ).backward()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from modulate.config.recipe import Recipe, validate
-from modulate_tabletop.host_files import CHAT_TEMPLATE, ID, tokenizer
+from modulate_tabletop.small_host.host_files import CHAT_TEMPLATE, ID, tokenizer
 
 LAYERS = 12
 WIDTH = 512

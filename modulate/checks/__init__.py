@@ -1,1 +1,1 @@
-"""What is known, or measured, before a run: dead layers, coverage, costs."""
+"""Checks and measurements before a run: dead layers, signal coverage, costs."""

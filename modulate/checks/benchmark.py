@@ -1,12 +1,10 @@
-"""How long a recipe takes and how much memory it needs, measured on a few dozen steps, beside what
-the check estimates.
-"""
+"""Measure a recipe's time and memory over a few dozen steps, and compare with the estimate."""
 
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 
 from modulate.checks.check import examples
-from modulate.checks.cost_model import Budget, any_signal, size_of
+from modulate.checks.cost_model import any_signal, size_of
 from modulate.checks.cost_report import estimate
 from modulate.checks.coverage import Probes
 from modulate.checks.dead_layers import AnySignal
@@ -37,15 +35,15 @@ from modulate.training.optimizer import Optimizer, accelerator_for
 from modulate.training.train_step import TrainStep
 
 WARM_UP = 2
-"""First steps of a phase, which are not timed."""
+"""Untimed steps at the start of a phase: caches and kernels are cold then."""
 
-KEPT = 2 << 30
-"""Bytes of prepared samples that a pipeline keeps in memory."""
+SAMPLE_CACHE = 2 << 30
+"""Bytes of prepared samples that the pipeline keeps in memory."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one thing done ``n`` times: the median, and the bounds between which 80 % lie."""
+    """Seconds of one operation, measured ``n`` times: the median and the central 80 % interval."""
 
     median: float
     low: float
@@ -63,10 +61,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """One phase.
+    """The measurements of one phase of a run.
 
-    ``seconds`` of one optimizer step, or of one batch of an evaluation, of ``samples``; ``peak``
-    bytes alive, and those ``estimated``.
+    ``seconds``: of one optimizer step, or one batch of an evaluation. ``samples``: how many that
+    step or batch has. ``peak``: most bytes alive, weights included. ``estimated``: the estimate of
+    ``peak`` by :mod:`modulate.checks.cost_model`.
     """
 
     name: str
@@ -77,17 +76,18 @@ class Measured:
 
     @property
     def ratio(self) -> float:
-        """The estimate over what was measured."""
+        """Estimated over measured memory."""
         return self.estimated / self.peak
 
 
 @dataclass
 class Bench:
-    """What was measured. ``made_up``: the clips were noise, because there are no data.
+    """The measurements of a recipe.
 
-    ``first`` and ``again``: preparing a sample without and with its features in the cache.
-    ``hours``: of the full run, by part; empty without data. ``without``: stores that the recipe
-    asks for and that a few dozen steps cannot fill, so that every step is one of a first epoch.
+    ``made_up``: the clips were noise, because there are no data. ``first`` and ``again``: preparing
+    a sample without and with its features in the cache. ``hours``: of the full run, by part; empty
+    without data. ``without``: caches that the recipe enables but that a few dozen steps cannot
+    fill, so every measured step is as slow as in the first epoch.
     """
 
     recipe: str
@@ -100,11 +100,14 @@ class Bench:
     without: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as JSON has it."""
-        phases = [
-            asdict(p) | {"ratio": p.ratio, "samples_per_second": p.samples / p.seconds.median}
-            for p in self.phases
-        ]
+        """Return a JSON-serializable dictionary."""
+        phases = []
+        for phase in self.phases:
+            derived = {
+                "ratio": phase.ratio,
+                "samples_per_second": phase.samples / phase.seconds.median,
+            }
+            phases.append(asdict(phase) | derived)
         return asdict(self) | {"phases": phases, "torch": torch.__version__}
 
 
@@ -112,60 +115,64 @@ def bench(
     recipe: Recipe,
     steps: int = 24,
     trust_remote_code: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Bench:
-    """Train ``steps`` optimizer steps of every stage and evaluate as many batches, on the recipe's
-    data or, without any, on clips of noise.
+    """Train ``steps`` optimizer steps of every stage and evaluate as many batches.
 
-    Host and backbone are loaded as the recipe says: ``host.params.weights=random`` does without the
-    hub. Nothing is left on disk.
+    Uses the recipe's data or, if there are none, clips of noise. Host and backbone are loaded as
+    the recipe says; ``host.params.weights=random`` needs no download. Nothing is left on disk.
+    ``notify`` receives a text at the start of each part.
     """
+    # Trackers would report these steps to an experiment server as a run.
     trackers: dict[str, Any] = {"trackers": ()}
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=trackers)})
     with TemporaryDirectory() as scratch, ExitStack() as undo:
         folder = Path(scratch)
-        tell("loading")
+        notify("loading")
         pipeline = Pipeline(
-            recipe, folder / "cache", memory_bytes=KEPT, trust_remote_code=trust_remote_code
+            recipe, folder / "cache", memory_bytes=SAMPLE_CACHE, trust_remote_code=trust_remote_code
         )
         every, made_up = _data(pipeline, folder, undo)
-        size = recipe.training.batch_size * recipe.training.accumulation
-        train = _spread(every["train"], (WARM_UP + steps) * size)
+        batch = recipe.training.batch_size * recipe.training.accumulation
+        train = _spread(every["train"], (WARM_UP + steps) * batch)
         test = _spread(every["test"], steps * recipe.evaluation.batch_size)
-        tell(f"preparing {len(train)} samples")
-        stores = tuple(
-            name
-            for name in ("vision_tower_cache_gib", "hidden_state_cache_gib")
-            if getattr(recipe.features, name)
-        )
-        first, again = (Timing.of(_timed(pipeline, train, new)) for new in (True, False))
-        found = Bench(recipe.name, _name(pipeline.device), made_up, first, again, without=stores)
-        guess = estimate(
-            recipe,
-            folder,
-            *examples(pipeline, {"train": train, "val": test}, Probes()),
-            pipeline.device.type,
-            trust_remote_code,
+        notify(f"preparing {len(train)} samples")
+        result = _prepared(pipeline, train, made_up)
+        training_clip, test_clip = examples(pipeline, {"train": train, "val": test}, Probes())
+        estimated = estimate(
+            recipe, folder, training_clip, test_clip, pipeline.device.type, trust_remote_code
         )
         with _Session(pipeline, folder, made_up) as session:
-            for k, stage in enumerate(recipe.training.stages):
-                tell(f"stage {stage.name}")
-                found.phases.append(session.stage(stage, train, steps, guess.stages[k].peak))
-            tell("evaluation")
-            found.phases.append(session.evaluation(test, guess))
+            for stage, phase in zip(recipe.training.stages, estimated.stages, strict=True):
+                notify(f"stage {stage.name}")
+                result.phases.append(session.stage(stage, train, steps, phase.peak))
+            notify("evaluation")
+            result.phases.append(session.evaluation(test, estimated.evaluation.peak))
         if not made_up:
-            found.hours = _hours(
-                found,
-                recipe,
-                {split: len(items) for split, items in every.items()},
-                pipeline,
-                train,
-            )
-        return found
+            counts = {split: len(samples) for split, samples in every.items()}
+            result.hours = _hours(result, recipe, counts, _keeps_all(pipeline, train, counts))
+        return result
+
+
+def _prepared(pipeline: Pipeline, samples: Sequence[Sample], made_up: bool) -> Bench:
+    """Return a result with the times of preparing ``samples``."""
+    recipe = pipeline.recipe
+    without = tuple(
+        name
+        for name in ("vision_tower_cache_gib", "hidden_state_cache_gib")
+        if getattr(recipe.features, name)
+    )
+    # First as in training, which fills the feature cache; then as in an evaluation, which finds
+    # most features there.
+    first = Timing.of(_timed(pipeline, samples, training=True))
+    again = Timing.of(_timed(pipeline, samples, training=False))
+    device = pipeline.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Bench(recipe.name, name, made_up, first, again, without=without)
 
 
 class _Session:
-    """A modulation attached to the host, in training."""
+    """A fresh modulation attached to the host, to measure training and evaluation."""
 
     def __init__(self, pipeline: Pipeline, folder: Path, made_up: bool) -> None:
         self.pipeline = pipeline
@@ -187,7 +194,7 @@ class _Session:
 
     @property
     def resident(self) -> int:
-        """Bytes of weights."""
+        """Bytes of all weights."""
         return (
             size_of(self.pipeline.model)
             + size_of(self.pipeline.backbone)
@@ -195,8 +202,9 @@ class _Session:
         )
 
     def stage(self, stage: Stage, samples: list[Sample], steps: int, estimated: int) -> Measured:
-        """Train ``steps`` steps, each timed once its samples are prepared; the memory is that of
-        the last.
+        """Train ``steps`` steps; time each without the preparation of its samples.
+
+        On a CPU, memory is measured in the last step only, because the profiler slows it down.
         """
         optimizer = Optimizer.make(
             self.accelerator, self.modulation, stage, self.settings, WARM_UP + steps
@@ -206,68 +214,78 @@ class _Session:
             self.pipeline, self.accelerator, self.host, random.Random(0), failed, len(samples)
         )
         batches = _batches(samples, self.settings.batch_size)
+        device = self.pipeline.device
+        peak = _Peak(device)
         times = list[float]()
         moments = 0
-        peak = _Peak(self.pipeline.device)
-        for k in range(WARM_UP + steps):
+        for step in range(WARM_UP + steps):
             chosen = [next(batches) for _ in range(self.settings.accumulation)]
-            for sample in (s for batch in chosen for s in batch):
-                self.pipeline.prepare(sample, training=True)
-            last = k == WARM_UP + steps - 1
-            if last:
-                moments = sum(
-                    t.nbytes for state in optimizer.adamw.state.values() for t in state.values()
-                )
-            begun = _now(self.pipeline.device)
-            with peak if last or self.pipeline.device.type == "cuda" else nullcontext():
+            for batch in chosen:
+                for sample in batch:
+                    self.pipeline.prepare(sample, training=True)
+            is_last = step == WARM_UP + steps - 1
+            if is_last:
+                moments = _size_of_moments(optimizer)
+            start = _now(device)
+            with peak if is_last or device.type == "cuda" else nullcontext():
                 train_step.accumulate(chosen)
-                optimizer.step(k, self.settings.clip_norm, True)
-            if k >= WARM_UP and not (last and peak.slows and steps > 1):
-                times.append(_now(self.pipeline.device) - begun)
+                optimizer.step(step, self.settings.clip_norm, True)
+            # A step under the profiler is too slow to count, unless there is no other.
+            slowed = is_last and peak.slows and steps > 1
+            if step >= WARM_UP and not slowed:
+                times.append(_now(device) - start)
         if failed:
             raise DataError(f"{len(failed)} samples failed: {next(iter(failed.values()))}")
-        size = self.settings.batch_size * self.settings.accumulation
         return Measured(
             f"stage {stage.name}",
             Timing.of(times),
-            size,
+            self.settings.batch_size * self.settings.accumulation,
             peak.above(self.resident + moments),
             estimated,
         )
 
-    def evaluation(self, samples: list[Sample], guess: Budget) -> Measured:
-        """Answer all ``samples`` under their own signal, batch by batch."""
-        size = self.pipeline.recipe.evaluation.batch_size
+    def evaluation(self, samples: list[Sample], estimated: int) -> Measured:
+        """Score all ``samples`` with their own signal, batch by batch."""
+        device = self.pipeline.device
         times = list[float]()
-        peak = _Peak(self.pipeline.device)
+        peak = _Peak(device)
         self.modulation.eval()
-        chunks = batches_in_order(samples, size)
-        for chunk in [chunks[0], *chunks]:  # the first one twice: it warms up
-            for sample in chunk:
+        batches = batches_in_order(samples, self.pipeline.recipe.evaluation.batch_size)
+        # The first batch runs twice: once to warm up.
+        for batch in [batches[0], *batches]:
+            for sample in batch:
                 self.pipeline.prepare(sample)
-            begun = _now(self.pipeline.device)
-            score(self.pipeline, self.host.attachment, chunk, "signal")
-            times.append(_now(self.pipeline.device) - begun)
+            start = _now(device)
+            score(self.pipeline, self.host.attachment, batch, "signal")
+            times.append(_now(device) - start)
         with peak:
-            score(self.pipeline, self.host.attachment, chunks[0], "signal")
+            score(self.pipeline, self.host.attachment, batches[0], "signal")
         return Measured(
             "evaluation",
             Timing.of(times[1:]),
-            len(chunks[0]),
+            len(batches[0]),
             peak.above(self.resident),
-            guess.evaluation.peak,
+            estimated,
         )
 
 
+def _size_of_moments(optimizer: Optimizer) -> int:
+    """Return the bytes of AdamW's moments, which exist from its first step on."""
+    states = optimizer.adamw.state.values()
+    return sum(tensor.nbytes for state in states for tensor in state.values())
+
+
 class _Peak:
-    """Bytes alive at most inside its blocks: as torch's allocator on a GPU has them, or counted
-    from every allocation on a CPU, which takes time.
+    """The most bytes alive inside its ``with`` blocks.
+
+    On a GPU, torch's allocator counts them. On a CPU, a profiler records every allocation, which
+    slows the block down.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.slows = device.type != "cuda"
-        self._found = 0
+        self._most = 0
         self._profile: Any = None
 
     def __enter__(self) -> None:
@@ -284,29 +302,30 @@ class _Peak:
     def __exit__(self, *error: Any) -> None:
         if self.slows:
             self._profile.__exit__(*error)
-            self._found = max(self._found, most_alive(self._profile))
+            self._most = max(self._most, most_alive(self._profile))
         else:
-            self._found = max(self._found, torch.cuda.max_memory_allocated(self.device))
+            self._most = max(self._most, torch.cuda.max_memory_allocated(self.device))
 
     def above(self, resident: int) -> int:
-        """Return the peak, with what was there before: ``resident`` bytes, which a GPU's allocator
-        has counted itself.
+        """Return the peak including ``resident`` bytes that were allocated before.
+
+        A GPU's allocator has counted those itself.
         """
-        return self._found + (resident if self.slows else 0)
+        return self._most + (resident if self.slows else 0)
 
 
 def most_alive(profile: Any) -> int:
-    """Return the most bytes that were alive at once of those that a profile with ``profile_memory``
-    saw allocated.
-    """
+    """Return the most bytes alive at once among the allocations of a ``profile_memory`` profile."""
     events = [
-        (e.start_ns(), e.nbytes())
-        for e in profile.profiler.kineto_results.events()
-        if e.name() == "[memory]"
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
     ]
-    alive = most = 0
-    for _, n in sorted(events, key=lambda event: event[0]):
-        alive += n
+    alive = 0
+    most = 0
+    # A release is an event with a negative number of bytes.
+    for _, size in sorted(events, key=lambda event: event[0]):
+        alive += size
         most = max(most, alive)
     return most
 
@@ -317,6 +336,7 @@ def most_alive(profile: Any) -> int:
 def _data(
     pipeline: Pipeline, folder: Path, undo: ExitStack
 ) -> tuple[dict[str, list[Sample]], bool]:
+    """Return samples by split, and whether they are noise because there are no data."""
     try:
         return {split: pipeline.samples(split) for split in SPLITS}, False
     except MissingFileError:
@@ -326,80 +346,78 @@ def _data(
         return {split: noise.samples(split) for split in SPLITS}, True
 
 
-def _spread(samples: Sequence[Sample], n: int) -> list[Sample]:
-    """Return at most ``n`` samples, from all along the split."""
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Return at most ``count`` samples, evenly spread over a split."""
     if not samples:
-        raise DataError("A split has no samples to measure with.")
-    return [samples[i * len(samples) // n] for i in range(n)] if n < len(samples) else list(samples)
+        raise DataError("A split has no samples to measure with. Check data.params.")
+    if count >= len(samples):
+        return list(samples)
+    return [samples[index * len(samples) // count] for index in range(count)]
 
 
 def _batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
-    """Yield batches without end, all of the same size."""
-    k = 0
+    """Yield batches of the same size without end."""
+    start = 0
     while True:
-        yield [samples[(k + i) % len(samples)] for i in range(size)]
-        k += size
+        yield [samples[(start + index) % len(samples)] for index in range(size)]
+        start += size
 
 
 # --- time
 
 
 def _now(device: torch.device) -> float:
+    """Return the time in s, after all work queued on a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def _timed(pipeline: Pipeline, samples: Sequence[Sample], training: bool) -> list[float]:
-    """Prepare samples one by one; as training sees them first, as the evaluation does then: most of
-    their features are in the cache by that time.
-    """
-    found = []
+    """Prepare samples one by one, and return the seconds of each."""
+    times = []
     for sample in samples:
-        begun = _now(pipeline.device)
+        start = _now(pipeline.device)
         pipeline.prepare(sample, training=training)
-        found.append(_now(pipeline.device) - begun)
-    return found
+        times.append(_now(pipeline.device) - start)
+    return times
+
+
+def _keeps_all(pipeline: Pipeline, prepared: Sequence[Sample], counts: Mapping[str, int]) -> bool:
+    """Return whether the prepared samples of training and validation fit into memory."""
+    sizes = []
+    for sample in prepared[:4]:
+        inputs = pipeline.prepare(sample, training=True).inputs
+        sizes.append(sum(tensor.nbytes for tensor in inputs.values()))
+    return (counts["train"] + counts["val"]) * statistics.mean(sizes) < SAMPLE_CACHE
 
 
 def _hours(
-    found: Bench,
-    recipe: Recipe,
-    counts: dict[str, int],
-    pipeline: Pipeline,
-    prepared: Sequence[Sample],
+    result: Bench, recipe: Recipe, counts: Mapping[str, int], keeps_all: bool
 ) -> dict[str, float]:
-    """Project the full run.
+    """Project the hours of the full run from the measured phases.
 
-    Samples are prepared once if all of them fit into memory, else at every visit, features from the
+    Every sample is prepared once if ``keeps_all``, else at every visit, with features from the
     cache.
     """
-    *stages, evaluation = found.phases
-    size = recipe.training.batch_size * recipe.training.accumulation
-    bytes_each = statistics.mean(
-        sum(v.nbytes for v in pipeline.prepare(s, training=True).inputs.values())
-        for s in prepared[:4]
-    )
-    steps = optimizer_steps(recipe, math.ceil(counts["train"] / recipe.training.batch_size))
-    n = counts["train"] + counts["val"]
-    again = 0.0 if n * bytes_each < KEPT else found.again.median
-    each = evaluation.seconds.median / evaluation.samples
-    every = recipe.training.validate_every
-    rounds = (
-        sum(max(1, int(stage.epochs // every)) for stage in recipe.training.stages) if every else 0
-    )
+    training = recipe.training
+    *stages, evaluation = result.phases
+    batch = training.batch_size * training.accumulation
+    again = 0.0 if keeps_all else result.again.median
+    per_answer = evaluation.seconds.median / evaluation.samples + again
+    training_seconds = 0.0
+    steps = optimizer_steps(recipe, math.ceil(counts["train"] / training.batch_size))
+    for count, stage in zip(steps, stages, strict=True):
+        training_seconds += count * (stage.seconds.median + batch * again)
+    rounds = 0
+    if training.validate_every:
+        for stage in training.stages:
+            rounds += max(1, int(stage.epochs // training.validate_every))
     conditions = 1 + len(recipe.evaluation.conditions) + len(recipe.evaluation.inputs)
     seconds = {
-        "features and first preparation": sum(counts.values()) * found.first.median,
-        "training": sum(
-            k * (stage.seconds.median + size * again)
-            for k, stage in zip(steps, stages, strict=True)
-        ),
-        "validation": rounds * counts["val"] * (each + again),
-        "evaluation": counts["test"] * conditions * (each + again),
+        "features and first preparation": sum(counts.values()) * result.first.median,
+        "training": training_seconds,
+        "validation": rounds * counts["val"] * per_answer,
+        "evaluation": counts["test"] * conditions * per_answer,
     }
     return {name: value / 3600 for name, value in seconds.items()}
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

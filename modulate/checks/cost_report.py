@@ -13,7 +13,7 @@ from modulate.checks.findings import CheckReport
 from modulate.checks.meta_tensors import META
 from modulate.checks.settings import optimizer_steps
 from modulate.config.recipe import Recipe
-from modulate.data.clip_shards import clips_of
+from modulate.data.clip_shards import required_clips
 from modulate.data.feature_cache import DTYPES
 from modulate.errors import ModulateError
 from modulate.inference.pipeline import Pipeline
@@ -171,7 +171,7 @@ def _cache(
     report.figures["features of a clip"] = (
         f"{format_bytes(round(a_frame * len(example.times)))} as {recipe.features.dtype}"
     )
-    clips = clips_of(pipeline.extractor, samples)
+    clips = required_clips(pipeline.extractor, samples)
     if not clips:
         return
     report.cache = round(a_frame * sum(len(clip.times) * (1 + clip.gray) for clip in clips))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modulate.config.recipe import Recipe
 from modulate.hosts.hooks import patched_method
-from modulate.hosts.host import bare, understand
+from modulate.hosts.host import base_model, understand
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.signal import ANY, Control, Signal
 from modulate.interfaces.visual_grid import VisualGrid
@@ -114,7 +114,7 @@ def twin_reach(
 
     with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(0)
-        config = type(understand(model)).narrow(cast(Any, bare(model)).config)
+        config = type(understand(model)).narrow(cast(Any, base_model(model)).config)
         twin = (
             AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
             .requires_grad_(False)

@@ -92,7 +92,7 @@ def _add_plugin(app: typer.Typer, registry: plugins.Registry, name: str) -> None
     callbacks = [command.callback for command in commands]
     others = [known for known in registry.manager.get_plugins() if known is not plugin]
     try:
-        with registry.others_stay(name):
+        with registry.protect_others(name):
             registry.manager.subset_hook_caller("register_commands", remove_plugins=others)(cli=app)
         _refuse_changes(app, name, commands, groups, callbacks)
         _refuse_clashes(app, name)

@@ -12,7 +12,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Changes to the recipe, such as training.lr=1.0e-4 or training.stages.0.epochs=2.",
+        help="Changes to the recipe, such as seed=1 or training.stages.0.epochs=2.",
     ),
 ]
 Cache = Annotated[Path, typer.Option(help="Folder of the feature cache.")]

@@ -278,8 +278,8 @@ def cache_summary(pipeline: Pipeline) -> list[str]:
         )
         if store.dropped:
             line += (
-                f"; features.{key} keeps {format_bytes(store.max_bytes)}, for which {store.dropped:,} were"
-                " dropped: raise it"
+                f"; features.{key} keeps {format_bytes(store.max_bytes)}, for which"
+                f" {store.dropped:,} were dropped: raise it"
             )
         lines.append(line)
     if hidden_states.hits + hidden_states.misses:

@@ -16,8 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from modulate import plugins
-from modulate.cli import api_page, build, layout
-from modulate.cli.commands import hosts
+from modulate.cli import api_page, build, hosts_page, layout
 from modulate.errors import PluginError
 from modulate.utils.atomic_files import write_text
 
@@ -61,7 +60,7 @@ def pages(registry: plugins.Registry, root: Path) -> dict[Path, str]:
     return {
         reference / "cli.md": cli_page(registry),
         reference / "recipe.md": recipe_page(registry),
-        reference / "hosts.md": hosts.page(registry, NOTE),
+        reference / "hosts.md": hosts_page.page(registry, NOTE),
         reference / "api.md": api_page.page(root / "docs" / "examples", NOTE),
         readme: layout.filled(readme.read_text("utf-8"), "tree", layout.tree(root)),
         architecture: layout.filled(architecture.read_text("utf-8"), "packages", layout.table()),

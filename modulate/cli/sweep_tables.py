@@ -18,7 +18,7 @@ from modulate.errors import DataError
 from modulate.runs.records import LogLine
 from modulate.sweeps.job_runner import Listener, Outcome, tail
 from modulate.sweeps.results import RESULTS, State
-from modulate.sweeps.sweep import Planned, Sweep
+from modulate.sweeps.sweep import PlannedRun, Sweep
 from modulate.utils.schema import parse_record
 
 WIDTH = 130
@@ -40,7 +40,9 @@ def _console() -> Console:
 # --- before and while it runs
 
 
-def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], folder: Path) -> None:
+def plan(
+    sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[str, State], folder: Path
+) -> None:
     """Print every run of a sweep and its state."""
     table = Table(
         title=escape(f"{sweep.name}: {len(runs)} runs around {sweep.base}"),
@@ -58,7 +60,7 @@ def plan(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, State], fol
     console.print(f"Folder: {folder}", soft_wrap=True, markup=False)
 
 
-def _meaning(run: Planned) -> str:
+def _meaning(run: PlannedRun) -> str:
     """Return what a run stands for: its options, the runs it accompanies, or its role."""
     if run.options:
         return ", ".join(f"{axis} {option}" for axis, option in run.options.items())
@@ -68,7 +70,7 @@ def _meaning(run: Planned) -> str:
 
 
 @contextmanager
-def progress(runs: Sequence[Planned], states: Mapping[str, State]) -> Iterator[Display]:
+def progress(runs: Sequence[PlannedRun], states: Mapping[str, State]) -> Iterator[Display]:
     """Show how many runs are finished, and the progress of those that are running."""
     done = sum(state == "finished" for state in states.values())
     with display() as shown:
@@ -79,7 +81,7 @@ def progress(runs: Sequence[Planned], states: Mapping[str, State]) -> Iterator[D
 
 
 def listener(
-    shown: Display, runs: Sequence[Planned], states: Mapping[str, State], folder: Path
+    shown: Display, runs: Sequence[PlannedRun], states: Mapping[str, State], folder: Path
 ) -> Listener:
     """Return a listener that shows the progress of jobs, and prints a line when one ends."""
     done = [name for name, state in states.items() if state == "finished"]
@@ -157,7 +159,7 @@ def last_lines(folder: Path, outcome: Outcome) -> list[str]:
 # --- results
 
 
-def results(metrics: Mapping[str, Any], folder: Path, runs: Sequence[Planned]) -> None:
+def results(metrics: Mapping[str, Any], folder: Path, runs: Sequence[PlannedRun]) -> None:
     """Print accuracies by axis and option, those of companions, failed runs, and the files.
 
     ``metrics``: the content of the sweep's results file.

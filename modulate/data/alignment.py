@@ -1,4 +1,4 @@
-"""Features of a backbone brought onto a host's visual grid, by true time."""
+"""Alignment of a backbone's features with a host's visual grid, by true time."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,63 +18,68 @@ def align(
     by: Literal["time", "index"] = "time",
     antialias: bool = True,
 ) -> Float[Tensor, "step token d_features"]:
-    """Bring features onto the host's grid; float32, on the features' device.
+    """Return the features on the host's grid, float32, on their own device; tokens row by row.
 
-    Linear in time between the features' times, read at ``grid.times`` and held before the first and
-    after the last; bilinear in space, pixel centres matched (align_corners=False). Tokens run row
-    by row. ``by`` "index": the features' time axis is stretched over the steps as space is,
-    whatever their times. ``antialias``: smooth where the grid is coarser, so that every feature
-    counts; without, each token takes the four features around its centre and skips the others.
-    "index" and no antialiasing are for comparison with code that does so, GazeQwen's among it:
-    together they are, to the bit, its trilinear and then bilinear
+    Interpolation is linear in time, at ``grid.times``, with the first and last features held
+    constant outside their range; and bilinear in space, with pixel centers aligned
+    (align_corners=False).
+
+    ``by="index"`` and ``antialias=False`` are for comparison with code that does so, such as
+    GazeQwen's. Together they equal, to the bit, its trilinear and then bilinear
     :func:`torch.nn.functional.interpolate`.
 
-    Raises :class:`PluginError` when the features' shape and times contradict each other.
+    Args:
+        features: raw features with their times.
+        grid: the host's visual grid.
+        by: "index" stretches the features' time axis over the steps, whatever their times.
+        antialias: low-pass filter where the grid is coarser, so that every feature counts.
+            Otherwise each token takes the four features around its center and skips the others.
+
+    Raises :class:`PluginError` if the features' shape and times do not match.
     """
     features.check()
-    mixed = (
-        _stretched(features.values, grid.steps) if by == "index" else _read_at(features, grid.times)
-    )
-    rows, cols = mixed.shape[1:3]
+    if by == "index":
+        steps = _stretch(features.values, grid.steps)
+    else:
+        steps = _interpolate_in_time(features, grid.times)
+    rows, cols = steps.shape[1:3]
     if (rows, cols) != (grid.rows, grid.cols):
-        shrinking = grid.rows < rows or grid.cols < cols
-        planes = mixed.permute(0, 3, 1, 2)
+        coarser = grid.rows < rows or grid.cols < cols
         planes = interpolate(
-            planes,
+            steps.permute(0, 3, 1, 2),
             (grid.rows, grid.cols),
             mode="bilinear",
             align_corners=False,
-            antialias=antialias and shrinking,
+            antialias=antialias and coarser,
         )
-        mixed = planes.permute(0, 2, 3, 1)
-    return mixed.reshape(grid.steps, grid.tokens_per_step, -1)
+        steps = planes.permute(0, 2, 3, 1)
+    return steps.reshape(grid.steps, grid.tokens_per_step, -1)
 
 
-def _read_at(
-    features: FrameFeatures, at: Sequence[float]
+def _interpolate_in_time(
+    features: FrameFeatures, step_times: Sequence[float]
 ) -> Float[Tensor, "step row col d_features"]:
-    """Return the features at the times ``at`` (s): linear between their own, the first and the last
-    held beyond.
-    """
+    """Return the features at ``step_times`` (s), linear in time, constant outside their range."""
     values = features.values
+    # float64: times of long videos in float32 are off by milliseconds.
     times = torch.tensor(features.times, dtype=torch.float64)
-    asked = torch.tensor(at, dtype=torch.float64).clamp(times[0], times[-1])
-    after = torch.searchsorted(times, asked).clamp(max=len(times) - 1)
+    wanted = torch.tensor(step_times, dtype=torch.float64).clamp(times[0], times[-1])
+    after = torch.searchsorted(times, wanted).clamp(max=len(times) - 1)
     before = (after - 1).clamp(min=0)
-    length = times[after] - times[before]
-    weight = torch.where(
-        length > 0, (asked - times[before]) / length.clamp(min=torch.finfo(torch.float64).tiny), 0.0
-    )
+    interval = times[after] - times[before]
+    # At the first time both neighbors are the same feature, and the interval is 0.
+    safe_interval = interval.clamp(min=torch.finfo(torch.float64).tiny)
+    weight = torch.where(interval > 0, (wanted - times[before]) / safe_interval, 0.0)
     fraction = weight.to(values.device, torch.float32)[:, None, None, None]
     before = before.to(values.device)
     after = after.to(values.device)
     return values[before].float() * (1 - fraction) + values[after].float() * fraction
 
 
-def _stretched(
+def _stretch(
     values: Float[Tensor, "time row col d_features"], steps: int
 ) -> Float[Tensor, "step row col d_features"]:
-    """Return the features with their time axis laid over ``steps`` end to end."""
+    """Return the features with their time axis resized to ``steps``, whatever their times."""
     if len(values) == steps:
         return values.float()
     volume = values.float().permute(3, 0, 1, 2)[None]

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from modulate.data.video import probe, read_frames, read_shown
+from modulate.data.video import probe, read_frames, read_frames_at
 from modulate.errors import MissingFileError, VideoError
 from modulate.interfaces.frames import Frames
 from modulate.utils.atomic_files import content_hash, write_json
@@ -60,7 +60,7 @@ class ClipReader:
             if len(wanted) * info.width * info.height * 3 > self._most:
                 return read_frames(video, times)
             try:
-                found = read_shown(video, sorted(wanted))
+                found = read_frames_at(video, sorted(wanted))
             except (
                 VideoError
             ):  # another question asks beyond the end: that is its own failure, not this one's

@@ -1,6 +1,4 @@
-"""Which clips a recipe asks for, and which of them one process takes of many that need not know of
-each other.
-"""
+"""The clips that a recipe needs, and the part of them that one of several processes takes."""
 
 import os
 import re
@@ -18,8 +16,13 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Clip:
-    """What samples see: frames of ``video`` shown at ``times`` (s); ``gray``: in the evaluation
-    also gray ones in their place. ``samples``: their ids.
+    """The frames that one or more samples show.
+
+    Attributes:
+        video: file of the video.
+        times: times (s) at which the clip is sampled.
+        gray: whether an evaluation needs features of gray frames too.
+        samples: ids of the samples.
     """
 
     video: Path
@@ -28,48 +31,54 @@ class Clip:
     samples: tuple[str, ...]
 
 
-def planned(extractor: FeatureExtractor, splits: Sequence[str] = SPLITS) -> list[Clip]:
-    """Return the clips that a training and an evaluation ask for in these splits
-    (:func:`clips_of`).
-    """
+def planned_clips(extractor: FeatureExtractor, splits: Sequence[str] = SPLITS) -> list[Clip]:
+    """Return the clips that training and evaluation need in these splits."""
     with extractor.recipe.data.blame("dataset", "samples"):
-        return clips_of(extractor, {split: extractor.dataset.samples(split) for split in splits})
+        samples = {split: extractor.dataset.samples(split) for split in splits}
+        return required_clips(extractor, samples)
 
 
-def clips_of(extractor: FeatureExtractor, samples: Mapping[str, Sequence[Sample]]) -> list[Clip]:
-    """Return the clips that a training and an evaluation ask for, each once, those of a video
-    together. ``samples``: by split.
+def required_clips(
+    extractor: FeatureExtractor, samples: Mapping[str, Sequence[Sample]]
+) -> list[Clip]:
+    """Return the clips that training and evaluation need, each once, sorted by video and times.
 
-    "train" is seen as in training, every other split as in an evaluation; gray frames in every
-    split but "train" and "val", if a condition asks for them.
+    ``samples``: by split. The split "train" is sampled as in training, all others as in an
+    evaluation. Gray frames are needed in every split but "train" and "val", if the recipe has a
+    condition that shows them.
     """
-    asked = bool(GRAY_CONDITIONS & set(extractor.recipe.evaluation.conditions))
-    found: dict[tuple[Path, tuple[float, ...]], Clip] = {}
-    for split, items in samples.items():
-        for sample in items:
-            gray = asked and split not in ("train", "val")
-            key = sample.video, tuple(extractor.times(sample, training=split == "train"))
-            same = found.get(key) or Clip(*key, False, ())
-            found[key] = replace(same, gray=same.gray or gray, samples=(*same.samples, sample.id))
-    return sorted(found.values(), key=lambda clip: (str(clip.video), clip.times))
+    gray_needed = bool(GRAY_CONDITIONS & set(extractor.recipe.evaluation.conditions))
+    clips: dict[tuple[Path, tuple[float, ...]], Clip] = {}
+    for split, split_samples in samples.items():
+        gray = gray_needed and split not in ("train", "val")
+        for sample in split_samples:
+            times = tuple(extractor.times(sample, training=split == "train"))
+            key = (sample.video, times)
+            clip = clips.get(key) or Clip(sample.video, times, gray=False, samples=())
+            clips[key] = replace(clip, gray=clip.gray or gray, samples=(*clip.samples, sample.id))
+    return sorted(clips.values(), key=_order)
+
+
+def _order(clip: Clip) -> tuple[str, tuple[float, ...]]:
+    return str(clip.video), clip.times
 
 
 @dataclass(frozen=True)
-class Share:
-    """The part of the clips that one process takes: the ``number``-th (from 1) of ``of``."""
+class Shard:
+    """One process's part of the clips: part ``number`` (from 1) of ``of``."""
 
     number: int = 1
     of: int = 1
 
     @classmethod
-    def here(cls, text: str | None = None) -> "Share":
-        """Return this process's share: that of its rank (environment RANK and WORLD_SIZE, as
-        launchers set them) of the share ``text``, such as 3/8.
+    def from_environment(cls, text: str | None = None) -> "Shard":
+        """Return this process's part of the shard ``text``, such as 3/8; by default of everything.
 
-        Raises :class:`RecipeError` when either makes no sense.
+        Launchers set RANK and WORLD_SIZE, by which the shard is divided again. Raises
+        :class:`RecipeError` if ``text`` or either variable is invalid.
         """
-        outer = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
-        if outer is None or not 1 <= int(outer[1]) <= int(outer[2]):
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise RecipeError(
                 f"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got {text!r}."
             )
@@ -80,24 +89,24 @@ class Share:
                 f"The launcher's environment says RANK={rank} and WORLD_SIZE={size}; a rank is from"
                 " 0 to WORLD_SIZE − 1. Unset both, or use --shard."
             )
-        return cls((int(outer[1]) - 1) * int(size) + int(rank) + 1, int(outer[2]) * int(size))
+        number = (int(match[1]) - 1) * int(size) + int(rank) + 1
+        return cls(number, int(match[2]) * int(size))
 
     def clips(self, clips: Sequence[Clip]) -> list[Clip]:
-        """Return this share's clips: whole videos, dealt so that all shares have about as many
-        frames; the same for whoever asks.
+        """Return this part of ``clips``: whole videos, so that each is decoded by one process.
+
+        All parts have about the same number of frames. Every process computes the same division.
         """
-        videos = {
-            video: list(group)
-            for video, group in groupby(
-                sorted(clips, key=lambda c: (str(c.video), c.times)), key=lambda c: c.video
-            )
-        }
-        size = {video: sum(len(clip.times) for clip in group) for video, group in videos.items()}
-        load = [0] * self.of
+        videos: dict[Path, list[Clip]] = {}
+        for video, group in groupby(sorted(clips, key=_order), key=lambda clip: clip.video):
+            videos[video] = list(group)
+        frames = {video: sum(len(clip.times) for clip in group) for video, group in videos.items()}
+        # Longest first, each to the part with the fewest frames so far.
+        loads = [0] * self.of
         own = []
-        for video in sorted(videos, key=lambda v: (-size[v], str(v))):
-            least = load.index(min(load))
-            load[least] += size[video]
-            if least == self.number - 1:
+        for video in sorted(videos, key=lambda video: (-frames[video], str(video))):
+            lightest = loads.index(min(loads))
+            loads[lightest] += frames[video]
+            if lightest == self.number - 1:
                 own.append(video)
         return [clip for video in sorted(own, key=str) for clip in videos[video]]

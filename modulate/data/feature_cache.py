@@ -50,7 +50,7 @@ _ABANDONED = (
 )  # seconds after which a temporary file is taken to be left over from a killed process
 
 
-def checked_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[float, ...]:
+def check_frame_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[float, ...]:
     """Return the frames' times (s), having checked them and ``frames`` against each other: the
     first line of a backbone's ``forward``.
 

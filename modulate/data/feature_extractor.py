@@ -20,7 +20,7 @@ from modulate.data.feature_shards import StoredTensor
 from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.interfaces.components import Backbone, Dataset, FrameFeatures, Sample
 from modulate.interfaces.frames import Frames
-from modulate.interfaces.visual_grid import VisualGrid, with_regular_steps, sample_times
+from modulate.interfaces.visual_grid import VisualGrid, sample_times, with_regular_steps
 from modulate.utils.atomic_files import content_hash
 from modulate.utils.out_of_memory import first_line, is_out_of_memory
 

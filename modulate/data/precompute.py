@@ -44,7 +44,7 @@ class SpaceNeeded:
         return SpaceNeeded(self.features + other.features, self.frames + other.frames)
 
 
-class Sizes:
+class SpaceEstimator:
     """What clips take on disk, found without decoding or computing: a twin of the backbone runs on
     tensors without memory. 0 where it cannot do that.
     """
@@ -145,7 +145,7 @@ class FilledCounts:
     ``failed``, with their reasons; ``bytes`` of all on disk.
     """
 
-    there: int = 0
+    cached: int = 0
     computed: int = 0
     failed: list[tuple[Clip, str]] = field(default_factory=list)
     bytes: int = 0
@@ -183,7 +183,7 @@ class FeatureFiller:
         for clip in clips:
             self.stop.check()
             if self._is_there(clip):
-                done.there += 1
+                done.cached += 1
                 self.advance(1)
             else:
                 missing.append(clip)
@@ -251,7 +251,7 @@ class FeatureFiller:
             self.extractor.feature_cache,
             *([self.extractor.frame_cache.store] if self.extractor.frame_cache is not None else []),
         ]
-        need = Sizes(self.extractor).of(missing)
+        need = SpaceEstimator(self.extractor).of(missing)
         for cache, more in zip(caches, (need.features, need.frames), strict=False):
             kept = sum(_size(path) for path in cache.folder.glob("*.safetensors"))
             if more and kept + more > cache.max_bytes:
@@ -315,7 +315,7 @@ class FeatureFiller:
         elif cache.misses > misses:
             done.computed += 1
         else:  # another clip shows the same frames
-            done.there += 1
+            done.cached += 1
 
 
 def _size(path: Path) -> int:

@@ -20,7 +20,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from modulate.data.video_containers import MAX_PIXELS, opened, reason
+from modulate.data.video_containers import MAX_PIXELS, open_container, reason
 from modulate.errors import MissingFileError, VideoError
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.signal import MAX_SECONDS
@@ -59,7 +59,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         )
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes). Copy or download it again.")
-    container = opened(path)
+    container = open_container(path)
     with container:
         yield container, _video_stream(container, path)
 
@@ -300,12 +300,12 @@ def probe(path: str | Path) -> VideoInfo:
 def read_frames(path: str | Path, times: Sequence[float]) -> Frames:
     """Decode the frames shown at ``times``; a frame asked for twice is returned once.
 
-    See :func:`read_shown` for rules and errors.
+    See :func:`read_frames_at` for rules and errors.
     """
-    return read_shown(path, times)[0]
+    return read_frames_at(path, times)[0]
 
 
-def read_shown(path: str | Path, times: Sequence[float]) -> tuple[Frames, dict[float, int]]:
+def read_frames_at(path: str | Path, times: Sequence[float]) -> tuple[Frames, dict[float, int]]:
     """Decode the frames shown at ``times``, and tell which of them each time shows.
 
     For each time: the last frame whose PTS is at or before it (the PTS may be later by half a tick

@@ -44,7 +44,7 @@ _OPTIONS = {
 _naming = threading.Lock()
 
 
-def opened(path: Path) -> InputContainer:
+def open_container(path: Path) -> InputContainer:
     """Open ``path`` to read.
 
     Raises :class:`VideoError`, which names the format where that is none of :data:`CONTAINERS`.

@@ -1,8 +1,7 @@
-"""What the core must know of a host, and the generic host that finds it by transformers' own
-conventions.
+"""What the core must know of a host, and the generic host, which follows transformers' conventions.
 
 A family (plugin kind ``host``) subclasses :class:`Host` and overrides only what differs. A model
-that is not understood is refused with what was looked for; nothing is guessed.
+that does not follow the conventions is refused, with what was looked for; nothing is guessed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,9 @@ from modulate.interfaces.visual_grid import VisualGrid
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt with one clip, as the host's processor made it: model inputs (batch 1) and the
-    clip's true visual grid.
+    """One prompt with one clip, encoded by the host's processor.
+
+    ``inputs``: model inputs (batch 1). ``grid``: the clip's true visual grid.
     """
 
     inputs: dict[str, Tensor]
@@ -41,8 +41,8 @@ class HostParams(Params):
     weights: Literal["pretrained", "random"] = Field(
         "pretrained",
         description=(
-            "random: the true architecture with seeded random weights, for checks and benchmarks"
-            " without the weights; no network is used"
+            "random: the true architecture with seeded random weights, for checks and benchmarks;"
+            " no network is used"
         ),
     )
     seed: int = Field(0, description="seed of random weights")
@@ -73,21 +73,20 @@ class HostParams(Params):
 
 
 class Host:
-    """A loaded model, understood: where its decoder layers are, how wide they are, and which token
-    ids stand for vision.
+    """A loaded model: its decoder layers, their width, and the token ids that stand for vision.
 
     ``entry`` is the module whose forward receives token ids and cache and merges vision into the
-    text (``model.model`` of the usual conditional-generation classes): hooking it serves calls at
+    text (``model.model`` of the usual conditional-generation classes): a hook on it covers calls at
     every level above. ``language`` is the language model inside it.
     """
 
-    languages: ClassVar[tuple[str, ...]] = ("language_model", "text_model")
-    """Names under which transformers' classes keep the language model."""
+    language_names: ClassVar[tuple[str, ...]] = ("language_model", "text_model")
+    """Names under which transformers' classes hold the language model."""
 
-    types: ClassVar[tuple[str, ...]] = ("mm_token_type_ids",)
-    """Arguments in which 0 is text and everything else vision.
+    type_arguments: ClassVar[tuple[str, ...]] = ("mm_token_type_ids",)
+    """Arguments of a forward in which 0 is text and everything else vision.
 
-    ``token_type_ids`` is not among them by default: in PaliGemma's, pictures have type 0 too.
+    ``token_type_ids`` is not among them by default: PaliGemma's gives pictures type 0 too.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -95,7 +94,7 @@ class Host:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.entry, self.language = self.find_entry(bare(model))
+        self.entry, self.language = self.find_entry(base_model(model))
         self.layers = self.find_layers(self.language)
         self.config = cast(Any, self.entry.config)
         self.d_model = int(self.config.get_text_config().hidden_size)
@@ -116,29 +115,30 @@ class Host:
         Raises :class:`HostError` listing what was looked for.
         """
         for candidate in (model, getattr(model, "model", None)):
+            if not isinstance(candidate, nn.Module):
+                continue
             # Some classes expose `language_model` as a property that reaches through `model`: the
             # entry must own it.
-            children = dict(candidate.named_children()) if isinstance(candidate, nn.Module) else {}
-            for name in cls.languages:
-                if isinstance(candidate, nn.Module) and name in children:
+            children = dict(candidate.named_children())
+            for name in cls.language_names:
+                if name in children:
                     return candidate, children[name]
         found = ", ".join(name for name, _ in model.named_children())
-        blind = (
-            ""
-            if getattr(getattr(model, "config", None), "vision_config", None) is not None
-            else " Its configuration has no vision_config: it is no host with a vision tower."
-        )
+        config = getattr(model, "config", None)
+        hint = ""
+        if getattr(config, "vision_config", None) is None:
+            hint = " Its configuration has no vision_config: it is no host with a vision tower."
         wanted = ", ".join(
-            f"`{prefix}{name}`" for name in cls.languages for prefix in ("", "model.")
+            f"`{prefix}{name}`" for name in cls.language_names for prefix in ("", "model.")
         )
         raise HostError(
             f"{type(model).__name__} is not understood as a multimodal host: looked for {wanted},"
-            f" found only {found or 'no sub-modules'}.{blind}"
+            f" found only {found or 'no sub-modules'}.{hint}"
         )
 
     @staticmethod
     def find_layers(language: Any) -> nn.ModuleList:
-        """Return the decoder layers of the language model (never those of a vision tower)."""
+        """Return the decoder layers of the language model, never those of a vision tower."""
         for owner in (language, getattr(language, "model", None)):
             layers = getattr(owner, "layers", None)
             if isinstance(layers, nn.ModuleList) and len(layers):
@@ -150,9 +150,7 @@ class Host:
 
     @staticmethod
     def find_visual_ids(config: Any) -> dict[str, int]:
-        """Return {"image": id, "video": id} of the placeholder tokens, as far as the configuration
-        names them.
-        """
+        """Return the placeholder ids that the configuration names: {"image": id, "video": id}."""
         found = {}
         for modality in ("image", "video"):
             for name in (f"{modality}_token_id", f"{modality}_token_index"):
@@ -168,33 +166,27 @@ class Host:
         return found
 
     def placeholders(self, grid: VisualGrid) -> Sequence[int]:
-        """Return what the placeholders of one clip stand for, in their order: a visual token of
-        ``grid``, or −1 for one that shows no place.
+        """Return for each placeholder of a clip its visual token in ``grid``, or −1 for none.
 
-        By default placeholders are the grid's tokens. A family whose clips hold further ones (ends
-        of lines, separators) overrides this.
+        By default placeholders are the grid's tokens. A family whose clips have others (ends of
+        lines, separators) overrides this.
         """
         return range(grid.tokens)
 
     def check_states(self) -> None:
-        """Raise :class:`HostError` where the decoder layers' states are not (batch, position,
-        d_model) with visual tokens among the positions.
+        """Raise :class:`HostError` unless layers pass on (batch, position, d_model) with vision.
+
+        Some of the positions must be visual tokens, which is where residuals are written.
         """
-        name = type(bare(self.model)).__name__
-        for i, layer in enumerate(self.layers):
-            cross = next(
-                (
-                    child
-                    for child, _ in layer.named_children()
-                    if child.startswith(("cross_att", "crossatt", "encoder_att"))
-                ),
-                None,
-            )
-            if cross:
-                raise HostError(
-                    f"{name} cannot be modulated: vision reaches its decoder by cross-attention"
-                    f" (`{cross}` of layer {i}), so that none of its positions are visual tokens."
-                )
+        name = type(base_model(self.model)).__name__
+        for index, layer in enumerate(self.layers):
+            for child, _ in layer.named_children():
+                if child.startswith(("cross_att", "crossatt", "encoder_att")):
+                    raise HostError(
+                        f"{name} cannot be modulated: vision reaches its decoder by cross-attention"
+                        f" (`{child}` of layer {index}), so that none of its positions are visual"
+                        " tokens."
+                    )
         streams = getattr(self.config.get_text_config(), "altup_num_inputs", 1) or 1
         if streams > 1:
             raise HostError(
@@ -204,11 +196,11 @@ class Host:
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise :class:`HostError` when a layer index does not exist."""
-        wrong = [i for i in layers if not 0 <= i < len(self.layers)]
-        if wrong:
+        missing = [layer for layer in layers if not 0 <= layer < len(self.layers)]
+        if missing:
             raise HostError(
-                f"Injection asks for decoder layer {', '.join(map(str, wrong))}, but"
-                f" {type(bare(self.model)).__name__} has layers 0 to {len(self.layers) - 1}."
+                f"Injection asks for decoder layer {', '.join(map(str, missing))}, but"
+                f" {type(base_model(self.model)).__name__} has layers 0 to {len(self.layers) - 1}."
             )
 
     # --- loading and encoding
@@ -217,23 +209,19 @@ class Host:
     def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
         """Load model (frozen, in eval mode) and processor, offline when ``path`` is a folder.
 
-        Weights are safetensors only: other files are pickles.
-
-        With random weights see :meth:`make`. Raises :class:`HostError` with what transformers says.
+        Only safetensors weights are read: other files are pickles. For random weights, see
+        :meth:`build_random`. Raises :class:`HostError` with transformers' own message.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        path = _located(params.path)
-        device = (
-            ("cuda" if torch.cuda.is_available() else "cpu")
-            if params.device == "auto"
-            else params.device
-        )
-        trust = (
-            params.trust_remote_code
-        )  # always said: left open, transformers asks at the terminal
+        path = _local_or_hub(params.path)
+        device = params.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         if params.weights == "random":
-            return cls.make(params, device)
+            return cls.build_random(params, device)
+        # Always passed: left out, transformers asks at the terminal.
+        trust = params.trust_remote_code
         try:
             with _no_progress_bar():
                 model = AutoModelForImageTextToText.from_pretrained(
@@ -244,32 +232,34 @@ class Host:
                     trust_remote_code=trust,
                 )
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # not there, no network, no safetensors, or code that comes with it
+        except (OSError, ValueError) as error:
+            # Not there, no network, no safetensors, or code of its own that is not trusted.
             raise HostError(f"The host {params.path!r} cannot be loaded: {error}") from error
         return model.requires_grad_(False).eval().to(device), processor
 
     @classmethod
-    def make(cls, params: HostParams, device: str) -> tuple[nn.Module, Any]:
-        """Build model and processor without weights: the configuration is the folder's own, or one
-        that the family keeps for a hub id.
+    def build_random(cls, params: HostParams, device: str) -> tuple[nn.Module, Any]:
+        """Build model and processor with random weights from a configuration.
 
-        A folder that holds no processor, and a hub id, get the family's stand-in. Raises
+        The configuration is the folder's own, or the one that ships with the family for a hub id. A
+        hub id, and a folder without a processor, get the family's stand-in processor. Raises
         :class:`HostError` for what cannot be built.
         """
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-        path = _located(params.path)
+        path = _local_or_hub(params.path)
         trust = params.trust_remote_code
         local = Path(path).is_dir()
+        has_processor = local and any(
+            (Path(path) / name).is_file()
+            for name in ("processor_config.json", "preprocessor_config.json")
+        )
         try:
-            config = (
-                AutoConfig.from_pretrained(path, trust_remote_code=trust)
-                if local
-                else cls.kept_config(path)
-            )
+            if local:
+                config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+            else:
+                config = cls.shipped_config(path)
+            # The caller's own random numbers must not depend on whether weights are random.
             with torch.random.fork_rng(), torch.device(device):
                 torch.manual_seed(params.seed)
                 model = AutoModelForImageTextToText.from_config(
@@ -278,15 +268,10 @@ class Host:
                     attn_implementation=params.attention,
                     trust_remote_code=trust,
                 )
-            own = local and any(
-                (Path(path) / name).is_file()
-                for name in ("processor_config.json", "preprocessor_config.json")
-            )
-            processor = (
-                AutoProcessor.from_pretrained(path, trust_remote_code=trust)
-                if own
-                else cls.stand_in_processor(path, config)
-            )
+            if has_processor:
+                processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust)
+            else:
+                processor = cls.stand_in_processor(path, config)
         except (OSError, ValueError, KeyError) as error:
             raise HostError(
                 f"The host {params.path!r} cannot be built with random weights: {error}"
@@ -294,20 +279,21 @@ class Host:
         return model.requires_grad_(False).eval(), processor
 
     @classmethod
-    def kept_config(cls, path: str) -> Any:
-        """Return the transformers configuration kept for the hub id ``path``.
+    def shipped_config(cls, path: str) -> Any:
+        """Return the transformers configuration that ships with the family for hub id ``path``.
 
-        Raises :class:`HostError`: no configuration is kept by default.
+        Raises :class:`HostError` by default: none ships.
         """
         raise HostError(
-            f"No configuration of {path!r} is kept with {cls.__name__}; give a folder with its"
+            f"No configuration of {path!r} ships with {cls.__name__}; give a folder with its"
             " config.json as path."
         )
 
     @classmethod
     def stand_in_processor(cls, path: str, config: Any) -> Any:
-        """Return a processor whose visual token counts are those of the real one, for random
-        weights. Raises :class:`HostError`: by default there is none.
+        """Return a processor for random weights that gives the real one's numbers of visual tokens.
+
+        Raises :class:`HostError` by default: there is none.
         """
         raise HostError(
             f"{cls.__name__} cannot build a processor; the folder {path!r} must hold the model's"
@@ -316,10 +302,10 @@ class Host:
 
     @classmethod
     def narrow(cls, config: Any) -> Any:
-        """Return ``config`` with the same layers, each as narrow as can be: what gradients are
-        taken through where the model itself is too large.
+        """Return ``config`` with the same layers, each as narrow as possible.
 
-        Raises :class:`HostError` where a family has not said how.
+        Checks take gradients through such a model where the real one is too large. Raises
+        :class:`HostError` by default.
         """
         raise HostError(f"{cls.__name__} does not say how its configuration is narrowed.")
 
@@ -328,10 +314,8 @@ class Host:
     ) -> EncodedPrompt:
         """Encode one user turn (clip, then ``text``) with true frame times.
 
-        A family that can must override this.
-
-        One that can show images before the clip takes them as a further argument ``images``:
-        (height, width, 3) uint8 RGB each.
+        Families that can encode videos override this. One that can show images before the clip
+        takes them as a further argument ``images``: (height, width, 3) uint8 RGB each.
         """
         raise HostError(
             f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not"
@@ -339,7 +323,7 @@ class Host:
         )
 
     def encode_text(self, processor: Any, text: str) -> EncodedPrompt:
-        """Encode one user turn without any clip; its grid is never looked at."""
+        """Encode one user turn without a clip; its grid is never used."""
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "text", "text": text}]}],
             add_generation_prompt=True,
@@ -352,8 +336,10 @@ class Host:
         )
 
     def collate(self, rows: Sequence[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
-        """Join encoded prompts into a batch: what runs along the prompt is padded on the left,
-        vision inputs are concatenated.
+        """Join encoded prompts into a batch.
+
+        Inputs along the prompt are padded on the left, where generation expects padding; vision
+        inputs are concatenated.
         """
         longest = max(row["input_ids"].shape[1] for row in rows)
         fill = {
@@ -367,14 +353,15 @@ class Host:
             values = [row[key] for row in rows]
             if key in fill:
                 values = [
-                    nn.functional.pad(v, (longest - v.shape[1], 0), value=fill[key]) for v in values
+                    nn.functional.pad(value, (longest - value.shape[1], 0), value=fill[key])
+                    for value in values
                 ]
             batch[key] = torch.cat(values)
         return batch
 
 
-def _located(path: str) -> str:
-    """Return where ``path`` is on this machine, or the hub id that it is."""
+def _local_or_hub(path: str) -> str:
+    """Return the absolute path of a folder on this machine, or a hub id unchanged."""
     from modulate.utils.paths import resolve
 
     return str(resolve(path)) if path.startswith(("package:", ".", "/")) else path
@@ -382,9 +369,7 @@ def _located(path: str) -> str:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers' bar for loading weights out of our own progress display, and its setting
-    as it was.
-    """
+    """Hide transformers' bar for loading weights, which would break our own progress display."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -396,20 +381,19 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside the wrappers of torch.compile and PEFT, or ``model``
-    itself.
-    """
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside torch.compile's and PEFT's wrappers, if any."""
     model = getattr(model, "_orig_mod", model)
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model
 
 
 def understand(model: nn.Module) -> Host:
-    """Wrap a loaded model in its family's :class:`Host`, or in the generic one when no family
-    claims its ``model_type``.
+    """Return the :class:`Host` of a loaded model: its family's, or the generic one.
+
+    Raises :class:`HostError` for a model that neither can serve.
     """
-    config = getattr(bare(model), "config", None)
+    config = getattr(base_model(model), "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type is None:
         raise HostError(

@@ -1,7 +1,7 @@
-"""One question about one video, with and without its signal: from files to answers in one call."""
+"""One question about one video, answered with and without its signal."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,12 +21,16 @@ from modulate.utils.library_warnings import show_library_warnings
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer under one condition: ``signal`` (its own), ``none`` (no residual, LoRA on) or
-    ``host`` (no LoRA either).
+    """An answer under one condition.
 
-    ``probabilities``: of the options offered, summing to 1; ``choice``: index of the likeliest.
-    ``tokens``: visual tokens that got a residual; ``active_steps`` of the clip's ``steps`` were
-    reached by the signal; ``ratio``: ‖Δh‖/‖h‖ by layer.
+    Attributes:
+        condition: "signal": the sample's own. "none": no residuals, with LoRA. "host": neither.
+        choice: index of the most probable option.
+        probabilities: of the options offered, summing to 1.
+        tokens: number of visual tokens with a residual.
+        steps: number of time steps of the clip.
+        active_steps: number of steps that the signal reached.
+        ratio: ‖Δh‖/‖h‖ by layer.
     """
 
     condition: str
@@ -39,10 +43,11 @@ class Answer:
 
 
 def parse_signals(texts: Sequence[str]) -> dict[str, Path]:
-    """Read ``kind=file`` texts.
+    """Return the file of each signal kind, from texts of the form ``kind=file``.
 
-    Raises :class:`RecipeError` for other forms and repeated kinds, :class:`MissingFileError` for
-    missing files.
+    Raises:
+        RecipeError: a text has another form, or a kind is given twice.
+        MissingFileError: a file does not exist.
     """
     signals: dict[str, Path] = {}
     for text in texts:
@@ -71,29 +76,66 @@ def sample_of(
     recipe: Recipe,
     seconds: float | None = None,
 ) -> Sample:
-    """Build the sample of one question: the model sees the ``seconds`` of video before ``at`` (by
-    default max_frames / fps of the recipe).
+    """Return one question about one video as a sample.
 
-    Raises :class:`DataError` for options that cannot be offered, :class:`RecipeError` for a signal
-    that the recipe does not read, :class:`VideoError` for a time outside the video.
+    Args:
+        video: file of the video.
+        signals: file of each signal, by kind.
+        at: time of the question, s; the model sees nothing after it.
+        question: the question's text.
+        options: the answers offered.
+        recipe: names the signals to read.
+        seconds: length of the clip before the question; by default max_frames / fps of the recipe.
+
+    Raises:
+        DataError: the question is empty, or the options cannot be offered.
+        RecipeError: a signal is missing, or the recipe does not read it.
+        VideoError: the time lies outside the video.
     """
+    _check_question(question, options)
+    _check_signals(signals, recipe)
+    seconds = recipe.sampling.seconds if seconds is None else seconds
+    if seconds <= 0:
+        raise VideoError(
+            f"The clip before the question must have some length; got {seconds} seconds."
+        )
+    info = probe(video)
+    # The last frame stays on screen for one frame interval.
+    if not 0 <= at <= info.duration + 1 / info.fps:
+        raise VideoError(
+            f"The question at {at:g} s lies outside {video}, which lasts {info.duration:.2f} s."
+        )
+    return Sample(
+        id=f"{video.name}@{at:g}s",
+        task="ask",
+        video=video,
+        window=(max(0.0, at - seconds), at),
+        question=question,
+        options=tuple(options),
+        answer=0,  # unknown; nothing reads it
+        signals=dict(signals),
+    )
+
+
+def _check_question(question: str, options: Sequence[str]) -> None:
     if not question.strip():
         raise DataError("The question is empty.")
-    if (
-        not 2 <= len(options) <= len(LETTERS)
-        or len(set(options)) < len(options)
-        or not all(o.strip() for o in options)
-    ):
+    countable = 2 <= len(options) <= len(LETTERS)
+    distinct = len(set(options)) == len(options)
+    if not (countable and distinct and all(option.strip() for option in options)):
         raise DataError(
             f"A question needs 2 to {len(LETTERS)} different, non-empty options; got"
             f" {list(options)}."
         )
+
+
+def _check_signals(signals: Mapping[str, Path], recipe: Recipe) -> None:
     kinds = kinds_of(recipe.signal)
-    third_party_hook = sorted(signals.keys() - kinds.keys())
-    if third_party_hook:
+    unread = sorted(signals.keys() - kinds.keys())
+    if unread:
         raise RecipeError(
-            f"The recipe {recipe.name!r} does not read the signal {third_party_hook[0]!r}."
-            f" {near_matches(third_party_hook[0], kinds)}"
+            f"The recipe {recipe.name!r} does not read the signal {unread[0]!r}."
+            f" {near_matches(unread[0], kinds)}"
         )
     missing = [kind for kind in kinds if kind not in signals]
     if missing:
@@ -101,35 +143,18 @@ def sample_of(
             f"The recipe {recipe.name!r} reads the signal {missing[0]!r}; give it as"
             f" {missing[0]}=FILE."
         )
-    seconds = recipe.sampling.seconds if seconds is None else seconds
-    if seconds <= 0:
-        raise VideoError(
-            f"The question must see some of the video; got {seconds} seconds before it."
-        )
-    info = probe(video)
-    if not 0 <= at <= info.duration + 1 / info.fps:  # the last frame is still on screen
-        raise VideoError(
-            f"The question at {at:g} s lies outside {video}, which lasts {info.duration:.2f} s."
-        )
-    return Sample(
-        f"{video.name}@{at:g}s",
-        "ask",
-        video,
-        (max(0.0, at - seconds), at),
-        question,
-        tuple(options),
-        0,
-        dict(signals),
-    )
 
 
 @show_library_warnings()
 def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answer]:
-    """Answer with the signal, then without: no residual, and where the modulation has LoRA also the
-    bare host. Errors are never recorded, but raised.
+    """Return the answers with the signal, without it, and of the bare host.
+
+    A modulation without LoRA has no third answer: without residuals it is the bare host.
     """
     prepared = pipeline.prepare(sample)
-    conditions = ("signal", "none", "host") if modulation.lora is not None else ("signal", "none")
+    conditions = ["signal", "none"]
+    if modulation.lora is not None:
+        conditions.append("host")
     with modulation.eval().to(pipeline.device).attached(pipeline.model) as attachment:
         return [_answer(pipeline, attachment, prepared, condition) for condition in conditions]
 
@@ -138,29 +163,25 @@ def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answ
 def _answer(
     pipeline: Pipeline, attachment: Attachment, prepared: PreparedSample, condition: str
 ) -> Answer:
+    assert prepared.grid is not None
     batch = pipeline.collate([prepared])
-    own = condition == "signal"
-    with attachment.maybe_condition(
-        [[prepared.clip(prepared.signal)] if own else []], bare=condition == "host"
-    ):
+    has_signal = condition == "signal"
+    clips = [prepared.clip(prepared.signal)] if has_signal else []
+    with attachment.maybe_condition([clips], bare=condition == "host"):
         output = attachment.model(**batch.inputs, **LAST_LOGITS)
     probabilities = batch.option_logits(output)[0].softmax(0)
-    assert prepared.grid is not None
     answer = Answer(
         condition,
         int(probabilities.argmax()),
         tuple(probabilities.tolist()),
         steps=prepared.grid.steps,
     )
-    if not own:
+    if not has_signal:
         return answer
     report = attachment.report()
-    return Answer(
-        condition,
-        answer.choice,
-        answer.probabilities,
-        report.tokens,
-        answer.steps,
-        sum(report.active_steps),
-        report.ratio,
+    return replace(
+        answer,
+        tokens=report.tokens,
+        active_steps=sum(report.active_steps),
+        ratio=report.ratio,
     )

@@ -16,7 +16,7 @@ from modulate.data.feature_extractor import FeatureExtractor
 from modulate.data.signal_reader import SignalReader
 from modulate.hosts.fsdp import full_tensor, load
 from modulate.hosts.hidden_state_cache import HiddenStateCache
-from modulate.hosts.host import Host, bare, understand
+from modulate.hosts.host import Host, base_model, understand
 from modulate.hosts.vision_tower_cache import ContentKeys, VisionTowerCache
 from modulate.inference.batching import Batch, Batcher
 from modulate.inference.controls import ShufflePool, control_signal
@@ -218,7 +218,7 @@ class Pipeline:
 def _weights_fingerprint(model: Any) -> str:
     """Return a SHA-256 (hex) of every weight's name, shape, type, and about 64 of its values."""
     digest = hashlib.sha256()
-    for name, value in bare(model).state_dict().items():
+    for name, value in base_model(model).state_dict().items():
         flat = full_tensor(value.detach()).flatten()
         # A sample of the values: hashing every weight of a 7B host takes minutes.
         stride = max(1, len(flat) // 64)

@@ -1,9 +1,9 @@
-"""Questions on one clip: which these are, and one pass over its visual tokens for all of them, then
-every question's own tokens on the cache that it filled.
+"""One pass over a clip for several questions on it.
 
-The clip comes before the question in every prompt, and attention looks back only: what a host makes
-of the clip does not depend on the question. Residuals, and their gradients, are the same as one by
-one, up to rounding; only the signal must be one and the same too.
+In every prompt the clip comes before the question, and attention is causal, so the host's states of
+the clip do not depend on the question. The shared prefix goes through the host once; each
+question's own tokens then continue from its key-value cache. Residuals and their gradients equal
+those of separate forwards up to rounding, provided that all questions have the same signal.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from modulate.hosts.kv_cache import output_cache
@@ -25,84 +25,112 @@ def shared_prefix(
     visual_ids: Sequence[int],
     signals: Sequence[Signal | None] | None = None,
 ) -> int:
-    """Return how many positions these prompts have in common, if they show one clip with one signal
-    and may be asked together; else 0.
+    """Return the number of positions that these prompts can share, or 0 for separate forwards.
 
-    ``signals``: what each is conditioned with, by default its own. 0 as well for a single prompt:
-    nothing is gained.
+    Prompts share positions if they show one clip with one signal, and if all visual tokens lie in
+    the positions that they have in common.
+
+    Args:
+        prepared: the samples.
+        visual_ids: token ids of visual tokens.
+        signals: the signal with which each is conditioned; by default its own.
     """
+    if signals is None:
+        signals = [sample.signal for sample in prepared]
+    if len(prepared) < 2 or not _same_clip(prepared, signals):
+        return 0
+    rows = [sample.inputs["input_ids"][0] for sample in prepared]
+    common = _common_length(rows)
+    visual = torch.tensor(list(visual_ids))
+    # Residuals are written during the pass over the prefix only, so that no visual token may be
+    # left for the questions' own pass.
+    if any(bool(torch.isin(row[common:], visual).any()) for row in rows):
+        return 0
+    return common
+
+
+def _same_clip(prepared: Sequence[PreparedSample], signals: Sequence[Signal | None]) -> bool:
     first = prepared[0]
-    heard = signals or [p.signal for p in prepared]
-    if (
-        len(prepared) < 2
-        or first.grid is None
-        or not all(
-            p.grid == first.grid and _same(s, heard[0])
-            for p, s in zip(prepared, heard, strict=True)
-        )
-    ):
-        return 0
-    if any(
-        (p.sample.video, p.sample.window) != (first.sample.video, first.sample.window)
-        for p in prepared
-    ):
-        return 0
-    rows = [p.inputs["input_ids"][0] for p in prepared]
-    shortest = min(map(len, rows)) - 1  # every question keeps a token of its own, to be answered at
-    agree = torch.stack([(row[:shortest] == rows[0][:shortest]) for row in rows]).all(0)
-    common = int(agree.long().cumprod(0).sum())
-    ids = torch.tensor(list(visual_ids))
-    return 0 if any(bool(torch.isin(row[common:], ids).any()) for row in rows) else common
+    if first.grid is None:
+        return False
+    clip = (first.sample.video, first.sample.window)
+    return all(
+        sample.grid == first.grid
+        and (sample.sample.video, sample.sample.window) == clip
+        and _equal(signal, signals[0])
+        for sample, signal in zip(prepared, signals, strict=True)
+    )
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Return whether two signals are equal, whatever their kind: the same type, made of the same
-    values.
+def _common_length(rows: Sequence[Tensor]) -> int:
+    """Return the length of the longest common prefix that leaves every row a token of its own."""
+    # Each question is answered at its last token, which therefore must not be shared.
+    limit = min(map(len, rows)) - 1
+    equal = torch.stack([row[:limit] == rows[0][:limit] for row in rows]).all(0)
+    return int(equal.long().cumprod(0).sum())
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Return whether two signals of any kind, or values of them, have equal types and contents.
+
+    Signals need not define ``==``, and arrays define it element by element.
     """
-    if isinstance(a, Signal) and type(a) is type(b):
-        return vars(a).keys() == vars(b).keys() and all(
-            _same(v, vars(b)[k]) for k, v in vars(a).items()
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, Signal):
+        return _equal(vars(first), vars(second))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(
+            _equal(value, second[key]) for key, value in first.items()
         )
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
-    return type(a) is type(b) and bool(a == b)
+    if isinstance(first, np.ndarray):
+        return np.array_equal(first, second)
+    return bool(first == second)
 
 
-def answer_together(
-    ask: Callable[..., Any],
+def shared_prefix_forward(
+    conditioned: Callable[..., Any],
     model: nn.Module,
     prepared: Sequence[PreparedSample],
     clips: Sequence[ClipInput],
     common: int,
 ) -> Any:
-    """Ask the host about one clip, conditioned with ``clips`` (that clip, or nothing), all
-    questions of ``prepared`` at once.
+    """Return the output of the host for all questions of ``prepared`` on one clip.
 
-    Returns an output of the host's own class whose ``logits`` are (question, 1, token id): those
-    that each question is answered with.
+    Its ``logits`` are (question, 1, token id): those at the last token of each question.
 
-    ``ask``: rows and inputs → the output of ``model`` conditioned with them. ``common``: what
-    :func:`shared_prefix` returned. Needs a host with a cache that can be repeated, which all of
-    transformers' dynamic caches can.
+    Args:
+        conditioned: ``conditioned(rows, **inputs)`` returns the output of ``model`` conditioned
+            with ``rows``.
+        model: the host. Its cache must support ``batch_repeat_interleave``, as all dynamic caches
+            of transformers do.
+        prepared: the questions.
+        clips: the clip, or nothing for a forward without residuals.
+        common: the result of :func:`shared_prefix`, not 0.
     """
-    first = prepared[0].inputs
     device = next(model.parameters()).device
-    rows = [p.inputs["input_ids"][0, common:] for p in prepared]
-    start: dict[str, Any] = {
-        k: v[:, :common] if v.shape[:2] == first["input_ids"].shape else v
-        for k, v in first.items()
-        if k != "attention_mask"
-    }
-    start = {k: v.to(device) for k, v in start.items()}
-    cache = output_cache(ask([list(clips)], **start, use_cache=True, logits_to_keep=1))
+    prefix = {name: value.to(device) for name, value in _prefix_inputs(prepared[0], common).items()}
+    cache = output_cache(conditioned([list(clips)], **prefix, use_cache=True, logits_to_keep=1))
     for filled in cache.values():
-        filled.batch_repeat_interleave(len(rows))
-    # Padded on the right, where nothing that counts looks: so no mask is needed, and positions go
-    # on from the cache.
-    output = model(
-        input_ids=pad_sequence(rows, batch_first=True).to(device), **cache, use_cache=True
-    )
+        filled.batch_repeat_interleave(len(prepared))
+    rows = [sample.inputs["input_ids"][0, common:] for sample in prepared]
+    # Padded on the right, after each question's last token. Attention is causal, so no mask is
+    # needed, and positions continue from the cache.
+    input_ids = pad_sequence(rows, batch_first=True).to(device)
+    output = model(input_ids=input_ids, **cache, use_cache=True)
     last = torch.tensor([len(row) - 1 for row in rows], device=device)
-    return type(output)(logits=output.logits[torch.arange(len(rows), device=device), last][:, None])
+    logits = output.logits[torch.arange(len(rows), device=device), last]
+    return type(output)(logits=logits[:, None])
+
+
+def _prefix_inputs(sample: PreparedSample, common: int) -> dict[str, Tensor]:
+    """Return the model inputs of the first ``common`` positions of a prompt.
+
+    Inputs with a value per position are cut; pixels and their grids are taken whole.
+    """
+    shape = sample.inputs["input_ids"].shape
+    return {
+        name: value[:, :common] if value.shape[:2] == shape else value
+        for name, value in sample.inputs.items()
+        if name != "attention_mask"
+    }

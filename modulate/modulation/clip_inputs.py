@@ -262,17 +262,7 @@ def as_mask(name: str, value: Any, rows: int) -> Tensor:
 
     Raises :class:`ConditioningError` for anything else.
     """
-    if not isinstance(value, Tensor | np.ndarray | list | tuple):
-        raise ConditioningError(
-            f"`{name}` must be a tensor, (row, position) bool for {rows} rows, got"
-            f" {_describe(value)}."
-        )
-    try:
-        mask = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    except (TypeError, ValueError) as error:  # ragged, or not numbers
-        raise ConditioningError(
-            f"`{name}` must be (row, position) bool for {rows} rows, all of one length: {error}"
-        ) from error
+    mask = _as_tensor(name, value, rows)
     if mask.ndim != 2 or len(mask) != rows:
         raise ConditioningError(
             f"`{name}` must be (row, position) for {rows} rows, got shape {tuple(mask.shape)}."
@@ -292,3 +282,17 @@ def as_mask(name: str, value: Any, rows: int) -> Tensor:
             f"{mask[row, position].item()}."
         )
     return mask == 1
+
+
+def _as_tensor(name: str, value: Any, rows: int) -> Tensor:
+    if not isinstance(value, Tensor | np.ndarray | list | tuple):
+        raise ConditioningError(
+            f"`{name}` must be a tensor, (row, position) bool for {rows} rows, got"
+            f" {_describe(value)}."
+        )
+    try:
+        return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError) as error:  # ragged, or not numbers
+        raise ConditioningError(
+            f"`{name}` must be (row, position) bool for {rows} rows, all of one length: {error}"
+        ) from error

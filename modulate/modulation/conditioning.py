@@ -102,7 +102,7 @@ class Conditioning:
             # Only rows with latents have a mean: over none it would be NaN.
             latents = latents.with_means([m.span for m in maps if m.has_latents])
         visual_ids = tuple(host.visual_ids.values())
-        locator = TokenLocator(visual_ids, tuple(host.types), hints.positions)
+        locator = TokenLocator(visual_ids, tuple(host.type_arguments), hints.positions)
         return cls(maps, locator, latents, selection)
 
     def plan(self, arguments: Mapping[str, Any]) -> WritePlan | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modulate.config.injection import LoraParams
 from modulate.errors import CheckpointError, HostError
 from modulate.hosts.hooks import TrackedHook
-from modulate.hosts.host import Host, bare
+from modulate.hosts.host import Host, base_model
 from modulate.hosts.wrappers import WrappedPath, named_descendants
 from modulate.interfaces.params import Params
 from modulate.modulation.recompute import ForwardPass
@@ -106,7 +106,7 @@ def _last_name(path: str) -> str:
 
 def layers_path(host: Host) -> str:
     """Return the dotted path of the decoder layers inside the bare host."""
-    modules = named_descendants(bare(host.model))
+    modules = named_descendants(base_model(host.model))
     return next(name for name, module in modules if module is host.layers)
 
 
@@ -177,6 +177,7 @@ class LoraTensors(nn.ParameterDict):
                     f"The adapter file's {key!r:.200} has shape {tuple(value.shape)}, the"
                     f" configuration says {tuple(target.shape)}."
                 )
+            # In place: an optimizer or a hook may hold the parameter.
             with torch.no_grad():
                 target.copy_(value)
         if missing:
@@ -275,7 +276,7 @@ class LoraHooks:
         try:
             self.follow()
         except BaseException:
-            self.remove()
+            self.remove()  # from the layers before the one that does not fit
             raise
 
     def follow(self) -> None:
@@ -298,7 +299,7 @@ class LoraHooks:
         except LookupError as error:
             raise HostError(
                 f"The modulation's LoRA is for {name!r} of decoder layer {layer}, which this "
-                f"{type(bare(self._host.model)).__name__} does not have: {error}."
+                f"{type(base_model(self._host.model)).__name__} does not have: {error}."
             ) from None
         module: Any = place.module
         expected = (hook.matrix_a.shape[1], hook.matrix_b.shape[0])

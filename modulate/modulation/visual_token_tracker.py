@@ -131,8 +131,8 @@ class VisualTokenTracker:
         self._pending = None
         self.forwards += 1
         caches = [each for each in (tokens.cache, cache) if each is not None]
-        # Continued now, so `before` is no loose end any more. Copies of its cache share the number:
-        # whichever goes on first takes it off, and leaves its own history in its place.
+        # `before` has been continued. Copies of its cache share its number: the first that goes on
+        # removes it, and each that goes on enters a history of its own.
         self._incomplete.pop(before.number, None)
         self._text_placeholders = tokens.text_placeholders or self._text_placeholders
         if after.end:

@@ -23,7 +23,7 @@ from modulate.report.run_tables import (
     conditions_table,
     coverage_table,
     tasks_table,
-    tests_table,
+    paired_tests_table,
 )
 from modulate.report.runs import EvaluatedRun, RunGroup, group_runs
 from modulate.report.table import Table, latex, markdown, plain
@@ -123,7 +123,7 @@ def run_tables(result: GroupResults, reference: Reference) -> list[Table]:
     tables = [
         tasks_table(result, reference),
         conditions_table(result),
-        tests_table(result, reference),
+        paired_tests_table(result, reference),
     ]
     if result.group.condition == "signal":
         tables.append(coverage_table(result))

@@ -162,7 +162,7 @@ def condition_meanings(group: RunGroup) -> dict[str, str]:
 # --- paired tests
 
 
-def tests_table(result: GroupResults, reference: Reference) -> Table:
+def paired_tests_table(result: GroupResults, reference: Reference) -> Table:
     """Return paired tests by task, against companions and the controls of every signal.
 
     Runs that were not trained with their signal are tested against all their conditions.

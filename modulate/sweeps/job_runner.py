@@ -68,7 +68,7 @@ class Outcomes:
 
 @dataclass
 class Listener:
-    """Callbacks: a job has started, a job has ended, and, several times a second, which ones run."""
+    """Callbacks: a job has started; a job has ended; several times a second, which ones run."""
 
     started: Callable[[str], None] = lambda name: None
     ended: Callable[[Outcome], None] = lambda outcome: None
@@ -105,8 +105,8 @@ def run_jobs(
     """Run every job, at most ``len(slots)`` at a time.
 
     SIGINT, SIGTERM and SIGHUP are passed on to running jobs, and no further job is started. After
-    ``grace`` seconds, or at a second signal, running jobs are killed. Outside the main thread, which
-    alone receives signals, none of this happens.
+    ``grace`` seconds, or at a second signal, running jobs are killed. None of this happens outside
+    the main thread, which alone receives signals.
 
     Args:
         jobs: the commands.
@@ -147,7 +147,9 @@ def run_jobs(
     return outcomes
 
 
-def _start(job: Job, slot: int, variables: Mapping[str, str], handles: Sequence[int]) -> _RunningJob:
+def _start(
+    job: Job, slot: int, variables: Mapping[str, str], handles: Sequence[int]
+) -> _RunningJob:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
         # Marks where this attempt begins; see `tail`.
@@ -167,9 +169,7 @@ def _start(job: Job, slot: int, variables: Mapping[str, str], handles: Sequence[
     return _RunningJob(job, process, slot, time.monotonic())
 
 
-def _pass_on(
-    caught: Sequence[CaughtSignal], running: Sequence[_RunningJob], grace: float
-) -> None:
+def _pass_on(caught: Sequence[CaughtSignal], running: Sequence[_RunningJob], grace: float) -> None:
     """Send each job the first signal once; kill all at a second signal, or when time is up."""
     if not caught:
         return

@@ -1,4 +1,4 @@
-"""Results of a sweep: state of each run, and figures pooled over seeds and compared with the base."""
+"""Results of a sweep: states of its runs, and figures pooled over seeds beside the base's."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ RESULTS = "sweep.json"
 """Name of the results file in the sweep's folder."""
 
 SEED = 0
-"""Seed of the bootstrap: pooled runs have several seeds, none of which is theirs all."""
+"""Seed of the bootstrap; pooled runs share none that could be taken instead."""
 
 
 # --- state of each run
@@ -130,9 +130,7 @@ def _group_of_option(
     found: dict[str, dict[str, str]] = {axis: {} for axis in sweep.axes}
     for name, runs in groups.items():
         for axis, option in runs[0].options.items():
-            # Companions have an option too: the run beside which they stand.
-            if axis in found:
-                found[axis][option] = name
+            found[axis][option] = name
     return {
         axis: {option: found[axis][option] for option in options}
         for axis, options in sweep.axes.items()
@@ -181,9 +179,7 @@ def _group_figures(
     resamples = first.recipe.evaluation.bootstrap
     row["condition"] = first.recipe.training.condition
     row |= summarize(reader.pooled(runs), resamples, SEED)
-    row["per_seed"] = {
-        str(run.recipe.seed): _mean_over_tasks(reader.pooled([run])) for run in runs
-    }
+    row["per_seed"] = {str(run.recipe.seed): _mean_over_tasks(reader.pooled([run])) for run in runs}
     difference = None if first.role == BASE else _minus_base(runs, base, resamples, reader)
     if difference is not None:
         row["minus_base"] = difference

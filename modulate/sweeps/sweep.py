@@ -1,5 +1,6 @@
-"""Sweeps: one recipe, several axes along which it is changed, several seeds; and the runs without
-gaze that must stand beside.
+"""Sweeps: one recipe changed along several axes, over several seeds, with companion runs.
+
+Companions are trained without the signal; a gain of a signal run counts only against them.
 """
 
 import copy
@@ -28,15 +29,19 @@ from modulate.errors import ModulateError, RecipeError, near_matches
 from modulate.utils.safe_load import parse_yaml, read_yaml
 
 Overrides = dict[str, Any] | tuple[str | dict[str, Any], ...] | None
-Companion = Literal["lora_only", "gaze_free"]
+"""Recipe keys → values, or a list of such mappings and of ``key.sub=value`` texts."""
+
+CompanionKind = Literal["lora_only", "gaze_free"]
 Role = Literal["base", "variant", "lora_only", "gaze_free"]
 
 BASE: Final = "base"
-LABEL = re.compile(r"[A-Za-z0-9_]{1,40}")
+
+LABEL_PATTERN = re.compile(r"[A-Za-z0-9_]{1,40}")
+"""Names of axes and options, which become part of run and folder names."""
 
 
 class Sweep(Section):
-    """What a sweep file says.
+    """The contents of a sweep file.
 
     Overrides are a mapping of recipe keys, or a list of such mappings and of ``key.sub=value``
     texts.
@@ -45,87 +50,84 @@ class Sweep(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
         max_length=60,
-        description="also the folder of its runs: runs/<name>",
+        description="name of the sweep, and of the folder of its runs: runs/<name>",
     )
     base: str = Field(
         description=(
-            "recipe that the axes change: name of a shipped one, or a file (also one beside the"
-            " sweep's)"
+            "recipe that the axes change: the name of a shipped one, or a file (a path may be"
+            " relative to the sweep file)"
         )
     )
     mode: Literal["one_at_a_time", "grid"] = Field(
         "one_at_a_time",
         description=(
             "one_at_a_time: the base, and each option of each axis on its own; grid: every"
-            " combination of one option from each axis"
+            " combination of one option per axis"
         ),
     )
     axes: dict[str, dict[str, Overrides]] = Field(
         min_length=1,
         description=(
-            "axis → option → overrides; an option without any is the base itself, and gives it a"
-            " name on that axis"
+            "axis → option → overrides; an option without overrides stands for the base on that"
+            " axis"
         ),
     )
     seeds: tuple[int, ...] = Field(
-        (0,), min_length=1, description="every run is repeated with each"
+        (0,), min_length=1, description="every run is repeated with each seed"
     )
-    companions: tuple[Companion, ...] = Field(
+    companions: tuple[CompanionKind, ...] = Field(
         (),
         description=(
-            "runs that stand beside: lora_only trains the same LoRA without modulation (the stages"
-            " that train LoRA, that alone); gaze_free trains the same modulation on blank signals"
+            "runs to compare with: lora_only trains the same LoRA without modulation (only the"
+            " stages that train LoRA); gaze_free trains the same modulation on blank signals"
         ),
     )
     beside: Literal["every", "base"] = Field(
         "every",
         description=(
-            "every: companions of every run, those that come out alike only once; base: of the base"
-            " alone"
+            "every: companions of every run, identical ones only once; base: companions of the base"
+            " only"
         ),
     )
     common: Overrides = Field(
-        None, description="overrides of every run, laid over the base before the axes' own"
+        None, description="overrides of every run, applied to the base before those of the axes"
     )
     others: Overrides = Field(
         None,
         description=(
-            "overrides of every run of the axes but the base (fewer controls, say), laid over it"
-            " before the axes' own"
+            "overrides of every run but the base (fewer controls, for example), applied before"
+            " those of the axes"
         ),
     )
 
     @field_validator("axes")
     @classmethod
-    def _options(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        empty = [axis for axis, options in value.items() if not options]
-        if empty:
-            raise ValueError(f"axis {empty[0]!r} has no options")
-        odd = [
-            name
-            for axis, options in value.items()
-            for name in (axis, *options)
-            if not LABEL.fullmatch(name)
-        ]
-        if odd:
-            raise ValueError(
-                f"{odd[0][:50]!r} cannot be part of a run's name; axes and options are called by"
-                " letters, digits and underscores, at most 40"
-            )
+    def _check_axes(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for axis, options in value.items():
+            if not options:
+                raise ValueError(f"axis {axis!r} has no options")
+            for name in (axis, *options):
+                if not LABEL_PATTERN.fullmatch(name):
+                    raise ValueError(
+                        f"{name[:50]!r} cannot be part of a run's name; axes and options consist of"
+                        " letters, digits and underscores, at most 40"
+                    )
         return value
 
     @field_validator("seeds", "companions")
     @classmethod
-    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _refuse_duplicates(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) < len(value):
-            raise ValueError("nothing may stand there twice")
+            raise ValueError("no value may be listed twice")
         return value
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One run of a sweep. ``options``: axis → option that it stands for; ``beside``: names of the
-    runs that it is the companion of.
+class PlannedRun:
+    """One run of a sweep.
+
+    ``options``: axis → option that the run stands for. ``beside``: names of the runs that it is the
+    companion of.
     """
 
     recipe: Recipe
@@ -139,11 +141,14 @@ class Planned:
         return self.recipe.name
 
 
-def load_sweep(name_or_path: str, overrides: Iterable[str] = ()) -> Sweep:
-    """Read a sweep file, with ``key.sub=value`` overrides: a sweep's own keys change the sweep, a
-    recipe's are added to ``common``.
+# --- reading a sweep
 
-    Raises :class:`RecipeError`.
+
+def load_sweep(name_or_path: str, overrides: Iterable[str] = ()) -> Sweep:
+    """Read a sweep file and apply ``key.sub=value`` overrides.
+
+    Overrides of a sweep's own keys replace them; others change the recipe of every run. Raises
+    :class:`RecipeError`.
     """
     path = find(name_or_path, sweep_paths(), "sweep")
     tree = read_yaml(path)
@@ -156,6 +161,7 @@ def load_sweep(name_or_path: str, overrides: Iterable[str] = ()) -> Sweep:
         key, separator, value = text.partition("=")
         if key in Sweep.model_fields and separator:
             tree[key] = parse_yaml(value, f"Override {text[:60]!r} has a value that")
+        # `name` is also a recipe key, but recipes of a sweep may not override it: see below.
         elif key.partition(".")[0] in Sweep.model_fields.keys() - {"name"}:
             raise RecipeError(
                 f"Override {text!r}: the keys of a sweep are replaced whole, e.g. seeds=[0,1];"
@@ -167,121 +173,96 @@ def load_sweep(name_or_path: str, overrides: Iterable[str] = ()) -> Sweep:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(explain(error, str(path), Sweep)) from error
-    beside = path.parent / sweep.base
+    base_file = path.parent / sweep.base
     return sweep.model_copy(
         update={
-            "base": str(beside) if beside.is_file() else sweep.base,
-            "common": (*_parts(sweep.common), *common),
+            "base": str(base_file) if base_file.is_file() else sweep.base,
+            "common": (*_as_list(sweep.common), *common),
         }
     )
 
 
-def plan(sweep: Sweep) -> list[Planned]:
-    """Return a sweep's runs, each validated, none twice; the base first, then the axes', then
-    companions, seed by seed.
+# --- planning runs
 
-    Raises :class:`RecipeError`, naming axis and option, for what is no valid recipe, for two
-    options of one axis that come to the same, and for companions that cannot be.
+
+def plan_runs(sweep: Sweep) -> list[PlannedRun]:
+    """Return a sweep's distinct runs, each with a valid recipe, and then their companions.
+
+    Runs are in the order of seeds; within a seed the base comes first. Raises :class:`RecipeError`,
+    naming axis and option, for an invalid recipe, for two options of one axis that make the same
+    run, and for impossible companions.
     """
-    base = laid(
-        json.loads(load_recipe(sweep.base).model_dump_json()),
-        sweep.common,
-        f"Sweep {sweep.name}, common",
-    )
-    runs: dict[str, Planned] = {}
+    base_recipe = json.loads(load_recipe(sweep.base).model_dump_json())
+    base = apply_overrides(base_recipe, sweep.common, f"Sweep {sweep.name}, common")
+    runs: dict[str, PlannedRun] = {}
     for seed in sweep.seeds:
-        around = _validated(sweep, base, {}, f"{BASE}-s{seed}", seed)
-        for options, tree in _variants(sweep, base):
-            recipe = (
-                _validated(sweep, tree, options, f"{_label(options)}-s{seed}", seed)
-                if options
-                else around
-            )
-            key = _content(recipe)
-            found = runs.get(key)
-            if found is None:
-                same = key == _content(around)
-                runs[key] = Planned(
-                    around if same else recipe, BASE if same else "variant", options
-                )
-                continue
-            clash = [
-                axis for axis in options if found.options.get(axis, options[axis]) != options[axis]
-            ]
-            if clash:
-                axis = clash[0]
-                raise RecipeError(
-                    f"Sweep {sweep.name}, axis {axis}: the options {found.options[axis]!r} and"
-                    f" {options[axis]!r} come to the same run; take one out."
-                )
-            runs[key] = replace(found, options=found.options | options)
-    chosen = [
-        _with_others(sweep, run)
-        for run in sorted(
-            runs.values(), key=lambda run: (sweep.seeds.index(run.recipe.seed), run.role != BASE)
-        )
-    ]
-    return [*chosen, *_companions(sweep, base, chosen)]
+        _plan_seed(sweep, base, seed, runs)
+    ordered = sorted(
+        runs.values(), key=lambda run: (sweep.seeds.index(run.recipe.seed), run.role != BASE)
+    )
+    # Only now: overrides of `others` must not decide which runs are the base.
+    final = [_apply_others(sweep, run) for run in ordered]
+    return [*final, *_plan_companions(sweep, base, final)]
 
 
-def laid(tree: Mapping[str, Any], overrides: Overrides, where: str) -> dict[str, Any]:
-    """Return a copy of a recipe's ``tree`` with ``overrides`` laid over it.
+def _plan_seed(sweep: Sweep, base: dict[str, Any], seed: int, runs: dict[str, PlannedRun]) -> None:
+    """Add the runs of one seed to ``runs``, whose keys are the recipes' contents."""
+    base_run = _validated(sweep, base, {}, f"{BASE}-s{seed}", seed)
+    base_key = _content(base_run)
+    for options, tree in _variants(sweep, base):
+        recipe = base_run
+        if options:
+            recipe = _validated(sweep, tree, options, f"{_label(options)}-s{seed}", seed)
+        key = _content(recipe)
+        known = runs.get(key)
+        if known is not None:
+            _check_options(sweep, known, options)
+            runs[key] = replace(known, options=known.options | options)
+        elif key == base_key:
+            runs[key] = PlannedRun(base_run, BASE, options)
+        else:
+            runs[key] = PlannedRun(recipe, "variant", options)
 
-    Raises :class:`RecipeError`; ``where`` says what they belong to.
-    """
-    result = copy.deepcopy(dict(tree))
-    for part in _parts(overrides):
-        keys = [part.partition("=")[0]] if isinstance(part, str) else list(part)
-        given = [key for key in keys if key in ("name", "seed", "extends")]
-        if given:
+
+def _check_options(sweep: Sweep, known: PlannedRun, options: Mapping[str, str]) -> None:
+    """Raise if two options of one axis make the same run; those of different axes may."""
+    for axis, option in options.items():
+        first = known.options.get(axis, option)
+        if first != option:
             raise RecipeError(
-                f"{where}: {given[0]!r} is not for overrides. A sweep names its runs itself, and"
-                " `seeds` and `base` say the rest."
+                f"Sweep {sweep.name}, axis {axis}: the options {first!r} and {option!r} come to the"
+                " same run; take one out."
             )
-        try:
-            if isinstance(part, str):
-                override(result, part)
-            else:
-                unknown = [key for key in part if key not in Recipe.model_fields]
-                if unknown:
-                    raise RecipeError(
-                        f"unknown recipe key {unknown[0]!r}."
-                        f" {near_matches(unknown[0], Recipe.model_fields)}"
-                    )
-                result = copy.deepcopy(overlay(result, part))
-        except RecipeError as error:
-            raise RecipeError(f"{where}: {error}") from error
-    return result
-
-
-def _parts(overrides: Overrides) -> tuple[str | dict[str, Any], ...]:
-    return (overrides,) if isinstance(overrides, dict) else tuple(overrides or ())
 
 
 def _variants(
     sweep: Sweep, base: dict[str, Any]
 ) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """Yield (options, tree) of everything that the axes ask for; several may come to the same run."""
+    """Yield (options, recipe tree) of everything that the axes ask for, duplicates included."""
     if sweep.mode == "one_at_a_time":
         yield {}, base
         combinations = [
             {axis: option} for axis, options in sweep.axes.items() for option in options
         ]
     else:
-        combinations = [
-            dict(zip(sweep.axes, names)) for names in itertools.product(*sweep.axes.values())
-        ]
+        products = itertools.product(*sweep.axes.values())
+        combinations = [dict(zip(sweep.axes, options, strict=True)) for options in products]
     for options in combinations:
-        tree = base
-        for axis, option in options.items():
-            tree = laid(
-                tree, sweep.axes[axis][option], f"Sweep {sweep.name}, axis {axis}, option {option}"
-            )
-        yield options, tree
+        yield options, _apply_options(sweep, base, options)
 
 
 def _label(options: Mapping[str, str]) -> str:
     return "-".join(f"{axis}-{option}" for axis, option in options.items())
+
+
+def _content(recipe: Recipe) -> str:
+    """Return what identifies a recipe whatever its name, with components' defaults filled in."""
+    tree = json.loads(recipe.model_dump_json(exclude={"name", *KIND_OF}))
+    components = {
+        key: [spec.name, spec.resolved(kind)[1].model_dump(mode="json")]
+        for key, kind, spec in recipe.component_specs()
+    }
+    return json.dumps([tree, components], sort_keys=True)
 
 
 def _validated(
@@ -295,60 +276,98 @@ def _validated(
     except RecipeError:
         raise
     except ModulateError as error:
+        # Other errors, such as a component's, do not say which run they are about.
         raise type(error)(f"{where}: {error}") from error
 
 
-def _content(recipe: Recipe) -> str:
-    """Return what a recipe comes to, whatever it is called: components' defaults filled in."""
-    tree = json.loads(recipe.model_dump_json(exclude={"name", *KIND_OF}))
-    parts = {
-        key: [choice.name, choice.resolved(kind)[1].model_dump(mode="json")]
-        for key, kind, choice in recipe.component_specs()
-    }
-    return json.dumps([tree, parts], sort_keys=True)
+# --- overrides
 
 
-def _with_others(sweep: Sweep, run: Planned) -> Planned:
-    if run.role == BASE or not _parts(sweep.others):
+def apply_overrides(tree: Mapping[str, Any], overrides: Overrides, where: str) -> dict[str, Any]:
+    """Return a copy of a recipe's ``tree`` with ``overrides`` applied.
+
+    ``where``: what they belong to, for errors. Raises :class:`RecipeError`.
+    """
+    result = copy.deepcopy(dict(tree))
+    for part in _as_list(overrides):
+        keys = [part.partition("=")[0]] if isinstance(part, str) else list(part)
+        reserved = [key for key in keys if key in ("name", "seed", "extends")]
+        if reserved:
+            raise RecipeError(
+                f"{where}: {reserved[0]!r} cannot be overridden. A sweep names its runs itself; set"
+                " `seeds` and `base` instead."
+            )
+        try:
+            if isinstance(part, str):
+                override(result, part)
+            else:
+                _check_keys(part)
+                result = copy.deepcopy(overlay(result, part))
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
+    return result
+
+
+def _check_keys(part: Mapping[str, Any]) -> None:
+    for key in part:
+        if key not in Recipe.model_fields:
+            raise RecipeError(
+                f"unknown recipe key {key!r}. {near_matches(key, Recipe.model_fields)}"
+            )
+
+
+def _as_list(overrides: Overrides) -> tuple[str | dict[str, Any], ...]:
+    return (overrides,) if isinstance(overrides, dict) else tuple(overrides or ())
+
+
+def _apply_options(
+    sweep: Sweep, tree: dict[str, Any], options: Mapping[str, str]
+) -> dict[str, Any]:
+    for axis, option in options.items():
+        where = f"Sweep {sweep.name}, axis {axis}, option {option}"
+        tree = apply_overrides(tree, sweep.axes[axis][option], where)
+    return tree
+
+
+def _apply_others(sweep: Sweep, run: PlannedRun) -> PlannedRun:
+    """Apply the overrides of all runs but the base."""
+    if run.role == BASE or not _as_list(sweep.others):
         return run
-    tree = laid(
-        json.loads(run.recipe.model_dump_json()), sweep.others, f"Sweep {sweep.name}, others"
-    )
-    for axis, option in run.options.items():  # which have the last word
-        tree = laid(
-            tree, sweep.axes[axis][option], f"Sweep {sweep.name}, axis {axis}, option {option}"
-        )
+    tree = json.loads(run.recipe.model_dump_json())
+    tree = apply_overrides(tree, sweep.others, f"Sweep {sweep.name}, others")
+    # Once more, because an axis has the last word on the keys that it changes.
+    tree = _apply_options(sweep, tree, run.options)
     return replace(run, recipe=_validated(sweep, tree, run.options, run.name, run.recipe.seed))
 
 
 # --- companions
 
 
-def _companions(sweep: Sweep, base: dict[str, Any], runs: Iterable[Planned]) -> list[Planned]:
-    made: dict[str, Planned] = {}
+def _plan_companions(
+    sweep: Sweep, base: dict[str, Any], runs: Iterable[PlannedRun]
+) -> list[PlannedRun]:
+    """Return the companions of ``runs``; one that serves several of them is planned once."""
+    builders = {"lora_only": _lora_only, "gaze_free": _gaze_free}
+    companions: dict[str, PlannedRun] = {}
     for kind in sweep.companions:
         for run in runs:
             if run.role != BASE and sweep.beside == BASE:
                 continue
-            tree = (
-                _lora_only(sweep, run, base)
-                if kind == "lora_only"
-                else _gaze_free(sweep, run, base)
-            )
+            tree = builders[kind](sweep, run, base)
             if tree is None:
                 continue
             name = f"{kind}-s{run.recipe.seed}" if run.role == BASE else f"{kind}-{run.name}"
             recipe = _validated(sweep, tree, {kind: run.name}, name, run.recipe.seed)
             key = _content(recipe)
-            found = made.get(key, Planned(recipe, kind))
-            made[key] = replace(found, beside=(*found.beside, run.name))
-    return list(made.values())
+            companion = companions.get(key, PlannedRun(recipe, kind))
+            companions[key] = replace(companion, beside=(*companion.beside, run.name))
+    return list(companions.values())
 
 
-def _lora_only(sweep: Sweep, run: Planned, base: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The same LoRA, trained as long as there, without modulation; None where a run has none.
+def _lora_only(sweep: Sweep, run: PlannedRun, base: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the recipe that trains the same LoRA for as long, without modulation.
 
-    What the modulation is made of does not matter.
+    None if the run trains no LoRA.
     """
     tree = json.loads(run.recipe.model_dump_json())
     stages = [
@@ -359,40 +378,35 @@ def _lora_only(sweep: Sweep, run: Planned, base: Mapping[str, Any]) -> dict[str,
     if not stages:
         _refuse_for_base(sweep, run, "lora_only", "no stage of it trains LoRA")
         return None
-    same = {key: base[key] for key in ("encoder", "modulator", "backbone", "injection")}
-    return (
-        tree
-        | same
-        | {
-            "training": tree["training"] | {"condition": "none", "stages": stages},
-            "evaluation": _asked(tree, base, "host", "text_only"),
-        }
-    )
+    # The modulation has no effect: with the base's, runs that differ only in it share a companion.
+    modulation = {key: base[key] for key in ("encoder", "modulator", "backbone", "injection")}
+    changes = {
+        "training": tree["training"] | {"condition": "none", "stages": stages},
+        "evaluation": _companion_evaluation(tree, base, "host", "text_only"),
+    }
+    return tree | modulation | changes
 
 
-def _gaze_free(sweep: Sweep, run: Planned, base: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The same modulation, trained and asked with blank signals, of which every encoder makes
-    exactly 0: the base's encoder serves.
+def _gaze_free(sweep: Sweep, run: PlannedRun, base: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the recipe that trains and evaluates the same modulation with blank signals.
+
+    None if a blank signal leaves nothing to train.
     """
     if run.recipe.injection.empty == "none":
-        _refuse_for_base(
-            sweep,
-            run,
-            "gaze_free",
-            "with injection.empty `none` a blank signal adds nothing that could be trained",
-        )
+        reason = "with injection.empty `none` a blank signal adds nothing that could be trained"
+        _refuse_for_base(sweep, run, "gaze_free", reason)
         return None
     tree = json.loads(run.recipe.model_dump_json())
-    training = tree["training"] | {"condition": "blank"}
     return tree | {
+        # Every encoder returns exactly 0 for a blank signal, so runs share a companion here too.
         "encoder": base["encoder"],
-        "training": training,
-        "evaluation": _asked(tree, base, "none", "host", "text_only"),
+        "training": tree["training"] | {"condition": "blank"},
+        "evaluation": _companion_evaluation(tree, base, "none", "host", "text_only"),
     }
 
 
-def _refuse_for_base(sweep: Sweep, run: Planned, kind: str, reason: str) -> None:
-    """Raise for the base; other runs simply have no such companion."""
+def _refuse_for_base(sweep: Sweep, run: PlannedRun, kind: str, reason: str) -> None:
+    """Raise if ``run`` is the base; other runs just have no such companion."""
     if run.role == BASE:
         raise RecipeError(
             f"Sweep {sweep.name}: {kind} cannot stand beside {run.name}: {reason}. Take it out of"
@@ -400,9 +414,9 @@ def _refuse_for_base(sweep: Sweep, run: Planned, kind: str, reason: str) -> None
         )
 
 
-def _asked(tree: Mapping[str, Any], base: Mapping[str, Any], *allowed: str) -> dict[str, Any]:
-    """The evaluation of a companion: of the base's conditions those that mean something there."""
-    return tree["evaluation"] | {
-        "conditions": [c for c in base["evaluation"]["conditions"] if c in allowed],
-        "inputs": {},
-    }
+def _companion_evaluation(
+    tree: Mapping[str, Any], base: Mapping[str, Any], *meaningful: str
+) -> dict[str, Any]:
+    """Return a companion's evaluation: those of the base's conditions that mean something to it."""
+    conditions = [name for name in base["evaluation"]["conditions"] if name in meaningful]
+    return tree["evaluation"] | {"conditions": conditions, "inputs": {}}

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modulate.errors import HostError
 from modulate.hosts.hooks import patched_attributes
-from modulate.hosts.host import Host, bare
+from modulate.hosts.host import Host, base_model
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def recomputed(host: Host, wanted: bool) -> Iterator[None]:
         return
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    model: Any = bare(host.model)
+    model: Any = base_model(host.model)
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise HostError(
             f"training.gradient_checkpointing: {type(model).__name__} does not support gradient"

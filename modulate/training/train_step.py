@@ -20,7 +20,7 @@ from modulate.hosts.fsdp import in_step
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.preparation import PreparedSample
-from modulate.inference.shared_prefix import answer_together, shared_prefix
+from modulate.inference.shared_prefix import shared_prefix_forward, shared_prefix
 from modulate.interfaces.components import Sample
 from modulate.modulation.clip_inputs import ClipInput
 from modulate.modulation.modulated_host import ModulatedHost
@@ -186,7 +186,7 @@ class TrainStep:
         batch = self.pipeline.collate(prepared, with_inputs=not common)
         with self.accelerator.autocast():
             if common:
-                output: object = answer_together(
+                output: object = shared_prefix_forward(
                     self.host, self.host.attachment.model, prepared, part[0][1], common
                 )
             else:

@@ -1,5 +1,6 @@
-"""Entry points of installed distributions, and whether they are what they say: a distribution or a
-plugin may bear the name of another.
+"""Find entry points of installed distributions, and notice names that are used twice.
+
+A distribution, plugin or module may have the name of one that ships with modulate.
 """
 
 import functools
@@ -10,7 +11,7 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 
 OURS = frozenset({"basics", "dinov2", "gaze", "hand", "hosts", "streamgaze", "tabletop", "vjepa"})
-"""Plugins that ship with modulate; the package of each is ``modulate_`` and its name."""
+"""Plugins that ship with modulate, each in the package ``modulate_NAME``."""
 
 DISTRIBUTION = "modulate"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -20,130 +21,128 @@ _HOMES = (_PACKAGE.parent, _PACKAGE.parent / "plugins")
 
 def module_of(point: EntryPoint) -> str:
     """Return the module that an entry point names."""
-    return point.value.partition(":")[0].strip()  # EntryPoint.module fails for a value that is none
+    # EntryPoint.module raises for a malformed value; such a plugin is to be listed as broken.
+    return point.value.partition(":")[0].strip()
 
 
 def ships(point: EntryPoint) -> bool:
-    """Return whether an entry point is one of a plugin that ships with modulate, by its name and
-    its module.
-    """
+    """Return whether a plugin ships with modulate, judged by its name and module."""
     return point.name in OURS and module_of(point) == f"modulate_{point.name}"
 
 
 def entry_points(
-    group: str, found: Iterable[Distribution] | None = None
+    group: str, available: Iterable[Distribution] | None = None
 ) -> tuple[list[EntryPoint], list[EntryPoint]]:
-    """Return the entry points of ``group``, and those of distributions that are hidden by an
-    earlier one of the same name.
+    """Return the entry points of ``group``: those in use, and hidden ones.
 
-    As importlib.metadata has it, the first distribution on the path counts; but the plugins that
-    ship with modulate are found whoever comes first, and what is hidden and the same as what is not
-    (a package installed twice) is left out.
+    Of distributions with the same name, the first on the path is in use, as importlib.metadata has
+    it, and hides the others. But plugins that ship with modulate are never hidden. A hidden entry
+    point equal to a used one, as of a package installed twice, is left out. ``available``: the
+    distributions to search, by default all.
     """
-    given = [
-        (dist, points)
-        for dist in (distributions() if found is None else found)
-        if (points := list(dist.entry_points.select(group=group)))
-    ]
-    given.sort(key=lambda item: not any(map(ships, item[1])))  # stable: on the path's order
+    candidates = []
+    for dist in distributions() if available is None else available:
+        points = list(dist.entry_points.select(group=group))
+        if points:
+            candidates.append((dist, points))
+    # The sort is stable, so the order of the path decides among all others.
+    candidates.sort(key=lambda item: not any(map(ships, item[1])))
     used: dict[str, list[EntryPoint]] = {}
-    hidden = []
-    for dist, points in given:
+    hidden: list[EntryPoint] = []
+    for dist, points in candidates:
         first = used.setdefault(_normal(dist.name), points)
         if first is not points:
-            known = {(p.name, p.value) for p in first}
-            hidden += [p for p in points if (p.name, p.value) not in known]
+            known = {(point.name, point.value) for point in first}
+            hidden += [point for point in points if (point.name, point.value) not in known]
     return [point for points in used.values() for point in points], hidden
 
 
 def notes(point: EntryPoint, location: str) -> list[str]:
-    """Return what is odd about where a plugin comes from. ``location``: the file that is run when
-    it is loaded.
+    """Return notes on a plugin whose origin could be mistaken for another's.
+
+    ``location``: the file that runs when the plugin is loaded.
     """
-    own = ships(point)
-    said = []
-    if point.name in OURS and not own:
-        said.append(
-            "it has the name of a plugin that ships with modulate, and is not it: that one is"
-            f" modulate_{point.name}"
+    shipped = ships(point)
+    texts = []
+    if point.name in OURS and not shipped:
+        texts.append(
+            "it has the name of a plugin that ships with modulate, but is another one: the shipped"
+            f" plugin is modulate_{point.name}"
         )
-    if point.dist is not None and _normal(point.dist.name) == DISTRIBUTION and not own:
-        said.append(
-            f"its distribution calls itself {DISTRIBUTION!r}, and it is none of the plugins that"
-            " ship with modulate"
+    if point.dist is not None and _normal(point.dist.name) == DISTRIBUTION and not shipped:
+        texts.append(
+            f"its distribution calls itself {DISTRIBUTION!r}, but the plugin does not ship with"
+            " modulate"
         )
-    if (
-        own
-        and location
-        and not any(
-            Path(location).resolve().is_relative_to(home / module_of(point)) for home in _HOMES
-        )
-    ):
-        said.append(
+    if shipped and location and not _lies_at_home(module_of(point), location):
+        texts.append(
             f"the module {module_of(point)} that ships with modulate lies beside {_PACKAGE}; this"
-            " one has its name, and is run in its place"
+            " one has its name and runs in its place"
         )
-    return said + _doubles(point)
+    return texts + _duplicates(point)
 
 
-def _doubles(point: EntryPoint) -> list[str]:
-    """Return that there are several distributions called as that of ``point``, with their versions
-    and places, unless they say the same.
+def _lies_at_home(module: str, location: str) -> bool:
+    """Return whether ``location`` is in the folder of the shipped ``module``."""
+    path = Path(location).resolve()
+    return any(path.is_relative_to(home / module) for home in _HOMES)
+
+
+def _duplicates(point: EntryPoint) -> list[str]:
+    """Return a note if several different distributions have the name of that of ``point``.
+
+    Equal ones, of the same version with the same entry points, do no harm.
     """
     if point.dist is None:
         return []
     name = _normal(point.dist.name)
-    same = {_place(dist): dist for dist in _named(tuple(sys.path)).get(name, ())}
-    same.setdefault(_place(point.dist), point.dist)
-    if (
-        len(
-            {
-                (dist.version, tuple(sorted((p.group, p.name, p.value) for p in dist.entry_points)))
-                for dist in same.values()
-            }
-        )
-        < 2
-    ):
+    same_name = {_place(dist): dist for dist in _by_name(tuple(sys.path)).get(name, ())}
+    same_name.setdefault(_place(point.dist), point.dist)
+    if len({_contents(dist) for dist in same_name.values()}) < 2:
         return []
-    places = ", ".join(f"{dist.version} in {place}" for place, dist in same.items())
+    places = ", ".join(f"{dist.version} in {place}" for place, dist in same_name.items())
     return [
-        f"{len(same)} distributions are called {point.dist.name!r}: {places}; this is of"
-        f" {_place(point.dist)}"
+        f"{len(same_name)} distributions are called {point.dist.name!r}: {places}; this plugin is"
+        f" from {_place(point.dist)}"
     ]
 
 
+def _contents(dist: Distribution) -> tuple[str, tuple[tuple[str, str, str], ...]]:
+    """Return what tells distributions of one name apart: the version and all entry points."""
+    points = sorted((point.group, point.name, point.value) for point in dist.entry_points)
+    return dist.version, tuple(points)
+
+
 @functools.lru_cache(maxsize=1)
-def _named(path: tuple[str, ...]) -> dict[str, list[Distribution]]:
+def _by_name(path: tuple[str, ...]) -> dict[str, list[Distribution]]:
     """Return the distributions on ``path`` by name."""
-    found: dict[str, list[Distribution]] = {}
+    by_name: dict[str, list[Distribution]] = {}
     for dist in distributions(path=list(path)):
         for name in _names(dist):
-            found.setdefault(name, []).append(dist)
-    return found
+            by_name.setdefault(name, []).append(dist)
+    return by_name
 
 
 def _names(dist: Distribution) -> set[str]:
-    """Return the names of a distribution: of its folder, and, where it has plugins, the one that it
-    gives itself. Reading that of all takes long.
+    """Return the names of a distribution: that of its folder, and that in its metadata.
+
+    Reading the metadata of all distributions is slow, so it is read only for those with plugins and
+    those whose folder has no name.
     """
+    names = set()
     folder = Path(_place(dist)).name
-    by_folder = (
-        {_normal(folder.rpartition(".")[0].partition("-")[0])}
-        if folder.endswith((".dist-info", ".egg-info"))
-        else set()
-    )
-    return by_folder | (
-        {_normal(dist.name)}
-        if not by_folder or dist.entry_points.select(group="modulate")
-        else set()
-    )
+    if folder.endswith((".dist-info", ".egg-info")):
+        names.add(_normal(folder.rpartition(".")[0].partition("-")[0]))
+    if not names or dist.entry_points.select(group="modulate"):
+        names.add(_normal(dist.name))
+    return names
 
 
 def _place(dist: Distribution) -> str:
-    """Return the folder of a distribution's metadata, where it has one."""
+    """Return the folder of a distribution's metadata, or its root if it has none."""
     return str(getattr(dist, "_path", None) or dist.locate_file(""))
 
 
 def _normal(name: str | None) -> str:
-    """Return a distribution's name as package indexes compare it."""
+    """Return a distribution's name as package indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name or "").lower()

@@ -1,11 +1,10 @@
-"""What libraries warn of while they work for us, brought to the user: each distinct warning once,
-as a plain line.
+"""Show the deprecation warnings of libraries to the user: each one once, as a plain line.
 
-Left to themselves, deprecations are lost in four ways. Python ignores a DeprecationWarning unless
-the script itself causes it. The handler that transformers installs writes to the stderr of its
-import, past a progress display, which draws over it. Whoever changes Python's filters, as torch and
-PEFT do on every call, makes Python forget what was said, so that it is said again; and what is said
-at every step is what nobody reads.
+By default they are lost. Python ignores a DeprecationWarning unless the script itself causes it.
+The log handler of transformers writes to the stderr that existed at its import, so a progress
+display draws over it. And whenever a library changes Python's filters, as torch and PEFT do on
+every call, Python forgets which warnings it has shown and repeats them at every step, until nobody
+reads them.
 """
 
 import logging
@@ -19,18 +18,18 @@ from typing import Any
 
 DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 LOGGERS = ("transformers", "huggingface_hub", "peft", "accelerate")
-"""Libraries that warn by logging as well."""
+"""Libraries that also warn through logging."""
 
 _MODULES = re.compile(r"(transformers|huggingface_hub|peft|accelerate|modulate)(\W|_|$)")
 _STOCK = warnings.formatwarning
 _lock = threading.RLock()
-_told: set[str] = set()
+_shown: set[str] = set()
 _depth = 0
 _undo = ExitStack()
 
 
 class _Once(logging.Handler):
-    """Prints records on the stderr of the moment; warnings that were told already not again."""
+    """Print records to the current stderr, and each warning only once."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
@@ -44,22 +43,23 @@ _handler = _Once()
 
 @contextmanager
 def show_library_warnings(every: bool = False) -> Iterator[None]:
-    """For the length of a block, let every deprecation of a library reach the user, once in this
-    process. Blocks may lie in each other and in several threads.
+    """Show every deprecation of a library during a block, once per process.
 
-    What the user set stays: filters (``-W``, PYTHONWARNINGS, ``warnings.filterwarnings``), who
-    records warnings, handlers of one's own. ``every``: other warnings are plain lines too, and
-    nothing counts as told before, as for a command.
+    Blocks may be nested and run in several threads. The user's own settings keep priority: filters
+    (``-W``, PYTHONWARNINGS, ``warnings.filterwarnings``), code that records warnings, and log
+    handlers. ``every``: print other warnings as plain lines too, and forget what was shown before;
+    this is for commands.
     """
     global _depth
     with _lock:
         if every:
-            _told.clear()
+            _shown.clear()
         if _depth == 0:
             _install(every)
         _depth += 1
         for name in LOGGERS:
-            _listen(name)  # again in an inner block: the library may have been imported since
+            # Also in an inner block: the library may have been imported since the outer one began.
+            _listen(name)
     try:
         yield
     finally:
@@ -70,10 +70,10 @@ def show_library_warnings(every: bool = False) -> Iterator[None]:
 
 
 def _first(text: str) -> bool:
-    """Return whether ``text`` was not told before, and note that it was."""
+    """Return whether ``text`` was not shown before, and remember it."""
     with _lock:
-        new = text not in _told
-        _told.add(text)
+        new = text not in _shown
+        _shown.add(text)
         return new
 
 
@@ -87,16 +87,14 @@ def _install(every: bool) -> None:
         lineno: int,
         line: str | None = None,
     ) -> str:
-        # Here and not by a filter, because it is called for what is really printed: whoever records
-        # warnings gets them all.
+        # Deduplicated here and not by a filter, because Python formats only what it prints: code
+        # that records warnings still gets all of them.
         once = issubclass(category, DEPRECATIONS)
         if once and not _first(str(message)):
             return ""
-        return (
-            f"warning: {message}\n"
-            if every or (once and before is _STOCK)
-            else before(message, category, filename, lineno, line)
-        )
+        if every or (once and before is _STOCK):
+            return f"warning: {message}\n"
+        return before(message, category, filename, lineno, line)
 
     warnings.formatwarning = line
     _undo.callback(setattr, warnings, "formatwarning", before)
@@ -106,22 +104,21 @@ def _install(every: bool) -> None:
 
 
 def _let_through(category: type[Warning]) -> None:
-    """Put a filter for libraries in front of the one by which Python ignores ``category`` on its
-    own; behind all that somebody set.
+    """Insert a filter for libraries just before Python's default one that ignores ``category``.
+
+    Filters that somebody set come earlier and keep priority.
     """
     filters: Any = warnings.filters
     ignored = ("ignore", None, category, None, 0)
     ours = ("default", None, category, _MODULES, 0)
     if ignored not in filters:
         return
-    at = filters.index(ignored)
-    own = {
-        ("default", DeprecationWarning),
-        ("ignore", DeprecationWarning),
-    }  # what comes before it where nobody asked for it
-    if at == 0 or (filters[at - 1][0], filters[at - 1][2]) not in own:
+    index = filters.index(ignored)
+    # What precedes it in Python's defaults. Anything else there means that somebody set the filter.
+    defaults = {("default", DeprecationWarning), ("ignore", DeprecationWarning)}
+    if index == 0 or (filters[index - 1][0], filters[index - 1][2]) not in defaults:
         return
-    filters.insert(at, ours)
+    filters.insert(index, ours)
     _undo.callback(_remove, filters, ours)
 
 
@@ -131,20 +128,25 @@ def _remove(filters: Any, entry: Any) -> None:
 
 
 def _listen(name: str) -> None:
-    """Print a library's records in place of the handler that it installs itself, and where nobody
-    else handles them.
+    """Replace the log handler that a library installed with ours.
+
+    If the user installed a handler of their own, nothing changes.
     """
     if name not in sys.modules:
         return
     logger = logging.getLogger(name)
     default = getattr(sys.modules.get(f"{name}.utils.logging"), "_default_handler", None)
     stock = [
-        h
-        for h in logger.handlers
-        if h is default
-        or (type(h) is logging.StreamHandler and h.stream in (sys.stderr, sys.__stderr__))
+        handler
+        for handler in logger.handlers
+        if handler is default
+        or (
+            type(handler) is logging.StreamHandler
+            and handler.stream in (sys.stderr, sys.__stderr__)
+        )
     ]
-    if _handler in logger.handlers or not (stock or not logger.hasHandlers()):
+    handled_by_user = logger.hasHandlers() and not stock
+    if _handler in logger.handlers or handled_by_user:
         return
     for handler in stock:
         logger.removeHandler(handler)

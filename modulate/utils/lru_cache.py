@@ -24,7 +24,7 @@ class LRUCache(Generic[Key, Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> Value | None:
-        """Return the value of ``key`` and mark it as most recently used; None if it is not stored."""
+        """Return the value of ``key`` and mark it as most recently used; None if absent."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,5 +1,7 @@
-"""Paths as recipes write them: plain, or inside an installed package; and names as data files write
-them, which never leave their folder.
+"""Resolve paths from recipes, and check names from data files.
+
+A recipe's path is a plain one, or lies inside an installed package. A data file's names must not
+leave the folder of their dataset.
 """
 
 import importlib.util
@@ -12,17 +14,16 @@ PREFIX = "package:"
 
 
 def resolve(text: str) -> Path:
-    """Return the existing file or folder that ``text`` names.
+    """Return the existing file or folder at the path ``text``.
 
-    ``text`` is a plain path (``~`` means the home directory; relative ones start at the working
-    directory) or ``package:NAME/sub/path``: something inside the installed package NAME, dotted for
-    a subpackage. The package is located, never imported. Raises
-    :class:`modulate.errors.MissingFileError`, saying what was looked for, when there is no such
-    thing.
+    ``text`` is a plain path (``~`` is the home directory; relative paths start at the working
+    directory), or ``package:NAME/sub/path`` for a file inside the installed package NAME, which may
+    be dotted. The package is located but never imported. Raises
+    :class:`modulate.errors.MissingFileError` with the absolute path if nothing is there.
     """
     if not text.strip():
         raise MissingFileError(
-            f"An empty path was given; write a path, or {PREFIX}NAME/sub/path for a file inside an"
+            f"The path is empty; write a path, or {PREFIX}NAME/sub/path for a file inside an"
             " installed package."
         )
     if text.startswith(PREFIX):
@@ -31,18 +32,15 @@ def resolve(text: str) -> Path:
         path = Path(text).expanduser()
         if path.exists():
             return path
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # longer than names may be; a home directory of nobody; a zero character
+    # A name that is too long; the home directory of an unknown user; a null character.
+    except (OSError, RuntimeError, ValueError) as error:
         raise MissingFileError(
             f"{shown(text)} cannot be looked for: {getattr(error, 'strerror', None) or error}."
             " Check the spelling."
         ) from error
     raise MissingFileError(
         f"{text!r} does not exist: looked for {path.absolute()}. Check the spelling, or the"
-        " directory that the command runs in."
+        " directory in which the command runs."
     )
 
 
@@ -62,7 +60,8 @@ def _inside_package(text: str) -> Path:
         )
     candidates = [folder / inner for folder in folders]
     for path in candidates:
-        with suppress(OSError, ValueError):  # a name longer than may be
+        # A name that is too long cannot exist.
+        with suppress(OSError, ValueError):
             if path.exists():
                 return path
     raise MissingFileError(
@@ -72,37 +71,35 @@ def _inside_package(text: str) -> Path:
 
 
 def _folders(name: str) -> list[Path]:
-    """Return the folders of the package ``name``; none when it is not installed, or is a single
-    module. Nothing of it is run.
+    """Return the folders of the package ``name``, without running any of its code.
+
+    There are none if it is not installed or is a single module.
     """
     top, *inner = name.split(".")
     if not all(part.isidentifier() for part in (top, *inner)):
         return []
     try:
-        spec = importlib.util.find_spec(
-            top
-        )  # of a name without a dot: asking for a subpackage would import its parents
+        # Only of the top level: find_spec would import the parents of a subpackage.
+        spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return []
-    tops = [Path(folder) for folder in spec.submodule_search_locations or []] if spec else []
-    return [
-        folder for folder in (top_folder.joinpath(*inner) for top_folder in tops) if folder.is_dir()
-    ]
+    if spec is None:
+        return []
+    folders = [Path(root, *inner) for root in spec.submodule_search_locations or []]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def checked_name(text: str, where: str) -> str:
-    """Return the relative path ``text`` from a data file, with slashes; ``where`` names file and
-    entry.
+    """Return the relative path ``text`` from a data file, written with slashes.
 
-    Raises :class:`DataError` for one that could leave the folder that it is relative to by what it
-    says: absolute, on a drive, or with ``..``. Links that lie inside the folder are followed:
-    whoever may write there has decided so.
+    ``where`` names the file and entry in errors. Raises :class:`DataError` for a path that leaves
+    its folder: absolute, on a drive, or with ``..``. Symbolic links inside the folder are allowed,
+    because only its owner can create them.
     """
     plain = text.strip().replace("\\", "/")
     path = PurePosixPath(plain)
-    windows = PureWindowsPath(
-        path
-    )  # as it is given back: "./c:x" has no drive, what is left of it has
+    # Tested on the normalized path: "./c:x" has no drive, but the "c:x" that it becomes has.
+    windows = PureWindowsPath(path)
     if path.is_absolute() or windows.drive or windows.root or ".." in path.parts or "\0" in plain:
         raise DataError(
             f"{where}: {shown(text, 200)} leaves the data set's folder. Write a name relative to"

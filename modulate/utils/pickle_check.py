@@ -1,10 +1,10 @@
-"""Looks at the pickle in a file of ``torch.save`` before anything is made of it.
+"""Check the pickle in a ``torch.save`` file before it is loaded.
 
-``torch.load(weights_only=True)`` makes nothing but tensors, numbers, texts and containers, but
-these may stand in each other many times over: thirty short lists, each naming the one before nine
-times, are more values than any machine counts, printed or hashed. Here each is counted as if it
-were written out, as :mod:`modulate.utils.safe_load` does for YAML, from the pickle's instructions
-alone.
+``torch.load(weights_only=True)`` creates only tensors, numbers, strings and containers, but shared
+containers can multiply: thirty short lists, each of which contains the previous one nine times,
+have more values than any machine can print or hash. This module counts shared values as often as
+they are used, from the instructions of the pickle alone, as :mod:`modulate.utils.safe_load` does
+for YAML.
 """
 
 import pickletools
@@ -15,18 +15,20 @@ from typing import Any
 from modulate.errors import CheckpointError
 
 PICKLE_BYTES = 64 << 20
-"""Largest pickle; that of GazeQwen's released checkpoint has 30 KB, the tensors' numbers being
-elsewhere in the file.
+"""Largest pickle; that of GazeQwen's released checkpoint has 30 KB.
+
+The numbers of the tensors are elsewhere in the file.
 """
 
 PICKLE_VALUES = 20_000_000
-"""Most values, shared ones written out."""
+"""Most values, after expanding shared ones."""
 
 _CHANGES = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
+"""Instructions that change the container below their arguments on the stack."""
 
 
 class _Value:
-    """What one value takes, written out; ``inside``: whether it stands in another already."""
+    """The size of one value after expansion; ``inside``: whether another value contains it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -34,10 +36,10 @@ class _Value:
 
 
 def check_archive(path: Path, most_unpacked: int | None = None) -> None:
-    """Raise :class:`CheckpointError` for a file that ``torch.save`` does not write, or whose pickle
-    is made to exhaust memory or time.
+    """Raise :class:`CheckpointError` for a file that ``torch.save`` would not write.
 
-    ``most_unpacked``: bytes that all of it may have when unpacked.
+    This includes pickles crafted to exhaust memory or time. ``most_unpacked``: largest unpacked
+    size of the whole archive, bytes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -59,7 +61,7 @@ def check_archive(path: Path, most_unpacked: int | None = None) -> None:
                         check_pickle(file.read(PICKLE_BYTES), str(path))
     except CheckpointError:
         raise
-    # an altered archive fails in many ways; each means that torch.save did not write it
+    # A tampered archive fails in many ways; each means that torch.save did not write it.
     except Exception as error:
         raise CheckpointError(
             f"{path} is not a file that torch.save writes: {error!s:.200}. Download it again."
@@ -67,14 +69,13 @@ def check_archive(path: Path, most_unpacked: int | None = None) -> None:
 
 
 def check_pickle(data: bytes, source: str) -> int:
-    """Return how many values the pickle ``data`` makes, shared ones written out; ``source`` names
-    it in errors.
+    """Return how many values the pickle ``data`` creates, after expanding shared ones.
 
-    Raises :class:`CheckpointError` for more than :data:`PICKLE_VALUES`, for a container that
-    changes after it was put into another, as none does that is no part of itself, and for what is
-    no pickle.
+    ``source`` names it in errors. Raises :class:`CheckpointError` for more than
+    :data:`PICKLE_VALUES`, for an invalid pickle, and for a container that changes after it was put
+    into another: pickles of plain values never do that, and its size would be counted too early.
     """
-    stack: list[_Value | None] = []  # None: a mark
+    stack: list[_Value | None] = []  # None is a mark
     memo: dict[Any, _Value | None] = {}
     try:
         for code, argument, _ in pickletools.genops(data):
@@ -92,10 +93,11 @@ def check_pickle(data: bytes, source: str) -> int:
             elif name == "DUP":
                 stack.append(stack[-1])
             else:
-                _run(code, stack, source)
+                _execute(code, stack, source)
     except CheckpointError:
         raise
-    except Exception as error:  # altered instructions fail in many ways
+    # Tampered instructions fail in many ways.
+    except Exception as error:
         raise CheckpointError(
             f"{source} cannot be read as a file of plain tensors: its pickle is damaged"
             f" ({type(error).__name__})."
@@ -105,8 +107,8 @@ def check_pickle(data: bytes, source: str) -> int:
     )
 
 
-def _run(code: Any, stack: list[_Value | None], source: str) -> None:
-    """Do to the stack what one instruction does, by pickletools' own description of it."""
+def _execute(code: Any, stack: list[_Value | None], source: str) -> None:
+    """Apply one instruction to the stack, as pickletools describes its effect."""
     before = [item.name for item in code.stack_before]
     taken: list[_Value] = []
     if "mark" in before:
@@ -126,8 +128,8 @@ def _run(code: Any, stack: list[_Value | None], source: str) -> None:
     size = (target.size if target else 1) + sum(value.size for value in taken)
     if size > PICKLE_VALUES:
         raise CheckpointError(
-            f"{source} is refused: its pickle makes more than {PICKLE_VALUES} values, shared ones"
-            " written out."
+            f"{source} is refused: its pickle makes more than {PICKLE_VALUES} values after"
+            " expanding shared ones."
         )
     for value in taken:
         value.inside = True
@@ -139,11 +141,11 @@ def _run(code: Any, stack: list[_Value | None], source: str) -> None:
 
 
 def _pop(stack: list[_Value | None], count: int) -> list[_Value]:
-    """Take ``count`` values from the stack, none of them a mark."""
+    """Pop ``count`` values from the stack; raise :class:`ValueError` if one is a mark."""
     if not count:
         return []
-    found = stack[-count:]
+    popped = stack[-count:]
     del stack[-count:]
-    if len(found) < count or None in found:
-        raise ValueError("the stack holds too little")
-    return [value for value in found if value is not None]
+    if len(popped) < count or None in popped:
+        raise ValueError("the stack holds too few values")
+    return [value for value in popped if value is not None]

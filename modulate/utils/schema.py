@@ -1,10 +1,9 @@
-"""Files with a schema: what a file says, checked strictly, with errors that name file, key, value
-and what is allowed. Imports no torch.
+"""Strict schemas of files; errors name the file, the key, the value, and what is allowed.
 
-"1" is no number, 1 is no truth, and a number has a range. A key that a file lacks has a default
-where older versions did not write it. A key that this version does not know is left alone, and a
-warning names it: a newer version may have written it, which must not make its files unreadable; but
-a key that is misspelt or renamed must not vanish without a word either.
+Types are strict: "1" is not a number and 1 is not a boolean. Numbers have a range. Keys that older
+versions did not write have defaults. An unknown key is ignored with a warning: a newer version may
+have written it, which must not make the file unreadable, but a misspelled key must not go
+unnoticed. Imports no torch.
 """
 
 import warnings
@@ -28,13 +27,13 @@ from modulate.utils.safe_load import parse_json, read_json
 T = TypeVar("T")
 
 LARGEST = 1e100
-"""Largest number that a run notes, by its size: what is computed of two of them is still finite."""
+"""Largest magnitude of a number in a run's files: products and sums of two are still finite."""
 
 SLACK = 1e-9
-"""By how much a mean of shares may pass 0 or 1, for rounding."""
+"""Rounding error by which a mean of shares may lie outside [0, 1]."""
 
 MAX_FINDINGS = 3
-"""Most findings that one error names."""
+"""Most findings that one error lists."""
 
 
 def _bounded(value: float) -> float:
@@ -52,8 +51,9 @@ Difference = Annotated[float, Strict(), Field(ge=-1 - SLACK, le=1 + SLACK)]
 
 
 class Record(BaseModel):
-    """What one file, or one part of it, says. ``further``: it may hold keys that the schema does
-    not name, by design.
+    """Base class of the content of a file or of a part of it.
+
+    ``further``: the file may, by design, contain keys that are not in the schema.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
@@ -61,10 +61,10 @@ class Record(BaseModel):
 
 
 def parse_record(data: bytes, model: type[T], source: str, what: str, advice: str) -> T:
-    """Return the JSON text ``data`` as a ``model``; ``source`` names it in errors, ``what`` says
-    what it must be, ``advice`` what to do.
+    """Return the JSON text ``data`` as a ``model``. Raises :class:`DataError`.
 
-    Raises :class:`DataError`.
+    For errors, ``source`` names the text, ``what`` says what it should be, and ``advice`` what to
+    do.
     """
     try:
         tree = parse_json(data, source)
@@ -74,8 +74,9 @@ def parse_record(data: bytes, model: type[T], source: str, what: str, advice: st
 
 
 def read_record(path: Path, model: type[T], what: str, advice: str) -> T | None:
-    """Return the JSON file at ``path`` as a ``model``, None where there is none; the rest as for
-    :func:`parse_record`.
+    """Return the JSON file at ``path`` as a ``model``, or None if it does not exist.
+
+    See :func:`parse_record` for the other arguments and errors.
     """
     if not path.exists():
         return None
@@ -93,58 +94,54 @@ def _adapter(model: type[T]) -> TypeAdapter[T]:
 
 
 _adapters: dict[Any, TypeAdapter[Any]] = {}
-"""Of each schema that was asked for: making one takes longer than reading a line."""
+"""Adapters by schema; creating one takes longer than reading a line."""
 
 
 def checked(adapter: TypeAdapter[T], tree: Any, source: str, what: str, advice: str) -> T:
-    """Return what ``tree`` says, as ``adapter`` has it; warn of keys that are not known.
-
-    Raises :class:`DataError`.
-    """
+    """Validate ``tree``, and warn of unknown keys. Raises :class:`DataError`."""
     try:
-        found = adapter.validate_python(tree)
+        value = adapter.validate_python(tree)
     except ValidationError as error:
-        raise DataError(f"{source}: no {what}: {findings(error)}. {advice}") from error
-    for at, key, known in unknown_keys(found):
-        warn_of_key(source, f"{at}{key}", known)
-    return found
+        raise DataError(f"{source}: invalid {what}: {findings(error)}. {advice}") from error
+    for prefix, key, known in unknown_keys(value):
+        warn_of_key(source, f"{prefix}{key}", known)
+    return value
 
 
 def findings(error: ValidationError) -> str:
-    """Return what pydantic found, in one line: key, what is allowed, what was given.
+    """Return pydantic's findings in one line: key, what is allowed, and the value received.
 
-    Long ones are cut, many are counted.
+    Long texts are cut, and findings beyond :data:`MAX_FINDINGS` are only counted.
     """
-    said = []
-    found = error.errors(include_url=False, include_context=False)
-    for item in found[:MAX_FINDINGS]:
+    items = error.errors(include_url=False, include_context=False)
+    texts = []
+    for item in items[:MAX_FINDINGS]:
         where = ".".join(map(str, item["loc"])) or "the whole"
         text = item["msg"].removeprefix("Value error, ")
-        said.append(f"{where[:80]}: {text[:200]}, got {shown(item['input'])}")
-    more = [f"and {len(found) - MAX_FINDINGS} more"] if len(found) > MAX_FINDINGS else []
-    return "; ".join([*said, *more])
+        texts.append(f"{where[:80]}: {text[:200]}, got {shown(item['input'])}")
+    if len(items) > MAX_FINDINGS:
+        texts.append(f"and {len(items) - MAX_FINDINGS} more")
+    return "; ".join(texts)
 
 
-def unknown_keys(value: Any, at: str = "") -> Iterator[tuple[str, str, list[str]]]:
-    """Yield the keys of records that their schema does not know: where, which, and those that it
-    knows.
-    """
+def unknown_keys(value: Any, prefix: str = "") -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (prefix, key, known keys) of every key in ``value`` that is not in its schema."""
     if isinstance(value, Record):
+        fields = list(type(value).model_fields)
         if not value.further:
-            yield from (
-                (at, key, list(type(value).model_fields)) for key in value.model_extra or {}
-            )
-        value = {name: getattr(value, name) for name in type(value).model_fields}
+            for key in value.model_extra or {}:
+                yield prefix, key, fields
+        value = {name: getattr(value, name) for name in fields}
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from unknown_keys(inner, f"{at}{key}.")
+            yield from unknown_keys(inner, f"{prefix}{key}.")
     elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from unknown_keys(inner, f"{at}{i}.")
+        for index, inner in enumerate(value):
+            yield from unknown_keys(inner, f"{prefix}{index}.")
 
 
 def warn_of_key(source: str, key: str, known: list[str]) -> None:
-    """Warn that a key is not known, and hence ignored."""
+    """Warn that an unknown key is ignored."""
     text = (
         f"{source}: the key {shown(key)} is ignored, because this version of modulate does not know"
         " it; a newer one may have written it."

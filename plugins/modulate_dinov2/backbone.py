@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from modulate.data.feature_cache import checked_times, weights_digest
+from modulate.data.feature_cache import check_frame_times, weights_digest
 from modulate.errors import CheckpointError, MissingFileError, RecipeError
 from modulate.interfaces import components
 from modulate.interfaces.components import FrameFeatures
@@ -121,7 +121,7 @@ class DinoV2(components.Backbone):
         The features' times are the frames' own. Raises :class:`modulate.errors.VideoError` for
         other frames or times.
         """
-        times = checked_times(frames, frame_times)
+        times = check_frame_times(frames, frame_times)
         tokens = torch.cat(
             [
                 self.vit.forward_features(self._prepare(part))

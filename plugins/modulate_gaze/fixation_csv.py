@@ -79,7 +79,7 @@ def parse_fixations(data: bytes, source: str) -> Float64[np.ndarray, "fixation 4
 def _check_repeated(
     source: str, rows: Float64[np.ndarray, "fixation 4"], numbers: Sequence[int]
 ) -> None:
-    """Raise for a row that stands there twice: encoders would count that fixation twice."""
+    """Raise for a row that appears twice: encoders would count that fixation twice."""
     order = np.lexsort(rows.T)  # keeps the file's order where rows are the same
     same = np.flatnonzero((rows[order[1:]] == rows[order[:-1]]).all(axis=1))
     if len(same):

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL (arXiv 2502.13923): dynamic resolution, two frames a step, absolute time in M-RoPE."""
+"""Qwen2.5-VL (arXiv 2502.13923): dynamic resolution, two frames a step, true time in M-RoPE."""
 
 from typing import Any
 
@@ -18,24 +18,24 @@ class Qwen25VL(Host):
     Params = QwenParams
 
     @classmethod
-    def kept_config(cls, path: str) -> Any:
-        """Return the configuration kept here for the hub id ``path``."""
-        return qwen_random.kept_config(path)
+    def shipped_config(cls, path: str) -> Any:
+        """Return the configuration that ships with this plugin for the hub id ``path``."""
+        return qwen_random.shipped_config(path)
 
     @classmethod
     def stand_in_processor(cls, path: str, config: Any) -> Any:
-        """Return a processor that counts visual tokens as the real one does, and text about right."""
+        """Return a processor with exact numbers of visual tokens, approximate ones of text."""
         return qwen_random.processor(path)
 
     @classmethod
     def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
-        """Load model and processor, and limit the pixels of frames as ``params`` say."""
+        """Load model and processor, and limit the pixels of a frame as in ``params``."""
         model, processor = super().load(params)
         return model, limit_pixels(processor, params)
 
     @classmethod
     def narrow(cls, config: Any) -> Any:
-        """Return ``config`` with the same layers, each as narrow as can be."""
+        """Return ``config`` with the same layers, each as narrow as possible."""
         return qwen_random.narrow(config)
 
     def encode(
@@ -46,7 +46,5 @@ class Qwen25VL(Host):
         window: tuple[float, float],
         images: Images = (),
     ) -> EncodedPrompt:
-        """Encode one user turn; M-RoPE's temporal positions count true seconds, at the clip's mean
-        frame rate.
-        """
+        """Encode one user turn; M-RoPE counts true seconds, at the clip's mean frame rate."""
         return encode_video(self, processor, text, frames, window, mean_rate(frames.times), images)

@@ -1,6 +1,4 @@
-"""Qwen2-VL (arXiv 2409.12191): dynamic resolution, two frames a step, steps counted in M-RoPE
-whatever their time.
-"""
+"""Qwen2-VL (arXiv 2409.12191): dynamic resolution, two frames a step, no time in M-RoPE."""
 
 from typing import Any
 
@@ -14,20 +12,20 @@ from modulate_hosts.qwen_video import Images, encode_video, mean_rate
 
 
 class Qwen2VL(Host):
-    """Qwen2-VL. The model itself has no clock; the grid has the frames' true times."""
+    """Qwen2-VL. The model itself only counts steps; the grid has the frames' true times."""
 
     model_types = ("qwen2_vl",)
     Params = QwenParams
 
     @classmethod
     def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
-        """Load model and processor, and limit the pixels of frames as ``params`` say."""
+        """Load model and processor, and limit the pixels of a frame as in ``params``."""
         model, processor = super().load(params)
         return model, limit_pixels(processor, params)
 
     @classmethod
     def narrow(cls, config: Any) -> Any:
-        """Return ``config`` with the same layers, each as narrow as can be."""
+        """Return ``config`` with the same layers, each as narrow as possible."""
         return qwen_random.narrow(config)
 
     def encode(

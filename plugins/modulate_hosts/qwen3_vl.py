@@ -1,6 +1,4 @@
-"""Qwen3-VL (arXiv 2511.21631): the time of every step is written into the prompt before its visual
-tokens.
-"""
+"""Qwen3-VL (arXiv 2511.21631): the prompt states each step's time before its visual tokens."""
 
 from typing import Any
 
@@ -17,7 +15,7 @@ class Qwen3VL(Host):
 
     @classmethod
     def narrow(cls, config: Any) -> Any:
-        """Return ``config`` with the same layers, each as narrow as can be."""
+        """Return ``config`` with the same layers, each as narrow as possible."""
         return qwen_random.narrow(config)
 
     def encode(
@@ -28,9 +26,7 @@ class Qwen3VL(Host):
         window: tuple[float, float],
         images: Images = (),
     ) -> EncodedPrompt:
-        """Encode one user turn; the prompt names each step's mean time on the video's own clock, to
-        a tenth of a second.
-        """
+        """Encode one user turn; the prompt states each step's mean time in the video, to 0.1 s."""
         return encode_video(
             self, processor, text, frames, window, milliseconds(frames.times), images
         )

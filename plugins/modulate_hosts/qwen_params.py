@@ -1,4 +1,4 @@
-"""How a recipe loads a host of the Qwen-VL families: as any host, and how large its frames are."""
+"""How a recipe loads a host of the Qwen-VL families: host parameters, and the size of frames."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ class QwenParams(HostParams):
         None,
         gt=0,
         description=(
-            "pixels that every frame of a clip has at least, enlarged if need be; null: what the"
-            " model's processor says [Qwen2.5-VL: 3,136; qwen-vl-utils, which GazeQwen's code uses:"
+            "fewest pixels of a frame, enlarged if need be; null: as in the model's processor"
+            " [Qwen2.5-VL: 3,136; qwen-vl-utils, which GazeQwen's code uses:"
             " 100,352]"
         ),
     )
@@ -23,8 +23,8 @@ class QwenParams(HostParams):
         None,
         gt=0,
         description=(
-            "pixels that every frame of a clip has at most, shrunk if need be; 28 × 28 of them,"
-            " over two frames, make one visual token. null: what the model's processor says"
+            "most pixels of a frame, shrunk if need be; 28 × 28 of them, over two frames, make one"
+            " visual token. null: as in the model's processor"
             " [Qwen2.5-VL: 12,845,056; qwen-vl-utils, which GazeQwen's code uses: 602,112, 768"
             " tokens a step]"
         ),
@@ -42,10 +42,11 @@ class QwenParams(HostParams):
 
 
 def limit_pixels(processor: Any, params: HostParams) -> Any:
-    """Set what ``params`` say of frames' pixels in a processor, and return it."""
+    """Set the limits in ``params`` on the pixels of a frame in ``processor``, and return it."""
     if isinstance(params, QwenParams):
         video = processor.video_processor
         low = params.video_min_pixels or video.size["shortest_edge"]
         high = params.video_max_pixels or video.size["longest_edge"]
+        # One limit alone may contradict the processor's other one; the given limits win.
         video.size = {"shortest_edge": min(low, high), "longest_edge": max(low, high)}
     return processor

@@ -1,9 +1,8 @@
-"""Qwen-VL models without their weights: configurations kept here, a processor with a stand-in
-tokenizer, narrow twins.
+"""Qwen-VL models without weights: shipped configurations, a stand-in tokenizer, narrow twins.
 
-Visual tokens are counted exactly as for the real model, since the image and video processors are
-transformers' own with the model's parameters. Text is counted about right: the stand-in tokenizer
-makes a token of every piece of up to five letters, and has the real ids of the special tokens.
+The numbers of visual tokens are exact, since the image and video processors are transformers' own
+with the model's parameters. The numbers of text tokens are approximate: the stand-in tokenizer
+makes one token of every piece of up to five letters. Its special tokens have their real ids.
 """
 
 import copy
@@ -15,7 +14,6 @@ from modulate.errors import HostError, near_matches
 
 CONFIGS = Path(__file__).parent / "configs"
 
-#: The format of a conversation (ChatML), as the family's models were trained on it.
 TEMPLATE = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful"
     " assistant.<|im_end|>\n{% endif %}{% for message in messages %}<|im_start|>{{ message.role"
@@ -25,35 +23,37 @@ TEMPLATE = (
     " }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt"
     " %}<|im_start|>assistant\n{% endif %}"
 )
+"""The format of conversations (ChatML) on which the family's models were trained."""
 
 PIECE = r" ?\p{L}{1,5}|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 UNKNOWN = "<piece>"
-"""The token that all pieces share but single letters, digits and signs, which have their own
-(answers are letters).
+"""The token of every piece, except for single letters, digits and signs, which have their own:
+answers are letters.
 """
 
 
-def kept(path: str) -> dict[str, Any]:
-    """Return what is kept of the model with the hub id ``path``.
+def shipped_model(path: str) -> dict[str, Any]:
+    """Return the shipped facts about the model with the hub id ``path``.
 
-    Raises :class:`HostError` naming those that are.
+    Keys: "config", "pixels" (limits of the image processor), "tokens" (special ones and their ids).
+    Raises :class:`HostError` naming the nearest shipped model.
     """
     name = path.rpartition("/")[2]
     names = {file.stem: file for file in CONFIGS.glob("*.json")}
     if name not in names:
         raise HostError(
-            f"No configuration of {path!r} is kept here; give a folder with its config.json as"
-            f" path. {near_matches(name, names)}"
+            f"No configuration of {path!r} ships with this plugin; give a folder with its"
+            f" config.json as path. {near_matches(name, names)}"
         )
-    found: dict[str, Any] = json.loads(names[name].read_text(encoding="utf-8"))
-    return found
+    facts: dict[str, Any] = json.loads(names[name].read_text(encoding="utf-8"))
+    return facts
 
 
-def kept_config(path: str) -> Any:
+def shipped_config(path: str) -> Any:
     """Return the transformers configuration of the hub id ``path``."""
     from transformers import AutoConfig
 
-    values = dict(kept(path)["config"])
+    values = dict(shipped_model(path)["config"])
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
@@ -61,7 +61,7 @@ def processor(path: str) -> Any:
     """Return Qwen2.5-VL's processor for the hub id ``path``, with a stand-in tokenizer."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    facts = kept(path)
+    facts = shipped_model(path)
     vision = facts["config"]["vision_config"]
     sizes = {
         "patch_size": vision["patch_size"],
@@ -84,14 +84,14 @@ def tokenizer(special: dict[str, int]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     signs = [chr(code) for code in range(33, 127)]
-    vocabulary = {token: i for i, token in enumerate([UNKNOWN, *signs])}
-    bare = Tokenizer(models.WordLevel({**vocabulary, **special}, unk_token=UNKNOWN))
-    bare.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
-    bare.add_special_tokens(
+    vocabulary = {token: number for number, token in enumerate([UNKNOWN, *signs])}
+    words = Tokenizer(models.WordLevel({**vocabulary, **special}, unk_token=UNKNOWN))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
+    words.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in special]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bare,
+        tokenizer_object=words,
         unk_token=UNKNOWN,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -101,8 +101,9 @@ def tokenizer(special: dict[str, int]) -> Any:
 
 
 def narrow(config: Any) -> Any:
-    """Return a copy of ``config`` with every decoder layer, of one head and as many channels, and
-    as shallow a vision tower as its taps allow.
+    """Return a copy of ``config`` with all decoder layers, each one attention head wide.
+
+    The vision tower is as shallow as its outputs to further layers (deepstack) allow.
     """
     small = copy.deepcopy(config)
     text = small.get_text_config()
@@ -117,7 +118,8 @@ def narrow(config: Any) -> Any:
     vision.num_heads = 1
     vision.intermediate_size = 32
     vision.depth = 1 + max(taps or [0])
-    if hasattr(vision, "embed_dim"):  # Qwen2-VL, whose `hidden_size` is what comes out
+    if hasattr(vision, "embed_dim"):
+        # Qwen2-VL, where `hidden_size` is the width of the output
         vision.embed_dim = side
         vision.hidden_size = head
     else:

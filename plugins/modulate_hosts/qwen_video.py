@@ -1,4 +1,4 @@
-"""What the Qwen-VL families share when a prompt with one video is encoded."""
+"""How the Qwen-VL families encode a prompt with one video."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,14 +24,15 @@ INPUTS = (
     "video_grid_thw",
     "second_per_grid_ts",
 )
+"""Outputs of the processor that are inputs of the model."""
 
 
 def mean_rate(times: Sequence[float]) -> dict[str, Any]:
-    """Return video metadata with the true mean frame rate, for families that know time by rate
-    alone (without metadata 24 fps are assumed).
+    """Return video metadata with the true mean frame rate, for families that know only rates.
+
+    Without metadata, their processors assume 24 fps.
     """
-    # A single frame has no rate of its own: one second a frame is as good as any, there is only one
-    # step.
+    # A single frame has no rate. Any will do, since there is only one step.
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
     return {
         "total_num_frames": len(times),
@@ -42,10 +43,11 @@ def mean_rate(times: Sequence[float]) -> dict[str, Any]:
 
 
 def milliseconds(times: Sequence[float]) -> dict[str, Any]:
-    """Return video metadata with every frame's own time, for families that write times into the
-    prompt: frame ``i`` of 1000 a second is at i ms.
+    """Return video metadata with each frame's own time, for families that state times in prompts.
+
+    The processor computes a time from index and rate: at 1000 fps, frame ``i`` is shown at i ms.
     """
-    indices = [round(1000 * t) for t in times]
+    indices = [round(1000 * time) for time in times]
     return {
         "total_num_frames": indices[-1] + 1,
         "fps": 1000.0,
@@ -65,8 +67,8 @@ def encode_video(
 ) -> EncodedPrompt:
     """Encode one user turn: ``images`` (height, width, 3) if any, the clip, then ``text``.
 
-    ``metadata`` tells the processor when the frames are; none of them are left out. Raises
-    :class:`HostError` when the placeholders in the prompt do not match the grid.
+    ``metadata`` gives the processor the frames' times; it drops no frame. Raises
+    :class:`HostError` if the placeholders in the prompt do not match the grid.
     """
     content = [
         *({"type": "image"} for _ in images),
@@ -85,7 +87,7 @@ def encode_video(
         do_sample_frames=False,
         return_tensors="pt",
     )
-    inputs = {k: torch.as_tensor(v) for k, v in encoded.items() if k in INPUTS}
+    inputs = {name: torch.as_tensor(value) for name, value in encoded.items() if name in INPUTS}
     steps, height, width = inputs["video_grid_thw"][0].tolist()
     merge = host.config.vision_config.spatial_merge_size
     grid = visual_grid(
@@ -95,6 +97,8 @@ def encode_video(
         width // merge,
         window,
     )
+    # Without this check, a release whose processor merges frames differently would have residuals
+    # written on the wrong tokens.
     placeholders = int((inputs["input_ids"] == host.visual_ids["video"]).sum())
     if grid.steps != steps or grid.tokens != placeholders:
         raise HostError(

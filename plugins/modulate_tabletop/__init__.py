@@ -1,6 +1,4 @@
-"""The tabletop world: a generator of real videos, scanpaths and questions, and the small host that
-was trained on them.
-"""
+"""The tabletop world: generated videos, scanpaths and questions, and a small host for them."""
 
 from typing import TYPE_CHECKING
 
@@ -12,13 +10,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_datasets(register: Register) -> None:
-    """Register the world as a data set that makes itself."""
+    """Register the data set, which generates its world on first use."""
     register("tabletop", "modulate_tabletop.dataset:Tabletop")
 
 
 @hookimpl
 def register_inputs(register: Register) -> None:
-    """Register the oracle: the mark that the host was taught."""
+    """Register the oracle: the mark that the small host was trained on."""
     register("tabletop_mark", "modulate_tabletop.mark:TaughtMark")
 
 

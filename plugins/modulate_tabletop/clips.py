@@ -1,5 +1,4 @@
-"""One clip of the tabletop world: what happens on the table, where the viewer looks, what the hand
-does, and the video of it.
+"""One clip of the tabletop world: events on the table, the viewer's gaze, the hand, the video.
 
 Times are seconds of the video, positions are fractions of the frame unless a name says pixels.
 """
@@ -12,31 +11,30 @@ from pathlib import Path
 import av
 import numpy as np
 
-from modulate_tabletop.render import CLASSES, COLOURS, PLACES, SIZE, Layout, place_center, render
+from modulate_tabletop.render import CLASSES, COLORS, PLACES, SIZE, Layout, place_center, render
 from modulate_tabletop.viewer import Dwell, Fixation, Viewer, dwell_times, trace
 
 DURATION = 25.0  # s
 RATE = 8  # frames per second
-WINDOW = 8  # s that a gaze-only question may see
+WINDOW = 8  # s of video before a gaze-only question
 LAST_ASKED = 22  # s, latest gaze-only question; the reach follows it
 REACH = (22.2, 24.0, 24.7)  # s: the hand starts, arrives, ends
-OBJECTS = 13  # most objects on the table; at least two fewer
-COPIES = 2  # most objects of one class, and of one colour
-DRIFT = 4.0  # pixels, farthest the camera moves from its centre
-MOST = (
-    10,
-    PLACES - 1,
-    # what OBJECTS may be: enough that were not looked at lately and that differ; what moves or appears
-    # needs an empty place
-)
-FARTHEST = 16.0  # pixels, what DRIFT may be: an eighth of the frame
+OBJECTS = 13  # largest number of objects on the table; tables have up to two fewer
+COPIES = 2  # largest number of objects of one class, and of one color
+DRIFT = 4.0  # pixels, largest shift of the camera from its center
+# Range of `objects`: enough different ones must remain that were not looked at lately, and an
+# object that moves or appears needs an empty place.
+OBJECTS_RANGE = (10, PLACES - 1)
+MAX_DRIFT = 16.0  # pixels, an eighth of the frame
 VARIABLE_EVERY = 5  # one file in so many has a variable frame rate
 
 
 @dataclass(frozen=True)
 class Event:
-    """A change on the table: ``what`` is "appear", "move" or "vanish"; ``place`` is where the
-    object stands afterwards (stood before).
+    """A change on the table.
+
+    ``what`` is "appear", "move" or "vanish"; ``place`` is the object's place afterwards, or before
+    it vanished.
     """
 
     time: float
@@ -46,9 +44,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Clip:
-    """Everything that is true of one clip.
+    """The content of one clip.
 
-    ``states[i]`` = (class, colour) rows of the 16 places from ``changes[i]`` seconds on.
+    ``states[i]`` = (class, color) rows of the 16 places from ``changes[i]`` seconds on.
     """
 
     stem: str
@@ -67,18 +65,18 @@ class Clip:
     noise_seed: int
 
     def state(self, time: float) -> np.ndarray:
-        """Return (class, colour) of the places at ``time``, (2, 16)."""
+        """Return (class, color) of the places at ``time``, (2, 16)."""
         return self.states[int(np.searchsorted(self.changes, time, side="right")) - 1]
 
     def asked(self) -> list[Dwell]:
-        """Return the dwells that gaze-only questions are about: nothing changes during them, and
-        the window before holds no reach.
+        """Return the dwells that gaze-only questions are about.
+
+        Nothing changes during such a dwell, and its window contains no reach.
         """
-        return [
-            d
-            for d in self.dwells
-            if _askable(d) and not any(d.start <= e.time <= d.end for e in self.events)
-        ]
+        return [dwell for dwell in self.dwells if _askable(dwell) and not self._changes_in(dwell)]
+
+    def _changes_in(self, dwell: Dwell) -> bool:
+        return any(dwell.start <= event.time <= dwell.end for event in self.events)
 
 
 def _askable(dwell: Dwell) -> bool:
@@ -86,7 +84,7 @@ def _askable(dwell: Dwell) -> bool:
 
 
 class Camera:
-    """A slow drift: two sines for each axis, at most ``drift`` pixels together."""
+    """A slow drift: the sum of two sines for each axis, at most ``drift`` pixels."""
 
     def __init__(self, rng: np.random.Generator, drift: float = DRIFT) -> None:
         """Draw amplitudes, periods and phases."""
@@ -100,14 +98,14 @@ class Camera:
 
 
 def _first_state(rng: np.random.Generator, most: int) -> np.ndarray:
-    """Fill one or two places fewer than ``most``, each class and each colour at most twice, so that
-    no object is favoured by its kind.
+    """Fill one or two places fewer than ``most``.
+
+    Each class and each color occurs at most twice, so that no kind of object is favored.
     """
     state = np.full((2, PLACES), -1)
-    places = rng.choice(
-        PLACES, rng.integers(most - 2, most), replace=False
-    )  # room for what appears
-    for row, words in enumerate((CLASSES, COLOURS)):
+    # Fewer than `most`, so that an object can still appear.
+    places = rng.choice(PLACES, rng.integers(most - 2, most), replace=False)
+    for row, words in enumerate((CLASSES, COLORS)):
         state[row, places] = rng.permutation(np.repeat(np.arange(len(words)), COPIES))[
             : len(places)
         ]
@@ -115,22 +113,24 @@ def _first_state(rng: np.random.Generator, most: int) -> np.ndarray:
 
 
 def _change(
-    rng: np.random.Generator, state: np.ndarray, catch_sample_error: int, what: str, most: int
+    rng: np.random.Generator, state: np.ndarray, unchanged: int, what: str, most: int
 ) -> tuple[np.ndarray, int, str]:
-    """Let something happen to an object that is not at ``catch_sample_error``; ``what`` gives way
-    to "move" where the count of objects forbids it.
+    """Change an object that is not at the place ``unchanged``.
+
+    ``what`` becomes "move" if the table holds too many or too few objects for it. Returns the new
+    state, the place of the event, and what happened.
     """
     state = state.copy()
     full = np.flatnonzero(state[0] >= 0)
     if (what == "appear" and len(full) >= most) or (what == "vanish" and len(full) <= most - 2):
         what = "move"
     empty = int(rng.choice(np.flatnonzero(state[0] < 0)))
-    chosen = int(rng.choice(full[full != catch_sample_error]))
+    chosen = int(rng.choice(full[full != unchanged]))
     if what == "appear":
         pairs = [
             (k, c)
             for k in range(len(CLASSES))
-            for c in range(len(COLOURS))
+            for c in range(len(COLORS))
             if ((state == [[k], [c]]).sum(1) < COPIES).all()
         ]
         new = [pair for pair in pairs if not np.equal(state.T, pair).all(1).any()]
@@ -143,7 +143,7 @@ def _change(
 
 
 def _event_times(rng: np.random.Generator, dwells: list[Dwell]) -> dict[int, float]:
-    """Choose dwells during which something happens (none that is asked about), by index, and when."""
+    """Choose dwells with an event, but without a question; return the event's time by index."""
     asked = [i for i, d in enumerate(dwells) if _askable(d)]
     early = [i for i in range(asked[0]) if i and rng.random() < 0.7] or [1]
     late = (
@@ -267,13 +267,13 @@ def frames(clip: Clip) -> Iterator[np.ndarray]:
     """Draw the clip's frames in order, each (128, 128, 3) uint8 RGB."""
     rng = np.random.default_rng(clip.noise_seed)
     for time, camera, hand in zip(clip.times, clip.camera, clip.hand, strict=True):
-        kinds, colours = clip.state(float(time))
+        kinds, colors = clip.state(float(time))
         shift = np.rint(camera)
         on_table = hand - shift / SIZE  # the renderer moves the hand with the camera
         yield render(
             clip.layout,
             kinds,
-            colours,
+            colors,
             (float(shift[0]), float(shift[1])),
             (float(on_table[0]), float(on_table[1])),
             noise_rng=rng,

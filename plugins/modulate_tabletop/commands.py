@@ -17,32 +17,37 @@ tabletop = typer.Typer(
 
 @tabletop.callback()
 def _group() -> None:
-    """Keep ``make`` a sub-command although it is the only one."""
+    """Keep ``make`` a sub-command: typer would promote a single command."""
 
 
 @tabletop.command()
 def make(
     root: Annotated[
-        Path, typer.Argument(help="Folder to make; reused if it holds the same world already.")
+        Path, typer.Argument(help="Folder of the world; reused if it already holds the same world.")
     ],
-    train: Annotated[int, typer.Option(min=0, help="Videos to train on.")] = 200,
-    val: Annotated[int, typer.Option(min=0, help="Videos to validate on.")] = 20,
-    test: Annotated[int, typer.Option(min=0, help="Videos to test on.")] = 80,
+    train: Annotated[int, typer.Option(min=0, help="Number of training videos.")] = 200,
+    val: Annotated[int, typer.Option(min=0, help="Number of validation videos.")] = 20,
+    test: Annotated[int, typer.Option(min=0, help="Number of test videos.")] = 80,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 0,
     objects: Annotated[
-        int, typer.Option(min=10, max=15, help="Most objects on a table; at least two fewer.")
+        int,
+        typer.Option(
+            min=10,
+            max=15,
+            help="Largest number of objects on a table; tables have up to two fewer.",
+        ),
     ] = 13,
     drift: Annotated[
         float,
         typer.Option(
-            min=0, max=16, help="Farthest that the camera moves from its centre, pixels of 128."
+            min=0, max=16, help="Largest shift of the camera from its center, pixels of 128."
         ),
     ] = 4.0,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; all cores by default.")
+        int | None, typer.Option(min=1, help="Number of processes; by default one for each core.")
     ] = None,
 ) -> None:
-    """Make a world: H.264 videos, fixations, raw gaze, hand, the ten question files, splits."""
+    """Generate a world: H.264 videos, fixations, raw gaze, hand, ten question files, splits."""
     from rich.console import Console
     from rich.table import Table
 
@@ -63,7 +68,7 @@ def make(
     console = Console()
     console.print(table)
     console.print(
-        f"{'Reused' if world['reused'] else 'Made'} {world['root']} in {world['seconds']} s.",
+        f"{'Reused' if world['reused'] else 'Generated'} {world['root']} in {world['seconds']} s.",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""The tabletop world as a data set: made on first use, then read exactly as StreamGaze is."""
+"""The tabletop world as a data set: generated on first use, then read like StreamGaze."""
 
 from functools import cached_property
 from pathlib import Path
@@ -16,34 +16,38 @@ from modulate_tabletop.text import GAZE_ONLY
 
 
 class TabletopParams(Params):
-    """Which world, and what of it to use."""
+    """Numbers that define the world, and the part of it to use."""
 
-    root: Path = Field(description="folder of the world; made there if it does not exist")
-    train: NonNegativeInt = Field(200, description="videos to train on")
-    val: NonNegativeInt = Field(20, description="videos to validate on")
-    test: NonNegativeInt = Field(80, description="videos to test on")
+    root: Path = Field(description="folder of the world; generated there if it does not exist")
+    train: NonNegativeInt = Field(200, description="number of training videos")
+    val: NonNegativeInt = Field(20, description="number of validation videos")
+    test: NonNegativeInt = Field(80, description="number of test videos")
     seed: NonNegativeInt = Field(0, description="seed of the world")
     objects: int = Field(
-        13, ge=10, le=15, description="most objects on a table; at least two fewer"
+        13,
+        ge=10,
+        le=15,
+        description="largest number of objects on a table; tables have up to two fewer",
     )
     drift: float = Field(
         4.0,
         ge=0,
         le=16,
-        description="farthest that the camera moves from its centre, pixels of 128",
+        description="largest shift of the camera from its center, pixels of 128",
     )
     tasks: tuple[str, ...] | None = Field(
         GAZE_ONLY, description="stems of the question files to use; all ten if null"
     )
-    window: PositiveFloat = Field(8.0, description="seconds of video seen before a question's time")
+    window: PositiveFloat = Field(
+        8.0, description="seconds of video windows before a question's time"
+    )
     fixations: tuple[Path, ...] = Field(
         (Path("fixations"),), description="folders of the fixation files, relative to the world's"
     )
     split: str = Field(
         "splits.json",
         description=(
-            "file of the world that says which videos are for what: splits.json or"
-            " splits_by_viewer.json"
+            "file of the world that assigns videos to splits: splits.json or splits_by_viewer.json"
         ),
     )
     fixation_rule: Literal["overlap", "midpoint"] = Field(
@@ -60,12 +64,12 @@ class TabletopParams(Params):
     )
 
     def departures(self) -> list[Departure]:
-        """Name what GazeQwen's code does otherwise."""
+        """Return the settings that differ from GazeQwen's code."""
         return rule_departures(self.fixation_rule, self.proactive_fixations)
 
 
 class TabletopFiles(StreamGaze):
-    """StreamGaze's files and, beside them, the positions of the hand."""
+    """StreamGaze's files, and the positions of the hand."""
 
     def signals(self, item: Item) -> dict[str, Path]:
         """Return the gaze file and the hand file of a question's video."""
@@ -89,15 +93,18 @@ class Tabletop(Dataset):
             if p.max_per_split is None
             else dict.fromkeys(("train", "val", "test"), p.max_per_split)
         )
-        seen = dict.fromkeys(("past_seconds", "present_seconds", "proactive_seconds"), p.window)
-        same = p.model_dump(
+        windows = dict.fromkeys(("past_seconds", "present_seconds", "proactive_seconds"), p.window)
+        shared = p.model_dump(
             include={"root", "tasks", "split", "fixations", "fixation_rule", "proactive_fixations"}
         )
-        return TabletopFiles(StreamGazeParams.model_validate({**same, "limits": limits, **seen}))
+        return TabletopFiles(
+            StreamGazeParams.model_validate({**shared, "limits": limits, **windows})
+        )
 
     def prepare(self) -> None:
-        """Make the world if it is not there; raises :class:`~modulate.errors.DataError` if another
-        one is.
+        """Generate the world if it does not exist.
+
+        Raises :class:`~modulate.errors.DataError` if the folder holds another world.
         """
         p = self.params
         make_world(p.root, **{key: getattr(p, key) for key in WORLD})
@@ -105,9 +112,7 @@ class Tabletop(Dataset):
 
     @classmethod
     def with_root(cls, params: BaseModel, root: Path) -> BaseModel:
-        """Return the parameters for another world: the numbers of the one in ``root``, or those of
-        ``params`` for one that is yet to be made there.
-        """
+        """Return the parameters of the world in ``root``; a new one takes ``params``."""
         world = world_in(root.expanduser()) or {}
         return params.model_copy(
             update={"root": root, **{key: world[key] for key in WORLD if key in world}}
@@ -118,15 +123,15 @@ class Tabletop(Dataset):
         return self.reader.samples(split)
 
     def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
-        """Return what of a video's signal belongs to a sample, as StreamGaze's reader decides."""
+        """Return the part of a video's signal that belongs to a sample, by StreamGaze's rules."""
         return self.reader.clip_signal(sample, signal)
 
     def fingerprint(self) -> str:
-        """Return a text that changes with the questions, the files, and what is used of them."""
+        """Return a text that changes with the questions, the files, and the part in use."""
         return f"tabletop-{self.reader.fingerprint()}"
 
     def reference(self) -> Reference:
-        """Return StreamGaze's short names of the tasks; nothing is published on this world."""
+        """Return StreamGaze's short names of the tasks; no published figures exist."""
         return Reference(labels=self.reader.reference().labels)
 
     def prompt(self, sample: Sample, answer: str = "letter") -> str:

@@ -1,11 +1,11 @@
-"""Makes a whole tabletop world on disk: videos, gaze, hand, question files, splits.
+"""Generate a tabletop world on disk: videos, gaze, hand, question files, splits.
 
-Whole or not there, and the same for the same numbers.
+The folder appears complete or not at all, and the same numbers give the same world.
 
 Layout: ``videos/original_video/<stem>.mp4``, ``fixations/<stem>_fixation_filtered.csv``,
 ``gaze/<stem>_gaze.csv`` (60 Hz samples), ``hand/<stem>_hand.csv``, ``qa/<task>.json``,
 ``splits.json`` (viewers and tables differ between splits), ``splits_by_viewer.json`` (the same
-viewers dealt anew), ``manifest.json``.
+viewers assigned anew), ``manifest.json``.
 """
 
 import json
@@ -28,9 +28,9 @@ from modulate.errors import DataError
 from modulate.utils.safe_load import read_json
 from modulate_tabletop.clips import (
     DRIFT,
-    FARTHEST,
-    MOST,
+    MAX_DRIFT,
     OBJECTS,
+    OBJECTS_RANGE,
     VARIABLE_EVERY,
     Clip,
     make_clip,
@@ -40,32 +40,35 @@ from modulate_tabletop.questions import (
     MULTIPLE_CHOICE,
     TASKS,
     Alert,
-    ComponentSpec,
+    MultipleChoice,
     alert_entry,
+    answer_positions,
     choice_entry,
     draft,
-    lettered,
 )
 from modulate_tabletop.viewer import Viewer
 
-GENERATOR = 1  # raise it whenever the same numbers would give another world
+GENERATOR = 1  # increase it whenever the same numbers would give another world
 SPLITS = ("train", "val", "test")
 VIDEOS_PER_VIEWER = 10
 WORLD = ("train", "val", "test", "seed", "objects", "drift")
-"""What tells one world from another, in the order of :func:`jobs`."""
+"""The numbers that define a world, in the order of :func:`jobs`."""
 
 NUMBERS = ("generator", *WORLD)
-SINCE = {"objects": OBJECTS, "drift": DRIFT}
-"""What manifests did not say at first, when no world had another."""
+DEFAULTS = {"objects": OBJECTS, "drift": DRIFT}
+"""Values for manifests written before these numbers could be set."""
 
-FIXATION_HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
-Progress = Callable[[int, int], object]  # (videos done, videos in all)
-Question = ComponentSpec | Alert
+FIXATION_HEADER = (
+    "start_time,end_time,center_x,center_y,duration,"
+    "start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
+)
+Progress = Callable[[int, int], object]  # (finished videos, all videos)
+Question = MultipleChoice | Alert
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make."""
+    """One video to generate."""
 
     stem: str
     split: str
@@ -83,7 +86,7 @@ class Job:
 def jobs(
     train: int, val: int, test: int, seed: int, objects: int = OBJECTS, drift: float = DRIFT
 ) -> list[Job]:
-    """List the videos of a world; each split has viewers of its own, about one for ten videos."""
+    """Return the videos of a world; each split has its own viewers, about one for ten videos."""
     result: list[Job] = []
     seen = 0
     for code, (split, count) in enumerate(zip(SPLITS, (train, val, test), strict=True)):
@@ -121,13 +124,13 @@ def make_world(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Make the world in ``root`` unless it is there already; return its manifest with ``root``,
-    ``reused`` and ``seconds``.
+    """Generate the world in ``root`` unless it exists; return its manifest.
 
-    ``train``, ``val``, ``test``: videos; ``objects``: most on a table; ``drift``: farthest the
-    camera moves from its centre, pixels. ``workers``: processes, all cores if None; the files do
-    not depend on it. Raises :class:`~modulate.errors.DataError` if ``root`` holds anything else, or
-    a world of other numbers.
+    ``train``, ``val`` and ``test`` are numbers of videos, ``objects`` is the largest number on a
+    table, ``drift`` the largest shift of the camera in pixels. ``workers`` is the number of
+    processes (None: one for each core); the files do not depend on it. The returned manifest also
+    has ``root``, ``reused`` and ``seconds``. Raises :class:`~modulate.errors.DataError` if ``root``
+    holds anything else, or a world with other numbers.
     """
     begun = time.monotonic()
     root = Path(root).expanduser()
@@ -145,9 +148,10 @@ def make_world(
         raise DataError(
             f"A tabletop world cannot have {', '.join(bad)}; counts and seed must be 0 or more."
         )
-    if not MOST[0] <= objects <= MOST[1] or not drift <= FARTHEST:
+    if not OBJECTS_RANGE[0] <= objects <= OBJECTS_RANGE[1] or not drift <= MAX_DRIFT:
         raise DataError(
-            f"A tabletop world has {MOST[0]} to {MOST[1]} objects and a drift of 0 to {FARTHEST:g}"
+            f"A tabletop world has {OBJECTS_RANGE[0]} to {OBJECTS_RANGE[1]} objects and a drift of 0"
+            f" to {MAX_DRIFT:g}"
             f" pixels; got objects = {objects}, drift = {drift}."
         )
     if train + val + test == 0:
@@ -159,7 +163,7 @@ def make_world(
             manifest = _fill(folder, wanted, workers or os.cpu_count() or 1, progress)
             try:
                 folder.replace(root)
-            except OSError:  # somebody else was faster
+            except OSError:  # another process finished first
                 other = _existing(root, wanted)
                 if other is None:
                     raise
@@ -174,14 +178,14 @@ def make_world(
 
 
 def world_in(root: Path) -> dict[str, Any] | None:
-    """Return the manifest of the world in ``root``, None if there is nothing.
+    """Return the manifest of the world in ``root``, or None if it is missing or empty.
 
     Raises :class:`~modulate.errors.DataError` for anything else.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
     try:
-        manifest = {**SINCE, **read_json(root / "manifest.json")}
+        manifest = {**DEFAULTS, **read_json(root / "manifest.json")}
         for key in NUMBERS:
             if not isinstance(manifest[key], int | float):
                 raise TypeError(key)
@@ -194,9 +198,7 @@ def world_in(root: Path) -> dict[str, Any] | None:
 
 
 def _existing(root: Path, wanted: Mapping[str, float]) -> dict[str, Any] | None:
-    """Return the manifest of the world in ``root`` if it is the one that is ``wanted``, None if
-    there is nothing.
-    """
+    """Return the manifest of the world in ``root``, or None; raise DataError for another world."""
     found = world_in(root)
     if found is None:
         return None
@@ -215,10 +217,10 @@ def _existing(root: Path, wanted: Mapping[str, float]) -> dict[str, Any] | None:
 
 @contextmanager
 def _folder_for(root: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``root``; whatever is left of it at the end goes away."""
+    """Provide a temporary folder beside ``root``, which is deleted unless it was renamed."""
     root.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    folder.chmod(0o755)  # mkdtemp makes it private; a world is meant to be read
+    folder.chmod(0o755)  # mkdtemp makes it private, but other users may read a world
     try:
         yield folder
     finally:
@@ -252,10 +254,10 @@ def _fill(
 def _run(
     todo: list[Job], folder: Path, world: Sequence[float], workers: int
 ) -> Iterator[list[Question]]:
-    """Make the videos in order; a few are not worth processes of their own.
+    """Generate the videos in order, in this process if they are few; yield their questions.
 
-    Workers are new interpreters and not forks of this one: it may hold threads and a GPU, and its
-    main module may have no guard.
+    Workers are new interpreters rather than forks: this process may hold threads and a GPU, and its
+    main module may lack a guard.
     """
     if workers == 1 or len(todo) <= 6:
         yield from (make_files(job, folder) for job in todo)
@@ -278,7 +280,7 @@ def _run(
         )
         if done.returncode:
             raise RuntimeError(
-                f"A worker that makes videos {start + 1} to {start + size} failed:"
+                f"A worker that generates videos {start + 1} to {start + size} failed:"
                 f" {done.stderr.strip()[-2000:]}"
             )
         return [[_question(q) for q in questions] for questions in json.loads(done.stdout)]
@@ -292,16 +294,14 @@ def _run(
 
 
 def _question(fields: dict[str, Any]) -> Question:
-    """Undo :func:`dataclasses.asdict` and JSON."""
+    """Rebuild a question from the JSON of a worker."""
     if "wrong" in fields:
-        return ComponentSpec(**{**fields, "wrong": tuple(fields["wrong"])})
+        return MultipleChoice(**{**fields, "wrong": tuple(fields["wrong"])})
     return Alert(**{**fields, "points": tuple((time, raised) for time, raised in fields["points"])})
 
 
 def _work(folder: str, *numbers: str) -> None:
-    """Run as a worker: make videos ``start`` to ``stop`` of a world and print their questions as
-    JSON.
-    """
+    """Run as a worker: generate videos ``start`` to ``stop``, print their questions as JSON."""
     train, val, test, seed, objects = map(int, numbers[:5])
     start, stop = map(int, numbers[6:])
     drafts = [
@@ -339,19 +339,22 @@ def make_files(job: Job, folder: Path) -> list[Question]:
 def _write_questions(
     folder: Path, todo: list[Job], drafts: list[list[Question]], seed: int
 ) -> dict[str, dict[str, int]]:
-    """Write the ten files (a file without a question is left out); return how many questions or
-    test points each split has.
+    """Write the ten question files; return the number of questions or test points of each split.
+
+    A file without any question is omitted.
     """
     counts: dict[str, dict[str, int]] = {}
     for number, task in enumerate(TASKS):
         entries, counts[task] = [], dict.fromkeys(SPLITS, 0)
         letters = {
-            s: iter(lettered(np.random.default_rng((seed, number, code, 3)), 12 * len(todo)))
+            s: iter(
+                answer_positions(np.random.default_rng((seed, number, code, 3)), 12 * len(todo))
+            )
             for code, s in enumerate(SPLITS)
         }
         for job, questions in zip(todo, drafts, strict=True):
             head = {"video_path": f"{job.stem}.mp4", "viewer": job.viewer.name}
-            choices = [q for q in questions if isinstance(q, ComponentSpec) and q.task == task]
+            choices = [q for q in questions if isinstance(q, MultipleChoice) and q.task == task]
             alerts = [q for q in questions if isinstance(q, Alert) and q.task == task]
             entries += [choice_entry(q, next(letters[job.split]), head) for q in choices]
             entries += [alert_entry(alerts, head)] if alerts else []
@@ -366,12 +369,12 @@ def _write_questions(
 def _write_splits(folder: Path, todo: list[Job], seed: int) -> None:
     _dump(folder / "splits.json", {s: [j.stem for j in todo if j.split == s] for s in SPLITS})
     per_split = [len({j.viewer.name for j in todo if j.split == s}) for s in SPLITS]
-    dealt = (
+    shuffled = (
         np.random.default_rng((seed, 4)).permutation(sorted({j.viewer.name for j in todo})).tolist()
     )
     ends = np.cumsum(per_split)
     groups = {
-        s: set(dealt[end - n : end]) for s, n, end in zip(SPLITS, per_split, ends, strict=True)
+        s: set(shuffled[end - n : end]) for s, n, end in zip(SPLITS, per_split, ends, strict=True)
     }
     _dump(
         folder / "splits_by_viewer.json",

@@ -1,4 +1,4 @@
-"""An oracle for the small host: the mark that it was taught, drawn where the viewer looks."""
+"""An oracle for the small host: the mark it was trained on, drawn where the viewer looks."""
 
 import math
 
@@ -15,10 +15,11 @@ class TaughtMarkParams(Params):
 
 
 class TaughtMark(InputTransform):
-    """Draws the mark of the host's training (a white square with a dark rim) beside what is looked
-    at, on every frame: what the host can answer when it sees
-    where one looked. On frames of another size than the world's it is drawn as large, which the
-    host was not taught.
+    """Draws the mark of the host's training beside the object looked at, on every frame.
+
+    The mark is a white square with a dark rim. Its accuracy bounds what the host can answer when it
+    sees where the viewer looked. The mark keeps its size in pixels, so on frames of another size
+    than the world's it differs from training.
     """
 
     Params = TaughtMarkParams
@@ -28,9 +29,7 @@ class TaughtMark(InputTransform):
         self.params = params
 
     def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
-        """Return the turn with marks on copies of the frames; a frame between two fixations shows
-        the nearer one's.
-        """
+        """Return the turn with marked copies of the frames; each shows its nearest fixation."""
         return drawn(
             given,
             signal,

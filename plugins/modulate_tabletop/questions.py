@@ -1,11 +1,10 @@
 """The questions about one clip, and the ten question files in StreamGaze's formats.
 
-Gaze-only questions (``text.GAZE_ONLY``) must not be answerable without gaze. So every option stands
-on the table, and the set of options is drawn such that, whatever the table shows, each option is
-equally likely the right one: a set S of objects has probability P(S) with P(object in S) equal for
-all objects, and the objects of S are equally likely the target (:func:`even_set`). "Easy" sets lie
-far apart on the table, "hard" sets close together. The other tasks can be inferred from the frames,
-or need the gaze of the past.
+Gaze-only questions (``text.GAZE_ONLY``) must not be answerable without gaze. So all options stand on
+the table, and each is equally likely to be right whatever the table shows: a set S of objects has
+probability P(S) with P(object in S) equal for all objects, and each object of S is equally likely
+the target (:func:`even_set`). "Easy" sets lie far apart on the table, "hard" sets close together.
+The other tasks can be inferred from the frames, or need the gaze of the past.
 """
 
 import itertools
@@ -17,10 +16,10 @@ import numpy as np
 
 from modulate_tabletop import text
 from modulate_tabletop.clips import REACH, WINDOW, Clip
-from modulate_tabletop.render import CLASSES, COLOURS, GRID
+from modulate_tabletop.render import CLASSES, COLORS, GRID
 from modulate_tabletop.viewer import Dwell
 
-COLOUR_WORDS = tuple(COLOURS)
+COLOR_WORDS = tuple(COLORS)
 RECALL = "past_scene_recall"
 TRANSITION = "past_object_transition_prediction"
 SEQUENCE = "past_gaze_sequence_matching"
@@ -40,15 +39,13 @@ TASKS = (
     APPEARANCE,
 )
 MULTIPLE_CHOICE = tuple(t for t in TASKS if not t.startswith("proactive"))
-# cells of mean distance by which a set of options becomes e times less (hard) or more (easy) likely
+# Mean distance, in cells, that makes a set of options e times less (hard) or more (easy) likely.
 CLOSENESS = 0.5
 
 
 @dataclass(frozen=True)
-class ComponentSpec:
-    """A multiple-choice question at ``time`` (whole seconds): the right option and three wrong
-    ones.
-    """
+class MultipleChoice:
+    """A multiple-choice question at ``time`` (whole seconds), with one right option."""
 
     task: str
     time: int
@@ -59,36 +56,38 @@ class ComponentSpec:
 
 @dataclass(frozen=True)
 class Alert:
-    """A proactive question with its test points (whole second, should it be raised?)."""
+    """A proactive question with its test points (whole second, whether to raise the alert)."""
 
     task: str
     question: str
     target: str
     points: tuple[tuple[int, bool], ...]
-    first: int | None  # second at which what it waits for is first there
+    first: int | None  # second at which its condition is first true
 
 
 def even_set(
     rng: np.random.Generator, target: int, values: np.ndarray, size: int, closeness: float = 0.0
 ) -> list[int]:
-    """Draw ``size`` objects of pairwise different value, ``target`` among them, such that the set
-    does not tell which one is the target.
+    """Draw ``size`` objects with different values, such that the set does not reveal ``target``.
 
-    ``values`` (16,): what the option would say of each place, −1 where empty. P(S) is proportional
-    to exp(−closeness · mean distance) times a factor for each member, fitted until all objects are
-    in S equally often; given the target, S is drawn from those that hold it.
+    ``values`` (16,) holds the value that an option would name for each place, −1 where empty. P(S)
+    is proportional to exp(−closeness · mean distance) times one factor for each member. The factors
+    are fitted until all objects are equally often in S; then S is drawn among the sets with the
+    target.
     """
     places = np.flatnonzero(values >= 0)
     sets = np.array(list(itertools.combinations(range(len(places)), size)))
-    said = np.sort(values[places][sets], axis=1)
-    sets = sets[(np.diff(said, axis=1) > 0).all(1)]
+    named = np.sort(values[places][sets], axis=1)
+    sets = sets[(np.diff(named, axis=1) > 0).all(1)]
     points = np.stack([places % GRID, places // GRID], -1).astype(float)
-    apart = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
     distance = np.mean(
-        [apart[sets[:, i], sets[:, j]] for i, j in itertools.combinations(range(size), 2)], axis=0
+        [distances[sets[:, i], sets[:, j]] for i, j in itertools.combinations(range(size), 2)],
+        axis=0,
     )
     weight = np.exp(-closeness * (distance - distance.mean()))
     goal = size / len(places)
+    # Iterative proportional fitting; the square root damps it, because sets overlap.
     for _ in range(100):
         weight /= weight.sum()
         share = np.bincount(sets.ravel(), np.repeat(weight, size), len(places))
@@ -101,9 +100,9 @@ def even_set(
 
 
 def name(state: np.ndarray, place: int) -> str:
-    """Colour and class of what stands at ``place``, "" if nothing does."""
-    kind, colour = state[:, place]
-    return f"{COLOUR_WORDS[colour]} {CLASSES[kind]}" if kind >= 0 else ""
+    """Return color and class of the object at ``place``, or "" if it is empty."""
+    kind, color = state[:, place]
+    return f"{COLOR_WORDS[color]} {CLASSES[kind]}" if kind >= 0 else ""
 
 
 def names(state: np.ndarray) -> list[str]:
@@ -111,15 +110,13 @@ def names(state: np.ndarray) -> list[str]:
     return [name(state, int(p)) for p in np.flatnonzero(state[0] >= 0)]
 
 
-def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
-    """Return one easy, one hard and one attribute question and one alert point for every dwell that
-    can be asked about.
-    """
-    result: list[ComponentSpec | Alert] = []
+def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Alert]:
+    """Return an easy, a hard and an attribute question and an alert point for each askable dwell."""
+    result: list[MultipleChoice | Alert] = []
     kinds: tuple[tuple[str, Callable[[float], str], int, Sequence[str], float], ...] = (
         (text.EASY, text.question_easy, 0, CLASSES, -1 / CLOSENESS),
         (text.HARD, text.question_hard, 0, CLASSES, 1 / CLOSENESS),
-        (text.ATTRIBUTE, text.question_attribute, 1, COLOUR_WORDS, 0.0),
+        (text.ATTRIBUTE, text.question_attribute, 1, COLOR_WORDS, 0.0),
     )
     waiting: dict[str, list[tuple[int, bool]]] = {}
     raised = bool(rng.random() < 0.5)
@@ -133,7 +130,7 @@ def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
             ]
             wrong = tuple(words[state[row, p]] for p in rng.permutation(others))
             result.append(
-                ComponentSpec(task, time, ask(time), words[state[row, dwell.place]], wrong)
+                MultipleChoice(task, time, ask(time), words[state[row, dwell.place]], wrong)
             )
         other = next(p for p in even_set(rng, dwell.place, state[0], 2) if p != dwell.place)
         waiting.setdefault(CLASSES[state[0, dwell.place if raised else other]], []).append(
@@ -157,7 +154,7 @@ def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str], count: int = 3) -> tuple[str, ...]:
-    """Choose different texts, in random order; fewer if there are not enough."""
+    """Choose up to ``count`` different texts, in random order."""
     unique = sorted(set(options))
     return tuple(unique[i] for i in rng.permutation(len(unique))[:count])
 
@@ -167,9 +164,10 @@ def _seen(clip: Clip, time: float) -> list[np.ndarray]:
     return [s for c, s in zip(clip.changes, clip.states, strict=True) if c <= time]
 
 
-def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentSpec]:
-    """Return the four questions about the past that can be put during ``dwell``, each true of the
-    last 8 s and of the whole past.
+def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[MultipleChoice]:
+    """Return up to four questions about the past, asked during ``dwell``.
+
+    Each answer holds for the last 8 s as well as for the whole past.
     """
     time = int(dwell.asked or 0)
     clock = text.clock(dwell.asked or 0)
@@ -178,10 +176,10 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentS
     path = [name(clip.state(d.start), d.place) for d in before]
     window = [i for i, d in enumerate(before) if d.start >= time - WINDOW]
     seen = {n for s in _seen(clip, time) for n in names(s)}
-    everything = [f"{c} {k}" for c in COLOUR_WORDS for k in CLASSES]
+    everything = [f"{c} {k}" for c in COLOR_WORDS for k in CLASSES]
     right = str(rng.choice(names(state)))
     result = [
-        ComponentSpec(
+        MultipleChoice(
             RECALL,
             time,
             f"Which thing was on the table before {clock}?",
@@ -194,7 +192,7 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentS
         right = path[window[1]]
         wrong = _pick(rng, [n for n in names(state) if n not in (cue, right)])
         result.append(
-            ComponentSpec(
+            MultipleChoice(
                 TRANSITION,
                 time,
                 f"Which object did the viewer look at after the {cue} and before {clock}?",
@@ -208,7 +206,7 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentS
             rng, [", ".join(order) for order in itertools.permutations(last) if list(order) != last]
         )
         result.append(
-            ComponentSpec(
+            MultipleChoice(
                 SEQUENCE,
                 time,
                 f"In which order did the viewer last look at the things before {clock}?",
@@ -223,7 +221,7 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentS
     if stayed and len(looked) == 3:
         right = str(rng.choice(stayed))
         result.append(
-            ComponentSpec(
+            MultipleChoice(
                 NOT_FIXATED,
                 time,
                 f"Which thing did the viewer never look at before {clock}?",
@@ -234,10 +232,10 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[ComponentS
     return result
 
 
-def _inferable(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
-    """Return the questions of the other six tasks: two dwells' past, one reach, one appearance."""
+def _inferable(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Alert]:
+    """Return questions of the other six tasks: the past of two dwells, a reach, an appearance."""
     asked = clip.asked()
-    result: list[ComponentSpec | Alert] = []
+    result: list[MultipleChoice | Alert] = []
     for index in sorted(rng.choice(len(asked), 2, replace=False)):
         result += _past(rng, clip, asked[index])
     time = int(REACH[0]) + 1
@@ -245,7 +243,7 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
     right = CLASSES[kinds[clip.reached]]
     others = [CLASSES[k] for k in kinds if k >= 0 and k != kinds[clip.reached]]
     result.append(
-        ComponentSpec(
+        MultipleChoice(
             FUTURE,
             time,
             f"At {text.clock(time)}, what will the viewer reach for next?",
@@ -278,7 +276,7 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Ale
     return result
 
 
-def draft(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
+def draft(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Alert]:
     """Return all questions about ``clip``."""
     return [
         q
@@ -287,14 +285,15 @@ def draft(rng: np.random.Generator, clip: Clip) -> list[ComponentSpec | Alert]:
     ]
 
 
-def lettered(rng: np.random.Generator, count: int) -> list[int]:
-    """Return positions of right answers: each block of four holds every position once."""
+def answer_positions(rng: np.random.Generator, count: int) -> list[int]:
+    """Return positions of the right answers; each block of four holds every position once."""
     return [int(p) for _ in range(-(-count // 4)) for p in rng.permutation(4)][:count]
 
 
-def choice_entry(item: ComponentSpec, position: int, head: dict[str, Any]) -> dict[str, Any]:
-    """Return one entry of a multiple-choice file with the right answer at ``position``; ``head``
-    holds video_path and viewer.
+def choice_entry(item: MultipleChoice, position: int, head: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of a multiple-choice file, with the right answer at ``position``.
+
+    ``head`` holds video_path and viewer.
     """
     options = list(item.wrong)
     options.insert(position, item.right)

@@ -1,9 +1,10 @@
 """Every word of the tabletop world: questions, prompts and the small host's vocabulary.
 
-The one place where the strings are written.
+The host was trained on exactly these strings, British spelling included: changing one means
+training it anew.
 """
 
-from modulate_tabletop.render import CLASSES, COLOURS
+from modulate_tabletop.render import CLASSES, COLORS
 
 LETTERS = "ABCD"
 EASY = "present_object_identification_easy"
@@ -130,41 +131,41 @@ SPECIAL = [
     "<|video_pad|>",
 ]
 NUMBERS = [str(n) for n in range(100)] + [f"{n:02d}" for n in range(10)]
-VOCABULARY = list(dict.fromkeys([*SPECIAL, *PUNCTUATION, *NUMBERS, *CLASSES, *COLOURS, *WORDS]))
+VOCABULARY = list(dict.fromkeys([*SPECIAL, *PUNCTUATION, *NUMBERS, *CLASSES, *COLORS, *WORDS]))
 
 
 def clock(seconds: float) -> str:
-    """17.0 -> ``00:17``."""
+    """Return seconds as mm:ss: 17.0 → ``00:17``."""
     whole = int(seconds)
     return f"{whole // 60:02d}:{whole % 60:02d}"
 
 
 def question_easy(seconds: float) -> str:
-    """What is looked at, options from places far apart."""
+    """Return the question about the object looked at; its options lie far apart."""
     return f"At {clock(seconds)}, what is the viewer looking at?"
 
 
 def question_hard(seconds: float) -> str:
-    """What is looked at, options from neighbouring places."""
+    """Return the question about the object looked at; its options lie close together."""
     return f"At {clock(seconds)}, which object is the viewer looking at?"
 
 
 def question_attribute(seconds: float) -> str:
-    """The colour of what is looked at."""
+    """Return the question about the color of the object looked at."""
     return f"At {clock(seconds)}, what colour is the object the viewer is looking at?"
 
 
 def question_alert(word: str) -> str:
-    """The alert's condition; the benchmark's suffix follows it."""
+    """Return the alert's condition; the benchmark's suffix follows it."""
     return f"Alert when the viewer is looking at the {word}."
 
 
 def with_options(question: str, options: list[str]) -> str:
-    """The multiple-choice prompt, answered by a bare letter."""
+    """Return the multiple-choice prompt, which a bare letter answers."""
     lines = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
     return f"Question: {question}\nOptions:\n{lines}\n\nThe best option is:"
 
 
 def without_options(question: str) -> str:
-    """The open prompt, answered by the option's word."""
+    """Return the open prompt, which the option's word answers."""
     return f"Question: {question}\nThe answer is:"

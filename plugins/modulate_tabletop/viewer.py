@@ -1,5 +1,4 @@
-"""The simulated viewer: dwells on objects, made of fixations, and the noisy samples that a tracker
-would have recorded.
+"""The simulated viewer: dwells on objects, their fixations, and the noisy samples of a tracker.
 
 Times are seconds of the video, positions are fractions of the frame (x to the right, y downwards, 0
 at the top left).
@@ -15,22 +14,20 @@ SAMPLE_RATE = 60  # Hz, raw samples
 DWELL = (2.0, 2.6)  # s, shortest and longest dwell
 FIXATION = (0.2, 0.6)  # s
 SACCADE = (0.03, 0.06)  # s
-SETTLED = 1.6  # s of one dwell that must lie before a question's time
-LOOKBACK = 0.5  # s before a question at which a fixation is active as well
-WITHIN = (
-    0.045  # largest offset of a fixation from its object's centre; a quarter of a cell is 0.0625
-)
-MARGIN = 0.02  # s between a question's time and the ends of the fixation that it falls into
+SETTLED = 1.6  # s of a dwell that must precede a question's time
+LOOKBACK = 0.5  # s before a question; a fixation must be active at that moment, too
+MAX_OFFSET = 0.045  # of a fixation from its object's center; a quarter of a cell is 0.0625
+MARGIN = 0.02  # s from a question's time to either end of the fixation around it
 
-Position = Callable[
-    [int, np.ndarray], np.ndarray
-]  # (place, times) -> (time, 2) where the place's centre is seen
+Position = Callable[[int, np.ndarray], np.ndarray]
+"""(place, times) → (time, 2), the visible position of the place's center."""
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """One person at one tracker: a constant calibration error and the standard deviation of the
-    noise (fractions of the frame).
+    """One person at one tracker, in fractions of the frame.
+
+    ``offset`` is the constant calibration error, ``noise`` the standard deviation of the samples.
     """
 
     name: str
@@ -39,9 +36,7 @@ class Viewer:
 
     @classmethod
     def random(cls, name: str, rng: np.random.Generator) -> "Viewer":
-        """Draw a viewer; half of them are calibrated well, the others are off by up to 0.03 of the
-        frame.
-        """
+        """Draw a viewer: half are calibrated well, the others are off by up to 0.03."""
         radius = rng.uniform(0.0, 0.03) if rng.random() < 0.5 else 0.0
         angle = rng.uniform(0, 2 * math.pi)
         return cls(
@@ -51,8 +46,9 @@ class Viewer:
 
 @dataclass(frozen=True)
 class Dwell:
-    """A stretch of looking at one place. ``asked``: the whole second at which a question about it
-    can be put, if there is one.
+    """A time span in which the viewer looks at one place.
+
+    ``asked`` is the whole second at which a question about it fits, or None.
     """
 
     start: float
@@ -63,7 +59,7 @@ class Dwell:
 
 @dataclass(frozen=True)
 class Fixation:
-    """A stretch during which the gaze rests (seconds), and its mean position."""
+    """A time span in which the gaze rests (seconds), and its mean position."""
 
     start: float
     end: float
@@ -72,27 +68,28 @@ class Fixation:
 
 
 def dwell_times(rng: np.random.Generator, duration: float) -> list[Dwell]:
-    """Fill ``duration`` seconds with dwells, their lengths drawn so that nearly each can be asked
-    about at a whole second.
-    """
+    """Fill ``duration`` seconds with dwells; nearly all fit a question at a whole second."""
     dwells: list[Dwell] = []
     start = rng.uniform(0.05, 0.6)
     while True:
         asked = math.ceil(start + SETTLED + 0.01)
-        late = asked + MARGIN + 0.01 - start  # the length that the question's time needs at least
+        needed = asked + MARGIN + 0.01 - start  # shortest length that contains the question's time
         length = (
-            rng.uniform(max(DWELL[0], late), DWELL[1]) if late < DWELL[1] else rng.uniform(*DWELL)
+            rng.uniform(max(DWELL[0], needed), DWELL[1])
+            if needed < DWELL[1]
+            else rng.uniform(*DWELL)
         )
         end = round(start + length, 3)
         if end > duration - 0.05:
             return dwells
-        dwells.append(Dwell(round(start, 3), end, asked if late < DWELL[1] else None))
+        dwells.append(Dwell(round(start, 3), end, asked if needed < DWELL[1] else None))
         start = round(end + rng.uniform(*SACCADE), 3)
 
 
 def _split(rng: np.random.Generator, dwell: Dwell) -> list[tuple[float, float]]:
-    """Divide a dwell into fixations with saccades between, such that the moments that questions
-    look at lie inside fixations.
+    """Divide a dwell into fixations and saccades; moments of questions lie inside fixations.
+
+    Draws until a division meets all conditions.
     """
     moments = [] if dwell.asked is None else [dwell.asked - LOOKBACK, float(dwell.asked)]
     while True:
@@ -126,16 +123,15 @@ def trace(
     for dwell in dwells:
         for start, end in _split(rng, dwell):
             inside = (times >= start) & (times <= end)
-            radius = WITHIN * math.sqrt(rng.random())
+            radius = MAX_OFFSET * math.sqrt(rng.random())
             angle = rng.uniform(0, 2 * math.pi)
             gaze[inside] = position(dwell.place, times[inside]) + radius * np.array(
                 [math.cos(angle), math.sin(angle)]
             )
             spans.append((start, end, inside))
     known = ~np.isnan(gaze[:, 0])
-    for axis in range(
-        2
-    ):  # saccades are straight; before the first and after the last fixation the gaze rests
+    # Saccades are straight. Before the first and after the last fixation the gaze rests.
+    for axis in range(2):
         gaze[:, axis] = np.interp(times, times[known], gaze[known, axis])
     gaze += np.array(viewer.offset) + rng.normal(0, viewer.noise, gaze.shape)
     gaze = np.clip(gaze, 0.001, 0.999)

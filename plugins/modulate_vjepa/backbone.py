@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from modulate.data.feature_cache import checked_times, weights_digest
+from modulate.data.feature_cache import check_frame_times, weights_digest
 from modulate.errors import RecipeError, VideoError
 from modulate.interfaces import components
 from modulate.interfaces.components import FrameFeatures
@@ -145,7 +145,7 @@ class VJepa21(components.Backbone):
         the last frame is repeated to complete it, and counts as often in its time: with tubelets of
         two the time is that frame's own. Raises :class:`modulate.errors.VideoError`.
         """
-        times = checked_times(frames, frame_times)
+        times = check_frame_times(frames, frame_times)
         if self.params.pad_to is not None:
             frames, times = _padded(frames, times, self.params.pad_to)
         tubelet = self.encoder.config.tubelet

@@ -22,7 +22,7 @@ from modulate.data.video import read_frames
 from modulate.errors import DataError, RecipeError
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import answer_together, shared_prefix
+from modulate.inference.shared_prefix import shared_prefix_forward, shared_prefix
 from modulate.interfaces.components import Sample
 from modulate.modulation.modulated_host import ModulatedHost
 from modulate.runs.run import Run
@@ -141,7 +141,7 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
         for together in (False, True):
             host.zero_grad()
             if together:
-                output = answer_together(host, pipeline.model, prepared, [clip], common)
+                output = shared_prefix_forward(host, pipeline.model, prepared, [clip], common)
             else:
                 output = host([[p.clip(p.signal)] for p in prepared], **batch.inputs, **LAST_LOGITS)
             logits = batch.option_logits(output)

@@ -237,7 +237,7 @@ def test_a_host_that_cannot_be_loaded_is_an_error_and_the_rest_is_found_without_
     assert "Injection into layer 27 cannot change the answer" in texts(report, "warning")
     unknown = checked("host.params.path=someone/unknown")
     assert (
-        "No configuration of 'someone/unknown' is kept here" in texts(unknown, "error")
+        "No configuration of 'someone/unknown' ships with this plugin" in texts(unknown, "error")
         and not unknown.parameters
     )
 

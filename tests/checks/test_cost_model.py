@@ -241,8 +241,8 @@ def test_a_host_that_cannot_be_built_says_what_is_missing(tmp_path):
     with pytest.raises(
         HostError,
         match=(
-            r"No configuration of 'Qwen/Qwen2.5-VL-72B-Instruct' is kept here; give a folder with"
-            r" its config.json"
+            r"No configuration of 'Qwen/Qwen2.5-VL-72B-Instruct' ships with this plugin; give a"
+            r" folder with its config.json"
         ),
     ):
         loaded(path="Qwen/Qwen2.5-VL-72B-Instruct")

@@ -16,11 +16,11 @@ from modulate.modulation import conditioning, write_plan
 from modulate.modulation import recompute as passes
 from modulate.modulation import token_positions as localize
 from modulate.modulation import visual_token_tracker as tracker
-from modulate_hosts.contract import company as test_company
+from modulate_hosts.contract import coexistence as test_coexistence
 from modulate_hosts.contract import embeddings as test_embeddings
 from modulate_hosts.contract import forward as test_forward
 from modulate_hosts.contract import generation as test_generation
-from modulate_hosts.contract import lines as test_lines
+from modulate_hosts.contract import cache_branches as test_cache_branches
 from modulate_hosts.contract import training as test_training
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, NotApplicable
@@ -257,7 +257,7 @@ CAUGHT_BY = {
     applied_twice: [
         test_forward.test_only_visual_tokens_differ_and_by_the_residual,
         test_forward.test_bfloat16,
-        test_company.test_foreign_hooks,
+        test_coexistence.test_third_party_hooks,
     ],
     first_row_for_every_row: [
         test_forward.test_rows_of_different_length_padded_left,
@@ -284,7 +284,7 @@ CAUGHT_BY = {
         test_forward.test_only_visual_tokens_differ_and_by_the_residual,
         test_forward.test_recorded_outputs,
     ],
-    after_other_hooks: [test_forward.test_recorded_outputs, test_company.test_foreign_hooks],
+    after_other_hooks: [test_forward.test_recorded_outputs, test_coexistence.test_third_party_hooks],
     recompute_by_the_last_plan: [
         test_training.test_two_forwards_then_two_backwards,
         recomputed(test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.whole, 1),
@@ -312,11 +312,11 @@ CAUGHT_BY = {
         test_embeddings.test_generating_from_inputs_embeds,
     ],
     types_ignored: [test_generation.test_a_generated_placeholder_is_text],
-    copies_keep_their_hooks: [test_company.test_copies],
+    copies_keep_their_hooks: [test_coexistence.test_copies],
     turns_count_on: [test_generation.test_a_second_turn_with_a_clip],
-    copies_know_nothing: [test_lines.test_a_second_clip_in_the_same_block],
-    later_clips_are_text: [test_lines.test_a_second_clip_in_the_same_block],
-    branches_are_prompts: [test_lines.test_guidance],
+    copies_know_nothing: [test_cache_branches.test_a_second_clip_in_the_same_block],
+    later_clips_are_text: [test_cache_branches.test_a_second_clip_in_the_same_block],
+    branches_are_prompts: [test_cache_branches.test_guidance],
 }
 
 
@@ -343,4 +343,4 @@ def test_hooks_left_behind_are_seen(monkeypatch):
     case = Case(replace(BY_NAME["qwen2_5_vl"], build=lambda: host))
     hooks_stay(monkeypatch)
     with pytest.raises(AssertionError):
-        test_company.test_detached(case)
+        test_coexistence.test_detached(case)

@@ -58,7 +58,7 @@ def decoded(monkeypatch):
             lambda path, times: (calls.append((name, list(times))), original(path, times))[1],
         )
 
-    histories_on("read_shown")
+    histories_on("read_frames_at")
     histories_on("read_frames")
     return calls
 
@@ -71,11 +71,11 @@ def test_all_that_is_expected_of_a_video_is_decoded_at_once_and_each_clip_gets_i
     reader.expect(video, [3.0, 5.5])
     for times in ([1.0, 3.0], [3.0, 5.5], [5.5], [5.5, 1.0, 1.2]):
         assert same(reader.read(video, times), read_frames(video, times))
-    assert decoded == [("read_shown", [1.0, 3.0, 5.5]), ("read_shown", [1.0, 1.2, 3.0, 5.5])]
+    assert decoded == [("read_frames_at", [1.0, 3.0, 5.5]), ("read_frames_at", [1.0, 1.2, 3.0, 5.5])]
 
 
 @pytest.mark.parametrize(
-    ("most", "how"), [(2 * FRAME, "read_shown"), (2 * FRAME - 1, "read_frames")]
+    ("most", "how"), [(2 * FRAME, "read_frames_at"), (2 * FRAME - 1, "read_frames")]
 )
 def test_a_video_s_frames_are_kept_while_they_fit(video, decoded, most, how):
     reader = ClipReader(video_bytes=most)
@@ -84,13 +84,13 @@ def test_a_video_s_frames_are_kept_while_they_fit(video, decoded, most, how):
         True,
         True,
     ]
-    assert [name for name, _ in decoded] == [how] * (1 if how == "read_shown" else 2)
+    assert [name for name, _ in decoded] == [how] * (1 if how == "read_frames_at" else 2)
 
 
 def test_by_default_a_video_takes_an_eighth_of_the_memory(video, decoded):
     ClipReader(memory_bytes=8 * FRAME).read(video, [1.0])
     ClipReader(memory_bytes=8 * FRAME - 8).read(video, [1.0])
-    assert [name for name, _ in decoded] == ["read_shown", "read_frames"]
+    assert [name for name, _ in decoded] == ["read_frames_at", "read_frames"]
 
 
 def test_what_others_expect_beyond_the_end_is_not_this_clip_s_failure(video):

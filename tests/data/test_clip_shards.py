@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modulate.data.clip_shards import Clip, Share
+from modulate.data.clip_shards import Clip, Shard
 from modulate.errors import RecipeError
 
 
@@ -19,19 +19,19 @@ def clips():
 
 
 def test_shares_take_whole_videos_and_together_every_clip_once_in_the_videos_order():
-    shares = [Share(number, 2).clips(clips()) for number in (1, 2)]
+    shares = [Shard(number, 2).clips(clips()) for number in (1, 2)]
     assert [sorted({str(clip.video) for clip in share}) for share in shares] == [["a"], ["b", "c"]]
     assert shares[0] + shares[1] == sorted(clips(), key=lambda clip: (str(clip.video), clip.times))
-    assert Share().clips(clips()) == shares[0] + shares[1]
+    assert Shard().clips(clips()) == shares[0] + shares[1]
     assert (
-        Share(3, 4).clips(clips()) == [clip for clip in shares[1] if clip.video == Path("b")]
-        and Share(4, 4).clips(clips()) == []
+        Shard(3, 4).clips(clips()) == [clip for clip in shares[1] if clip.video == Path("b")]
+        and Shard(4, 4).clips(clips()) == []
     )
 
 
 def test_shares_are_weighed_by_frames_and_not_by_clips():
     long = [Clip(Path("long"), tuple(map(float, range(20))), False, ("x",))]
-    found = [Share(number, 2).clips([*clips(), *long]) for number in (1, 2)]
+    found = [Shard(number, 2).clips([*clips(), *long]) for number in (1, 2)]
     assert [Counter(str(clip.video) for clip in share) for share in found] == [
         {"a": 10, "b": 3},
         {"c": 7, "long": 1},
@@ -41,14 +41,14 @@ def test_shares_are_weighed_by_frames_and_not_by_clips():
 @pytest.mark.parametrize(
     ("text", "rank", "size", "share"),
     [
-        (None, None, None, Share(1, 1)),
-        ("", None, None, Share(1, 1)),
-        ("3/8", None, None, Share(3, 8)),
-        ("8/8", None, None, Share(8, 8)),
-        (None, "0", "4", Share(1, 4)),
-        (None, "3", "4", Share(4, 4)),
-        ("1/2", "3", "4", Share(4, 8)),
-        ("2/2", "0", "4", Share(5, 8)),
+        (None, None, None, Shard(1, 1)),
+        ("", None, None, Shard(1, 1)),
+        ("3/8", None, None, Shard(3, 8)),
+        ("8/8", None, None, Shard(8, 8)),
+        (None, "0", "4", Shard(1, 4)),
+        (None, "3", "4", Shard(4, 4)),
+        ("1/2", "3", "4", Shard(4, 8)),
+        ("2/2", "0", "4", Shard(5, 8)),
     ],
 )
 def test_a_share_is_the_part_asked_for_and_of_it_the_rank_s(monkeypatch, text, rank, size, share):
@@ -56,7 +56,7 @@ def test_a_share_is_the_part_asked_for_and_of_it_the_rank_s(monkeypatch, text, r
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert Share.here(text) == share
+    assert Shard.from_environment(text) == share
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/8/1", "-1/8", "a/b", "1/1000000000"])
@@ -64,7 +64,7 @@ def test_a_share_that_makes_no_sense_is_refused(monkeypatch, text):
     with pytest.raises(
         RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"
     ):
-        Share.here(text)
+        Shard.from_environment(text)
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, rank, size):
     with pytest.raises(
         RecipeError, match=f"RANK={rank} and WORLD_SIZE={size or 1}; a rank is from 0"
     ):
-        Share.here()
+        Shard.from_environment()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from modulate.data import feature_cache as features_module
 from modulate.data.alignment import align
-from modulate.data.feature_cache import FeatureCache, FeatureKey, checked_times, weights_digest
+from modulate.data.feature_cache import FeatureCache, FeatureKey, check_frame_times, weights_digest
 from modulate.data.feature_extractor import FrameCache
 from modulate.data.feature_shards import StoredTensor
 from modulate.errors import PluginError, StorageError, VideoError
@@ -123,7 +123,7 @@ FRAMES = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
 
 
 def test_checked_times_are_the_frames_own() -> None:
-    assert checked_times(FRAMES, [0.0, 0.5]) == (0.0, 0.5)
+    assert check_frame_times(FRAMES, [0.0, 0.5]) == (0.0, 0.5)
 
 
 @pytest.mark.parametrize("frames", [FRAMES.float(), FRAMES[0], FRAMES[..., :2], FRAMES[:0]])
@@ -132,7 +132,7 @@ def test_frames_that_are_no_uint8_rgb_are_refused(frames: torch.Tensor) -> None:
         VideoError,
         match=r"uint8 RGB of shape \(frame, height, width, 3\); got torch\.\w+ of shape \(",
     ):
-        checked_times(frames, [0.0, 0.5])
+        check_frame_times(frames, [0.0, 0.5])
 
 
 @pytest.mark.parametrize("times", [[0.0], [0.5, 0.5], [1.0, 0.5], [0.0, float("nan")]])
@@ -141,7 +141,7 @@ def test_frames_without_increasing_times_are_refused(times: list[float]) -> None
         VideoError,
         match=r"Every frame needs a time in seconds, increasing; got 2 frames and times \[",
     ):
-        checked_times(FRAMES, times)
+        check_frame_times(FRAMES, times)
 
 
 def test_the_digest_of_weights_follows_their_values_names_and_types() -> None:

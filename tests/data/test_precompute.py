@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from modulate import cli
 from modulate.config.recipe import load_recipe
-from modulate.data.clip_shards import Clip, Share, planned
+from modulate.data.clip_shards import Clip, Shard, planned_clips
 from modulate.data.feature_extractor import FeatureExtractor
 from modulate.data.precompute import (
     FeatureFiller,
-    Sizes,
+    SpaceEstimator,
     SpaceNeeded,
     refuse_failures,
     refuse_too_small,
@@ -84,7 +84,7 @@ def filled(world):
     cache = world / "cache"
     done = command(world, cache)
     extractor = footage_for(world, cache)
-    return extractor, planned(extractor), cache, files_in(cache), done
+    return extractor, planned_clips(extractor), cache, files_in(cache), done
 
 
 def command(world, cache, *more):
@@ -174,7 +174,7 @@ def test_two_processes_write_the_same_bytes_as_one(filled, world, tmp_path):
 
 def test_shares_given_by_hand_make_the_whole(filled, world, tmp_path):
     for number in (1, 3):
-        FeatureFiller(footage_for(world, tmp_path)).fill(Share(number, 3).clips(filled[1]))
+        FeatureFiller(footage_for(world, tmp_path)).fill(Shard(number, 3).clips(filled[1]))
     assert files_in(tmp_path).items() < filled[3].items()
     code, said = command(world, tmp_path, "--shard", "2/3")
     assert code == 0 and "features (share 2 of 3)" in said and files_in(tmp_path) == filled[3]
@@ -182,7 +182,7 @@ def test_shares_given_by_hand_make_the_whole(filled, world, tmp_path):
 
 def test_of_splits_only_those_asked_for(world, filled, tmp_path):
     extractor, clips, *_ = filled
-    train_clips, val, test = (planned(extractor, [split]) for split in ("train", "val", "test"))
+    train_clips, val, test = (planned_clips(extractor, [split]) for split in ("train", "val", "test"))
     assert (
         {len(c.times) for c in train_clips} == {2}
         and {len(c.times) for c in val} == {4}
@@ -190,7 +190,7 @@ def test_of_splits_only_those_asked_for(world, filled, tmp_path):
     )
     assert all(c.gray for c in test) and not any(
         c.gray
-        for c in planned(footage_for(world, tmp_path, "evaluation.conditions=[blank]"), ["test"])
+        for c in planned_clips(footage_for(world, tmp_path, "evaluation.conditions=[blank]"), ["test"])
     )
     assert sorted((*train_clips, *val, *test), key=lambda c: (str(c.video), c.times)) == clips
     assert (
@@ -209,7 +209,7 @@ def test_a_second_time_nothing_is_decoded_or_computed(filled, monkeypatch):
         "modulate.data.clip_reader.probe", lambda path: pytest.fail("opened a video")
     )
     done = FeatureFiller(extractor).fill(clips)
-    assert (done.there, done.computed, done.failed) == (len(clips), 0, []) and done.bytes == sum(
+    assert (done.cached, done.computed, done.failed) == (len(clips), 0, []) and done.bytes == sum(
         p.stat().st_size for p in cache.glob("*.safetensors")
     )
     assert files_in(cache) == files
@@ -233,7 +233,7 @@ def test_what_is_missing_or_damaged_is_computed_again_and_nothing_else(filled):
     assert any(
         "The notes in" in str(w.message) and "are decoded again" in str(w.message) for w in said
     )
-    assert done.computed == 2 and done.there == len(clips) - 2 and files_in(cache) == files
+    assert done.computed == 2 and done.cached == len(clips) - 2 and files_in(cache) == files
 
 
 def test_asked_to_stop_it_stops_behind_a_clip_and_then_goes_on(filled, world, tmp_path):
@@ -246,7 +246,7 @@ def test_asked_to_stop_it_stops_behind_a_clip_and_then_goes_on(filled, world, tm
     assert stopped.value.code == 143 and 1 <= len(list(tmp_path.glob("*.safetensors"))) <= 2
     done = FeatureFiller(extractor).fill(filled[1])
     assert (
-        done.there == 1 and done.computed == len(filled[1]) - 1 and files_in(tmp_path) == filled[3]
+        done.cached == 1 and done.computed == len(filled[1]) - 1 and files_in(tmp_path) == filled[3]
     )
 
 
@@ -254,8 +254,8 @@ def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(
     world, filled, tmp_path, monkeypatch
 ):
     extractor = footage_for(world, tmp_path, "features.frames_gib=1")
-    clips = planned(extractor, ["val"])
-    need = Sizes(extractor).of(clips)
+    clips = planned_clips(extractor, ["val"])
+    need = SpaceEstimator(extractor).of(clips)
     done = FeatureFiller(extractor).fill(clips)
     kept = sum(p.stat().st_size for p in (tmp_path / "frames").iterdir())
     assert (
@@ -265,7 +265,7 @@ def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(
     )
     monkeypatch.setattr("modulate.data.clip_reader.read_shown", lambda *a: pytest.fail("decoded"))
     again = FeatureFiller(footage_for(world, tmp_path, "features.frames_gib=1")).fill(clips)
-    assert (again.there, again.computed) == (len(clips), 0)
+    assert (again.cached, again.computed) == (len(clips), 0)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
     assert FeatureFiller(extractor).fill(clips).computed == len(clips)
@@ -408,11 +408,11 @@ def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_p
 
 def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path):
     extractor = footage_for(world, tmp_path)
-    clips = planned(filled[0], ["val"])
+    clips = planned_clips(filled[0], ["val"])
     FeatureFiller(extractor).fill(clips)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
     extractor.feature_cache.max_bytes = 500_000
-    assert FeatureFiller(extractor).fill(clips).there == len(clips)  # warnings are errors here
+    assert FeatureFiller(extractor).fill(clips).cached == len(clips)  # warnings are errors here
     assert (tmp_path / "other.safetensors").exists()
 
 
@@ -448,7 +448,7 @@ def test_sizes_are_known_without_computing_and_the_backbone_is_left_as_it_is(
     )
     clips = filled[1]
     before = extractor.backbone.fingerprint()
-    need = Sizes(extractor).of(clips)
+    need = SpaceEstimator(extractor).of(clips)
     real = sum(
         extractor.backbone(
             torch.zeros(len(c.times), 64, 64, 3, dtype=torch.uint8), c.times
@@ -471,7 +471,7 @@ def test_sizes_of_a_backbone_that_needs_real_numbers_are_left_open(filled, world
             return FrameFeatures(torch.zeros(int(frames.sum()), 1, 1, 1), times)
 
     extractor.backbone = Picky()
-    assert Sizes(extractor).of(filled[1]) == SpaceNeeded()
+    assert SpaceEstimator(extractor).of(filled[1]) == SpaceNeeded()
 
 
 # --- shares
@@ -489,10 +489,10 @@ clip_lists = st.lists(
 
 @given(clip_lists, st.integers(1, 12), st.randoms())
 def test_shares_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
-    shares = [Share(i, of).clips(clips) for i in range(1, of + 1)]
+    shares = [Shard(i, of).clips(clips) for i in range(1, of + 1)]
     assert Counter(c for share in shares for c in share) == Counter(clips)
     rng.shuffle(clips)
-    assert shares == [Share(i, of).clips(clips) for i in range(1, of + 1)]
+    assert shares == [Shard(i, of).clips(clips) for i in range(1, of + 1)]
     videos = [{c.video for c in share} for share in shares]
     assert sum(map(len, videos)) == len({c.video for c in clips})
     frames = [sum(len(c.times) for c in share) for share in shares]
@@ -503,10 +503,10 @@ def test_shares_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
 
 
 def test_a_share_comes_from_the_launcher_from_the_command_line_or_both(monkeypatch):
-    assert Share.here() == Share(1, 1) and Share.here("3/8") == Share(3, 8)
+    assert Shard.from_environment() == Shard(1, 1) and Shard.from_environment("3/8") == Shard(3, 8)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert Share.here() == Share(2, 4) and Share.here("3/8") == Share(10, 32)
+    assert Shard.from_environment() == Shard(2, 4) and Shard.from_environment("3/8") == Shard(10, 32)
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "a/b", "-1/2", "1/8 "])
@@ -514,7 +514,7 @@ def test_shares_that_make_no_sense_are_refused(text):
     with pytest.raises(
         RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"
     ):
-        Share.here(text)
+        Shard.from_environment(text)
 
 
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("1", None), ("x", "2")])
@@ -523,7 +523,7 @@ def test_a_launcher_s_environment_that_makes_no_sense_is_refused(monkeypatch, ra
     if size:
         monkeypatch.setenv("WORLD_SIZE", size)
     with pytest.raises(RecipeError, match=rf"environment says RANK={rank} and WORLD_SIZE="):
-        Share.here()
+        Shard.from_environment()
 
 
 def test_a_device_that_is_not_here_is_refused(world, tmp_path, capsys):

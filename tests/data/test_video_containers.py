@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from modulate.data.video_containers import MAX_PIXELS, opened, reason
+from modulate.data.video_containers import MAX_PIXELS, open_container, reason
 from modulate.errors import VideoError
 
 PLAYLIST = "ffconcat version 1.0\nfile some.mkv\n"
@@ -35,7 +35,7 @@ def test_pictures_may_be_of_8k_and_little_more():
 
 def test_a_video_is_opened_also_where_its_metadata_is_no_text(video):
     for _ in range(2):
-        with opened(video) as container:
+        with open_container(video) as container:
             assert container.streams.video[0].width == 32
         data = video.read_bytes()
         video.write_bytes(data.replace(b"a title of it", b"\xff\xfe\xfd\xfc\xfb title of"))
@@ -54,7 +54,7 @@ def test_what_names_other_files_is_refused_by_its_format_every_time_and_the_log_
             with pytest.raises(
                 VideoError, match=r"FFmpeg takes it for 'concat', which is none of the containers"
             ):
-                opened(path)
+                open_container(path)
             assert (av.logging.get_level(), av.logging.get_skip_repeated()) == (level, before[1])
     finally:
         av.logging.set_level(before[0])
@@ -71,7 +71,7 @@ def test_what_is_no_video_is_refused_with_the_reason_and_no_format(tmp_path):
                 r" cut off"
             ),
         ) as caught:
-            opened(name)
+            open_container(name)
         assert "FFmpeg takes it for" not in str(caught.value)
 
 

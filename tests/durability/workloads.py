@@ -18,7 +18,7 @@ import torch
 
 from modulate import cli
 from modulate.config.recipe import load_recipe
-from modulate.data.clip_shards import planned
+from modulate.data.clip_shards import planned_clips
 from modulate.data.feature_extractor import FeatureExtractor
 from modulate.data.precompute import FeatureFiller
 from modulate.evaluation.evaluate import evaluate
@@ -178,7 +178,7 @@ class Features(Workload):
                 recipe, runs / name, torch.device("cpu"), require_disk=True
             )
             extractor.make_data()
-            FeatureFiller(extractor).fill(planned(extractor))
+            FeatureFiller(extractor).fill(planned_clips(extractor))
 
     def arguments(self, runs: Path) -> list[str]:
         """Return the arguments that fill the cache without frames."""

@@ -66,7 +66,7 @@ def test_damaged_answers_are_said_and_not_used(tmp_path, change):
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.warns(
         UserWarning,
-        match=r"The answers in .* are damaged \(.*\); the condition 'signal' is evaluated again",
+        match=r"The predictions in .* are damaged \(.*\); the condition 'signal' is evaluated again",
     ):
         assert kept.read("signal", IDS) is None
     assert path.exists()

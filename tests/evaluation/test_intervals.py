@@ -58,7 +58,7 @@ def test_mcnemar_beyond_the_exact_range_agrees_with_the_exact_form(monkeypatch):
 def test_mcnemar_refuses_what_is_not_paired_or_not_right_or_wrong():
     with pytest.raises(DataError, match="got 2 and 3"):
         mcnemar([1, 0], [1, 0, 1])
-    with pytest.raises(DataError, match=r"right .* or wrong .*0\.5"):
+    with pytest.raises(DataError, match=r"correct .* or wrong .*0\.5"):
         mcnemar([0.5, 1], [1, 0])
     with pytest.raises(DataError, match="b = -1"):
         mcnemar_counts(-1, 2)
@@ -226,7 +226,7 @@ def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
     values = {f"v{i}": [i % 2, i % 3 == 0, 1] for i in range(7)}
     whole = bootstrap_interval(values, resamples=500, seed=3)
     for held in (7 * 64, 7 * 500, 3):  # 8 parts, one, and one resample at a time
-        monkeypatch.setattr(statistics, "_CHUNK", held)
+        monkeypatch.setattr(statistics, "_MOST_WEIGHTS", held)
         drawn = statistics._resampled_means(np.ones((7, 1)), np.ones((7, 1)), 500, 3)
         assert (
             drawn.shape == (500, 1) and bootstrap_interval(values, resamples=500, seed=3) == whole

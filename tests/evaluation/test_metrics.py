@@ -5,9 +5,9 @@ import re
 import pytest
 
 from modulate.errors import DataError, MissingFileError
-from modulate.evaluation.finished_conditions import as_lines
 from modulate.evaluation.intervals import mcnemar_counts
-from modulate.evaluation.metrics import Prediction, compare, read_predictions, summarize
+from modulate.evaluation.metrics import compare, summarize
+from modulate.evaluation.predictions import Prediction, as_lines, read_predictions
 
 
 def made(right, condition="signal"):
@@ -71,7 +71,7 @@ def test_what_is_no_prediction_is_named_by_line(tmp_path):
         read_predictions(path)
     path.write_text(as_lines(made([True, True])) + '{"id": "x"}\n')
     with pytest.raises(
-        DataError, match=r"predictions\.jsonl, line 3: no prediction: task: Field required, got"
+        DataError, match=r"predictions\.jsonl, line 3: invalid prediction: task: Field required, got"
     ):
         read_predictions(path)
 

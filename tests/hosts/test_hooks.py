@@ -1,6 +1,4 @@
-"""What is put into a host for a while: it is inert in copies, tells threads apart, and goes without
-a trace.
-"""
+"""Hooks and patched methods are inert in copies, tell threads apart, and leave no trace."""
 
 import copy
 import inspect
@@ -19,6 +17,7 @@ from modulate.hosts.hooks import (
     arguments_by_name,
     is_patched,
     may_run_modules,
+    patched_attributes,
     patched_method,
     third_party_origin,
 )
@@ -41,25 +40,30 @@ def test_a_hook_works_in_its_host_and_in_no_copy_of_it():
 def test_arguments_are_named_whether_given_by_place_or_by_name():
     def forward(a, b=None, **kwargs): ...
 
-    of = inspect.signature(forward)
-    assert arguments_by_name(of, (1,), {"b": 2, "c": 3}) == {"a": 1, "b": 2, "c": 3}
-    assert arguments_by_name(of, (1, 2), {}) == {"a": 1, "b": 2}
-    assert arguments_by_name(of, (), {"a": 1, "c": 3}) == {"a": 1, "c": 3}
+    signature = inspect.signature(forward)
+    assert arguments_by_name(signature, (1,), {"b": 2, "c": 3}) == {"a": 1, "b": 2, "c": 3}
+    assert arguments_by_name(signature, (1, 2), {}) == {"a": 1, "b": 2}
+    assert arguments_by_name(signature, (), {"a": 1, "c": 3}) == {"a": 1, "c": 3}
 
 
-def meanwhile(run):
-    """Start a thread, wait until it is in ``run``, and return its number and what ends it."""
+def start_thread(run):
+    """Start a thread that waits inside ``run``; return its number and a function that ends it."""
     ready = threading.Event()
     end = threading.Event()
-    thread = threading.Thread(target=run, args=(lambda *_: ready.set() or (end.wait(30) and None),))
+
+    def wait(*_):
+        ready.set()
+        end.wait(30)
+
+    thread = threading.Thread(target=run, args=(wait,))
     thread.start()
     assert ready.wait(30)
 
-    def over():
+    def stop():
         end.set()
         thread.join()
 
-    return thread.ident, over
+    return thread.ident, stop
 
 
 def in_a_module(wait):
@@ -68,24 +72,24 @@ def in_a_module(wait):
     module(torch.ones(1))
 
 
-def by_itself(wait):
+def outside_of_modules(wait):
     wait()
 
 
 def test_a_thread_may_run_modules_while_torch_is_on_its_stack():
-    for run, expected in ((in_a_module, True), (by_itself, False)):
-        thread, over = meanwhile(run)
+    for run, expected in ((in_a_module, True), (outside_of_modules, False)):
+        thread, stop = start_thread(run)
         try:
             assert may_run_modules(thread) is expected
         finally:
-            over()
+            stop()
         assert not may_run_modules(thread)  # it has ended
 
 
-def test_who_must_be_alone_waits_for_no_thread_that_was_interrupted():
-    for run, free in ((in_a_module, False), (by_itself, True)):
+def test_a_thread_that_must_be_alone_ignores_threads_that_were_interrupted():
+    for run, free in ((in_a_module, False), (outside_of_modules, True)):
         callers = ActiveCalls()
-        thread, over = meanwhile(
+        thread, stop = start_thread(
             lambda wait, run=run, callers=callers: callers.enter(alone=False) and run(wait)
         )
         try:
@@ -95,16 +99,15 @@ def test_who_must_be_alone_waits_for_no_thread_that_was_interrupted():
             callers.leave()
             assert callers._threads == (set() if free else {thread})
         finally:
-            over()
-    assert callers.enter(alone=True) and callers.enter(
-        alone=True
-    )  # a thread is alone beside itself
+            stop()
+    # A thread is alone although it is in a forward itself.
+    assert callers.enter(alone=True) and callers.enter(alone=True)
     callers.leave()
     callers.leave()
 
 
 @pytest.mark.parametrize("before", [None, partial(int, 3)])
-def test_a_stand_in_answers_inside_its_block_and_leaves_what_was_there(before):
+def test_a_patch_applies_inside_its_block_and_restores_what_was_there(before):
     module = nn.Linear(2, 2)
     if before is not None:
         module.forward = before
@@ -116,7 +119,15 @@ def test_a_stand_in_answers_inside_its_block_and_leaves_what_was_there(before):
     assert module.__dict__.get("forward") is before
 
 
-def test_a_copy_made_while_something_stands_in_has_its_own_method():
+def test_patched_attributes_come_from_the_class_again_afterwards():
+    module = nn.Linear(2, 2)
+    before = dict(vars(module))
+    with patched_attributes(module, {"training": False, "extra_repr": 3}):
+        assert module.training is False and module.extra_repr == 3
+    assert vars(module) == before and callable(module.extra_repr)
+
+
+def test_a_copy_made_while_a_method_is_patched_has_its_own_method():
     module = nn.Linear(2, 2)
     given = torch.ones(1, 2)
     bare = module(given)
@@ -127,14 +138,11 @@ def test_a_copy_made_while_something_stands_in_has_its_own_method():
         assert module(given) is None
 
 
-def test_hooks_of_others_are_known_by_their_module():
+def test_third_party_hooks_are_recognized_by_their_module():
     from transformers.utils.generic import set_attribute_for_modules
 
-    assert (
-        third_party_origin([])
-        == third_party_origin([TrackedHook(doubled), set_attribute_for_modules])
-        == ""
-    )
+    assert third_party_origin([]) is None
+    assert third_party_origin([TrackedHook(doubled), set_attribute_for_modules]) is None
     assert third_party_origin([set_attribute_for_modules, doubled]) == __name__
     assert third_party_origin([partial(doubled)]) == "functools"
     assert third_party_origin([Hook(doubled)]) == "modulate.hosts.hooks"

@@ -86,7 +86,7 @@ def newer(monkeypatch, tmp_path):
     monkeypatch.setattr(
         verified, "verified_versions", lambda registry: [LibraryVersions("4.0.0", "1.0.0", "0.1.0")]
     )
-    monkeypatch.setattr(verified, "_said", [])
+    monkeypatch.setattr(verified, "_warned", [])
     verified._warning_text.cache_clear()
     yield
     verified._warning_text.cache_clear()
@@ -160,14 +160,13 @@ def test_a_family_is_proved_without_pytest_and_remembered(tmp_path):
     assert list(cells) == [row.title for row in rows().values() if row.families is None]
     assert {cell["outcome"] for cell in cells.values()} <= {"pass", "refused", "not applicable"}
     assert all(cell["reason"] for cell in cells.values() if cell["outcome"] != "pass")
-    (note,) = json.loads((tmp_path / "verified.json").read_text())
-    assert (
-        note["families"] == ["qwen2_5_vl"] and note["versions"].items() >= found["versions"].items()
-    )
+    (entry,) = json.loads((tmp_path / "verified.json").read_text())
+    assert entry["families"] == ["qwen2_5_vl"]
+    assert entry["versions"].items() >= found["versions"].items()
 
 
 def test_a_family_that_fails_is_told_row_by_row_and_not_remembered(newer, monkeypatch):
-    """The injector is one token off, as if a release of transformers numbered tokens differently."""
+    """The injector is one token off, as if a release numbered tokens differently."""
     plan = conditioning.Conditioning.plan
     shifted = lambda write_plan: write_plan and replace(write_plan, index=write_plan.index + 1)
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""A question of one's own: what can be asked of which video, with which signals."""
+"""One question about one video: the clip, the options, the signals."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ OPTIONS = ("a cup", "a knife")
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """Twelve seconds, two frames in each."""
+    """Twelve seconds at 2 frames per second."""
     return film(tmp_path_factory.mktemp("ask") / "v.mp4", fps=2, count=24)
 
 
@@ -24,35 +24,23 @@ def recipe():
 
 
 @pytest.fixture
-def asked(video, recipe):
-    def of(at=10.0, question="What is looked at?", options=OPTIONS, signals=None, **more):
-        return sample_of(
-            video,
-            {"gaze": Path("g.csv")} if signals is None else signals,
-            at,
-            question,
-            options,
-            recipe,
-            **more,
-        )
+def make_sample(video, recipe):
+    def make(at=10.0, question="What is looked at?", options=OPTIONS, signals=None, **more):
+        signals = {"gaze": Path("g.csv")} if signals is None else signals
+        return sample_of(video, signals, at, question, options, recipe, **more)
 
-    return of
+    return make
 
 
-def test_the_model_sees_what_the_frame_cap_covers_before_the_question(asked, video):
-    sample = asked()
-    assert (sample.window, sample.video, sample.question, sample.options, sample.answer) == (
-        (6.0, 10.0),
-        video,
-        "What is looked at?",
-        OPTIONS,
-        0,
-    )
-    assert (
-        sample.signals == {"gaze": Path("g.csv")}
-        and sample.id == "v.mp4@10s"
-        and asked(at=2.5).id == "v.mp4@2.5s"
-    )
+def test_the_model_sees_what_the_frame_cap_covers_before_the_question(make_sample, video):
+    sample = make_sample()
+    assert sample.window == (6.0, 10.0)
+    assert sample.video == video
+    assert sample.question == "What is looked at?"
+    assert sample.options == OPTIONS
+    assert sample.signals == {"gaze": Path("g.csv")}
+    assert sample.id == "v.mp4@10s"
+    assert make_sample(at=2.5).id == "v.mp4@2.5s"
 
 
 @pytest.mark.parametrize(
@@ -64,51 +52,49 @@ def test_the_model_sees_what_the_frame_cap_covers_before_the_question(asked, vid
         (12.5, 1.0, (11.5, 12.5)),
     ],
 )
-def test_more_or_less_may_be_seen_from_the_first_frame_to_when_the_last_is_gone(
-    asked, at, seconds, window
+def test_another_length_may_be_seen_between_the_first_frame_and_the_end_of_the_last(
+    make_sample, at, seconds, window
 ):
-    assert asked(at=at, seconds=seconds).window == window
+    assert make_sample(at=at, seconds=seconds).window == window
 
 
 @pytest.mark.parametrize("at", [-0.1, 12.6, float("nan")])
-def test_a_time_outside_the_video_is_refused(asked, at):
+def test_a_time_outside_the_video_is_refused(make_sample, at):
     with pytest.raises(VideoError, match=r"lies outside .*v\.mp4, which lasts 12\.00 s"):
-        asked(at=at)
+        make_sample(at=at)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
-def test_some_of_the_video_must_be_seen(asked, seconds):
-    with pytest.raises(VideoError, match=f"must see some of the video; got {seconds} seconds"):
-        asked(seconds=seconds)
+def test_the_clip_must_have_some_length(make_sample, seconds):
+    with pytest.raises(VideoError, match=f"must have some length; got {seconds} seconds"):
+        make_sample(seconds=seconds)
 
 
 @pytest.mark.parametrize(
     "options", [("one",), ("one", "one"), ("one", " "), tuple("abcdefghi"), ()]
 )
-def test_options_must_be_two_to_eight_different_texts(asked, options):
+def test_options_must_be_two_to_eight_different_texts(make_sample, options):
     with pytest.raises(DataError, match="A question needs 2 to 8 different, non-empty options"):
-        asked(options=options)
-    assert asked(options=tuple("abcdefgh")).options == tuple("abcdefgh")
+        make_sample(options=options)
+    assert make_sample(options=tuple("abcdefgh")).options == tuple("abcdefgh")
 
 
-def test_a_question_needs_words_and_the_recipe_s_own_signals(asked):
+def test_a_question_needs_a_text_and_the_signals_of_the_recipe(make_sample):
     with pytest.raises(DataError, match="The question is empty"):
-        asked(question=" ")
+        make_sample(question=" ")
     with pytest.raises(RecipeError, match=r"does not read the signal 'hand'\. .*Known: gaze"):
-        asked(signals={"gaze": Path("g"), "hand": Path("h")})
+        make_sample(signals={"gaze": Path("g"), "hand": Path("h")})
     with pytest.raises(RecipeError, match="reads the signal 'gaze'; give it as gaze=FILE"):
-        asked(signals={})
+        make_sample(signals={})
 
 
-def test_signals_are_named_by_kind_once_each(tmp_path):
+def test_each_signal_is_given_once_by_kind(tmp_path):
     first = tmp_path / "a=b.csv"
     second = tmp_path / "h.csv"
     first.touch()
     second.touch()
-    assert (
-        parse_signals([f"gaze={first}", f"hand={second}"]) == {"gaze": first, "hand": second}
-        and parse_signals([]) == {}
-    )
+    assert parse_signals([f"gaze={first}", f"hand={second}"]) == {"gaze": first, "hand": second}
+    assert parse_signals([]) == {}
     for text in ("gaze", "gaze=", f"={first}"):
         with pytest.raises(RecipeError, match="is not of the form kind=file"):
             parse_signals([text])

@@ -29,26 +29,30 @@ def test_a_fresh_modulation_leaves_logits_bit_identical(dtype, lora):
 
 
 def test_detach_restores_modules_keys_flags_and_foreign_hooks(host):
-    modules = {id(m) for m in host.modules()}
+    modules = {id(module) for module in host.modules()}
     keys = list(host.state_dict())
     calls = []
     third_party_hook = host.model.language_model.layers[1].register_forward_hook(
-        lambda *a: calls.append(1)
+        lambda *args: calls.append(1)
     )
     attachment = fresh(host, lora=True).attach(host)
-    assert {id(m) for m in host.modules()} == modules and list(
+    assert {id(module) for module in host.modules()} == modules and list(
         host.state_dict()
     ) == keys  # also while it is on
     attachment.detach()
     attachment.detach()
-    assert {id(m) for m in host.modules()} == modules and list(host.state_dict()) == keys
-    assert not any(p.requires_grad for p in host.parameters()) and not any(
-        m.training for m in host.modules()
+    assert {id(module) for module in host.modules()} == modules and list(host.state_dict()) == keys
+    assert not any(parameter.requires_grad for parameter in host.parameters()) and not any(
+        module.training for module in host.modules()
     )
     assert not hasattr(host, "peft_config")
     host(**inputs())
     assert calls == [1]
     third_party_hook.remove()
+
+
+def trainable_names(host):
+    return [name for name, parameter in host.named_parameters() if parameter.requires_grad]
 
 
 def test_a_users_own_adapter_survives():
@@ -57,17 +61,17 @@ def test_a_users_own_adapter_survives():
     host = get_peft_model(
         qwen(), LoraConfig(r=2, target_modules=["q_proj", "k_proj"], exclude_modules=r".*visual.*")
     )
-    for name, p in host.named_parameters():
+    for name, parameter in host.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(p)
+            torch.nn.init.normal_(parameter)
     batch = inputs()
     before = host(**batch).logits
-    trainable = [n for n, p in host.named_parameters() if p.requires_grad]
+    trainable = trainable_names(host)
     modulation = fresh(host, lora=True)
     with modulation.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
         assert torch.equal(host(**batch).logits, before)
     assert torch.equal(host(**batch).logits, before)
-    assert [n for n, p in host.named_parameters() if p.requires_grad] == trainable
+    assert trainable_names(host) == trainable
     assert list(host.peft_config) == ["default"]
 
 
@@ -82,7 +86,7 @@ def test_report_counts_tokens_steps_and_strength(host, modulation):
         (2,),
         (2,),
     )
-    assert set(report.ratio) == {1, 2} and all(r > 0 for r in report.ratio.values())
+    assert set(report.ratio) == {1, 2} and all(ratio > 0 for ratio in report.ratio.values())
 
 
 def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(
@@ -179,21 +183,24 @@ def test_two_modulations_stack_and_detach_in_any_order(host):
     torch.manual_seed(0)
     first = fresh(host, lora=True)
     second = fresh(host, layers=(0, 2), lora=True)
-    for m in (first, second):
-        torch.nn.init.normal_(m.out[0].weight)
+    for modulation in (first, second):
+        torch.nn.init.normal_(modulation.out[0].weight)
     batch = inputs()
     bare = host(**batch).logits
-    modules = {id(m) for m in host.modules()}
-    a = first.attach(host)
-    b = second.attach(host)
-    with a.condition([[CLIP]] * 2), b.condition([[CLIP]] * 2):
+    modules = {id(module) for module in host.modules()}
+    attached_first = first.attach(host)
+    attached_second = second.attach(host)
+    with attached_first.condition([[CLIP]] * 2), attached_second.condition([[CLIP]] * 2):
         both = host(**batch).logits
-    a.detach()
-    with b.condition([[CLIP]] * 2):
+    attached_first.detach()
+    with attached_second.condition([[CLIP]] * 2):
         alone = host(**batch).logits
-    b.detach()
+    attached_second.detach()
     assert not torch.allclose(both, alone) and not torch.allclose(alone, bare)
-    assert torch.equal(host(**batch).logits, bare) and {id(m) for m in host.modules()} == modules
+    assert (
+        torch.equal(host(**batch).logits, bare)
+        and {id(module) for module in host.modules()} == modules
+    )
 
 
 def test_layers_out_of_range_and_foreign_hosts_are_refused(host):
@@ -261,7 +268,7 @@ def test_an_interrupted_forward_keeps_no_other_thread_out(host, modulation):
 
 
 def test_an_interrupted_forward_is_over(host):
-    """Layers that are called by hand afterwards are not taken for its own."""
+    """Layers called by hand afterwards do not count as part of it."""
     modulation = fresh(host, lora=True)
     batch = inputs()
     for name, value in modulation.lora.items():
@@ -287,7 +294,7 @@ def test_an_interrupted_forward_is_over(host):
             host.model.language_model(inputs_embeds=torch.ones(1, 4, 32))
 
 
-def learned(modulation, loss):
+def gradients_of(modulation, loss):
     """The gradients that ``loss`` gives a modulation's writers."""
     modulation.zero_grad()
     loss.backward()
@@ -314,13 +321,13 @@ def test_a_forward_that_is_recomputed_has_its_own_gradients_whatever_the_backwar
         with attachment.condition([[CLIP], [CLIP]]):
             plain = run()
         with attachment.condition([[CLIP], [CLIP]]):
-            kept = checkpoint(run, use_reentrant=False)
-        expected = learned(modulation, plain)
+            recomputed = checkpoint(run, use_reentrant=False)
+        expected = gradients_of(modulation, plain)
         if between:
-            kept.register_hook(meanwhile)
-        for found, wanted in zip(learned(modulation, kept), expected, strict=True):
+            recomputed.register_hook(meanwhile)
+        for actual, wanted in zip(gradients_of(modulation, recomputed), expected, strict=True):
             assert wanted.any()
-            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(actual, wanted, atol=1e-6, rtol=1e-4)
 
 
 def test_an_attachment_that_fails_halfway_leaves_no_hook(host):

@@ -1,6 +1,4 @@
-"""What users pass to a conditioning: accepted in every sensible form, refused with the row, the
-value and what is right.
-"""
+"""What callers pass to a conditioning: accepted in every sensible form, else refused by name."""
 
 from dataclasses import replace
 
@@ -21,10 +19,10 @@ REQUIREMENTS = ClipRequirements("gaze", D_FEATURES)
 
 
 def strong(host):
-    made = fresh(host)
-    for writer in made.out:
+    modulation = fresh(host)
+    for writer in modulation.out:
         torch.nn.init.normal_(writer.weight, std=0.5)
-    return made.eval()
+    return modulation.eval()
 
 
 FORMS = {
@@ -32,28 +30,28 @@ FORMS = {
     "tuples": lambda: ((CLIP,), (CLIP,)),
     "a generator of lists": lambda: ([CLIP] for _ in range(2)),
     "generators": lambda: ((CLIP for _ in range(1)) for _ in range(2)),
-    "iterators": lambda: iter([iter([CLIP]), (c for c in (CLIP,))]),
+    "iterators": lambda: iter([iter([CLIP]), (clip for clip in (CLIP,))]),
     "dict values": lambda: {"a": [CLIP], "b": [CLIP]}.values(),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", ["condition", "maybe_condition", "ModulatedHost"])
-def test_rows_of_every_iterable_are_read_once_and_kept(host, form, way):
+def test_rows_of_every_kind_of_iterable_are_read_once(host, form, way):
     batch = inputs()
     modulation = strong(host)
     with modulation.attached(host) as attachment, attachment.condition([[CLIP], [CLIP]]):
         expected = host(**batch).logits
     if way == "ModulatedHost":
         wrapped = ModulatedHost(modulation, host)
-        got = wrapped(FORMS[form](), **batch).logits
+        logits = wrapped(FORMS[form](), **batch).logits
         report = wrapped.attachment.report()
         wrapped.attachment.detach()
     else:
         with modulation.attached(host) as attachment, getattr(attachment, way)(FORMS[form]()):
-            got = host(**batch).logits
+            logits = host(**batch).logits
         report = attachment.report()
-    assert report.tokens == 2 * GRID.tokens and torch.equal(got, expected)
+    assert report.tokens == 2 * GRID.tokens and torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +80,7 @@ def test_rows_of_every_iterable_are_read_once_and_kept(host, form, way):
     ],
 )
 @pytest.mark.parametrize("way", ["condition", "maybe_condition", "ModulatedHost"])
-def test_what_is_no_rows_is_refused_before_any_work(host, way, rows, message):
+def test_anything_but_rows_of_clips_is_refused_before_any_work(host, way, rows, message):
     wrapped = ModulatedHost(fresh(host), host)
     try:
         with pytest.raises(ConditioningError, match=message):
@@ -106,11 +104,10 @@ def test_a_conditioning_without_rows_is_refused_and_one_without_clips_is_not(hos
             host(**inputs())
 
 
-def numbers(**at):
-    values = CLIP.features.clone()
-    for value in at.values():
-        values[1, 2, 3] = value
-    return values
+def features_with(value):
+    features = CLIP.features.clone()
+    features[1, 2, 3] = value
+    return features
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -118,7 +115,7 @@ def numbers(**at):
 def test_features_that_are_not_finite_are_named_by_row_clip_and_place(
     host, modulation, value, dtype
 ):
-    bad = replace(CLIP, features=numbers(x=value).to(dtype))
+    bad = replace(CLIP, features=features_with(value).to(dtype))
     message = (
         r"Row 1, clip 1: 1 of its features are not finite in fp32, the first at step 1, token 2,"
         r" channel 3"
@@ -139,12 +136,12 @@ def test_features_that_only_fp64_can_hold_are_not_finite():
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
 )
-def test_features_of_every_real_dtype_are_read(dtype):
+def test_features_of_every_real_dtype_are_accepted(dtype):
     check_rows([[replace(CLIP, features=CLIP.features.to(dtype))]], REQUIREMENTS)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
-def test_features_that_are_no_real_numbers_are_refused(dtype):
+def test_features_that_are_not_real_numbers_are_refused(dtype):
     with pytest.raises(
         HostError, match=f"Row 0, clip 0: its features are of {dtype}; they must be"
     ):
@@ -167,17 +164,17 @@ def test_features_elsewhere_or_of_another_kind_are_refused():
     ):
         with pytest.raises(HostError, match=message):
             check_rows([[replace(CLIP, features=features)]], REQUIREMENTS)
-    check_rows([[ClipInput(None, GRID)]], REQUIREMENTS)  # without a signal nothing is read of it
+    check_rows([[ClipInput(None, GRID)]], REQUIREMENTS)  # without a signal no features are read
     check_rows(
         [[replace(CLIP, features=CLIP.features.to("meta"))]], replace(REQUIREMENTS, on_meta=True)
     )
 
 
 def broken(values, cls=Scanpath):
-    """A scanpath whose numbers were put in behind its own check."""
-    made = cls()
-    object.__setattr__(made, "fixations", np.array(values))
-    return made
+    """A scanpath whose numbers bypassed its own check."""
+    signal = cls()
+    object.__setattr__(signal, "fixations", np.array(values))
+    return signal
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -238,22 +235,22 @@ def test_a_grid_without_visual_tokens_in_the_host_is_refused(modulation):
 
 
 AS = {
-    "bool": lambda m: m,
-    "int64": lambda m: m.long(),
-    "uint8": lambda m: m.byte(),
-    "float32": lambda m: m.float(),
-    "bfloat16": lambda m: m.bfloat16(),
-    "numpy bool": lambda m: m.numpy(),
-    "numpy float": lambda m: m.double().numpy(),
-    "lists": lambda m: m.tolist(),
-    "lists of ints": lambda m: m.int().tolist(),
-    "a list of tensors": lambda m: list(m),
-    "collated": lambda m: default_collate(list(m)),
+    "bool": lambda mask: mask,
+    "int64": lambda mask: mask.long(),
+    "uint8": lambda mask: mask.byte(),
+    "float32": lambda mask: mask.float(),
+    "bfloat16": lambda mask: mask.bfloat16(),
+    "numpy bool": lambda mask: mask.numpy(),
+    "numpy float": lambda mask: mask.double().numpy(),
+    "lists": lambda mask: mask.tolist(),
+    "lists of ints": lambda mask: mask.int().tolist(),
+    "a list of tensors": lambda mask: list(mask),
+    "collated": lambda mask: default_collate(list(mask)),
 }
 
 
 @pytest.mark.parametrize("form", AS)
-def test_positions_of_bool_or_of_zero_and_one_are_one(host, form):
+def test_positions_of_bool_and_of_zero_and_one_mean_the_same(host, form):
     batch = inputs()
     modulation = strong(host)
     positions = batch["input_ids"] == VIDEO
@@ -292,7 +289,7 @@ def test_masks_of_anything_else_are_refused(value, message):
         as_mask("mask", value, 1)
 
 
-def test_every_refusal_is_one_of_ours():
+def test_every_refusal_is_a_modulate_error():
     for rows in (0, object(), [object()], [[object()]], [[ClipInput(0, 0, 0)]], b"", {1}, [{1}]):
         with pytest.raises(ModulateError):
             check_rows(as_lists(rows), REQUIREMENTS)

@@ -1,6 +1,4 @@
-"""Publishing and fetching modulations, without network: real client calls against a small hub on
-this machine, and fakes of single functions.
-"""
+"""Publishing and fetching modulations: the real client against a small hub on this machine."""
 
 import base64
 import hashlib
@@ -36,7 +34,7 @@ def modulation(host):
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as an upload and a download ask for; keeps repositories in memory."""
+    """As much of the hub as an upload and a download need; keeps repositories in memory."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -73,15 +71,15 @@ class Handler(BaseHTTPRequestHandler):
         path = urlparse(self.path).path
         self.server.tokens.add(self.headers.get("Authorization"))
         if path == "/api/repos/create":
-            asked = json.loads(body)
+            request = json.loads(body)
             name = (
-                f"{asked['organization']}/{asked['name']}"
-                if asked.get("organization")
-                else asked["name"]
+                f"{request['organization']}/{request['name']}"
+                if request.get("organization")
+                else request["name"]
             )
             if name in self.server.repos:
                 return self.answer(409, {"error": "exists", "url": f"{self.server.address}/{name}"})
-            self.server.created.append(asked)
+            self.server.created.append(request)
             self.server.repos[name] = {}
             return self.answer(200, {"url": f"{self.server.address}/{name}"})
         if path == "/api/validate-yaml":
@@ -158,9 +156,9 @@ def hub(monkeypatch, tmp_path):
     thread.join()
 
 
-def push(modulation, hub, **more):
+def push(modulation, hub, **options):
     return modulation.push_to_hub(
-        "someone/gaze-tiny", token="hf_made_up", endpoint=hub.address, **more
+        "someone/gaze-tiny", token="hf_made_up", endpoint=hub.address, **options
     )
 
 
@@ -170,7 +168,7 @@ def pull(hub, tmp_path, repo="someone/gaze-tiny"):
     )
 
 
-# --- there and back
+# --- upload and download
 
 
 def test_a_pushed_modulation_comes_back_with_the_same_logits(host, modulation, hub, tmp_path):
@@ -181,8 +179,8 @@ def test_a_pushed_modulation_comes_back_with_the_same_logits(host, modulation, h
     assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
     assert hub.tokens == {"Bearer hf_made_up"}
     logits = []
-    for m in (modulation, pull(hub, tmp_path)):
-        with m.attached(host) as attachment, attachment.condition([[CLIP]] * 2):
+    for each in (modulation, pull(hub, tmp_path)):
+        with each.attached(host) as attachment, attachment.condition([[CLIP]] * 2):
             logits.append(host(**inputs()).logits)
     assert torch.equal(*logits)
 
@@ -208,7 +206,7 @@ def test_a_second_push_replaces_and_drops_an_adapter_that_is_gone(host, modulati
     assert hub.commits == ["Upload a modulation", "Without LoRA"] and len(hub.created) == 1
 
 
-def test_a_repository_that_is_not_there_is_named(hub, tmp_path):
+def test_a_repository_that_does_not_exist_is_named(hub, tmp_path):
     with pytest.raises(
         MissingFileError,
         match=(
@@ -244,21 +242,21 @@ def test_offline_the_error_says_so(tmp_path):
 def test_a_repository_is_asked_for_by_its_name_and_a_folder_is_not(
     modulation, tmp_path, monkeypatch
 ):
-    asked = []
+    requests = []
 
     def snapshot_download(repo_id, **arguments):
-        asked.append((repo_id, arguments))
+        requests.append((repo_id, arguments))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     modulation.save_pretrained(tmp_path)
     loaded = Modulation.from_pretrained("someone/gaze", revision="v1")
     assert loaded.config == modulation.config
-    assert asked == [("someone/gaze", {"allow_patterns": list(FILES), "revision": "v1"})]
+    assert requests == [("someone/gaze", {"allow_patterns": list(FILES), "revision": "v1"})]
     monkeypatch.chdir(tmp_path.parent)
     Modulation.from_pretrained(tmp_path.name)
     Modulation.from_pretrained(tmp_path)
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -297,8 +295,8 @@ def test_the_card_says_what_is_inside(modulation, tmp_path):
         "library_name": "modulate",
         "tags": ["modulate", "qwen2_5_vl", "heatmap_dur", "gaze_resampler", "lora"],
     }
-    lora = sum(p.numel() for p in modulation.lora.parameters())
-    own = sum(p.numel() for p in modulation.parameters()) - lora
+    lora = sum(parameter.numel() for parameter in modulation.lora.parameters())
+    own = sum(parameter.numel() for parameter in modulation.parameters()) - lora
     for line in (
         "# gaze-tiny",
         "| host | `qwen2_5_vl`, 4 decoder layers of width 32; not part of this repository |",

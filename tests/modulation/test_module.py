@@ -1,4 +1,4 @@
-"""Saving and loading."""
+"""A modulation: made for a host, saved, and loaded."""
 
 import json
 import resource
@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modulate import Modulation
+from modulate import Injection, Modulation, Tokens
 from modulate.errors import CheckpointError, MissingFileError
 from tests.tiny import CLIP, fresh, inputs, qwen, selecting
 
@@ -25,11 +25,11 @@ def test_a_saved_modulation_gives_the_same_logits(host, tmp_path, sharing):
     modulation = trained(host, lora=True, sharing=sharing)
     modulation.save_pretrained(tmp_path)
     logits = []
-    for m in (modulation, Modulation.from_pretrained(tmp_path)):
-        with m.attached(host) as attachment, attachment.condition([[CLIP]] * 2):
+    for each in (modulation, Modulation.from_pretrained(tmp_path)):
+        with each.attached(host) as attachment, attachment.condition([[CLIP]] * 2):
             logits.append(host(**inputs()).logits)
     assert torch.equal(*logits)
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "config.json",
@@ -42,14 +42,14 @@ def test_a_loaded_modulation_is_frozen_unless_it_is_to_be_trained(host, tmp_path
     loaded = Modulation.from_pretrained(tmp_path)
     learning = Modulation.from_pretrained(tmp_path, is_trainable=True)
     assert (loaded.training, learning.training) == (False, True)
-    for m in (loaded, learning):
-        with m.attached(host) as attachment:
+    for each in (loaded, learning):
+        with each.attached(host) as attachment:
             with attachment.bare():  # switches the LoRA off, and on again
                 host(**inputs())
             with attachment.condition([[CLIP]] * 2):
                 logits = host(**inputs()).logits
-        assert logits.requires_grad == (m is learning)
-        assert {p.requires_grad for p in m.parameters()} == {m is learning}
+        assert logits.requires_grad == (each is learning)
+        assert {p.requires_grad for p in each.parameters()} == {each is learning}
     logits.square().sum().backward()
     assert all(
         p.grad is not None and p.grad.any()
@@ -60,7 +60,7 @@ def test_a_loaded_modulation_is_frozen_unless_it_is_to_be_trained(host, tmp_path
 
 
 @pytest.mark.parametrize(
-    "other",
+    "wrong",
     [
         ".layers.00.self_attn.",
         ".layers.٠.self_attn.",
@@ -69,11 +69,11 @@ def test_a_loaded_modulation_is_frozen_unless_it_is_to_be_trained(host, tmp_path
         ".layers.0.self_attn/",
     ],
 )
-def test_an_adapter_s_tensors_are_named_as_peft_names_them(other):
+def test_an_adapter_s_tensors_are_named_as_peft_names_them(wrong):
     lora = trained(qwen(), lora=True).lora
     tensors = lora.to_peft()[1]
-    key = next(k for k in tensors if ".layers.0.self_attn." in k)
-    tensors[key.replace(".layers.0.self_attn.", other)] = tensors.pop(key)
+    key = next(key for key in tensors if ".layers.0.self_attn." in key)
+    tensors[key.replace(".layers.0.self_attn.", wrong)] = tensors.pop(key)
     with pytest.raises(
         CheckpointError, match=r"The adapter file holds .* which the configuration does not expect"
     ):
@@ -94,7 +94,7 @@ def test_the_adapter_folder_is_peft_s_own_format(tmp_path):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_what_does_not_fit_is_named(host, tmp_path):
+def test_errors_name_the_file_or_tensor_that_does_not_fit(host, tmp_path):
     modulation = trained(host, lora=True)
     modulation.save_pretrained(tmp_path)
     with pytest.raises(MissingFileError, match="is no saved modulation"):
@@ -167,44 +167,39 @@ def test_a_configuration_that_asks_for_too_much_or_nonsense_is_refused_before_me
     [
         (b"\xff", "is not valid JSON"),
         (b"{" * 3000, "is not valid JSON|nested deeper"),
-        (b'{"host": 1, "host": 2}', "stands twice"),
+        (b'{"host": 1, "host": 2}', "appears twice"),
         (b" " * (2 << 20), "larger than 1048576 bytes"),
     ],
 )
-def test_a_configuration_that_is_no_json_is_refused(data, message, host, tmp_path):
+def test_a_configuration_that_is_not_json_is_refused(data, message, host, tmp_path):
     trained(host).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
         Modulation.from_pretrained(tmp_path)
 
 
-def test_numbers_that_are_not_finite_or_no_numbers_are_refused(host, tmp_path):
+def test_tensors_that_are_not_finite_or_not_floats_are_refused(host, tmp_path):
     trained(host, lora=True).save_pretrained(tmp_path)
     for file in (
         tmp_path / "model.safetensors",
         tmp_path / "adapter" / "adapter_model.safetensors",
     ):
-        whole = load_file(file)
-        name = sorted(whole)[0]
+        tensors = load_file(file)
+        name = sorted(tensors)[0]
         for wrong, message in (
-            (torch.full_like(whole[name], torch.nan), "not finite"),
-            (torch.zeros(whole[name].shape, dtype=torch.int64), "torch.int64"),
+            (torch.full_like(tensors[name], torch.nan), "not finite"),
+            (torch.zeros(tensors[name].shape, dtype=torch.int64), "torch.int64"),
         ):
-            save_file(whole | {name: wrong}, file)
+            save_file(tensors | {name: wrong}, file)
             with pytest.raises(CheckpointError, match=message):
                 Modulation.from_pretrained(tmp_path)
-        save_file(whole, file)
+        save_file(tensors, file)
     assert Modulation.from_pretrained(tmp_path)
 
 
-def test_what_is_asked_of_a_fresh_modulation_stands_in_its_configuration(host):
+def test_a_fresh_modulation_has_its_injection_in_the_configuration(host):
     injection = selecting(host, "text").config.injection
-    assert (injection.layers, injection.tokens.kind, injection.alpha, injection.empty) == (
-        (1, 2),
-        "text",
-        1.0,
-        "residual",
-    )
+    assert injection == Injection(layers=(1, 2), tokens=Tokens(kind="text"))
 
 
 def test_a_modulation_is_saved_over_an_earlier_one(host, tmp_path):

@@ -1,6 +1,4 @@
-"""Recomputed layers: the gradients of the forward that is recomputed, whatever came between, or a
-loud error.
-"""
+"""Recomputed layers have the gradients of their own forward, whatever came between, or fail."""
 
 import gc
 import threading
@@ -25,7 +23,7 @@ direct = partial(checkpoint, use_reentrant=False)
 
 
 def strong(host, lora=True, layers=(0, 2)):
-    """A modulation that does something, from the first layer on."""
+    """A modulation whose writers and LoRA are not zero, from the first layer on."""
     modulation = fresh(host, layers=layers, lora=lora).train()
     torch.manual_seed(1)
     for writer in modulation.out:
@@ -37,15 +35,15 @@ def strong(host, lora=True, layers=(0, 2)):
 
 
 def embedded(host):
-    """What the host gives its language model for ``BATCH``, and the positions."""
-    got = []
+    """The embeddings that the host gives its language model for ``BATCH``, and the positions."""
+    calls = []
     handle = host.model.language_model.register_forward_pre_hook(
-        lambda m, a, kwargs: got.append(kwargs), with_kwargs=True
+        lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True
     )
     with torch.no_grad():
         host(**BATCH)
     handle.remove()
-    return got[0]["inputs_embeds"].clone(), got[0]["position_ids"]
+    return calls[0]["inputs_embeds"].clone(), calls[0]["position_ids"]
 
 
 @contextmanager
@@ -53,14 +51,14 @@ def by_layer(host, wanted=True):
     """Checkpoint each layer's whole call, hooks included, as a user may by hand."""
     layers = host.get_decoder().layers if wanted else []
     classes = [type(layer) for layer in layers]
-    for layer, made in zip(layers, classes, strict=True):
-        run = lambda self, *a, call=made.__call__, **kw: direct(call, self, *a, **kw)
-        layer.__class__ = type(made.__name__, (made,), {"__call__": run})
+    for layer, cls in zip(layers, classes, strict=True):
+        run = lambda self, *args, call=cls.__call__, **kw: direct(call, self, *args, **kw)
+        layer.__class__ = type(cls.__name__, (cls,), {"__call__": run})
     try:
         yield
     finally:
-        for layer, made in zip(layers, classes, strict=True):
-            layer.__class__ = made
+        for layer, cls in zip(layers, classes, strict=True):
+            layer.__class__ = cls
 
 
 class Scene:
@@ -72,11 +70,11 @@ class Scene:
         self.modulation = strong(self.host, lora)
 
     def call(self, until=None, head=True):
-        more = dict(
+        options = dict(
             attention_mask=BATCH["attention_mask"][:, :until], position_ids=self.places[..., :until]
         )
         module = self.host if head else self.host.model
-        return module(inputs_embeds=self.embeds[:, :until], **more, use_cache=False)[0]
+        return module(inputs_embeds=self.embeds[:, :until], **options, use_cache=False)[0]
 
     def loss(self, until=None):
         return self.call(until).square().mean()
@@ -85,12 +83,14 @@ class Scene:
         with attachment.condition(rows, positions=POSITIONS):
             return run()
 
-    def gradients(self, *losses, **more):
+    def gradients(self, *losses, **options):
         self.modulation.zero_grad()
         for loss in losses:
-            loss.backward(**more)
+            loss.backward(**options)
         return {
-            n: p.grad.clone() for n, p in self.modulation.named_parameters() if p.grad is not None
+            name: parameter.grad.clone()
+            for name, parameter in self.modulation.named_parameters()
+            if parameter.grad is not None
         }
 
     def expected_after(self, loss):
@@ -98,19 +98,18 @@ class Scene:
 
     @contextmanager
     def loud(self):
-        """Right gradients inside of this, or an error; never wrong ones."""
+        """Allow an error in this block; gradients that it does compute must be right."""
         with suppress(ConditioningError, CheckpointError):
             yield
 
     def expected(self, *rows):
-        """Gradients of conditioned forwards, one after the other, nothing recomputed; [] is a bare
-        one.
-        """
+        """Gradients of forwards in turn, nothing recomputed; [] stands for a bare one."""
         total = {}
         with self.modulation.attached(self.host) as attachment:
-            for some in rows:
-                loss = self.under(attachment, some, self.loss) if some else self.loss()
-                for name, value in (self.gradients(loss) if loss.requires_grad else {}).items():
+            for each in rows:
+                loss = self.under(attachment, each, self.loss) if each else self.loss()
+                gradients = self.gradients(loss) if loss.requires_grad else {}
+                for name, value in gradients.items():
                     total[name] = total.get(name, 0) + value
         return total
 
@@ -120,11 +119,12 @@ def scene(request):
     return Scene(request.param)
 
 
-def same(found, expected):
-    assert found.keys() == expected.keys() and any(value.any() for value in expected.values())
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
+    assert any(value.any() for value in expected.values())
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            actual[name], value, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -188,16 +188,16 @@ def test_a_bare_forward_between(scene, kind):
     """
     expected = scene.expected(ONE)
     with scene.modulation.attached(scene.host) as attachment:
-        idle = [scene.call(n) for n in (None, 10)]
+        idle = [scene.call(until) for until in (None, 10)]
         with attachment.bare():
-            bare = [scene.call(n) for n in (None, 10)]
+            bare = [scene.call(until) for until in (None, 10)]
         loss = scene.under(attachment, ONE, kind(scene))
-        for some, block in ((idle, attachment.maybe_condition([[]])), (bare, attachment.bare())):
+        for values, block in ((idle, attachment.maybe_condition([[]])), (bare, attachment.bare())):
             with block:
-                for n, value in zip((None, 10), some, strict=True):
-                    assert torch.equal(scene.call(n), value)
+                for until, value in zip((None, 10), values, strict=True):
+                    assert torch.equal(scene.call(until), value)
                     with torch.no_grad():
-                        assert torch.equal(scene.call(n), value)
+                        assert torch.equal(scene.call(until), value)
         same(scene.gradients(loss), expected)
 
 
@@ -231,21 +231,21 @@ def test_backward_inside_another_conditioning(scene, kind):
         loss = scene.under(attachment, ONE, kind(scene))
         with attachment.condition(TWO, positions=POSITIONS):
             scene.call()
-            found = scene.gradients(loss)
-        same(found, expected)
+            gradients = scene.gradients(loss)
+        same(gradients, expected)
         assert attachment.report().forwards == 1
 
 
 @of_every_kind
 def test_backward_in_another_thread(scene, kind):
     expected = scene.expected(ONE)
-    found = []
+    results = []
     with scene.modulation.attached(scene.host) as attachment:
         loss = scene.under(attachment, ONE, kind(scene))
-        thread = threading.Thread(target=lambda: found.append(scene.gradients(loss)))
+        thread = threading.Thread(target=lambda: results.append(scene.gradients(loss)))
         thread.start()
         thread.join()
-    same(found[0], expected)
+    same(results[0], expected)
 
 
 @of_every_kind
@@ -253,7 +253,7 @@ def test_twice_through_one_graph(scene, kind):
     expected = scene.expected(ONE)
     with scene.modulation.attached(scene.host) as attachment:
         loss = scene.under(attachment, ONE, kind(scene))
-        # What comes before the checkpoint is kept as well: the latents' own graph.
+        # Both need the graph before the checkpoint too: that of the latents.
         same(scene.gradients(loss, retain_graph=True), expected)
         same(scene.gradients(loss, retain_graph=True), expected)
 
@@ -268,7 +268,7 @@ def test_under_users_hooks_on_what_is_saved(scene, kind):
 
 
 def test_users_hooks_inside_a_checkpoint(scene):
-    """They hide the checkpoint from us."""
+    """Such hooks hide the checkpoint from us."""
     expected = scene.expected(ONE)
 
     def run():
@@ -325,19 +325,17 @@ def test_several_forwards_inside_one_checkpoint(scene, order):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_chained_forwards(scene, kind):
-    """The second reads what the first returned: both are in one graph, each in a checkpoint of its
-    own.
-    """
+    """Each is in a checkpoint of its own, and both in one graph: the second reads the first."""
 
     def chain(attachment, kind):
-        found = []
+        losses = []
         embeds = scene.embeds
         for rows in (ONE, TWO):
-            made = scene.under(attachment, rows, kind(scene))
-            scene.embeds = embeds + made
-            found.append(made)
+            loss = scene.under(attachment, rows, kind(scene))
+            scene.embeds = embeds + loss
+            losses.append(loss)
         scene.embeds = embeds
-        return sum(found)
+        return sum(losses)
 
     with scene.modulation.attached(scene.host) as attachment:
         expected = scene.gradients(chain(attachment, lambda scene: scene.loss))
@@ -346,7 +344,7 @@ def test_chained_forwards(scene, kind):
 
 
 def later(scene, kind):
-    """A call of ``kind`` that keeps the embeddings of now for its recomputation."""
+    """A call of ``kind`` whose recomputation reads the embeddings as they are now."""
     embeds = scene.embeds
     twin = Scene.__new__(Scene)
     vars(twin).update(vars(scene), embeds=embeds)
@@ -369,19 +367,12 @@ def test_two_checkpoints_inside_one(scene):
 
     for make in (run, shared):
         with scene.modulation.attached(scene.host) as attachment:
-            expected = scene.gradients(
-                *(
-                    [scene.under(attachment, r, scene.loss) for r in (ONE, TWO)]
-                    if make is run
-                    else [
-                        scene.under(
-                            attachment,
-                            ONE,
-                            lambda: scene.loss() + scene.call(until=16).square().mean(),
-                        )
-                    ]
-                )
-            )
+            if make is run:
+                losses = [scene.under(attachment, rows, scene.loss) for rows in (ONE, TWO)]
+            else:
+                both = lambda: scene.loss() + scene.call(until=16).square().mean()
+                losses = [scene.under(attachment, ONE, both)]
+            expected = scene.gradients(*losses)
             loss = make(attachment)()
             with scene.loud():
                 same(scene.gradients(loss), expected)
@@ -398,8 +389,8 @@ def test_a_reentrant_checkpoint_around_the_host_is_refused(scene):
 
 
 @pytest.mark.parametrize("kind", [whole, nested, twice], ids=lambda kind: kind.__name__)
-def test_what_was_saved_is_read_outside_of_a_backward(scene, kind):
-    """Of a graph that is drawn, say: torch runs the host again for it."""
+def test_saved_tensors_read_outside_of_a_backward_are_refused(scene, kind):
+    """For a drawing of the graph, say: torch runs the host again for it."""
     with scene.modulation.attached(scene.host) as attachment:
         expected = scene.under(attachment, ONE, scene.loss).grad_fn.next_functions[0][0]._saved_self
         saved = scene.under(attachment, ONE, kind(scene)).grad_fn.next_functions[0][0]
@@ -409,42 +400,42 @@ def test_what_was_saved_is_read_outside_of_a_backward(scene, kind):
 
 @of_every_kind
 def test_gradients_of_gradients(scene, kind):
-    def second(loss):
+    def second_order(loss):
         parameters = list(scene.modulation.parameters())
         first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        found = torch.autograd.grad(
-            sum(g.square().sum() for g in first if g is not None), parameters, allow_unused=True
-        )
-        return {i: value for i, value in enumerate(found) if value is not None}
+        total = sum(gradient.square().sum() for gradient in first if gradient is not None)
+        second = torch.autograd.grad(total, parameters, allow_unused=True)
+        return {i: value for i, value in enumerate(second) if value is not None}
 
     with (
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         scene.modulation.attached(scene.host) as attachment,
     ):
-        expected = second(scene.under(attachment, ONE, scene.loss))
-        same(second(scene.under(attachment, ONE, kind(scene))), expected)
+        expected = second_order(scene.under(attachment, ONE, scene.loss))
+        same(second_order(scene.under(attachment, ONE, kind(scene))), expected)
 
 
 def test_a_forward_inside_a_backward_needs_a_block_of_its_own(scene):
-    """Of a user's tensor hook, say: it cannot be told from a recomputation."""
+    """In a user's tensor hook, say: it cannot be told from a recomputation."""
     with torch.no_grad(), scene.modulation.attached(scene.host) as attachment:
         bare = scene.call()
         conditioned = scene.under(attachment, TWO, scene.call)
         with attachment.bare():
             bare = scene.call()
-    found = []
+    outputs = []
 
     def hook(gradient):
         with torch.no_grad(), attachment.bare():
-            found.append(scene.call())
+            outputs.append(scene.call())
         with torch.no_grad():
-            found.append(scene.under(attachment, TWO, scene.call))
+            outputs.append(scene.under(attachment, TWO, scene.call))
 
     with scene.modulation.attached(scene.host) as attachment:
         loss = scene.under(attachment, ONE, scene.loss)
         loss.register_hook(hook)
         expected = scene.expected_after(loss)
-        assert torch.equal(found[0], bare) and torch.equal(found[1], conditioned)
+        assert torch.equal(outputs[0], bare)
+        assert torch.equal(outputs[1], conditioned)
         loss = scene.under(attachment, ONE, scene.loss)
         loss.register_hook(lambda gradient: scene.call() and None)
         with pytest.raises(ConditioningError, match="a new forward inside a backward"):
@@ -470,7 +461,7 @@ def test_a_frozen_modulation_below_a_head_that_learns():
 
 
 def test_layers_called_by_hand():
-    """Without a forward of the entry: LoRA alone, as it was in the forward."""
+    """Without a forward of the entry there is LoRA alone, on or off as it was in the forward."""
     scene = Scene()
     weight = trained_host(scene)
     language = scene.host.model.language_model
@@ -488,30 +479,30 @@ def test_layers_called_by_hand():
         )
 
     plain = gradient_of(weight, run())
-    before = kept_by_layer(scene, run)
+    before = checkpointed_by_layer(scene, run)
     with scene.modulation.attached(scene.host) as attachment:
         expected = scene.gradients(run())
-        same(scene.gradients(kept_by_layer(scene, run)), expected)
+        same(scene.gradients(checkpointed_by_layer(scene, run)), expected)
         same(scene.gradients(direct(run)), expected)
         right_or_loud(lambda: gradient_of(weight, before), plain)
         adapted = gradient_of(weight, run())
         with attachment.bare():
-            loss = kept_by_layer(scene, run)
+            loss = checkpointed_by_layer(scene, run)
         right_or_loud(lambda: gradient_of(weight, loss), plain)
-        loss = kept_by_layer(scene, run)
+        loss = checkpointed_by_layer(scene, run)
         with attachment.bare():
             right_or_loud(lambda: gradient_of(weight, loss), adapted)
-        loss = kept_by_layer(scene, run)
+        loss = checkpointed_by_layer(scene, run)
     right_or_loud(lambda: gradient_of(weight, loss), adapted)
 
 
-def kept_by_layer(scene, run):
+def checkpointed_by_layer(scene, run):
     with by_layer(scene.host):
         return run()
 
 
 def trained_host(scene):
-    """A user's own parameter in the host, which learns beside ours."""
+    """A parameter of the host that is trained beside the modulation's."""
     weight = scene.host.model.language_model.layers[1].mlp.down_proj.weight
     weight.requires_grad_(True)
     return weight
@@ -551,10 +542,10 @@ def test_detached_before_the_backward(scene, kind, frozen):
 
 def right_or_loud(run, expected):
     try:
-        found = run()
+        actual = run()
     except (ConditioningError, CheckpointError):
         return
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
 
 
 @of_every_kind
@@ -564,44 +555,44 @@ def test_the_graphs_memory_is_freed(scene, kind):
         gc.disable()
         try:
             loss = scene.under(attachment, ONE, kind(scene))
-            kept = [weakref.ref(value) for value in passes_of(loss)]
-            kept += [weakref.ref(passed().plan.latents) for passed in kept]
-            assert kept
+            references = [weakref.ref(value) for value in passes_of(loss)]
+            references += [weakref.ref(passed().plan.latents) for passed in references]
+            assert references
             scene.under(attachment, TWO, scene.loss)
             del loss
-            assert [ref() for ref in kept] == [None] * len(
-                kept
-            )  # at once, not when the collector comes
+            # At once, without the garbage collector.
+            assert all(reference() is None for reference in references)
         finally:
             gc.enable()
 
 
 def passes_of(output):
-    todo = [output.grad_fn]
-    seen = set()
-    found = []
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
+    pending = [output.grad_fn]
+    visited = set()
+    passes = []
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
-        found += [mark.passed for mark in node.metadata.values()]
-        todo += [before for before, _ in node.next_functions]
-    return list(dict.fromkeys(found))
+        visited.add(node)
+        passes += [mark.passed for mark in node.metadata.values()]
+        pending += [parent for parent, _ in node.next_functions]
+    return list(dict.fromkeys(passes))
 
 
-def test_layers_kept_before_attaching_are_computed_again_as_the_bare_hosts():
+def test_layers_checkpointed_before_attaching_are_recomputed_as_the_bare_hosts():
     scene = Scene()
     weight = trained_host(scene)
     expected = gradient_of(weight, scene.loss())
-    loss = kept_by_layer(scene, scene.loss)
+    loss = checkpointed_by_layer(scene, scene.loss)
     with scene.modulation.attached(scene.host):
         torch.testing.assert_close(gradient_of(weight, loss), expected, atol=1e-6, rtol=1e-4)
 
 
-def test_a_backward_that_comes_after_detaching_is_refused_where_layers_are_computed_again(scene):
+def test_a_backward_after_detaching_is_refused_where_layers_are_recomputed(scene):
     with scene.modulation.attached(scene.host) as attachment:
-        plain, kept = (scene.under(attachment, ONE, run) for run in (scene.loss, layers(scene)))
+        plain = scene.under(attachment, ONE, scene.loss)
+        checkpointed = scene.under(attachment, ONE, layers(scene))
     plain.backward()
     with pytest.raises(ConditioningError, match="detached since"):
-        kept.backward()
+        checkpointed.backward()

@@ -1,6 +1,4 @@
-"""Which positions of a forward are which visual tokens: by ids, types and the position in the
-cache.
-"""
+"""Locating the visual tokens of a forward by ids, token types and the position in the cache."""
 
 import pytest
 import torch
@@ -28,56 +26,56 @@ def grow(cache, length, rows=1):
     cache.update(torch.zeros(rows, 1, length, 2), torch.zeros(rows, 1, length, 2), 0)
 
 
-def forward(ids, cache=None, **more):
+def forward(ids, cache=None, **arguments):
     """The arguments of a forward; the cache under its names in older and newer transformers."""
-    named = {} if cache is None else {"past_key_values": cache, "cache": cache}
-    return {"input_ids": torch.tensor(ids), **named, **more}
+    caches = {} if cache is None else {"past_key_values": cache, "cache": cache}
+    return {"input_ids": torch.tensor(ids), **caches, **arguments}
 
 
-def read(ids, cache=None, **more):
-    return TokenLocator((VIDEO, IMAGE), TYPES).locate(forward(ids, cache, **more))
+def locate(ids, cache=None, **arguments):
+    return TokenLocator((VIDEO, IMAGE), TYPES).locate(forward(ids, cache, **arguments))
 
 
 # --- one forward
 
 
 def test_any_of_the_placeholders_is_visual():
-    tokens = read([[TEXT, VIDEO, IMAGE, TEXT]])
+    tokens = locate([[TEXT, VIDEO, IMAGE, TEXT]])
     assert (
         tokens.visual.tolist() == [[False, True, True, False]]
         and tokens.has_placeholders
         and not tokens.trusted
         and tokens.past_length == 0
     )
-    assert not read([[TEXT, TEXT]]).has_placeholders
+    assert not locate([[TEXT, TEXT]]).has_placeholders
 
 
 def test_token_types_tell_placeholders_from_tokens_that_only_look_so():
-    tokens = read([[VIDEO, TEXT, VIDEO]], mm_token_type_ids=torch.tensor([[2, 0, 0]]))
+    tokens = locate([[VIDEO, TEXT, VIDEO]], mm_token_type_ids=torch.tensor([[2, 0, 0]]))
     assert tokens.visual.tolist() == [[True, False, False]] and tokens.trusted
 
 
 @pytest.mark.parametrize("name", ["mm_token_type_ids", "token_type_ids"])
 def test_types_of_the_whole_prompt_are_read_at_the_chunk_s_own_positions(name):
     types = torch.tensor([[2, 2, 0, 0, 2]])
-    tokens = read([[VIDEO, VIDEO]], filled(3), **{name: types})
+    tokens = locate([[VIDEO, VIDEO]], filled(3), **{name: types})
     assert tokens.past_length == 3 and tokens.trusted and tokens.visual.tolist() == [[False, True]]
 
 
-def test_types_of_the_chunk_alone_are_taken_as_they_are():
-    tokens = read([[VIDEO, VIDEO]], filled(3), mm_token_type_ids=torch.tensor([[2, 0]]))
+def test_types_of_the_chunk_alone_are_read_as_they_are():
+    tokens = locate([[VIDEO, VIDEO]], filled(3), mm_token_type_ids=torch.tensor([[2, 0]]))
     assert tokens.trusted and tokens.visual.tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 1), (2, 2), (2, 5), (1,), (5,), (1, 5, 2)])
 def test_types_of_other_positions_or_rows_say_nothing(shape):
-    tokens = read(
+    tokens = locate(
         [[VIDEO, TEXT]], filled(3), mm_token_type_ids=torch.zeros(shape, dtype=torch.long)
     )
     assert not tokens.trusted and tokens.visual.tolist() == [[True, False]]
 
 
-def test_positions_given_by_hand_are_taken_from_where_the_cache_ends_and_what_is_beyond_is_text():
+def test_positions_of_the_caller_are_read_from_where_the_cache_ends_and_tokens_beyond_are_text():
     positions = torch.tensor([[False, True, True], [True, False, False]])
     locator = TokenLocator((VIDEO,), TYPES, positions)
     tokens = locator.locate(forward([[VIDEO] * 3] * 2, filled(1, 2)))
@@ -102,18 +100,20 @@ def test_embeddings_without_ids_need_positions():
 def test_an_attention_mask_of_positions_that_no_cache_explains_is_refused():
     mask = torch.ones(1, 5)
     with pytest.raises(HostError, match="spans 5 positions, but it got 2 tokens"):
-        read([[TEXT, VIDEO]], attention_mask=mask)
-    assert read([[TEXT, VIDEO]], filled(3), attention_mask=mask).past_length == 3
-    assert read([[TEXT, VIDEO]], attention_mask=mask[:, :2]).past_length == 0
+        locate([[TEXT, VIDEO]], attention_mask=mask)
+    assert locate([[TEXT, VIDEO]], filled(3), attention_mask=mask).past_length == 3
+    assert locate([[TEXT, VIDEO]], attention_mask=mask[:, :2]).past_length == 0
 
 
 def test_padding_is_read_off_an_attention_mask_of_all_positions():
     mask = torch.tensor([[0, 0, 1, 0, 1]])
-    assert read([[TEXT, TEXT]], filled(3), attention_mask=mask).attended.tolist() == [[False, True]]
-    assert read([[TEXT, TEXT]], filled(3), attention_mask=mask[:, 3:]).attended.tolist() == [
+    assert locate([[TEXT, TEXT]], filled(3), attention_mask=mask).attended.tolist() == [
+        [False, True]
+    ]
+    assert locate([[TEXT, TEXT]], filled(3), attention_mask=mask[:, 3:]).attended.tolist() == [
         [True, True]
     ]
-    assert read([[TEXT, TEXT]]).attended.tolist() == [[True, True]]
+    assert locate([[TEXT, TEXT]]).attended.tolist() == [[True, True]]
 
 
 # --- the same prompt again
@@ -141,12 +141,12 @@ def test_nothing_begins_with_nothing():
 # --- many forwards
 
 
-def fed(tracker, cache, chunk):
-    """Give the ledger one more chunk of a row; return its tokens' ordinals."""
-    found = tracker.place(read([chunk], cache))
+def feed(tracker, cache, chunk):
+    """Give the tracker one more chunk of a row; return its tokens' ordinals."""
+    ordinal = tracker.place(locate([chunk], cache))
     grow(cache, len(chunk))
     tracker.remember(cache)
-    return None if found is None else found[0].tolist()
+    return None if ordinal is None else ordinal[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -160,56 +160,58 @@ def fed(tracker, cache, chunk):
 def test_tokens_are_counted_on_over_chunks_of_any_length(chunks):
     tracker = VisualTokenTracker([3])
     cache = DynamicCache()
-    found = [fed(tracker, cache, chunk) or [-1] * len(chunk) for chunk in chunks]
-    assert [ordinal for chunk in found for ordinal in chunk] == [-1, 0, 1, -1, 2]
+    ordinals = []
+    for chunk in chunks:
+        ordinals += feed(tracker, cache, chunk) or [-1] * len(chunk)
+    assert ordinals == [-1, 0, 1, -1, 2]
     tracker.finish()
-    assert fed(tracker, cache, [TEXT]) is None and tracker.forwards == len(chunks) + 1
+    assert feed(tracker, cache, [TEXT]) is None and tracker.forwards == len(chunks) + 1
 
 
-def test_two_single_tokens_of_text_end_a_prompt_and_one_that_lacks_visual_tokens_is_said():
+def test_two_single_tokens_of_text_end_a_prompt_and_one_short_of_visual_tokens_is_refused():
     tracker = VisualTokenTracker([3])
     cache = DynamicCache()
-    fed(tracker, cache, [TEXT, VIDEO, VIDEO])
-    fed(tracker, cache, [TEXT])
+    feed(tracker, cache, [TEXT, VIDEO, VIDEO])
+    feed(tracker, cache, [TEXT])
     with pytest.raises(
         ConditioningError, match="Row 0: the inputs hold 2 visual tokens, the conditioning 3"
     ):
-        fed(tracker, cache, [TEXT])
+        feed(tracker, cache, [TEXT])
 
 
 def test_a_single_visual_token_or_several_of_text_do_not_end_a_prompt():
     tracker = VisualTokenTracker([3])
     cache = DynamicCache()
-    fed(tracker, cache, [TEXT, VIDEO])
-    assert fed(tracker, cache, [VIDEO]) == [1]
-    assert fed(tracker, cache, [TEXT, TEXT]) is None
-    assert fed(tracker, cache, [VIDEO]) == [2]
+    feed(tracker, cache, [TEXT, VIDEO])
+    assert feed(tracker, cache, [VIDEO]) == [1]
+    assert feed(tracker, cache, [TEXT, TEXT]) is None
+    assert feed(tracker, cache, [VIDEO]) == [2]
 
 
 def test_a_prompt_may_begin_with_a_single_token_of_text():
     tracker = VisualTokenTracker([1])
     cache = DynamicCache()
-    assert fed(tracker, cache, [TEXT]) is None
-    assert fed(tracker, cache, [VIDEO]) == [0]
+    assert feed(tracker, cache, [TEXT]) is None
+    assert feed(tracker, cache, [VIDEO]) == [0]
 
 
 def test_more_visual_tokens_than_the_conditioning_holds_are_an_error_in_the_prompt_alone():
     with pytest.raises(
         ConditioningError, match="Row 0: the inputs hold 3 visual tokens, the conditioning 2"
     ):
-        fed(VisualTokenTracker([2]), DynamicCache(), [VIDEO] * 3)
+        feed(VisualTokenTracker([2]), DynamicCache(), [VIDEO] * 3)
     tracker = VisualTokenTracker([2])
     cache = DynamicCache()
-    fed(tracker, cache, [VIDEO, VIDEO, TEXT])
-    assert fed(tracker, cache, [VIDEO]) == [-1]  # the host wrote it
+    feed(tracker, cache, [VIDEO, VIDEO, TEXT])
+    assert feed(tracker, cache, [VIDEO]) == [-1]  # generated by the host
 
 
 def test_rows_without_conditioning_are_left_alone_whatever_they_hold():
-    found = VisualTokenTracker([1, None]).place(read([[VIDEO, TEXT], [VIDEO, VIDEO]]))
-    assert found.tolist() == [[0, -1], [-1, -1]]
+    ordinal = VisualTokenTracker([1, None]).place(locate([[VIDEO, TEXT], [VIDEO, VIDEO]]))
+    assert ordinal.tolist() == [[0, -1], [-1, -1]]
 
 
-def test_a_batch_that_is_no_multiple_of_the_rows_is_refused():
+def test_a_batch_that_is_not_a_multiple_of_the_rows_is_refused():
     assert VisualTokenTracker([1, 2]).rows_of(6) == [0, 0, 0, 1, 1, 1]
     with pytest.raises(ConditioningError, match="has 2 rows, the forward a batch of 3"):
         VisualTokenTracker([1, 2]).rows_of(3)
@@ -218,11 +220,11 @@ def test_a_batch_that_is_no_multiple_of_the_rows_is_refused():
 def test_what_a_cache_held_before_the_conditioning_is_not_counted_and_an_error_says_so():
     tracker = VisualTokenTracker([2])
     cache = filled(3)
-    assert fed(tracker, cache, [VIDEO]) == [0]
+    assert feed(tracker, cache, [VIDEO]) == [0]
     with pytest.raises(
         ConditioningError,
         match=r"hold 1 visual tokens, the conditioning 2.* The cache held 3 positions before",
     ):
         tracker.finish()
-    assert fed(tracker, cache, [TEXT, VIDEO]) == [-1, 1]
+    assert feed(tracker, cache, [TEXT, VIDEO]) == [-1, 1]
     tracker.finish()

@@ -1,6 +1,4 @@
-"""Residuals on other tokens than the visual ones: text, the last token, a user's mask, visual
-tokens of some steps.
-"""
+"""Residuals on other tokens: text, the last token, a caller's mask, visual tokens of some steps."""
 
 import pytest
 import torch
@@ -17,9 +15,9 @@ from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, features, inputs, scanpath
 OTHER = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
 
 
-def modulation(host, **tokens):
+def modulating(host, **tokens):
     torch.manual_seed(3)
-    made = Modulation.for_host(
+    modulation = Modulation.for_host(
         host,
         encoder=ComponentSpec(name="heatmap_dur", params={"dim": 16}),
         modulator=ComponentSpec(
@@ -28,63 +26,65 @@ def modulation(host, **tokens):
         injection=Injection(layers=(1, 2), tokens=Tokens(**tokens)),
         d_features=D_FEATURES,
     )
-    for writer in made.out:
+    for writer in modulation.out:
         torch.nn.init.normal_(writer.weight, std=0.5)
-    return made.eval()
+    return modulation.eval()
 
 
-def written(host, made, batch, rows, **hints):
-    """Which positions changed after layer 1, and by how much."""
+def written(host, modulation, batch, rows, **hints):
+    """Which positions changed after layer 1, by how much, and the report."""
     before = host(**batch, output_hidden_states=True).hidden_states[2]
-    with made.attached(host) as attachment, attachment.condition(rows, **hints):
+    with modulation.attached(host) as attachment, attachment.condition(rows, **hints):
         after = host(**batch, output_hidden_states=True).hidden_states[2]
     return (after - before).abs().amax(-1) > 0, after - before, attachment.report()
 
 
-def mean(made, clips):
-    return made.residual(0, made.latents(clips).layers[0].mean(0, keepdim=True))[0]
+def mean(modulation, clips):
+    return modulation.residual(0, modulation.latents(clips).layers[0].mean(0, keepdim=True))[0]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_text_is_all_that_is_neither_visual_nor_padding(host, side):
-    made = modulation(host, kind="text")
+    modulation = modulating(host, kind="text")
     batch = inputs(side=side)
-    where, by, report = written(host, made, batch, [[CLIP], [OTHER]])
-    assert torch.equal(where, (batch["input_ids"] != VIDEO) & batch["attention_mask"].bool())
-    assert report.tokens == int(where.sum())
+    changed, delta, report = written(host, modulation, batch, [[CLIP], [OTHER]])
+    assert torch.equal(changed, (batch["input_ids"] != VIDEO) & batch["attention_mask"].bool())
+    assert report.tokens == int(changed.sum())
     for row, clip in enumerate([CLIP, OTHER]):
         torch.testing.assert_close(
-            by[row, where[row]],
-            mean(made, [clip]).expand(int(where[row].sum()), -1),
+            delta[row, changed[row]],
+            mean(modulation, [clip]).expand(int(changed[row].sum()), -1),
             atol=1e-5,
             rtol=0,
         )
 
 
 def test_the_mean_is_over_all_clips_of_the_row_and_rows_without_a_signal_stay(host):
-    made = modulation(host, kind="text")
+    modulation = modulating(host, kind="text")
     batch = inputs(videos=2)
-    where, by, _ = written(host, made, batch, [[CLIP, OTHER], []])
-    assert not where[1].any()
-    torch.testing.assert_close(by[0, where[0]][0], mean(made, [CLIP, OTHER]), atol=1e-5, rtol=0)
+    changed, delta, _ = written(host, modulation, batch, [[CLIP, OTHER], []])
+    assert not changed[1].any()
+    torch.testing.assert_close(
+        delta[0, changed[0]][0], mean(modulation, [CLIP, OTHER]), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_last_is_the_last_token_that_is_no_padding(host, side):
-    made = modulation(host, kind="last")
+    modulation = modulating(host, kind="last")
     batch = inputs(side=side)
-    where, _, _ = written(host, made, batch, [[CLIP], [OTHER]])
+    changed, _, _ = written(host, modulation, batch, [[CLIP], [OTHER]])
     last = batch["attention_mask"].cumsum(1).argmax(1)
-    assert torch.equal(where.nonzero(), torch.stack([torch.arange(2), last], 1))
+    assert torch.equal(changed.nonzero(), torch.stack([torch.arange(2), last], 1))
 
 
 def test_a_mask_is_taken_as_it_is(host):
-    made = modulation(host, kind="mask")
+    modulation = modulating(host, kind="mask")
     batch = inputs()
     mask = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     mask[0, 3], mask[1, -1] = True, True
-    where, _, _ = written(host, made, batch, [[CLIP], [OTHER]], mask=mask)
-    assert torch.equal(where, mask)
+    changed, _, _ = written(host, modulation, batch, [[CLIP], [OTHER]], mask=mask)
+    assert torch.equal(changed, mask)
 
 
 def test_positions_beyond_a_mask_are_not_chosen():
@@ -106,43 +106,42 @@ def test_positions_beyond_a_mask_are_not_chosen():
 
 @pytest.mark.parametrize("steps", [(0,), (-1,), (0, 1)])
 def test_steps_choose_among_the_visual_tokens(host, steps):
-    made = modulation(host, steps=steps)
+    modulation = modulating(host, steps=steps)
     batch = inputs()
-    where, by, _ = written(host, made, batch, [[CLIP], [OTHER]])
+    changed, delta, _ = written(host, modulation, batch, [[CLIP], [OTHER]])
     visual = (batch["input_ids"] == VIDEO).nonzero().view(2, GRID.steps, GRID.tokens_per_step, 2)
-    chosen = torch.zeros_like(where)
+    chosen = torch.zeros_like(changed)
     chosen[visual[:, list(steps)][..., 0], visual[:, list(steps)][..., 1]] = True
-    assert torch.equal(where, chosen)
+    assert torch.equal(changed, chosen)
     expected = (
-        made.residual(0, made.latents([CLIP]).layers[0])
+        modulation.residual(0, modulation.latents([CLIP]).layers[0])
         .view(GRID.steps, GRID.tokens_per_step, -1)[list(steps)]
         .flatten(0, 1)
     )
-    torch.testing.assert_close(by[0, where[0]], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(delta[0, changed[0]], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "hint"), [("text", None), ("last", "prompt"), ("mask", "mask")])
 def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, hint):
-    made = modulation(host, kind=kind)
+    modulation = modulating(host, kind=kind)
     batch = inputs()
-    given = (
-        {}
-        if hint is None
-        else {hint: batch["attention_mask"].bool() & (batch["input_ids"] != VIDEO)}
-    )
+    text = batch["attention_mask"].bool() & (batch["input_ids"] != VIDEO)
+    hints = {} if hint is None else {hint: text}
     settings = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    with made.attached(host) as attachment:
-        with attachment.condition([[CLIP], [OTHER]], **given):
+    with modulation.attached(host) as attachment:
+        with attachment.condition([[CLIP], [OTHER]], **hints):
             cached = host.generate(**batch, **settings)
-        with attachment.condition([[CLIP], [OTHER]], **given):
+        with attachment.condition([[CLIP], [OTHER]], **hints):
             uncached = host.generate(**batch, use_cache=False, **settings)
-        with attachment.condition([[CLIP], [OTHER]], **given):
+        with attachment.condition([[CLIP], [OTHER]], **hints):
             beams = host.generate(**batch, num_beams=2, **settings)
         for row, clip in enumerate([CLIP, OTHER]):
-            alone = {k: v[row : row + 1] for k, v in batch.items()} | {
+            alone = {name: value[row : row + 1] for name, value in batch.items()} | {
                 "pixel_values_videos": batch["pixel_values_videos"].chunk(2)[row]
             }
-            with attachment.condition([[clip]], **{k: v[row : row + 1] for k, v in given.items()}):
+            with attachment.condition(
+                [[clip]], **{name: value[row : row + 1] for name, value in hints.items()}
+            ):
                 assert torch.equal(host.generate(**alone, num_beams=2, **settings)[0], beams[row])
     assert torch.equal(cached, uncached) and not torch.equal(
         cached, host.generate(**batch, **settings)
@@ -150,7 +149,7 @@ def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, h
 
 
 def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_ends(host):
-    made = modulation(host, kind="last")
+    modulation = modulating(host, kind="last")
     batch = inputs(texts=((7, 8, 9),))
     prompt = batch["attention_mask"].bool()
     settings = dict(max_new_tokens=5, min_new_tokens=5, do_sample=False)
@@ -158,7 +157,7 @@ def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_e
         host.generate(**batch, prefill_chunk_size=4, **settings)
     except RuntimeError as error:  # transformers 5.17
         pytest.skip(f"the bare host refuses: {error}")
-    with made.attached(host) as attachment:
+    with modulation.attached(host) as attachment:
         with attachment.condition([[CLIP]], prompt=prompt):
             whole = host.generate(**batch, **settings)
         with attachment.condition([[CLIP]], prompt=prompt):
@@ -190,10 +189,10 @@ def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
         ),
         ({"steps": (2,)}, {}, "step 2 .* but a clip has 2 steps"),
     ):
-        made = modulation(host, **tokens)
+        modulation = modulating(host, **tokens)
         with (
             pytest.raises(ConditioningError, match=message),
-            made.attached(host) as attachment,
+            modulation.attached(host) as attachment,
             attachment.condition([[CLIP], [CLIP]], **hints),
         ):
             host(**batch)
@@ -202,5 +201,5 @@ def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
 
 
 def test_it_is_saved_with_the_modulation(host, tmp_path):
-    modulation(host, kind="last").save_pretrained(tmp_path)
+    modulating(host, kind="last").save_pretrained(tmp_path)
     assert Modulation.from_pretrained(tmp_path).config.injection.tokens == Tokens(kind="last")

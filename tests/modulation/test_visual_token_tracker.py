@@ -1,5 +1,6 @@
-"""What a conditioning counts over many forwards, beyond what every host must do
-(tests/contract/test_lines.py).
+"""Counting visual tokens over many forwards, beyond what every host must do.
+
+For that see tests/contract/test_cache_branches.py.
 """
 
 import copy
@@ -26,17 +27,15 @@ def without_gradients():
         yield
 
 
-def merged(host, batch):
-    """Token ids beside which pictures are merged in already: what a host without a vision tower of
-    its own is fed, in any chunks.
-    """
-    found = []
+def merged_inputs(host, batch):
+    """Embeddings with the pictures merged in, and their positions, to be fed in any chunks."""
+    calls = []
     handle = host.model.language_model.register_forward_pre_hook(
-        lambda m, a, kwargs: found.append(kwargs), with_kwargs=True
+        lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True
     )
     host(**batch)
     handle.remove()
-    return found[0]["inputs_embeds"], found[0]["position_ids"]
+    return calls[0]["inputs_embeds"], calls[0]["position_ids"]
 
 
 def named(host, cache):
@@ -51,10 +50,8 @@ def named(host, cache):
 
 
 def chunked(host, batch, sizes, cache=None):
-    """Feed a prompt in chunks of these sizes, as embeddings, for a conditioning with `positions`;
-    return the last chunk's logits.
-    """
-    embeds, positions = merged_of(host, batch)
+    """Feed a prompt as embeddings, in chunks; return the last logits and the cache."""
+    embeds, positions = cached_merged_inputs(host, batch)
     cache = cache or DynamicCache()
     start = 0
     logits = None
@@ -71,19 +68,19 @@ def chunked(host, batch, sizes, cache=None):
     return logits[:, -1], cache
 
 
-def merged_of(host, batch):
+def cached_merged_inputs(host, batch):
     if not hasattr(host, "_merged"):
-        host._merged = merged(host, batch)
+        host._merged = merged_inputs(host, batch)
     return host._merged
 
 
 @pytest.fixture
-def own():
+def host_and_modulation():
     host = qwen()
-    made = fresh(host)
-    for writer in made.out:
+    modulation = fresh(host)
+    for writer in modulation.out:
         torch.nn.init.normal_(writer.weight, std=0.5)
-    return host, made.eval()
+    return host, modulation.eval()
 
 
 @pytest.mark.parametrize(
@@ -98,18 +95,18 @@ def own():
         [1, 5, 1, 1, 1, 30],
     ],
 )
-def test_a_prompt_in_chunks_of_any_sizes_gives_what_the_whole_gives(own, sizes):
-    host, made = own
+def test_a_prompt_in_chunks_of_any_sizes_gives_what_the_whole_gives(host_and_modulation, sizes):
+    host, modulation = host_and_modulation
     batch = inputs(texts=((7, 8, 9),))
-    merged_of(host, batch)
+    cached_merged_inputs(host, batch)
     positions = batch["input_ids"] == VIDEO
-    with made.attached(host) as attachment:
+    with modulation.attached(host) as attachment:
         with attachment.condition([[CLIP]]):
             whole = host(**batch).logits[:, -1]
         with attachment.condition([[CLIP]], positions=positions):
-            got, _ = chunked(host, batch, sizes)
+            logits, _ = chunked(host, batch, sizes)
         assert attachment.report().tokens == GRID.tokens
-    torch.testing.assert_close(got, whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
 
 
 def test_a_prompt_short_of_visual_tokens_is_refused_after_two_decode_steps_or_at_the_end(
@@ -117,16 +114,16 @@ def test_a_prompt_short_of_visual_tokens_is_refused_after_two_decode_steps_or_at
 ):
     batch = inputs(texts=((7, 8, 9),))
     forwards = []
-    handle = host.model.register_forward_pre_hook(lambda m, a: forwards.append(1))
+    handle = host.model.register_forward_pre_hook(lambda module, args: forwards.append(1))
     with modulation.attached(host) as attachment:
-        for more in ({}, {"use_cache": False}):
+        for options in ({}, {"use_cache": False}):
             forwards.clear()
             message = "Row 0: the inputs hold 12 visual tokens, the conditioning 24"
             with (
                 pytest.raises(ConditioningError, match=message),
                 attachment.condition([[CLIP, CLIP]]),
             ):
-                host.generate(**batch, max_new_tokens=40, **more)
+                host.generate(**batch, max_new_tokens=40, **options)
             assert len(forwards) < 5
         text = dict(
             input_ids=torch.tensor([[1, 7, 8, 9]]),
@@ -177,12 +174,12 @@ def test_a_wrong_forward_is_not_forgiven_for_a_right_one_before_or_after(host, m
                     host(**batch, use_cache=False)
 
 
-def test_one_copy_that_stops_halfway_is_named_though_another_went_on(own):
-    host, made = own
+def test_one_copy_that_stops_halfway_is_named_though_another_went_on(host_and_modulation):
+    host, modulation = host_and_modulation
     batch = inputs(texts=((7, 8, 9),))
-    merged_of(host, batch)
+    cached_merged_inputs(host, batch)
     positions = batch["input_ids"] == VIDEO
-    embeds, rope = merged_of(host, batch)
+    embeds, rope = cached_merged_inputs(host, batch)
 
     def go_on(cache, start, stop):
         host(
@@ -194,7 +191,7 @@ def test_one_copy_that_stops_halfway_is_named_though_another_went_on(own):
 
     for order in (0, 1):
         with (
-            made.attached(host) as attachment,
+            modulation.attached(host) as attachment,
             pytest.raises(
                 ConditioningError,
                 match=r"Row 0: the inputs hold 8 visual tokens, the conditioning 12",
@@ -228,7 +225,7 @@ def test_a_forward_that_failed_leaves_no_trace(host, modulation):
         assert attachment.report().forwards == 1
 
 
-def test_what_is_noted_on_a_cache_is_bounded_and_goes_with_its_conditionings(host, modulation):
+def test_notes_on_a_cache_are_bounded_and_go_with_their_conditionings(host, modulation):
     batch = inputs(texts=((7, 8, 9),))
     with modulation.attached(host) as attachment:
         with attachment.condition([[CLIP]]):
@@ -243,15 +240,15 @@ def test_what_is_noted_on_a_cache_is_bounded_and_goes_with_its_conditionings(hos
 
 @pytest.mark.parametrize("kind", ["text", "last", "mask"])
 def test_copies_and_repeats_of_a_cache_are_written_by_the_rules_of_every_kind(host, kind):
-    made = selecting(host, kind)
+    modulation = selecting(host, kind)
     batch = inputs(texts=((7, 8, 9),))
     length = batch["input_ids"].shape[1]
-    given = {
+    hints = {
         "text": {},
         "last": {"prompt": torch.ones(1, length)},
         "mask": {"mask": torch.ones(1, length + 1)},
     }[kind]
-    with made.attached(host) as attachment, attachment.condition([[CLIP]], **given):
+    with modulation.attached(host) as attachment, attachment.condition([[CLIP]], **hints):
         start = cached(host(**batch, use_cache=True))
         outputs = [
             host(input_ids=torch.tensor([[20]]), **copy.deepcopy(start)).logits for _ in range(2)
@@ -266,10 +263,10 @@ def test_copies_and_repeats_of_a_cache_are_written_by_the_rules_of_every_kind(ho
 
 
 def test_a_prompt_that_looks_like_a_branch_without_clips_is_refused_where_text_is_written(host):
-    made = selecting(host, "text")
+    modulation = selecting(host, "text")
     batch = inputs(texts=((7, 8, 9),))
     with (
-        made.attached(host) as attachment,
+        modulation.attached(host) as attachment,
         pytest.raises(
             ConditioningError, match="4 tokens of this cache were taken for a branch without clips"
         ),
@@ -277,7 +274,8 @@ def test_a_prompt_that_looks_like_a_branch_without_clips_is_refused_where_text_i
     ):
         host(**batch)
         cache = cached(host(input_ids=torch.tensor([[1, 20, 21, 22]]), use_cache=True))
-        host(**{k: v for k, v in batch.items() if k != "attention_mask"}, **cache)
+        batch.pop("attention_mask")
+        host(**batch, **cache)
 
 
 def test_a_cache_that_takes_no_attribute_is_refused(host, modulation):
@@ -306,18 +304,18 @@ MODALITY = ("mm_token_type_ids",)
 
 
 def counted(forwards, expected=(4,), types=MODALITY):
-    """The visual tokens that each forward of a conditioning is found to have, by row."""
+    """How many visual tokens each forward of a conditioning is found to have."""
     tracker = VisualTokenTracker(expected)
     cache = DynamicCache()
-    found = []
-    for given in forwards:
-        placed = tracker.place(TokenLocator((VIDEO,), types).locate({"cache": cache, **given}))
+    counts = []
+    for arguments in forwards:
+        ordinal = tracker.place(TokenLocator((VIDEO,), types).locate({"cache": cache, **arguments}))
         tracker.remember(cache)
-        found.append(0 if placed is None else int((placed >= 0).sum()))
-        length = given["input_ids"].shape[1]
+        counts.append(0 if ordinal is None else int((ordinal >= 0).sum()))
+        length = arguments["input_ids"].shape[1]
         cache.update(torch.zeros(1, 1, length, 1), torch.zeros(1, 1, length, 1), 0)
     tracker.finish()
-    return found
+    return counts
 
 
 @pytest.mark.parametrize("name", ["token_type_ids", "segment_ids"])
@@ -355,8 +353,8 @@ def test_types_that_call_a_whole_prompt_text_are_named_and_never_drop_it_silentl
 def test_a_placeholder_that_is_generated_is_never_visual(types, name):
     if (name, types) == ("mm_token_type_ids", 1):
         pytest.skip("no host says that a generated token is vision")
-    more = {} if types is None else {name: torch.tensor([[types]])}
-    step = {"input_ids": torch.tensor([[VIDEO]]), **more}
+    types_of_step = {} if types is None else {name: torch.tensor([[types]])}
+    step = {"input_ids": torch.tensor([[VIDEO]]), **types_of_step}
     assert counted(
         [
             {"input_ids": IDS, "pixel_values": IDS},
@@ -371,13 +369,13 @@ def test_a_placeholder_that_is_generated_is_never_visual(types, name):
 @pytest.mark.parametrize(
     "name", ["pixel_values", "pixel_values_videos", "mm_encoder_outputs", "image_features"]
 )
-def test_placeholders_beside_pictures_are_a_clip_and_no_generated_ones(name):
-    more = {"input_ids": torch.tensor([[9, *[VIDEO] * 4]]), name: torch.zeros(1)}
+def test_placeholders_beside_pictures_are_a_clip_and_not_generated(name):
+    second = {"input_ids": torch.tensor([[9, *[VIDEO] * 4]]), name: torch.zeros(1)}
     with pytest.raises(
         ConditioningError,
         match=(
             r"Row 0: the inputs hold 8 visual tokens, the conditioning 4.* a clip that comes later"
-            r" has a conditioning of its own"
+            r" has a conditioning of its host_and_modulation"
         ),
     ):
-        counted([{"input_ids": IDS, name: torch.zeros(1)}, more])
+        counted([{"input_ids": IDS, name: torch.zeros(1)}, second])

@@ -31,7 +31,7 @@ from modulate.report.runs import read_run
 from modulate.runs.records import read_environment, read_log, read_metrics, read_state
 from modulate.runs.run import Run, environment
 from modulate.sweeps import results as swept
-from modulate.sweeps.sweep import load_sweep, plan
+from modulate.sweeps.sweep import load_sweep, plan_runs
 from modulate.utils.atomic_files import LineWriter
 from modulate.utils.file_lock import NAME, folder_lock
 from modulate.utils.schema import LARGEST
@@ -159,7 +159,7 @@ def world(tmp_path):
     )
     runs = [
         fill(Run.create(planned.recipe, tmp_path / "runs" / "trial"))
-        for planned in plan(load_sweep(str(path)))
+        for planned in plan_runs(load_sweep(str(path)))
     ]
     return path, runs
 
@@ -263,8 +263,8 @@ def readers(path, runs, out):
             "data", "export", folder, out, "--qa", out, "--allow-failed"
         ),
         "sweep": lambda: command("sweep", path, "--dry-run", "--runs", folder.parents[1]),
-        "sweep's figures": lambda: swept.results(
-            load_sweep(str(path)), plan(load_sweep(str(path))), folder.parent, {}
+        "sweep's figures": lambda: swept.collect_results(
+            load_sweep(str(path)), plan_runs(load_sweep(str(path))), folder.parent, {}
         ),
     }
 
@@ -382,8 +382,8 @@ def test_ids_may_hold_what_separates_lines_for_some(world, tmp_path):
                 for line in LOG
             )
         )
-    found = swept.results(
-        load_sweep(str(path)), plan(load_sweep(str(path))), runs[0].folder.parent, {}
+    found = swept.collect_results(
+        load_sweep(str(path)), plan_runs(load_sweep(str(path))), runs[0].folder.parent, {}
     )
     assert (
         found["groups"]["base"]["n"] == 6
@@ -413,7 +413,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(world):
     ):
         (runs[0].folder / name).unlink()
         os.mkfifo(runs[0].folder / name)
-        with pytest.raises(DataError, match=rf"{name} is no regular file"):
+        with pytest.raises(DataError, match=rf"{name} is not a regular file"):
             reader(runs[0].folder / name)
 
 
@@ -422,7 +422,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(world):
     [
         (
             {"correct": False},
-            r"line 1: no prediction: .*correct is False, although prediction is 0 and answer 0",
+            r"line 1: invalid prediction: .*correct is False, although prediction is 0 and answer 0",
         ),
         (
             {"prediction": None},
@@ -445,7 +445,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(world):
         ({"answer": 256}, "answer: Input should be less than 256, got 256"),
         ({"active_steps": -1}, "active_steps: Input should be greater than or equal to 0, got -1"),
         ({"logits": [1e101]}, r"logits\.0: must lie between -1e\+100 and 1e\+100, got 1e\+101"),
-        ({"logits": [math.nan]}, "NaN is no number of JSON"),
+        ({"logits": [math.nan]}, "NaN is not a JSON number"),
     ],
 )
 def test_an_error_names_line_key_value_and_what_is_allowed(changes, text, world):
@@ -525,7 +525,7 @@ def test_a_log_may_hold_further_curves_and_a_line_that_was_cut_off(world):
     with pytest.raises(
         DataError,
         match=(
-            r"log\.jsonl, line 1: no step of a training: .*'gate' must lie between -1e\+100 and"
+            r"log\.jsonl, line 1: invalid step of a training: .*'gate' must lie between -1e\+100 and"
             r" 1e\+100"
         ),
     ):
@@ -730,7 +730,7 @@ def test_the_command_line_ends_without_a_traceback(world, capsys):
         cli.main(["report", str(runs[0].folder), "--gallery", "0"])
     err = capsys.readouterr().err
     assert ended.value.code == 1 and err.startswith(
-        f"Error: {runs[0].folder}/environment.json: no environment of a run: versions: Input should"
+        f"Error: {runs[0].folder}/environment.json: invalid environment of a run: versions: Input should"
         " be a valid dictionary, got []"
     )
 

@@ -4,7 +4,7 @@ under the base's conditions.
 
 import pytest
 
-from modulate.sweeps.sweep import Sweep, plan
+from modulate.sweeps.sweep import Sweep, plan_runs
 from tests.paths import SMALL
 
 
@@ -27,7 +27,7 @@ def test_a_companion_has_its_run_s_evaluation_and_of_the_base_s_conditions_those
             "others": {"evaluation": {"batch_size": 5}},
         }
     )
-    runs = {run.name: run for run in plan(sweep)}
+    runs = {run.name: run for run in plan_runs(sweep)}
     assert runs["scored-finely-s0"].recipe.evaluation.conditions == ("blank",)
     for name, bootstrap, batch_size in (
         (f"{kind}-s0", 100, 32),
@@ -57,7 +57,7 @@ def test_runs_are_in_order_the_base_of_every_seed_before_its_variants_and_compan
             "companions": ["lora_only", "gaze_free"],
         }
     )
-    runs = plan(sweep)
+    runs = plan_runs(sweep)
     assert [run.name for run in runs[:4]] == ["base-s7", "rank-four-s7", "base-s0", "rank-four-s0"]
     assert [run.role for run in runs] == ["base", "variant"] * 2 + ["lora_only"] * 4 + [
         "gaze_free"

@@ -19,11 +19,11 @@ from modulate import cli
 from modulate.cli.commands.sweep import slots
 from modulate.config.recipe import dump, load_recipe, sweep_paths
 from modulate.errors import MissingFileError, PluginError, RecipeError
-from modulate.evaluation.metrics import Prediction
+from modulate.evaluation.predictions import Prediction
 from modulate.runs.run import Run
 from modulate.sweeps import results as swept
 from modulate.sweeps.job_runner import Job, Listener, run_jobs, tail
-from modulate.sweeps.sweep import Sweep, load_sweep, plan
+from modulate.sweeps.sweep import Sweep, load_sweep, plan_runs
 from modulate.utils.atomic_files import write_atomically
 from tests.paths import SMALL
 
@@ -45,11 +45,11 @@ def sweep(**changes):
 
 
 def names(sweep):
-    return [run.name for run in plan(sweep)]
+    return [run.name for run in plan_runs(sweep)]
 
 
 def by_name(sweep):
-    return {run.name: run for run in plan(sweep)}
+    return {run.name: run for run in plan_runs(sweep)}
 
 
 # --- what a sweep expands to
@@ -133,7 +133,7 @@ def test_the_base_yields_to_common_that_to_others_and_all_to_the_option():
             "encoder": {"coord_rel": {}, "heatmap_dur": DUR | {"training": {"weight_decay": 0.25}}}
         },
     )
-    base, other = (run.recipe for run in plan(chosen))
+    base, other = (run.recipe for run in plan_runs(chosen))
     assert (
         base.training.batch_size == other.training.batch_size == 2
         and base.training.stages[0].epochs == other.training.stages[0].epochs == 3
@@ -157,7 +157,7 @@ def test_overrides_of_the_command_line_change_the_sweep_or_every_recipe(tmp_path
         )
     )
     (tmp_path / "small.yaml").write_text(Path(SMALL).read_text())  # a base may lie beside the sweep
-    runs = plan(load_sweep(str(file), ["seeds=[1,2]", "training.batch_size=4", "name=other"]))
+    runs = plan_runs(load_sweep(str(file), ["seeds=[1,2]", "training.batch_size=4", "name=other"]))
     assert len(runs) == 8 and {run.recipe.training.batch_size for run in runs} == {4}
     assert load_sweep(str(file), ["name=other"]).name == "other"
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_companions_that_cannot_be_are_refused_beside_the_base():
             r" it out of `companions`\."
         ),
     ):
-        plan(sweep(companions=["lora_only"], common=NO_LORA))
+        plan_runs(sweep(companions=["lora_only"], common=NO_LORA))
     with pytest.raises(
         RecipeError,
         match=(
@@ -239,7 +239,7 @@ def test_companions_that_cannot_be_are_refused_beside_the_base():
             r" adds nothing"
         ),
     ):
-        plan(sweep(companions=["gaze_free"], common={"injection": {"empty": "none"}}))
+        plan_runs(sweep(companions=["gaze_free"], common={"injection": {"empty": "none"}}))
 
 
 # --- what is refused
@@ -278,14 +278,14 @@ def test_companions_that_cannot_be_are_refused_beside_the_base():
             {"axes": {"e": {"a": ["seed=4"]}}},
             RecipeError,
             (
-                r"axis e, option a: 'seed' is not for overrides\. A sweep names its runs itself,"
-                r" and `seeds` and `base` say the rest\."
+                r"axis e, option a: 'seed' cannot be overridden\. A sweep names its runs itself;"
+                r" set `seeds` and `base` instead\."
             ),
         ),
         (
             {"common": {"name": "x"}},
             RecipeError,
-            r"Sweep trial, common: 'name' is not for overrides",
+            r"Sweep trial, common: 'name' cannot be overridden",
         ),
         (
             {"axes": {"e": {"a": DUR, "b": DUR}}},
@@ -306,14 +306,14 @@ def test_companions_that_cannot_be_are_refused_beside_the_base():
 )
 def test_a_sweep_that_cannot_run_is_refused_with_axis_and_option(changes, error, message):
     with pytest.raises(error, match=message):
-        plan(sweep(**changes))
+        plan_runs(sweep(**changes))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"seeds": []}, r"seeds: Tuple should have at least 1 item"),
-        ({"seeds": [1, 1]}, r"seeds: nothing may stand there twice"),
+        ({"seeds": [1, 1]}, r"seeds: no value may be listed twice"),
         ({"seed": [1]}, r"seed: unknown key\. Did you mean 'seeds'"),
         ({"axes": {}}, r"axes: Dictionary should have at least 1 item"),
         ({"axes": {"e": {}}}, r"axes: axis 'e' has no options"),
@@ -365,7 +365,7 @@ def test_a_shipped_sweep_expands_to_valid_runs_and_says_what_it_is(name):
     text = sweep_paths()[name].read_text()
     loaded = load_sweep(name)
     assert text.startswith("# ") and f"modulate sweep recipes/{name}.yaml" in text
-    runs = plan(loaded)
+    runs = plan_runs(loaded)
     assert runs[0].role == "base" and set(runs[0].options) == set(
         loaded.axes
     )  # every axis names what the base has
@@ -579,7 +579,7 @@ def done(tmp_path):
         axes={"encoder": {"coord_rel": {}, "heatmap_dur": DUR}},
         companions=["gaze_free"],
     )
-    runs = plan(chosen)
+    runs = plan_runs(chosen)
     answered = {
         "base-s0": {0, 1, 2},
         "base-s1": {0, 1},
@@ -595,18 +595,18 @@ def done(tmp_path):
 
 def test_finished_runs_are_known_and_others_are_begun_or_waiting(done):
     _, runs, folder = done
-    assert {name for name, state in swept.states(runs, folder).items() if state == "finished"} == {
+    assert {name for name, state in swept.run_states(runs, folder).items() if state == "finished"} == {
         r.name for r in runs
     } - {"encoder-heatmap_dur-s1"}
     unfinished = next(r for r in runs if r.name == "encoder-heatmap_dur-s1")
     Run.create(unfinished.recipe, folder)
-    assert swept.states(runs, folder)["encoder-heatmap_dur-s1"] == "begun"
+    assert swept.run_states(runs, folder)["encoder-heatmap_dur-s1"] == "begun"
     finish(unfinished, folder, {0}, failed=["q1"])
     assert (
-        swept.states(runs, folder)["encoder-heatmap_dur-s1"] == "begun"
+        swept.run_states(runs, folder)["encoder-heatmap_dur-s1"] == "begun"
     )  # more samples failed than the recipe allows: training said so, and ended with an error
     (folder / "base-s0" / "state.json").write_text(json.dumps({"finished": False}))
-    assert swept.states(runs, folder)["base-s0"] == "begun"
+    assert swept.run_states(runs, folder)["base-s0"] == "begun"
 
 
 def test_a_folder_with_runs_of_another_recipe_is_refused_before_anything_starts(done):
@@ -623,12 +623,12 @@ def test_a_folder_with_runs_of_another_recipe_is_refused_before_anything_starts(
             r" or its base was changed since\."
         ),
     ):
-        swept.states(plan(changed), folder)
+        swept.run_states(plan_runs(changed), folder)
 
 
 def test_seeds_are_pooled_and_compared_with_the_base_over_the_seeds_that_both_have(done):
     chosen, runs, folder = done
-    found = swept.results(chosen, runs, folder, {})
+    found = swept.collect_results(chosen, runs, folder, {})
     groups = found["groups"]
     assert found["axes"] == {"encoder": {"coord_rel": "base", "heatmap_dur": "encoder-heatmap_dur"}}
     # samples 0, 2, 4 are task one and 1, 3, 5 task two; the base answers 0 1 2 and 0 1
@@ -846,6 +846,6 @@ def test_every_key_of_a_sweep_is_described():
 
 
 def test_a_planned_run_is_a_recipe_file_that_reads_back(tmp_path):
-    for run in plan(sweep(companions=["lora_only", "gaze_free"])):
+    for run in plan_runs(sweep(companions=["lora_only", "gaze_free"])):
         (tmp_path / "run.yaml").write_text(dump(run.recipe))
         assert load_recipe(str(tmp_path / "run.yaml")) == run.recipe

@@ -221,7 +221,7 @@ def test_a_folder_that_the_system_protects_is_refused_with_its_reason():
 def test_a_place_that_may_not_be_written_is_not_blamed_on_space():
     with pytest.raises(
         StorageError,
-        match="Name another folder, or let this one be written, and give the command again",
+        match="Name another folder, or change its permissions, and run the command again",
     ):
         write_json(Path("/proc/new/a.json"), 1)
 

@@ -17,7 +17,8 @@ from modulate.utils.file_lock import NAME, folder_lock, inheritable_lock, is_run
 
 HOLD = (
     "import sys; from modulate.utils.file_lock import folder_lock\nwith"
-    " folder_lock(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    " folder_lock(__import__('pathlib').Path(sys.argv[1])): print('held', flush=True);"
+    " sys.stdin.read()"
 )
 
 
@@ -55,7 +56,12 @@ import subprocess, sys
 from pathlib import Path
 from modulate.utils.file_lock import inheritable_lock
 with inheritable_lock(Path(sys.argv[1]), print) as handle:
-    heir = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[handle])
+    heir = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[handle],
+    )
     print(heir.pid, flush=True)
     sys.stdin.read()
 """

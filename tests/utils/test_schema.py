@@ -74,12 +74,12 @@ def test_an_error_names_file_key_value_what_is_allowed_and_what_to_do():
     with pytest.raises(
         DataError,
         match=(
-            r"^notes\.json: no notes of a run: name: Input should be a valid string, got 3\. Write"
-            r" them anew\.$"
+            r"^notes\.json: invalid notes of a run: name: Input should be a valid string,"
+            r" got 3\. Write them anew\.$"
         ),
     ):
         parsed({"name": 3})
-    with pytest.raises(DataError, match=r"no notes of a run: the whole: .*got \[\]"):
+    with pytest.raises(DataError, match=r"invalid notes of a run: the whole: .*got \[\]"):
         parsed([])
     with pytest.raises(DataError, match=r"parts\.1\.share: .* less than or equal to 1"):
         parsed({"name": "a", "parts": [{"share": 0.5}, {"share": 2.0}]})
@@ -150,5 +150,5 @@ def test_a_file_that_is_not_there_is_none_and_one_that_is_no_json_is_refused(tmp
     with pytest.raises(DataError, match=r"notes\.json.* Write them anew\."):
         read_record(path, Whole, "notes", "Write them anew.")
     path.write_text('{"name": 1}')
-    with pytest.raises(DataError, match=r"notes\.json: no notes of a run: name"):
+    with pytest.raises(DataError, match=r"notes\.json: invalid notes of a run: name"):
         read_record(path, Whole, "notes of a run", "Write them anew.")

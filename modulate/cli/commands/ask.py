@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def ask(
     video: Annotated[Path, typer.Argument(help="Video file.")],
     question: Annotated[str, typer.Option(help="The question, without its options.")],
-    option: Annotated[
-        list[str], typer.Option(help="A possible answer; repeat for 2 to 8 of them.")
-    ],
+    option: Annotated[list[str], typer.Option(help="A possible answer; give 2 to 8 of them.")],
     at: Annotated[
         float,
         typer.Option(help="Time of the question in the video, s; later frames are not shown."),

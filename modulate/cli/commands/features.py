@@ -9,7 +9,7 @@ import typer
 from modulate.cli.arguments import DEFAULT_CACHE, Cache, Overrides, Recipe, Trust
 
 if TYPE_CHECKING:
-    from modulate.data.clip_shards import Share
+    from modulate.data.clip_shards import Shard
     from modulate.data.precompute import FilledCounts
 
 
@@ -53,15 +53,15 @@ def features(
 
     from modulate.cli.progress import display
     from modulate.config.recipe import load_recipe, refuse_remote_code
-    from modulate.data.clip_shards import SPLITS, Share, planned
+    from modulate.data.clip_shards import SPLITS, Shard, planned_clips
     from modulate.data.feature_extractor import FeatureExtractor
-    from modulate.data.precompute import FeatureFiller, Sizes, refuse_failures, refuse_too_small
+    from modulate.data.precompute import FeatureFiller, SpaceEstimator, refuse_failures, refuse_too_small
     from modulate.errors import DataError
     from modulate.utils.atomic_files import refuse_unwritable
     from modulate.utils.interrupts import graceful
 
     loaded = load_recipe(recipe, overrides or ())
-    share = Share.here(shard)
+    share = Shard.from_environment(shard)
     if not trust:
         refuse_remote_code(loaded)
     refuse_unwritable(cache, "--cache")
@@ -73,12 +73,12 @@ def features(
             loaded, cache, torch.device(_device(device)), require_disk=True
         )
         extractor.make_data()
-        everything = planned(extractor, split or SPLITS)
+        everything = planned_clips(extractor, split or SPLITS)
         if not everything:
             raise DataError(
                 f"There are no samples in {', '.join(split or SPLITS)}. Name another --split."
             )
-        refuse_too_small(extractor, Sizes(extractor).of(everything))
+        refuse_too_small(extractor, SpaceEstimator(extractor).of(everything))
         own = share.clips(everything)
         with graceful() as stop:
             done = FeatureFiller(
@@ -112,7 +112,7 @@ def _device(text: str) -> str:
     )
 
 
-def _show(done: "FilledCounts", share: "Share", clips: int, cache: Path) -> None:
+def _show(done: "FilledCounts", share: "Shard", clips: int, cache: Path) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -127,7 +127,7 @@ def _show(done: "FilledCounts", share: "Share", clips: int, cache: Path) -> None
     )
     for name, value in (
         ("clips", clips),
-        ("already there", done.there),
+        ("already there", done.cached),
         ("computed", done.computed),
         ("failed", len(done.failed)),
     ):

@@ -16,9 +16,7 @@ def _group() -> None:
 
 @recipe.command("schema")
 def schema(
-    sweeps: Annotated[
-        bool, typer.Option("--sweeps", help="Print the schema of sweep files.")
-    ] = False,
+    sweeps: Annotated[bool, typer.Option("--sweeps", help="Print that of sweeps instead.")] = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors.
 

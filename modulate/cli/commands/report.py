@@ -51,8 +51,8 @@ def report(
 ) -> None:
     """Write a report on finished runs.
 
-    One page with accuracies and exact counts, intervals, paired tests, controls, ablations, training
-    curves and samples.
+    One page with accuracies and exact counts, intervals, paired tests, controls, ablations,
+    training curves and samples.
     """
     from dataclasses import replace
 

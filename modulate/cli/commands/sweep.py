@@ -10,7 +10,7 @@ from modulate.errors import RecipeError
 
 if TYPE_CHECKING:
     from modulate.sweeps.job_runner import Job, Outcomes
-    from modulate.sweeps.sweep import Planned
+    from modulate.sweeps.sweep import PlannedRun
 
 
 def sweep(
@@ -67,10 +67,10 @@ def sweep(
             " accelerate launch."
         )
     loaded = sweeps.load_sweep(file, overrides or ())
-    plan = sweeps.plan(loaded)
+    plan = sweeps.plan_runs(loaded)
     folder = runs / loaded.name
     if dry_run:
-        sweep_tables.plan(loaded, plan, swept.states(plan, folder), folder)
+        sweep_tables.plan(loaded, plan, swept.run_states(plan, folder), folder)
         return
     # The lock is handed on to the jobs: should this process be killed, the sweep counts as running
     # until they have ended.
@@ -86,7 +86,7 @@ def sweep(
 
 
 def _run(
-    plan: "list[Planned]",
+    plan: "list[PlannedRun]",
     folder: Path,
     devices: str,
     jobs: int | None,
@@ -97,9 +97,9 @@ def _run(
     """Run every run of a sweep that is not finished yet."""
     from modulate.cli import sweep_tables
     from modulate.sweeps.job_runner import run_jobs
-    from modulate.sweeps.results import states as states_of
+    from modulate.sweeps.results import run_states
 
-    states = states_of(plan, folder)
+    states = run_states(plan, folder)
     waiting = [run for run in plan if states[run.name] != "finished"]
     environments = slots(devices, jobs, len(waiting))
     with sweep_tables.progress(plan, states) as progress:
@@ -127,7 +127,7 @@ def _exit(outcomes: "Outcomes", total: int, failed: bool) -> None:
         raise typer.Exit(1)
 
 
-def _prepare(waiting: "list[Planned]", trust: bool) -> None:
+def _prepare(waiting: "list[PlannedRun]", trust: bool) -> None:
     """Let every dataset generate or check its files, and refuse remote code.
 
     Done once before the first job, so that jobs do not generate the same files at the same time.
@@ -195,7 +195,7 @@ def _devices(text: str) -> list[str]:
     return names
 
 
-def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
+def _job(run: "PlannedRun", folder: Path, cache: Path, trust: bool) -> "Job":
     """Write the recipe of one run to a file, and return the command that trains it."""
     import sys
 
@@ -205,7 +205,7 @@ def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
 
     recipe = folder / "jobs" / f"{run.name}.yaml"
     write_text(recipe, dump(run.recipe))
-    command = (
+    command: tuple[str, ...] = (
         sys.executable,
         "-m",
         "modulate",
@@ -217,5 +217,5 @@ def _job(run: "Planned", folder: Path, cache: Path, trust: bool) -> "Job":
         str(cache),
     )
     if trust:
-        command += ("--trust-remote-code",)
+        command = (*command, "--trust-remote-code")
     return Job(run.name, command, folder / "jobs" / f"{run.name}.log")

@@ -48,11 +48,6 @@ weights.
 """
 
 
-def prompts(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    return batch, case.clips(batch)
-
-
 def wrapped(host, config, seed=0):
     """Put an adapter of the user's on a host, with weights that do something."""
     torch.manual_seed(seed)
@@ -99,7 +94,7 @@ def merged_beside(case, model, modulation):
     quick=FEW,
 )
 def test_users_adapters(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     for kind, config in KINDS.items():
         host = case.family.build()
         try:
@@ -128,7 +123,7 @@ def test_users_adapters(case):
 
 @row("adapters put on, switched, merged and taken off while attached", quick=FEW)
 def test_adapters_come_and_go(case):
-    batch, _ = prompts(case)
+    batch, _ = case.two_prompts()
     host = case.family.build()
     call = lambda: host(**batch.inputs).logits
     bare = call()
@@ -169,7 +164,7 @@ def test_adapters_come_and_go(case):
 
 @row("an adapter put on while attached stays when the modulation is detached")
 def test_an_adapter_outlives_the_attachment(case):
-    batch, _ = prompts(case)
+    batch, _ = case.two_prompts()
     host = case.family.build()
     attachment = strong(host, lora=True).attach(host)
     model = wrapped(host, KINDS["LoRA"]())
@@ -185,7 +180,7 @@ def test_an_adapter_outlives_the_attachment(case):
 
 @row("modules_to_save and trained tokens of a user's stay switched on")
 def test_modules_to_save(case):
-    batch, _ = prompts(case)
+    batch, _ = case.two_prompts()
     for more in (dict(modules_to_save=["lm_head"]), dict(trainable_token_indices=[7, 8])):
         model = wrapped(
             case.family.build(),
@@ -229,7 +224,7 @@ def test_the_hosts_parameters_are_the_hosts(case):
     ignoring="Could not find a config file in",
 )
 def test_saved_while_attached(case, tmp_path):
-    batch, _ = prompts(case)
+    batch, _ = case.two_prompts()
     host = case.family.build()
     bare = host(**batch.inputs).logits
     with strong(host, lora=True).attached(host):
@@ -256,7 +251,7 @@ def test_wrapped_layers(case, tmp_path):
 
     from modulate import Modulation
 
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     plain = case.family.build()
     modulation = strong(plain, lora=True)
     modulation.save_pretrained(tmp_path / "plain")

@@ -55,11 +55,6 @@ def whole(case):
     )
 
 
-def prompts(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    return batch, case.clips(batch)
-
-
 def conditioned_equals_expected(case, host, modulation, attachment, batch, clips, model=None):
     call = lambda: (host if model is None else model)(**batch.inputs).logits
     others = case.clips(batch, first=3)
@@ -94,7 +89,7 @@ def test_compiled_by_inductor(case):
 
 
 def one_graph(case, backend):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.family.build()
     modulation = case.strong(host)
     with (
@@ -119,7 +114,7 @@ def bare_graph(case, backend):
 @row("torch.compile of the whole host after attaching", quick=FEW)
 @fresh_compiler()
 def test_compiled_after_attaching(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.family.build()
     modulation = case.strong(host)
     with compiling(case, whole(case)), modulation.attached(host) as attachment:
@@ -131,7 +126,7 @@ def test_compiled_after_attaching(case):
 @row("torch.compile before attaching, first called after", quick=())
 @fresh_compiler()
 def test_compiled_before_attaching(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     compiled = torch.compile(case.family.build(), backend=BACKEND)
     modulation = case.strong(compiled)
     with compiling(case, whole(case)), modulation.attached(compiled) as attachment:
@@ -141,7 +136,7 @@ def test_compiled_before_attaching(case):
 @row("torch.compile and a first call before attaching", quick=FEW)
 @fresh_compiler()
 def test_traced_before_attaching(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.family.build()
     host.get_decoder().compile(backend=BACKEND)
     call = lambda: host(**batch.inputs, use_cache=False)

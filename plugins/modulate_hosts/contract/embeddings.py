@@ -50,8 +50,7 @@ def bare_agrees(case, batch, inputs):
 
 @row("inputs_embeds without ids: right with explicit positions, refused without them")
 def test_inputs_embeds_with_positions(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    clips = case.clips(batch)
+    batch, clips = case.two_prompts()
     inputs = embedded(case, batch)
     call = lambda: case.host(**inputs).logits
     agrees = bare_agrees(case, batch, inputs)
@@ -76,8 +75,7 @@ def test_inputs_embeds_with_positions(case):
 
 @row("generating from inputs_embeds with explicit positions, with beams")
 def test_generating_from_inputs_embeds(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    clips = case.clips(batch)
+    batch, clips = case.two_prompts()
     inputs = {k: v for k, v in embedded(case, batch).items() if k != "position_ids"}
     call = lambda: case.host.generate(
         **inputs,
@@ -98,8 +96,7 @@ def test_generating_from_inputs_embeds(case):
 
 @row("vision that was encoded before")
 def test_pre_encoded_vision(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    clips = case.clips(batch)
+    batch, clips = case.two_prompts()
     host = case.host
     if "mm_encoder_outputs" not in inspect.signature(host.forward).parameters:
         case.not_applicable("this transformers takes no mm_encoder_outputs")
@@ -116,8 +113,7 @@ def test_pre_encoded_vision(case):
 
 @row("a conditioning that does not fit the inputs is an error that names the row and both sizes")
 def test_a_conditioning_that_does_not_fit(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    clips = case.clips(batch)
+    batch, clips = case.two_prompts()
     wrong = case.clip("image", 5)
     tokens = case.family.grids["video"].tokens
     call = lambda: case.host(**batch.inputs)

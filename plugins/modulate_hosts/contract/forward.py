@@ -9,8 +9,7 @@ from modulate_hosts.contract.suite import close, fresh, row
 
 @row("a fresh modulation leaves the logits bit for bit as they are")
 def test_zero_effect_when_fresh(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    clips = case.clips(batch)
+    batch, clips = case.two_prompts()
     before = case.host(**batch.inputs).logits
     with fresh(case.host, lora=True).attached(case.host) as attachment, attachment.condition(clips):
         during = case.host(**batch.inputs).logits
@@ -19,8 +18,7 @@ def test_zero_effect_when_fresh(case):
 
 @row("at each injected layer only the grids' tokens differ, by exactly their residual")
 def test_only_visual_tokens_differ_and_by_the_residual(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    clips = case.clips(batch)
+    batch, clips = case.two_prompts()
     call = lambda: case.host(**batch.inputs)
     first = case.modulation.config.injection.layers[0]
     before = case.adapted(lambda: reference.states_after(case.host, first, call))

@@ -12,11 +12,6 @@ from modulate_hosts.contract.suite import cached, close, row
 STEPS = 4
 
 
-def prompts(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    return batch, case.clips(batch)
-
-
 def one_prompt(case):
     batch = case.write([(12,), "video", (7, 8, 9)])
     return batch, case.clips(batch)
@@ -58,7 +53,7 @@ def same_as_expected(case, batch, clips, **more):
 
 @row("greedy, with the cache and without it, gives what whole forwards give")
 def test_greedy_with_and_without_cache(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     with torch.no_grad():
         ids, scores = case.expected(
             batch,
@@ -75,7 +70,7 @@ def test_greedy_with_and_without_cache(case):
 
 @row("beams use the residuals of their own row")
 def test_beams(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     # An even number: with three, beam 0 of row 1 is input row 3, which even an injector that gives
     # input row i the residuals of i % 2 gets right.
     call = lambda b=batch: generate(case.host, b, num_beams=4, num_return_sequences=2)
@@ -102,7 +97,7 @@ def test_beams(case):
 
 @row("sampling with a seed, several sequences for each row")
 def test_sampling_and_several_sequences(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
 
     def call():
         torch.manual_seed(5)
@@ -164,7 +159,7 @@ def test_assisted_decoding(case):
 
 @row("a placeholder that the host generates is never visual")
 def test_a_generated_placeholder_is_text(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     placeholder = VIDEO if VIDEO in batch.inputs["input_ids"] else IMAGE
 
     def always(ids, scores):

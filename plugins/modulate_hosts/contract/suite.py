@@ -1,8 +1,7 @@
-"""Rows and cells of the contract: a row is what every family's host must pass, a cell is one of
-them on one host.
+"""Rows of the contract, requirements on all hosts, and their cells: one row on one host.
 
-Rows are plain functions of a :class:`Case` that assert. The test suite makes tests of them, and
-``modulate hosts --verify`` runs the quick ones.
+Rows are plain functions of a :class:`Case` with assertions. The test suite turns them into tests,
+and ``modulate hosts --verify`` runs the quick ones.
 """
 
 import functools
@@ -32,15 +31,15 @@ from modulate_hosts.contract.prompts import Batch, Family, write
 MODULES = (
     "forward",
     "generation",
-    "lines",
+    "cache_branches",
     "embeddings",
     "training",
     "compiled",
     "wrapped",
     "adapters",
-    "company",
+    "coexistence",
 )
-"""Where rows are, in the order of the page."""
+"""Modules with rows, in the order of the reference page."""
 
 D_FEATURES = 12
 """Width of the features of a clip."""
@@ -48,8 +47,9 @@ D_FEATURES = 12
 
 @dataclass(frozen=True)
 class Row:
-    """One row. ``check`` asserts it of a :class:`Case`; ``families``: those that it takes no long
-    time on, None for all.
+    """One row of the contract.
+
+    ``check`` asserts it of a :class:`Case`. ``families``: those on which it is quick; None: all.
     """
 
     name: str
@@ -66,18 +66,18 @@ _ROWS: dict[str, list[Row]] = {}  # module → its rows
 
 
 def rows() -> dict[str, Row]:
-    """Return all rows by name, in the order of the page."""
+    """Return all rows by name, in the order of the reference page."""
     for module in MODULES:
         importlib.import_module(f"{__package__}.{module}")
     return {row.name: row for module in MODULES for row in _ROWS[f"{__package__}.{module}"]}
 
 
 def row(title: str, quick: Sequence[str] | None = None, ignoring: str = "") -> Callable[[Any], Any]:
-    """Make a function of a :class:`Case` a row of the contract.
+    """Register a function of a :class:`Case` as a row of the contract.
 
-    A parameter ``tmp_path`` of it gets an empty folder. ``quick``: families that it runs on in the
-    quick suite (by default all); on the others it is slow. ``ignoring``: a warning that is not ours
-    to prevent.
+    Its parameter ``tmp_path``, if any, receives an empty folder. ``quick``: families on which it
+    runs in the quick suite (by default all); on the others it is slow. ``ignoring``: pattern of a
+    warning that modulate cannot prevent.
     """
 
     def mark(check: Any) -> Any:
@@ -90,7 +90,8 @@ def row(title: str, quick: Sequence[str] | None = None, ignoring: str = "") -> C
                     warnings.filterwarnings("ignore", ignoring)
                 check(case, **({"tmp_path": Path(folder)} if wants_folder else {}))
 
-        del checked.__wrapped__  # type: ignore[attr-defined]  # its signature would show: pytest's folder is not asked for
+        # Through it, pytest would see `tmp_path` in the signature and pass its own folder.
+        del checked.__wrapped__  # type: ignore[attr-defined]
         _ROWS.setdefault(check.__module__, []).append(Row(check.__name__, title, checked, quick))
         return checked
 
@@ -98,14 +99,15 @@ def row(title: str, quick: Sequence[str] | None = None, ignoring: str = "") -> C
 
 
 class NotApplicable(BaseException):
-    """A row cannot be asked of a host; no failure, and nothing that a row's own ``except
-    Exception`` may catch.
+    """A row does not apply to a host.
+
+    This is no failure, and no ``Exception``: a row's own ``except Exception`` must not catch it.
     """
 
 
 @contextmanager
 def raises(kind: type[Exception], match: str = "") -> Iterator[None]:
-    """Assert that this block raises ``kind`` with a text in which the pattern ``match`` is found."""
+    """Assert that this block raises ``kind`` with a text that matches the pattern ``match``."""
     try:
         yield
     except kind as error:
@@ -117,7 +119,7 @@ def raises(kind: type[Exception], match: str = "") -> Iterator[None]:
 
 
 def scanpath(x: float = 0.2, y: float = 0.7) -> Scanpath:
-    """Two fixations of a second each."""
+    """Return two fixations of one second each."""
     return Scanpath(np.array([[x, y, 0.5, 1.0], [1 - x, y, 2.5, 1.0]]))
 
 
@@ -128,7 +130,7 @@ def fresh(
     lora: Any = None,
     sharing: str = "per_layer",
 ) -> Modulation:
-    """A small modulation as training finds it."""
+    """Return a small modulation as training starts with it: without any effect."""
     torch.manual_seed(3)
     return Modulation.for_host(
         host,
@@ -144,27 +146,23 @@ def fresh(
 
 
 def cached(output: Any) -> dict[str, Cache]:
-    """{name: cache} of a forward's output: transformers takes it back under the name that it gives
-    it out with.
-    """
+    """Return {name: cache} of a forward's output; the next forward takes it under that name."""
     return {name: value for name, value in output.items() if isinstance(value, Cache)}
 
 
 def our_hooks(host: torch.nn.Module) -> list[Any]:
-    """Hooks of modulate on any module (transformers keeps some of its own for
-    output_hidden_states).
-    """
+    """Return modulate's hooks on any module; transformers has its own for output_hidden_states."""
     return [
-        h
-        for m in host.modules()
-        for h in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
-        if h.__module__.startswith("modulate")
+        hook
+        for module in host.modules()
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if hook.__module__.startswith("modulate")
     ]
 
 
 @functools.cache
 def host_of(family: Family) -> torch.nn.Module:
-    """One host for each family, for tests that leave it as it was."""
+    """Return the family's shared host, for tests that leave it unchanged."""
     return family.build()
 
 
@@ -175,7 +173,7 @@ def strong(
     lora: bool = False,
     **more: Any,
 ) -> Modulation:
-    """A modulation whose output projections, and LoRA where it has one, are not zero any more."""
+    """Return a modulation with an effect: its output projections, and LoRA if any, are not zero."""
     modulation = fresh(host, layers=layers, lora=lora, **more)
     torch.manual_seed(seed)
     for projection in modulation.out:
@@ -186,13 +184,13 @@ def strong(
     return modulation.eval()
 
 
-def close(a: Any, b: Any, atol: float = 1e-4) -> None:
-    torch.testing.assert_close(a, b, atol=atol, rtol=1e-4)
+def close(actual: Any, expected: Any, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-4)
 
 
 @dataclass
 class Case:
-    """One family under test, with what its cell turned out to be beyond passing."""
+    """One family under test, and the outcome of its cell where that is not a pass."""
 
     family: Family
     lora: bool = False
@@ -207,7 +205,7 @@ class Case:
         return write(self.family, rows, side, first)
 
     def clip(self, kind: str, seed: int) -> ClipInput:
-        """A clip with a signal and features of its own."""
+        """Return clip number ``seed``, with its own signal and features."""
         grid = self.family.grids[kind]
         values = torch.randn(
             grid.steps,
@@ -224,7 +222,7 @@ class Case:
     def strong(
         self, host: torch.nn.Module, layers: Sequence[int] = (1, 2), seed: int = 1
     ) -> Modulation:
-        """A modulation that does something; in a cell of the contract with LoRA."""
+        """Return a modulation with an effect; in a cell of the contract, with LoRA too."""
         return strong(host, layers, seed, lora=self.lora)
 
     @functools.cached_property
@@ -245,25 +243,28 @@ class Case:
                 batch.inputs["input_ids"].shape[1],
             )
 
+    def two_prompts(self) -> tuple[Batch, list[list[ClipInput]]]:
+        """Return two rows of different length, one video each, and their clips."""
+        batch = self.write(["video", (7, 8, 9)], ["video", (10, 11)])
+        return batch, self.clips(batch)
+
     @contextmanager
     def conditioned(self, clips: Any, **more: Any) -> Any:
         with self.modulation.attached(self.host) as attachment, attachment.condition(clips, **more):
             yield attachment
 
     def expected(self, batch: Batch, clips: Any, call: Callable[[], Any]) -> Any:
-        """Call the plain host with the reference's residuals."""
+        """Return what ``call`` gives on the plain host with the reference's residuals."""
         with reference.written(self.host, self.modulation, self.dense(batch, clips)):
             return call()
 
     def adapted(self, call: Callable[[], Any]) -> Any:
-        """Call the attached host without a conditioning: with the modulation's LoRA, and no
-        residual.
-        """
+        """Return what ``call`` gives with the modulation's LoRA and without residuals."""
         with self.modulation.attached(self.host):
             return call()
 
     def bare(self, call: Callable[[], Any]) -> Any:
-        """Call the bare host; what transformers refuses there cannot be asked of a modulated one."""
+        """Return what ``call`` gives on the bare host; if that refuses, the row does not apply."""
         try:
             return call()
         except Exception as error:
@@ -278,27 +279,23 @@ class Case:
         raise NotApplicable(reason)
 
     def refused(self, reason: str) -> None:
-        """Note that this cell is a refusal; the test has seen it.
-
-        ``reason`` quotes the upstream limit behind it.
-        """
+        """Note that the row ended in the right error; ``reason`` quotes the upstream limit."""
         self.outcome = "refused"
         self.reason = reason
 
 
 @contextmanager
 def watched(family: Family) -> Iterator[Case]:
-    """Hand out a case whose host, which the cases of a family share, must afterwards be without
-    hooks of ours.
-    """
+    """Yield a case, then assert that no hook of modulate is left on the family's shared host."""
     case = Case(family, lora=True)
     yield case
     assert not our_hooks(case.host), "a row left hooks of ours on the shared host"
 
 
 def run(row: Row, family: Family) -> RowResult:
-    """Return what came of one row on one family, whatever is raised; warnings are left to the
-    suite.
+    """Return the result of one row on one family, whatever it raises.
+
+    Warnings are silent here; the test suite turns them into errors.
     """
     try:
         with warnings.catch_warnings(), watched(family) as case:
@@ -307,6 +304,7 @@ def run(row: Row, family: Family) -> RowResult:
     except NotApplicable as reason:
         return RowResult("not applicable", str(reason))
     except Exception as error:
-        host_of.cache_clear()  # it may be left with hooks
+        # A failed row may have left its hooks on the shared host.
+        host_of.cache_clear()
         return RowResult("failed", f"{type(error).__name__}: {error}".strip())
     return RowResult(case.outcome, case.reason)

@@ -6,16 +6,11 @@ from modulate_hosts.contract import reference
 from modulate_hosts.contract.suite import close, fresh, our_hooks, row
 
 
-def prompts(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    return batch, case.clips(batch)
-
-
 def agrees(case, host, steps=3):
     """Logits and what is generated are those of the family's plain host under the reference's
     residuals.
     """
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     modulation = case.strong(host)
     values = case.dense(batch, clips, modulation)
     forward = lambda h: h(**batch.inputs).logits
@@ -54,7 +49,7 @@ def offloaded(case, call):
     from accelerate import cpu_offload
 
     host = case.family.build()
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     cpu_offload(host, execution_device=torch.device("cpu"))
     bare = case.bare(lambda: call(host, batch))
     with case.modulation.attached(host) as attachment, attachment.condition(clips):
@@ -136,7 +131,7 @@ def test_peft(case):
     " when it is fresh"
 )
 def test_lora(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.host
     call = lambda: host(**batch.inputs).logits
     bare = call()

@@ -1,14 +1,12 @@
-"""The two small backbones that ship can be named in a recipe, and their features tell what stands
-where.
-"""
+"""The two small backbones that ship: a recipe can name them, and their features are useful."""
 
 import numpy as np
 import pytest
 import torch
 
 from modulate import plugins
-from modulate_tabletop.lessons import TINTS, lesson
 from modulate_tabletop.render import GRID
+from modulate_tabletop.small_host.lessons import TINTS, random_lesson
 
 STEPS = 4
 SHIPPED = {
@@ -21,28 +19,28 @@ SHIPPED = {
 }
 
 
-def places(backbone, rng, clips):
-    """Features of each full place at each step, and the colour of what stands there."""
+def features_of_places(backbone, rng, clips):
+    """Features of each full place at each step, and the color of its object."""
     found = []
-    colours = []
-    for item in (lesson(rng, STEPS, False) for _ in range(clips)):
+    colors = []
+    for item in (random_lesson(rng, STEPS, False) for _ in range(clips)):
         values = backbone(torch.from_numpy(item.frames), [0.5 * i for i in range(2 * STEPS)]).values
-        last = (
-            values if len(values) == STEPS else values[1::2]
-        )  # a frame's features, or those of two frames together
+        # A backbone yields features for each frame, or for two frames together.
+        last = values if len(values) == STEPS else values[1::2]
         cells = last.reshape(STEPS, GRID, 2, GRID, 2, -1).mean((2, 4)).flatten(1, 2)
         full = torch.from_numpy(item.kinds >= 0)
         found.append(cells[full])
-        colours.append(torch.from_numpy(item.colours)[full])
-    return torch.cat(found), torch.cat(colours)
+        colors.append(torch.from_numpy(item.colors)[full])
+    return torch.cat(found), torch.cat(colors)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_linear_probe_reads_the_colours_of_places(name):
+def test_a_linear_probe_reads_the_colors_of_places(name):
     component = plugins.get("backbone", name)
     backbone = component(component.Params.model_validate(SHIPPED[name])).eval()
     rng = np.random.default_rng(7)
-    (x, y), (x_new, y_new) = places(backbone, rng, 16), places(backbone, rng, 8)
+    x, y = features_of_places(backbone, rng, 16)
+    x_new, y_new = features_of_places(backbone, rng, 8)
     probe = torch.linalg.lstsq(
         torch.cat([x, torch.ones(len(x), 1)], 1), torch.nn.functional.one_hot(y, TINTS).float()
     ).solution

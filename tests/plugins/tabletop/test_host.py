@@ -1,6 +1,4 @@
-"""The small host that ships: real files, and it answers questions about marked objects through the
-real processor.
-"""
+"""The small host that ships: its files, and its answers through the real processor."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +10,16 @@ import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import modulate_tabletop
-from modulate_tabletop import exam, lessons, packing, steer, text
-from modulate_tabletop.host_files import ID
+from modulate_tabletop import text
+from modulate_tabletop.small_host import accuracy, lessons, packing, steering_bound
+from modulate_tabletop.small_host.host_files import ID
 
 HOST = Path(modulate_tabletop.__file__).parent / "host"
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Many small forwards are slower on several threads, much slower when other processes run."""
+    """Use one thread: many small forward passes are slower on several."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +63,7 @@ def test_the_weights_are_small() -> None:
 
 def test_letters_and_words_are_single_tokens_and_nothing_crashes(processor: Any) -> None:
     tokens = processor.tokenizer
-    for word in (*text.LETTERS, "Yes", "No", *lessons.CLASSES, *lessons.COLOUR_WORDS):
+    for word in (*text.LETTERS, "Yes", "No", *lessons.CLASSES, *lessons.COLOR_WORDS):
         assert tokens(word)["input_ids"] == [ID[word]]
     for prompt in (
         text.with_options(text.question_easy(17), ["mug", "box", "tray", "cone"]),
@@ -82,14 +81,14 @@ def test_a_step_has_one_token_for_each_place(processor: Any) -> None:
 
 
 def test_packed_training_gives_the_processors_numbers(processor: Any, host: Any) -> None:
-    item = lessons.lesson(np.random.default_rng(3), 4, True)
+    item = lessons.random_lesson(np.random.default_rng(3), 4, True)
     question, options, _ = lessons.questions(np.random.default_rng(4), item, int(item.marks[-1]))[
         text.EASY
     ]
     inputs = encode(processor, item.frames, text.with_options(question, options))
-    told = packing.Branch("a", text.without_options(question), "mug")
+    words = packing.Branch("a", text.without_options(question), "mug")
     letters = packing.Branch("b", text.with_options(question, options), "A")
-    packed = packing.Packer(processor.tokenizer).pack([[told, letters]], 4, 2.0, 0)
+    packed = packing.Packer(processor.tokenizer).pack([[words, letters]], 4, 2.0, 0)
     with torch.no_grad():
         real = host(**inputs).logits[0, -1]
         ours, *_ = packing.forward(host, packed, inputs["pixel_values_videos"], 4)
@@ -100,7 +99,7 @@ def test_the_host_answers_about_marked_objects_in_words(processor: Any, host: An
     rng = np.random.default_rng(17)
     right = []
     for _ in range(24):
-        item = lessons.lesson(rng, 4, True)
+        item = lessons.random_lesson(rng, 4, True)
         asked = lessons.questions(rng, item, int(item.marks[-1]))
         for question, options, answer in (asked[text.EASY], asked[text.ATTRIBUTE]):
             with torch.no_grad():
@@ -115,7 +114,7 @@ def test_without_a_mark_the_host_is_near_chance(processor: Any, host: Any) -> No
     rng = np.random.default_rng(18)
     right = []
     for _ in range(40):
-        item = lessons.lesson(rng, 4, False)
+        item = lessons.random_lesson(rng, 4, False)
         question, options, answer = lessons.questions(
             rng, item, int(rng.choice(np.flatnonzero(item.kinds[-1] >= 0)))
         )[text.EASY]
@@ -127,8 +126,8 @@ def test_without_a_mark_the_host_is_near_chance(processor: Any, host: Any) -> No
     assert np.mean(right) < 0.55
 
 
-def test_what_its_readme_says_it_can_and_cannot_do(processor: Any, host: Any) -> None:
-    found = exam.exam(host, packing.Packer(processor.tokenizer), steps=4, batches=2)
+def test_its_accuracy_is_as_its_readme_says(processor: Any, host: Any) -> None:
+    found = accuracy.accuracies(host, packing.Packer(processor.tokenizer), steps=4, batches=2)
     drawn = [v for k, v in found.items() if k.startswith("drawn")]
     named = [found[f"pointed word {task}"] for task in (text.EASY, text.HARD, text.ATTRIBUTE)]
     assert len(drawn) == 8 and min(drawn) >= 0.85 and min(named) >= 0.85
@@ -141,6 +140,6 @@ def test_what_its_readme_says_it_can_and_cannot_do(processor: Any, host: Any) ->
 def test_a_pointer_at_the_gazed_token_steers_the_host(
     processor: Any, host: Any, steps: int
 ) -> None:
-    found = steer.report(host, packing.Packer(processor.tokenizer), steps=steps, count=24)
+    found = steering_bound.report(host, packing.Packer(processor.tokenizer), steps=steps, count=24)
     assert min(found["pointer"].values()) >= 0.9 and max(found["unmarked"].values()) < 0.5
     assert found["norms"]["tokens"] < 8, "small enough for a residual that starts at zero"

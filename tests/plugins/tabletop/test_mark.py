@@ -14,31 +14,31 @@ MARK = get("input", "tabletop_mark")
 SIZE = 112
 
 
-def told(signal, times=(0.5, 2.5)):
+def marked(signal, times=(0.5, 2.5)):
     frames = Frames(np.full((len(times), SIZE, SIZE, 3), 127, np.uint8), times)
     return frames, MARK(MARK.Params())(HostInput(frames, "Which?"), signal, (0.0, 3.0))
 
 
 def test_the_mark_lies_at_the_upper_left_of_the_gaze_of_its_frame():
     gaze = Scanpath([[0.5, 0.5, 0.5, 1.0], [0.25, 0.75, 2.5, 1.0]])
-    frames, given = told(gaze)
-    for image, (x, y) in zip(given.frames.images, ((56, 56), (28, 84))):
+    frames, turn = marked(gaze)
+    for image, (x, y) in zip(turn.frames.images, ((56, 56), (28, 84))):
         rows, cols = np.nonzero((image != 127).any(-1))
         assert (rows.min(), cols.min()) == (y - 13, x - 13) and (rows.max(), cols.max()) == (
             y - 7,
             x - 7,
         )
-    assert given.text == "Which?" and (frames.images == 127).all()
+    assert turn.text == "Which?" and (frames.images == 127).all()
 
 
 def test_a_frame_between_fixations_shows_the_nearer_and_none_shows_nothing():
-    between = told(Scanpath([[0.5, 0.5, 0.5, 0.2], [0.25, 0.75, 2.5, 0.2]]), times=(1.0,))[
+    between = marked(Scanpath([[0.5, 0.5, 0.5, 0.2], [0.25, 0.75, 2.5, 0.2]]), times=(1.0,))[
         1
     ].frames.images[0]
     assert (between[56 - 13, 56 - 13] != 127).all() and (between[84 - 13, 28 - 13] == 127).all()
-    assert (told(Scanpath())[1].frames.images == 127).all()
+    assert (marked(Scanpath())[1].frames.images == 127).all()
 
 
 def test_other_signals_are_refused():
-    with pytest.raises(ConditioningError, match="need a scanpath, got Bundle"):
-        told(MultiSignal({"gaze": Scanpath()}))
+    with pytest.raises(ConditioningError, match="need a scanpath, got MultiSignal"):
+        marked(MultiSignal({"gaze": Scanpath()}))

@@ -20,7 +20,7 @@ from modulate_tabletop import text
 from modulate_tabletop.clips import REACH, WINDOW, Clip, make_clip
 from modulate_tabletop.dataset import Tabletop
 from modulate_tabletop.make import FIXATION_HEADER, SPLITS, Job, jobs, make_world
-from modulate_tabletop.questions import COLOUR_WORDS, TASKS, Alert, ComponentSpec, draft, even_set
+from modulate_tabletop.questions import COLOR_WORDS, TASKS, Alert, MultipleChoice, draft, even_set
 from modulate_tabletop.render import CLASSES, GRID
 from modulate_tabletop.viewer import Dwell
 
@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stories() -> list[tuple[Clip, list[ComponentSpec | Alert]]]:
+def stories() -> list[tuple[Clip, list[MultipleChoice | Alert]]]:
     clips = [j.clip() for j in jobs(0, 0, 120, seed=11)]
     return [(clip, draft(np.random.default_rng((1, i)), clip)) for i, clip in enumerate(clips)]
 
@@ -217,7 +217,7 @@ def test_answers_are_what_the_viewer_looks_at(world: Path) -> None:
     for task, row, words in (
         (text.EASY, 0, CLASSES),
         (text.HARD, 0, CLASSES),
-        (text.ATTRIBUTE, 1, COLOUR_WORDS),
+        (text.ATTRIBUTE, 1, COLOR_WORDS),
     ):
         for entry in entries(world, task):
             clip = clips[Path(entry["video_path"]).stem]
@@ -317,14 +317,14 @@ def lowest(clip: Clip, time: int, values: np.ndarray) -> Callable[[int], float]:
 
 @pytest.mark.parametrize("guess", [most_frequent, newest, central, lowest])
 def test_the_frames_alone_stay_at_chance(
-    stories: list[tuple[Clip, list[ComponentSpec | Alert]]],
+    stories: list[tuple[Clip, list[MultipleChoice | Alert]]],
     guess: Callable[..., Callable[[int], float]],
 ) -> None:
     hits: dict[str, list[float]] = {task: [] for task in text.GAZE_ONLY}
     for clip, questions in stories:
         for q in (q for q in questions if q.task in text.GAZE_ONLY):
-            if isinstance(q, ComponentSpec):
-                row, words = (1, COLOUR_WORDS) if q.task == text.ATTRIBUTE else (0, CLASSES)
+            if isinstance(q, MultipleChoice):
+                row, words = (1, COLOR_WORDS) if q.task == text.ATTRIBUTE else (0, CLASSES)
                 score = guess(clip, q.time, clip.state(q.time)[row])
                 scores = [score(words.index(option)) for option in (q.right, *q.wrong)]
                 hits[q.task].append((scores[0] == max(scores)) / scores.count(max(scores)))
@@ -346,7 +346,7 @@ def test_the_frames_alone_stay_at_chance(
 
 
 def test_targets_are_spread_over_all_places(
-    stories: list[tuple[Clip, list[ComponentSpec | Alert]]],
+    stories: list[tuple[Clip, list[MultipleChoice | Alert]]],
 ) -> None:
     places = [d.place for clip, _ in stories for d in clip.asked()]
     counts = np.bincount(places, minlength=16)
@@ -356,7 +356,7 @@ def test_targets_are_spread_over_all_places(
 
 
 def test_any_eight_seconds_hold_different_places(
-    stories: list[tuple[Clip, list[ComponentSpec | Alert]]],
+    stories: list[tuple[Clip, list[MultipleChoice | Alert]]],
 ) -> None:
     for clip, _ in stories:
         for i, a in enumerate(clip.dwells):

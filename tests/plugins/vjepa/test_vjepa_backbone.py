@@ -243,7 +243,7 @@ def test_the_fingerprint_changes_with_everything_that_changes_the_features() -> 
         ('{"dim": 48, "embed_dim": 96, "depth": 2, "heads": 3}', "says dim of the encoder twice"),
         ('{"dim": 48, "depth": 1000000000, "heads": 3}', "at most 65536"),
         ('{"dim": 48, "depth": 2, "heads": 3, "levels": [null]}', "levels"),
-        ('{"dim": 48, "dim": 48, "depth": 2, "heads": 3}', "stands twice"),
+        ('{"dim": 48, "dim": 48, "depth": 2, "heads": 3}', "appears twice"),
         ("[" * 5000, "not valid JSON|nested deeper"),
         ("[]", "does not say depth, dim, heads"),
     ],

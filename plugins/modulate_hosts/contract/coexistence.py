@@ -1,4 +1,4 @@
-"""Attachments in company: other modulations, foreign hooks, exceptions, copies, threads."""
+"""Attachments beside other modulations, third-party hooks, exceptions, copies and threads."""
 
 import contextlib
 import copy
@@ -12,54 +12,50 @@ from modulate_hosts.contract import reference
 from modulate_hosts.contract.suite import close, our_hooks, raises, row
 
 
-def prompts(case):
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
-    return batch, case.clips(batch)
-
-
 @row("two and three modulations, detached in any order")
 def test_stacked(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.host
-    some = [case.strong(host, layers, seed) for seed, layers in enumerate([(1, 2), (0, 2), (1, 3)])]
-    values = [case.dense(batch, clips, m) for m in some]
+    modulations = [
+        case.strong(host, layers, seed) for seed, layers in enumerate([(1, 2), (0, 2), (1, 3)])
+    ]
+    residuals = [case.dense(batch, clips, modulation) for modulation in modulations]
     call = lambda: host(**batch.inputs).logits
     bare = call()
     for order in ([0, 1], [1, 0], [1, 2, 0], [2, 1, 0]):
-        attachments = {i: some[i].attach(host) for i in sorted(order)}
-        for gone in [None, *order]:
-            if gone is not None:
-                attachments.pop(gone).detach()
+        attachments = {index: modulations[index].attach(host) for index in sorted(order)}
+        for detached in [None, *order]:
+            if detached is not None:
+                attachments.pop(detached).detach()
             if not attachments:
                 break
-            got = under(attachments.values(), clips, call)
+            got = call_conditioned(attachments.values(), clips, call)
             with contextlib.ExitStack() as bare_host:
                 for attachment in attachments.values():
                     bare_host.enter_context(attachment.bare())
                 assert torch.equal(call(), bare)
-                close(got, referenced(case, [(some[i], values[i]) for i in attachments], call))
+                pairs = [(modulations[index], residuals[index]) for index in attachments]
+                close(got, call_with_residuals(case, pairs, call))
         assert torch.equal(call(), bare)
 
 
-def under(attachments, clips, call):
-    attachments = list(attachments)
-    if not attachments:
+def call_conditioned(attachments, clips, call):
+    with contextlib.ExitStack() as blocks:
+        for attachment in attachments:
+            blocks.enter_context(attachment.condition(clips))
         return call()
-    with attachments[0].condition(clips):
-        return under(attachments[1:], clips, call)
 
 
-def referenced(case, pairs, call):
-    if not pairs:
+def call_with_residuals(case, pairs, call):
+    with contextlib.ExitStack() as blocks:
+        for modulation, residuals in pairs:
+            blocks.enter_context(reference.written(case.host, modulation, residuals))
         return call()
-    (modulation, values), *rest = pairs
-    with reference.written(case.host, modulation, values):
-        return referenced(case, rest, call)
 
 
-@row("foreign hooks, put on before and after attaching, run once and stay")
-def test_foreign_hooks(case):
-    batch, clips = prompts(case)
+@row("third-party hooks, added before and after attaching, run once and stay")
+def test_third_party_hooks(case):
+    batch, clips = case.two_prompts()
     host = case.host
     layer = host.get_decoder().layers[1]
     calls = []
@@ -90,13 +86,13 @@ def test_foreign_hooks(case):
 
 @row("an exception inside the forward leaves nothing behind")
 def test_an_exception_inside(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.host
     call = lambda: host(**batch.inputs).logits
     before = call()
 
     def broken(*args):
-        raise RuntimeError("foreign")
+        raise RuntimeError("third party")
 
     with case.modulation.attached(host) as attachment:
         for place in (
@@ -105,10 +101,10 @@ def test_an_exception_inside(case):
             host.get_decoder().layers[2].mlp,
             host.get_input_embeddings(),
         ):
-            third_party_hook = place.register_forward_hook(broken)
-            with raises(RuntimeError, match="foreign"), attachment.condition(clips):
+            handle = place.register_forward_hook(broken)
+            with raises(RuntimeError, match="third party"), attachment.condition(clips):
                 call()
-            third_party_hook.remove()
+            handle.remove()
             with attachment.bare():
                 assert torch.equal(call(), before)
         with attachment.condition(clips):
@@ -119,7 +115,7 @@ def test_an_exception_inside(case):
 
 @row("a deep copy of an attached host is a bare host; pickling an attachment is refused")
 def test_copies(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.family.build()
     modulation = case.strong(host)
     bare = host(**batch.inputs).logits
@@ -128,7 +124,8 @@ def test_copies(case):
             host(**batch.inputs)
             twin = copy.deepcopy(host)
             assert torch.equal(twin(**batch.inputs).logits, bare)
-        for protocol in (lambda it: torch.save(it, io.BytesIO()), copy.copy, copy.deepcopy):
+        pickled = lambda value: torch.save(value, io.BytesIO())
+        for protocol in (pickled, copy.copy, copy.deepcopy):
             with raises(ConditioningError, match="cannot be pickled"):
                 protocol(attachment)
         with attachment.condition(clips):
@@ -139,7 +136,7 @@ def test_copies(case):
 
 @row("conditioning does not nest")
 def test_nesting(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     with case.modulation.attached(case.host) as attachment, attachment.condition(clips):
         with raises(ConditioningError, match="does not nest"), attachment.condition(clips):
             pass
@@ -151,23 +148,24 @@ def test_nesting(case):
 
 @row("two threads on one attached host are never mixed")
 def test_threads(case):
-    """One thread is stopped between two layers; whatever the other does meanwhile is right or
-    refused, and so is what the first then gets.
+    """One thread pauses between two layers; all that the other does meanwhile is right or refused.
+
+    What the paused thread then computes is right too.
     """
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.host
     call = lambda: host(**batch.inputs).logits
     bare = case.adapted(call)
     expected = case.expected(batch, clips, call)
     main = threading.get_ident()
     reached = threading.Event()
-    go_on = threading.Event()
+    resume = threading.Event()
     results = {}
 
     def pause(*args):
         if threading.get_ident() != main:
             reached.set()
-            go_on.wait(20)
+            resume.wait(20)
 
     def run(attachment, conditioned):
         try:
@@ -179,10 +177,11 @@ def test_threads(case):
         except ConditioningError as error:
             results["thread"] = error
 
-    third_party_hook = host.get_decoder().layers[1].register_forward_pre_hook(pause)
+    handle = host.get_decoder().layers[1].register_forward_pre_hook(pause)
     with case.modulation.attached(host) as attachment:
         for conditioned in (True, False):
-            reached.clear(), go_on.clear()
+            reached.clear()
+            resume.clear()
             thread = threading.Thread(target=run, args=(attachment, conditioned))
             thread.start()
             assert reached.wait(20)
@@ -196,20 +195,20 @@ def test_threads(case):
                     call()
             else:
                 close(call(), bare)
-            go_on.set()
+            resume.set()
             thread.join()
             assert isinstance(results["thread"], torch.Tensor)
             close(results["thread"], expected if conditioned else bare)
         with attachment.condition(clips):
             close(call(), expected)
-    third_party_hook.remove()
+    handle.remove()
 
 
 @row("after detaching nothing is left: modules, hooks, keys, flags")
 def test_detached(case):
-    batch, clips = prompts(case)
+    batch, clips = case.two_prompts()
     host = case.family.build()
-    modules = {id(m) for m in host.modules()}
+    modules = {id(module) for module in host.modules()}
     keys = list(host.state_dict())
     modulation = case.strong(host)
     attachment = modulation.attach(host)
@@ -217,11 +216,8 @@ def test_detached(case):
         host(**batch.inputs)
     attachment.detach()
     attachment.detach()
-    assert (
-        not our_hooks(host)
-        and {id(m) for m in host.modules()} == modules
-        and list(host.state_dict()) == keys
-    )
-    assert not any(p.requires_grad for p in host.parameters()) and not any(
-        m.training for m in host.modules()
-    )
+    assert not our_hooks(host)
+    assert {id(module) for module in host.modules()} == modules
+    assert list(host.state_dict()) == keys
+    assert not any(parameter.requires_grad for parameter in host.parameters())
+    assert not any(module.training for module in host.modules())

@@ -1,6 +1,4 @@
-"""Inputs that tell the bare host of a signal: the hook, the recipe's key, what the pipeline makes
-of them, how they are scored.
-"""
+"""Preparation of samples: views, input transforms from plugins, and how these are scored."""
 
 import sys
 import types
@@ -18,6 +16,7 @@ from modulate.hookspecs import hookimpl
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import HostInput, InputTransform
 from modulate.interfaces.params import Params
+from modulate_gaze.scanpath import Scanpath
 
 WORLD = [
     "data.params.train=1",
@@ -37,7 +36,7 @@ class RedParams(Params):
 
 
 class Red(InputTransform):
-    """Says how many events the signal has, and shows red frames."""
+    """Adds words to the text, and shows red frames."""
 
     Params = RedParams
     signal_kind = "gaze"
@@ -50,13 +49,12 @@ class Red(InputTransform):
         self.seen.append((signal, window))
         images = given.frames.images.copy()
         images[..., 1:] = 0
-        return HostInput(
-            replace(given.frames, images=images), f"viewer viewer {given.text}"
-        )  # words that the small host knows
+        # The small host's vocabulary has the word.
+        return HostInput(replace(given.frames, images=images), f"viewer viewer {given.text}")
 
 
 class Careless(Red):
-    """Writes where it must not."""
+    """Has a defect."""
 
     def __call__(self, given, signal, window):
         return given.no_such_thing
@@ -64,7 +62,7 @@ class Careless(Red):
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin():
-    """A plugin with two inputs, added to this process's registry for these tests."""
+    """A plugin with two input transforms, registered for these tests."""
     module = types.ModuleType("made_up_inputs")
 
     @hookimpl
@@ -101,7 +99,7 @@ def text_of(pipeline, prepared):
     return pipeline.processor.tokenizer.decode(prepared.inputs["input_ids"][0])
 
 
-def test_the_hook_registers_inputs_by_class_or_by_name(plugin):
+def test_the_hook_registers_inputs_by_class_or_by_import_path(plugin):
     assert plugin.provides == [("input", "red"), ("input", "careless")]
     assert plugins.get("input", "red") is Red and plugins.get("input", "careless") is Careless
     assert {"gaze_overlay", "gaze_text", "gaze_saliency"} <= set(plugins.registry().names("input"))
@@ -132,24 +130,23 @@ def test_the_hook_registers_inputs_by_class_or_by_name(plugin):
         ),
     ],
 )
-def test_a_recipe_names_inputs_that_exist_with_parameters_that_fit(inputs, error, message):
+def test_a_recipe_with_wrong_inputs_is_refused(inputs, error, message):
     with pytest.raises(error, match=message):
         load_recipe("gazeqwen_tiny", [f"evaluation.inputs={inputs}"])
 
 
-def test_an_input_is_given_the_clips_signal_and_its_turn_is_what_the_host_gets(pipeline, samples):
+def test_an_input_transform_receives_the_clip_s_signal_and_the_host_its_result(pipeline, samples):
     Red.seen.clear()
     own = pipeline.prepare(samples[0])
     red = pipeline.prepare(samples[0], "red")
     assert Red.seen == [(own.signal, samples[0].window)] and len(own.signal) > 0
-    assert "viewer viewer Question" in text_of(pipeline, red) and "viewer viewer" not in text_of(
-        pipeline, own
-    )
+    assert "viewer viewer Question" in text_of(pipeline, red)
+    assert "viewer viewer" not in text_of(pipeline, own)
     assert not torch.equal(red.inputs["pixel_values_videos"], own.inputs["pixel_values_videos"])
     assert torch.equal(red.options, own.options)
 
 
-def test_the_frames_that_others_see_stay_as_they_are(pipeline, samples):
+def test_an_input_transform_does_not_change_the_frames_of_other_views(pipeline, samples):
     pipeline.prepare(samples[1], "mark")
     fresh = Pipeline(pipeline.recipe, pipeline.extractor.feature_cache.folder)
     assert torch.equal(
@@ -178,7 +175,7 @@ def test_text_only_has_no_clip(pipeline, samples):
     assert "Question : At" in text_of(pipeline, prepared)
 
 
-def test_what_is_prepared_for_the_bare_host_cannot_be_conditioned(pipeline, samples):
+def test_a_sample_prepared_for_the_bare_host_cannot_be_conditioned(pipeline, samples):
     for view in ("text", "mark"):
         with pytest.raises(
             ConditioningError,
@@ -197,12 +194,10 @@ def test_inputs_are_scored_on_the_bare_host(pipeline, samples):
             for name in ("signal", "host", "nothing", "mark", "map", "words", "text_only")
         }
     logits = {name: [r.logits for r in found] for name, found in rows.items()}
-    assert [r.id for r in rows["map"]] == [s.id for s in samples] and not any(
-        r.error for found in rows.values() for r in found
-    )
-    assert (
-        logits["nothing"] == logits["host"] != logits["signal"]
-    )  # a dot that covers no pixel: the host as it is
+    assert [answer.id for answer in rows["map"]] == [sample.id for sample in samples]
+    assert not any(answer.error for answers in rows.values() for answer in answers)
+    # A dot that covers no pixel leaves the host's input as it is.
+    assert logits["nothing"] == logits["host"] != logits["signal"]
     assert all(logits[name] != logits["host"] for name in ("mark", "map", "words", "text_only"))
     assert all(
         r.active_steps == 0 for name in rows if uses_bare_host(pipeline, name) for r in rows[name]
@@ -226,3 +221,11 @@ def test_an_input_that_fails_is_named_with_its_plugin(pipeline, samples):
         ),
     ):
         Pipeline(recipe, pipeline.extractor.feature_cache.folder).prepare(samples[0], "bad")
+
+
+def test_a_prepared_clip_is_conditioned_with_the_given_signal(pipeline, samples):
+    prepared = pipeline.prepare(samples[0])
+    clip = prepared.clip(Scanpath())
+    assert len(clip.signal) == 0
+    assert clip.grid is prepared.grid
+    assert clip.features is prepared.features

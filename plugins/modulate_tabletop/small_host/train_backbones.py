@@ -1,10 +1,10 @@
-"""Train the two small frozen backbones that ship: what stands at each place of an unmarked table,
-from the features of that place.
+"""Train the two small frozen backbones that ship with the package.
 
-``python -m modulate_tabletop.train_backbones vjepa|dinov2 --out FOLDER``: V-JEPA 2.1's architecture
-on clips of four steps, or a timm vision transformer as DINOv2 has it on single frames. Supervised,
-not self-distilled: they stand in for pretrained weights in size and kind of output, not in how they
-came about.
+They predict the object at each place of an unmarked table from the features of that place.
+``python -m modulate_tabletop.small_host.train_backbones vjepa|dinov2 --out FOLDER`` trains V-JEPA
+2.1's architecture on clips of four steps, or DINOv2's vision transformer (from timm) on single
+frames. Training is supervised, not self-distilled: the backbones replace pretrained weights in size
+and kind of output only.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from modulate.utils.atomic_files import write_atomically
 from modulate_dinov2.backbone import DinoV2Dims, build_vit
-from modulate_tabletop.lessons import SHAPES, TINTS, Lesson, lesson
 from modulate_tabletop.render import GRID
+from modulate_tabletop.small_host.lessons import SHAPES, TINTS, Lesson, random_lesson
 from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -34,8 +34,8 @@ DINOV2_SIZE = 112
 STEPS = 4
 
 
-class Reader(nn.Module):
-    """A backbone with two linear heads: class and colour (or nothing) of every place."""
+class PlaceClassifier(nn.Module):
+    """A backbone with two linear heads: class and color of every place, or none."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -47,8 +47,9 @@ class Reader(nn.Module):
         self.tint = nn.Linear(96, TINTS + 1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(clip, 2 * step, 3, height, width) normalised → logits (clip, step, place, value) of
-        class and colour.
+        """Return logits (clip, step, place, value) of class and color.
+
+        ``frames`` are (clip, 2 * step, 3, height, width), normalized.
         """
         clips = len(frames)
         if self.kind == "vjepa":
@@ -62,10 +63,8 @@ class Reader(nn.Module):
 
 
 def clips(rng: np.random.Generator, count: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random unmarked clips: frames, and the classes and colours of each step's places (0:
-    nothing).
-    """
-    items: list[Lesson] = [lesson(rng, STEPS, False) for _ in range(count)]
+    """Return random unmarked clips: frames, and class and color of each place (0: empty)."""
+    items: list[Lesson] = [random_lesson(rng, STEPS, False) for _ in range(count)]
     images = (
         torch.from_numpy(np.stack([i.frames for i in items])).permute(0, 1, 4, 2, 3).float() / 255
     )
@@ -77,55 +76,56 @@ def clips(rng: np.random.Generator, count: int, size: int) -> tuple[Tensor, Tens
         align_corners=False,
     )
     kinds = torch.from_numpy(np.stack([i.kinds for i in items])) + 1
-    colours = torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colours, -1) for i in items])) + 1
-    return ((small - MEAN) / STD).unflatten(0, (count, 2 * STEPS)), kinds, colours
+    colors = torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colors, -1) for i in items])) + 1
+    return ((small - MEAN) / STD).unflatten(0, (count, 2 * STEPS)), kinds, colors
 
 
 def train(kind: str, out: Path, seed: int, updates: int, batch: int = 12) -> dict[str, Any]:
-    """Train one backbone, save it under its plugin's own layout, and return what was reached on
-    fresh clips.
-    """
+    """Train one backbone and save it; return its accuracy on fresh clips."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    reader = Reader(kind)
+    classifier = PlaceClassifier(kind)
     size = VJEPA_SIZE if kind == "vjepa" else DINOV2_SIZE
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=1.5e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=1.5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, updates, pct_start=0.1)
     start = time.time()
     for update in range(updates):
-        loss, accuracy = _loss(reader, *clips(rng, batch, size))
+        loss, share_right = _loss(classifier, *clips(rng, batch, size))
         loss.backward()
-        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if update % 50 == 49:
             print(
                 f"{kind} {update + 1}/{updates} {time.time() - start:.0f}s loss {loss.item():.3f}"
-                f" places right {accuracy:.3f}",
+                f" places right {share_right:.3f}",
                 flush=True,
             )
     with torch.inference_mode():
-        reached = float(
-            np.mean([_loss(reader.eval(), *clips(rng, batch, size))[1] for _ in range(10)])
+        accuracy = float(
+            np.mean([_loss(classifier.eval(), *clips(rng, batch, size))[1] for _ in range(10)])
         )
     result = {
         "command": (
-            f"python -m modulate_tabletop.train_backbones {kind} --seed {seed} --updates {updates}"
+            f"python -m modulate_tabletop.small_host.train_backbones {kind} --seed {seed}"
+            f" --updates {updates}"
         ),
         "seconds": round(time.time() - start),
-        "place_accuracy": round(reached, 4),
+        "place_accuracy": round(accuracy, 4),
     }
-    _save(kind, reader.backbone, out, result)
+    _save(kind, classifier.backbone, out, result)
     return result
 
 
-def _loss(reader: Reader, frames: Tensor, kinds: Tensor, colours: Tensor) -> tuple[Tensor, float]:
-    shape, tint = reader(frames)
+def _loss(
+    classifier: PlaceClassifier, frames: Tensor, kinds: Tensor, colors: Tensor
+) -> tuple[Tensor, float]:
+    shape, tint = classifier(frames)
     loss = nn.functional.cross_entropy(
         shape.flatten(0, 2), kinds.flatten()
-    ) + nn.functional.cross_entropy(tint.flatten(0, 2), colours.flatten())
-    right = (shape.argmax(-1) == kinds) & (tint.argmax(-1) == colours)
+    ) + nn.functional.cross_entropy(tint.flatten(0, 2), colors.flatten())
+    right = (shape.argmax(-1) == kinds) & (tint.argmax(-1) == colors)
     return loss, float(right.float().mean())
 
 
@@ -143,16 +143,18 @@ def _save(kind: str, backbone: nn.Module, out: Path, result: dict[str, Any]) -> 
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=["vjepa", "dinov2"])
-    parser.add_argument("--out", type=Path, default=None, help="by default beside this file")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="folder; by default that of the shipped weights"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=400)
     options = parser.parse_args()
-    out = options.out or Path(__file__).parent / options.kind
+    out = options.out or Path(__file__).parents[1] / options.kind
     print(train(options.kind, out, options.seed, options.updates))
 
 

@@ -1,4 +1,4 @@
-"""The small host's configuration, tokenizer and processor, in the formats that transformers reads."""
+"""The small host's configuration, tokenizer and processor, in the formats of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ CHAT_TEMPLATE = (
 
 
 def configuration() -> Any:
-    """A Qwen2.5-VL of 1.5 M parameters: M-RoPE base 100, so that neighbouring columns are told
-    apart.
+    """Return a Qwen2.5-VL of 1.5 M parameters.
+
+    The M-RoPE base is 100, so that positions of neighboring columns differ enough.
     """
     from transformers import Qwen2_5_VLConfig
 
@@ -70,11 +71,12 @@ def configuration() -> Any:
 def rescale(model: Any, factor: float) -> None:
     """Multiply the residual stream by ``factor``, in place; the answers stay the same.
 
-    Training from scratch with tied embeddings leaves visual tokens with norms of about 50, so that
-    a residual has to be as large to be heard, far from where an output projection that starts at
-    zero gets in a few hundred updates. Every layer normalises what it reads, so scaling all that is
-    written to the stream (embeddings, visual tokens, both outputs of each layer) and the norms'
-    epsilon changes nothing else; the last norm makes up for the tied output embeddings.
+    Training from scratch with tied embeddings leaves visual tokens with norms of about 50. A
+    modulation must add a residual of similar size to have an effect, which an output projection
+    that starts at zero does not reach in a few hundred updates. Every layer normalizes its input,
+    so scaling everything written to the stream (embeddings, visual tokens, both outputs of each
+    layer) and the norms' epsilon changes nothing else. The final norm is divided by ``factor``,
+    because the output embeddings are tied to the scaled input embeddings.
     """
     core = model.model.language_model
     written = [core.embed_tokens.weight, *model.model.visual.merger.mlp[-1].parameters()]
@@ -100,7 +102,7 @@ def rescale(model: Any, factor: float) -> None:
 
 
 def tokenizer() -> Any:
-    """Words, numbers up to two digits, punctuation and line breaks; everything else is ``<unk>``."""
+    """Return a tokenizer of words, two-digit numbers, punctuation, line breaks; rest: ``<unk>``."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -133,7 +135,7 @@ def tokenizer() -> Any:
 
 
 def processor() -> Any:
-    """The real processor classes, told to make 64x64 pixels: 4x4 visual tokens a step."""
+    """Return a real processor that resizes to 64x64 pixels: 4x4 visual tokens for each step."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     common: dict[str, Any] = {

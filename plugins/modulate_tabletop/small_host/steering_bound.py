@@ -1,10 +1,9 @@
-"""Can a host be steered at all? An upper bound without training: one fixed vector, added at the
-token that the viewer looks at.
+"""Upper bound of steering without training: one fixed vector, added at the token looked at.
 
 The vector is the mean difference between marked and unmarked visual tokens at one layer. ``python
--m modulate_tabletop.steer`` prints how often the host then names the looked-at object on clips
-without any mark. It says that a pointer at the right token is enough; whether an encoder and a
-resampler learn to make that pointer is for a recipe to show.
+-m modulate_tabletop.small_host.steering_bound`` prints how often the host then names the object
+looked at on clips without marks. It shows that a steering vector at the right token suffices;
+whether an encoder and a resampler learn to produce it is up to a recipe.
 """
 
 import argparse
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from modulate_tabletop import lessons, packing, text
-from modulate_tabletop.packing import Branch
+from modulate_tabletop import text
 from modulate_tabletop.render import PLACES
+from modulate_tabletop.small_host import lessons, packing
+from modulate_tabletop.small_host.packing import Branch
 
 ASKED = (text.EASY, text.ATTRIBUTE)
 
@@ -25,10 +25,8 @@ ASKED = (text.EASY, text.ATTRIBUTE)
 def clips(
     rng: np.random.Generator, count: int, steps: int, marked: bool
 ) -> tuple[list[lessons.Lesson], np.ndarray]:
-    """Clips and the place (clip, step) that is marked or, without marks, looked at: another one in
-    each step.
-    """
-    items = [lessons.lesson(rng, steps, marked) for _ in range(count)]
+    """Return clips and their target places (clip, step): the marked ones, or random ones."""
+    items = [lessons.random_lesson(rng, steps, marked) for _ in range(count)]
     targets = []
     for item in items:
         target: list[int] = [] if not marked else item.marks.tolist()
@@ -44,7 +42,7 @@ def clips(
     return items, np.array(targets)
 
 
-def ask(
+def measure(
     model: Any,
     packer: packing.Packer,
     items: list[lessons.Lesson],
@@ -52,8 +50,9 @@ def ask(
     layer: int,
     vector: torch.Tensor | None = None,
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """Accuracy per task, with ``vector`` added at the targets after ``layer``, and that layer's
-    visual tokens (clip, token, width).
+    """Return the accuracy per task, and the visual tokens (clip, token, width) after ``layer``.
+
+    ``vector`` is added to the tokens at the targets.
     """
     rng = np.random.default_rng(0)
     steps = targets.shape[1]
@@ -65,7 +64,7 @@ def ask(
     packed = packer.pack(rows, steps, 2.0, 0)
     first = len(packer.ids(packing.TURN_START))
     kept = {}
-    at = pointed(targets)
+    at = target_mask(targets)
 
     def hook(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
         end = first + at.shape[1]
@@ -85,7 +84,7 @@ def ask(
         logits, *_ = packing.forward(model, packed, values, steps)
     handle.remove()
     right = (
-        (logits.argmax(-1) == torch.tensor([w[2] for w in packed["where"]]))
+        (logits.argmax(-1) == torch.tensor([w[2] for w in packed["targets"]]))
         .float()
         .view(len(items), len(ASKED))
         .mean(0)
@@ -93,12 +92,12 @@ def ask(
     return {task: round(float(r), 3) for task, r in zip(ASKED, right)}, kept["tokens"]
 
 
-def pointed(targets: np.ndarray) -> torch.Tensor:
-    """(clip, step) places to (clip, step * PLACES) ones and zeros."""
+def target_mask(targets: np.ndarray) -> torch.Tensor:
+    """Return places (clip, step) as a mask (clip, step * PLACES) of ones and zeros."""
     return torch.nn.functional.one_hot(torch.from_numpy(targets), PLACES).flatten(1).float()
 
 
-def pointer(
+def steering_vector(
     model: Any,
     packer: packing.Packer,
     rng: np.random.Generator,
@@ -107,16 +106,17 @@ def pointer(
     layer: int = 0,
     count: int = 64,
 ) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
-    """Return the pointer (width,) of ``layer`` from ``count`` marked clips, the accuracies on
-    these, and their visual tokens (clip, token, width).
+    """Return the steering vector (width,) of ``layer``, measured on ``count`` marked clips.
+
+    Also returns the accuracies on these clips, and their visual tokens (clip, token, width).
     """
     items, targets = clips(rng, count, steps, marked=True)
-    marked, tokens = ask(model, packer, items, targets, layer)
-    at = pointed(targets)[..., None]
+    marked, tokens = measure(model, packer, items, targets, layer)
+    at = target_mask(targets)[..., None]
     full = torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None] * (
         1 - at
     )
-    return packing.trace(tokens, at, full), marked, tokens
+    return packing.mark_effect(tokens, at, full), marked, tokens
 
 
 def report(
@@ -128,18 +128,18 @@ def report(
     count: int = 64,
     seed: int = 5,
 ) -> dict[str, Any]:
-    """Accuracies on marked clips, on unmarked ones, and on unmarked ones with the pointer; norms of
-    the pointer and of the tokens.
-    """
+    """Return accuracies on marked, unmarked and steered unmarked clips, and the norms."""
     rng = np.random.default_rng(seed)
-    vector, marked, tokens = pointer(model, packer, rng, steps=steps, layer=layer, count=count)
+    vector, marked, tokens = steering_vector(
+        model, packer, rng, steps=steps, layer=layer, count=count
+    )
     items, targets = clips(rng, count, steps, marked=False)
     norms = {
         "pointer": round(float(vector.norm()), 2),
         "tokens": round(float(tokens.norm(dim=-1).mean()), 2),
     }
-    plain = ask(model, packer, items, targets, layer)[0]
-    added = ask(model, packer, items, targets, layer, vector)[0]
+    plain = measure(model, packer, items, targets, layer)[0]
+    added = measure(model, packer, items, targets, layer, vector)[0]
     return {
         "steps": steps,
         "layer": layer,
@@ -151,11 +151,11 @@ def report(
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", type=Path, default=Path(__file__).parent / "host")
+    parser.add_argument("--host", type=Path, default=Path(__file__).parents[1] / "host")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.host).eval()

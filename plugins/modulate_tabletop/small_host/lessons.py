@@ -1,5 +1,6 @@
-"""What the small host is taught: random tables, light marks that move over the steps, and questions
-about them. No gaze anywhere.
+"""Training data of the small host: random tables with moving marks, and questions about them.
+
+None of it contains gaze.
 """
 
 from dataclasses import dataclass
@@ -7,66 +8,71 @@ from dataclasses import dataclass
 import numpy as np
 
 from modulate_tabletop import text
-from modulate_tabletop.render import CLASSES, COLOURS, PLACES, SIZE, Layout, render
+from modulate_tabletop.render import CLASSES, COLORS, PLACES, SIZE, Layout, render
 
-COLOUR_WORDS = tuple(COLOURS)
+COLOR_WORDS = tuple(COLORS)
 SHAPES = len(CLASSES)
-TINTS = len(COLOUR_WORDS)
+TINTS = len(COLOR_WORDS)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One clip of two frames a step and what is on it.
+    """One clip with two frames for each step, and its content.
 
-    ``kinds`` and ``colours`` are (steps, PLACES), −1 where a place is empty.
+    ``kinds`` and ``colors`` are (steps, PLACES), −1 where a place is empty.
     """
 
     frames: np.ndarray  # (2 * steps, SIZE, SIZE, 3) uint8
     kinds: np.ndarray
-    colours: np.ndarray
-    marks: np.ndarray  # (steps,) the place that is pointed at, −1 for none
-    drawn: bool = True  # whether the pictures show it
+    colors: np.ndarray
+    marks: np.ndarray  # (steps,) the marked place, −1 for none
+    drawn: bool = True  # whether the frames show the marks
 
 
-def table(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Eleven to thirteen of the places filled at random."""
+def random_table(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Fill eleven to thirteen places at random; return kinds and colors."""
     kinds = rng.integers(0, SHAPES, PLACES)
-    colours = rng.integers(0, TINTS, PLACES)
+    colors = rng.integers(0, TINTS, PLACES)
     kinds[rng.choice(PLACES, PLACES - rng.integers(11, 14), replace=False)] = -1
-    return kinds, colours
+    return kinds, colors
 
 
-def change(rng: np.random.Generator, kinds: np.ndarray, colours: np.ndarray) -> None:
-    """One object appears, vanishes or moves (in place)."""
+def random_change(rng: np.random.Generator, kinds: np.ndarray, colors: np.ndarray) -> None:
+    """Let one object appear, vanish or move; changes both arrays in place."""
     full = np.flatnonzero(kinds >= 0)
     empty = np.flatnonzero(kinds < 0)
     event = rng.choice(["appear", "vanish", "move"])
     if event == "appear" and len(empty) > 2:
         place = rng.choice(empty)
-        kinds[place], colours[place] = rng.integers(SHAPES), rng.integers(TINTS)
+        kinds[place] = rng.integers(SHAPES)
+        colors[place] = rng.integers(TINTS)
     elif event == "vanish" and len(full) > 10:
         kinds[rng.choice(full)] = -1
     elif event == "move":
-        a = rng.choice(full)
-        b = rng.choice(empty)
-        kinds[b], colours[b], kinds[a] = kinds[a], colours[a], -1
+        source = rng.choice(full)
+        target = rng.choice(empty)
+        kinds[target] = kinds[source]
+        colors[target] = colors[source]
+        kinds[source] = -1
 
 
-def lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: bool = True) -> Lesson:
-    """A clip of ``steps`` steps; if ``marked``, a different object carries the mark in each step,
-    which is in the pictures only if ``drawn``.
+def random_lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: bool = True) -> Lesson:
+    """Draw a clip; if ``marked``, another object carries the mark in each step.
+
+    The frames show the marks only if ``drawn``.
     """
-    layout, (kinds, colours) = Layout.random(rng), table(rng)
+    layout = Layout.random(rng)
+    kinds, colors = random_table(rng)
     camera = rng.uniform(-3.5, 3.5, 2)
     drift = rng.uniform(-0.6, 0.6, 2)
     hand = np.array([rng.uniform(20, 108), rng.uniform(124, 138)]) / SIZE
     frames = []
     all_kinds = []
-    all_colours = []
+    all_colors = []
     marks = []
     for step in range(steps):
         if step and rng.random() < 0.4:
-            change(rng, kinds, colours)
+            random_change(rng, kinds, colors)
         choices = [p for p in np.flatnonzero(kinds >= 0) if p not in marks]
         mark = int(rng.choice(choices)) if marked else -1
         for _ in range(2):
@@ -76,7 +82,7 @@ def lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: bool = Tru
                 render(
                     layout,
                     kinds,
-                    colours,
+                    colors,
                     tuple(camera),
                     tuple(hand),
                     [mark] if marked and drawn else (),
@@ -84,24 +90,24 @@ def lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: bool = Tru
                 )
             )
         all_kinds.append(kinds.copy())
-        all_colours.append(colours.copy())
+        all_colors.append(colors.copy())
         marks.append(mark)
     return Lesson(
-        np.stack(frames), np.stack(all_kinds), np.stack(all_colours), np.array(marks), drawn
+        np.stack(frames), np.stack(all_kinds), np.stack(all_colors), np.array(marks), drawn
     )
 
 
 def describe(item: Lesson, step: int = -1) -> str:
-    """Colour and class of every place of one step, row by row."""
-    pairs = zip(item.kinds[step], item.colours[step])
+    """Return color and class of every place of one step, row by row."""
+    pairs = zip(item.kinds[step], item.colors[step])
     return " ".join(
-        f"{COLOUR_WORDS[c]} {CLASSES[k]}" if k >= 0 else f"{text.EMPTY} {text.EMPTY}"
+        f"{COLOR_WORDS[c]} {CLASSES[k]}" if k >= 0 else f"{text.EMPTY} {text.EMPTY}"
         for k, c in pairs
     )
 
 
 def _options(rng: np.random.Generator, answer: int, present: np.ndarray, count: int) -> list[int]:
-    """The answer and three others, preferably of those on the table, in random order."""
+    """Return the answer and three others, mostly from the table, in random order."""
     on_table = [i for i in np.unique(present[present >= 0]) if i != answer]
     others = [i for i in range(count) if i != answer and i not in on_table]
     pick = (
@@ -115,26 +121,27 @@ def _options(rng: np.random.Generator, answer: int, present: np.ndarray, count: 
 def questions(
     rng: np.random.Generator, item: Lesson, target: int
 ) -> dict[str, tuple[str, list[str], str]]:
-    """Task -> (question, options, answer word) about the object at place ``target`` of the last
-    step.
+    """Return {task: (question, options, answer word)} about the object at ``target``.
+
+    All questions are about the last step.
     """
     kinds = item.kinds[-1]
-    colours = item.colours[-1]
-    t = float(rng.integers(1, 100))
+    colors = item.colors[-1]
+    seconds = float(rng.integers(1, 100))
     kind = int(kinds[target])
-    colour = int(colours[target])
+    color = int(colors[target])
     by_class = [CLASSES[i] for i in _options(rng, kind, kinds, SHAPES)]
-    by_colour = [
-        COLOUR_WORDS[i] for i in _options(rng, colour, np.where(kinds >= 0, colours, -1), TINTS)
+    by_color = [
+        COLOR_WORDS[i] for i in _options(rng, color, np.where(kinds >= 0, colors, -1), TINTS)
     ]
     yes = rng.random() < 0.5
     others = [k for k in np.unique(kinds[kinds >= 0]) if k != kind]
     asked = CLASSES[kind if yes else int(rng.choice(others))]
     alert = text.question_alert(asked) + (" " if rng.random() < 0.7 else "\n") + text.ALERT_SUFFIX
     return {
-        text.EASY: (text.question_easy(t), by_class, CLASSES[kind]),
-        text.HARD: (text.question_hard(t), by_class, CLASSES[kind]),
-        text.ATTRIBUTE: (text.question_attribute(t), by_colour, COLOUR_WORDS[colour]),
+        text.EASY: (text.question_easy(seconds), by_class, CLASSES[kind]),
+        text.HARD: (text.question_hard(seconds), by_class, CLASSES[kind]),
+        text.ATTRIBUTE: (text.question_attribute(seconds), by_color, COLOR_WORDS[color]),
         text.ALERT: (alert, ["Yes", "No"], "Yes" if yes else "No"),
     }
 
@@ -143,10 +150,11 @@ DRILL_WORDS = tuple(w for w in (*text.WORDS, *text.NUMBERS) if w not in "ABCDE")
 
 
 def drill(rng: np.random.Generator) -> tuple[str, str]:
-    """Options, then some options' words, each followed by its letter: (prompt, answer); only the
-    letters can be known.
+    """Return a prompt with options, and an answer that names some of them with their letters.
+
+    Only the letters can be predicted.
     """
-    words = (CLASSES, COLOUR_WORDS, DRILL_WORDS, DRILL_WORDS)[rng.integers(4)]
+    words = (CLASSES, COLOR_WORDS, DRILL_WORDS, DRILL_WORDS)[rng.integers(4)]
     options = (
         ["Yes", "No"]
         if rng.random() < 0.1
@@ -159,12 +167,12 @@ def drill(rng: np.random.Generator) -> tuple[str, str]:
     )
 
 
-def told(rng: np.random.Generator) -> tuple[str, str]:
-    """A multiple-choice question whose answer is told in words: (prompt, letter)."""
+def stated_answer(rng: np.random.Generator) -> tuple[str, str]:
+    """A multiple-choice question whose answer is stated_answer in words: (prompt, letter)."""
     kind = int(rng.integers(SHAPES))
-    colour = int(rng.integers(TINTS))
-    t = float(rng.integers(1, 100))
-    fact = f"The viewer is looking at the {COLOUR_WORDS[colour]} {CLASSES[kind]}. "
+    color = int(rng.integers(TINTS))
+    seconds = float(rng.integers(1, 100))
+    fact = f"The viewer is looking at the {COLOR_WORDS[color]} {CLASSES[kind]}. "
     which = rng.integers(4)
     if which == 3:
         yes = rng.random() < 0.5
@@ -173,9 +181,9 @@ def told(rng: np.random.Generator) -> tuple[str, str]:
             f"{fact}{text.question_alert(CLASSES[asked])} {text.ALERT_SUFFIX}", ["Yes", "No"]
         ), ("A" if yes else "B")
     words, answer, ask = (
-        (COLOUR_WORDS, colour, text.question_attribute(t))
+        (COLOR_WORDS, color, text.question_attribute(seconds))
         if which == 2
-        else (CLASSES, kind, (text.question_easy, text.question_hard)[which](t))
+        else (CLASSES, kind, (text.question_easy, text.question_hard)[which](seconds))
     )
     order = [
         int(i)
@@ -187,6 +195,3 @@ def told(rng: np.random.Generator) -> tuple[str, str]:
         text.with_options(fact + ask, [words[i] for i in order]),
         text.LETTERS[order.index(answer)],
     )
-
-
-__all__ = ["Lesson", "change", "describe", "drill", "lesson", "questions", "table", "told"]

@@ -1,9 +1,6 @@
-"""Work that samples share, done once: the vision tower's over epochs and conditions, a clip's for
-all questions on it.
-"""
+"""Pipelines: their parts, the host's caches over a run, and shared passes over a clip."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +11,7 @@ from modulate.checks.settings import check_settings
 from modulate.config.recipe import validate
 from modulate.errors import RecipeError
 from modulate.evaluation.evaluate import evaluate, score
-from modulate.inference.batching import batches_by_clip, clip_key, evaluation_batches
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
 from modulate.runs.run import Run
 from modulate.training.trainer import train
 from tests.tiny import our_hooks
@@ -86,7 +81,7 @@ def pipeline_for(
 
 
 def awake(pipeline):
-    """A modulation whose residuals and LoRA are not zero."""
+    """Return a modulation whose residuals and LoRA are not zero."""
     modulation = pipeline.fresh_modulation()
     torch.manual_seed(1)
     for parameter in [*(writer.weight for writer in modulation.out), *modulation.lora.values()]:
@@ -95,7 +90,7 @@ def awake(pipeline):
 
 
 def answers(pipeline, modulation, runs):
-    """Answers under every condition, and the tokens that the host's first layer saw."""
+    """Return the answers under every condition; append the first layer's token counts to `runs`."""
     with (
         modulation.attached(pipeline.model) as attachment,
         pipeline.vision_tower_cache.active(),
@@ -112,7 +107,7 @@ def answers(pipeline, modulation, runs):
     return found
 
 
-def test_questions_on_one_clip_scored_together_are_answered_as_one_by_one(root):
+def test_questions_on_one_clip_have_the_same_answers_together_as_one_by_one(root):
     alone = pipeline_for(root, stages=2, batch_size=5)
     together = pipeline_for(root, stages=2, batch_size=5, scored="clip")
     modulation = awake(alone)
@@ -139,7 +134,7 @@ def test_questions_on_one_clip_scored_together_are_answered_as_one_by_one(root):
 
 
 def run(root, name, **changes):
-    """A run trained and evaluated: the bytes of all that it found, and its pipeline."""
+    """Train and evaluate a run; return the bytes of its results, and its pipeline."""
     pipeline = pipeline_for(root, name, batch_by="clip", **changes)
     run = Run.create(pipeline.recipe, root / "runs")
     evaluate(run, pipeline, train(run, pipeline))
@@ -157,10 +152,8 @@ def run(root, name, **changes):
     ], pipeline
 
 
-def test_kept_in_a_store_the_tower_s_output_changes_no_byte_of_a_run(root):
-    """Two stages with validation, and evaluation; then once more from what the first run left on
-    disk.
-    """
+def test_caching_the_vision_tower_changes_no_byte_of_a_run(root):
+    """Two stages with validation, and evaluation; then again with the cache that the first run left."""
     plain, _ = run(root, "plain", stages=2)
     kept, first = run(root, "kept", stages=2, features={"vision_tower_cache_gib": 1})
     found, second = run(root, "found", stages=2, features={"vision_tower_cache_gib": 1})
@@ -172,45 +165,30 @@ def test_kept_in_a_store_the_tower_s_output_changes_no_byte_of_a_run(root):
     )
 
 
-def test_states_below_the_first_residual_kept_change_no_byte_of_a_run(root):
+def test_caching_hidden_states_changes_no_byte_of_a_run(root):
     plain, _ = run(root, "stage")
     kept, pipeline = run(root, "stage-kept", features={"hidden_state_cache_gib": 0.1})
     assert plain == kept
     assert 0 < pipeline.hidden_state_cache.misses < pipeline.hidden_state_cache.hits
 
 
-def sample(i, video):
-    return Sample(str(i), "task", Path(video), (0.0, 8.0), "?", ("x", "y"), 0, {"gaze": Path("g")})
+def test_caches_and_input_transforms_are_built_at_first_use(root):
+    pipeline = pipeline_for(root, features={"vision_tower_cache_gib": 1})
+    deferred = {"vision_tower_cache", "hidden_state_cache"}
+    assert not deferred & vars(pipeline).keys()
+    pipeline.build_deferred()
+    assert deferred <= vars(pipeline).keys()
+    assert pipeline.vision_tower_cache.store is not None
 
 
-def test_batches_by_clip_keep_the_order_and_lose_nobody():
-    samples = [sample(i, "aabacb"[i % 6]) for i in range(11)]
-    batches = batches_by_clip(samples, 3)
-    assert [[s.id for s in batch] for batch in batches] == [
-        ["0", "1", "3"],
-        ["6", "7", "9"],
-        ["2", "5", "8"],
-        ["4", "10"],
-    ]
-    assert all(len({clip_key(s) for s in batch}) == 1 for batch in batches)
-    scored = evaluation_batches([*samples, sample(11, "d"), sample(12, "e")], 5, "clip")
-    assert [[s.id for s in batch] for batch in scored] == [
-        ["0", "1", "3", "6", "7"],
-        ["2", "5", "8"],
-        ["4", "10"],
-        ["9", "11", "12"],
-    ]
-    assert evaluation_batches(samples, 4, "any") == [samples[:4], samples[4:8], samples[8:]]
-
-
-def test_scoring_together_where_it_cannot_be_is_refused(root):
+def test_scoring_by_clip_is_refused_where_it_is_impossible_or_has_no_effect(root):
     tree = pipeline_for(root).recipe.model_dump(mode="json")
     for evaluation, more, text in (
         ({"batch_size": 1}, {}, "has no effect with batch_size 1"),
         (
             {},
             {"injection": {"layers": [1], "tokens": {"kind": "text"}}},
-            "can write on visual tokens only",
+            "can write to visual tokens only",
         ),
     ):
         with pytest.raises(RecipeError, match=f"`evaluation.batch_by: clip` .*{text}"):
@@ -222,7 +200,7 @@ def test_scoring_together_where_it_cannot_be_is_refused(root):
             )
 
 
-def test_what_is_kept_and_never_found_is_a_finding(root):
+def test_a_cache_without_hits_is_a_finding(root):
     def found(**changes):
         report = CheckReport("test")
         check_settings(report, pipeline_for(root, **changes).recipe, {})

@@ -1,9 +1,10 @@
-"""Train the small host from scratch on in-memory tables: describe, name what a light mark points
-at, choose its letter. It never sees a gaze signal.
+"""Train the small host from scratch: describe a table, name a marked object, choose its letter.
 
-``python -m modulate_tabletop.train_host --out FOLDER`` (about a quarter of an hour on two free
-cores). ``--part see``, then ``--part choose --start-from FOLDER`` and ``--part point --start-from
-FOLDER`` do the same part by part.
+The tables are rendered in memory, and the host never sees a gaze signal.
+
+``python -m modulate_tabletop.small_host.train_host --out FOLDER`` takes about 15 minutes on two
+free cores. ``--part see``, then ``--part choose --start-from FOLDER`` and ``--part point
+--start-from FOLDER`` do the same part by part.
 """
 
 import argparse
@@ -19,19 +20,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from modulate_tabletop import host_files, lessons, packing, text
-from modulate_tabletop.packing import Branch
+from modulate_tabletop import text
+from modulate_tabletop.small_host import host_files, lessons, packing
+from modulate_tabletop.small_host.packing import Branch
 
 
 @dataclass(frozen=True)
 class Phase:
     """One part of the curriculum.
 
-    ``branches`` gives each kind's chance of being asked about a clip.
-
-    ``pointed``: share of the marked clips whose mark is not drawn; instead the mean trace of the
-    drawn ones is added to the visual token. Without it a host may read marks in its vision tower,
-    where no residual in the decoder can take their place.
+    ``branches`` holds the probability of each kind of question about a clip. ``pointed`` is the
+    share of marked clips whose mark is not drawn: instead, the mean effect of drawn marks is added
+    to the visual token. Without such clips, a host may detect marks in its vision tower, where no
+    residual in the decoder can replace them.
     """
 
     name: str
@@ -47,10 +48,8 @@ READ = {"describe": 1.0, "told": 0.3, "drill": 0.6}
 NAME = {"describe": 0.6, "told": 0.1, "drill": 1.0, "word": 0.7}
 CLIPS = {"describe": 0.3, "word": 1.0}
 CHOOSE = {"describe": 0.1, "word": 0.5, "letter": 0.7}
-STREAM = (
-    1 / 16
-)  # factor on the residual stream after training; a power of two changes no logit at all
-MIXED = (4, 4, 4, 4, 3, 2, 1)  # steps of a clip, drawn for each batch
+STREAM = 1 / 16  # scale of the residual stream after training; powers of two keep logits exact
+MIXED = (4, 4, 4, 4, 3, 2, 1)  # numbers of steps, of which each batch draws one
 PARTS = {
     "see": (
         Phase("read", 400, 16, (1,), 2.0e-3, READ),
@@ -60,20 +59,18 @@ PARTS = {
     "choose": (Phase("choose", 500, 16, MIXED, 1.4e-3, CHOOSE),),
     "point": (Phase("point", 240, 16, MIXED, 1.0e-3, CHOOSE, pointed=0.5),),
 }
-"""Each part draws from a generator of its own, so that parts trained one by one give what all of
-them give in one go.
-"""
+"""Each part has its own random generator: training the parts one by one gives the same host."""
 
 
 def branches(
     rng: np.random.Generator, item: lessons.Lesson, wanted: dict[str, float]
 ) -> list[Branch]:
-    """The questions asked about one clip."""
+    """Draw the questions about one clip."""
     out = []
     if rng.random() < wanted.get("describe", 0):
         out.append(Branch("describe", text.without_options(text.DESCRIBE), lessons.describe(item)))
     if rng.random() < wanted.get("told", 0):
-        out.append(Branch("told", *lessons.told(rng), sees_video=False))
+        out.append(Branch("told", *lessons.stated_answer(rng), sees_video=False))
     for _ in range(rng.poisson(wanted.get("drill", 0))):
         out.append(Branch("drill", *lessons.drill(rng), sees_video=False, every=2))
     if item.marks[-1] < 0:
@@ -104,13 +101,16 @@ def _letter(kind: str, task: str, question: str, options: list[str], answer: str
 def batch_of(
     rng: np.random.Generator, packer: packing.Packer, phase: Phase, marked: float
 ) -> tuple[dict[str, Any], torch.Tensor, list[lessons.Lesson]]:
-    """One batch: packed questions, patches, clips."""
+    """Draw one batch: packed questions, patches, clips."""
     steps = int(rng.choice(phase.steps))
     drawn = (lambda: rng.random() >= phase.pointed) if phase.pointed else lambda: True
-    items = [lessons.lesson(rng, steps, rng.random() < marked, drawn()) for _ in range(phase.batch)]
+    items = [
+        lessons.random_lesson(rng, steps, rng.random() < marked, drawn())
+        for _ in range(phase.batch)
+    ]
     rows = [branches(rng, item, phase.branches) for item in items]
     if not any(rows):
-        rows[0] = [Branch("told", *lessons.told(rng), sees_video=False)]
+        rows[0] = [Branch("told", *lessons.stated_answer(rng), sees_video=False)]
     interval = float(rng.choice([2.0, 2.0, 1.98, 2.02, 1.9, 2.15]))
     packed = packer.pack(rows, steps, interval, int(rng.choice([0, 0, 0, 3])))
     return (
@@ -120,15 +120,14 @@ def batch_of(
     )
 
 
-CLASS_IDS, COLOUR_IDS = (
-    [host_files.ID[w] for w in (text.EMPTY, *words)]
-    for words in (lessons.CLASSES, lessons.COLOUR_WORDS)
-)
+CLASS_IDS = [host_files.ID[word] for word in (text.EMPTY, *lessons.CLASSES)]
+COLOR_IDS = [host_files.ID[word] for word in (text.EMPTY, *lessons.COLOR_WORDS)]
 
 
 def pointed_at(items: list[lessons.Lesson], drawn: bool) -> torch.Tensor:
-    """1 at the marked places of the clips whose mark is drawn, or of those whose mark is not:
-    (clip, step · place).
+    """Return a mask (clip, step · place) of the marked places.
+
+    Clips count only if their marks are ``drawn``, or only if they are not.
     """
     places = np.arange(items[0].kinds.shape[1])
     return (
@@ -142,8 +141,9 @@ def pointed_at(items: list[lessons.Lesson], drawn: bool) -> torch.Tensor:
 
 @contextmanager
 def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) -> Iterator[None]:
-    """Add the mean trace of the drawn marks, after ``layer``, to the tokens of the marked places
-    where none is drawn. ``first``: the first visual position.
+    """Add the mean effect of drawn marks to tokens whose mark is not drawn, after ``layer``.
+
+    ``first`` is the first visual position.
     """
     drawn = pointed_at(items, drawn=True)[..., None]
     missing = pointed_at(items, drawn=False)[..., None]
@@ -159,7 +159,7 @@ def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) ->
         return torch.cat(
             [
                 hidden[:, :first],
-                tokens + missing * packing.trace(tokens, drawn, full),
+                tokens + missing * packing.mark_effect(tokens, drawn, full),
                 hidden[:, end:],
             ],
             1,
@@ -180,22 +180,23 @@ def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) ->
 def spell_loss(
     model: Any, seen: torch.Tensor, items: list[lessons.Lesson]
 ) -> tuple[torch.Tensor, float]:
-    """Visual tokens should spell what is at their place in the words' own embeddings: class,
-    colour, and whether it is marked.
+    """Return a loss that aligns visual tokens with the embeddings of words, and its accuracy.
+
+    The words name the class and the color at the token's place, and whether it is marked.
     """
     words = seen @ model.get_input_embeddings().weight.T
     kinds = torch.from_numpy(np.stack([i.kinds for i in items])).flatten() + 1
-    colours = (
-        torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colours, -1) for i in items])).flatten()
+    colors = (
+        torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colors, -1) for i in items])).flatten()
         + 1
     )
     marked = pointed_at(items, drawn=True).flatten()
     by_class = words[:, CLASS_IDS]
-    by_colour = words[:, COLOUR_IDS]
+    by_color = words[:, COLOR_IDS]
     mark = F.binary_cross_entropy_with_logits(words[:, host_files.ID["marked"]], marked)
-    right = (by_class.argmax(-1) == kinds) & (by_colour.argmax(-1) == colours)
+    right = (by_class.argmax(-1) == kinds) & (by_color.argmax(-1) == colors)
     return (
-        F.cross_entropy(by_class, kinds) + F.cross_entropy(by_colour, colours) + mark,
+        F.cross_entropy(by_class, kinds) + F.cross_entropy(by_color, colors) + mark,
         right.float().mean().item(),
     )
 
@@ -207,8 +208,8 @@ HINTS = {
 }
 
 
-class Tally:
-    """Running accuracy of each kind of question."""
+class RunningAccuracy:
+    """Accuracy of each kind of question, over the latest answers."""
 
     def __init__(self) -> None:
         self.hits: dict[str, list[float]] = {}
@@ -219,18 +220,18 @@ class Tally:
             self.hits.setdefault(kind, []).append(hit)
 
     def mean(self, last: int) -> dict[str, float]:
-        """Accuracy of the last answers of each kind."""
+        """Return the accuracy of each kind over its last answers."""
         return {k: round(float(np.mean(v[-last:])), 3) for k, v in sorted(self.hits.items())}
 
 
 def optimizers(model: Any, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
-    """AdamW for all; or Muon for the matrices of the layers and AdamW for the rest."""
+    """Return AdamW for all weights, or Muon for the layers' matrices and AdamW for the others."""
     named = list(model.named_parameters())
     matrices = [p for n, p in named if muon and p.ndim == 2 and ".layers." in n]
     ids = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in ids]
+    others = [p for _, p in named if id(p) not in ids]
     out: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     ]
     if matrices:
         out.append(
@@ -248,15 +249,15 @@ def train_phase(
     muon: bool,
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Run one phase and return its last accuracies."""
-    opts = optimizers(model, phase.lr, muon)
-    tally = Tally()
+    """Run one phase; return its final accuracies."""
+    chosen = optimizers(model, phase.lr, muon)
+    accuracy = RunningAccuracy()
     start = time.time()
     first = len(packer.ids(packing.TURN_START))
     for update in range(phase.updates):
         share = update / phase.updates
-        for opt in opts:
-            for group in opt.param_groups:
+        for optimizer in chosen:
+            for group in optimizer.param_groups:
                 group["lr"] = (
                     phase.lr
                     * min(1.0, (update + 1) / 30)
@@ -269,8 +270,8 @@ def train_phase(
             logits, seen, early = packing.forward(
                 model, packed, values, len(items[0].marks), hints=True
             )
-        kinds = [w[3] for w in packed["where"]]
-        target = torch.tensor([w[2] for w in packed["where"]])
+        kinds = [w[3] for w in packed["targets"]]
+        target = torch.tensor([w[2] for w in packed["targets"]])
         weight = torch.tensor(
             [{"describe": 1 / 16, "told": 0.5, "drill": 0.3}.get(k, 1.0) for k in kinds]
         )
@@ -278,32 +279,32 @@ def train_phase(
         spelled, right = spell_loss(model, seen, items)
         total = loss + 0.5 * spelled
         if early is not None:
-            hints = torch.tensor([w[2] for w in packed["early"]])
-            layer = torch.tensor([w[3] for w in packed["early"]])
+            hints = torch.tensor([w[2] for w in packed["hints"]])
+            layer = torch.tensor([w[3] for w in packed["hints"]])
             total = total + 0.5 * sum(
                 F.cross_entropy(early[layer == n], hints[layer == n]) for n in layer.unique()
             )
-            tally.add([HINTS[n] for n in layer.tolist()], (early.argmax(-1) == hints).float())
+            accuracy.add([HINTS[n] for n in layer.tolist()], (early.argmax(-1) == hints).float())
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad()
-        tally.add(["spell"], torch.tensor([right]))
-        tally.add(kinds, (logits.argmax(-1) == target).float())
+        for optimizer in chosen:
+            optimizer.step()
+            optimizer.zero_grad()
+        accuracy.add(["spell"], torch.tensor([right]))
+        accuracy.add(kinds, (logits.argmax(-1) == target).float())
         if out is not None and update % 100 == 99:
             host_files.save(model, out)
         if update % 50 == 49:
             short = {
                 k.split("_")[0].replace("present", "p") + "_" + k.split("_")[-1]: v
-                for k, v in tally.mean(200).items()
+                for k, v in accuracy.mean(200).items()
             }
             print(
                 f"{phase.name} {update + 1}/{phase.updates} {time.time() - start:.0f}s loss"
                 f" {loss.item():.3f} {short}",
                 flush=True,
             )
-    return tally.mean(1000)
+    return accuracy.mean(1000)
 
 
 def train(
@@ -313,9 +314,9 @@ def train(
     parts: Sequence[str] = tuple(PARTS),
     start_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Train through the parts, saving after each phase; returns accuracies and times.
+    """Train the parts in order, saving after each phase; return accuracies and times.
 
-    ``start_from``: the folder that an earlier part wrote.
+    ``start_from`` is the folder that an earlier part wrote.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -350,7 +351,7 @@ def train(
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

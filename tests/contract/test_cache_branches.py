@@ -1,6 +1,6 @@
-"""Lines of forwards: what is written where branches, rows and kinds of tokens differ.
+"""Residuals in branching caches and batches that shrink, for every selection of tokens.
 
-Rows of all hosts are in modulate_hosts.contract.lines.
+The rows for all hosts are in modulate_hosts.contract.cache_branches.
 """
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from modulate.errors import ConditioningError
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.generation import generate, one_prompt
-from modulate_hosts.contract.lines import FIRST
+from modulate_hosts.contract.cache_branches import FIRST_TURN
 from modulate_hosts.contract.suite import Case
 from tests.tiny import cached, selecting
 
@@ -25,18 +25,20 @@ def hints(kind, batch):
 
 
 def states(host, call):
-    """What comes out of the first injected layer in every forward of ``call``."""
-    found = []
+    """Return the output of the first injected layer in each forward of ``call``."""
+    outputs = []
     handle = (
         host.get_decoder()
         .layers[1]
         .register_forward_hook(
-            lambda m, a, out: found.append((out[0] if isinstance(out, tuple) else out).clone())
+            lambda module, args, out: outputs.append(
+                (out[0] if isinstance(out, tuple) else out).clone()
+            )
         )
     )
     call()
     handle.remove()
-    return found
+    return outputs
 
 
 @pytest.mark.parametrize("kind", ["visual", "text", "last", "mask"])
@@ -48,34 +50,35 @@ def states(host, call):
 @torch.no_grad()
 def test_guidance_writes_in_the_branch_with_the_clip_alone(llava, kind, more):
     batch, clips = one_prompt(llava)
-    made = selecting(llava.host, kind)
-    given = hints(kind, batch)
+    modulation = selecting(llava.host, kind)
     call = lambda: generate(llava.host, batch, guidance_scale=1.5, **more)
     bare = states(llava.host, call)
-    with made.attached(llava.host) as attachment, attachment.condition(clips, **given):
+    with (
+        modulation.attached(llava.host) as attachment,
+        attachment.condition(clips, **hints(kind, batch)),
+    ):
         got = states(llava.host, call)
     assert len(bare) == len(got) == 8
     assert got[0].shape == bare[0].shape and not torch.allclose(bare[0], got[0], atol=1e-3)
-    assert torch.equal(
-        bare[1], got[1]
-    )  # the first pass without the clip; later ones are fed tokens that differ by then
+    # The first forward of the branch without the clip. Later ones get tokens that differ by then.
+    assert torch.equal(bare[1], got[1])
 
 
 @pytest.mark.parametrize("kind", ["visual", "text", "last", "mask"])
 @torch.no_grad()
-def test_rows_that_must_be_told_apart_may_not_leave(llava, kind):
-    batch = llava.write(FIRST, FIRST)
+def test_rows_with_residuals_of_their_own_may_not_leave_the_batch(llava, kind):
+    batch = llava.write(FIRST_TURN, FIRST_TURN)
     clips = llava.clips(batch)
-    made = selecting(llava.host, kind)
+    modulation = selecting(llava.host, kind)
 
     def leave():
         with (
-            made.attached(llava.host) as attachment,
+            modulation.attached(llava.host) as attachment,
             attachment.condition(clips, **hints(kind, batch)),
         ):
             cache = cached(llava.host(**batch.inputs, use_cache=True))
-            for held in cache.values():
-                held.batch_select_indices(torch.tensor([1]))
+            for kv_cache in cache.values():
+                kv_cache.batch_select_indices(torch.tensor([1]))
             llava.host(input_ids=torch.tensor([[9]]), **cache)
 
     if kind == "visual":
@@ -92,15 +95,15 @@ def test_rows_that_must_be_told_apart_may_not_leave(llava, kind):
 
 
 @torch.no_grad()
-def test_a_row_that_leaves_before_its_tokens_came_is_refused(llava):
-    two = llava.write(FIRST, FIRST)
+def test_a_row_that_leaves_before_its_visual_tokens_is_refused(llava):
+    two = llava.write(FIRST_TURN, FIRST_TURN)
     with (
         pytest.raises(
             ConditioningError, match=r"is of 1 now; .*, and not all visual tokens had come"
         ),
-        llava.conditioned([[*c, *c] for c in llava.clips(two)]),
+        llava.conditioned([[*clips, *clips] for clips in llava.clips(two)]),
     ):
         cache = cached(llava.host(**two.inputs, use_cache=True))
-        for held in cache.values():
-            held.batch_select_indices(torch.tensor([1]))
+        for kv_cache in cache.values():
+            kv_cache.batch_select_indices(torch.tensor([1]))
         llava.host(input_ids=torch.tensor([[9]]), **cache)

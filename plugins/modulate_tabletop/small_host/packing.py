@@ -1,5 +1,6 @@
-"""Many questions about one clip in one forward: a shared visual prefix and branches that do not see
-one another.
+"""Pack many questions about one clip into one forward pass.
+
+The questions share a visual prefix, and the attention mask separates them from each other.
 """
 
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from modulate_tabletop.host_files import ID, PATCH, PIXELS
 from modulate_tabletop.render import CLASSES
+from modulate_tabletop.small_host.host_files import ID, PATCH, PIXELS
 
-# So many layers have run when an option's word should know its letter, the last position the
-# answer's word, an option whether it is the answer.
+# Auxiliary losses at middle layers: after LABEL_LAYER layers, the word of an option predicts its
+# letter; after WORD_LAYER, the last position predicts the answer's word; after FLAG_LAYER, an
+# option predicts whether it is the answer.
 LABEL_LAYER = 2
 WORD_LAYER = 3
 FLAG_LAYER = 4
@@ -31,15 +33,14 @@ class Branch:
     prompt: str
     answer: str
     sees_video: bool = True
-    every: int = 1  # of the answer's tokens, each so many-th is supervised
-    word: str | None = (
-        None  # the answer in words, which a middle layer should know before the letter is chosen
-    )
+    every: int = 1  # only every n-th token of the answer is supervised
+    word: str | None = None  # the answer in words, which a middle layer learns before the letter
 
 
 def pixels(frames: np.ndarray) -> torch.Tensor:
-    """(n, SIZE, SIZE, 3) uint8 to (n, 3, PIXELS, PIXELS) in −1..1: luma resized as the processor
-    does, chroma halved as a 4:2:0 codec does.
+    """Resize frames (n, SIZE, SIZE, 3) uint8 to (n, 3, PIXELS, PIXELS) in −1..1.
+
+    Luma is resized as the processor does it, chroma is halved as a 4:2:0 codec does it.
     """
     x = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     small = F.avg_pool2d(x, 2)
@@ -55,7 +56,7 @@ def pixels(frames: np.ndarray) -> torch.Tensor:
 
 
 def patches(images: torch.Tensor, steps: int) -> torch.Tensor:
-    """(batch * 2 * steps, 3, PIXELS, PIXELS) to the flat patches that the video processor makes."""
+    """Return images (batch * 2 * steps, 3, PIXELS, PIXELS) as the video processor's patches."""
     g = PIXELS // PATCH
     x = images.view(-1, steps, 2, 3, g // 2, 2, PATCH, g // 2, 2, PATCH).permute(
         0, 1, 4, 7, 5, 8, 3, 2, 6, 9
@@ -64,14 +65,14 @@ def patches(images: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 class Packer:
-    """Turns branches into ids, positions, mask and targets."""
+    """Converts branches to ids, positions, mask and targets."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.cache: dict[str, list[int]] = {}
 
     def ids(self, words: str) -> list[int]:
-        """Token ids, remembered for the strings that recur."""
+        """Return token ids; caches them, because most strings recur."""
         if words not in self.cache:
             if len(self.cache) > 200_000:
                 self.cache.clear()
@@ -81,8 +82,10 @@ class Packer:
     def pack(
         self, rows: list[list[Branch]], steps: int, interval: float, offset: int
     ) -> dict[str, Any]:
-        """``interval`` is M-RoPE's temporal distance of two steps, ``offset`` a shift of the text
-        behind the video (library versions differ).
+        """Return ids, positions, mask, targets and hints of a batch; each row is one clip.
+
+        ``interval`` is M-RoPE's temporal distance between steps. ``offset`` shifts the text after
+        the video, because library versions differ in it.
         """
         head = self.ids(TURN_START)
         grid = PIXELS // PATCH // 2
@@ -102,8 +105,8 @@ class Packer:
         positions = torch.zeros(3, len(rows), length, dtype=torch.long)
         segment = torch.full((len(rows), length), -1)
         blind = torch.zeros(len(rows), length, dtype=torch.bool)
-        where: list[tuple[int, int, int, str]] = []
-        early: list[tuple[int, int, int, int]] = []
+        target_rows: list[tuple[int, int, int, str]] = []
+        hint_rows: list[tuple[int, int, int, int]] = []
         for r, (tokens, pos, seg, no_video, targets, hints) in enumerate(built):
             n = len(tokens)
             ids[r, :n], positions[:, r, :n], segment[r, :n], blind[r, :n] = (
@@ -112,8 +115,8 @@ class Packer:
                 torch.tensor(seg),
                 torch.tensor(no_video),
             )
-            where += [(r, p, t, kind) for p, t, kind in targets]
-            early += [(r, p, t, layer) for p, t, layer in hints]
+            target_rows += [(r, p, t, kind) for p, t, kind in targets]
+            hint_rows += [(r, p, t, layer) for p, t, layer in hints]
         q = segment[:, :, None]
         k = segment[:, None, :]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -124,8 +127,8 @@ class Packer:
             "ids": ids,
             "positions": positions,
             "mask": mask[:, None],
-            "where": where,
-            "early": early,
+            "targets": target_rows,
+            "hints": hint_rows,
         }
 
     def _row(
@@ -161,15 +164,13 @@ class Packer:
         return tokens, torch.cat(pos, 1), seg, blind, targets, hints
 
     def _flags(self, ids: list[int], word: str) -> list[tuple[int, int]]:
-        """Words of a prompt that should know whether they are the answer: the options, or the class
-        that an alert waits for.
-        """
+        """Return (position, Yes or No) for each option, or for the class that an alert names."""
         if word in ("Yes", "No"):
             return [(next(i for i, t in enumerate(ids) if t in CLASS_IDS), ID[word])]
         return [(i, ID["Yes" if ids[i] == ID[word] else "No"]) for i, _ in self._labels(ids)]
 
     def _labels(self, ids: list[int]) -> list[tuple[int, int]]:
-        """Where the options' words stand in a prompt, and their letters."""
+        """Return (position, letter) for each option's word in a prompt."""
         return [
             (i + 3, ids[i + 1])
             for i in range(len(ids) - 3)
@@ -177,12 +178,11 @@ class Packer:
         ]
 
 
-def trace(tokens: torch.Tensor, marked: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
-    """What a mark leaves in a visual token: mean over the ``marked`` places less that over the
-    other ``full`` ones.
+def mark_effect(tokens: torch.Tensor, marked: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    """Return a mark's mean effect on visual tokens, (width,).
 
-    ``tokens`` (clip, step * place, width); the two masks (clip, step * place, 1) of ones and zeros.
-    Returns (width,).
+    The mean over the ``marked`` places minus that over the other ``full`` places. ``tokens`` is
+    (clip, step * place, width); both masks are (clip, step * place, 1), ones and zeros.
     """
     return (tokens * marked).sum((0, 1)) / marked.sum() - (tokens * full).sum((0, 1)) / full.sum()
 
@@ -190,9 +190,10 @@ def trace(tokens: torch.Tensor, marked: torch.Tensor, full: torch.Tensor) -> tor
 def forward(
     model: Any, packed: dict[str, Any], patch_values: torch.Tensor, steps: int, hints: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Logits at the supervised positions, in the order of ``packed['where']``; the visual tokens
-    that entered, (batch * steps * places, width);
-    and, with ``hints``, the middle layers' logits in the order of ``packed['early']``.
+    """Return logits, visual tokens, and with ``hints`` the logits of middle layers.
+
+    Logits are in the order of ``packed['targets']``, those of middle layers in the order of
+    ``packed['hints']``. The visual tokens are (batch * steps * places, width).
     """
     batch = len(packed["ids"])
     side = PIXELS // PATCH
@@ -209,9 +210,9 @@ def forward(
         use_cache=False,
         output_hidden_states=hints,
     )
-    rows, cols = zip(*[(r, p) for r, p, _, _ in packed["where"]])
+    rows, cols = zip(*[(r, p) for r, p, _, _ in packed["targets"]])
     logits = model.lm_head(out.last_hidden_state[list(rows), list(cols)])
-    if not hints or not packed["early"]:
+    if not hints or not packed["hints"]:
         return logits, seen, None
-    picked = torch.stack([out.hidden_states[layer][r, p] for r, p, _, layer in packed["early"]])
+    picked = torch.stack([out.hidden_states[layer][r, p] for r, p, _, layer in packed["hints"]])
     return logits, seen, model.lm_head(core.norm(picked))

@@ -1,0 +1,1 @@
+"""Training and measuring of the small host and the small backbones that ship."""

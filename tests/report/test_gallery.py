@@ -1,0 +1,106 @@
+"""The gallery's samples, answers and residuals, of a real host."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from torchvision.io import decode_jpeg
+
+from modulate.errors import DataError
+from modulate.evaluation.predictions import Prediction
+from modulate.interfaces.multi_signal import MultiSignal
+from modulate.report.gallery import OtherTokens, build_gallery, choose_samples
+from modulate.report.runs import read_run
+from modulate_gaze.scanpath import Scanpath
+from tests.report.helpers import EASY, HARD, predictions
+from tests.tiny import our_hooks
+
+
+def test_the_gallery_shows_residuals_relative_to_the_hidden_states(gallery_run, built_gallery):
+    _, pipeline, modulation = gallery_run
+    shown = built_gallery.samples[0]
+    prepared = pipeline.prepare(shown.sample)
+    inputs = pipeline.collate([prepared]).inputs
+    first_layer = modulation.config.injection.layers[0]
+    # LoRA on and no residual: the output of the first injected layer before anything is added.
+    with torch.inference_mode(), modulation.attached(pipeline.model):
+        output = pipeline.model(**inputs, output_hidden_states=True)
+    states = output.hidden_states[first_layer + 1][0]
+    visual_ids = torch.tensor(list(pipeline.host.visual_ids.values()))
+    norms = states[torch.isin(prepared.inputs["input_ids"][0], visual_ids)].norm(dim=1)
+    with torch.inference_mode():
+        residual, blank_residual = (
+            modulation.residual(0, modulation.latents([prepared.clip(signal)]).layers[0])
+            for signal in (prepared.signal, prepared.signal.blank())
+        )
+    shape = shown.strength[0].shape
+    strength = (residual.norm(dim=1) / norms).view(shape)
+    effect = ((residual - blank_residual).norm(dim=1) / norms).view(shape)
+    assert np.allclose(shown.strength[0], strength, rtol=1e-3) and strength.max() > 0.01
+    assert np.allclose(shown.signal_effect[0], effect, rtol=1e-3, atol=1e-6) and effect.max() > 0
+    assert shown.other_tokens == {0: OtherTokens(0, 0.0), 1: OtherTokens(0, 0.0)}
+    assert shown.reproduced and not our_hooks(pipeline.model)
+
+
+def test_the_gallery_shows_frames_with_the_signals_marks(gallery_run, built_gallery):
+    shown = built_gallery.samples[0]
+    prepared = gallery_run[1].prepare(shown.sample)
+    first, last = shown.steps
+    assert (first.index, last.index) == (0, prepared.grid.steps - 1)
+    assert first.span == prepared.grid.spans[0]
+    assert first.marks == prepared.signal.within(*first.span).marks(*first.span) and first.marks
+    image = decode_jpeg(torch.frombuffer(bytearray(first.jpeg), dtype=torch.uint8))
+    width, height = first.size
+    assert image.shape[1:] == (height, width)
+
+
+def test_answers_that_changed_since_the_evaluation_are_noticed(gallery_run):
+    evaluated, pipeline, _ = gallery_run
+    changed = read_run(evaluated.run.folder)
+    changed.records["none"][:] = [
+        Prediction(**{**asdict(record), "logits": [logit + 1 for logit in record.logits]})
+        for record in changed.records["none"]
+    ]
+    assert not build_gallery(changed, pipeline, 1).samples[0].reproduced
+
+
+def test_the_gallery_takes_every_kind_in_turn_and_spreads_over_tasks():
+    records = {
+        "signal": [
+            *predictions("signal", "1" * 8 + "0" * 4, EASY),
+            *predictions("signal", "1" * 4, HARD),
+        ],
+        "none": [*predictions("none", "0" * 8 + "0110", EASY), *predictions("none", "1001", HARD)],
+    }
+    without, kinds, chosen = choose_samples(records, 6)
+    assert without == "none" and kinds == {
+        "correct only with the signal": 10,
+        "correct only without it": 2,
+        "wrong either way": 2,
+        "correct either way": 2,
+    }
+    assert [kind for _, kind in chosen] == [
+        *kinds,
+        "correct only with the signal",
+        "correct only without it",
+    ]
+    assert chosen[0][0] == f"{EASY}/4" and chosen[4][0].startswith(HARD) and len(set(chosen)) == 6
+
+
+def test_a_run_evaluated_only_with_its_signal_has_no_gallery():
+    with pytest.raises(DataError, match="evaluated under none of `none`, `blank` and `host`"):
+        choose_samples({"signal": predictions("signal", "1", EASY)}, 2)
+
+
+def test_marks_are_where_the_signal_is():
+    path = Scanpath([[0.25, 0.5, 1.0, 1.0], [0.75, 0.1, 5.0, 2.0]])
+    assert [(mark.x, mark.y, mark.text) for mark in path.marks(0.0, 2.0)] == [
+        (0.25, 0.5, "0.50–1.50 s")
+    ]
+    assert path.marks(2.0, 3.0) == ()
+    both = MultiSignal({"gaze": path, "other": path})
+    assert [mark.text for mark in both.marks(4.0, 4.5)] == [
+        "gaze: 4.00–6.00 s",
+        "other: 4.00–6.00 s",
+    ]
