@@ -22,7 +22,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "ModulationConfig": "modulate.modulation.config",
         "Attachment": "modulate.modulation.attachment",
         "AttachmentReport": "modulate.modulation.attachment",
-        "ModulatedHost": "modulate.modulation.modulated_host",
+        "ModulatedHost": "modulate.modulation.attachment",
         "ClipInput": "modulate.modulation.clip_inputs",
         "VisualGrid": "modulate.interfaces.visual_grid",
         "visual_grid": "modulate.interfaces.visual_grid",

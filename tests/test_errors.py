@@ -24,7 +24,7 @@ CAUGHT_AS = {
 }
 
 
-def test_each_is_one_of_ours_and_of_what_library_users_expect():
+def test_each_error_is_a_modulate_error_and_a_builtin():
     found = {
         name: kind
         for name, kind in vars(errors).items()
@@ -44,15 +44,15 @@ def test_each_is_one_of_ours_and_of_what_library_users_expect():
         ("abc", 3, "'ab…"),
     ],
 )
-def test_a_value_of_any_length_makes_a_short_message(value, most, text):
+def test_a_long_value_is_cut_in_messages(value, most, text):
     assert shown(value, most) == text and shown("b" * 200) == "'" + "b" * 79 + "…"
 
 
-def test_being_stopped_has_the_exit_code_of_its_signal():
+def test_an_interruption_has_the_exit_code_of_its_signal():
     assert Interrupted("stopped", 15).code == 143 and str(Interrupted("stopped", 2)) == "stopped"
 
 
-def test_near_matches_come_before_all_that_is_known():
+def test_similar_names_come_before_all_known_ones():
     known = ["heatmap_tau", "heatmap_dur", "coord_pe"]
     assert (
         near_matches("heatmap_du", known)

@@ -38,7 +38,7 @@ def test_a_constraint_file_is_a_head_and_plain_releases(path):
     assert not any(word in line for line in lines for word in ("://", "--", "@ "))
 
 
-def test_what_only_the_cuda_build_wants_stands_apart():
+def test_releases_for_the_cuda_build_have_their_own_file():
     names = [
         [line.split("==")[0] for line in path.read_text().splitlines() if not line.startswith("#")]
         for path in FILES
@@ -49,7 +49,7 @@ def test_what_only_the_cuda_build_wants_stands_apart():
     assert {"torch", "torchvision", "transformers", "peft", "pip", "setuptools"} <= set(names[0])
 
 
-def test_the_lock_holds_a_release_of_everything_that_is_asked_for():
+def test_the_lock_has_a_release_of_every_dependency():
     locked = environments.locked()
     floors = environments.floors()
     assert len(floors) > 20 and floors.keys() <= locked.keys()
@@ -105,7 +105,7 @@ def test_a_dependency_without_a_lowest_release_is_refused(tmp_path, monkeypatch)
         ({"new-one": "1.0"}, 0, "new-one: not there in the lock, newest 1.0"),
     ],
 )
-def test_what_is_newer_than_the_lock_is_told(newest, code, said, monkeypatch, capsys):
+def test_releases_newer_than_the_lock_are_listed(newest, code, said, monkeypatch, capsys):
     resolved = {
         name: release for name, release in environments.locked().items() if name != "pip"
     } | newest
@@ -117,7 +117,7 @@ def test_what_is_newer_than_the_lock_is_told(newest, code, said, monkeypatch, ca
 @pytest.mark.parametrize(
     ("stderr", "code"), [("ERROR: ResolutionImpossible: for help", 1), ("Max retries exceeded", 4)]
 )
-def test_an_index_that_does_not_answer_is_told_apart_from_releases_that_do_not_fit(
+def test_an_unreachable_index_is_distinguished_from_a_conflict(
     stderr, code, monkeypatch, capsys
 ):
     def refuse(python):

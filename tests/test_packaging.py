@@ -119,7 +119,7 @@ def test_the_wheel_holds_every_source_and_data_file_and_nothing_else(wheel):
     assert sum(i.compress_size for i in zipfile.ZipFile(wheel).infolist()) < 25e6
 
 
-def test_the_wheel_declares_command_licence_and_python(wheel):
+def test_the_wheel_declares_command_license_and_python(wheel):
     archive = zipfile.ZipFile(wheel)
     read = {
         Path(n).name: archive.read(n).decode() for n in archive.namelist() if ".dist-info/" in n
@@ -199,7 +199,7 @@ print(json.dumps({
 """
 
 
-def test_the_installed_pointer_builds_into_a_modulation_and_moves_residuals(site, tmp_path):
+def test_the_installed_pointer_builds_a_modulation_and_changes_residuals(site, tmp_path):
     assert json.loads(run("-c", PROBE, site, cwd=tmp_path, path=site)) == {
         "active": [False, True],
         "zero": True,

@@ -42,7 +42,7 @@ def registry():
     return plugins.Registry([])
 
 
-def test_everything_that_ships_loads():
+def test_every_shipped_plugin_loads():
     found = plugins.registry().plugins
     assert {"gaze", "hosts", "streamgaze", "tabletop", "vjepa", "dinov2"} <= found.keys()
     assert not [p for p in found.values() if p.error]
@@ -76,7 +76,7 @@ def test_using_what_a_broken_plugin_may_have_provided_repeats_its_reason():
         registry.get("modulator", "x")
 
 
-def test_an_unknown_name_gets_near_matches():
+def test_an_unknown_name_gets_similar_names():
     with pytest.raises(
         PluginError,
         match=(
@@ -100,7 +100,7 @@ def test_a_name_clash_is_an_error_and_leaves_no_trace(registry):
     assert registry.plugins.keys() == {"first"} and registry.get("signal_encoder", "dot") is Dot
 
 
-def test_a_name_twice_in_one_plugin_is_an_error(registry):
+def test_a_repeated_name_in_one_plugin_is_an_error(registry):
     module = types.ModuleType("twice")
 
     @hookimpl
@@ -116,13 +116,13 @@ def test_a_name_twice_in_one_plugin_is_an_error(registry):
         registry.add("twice", module)
 
 
-def test_one_name_of_two_kinds_is_no_clash(registry):
+def test_one_name_for_two_kinds_is_no_clash(registry):
     registry.add("first", plugin())
     registry.add("second", plugin("register_modulators"))
     assert registry.get("modulator", "dot") is Dot
 
 
-def test_a_misspelt_hook_is_an_error_and_leaves_no_trace(registry):
+def test_a_misspelled_hook_is_an_error_and_leaves_no_trace(registry):
     with pytest.raises(Exception, match="unknown hook 'register_signal_encoder'"):
         registry.add("odd", plugin("register_signal_encoder"))
     registry.add("odd", plugin())
@@ -182,7 +182,7 @@ def test_without_the_variable_all_are_loaded(monkeypatch):
     assert not registry.off and not registry.missing and len(registry.plugins) > 5
 
 
-def test_a_misspelt_name_in_the_variable_is_an_error_when_a_component_is_asked_for(monkeypatch):
+def test_a_misspelled_name_in_the_variable_is_an_error_for_every_component(monkeypatch):
     registry = limited("gaze,hoss", monkeypatch)
     assert registry.plugins.keys() == {"gaze"} and registry.missing.keys() == {"hoss"}
     for ask in (
@@ -199,7 +199,7 @@ def test_a_misspelt_name_in_the_variable_is_an_error_when_a_component_is_asked_f
             ask()
 
 
-def test_what_is_switched_off_is_named_when_a_component_is_missed(monkeypatch):
+def test_an_unknown_component_names_the_plugins_that_are_switched_off(monkeypatch):
     with pytest.raises(
         PluginError,
         match=r"Unknown host 'qwen2_5_vl'.* Switched off by MODULATE_PLUGINS: basics, .*hosts",
@@ -207,7 +207,7 @@ def test_what_is_switched_off_is_named_when_a_component_is_missed(monkeypatch):
         limited("gaze", monkeypatch).get("host", "qwen2_5_vl")
 
 
-def test_what_is_switched_off_is_located_and_not_run(tmp_path, monkeypatch):
+def test_a_plugin_that_is_switched_off_is_located_but_not_run(tmp_path, monkeypatch):
     inner = tmp_path / "quiet_package" / "inner.py"
     inner.parent.mkdir()
     (inner.parent / "__init__.py").write_text("raise SystemExit('this must not run')\n")
@@ -227,7 +227,7 @@ def test_what_is_switched_off_is_located_and_not_run(tmp_path, monkeypatch):
     )
 
 
-def test_every_plugin_says_where_it_comes_from():
+def test_every_plugin_has_its_origin():
     info = plugins.registry().plugins["gaze"]
     assert (info.distribution, info.module, info.source) == (
         "modulate",
@@ -237,7 +237,7 @@ def test_every_plugin_says_where_it_comes_from():
     assert info.version and info.location == sys.modules["modulate_gaze"].__file__
 
 
-def test_a_second_entry_point_of_a_taken_name_is_listed_and_leaves_the_first_alone():
+def test_a_second_entry_point_of_a_taken_name_is_listed_and_does_not_affect_the_first():
     from importlib.metadata import EntryPoint
 
     from modulate.plugins import Registry
@@ -260,7 +260,7 @@ def test_a_second_entry_point_of_a_taken_name_is_listed_and_leaves_the_first_alo
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_the_plugins_that_ship_are_those_of_the_project():
+def test_the_shipped_plugins_are_those_of_the_project_file():
     assert {name: f"modulate_{name}" for name in installed.OURS} == PROJECT["entry-points"][
         "modulate"
     ]
@@ -321,7 +321,7 @@ def as_they_ship(rows):
     return True
 
 
-def test_nothing_is_noted_of_what_ships(tmp_path):
+def test_shipped_plugins_have_no_notes(tmp_path):
     rows, text = listed(tmp_path)
     assert (
         as_they_ship(rows)
@@ -334,7 +334,7 @@ def test_nothing_is_noted_of_what_ships(tmp_path):
     ("name", "folder"), [("modulate", None), ("Modulate", None), ("modulate", "something_else")]
 )
 @pytest.mark.parametrize("version", ["0.1.0", "9.9"])
-def test_a_distribution_called_as_modulate_is_shown_and_stands_in_for_nothing(
+def test_another_distribution_called_modulate_is_listed_and_replaces_nothing(
     tmp_path, name, version, folder
 ):
     install(tmp_path, name, version, {"gaze": "evil_gaze", "more": "evil_more"}, TAKES, folder)
@@ -358,7 +358,7 @@ def test_a_distribution_called_as_modulate_is_shown_and_stands_in_for_nothing(
         )
 
 
-def test_two_distributions_of_another_name_are_shown(tmp_path):
+def test_two_distributions_with_one_name_are_noted(tmp_path):
     for version, module in (("1.0", "first_one"), ("2.0", "second_one")):
         install(tmp_path, "modulate-extra", version, {"extra": module})
     rows, _ = listed(tmp_path)
@@ -370,7 +370,7 @@ def test_two_distributions_of_another_name_are_shown(tmp_path):
     )
 
 
-def test_an_entry_point_of_a_built_in_s_name_from_elsewhere_is_shown_and_not_run(tmp_path):
+def test_an_entry_point_with_the_name_of_a_shipped_plugin_is_listed_and_not_run(tmp_path):
     install(
         tmp_path, "aardvark", "1.0", {"gaze": "evil_gaze"}, "raise SystemExit('this must not run')"
     )
@@ -388,7 +388,7 @@ def test_an_entry_point_of_a_built_in_s_name_from_elsewhere_is_shown_and_not_run
     assert "  note: it has the name of a plugin that ships" in text
 
 
-def test_names_that_another_registered_stay_with_it_whatever_the_plugin_is_called(tmp_path):
+def test_names_of_shipped_plugins_cannot_be_taken_by_plugins_that_sort_before_them(tmp_path):
     install(
         tmp_path, "aardvark", "1.0", {"aaa": "evil_aaa"}, TAKES
     )  # in front of `gaze` in the alphabet
@@ -401,7 +401,7 @@ def test_names_that_another_registered_stay_with_it_whatever_the_plugin_is_calle
     )
 
 
-def test_a_built_in_s_module_from_elsewhere_is_shown(tmp_path):
+def test_a_shipped_module_from_elsewhere_is_noted(tmp_path):
     (tmp_path / "modulate_hand.py").write_text("")
     rows, text = listed(tmp_path)
     assert (
@@ -415,7 +415,7 @@ def test_a_built_in_s_module_from_elsewhere_is_shown(tmp_path):
     )
 
 
-def test_one_that_is_switched_off_is_noted_too(tmp_path, monkeypatch):
+def test_a_plugin_that_is_switched_off_is_noted_too(tmp_path, monkeypatch):
     install(tmp_path, "aardvark", "1.0", {"gaze": "evil_gaze"})
     monkeypatch.syspath_prepend(str(tmp_path))
     registry = limited("none", monkeypatch)
@@ -455,7 +455,7 @@ def register_backbones(register):
         ("registry.components.clear(); raise ValueError('and fails')", "signal_encoder 'dot'"),
     ],
 )
-def test_what_a_hook_does_to_others_names_is_undone_and_said(registry, line, told):
+def test_changes_of_a_hook_to_names_of_others_are_undone_and_reported(registry, line, told):
     registry.add("first", plugin())
     module = types.ModuleType("reaching")
     exec(
@@ -493,7 +493,7 @@ def test_what_a_hook_does_to_others_names_is_undone_and_said(registry, line, tol
         "cli.registered_commands.reverse()",
     ],
 )
-def test_a_plugin_cannot_put_its_commands_in_the_place_of_others(line, registry, capsys):
+def test_a_plugin_cannot_replace_commands_of_others(line, registry, capsys):
     from typer.testing import CliRunner
 
     from modulate import cli

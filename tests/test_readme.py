@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from modulate import Injection, Modulation
+from modulate.cli import layout
 from modulate.hosts.host import understand
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.params import ComponentSpec
@@ -120,25 +121,16 @@ def test_every_entry_of_the_tree_exists():
     assert [path for path in tree() if not (ROOT / path).exists()] == []
 
 
-def test_the_tree_names_every_top_level_entry_module_and_plugin():
+def test_the_tree_names_every_top_level_entry_package_and_plugin():
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("needs a git checkout: what is tracked is what must be named")
     files = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     top = {f.split("/")[0] + ("/" if "/" in f else "") for f in files if not f.startswith(".")}
-    modules = {
-        p.relative_to(ROOT).as_posix()
-        for p in (ROOT / "modulate").rglob("*.py")
-        if p.name != "__init__.py" or p.parent.name == "modulate"
-    }
-    whole = {
-        "modulate/cli/",
-        "modulate/report/",
-    }  # one line each: a file for each command, a file for each part of the page
-    modules = {m for m in modules if not any(m.startswith(folder) for folder in whole)} | whole
-    plugins = {f"plugins/{p.name}/" for p in (ROOT / "plugins").glob("modulate_*") if p.is_dir()}
-    assert sorted((top | modules | plugins) - set(tree())) == []
+    packages = {part.path for part in layout.parts()}
+    plugins = {f"plugins/{p.parent.name}/" for p in (ROOT / "plugins").glob("*/__init__.py")}
+    assert sorted((top | packages | plugins) - set(tree())) == []
 
 
 def test_the_commands_named_exist():

@@ -150,7 +150,7 @@ def test_the_search_finds_what_it_looks_for(source):
     assert list(offences(source))
 
 
-def test_no_source_holds_what_could_run_foreign_code():
+def test_no_source_could_run_foreign_code():
     assert len(SOURCES) > 50
     assert {
         f"{path.relative_to(ROOT)}: {text}"
@@ -180,7 +180,7 @@ def test_a_recipe_names_no_import_paths(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "/tmp/x", ".hidden", "", "a" * 101])
-def test_a_recipes_name_makes_no_path_but_its_own_folder(name):
+def test_the_name_of_a_recipe_is_a_plain_folder_name(name):
     with pytest.raises(RecipeError, match="name: String should"):
         load_recipe(SMALL, [f"name={name!r}"])
 
@@ -287,7 +287,7 @@ def test_question_and_split_files_that_point_outside_are_refused_with_file_and_e
         data_set(tmp_path, split="split.json").splits  # noqa: B018
 
 
-def test_of_a_path_on_the_machine_that_wrote_the_questions_only_the_last_name_counts(tmp_path):
+def test_only_the_last_name_of_a_foreign_absolute_path_counts(tmp_path):
     for name in ("/data/videos/v00.mp4", "C:/data/v00.mp4", "egtea/v00.mp4"):
         assert data_set(tmp_path, name).splits.keys() == {"v00", "v01"}
 
@@ -308,7 +308,7 @@ def test_a_link_that_the_user_put_into_the_folder_is_followed(tmp_path):
     }
 
 
-def test_finding_a_packages_folder_runs_nothing_of_it(tmp_path, monkeypatch):
+def test_locating_a_package_runs_none_of_its_code(tmp_path, monkeypatch):
     inner = tmp_path / "nasty_package" / "inner"
     inner.mkdir(parents=True)
     for folder in (inner.parent, inner):
@@ -383,7 +383,7 @@ def hidden_code(tmp_path, monkeypatch):
     return folder, marker
 
 
-def test_code_that_comes_with_a_host_does_not_run_and_nobody_is_asked(hidden_code):
+def test_code_that_comes_with_a_host_does_not_run_and_no_prompt_appears(hidden_code):
     folder, marker = hidden_code
     with pytest.raises(
         HostError, match=r"hidden_code_host' cannot be loaded: [^$]*trust_remote_code"
@@ -396,7 +396,7 @@ def test_code_that_comes_with_a_host_does_not_run_and_nobody_is_asked(hidden_cod
 
 
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_a_recipe_alone_cannot_have_remote_code_run(
+def test_a_recipe_alone_cannot_run_remote_code(
     command, hidden_code, capsys, monkeypatch, tmp_path
 ):
     folder, marker = hidden_code
@@ -415,7 +415,7 @@ def test_a_recipe_alone_cannot_have_remote_code_run(
     assert marker.exists()
 
 
-def test_from_python_too_remote_code_needs_the_users_own_word(tmp_path):
+def test_remote_code_needs_explicit_permission_from_python_too(tmp_path):
     recipe = load_recipe(SMALL, ["host.params.trust_remote_code=true"])
     with pytest.raises(RecipeError, match=r"Pipeline\(…, trust_remote_code=True\)"):
         Pipeline(recipe, tmp_path)

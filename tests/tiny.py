@@ -107,7 +107,7 @@ def inputs(texts=((7, 8, 9), (10, 11)), side="left", videos=1, seed=0, dtype=tor
     )
 
 
-def selecting(host, kind):
+def selecting(host, kind="visual", **tokens):
     """A modulation that writes on tokens of this kind, with weights that are not zero."""
     torch.manual_seed(3)
     modulation = Modulation.for_host(
@@ -116,7 +116,7 @@ def selecting(host, kind):
         modulator=ComponentSpec(
             name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
         ),
-        injection=Injection(layers=(1, 2), tokens=Tokens(kind=kind)),
+        injection=Injection(layers=(1, 2), tokens=Tokens(kind=kind, **tokens)),
         d_features=D_FEATURES,
     )
     for writer in modulation.out:

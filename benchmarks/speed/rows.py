@@ -37,7 +37,7 @@ from modulate.inference.batching import LAST_LOGITS, Batcher, batches_by_clip
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
 from modulate.interfaces.params import ComponentSpec
-from modulate.modulation.modulated_host import ModulatedHost
+from modulate.modulation.attachment import ModulatedHost
 from modulate.runs.run import Run
 from modulate.training.optimizer import smoothed_cross_entropy
 from modulate.training.trainer import Progress, train

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,7 @@ from modulate.hosts.hooks import patched_method
 from modulate.inference.batching import batches_in_order
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
-from modulate.modulation.modulated_host import ModulatedHost
+from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.module import Modulation
 from modulate.training.optimizer import Optimizer, accelerator_for
 from modulate.training.train_step import TrainStep
@@ -220,9 +221,9 @@ class _Session:
         moments = 0
         for step in range(WARM_UP + steps):
             chosen = [next(batches) for _ in range(self.settings.accumulation)]
-            for batch in chosen:
-                for sample in batch:
-                    self.pipeline.prepare(sample, training=True)
+            # Prepared samples stay in memory, so the timed step does not prepare them again.
+            for sample in chain.from_iterable(chosen):
+                self.pipeline.prepare(sample, training=True)
             is_last = step == WARM_UP + steps - 1
             if is_last:
                 moments = _size_of_moments(optimizer)
@@ -411,8 +412,8 @@ def _hours(
         training_seconds += count * (stage.seconds.median + batch * again)
     rounds = 0
     if training.validate_every:
-        for stage in training.stages:
-            rounds += max(1, int(stage.epochs // training.validate_every))
+        for schedule in training.stages:
+            rounds += max(1, int(schedule.epochs // training.validate_every))
     conditions = 1 + len(recipe.evaluation.conditions) + len(recipe.evaluation.inputs)
     seconds = {
         "features and first preparation": sum(counts.values()) * result.first.median,

@@ -1,6 +1,4 @@
-"""What can be known of a recipe before training: data, signal coverage, dead layers, shapes,
-settings without effect, what it takes.
-"""
+"""Check a recipe before training: data, signal coverage, dead layers, settings, and costs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +8,7 @@ import numpy as np
 import torch
 
 from modulate.checks.cost_model import Example, count_parameters, meta_recipe
-from modulate.checks.cost_report import tell_costs
+from modulate.checks.cost_report import add_costs
 from modulate.checks.coverage import Probes, coverage
 from modulate.checks.dead_layers import reach, twin_reach
 from modulate.checks.findings import CheckReport, Finding, Level
@@ -35,7 +33,7 @@ QUESTION = (
     "Question: What is the person looking at right now, while the kettle is on?\nOptions:\nA. The"
     " red cup\nB. A knife\nC. The sink\nD. Bread\n\nThe best option is:"
 )
-"""A prompt of the usual length."""
+"""A prompt of typical length, for a recipe without data."""
 
 
 def check(
@@ -45,12 +43,12 @@ def check(
     trust_remote_code: bool = False,
     meta: bool = False,
 ) -> CheckReport:
-    """Check a validated recipe. Errors that are found become findings, not exceptions.
+    """Check a validated recipe. Errors become findings, not exceptions.
 
-    ``prepare``: let the data set make its files first. ``trust_remote_code``: see
+    ``prepare``: first let the dataset generate or download its files. ``trust_remote_code``: see
     :class:`modulate.inference.pipeline.Pipeline`. ``meta``: build host and backbone on meta
-    tensors, without weights and memory; so it is done anyway when the recipe's weights are random,
-    and when the host cannot be loaded.
+    tensors, without weights or memory. That is the default for a recipe with random weights, and
+    the fallback when the host cannot be loaded.
     """
     report = CheckReport(recipe.name)
     pipeline = _opened(report, recipe, cache, trust_remote_code, meta)
@@ -58,51 +56,38 @@ def check(
         return report
     try:
         modulation = pipeline.fresh_modulation()
-    except ModulateError as error:
-        report.add("error", str(error))
-        return report
-    samples = _samples(report, pipeline, prepare)
-    check_settings(report, recipe, samples)
-    report.parameters = count_parameters(pipeline.model, pipeline.backbone, modulation)
-    report.figures["parameters"] = "\n".join(
-        f"{n:>13,} {name}" for name, n in report.parameters.items()
-    )
-    probes = Probes()
-    try:
+        samples = _samples(report, pipeline, prepare)
+        check_settings(report, recipe, samples)
+        _parameters(report, pipeline, modulation)
+        probes = Probes()
         training, evaluation = examples(pipeline, samples, probes)
+    # Everything below needs a modulation and a clip.
     except ModulateError as error:
         report.add("error", str(error))
         return report
     _clip(report, evaluation, bool(samples))
     _dead_layers(report, pipeline, modulation, evaluation)
     grid = evaluation.prompt.grid
-    coverage(
-        report,
-        pipeline,
-        modulation.encoder,
-        samples,
-        grid,
-        math.ceil(len(evaluation.times) / grid.steps),
-        probes,
-    )
+    per_step = math.ceil(len(evaluation.times) / grid.steps)
+    coverage(report, pipeline, modulation.encoder, samples, grid, per_step, probes)
     if pipeline.device != META:
         _trial(report, pipeline, modulation, samples)
-    tell_costs(report, recipe, pipeline, cache, samples, training, evaluation)
+    add_costs(report, recipe, pipeline, cache, samples, training, evaluation)
     return report
 
 
 def _opened(
     report: CheckReport, recipe: Recipe, cache: Path, trust: bool, meta: bool
 ) -> Pipeline | None:
-    """Load what the recipe names, or build it on meta tensors."""
-    asked = meta or recipe.host.params.get("weights") == "random"
+    """Load host and backbone, or build them on meta tensors; None if neither works."""
+    on_meta = meta or recipe.host.params.get("weights") == "random"
     try:
-        if not asked:
+        if not on_meta:
             pipeline = Pipeline(recipe, cache, trust_remote_code=trust)
             pipeline.build_deferred()
             return pipeline
     except HostError as error:
-        report.add("error", f"{error} What follows was found without its weights, as --meta does.")
+        report.add("error", f"{error} The other checks ran on meta tensors, as with --meta.")
     except ModulateError as error:
         report.add("error", str(error))
         return None
@@ -113,11 +98,11 @@ def _opened(
     except ModulateError as error:
         report.add("error", str(error))
         return None
-    if asked:
+    if on_meta:
         report.add(
             "info",
-            "Host and backbone were built on meta tensors: shapes are real, nothing was loaded or"
-            " computed, and no sample was tried.",
+            "Host and backbone were built on meta tensors: shapes are real, but no weights were"
+            " loaded, nothing was computed, and no sample was tried.",
         )
     return pipeline
 
@@ -133,25 +118,28 @@ def _samples(report: CheckReport, pipeline: Pipeline, prepare: bool) -> dict[str
         for split in SPLITS:
             samples[split] = pipeline.dataset.samples(split)
     except MissingFileError as error:
-        hint = "" if prepare else " If the data set can make them, --prepare does so."
+        hint = "" if prepare else " Add --prepare if the dataset can generate or download them."
         report.add("error" if prepare else "warning", f"There are no data to check: {error}{hint}")
     except ModulateError as error:
         report.add("error", str(error))
     report.samples = {split: len(items) for split, items in samples.items()}
     if samples:
-        report.figures["samples"] = ", ".join(f"{n} {split}" for split, n in report.samples.items())
+        report.figures["samples"] = ", ".join(
+            f"{count} {split}" for split, count in report.samples.items()
+        )
     return samples
 
 
 def examples(
     pipeline: Pipeline, samples: Mapping[str, Sequence[Sample]], probes: Probes
 ) -> tuple[Example, Example]:
-    """Return the largest clip that is trained on and the largest there is, with its sample's prompt
-    and noise for pixels; assumed ones without samples.
+    """Return the largest clip of training and the largest of all, in frames × pixels.
+
+    Each comes with the prompt of its sample, and noise instead of its pixels. Without samples,
+    typical values are assumed.
     """
-    largest = _largest(
-        pipeline, [s for items in samples.values() for s in items], probes, training=False
-    )
+    every = [sample for items in samples.values() for sample in items]
+    largest = _largest(pipeline, every, probes, training=False)
     if pipeline.recipe.sampling.train_max_frames is None:
         return largest, largest
     return _largest(pipeline, samples.get("train", []), probes, training=True), largest
@@ -160,30 +148,28 @@ def examples(
 def _largest(
     pipeline: Pipeline, samples: Sequence[Sample], probes: Probes, training: bool
 ) -> Example:
-    best: tuple[int, Sample | None, tuple[int, int]] = (0, None, ASSUMED)
+    most_pixels = 0
+    chosen: Sample | None = None
+    height, width = ASSUMED
     for sample in samples:
         try:
             info = probes[sample.video]
-        except ModulateError:  # told of where the coverage is counted
+        # The check of signal coverage reports videos that cannot be read.
+        except ModulateError:
             continue
-        best = max(
-            best,
-            (
-                len(pipeline.times(sample, training)) * info.height * info.width,
-                sample,
-                (info.height, info.width),
-            ),
-            key=lambda found: found[0],
-        )
-    _, chosen, (height, width) = best
+        pixels = len(pipeline.times(sample, training)) * info.height * info.width
+        if pixels > most_pixels:
+            most_pixels = pixels
+            chosen = sample
+            height, width = info.height, info.width
     sampling = pipeline.recipe.sampling
-    window = (
-        (0.0, (sampling.frame_cap(training) - 1) / sampling.rate(0.0))
-        if chosen is None
-        else chosen.window
-    )
+    if chosen is None:
+        window = (0.0, (sampling.frame_cap(training) - 1) / sampling.rate(0.0))
+        text = QUESTION
+    else:
+        window = chosen.window
+        text = pipeline.dataset.prompt(chosen, pipeline.recipe.answer)
     times = frame_times_of(sampling, window, training)
-    text = QUESTION if chosen is None else pipeline.dataset.prompt(chosen, pipeline.recipe.answer)
     images = np.random.default_rng(0).integers(
         0, 256, (len(times), height, width, 3), dtype=np.uint8
     )
@@ -197,18 +183,25 @@ def _largest(
 # --- the model
 
 
-def _clip(report: CheckReport, example: Example, found: bool) -> None:
+def _parameters(report: CheckReport, pipeline: Pipeline, modulation: Modulation) -> None:
+    report.parameters = count_parameters(pipeline.model, pipeline.backbone, modulation)
+    report.figures["parameters"] = "\n".join(
+        f"{count:>13,} {name}" for name, count in report.parameters.items()
+    )
+
+
+def _clip(report: CheckReport, example: Example, has_data: bool) -> None:
     grid = example.prompt.grid
     length = example.prompt.inputs["input_ids"].shape[1]
     report.figures["visual tokens of a clip"] = (
         f"{grid.tokens} = {grid.steps} steps × {grid.rows} × {grid.cols}, prompt of {length}"
     )
-    if not found:
+    if not has_data:
         frames, height, width = example.frames
         report.add(
             "info",
-            f"Without data a clip is taken to have {frames} frames of {width} × {height} pixels;"
-            " tokens, memory and operations depend on it.",
+            f"Without data, clips are assumed to have {frames} frames of {width} × {height} pixels;"
+            " tokens, memory and operations depend on that.",
         )
 
 
@@ -233,7 +226,7 @@ def _dead_layers(
             )
             how = "by gradient"
     except HostError as error:
-        report.add("info", f"Dead layers were not looked for: {error}")
+        report.add("info", f"Dead layers were not checked: {error}")
         return
     finally:
         modulation.cpu()
@@ -246,7 +239,7 @@ def _dead_layers(
         report.add(
             level,
             f"Injection into layer {', '.join(dead)} cannot change the answer: its gradient is"
-            " exactly 0 there. Leave it out of injection.layers.",
+            " exactly 0 there. Remove it from injection.layers.",
         )
 
 
@@ -256,13 +249,15 @@ def _trial(
     modulation: Modulation,
     samples: Mapping[str, Sequence[Sample]],
 ) -> None:
-    """Take one real sample through everything, as training does; of noise, where there is none,
-    through host's processor and backbone.
+    """Run one real sample through the whole pipeline, as in training.
+
+    Without any, run blank frames through the host's processor and the backbone.
     """
     firsts = [items[0] for items in samples.values() if items]
     for sample in firsts:
         try:
-            batch = pipeline.collate([prepared := pipeline.prepare(sample)])
+            prepared = pipeline.prepare(sample)
+            batch = pipeline.collate([prepared])
             with (
                 modulation.to(pipeline.device).attached(pipeline.model) as attachment,
                 attachment.condition([[prepared.clip(prepared.signal)]]),
@@ -271,6 +266,7 @@ def _trial(
             return
         except ModulateError as error:
             report.add("error", str(error))
+    # No split has a sample that works.
     times = (0.0, 1.0, 2.0, 3.0)
     images = np.zeros((4, 64, 64, 3), np.uint8)
     try:

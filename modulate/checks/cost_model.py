@@ -1,6 +1,6 @@
-"""What a recipe will take: parameters, tokens, operations, memory.
+"""Estimate a recipe's memory and operations by rehearsing its passes on meta tensors.
 
-Found by rehearsing its forwards and backwards on meta tensors, before anything is loaded.
+Nothing is loaded or allocated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,21 +21,22 @@ from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import FrameFeatures, SignalFeatures
 from modulate.interfaces.visual_grid import VisualGrid
+from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.clip_inputs import ClipInput
-from modulate.modulation.modulated_host import ModulatedHost
 from modulate.modulation.module import Modulation
 from modulate.training.optimizer import select
 
 MOMENTS = 2
-"""Numbers that AdamW keeps of every trained one, float32."""
+"""Float32 numbers that AdamW keeps for every trained parameter."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of a run. ``peak``: bytes alive at most, weights included; ``flops``: operations of
-    one optimizer step, or of one clip or sample.
+    """The estimate of one phase of a run.
 
-    ``uncounted``: names of torch operations that ``flops`` is without, see :class:`Rehearsal`.
+    ``peak``: most bytes alive, weights included. ``flops``: operations of one optimizer step, one
+    clip or one sample. ``uncounted``: names of torch operations that are missing in ``flops``, see
+    :class:`Rehearsal`.
     """
 
     name: str
@@ -46,9 +47,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Budget:
-    """What was found. ``weights``: bytes by part, all there during every phase.
+    """The estimates of all phases of a run.
 
-    ``feature_shape``: of one clip's features, as cached.
+    ``weights``: bytes by part, all of them alive during every phase. ``feature_shape``: shape of
+    the cached features of one clip.
     """
 
     device: str
@@ -60,19 +62,21 @@ class Budget:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """All phases."""
+        """All phases in their order."""
         return (self.features, *self.stages, self.evaluation)
 
     @property
     def peak(self) -> int:
-        """Bytes alive at most during the whole run."""
+        """Most bytes alive during the whole run."""
         return max(phase.peak for phase in self.phases)
 
 
 @dataclass(frozen=True)
 class Example:
-    """The clip that a budget is made for: the host's inputs (batch 1) and grid, ``frames`` as
-    (frame, height, width), their ``times`` in s.
+    """The clip of an estimate.
+
+    ``prompt``: the host's inputs (batch 1) and grid. ``frames``: (frame, height, width). ``times``:
+    of the frames, s.
     """
 
     prompt: EncodedPrompt
@@ -81,16 +85,15 @@ class Example:
 
 
 def meta_recipe(recipe: Recipe) -> Recipe:
-    """Return ``recipe`` with host and backbone of the same architecture on the device ``meta``,
-    with no weights to load.
-    """
+    """Return ``recipe`` with host and backbone on the device ``meta``, without weights to load."""
     _, params = recipe.host.resolved("host")
     kind, wanted = recipe.backbone.resolved("backbone")
     host = recipe.host.params | (
         {"weights": "random", "device": "meta"} if "weights" in type(params).model_fields else {}
     )
     backbone = dict(recipe.backbone.params)
-    # A file may hold the dimensions, too: then it must be there, and is read.
+    # Without any of these parameters, the dimensions are in the file of the weights, which must
+    # then exist and is read.
     if "weights" in kind.Params.model_fields and any(
         getattr(wanted, name, None) is not None for name in ("preset", "dims", "model")
     ):
@@ -106,12 +109,11 @@ def meta_recipe(recipe: Recipe) -> Recipe:
 def budget(
     pipeline: Pipeline, modulation: Modulation, training: Example, evaluation: Example, device: str
 ) -> Budget:
-    """Rehearse every phase of a run for clips like these, as if on a ``device`` of type "cuda" or
-    "cpu".
+    """Rehearse every phase of a run on clips like these, as if on a "cuda" or "cpu" ``device``.
 
-    ``pipeline`` must be on ``meta`` (see :func:`meta_recipe`); ``modulation`` is taken there, and
-    is of no other use afterwards. Nothing is allocated. Signals are not looked at: the encoder's
-    own memory is left out. Mixed precision, and what the libraries need, are not in it either.
+    ``pipeline`` must be on ``meta`` (see :func:`meta_recipe`). ``modulation`` is moved there and
+    cannot be used afterwards. Not included: the memory of the signal encoder, which is not run,
+    mixed precision, and the libraries' own memory.
     """
     modulation = modulation.to(META)
     recipe = pipeline.recipe
@@ -120,28 +122,20 @@ def budget(
         "backbone": size_of(pipeline.backbone),
         "modulation": size_of(modulation),
     }
-    resident = [
-        t for module in (pipeline.model, pipeline.backbone, modulation) for t in tensors_of(module)
-    ]
+    resident = []
+    for module in (pipeline.model, pipeline.backbone, modulation):
+        resident += tensors_of(module)
     with any_signal(modulation, META):
         features, shape = _features(pipeline, evaluation, resident, device)
-        train, ask = (
-            _Steps(pipeline, modulation, resident, device, example)
-            for example in (training, evaluation)
-        )
-        return Budget(
-            device,
-            weights,
-            features,
-            tuple(train.stage(stage) for stage in recipe.training.stages),
-            ask.evaluation(),
-            shape,
-        )
+        trained = _Steps(pipeline, modulation, resident, device, training)
+        stages = tuple(trained.stage(stage) for stage in recipe.training.stages)
+        evaluated = _Steps(pipeline, modulation, resident, device, evaluation)
+        return Budget(device, weights, features, stages, evaluated.evaluation(), shape)
 
 
 @dataclass
 class _Steps:
-    """Rehearses what is done with the host."""
+    """Rehearse passes through the host."""
 
     pipeline: Pipeline
     modulation: Modulation
@@ -150,22 +144,27 @@ class _Steps:
     example: Example
 
     def stage(self, stage: Stage) -> Phase:
-        """Rehearse one optimizer step, in the middle of training."""
+        """Rehearse one optimizer step in the middle of training."""
         settings = self.pipeline.recipe.training
         select(self.modulation, stage)
         trained = [p for p in self.modulation.parameters() if p.requires_grad]
-        kept = [torch.empty(p.shape, device=META) for p in trained for _ in range(MOMENTS)]
-        for p in trained:  # of the forwards that were accumulated before
-            p.grad = torch.empty_like(p) if settings.accumulation > 1 else None
+        moments = [torch.empty(p.shape, device=META) for p in trained for _ in range(MOMENTS)]
+        gradients = []
+        for parameter in trained:
+            parameter.grad = None
+            # With accumulation, gradients of earlier batches are alive during the forward.
+            if settings.accumulation > 1:
+                parameter.grad = torch.empty_like(parameter)
+                gradients.append(parameter.grad)
         with Rehearsal(self.device) as rehearsal:
-            rehearsal.see([*self.resident, *kept, *(p.grad for p in trained if p.grad is not None)])
+            rehearsal.see([*self.resident, *moments, *gradients])
             logits = self.forward(settings.batch_size, signal=settings.condition != "none")
             options = logits[:, -1].float()[:, :4]
             nn.functional.cross_entropy(
                 options, torch.zeros(len(options), dtype=torch.long, device=META)
             ).backward()  # type: ignore[no-untyped-call]
-        for p in trained:
-            p.grad = None
+        for parameter in trained:
+            parameter.grad = None
         return Phase(
             f"stage {stage.name}",
             rehearsal.peak,
@@ -174,7 +173,7 @@ class _Steps:
         )
 
     def evaluation(self) -> Phase:
-        """Rehearse the forward of one batch of an evaluation; operations are given for one sample."""
+        """Rehearse one batch of an evaluation; ``flops`` is that of one sample."""
         size = self.pipeline.recipe.evaluation.batch_size
         with torch.no_grad(), Rehearsal(self.device) as rehearsal:
             rehearsal.see(self.resident)
@@ -184,12 +183,11 @@ class _Steps:
         )
 
     def forward(self, size: int, signal: bool = True) -> Tensor:
-        """Run one forward of ``size`` samples through the hooks; return its logits."""
+        """Return the logits of ``size`` samples, with a ``signal`` through the hooks."""
         rows = [self.example.prompt.inputs] * size
-        if (
-            size > 1
-            # samples of a batch differ in length: padding takes away the attention kernel's shortcut
-        ):
+        # Samples of a batch differ in length, and padding needs a mask, with which attention
+        # cannot take its cheapest kernel.
+        if size > 1:
             rows[0] = _lengthened(rows[0])
         inputs = {key: on_meta(value) for key, value in self.pipeline.host.collate(rows, 0).items()}
         host = ModulatedHost(self.modulation, self.pipeline.model)
@@ -209,21 +207,20 @@ class _Steps:
 def _features(
     pipeline: Pipeline, example: Example, resident: Sequence[Tensor], device: str
 ) -> tuple[Phase, tuple[int, ...]]:
-    """Rehearse the backbone on one clip."""
+    """Rehearse the backbone on one clip; return the phase and the shape of its features."""
     with torch.no_grad(), Rehearsal(device) as rehearsal:
         rehearsal.see(list(resident))
-        found: FrameFeatures = pipeline.backbone(
-            torch.empty(*example.frames, 3, dtype=torch.uint8, device=META), example.times
-        )
-    return Phase(
-        "features", rehearsal.peak, rehearsal.flops, frozenset(rehearsal.uncounted)
-    ), tuple(found.values.shape)
+        frames = torch.empty(*example.frames, 3, dtype=torch.uint8, device=META)
+        features: FrameFeatures = pipeline.backbone(frames, example.times)
+    phase = Phase("features", rehearsal.peak, rehearsal.flops, frozenset(rehearsal.uncounted))
+    return phase, tuple(features.values.shape)
 
 
 @contextmanager
 def any_signal(modulation: Modulation, device: torch.device) -> Iterator[None]:
-    """Let the encoder return features without looking at any signal, whose values would decide what
-    it does.
+    """Let the encoder return features without reading any signal during a block.
+
+    What a real encoder does depends on the values of a signal, which a rehearsal does not have.
     """
     encoder = modulation.encoder
 
@@ -240,22 +237,21 @@ def any_signal(modulation: Modulation, device: torch.device) -> Iterator[None]:
 
 
 def on_meta(value: Tensor) -> Tensor:
-    """Return a model input for a rehearsal: pixels on meta; ids, masks, grids and rates stay, since
-    what is done depends on their values.
+    """Return a model input for a rehearsal: pixels move to meta; ids, masks, grids and rates stay.
+
+    The code of the host branches on the values of the latter.
     """
     return value.to(META) if value.is_floating_point() and value.ndim > 1 else value
 
 
 def _lengthened(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``row`` with its last token repeated once."""
     length = row["input_ids"].shape[1]
-    return {
-        key: (
-            torch.cat([v, v[:, -1:]], 1)
-            if v.ndim == 2 and v.shape[1] == length and not v.is_floating_point()
-            else v
-        )
-        for key, v in row.items()
-    }
+    longer = {}
+    for key, value in row.items():
+        per_token = value.ndim == 2 and value.shape[1] == length and not value.is_floating_point()
+        longer[key] = torch.cat([value, value[:, -1:]], 1) if per_token else value
+    return longer
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
@@ -264,14 +260,14 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 
 def size_of(module: nn.Module) -> int:
-    """Return the bytes of a module's parameters and buffers, those that are shared once."""
-    return sum(p.numel() * p.element_size() for p in tensors_of(module))
+    """Return the bytes of a module's parameters and buffers; shared ones count once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(module))
 
 
 def count_parameters(
     host: nn.Module, backbone: nn.Module, modulation: Modulation
 ) -> dict[str, int]:
-    """Return the number of parameters by part, for parts that are there."""
+    """Return the number of parameters of every existing part."""
     parts: dict[str, nn.Module | None] = {
         "host": host,
         "backbone": backbone,
@@ -280,9 +276,9 @@ def count_parameters(
         "output projections": modulation.out,
         "LoRA": modulation.lora,
     }
-    found = {
-        name: sum(p.numel() for p in part.parameters())
+    counts = {
+        name: sum(parameter.numel() for parameter in part.parameters())
         for name, part in parts.items()
         if part is not None
     }
-    return found | {"amplitudes": modulation.amplitude.numel()}
+    return counts | {"amplitudes": modulation.amplitude.numel()}

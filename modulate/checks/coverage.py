@@ -1,5 +1,6 @@
-"""Whether a data set's signals reach the steps that are sampled, found without decoding more than
-the first frame of every video.
+"""Check whether a dataset's signals reach the sampled steps.
+
+At most the first frame of every video is decoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,15 @@ from modulate.interfaces.components import Sample, SignalEncoder
 from modulate.interfaces.signal import Signal
 from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 
-CHUNK = 16  # clips encoded at once
+CHUNK = 16
+"""Clips encoded at once."""
+
+MAX_ERRORS = 5
+"""Unusable samples that are reported one by one."""
 
 
 class Probes:
-    """What files say about their videos, each looked at once."""
+    """Metadata of video files, each read once."""
 
     def __init__(self) -> None:
         self._found: dict[Path, VideoInfo] = {}
@@ -32,7 +37,7 @@ class Probes:
         return self._found[path]
 
     def end(self, path: Path) -> float:
-        """Return when the last frame has been on screen as long as reading frames allows, s."""
+        """Return the end of the last frame, s."""
         return self[path].duration + 1 / self[path].fps
 
 
@@ -45,13 +50,12 @@ def coverage(
     per_step: int,
     probes: Probes,
 ) -> None:
-    """Add the share of samples whose signal is active at some step, by split, and findings on those
-    whose is not.
+    """Add to ``report`` the share of samples with an active signal, by split, and findings.
 
-    ``grid``: of any clip, for its rows and columns; ``per_step``: frames that the host merges into
-    a step. ``encoder`` must be on the CPU.
+    ``grid``: that of any clip, for its rows and columns. ``per_step``: frames that the host merges
+    into a step. ``encoder`` must be on the CPU.
     """
-    wrong: list[str] = []
+    errors: list[str] = []
     outside = _Outside(pipeline, probes)
     for split, items in samples.items():
         active = 0
@@ -61,19 +65,16 @@ def coverage(
                 ready.append(_probed(pipeline, sample, grid, per_step, probes, split == "train"))
                 outside.look(sample)
             except ModulateError as error:
-                wrong.append(f"Sample {sample.id} ({split}): {error}")
+                errors.append(f"Sample {sample.id} ({split}): {error}")
         for start in range(0, len(ready), CHUNK):
-            chunk = ready[start : start + CHUNK]
-            with torch.no_grad():
-                reached: Tensor = encoder([s for s, _ in chunk], [g for _, g in chunk]).active
-            active += sum(bool(part.any()) for part in reached.split([g.steps for _, g in chunk]))
+            active += _count_active(encoder, ready[start : start + CHUNK])
         if items:
             report.coverage[split] = active / len(items)
     if report.coverage:
         report.figures["samples whose signal is active"] = ", ".join(
             f"{100 * share:.1f} % {split}" for split, share in report.coverage.items()
         )
-    outside.tell(report, sum(map(len, samples.values())))
+    outside.add_finding(report, sum(map(len, samples.values())))
     for split, share in report.coverage.items():
         if share < 1:
             report.add(
@@ -81,15 +82,25 @@ def coverage(
                 f"In {100 * (1 - share):.1f} % of the {split} samples the signal is active at no"
                 " sampled step.",
             )
-    for text in wrong[:5]:
+    for text in errors[:MAX_ERRORS]:
         report.add("error", text)
-    if len(wrong) > 5:
-        report.add("error", f"… and {len(wrong) - 5} more samples that cannot be used.")
+    if len(errors) > MAX_ERRORS:
+        report.add("error", f"… and {len(errors) - MAX_ERRORS} more samples that cannot be used.")
+
+
+def _count_active(encoder: SignalEncoder, clips: Sequence[tuple[Signal, VisualGrid]]) -> int:
+    """Return how many of ``clips`` have a signal that is active at some step."""
+    signals = [signal for signal, _ in clips]
+    grids = [grid for _, grid in clips]
+    with torch.no_grad():
+        active: Tensor = encoder(signals, grids).active
+    return sum(bool(steps.any()) for steps in active.split([grid.steps for grid in grids]))
 
 
 class _Outside:
-    """Counts samples whose signal as a whole lies outside their video: before its first frame or
-    beyond its end.
+    """Count samples whose whole signal lies before the first frame or after the end of their video.
+
+    This is the usual sign of a signal on another clock.
     """
 
     def __init__(self, pipeline: Pipeline, probes: Probes) -> None:
@@ -99,7 +110,7 @@ class _Outside:
         self._known: dict[tuple[Path, Path], bool] = {}
 
     def look(self, sample: Sample) -> None:
-        """Count ``sample`` when a signal of it has events, but none while its video runs."""
+        """Count ``sample`` if one of its signals has events, but none during its video."""
         if any(
             self._is_outside(kind, sample.signals[name], sample.video)
             for name, kind in self.kinds.items()
@@ -115,14 +126,14 @@ class _Outside:
             )
         return self._known[path, video]
 
-    def tell(self, report: CheckReport, n: int) -> None:
-        """Add the finding, if there is one."""
+    def add_finding(self, report: CheckReport, total: int) -> None:
+        """Add a finding if any of the ``total`` samples was counted."""
         if self.count:
             report.add(
-                "error" if self.count == n else "warning",
-                f"In {self.count} of {n} samples the whole signal lies outside the video, before"
-                " its first frame or beyond its end: is it on another clock? Times must be seconds"
-                " from the video's first frame.",
+                "error" if self.count == total else "warning",
+                f"In {self.count} of {total} samples the whole signal lies outside the video,"
+                " before its first frame or after its end: is it on another clock? Times must be"
+                " seconds from the video's first frame.",
             )
 
 
@@ -134,13 +145,11 @@ def _probed(
     probes: Probes,
     training: bool,
 ) -> tuple[Signal, VisualGrid]:
-    """Return a sample's signal and the grid that its sampling will make, frames taken to come
-    exactly when they are asked for.
-    """
+    """Return a sample's signal and the grid of its clip, as if frames came exactly on time."""
     end = probes.end(sample.video)
     if sample.window[1] > end:
         raise VideoError(
-            f"the question at {sample.window[1]:.2f} s lies beyond the end of {sample.video}, which"
+            f"the question at {sample.window[1]:.2f} s lies after the end of {sample.video}, which"
             f" ends at {end:.2f} s."
         )
     times = pipeline.times(sample, training)

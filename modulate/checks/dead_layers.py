@@ -1,6 +1,7 @@
-"""Which injected layers can move the answer at all: found by gradient, through the real hooks."""
+"""Find dead layers: injected layers that cannot change the answer, by gradient."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -20,28 +21,26 @@ from modulate.modulation.module import Modulation
 
 
 class AnySignal(Signal):
-    """A signal that is there, and that nobody looks at: for forwards whose shapes and times alone
-    matter.
-    """
+    """A placeholder that is never read, for forwards in which only shapes and times matter."""
 
     kind = ANY
     controls: ClassVar[Mapping[str, Control]] = {}
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return it, whatever the file."""
+        """Return a placeholder, whatever the file."""
         return cls()
 
     def within(self, start: float, end: float) -> Self:
-        """Return it."""
+        """Return this signal."""
         return self
 
     def moved(self, seconds: float) -> Self:
-        """Return it."""
+        """Return this signal."""
         return self
 
     def blank(self) -> Self:
-        """Return it: it is as good as empty."""
+        """Return this signal, which is as good as empty."""
         return self
 
     def __len__(self) -> int:
@@ -51,22 +50,50 @@ class AnySignal(Signal):
 def reach(
     model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor], grid: VisualGrid
 ) -> dict[int, float]:
-    """Return, per injected layer, the norm of the gradient of the last position's logits with
-    respect to a residual there; 0.0: a dead layer.
+    """Return {injected layer: gradient norm of the answer with respect to a residual there}.
 
-    The modulation is attached as always, but in place of its own residuals it writes zeros that
-    record gradients, so that neither its weights nor any signal matter. ``inputs``: one prompt with
-    one clip on ``grid``. The logits are mixed with fixed random weights, because equal ones could
-    cancel. A gradient of exactly 0 at every visual token means that no path leads to the answer.
+    A norm of exactly 0 means that no path leads from that layer's visual tokens to the logits of
+    the last position: a dead layer. The modulation is attached through the real hooks, but writes
+    zeros that record gradients instead of its own residuals, so that neither its weights nor a
+    signal matter. ``inputs``: one prompt with one clip on ``grid``.
     """
     layers = modulation.config.injection.layers
+    # Signal and features are never read, because the latents are replaced.
+    d_features = modulation.config.d_features
+    features = torch.zeros(()).expand(grid.steps, grid.tokens_per_step, d_features)
+    clip = ClipInput(AnySignal(), grid, features)
+    with (
+        _zero_residuals(modulation, grid) as probes,
+        modulation.attached(model) as attachment,
+        torch.enable_grad(),
+        attachment.condition([[clip]]),
+    ):
+        logits = model(**inputs, use_cache=False).logits[0, -1].float()
+        # Mixed with random weights, because the gradients of a plain sum could cancel.
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(logits.shape, generator=generator).to(logits.device)
+        residuals = [probes[index] for index in range(len(layers))]
+        gradients = torch.autograd.grad(logits @ weights, residuals, allow_unused=True)
+    return {
+        layer: 0.0 if gradient is None else float(gradient.norm())
+        for layer, gradient in zip(layers, gradients, strict=True)
+    }
+
+
+@contextmanager
+def _zero_residuals(modulation: Modulation, grid: VisualGrid) -> Iterator[dict[int, Tensor]]:
+    """Let ``modulation`` write zeros that record gradients during a block.
+
+    Yields a dictionary that a forward fills with {index of an injected layer: its residuals}.
+    """
     probes = dict[int, Tensor]()
     device = modulation.amplitude.device
     width = modulation.config.host.d_model
+    layers = modulation.config.injection.layers
 
-    def residual(k: int, latents: Tensor, *_: Any) -> Tensor:
-        probes[k] = torch.zeros(len(latents), width, device=device, requires_grad=True)
-        return probes[k]
+    def residual(index: int, latents: Tensor, *_: Any) -> Tensor:
+        probes[index] = torch.zeros(len(latents), width, device=device, requires_grad=True)
+        return probes[index]
 
     def latents(clips: Any) -> Latents:
         return Latents(
@@ -76,39 +103,21 @@ def reach(
             step_spans([grid]),
         )
 
-    features = torch.zeros(()).expand(
-        grid.steps, grid.tokens_per_step, modulation.config.d_features
-    )
-    clip = ClipInput(AnySignal(), grid, features)  # never looked at: the latents are ours
     with (
         patched_method(modulation, "residual", residual),
         patched_method(modulation, "latents", latents),
-        modulation.attached(model) as attachment,
-        torch.enable_grad(),
-        attachment.condition([[clip]]),
     ):
-        logits = model(**inputs, use_cache=False).logits[0, -1].float()
-        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(
-            logits.device
-        )
-        found = torch.autograd.grad(
-            logits @ weights, [probes[k] for k in range(len(layers))], allow_unused=True
-        )
-    return {
-        layer: 0.0 if gradient is None else float(gradient.norm())
-        for layer, gradient in zip(layers, found, strict=True)
-    }
+        yield probes
 
 
 def twin_reach(
     recipe: Recipe, model: nn.Module, processor: Any, d_features: int
 ) -> dict[int, float]:
-    """Return what :func:`reach` does, found on a narrow twin of ``model``: same class, same layers
-    in the same order, few channels, random weights.
+    """Return what :func:`reach` finds on a narrow twin of ``model``, for models on meta tensors.
 
-    Whether a path leads from a layer to the answer is a matter of how layers are connected, not of
-    how wide they are: for models on ``meta``, or too large. Raises
-    :class:`modulate.errors.HostError` for families that do not say how they are narrowed.
+    The twin has the same class and the same layers in the same order, but few channels and random
+    weights. Whether a path leads to the answer depends on how layers are connected, not on their
+    width. Raises :class:`modulate.errors.HostError` for families that cannot be narrowed.
     """
     from transformers import AutoModelForImageTextToText
 

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The report of a check, and its findings."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,8 +8,10 @@ Level = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know: an ``error`` stops or spoils a run, a ``warning`` is probably not meant,
-    an ``info`` is worth knowing.
+    """One result of a check.
+
+    An ``error`` stops or spoils a run, a ``warning`` is probably not intended, an ``info`` is worth
+    knowing.
     """
 
     level: Level
@@ -18,14 +20,14 @@ class Finding:
 
 @dataclass
 class CheckReport:
-    """What a check found. ``figures``: what is shown, name → text; the numbers behind them are in
-    the fields.
+    """The findings and numbers of a check.
 
-    ``parameters``: by part; ``samples`` and ``coverage``: by split, coverage being the share of
-    samples whose signal is active at some step; ``reach``: per injected layer the gradient's norm,
-    0.0 for a dead one; ``weights``: bytes by part; ``memory``: bytes alive at most, weights
-    included, and ``flops``: operations of an optimizer step or of one clip or sample, both by phase
-    of the run; ``cache``: bytes of all features.
+    ``figures``: name → text, as shown to the user. The other fields hold the numbers behind them.
+    ``parameters``: number by part. ``samples``: number by split. ``coverage``: by split, the share
+    of samples whose signal is active at some step. ``reach``: gradient norm by injected layer, 0.0
+    for a dead one. ``weights``: bytes by part. ``memory``: most bytes alive, weights included, by
+    phase. ``flops``: operations of an optimizer step, a clip or a sample, by phase. ``cache``:
+    bytes of all features.
     """
 
     recipe: str
@@ -42,11 +44,11 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error."""
-        return all(f.level != "error" for f in self.findings)
+        """Whether there are no errors."""
+        return all(finding.level != "error" for finding in self.findings)
 
     def add(self, level: Level, text: str) -> None:
-        """Add a finding, once."""
+        """Add a finding, unless the same one is there already."""
         finding = Finding(level, text)
         if finding not in self.findings:
             self.findings.append(finding)

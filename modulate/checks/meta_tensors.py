@@ -1,9 +1,8 @@
-"""Rehearsals on meta tensors: real code runs, shapes and sizes are real, nothing is computed and
-nothing allocated.
+"""Rehearsals on meta tensors: count memory and operations without computing or allocating.
 
-A model on the device ``meta`` has shapes but no values. Within a :class:`Rehearsal` its forward,
-backward and optimizer step run as always, fed with real indices (token ids, grids), and every byte
-that would be alive is counted.
+A model on the device ``meta`` has shapes but no values. In a :class:`Rehearsal` its real code runs
+forward, backward and optimizer step, with real indices (token ids, grids), while every byte that
+would be alive is counted.
 """
 
 import re
@@ -25,23 +24,21 @@ META = torch.device("meta")
 MULTIPLIES = re.compile(
     r"(^|_)(mm|bmm|mv|dot|vdot|matmul|linear|attention|\w*convolution\w*|conv\d?d?)(_|$)"
 )
-"""Names of operations that are work to count: one of them without a formula is told, never taken to
-be free.
-"""
+"""Names of operations that multiply. One without a known formula is reported, not taken as free."""
 
 
 class Rehearsal:
-    """Counts bytes and floating-point operations of what runs inside it on meta tensors, as if on a
-    device of type ``device`` ("cuda" or "cpu").
+    """Count bytes and floating-point operations of code that runs inside on meta tensors.
 
-    ``alive``: bytes of tensors that exist now; ``peak``: the most there were. ``flops``:
-    multiplications and additions in matrix products, convolutions and attention (causal attention
-    counts in full). ``uncounted``: names of operations that multiply matrices, by
-    :data:`MULTIPLIES`, and that no formula is known for: ``flops`` is without them.
+    ``device`` ("cuda" or "cpu") is the type of device to imitate. ``alive``: bytes of tensors that
+    exist now. ``peak``: the maximum of ``alive``. ``flops``: multiplications and additions in
+    matrix products, convolutions and attention (causal attention counts in full). ``uncounted``:
+    names of operations that match :data:`MULTIPLIES` but have no known formula, so that they are
+    missing in ``flops``.
 
-    Real tensors may be mixed in and count as being on the device too late to matter: give indices
-    as real tensors, since what depends on their values (which tokens are visual) must be known. A
-    number read off a meta tensor is 1. What a kernel allocates for itself is not seen.
+    Pass indices as real tensors, because code depends on their values (which tokens are visual).
+    Real tensors are not counted. A number read from a meta tensor is 1. Memory that a kernel
+    allocates internally is not seen.
     """
 
     def __init__(self, device: str = "cuda") -> None:
@@ -62,8 +59,9 @@ class Rehearsal:
         self._stack.close()
 
     def see(self, tensors: Iterable[Tensor]) -> None:
-        """Count the meta tensors among ``tensors``, such as weights that are there already; those
-        seen before, and views of them, count once.
+        """Count the meta tensors among ``tensors``, each storage once.
+
+        Call it for tensors from before the rehearsal, such as weights.
         """
         for tensor in tensors:
             if not tensor.is_meta:
@@ -71,7 +69,10 @@ class Rehearsal:
             storage = tensor.untyped_storage()
             key = id(storage)
             size = storage.nbytes()
-            if size == 0 or ((known := self._known.get(key)) is not None and known() is storage):
+            known = self._known.get(key)
+            # An id may be reused for a new storage after the old one is gone.
+            is_known = known is not None and known() is storage
+            if size == 0 or is_known:
                 continue
             self._known[key] = weakref.ref(storage, partial(self._gone, key, size))
             self.alive += size
@@ -79,9 +80,9 @@ class Rehearsal:
 
     def count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count the operations of one call of ``func``."""
-        found = operations(func, args, kwargs, out)
-        if found is not None:
-            self.flops += found
+        flops = operations(func, args, kwargs, out)
+        if flops is not None:
+            self.flops += flops
         elif MULTIPLIES.search(func._overloadpacket.__name__):
             self.uncounted.add(func._overloadpacket.__name__)
 
@@ -91,9 +92,7 @@ class Rehearsal:
 
 
 class _Dispatch(TorchDispatchMode):
-    """Brings real tensors to meta where they meet meta tensors, and counts what comes out of every
-    operation.
-    """
+    """Move real tensors to meta where an operation mixes both, and count every result."""
 
     def __init__(self, rehearsal: Rehearsal) -> None:
         super().__init__()
@@ -101,40 +100,40 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        meta = [x.is_meta for x in _tensors((*args, *kwargs.values()))]
-        if any(meta):
+        is_meta = [tensor.is_meta for tensor in _tensors((*args, *kwargs.values()))]
+        if any(is_meta):
+            # tensor.item() has no value to return.
             if func is torch.ops.aten._local_scalar_dense.default:
                 return 1
-            if not all(meta):
+            if not all(is_meta):
                 args, kwargs = tree_map(_to_meta, (args, kwargs))
         out = func(*args, **kwargs)
-        for x in _tensors((out,)):
-            self.rehearsal.see((x,))
+        self.rehearsal.see(_tensors((out,)))
         self.rehearsal.count(func, args, kwargs, out)
         return out
 
 
 def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Return the operations of attention: scores, and their products with the values.
+    """Return the operations of attention: the scores and their products with the values.
 
-    Shapes (batch, head, position, width); keys may have fewer heads.
+    Shapes are (batch, head, position, width); keys may have fewer heads.
     """
     return 2 * query.shape[:-1].numel() * key.shape[2] * (query.shape[-1] + value.shape[-1])
 
 
 def attention_backward_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Return those of its backward in a fused kernel: scores again, and the gradients of scores,
-    values, queries and keys.
+    """Return the operations of attention's backward in a fused kernel.
+
+    It computes the scores again, and the gradients of scores, values, queries and keys.
     """
     return 2 * query.shape[:-1].numel() * key.shape[2] * (3 * query.shape[-1] + 2 * value.shape[-1])
 
 
 def operations(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
-    """Return the operations of one call of the torch operation ``func``; None when no formula is
-    known.
+    """Return the operations of one call of the torch operation ``func``, or None if unknown.
 
-    Attention and grouped products are counted here: which of their kernels torch's own table holds
-    changes from release to release.
+    Attention and grouped products have formulas here, because torch's own table covers different
+    kernels of theirs in every release.
     """
     name = func._overloadpacket.__name__
     if name.startswith("_scaled_dot_product_"):
@@ -154,7 +153,7 @@ def operations(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     """Yield the tensors among ``values``, also in lists and tuples.
 
-    (torch's own walk through trees takes most of a rehearsal's time.)
+    torch's own tree traversal would take most of the time of a rehearsal.
     """
     for value in values:
         if isinstance(value, Tensor):
@@ -168,8 +167,9 @@ def _to_meta(x: Any) -> Any:
 
 
 class _Attention(TorchFunctionMode):
-    """Stands in for the choice of an attention kernel, which on meta tensors would fall on the one
-    that keeps all weights.
+    """Choose the attention kernel that the imitated device would use.
+
+    On meta tensors torch would choose the one that stores all attention weights.
     """
 
     def __init__(self, rehearsal: Rehearsal) -> None:
@@ -193,41 +193,35 @@ class _Attention(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         ops = torch.ops.aten
-        keep = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-        if not keep:  # nothing is remembered: the result's size is all there is to know
+        needs_grad = query.requires_grad or key.requires_grad or value.requires_grad
+        # Without a backward nothing is stored, so only the size of the result matters.
+        if not (torch.is_grad_enabled() and needs_grad):
             self.rehearsal.flops += attention_flops(query, key, value)
             return torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=META)
-        if attn_mask is not None:
-            bias = attn_mask.to(META)
-            bias = torch.zeros_like(bias, dtype=query.dtype) if bias.dtype == torch.bool else bias
+        bias = None if attn_mask is None else _as_bias(attn_mask, query.dtype)
         if self.rehearsal.device == "cpu":
             out = ops._scaled_dot_product_flash_attention_for_cpu(
-                query,
-                key,
-                value,
-                dropout_p,
-                is_causal,
-                attn_mask=None if attn_mask is None else bias,
-                scale=scale,
+                query, key, value, dropout_p, is_causal, attn_mask=bias, scale=scale
             )
-        elif attn_mask is None and query.dtype in (torch.float16, torch.bfloat16):
+        elif bias is None and query.dtype in (torch.float16, torch.bfloat16):
             out = ops._scaled_dot_product_flash_attention(
                 query, key, value, dropout_p, is_causal, False, scale=scale
             )
         else:
-            if (
-                key.shape[1] != query.shape[1]
-            ):  # this kernel knows no groups: PyTorch writes keys and values out before it
-                key, value = (
-                    x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value)
-                )
-            wide = (
-                None
-                if attn_mask is None
-                else bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-            )
+            # This kernel has no grouped heads: PyTorch repeats keys and values before it.
+            if key.shape[1] != query.shape[1]:
+                key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+                value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+            if bias is not None:
+                bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
             out = ops._scaled_dot_product_efficient_attention(
-                query, key, value, wide, True, dropout_p, is_causal, scale=scale
+                query, key, value, bias, True, dropout_p, is_causal, scale=scale
             )
         result: Tensor = out[0]
         return result
+
+
+def _as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an attention mask on meta, as the additive one that kernels take."""
+    mask = mask.to(META)
+    return torch.zeros_like(mask, dtype=dtype) if mask.dtype == torch.bool else mask

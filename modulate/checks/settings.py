@@ -1,8 +1,9 @@
-"""Settings of a recipe that will have no effect, cannot be met, or change what the figures mean."""
+"""Find settings of a recipe that have no effect, cannot work, or change what figures mean."""
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from accelerate.tracking import LoggerType, get_available_trackers
 
@@ -15,9 +16,9 @@ from modulate.training.data_loader import arranged
 def check_settings(
     report: CheckReport, recipe: Recipe, samples: Mapping[str, Sequence[Sample]]
 ) -> None:
-    """Add findings on the recipe's settings, given its samples by split as far as there are any."""
+    """Add findings on the settings of ``recipe``; ``samples`` by split may be empty."""
     _without_effect(report, recipe)
-    _keeping(report, recipe)
+    _caches(report, recipe)
     _departures(report, recipe)
     _steps(report, recipe, samples.get("train", []))
     if recipe.training.batch_by == "clip" and recipe.training.accumulation == 1:
@@ -31,12 +32,10 @@ def check_settings(
             report.add(
                 "error",
                 f"training.trackers asks for {tracker!r}, which is not installed: pip install"
-                f" 'modulate[{tracker}]', or take it out.",
+                f" 'modulate[{tracker}]', or remove it.",
             )
-    if (
-        len({s.video for s in samples.get("test", [])}) == 1
-        and "shuffled" in recipe.evaluation.conditions
-    ):
+    videos = {sample.video for sample in samples.get("test", [])}
+    if len(videos) == 1 and "shuffled" in recipe.evaluation.conditions:
         report.add(
             "error",
             "The control `shuffled` needs test samples of at least two videos; there is one.",
@@ -44,12 +43,13 @@ def check_settings(
 
 
 def _without_effect(report: CheckReport, recipe: Recipe) -> None:
+    """Report settings that another setting switches off."""
     training = recipe.training
     trained = {part for stage in recipe.training.stages for part in stage.train}
     if recipe.lora is not None and "lora" not in trained:
         report.add(
             "warning",
-            "`lora` is given, but no stage trains it: it stays at zero and changes nothing.",
+            "`lora` is set, but no stage trains it: it stays at zero and changes nothing.",
         )
     for stage in training.stages:
         if stage.lora_lr is not None and "lora" not in stage.train:
@@ -63,9 +63,8 @@ def _without_effect(report: CheckReport, recipe: Recipe) -> None:
             "info",
             f"`augment` has no effect: training under {training.condition!r} sees no signal.",
         )
-    repeated = sorted(
-        {layer for layer in recipe.injection.layers if recipe.injection.layers.count(layer) > 1}
-    )
+    layers = recipe.injection.layers
+    repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
     if repeated:
         report.add(
             "warning",
@@ -74,8 +73,8 @@ def _without_effect(report: CheckReport, recipe: Recipe) -> None:
         )
 
 
-def _keeping(report: CheckReport, recipe: Recipe) -> None:
-    """Say where what is kept of the host finds nothing."""
+def _caches(report: CheckReport, recipe: Recipe) -> None:
+    """Report caches of the host that will never be hit."""
     training = recipe.training
     features = recipe.features
     mixed = training.batch_size > 1 and training.batch_by != "clip"
@@ -83,14 +82,14 @@ def _keeping(report: CheckReport, recipe: Recipe) -> None:
         report.add(
             "warning",
             "features.vision_tower_cache_gib finds nothing in training: every epoch mixes batches"
-            " anew, and features.vision_tower_cache_by is `call`. Take `clip`, or"
-            " training.batch_by: clip.",
+            " anew, and features.vision_tower_cache_by is `call`. Set it to `clip`, or set"
+            " training.batch_by to `clip`.",
         )
     if mixed and features.hidden_state_cache_gib:
         report.add(
             "warning",
             "features.hidden_state_cache_gib finds nothing in training: every epoch mixes batches"
-            " anew. Take training.batch_by: clip.",
+            " anew. Set training.batch_by to `clip`.",
         )
     if features.vision_tower_cache_by != "call" and not features.vision_tower_cache_gib:
         report.add(
@@ -102,135 +101,102 @@ def _keeping(report: CheckReport, recipe: Recipe) -> None:
         report.add(
             "warning",
             "features.hidden_state_cache_gib has no effect in training with"
-            " training.gradient_checkpointing: layers that are recomputed must run.",
+            " training.gradient_checkpointing: layers must run to be recomputed.",
         )
     for stage in training.stages if features.hidden_state_cache_gib else ():
         if "lora" in stage.train:
             report.add(
                 "info",
-                f"features.hidden_state_cache_gib rests in stage {stage.name!r}, which trains LoRA"
-                " in the layers whose states it keeps.",
+                f"features.hidden_state_cache_gib has no effect in stage {stage.name!r}, which"
+                " trains LoRA in the layers whose outputs would be cached.",
             )
 
 
 def _departures(report: CheckReport, recipe: Recipe) -> None:
-    """Name options that make things as GazeQwen's code has them, and what follows from each."""
-    sampling = recipe.sampling
-    training = recipe.training
-    evaluation = recipe.evaluation
-    cap = sampling.train_max_frames
-    chosen: list[tuple[bool, Level, str]] = [
-        (
-            sampling.clock == "requested",
-            "warning",
-            (
-                "sampling.clock is `requested`: steps are timed by the rate asked for, not by their"
-                " frames, so that in longer clips the signal meets the wrong steps or none."
-            ),
-        ),
-        (
-            sampling.processor_fps is not None,
-            "warning",
-            (
-                f"sampling.processor_fps is {sampling.processor_fps}: the host is told that rate"
-                " whatever the true one, so that its own sense of time is wrong."
-            ),
-        ),
-        (
-            sampling.alignment == "index",
-            "warning",
-            (
-                "sampling.alignment is `index`: features meet the steps by their order, not by"
-                " their times; where the numbers differ they show other moments."
-            ),
-        ),
-        (
-            not sampling.antialias,
-            "warning",
-            (
-                "sampling.antialias is false: on a visual grid coarser than the features' each"
-                " token sees the four features around its centre, and others are seen by none."
-            ),
-        ),
-        (
-            cap is not None and cap < sampling.max_frames,
-            "info",
-            (
-                f"sampling.train_max_frames is {cap}: training sees fewer frames than the"
-                f" {sampling.max_frames} of the evaluation, and the signal at fewer steps."
-            ),
-        ),
-        (
-            training.schedule == "one_cycle",
-            "info",
-            (
-                "training.schedule is `one_cycle`: the rate starts at 1/25 of its peak instead of 0"
-                " and rises on a cosine, and momentum cycles with it."
-            ),
-        ),
-        (
-            training.empty == "skip",
-            "info",
-            (
-                "training.empty is `skip`: samples without a signal are left out of training, but"
-                " are in the evaluation."
-            ),
-        ),
-        (
-            recipe.letters == "four",
-            "warning",
-            (
-                "letters is `four`: an answer that was never offered can win, and counts as wrong:"
-                " questions with fewer than four options become harder."
-            ),
-        ),
-        (
-            evaluation.failed == "left_out",
-            "warning",
-            (
-                "evaluation.failed is `left_out`: samples that fail leave the count, so that"
-                " accuracies of runs with different failures are not comparable."
-            ),
-        ),
-    ]
-    for present, level, text in chosen:
-        if present:
-            report.add(level, text)
-    parts = [
-        ("injection", recipe.injection),
-        *((f"{key}.params", choice.resolved(kind)[1]) for key, kind, choice in recipe.component_specs()),
-    ]
+    """Report options that reproduce the code of GazeQwen, and the consequence of each."""
+    for level, text in (*_sampling_departures(recipe), *_other_departures(recipe)):
+        report.add(level, text)
+    parts: list[tuple[str, Any]] = [("injection", recipe.injection)]
+    for key, kind, spec in recipe.component_specs():
+        parts.append((f"{key}.params", spec.resolved(kind)[1]))
     for key, params in parts:
-        for level, text in params.departures() if isinstance(params, Params) else ():
-            report.add(level, f"{key}.{text}")
+        if isinstance(params, Params):
+            for level, text in params.departures():
+                report.add(level, f"{key}.{text}")
+
+
+def _sampling_departures(recipe: Recipe) -> Iterator[tuple[Level, str]]:
+    sampling = recipe.sampling
+    if sampling.clock == "requested":
+        yield (
+            "warning",
+            "sampling.clock is `requested`: steps are timed by the requested rate, not by their"
+            " frames, so in longer clips the signal reaches the wrong steps or none.",
+        )
+    if sampling.processor_fps is not None:
+        yield (
+            "warning",
+            f"sampling.processor_fps is {sampling.processor_fps}: the host is given this rate"
+            " instead of the true one, so its own sense of time is wrong.",
+        )
+    if sampling.alignment == "index":
+        yield (
+            "warning",
+            "sampling.alignment is `index`: features meet the steps by their order, not by their"
+            " times; where the numbers differ they show other moments.",
+        )
+    if not sampling.antialias:
+        yield (
+            "warning",
+            "sampling.antialias is false: on a visual grid coarser than the features', each token"
+            " sees the four features around its center, and no token sees the others.",
+        )
+    cap = sampling.train_max_frames
+    if cap is not None and cap < sampling.max_frames:
+        yield (
+            "info",
+            f"sampling.train_max_frames is {cap}: training sees fewer frames than the"
+            f" {sampling.max_frames} of the evaluation, and the signal at fewer steps.",
+        )
+
+
+def _other_departures(recipe: Recipe) -> Iterator[tuple[Level, str]]:
+    if recipe.training.schedule == "one_cycle":
+        yield (
+            "info",
+            "training.schedule is `one_cycle`: the learning rate starts at 1/25 of its peak instead"
+            " of 0 and rises on a cosine, and momentum cycles with it.",
+        )
+    if recipe.training.empty == "skip":
+        yield (
+            "info",
+            "training.empty is `skip`: samples without a signal are excluded from training, but not"
+            " from the evaluation.",
+        )
+    if recipe.letters == "four":
+        yield (
+            "warning",
+            "letters is `four`: an answer that was never offered can win and counts as wrong, so"
+            " questions with fewer than four options become harder.",
+        )
+    if recipe.evaluation.failed == "left_out":
+        yield (
+            "warning",
+            "evaluation.failed is `left_out`: samples that fail leave the count, so accuracies of"
+            " runs with different failures are not comparable.",
+        )
 
 
 def _steps(report: CheckReport, recipe: Recipe, samples: Sequence[Sample]) -> None:
+    """Add the optimizer steps of every stage, and findings on schedules that do not fit them."""
     training = recipe.training
-    n = len(samples)
-    if not n:
+    if not samples:
         return
-    size = training.batch_size * training.accumulation
     batches = len(arranged(samples, training.batch_size, training.batch_by, random.Random(0)))
-    of = f"{size} samples"
-    if training.batch_by == "clip":
-        clips = "a clip" if training.accumulation == 1 else f"{training.accumulation} clips"
-        of = f"{clips}, {n / batches * training.accumulation:.1f} samples on average"
-        if training.accumulation > batches:
-            report.add(
-                "info",
-                f"One optimizer step takes {training.accumulation} batches, the training split"
-                f" makes {batches}: it goes through it more than once.",
-            )
-    elif size > n:
-        report.add(
-            "info",
-            f"One optimizer step takes {size} samples, the training split has {n}: it goes through"
-            " it more than once.",
-        )
+    content = _step_content(report, recipe, len(samples), batches)
     for stage, steps in zip(training.stages, optimizer_steps(recipe, batches), strict=True):
         report.figures[f"stage {stage.name}"] = (
-            f"{steps} optimizer steps of {of}, training {' + '.join(stage.train)}"
+            f"{steps} optimizer steps of {content}, training {' + '.join(stage.train)}"
         )
         if training.warmup_steps > steps // 2:
             report.add(
@@ -238,11 +204,9 @@ def _steps(report: CheckReport, recipe: Recipe, samples: Sequence[Sample]) -> No
                 f"warmup_steps is {training.warmup_steps}, stage {stage.name!r} has {steps} steps:"
                 f" its warm-up is shortened to {steps // 2}.",
             )
-        if (
-            training.patience is not None
-            and training.validate_every is not None
-            and training.patience * training.validate_every >= stage.epochs
-        ):
+        if training.patience is None or training.validate_every is None:
+            continue
+        if training.patience * training.validate_every >= stage.epochs:
             report.add(
                 "warning",
                 f"`patience` cannot stop stage {stage.name!r}: its {stage.epochs:g} epochs end"
@@ -250,9 +214,30 @@ def _steps(report: CheckReport, recipe: Recipe, samples: Sequence[Sample]) -> No
             )
 
 
+def _step_content(report: CheckReport, recipe: Recipe, total: int, batches: int) -> str:
+    """Return what one optimizer step consists of; report one larger than the training split."""
+    training = recipe.training
+    if training.batch_by == "clip":
+        if training.accumulation > batches:
+            report.add(
+                "info",
+                f"One optimizer step takes {training.accumulation} batches, but the training split"
+                f" has only {batches}: a step goes through it more than once.",
+            )
+        clips = "a clip" if training.accumulation == 1 else f"{training.accumulation} clips"
+        mean = total / batches * training.accumulation
+        return f"{clips}, {mean:.1f} samples on average"
+    size = training.batch_size * training.accumulation
+    if size > total:
+        report.add(
+            "info",
+            f"One optimizer step takes {size} samples, but the training split has only {total}: a"
+            " step goes through it more than once.",
+        )
+    return f"{size} samples"
+
+
 def optimizer_steps(recipe: Recipe, batches: int) -> list[int]:
-    """Return the optimizer steps of every stage on this many batches in an epoch, none stopped
-    early.
-    """
+    """Return the optimizer steps of every stage, for ``batches`` per epoch and no early stop."""
     per_epoch = math.ceil(batches / recipe.training.accumulation)
     return [max(1, round(stage.epochs * per_epoch)) for stage in recipe.training.stages]

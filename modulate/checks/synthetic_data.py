@@ -1,4 +1,4 @@
-"""Clips of noise, for measurements where there are no data."""
+"""A dataset of noise clips, for measurements without data."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from modulate.config.recipe import Recipe
 from modulate.interfaces.components import Dataset, Sample
 
 ASSUMED = (960, 1280)
-"""Height and width of frames where there are no data to look at: those of EGTEA Gaze+."""
+"""Assumed height and width of frames when there are no data: those of EGTEA Gaze+."""
 
 
 class NoiseDataset(Dataset):
@@ -19,36 +19,34 @@ class NoiseDataset(Dataset):
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         sampling = recipe.sampling
         self.seconds = sampling.max_frames / sampling.rate(0.0)
-        self.videos = [folder / f"noise{k}.mp4" for k in range(2)]
+        self.videos = [folder / f"noise{number}.mp4" for number in range(2)]
         for path in self.videos:
             write_noise(path, round(self.seconds) + 2)
 
     def samples(self, split: str) -> list[Sample]:
-        """Return samples whose clips all begin and end a little differently, so that each has
-        features of its own.
-        """
+        """Return 64 samples whose clips differ in length, so that each needs its own features."""
         options = ("the red cup", "a knife", "the sink", "some bread")
         return [
             Sample(
-                f"noise-{k}",
+                f"noise-{number}",
                 "noise",
-                self.videos[k % 2],
-                (0.0, self.seconds - 0.001 * k),
+                self.videos[number % 2],
+                (0.0, self.seconds - 0.001 * number),
                 "What is looked at right now?",
                 options,
-                k % 4,
+                number % 4,
                 {},
             )
-            for k in range(64)
+            for number in range(64)
         ]
 
     def fingerprint(self) -> str:
-        """Return the same for all noise."""
+        """Return the same value for every noise dataset."""
         return "noise"
 
 
 def write_noise(path: Path, seconds: int) -> None:
-    """Write a video of coarse noise, one frame a second."""
+    """Write a video of coarse noise with one frame per second."""
     height, width = ASSUMED
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
@@ -58,7 +56,6 @@ def write_noise(path: Path, seconds: int) -> None:
         stream.pix_fmt = "yuv420p"
         for _ in range(seconds):
             coarse = rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(coarse.repeat(32, 0).repeat(32, 1)))
-            )
+            pixels = coarse.repeat(32, 0).repeat(32, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
         container.mux(stream.encode())

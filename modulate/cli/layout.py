@@ -1,5 +1,6 @@
-"""The layout of the repository, read from docstrings: for the README's tree, the architecture
-page's table, and the test of imports.
+"""Read the layout of the repository from docstrings.
+
+It is used for the README's tree, the architecture page's table, and the test of imports.
 
 The docstring of `modulate` lists the packages from the bottom up; each package's own docstring says
 what it holds. Nothing else states either, so pages and the import test cannot drift from the code.
@@ -17,9 +18,7 @@ ORDER = re.compile(r"bottom up: (.+?)\.", re.S)
 
 @dataclass(frozen=True)
 class Part:
-    """A package or a top-level module of the core: its ``name`` and ``summary``, and the modules
-    inside it with theirs.
-    """
+    """A package or top-level module of the core, with the summaries of its modules."""
 
     name: str
     summary: str
@@ -27,18 +26,18 @@ class Part:
 
     @property
     def path(self) -> str:
-        """Path below the repository's root, a package's with a slash at its end."""
+        """The path from the repository's root; that of a package ends with a slash."""
         return f"modulate/{self.name}/" if self.modules else f"modulate/{self.name}.py"
 
 
 def order() -> list[str]:
     """Return the core's packages and top-level modules: each imports only from those before it."""
-    found = ORDER.search(modulate.__doc__ or "")
-    if found is None:
+    match = ORDER.search(modulate.__doc__ or "")
+    if match is None:
         raise ValueError(
             "The docstring of modulate no longer lists its packages from the bottom up."
         )
-    return re.findall(r"\w+", found[1])
+    return re.findall(r"\w+", match[1])
 
 
 def parts() -> list[Part]:
@@ -79,11 +78,11 @@ ENTRIES = {
     "LICENSE": "Apache-2.0",
     "README.md": "this page",
 }
-"""Entries of the repository that are no packages, with what they are."""
+"""Entries of the repository that are not packages, and what they contain."""
 
 
 def tree(root: Path) -> str:
-    """Return the README's tree of the repository in ``root``, as a code block."""
+    """Return the README's tree of the repository at ``root`` as a code block."""
     rows = [("modulate/", "the core; a package imports only from those below it")]
     rows += [("  " + part.path.removeprefix("modulate/"), part.summary) for part in parts()[::-1]]
     rows.append(("plugins/", "what ships, through the same entry points as anybody's plugin"))
@@ -106,11 +105,12 @@ def table() -> str:
 def filled(page: str, name: str, text: str) -> str:
     """Return ``page`` with ``text`` between its markers ``name``.
 
-    Raises :class:`ValueError` when the page has no such markers.
+    Raises :class:`ValueError` if the page has no such markers.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
+    begin = f"<!-- {name} -->"
+    end = f"<!-- /{name} -->"
+    before, opening, remainder = page.partition(begin)
+    _, closing, after = remainder.partition(end)
+    if not opening or not closing:
         raise ValueError(f"The page has no {begin} … {end}.")
     return f"{before}{begin}\n{text}\n{end}{after}"

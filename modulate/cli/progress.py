@@ -47,7 +47,7 @@ class Display(ABC):
         """Show that ``done`` more of ``total`` are finished."""
 
     @abstractmethod
-    def status(self, text: str) -> None:
+    def set_status(self, text: str) -> None:
         """Show ``text`` until the next status or the next count."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Bars(Display):
         """Add to how many are finished."""
         self.progress.update(self._task(name, total), advance=done)
 
-    def status(self, text: str) -> None:
+    def set_status(self, text: str) -> None:
         """Replace the status."""
         self.remove(self._status)
         self._status = text
@@ -202,7 +202,7 @@ class Lines(Display):
             self._status = ""
             self._last_update = now
 
-    def status(self, text: str) -> None:
+    def set_status(self, text: str) -> None:
         """Replace the status."""
         self._status = text
         self._last_update = time.monotonic()

@@ -1,7 +1,7 @@
-"""Reference pages written from the code: ``python -m modulate.cli.reference`` writes them,
-``--check`` says whether they are up to date.
+"""Write the reference pages from the code: ``python -m modulate.cli.reference``.
 
-Only what ships with modulate is in them, whatever else is installed.
+``--check`` tells whether they are up to date. They cover only what ships with modulate, whatever
+else is installed.
 """
 
 import argparse
@@ -32,16 +32,16 @@ KINDS = {
 
 
 def shipped() -> plugins.Registry:
-    """Return the registry of the plugins that ship.
+    """Return the registry of the shipped plugins.
 
-    Raises :class:`PluginError` when one is broken.
+    Raises :class:`PluginError` if one is broken.
     """
     registry = plugins.Registry(
-        p
-        for p in entry_points(group=plugins.GROUP)
-        if p.dist is not None and p.dist.name == "modulate"
+        point
+        for point in entry_points(group=plugins.GROUP)
+        if point.dist is not None and point.dist.name == "modulate"
     )
-    broken = [f"{p.name}: {p.error}" for p in registry.plugins.values() if p.error]
+    broken = [f"{info.name}: {info.error}" for info in registry.plugins.values() if info.error]
     if broken:
         raise PluginError(
             f"The reference cannot be written while a shipped plugin is broken: {broken[0]}"
@@ -52,7 +52,7 @@ def shipped() -> plugins.Registry:
 def pages(registry: plugins.Registry, root: Path) -> dict[Path, str]:
     """Return {file: text} of every generated page of the checkout in ``root``.
 
-    The README's tree and the architecture page's table are filled into the pages as they are.
+    Tree and table are inserted into README and architecture page, whose other text stays.
     """
     readme = root / "README.md"
     architecture = root / "docs" / "explanation" / "architecture.md"
@@ -62,8 +62,10 @@ def pages(registry: plugins.Registry, root: Path) -> dict[Path, str]:
         reference / "recipe.md": recipe_page(registry),
         reference / "hosts.md": hosts_page.page(registry, NOTE),
         reference / "api.md": api_page.page(root / "docs" / "examples", NOTE),
-        readme: layout.filled(readme.read_text("utf-8"), "tree", layout.tree(root)),
-        architecture: layout.filled(architecture.read_text("utf-8"), "packages", layout.table()),
+        readme: layout.filled(readme.read_text(encoding="utf-8"), "tree", layout.tree(root)),
+        architecture: layout.filled(
+            architecture.read_text(encoding="utf-8"), "packages", layout.table()
+        ),
     }
 
 
@@ -77,12 +79,10 @@ def cli_page(registry: plugins.Registry) -> str:
     root = typer.main.get_command(build(registry))
     parts = [NOTE, "# Command line", root.help or ""]
     for path, command in _commands(root, "modulate"):
-        shown = [row for p in command.params if (row := _row(p))]
-        parts += [
-            f"## `{path}`",
-            command.help or "",
-            *([_table(("argument or option", "meaning", "default"), shown)] if shown else []),
-        ]
+        parts += [f"## `{path}`", command.help or ""]
+        rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
+        if rows:
+            parts.append(_table(("argument or option", "meaning", "default"), rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,22 +95,16 @@ def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _commands(child, f"{path} {name}")
 
 
-def _row(parameter: Any) -> tuple[str, str, str] | None:
-    if parameter.name == "help":
-        return None
-    argument = parameter.param_type_name == "argument"
-    name = (
-        (parameter.metavar or parameter.name.upper())
-        if argument
-        else ", ".join([*parameter.opts, *parameter.secondary_opts])
-    )
-    default = (
-        "required"
-        if parameter.required
-        else ""
-        if parameter.default in (None, (), [])
-        else str(parameter.default)
-    )
+def _row(parameter: Any) -> tuple[str, str, str]:
+    if parameter.param_type_name == "argument":
+        name = parameter.metavar or parameter.name.upper()
+    else:
+        name = ", ".join([*parameter.opts, *parameter.secondary_opts])
+    default = ""
+    if parameter.required:
+        default = "required"
+    elif parameter.default not in (None, (), []):
+        default = str(parameter.default)
     return f"`{name}`", getattr(parameter, "help", None) or "", default
 
 
@@ -163,19 +157,17 @@ def _fields(model: type[BaseModel]) -> str:
     for name, info in model.model_fields.items():
         factory: Any = info.default_factory
         value = factory() if factory else info.default
-        default = (
-            "required"
-            if value is PydanticUndefined
-            else "see below"
-            if isinstance(value, BaseModel)
-            else f"`{_plain(value)}`"
-        )
+        default = f"`{_plain(value)}`"
+        if value is PydanticUndefined:
+            default = "required"
+        elif isinstance(value, BaseModel):
+            default = "see below"
         rows.append((f"`{name}`", f"`{_type(info.annotation)}`", default, info.description or ""))
     return _table(("key", "type", "default", "meaning"), rows) if rows else "No parameters."
 
 
 def _plain(value: Any) -> str:
-    """Write a default as YAML would have it."""
+    """Return a default as YAML writes it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -188,18 +180,18 @@ def _plain(value: Any) -> str:
 def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and not getattr(annotation, "__args__", ()):
         return {"NoneType": "null"}.get(annotation.__name__, annotation.__name__)
-    text = re.sub(
-        r"\b[\w.]+\.(?=\w)", "", str(annotation)
-    )  # typing.Literal, pathlib.Path, package.module.Class: the last name says it
+    # typing.Literal, pathlib.Path, package.module.Class: the last name suffices.
+    text = re.sub(r"\b[\w.]+\.(?=\w)", "", str(annotation))
     return re.sub(r"\bNone(Type)?\b", "null", text).replace(" |", " or")
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in line)} |"
-        for line in lines
-    )
+    lines = []
+    for cells in (head, ("---",) * len(head), *rows):
+        # A line feed or an unescaped bar would end the row or the cell.
+        escaped = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
+    return "\n".join(lines)
 
 
 # --- writing and checking

@@ -1,9 +1,10 @@
-"""Frames of clips, read so that a video with many questions is decoded once."""
+"""Reading of clips' frames, with each video decoded once for all its clips."""
 
 import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from modulate.data.video import probe, read_frames, read_frames_at
 from modulate.errors import MissingFileError, VideoError
@@ -13,18 +14,20 @@ from modulate.utils.lru_cache import LRUCache
 from modulate.utils.safe_load import read_json
 
 FrameStore = Callable[[Path, Sequence[float], Callable[[], Frames]], Frames]
-"""(video, times, decode) → the frames shown at these times: kept ones, or what ``decode()``
-returns.
-"""
+"""(video, times, decode) → the frames at these times: stored ones, or those of ``decode()``."""
 
 
 class ClipReader:
-    """Reads clips' frames, all that are expected of a video in one go while they fit into
-    ``video_bytes``; videos used last are kept, in ``memory_bytes``.
+    """Reads clips' frames. The expected frames of a video are decoded together.
 
-    ``store``: keeps clips' frames on disk (:class:`modulate.data.feature_extractor.FrameCache`), so
-    that a later epoch, or run, decodes nothing. ``video_bytes``: by default an eighth of
-    ``memory_bytes``, since a long or large video would push all others out.
+    The most recently used videos stay in memory.
+
+    Args:
+        memory_bytes: size limit of all videos in memory.
+        store: keeps clips' frames on disk, so that later epochs and runs decode nothing
+            (:class:`modulate.data.feature_extractor.FrameCache`).
+        video_bytes: size limit of the frames of one video; larger videos are decoded clip by clip.
+            By default an eighth of ``memory_bytes``, since a long video would evict all others.
     """
 
     def __init__(
@@ -34,66 +37,69 @@ class ClipReader:
         video_bytes: int | None = None,
     ) -> None:
         self._store = store
-        self._most = memory_bytes // 8 if video_bytes is None else video_bytes
+        self._video_bytes = memory_bytes // 8 if video_bytes is None else video_bytes
         self._expected: dict[Path, set[float]] = {}
-        self._kept: LRUCache[Path, tuple[Frames, dict[float, int]]] = LRUCache(
-            memory_bytes, lambda found: found[0].images.nbytes
+        # Frames of a video, and the index of the frame shown at each time.
+        self._decoded: LRUCache[Path, tuple[Frames, dict[float, int]]] = LRUCache(
+            memory_bytes, lambda decoded: decoded[0].images.nbytes
         )
 
     def expect(self, video: Path, times: Sequence[float]) -> None:
-        """Note that these frames will be asked for."""
+        """Announce times (s) at which frames of ``video`` will be read."""
         self._expected.setdefault(video, set()).update(times)
 
     def read(self, video: Path, times: Sequence[float]) -> Frames:
-        """Return the frames shown at ``times``; exactly what
-        :func:`modulate.data.video.read_frames` returns. Errors likewise.
+        """Return the frames shown at ``times`` (s).
+
+        Frames and errors are those of :func:`modulate.data.video.read_frames`.
         """
         if self._store is None or not video.is_file():
             return self._decode(video, times)
         return self._store(video, times, lambda: self._decode(video, times))
 
     def _decode(self, video: Path, times: Sequence[float]) -> Frames:
-        found = self._kept.get(video)
-        if found is None or not found[1].keys() >= set(times):
+        decoded = self._decoded.get(video)
+        if decoded is None or not decoded[1].keys() >= set(times):
             wanted = self._expected.get(video, set()) | set(times)
             info = probe(video)
-            if len(wanted) * info.width * info.height * 3 > self._most:
+            if len(wanted) * info.width * info.height * 3 > self._video_bytes:
                 return read_frames(video, times)
             try:
-                found = read_frames_at(video, sorted(wanted))
-            except (
-                VideoError
-            ):  # another question asks beyond the end: that is its own failure, not this one's
+                decoded = read_frames_at(video, sorted(wanted))
+            # One of the other clips may lie beyond the end. That clip fails when it is read itself.
+            except VideoError:
                 return read_frames(video, times)
-            self._kept.put(video, found)
-        frames, which = found
-        chosen = sorted({which[t] for t in times})
-        return Frames(frames.images[chosen], tuple(frames.times[i] for i in chosen))
+            self._decoded.put(video, decoded)
+        frames, index_at = decoded
+        chosen = sorted({index_at[time] for time in times})
+        return Frames(frames.images[chosen], tuple(frames.times[index] for index in chosen))
 
 
 class ShownTimes:
-    """Notes of which frames clips show, by presentation time: all that it takes to know the key of
-    a clip's features without decoding it again.
+    """Notes of the presentation times of clips' frames.
 
-    A JSON file in ``folder`` for the content of each video. Believed only as far as that: a note
-    that is wrong leads to a key under which nothing is kept.
+    With them the cache key of a clip's features is known without decoding the clip again. A wrong
+    note does no harm: it leads to a key without an entry.
+
+    ``folder``: holds a JSON file for each video, named by the hash of its content.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def find(self, video: Path, times: Sequence[float]) -> tuple[float, ...] | None:
-        """Return the times (s) of the frames that ``video`` shows at ``times``, if histories_on.
+        """Return the presentation times (s) of the frames shown at ``times``, if noted.
 
         Raises :class:`MissingFileError`.
         """
-        found = self._read(self._path(video)).get(json.dumps(list(times)))
-        return None if found is None else tuple(found)
+        shown = self._read(self._path(video)).get(json.dumps(list(times)))
+        return None if shown is None else tuple(shown)
 
     def note(self, video: Path, times: Sequence[float], shown: Sequence[float]) -> None:
-        """Note that ``video`` shows the frames ``shown`` at ``times``.
+        """Note that ``video`` shows frames with presentation times ``shown`` at ``times``.
 
-        Raises :class:`StorageError`. A note of another process at that moment may get lost.
+        A note that another process writes at the same time may be lost. Raises
+        :class:`StorageError`.
         """
         path = self._path(video)
         notes = self._read(path) | {json.dumps(list(times)): list(shown)}
@@ -104,21 +110,19 @@ class ShownTimes:
 
     def _read(self, path: Path) -> dict[str, list[float]]:
         try:
-            found = read_json(path)
-            if not (
-                isinstance(found, dict)
-                and all(
-                    isinstance(t, list) and all(isinstance(x, float) for x in t)
-                    for t in found.values()
-                )
-            ):
-                raise ValueError("other things than times are in it")
+            notes = read_json(path)
+            if not (isinstance(notes, dict) and all(map(_are_times, notes.values()))):
+                raise ValueError("it holds something other than times")
         except MissingFileError:
             return {}
-        except ValueError as error:  # DataError, too
+        except ValueError as error:  # includes DataError
             warnings.warn(
                 f"The notes in {path} are damaged ({error}); these clips are decoded again.",
                 stacklevel=4,
             )
             return {}
-        return found
+        return notes
+
+
+def _are_times(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(time, float) for time in value)

@@ -1,17 +1,17 @@
-"""Frame features of a backbone: what backbones share in making them, alignment to a host's visual
-grid by true time, and a cache on disk.
+"""A cache of tensors on disk: raw features, decoded frames, vision-tower outputs.
 
-The cache holds raw features, on the backbone's own grid, under a name made from everything that
-they depend on: one entry serves hosts with different grids, and nothing but a change of content
-makes an entry unusable.
+An entry's file name is the hash of everything that its content depends on, so that entries never
+become stale. Features are cached on the backbone's own grid: one entry serves hosts with different
+visual grids.
 
-An entry is a safetensors shard of its own, written whole and never changed. It is read, not mapped
-(:mod:`modulate.data.feature_shards`), and every read is checked: by SHA-256 when a process first
-meets a file, by CRC-32 after. Why not many clips in a shard: dropping one clip would rewrite the
-others, processes would have to agree on who appends, and a kill would cost all that a shard had so
-far. Measured on ext4: a clip of 13.5 MiB is read in 1 to 2 ms and checked in 4 to 8 ms, at first in
-8 to 20 ms; one of 0.04 MiB takes 0.1 ms together; 60 ms to look through 8,521 shards (StreamGaze's
-questions).
+Each entry is a safetensors file of its own (a shard), written whole and never changed. Every read
+is checked: by SHA-256 when a process first reads a file, by CRC-32 later. With many clips in one
+shard, evicting a clip would rewrite the others, processes would have to agree on who appends, and a
+kill would lose all that a shard had so far.
+
+Measured on ext4: a clip of 13.5 MiB is read in 1 to 2 ms and checked in 4 to 8 ms (8 to 20 ms the
+first time); one of 0.04 MiB takes 0.1 ms together; scanning a folder of 8,521 shards (the questions
+of StreamGaze) takes 60 ms.
 """
 
 import hashlib
@@ -45,17 +45,20 @@ DTYPES = {
     "float64": torch.float64,
     "uint8": torch.uint8,
 }
-_ABANDONED = (
-    24 * 3600.0
-)  # seconds after which a temporary file is taken to be left over from a killed process
+"""Data types of cached values, by name."""
+
+# Seconds after which a temporary file counts as left behind by a killed process.
+_ABANDONED = 24 * 3600.0
+
+FileIdentity = tuple[int, int, int]
+"""Inode, size in bytes, and modification time (ns) of a file."""
 
 
 def check_frame_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[float, ...]:
-    """Return the frames' times (s), having checked them and ``frames`` against each other: the
-    first line of a backbone's ``forward``.
+    """Return the frames' times (s); a backbone's ``forward`` should begin with this check.
 
-    Raises :class:`VideoError` unless ``frames`` are (frame, height, width, 3) uint8 RGB, at least
-    one, with one increasing time for each.
+    Raises :class:`VideoError` unless ``frames`` is (frame, height, width, 3) uint8 RGB with at
+    least one frame, and every frame has a time, in increasing order.
     """
     if (
         frames.ndim != 4
@@ -67,8 +70,9 @@ def check_frame_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[flo
             f"Frames must be uint8 RGB of shape (frame, height, width, 3); got {frames.dtype} of"
             f" shape {tuple(frames.shape)}."
         )
-    times = tuple(float(t) for t in frame_times)
-    if len(times) != len(frames) or any(not a < b for a, b in itertools.pairwise(times)):
+    times = tuple(float(time) for time in frame_times)
+    increasing = all(earlier < later for earlier, later in itertools.pairwise(times))
+    if len(times) != len(frames) or not increasing:
         raise VideoError(
             f"Every frame needs a time in seconds, increasing; got {len(frames)} frames and times"
             f" {list(times)}."
@@ -77,13 +81,14 @@ def check_frame_times(frames: Tensor, frame_times: Sequence[float]) -> tuple[flo
 
 
 def bytes_of(value: Tensor) -> memoryview:
-    """Return a tensor's bytes, for a hash."""
+    """Return a tensor's bytes, for hashing."""
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 (hex) of names, types, shapes and bytes of all of ``module``'s weights,
-    for a backbone's ``fingerprint``.
+    """Return the SHA-256 (hex) of the names, types, shapes and bytes of a module's weights.
+
+    For a backbone's ``fingerprint``.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
@@ -94,11 +99,14 @@ def weights_digest(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """Everything that raw features depend on.
+    """Everything that a cached tensor depends on.
 
-    ``video``: hash of the file's content; ``times``: PTS (s) of the frames encoded; ``backbone``:
-    its ``fingerprint()`` (weights, layer, preprocessing); ``dtype``: of the values kept, one of
-    float32, float16, bfloat16, float64, uint8; ``schema``: layout of the cache files.
+    Attributes:
+        video: hash of the file's content.
+        times: presentation times (s) of the encoded frames.
+        backbone: the backbone's ``fingerprint()``: weights, layer, preprocessing.
+        dtype: data type of the cached values, one of :data:`DTYPES`.
+        schema: version of the cache's files.
     """
 
     video: str
@@ -114,18 +122,21 @@ class FeatureKey:
             )
 
     def name(self) -> str:
-        """Return the sha256 (hex) of the key, the name of its file."""
+        """Return the SHA-256 (hex) of the key, which is the name of its file."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 class FeatureCache:
-    """Raw features on disk, least recently used out first; in memory only what the disk does not
-    keep. Safe for several threads and processes.
+    """Tensors on disk, with the least recently used evicted first.
 
-    Shards are whole or absent, the same to the byte whoever writes them, and checked whenever they
-    are read; two processes that miss at the same moment both compute. ``hits`` and ``misses`` count
-    this object's calls of :meth:`get_or_compute`, ``dropped`` what it left off the disk, or removed
-    from it, because of ``max_bytes``.
+    Safe for several threads and processes: shards are whole or absent, equal to the byte whoever
+    writes them, and checked whenever they are read. Two processes that miss an entry at the same
+    time both compute it. Memory holds only entries that the disk does not take.
+
+    Attributes:
+        hits: calls of :meth:`get_or_compute` that found an entry.
+        misses: calls that computed one.
+        dropped: entries not written, or evicted, because of ``max_bytes``.
     """
 
     def __init__(
@@ -135,11 +146,14 @@ class FeatureCache:
         memory_bytes: int = 2 * 2**30,
         require_disk: bool = False,
     ) -> None:
-        """Keep shards in ``folder`` (made when needed), at most ``max_bytes`` there and
-        ``memory_bytes`` of values in memory; 0 turns off.
+        """Open the cache in ``folder``, which is created when needed.
 
-        ``require_disk``: what the disk does not take is a :class:`StorageError` instead of a warning
-        and a place in memory.
+        Args:
+            folder: holds the shards.
+            max_bytes: size limit of the shards; 0 keeps none on disk.
+            memory_bytes: size limit of entries in memory; 0 keeps none.
+            require_disk: raise :class:`StorageError` if the disk does not take an entry, instead of
+                warning and keeping it in memory.
         """
         self.folder = Path(folder)
         self.max_bytes = max_bytes
@@ -147,120 +161,124 @@ class FeatureCache:
         self.hits = 0
         self.misses = 0
         self.dropped = 0
-        self._said = False  # that the disk cannot be written
-        self._until_look = 0  # bytes that may still be written before the folder is looked through
+        self._has_warned = False
+        # Scanning the folder costs more than writing a shard, and other processes write there too.
+        # So it is scanned only after this many more bytes.
+        self._bytes_until_scan = 0
         self._memory: LRUCache[str, StoredTensor] = LRUCache(
             memory_bytes, lambda stored: stored.values.nbytes
         )
-        self._checked: dict[
-            str, tuple[tuple[int, int, int], int]
-        ] = {}  # shard → the file found to be what was written, and its CRC-32
+        # Files whose SHA-256 matched, with their CRC-32, by name of the shard.
+        self._verified: dict[str, tuple[FileIdentity, int]] = {}
 
     def get_or_compute(self, key: FeatureKey, compute: Callable[[], StoredTensor]) -> StoredTensor:
-        """Return the tensor of ``key``: those kept, or from ``compute`` and then kept.
+        """Return the entry of ``key``, from the cache or from ``compute``.
 
-        Values are on the CPU in ``key.dtype``, the same whether computed or kept; they may be
-        shared, so never write into them. A disk that cannot be written costs a warning, once, not
-        the run, unless ``require_disk``.
+        Values are on the CPU in ``key.dtype``, whether cached or computed. They may be shared, so
+        never modify them. If the disk cannot be written, one warning is issued, unless
+        ``require_disk``.
         """
-        found = self.find(key)
-        if found is not None:
+        cached = self.find(key)
+        if cached is not None:
             self.hits += 1
-            return found
+            return cached
         self.misses += 1
-        fresh = compute()
-        values = fresh.values.detach().to("cpu", DTYPES[key.dtype]).contiguous()
-        made = StoredTensor(values, tuple(float(coord) for coord in fresh.coords))
-        if not self._written(key, made):
-            self._memory.put(key.name(), made)
-        return made
+        computed = compute()
+        values = computed.values.detach().to("cpu", DTYPES[key.dtype]).contiguous()
+        entry = StoredTensor(values, tuple(float(coord) for coord in computed.coords))
+        if not self._write(key, entry):
+            self._memory.put(key.name(), entry)
+        return entry
 
     def find(self, key: FeatureKey) -> StoredTensor | None:
-        """Return the tensor of ``key`` if they are kept, now used last; None otherwise.
+        """Return the entry of ``key``, marked as used most recently, or None if there is none.
 
-        Those on disk are read into memory of their own: whatever becomes of the file, and whoever
-        writes into it, they stay as they are. A shard that is torn or altered is removed with a
-        warning.
+        Values are in private memory: later changes to the file do not affect them. A truncated or
+        altered shard is removed with a warning.
         """
         name = key.name()
         path = self.path(key)
-        file_now = _identity(path)
-        if file_now is None:
+        identity = _identity(path)
+        if identity is None:
             return self._memory.get(name)
         try:
-            data = shards.content(path)
-            note, values = shards.parsed(data)
-            times = tuple(float(t) for t in note["times"])
-            crc = zlib.crc32(data)
-            if self._checked.get(name) != (file_now, crc):
-                if note["checksum"] != _checksum(name, values, times):
-                    raise ValueError("its checksum does not match")
-                self._checked[name] = file_now, crc
+            entry = self._read(name, path, identity)
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-            if _identity(path) == file_now:  # else another process dropped or replaced it meanwhile
+            # If the identity has changed, another process has evicted or replaced the file while it
+            # was read, and nothing is wrong with it.
+            if _identity(path) == identity:
                 _discard(path, error)
             return self._memory.get(name)
-        _touch(path, file_now[-1])
-        return StoredTensor(values, times)
+        _touch(path, identity[-1])
+        return entry
+
+    def _read(self, name: str, path: Path, identity: FileIdentity) -> StoredTensor:
+        """Return the content of a shard; raise ValueError if its checksum does not match."""
+        data = shards.read_bytes(path)
+        note, values = shards.parse_shard(data)
+        coords = tuple(float(coord) for coord in note["times"])
+        crc = zlib.crc32(data)
+        # CRC-32 is several times faster, but only tells that a file is still the one whose SHA-256
+        # was checked.
+        if self._verified.get(name) != (identity, crc):
+            if note["checksum"] != _checksum(name, values, coords):
+                raise ValueError("its checksum does not match")
+            self._verified[name] = identity, crc
+        return StoredTensor(values, coords)
 
     def path(self, key: FeatureKey) -> Path:
-        """Return where the features of ``key`` are, or would be, on disk."""
+        """Return the file of the entry of ``key``, which need not exist."""
         return self.folder / f"{key.name()}.safetensors"
 
-    def _written(self, key: FeatureKey, stored: StoredTensor) -> bool:
-        """Write a shard, and make room for it; return whether the disk took it."""
-        path = self.path(key)
-        size = stored.values.nbytes
-        # One entry: safetensors writes several in an order that differs from process to process.
-        note = {
-            "key": asdict(key),
-            "times": stored.coords,
-            "checksum": _checksum(key.name(), stored.values, stored.coords),
-        }
-        notes = {"modulate": json.dumps(note, sort_keys=True)}
+    def _write(self, key: FeatureKey, entry: StoredTensor) -> bool:
+        """Write a shard, and evict others if needed; return whether it is on disk."""
+        size = entry.values.nbytes
+        if size > self.max_bytes:
+            if self.require_disk:
+                raise StorageError(
+                    f"Features of {size} bytes are not kept in {self.folder}, which may hold"
+                    f" {self.max_bytes}. Raise the bound in the recipe's `features`."
+                )
+            self.dropped += 1
+            return False
+        metadata = _metadata(key, entry)
         try:
-            if size > self.max_bytes:
-                if self.require_disk:
-                    raise StorageError(
-                        f"Features of {size} bytes are not kept in {self.folder}, which may hold"
-                        f" {self.max_bytes}. Raise the bound in the recipe's `features`."
-                    )
-                self.dropped += 1
-                return False
             write_atomically(
-                path, lambda temporary: save_file({"values": stored.values}, temporary, notes)
+                self.path(key),
+                lambda temporary: save_file({"values": entry.values}, temporary, metadata),
             )
-            self._until_look -= size + len(notes["modulate"])
-            if (
-                self._until_look <= 0
-            ):  # looking through the folder costs more than a write, so not after every one
+            self._bytes_until_scan -= size + len(metadata["modulate"])
+            if self._bytes_until_scan <= 0:
                 room = self.max_bytes - self._evict()
-                self._until_look = min(
-                    room // 4, self.max_bytes // 64
-                )  # others write there as well
+                self._bytes_until_scan = min(room // 4, self.max_bytes // 64)
         except (OSError, SafetensorError) as error:
             if self.require_disk:
                 raise
-            if not self._said:
-                self._said = True
-                why = str(error.__cause__ or error).rstrip(".")
-                warnings.warn(
-                    f"Features cannot be cached in {self.folder} ({why}); they will be computed"
-                    " again next time.",
-                    stacklevel=3,
-                )
+            self._warn_once(error)
             return False
         return True
 
+    def _warn_once(self, error: Exception) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        reason = str(error.__cause__ or error).rstrip(".")
+        warnings.warn(
+            f"Features cannot be cached in {self.folder} ({reason}); they will be computed again"
+            " next time.",
+            stacklevel=4,
+        )
+
     def _evict(self) -> int:
-        """Remove the files used longest ago until ``max_bytes`` is kept, and temporary files that a
-        killed process left; return what is kept.
+        """Remove the least recently used shards until ``max_bytes`` remain; return what remains.
+
+        Temporary files left behind by killed processes are removed too.
         """
         files: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self.folder):
             try:
                 stat = entry.stat()
-            except FileNotFoundError:  # another process dropped or renamed it meanwhile
+            except FileNotFoundError:  # another process has removed or renamed it meanwhile
                 continue
             if entry.name.endswith(".safetensors"):
                 files.append((stat.st_atime, stat.st_size, Path(entry.path)))
@@ -279,9 +297,21 @@ class FeatureCache:
         return total
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Return what tells a file from one that was written in its place: inode, size, time of writing
-    (ns); None when there is none.
+def _metadata(key: FeatureKey, entry: StoredTensor) -> dict[str, str]:
+    # A single value: safetensors writes several in an order that differs between processes, and
+    # shards must be equal to the byte.
+    note = {
+        "key": asdict(key),
+        "times": entry.coords,
+        "checksum": _checksum(key.name(), entry.values, entry.coords),
+    }
+    return {"modulate": json.dumps(note, sort_keys=True)}
+
+
+def _identity(path: Path) -> FileIdentity | None:
+    """Return inode, size and modification time (ns) of a file, or None if there is no file.
+
+    A file written in its place differs in at least one of them.
     """
     try:
         stat = path.stat()
@@ -291,14 +321,17 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def _discard(path: Path, error: Exception) -> None:
-    """Remove a shard that is not what was written; one that cannot be opened, for want of handles
-    or rights, may be whole, and stays.
+    """Remove a damaged shard.
+
+    A shard that cannot be opened, for lack of file handles or permissions, may be intact, and
+    stays.
     """
     try:
         path.open("rb").close()
-    except OSError as refusal:
+    except OSError as open_error:
         warnings.warn(
-            f"The cached features in {path} cannot be opened ({refusal}); they are computed again.",
+            f"The cached features in {path} cannot be opened ({open_error}); they are computed"
+            " again.",
             stacklevel=4,
         )
     else:
@@ -310,24 +343,21 @@ def _discard(path: Path, error: Exception) -> None:
         path.unlink(missing_ok=True)
 
 
-def _touch(path: Path, written: int) -> None:
-    """Mark ``path``, ``written`` then (ns), as used now; a file that is gone, or a folder that is
-    read-only, is no error.
+def _touch(path: Path, modified: int) -> None:
+    """Set the access time of ``path`` to now, for eviction, and keep its modification time (ns).
 
-    By the time of access: the time of writing tells whether it is still the file that was checked.
+    The modification time is part of the file's identity. A file that is gone, or a read-only
+    folder, is no error.
     """
     try:
-        os.utime(path, ns=(time.time_ns(), written))
+        os.utime(path, ns=(time.time_ns(), modified))
     except OSError:
         return
 
 
-def _checksum(name: str, values: Tensor, times: tuple[float, ...]) -> str:
-    """Return the sha256 (hex) of the shard's name, the values' dtype, shape and bytes, and the
-    times.
-    """
-    digest = hashlib.sha256(
-        json.dumps([name, str(values.dtype), list(values.shape), list(times)]).encode()
-    )
+def _checksum(name: str, values: Tensor, coords: tuple[float, ...]) -> str:
+    """Return the SHA-256 (hex) of a shard's name, data type, shape, coordinates and bytes."""
+    header = json.dumps([name, str(values.dtype), list(values.shape), list(coords)])
+    digest = hashlib.sha256(header.encode())
     digest.update(bytes_of(values))
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""The bytes of a shard of the feature cache, and the values in them.
+"""Shards of the feature cache: a file's bytes, and the tensor in them.
 
-Read, not mapped: what another process does to a mapped file shows in values that were handed out
-long ago, and one that is cut short ends the process that touches them (SIGBUS).
+Files are read, not memory-mapped: changes by another process would show up in tensors returned long
+ago, and truncating a mapped file kills every process that reads it (SIGBUS).
 """
 
 import json
@@ -14,25 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STORED = {
+SHARD_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F64": torch.float64,
     "U8": torch.uint8,
 }
-"""Types of values that are kept, as safetensors names them."""
+"""Data types of shards, by safetensors' names."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as a shard holds it, whoever made it: features, decoded frames, tower outputs.
+    """A tensor as a shard holds it: features, decoded frames, or vision-tower outputs.
 
-    ``coords``: one number for each entry of the first axis of ``values``: the times (s) of frames
-    and features, the levels of a vision tower's output. A shard's note calls them "times".
+    Attributes:
+        values: the tensor.
+        coords: one number for each entry of the first axis of ``values``: times (s) of frames and
+            features, levels of a vision tower's output. A shard's metadata calls them "times".
 
-    Raises ValueError where the numbers of entries differ, or for an empty tensor: a shard of it
-    could not be told from a damaged one.
+    Raises ValueError if their numbers differ, and for an empty tensor, whose shard could not be
+    told from a damaged one.
     """
 
     values: Tensor
@@ -46,33 +48,36 @@ class StoredTensor:
             )
 
 
-def content(path: Path) -> bytearray:
-    """Return a file's bytes, which nobody else can change.
+def read_bytes(path: Path) -> bytearray:
+    """Return a file's bytes in private memory.
 
-    Raises ValueError when it is cut short meanwhile.
+    Raises ValueError if the file is truncated meanwhile.
     """
     with path.open("rb", buffering=0) as file:
         data = bytearray(os.fstat(file.fileno()).st_size)
-        rest = memoryview(data)
-        while rest:
-            read = file.readinto(rest)
-            if not read:
-                raise ValueError("it was cut short while it was read")
-            rest = rest[read:]
+        unread = memoryview(data)
+        while unread:
+            count = file.readinto(unread)
+            if not count:
+                raise ValueError("it was truncated while it was read")
+            unread = unread[count:]
     return data
 
 
-def parsed(data: bytearray) -> tuple[dict[str, Any], Tensor]:
-    """Return the note and the values in a shard's bytes; the values lie in these bytes, where the
-    library would make two more copies.
+def parse_shard(data: bytearray) -> tuple[dict[str, Any], Tensor]:
+    """Return the metadata and the values in a shard's bytes.
 
-    Raises ValueError, TypeError, KeyError, RuntimeError for what is no shard; whether it is the
-    right one is for the checksum to say.
+    The values share memory with ``data``; safetensors would make two more copies. Raises
+    ValueError, TypeError, KeyError or RuntimeError if this is not a shard. Whether the content is
+    the right one is for the caller to check.
     """
+    # A safetensors file: the header's length (8 bytes, little-endian), a JSON header, the values.
     begin = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:begin]))
     entry = header["values"]
-    dtype, shape, (start, end) = STORED[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    dtype = SHARD_DTYPES[entry["dtype"]]
+    shape = entry["shape"]
+    start, end = entry["data_offsets"]
     count = math.prod(shape)
     if count <= 0 or start != 0 or end != count * dtype.itemsize or begin + end != len(data):
         raise ValueError("its header does not fit its length")

@@ -1,6 +1,4 @@
-"""Features of clips, and their frames, ahead of a training: what they will take on disk, and the
-computing of what is missing.
-"""
+"""Features and frames computed ahead of a training: their size on disk, and the missing ones."""
 
 import copy
 import shutil
@@ -11,11 +9,11 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modulate.data.clip_reader import ClipReader, ShownTimes
 from modulate.data.clip_shards import Clip
-from modulate.data.feature_cache import DTYPES, FeatureKey
+from modulate.data.feature_cache import DTYPES, FeatureCache, FeatureKey
 from modulate.data.feature_extractor import FeatureExtractor, catch_sample_error, gray_frames
 from modulate.data.video import probe
 from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, StorageError
@@ -24,18 +22,22 @@ from modulate.utils.atomic_files import format_bytes
 from modulate.utils.interrupts import StopRequest
 from modulate.utils.out_of_memory import free_cached_memory
 
-AT_ONCE = 128
-"""Frames of one video that are decoded in one go, for several clips, while they take no more than
-``AT_ONCE_BYTES``.
-"""
-AT_ONCE_BYTES = 1 << 30
-HEADER = 4 << 10
-"""Bytes of a shard beside its values, at most, when its size is guessed at."""
+FRAMES_AT_ONCE = 128
+"""Most frames of one video that are decoded together for several clips."""
+
+BYTES_AT_ONCE = 1 << 30
+"""Most bytes of such frames; larger clips are decoded one by one."""
+
+HEADER_BYTES = 4 << 10
+"""Upper estimate of the bytes in a shard besides its values."""
+
+
+# --- space on disk
 
 
 @dataclass
 class SpaceNeeded:
-    """Bytes on disk, about: of features, and of frames."""
+    """Estimated bytes on disk, of features and of frames."""
 
     features: int = 0
     frames: int = 0
@@ -45,104 +47,115 @@ class SpaceNeeded:
 
 
 class SpaceEstimator:
-    """What clips take on disk, found without decoding or computing: a twin of the backbone runs on
-    tensors without memory. 0 where it cannot do that.
+    """Estimates the size of clips on disk without decoding or computing anything.
+
+    A copy of the backbone on meta tensors gives the shape of its features. A backbone that cannot
+    run on meta tensors counts as 0 bytes.
     """
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         self.extractor = extractor
-        tensors = [*extractor.backbone.parameters(), *extractor.backbone.buffers()]
-        absent = {
-            id(t): (
-                nn.Parameter(t.to("meta"), False) if isinstance(t, nn.Parameter) else t.to("meta")
-            )
-            for t in tensors
-        }
-        self._twin = copy.deepcopy(
-            extractor.backbone, absent
-        )  # which takes these as copied already
-        self._pictures: dict[Path, tuple[int, int]] = {}
-        self._values: dict[tuple[int, int, int], int] = {}
+        self._meta_backbone = _on_meta(extractor.backbone)
+        self._frame_sizes: dict[Path, tuple[int, int]] = {}
+        self._feature_bytes: dict[tuple[int, int, int], int] = {}
 
     def of(self, clips: Sequence[Clip]) -> SpaceNeeded:
-        """Return what these clips take; those whose video cannot be opened, nothing."""
-        return sum((self._clip(clip) for clip in clips), SpaceNeeded())
+        """Return the space that ``clips`` need; a clip whose video cannot be opened needs none."""
+        return sum((self._of_clip(clip) for clip in clips), SpaceNeeded())
 
-    def _clip(self, clip: Clip) -> SpaceNeeded:
-        if clip.video not in self._pictures:
-            try:
-                info = probe(clip.video)
-                self._pictures[clip.video] = info.height, info.width
-            except ModulateError:  # told of when the clip's turn comes
-                self._pictures[clip.video] = 0, 0
-        height, width = self._pictures[clip.video]
+    def _of_clip(self, clip: Clip) -> SpaceNeeded:
+        height, width = self._frame_size(clip.video)
         if not height:
             return SpaceNeeded()
-        shape = len(clip.times), height, width
-        if shape not in self._values:
-            self._values[shape] = self._rehearsed(*shape)
-        pixels = (
-            len(clip.times) * height * width * 3 + HEADER
-            if self.extractor.frame_cache is not None
-            else 0
-        )
-        return SpaceNeeded(
-            (1 + clip.gray) * (self._values[shape] + HEADER) if self._values[shape] else 0, pixels
-        )
+        count = len(clip.times)
+        shape = (count, height, width)
+        if shape not in self._feature_bytes:
+            self._feature_bytes[shape] = self._bytes_of_features(*shape)
+        values = self._feature_bytes[shape]
+        features = (1 + clip.gray) * (values + HEADER_BYTES) if values else 0
+        frames = 0
+        if self.extractor.frame_cache is not None:
+            frames = count * height * width * 3 + HEADER_BYTES
+        return SpaceNeeded(features, frames)
 
-    def _rehearsed(self, frames: int, height: int, width: int) -> int:
-        pictures = torch.empty(frames, height, width, 3, dtype=torch.uint8, device="meta")
+    def _frame_size(self, video: Path) -> tuple[int, int]:
+        """Return height and width of a video's frames; (0, 0) if it cannot be opened."""
+        if video not in self._frame_sizes:
+            try:
+                info = probe(video)
+                self._frame_sizes[video] = info.height, info.width
+            except ModulateError:  # reported when the clip is computed
+                self._frame_sizes[video] = 0, 0
+        return self._frame_sizes[video]
+
+    def _bytes_of_features(self, count: int, height: int, width: int) -> int:
+        frames = torch.empty(count, height, width, 3, dtype=torch.uint8, device="meta")
+        times = tuple(map(float, range(count)))
+        recipe = self.extractor.recipe
         try:
             with (
                 torch.no_grad(),
-                self.extractor.recipe.backbone.blame("backbone", "a rehearsal without memory"),
+                recipe.backbone.blame("backbone", "a dry run on meta tensors"),
             ):
-                made: FrameFeatures = self._twin(pictures, tuple(map(float, range(frames))))
-        except (
-            ModulateError,
-            RuntimeError,
-            # an operation without a meta kernel, in a backbone that we do not know; or a clip that will
-            # fail
-        ):
+                features: FrameFeatures = self._meta_backbone(frames, times)
+        # A third-party backbone may use an operation without a meta kernel, and a clip that the
+        # backbone refuses fails again when it is computed.
+        except (ModulateError, RuntimeError):
             return 0
-        return made.values.numel() * DTYPES[self.extractor.recipe.features.dtype].itemsize
+        return features.values.numel() * DTYPES[recipe.features.dtype].itemsize
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """Return a copy of ``module`` on meta tensors, without copying its weights first."""
+
+    def on_meta(tensor: Tensor) -> Tensor:
+        meta = tensor.to("meta")
+        return nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
+
+    # deepcopy takes the objects in its memo for copies already made.
+    memo = {id(tensor): on_meta(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    return copy.deepcopy(module, memo)
 
 
 def refuse_too_small(extractor: FeatureExtractor, need: SpaceNeeded) -> None:
-    """Raise :class:`RecipeError` when the caches' bounds are below ``need``: what was computed
-    first would be dropped before anything uses it.
+    """Raise :class:`RecipeError` if a cache's limit is below ``need``.
+
+    The entries computed first would be evicted before anything uses them.
     """
-    for name, what, bytes_, most, other in (
-        (
-            "disk_gib",
-            "features",
-            need.features,
-            extractor.feature_cache.max_bytes,
-            "keep them as float16 (features.dtype)",
-        ),
-        (
-            "frames_gib",
-            "decoded frames",
-            need.frames,
-            extractor.frame_cache.store.max_bytes if extractor.frame_cache else 0,
-            "set it to 0",
-        ),
-    ):
-        if bytes_ > most:
-            raise RecipeError(
-                f"All {what} take about {format_bytes(bytes_)}, and features.{name} keeps {format_bytes(most)}: what"
-                f" is computed first would be dropped before it is used. Raise features.{name} to"
-                f" {bytes_ / 2**30 * 1.02:.3g} or more, or {other}."
-            )
+    frame_cache = extractor.frame_cache
+    frame_limit = frame_cache.store.max_bytes if frame_cache is not None else 0
+    _refuse_limit(
+        "disk_gib",
+        "features",
+        need.features,
+        extractor.feature_cache.max_bytes,
+        "keep them as float16 (features.dtype)",
+    )
+    _refuse_limit("frames_gib", "decoded frames", need.frames, frame_limit, "set it to 0")
 
 
-# --- the work
+def _refuse_limit(key: str, content: str, needed: int, limit: int, alternative: str) -> None:
+    if needed <= limit:
+        return
+    raise RecipeError(
+        f"All {content} take about {format_bytes(needed)}, and features.{key} keeps"
+        f" {format_bytes(limit)}: what is computed first would be dropped before it is used. Raise"
+        f" features.{key} to {needed / 2**30 * 1.02:.3g} or more, or {alternative}."
+    )
+
+
+# --- computing
 
 
 @dataclass
 class FilledCounts:
-    """What came of clips: how many were ``there``, how many were ``computed``; those that
-    ``failed``, with their reasons; ``bytes`` of all on disk.
+    """The outcome of filling the caches.
+
+    Attributes:
+        cached: number of clips that were complete before.
+        computed: number of clips computed now.
+        failed: clips that failed, with the reason.
+        bytes: size on disk of all entries of the clips.
     """
 
     cached: int = 0
@@ -152,189 +165,206 @@ class FilledCounts:
 
 
 class FeatureFiller:
-    """Fills a recipe's caches with what ``extractor`` (with ``require_disk``) makes of clips.
+    """Fills a recipe's caches with the features, and the frames, of clips.
 
-    ``advance`` is called with the number of clips that are done; ``stop`` may ask to end, and is
-    answered between clips.
+    Args:
+        extractor: made with ``require_disk``.
+        advance: called with the number of clips that are done.
+        stop: may ask to end, which is obeyed between clips.
     """
 
     def __init__(
         self,
         extractor: FeatureExtractor,
-        advance: Callable[[int], None] = lambda n: None,
+        advance: Callable[[int], None] = lambda count: None,
         stop: StopRequest | None = None,
     ) -> None:
         self.extractor = extractor
         self.advance = advance
         self.stop = stop or StopRequest()
-        self.shown = ShownTimes(extractor.feature_cache.folder / "shown")
-        self._kept: dict[Path, None] = {}
+        self.shown_times = ShownTimes(extractor.feature_cache.folder / "shown")
+        # Files of all entries so far, in order; a dict serves as an ordered set.
+        self._files: dict[Path, None] = {}
 
     def fill(self, clips: Sequence[Clip]) -> FilledCounts:
-        """Compute what is missing of ``clips``, video by video, and return what came of all.
+        """Compute what ``clips`` lack, video by video, and return the outcome for all of them.
 
-        What is there was read and checked, and is now used last.
+        Entries that exist are read, checked, and marked as used most recently.
 
-        Raises :class:`StorageError` when the disk is full or drops what was computed;
-        :class:`Interrupted`; :class:`ComponentError`.
+        Raises:
+            StorageError: the disk is full, or an entry was evicted.
+            Interrupted: ``stop`` asked to end.
+            ComponentError: a component is defective.
         """
-        done = FilledCounts()
+        counts = FilledCounts()
         missing = []
         for clip in clips:
             self.stop.check()
-            if self._is_there(clip):
-                done.cached += 1
+            if self._is_cached(clip):
+                counts.cached += 1
                 self.advance(1)
             else:
                 missing.append(clip)
-        self._look_for_room(missing)
-        for reader, clip in self._readers(missing):
+        self._check_room(missing)
+        for reader, clip in self._with_readers(missing):
             self.stop.check()
-            self._compute(reader, clip, done)
+            self._compute(reader, clip, counts)
             self.advance(1)
-        for path in self._kept:
-            size = _size(path)
-            if not size:
-                bound = (
-                    "features.disk_gib"
-                    if path.parent == self.extractor.feature_cache.folder
-                    else "features.frames_gib"
-                )
-                raise StorageError(
-                    f"{path} was dropped before it was used: the cache is too small. Raise {bound}"
-                    " in the recipe."
-                )
-            done.bytes += size
-        return done
+        counts.bytes = self._bytes_on_disk()
+        return counts
 
-    def _is_there(self, clip: Clip) -> bool:
+    def _is_cached(self, clip: Clip) -> bool:
         try:
-            shown = self._shown(clip)
-        except MissingFileError:  # told of when the clip's turn comes
+            shown = self._find_shown_times(clip)
+        except MissingFileError:  # reported when the clip is computed
             return False
-        if shown is None or any(
-            self.extractor.feature_cache.find(key) is None for key in self._keys(clip, shown)
-        ):
+        if shown is None:
             return False
-        self._note(clip, shown)
+        if any(self.extractor.feature_cache.find(key) is None for key in self._keys(clip, shown)):
+            return False
+        self._remember_files(clip, shown)
         return True
 
-    def _shown(self, clip: Clip) -> tuple[float, ...] | None:
-        """Return the times of a clip's frames, if they are known, and kept where they are to be."""
+    def _find_shown_times(self, clip: Clip) -> tuple[float, ...] | None:
+        """Return the presentation times of a clip's frames, or None if they must be decoded.
+
+        Feature keys hold presentation times, which only decoding tells; a note of an earlier run,
+        or the cached frames, save it.
+        """
         if self.extractor.frame_cache is not None:
-            kept = self.extractor.frame_cache.find(clip.video, clip.times)
-            return None if kept is None else kept.times
-        return self.shown.find(clip.video, clip.times)
+            frames = self.extractor.frame_cache.find(clip.video, clip.times)
+            return None if frames is None else frames.times
+        return self.shown_times.find(clip.video, clip.times)
 
     def _keys(self, clip: Clip, shown: tuple[float, ...]) -> list[FeatureKey]:
-        return [
-            self.extractor.feature_key(clip.video, shown, gray)
-            for gray in ((False, True) if clip.gray else (False,))
-        ]
+        variants = (False, True) if clip.gray else (False,)
+        return [self.extractor.feature_key(clip.video, shown, gray) for gray in variants]
 
-    def _note(self, clip: Clip, shown: tuple[float, ...]) -> None:
-        self._kept |= dict.fromkeys(
-            self.extractor.feature_cache.path(key) for key in self._keys(clip, shown)
-        )
-        if self.extractor.frame_cache is not None:
-            self._kept[
-                self.extractor.frame_cache.store.path(
-                    self.extractor.frame_cache.key(clip.video, clip.times)
-                )
-            ] = None
+    def _remember_files(self, clip: Clip, shown: tuple[float, ...]) -> None:
+        for key in self._keys(clip, shown):
+            self._files[self.extractor.feature_cache.path(key)] = None
+        frame_cache = self.extractor.frame_cache
+        if frame_cache is not None:
+            self._files[frame_cache.store.path(frame_cache.key(clip.video, clip.times))] = None
 
-    def _look_for_room(self, missing: Sequence[Clip]) -> None:
-        """Refuse a disk without room for what is missing; tell when others' features will have to
-        go.
+    def _bytes_on_disk(self) -> int:
+        """Return the size of all entries.
+
+        Raises :class:`StorageError` if one was evicted meanwhile: the training would compute it
+        again, and evict another.
         """
-        caches = [
-            self.extractor.feature_cache,
-            *([self.extractor.frame_cache.store] if self.extractor.frame_cache is not None else []),
-        ]
-        need = SpaceEstimator(self.extractor).of(missing)
-        for cache, more in zip(caches, (need.features, need.frames), strict=False):
-            kept = sum(_size(path) for path in cache.folder.glob("*.safetensors"))
-            if more and kept + more > cache.max_bytes:
-                warnings.warn(
-                    f"{cache.folder} holds {format_bytes(kept)} and {format_bytes(more)} are to come, of at most"
-                    f" {format_bytes(cache.max_bytes)}: what other recipes used longest ago will be dropped."
-                    " Raise the bound in the recipe's `features`, or take another --cache, to keep"
-                    " both.",
-                    stacklevel=3,
+        total = 0
+        for path in self._files:
+            size = _size(path)
+            if not size:
+                is_feature = path.parent == self.extractor.feature_cache.folder
+                key = "features.disk_gib" if is_feature else "features.frames_gib"
+                raise StorageError(
+                    f"{path} was dropped before it was used: the cache is too small. Raise {key}"
+                    " in the recipe."
                 )
-        folder = next(
-            p
-            for p in (caches[0].folder.absolute(), *caches[0].folder.absolute().parents)
-            if p.is_dir()
-        )
-        free = shutil.disk_usage(folder).free
-        more = need.features + need.frames
-        if more > free:
+            total += size
+        return total
+
+    def _check_room(self, missing: Sequence[Clip]) -> None:
+        """Raise :class:`StorageError` if the disk has no room for ``missing``.
+
+        Warns if entries of other recipes will be evicted.
+        """
+        need = SpaceEstimator(self.extractor).of(missing)
+        feature_cache = self.extractor.feature_cache
+        _warn_of_eviction(feature_cache, need.features)
+        if self.extractor.frame_cache is not None:
+            _warn_of_eviction(self.extractor.frame_cache.store, need.frames)
+        # The folder itself may not exist yet, so the nearest one that does tells the disk.
+        folder = feature_cache.folder.absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(existing).free
+        needed = need.features + need.frames
+        if needed > free:
             raise StorageError(
-                f"{format_bytes(more)} are still to be written, and the disk of {folder} has {format_bytes(free)}"
-                " left. Free some, or name another --cache."
+                f"{format_bytes(needed)} are still to be written, and the disk of {existing} has"
+                f" {format_bytes(free)} left. Free some, or name another --cache."
             )
 
-    def _readers(self, missing: Sequence[Clip]) -> Iterator[tuple[ClipReader, Clip]]:
-        """Yield clips, each with what reads it: clips of one video that follow each other share a
-        reader, which decodes their frames in one go.
+    def _with_readers(self, missing: Sequence[Clip]) -> Iterator[tuple[ClipReader, Clip]]:
+        """Yield each clip with its reader.
+
+        Consecutive clips of one video share a reader, which decodes their frames together.
         """
         for video, group in groupby(missing, key=lambda clip: clip.video):
-            own = list(group)
-            while own:
-                reader = ClipReader(AT_ONCE_BYTES, self.extractor.frame_cache, AT_ONCE_BYTES)
-                wanted = set(own[0].times)
-                n = 1
-                while n < len(own) and len(wanted | set(own[n].times)) <= AT_ONCE:
-                    wanted |= set(own[n].times)
-                    n += 1
-                reader.expect(video, sorted(wanted))
-                yield from ((reader, clip) for clip in own[:n])
-                own = own[n:]
+            clips = list(group)
+            while clips:
+                count, times = _decoded_together(clips)
+                reader = ClipReader(BYTES_AT_ONCE, self.extractor.frame_cache, BYTES_AT_ONCE)
+                reader.expect(video, times)
+                for clip in clips[:count]:
+                    yield reader, clip
+                clips = clips[count:]
 
-    def _compute(self, reader: ClipReader, clip: Clip, done: FilledCounts) -> None:
+    def _compute(self, reader: ClipReader, clip: Clip, counts: FilledCounts) -> None:
         cache = self.extractor.feature_cache
-        misses = cache.misses
-
-        def make() -> None:
-            frames = reader.read(clip.video, clip.times)
-            for gray in (False, True) if clip.gray else (False,):
-                self.extractor.raw_features(
-                    clip.video, gray_frames(frames) if gray else frames, gray
-                )
-            if self.extractor.frame_cache is None:
-                self.shown.note(clip.video, clip.times, frames.times)
-            self._note(clip, frames.times)
-
-        error = catch_sample_error(make)
-        if isinstance(error, StorageError):  # a defect of the disk, and no bad clip
+        misses_before = cache.misses
+        error = catch_sample_error(lambda: self._store(reader, clip))
+        if isinstance(error, StorageError):  # of the disk, not of this clip
             raise error
         if error is not None:
-            done.failed.append((clip, str(error)))
+            counts.failed.append((clip, str(error)))
             free_cached_memory()
-        elif cache.misses > misses:
-            done.computed += 1
+        elif cache.misses > misses_before:
+            counts.computed += 1
         else:  # another clip shows the same frames
-            done.cached += 1
+            counts.cached += 1
+
+    def _store(self, reader: ClipReader, clip: Clip) -> None:
+        frames = reader.read(clip.video, clip.times)
+        self.extractor.raw_features(clip.video, frames)
+        if clip.gray:
+            self.extractor.raw_features(clip.video, gray_frames(frames), gray=True)
+        if self.extractor.frame_cache is None:
+            self.shown_times.note(clip.video, clip.times, frames.times)
+        self._remember_files(clip, frames.times)
+
+
+def _decoded_together(clips: Sequence[Clip]) -> tuple[int, list[float]]:
+    """Return how many of the first ``clips`` are decoded together, and their times (s)."""
+    times = set(clips[0].times)
+    count = 1
+    while count < len(clips) and len(times | set(clips[count].times)) <= FRAMES_AT_ONCE:
+        times |= set(clips[count].times)
+        count += 1
+    return count, sorted(times)
+
+
+def _warn_of_eviction(cache: FeatureCache, needed: int) -> None:
+    present = sum(_size(path) for path in cache.folder.glob("*.safetensors"))
+    if needed and present + needed > cache.max_bytes:
+        warnings.warn(
+            f"{cache.folder} holds {format_bytes(present)} and {format_bytes(needed)} are to come,"
+            f" of at most {format_bytes(cache.max_bytes)}: the least recently used entries of other"
+            " recipes will be dropped. Raise the limit in the recipe's `features`, or use another"
+            " --cache, to keep both.",
+            stacklevel=4,
+        )
 
 
 def _size(path: Path) -> int:
-    """Return a file's bytes; 0 when another process has dropped it."""
+    """Return a file's bytes; 0 if another process has removed it."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
 
 
-def refuse_failures(extractor: FeatureExtractor, clips: Sequence[Clip], done: FilledCounts) -> None:
-    """Raise :class:`DataError` when more of the samples of ``clips`` have failed than the recipe
-    allows.
-    """
-    failed = sum(len(clip.samples) for clip, _ in done.failed)
+def refuse_failures(
+    extractor: FeatureExtractor, clips: Sequence[Clip], counts: FilledCounts
+) -> None:
+    """Raise :class:`DataError` if more samples of ``clips`` have failed than the recipe allows."""
+    failed = sum(len(clip.samples) for clip, _ in counts.failed)
     total = sum(len(clip.samples) for clip in clips)
     allowed = extractor.recipe.evaluation.max_failed_share
     if failed > allowed * total:
-        clip, reason = done.failed[0]
+        clip, reason = counts.failed[0]
         raise DataError(
             f"The clips of {failed} of {total} samples failed, more than max_failed_share {allowed}"
             f" allows. First: {clip.samples[0]}: {reason}"

@@ -1,10 +1,9 @@
-"""Files that may be opened as a video: by the format that FFmpeg finds in them, never by name.
+"""Opening of video files, restricted to container formats that hold their own pictures.
 
-The only place that opens one to read it.
-
-FFmpeg has demuxers that follow what a file says to other files and addresses (playlists, manifests,
-session descriptions, sequences of images), and finds them by content. A file of a data set must not
-have other files played as if they were it, so only containers that hold their pictures are let in.
+FFmpeg detects a file's format by its content, never by its name. Some of its demuxers follow
+references in a file to other files and addresses (playlists, manifests, session descriptions, image
+sequences). A file of a data set must not make other files play in its place, so only the formats in
+:data:`CONTAINERS` are accepted, and no other module opens a video to read it.
 """
 
 import threading
@@ -26,77 +25,77 @@ CONTAINERS = {
     "flv": "FLV",
     "ogg": "Ogg",
 }
-"""FFmpeg's names of the demuxers that are let in, and what people call what they read."""
+"""The accepted demuxers by FFmpeg's names, and the formats that they read."""
 
 MAX_PIXELS = 2**25
-"""Pixels of the largest pictures that are read: 8K (7680×4320) and little more.
+"""Most pixels of a picture: a little more than 8K (7680×4320).
 
-A damaged header would take all memory otherwise.
+Otherwise a damaged header could take all memory.
 """
 
 _OPTIONS = {
     "format_whitelist": ",".join(CONTAINERS),
     "protocol_whitelist": "file",
-    "enable_drefs": "0",  # a track of a MOV may lie in another file
+    "enable_drefs": "0",  # a track of a MOV may refer to another file
     "use_absolute_path": "0",
-    "max_pixels": str(MAX_PIXELS),  # already what is looked at in opening is decoded
+    "max_pixels": str(MAX_PIXELS),  # opening a file decodes its first pictures
 }
-_naming = threading.Lock()
+# FFmpeg's log settings are global to the process.
+_log_lock = threading.Lock()
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open ``path`` to read.
+    """Open a video file for reading.
 
-    Raises :class:`VideoError`, which names the format where that is none of :data:`CONTAINERS`.
+    Raises :class:`VideoError`, which names the format if it is not one of :data:`CONTAINERS`.
     """
     try:
         return _open(path)
     except (av.FFmpegError, OSError) as error:
-        found = _refused_format(path) if isinstance(error, av.ArgumentError) else ""
-        if not found:
+        refused = _refused_format(path) if isinstance(error, av.ArgumentError) else ""
+        if not refused:
             raise VideoError(
-                f"{path} cannot be opened as a video: {reason(error)}. It is no video, or was cut"
-                " off before its index."
+                f"{path} cannot be opened as a video: {reason(error)}. It is not a video, or was"
+                " cut off before its index."
             ) from error
         raise VideoError(
-            f"{path} cannot be opened as a video: FFmpeg takes it for {found!r}, which is none of"
-            f" the containers that are read ({'; '.join(CONTAINERS.values())}). It is no video, or"
-            " was cut off before its index, or names other files, as playlists do, which are not"
-            " opened. Re-encode it, for example to mp4."
+            f"{path} cannot be opened as a video: FFmpeg takes it for {refused!r}, which is not one"
+            f" of the accepted containers ({'; '.join(CONTAINERS.values())}). It is not a video,"
+            " or was cut off before its index, or refers to other files, as playlists do, which"
+            " are not opened. Re-encode it, for example to mp4."
         ) from error
 
 
 def reason(error: Exception) -> str:
-    """Return what FFmpeg says of an error."""
-    if isinstance(error, av.ArgumentError):  # all that FFmpeg says of too many pixels
+    """Return FFmpeg's description of an error."""
+    # FFmpeg reports too many pixels as an invalid argument, and says no more.
+    if isinstance(error, av.ArgumentError):
         return f"{error.strerror}: pictures may have at most {MAX_PIXELS:,} pixels"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _open(path: Path) -> InputContainer:
-    # As an absolute `file:` address, whatever the name looks like: `concat:a|b` and `http:…` are
-    # names of files as well.
+    # An absolute `file:` address: FFmpeg would take a file named `concat:a|b` or `http:…` for an
+    # address.
     return av.open(f"file:{path.absolute()}", metadata_errors="ignore", options=dict(_OPTIONS))
 
 
 def _refused_format(path: Path) -> str:
-    """Return FFmpeg's name of the format of ``path`` if that is why FFmpeg refuses the file, else
-    "". Only FFmpeg's log says so.
+    """Return FFmpeg's name of the format of ``path`` if FFmpeg refuses that format, else "".
+
+    Only FFmpeg's log has the name.
     """
-    with _naming:
+    with _log_lock:
         level = av.logging.get_level()
         skipping = av.logging.get_skip_repeated()
         av.logging.set_level(av.logging.ERROR)
-        av.logging.set_skip_repeated(
-            False
-        )  # the second playlist in a row would be named by nothing
+        # Otherwise the second file of a format in a row would not be logged.
+        av.logging.set_skip_repeated(False)
         try:
             with av.logging.Capture(local=True) as logged, suppress(av.FFmpegError, OSError):
                 _open(path).close()
         finally:
             av.logging.set_skip_repeated(skipping)
             av.logging.set_level(level)
-    return next(
-        (name for _, name, text in reversed(logged) if text.startswith("Format not on whitelist")),
-        "",
-    )
+    refusals = [name for _, name, text in logged if text.startswith("Format not on whitelist")]
+    return refusals[-1] if refusals else ""

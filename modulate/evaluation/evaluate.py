@@ -24,7 +24,7 @@ from modulate.inference.batching import LAST_LOGITS, evaluation_batches
 from modulate.inference.controls import ShufflePool
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.preparation import PreparedSample
-from modulate.inference.shared_prefix import shared_prefix_forward, shared_prefix
+from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
 from modulate.interfaces.components import Sample
 from modulate.modulation.attachment import Attachment
 from modulate.modulation.clip_inputs import ClipInput, Rows
@@ -197,7 +197,9 @@ def _forward(
 
     with attachment.bare() if uses_bare_host(pipeline, condition) else nullcontext():
         if prefix:
-            output: object = shared_prefix_forward(forward, attachment.model, prepared, rows[0], prefix)
+            output: object = shared_prefix_forward(
+                forward, attachment.model, prepared, rows[0], prefix
+            )
         else:
             output = forward(rows, **batch.inputs, **LAST_LOGITS)
     logits = batch.option_logits(output).cpu()

@@ -54,6 +54,8 @@ class Signal(ABC):
         kind: the registered name.
         controls: functions (signal, context) → signal, by name. Every kind has ``blank`` and
             ``shuffled`` (:data:`COMMON_CONTROLS`), and may add its own, such as ``shifted``.
+            Reports explain a control by the first paragraph of its docstring, which reads
+            ``Control: <what the signal is>.``
     """
 
     kind: ClassVar[str]
@@ -99,15 +101,12 @@ class Signal(ABC):
 
 
 def blank(signal: Signal, context: ControlContext) -> Signal:
-    """Return the empty signal (a control)."""
+    """Control: the same clip with an empty signal."""
     return signal.blank()
 
 
 def shuffled(signal: Signal, context: ControlContext) -> Signal:
-    """Return the signal of a sample of another video (a control).
-
-    It is shifted in time so that both windows end together.
-    """
+    """Control: the signal of another video, shifted in time so that both windows end together."""
     other, other_window = context.draw()
     return other.moved(context.window[1] - other_window[1]).within(*context.window)
 

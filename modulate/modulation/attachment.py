@@ -27,7 +27,7 @@ from modulate.modulation.recompute import (
 )
 from modulate.utils.library_warnings import show_library_warnings
 
-__all__ = ["Attachment", "AttachmentReport", "ClipInput"]
+__all__ = ["Attachment", "AttachmentReport", "ClipInput", "ModulatedHost"]
 
 DYNAMO_TRACES_HOOKS = tuple(
     int(part) for part in torch.__version__.partition("+")[0].split(".")[:2]
@@ -174,8 +174,8 @@ class Attachment:
         if not entered or not is_owner:
             self._active_calls.leave()
             raise ConditioningError(
-                "Another thread is conditioning this attachment or calling its host; one at a time"
-                " may do so during a conditioning."
+                "Another thread is conditioning this attachment or calling its host. During a"
+                " conditioning only one thread may call the host."
             )
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -288,8 +288,8 @@ class Attachment:
         new tokens only. Each mask is a tensor, array or list, of bool or of 0 and 1.
 
         Args:
-            rows: for each row of the batch its clips in order, ``[]`` for a row without; iterables
-                are read once.
+            rows: for each row of the batch its clips in order, ``[]`` for a row without
+                clips; iterables are read once.
             positions: (row, position), where the grids' tokens are, for forwards with
                 ``inputs_embeds`` and no token ids; by default the host's placeholder ids tell.
             prompt: (row, position), the prompt's attention mask, for a modulation of the last
@@ -345,7 +345,7 @@ class Attachment:
     def bare(self) -> Iterator[None]:
         """Switch the modulation's own LoRA off: forwards in this block are the host's own."""
         if self._conditioning is not None:
-            raise ConditioningError("The bare host cannot be asked for inside a conditioning.")
+            raise ConditioningError("`bare()` cannot be entered inside a conditioning.")
         had_lora = self._passes.idle.lora
         enclosing_backward = self._passes.open_block()
         self._passes.idle.lora = False
@@ -382,3 +382,22 @@ class Attachment:
             "An attachment cannot be pickled; save the modulation with save_pretrained and attach"
             " it again."
         )
+
+
+class ModulatedHost(nn.Module):
+    """A modulation and its host as one module, for training: conditions and calls the host.
+
+    Data-parallel wrappers then see that the modulation's parameters are used. Its parameters and
+    state_dict are the modulation's alone: the host is held outside of the module tree.
+    """
+
+    def __init__(self, modulation: Modulation, model: nn.Module) -> None:
+        super().__init__()
+        self.modulation = modulation
+        # An attachment is not a module, so the host's parameters do not enter the tree.
+        self.attachment: Attachment = modulation.attach(model)
+
+    def forward(self, rows: Rows, **inputs: Any) -> Any:
+        """Call the host on ``inputs``, conditioned with ``rows``."""
+        with self.attachment.condition(rows):
+            return self.attachment.model(**inputs)

@@ -18,7 +18,7 @@ from modulate.interfaces.visual_grid import VisualGrid
 
 EXPECTED_ROWS = (
     "For each row of the batch give its clips in order: `[[clip]]` is one row with one clip, "
-    "`[]` a row without."
+    "`[]` is a row without clips."
 )
 
 
@@ -60,7 +60,7 @@ def as_lists(rows: Rows) -> list[list[ClipInput]]:
         for place, clip in enumerate(row):
             if not isinstance(clip, ClipInput):
                 raise ConditioningError(
-                    f"Row {number}, clip {place} is {_describe(clip)}, no ClipInput."
+                    f"Row {number}, clip {place} is {_describe(clip)}, not a ClipInput."
                     f" {EXPECTED_ROWS}"
                 )
     return lists
@@ -101,7 +101,7 @@ def check_rows(rows: Sequence[Sequence[ClipInput]], requirements: ClipRequiremen
             where = f"Row {number}, clip {place}"
             if not isinstance(clip.grid, VisualGrid):
                 raise ConditioningError(
-                    f"{where}: its grid is {_describe(clip.grid)}, no VisualGrid;"
+                    f"{where}: its grid is {_describe(clip.grid)}, not a VisualGrid;"
                     " `modulate.visual_grid` makes one."
                 )
             # Without a signal, the features are not read.
@@ -115,8 +115,8 @@ def check_rows(rows: Sequence[Sequence[ClipInput]], requirements: ClipRequiremen
 def _check_signal(where: str, signal: Any, required_kind: str) -> None:
     if not isinstance(signal, Signal):
         raise ConditioningError(
-            f"{where}: its signal is {_describe(signal)}, no Signal. Read one with its kind's "
-            "class; None is a clip without."
+            f"{where}: its signal is {_describe(signal)}, not a Signal. Read one with its kind's "
+            "class, or pass None for a clip without a signal."
         )
     kind = getattr(type(signal), "kind", None)
     if kind not in (None, ANY, required_kind) and not isinstance(signal, _class_of(required_kind)):
@@ -192,8 +192,8 @@ def check_features(where: str, clip: ClipInput, requirements: ClipRequirements) 
     expected = (grid.steps, grid.tokens_per_step, requirements.d_features)
     if features is not None and not isinstance(features, Tensor):
         raise HostError(
-            f"{where}: its features are {_describe(features)}, no Tensor; `torch.as_tensor` makes"
-            " one of an array."
+            f"{where}: its features are {_describe(features)}, not a Tensor; `torch.as_tensor`"
+            " makes one of an array."
         )
     if features is None or tuple(features.shape) != expected:
         got = None if features is None else tuple(features.shape)

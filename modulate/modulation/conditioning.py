@@ -83,7 +83,7 @@ class Conditioning:
         if not clips_of_rows:
             raise ConditioningError(
                 "The conditioning has no rows. Give one list of clips for each row of the batch,"
-                " `[]` for a row without."
+                " `[]` for a row without clips."
             )
         check_rows(clips_of_rows, modulation.clip_requirements)
         hints = hints.checked(len(clips_of_rows))

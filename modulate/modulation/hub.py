@@ -43,8 +43,8 @@ def fetch(repo_id: str, **hub: Any) -> Path:
     # Every failure of the client is an OSError: HTTP status, no connection, offline mode.
     except (OSError, HFValidationError) as error:
         raise MissingFileError(
-            f"{repo_id!r} is no folder here, and no modulation could be fetched from the hub under"
-            f" that name: {error}"
+            f"{repo_id!r} is not a local folder, and no modulation could be fetched from the hub"
+            f" under that name: {error}"
         ) from error
 
 

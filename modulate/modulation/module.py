@@ -91,12 +91,12 @@ class Modulation(nn.Module):
 
         Args:
             model: a transformers model.
-            encoder: of the signal.
-            modulator: see ``modulate ls modulator`` for those installed.
+            encoder: the signal encoder.
+            modulator: what turns frame features and signal into latents.
             injection: the decoder layers and tokens to modulate.
             d_features: width of the frame features.
-            lora: None: no LoRA.
-            backbone: where the features come from; only noted.
+            lora: parameters of LoRA; None for none.
+            backbone: source of the frame features; only recorded in the configuration.
 
         Raises :class:`HostError` for layers or LoRA targets that the host lacks,
         :class:`RecipeError` when a component starts with numbers that are not finite.
@@ -282,7 +282,9 @@ class Modulation(nn.Module):
         if not folder.is_dir() and is_repository(str(path_or_repo)):
             folder = fetch(str(path_or_repo), **hub)
         if not (folder / CONFIG).is_file():
-            raise MissingFileError(f"{folder} is no saved modulation: {CONFIG} is missing there.")
+            raise MissingFileError(
+                f"{folder} is not a saved modulation: {CONFIG} is missing there."
+            )
         with checkpoint_errors(str(folder / CONFIG)):
             config = parse_config(read_limited(folder / CONFIG, CONFIG_BYTES), str(folder / CONFIG))
             _refuse_misfit(config, folder)

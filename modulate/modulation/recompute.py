@@ -36,7 +36,7 @@ UNKNOWN_FORWARD_ERROR = (
     "Gradients would be those of another forward, so this is refused. Call the backward while the "
     "modulation is attached as it was in the forward; checkpoint the decoder layers one by one "
     "rather than the whole host, with `use_reentrant=False`; a new forward inside a backward "
-    "belongs into a `condition(…)` or `bare()` block of its own."
+    "belongs in a `condition(…)` or `bare()` block of its own."
 )
 
 DETACHED_ERROR = (

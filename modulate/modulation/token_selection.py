@@ -60,8 +60,8 @@ class TokenSelection:
         """Return (row, position) bool: the prompt, which a forward without a cache begins with."""
         if tokens.cache is not None:
             raise ConditioningError(
-                "Where the prompt ends cannot be known of a forward that fills a cache (it may"
-                " be a chunk); give `condition(rows, prompt=attention_mask)`."
+                "A forward that fills a cache may be a chunk of the prompt, so where the prompt"
+                " ends is not known; give `condition(rows, prompt=attention_mask)`."
             )
         # Generation without a cache repeats the prompt with more tokens behind it each time.
         if self._prompt_attended is None or not begins_with(tokens.ids, self._prompt_ids):

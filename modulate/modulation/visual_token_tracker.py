@@ -232,10 +232,10 @@ class VisualTokenTracker:
             else "and not all visual tokens had come"
         )
         raise ConditioningError(
-            f"The batch of this cache was of {len(history.counts)} rows and is of "
+            f"The batch of this cache had {len(history.counts)} rows and has "
             f"{len(tokens.visual)} now; which rows are left cannot be known, {why}. "
-            "Leave the batch as it is, or begin with an empty cache and a conditioning of the "
-            "rows that are left."
+            "Leave the batch as it is, or begin with an empty cache and condition the rows that "
+            "are left."
         )
 
     # --- counting
@@ -260,9 +260,9 @@ class VisualTokenTracker:
         if self.everywhere and before.clipless and not clipless:
             raise ConditioningError(
                 f"{tokens.past_length - before.begin} tokens of this cache were taken for a branch"
-                " without clips, as guidance has one, since they begin no "
-                "prompt of this conditioning; now visual tokens follow. Give this prompt a "
-                "conditioning of its own."
+                " without clips, as guidance uses one, because they begin no prompt of this"
+                " conditioning; now visual tokens follow. Give this prompt a conditioning of its"
+                " own."
             )
         is_complete = counts == [number or 0 for number in expected]
         length = tokens.visual.shape[1]

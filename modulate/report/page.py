@@ -22,8 +22,8 @@ from modulate.report.results import GroupResults, compute_results, scores_under
 from modulate.report.run_tables import (
     conditions_table,
     coverage_table,
-    tasks_table,
     paired_tests_table,
+    tasks_table,
 )
 from modulate.report.runs import EvaluatedRun, RunGroup, group_runs
 from modulate.report.table import Table, latex, markdown, plain

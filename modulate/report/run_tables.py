@@ -151,11 +151,15 @@ def _difference_cells(test: PairedTest | None, why_not: str) -> tuple[str, ...]:
 
 
 def condition_meanings(group: RunGroup) -> dict[str, str]:
-    """Return what each condition means: built-in ones, and controls by their docstring."""
+    """Return what each condition means: built-in ones, and controls by their docstring.
+
+    A control's docstring begins with ``Control: <what the signal is>.``
+    """
     meanings = {}
     for name, control in controls_of(group.recipe.signal).items():
-        summary = (control.__doc__ or "").strip().partition("\n")[0]
-        meanings[name] = summary.removeprefix("Control: ").removesuffix(".")
+        paragraph = (control.__doc__ or "").strip().partition("\n\n")[0]
+        text = " ".join(paragraph.split())
+        meanings[name] = text.removeprefix("Control: ").removesuffix(".")
     return meanings | BUILT_IN
 
 

@@ -20,10 +20,10 @@ from modulate.hosts.fsdp import in_step
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.preparation import PreparedSample
-from modulate.inference.shared_prefix import shared_prefix_forward, shared_prefix
+from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
 from modulate.interfaces.components import Sample
+from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.clip_inputs import ClipInput
-from modulate.modulation.modulated_host import ModulatedHost
 from modulate.training.gradient_checkpointing import recomputed
 from modulate.training.optimizer import smoothed_cross_entropy
 from modulate.training.trainer_state import TrainerState

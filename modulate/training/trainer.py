@@ -20,7 +20,7 @@ from modulate.evaluation.evaluate import score
 from modulate.hosts.fsdp import refuse_out_of_step
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
-from modulate.modulation.modulated_host import ModulatedHost
+from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.module import Modulation
 from modulate.runs.run import Run
 from modulate.training.data_loader import PrefetchLoader, arranged, training_samples

@@ -1,5 +1,6 @@
-"""Eye gaze: the scanpath signal, four encoders of it, the GazeQwen resampler, its released
-checkpoint, baselines. Registration imports no torch.
+"""Eye gaze: scanpaths, four encoders, the GazeQwen resampler, its released checkpoint, baselines.
+
+Registration imports no torch.
 """
 
 from typing import TYPE_CHECKING
@@ -12,13 +13,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_signals(register: Register) -> None:
-    """``gaze``: fixations read from ``*_fixation_filtered.csv``."""
+    """Register ``gaze``: fixations from ``*_fixation_filtered.csv``."""
     register("gaze", "modulate_gaze.scanpath:Scanpath")
 
 
 @hookimpl
 def register_signal_encoders(register: Register) -> None:
-    """Two encoders of where the gaze is (absolute, relative to each token) and two heat maps."""
+    """Register two encoders of positions (absolute, relative to each token) and two heat maps."""
     register("coord_pe", "modulate_gaze.coordinates:CoordPE")
     register("coord_rel", "modulate_gaze.coordinates:CoordRel")
     register("heatmap_tau", "modulate_gaze.heatmaps:HeatmapTau")
@@ -27,15 +28,13 @@ def register_signal_encoders(register: Register) -> None:
 
 @hookimpl
 def register_modulators(register: Register) -> None:
-    """``gaze_resampler``: the modulator of GazeQwen."""
+    """Register ``gaze_resampler``, the modulator of GazeQwen."""
     register("gaze_resampler", "modulate_gaze.resampler:GazeResampler")
 
 
 @hookimpl
 def register_inputs(register: Register) -> None:
-    """Gaze told to the bare host: drawn on the frames, written into the prompt, shown as a saliency
-    map.
-    """
+    """Register inputs that show gaze to the bare host: overlay, text, saliency map."""
     register("gaze_overlay", "modulate_gaze.inputs:GazeOverlay")
     register("gaze_text", "modulate_gaze.inputs:GazeText")
     register("gaze_saliency", "modulate_gaze.inputs:GazeSaliency")

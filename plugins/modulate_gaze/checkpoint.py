@@ -1,8 +1,8 @@
-"""Reads GazeQwen's released checkpoint, a pickle, without trusting it.
+"""Read GazeQwen's released checkpoint, a pickle, without trusting it.
 
-The file is looked at before it is read (kind, size), unpickled into plain tensors, numbers and
-texts only, and then held against a schema: every entry, every tensor's name, shape and kind must be
-the expected one. [github.com/phamtrongthang123/gazeqwen; checkpoint phamtrongthang/gazeqwen,
+Kind and size of the file are checked first. It is unpickled into plain tensors, numbers and texts
+only, and validated against a schema: every entry, and every tensor's name, shape and dtype, must be
+as expected. [github.com/phamtrongthang123/gazeqwen; checkpoint phamtrongthang/gazeqwen,
 best_model.pt]
 """
 
@@ -20,20 +20,22 @@ from modulate.errors import CheckpointError, MissingFileError, shown
 from modulate.utils.pickle_check import check_archive
 
 LIMIT = 2**28
-"""Bytes that a checkpoint may take on disk, unpacked, and as tensors: 256 MiB, five times the
-released one.
+"""Largest size of a checkpoint in bytes, on disk, unpacked and as tensors.
+
+256 MiB is five times the released one.
 """
 
 ENTRIES = ("state_dict", "config", "lora_state_dict", "lora_config")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""Kinds of numbers that become float32 without loss."""
+"""Dtypes that convert to float32 without loss."""
 
 PREFIXES = ("model.layers", "model.language_model.layers")
-"""Where the decoder layers are in a Qwen2.5-VL of transformers up to 4.51, and since."""
+"""Paths of Qwen2.5-VL's decoder layers in transformers up to 4.51, and since."""
 
 COORD_PE = frozenset({"coordpe", "g3", "g3coordpe"})
-"""What older checkpoints may call the one encoding of gaze that the released class builds, letters
-and digits alone; its code numbers it G3.
+"""Names of the only supported gaze encoding in older checkpoints, letters and digits only.
+
+The released code calls it G3.
 """
 
 _FLAT = re.compile(
@@ -46,13 +48,11 @@ _LORA = re.compile(
 
 
 class ReleasedConfig(BaseModel):
-    """The checkpoint's entry ``config``: what the released class takes when it is built.
+    """The checkpoint's entry ``config``: the arguments of the released class.
 
-    The bounds only keep absurd files out.
-
-    A size that is missing is the released class's own default, as there; the tensors' shapes must
-    agree in any case. ``gaze_input`` and ``per_layer`` are of older checkpoints: the class takes
-    and ignores them, here they must say what it builds all the same.
+    The bounds only exclude absurd files. A missing size has the default of the released class; the
+    shapes of the tensors must agree in any case. ``gaze_input`` and ``per_layer`` occur in older
+    checkpoints: the class ignores them, but here they must describe what it builds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -77,18 +77,18 @@ class ReleasedConfig(BaseModel):
         None,
         min_length=1,
         max_length=64,
-        description="what the training code called itself; unknown if absent",
+        description="version of the training code; unknown if absent",
     )
     gaze_input: str = Field(
-        "coord_pe", max_length=64, description="how gaze is encoded; only coord_pe is built"
+        "coord_pe", max_length=64, description="encoding of gaze; only coord_pe is supported"
     )
     per_layer: bool = Field(
-        True, description="whether each layer has its own module; only that is built"
+        True, description="whether each layer has its own module; only true is supported"
     )
     amplitude_init: float = Field(
         1.0,
         allow_inf_nan=False,
-        description="first value of the amplitudes, which the file's own replace",
+        description="initial value of the amplitudes; the file's values replace it",
     )
 
     @field_validator("gaze_input")
@@ -112,13 +112,13 @@ class ReleasedConfig(BaseModel):
         return value
 
     def ignored(self) -> list[str]:
-        """Say what of the file has no effect, or was not in it, each as a sentence."""
+        """Return one sentence for each value that has no effect or is missing."""
         of_no_effect = {
             "gaze_input": "coord_pe is the only encoding that is built",
             "per_layer": "a module for each layer is all that is built",
             "amplitude_init": "the file has the trained amplitudes",
         }
-        told = [
+        sentences = [
             f"Ignored: config.{key} is {getattr(self, key)!r}; {why}."
             for key, why in of_no_effect.items()
             if key in self.model_fields_set
@@ -128,7 +128,7 @@ class ReleasedConfig(BaseModel):
             for name in type(self).model_fields
             if name not in self.model_fields_set and name not in of_no_effect
         ]
-        return told + [f"Not in config: {name}; {self._instead(name)}." for name in missing]
+        return sentences + [f"Not in config: {name}; {self._instead(name)}." for name in missing]
 
     def _instead(self, name: str) -> str:
         return (
@@ -154,9 +154,9 @@ class ReleasedLora(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A released checkpoint that has passed every check.
+    """A released checkpoint that passed all checks.
 
-    ``resampler``: tensors under their released names. ``modules``: independent copies among them.
+    ``resampler``: tensors under their released names. ``modules``: number of independent copies.
     ``lora``: (layer, sub-module of the layer, "A" or "B") → tensor, A (rank, d_in) and B (d_out,
     rank). ``d_value``: output width of the host's ``v_proj``.
     """
@@ -172,14 +172,14 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and check a ``best_model.pt``.
 
-    Raises :class:`MissingFileError`, and :class:`CheckpointError` naming the entry or tensor that
-    does not fit.
+    Raises :class:`MissingFileError`, or :class:`CheckpointError` with the entry or tensor that does
+    not fit.
     """
     return parse_content(_unpickled(path), path)
 
 
 def parse_content(content: Any, path: Path) -> Checkpoint:
-    """Hold what a file contains against the schema; ``path`` names it in errors.
+    """Validate the content of a file against the schema; ``path`` names it in errors.
 
     Raises :class:`CheckpointError`.
     """
@@ -194,7 +194,7 @@ def parse_content(content: Any, path: Path) -> Checkpoint:
     state, lora = (
         _tensors(content[name], name, path) for name in ("state_dict", "lora_state_dict")
     )
-    # A view may claim far more numbers than its file holds; copying it would take that much memory.
+    # A view can claim far more numbers than its file holds, and copying would take their memory.
     claimed = sum(t.numel() * t.element_size() for t in (*state.values(), *lora.values()))
     if claimed > LIMIT:
         raise CheckpointError(
@@ -221,8 +221,9 @@ def parse_content(content: Any, path: Path) -> Checkpoint:
 
 
 def _unpickled(path: Path) -> Any:
-    """Return what is in ``path``, after a look at its size and kind; nothing but plain tensors,
-    numbers, texts and containers is built.
+    """Return the content of ``path``, after checking its size and kind.
+
+    Only plain tensors, numbers, texts and containers are created.
     """
     if not path.is_file():
         raise MissingFileError(
@@ -233,7 +234,7 @@ def _unpickled(path: Path) -> Any:
     check_archive(path, LIMIT)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    # unpickling fails in many ways; each means that this is not a file of plain tensors
+    # Unpickling can raise almost anything; each error means that the file is not plain tensors.
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as a file of plain tensors: {error!s:.2000}"
@@ -254,7 +255,7 @@ def _check_size(path: Path, size: int, unit: str) -> None:
 def _same_keys(
     found: Mapping[Any, Any], expected: tuple[str, ...] | dict[str, Any], where: str, what: str
 ) -> None:
-    """Raise :class:`CheckpointError` that names the first unexpected, else the first missing key."""
+    """Raise :class:`CheckpointError` with the first unexpected or else the first missing key."""
     extra = sorted(shown(key) for key in found if key not in expected)
     if extra:
         raise CheckpointError(
@@ -307,9 +308,7 @@ def _tensors(value: Any, name: str, path: Path) -> dict[str, Tensor]:
 
 
 def released_shapes(config: ReleasedConfig, modules: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a resampler of ``modules`` independent copies, under its
-    released name.
-    """
+    """Return {released name: shape} of a resampler with ``modules`` independent copies."""
     return dict(_shapes(config, modules))
 
 
@@ -339,7 +338,7 @@ def _shapes(c: ReleasedConfig, modules: int) -> Iterator[tuple[str, tuple[int, .
 
 
 def _check_resampler(state: dict[str, Tensor], config: ReleasedConfig, path: Path) -> int:
-    """Return the number of modules of a resampler whose names and shapes are what ``config`` says."""
+    """Return the number of modules, after checking names and shapes against ``config``."""
     modules = sum(name.startswith("latents.") for name in state)
     if modules == 0 and (flat := next((name for name in state if _FLAT.match(name)), None)):
         raise CheckpointError(
@@ -369,10 +368,10 @@ def _lora_by_place(
     for name, tensor in lora.items():
         match = _LORA.match(name)
         if match is None or match[2] != str(int(match[2])) or prefix not in (None, match[1]):
-            one = f" beside {prefix!r}" if match and prefix not in (None, match[1]) else ""
+            mixed = f" beside {prefix!r}" if match and prefix not in (None, match[1]) else ""
             layout = " or ".join(f"{p}.N.self_attn.{{q,v}}_proj.lora_{{A,B}}" for p in PREFIXES)
             raise CheckpointError(
-                f"{path}: lora_state_dict holds an unexpected tensor {shown(name)}{one}; {layout}"
+                f"{path}: lora_state_dict holds an unexpected tensor {shown(name)}{mixed}; {layout}"
                 " is expected, one of the two."
             )
         prefix = match[1]
@@ -386,9 +385,7 @@ def _check_lora(
     lora: ReleasedLora,
     path: Path,
 ) -> int:
-    """Return the output width of ``v_proj``; every layer must have both updates, and all shapes
-    must agree with both configurations.
-    """
+    """Return the output width of ``v_proj``, after checking the updates of every layer."""
     places = [
         (layer, f"self_attn.{name}_proj", side)
         for layer in range(config.n_layers)

@@ -1,4 +1,4 @@
-"""From GazeQwen's released checkpoint to a modulation of ours: the same numbers under our names."""
+"""Convert GazeQwen's released checkpoint to a modulation: same numbers, our names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,23 @@ from modulate_gaze.checkpoint import Checkpoint, read_checkpoint
 from modulate_gaze.released import read_released
 
 LAYERS = (6, 13, 20, 27)
-"""The decoder layers that the released checkpoint's four modules serve, in order; of 28."""
+"""Decoder layers of the released checkpoint's four modules, in order; the host has 28."""
 
 HOST_LAYERS = 28
 FEATURES = {768: {"weights": "vjepa2_1_vitb_dist_vitG_384.pt", "preset": "base", "image_size": 384}}
-"""Parameters of the backbone that the released features of this width come from; the weights are
-named as their publisher names the file.
+"""Parameters of the backbone for released features, by their width.
+
+The weights have the file name of their publisher.
 """
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was read and what was written: ``resampler``, ``lora`` count the checkpoint's
-    parameters, ``written`` the modulation's without LoRA.
+    """A converted modulation with counts of parameters.
 
-    ``ignored``: what of the file's configuration has no effect, or was missing, each as a sentence.
+    ``resampler`` and ``lora`` count the checkpoint's parameters, ``written`` those of the
+    modulation without LoRA. ``ignored``: one sentence for each value of the file's configuration
+    that has no effect or was missing.
     """
 
     modulation: Modulation
@@ -41,19 +43,20 @@ class Converted:
 
     @property
     def dead(self) -> int | None:
-        """The injected layer that is the host's last, if any: the answer takes nothing from visual
-        tokens there, so its residual cannot change it.
+        """The injected layer that is the host's last, or None.
+
+        After the last layer, nothing attends to visual tokens, so a residual there cannot change
+        the answer.
         """
         last = self.modulation.config.host.n_layers - 1
         return last if last in self.modulation.config.injection.layers else None
 
 
 def convert(source: Path, folder: Path, layers: Sequence[int] | None = None) -> Converted:
-    """Convert a released checkpoint into the folder of a modulation. ``layers``: see
-    :func:`modulation_from`.
+    """Convert a released checkpoint and save the modulation in ``folder``.
 
-    Raises :class:`CheckpointError` when the checkpoint does not fit or ``folder`` holds files
-    already; then nothing is written.
+    ``layers``: see :func:`modulation_from`. Raises :class:`CheckpointError` if the checkpoint does
+    not fit, or if ``folder`` is not empty; then nothing is written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an empty folder; name another.")
@@ -78,21 +81,21 @@ def modulation_from(
     layers: Sequence[int] | None = None,
     origin: dict[str, str] | None = None,
 ) -> Modulation:
-    """Build the modulation of a checkpoint that has been read.
+    """Return the modulation of a checkpoint.
 
-    ``layers``: the decoder layer that each module serves, in order; by default 6, 13, 20, 27 where
-    there are four modules for 28 layers, as in the released code, which keeps this nowhere in the
-    file. ``origin``: notes on the file, kept with the configuration.
+    ``layers``: decoder layer of each module, in order. The file does not contain them; for four
+    modules and 28 layers the default is the released code's 6, 13, 20, 27. ``origin``: notes on the
+    file, saved with the configuration.
 
-    Raises :class:`CheckpointError` when the layers do not fit the modules or the host.
+    Raises :class:`CheckpointError` if the layers do not fit the modules or the host.
     """
     c = checkpoint.config
     chosen = _layers(checkpoint, layers)
     released = read_released(checkpoint.resampler, chosen)
     config = ModulationConfig(
         host=HostSpec(model_type="qwen2_5_vl", d_model=c.d_llm, n_layers=c.n_layers),
-        # as released: coordinates without DETR's 2π, a fixation active where it contains the step's
-        # time in float32, features for the keys alone
+        # As released: coordinates without DETR's factor 2π; a fixation is active if it contains the
+        # step's time in float32; features are added to the keys only.
         encoder=ComponentSpec(
             name="coord_pe",
             params={
@@ -137,7 +140,7 @@ def _lora_spec(checkpoint: Checkpoint) -> LoraSpec:
     return LoraSpec(
         params=LoraParams(rank=lora.rank, alpha=lora.alpha, targets=("q_proj", "v_proj")),
         shapes={"self_attn.q_proj": (d, d), "self_attn.v_proj": (d, checkpoint.d_value)},
-        # where transformers keeps them today, for PEFT; the file's names may be older
+        # path in current versions of transformers, for PEFT; the file's may be older
         layers_path="model.language_model.layers",
     )
 

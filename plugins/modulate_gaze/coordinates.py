@@ -1,6 +1,4 @@
-"""Gaze as sine and cosine of coordinates: of the gaze itself (``coord_pe``) or of its offset from
-each token (``coord_rel``).
-"""
+"""Sine/cosine encodings of the gaze (``coord_pe``) or its offset from each token (``coord_rel``)."""
 
 import math
 
@@ -54,36 +52,27 @@ class CoordPEParams(CoordinateParams):
     active: Mode | Released = Field(
         "midpoint",
         description=(
-            f"{ACTIVE}; released: midpoint by the arithmetic of GazeQwen's code, in float32 and"
+            f"{ACTIVE}; released: midpoint with the arithmetic of GazeQwen's code, in float32 and"
             " without tolerance at a fixation's ends"
         ),
     )
 
     def departures(self) -> list[Departure]:
-        """Name what GazeQwen's code does otherwise than its paper, or than is exact."""
-        found: list[tuple[bool, Departure]] = [
-            (
-                self.scale == 1.0,
-                (
-                    "info",
-                    (
-                        "scale is 1: coordinates are not multiplied by 2π as DETR does, so that far"
-                        " places look nearly alike (cosine .970 from corner to corner)."
-                    ),
-                ),
-            ),
-            (
-                self.active == "released",
-                (
-                    "info",
-                    (
-                        "active is `released`: times are compared in float32, so that a step at the"
-                        " very end of a fixation may fall on either side."
-                    ),
-                ),
-            ),
-        ]
-        return [departure for present, departure in found if present]
+        """Return settings of GazeQwen's code that differ from its paper or are not exact."""
+        departures: list[Departure] = []
+        if self.scale == 1.0:
+            text = (
+                "scale is 1: coordinates are not multiplied by 2π as DETR does, so that far places"
+                " look nearly alike (cosine .970 from corner to corner)."
+            )
+            departures.append(("info", text))
+        if self.active == "released":
+            text = (
+                "active is `released`: times are compared in float32, so that a step at the very"
+                " end of a fixation may fall on either side."
+            )
+            departures.append(("info", text))
+        return departures
 
 
 class CoordRelParams(CoordinateParams):
@@ -100,8 +89,9 @@ class CoordRelParams(CoordinateParams):
 
 
 def angular_frequencies(params: CoordinateParams) -> Float[Tensor, " quarter"]:
-    """Radians per unit of coordinate for each sine/cosine pair: scale / temperature^(2i / (dim/2)),
-    i < dim/4. [DETR, GazeQwen code]
+    """Return radians per unit of coordinate for each sine/cosine pair.
+
+    That is scale / temperature^(2i / (dim/2)) for i < dim/4. [DETR, GazeQwen code]
     """
     half = params.dim // 2
     return (
@@ -113,7 +103,7 @@ def angular_frequencies(params: CoordinateParams) -> Float[Tensor, " quarter"]:
 def sinusoid(
     values: Float[Tensor, "*shape"], frequencies: Float[Tensor, " quarter"]
 ) -> Float[Tensor, "*shape half"]:
-    """Return sin, cos, sin, cos … of the values at each frequency."""
+    """Return sin, cos, sin, cos … of the values, for each frequency."""
     angles = values[..., None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
@@ -123,8 +113,8 @@ class CoordPE(GazeEncoder):
 
     [GazeQwen §3]
 
-    As keys it is constant over space, so it can gate frame features against latents but cannot
-    weigh one token against another.
+    As a key it is constant over space: it can gate frame features against latents, but cannot
+    prefer one token to another.
     """
 
     Params = CoordPEParams
@@ -135,12 +125,14 @@ class CoordPE(GazeEncoder):
         self.frequencies: Tensor
         self.register_buffer("frequencies", angular_frequencies(params), persistent=False)
 
-    def picture(
-        self, a: Alignment, rows: int, cols: int
+    def step_features(
+        self, alignment: Alignment, rows: int, cols: int
     ) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
-        """Average the encodings over the active fixations and repeat them over the tokens."""
-        weights = share(activity(a, self.params.active)).to(self.device, torch.float32)
-        encoded = sinusoid(a.xy.to(self.device, torch.float32), self.frequencies).flatten(-2)
+        """Average the encodings over the active fixations and repeat them for every token."""
+        weights = share(activity(alignment, self.params.active)).to(self.device, torch.float32)
+        encoded = sinusoid(alignment.xy.to(self.device, torch.float32), self.frequencies).flatten(
+            -2
+        )
         return (
             repeat(weights @ encoded, "clip slot d -> clip slot token d", token=rows * cols),
             weights.sum(-1) > 0,
@@ -148,7 +140,7 @@ class CoordPE(GazeEncoder):
 
 
 class CoordRel(GazeEncoder):
-    """Mean sine/cosine encoding of the offset gaze − token centre over the active fixations,
+    """Mean sine/cosine encoding of the offset gaze − token center over the active fixations,
     different for every token.
 
     The horizontal half depends on the column alone and the vertical half on the row alone, so the
@@ -163,14 +155,12 @@ class CoordRel(GazeEncoder):
         self.frequencies: Tensor
         self.register_buffer("frequencies", angular_frequencies(params), persistent=False)
 
-    def picture(
-        self, a: Alignment, rows: int, cols: int
+    def step_features(
+        self, alignment: Alignment, rows: int, cols: int
     ) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
-        """Encode offsets per column and per row, average over the active fixations, and put the
-        halves together.
-        """
-        weights = share(activity(a, self.params.active)).to(self.device, torch.float32)
-        xy = a.xy.to(self.device, torch.float32)
+        """Encode offsets per column and row, average over active fixations, concatenate halves."""
+        weights = share(activity(alignment, self.params.active)).to(self.device, torch.float32)
+        xy = alignment.xy.to(self.device, torch.float32)
         x = self._mean(weights, xy[..., :1] - token_centers(cols, self.device))
         y = self._mean(weights, xy[..., 1:] - token_centers(rows, self.device))
         halves = [

@@ -1,6 +1,4 @@
-"""What the four gaze encoders have in common: time first, then each their own picture of the active
-fixations.
-"""
+"""Base of the four gaze encoders, which align fixations with steps before they encode them."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -40,12 +38,12 @@ class GazeParams(Params):
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off for a block: modulations compute in fp32 whatever the host's precision."""
+    """Disable autocast in a block: modulations compute in fp32, whatever the host's precision."""
     return torch.autocast(device.type if device.type != "meta" else "cpu", enabled=False)
 
 
 class GazeEncoder(SignalEncoder):
-    """Base of the gaze encoders: pads clips, calls :meth:`picture`, and takes the steps out again."""
+    """Base of the gaze encoders: pads clips, calls :meth:`step_features`, removes the padding."""
 
     signal_kind: ClassVar[str] = "gaze"
     params: GazeParams
@@ -56,24 +54,24 @@ class GazeEncoder(SignalEncoder):
         self.d_signal = params.dim
 
     @abstractmethod
-    def picture(
-        self, a: Alignment, rows: int, cols: int
+    def step_features(
+        self, alignment: Alignment, rows: int, cols: int
     ) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
-        """Return the features of every step, exactly 0 where no fixation is active, and whether any
-        is.
+        """Return the features of every step, and whether any fixation is active at it.
+
+        Features are exactly 0 where no fixation is active.
         """
 
     @property
     def device(self) -> torch.device:
-        """Where this encoder's tensors are."""
+        """The device of this encoder's tensors."""
         return next(iter([*self.parameters(), *self.buffers()])).device
 
     def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
-        """Encode clips whose grids share rows × cols: (all steps, rows·cols, dim) in fp32 on the
-        module's device.
+        """Return (all steps, rows·cols, dim) in fp32, on the module's device.
 
-        Raises :class:`ConditioningError` for other signals than scanpaths and for grids of
-        different sizes.
+        Raises :class:`ConditioningError` for signals other than scanpaths, and for grids that
+        differ in rows × cols.
         """
         shapes = {(g.rows, g.cols) for g in grids}
         if len(shapes) > 1:
@@ -81,14 +79,16 @@ class GazeEncoder(SignalEncoder):
                 "Clips encoded together need grids of one size; got rows × columns"
                 f" {sorted(shapes)}. Encode each size on its own."
             )
-        a = align(signals, grids)
+        alignment = align(signals, grids)
         with full_precision(self.device):
-            values, active = self.picture(a, grids[0].rows, grids[0].cols)
+            values, active = self.step_features(alignment, grids[0].rows, grids[0].cols)
         return SignalFeatures(
-            a.steps_of(values), a.steps_of(active).to(self.device), self.params.to_features
+            alignment.steps_of(values),
+            alignment.steps_of(active).to(self.device),
+            self.params.to_features,
         )
 
 
 def token_centers(n: int, device: torch.device) -> Float[Tensor, " n"]:
-    """Centres of ``n`` rows or columns, fractions of the frame."""
+    """Return the centers of ``n`` rows or columns, as fractions of the frame."""
     return (torch.arange(n, device=device) + 0.5) / n

@@ -1,22 +1,21 @@
-"""Fixations from gaze samples, as the StreamGaze benchmark extracts them (:data:`PRESETS`), and the
-files that hold them.
+"""Extract fixations from gaze samples as the StreamGaze benchmark does, and write their files.
 
-Anchored dispersion: a run goes on while its samples stay within a radius of the run's *first*
-sample; x and y are fractions of the frame's width and height, so that the radius is an ellipse in
-pixels. The first sample beyond it ends the run and begins the next. A run that lasts long enough is
-a fixation: its centre is the mean of its samples, its duration the time from its first sample to
-its last.
+The method is anchored dispersion: a run continues while its samples stay within a radius of the
+run's *first* sample. x and y are fractions of the frame's width and height, so the radius is an
+ellipse in pixels. The first sample outside ends the run and starts the next one. A run that lasts
+long enough is a fixation: its center is the mean of its samples, its duration the time from the
+first sample to the last.
 
-The benchmark forgives a sample beyond the radius that comes within 0.01 s of the one before; at 24
-to 30 samples a second none does, so that a single one always ends a run. Taken as a limit on the
-time between two samples, 0.01 s would end every run at its first sample. Here it is what the time
-between two samples may exceed their nominal interval by: where frames are missing (``untracked:
-drop``), the run ends.
+The benchmark tolerates a sample beyond the radius within 0.01 s of its predecessor. At 24 to 30
+samples a second there is none, so a single sample always ends a run. As a limit on the time between
+samples, 0.01 s would end every run at its first sample. Here it is the time by which the distance
+of two samples may exceed their nominal interval: a run ends where frames are missing (``untracked:
+drop``).
 
-Not done here is what the benchmark does next with the video at hand: it leaves out fixations on
-black frames, and those during which the picture changes (correlation of color histograms below
-0.9; 0.5 for HoloAssist). So these files hold a little more than its own. [StreamGaze, arXiv
-2512.01707, and its released preprocessing]
+The benchmark's next step needs the video and is not done here: it removes fixations on black frames,
+and those during which the picture changes (correlation of color histograms below 0.9; 0.5 for
+HoloAssist). So our files hold a few more fixations. [StreamGaze, arXiv 2512.01707, and its released
+preprocessing]
 """
 
 from collections.abc import Mapping
@@ -32,17 +31,17 @@ from modulate_gaze.raw_gaze import Recording, Source, Untracked
 from modulate_gaze.scanpath import Scanpath
 
 RADII: Mapping[str, float] = {"egtea": 0.15, "ego4d": 0.088}
-"""Fractions of the frame. They are 96 pixels of the two sources' videos; the others' radius is 96
-pixels of theirs.
-"""
+"""Radii as fractions of the frame; they equal 96 pixels in videos of these two sources."""
 
 PIXELS = 96
+"""Radius for all other sources, pixels of the video's width."""
+
 ROUNDING = 1e-6
-"""Seconds: 2.5 s is as long as 2.5 s, however many frames it is the difference of."""
+"""Tolerance of durations, s: differences of frame times are not exact."""
 
 
 class Extraction(BaseModel):
-    """How fixations are made of gaze samples; the defaults are the benchmark's."""
+    """Settings of the extraction; the defaults are the benchmark's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -50,30 +49,30 @@ class Extraction(BaseModel):
         None,
         gt=0,
         description=(
-            "of a fixation, fraction of the frame; null: the benchmark's for the source (egtea"
-            " 0.15, ego4d 0.088, others 96 pixels of the width)"
+            "radius of a fixation, fraction of the frame; null: the benchmark's for the source"
+            " (egtea 0.15, ego4d 0.088, others 96 pixels of the width)"
         ),
     )
     min_seconds: PositiveFloat = Field(
         2.5,
         description=(
-            "shortest fixation, s [StreamGaze: 2 while extracting, 2.5 in a later step, which the"
-            " files that GazeQwen ships have not been through: 2]"
+            "shortest fixation, s [StreamGaze: 2 in extraction, 2.5 after a later step, which"
+            " GazeQwen's files skip: 2]"
         ),
     )
     gap: float = Field(
         0.01,
         ge=0,
         description=(
-            "s by which the time between two samples may exceed their interval before it ends a"
+            "time, s, by which the distance of two samples may exceed their interval within a"
             " fixation [StreamGaze: 0.01]"
         ),
     )
     untracked: Untracked = Field(
         "keep",
         description=(
-            "samples without gaze: keep them where the benchmark has them, mostly at (0, 0), which"
-            " can make a fixation there; or drop them"
+            "samples without gaze: keep them at the benchmark's position, mostly (0, 0), which can"
+            " yield a fixation there; or drop them"
         ),
     )
 
@@ -82,17 +81,17 @@ PRESETS: Mapping[str, Extraction] = {
     "streamgaze": Extraction(),
     "gazeqwen": Extraction(min_seconds=2.0),
 }
-"""By name: ``streamgaze`` as the benchmark's code states it, both steps; ``gazeqwen`` its first
-step alone. The one fixation file that GazeQwen
-ships fits the latter: 16 of its 35 fixations last 2.04 to 2.42 s, and the later step's 2.5 s would
-have left them out.
+"""``streamgaze``: both steps of the benchmark's code; ``gazeqwen``: only the first one.
+
+The single fixation file that GazeQwen ships fits the latter: 16 of its 35 fixations last 2.04 to
+2.42 s, and the 2.5 s of the later step would have removed them.
 """
 
 
 def radius_of(source: Source, extraction: Extraction, width: int | None = None) -> float:
-    """Return the radius in fractions of the frame; ``width``: of the video, pixels.
+    """Return the radius as a fraction of the frame; ``width`` is the video's, in pixels.
 
-    Raises :class:`SignalError` when that is needed and not known.
+    Raises :class:`SignalError` if the width is needed but unknown.
     """
     if extraction.radius is not None:
         return extraction.radius
@@ -107,7 +106,7 @@ def radius_of(source: Source, extraction: Extraction, width: int | None = None) 
 
 
 def extract(recording: Recording, extraction: Extraction, radius: float) -> Scanpath:
-    """Return the fixations of a recording. ``radius``: fraction of the frame (:func:`radius_of`)."""
+    """Return the fixations of a recording; ``radius`` is from :func:`radius_of`."""
     frames = np.flatnonzero(recording.present)
     rows = []
     for first, last in _runs(recording, recording.xy, extraction, radius):
@@ -118,10 +117,9 @@ def extract(recording: Recording, extraction: Extraction, radius: float) -> Scan
 
 
 def clamped(recording: Recording, extraction: Extraction, radius: float) -> tuple[int, int]:
-    """Return how many fixations exist only because gaze outside the frame is moved to its edge, and
-    how many exist only where it is not.
+    """Return how many fixations exist only with, and only without, clamping gaze to the frame.
 
-    A fixation that begins or ends at another sample is another one: it counts on both sides.
+    A fixation that begins or ends at another sample is a different one and counts on both sides.
     ``radius``: as for :func:`extract`.
     """
     if not recording.outside or recording.unclamped is None:
@@ -135,8 +133,9 @@ def clamped(recording: Recording, extraction: Extraction, radius: float) -> tupl
 def _runs(
     recording: Recording, xy: Float64[np.ndarray, "frame 2"], extraction: Extraction, radius: float
 ) -> list[tuple[int, int]]:
-    """Return the (first, last) sample of every run that lasts long enough, counted among the frames
-    that take part; ``xy``: where gaze was.
+    """Return the (first, last) sample of every run that lasts long enough.
+
+    Samples are indices into the present frames; ``xy`` are the positions of gaze.
     """
     frames = np.flatnonzero(recording.present)
     xs = xy[frames, 0]
@@ -155,20 +154,27 @@ def _runs(
 def _ends(
     frames: list[int], xs: list[float], ys: list[float], radius: float, step: float
 ) -> list[int]:
-    """Return the index of every run's last sample; ``step``: most frames from a sample to the next."""
-    ends, x, y, limit = [], *((xs[0], ys[0]) if frames else (0.0, 0.0)), radius * radius
+    """Return the index of each run's last sample; ``step`` is the largest step in frames."""
+    if not frames:
+        return []
+    ends = []
+    x = xs[0]
+    y = ys[0]
+    limit = radius * radius
+    # A plain loop over lists: each run depends on the one before, and NumPy scalars are slower.
     for i in range(1, len(frames)):
         if (xs[i] - x) ** 2 + (ys[i] - y) ** 2 > limit or frames[i] - frames[i - 1] > step:
             ends.append(i - 1)
             x = xs[i]
             y = ys[i]
-    return ends + ([len(frames) - 1] if frames else [])
+    return [*ends, len(frames) - 1]
 
 
 def write_fixations(path: Path, scanpath: Scanpath) -> None:
-    """Write a fixation CSV with the columns of the benchmark's files: whole or not at all."""
+    """Write a fixation CSV with the benchmark's columns, completely or not at all."""
     lines = [
-        "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
+        "start_time,end_time,center_x,center_y,duration,"
+        "start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
     ]
     for i, (x, y, middle, seconds) in enumerate(scanpath.fixations.tolist()):
         start = f"{middle - seconds / 2:.6f}"
@@ -181,7 +187,5 @@ def write_fixations(path: Path, scanpath: Scanpath) -> None:
 
 
 def n_in_corner(scanpath: Scanpath) -> int:
-    """Return how many fixations lie exactly at (0, 0): nobody looked there, the tracker had lost
-    the eye.
-    """
+    """Return the number of fixations exactly at (0, 0), where the tracker had lost the eye."""
     return int((scanpath.fixations[:, :2] == 0).all(axis=1).sum())

@@ -1,9 +1,9 @@
-"""Reads the fixation files of StreamGaze, ``<video stem>_fixation_filtered.csv``.
+"""Read the fixation files of StreamGaze, ``<video stem>_fixation_filtered.csv``.
 
-A header names the columns, in any order; unknown ones are ignored. Positions are fractions of the
-frame with the origin top-left, times are seconds of the video. Several names are in use for the
-times, and any two of start, end and duration are enough. A header without rows is a valid file: a
-viewer who never fixated. [StreamGaze, arXiv 2512.01707, and its released files]
+The header names the columns, in any order; unknown columns are ignored. Positions are fractions of
+the frame with the origin top-left, times are seconds of the video. Time columns have several names,
+and any two of start, end and duration suffice. A header without rows is valid: the viewer never
+fixated. [StreamGaze, arXiv 2512.01707, and its released files]
 """
 
 import csv
@@ -27,28 +27,24 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "end": ("end_time_seconds", "end_time"),
     "duration": ("duration_seconds", "duration"),
 }
-"""What each quantity may be called.
-
-The name that states its unit comes first and wins when both are there.
-"""
+"""Possible names of each column; the first existing one counts, so names with a unit win."""
 
 MAX_BYTES = 256 * 2**20
 MAX_ROWS = 2_000_000
 
 
 def read_fixations(path: Path) -> Float64[np.ndarray, "fixation 4"]:
-    """Return x, y (fractions of the frame), midpoint and duration (seconds) of each row, in the
-    file's order.
+    """Return x, y (fractions of the frame), midpoint and duration (seconds), in the file's order.
 
-    Raises :class:`MissingFileError` and :class:`SignalError`; the latter names file, line, column
-    and value.
+    Raises :class:`MissingFileError`, or :class:`SignalError` with file, line, column and value.
     """
     return parse_fixations(_bytes(path), str(path))
 
 
 def parse_fixations(data: bytes, source: str) -> Float64[np.ndarray, "fixation 4"]:
-    """Return what :func:`read_fixations` returns for a file of these bytes; ``source`` names it in
-    errors. Raises :class:`SignalError`.
+    """Return the fixations in ``data``, the bytes of a file; ``source`` names it in errors.
+
+    Raises :class:`SignalError`.
     """
     lines = csv.reader(io.StringIO(_text(data, source), newline=""))
     values = array("d")
@@ -79,8 +75,8 @@ def parse_fixations(data: bytes, source: str) -> Float64[np.ndarray, "fixation 4
 def _check_repeated(
     source: str, rows: Float64[np.ndarray, "fixation 4"], numbers: Sequence[int]
 ) -> None:
-    """Raise for a row that appears twice: encoders would count that fixation twice."""
-    order = np.lexsort(rows.T)  # keeps the file's order where rows are the same
+    """Raise for repeated rows, because encoders would count the fixation twice."""
+    order = np.lexsort(rows.T)  # stable: equal rows keep the file's order
     same = np.flatnonzero((rows[order[1:]] == rows[order[:-1]]).all(axis=1))
     if len(same):
         first, second = min((int(order[i]), int(order[i + 1])) for i in same)
@@ -122,7 +118,7 @@ def _text(data: bytes, source: str) -> str:
 
 
 def _columns(source: str, header: list[str]) -> dict[str, int]:
-    """Map each quantity that the header names to its column."""
+    """Return the index of each quantity's column."""
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
         raise SignalError(
@@ -171,7 +167,7 @@ def _row(
 
 def _number(where: str, column: str, cell: str) -> float:
     try:
-        number = float(cell.replace("_", "?"))  # float() would take 1_000, which no exporter writes
+        number = float(cell.replace("_", "?"))  # float() accepts 1_000, but no exporter writes that
     except ValueError as error:
         raise SignalError(
             f"{where}: {column} {shown(cell)} is no number. Correct or remove the line."
@@ -187,9 +183,7 @@ def _number(where: str, column: str, cell: str) -> float:
 def _interval(
     where: str, value: Mapping[str, float], names: Mapping[str, str]
 ) -> tuple[float, float]:
-    """Return (start, end) from what the row states, after checking that it does not contradict
-    itself.
-    """
+    """Return (start, end) of a row; raise SignalError if its times contradict each other."""
     for what in ("start", "end", "duration"):
         if abs(value.get(what, 0.0)) >= MAX_SECONDS:
             raise SignalError(
@@ -212,8 +206,8 @@ def _interval(
             f"{where}: {names['end']} {end!r} lies before {names['start']} {start!r}: a negative"
             " duration. Swap or correct them."
         )
-    # wide enough for rounding and for exporters that count one frame more, far from narrow enough
-    # to let milliseconds through
+    # The tolerance allows for rounding and for exporters that count one frame more, but still
+    # detects milliseconds.
     if duration is not None and abs(end - start - duration) > max(0.2, 0.2 * (end - start)):
         stated = f"{names['end']} − {names['start']} = {end - start:.3f} s"
         raise SignalError(

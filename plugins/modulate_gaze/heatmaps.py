@@ -1,9 +1,8 @@
-"""Gaze as a heat map on the visual grid: Gaussians at the fixations, weighted by freshness
-(``heatmap_tau``) or duration (``heatmap_dur``).
+"""Heat maps of gaze on the visual grid, weighted by age (``heatmap_tau``) or duration (``_dur``).
 
-The GazeQwen paper names both and gives no formula. Ours: Gaussians are evaluated at the tokens'
-centres, each with height 1 before weighting, summed over fixations, normalized as asked, and mapped
-to ``dim`` channels by one learned vector without bias.
+The GazeQwen paper names both but gives no formula. Ours: a Gaussian of height 1 at each fixation is
+evaluated at the tokens' centers and weighted. The sum over fixations is normalized and mapped to
+``dim`` channels by one learned vector without bias.
 """
 
 import math
@@ -48,8 +47,8 @@ class HeatmapTauParams(HeatmapParams):
     normalization: Normalization = Field(
         "none",
         description=(
-            "none: weighted sum; weight: a step's weights sum to 1; peak: largest token 1. The"
-            " latter two hide the age of a lone fixation [ours]"
+            "none: weighted sum; weight: a step's weights sum to 1; peak: the largest token is 1."
+            " The latter two hide the age of a single fixation [ours]"
         ),
     )
 
@@ -67,27 +66,30 @@ class HeatmapDurParams(HeatmapParams):
 
 
 class Heatmap(GazeEncoder):
-    """Base of the heat maps: what they have in common once the fixations are weighted."""
+    """Base of the heat maps, which differ in the weights of fixations."""
 
     params: HeatmapTauParams | HeatmapDurParams
 
     def __init__(self, params: HeatmapTauParams | HeatmapDurParams) -> None:
         super().__init__(params)
-        self.projection = nn.Linear(
-            1, params.dim, bias=False
-        )  # no bias: a cold token must stay exactly 0
+        # No bias: a token without heat must stay exactly 0.
+        self.projection = nn.Linear(1, params.dim, bias=False)
 
-    def weights(self, a: Alignment) -> Float[Tensor, "clip slot fixation"]:
-        """Weigh every fixation at every step, ≥ 0."""
+    def weights(self, alignment: Alignment) -> Float[Tensor, "clip slot fixation"]:
+        """Return the weight of each fixation at each step, ≥ 0."""
         raise NotImplementedError
 
     def heat(
-        self, a: Alignment, weights: Float[Tensor, "clip slot fixation"], rows: int, cols: int
+        self,
+        alignment: Alignment,
+        weights: Float[Tensor, "clip slot fixation"],
+        rows: int,
+        cols: int,
     ) -> Float[Tensor, "clip slot row col"]:
-        """Sum the weighted Gaussians at the tokens' centres and normalize."""
+        """Return the normalized sum of the weighted Gaussians at the tokens' centers."""
         if self.params.normalization == "weight":
             weights = share(weights)
-        xy = a.xy.to(self.device, torch.float32)
+        xy = alignment.xy.to(self.device, torch.float32)
         gauss_x = torch.exp(
             -0.5 * ((xy[..., :1] - token_centers(cols, self.device)) / self.params.sigma) ** 2
         )
@@ -100,42 +102,41 @@ class Heatmap(GazeEncoder):
             heat = heat / peak.where(peak > 0, 1.0)
         return heat
 
-    def picture(
-        self, a: Alignment, rows: int, cols: int
+    def step_features(
+        self, alignment: Alignment, rows: int, cols: int
     ) -> tuple[Float[Tensor, "clip slot token d_signal"], Bool[Tensor, "clip slot"]]:
-        """Project the heat of every token to the features' width."""
-        weights = self.weights(a)
+        """Project the heat of every token to the width of the features."""
+        weights = self.weights(alignment)
         return (
-            self.projection(self.heat(a, weights, rows, cols).flatten(-2)[..., None]),
+            self.projection(self.heat(alignment, weights, rows, cols).flatten(-2)[..., None]),
             weights.sum(-1) > 0,
         )
 
 
 class HeatmapTau(Heatmap):
-    """Heat map of past and present fixations that fades with a learned time constant τ.
+    """Heat map of past and present fixations that decays with a learned time constant τ.
 
     [named in GazeQwen, after Voila; formula ours]
 
-    Earlier fixations go on counting until they have faded, so a step can be active without a
-    fixation during it.
+    Earlier fixations count until they have decayed, so a step can be active without a fixation
+    during it.
     """
 
     Params = HeatmapTauParams
 
     def __init__(self, params: HeatmapTauParams) -> None:
         super().__init__(params)
-        self.log_tau = nn.Parameter(
-            torch.tensor(math.log(params.tau))
-        )  # the logarithm, so that τ stays positive
+        # Learning the logarithm keeps τ positive.
+        self.log_tau = nn.Parameter(torch.tensor(math.log(params.tau)))
 
     @property
     def tau(self) -> Float[Tensor, ""]:
         """Time constant of the decay, seconds."""
         return self.log_tau.exp()
 
-    def weights(self, a: Alignment) -> Float[Tensor, "clip slot fixation"]:
-        """Weigh by exp(−age/τ): :func:`modulate_gaze.activity.decayed`."""
-        return decayed(a, self.params.active, self.tau)
+    def weights(self, alignment: Alignment) -> Float[Tensor, "clip slot fixation"]:
+        """Return exp(−age/τ), see :func:`modulate_gaze.activity.decayed`."""
+        return decayed(alignment, self.params.active, self.tau)
 
 
 class HeatmapDur(Heatmap):
@@ -143,15 +144,15 @@ class HeatmapDur(Heatmap):
 
     [named in GazeQwen; formula ours]
 
-    With ``active: overlap`` only the seconds that fall into the step count; with ``midpoint``, the
-    whole duration.
+    With ``active: overlap`` only the seconds within the step count, with ``midpoint`` the whole
+    duration.
     """
 
     Params = HeatmapDurParams
 
-    def weights(self, a: Alignment) -> Float[Tensor, "clip slot fixation"]:
-        """Weigh by seconds."""
-        seconds = activity(a, self.params.active)
+    def weights(self, alignment: Alignment) -> Float[Tensor, "clip slot fixation"]:
+        """Return the seconds that count for each step."""
+        seconds = activity(alignment, self.params.active)
         if self.params.active == "midpoint":
-            seconds = seconds * (a.end - a.begin)[:, None]
+            seconds = seconds * (alignment.end - alignment.begin)[:, None]
         return seconds.to(self.device, torch.float32)

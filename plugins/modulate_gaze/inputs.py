@@ -1,8 +1,7 @@
-"""Telling the bare host about gaze by its ordinary input: drawn on the frames, written into the
-prompt, shown as a saliency map.
+"""Show gaze to the bare host in its ordinary input: on the frames, in the prompt, or as a map.
 
-The baselines that StreamGaze names. [arXiv 2512.01707] Nothing given is written into: frames are
-copied before they are drawn on.
+These are StreamGaze's baselines [arXiv 2512.01707]. Inputs are never modified: frames are copied
+before marks are drawn.
 """
 
 import re
@@ -29,7 +28,7 @@ SPEC = re.compile(r"\d?(\.\d)?[df]?", re.ASCII)
 
 
 def scanpath(signal: Signal) -> Scanpath:
-    """Return the signal as a scanpath. Raises :class:`ConditioningError` for another kind."""
+    """Return the signal as a scanpath; raise :class:`ConditioningError` for another kind."""
     if not isinstance(signal, Scanpath):
         raise ConditioningError(
             f"Inputs of gaze need a scanpath, got {type(signal).__name__}. Set the recipe's"
@@ -45,7 +44,7 @@ class GazeOverlayParams(Params):
     """Parameters of ``gaze_overlay``."""
 
     shape: Literal["dot", "circle", "both"] = Field(
-        "both", description="what is drawn at a fixation [StreamGaze: both]"
+        "both", description="mark at a fixation [StreamGaze: both]"
     )
     dot_radius: float = Field(
         8.0, gt=0, description="radius of the filled dot, in dot_unit [StreamGaze: 8 px]"
@@ -78,9 +77,9 @@ class GazeOverlayParams(Params):
         0.0,
         ge=0,
         description=(
-            "a frame during which no fixation lasts shows the one nearest in time, if it is at most"
-            " so many seconds away. 0: it shows none, so that with few frames a second a fixation"
-            " between two of them is never drawn [ours]"
+            "a frame without a current fixation shows the one nearest in time, if it is at most so"
+            " many seconds away. 0: it shows none, so that at low frame rates a fixation between"
+            " two frames is never drawn [ours]"
         ),
     )
 
@@ -93,8 +92,9 @@ class GazeOverlayParams(Params):
 
 
 class GazeOverlay(InputTransform):
-    """Draws a mark where the viewer looks on every frame: the fixations that last at the frame's
-    time, else the nearest within ``reach``.
+    """Draws a mark at the gaze on every frame.
+
+    The marks are the fixations at the frame's time, or else the nearest one within ``reach``.
     """
 
     Params = GazeOverlayParams
@@ -103,24 +103,22 @@ class GazeOverlay(InputTransform):
     def __init__(self, params: GazeOverlayParams) -> None:
         self.params = params
 
-    def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
-        """Return the turn with marks on copies of the frames.
+    def __call__(self, turn: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
+        """Return the turn with marked copies of the frames.
 
-        Of gaze past the edge only what reaches into the frame is seen.
+        A mark beyond the frame's edge is visible only as far as it reaches into the frame.
         """
-        return drawn(given, signal, self.params.reach, self.draw)
+        return draw_on_frames(turn, signal, self.params.reach, self.draw)
 
     def draw(self, image: NDArray[np.uint8], x: float, y: float) -> None:
         """Draw one mark into ``image`` (height, width, 3); x and y are fractions of the frame."""
-        p, (height, width) = self.params, image.shape[:2]
+        p = self.params
+        height, width = image.shape[:2]
         rows, cols = np.ogrid[:height, :width]
-        distance = np.hypot(
-            cols + 0.5 - x * width, rows + 0.5 - y * height
-        )  # of pixels' centres, in pixels
+        distance = np.hypot(cols + 0.5 - x * width, rows + 0.5 - y * height)  # of pixel centers
         if p.shape != "dot":
-            image[
-                np.abs(distance - _pixels(p.circle_radius, p.circle_unit, width)) <= p.line / 2
-            ] = p.circle_color
+            radius = _pixels(p.circle_radius, p.circle_unit, width)
+            image[np.abs(distance - radius) <= p.line / 2] = p.circle_color
         if p.shape != "circle":
             image[distance <= _pixels(p.dot_radius, p.dot_unit, width)] = p.dot_color
 
@@ -129,26 +127,28 @@ def _pixels(radius: float, unit: Unit, width: int) -> float:
     return radius * width if unit == "width" else radius
 
 
-def drawn(
-    given: HostInput,
+def draw_on_frames(
+    turn: HostInput,
     signal: Signal,
     reach: float,
     draw: Callable[[NDArray[np.uint8], float, float], None],
 ) -> HostInput:
-    """Return the turn with marks on copies of its frames: ``draw(image, x, y)`` for what
-    :func:`shown_at` says of each.
+    """Return the turn with marked copies of its frames.
+
+    Calls ``draw(image, x, y)`` for every fixation that :func:`shown_at` returns for a frame.
     """
     gaze = scanpath(signal)
-    images = given.frames.images.copy()
-    for image, time in zip(images, given.frames.times, strict=True):
+    images = turn.frames.images.copy()
+    for image, time in zip(images, turn.frames.times, strict=True):
         for x, y in shown_at(gaze, time, reach):
             draw(image, x, y)
-    return replace(given, frames=Frames(images, given.frames.times))
+    return replace(turn, frames=Frames(images, turn.frames.times))
 
 
 def shown_at(gaze: Scanpath, time: float, reach: float) -> list[tuple[float, float]]:
-    """Return x, y of the fixations that last at ``time`` (s), in their order; of none, the nearest
-    in time within ``reach`` (s), the earlier of two.
+    """Return x, y of the fixations at ``time`` (s), in their order.
+
+    If there is none, return the nearest in time within ``reach`` (s); the earlier of two.
     """
     if not len(gaze):
         return []
@@ -168,7 +168,7 @@ class GazeTextParams(Params):
     heading: str = Field(
         "The viewer looked at these places (x from left, y from top, as fractions of the frame;"
         " time in seconds of the clip):",
-        description="line above the fixations [ours]",
+        description="line before the fixations [ours]",
     )
     line: str = Field(
         "{start:.1f} to {end:.1f}: x {x:.2f}, y {y:.2f}",
@@ -179,10 +179,10 @@ class GazeTextParams(Params):
     )
     empty: str = Field(
         "It is not known where the viewer looked.",
-        description="instead of heading and lines where the clip has no fixation [ours]",
+        description="text for a clip without fixations, instead of heading and lines [ours]",
     )
     most: int | None = Field(
-        None, ge=1, description="write only the latest so many fixations; null: all [ours]"
+        None, ge=1, description="number of latest fixations to write; null: all [ours]"
     )
     clock: Literal["clip", "video"] = Field(
         "clip",
@@ -190,7 +190,7 @@ class GazeTextParams(Params):
     )
     place: Literal["before", "after"] = Field(
         "before",
-        description="where in the prompt: before the question and its options, or after [ours]",
+        description="position in the prompt: before or after the question and its options [ours]",
     )
 
     @field_validator("line")
@@ -200,19 +200,21 @@ class GazeTextParams(Params):
             if name is not None and (
                 name not in FIELDS or conversion or not SPEC.fullmatch(spec or "")
             ):
-                given = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
+                turn = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
                 raise ValueError(
-                    f"{given} is none of {', '.join(f'{{{field}}}' for field in FIELDS)}, with at"
+                    f"{turn} is none of {', '.join(f'{{{field}}}' for field in FIELDS)}, with at"
                     " most digits as in {x:.2f}"
                 )
-        value.format(**dict.fromkeys(FIELDS, 0.0))  # {x:d} would fail only once there is a fixation
+        value.format(
+            **dict.fromkeys(FIELDS, 0.0)
+        )  # otherwise {x:d} would fail only at the first fixation
         return value
 
 
 class GazeText(InputTransform):
-    """Writes every fixation of the clip into the prompt, a line each, oldest first.
+    """Writes every fixation of the clip into the prompt, one line each, oldest first.
 
-    Times are cut to the clip.
+    Times are clipped to the window.
     """
 
     Params = GazeTextParams
@@ -221,17 +223,18 @@ class GazeText(InputTransform):
     def __init__(self, params: GazeTextParams) -> None:
         self.params = params
 
-    def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
+    def __call__(self, turn: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
         """Return the turn with the fixations in its text."""
         p = self.params
-        told = self.told(scanpath(signal), window, given.frames.images.shape[1:3])
-        return replace(
-            given, text="\n".join([told, given.text] if p.place == "before" else [given.text, told])
-        )
+        text = self.text(scanpath(signal), window, turn.frames.images.shape[1:3])
+        parts = [text, turn.text] if p.place == "before" else [turn.text, text]
+        return replace(turn, text="\n".join(parts))
 
-    def told(self, gaze: Scanpath, window: tuple[float, float], size: tuple[int, int]) -> str:
-        """Return the text of a clip's fixations; ``size``: height and width of its frames."""
-        p, (begin, finish), (height, width) = self.params, window, size
+    def text(self, gaze: Scanpath, window: tuple[float, float], size: tuple[int, int]) -> str:
+        """Return the text for a clip's fixations; ``size`` is (height, width) of its frames."""
+        p = self.params
+        begin, finish = window
+        height, width = size
         origin = begin if p.clock == "clip" else 0.0
         lines = []
         for (x, y, _, _), start, end in zip(
@@ -270,12 +273,10 @@ class GazeSaliencyParams(Params):
 
 
 class GazeSaliency(InputTransform):
-    """Shows one more image before the clip, of the frames' size: where the viewer looked, white,
-    and for how long, by brightness; black elsewhere.
+    """Adds an image before the clip: a saliency map of the gaze, of the frames' size.
 
-    Gaussians at all fixations of the clip, weighted by the seconds of each that lie within it,
-    summed and scaled so that the brightest pixel is 255. A clip without fixations has a black
-    image.
+    It is the sum of Gaussians at all fixations of the clip, weighted by their seconds within it and
+    scaled so that the brightest pixel is 255. A clip without fixations gets a black image.
     """
 
     Params = GazeSaliencyParams
@@ -284,20 +285,20 @@ class GazeSaliency(InputTransform):
     def __init__(self, params: GazeSaliencyParams) -> None:
         self.params = params
 
-    def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
+    def __call__(self, turn: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
         """Return the turn with the map as its last image."""
         return replace(
-            given,
+            turn,
             images=(
-                *given.images,
-                self.map(scanpath(signal), window, given.frames.images.shape[1:3]),
+                *turn.images,
+                self.map(scanpath(signal), window, turn.frames.images.shape[1:3]),
             ),
         )
 
     def map(
         self, gaze: Scanpath, window: tuple[float, float], size: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """Return the image, (height, width, 3); ``size``: height and width."""
+        """Return the map, (height, width, 3); ``size`` is (height, width)."""
         height, width = size
         spread = self.params.sigma * width
         seconds = np.maximum(

@@ -1,23 +1,24 @@
-"""Which gaze positions are believable: shared by the scanpath itself and by the readers of files."""
+"""Plausible gaze positions; shared by the scanpath and by the readers of files."""
 
 OFF_SCREEN = (-0.5, 1.5)
-"""Positions kept, in fractions of the frame.
+"""Range of accepted positions, fractions of the frame.
 
-Outside [0, 1] the viewer looked past the frame's edge, which head-worn eye trackers report as it
-is.
+Outside [0, 1], the viewer looked past the frame's edge; head-worn eye trackers report that.
 """
 
 PIXELS_FROM = 2.0
-"""From here on a coordinate is taken for pixels: twice a frame's size is no gaze that a scene
-camera could relate to the frame.
+"""Coordinates from this value on are taken for pixels.
+
+No scene camera could relate gaze at twice the frame's size to the frame.
 """
 
 _SIDE = {"x": "width", "y": "height"}
 
 
 def position_problem(axis: str, name: str, value: float) -> str:
-    """Say what is wrong with a coordinate and what to do; empty when it is fine. ``axis``: "x" or
-    "y"; ``name``: what the user calls it.
+    """Return a text on what is wrong with a coordinate and what to do, or "" if it is fine.
+
+    ``axis`` is "x" or "y", ``name`` the coordinate's name in the user's file.
     """
     low, high = OFF_SCREEN
     if low <= value <= high:

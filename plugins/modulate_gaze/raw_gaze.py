@@ -1,17 +1,18 @@
-"""Reads the gaze files that data sets bring along, frame by frame, as the StreamGaze benchmark does
-before it extracts fixations.
+"""Read the gaze files of data sets, frame by frame, as the StreamGaze benchmark does.
 
-Everything is brought to the video's frames: frame k is at k / fps seconds, positions are fractions
-of the frame with the origin top-left, clamped to it. A frame with several samples gets them joined
-as the benchmark's code joins them: each one counts half against all before it. Samples from before
-the video begins are left out.
+Samples are mapped to the video's frames: frame k is at k / fps seconds, positions are fractions of
+the frame with the origin top-left, clamped to it. Several samples of one frame are combined as in
+the benchmark's code: each new one is averaged with the result so far. Samples before the start of
+the video are skipped.
 
-| source | file | what it holds |
-|---|---|---|
-| egtea | ``<stem>.txt`` | BeGaze export: pixels of 1280 × 960; frames counted, or HH:MM:SS:FF at 24 fps |
-| egoexolearn | ``<stem>.npy`` | one row for each frame at 30 fps: x, y (fractions), valid (1 or 0) |
-| ego4d | ``<stem>.csv`` | canonical_timestamp_s, confidence, norm_pos_x, norm_pos_y (fractions, origin bottom-left) |
-| holoassist | ``<stem>_gaze_2d.csv`` | what the benchmark's projection writes: frame_idx, u, v (pixels of the video), valid |
+- egtea, ``<stem>.txt``: BeGaze export with pixels of 1280 × 960, and frame numbers or HH:MM:SS:FF
+  at 24 fps;
+- egoexolearn, ``<stem>.npy``: one row for each frame at 30 fps, with x, y (fractions), valid (1 or
+  0);
+- ego4d, ``<stem>.csv``: canonical_timestamp_s, confidence, norm_pos_x, norm_pos_y (fractions,
+  origin bottom-left);
+- holoassist, ``<stem>_gaze_2d.csv``: output of the benchmark's projection, with frame_idx, u, v
+  (pixels of the video), valid.
 
 [EGTEA Gaze+'s, EgoExoLearn's and Ego4D's published gaze; StreamGaze, arXiv 2512.01707, and its
 released preprocessing]
@@ -43,7 +44,7 @@ SUFFIXES: Mapping[Source, str] = {
     "ego4d": ".csv",
     "holoassist": "_gaze_2d.csv",
 }
-"""How a source's file is called after the video's stem."""
+"""Suffixes of each source's files, after the video's stem."""
 
 FPS: Mapping[Source, float] = {
     "egtea": 24.0,
@@ -51,12 +52,13 @@ FPS: Mapping[Source, float] = {
     "ego4d": 30.0,
     "holoassist": 24.46,
 }
-"""Frames a second that the benchmark takes each source's videos to have."""
+"""Frame rates that the benchmark assumes for the videos of each source."""
 
 EGTEA_SIZE = (1280, 960)
 CONFIDENCE = 0.6
-"""Pupil trackers, Ego4D's among them: up to this confidence a sample is no gaze [Pupil Labs]; only
-asked where untracked samples are dropped.
+"""Confidence up to which a sample of a Pupil tracker, as in Ego4D, is not gaze [Pupil Labs].
+
+Only used if untracked samples are dropped.
 """
 
 MAX_BYTES = 512 * 2**20
@@ -67,10 +69,10 @@ MAX_HOURS = 24
 class Recording:
     """Gaze at every frame of a video.
 
-    ``xy``: fractions of the frame. ``present``: frames that take part; all of them when untracked
-    ones are kept. ``fps``: frames a second. ``untracked``: frames without gaze; ``outside``: frames
-    whose gaze was beyond the frame and was clamped, which can change which fixations there are
-    (:func:`modulate_gaze.extraction.clamped`). ``unclamped``: fractions of the frame before that.
+    ``xy``: fractions of the frame. ``present``: frames that count; all if untracked ones are kept.
+    ``fps``: frames a second. ``untracked``: number of frames without gaze. ``outside``: number of
+    frames whose gaze lay outside and was clamped, which can change the fixations
+    (:func:`modulate_gaze.extraction.clamped`). ``unclamped``: ``xy`` before clamping.
     """
 
     xy: Float64[np.ndarray, "frame 2"]
@@ -89,11 +91,10 @@ def read_gaze(
 ) -> Recording:
     """Read one recording.
 
-    ``untracked``: what happens to frames without gaze. "keep" leaves them where the benchmark's
-    code has them, mostly at (0, 0), as if that had been looked at; "drop" leaves them out.
-    ``size``: (width, height) of the video in pixels; ``holoassist`` needs it. Raises
-    :class:`MissingFileError`, and :class:`SignalError` naming file and line, for anything that is
-    not the source's format.
+    ``untracked`` is the rule for frames without gaze: "keep" gives them the benchmark's position,
+    mostly (0, 0), as if the viewer had looked there; "drop" excludes them. ``size`` is the video's
+    (width, height) in pixels, which only ``holoassist`` needs. Raises :class:`MissingFileError`, or
+    :class:`SignalError` with file and line if the file does not have the source's format.
     """
     if source not in SOURCES:
         raise SignalError(f"Unknown source of gaze {source!r}. {near_matches(source, SOURCES)}")
@@ -128,20 +129,20 @@ def read_gaze(
 
 
 class _Frames:
-    """Collects samples by frame."""
+    """Collects samples by frame number."""
 
     def __init__(self, fps: float) -> None:
         self.fps = fps
-        self.most = int(MAX_HOURS * 3600 * fps)
+        self.max_frames = int(MAX_HOURS * 3600 * fps)
         self.edge = (1.0, 1.0)
-        self.at: dict[int, tuple[float, float]] = {}
+        self.positions: dict[int, tuple[float, float]] = {}
         self.last = -1
         self.lost: set[int] = set()
 
     def frame(self, where: str, number: float) -> int:
-        if number >= self.most:
+        if number >= self.max_frames:
             raise SignalError(
-                f"{where}: frame {number:g} is in no video; the last allowed is {self.most - 1},"
+                f"{where}: frame {number:g} is in no video; the last allowed is {self.max_frames - 1},"
                 f" {MAX_HOURS} hours. Correct or remove the line."
             )
         frame = -1 if number < 0 else math.floor(number)
@@ -149,19 +150,19 @@ class _Frames:
         return frame
 
     def add(self, frame: int, x: float, y: float) -> None:
-        if frame in self.at:
-            before = self.at[frame]
+        if frame in self.positions:
+            before = self.positions[frame]
             x = (before[0] + x) / 2
             y = (before[1] + y) / 2
-        self.at[frame] = x, y
+        self.positions[frame] = x, y
 
     def recording(self, path: Path, keep: bool) -> Recording:
         if self.last < 0:
             raise SignalError(f"{path} holds no gaze sample. Is it a recording of that data set?")
         xy = np.zeros((self.last + 1, 2))
         found = np.zeros(self.last + 1, dtype=bool)
-        index = np.fromiter(self.at, dtype=np.int64, count=len(self.at))
-        xy[index] = np.array(list(self.at.values())).reshape(-1, 2)
+        index = np.fromiter(self.positions, dtype=np.int64, count=len(self.positions))
+        xy[index] = np.array(list(self.positions.values())).reshape(-1, 2)
         found[index] = True
         tracked = found.copy()
         tracked[list(self.lost)] = False
@@ -186,14 +187,10 @@ def _recording(
 
 
 def _read_egtea(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
-    """Two layouts of the export are in the data set: 7 fields with a frame number, 26 with a time
-    code.
-    """
+    """Read either layout of EGTEA's export: 7 fields with a frame number, 26 with a time code."""
     width, height = EGTEA_SIZE
-    frames.edge = (
-        (width - 1) / width,
-        (height - 1) / height,
-    )  # the last pixel, as in the data set's own reader
+    # Clamp to the last pixel, as in the data set's own reader.
+    frames.edge = ((width - 1) / width, (height - 1) / height)
     for number, line in enumerate(file, 1):
         cells = line.split()
         if not cells or line.startswith("##") or cells[0] == "Time":
@@ -202,26 +199,26 @@ def _read_egtea(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
         if len(cells) == 7:
             x = _float(where, "x", cells[3])
             y = _float(where, "y", cells[4])
-            frame = _float(where, "frame", cells[5])
+            position = _float(where, "frame", cells[5])
         elif len(cells) == 26:
             x = _float(where, "x", cells[5])
             y = _float(where, "y", cells[6])
-            frame = _time_code(where, cells[24], frames.fps)
+            position = _time_code(where, cells[24], frames.fps)
         else:
             raise SignalError(
                 f"{where}: {len(cells)} fields, where BeGaze's exports of EGTEA Gaze+ have 7 or 26:"
                 f" {shown(line.strip())}."
             )
-        k = frames.frame(where, frame)
+        frame = frames.frame(where, position)
         lost = x == 0 and y == 0
-        if k < 0:
+        if frame < 0:
             continue
-        if lost and k not in frames.at:
-            frames.lost.add(k)
+        if lost and frame not in frames.positions:
+            frames.lost.add(frame)
         if not lost:
-            frames.lost.discard(k)
+            frames.lost.discard(frame)
         if keep or not lost:
-            frames.add(k, x / width, y / height)
+            frames.add(frame, x / width, y / height)
 
 
 def _time_code(where: str, text: str, fps: float) -> float:
@@ -249,10 +246,15 @@ def _read_ego4d(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
             raise SignalError(
                 f"{where}: the sample has no canonical_timestamp_s. Correct or remove the line."
             )
-        k = frames.frame(where, time * frames.fps)
-        if k < 0 or math.isnan(x) or math.isnan(y) or (not keep and not confidence > CONFIDENCE):
+        frame = frames.frame(where, time * frames.fps)
+        if (
+            frame < 0
+            or math.isnan(x)
+            or math.isnan(y)
+            or (not keep and not confidence > CONFIDENCE)
+        ):
             continue
-        frames.add(k, x, 1.0 - y)
+        frames.add(frame, x, 1.0 - y)
 
 
 def _read_holoassist(
@@ -260,27 +262,27 @@ def _read_holoassist(
 ) -> None:
     names = ("frame_idx", "u", "v", "valid")
     for where, cells in _rows(path, file, names):
-        k = frames.frame(where, _float(where, "frame_idx", cells[0]))
+        frame = frames.frame(where, _float(where, "frame_idx", cells[0]))
         u, v = (
             _float(where, name, cell, empty=math.nan)
             for name, cell in zip(("u", "v"), cells[1:3], strict=True)
         )
-        if k < 0:
+        if frame < 0:
             continue
         missing = math.isnan(u) or math.isnan(v)
         lost = missing or cells[3].strip().lower() not in ("true", "1", "1.0")
         if lost:
-            frames.lost.add(k)
+            frames.lost.add(frame)
         if keep or not lost:
-            frames.add(
-                k, *((0.5, 0.5) if missing else (u / size[0], v / size[1]))
-            )  # the benchmark puts what is missing at the centre
+            # The benchmark puts missing positions at the center.
+            x, y = (0.5, 0.5) if missing else (u / size[0], v / size[1])
+            frames.add(frame, x, y)
 
 
 def _dense(path: Path, fps: float, keep: bool) -> Recording:
     try:
         rows = _array(path)
-    # NumPy reads the header as Python's literals, which fails in as many ways as Python does
+    # NumPy parses the header as a Python literal, which can raise almost any exception.
     except Exception as error:
         raise SignalError(
             f"{path} cannot be read as a NumPy array of numbers: {error}. Nothing else is read from"
@@ -314,11 +316,9 @@ def _dense(path: Path, fps: float, keep: bool) -> Recording:
 def _array(path: Path) -> NDArray[Any]:
     """Return the array in a .npy file.
 
-    No object is ever made of what the file holds, and a header that lies about the size allocates
-    nothing.
-
-    Read, not mapped: a mapped file that another process cuts short ends this one. Raises ValueError
-    and what else NumPy's reading of headers raises.
+    Never creates objects from the file's content, and a header with a wrong size allocates nothing.
+    The file is read, not mapped: if another process truncated a mapped file, this one would be
+    killed. Raises ValueError, and whatever NumPy's header parser raises.
     """
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
@@ -345,8 +345,8 @@ def _array(path: Path) -> NDArray[Any]:
 
 @contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
-    # Latin-1 takes any byte: exporters write names and dates in whatever they like above the
-    # numbers, which are ASCII
+    # Latin-1 decodes any byte: exporters write names and dates in any encoding above the numbers,
+    # which are ASCII.
     with path.open(encoding="latin-1", newline="") as file:
         if file.read(3) != "ï»¿":
             file.seek(0)
@@ -354,7 +354,7 @@ def _text(path: Path) -> Iterator[TextIO]:
 
 
 def _rows(path: Path, file: TextIO, names: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (place, the cells of ``names``) of every line of a CSV."""
+    """Yield (place, the cells of the columns ``names``) for every line of a CSV."""
     lines = csv.reader(file)
     try:
         header = [cell.strip() for cell in next(lines, [])]
@@ -387,7 +387,7 @@ def _float(where: str, name: str, cell: str, empty: float | None = None) -> floa
     if empty is not None and text.lower() in ("", "nan"):
         return empty
     try:
-        number = float(text.replace("_", "?"))  # float() would take 1_000, which no exporter writes
+        number = float(text.replace("_", "?"))  # float() accepts 1_000, but no exporter writes that
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -1,7 +1,7 @@
-"""Maps the parameter names of GazeQwen's released checkpoint to ours.
+"""Map the parameter names of GazeQwen's released checkpoint to ours.
 
-Released: module m serves the m-th injected layer, and each has its own tensors; ours are stacked
-along a leading module axis. [github.com/phamtrongthang123/gazeqwen; checkpoint
+In the released checkpoint, module m serves the m-th injected layer and has its own tensors; ours
+are stacked along a leading module axis. [github.com/phamtrongthang123/gazeqwen; checkpoint
 phamtrongthang/gazeqwen, best_model.pt]
 """
 
@@ -29,11 +29,11 @@ _BLOCK = {
 
 @dataclass(frozen=True)
 class Released:
-    """A released resampler in our terms.
+    """A released resampler under our names.
 
-    ``params`` and ``d_features`` build the :class:`~modulate_gaze.resampler.GazeResampler` that
-    ``resampler`` is the state of; ``outputs`` and ``amplitude`` are the output projections and α of
-    the injected layers, in the order asked for.
+    ``resampler`` is the state of the :class:`~modulate_gaze.resampler.GazeResampler` with
+    ``params`` and ``d_features``. ``outputs`` and ``amplitude`` are the output projections and α of
+    the injected layers, in the requested order.
     """
 
     params: GazeResamplerParams
@@ -46,11 +46,11 @@ class Released:
 def read_released(
     state_dict: Mapping[str, Tensor], layers: Sequence[int] = (6, 13, 20, 27)
 ) -> Released:
-    """Translate a released ``state_dict`` (per-layer modules). ``layers``: the decoder layers that
-    its modules serve, in order.
+    """Translate a released ``state_dict`` with one module for each injected layer.
 
-    Raises :class:`CheckpointError` when tensors are missing, unknown or misshapen, when the number
-    of modules is another, and for the older flat layout.
+    ``layers`` are the decoder layers that its modules serve, in order. Raises
+    :class:`CheckpointError` if tensors are missing, unknown or have a wrong shape, if the number of
+    modules differs, and for the older flat layout.
     """
     state = dict(state_dict)
     modules = sum(name.startswith("latents.") for name in state)

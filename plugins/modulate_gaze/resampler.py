@@ -1,8 +1,7 @@
-"""The modulator of GazeQwen: learned latents attend to frame features under the guidance of gaze,
-then the tokens read them back.
+"""GazeQwen's modulator: latents attend to frame features guided by gaze, then tokens read them.
 
-All injected layers and all steps go through in one batch: parameters of the layers' independent
-copies are stacked along a leading axis ``module`` (length 1 when one copy serves every layer).
+All injected layers and steps are computed in one batch: the parameters of the layers' independent
+copies are stacked along a leading axis ``module``, of length 1 if one copy serves every layer.
 [GazeQwen, arXiv 2603.25841, equations 2–5; details as in its released code]
 """
 
@@ -41,7 +40,7 @@ class GazeResamplerParams(Params):
 
 
 class StackedLinear(nn.Module):
-    """A linear map for each module, each initialized like ``nn.Linear``."""
+    """One linear map for each module, initialized like ``nn.Linear``."""
 
     def __init__(self, modules: int, d_in: int, d_out: int, bias: bool = True) -> None:
         super().__init__()
@@ -54,20 +53,20 @@ class StackedLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "module step token d_in"]
     ) -> Float[Tensor, "module step token d_out"]:
-        """Map each module's inputs."""
+        """Apply each module's map to its inputs."""
         y = torch.einsum("mstf,mof->msto", x, self.weight)
         return y if self.bias is None else y + self.bias[:, None, None]
 
     def back(
         self, query: Float[Tensor, "module step q d_out"]
     ) -> Float[Tensor, "module step q d_in"]:
-        """Return query · W, whose product with x is that of ``query`` with W x."""
+        """Return query · W, so that (query · W) · x = query · (W x)."""
         return torch.einsum("msqo,mof->msqf", query, self.weight)
 
     def constant(
         self, query: Float[Tensor, "module step q d_out"]
     ) -> Float[Tensor, "module step q 1"]:
-        """Return the product of ``query`` with the bias."""
+        """Return query · bias."""
         return (
             torch.zeros_like(query[..., :1])
             if self.bias is None
@@ -76,7 +75,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedNorm(nn.Module):
-    """A LayerNorm for each module."""
+    """One LayerNorm for each module."""
 
     def __init__(self, modules: int, width: int) -> None:
         super().__init__()
@@ -86,7 +85,7 @@ class StackedNorm(nn.Module):
     def forward(
         self, x: Float[Tensor, "module step token d"]
     ) -> Float[Tensor, "module step token d"]:
-        """Normalize the channels, then scale and shift as each module has learned."""
+        """Normalize the channels, then apply each module's scale and shift."""
         return (
             functional.layer_norm(x, x.shape[-1:]) * self.weight[:, None, None]
             + self.bias[:, None, None]
@@ -95,14 +94,14 @@ class StackedNorm(nn.Module):
 
 @dataclass(frozen=True)
 class Tokens:
-    """The visual tokens as all modules see them, x = W_in f, plus the signal where it is to be
-    added: known by their products alone.
+    """The visual tokens x = W_in f (plus the signal, if it is added), without computing x.
 
-    Each is looked at by, and looks at, a few latents only. So queries are mapped to the features'
-    side, and means of features to the modules' width: x itself, larger by far than all the rest, is
-    never made, nor kept for backward. The same numbers up to rounding. Attention is written out
-    because the fused fp32 kernels' backward is not deterministic on GPUs, and a resumed run must
-    reach the same weights.
+    Only a few latents attend to the tokens, and the tokens to them. So queries are mapped to the
+    width of the features, and means of features to the width of the modules. x itself, by far the
+    largest tensor, is neither computed nor saved for backward. The results are equal up to rounding.
+
+    Attention is written out because the backward pass of fused fp32 kernels is not deterministic on
+    GPUs, but a resumed run must reach the same weights.
     """
 
     features: Float[Tensor, "step token d_features"]
@@ -110,33 +109,27 @@ class Tokens:
     added: Float[Tensor, "step token d"] | None
 
     def products(self, query: Tensor) -> Float[Tensor, "module step q token"]:
-        """Return query · x. ``query``: (module, step, q, d), of one step where they are the same in
-        all.
-        """
-        found = torch.einsum("msqf,stf->msqt", self.proj_in.back(query), self.features)
-        return (
-            found
-            if self.added is None
-            else found + torch.einsum("msqd,std->msqt", query, self.added)
-        )
+        """Return query · x; ``query`` is (module, step, q, d), with one step if all are equal."""
+        products = torch.einsum("msqf,stf->msqt", self.proj_in.back(query), self.features)
+        if self.added is None:
+            return products
+        return products + torch.einsum("msqd,std->msqt", query, self.added)
 
     def means(
         self, weights: Float[Tensor, "module step q token"]
     ) -> Float[Tensor, "module step q d"]:
-        """Return the sums of x by these weights."""
-        found = self.proj_in(torch.einsum("msqt,stf->msqf", weights, self.features))
-        return (
-            found
-            if self.added is None
-            else found + torch.einsum("msqt,std->msqd", weights, self.added)
-        )
+        """Return the weighted sums of x."""
+        sums = self.proj_in(torch.einsum("msqt,stf->msqf", weights, self.features))
+        if self.added is None:
+            return sums
+        return sums + torch.einsum("msqt,std->msqd", weights, self.added)
 
 
 class Block(nn.Module):
     """Latents attend to frame features and to themselves, then pass through a feed-forward net.
 
     As released: L ← L + attention; L ← LayerNorm(L + FFN(LayerNorm(L))). The biases of ``key`` and
-    ``signal`` shift all logits of a query alike and so change nothing; they are kept because
+    ``signal`` shift all logits of a query equally and so have no effect; they exist because
     released checkpoints have them.
     """
 
@@ -152,10 +145,10 @@ class Block(nn.Module):
     def forward(
         self, latents: Tensor, tokens: Tokens, signal: Float[Tensor, "step token d_signal"]
     ) -> Float[Tensor, "module step latent d"]:
-        """Update the latents: they attend to the tokens, whose keys ``signal`` guides, and to
-        themselves, whose keys it leaves alone.
+        """Return the updated latents.
 
-        ``latents``: (module, step, latent, d), of one step where they are the same in all.
+        ``signal`` guides the keys of the tokens, but not those of the latents. ``latents`` is
+        (module, step, latent, d), with one step if all are equal.
         """
         query = self.query(latents)
         keyed = self.key.back(query)
@@ -167,17 +160,16 @@ class Block(nn.Module):
         weights = torch.softmax(logits / query.shape[-1] ** 0.5, -1)
         n = signal.shape[1]
         seen = tokens.means(weights[..., :n]) + weights[..., n:] @ latents
-        latents = latents + self.value(seen)  # its bias once, as weights sum to 1
+        latents = latents + self.value(seen)  # the bias counts once, because weights sum to 1
         return self.norm(latents + self.ff_out(functional.gelu(self.ff_in(self.ff_norm(latents)))))
 
 
 class GazeResampler(Modulator):
-    """Frame features and gaze → what each injected layer adds to its visual tokens, at width
-    ``width``.
+    """Maps frame features and gaze to the update of each injected layer's visual tokens.
 
-    Where no fixation is active the keys go without guidance and the result is what the frame
-    features alone make of the latents, as in the released code: not 0. Raises :class:`RecipeError`
-    when an encoder wants its features added and has another width.
+    The updates have the width ``width``. Without an active fixation the keys have no guidance, and
+    the result depends on the frame features alone, as in the released code; it is not 0. Raises
+    :class:`RecipeError` if an encoder's features are to be added but have another width.
     """
 
     Params = GazeResamplerParams
@@ -201,9 +193,10 @@ class GazeResampler(Modulator):
     def forward(
         self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures
     ) -> list[Mixture]:
-        """Return for each injected layer the latents as its tokens read them.
+        """Return a mixture of latents for each injected layer.
 
-        Compute is fp32 whatever the inputs' dtype; with ``shared`` all entries are one.
+        Computes in fp32, whatever the dtype of the inputs. With ``shared``, all entries are the
+        same object.
         """
         if signal.to_features and self.d_signal != self.params.width:
             raise RecipeError(
@@ -214,15 +207,14 @@ class GazeResampler(Modulator):
         with full_precision(self.latents.device):
             guide = signal.values.float()
             tokens = Tokens(features.float(), self.proj_in, guide if signal.to_features else None)
-            latents = self.latents[
-                :, None
-            ]  # the same in all steps until they have looked at something
+            # Latents are equal in all steps until the first block, so one step suffices here.
+            latents = self.latents[:, None]
             for block in self.blocks:
                 latents = block(latents, tokens, guide)
-            back = torch.softmax(
-                tokens.products(latents) / self.params.width**0.5, 2
-            )  # each token over the latents
-        read = [
-            Mixture(weights.mT, vectors) for weights, vectors in zip(back, latents, strict=True)
+            # Each token's attention over the latents (axis 2).
+            attention = torch.softmax(tokens.products(latents) / self.params.width**0.5, 2)
+        mixtures = [
+            Mixture(weights.mT, vectors)
+            for weights, vectors in zip(attention, latents, strict=True)
         ]
-        return read if not self.shared_output else read * self.n_layers
+        return mixtures * self.n_layers if self.shared_output else mixtures

@@ -1,4 +1,4 @@
-"""The scanpath: where a viewer looked, when and for how long."""
+"""The scanpath: positions, times and durations of a viewer's fixations."""
 
 import random
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from modulate_gaze.positions import OFF_SCREEN, position_problem
 
 
 class Augmentation(BaseModel):
-    """How strongly training perturbs a scanpath."""
+    """Strength of the perturbation of scanpaths in training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,9 +34,7 @@ class Augmentation(BaseModel):
         default=0.1,
         ge=0,
         le=1,
-        description=(
-            "probability that a fixation is left out; one always stays [GazeQwen code: 0.1]"
-        ),
+        description=("probability of dropping a fixation; one always remains [GazeQwen code: 0.1]"),
     )
 
 
@@ -45,12 +43,12 @@ class Scanpath(Signal):
     """Fixations of one viewer on one video, sorted by time. Immutable.
 
     ``fixations``: (fixation, 4) float64, read-only: x, y in fractions of the frame (origin
-    top-left), midpoint in seconds of the video's clock, duration in seconds ≥ 0. ``n_resorted``:
-    fixations that stood behind a later one when the scanpath was first made; copies keep it.
+    top-left), midpoint in seconds of the video, duration in seconds ≥ 0. ``n_resorted``: number of
+    fixations that followed a later one in the input; copies keep it.
 
-    Gaze slightly past the frame's edge (:data:`~modulate_gaze.positions.OFF_SCREEN`) is kept as it
-    is and counted by ``n_outside``. Raises :class:`SignalError` for a wrong shape, NaN, infinity,
-    negative durations and pixel units.
+    Gaze slightly past the frame's edge (:data:`~modulate_gaze.positions.OFF_SCREEN`) stays
+    unchanged and is counted by ``n_outside``. Raises :class:`SignalError` for a wrong shape, NaN,
+    infinity, negative durations, and pixel units.
     """
 
     kind: ClassVar[str] = "gaze"
@@ -72,34 +70,34 @@ class Scanpath(Signal):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a fixation CSV: see :mod:`modulate_gaze.fixation_csv`.
+        """Read a fixation CSV, see :mod:`modulate_gaze.fixation_csv`.
 
-        Raises :class:`SignalError` naming file and line.
+        Raises :class:`SignalError` with file and line.
         """
         return cls(read_fixations(Path(path)))
 
     @property
     def starts(self) -> Float64[np.ndarray, " fixation"]:
-        """When each fixation begins, seconds."""
+        """Start of each fixation, seconds."""
         return self.fixations[:, 2] - self.fixations[:, 3] / 2
 
     @property
     def ends(self) -> Float64[np.ndarray, " fixation"]:
-        """When each fixation ends, seconds."""
+        """End of each fixation, seconds."""
         return self.fixations[:, 2] + self.fixations[:, 3] / 2
 
     @property
     def n_outside(self) -> int:
-        """Fixations outside the frame: x or y not in [0, 1]."""
+        """Number of fixations outside the frame: x or y not in [0, 1]."""
         positions = self.fixations[:, :2]
         return int(((positions < 0) | (positions > 1)).any(axis=1).sum())
 
     def within(self, start: float, end: float) -> Self:
-        """Keep the fixations that overlap [start, end] seconds, whole and at their times."""
+        """Return the fixations that overlap [start, end] seconds, unchanged."""
         return self._with(self.fixations[(self.starts <= end) & (self.ends >= start)])
 
     def moved(self, seconds: float) -> Self:
-        """Shift all times by ``seconds``."""
+        """Return a copy with all times shifted by ``seconds``."""
         return self._with(self.fixations + np.array([0.0, 0.0, seconds, 0.0]))
 
     def blank(self) -> Self:
@@ -107,11 +105,10 @@ class Scanpath(Signal):
         return self._with(self.fixations[:0])
 
     def augmented(self, rng: random.Random, augmentation: Augmentation = Augmentation()) -> Self:  # noqa: B008  (frozen)
-        """Return a copy with noise on the positions and some fixations left out, at least one
-        staying.
+        """Return a copy with noisy positions and without some fixations; at least one remains.
 
-        Positions in the frame stay in it, as in the released code; those outside are never pulled
-        in.
+        Positions inside the frame stay inside, as in the released code; those outside are not
+        clamped to it.
         """
         keep = [row for row in self.fixations if rng.random() >= augmentation.drop]
         if not keep and len(self):
@@ -170,20 +167,19 @@ def _check(rows: Float64[np.ndarray, "..."]) -> None:
         raise SignalError(f"Fixation {i}: {position_problem('xy'[k], 'xy'[k], float(rows[i, k]))}")
 
 
-def centre(signal: Any, context: ControlContext) -> Scanpath:
-    """Control: the same times, every fixation at the frame's centre."""
+def center(signal: Any, context: ControlContext) -> Scanpath:
+    """Control: the same times, with every fixation at the frame's center."""
     rows = signal.fixations.copy()
     rows[:, :2] = 0.5
     return Scanpath(rows, signal.n_resorted)
 
 
 def shifted(signal: Any, context: ControlContext) -> Scanpath:
-    """Control: gaze of the same clip half a window later, what leaves at the window's end coming
-    back at its start.
+    """Control: the clip's own gaze, half a window later, wrapped around at the window's end.
 
-    So gaze is active just as long, but belongs to another moment. A fixation that crosses the edge
-    is split in two. Fixations are first cut to the window: what lies outside is not part of the
-    sample, and activity inside is unchanged by that.
+    Gaze is active for the same time, but belongs to another moment. Fixations are first clipped to
+    the window, because the outer parts do not belong to the sample. A fixation that crosses the end
+    is split in two.
     """
     begin, finish = context.window
     length = finish - begin
@@ -208,4 +204,4 @@ def shifted(signal: Any, context: ControlContext) -> Scanpath:
     return Scanpath(rows, signal.n_resorted)
 
 
-Scanpath.controls = {**COMMON_CONTROLS, "centre": centre, "shifted": shifted}
+Scanpath.controls = {**COMMON_CONTROLS, "centre": center, "shifted": shifted}

@@ -1,4 +1,4 @@
-"""StreamGaze (arXiv 2512.01707) and every data set that is laid out on disk as it is.
+"""StreamGaze (arXiv 2512.01707), and every data set with the same layout on disk.
 
 Importing this package imports no torch.
 """

@@ -1,4 +1,4 @@
-"""``modulate data …``: look at a StreamGaze tree, make its fixation files, export results.
+"""``modulate data …``: check a StreamGaze tree, compute fixation files, export results.
 
 Heavy modules are imported when a command runs.
 """
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from modulate.config.sections import Sampling
-    from modulate_streamgaze.data_check import DataReport
+    from modulate_gaze.extraction import Extraction
+    from modulate_streamgaze.data_report import DataReport
     from modulate_streamgaze.dataset import StreamGaze
+    from modulate_streamgaze.fixations import ExtractionCounts
 
 Model = TypeVar("Model", bound="BaseModel")
 
 data = typer.Typer(
     name="data",
-    help="StreamGaze's files: check them, make fixations of gaze, export results.",
+    help="StreamGaze's files: check them, compute fixations from gaze, export results.",
     no_args_is_help=True,
 )
 
@@ -45,7 +47,7 @@ def check(
         str,
         typer.Option(
             help=(
-                "Recipe whose sampling and data set parameters are looked at; a shipped name or a"
+                "Recipe with the sampling and the parameters of the data set; a shipped name or a"
                 " file."
             )
         ),
@@ -55,8 +57,9 @@ def check(
     ] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a data tree, task by task: files, durations, fixations, share of questions with active
-    gaze. Exit code 1 when something would fail in training.
+    """Check a data tree, task by task: files, durations, fixations, questions with active gaze.
+
+    Exits with 1 if something would fail in training.
     """
     from modulate.cli.progress import display
     from modulate_streamgaze.data_check import check_data
@@ -77,9 +80,7 @@ def check(
 
 
 def _settings(root: Path, recipe: str, overrides: list[str]) -> "tuple[StreamGaze, Sampling, str]":
-    """Return the data set in ``root`` and the sampling that a recipe says, and a note where they
-    are not the recipe's.
-    """
+    """Return the data set in ``root`` and the recipe's sampling; a note says what differs."""
     import json
 
     from modulate.config.recipe import load_recipe, override, recipe_paths
@@ -199,34 +200,32 @@ def _percent(share: float | None) -> str:
 @data.command()
 def fixations(
     source: Annotated[
-        str, typer.Argument(help="Whose gaze files: egtea, egoexolearn, ego4d or holoassist.")
+        str,
+        typer.Argument(help="Data set of the gaze files: egtea, egoexolearn, ego4d or holoassist."),
     ],
     gaze: Annotated[
-        Path, typer.Argument(help="Folder of the gaze files, searched with sub-folders.")
+        Path, typer.Argument(help="Folder of the gaze files; sub-folders are searched, too.")
     ],
     out: Annotated[
         Path,
-        typer.Argument(
-            help="Folder to write <stem>_fixation_filtered.csv into; files that are there stay."
-        ),
+        typer.Argument(help="Folder for <stem>_fixation_filtered.csv; existing files stay."),
     ],
     videos: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the videos: only theirs are made, and frame sizes are read from them."
+            help="Folder of the videos: limits the output to them and gives the frame sizes."
         ),
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(min=1, help="Width of the videos in pixels, where no videos are named."),
+        typer.Option(min=1, help="Width of the videos in pixels, if no videos are given."),
     ] = None,
     height: Annotated[
         int | None,
         typer.Option(
             min=1,
             help=(
-                "Height of the videos in pixels, where no videos are named; only holoassist"
-                " needs it."
+                "Height of the videos in pixels, if no videos are given; only holoassist needs it."
             ),
         ),
     ] = None,
@@ -234,8 +233,8 @@ def fixations(
         str,
         typer.Option(
             help=(
-                "How fixations are extracted. streamgaze: as the benchmark's code, of 2.5 s and"
-                " more; gazeqwen: of 2 s and more, as in GazeQwen's file."
+                "Rules of extraction. streamgaze: fixations of 2.5 s or more, as in the benchmark's"
+                " code; gazeqwen: of 2 s or more, as in GazeQwen's file."
             )
         ),
     ] = "streamgaze",
@@ -250,91 +249,93 @@ def fixations(
         str | None, typer.Option(help="Samples without gaze: keep (as the benchmark) or drop.")
     ] = None,
 ) -> None:
-    """Make fixation files of a data set's own gaze files. Exit code 1 when one cannot be made."""
-    from pydantic import ValidationError
-
+    """Compute fixation files from a data set's gaze files. Exits with 1 if one fails."""
     from modulate.cli.progress import display
-    from modulate_gaze.extraction import PRESETS, Extraction
     from modulate_gaze.raw_gaze import SOURCES
     from modulate_streamgaze.files import find_videos
     from modulate_streamgaze.fixations import find_gaze, make_fixations, size_of
 
     if source not in SOURCES:
         raise DataError(f"Unknown source of gaze {source!r}. {near_matches(source, SOURCES)}")
-    if preset not in PRESETS:
-        raise DataError(f"Unknown preset {preset!r}. {near_matches(preset, PRESETS)}")
-    given = {
-        k: v
-        for k, v in {"radius": radius, "min_seconds": min_seconds, "untracked": untracked}.items()
-        if v is not None
-    }
-    try:
-        extraction = Extraction.model_validate({**PRESETS[preset].model_dump(), **given})
-    except ValidationError as error:
-        raise DataError(
-            "; ".join(
-                f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']!r}"
-                for e in error.errors()
-            )
-            + "."
-        ) from error
-    found = find_gaze({source: gaze})  # type: ignore[dict-item]
-    files = find_videos(videos) if videos is not None else {}
-    size = (
-        size_of(files)
-        if videos is not None
-        else lambda stem: (
-            (width, height or 1) if width and (height or source != "holoassist") else None
-        )
-    )
-    stems = sorted(files or found)
+    changes = {"radius": radius, "min_seconds": min_seconds, "untracked": untracked}
+    extraction = _extraction(preset, changes)
+    gaze_files = find_gaze({source: gaze})  # type: ignore[dict-item]
+    video_files = find_videos(videos) if videos is not None else {}
+
+    def given_size(stem: str) -> tuple[int, int] | None:
+        # Only HoloAssist's gaze files need the height.
+        if width and (height or source != "holoassist"):
+            return width, height or 1
+        return None
+
+    size = size_of(video_files) if videos is not None else given_size
+    stems = sorted(video_files or gaze_files)
     if not stems:
         raise DataError(f"{gaze} holds no gaze file of {source}.")
     with display() as shown:
-        made = make_fixations(
-            stems, found, out, extraction, size, lambda: shown.advance("recordings", 1, len(stems))
-        )
+        advance = lambda: shown.advance("recordings", 1, len(stems))  # noqa: E731
+        counts = make_fixations(stems, gaze_files, out, extraction, size, advance)
+    _print_counts(counts, out, source, len(stems))
+    if counts.failed or counts.lacking:
+        raise typer.Exit(1)
+
+
+def _extraction(preset: str, changes: dict[str, Any]) -> "Extraction":
+    """Return the settings of a preset with the changes from the command line."""
+    from pydantic import ValidationError
+
+    from modulate_gaze.extraction import PRESETS, Extraction
+
+    if preset not in PRESETS:
+        raise DataError(f"Unknown preset {preset!r}. {near_matches(preset, PRESETS)}")
+    given = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return Extraction.model_validate({**PRESETS[preset].model_dump(), **given})
+    except ValidationError as error:
+        texts = [
+            f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors()
+        ]
+        raise DataError(f"{'; '.join(texts)}.") from error
+
+
+def _print_counts(counts: "ExtractionCounts", out: Path, source: str, n_stems: int) -> None:
     typer.echo(
-        f"Wrote {made.files} files with {made.fixations} fixations to {out}; {made.kept} were there"
-        " before."
+        f"Wrote {counts.files} files with {counts.fixations} fixations to {out}; {counts.kept} were"
+        " there before."
     )
     typer.echo(
-        f"Of {made.frames:,} frames {made.untracked:,} have no gaze and {made.outside:,} have it"
-        " outside the frame."
+        f"Of {counts.frames:,} frames {counts.untracked:,} have no gaze and {counts.outside:,} have"
+        " it outside the frame."
     )
-    if made.corner:
+    if counts.corner:
         typer.echo(
-            f"Note: {made.corner} fixations lie at (0, 0): frames without gaze, which the benchmark"
-            " keeps. --untracked drop leaves them out."
+            f"Note: {counts.corner} fixations lie at (0, 0): frames without gaze, which the"
+            " benchmark keeps. --untracked drop leaves them out."
         )
-    if made.clamped:
-        moved, left = (sum(counts) for counts in zip(*made.clamped.values(), strict=True))
+    if counts.clamped:
+        only_clamped, only_unclamped = (sum(n) for n in zip(*counts.clamped.values(), strict=True))
         typer.echo(
             "Note: gaze outside the frame was moved to its edge, which changes which fixations"
-            f" there are: {moved} of the {made.fixations} exist only because of that, {left} would"
-            f" exist only without it ({len(made.clamped)} of {made.files} videos)."
+            f" there are: {only_clamped} of the {counts.fixations} exist only because of that,"
+            f" {only_unclamped} would exist only without it ({len(counts.clamped)} of"
+            f" {counts.files} videos)."
             + (" The benchmark leaves HoloAssist's where it is." if source == "holoassist" else "")
         )
-    if made.lacking:
-        typer.echo(
-            f"{len(made.lacking)} of {len(stems)} videos have no gaze file:"
-            f" {', '.join(made.lacking[:3])}{' …' if len(made.lacking) > 3 else ''}."
-        )
-    for stem, reason in made.failed.items():
+    if counts.lacking:
+        names = f"{', '.join(counts.lacking[:3])}{' …' if len(counts.lacking) > 3 else ''}"
+        typer.echo(f"{len(counts.lacking)} of {n_stems} videos have no gaze file: {names}.")
+    for stem, reason in counts.failed.items():
         typer.echo(f"Failed: {stem}: {reason}", err=True)
-    if made.failed or made.lacking:
-        raise typer.Exit(1)
 
 
 @data.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write <task>_output.json into.")],
+    out: Annotated[Path, typer.Argument(help="Folder for <task>_output.json.")],
     condition: Annotated[
         str | None,
-        typer.Option(
-            help="Condition whose answers are written; by default the one that was trained."
-        ),
+        typer.Option(help="Condition to export; by default the trained one."),
     ] = None,
     split: Annotated[
         str, typer.Option(help="Split that was evaluated: test, train, val or all.")
@@ -348,15 +349,15 @@ def export(
         typer.Option(
             "--allow-failed",
             help=(
-                "Export answers that failed, with empty replies, which the benchmark's scorer"
-                " counts as wrong; else any is an error."
+                "Export failed answers as empty replies, which the benchmark's scorer counts as"
+                " wrong; without this option they are an error."
             ),
         ),
     ] = False,
 ) -> None:
-    """Write a run's answers in the benchmark's own result format.
+    """Export a run's answers in the benchmark's result format.
 
-    Answers that failed are refused, unless they are allowed; then they are counted.
+    Failed answers are refused, unless --allow-failed is given.
     """
     from collections import Counter
 

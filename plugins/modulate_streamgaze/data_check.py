@@ -1,16 +1,15 @@
-"""What a StreamGaze tree on disk holds, task by task, and what of it would fail in training.
+"""Check a StreamGaze tree on disk, task by task, for what would fail in training.
 
-Nothing is decoded but each video's first frame.
+Of each video, only the first frame is decoded.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from modulate.checks.findings import Finding, Level
+from modulate.checks.findings import Level
 from modulate.config.sections import Sampling
 from modulate.data.feature_extractor import apply_clock, frame_times_of
 from modulate.data.video import VideoInfo, probe
@@ -19,6 +18,7 @@ from modulate.interfaces.components import Sample
 from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 from modulate_gaze.activity import Mode, activity, align
 from modulate_gaze.scanpath import Scanpath
+from modulate_streamgaze.data_report import DataReport, TaskFigures
 from modulate_streamgaze.dataset import StreamGaze
 from modulate_streamgaze.fixations import find_gaze, read_clamped
 from modulate_streamgaze.groups import People
@@ -26,7 +26,7 @@ from modulate_streamgaze.questions import TASKS, Item, family, usable_questions
 from modulate_streamgaze.splits import UNUSED
 
 MODES: tuple[Mode, ...] = ("midpoint", "overlap")
-CHUNK = 64  # clips aligned at once
+CHUNK = 64  # clips that are aligned together
 KNOWN = {
     "entry": {"video_path", "video", "response_time", "questions", "viewer", "participant"},
     "question": {
@@ -41,58 +41,7 @@ KNOWN = {
     },
     "test point": {"realtime", "type", "input_video_clip", "salience_map_path"},
 }
-"""Keys of the published question files; all others are kept and counted."""
-
-
-@dataclass
-class Task:
-    """Figures of one task, proactive questions counted by test point.
-
-    ``seconds``: (shortest, median, longest) of its videos. ``beyond``: questions after their
-    video's end. ``clips``: questions whose gaze could be looked at; of these ``fixations`` is the
-    median number in the clip and ``without`` the share of clips with none. ``active``: the share
-    whose gaze is active at some step, by mode; ``active_training``: the same under the frame cap of
-    training, where there is one.
-    """
-
-    questions: int = 0
-    videos: int = 0
-    missing: int = 0
-    seconds: tuple[float, float, float] | None = None
-    beyond: int = 0
-    clips: int = 0
-    fixations: float | None = None
-    without: float | None = None
-    active: dict[str, float] = field(default_factory=dict)
-    active_training: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class DataReport:
-    """All that was found. ``conventions`` and ``unknown`` count keys of the question files;
-    ``splits`` counts videos.
-    """
-
-    root: str
-    sampling: str
-    tasks: dict[str, Task] = field(default_factory=dict)
-    splits: dict[str, int] = field(default_factory=dict)
-    conventions: dict[str, int] = field(default_factory=dict)
-    unknown: dict[str, int] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing found would fail in training."""
-        return all(f.level != "error" for f in self.findings)
-
-    def add(self, level: Level, text: str) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(level, text))
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return {"ok": self.ok, **asdict(self)}
+"""Keys of the published question files; unknown keys are preserved and counted."""
 
 
 def check_data(
@@ -101,10 +50,10 @@ def check_data(
     frames_per_step: int = 2,
     advance: Callable[[], object] = lambda: None,
 ) -> DataReport:
-    """Read a whole tree as ``data`` is set to; what is wrong becomes findings, never an exception.
+    """Read the whole tree of ``data``; problems become findings, never exceptions.
 
-    ``frames_per_step``: frames that the host merges into one step (Qwen-VL: 2). ``advance()`` is
-    called for every video looked at.
+    ``frames_per_step``: number of frames that the host merges into one step (Qwen-VL: 2).
+    ``advance()`` is called once for each video.
     """
     report = DataReport(str(data.root), _described(sampling, frames_per_step))
     items = _questions(report, data)
@@ -161,7 +110,7 @@ def _questions(report: DataReport, data: StreamGaze) -> dict[str, list[Item]]:
     unknown = Counter[str]()
     for task in (task for task in TASKS if task in files):
         found, problems, entries = usable_questions(files[task])
-        items[task] = found  # of all tasks: the split goes by the videos of all
+        items[task] = found  # unused tasks, too: the split depends on the videos of all
         if task not in wanted:
             continue
         if problems:
@@ -224,8 +173,9 @@ def _list(value: Any) -> list[Any]:
 def _used(
     report: DataReport, data: StreamGaze, items: dict[str, list[Item]]
 ) -> dict[str, list[Item]]:
-    """Return the items of the tasks in use whose videos are not left out on purpose; all of them
-    when the split cannot be made.
+    """Return the items of the used tasks, without videos that are listed as unused.
+
+    If the split fails, no video is excluded.
     """
     data.items = items
     found = {
@@ -330,9 +280,7 @@ def _scanpaths(report: DataReport, data: StreamGaze, stems: Sequence[str]) -> di
 
 
 def _clamped(report: DataReport, data: StreamGaze, stems: Sequence[str], total: int) -> None:
-    """Say how many fixations there are, or are not, because gaze outside the frame was moved to its
-    edge when they were made.
-    """
+    """Report how clamping gaze to the frame changed the number of fixations."""
     try:
         known = read_clamped(data.root / folder for folder in data.params.fixations)
     except ModulateError as error:
@@ -385,10 +333,10 @@ def _task(
     items: Sequence[Item],
     infos: Mapping[str, VideoInfo],
     scanpaths: Mapping[str, Scanpath],
-) -> Task:
+) -> TaskFigures:
     stems = {item.stem for item in items}
     lengths = sorted(infos[stem].duration for stem in stems & infos.keys())
-    task = Task(
+    task = TaskFigures(
         len(items),
         len(stems),
         len(stems - infos.keys()),
@@ -430,8 +378,9 @@ def _task(
 def steps_of(
     sample: Sample, sampling: Sampling, frames_per_step: int, training: bool
 ) -> VisualGrid:
-    """Return the time steps of a sample's clip under ``sampling``, frames taken to come exactly
-    when they are asked for; one token a step.
+    """Return the time steps of a sample's clip under ``sampling``, with one token for each step.
+
+    Assumes that the video has frames at exactly the requested times.
     """
     times = frame_times_of(sampling, sample.window, training)
     return apply_clock(
@@ -443,7 +392,7 @@ def steps_of(
 
 
 def _active(signals: Sequence[Any], grids: Sequence[VisualGrid]) -> Counter[str]:
-    """Count the clips whose gaze is active at some step, by mode."""
+    """Return the number of clips whose gaze is active at some step, by mode."""
     counts = Counter({str(mode): 0 for mode in MODES})
     for start in range(0, len(grids), CHUNK):
         chunk = grids[start : start + CHUNK]

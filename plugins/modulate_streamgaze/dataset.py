@@ -1,8 +1,7 @@
-"""StreamGaze as a data set: question files, videos and fixation files of one folder, read together
-and checked before use.
+"""StreamGaze as a data set: questions, videos and fixations of one folder, checked before use.
 
-Another data set that writes the same layout can be read with :class:`StreamGaze` too: hand it a
-:class:`StreamGazeParams`, or subclass both, make the files in ``prepare`` and end with
+Another data set with the same layout can use :class:`StreamGaze`, too: pass a
+:class:`StreamGazeParams`, or subclass both, create the files in ``prepare`` and end with
 ``super().prepare()``. Nothing is read before the first call of a method.
 """
 
@@ -10,20 +9,18 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from modulate.errors import DataError, MissingFileError, near_matches
-from modulate.interfaces.components import Dataset, Params, Reference, Sample
-from modulate.interfaces.params import Departure
+from modulate.interfaces.components import Dataset, Reference, Sample
 from modulate.interfaces.signal import Signal
 from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.files import find_fixations, find_videos, require
-from modulate_streamgaze.fixations import GazeFiles, find_gaze, make_fixations, size_of
+from modulate_streamgaze.fixations import find_gaze, make_fixations, size_of
 from modulate_streamgaze.groups import People, gather
+from modulate_streamgaze.params import ADDED_LATER, StreamGazeParams
 from modulate_streamgaze.published import published
 from modulate_streamgaze.questions import TASKS, Item, family, read_questions
 from modulate_streamgaze.splits import (
@@ -37,180 +34,26 @@ from modulate_streamgaze.splits import (
 )
 
 SIGNAL = "gaze"
-"""The registered kind of signal that the fixation files hold."""
-
-LATER = ("fixation_rule", "proactive_fixations")
-"""Parameters that came later: left at their defaults, they leave a data set's fingerprint what it
-was.
-"""
-
-
-def rule_departures(fixation_rule: str, proactive_fixations: str) -> list[Departure]:
-    """Return what follows from the rules that GazeQwen's code has for fixations."""
-    found: list[tuple[bool, Departure]] = [
-        (
-            fixation_rule == "midpoint",
-            (
-                "warning",
-                (
-                    "fixation_rule is `midpoint`: a fixation that lasts beyond the question, as the"
-                    " one that it asks about, is left out."
-                ),
-            ),
-        ),
-        (
-            proactive_fixations == "origin",
-            (
-                "warning",
-                (
-                    "proactive_fixations is `origin`: in the proactive tasks every fixation lies at"
-                    " (0, 0), and tells nothing."
-                ),
-            ),
-        ),
-    ]
-    return [departure for present, departure in found if present]
+"""Registered name of the signal in the fixation files."""
 
 
 def by_midpoint(
     fixations: Float64[np.ndarray, "fixation 4"], start: float, end: float
 ) -> Float64[np.ndarray, "fixation 4"]:
-    """Return the fixations whose midpoint lies in [start, end] seconds, as GazeQwen's code finds
-    them.
+    """Return the fixations whose midpoint lies in [start, end] seconds, as in GazeQwen's code.
 
-    Its fixations are float32, and torch rounds a number that a tensor is compared with to the
-    tensor's type: so midpoint and window are rounded to float32 (steps of 4 μs after a minute, of
-    0.2 ms after an hour), and then compared without tolerance, both ends included.
+    That code stores fixations as float32, and torch rounds a scalar to the type of the tensor it is
+    compared with. So midpoint and window are rounded to float32 (steps of 4 μs after a minute,
+    0.2 ms after an hour) and compared without tolerance, both ends included.
     """
     middle = fixations[:, 2].astype(np.float32)
     return fixations[(middle >= np.float32(start)) & (middle <= np.float32(end))]
 
 
-class StreamGazeParams(Params):
-    """Where the files are, what of a video a question may see, and which videos are for what."""
-
-    root: Path = Field(
-        description="folder that holds qa/*.json; the other paths are relative to it"
-    )
-    tasks: tuple[str, ...] | None = Field(
-        None, description="stems of the question files to use; all that are found if absent"
-    )
-    videos: Path = Field(
-        Path("videos/original_video"),
-        description="folder of the videos, searched with its sub-folders",
-    )
-    fixations: tuple[Path, ...] = Field(
-        (Path("fixations"),),
-        description=(
-            "folders searched, with sub-folders, for <stem>_fixation_filtered.csv; none: samples"
-            " carry no gaze file"
-        ),
-    )
-    past_seconds: PositiveFloat | None = Field(
-        None,
-        description=(
-            "seconds seen before a past question; from the start of the video if absent"
-            " (StreamGaze)"
-        ),
-    )
-    present_seconds: PositiveFloat | None = Field(
-        60.0,
-        description=(
-            "seconds seen before a present question (StreamGaze: 60); from the start if absent"
-        ),
-    )
-    proactive_seconds: PositiveFloat | None = Field(
-        None,
-        description=(
-            "seconds seen before a proactive test point; if absent its input_video_clip, or else"
-            " from the start of the video (StreamGaze)"
-        ),
-    )
-    gaze: GazeFiles | None = Field(
-        None,
-        description=(
-            "data sets' own gaze files; missing fixation files are made of them, in the first"
-            " folder of `fixations`"
-        ),
-    )
-    fixation_rule: Literal["overlap", "midpoint"] = Field(
-        "overlap",
-        description=(
-            "overlap: a fixation belongs to a clip when any part of it lies in its window."
-            " midpoint: when its midpoint does, both in float32, as in GazeQwen's code, which so"
-            " drops the very fixation that a question about the present asks about"
-        ),
-    )
-    proactive_fixations: Literal["own", "origin"] = Field(
-        "own",
-        description=(
-            "origin: in the proactive tasks every fixation is moved to (0, 0), as GazeQwen's code"
-            " does when it evaluates, by mistake"
-        ),
-    )
-    split: str = Field(
-        "gazeqwen",
-        description=(
-            "gazeqwen: 70/15/15 by video, seed 42. participant: as near to 70/15/15 as whole"
-            " participants allow. source: one data set tests. Or a JSON file with lists of videos"
-            " under train, val, test, unused"
-        ),
-    )
-    split_seed: int = Field(42, description="of the splits by participant and by source")
-    test_source: str | None = Field(
-        None,
-        description="with split: source, the data set that tests: egtea, egoexolearn, holoassist …",
-    )
-    metadata: Path = Field(
-        Path("metadata"),
-        description=(
-            "folder of CSVs that may name videos' participants and data sets; used where it is"
-            " there"
-        ),
-    )
-    groups: Path | None = Field(
-        None,
-        description="CSV with the columns video, participant, source, for what nothing else tells",
-    )
-    limits: dict[Literal["train", "val", "test", "all"], PositiveInt] = Field(
-        default_factory=dict,
-        description=(
-            "largest number of samples per split, taken evenly from the tasks and from all along"
-            " their files"
-        ),
-    )
-
-    def departures(self) -> list[Departure]:
-        """Name what GazeQwen's code does otherwise."""
-        return rule_departures(self.fixation_rule, self.proactive_fixations)
-
-    @model_validator(mode="after")
-    def _have_an_effect(self) -> "StreamGazeParams":
-        if self.test_source is not None and self.split != "source":
-            raise ValueError(
-                f"`test_source` has no effect on split: {self.split}; it is for split: source"
-            )
-        if self.split == "source" and self.test_source is None:
-            raise ValueError(
-                "split: source needs `test_source`, the data set that is held out: egtea,"
-                " egoexolearn, holoassist …"
-            )
-        if not self.fixations and (
-            self.gaze is not None
-            or self.fixation_rule != "overlap"
-            or self.proactive_fixations != "own"
-        ):
-            raise ValueError(
-                "`gaze`, `fixation_rule` and `proactive_fixations` have no effect without"
-                " `fixations`"
-            )
-        return self
-
-
 class StreamGaze(Dataset):
     """The ten tasks as samples.
 
-    Raises :class:`MissingFileError` or :class:`DataError` for anything that does not fit together.
+    Methods raise :class:`MissingFileError` or :class:`DataError` if files are missing or disagree.
     """
 
     Params = StreamGazeParams
@@ -220,10 +63,10 @@ class StreamGaze(Dataset):
         self.root = params.root.expanduser()
 
     def prepare(self) -> None:
-        """Make what fixation files can be made of gaze files, and check all files; a subclass that
-        makes files does so before.
+        """Compute missing fixation files from gaze files, and check all files.
 
-        Raises :class:`DataError` when a gaze file cannot be read, with the first of them.
+        A subclass that creates files does so first. Raises :class:`DataError` if a gaze file cannot
+        be read.
         """
         self._make_fixations()
         self.check()
@@ -234,27 +77,29 @@ class StreamGaze(Dataset):
             return
         folders = [self.root / folder for folder in self.params.fixations]
         folders[0].mkdir(parents=True, exist_ok=True)
-        there = find_fixations(folders)
+        existing = find_fixations(folders)
         stems = [
             stem
             for stem, split in sorted(self.splits.items())
-            if split != UNUSED and stem not in there
+            if split != UNUSED and stem not in existing
         ]
         if not stems:
             return
         found = find_gaze({source: self.root / folder for source, folder in gaze.folders.items()})
-        made = make_fixations(stems, found, folders[0], gaze.extraction, size_of(self.video_files))
-        if made.failed:
-            stem, reason = next(iter(made.failed.items()))
+        counts = make_fixations(
+            stems, found, folders[0], gaze.extraction, size_of(self.video_files)
+        )
+        if counts.failed:
+            stem, reason = next(iter(counts.failed.items()))
             raise DataError(
-                f"{len(made.failed)} of {len(stems)} fixation files could not be made. First,"
+                f"{len(counts.failed)} of {len(stems)} fixation files could not be made. First,"
                 f" {stem}: {reason}"
             )
 
     def check(self) -> None:
         """Read all questions and check that every video in use has its files.
 
-        Cheap when repeated: what was read is kept.
+        Results are cached, so repeated calls are cheap.
         """
         used = sorted(stem for stem, split in self.splits.items() if split != UNUSED)
         require(used, self.video_files, "videos", str(self.root / self.params.videos))
@@ -277,9 +122,10 @@ class StreamGaze(Dataset):
 
     @cached_property
     def items(self) -> dict[str, list[Item]]:
-        """The questions of all files found, by task.
+        """The questions of all files, by task.
 
-        All, because the split goes by the videos of all: it must not depend on ``tasks``.
+        Files of unused tasks count, too: the split depends on the videos of all questions, and
+        must not change with ``tasks``.
         """
         files = {path.stem: path for path in self.question_files}
         for task in self.params.tasks or ():
@@ -319,10 +165,10 @@ class StreamGaze(Dataset):
 
     @cached_property
     def splits(self) -> dict[str, str]:
-        """{video stem: "train" | "val" | "test" | "unused"} of every video that any question names."""
+        """{video stem: "train" | "val" | "test" | "unused"} of every video in the questions."""
         names: dict[str, str] = {}
         for item in (item for items in self.items.values() for item in items):
-            # one file may say "x", another "x.mp4": one video, and the longer name is the base name
+            # One file may name "x", another "x.mp4": one video, whose file name is the longer.
             first, second = sorted((names.get(item.stem, item.video), item.video), key=len)
             if first not in (item.stem, second):
                 raise DataError(
@@ -333,11 +179,11 @@ class StreamGaze(Dataset):
         if self.params.split == "gazeqwen":
             return gazeqwen_split(list(names.values()))
         people = self.people.known if self.params.split in ("participant", "source") else {}
-        # two data sets may both have a P01
+        # Two data sets may both have a participant P01, so the key includes the data set.
         persons = {
-            stem: f"{told.get('source', '')}/{told['participant']}"
-            for stem, told in people.items()
-            if "participant" in told
+            stem: f"{row.get('source', '')}/{row['participant']}"
+            for stem, row in people.items()
+            if "participant" in row
         }
         if self.params.split == "participant":
             self.people.require("participant", names)
@@ -353,7 +199,7 @@ class StreamGaze(Dataset):
 
     @cached_property
     def people(self) -> People:
-        """Who looked and which data set each video is from, as far as that is known."""
+        """Participant and original data set of each video, as far as known."""
         p = self.params
         videos = self.video_files if (self.root / p.videos).is_dir() else {}
         everything = [item for items in self.items.values() for item in items]
@@ -376,7 +222,7 @@ class StreamGaze(Dataset):
         return find_fixations([self.root / folder for folder in self.params.fixations])
 
     def window(self, item: Item) -> tuple[float, float]:
-        """Return (start, end) in seconds of what a question may see."""
+        """Return (start, end), in seconds, of the video that a question may see."""
         kind = family(item.task)
         seconds = {
             "past": self.params.past_seconds,
@@ -389,12 +235,13 @@ class StreamGaze(Dataset):
         return max(0.0, end - seconds), end
 
     def signals(self, item: Item) -> dict[str, Path]:
-        """Return {kind of signal: file} of a question's video; a subclass may add kinds."""
+        """Return {kind of signal: file} of a question's video; subclasses may add kinds."""
         return {SIGNAL: self.fixation_files[item.stem]} if self.params.fixations else {}
 
     def samples(self, split: str) -> list[Sample]:
-        """Return the samples of ``split``, or of all three ("all"): task by task, each in the order
-        of its file.
+        """Return the samples of ``split``, or of all three splits ("all").
+
+        Tasks follow each other, and questions keep the order of their files.
         """
         if split not in (*SPLITS, ALL):
             raise DataError(f"Unknown split {split!r}. {near_matches(split, (*SPLITS, ALL))}")
@@ -422,13 +269,13 @@ class StreamGaze(Dataset):
         ]
 
     def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
-        """Return what of a video's ``signal`` belongs to ``sample``, by the parameters
-        ``fixation_rule`` and ``proactive_fixations`` if it is gaze.
+        """Return the part of a video's ``signal`` that belongs to ``sample``.
+
+        Gaze follows the parameters ``fixation_rule`` and ``proactive_fixations``.
         """
         start, end = sample.window
-        if signal.kind != SIGNAL or not isinstance(
-            signal, Scanpath
-        ):  # hand paths are scanpaths too
+        # The rules are for gaze only, and hand paths are scanpaths, too.
+        if signal.kind != SIGNAL or not isinstance(signal, Scanpath):
             return signal.within(start, end)
         if self.params.fixation_rule == "midpoint":
             signal = Scanpath(by_midpoint(signal.fixations, start, end), signal.n_resorted)
@@ -439,7 +286,7 @@ class StreamGaze(Dataset):
         return signal
 
     def sample_of(self, item: Item) -> Sample:
-        """Return one question as a sample. Its video and its signals must be there."""
+        """Return one question as a sample; its video and signals must exist."""
         video = self.video_files[item.stem]
         signals = self.signals(item)
         groups = {**item.groups, **self.people.known[item.stem]}
@@ -462,8 +309,10 @@ class StreamGaze(Dataset):
         return published()
 
     def fingerprint(self) -> str:
-        """Return a hash of the question files, the fixation files' and videos' names and sizes, the
-        split, and what shapes the samples.
+        """Return a hash of everything that determines the samples.
+
+        That is the question files, the names and sizes of fixation files and videos, the split, and
+        the parameters.
         """
         digest = hashlib.sha256()
         for path in self.question_files:
@@ -473,9 +322,9 @@ class StreamGaze(Dataset):
             [(stem, path.name, path.stat().st_size) for stem, path in sorted(files.items())]
             for files in (gaze, self.video_files)
         ]
-        # not the folders' names: moved data are the same data; and who is in which split is told by
-        # the splits themselves
-        left_out = {
+        # Names of folders do not count, because moved data are the same data. The parameters of the
+        # split do not count either, because the split itself is hashed.
+        excluded = {
             "root",
             "videos",
             "fixations",
@@ -486,11 +335,10 @@ class StreamGaze(Dataset):
             "metadata",
             "groups",
         }
-        settings = self.params.model_dump(mode="json", exclude=left_out)
-        fresh = {
-            name for name in LATER if settings[name] == StreamGazeParams.model_fields[name].default
-        }
-        settings = {name: value for name, value in settings.items() if name not in fresh}
+        settings = self.params.model_dump(mode="json", exclude=excluded)
+        for name in ADDED_LATER:
+            if settings[name] == StreamGazeParams.model_fields[name].default:
+                del settings[name]
         if self.params.gaze is not None:
             settings["extraction"] = self.params.gaze.extraction.model_dump(mode="json")
         digest.update(
@@ -500,7 +348,7 @@ class StreamGaze(Dataset):
 
 
 def _shares(available: dict[str, int], limit: int) -> dict[str, int]:
-    """Divide ``limit`` among the tasks as evenly as their sizes allow."""
+    """Divide ``limit`` among the tasks, as evenly as their sizes allow."""
     shares = dict.fromkeys(available, 0)
     left = min(limit, sum(available.values()))
     while left:
@@ -512,7 +360,5 @@ def _shares(available: dict[str, int], limit: int) -> dict[str, int]:
 
 
 def _spread(items: list[Item], n: int) -> list[Item]:
-    """Return ``n`` of ``items``, evenly spaced, so that a limit does not keep the first videos
-    only.
-    """
+    """Return ``n`` evenly spaced items, so that a limit does not keep only the first videos."""
     return [items[i * len(items) // n] for i in range(n)]

@@ -1,9 +1,9 @@
-"""A run's predictions in the benchmark's own result format, so that its scorer reads them.
+"""Export a run's predictions in the benchmark's result format, for its own scorer.
 
-One file for each task, ``<task>_output.json``: the source file's entries with all their keys, of
-which only what the run answered is left. Multiple-choice entries gain ``model_predictions``, one
-for each question in order; proactive test points gain ``response`` and ``response_time_sec``.
-[StreamGaze's released code]
+There is one file for each task, ``<task>_output.json``: the source file's entries with all their
+keys, reduced to the questions that the run answered. Multiple-choice entries gain
+``model_predictions``, one for each question in order; proactive test points gain ``response`` and
+``response_time_sec``. Source of the format: StreamGaze's released code.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modulate.errors import DataError, near_matches, shown
-from modulate.evaluation.predictions import FAILED_RULES, Prediction, FailedRule, read_predictions
+from modulate.evaluation.predictions import FAILED_RULES, FailedRule, Prediction, read_predictions
 from modulate.utils.atomic_files import write_text
 from modulate.utils.safe_load import read_json
 from modulate_streamgaze.questions import LETTERS, TASKS, family, usable_questions
@@ -21,9 +21,9 @@ REPLIES = ("Yes", "No")
 
 
 def answers_of(path: Path, condition: str) -> list[Prediction]:
-    """Return the answers under ``condition`` in a run's file.
+    """Return the answers under ``condition`` in a run's file of predictions.
 
-    Raises :class:`MissingFileError`, and :class:`DataError` when there are none.
+    Raises :class:`MissingFileError`, or :class:`DataError` if there are none.
     """
     records = read_predictions(path)
     if condition not in records:
@@ -35,8 +35,10 @@ def answers_of(path: Path, condition: str) -> list[Prediction]:
 
 
 def refuse_failed(failed: Sequence[Prediction], n: int, rule: FailedRule) -> None:
-    """Raise :class:`DataError` if answers ``failed``, of ``n``: to the benchmark they are what they
-    are not, replies that were wrong. ``rule``: how the run counts them.
+    """Raise :class:`DataError` if any of ``n`` answers ``failed``.
+
+    The benchmark would count them as wrong replies, which they are not. ``rule`` is the run's own
+    rule for failed samples.
     """
     if failed:
         first = failed[0]
@@ -47,16 +49,17 @@ def refuse_failed(failed: Sequence[Prediction], n: int, rule: FailedRule) -> Non
 
 
 def failures(failed: Sequence[Prediction], n: int, rule: FailedRule) -> str:
-    """Return what comes of answers that failed, of ``n``, when they are exported; ``rule``: how the
-    run's own figures count them.
+    """Return a text on how the export treats the answers that ``failed``, of ``n``.
+
+    ``rule`` is the run's own rule for failed samples.
     """
     text = (
         f"{len(failed)} of {n} answers failed. The benchmark's format has no word for that: each is"
         " exported with an empty reply, which its scorer counts as wrong."
     )
     other = (
-        f" The run's own figures differ: there, such samples are {FAILED_RULES[rule]} (evaluation.failed:"
-        f" {rule})."
+        f" The run's own figures differ: there, such samples are {FAILED_RULES[rule]}"
+        f" (evaluation.failed: {rule})."
     )
     return text + (other if rule != "wrong" else "")
 
@@ -64,12 +67,12 @@ def failures(failed: Sequence[Prediction], n: int, rule: FailedRule) -> str:
 def export(
     predictions: Sequence[Prediction], qa: Path, out: Path, condition: str
 ) -> dict[str, int]:
-    """Write the predictions under ``condition`` as result files into ``out``; return {task:
-    questions or test points}.
+    """Write the predictions under ``condition`` as result files into ``out``.
 
-    ``qa``: folder of the question files that the run was evaluated on. A question that failed gets
-    an empty reply, which the benchmark scores as wrong. Raises :class:`DataError` when nothing is
-    of that condition, or when the question files are not those of the run.
+    ``qa`` is the folder of the run's question files. A failed question gets an empty reply, which
+    the benchmark scores as wrong. Returns {task: number of questions or test points}. Raises
+    :class:`DataError` if there is no prediction under the condition, or if the question files are
+    not those of the run.
     """
     known = {p.condition for p in predictions}
     if condition not in known:
@@ -80,11 +83,11 @@ def export(
     for p in predictions:
         if p.condition == condition:
             by_task.setdefault(p.task, {})[_place(p)] = p
-    odd = sorted(by_task.keys() - set(TASKS))
-    if odd:
+    unknown = sorted(by_task.keys() - set(TASKS))
+    if unknown:
         raise DataError(
-            f"{shown(odd[0])} is no task of StreamGaze; only runs on StreamGaze's files can be"
-            f" exported. {near_matches(odd[0], TASKS)}"
+            f"{shown(unknown[0])} is no task of StreamGaze; only runs on StreamGaze's files can be"
+            f" exported. {near_matches(unknown[0], TASKS)}"
         )
     files = {task: _result(task, qa / f"{task}.json", found) for task, found in by_task.items()}
     for task, entries in files.items():
@@ -94,7 +97,7 @@ def export(
 
 
 def _place(p: Prediction) -> tuple[int, ...]:
-    """Return (entry, question[, test point]) from the end of an id."""
+    """Return (entry, question[, test point]) from the end of a prediction's id."""
     parts = p.id.split("/")
     count = 3 if family(p.task) == "proactive" else 2
     if len(parts) != count + 2 or not all(
@@ -151,7 +154,7 @@ def _result(
 
 def _reply(question: Mapping[str, Any], p: Prediction) -> dict[str, Any]:
     letter = "" if p.prediction is None else LETTERS[p.prediction]
-    # times of single questions are not measured: they are answered in batches
+    # Questions are answered in batches, so the time of a single one is unknown.
     return {
         "question": question["question"],
         "time_stamp": question["time_stamp"],
@@ -163,7 +166,7 @@ def _reply(question: Mapping[str, Any], p: Prediction) -> dict[str, Any]:
 def _response(p: Prediction) -> dict[str, Any]:
     if p.prediction is None:
         return {"response": "", "response_time_sec": None}
-    # a run that chooses among four letters may answer C or D where only Yes and No are offered
+    # A run that chooses among four letters may answer C or D although there are only two options.
     return {
         "response": REPLIES[p.prediction] if p.prediction < len(REPLIES) else LETTERS[p.prediction],
         "response_time_sec": None,

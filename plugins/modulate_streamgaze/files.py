@@ -1,4 +1,4 @@
-"""Finds the videos and fixation files that questions are about. No torch here."""
+"""Find the videos and fixation files of the questions; imports no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -10,10 +10,10 @@ FIXATIONS = "_fixation_filtered.csv"
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
-    """Return {stem: file} of all videos in ``folder``, sub-folders included.
+    """Return {stem: file} of all videos in ``folder`` and its sub-folders.
 
-    Raises :class:`MissingFileError` when there are none, :class:`DataError` when two share a stem:
-    fixations go by stem.
+    Raises :class:`MissingFileError` if there are none, and :class:`DataError` if two share a stem,
+    because fixation files are found by stem.
     """
     files = [path for path in _walk(folder, "Video") if path.suffix.lower() in VIDEO_SUFFIXES]
     if not files:
@@ -25,11 +25,10 @@ def find_videos(folder: Path) -> dict[str, Path]:
 
 
 def find_fixations(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return {video stem: file} of all ``<stem>_fixation_filtered.csv`` in ``folders``, sub-folders
-    included.
+    """Return {video stem: file} of all ``<stem>_fixation_filtered.csv`` below ``folders``.
 
-    Raises :class:`MissingFileError` when a folder is missing, :class:`DataError` when two files are
-    for one stem.
+    Raises :class:`MissingFileError` if a folder is missing, and :class:`DataError` if two files
+    have the same stem.
     """
     files = {
         path.resolve(): path
@@ -43,9 +42,7 @@ def find_fixations(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def require(stems: Iterable[str], found: Mapping[str, Path], what: str, where: str) -> None:
-    """Raise :class:`MissingFileError` with the number of ``stems`` that have no file and the first
-    three of them.
-    """
+    """Raise :class:`MissingFileError` if any of ``stems`` has no file; names the first three."""
     wanted = sorted(set(stems))
     missing = [stem for stem in wanted if stem not in found]
     if missing:
@@ -60,7 +57,7 @@ def _walk(folder: Path, what: str) -> list[Path]:
     if not folder.is_dir():
         raise MissingFileError(f"{what} folder {folder} does not exist.")
     paths = (path for path in folder.rglob("*") if path.is_file())
-    # "._x.mp4" and the like are left by archives made on macOS
+    # Archives created on macOS contain files such as "._x.mp4".
     return sorted(path for path in paths if not PurePath(path).name.startswith("."))
 
 

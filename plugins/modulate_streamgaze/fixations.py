@@ -1,6 +1,4 @@
-"""Makes the benchmark's fixation files from the gaze files of the data sets that its videos come
-from.
-"""
+"""Compute the benchmark's fixation files from the gaze files of the original data sets."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -27,38 +25,36 @@ from modulate_gaze.raw_gaze import SUFFIXES, Source, read_gaze
 from modulate_streamgaze.files import FIXATIONS
 
 SETTINGS = "extraction.json"
-"""File beside the fixation files that says how they were made."""
+"""File beside the fixation files with the settings of their extraction."""
 
 CLAMPED = "clamped.json"
-"""File beside them that says of which videos fixations exist, or are missing, because gaze outside
-the frame was moved to its edge:
-{stem: [only because of that, only without it]}.
+"""File beside the fixation files that counts the effect of clamping gaze to the frame.
+
+It holds {stem: [fixations that exist only with clamping, fixations that exist only without]}.
 """
 
 
 class GazeFiles(Params):
-    """Gaze files of which missing fixation files are made, before anything is read."""
+    """Gaze files from which missing fixation files are computed before anything is read."""
 
     folders: dict[Source, Path] = Field(
         description=(
-            "{egtea, egoexolearn, ego4d, holoassist: folder of its gaze files, called by the"
-            " videos' stems}; searched with sub-folders"
+            "{egtea, egoexolearn, ego4d, holoassist: folder of its gaze files, which have the"
+            " stems of the videos}; sub-folders are searched, too"
         )
     )
     extraction: Extraction = Field(
-        Extraction(), description="how fixations are made; the defaults are StreamGaze's"
+        Extraction(), description="extraction of fixations; the defaults are StreamGaze's"
     )
 
 
 @dataclass
-class Made:
-    """What came of it: fixation files written, files that were there before, and of those written:
-    ``fixations``, frames without gaze, and more.
+class ExtractionCounts:
+    """Counts of an extraction: files written, files that existed before, fixations, frames.
 
-    ``corner``: fixations at (0, 0), made of frames without gaze. ``clamped``: {stem: (fixations
-    that exist only because gaze outside the frame was moved to its edge, fixations that would exist
-    only otherwise)}, where any. ``failed``: {stem: reason}. ``lacking``: stems for which there is
-    no gaze file.
+    ``corner``: fixations at (0, 0), from frames without gaze. ``clamped``: {stem: (fixations that
+    exist only because gaze outside the frame was clamped, fixations that would exist only without
+    clamping)}, where not zero. ``failed``: {stem: reason}. ``lacking``: stems without a gaze file.
     """
 
     files: int = 0
@@ -80,7 +76,7 @@ class Made:
 def find_gaze(folders: Mapping[Source, Path]) -> dict[str, tuple[Source, Path]]:
     """Return {stem: (source, file)} of all gaze files.
 
-    Raises :class:`MissingFileError` for a folder that is not there, :class:`DataError` for two of a
+    Raises :class:`MissingFileError` for a missing folder, :class:`DataError` for two files of one
     stem.
     """
     found: dict[str, tuple[Source, Path]] = {}
@@ -108,38 +104,38 @@ def make_fixations(
     extraction: Extraction,
     size: Callable[[str], tuple[int, int] | None],
     advance: Callable[[], object] = lambda: None,
-) -> Made:
-    """Write ``<stem>_fixation_filtered.csv`` into ``out`` for each of ``stems`` that has a gaze
-    file and no fixation file there yet.
+) -> ExtractionCounts:
+    """Write ``<stem>_fixation_filtered.csv`` into ``out`` for each stem with a gaze file.
 
-    ``size(stem)``: the video's (width, height) in pixels or None; only asked where the source needs
-    it. A file that cannot be read is counted with its reason, and the others are made. Raises
-    :class:`DataError` when ``out`` holds files that were made otherwise.
+    Existing fixation files stay. ``size(stem)`` returns the video's (width, height) in pixels, or
+    None; it is only called if the source needs it. An unreadable file is counted with its reason,
+    and the others are still processed. Raises :class:`DataError` if ``out`` holds fixations with
+    other settings.
     """
-    made = Made()
+    counts = ExtractionCounts()
     _claim(out, extraction)
     for stem in stems:
         advance()
         path = out / f"{stem}{FIXATIONS}"
         if path.exists():
-            made.kept += 1
+            counts.kept += 1
         elif stem not in gaze:
-            made.lacking.append(stem)
+            counts.lacking.append(stem)
         else:
             try:
-                _make(made, stem, path, *gaze[stem], extraction, lambda stem=stem: size(stem))  # type: ignore[misc]
+                _make(counts, stem, path, *gaze[stem], extraction, lambda stem=stem: size(stem))  # type: ignore[misc]
             except ModulateError as error:
-                made.failed[stem] = str(error)
-    if made.clamped:
-        known = {**read_clamped([out]), **made.clamped}
+                counts.failed[stem] = str(error)
+    if counts.clamped:
+        known = {**read_clamped([out]), **counts.clamped}
         write_json(out / CLAMPED, dict(sorted(known.items())))
-    return made
+    return counts
 
 
 def read_clamped(folders: Iterable[Path]) -> dict[str, tuple[int, int]]:
-    """Return what the files :data:`CLAMPED` in ``folders`` say.
+    """Return the counts in the files :data:`CLAMPED` of ``folders``, by stem.
 
-    Raises :class:`DataError` for one that says something else.
+    Raises :class:`DataError` for a file with any other content.
     """
     known: dict[str, tuple[int, int]] = {}
     for path in (folder / CLAMPED for folder in folders):
@@ -162,7 +158,7 @@ def read_clamped(folders: Iterable[Path]) -> dict[str, tuple[int, int]]:
 
 
 def _make(
-    made: Made,
+    counts: ExtractionCounts,
     stem: str,
     path: Path,
     source: Source,
@@ -179,18 +175,19 @@ def _make(
     radius = radius_of(source, extraction, pixels[0] if pixels else None)
     scanpath = extract(recording, extraction, radius)
     write_fixations(path, scanpath)
-    made.files += 1
-    made.fixations += len(scanpath)
-    made.frames += len(recording)
-    made.untracked += recording.untracked
-    made.outside += recording.outside
-    made.corner += n_in_corner(scanpath)
-    if any(counts := clamped(recording, extraction, radius)):
-        made.clamped[stem] = counts
+    counts.files += 1
+    counts.fixations += len(scanpath)
+    counts.frames += len(recording)
+    counts.untracked += recording.untracked
+    counts.outside += recording.outside
+    counts.corner += n_in_corner(scanpath)
+    difference = clamped(recording, extraction, radius)
+    if any(difference):
+        counts.clamped[stem] = difference
 
 
 def _claim(out: Path, extraction: Extraction) -> None:
-    """Note in ``out`` how its files are made, or check that they were made so."""
+    """Write the settings of extraction into ``out``, or check that they are the same."""
     settings = extraction.model_dump(mode="json")
     path = out / SETTINGS
     if path.exists():
@@ -211,9 +208,7 @@ def _claim(out: Path, extraction: Extraction) -> None:
 
 
 def size_of(videos: Mapping[str, Path]) -> Callable[[str], tuple[int, int] | None]:
-    """Return a function from stem to the video's (width, height), read from the file; None where
-    there is none.
-    """
+    """Return a function that reads a video's (width, height) by its stem; None if it is missing."""
 
     def size(stem: str) -> tuple[int, int] | None:
         if stem not in videos:

@@ -1,8 +1,8 @@
-"""Who looked, and which data set a video is from: what splits and statistics go by. No torch here.
+"""Find the participant and the original data set of each video; imports no torch.
 
-Nothing of this is in the question files that StreamGaze publishes, so it is gathered from where it
-may be, the first that says so winning: the table that the user names, the questions' own entries,
-the tables in ``metadata/``, the video's name, its folder.
+Splits and statistics depend on them, but StreamGaze's question files contain neither. The first
+source that names them wins: the user's table, the entries of the questions, the tables in
+``metadata/``, the video's name, its folder.
 """
 
 import csv
@@ -16,7 +16,7 @@ from modulate_streamgaze.questions import Item, video_stem
 
 SOURCES = ("egtea", "egoexolearn", "holoassist", "ego4d")
 ALSO_CALLED = {"egoexo": "egoexolearn", "egtea gaze+": "egtea", "egtea_gaze": "egtea"}
-"""Other names of data sets; ``egoexo`` is what StreamGaze's code calls EgoExoLearn."""
+"""Other names of data sets; StreamGaze's code calls EgoExoLearn ``egoexo``."""
 
 COLUMNS = {
     "video": (
@@ -31,14 +31,15 @@ COLUMNS = {
     "participant": ("participant", "participant_id", "subject", "subject_id", "person", "viewer"),
     "source": ("source", "dataset"),
 }
-"""What a table's columns may be called, the first that is there counting.
+"""Possible names of a table's columns; the first that exists counts.
 
-``video_source``, in StreamGaze's tables, is the video's name.
+In StreamGaze's tables, ``video_source`` is the video's name.
 """
 
 OF_VIDEO = re.compile(r"(_fixation_.*)?\.csv$", re.ASCII)
-"""What follows the video's name where a table names its fixation file instead, as StreamGaze's own
-code takes it off.
+"""Suffix of a fixation file's name, which some tables hold instead of the video's name.
+
+StreamGaze's code removes it in the same way.
 """
 
 MAX_BYTES = 512 * 2**20
@@ -53,15 +54,14 @@ NAMES = {
     ),
     "holoassist": re.compile(r"[rz]\d+-", re.ASCII | re.IGNORECASE),
 }
-"""How videos of each data set are named: EGTEA as above, EgoExoLearn by UUIDs, HoloAssist by
-sessions such as ``R0027-12-GoPro``.
-"""
+"""Patterns of video names: EGTEA as above, EgoExoLearn UUIDs, HoloAssist ``R0027-12-GoPro``."""
 
 
 @dataclass
 class Table:
-    """What tables say: {video stem: {"participant" or "source": value}}, and ``notes`` on what
-    could not be used.
+    """The content of tables, {video stem: {"participant" or "source": value}}.
+
+    ``notes`` say what could not be used.
     """
 
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -69,12 +69,11 @@ class Table:
 
 
 def read_table(path: Path, strict: bool) -> Table:
-    """Read a CSV with a column for the video and others for participant and source, by any name of
-    :data:`COLUMNS`; other columns are ignored.
+    """Read a CSV with columns for video, participant and source, named as in :data:`COLUMNS`.
 
-    A table that is called by a source, such as ``egtea.csv``, gives it to all its videos. What is
-    wrong raises :class:`DataError` or :class:`MissingFileError` if ``strict``, and is a note
-    otherwise: the tables of a download are not the user's to correct.
+    Other columns are ignored. A table that has the name of a source, such as ``egtea.csv``, assigns
+    it to all its videos. Problems raise :class:`DataError` or :class:`MissingFileError` if
+    ``strict``, else they become notes: users cannot be expected to correct downloaded tables.
     """
     table = Table()
     try:
@@ -97,7 +96,7 @@ def _fill(table: Table, path: Path) -> None:
         raise DataError(
             f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES >> 20} MiB are read."
         )
-    source = _called(path.stem) if _called(path.stem) in SOURCES else None
+    source = _canonical(path.stem) if _canonical(path.stem) in SOURCES else None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
@@ -119,7 +118,7 @@ def _fill(table: Table, path: Path) -> None:
                         if w != "video" and 0 <= c < len(cells) and cells[c].strip()
                     }
                     if _stem(given.get("source", "")) == stem:
-                        del given["source"]  # where the row comes from, not the data set
+                        del given["source"]  # this column names the video's file, not the data set
                     row = table.rows.setdefault(stem, {"source": source} if source else {})
                     _merge(row, given, f"{path}, line {lines.line_num}: video {stem!r}")
     except (csv.Error, UnicodeDecodeError) as error:
@@ -127,21 +126,19 @@ def _fill(table: Table, path: Path) -> None:
 
 
 def _stem(cell: str) -> str:
-    """Return the video's name from its own, from a path, or from the name of its fixation file; ""
-    where there is none.
-    """
+    """Return the video's stem from a name, a path, or the name of a fixation file; "" if none."""
     name = OF_VIDEO.sub("", PurePath(cell.strip().replace("\\", "/")).name)
     return video_stem(name) if name else ""
 
 
-def _called(source: str) -> str:
-    """Return a data set's name as the others have it, lower case."""
+def _canonical(source: str) -> str:
+    """Return the canonical name of a data set, in lower case."""
     return ALSO_CALLED.get(source.strip().lower(), source.strip().lower())
 
 
 def _merge(row: dict[str, str], given: Mapping[str, str], where: str) -> None:
     for what, value in given.items():
-        value = _called(value) if what == "source" else value
+        value = _canonical(value) if what == "source" else value
         if row.setdefault(what, value) != value:
             raise DataError(
                 f"{where} has two values of {what}, {shown(row[what])} and {shown(value)}; correct"
@@ -151,8 +148,9 @@ def _merge(row: dict[str, str], given: Mapping[str, str], where: str) -> None:
 
 @dataclass(frozen=True)
 class People:
-    """{video stem: {"participant": …, "source": …}}, each only where it is known, and ``looked``:
-    where it was looked for, with notes.
+    """Participants and sources of videos, {video stem: {"participant": …, "source": …}}.
+
+    Unknown values are absent. ``looked`` lists the places that were searched, with notes.
     """
 
     known: Mapping[str, Mapping[str, str]]
@@ -161,7 +159,7 @@ class People:
     def require(self, what: str, stems: Iterable[str]) -> dict[str, str]:
         """Return {stem: participant or source}.
 
-        Raises :class:`DataError`, saying what was looked for, when it is unknown for any of
+        Raises :class:`DataError` with the places that were searched if it is unknown for any of
         ``stems``.
         """
         wanted = sorted(set(stems))
@@ -184,11 +182,11 @@ def gather(
     groups: Path | None,
     videos: Mapping[str, Path],
 ) -> People:
-    """Gather what is known of the videos that ``items`` ask about.
+    """Return the participants and sources of the videos that ``items`` are about.
 
-    ``metadata``: folder of tables; ``groups``: the user's own table; ``videos``: {stem: file},
-    where found. Raises :class:`DataError` for a table of the user's that cannot be read, and for
-    entries that contradict each other.
+    ``metadata``: folder of tables; ``groups``: the user's table; ``videos``: {stem: file} of the
+    existing videos. Raises :class:`DataError` if the user's table cannot be read, or if entries
+    contradict each other.
     """
     own = read_table(groups, strict=True) if groups is not None else Table()
     tables = (
@@ -204,7 +202,7 @@ def gather(
             if stem in videos and videos[stem].is_relative_to(root)
             else ()
         )
-        told = [
+        rows_of_video = [
             own.rows.get(stem, {}),
             entry,
             *(table.rows.get(stem, {}) for table in tables),
@@ -214,7 +212,7 @@ def gather(
         known[stem] = {
             what: value
             for what in ("participant", "source")
-            if (value := next((t[what] for t in told if what in t), None))
+            if (value := next((t[what] for t in rows_of_video if what in t), None))
         }
     looked = (
         f"the table {groups}" if groups is not None else "no table, `groups` is not set",
@@ -248,9 +246,9 @@ def _of_entries(items: Iterable[Item]) -> dict[str, dict[str, str]]:
 
 def _of_name(stem: str) -> dict[str, str]:
     match = EGTEA.match(stem)
-    told = {"participant": match[1].upper()} if match else {}
+    row = {"participant": match[1].upper()} if match else {}
     source = next((name for name, pattern in NAMES.items() if pattern.match(stem)), None)
-    return {**told, "source": source} if source else told
+    return {**row, "source": source} if source else row
 
 
 def _of_folders(folders: Sequence[str]) -> dict[str, str]:
@@ -259,7 +257,7 @@ def _of_folders(folders: Sequence[str]) -> dict[str, str]:
             {"source": name}
             for folder in reversed(folders)
             for name in SOURCES
-            if name in _called(folder)
+            if name in _canonical(folder)
         ),
         {},
     )

@@ -1,6 +1,4 @@
-"""What others report on StreamGaze, and what of it is not comparable: data in ``published.json``
-beside this file.
-"""
+"""Published results on StreamGaze, with notes on what is not comparable, from published.json."""
 
 import json
 from functools import cache
@@ -13,8 +11,9 @@ FILE = Path(__file__).with_name("published.json")
 
 @cache
 def published() -> Reference:
-    """Return the rows of GazeQwen's Table 1 (arXiv 2603.25841), with the benchmark's short names of
-    the tasks, in that table's order.
+    """Return the rows of GazeQwen's Table 1 (arXiv 2603.25841).
+
+    Columns are the benchmark's short names of the tasks, in the order of that table.
     """
     found = json.loads(FILE.read_text(encoding="utf-8"))
     task_of = {label: task for task, label in found["labels"].items()}

@@ -1,10 +1,9 @@
-"""Parses StreamGaze's question files: multiple choice and proactive, in both key conventions found
-in the wild.
+"""Parse StreamGaze's question files: multiple choice and proactive, in both key conventions.
 
-Nothing is skipped: an entry that cannot be understood is a :class:`~modulate.errors.DataError` that
-names file, entry and question. Keys that are not needed are kept, so that result files can repeat
-them. A video's path counts by its last name, and must not lead out of the data set's folder. No
-torch here. Source of the formats: StreamGaze, arXiv 2512.01707, and its released question files.
+No entry is skipped: one that cannot be parsed raises :class:`~modulate.errors.DataError` with file,
+entry and question. Unused keys are preserved for result files. Only the last part of a video's path
+counts, and it must not lead out of the data set's folder. This module imports no torch. Source of
+the formats: StreamGaze, arXiv 2512.01707, and its released question files.
 """
 
 import re
@@ -31,7 +30,7 @@ TASKS = (
     "proactive_gaze_triggered_alert",
     "proactive_object_appearance_alert",
 )
-"""The ten tasks, named by the stems of their files, past, present, proactive."""
+"""The ten tasks, named by the stems of their files: past, present, proactive."""
 
 LETTERS = "ABCDEFGH"
 ALERT = "Based on the video so far, should the alert be triggered?"
@@ -39,20 +38,21 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"})
 _CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
 _SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 _ROOT = re.compile(r"^(?:[A-Za-z]:)?/+")
-"""How a path begins on the machine where a question file was written; only its last name counts, so
-that it leads nowhere here.
+"""Root of an absolute path on the machine that wrote a question file.
+
+It is removed: only the last part of a path counts.
 """
 _PREFIX = re.compile(r"\s*\(?([A-Z])[.):]\s*")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question, or one test point of a proactive question, as its file states it.
+    """One question, or one test point of a proactive question.
 
-    ``video`` is the base name given in the file, ``time`` the question's time in seconds of the
-    video's clock, ``clip`` the (start, end) in seconds that the file itself prescribes, if it does.
-    ``answer`` is an index into ``options``. ``place`` is (entry, question) or (entry, question,
-    test point), counted from 0. ``extra`` holds the keys not used here, by where they stood.
+    ``video`` is the base name in the file, ``time`` the question's time in seconds of the video,
+    ``clip`` the (start, end) in seconds if the file prescribes it. ``answer`` is an index into
+    ``options``. ``place`` is (entry, question) or (entry, question, test point), counted from 0.
+    ``extra`` holds the unused keys, by the object that held them.
     """
 
     task: str
@@ -78,22 +78,21 @@ class Item:
 
 
 def family(task: str) -> str:
-    """Return "past", "present" or "proactive": what of the video a task may see."""
+    """Return "past", "present" or "proactive", which decides the visible part of the video."""
     return task.partition("_")[0]
 
 
 def video_stem(name: str) -> str:
-    """Drop a video suffix, and only that: names such as ``P01.R02`` keep their dot."""
+    """Return a name without a video suffix; names such as ``P01.R02`` keep their dot."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
 
 
 def parse_time(value: object) -> float:
-    """Return seconds from ``MM:SS``, ``HH:MM:SS`` (fractions of seconds allowed) or a number of
-    seconds, given as number or text.
+    """Return seconds from ``MM:SS``, ``HH:MM:SS`` or a number of seconds (number or text).
 
-    Raises :class:`DataError` for anything else: negative, not finite, :data:`MAX_SECONDS` or more,
-    60 or more in a place that carries over.
+    Seconds may have fractions. Raises :class:`DataError` for anything else: negative, not finite,
+    :data:`MAX_SECONDS` or more, or 60 or more in a field that should carry over.
     """
     hint = (
         f"Time {shown(value)} is not readable; allowed: MM:SS, HH:MM:SS, or seconds (0 or more, in"
@@ -113,28 +112,25 @@ def parse_time(value: object) -> float:
     ):
         raise DataError(hint)
     try:
-        number = float(
-            value.strip() if isinstance(value, str) else value
-        )  # float() knows fewer kinds of white space than strip()
+        # float() accepts fewer kinds of white space than strip().
+        number = float(value.strip() if isinstance(value, str) else value)
     except OverflowError:
         raise DataError(hint) from None
     return _in_video(number, hint)
 
 
 def _in_video(seconds: float, hint: str) -> float:
-    if not 0 <= seconds < MAX_SECONDS:  # NaN is in no range
+    if not 0 <= seconds < MAX_SECONDS:  # also refuses NaN
         raise DataError(hint)
     return seconds
 
 
 def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
-    """Return the options' texts, and whether they carried letters ("A.
+    """Return the texts of the options, and whether they had letters such as "A. cup".
 
-    cup"), which are taken off: the prompt adds its own.
-
-    Letters count as such only when all options carry them, from A on without a gap; a full set in
-    another order is an error, because it leaves open what the answer's letter means. Raises
-    :class:`DataError`.
+    The letters are removed, because the prompt adds its own. They count as letters only if all
+    options have them, from A on without a gap. Raises :class:`DataError`, also for all letters in
+    another order: the meaning of the answer's letter would be ambiguous.
     """
     if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
         raise DataError(
@@ -167,7 +163,7 @@ def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
 def parse_answer(value: object, n_options: int) -> int:
     """Return the index of the answer's letter.
 
-    Raises :class:`DataError` when it names no option.
+    Raises :class:`DataError` if it names no option.
     """
     letters = LETTERS[:n_options]
     letter = value.strip().upper() if isinstance(value, str) else ""
@@ -189,7 +185,7 @@ def read_questions(path: Path) -> list[Item]:
 
 
 def parse_questions(data: bytes, path: Path) -> list[Item]:
-    """Return what :func:`read_questions` returns for a file ``path`` of these bytes.
+    """Return the questions in ``data``, the bytes of the file ``path``.
 
     Raises :class:`DataError`, naming the place.
     """
@@ -214,8 +210,9 @@ def _items(entries: Any, path: Path) -> list[Item]:
 
 
 def usable_questions(path: Path) -> tuple[list[Item], list[str], list[Any]]:
-    """Return the items of all entries that can be read, why the others cannot, and the entries as
-    they stand; for a look at a file that may be broken.
+    """Return the readable items of a file, the errors of all other entries, and the raw entries.
+
+    Serves to inspect files that may be broken.
     """
     try:
         _check_task(path)
@@ -267,10 +264,10 @@ def _question_items(
         text = _text(question, "question")
         source = {"entry": _without(entry, "questions")}
         if family(task) == "proactive":
-            rest = source | {"question": _without(question, "question", "test_info")}
+            extra = source | {"question": _without(question, "question", "test_info")}
             points = enumerate(_list_of(question, "test_info"))
             return [
-                _test_point(task, video, (*place, p), text, point, groups, rest)
+                _test_point(task, video, (*place, p), text, point, groups, extra)
                 for p, point in points
             ]
         options, prefixed = parse_options(question.get("options"))
@@ -302,7 +299,7 @@ def _test_point(
     text: str,
     point: Any,
     groups: Mapping[str, str],
-    rest: dict[str, Any],
+    extra: dict[str, Any],
 ) -> Item:
     with _located(f"test point {place[-1]}"):
         if not isinstance(point, dict):
@@ -313,7 +310,7 @@ def _test_point(
                 f"A test point's type must be 1 (alert) or 0 (none); got {shown(kind)}."
             )
         clip = _clip(point.get("input_video_clip"))
-        extra = rest | {"test_point": point}
+        extra = extra | {"test_point": point}
         return Item(
             task,
             video,
@@ -391,9 +388,7 @@ def _kind(value: object) -> str:
 
 @contextmanager
 def _located(where: str) -> Iterator[None]:
-    """Prefix errors from within by where they happened; an inner place that already says all of it
-    is left alone.
-    """
+    """Prefix errors with their place, unless they already start with it."""
     try:
         yield
     except DataError as error:

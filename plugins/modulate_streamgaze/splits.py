@@ -1,4 +1,4 @@
-"""Which videos are for training, validation and testing. No torch here."""
+"""Assign videos to training, validation and test; imports no torch."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from modulate_streamgaze.questions import video_stem
 
 SPLITS = ("train", "val", "test")
 ALL = "all"
-"""Not a split: every video that is in one."""
+"""Not a split itself: stands for the videos of all splits."""
 
 UNUSED = "unused"
 
@@ -20,26 +20,26 @@ UNUSED = "unused"
 def gazeqwen_split(names: Sequence[str]) -> dict[str, str]:
     """Return {video stem: split} by the rule of the released GazeQwen code.
 
-    Unique base names (with suffix) are sorted and shuffled with seed 42; the first int(0.7 n)
-    train, the next int(0.15 n) validate, the rest test: 199 / 42 / 44 of StreamGaze's 285 videos.
-    Viewers are not kept apart: most of EGTEA's test viewers are in training too.
+    Unique base names (with suffix) are sorted and shuffled with seed 42. The first int(0.7 n) are
+    for training, the next int(0.15 n) for validation, all others for test: 199 / 42 / 44 of
+    StreamGaze's 285 videos. The split ignores participants: most of EGTEA's test participants are
+    in training, too.
     """
     order = sorted(set(names))
     random.Random(42).shuffle(order)
-    cuts = int(0.7 * len(order)), int(0.7 * len(order)) + int(0.15 * len(order))
-    return {
-        video_stem(name): "train" if i < cuts[0] else "val" if i < cuts[1] else "test"
-        for i, name in enumerate(order)
-    }
+    n_train = int(0.7 * len(order))
+    n_val = int(0.15 * len(order))
+    labels = ["train"] * n_train + ["val"] * n_val
+    labels += ["test"] * (len(order) - len(labels))
+    return {video_stem(name): label for name, label in zip(order, labels, strict=True)}
 
 
 def file_split(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return {video stem: split} as a JSON file says: {"train": [stems or base names], "val": …,
-    "test": …, "unused": …}.
+    """Return {video stem: split} from a JSON file.
 
-    Every video of the questions must be in exactly one list, so that none is lost or shared by
-    accident; "unused" is for those left out on purpose. Raises :class:`MissingFileError` or
-    :class:`DataError`.
+    The file is {"train": [stems or base names], "val": …, "test": …, "unused": …}. Every video of
+    the questions must be in exactly one list, so that none is lost or shared by accident; "unused"
+    lists the deliberately excluded ones. Raises :class:`MissingFileError` or :class:`DataError`.
     """
     if not path.exists():
         raise MissingFileError(
@@ -49,7 +49,7 @@ def file_split(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def parse_split(data: bytes, path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return what :func:`file_split` returns for a file ``path`` of these bytes.
+    """Return the split in ``data``, the bytes of the file ``path``; see :func:`file_split`.
 
     Raises :class:`DataError`.
     """
@@ -98,13 +98,11 @@ def _lists(data: Any, path: Path) -> Mapping[str, list[str]]:
 
 
 def _near(stem: str, known: set[str]) -> str:
-    # all 285 names would bury the message
     hint = near_matches(stem, known)
-    return (
-        hint
-        if len(known) <= 8
-        else f"{hint.partition('Known: ')[0]}There are {len(known)} videos.".strip()
-    )
+    if len(known) <= 8:
+        return hint
+    # A list of all 285 names would bury the message.
+    return f"{hint.partition('Known: ')[0]}There are {len(known)} videos.".strip()
 
 
 # --- whole groups
@@ -113,11 +111,10 @@ SHARES = (0.7, 0.15, 0.15)
 
 
 def participant_split(people: Mapping[str, str], seed: int) -> dict[str, str]:
-    """Return {video stem: split}: 70/15/15 of the videos, or as near to it as whole participants
-    allow; no participant is in two splits.
+    """Return {video stem: split}, as close to 70/15/15 as whole participants allow.
 
-    ``people``: {video stem: participant}. Deterministic for one seed. Raises :class:`DataError`
-    when there are fewer than three participants.
+    ``people``: {video stem: participant}. No participant is in two splits, and a seed always gives
+    the same split. Raises :class:`DataError` if there are fewer than three participants.
     """
     members = _members(people)
     if len(members) < len(SPLITS):
@@ -125,19 +122,18 @@ def participant_split(people: Mapping[str, str], seed: int) -> dict[str, str]:
             f"A split by participant needs at least {len(SPLITS)} participants; the {len(people)}"
             f" videos have {len(members)}."
         )
-    return _named(members, _deal(members, SHARES, seed))
+    return _named(members, _assign_groups(members, SHARES, seed))
 
 
 def source_split(
     sources: Mapping[str, str], people: Mapping[str, str], test_source: str | None, seed: int
 ) -> dict[str, str]:
-    """Return {video stem: split}: all of ``test_source`` tests, of the others about 15 % validate
-    and the rest train.
+    """Return {video stem: split} with all videos of ``test_source`` in the test split.
 
-    ``sources``: {video stem: data set}; ``people``: {video stem: participant}, where known:
-    training and validation share no participant, and a video of nobody known counts as a
-    participant of its own. Raises :class:`DataError` unless ``test_source`` is one of at least two
-    sources.
+    About 15 % of the other videos are for validation, the others for training. ``sources``: {video
+    stem: data set}; ``people``: {video stem: participant}, where known. Training and validation
+    share no participant; a video of an unknown participant counts as its own participant. Raises
+    :class:`DataError` unless ``test_source`` is one of at least two sources.
     """
     found = {
         source: sum(s == source for s in sources.values())
@@ -149,19 +145,19 @@ def source_split(
             f"split: source needs test_source, the data set that is held out; got {test_source!r}."
             f" These videos are of {counts}."
         )
-    rest = {
+    remaining = {
         stem: people.get(stem, stem) for stem, source in sources.items() if source != test_source
     }
-    members = _members(rest)
+    members = _members(remaining)
     if len(members) < 2:
         raise DataError(
-            f"With {test_source!r} held out there are {len(rest)} videos of {len(members)}"
+            f"With {test_source!r} held out there are {len(remaining)} videos of {len(members)}"
             " participants left, too few to train and to validate."
         )
     test = {stem: "test" for stem, source in sources.items() if source == test_source}
     return {
         **test,
-        **_named(members, _deal(members, (SHARES[0] + SHARES[2], SHARES[1], 0.0), seed)),
+        **_named(members, _assign_groups(members, (SHARES[0] + SHARES[2], SHARES[1], 0.0), seed)),
     }
 
 
@@ -172,25 +168,27 @@ def _members(groups: Mapping[str, str]) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def _named(members: Mapping[str, list[str]], dealt: Mapping[str, str]) -> dict[str, str]:
-    return {stem: dealt[group] for group, stems in members.items() for stem in stems}
+def _named(members: Mapping[str, list[str]], assigned: Mapping[str, str]) -> dict[str, str]:
+    return {stem: assigned[group] for group, stems in members.items() for stem in stems}
 
 
-def _deal(members: Mapping[str, list[str]], shares: Sequence[float], seed: int) -> dict[str, str]:
-    """Return {group: split} whose numbers of videos are as near to ``shares`` as can be (least sum
-    of absolute differences), none empty.
+def _assign_groups(
+    members: Mapping[str, list[str]], shares: Sequence[float], seed: int
+) -> dict[str, str]:
+    """Return {group: split} with numbers of videos as close to ``shares`` as possible.
 
-    Exact: every pair of sizes that can be reached is known, group by group; which of the ways to
-    the best pair is taken, the seed decides.
+    Minimizes the sum of absolute differences; no split is empty. The result is exact, by dynamic
+    programming: after each group, all reachable pairs (videos in train, videos in val) are known.
+    The seed chooses among the ways to the best pair.
     """
     rng = random.Random(seed)
     order = list(members)
     rng.shuffle(order)
     sizes = [len(members[group]) for group in order]
     total = sum(map(len, members.values()))
-    reached: list[dict[int, int]] = [
-        {0: 1}
-    ]  # after each group: {videos that train: bit v set where v videos can validate}
+    # After each group: {videos in train: bit set; bit v means that v videos can be in val}.
+    # A bit set makes "add a group to val" one shift for all pairs.
+    reached: list[dict[int, int]] = [{0: 1}]
     for size in sizes:
         following: dict[int, int] = {}
         for train, bits in reached[-1].items():
@@ -206,12 +204,13 @@ def _deal(members: Mapping[str, list[str]], shares: Sequence[float], seed: int) 
             end,
         ),
     )
-    dealt: dict[str, str] = {}
+    # Walk back from the best pair, group by group, through pairs that were reachable.
+    assigned: dict[str, str] = {}
     for i in reversed(range(len(order))):
         before = {"train": (train - sizes[i], val), "val": (train, val - sizes[i])} | (
             {"test": (train, val)} if shares[2] else {}
         )
         ways = [name for name, (t, v) in before.items() if v >= 0 and reached[i].get(t, 0) >> v & 1]
-        dealt[order[i]] = rng.choice(ways)
-        train, val = before[dealt[order[i]]]
-    return dealt
+        assigned[order[i]] = rng.choice(ways)
+        train, val = before[assigned[order[i]]]
+    return assigned

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveIn
 from modulate.interfaces.components import Dataset, Params, Reference, Sample
 from modulate.interfaces.params import Departure
 from modulate.interfaces.signal import Signal
-from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams, rule_departures
+from modulate_streamgaze.dataset import StreamGaze
+from modulate_streamgaze.params import StreamGazeParams, rule_departures
 from modulate_streamgaze.questions import Item
 from modulate_tabletop.make import WORLD, make_world, world_in
 from modulate_tabletop.text import GAZE_ONLY

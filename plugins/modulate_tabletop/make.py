@@ -150,9 +150,8 @@ def make_world(
         )
     if not OBJECTS_RANGE[0] <= objects <= OBJECTS_RANGE[1] or not drift <= MAX_DRIFT:
         raise DataError(
-            f"A tabletop world has {OBJECTS_RANGE[0]} to {OBJECTS_RANGE[1]} objects and a drift of 0"
-            f" to {MAX_DRIFT:g}"
-            f" pixels; got objects = {objects}, drift = {drift}."
+            f"A tabletop world has {OBJECTS_RANGE[0]} to {OBJECTS_RANGE[1]} objects and a drift of"
+            f" 0 to {MAX_DRIFT:g} pixels; got objects = {objects}, drift = {drift}."
         )
     if train + val + test == 0:
         raise DataError("A tabletop world needs at least one video; got train = val = test = 0.")

@@ -6,7 +6,7 @@ import numpy as np
 
 from modulate.interfaces.components import HostInput, InputTransform, Params
 from modulate.interfaces.signal import Signal
-from modulate_gaze.inputs import drawn
+from modulate_gaze.inputs import draw_on_frames
 from modulate_tabletop.render import draw_mark
 
 
@@ -28,10 +28,10 @@ class TaughtMark(InputTransform):
     def __init__(self, params: TaughtMarkParams) -> None:
         self.params = params
 
-    def __call__(self, given: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
+    def __call__(self, turn: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
         """Return the turn with marked copies of the frames; each shows its nearest fixation."""
-        return drawn(
-            given,
+        return draw_on_frames(
+            turn,
             signal,
             math.inf,
             lambda image, x, y: draw_mark(

@@ -1,7 +1,7 @@
 """The questions about one clip, and the ten question files in StreamGaze's formats.
 
-Gaze-only questions (``text.GAZE_ONLY``) must not be answerable without gaze. So all options stand on
-the table, and each is equally likely to be right whatever the table shows: a set S of objects has
+Gaze-only questions (``text.GAZE_ONLY``) must not be answerable without gaze. So all options stand
+on the table, and each is equally likely to be right whatever the table shows: a set S of objects has
 probability P(S) with P(object in S) equal for all objects, and each object of S is equally likely
 the target (:func:`even_set`). "Easy" sets lie far apart on the table, "hard" sets close together.
 The other tasks can be inferred from the frames, or need the gaze of the past.
@@ -111,7 +111,7 @@ def names(state: np.ndarray) -> list[str]:
 
 
 def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Alert]:
-    """Return an easy, a hard and an attribute question and an alert point for each askable dwell."""
+    """Return easy, hard and attribute questions and an alert point for each askable dwell."""
     result: list[MultipleChoice | Alert] = []
     kinds: tuple[tuple[str, Callable[[float], str], int, Sequence[str], float], ...] = (
         (text.EASY, text.question_easy, 0, CLASSES, -1 / CLOSENESS),

@@ -22,9 +22,9 @@ from modulate.data.video import read_frames
 from modulate.errors import DataError, RecipeError
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.shared_prefix import shared_prefix_forward, shared_prefix
+from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
 from modulate.interfaces.components import Sample
-from modulate.modulation.modulated_host import ModulatedHost
+from modulate.modulation.attachment import ModulatedHost
 from modulate.runs.run import Run
 from modulate.training.data_loader import PrefetchLoader, arranged
 from modulate.training.optimizer import smoothed_cross_entropy
@@ -279,7 +279,7 @@ def test_frames_on_disk_are_the_decoded_ones_and_spare_the_decoder(bench, tmp_pa
     plain = read_frames(clip, times)
     first = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
     monkeypatch.setattr(
-        "modulate.data.clip_reader.read_shown", lambda *a: pytest.fail("decoded again")
+        "modulate.data.clip_reader.read_frames_at", lambda *a: pytest.fail("decoded again")
     )
     second = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
     for found in (first, second):

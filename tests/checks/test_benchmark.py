@@ -25,7 +25,7 @@ def run(folder, monkeypatch, *arguments):
     return json.loads(Path("found.json").read_text()), done.output
 
 
-def test_stages_and_evaluation_are_measured_beside_the_estimate(tmp_path, monkeypatch):
+def test_stages_and_evaluation_are_measured_and_compared_with_the_estimate(tmp_path, monkeypatch):
     make_world(tmp_path / "world", train=2, val=1, test=2, seed=0, workers=1)
     found, shown = run(tmp_path, monkeypatch, *QUICK, "host.params.weights=random")
     assert [p["name"] for p in found["phases"]] == [
@@ -46,7 +46,7 @@ def test_stages_and_evaluation_are_measured_beside_the_estimate(tmp_path, monkey
     assert sorted(p.name for p in tmp_path.iterdir()) == ["found.json", "world"]
 
 
-def test_without_data_clips_of_noise_serve(tmp_path, monkeypatch):
+def test_noise_clips_are_used_without_data(tmp_path, monkeypatch):
     found, shown = run(
         tmp_path,
         monkeypatch,
@@ -69,12 +69,12 @@ def test_without_data_clips_of_noise_serve(tmp_path, monkeypatch):
     ][0]["ratio"] < 1.15
 
 
-def test_the_median_and_four_fifths_of_the_times_are_told():
+def test_a_timing_is_the_median_and_the_central_80_percent():
     assert Timing.of([3.0]) == Timing(3.0, 3.0, 3.0, 1)
     assert Timing.of([float(n) for n in range(11)]) == Timing(5.0, 1.0, 9.0, 11)
 
 
-def test_the_peak_of_a_profile_is_what_was_alive_at_once():
+def test_the_peak_of_a_profile_counts_what_was_alive_at_once():
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:

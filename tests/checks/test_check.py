@@ -106,7 +106,7 @@ def test_without_weights_dead_layers_are_found_on_a_narrow_twin_of_any_depth(lay
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
-def test_the_twin_derives_what_is_dead_and_has_no_list_of_last_layers():
+def test_the_twin_finds_dead_layers_by_gradient_and_not_from_a_list():
     """Sliding windows of one token keep the last position from looking back, so that earlier layers
     are dead as well.
     """
@@ -132,7 +132,7 @@ def samples_of(root):
     return [sample for split in ("train", "val", "test") for sample in data.samples(split)]
 
 
-def test_a_good_recipe_has_no_error_and_all_figures(checked, world):
+def test_a_good_recipe_has_all_figures_and_no_error(checked, world):
     report = checked()
     assert report.ok, report.findings
     assert (
@@ -157,7 +157,7 @@ def test_a_good_recipe_has_no_error_and_all_figures(checked, world):
     assert report.cache == len(clips) * 4 * 16 * 48 * 4  # 4 steps of 4 × 4 places, 48 float32 each
 
 
-def test_features_of_gray_frames_count_where_a_condition_asks_for_them(checked, world):
+def test_features_of_gray_frames_count_if_a_condition_needs_them(checked, world):
     clips = {(s.video, s.window) for s in samples_of(world)}
     tested = {
         (s.video, s.window)
@@ -189,7 +189,7 @@ def test_on_meta_tensors_the_same_is_found_without_the_weights(checked, monkeypa
         layer for layer, g in full.reach.items() if g > 0
     }
     assert checked("host.params.device=cpu", meta=True).memory == full.memory
-    assert "nothing was loaded or computed" in texts(bare, "info")
+    assert "no weights were loaded, nothing was computed" in texts(bare, "info")
 
 
 @pytest.mark.slow
@@ -217,11 +217,11 @@ def test_the_papers_recipe_is_checked_without_weights_in_less_than_two_gigabytes
     assert int(done.stdout.rpartition("peak")[2]) < 2e6  # KiB
 
 
-def test_a_host_that_cannot_be_loaded_is_an_error_and_the_rest_is_found_without_it(
+def test_a_host_that_cannot_be_loaded_is_an_error_and_everything_else_is_still_checked(
     checked, monkeypatch
 ):
     monkeypatch.setattr(
-        "modulate.checks.check.tell_costs", lambda *found: None
+        "modulate.checks.check.add_costs", lambda *found: None
     )  # 7 billion parameters take a while, even on paper
     pixels = ["host.params.video_min_pixels=12544", "host.params.video_max_pixels=12544"]
     report = checked(
@@ -230,7 +230,7 @@ def test_a_host_that_cannot_be_loaded_is_an_error_and_the_rest_is_found_without_
         *pixels,
         root="nowhere",
     )
-    assert "cannot be loaded" in texts(report, "error") and "as --meta does" in texts(
+    assert "cannot be loaded" in texts(report, "error") and "as with --meta" in texts(
         report, "error"
     )
     assert report.parameters["host"] == 8_292_166_656
@@ -260,7 +260,7 @@ def test_a_layer_out_of_range_is_an_error(checked):
     )
 
 
-def test_settings_without_effect_are_named(checked):
+def test_settings_without_effect_are_reported(checked):
     report = checked(
         "training.stages.1.train=[modulator]",
         "training.stages.0.lora_lr=1.0e-3",
@@ -281,7 +281,7 @@ def steps_of(report, stage):
 
 
 @pytest.mark.parametrize(("accumulation", "of"), [(1, "a clip"), (2, "2 clips")])
-def test_steps_on_batches_of_a_clip_each_are_those_that_training_makes(
+def test_steps_with_batches_by_clip_match_those_of_training(
     checked, world, tmp_path, accumulation, of
 ):
     overrides = [
@@ -316,7 +316,7 @@ def test_steps_on_batches_of_a_clip_each_are_those_that_training_makes(
     assert run.read_json("state.json")["steps"] == 2 * steps
 
 
-def test_sizes_below_a_gibibyte_are_told_in_mebibytes(checked):
+def test_sizes_below_a_gibibyte_are_given_in_mebibytes(checked):
     report = checked("features.disk_gib=0.0001", meta=True)
     assert f"features of all clips {report.figures['features of all clips']}".startswith(
         f"features of all clips {report.cache / 2**20:.1f} MiB on disk"
@@ -327,13 +327,13 @@ def test_sizes_below_a_gibibyte_are_told_in_mebibytes(checked):
     )
 
 
-def test_patience_that_can_never_run_out_is_named(checked):
+def test_patience_that_can_never_run_out_is_reported(checked):
     assert "`patience` cannot stop stage 'joint'" in texts(
         checked("training.patience=3"), "warning"
     )
 
 
-def test_missing_data_are_a_warning_and_the_rest_is_checked(checked, tmp_path):
+def test_missing_data_are_a_warning_and_everything_else_is_checked(checked, tmp_path):
     report = checked(root=tmp_path / "nowhere")
     assert (
         report.ok
@@ -341,7 +341,7 @@ def test_missing_data_are_a_warning_and_the_rest_is_checked(checked, tmp_path):
         and "--prepare" in texts(report, "warning")
     )
     assert report.reach and not report.coverage and report.memory and not report.cache
-    assert "a clip is taken to have 8 frames of 1280 × 960 pixels" in texts(report, "info")
+    assert "clips are assumed to have 8 frames of 1280 × 960 pixels" in texts(report, "info")
 
 
 def test_signals_that_are_never_active_are_counted(checked, world, tmp_path):
@@ -356,12 +356,12 @@ def test_signals_that_are_never_active_are_counted(checked, world, tmp_path):
     )
 
 
-def test_a_question_beyond_the_end_of_its_video_is_an_error(checked, world, tmp_path):
+def test_a_question_after_the_end_of_its_video_is_an_error(checked, world, tmp_path):
     root = copied(world, tmp_path)
     videos = sorted((root / "videos").rglob("*.mp4"))
     shorten(videos[0])
     report = checked(root=root)
-    assert f"lies beyond the end of {videos[0]}, which ends at" in texts(report, "error")
+    assert f"lies after the end of {videos[0]}, which ends at" in texts(report, "error")
 
 
 def copied(world, tmp_path):
@@ -412,7 +412,7 @@ def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path
 @pytest.mark.parametrize(
     ("override", "level", "says"),
     [
-        ("sampling.clock=requested", "warning", "timed by the rate asked for, not by their frames"),
+        ("sampling.clock=requested", "warning", "timed by the requested rate, not by their frames"),
         ("sampling.processor_fps=24", "warning", "its own sense of time is wrong"),
         ("sampling.alignment=index", "warning", "features meet the steps by their order"),
         (
@@ -446,7 +446,7 @@ def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path
         ("evaluation.failed=left_out", "warning", "samples that fail leave the count"),
     ],
 )
-def test_each_departure_of_the_released_code_is_named_with_what_follows(override, level, says):
+def test_each_departure_of_the_released_code_is_reported_with_its_consequence(override, level, says):
     assert says in texts(settings_of(override), level)
     assert says not in texts(settings_of(), level)
 
@@ -469,7 +469,7 @@ def test_a_tracker_that_is_not_installed_is_an_error():
     )
 
 
-def test_what_the_released_recipe_departs_in_is_all_named():
+def test_every_departure_of_the_released_recipe_is_reported():
     """Every key that `gazeqwen_released` has for the released code's sake is in a finding, except
     training's length, which is no error of anybody's.
     """

@@ -19,7 +19,7 @@ from modulate.errors import HostError
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.frames import Frames
-from modulate.modulation.modulated_host import ModulatedHost
+from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.module import ClipInput
 from modulate.training.optimizer import select
 from modulate_hosts.qwen2_5_vl import Qwen25VL
@@ -50,7 +50,7 @@ EYES = dict(
 # --- rehearsals
 
 
-def test_bytes_alive_and_their_peak_are_those_of_the_tensors():
+def test_bytes_alive_and_their_peak_match_the_tensors():
     x = torch.empty(100, 10, device=META)
     with Rehearsal() as rehearsal:
         rehearsal.see([x, x.T])
@@ -66,7 +66,7 @@ def test_bytes_alive_and_their_peak_are_those_of_the_tensors():
     assert z.shape == (50, 100)
 
 
-def test_what_depends_on_values_is_given_as_real_tensors():
+def test_real_tensors_serve_where_code_depends_on_values():
     table = torch.empty(10, 4, device=META)
     with Rehearsal():
         ids = torch.tensor([1, 2, 3, 3])
@@ -74,7 +74,7 @@ def test_what_depends_on_values_is_given_as_real_tensors():
     assert chosen.shape == (2, 4) and chosen.device == META
 
 
-def test_attention_keeps_what_fused_kernels_keep():
+def test_attention_stores_what_fused_kernels_store():
     q, k, v = (torch.empty(1, 4, 1000, 16, device=META, requires_grad=True) for _ in range(3))
     with Rehearsal("cpu") as rehearsal:
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -86,7 +86,7 @@ def test_attention_keeps_what_fused_kernels_keep():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_attention_is_counted_by_whatever_kernel_it_goes(device, dtype, masked, heads):
+def test_attention_is_counted_in_every_kernel(device, dtype, masked, heads):
     """Two products forward; five backward, where a fused kernel computes the scores again."""
     q = torch.empty(1, 4, 100, 16, device=META, dtype=dtype, requires_grad=True)
     k, v = (
@@ -115,7 +115,7 @@ def test_experts_chosen_for_each_token_are_counted():
     assert rehearsal.flops == 2 * 10 * 32 * 64
 
 
-def test_an_operation_that_no_formula_is_known_for_is_told():
+def test_an_operation_without_a_known_formula_is_reported():
     library = torch.library.Library("modulate_tests", "FRAGMENT")
     library.define("new_attention(Tensor q, Tensor k, Tensor v) -> Tensor")
     library.impl("new_attention", lambda q, k, v: torch.empty_like(q), "Meta")
@@ -143,7 +143,7 @@ def seven_billion():
     )
 
 
-def test_the_kept_configuration_is_that_of_the_published_model(seven_billion):
+def test_the_shipped_configuration_is_that_of_the_published_model(seven_billion):
     model, processor = seven_billion
     assert sum(p.numel() for p in model.parameters()) == 8_292_166_656  # as the hub counts it
     ids = {
@@ -211,7 +211,7 @@ def test_letters_are_tokens_of_their_own_for_the_stand_in_tokenizer(seven_billio
     )
 
 
-def test_random_weights_go_by_their_seed_and_leave_the_generator_alone():
+def test_random_weights_depend_on_their_seed_alone_and_leave_the_global_generator_unchanged():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one, two, other = (
@@ -379,7 +379,7 @@ def _given(steps, tokens, width):
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 1), ("float32", 2)])
-def test_the_memory_estimated_is_within_15_percent_of_what_the_allocator_gave(
+def test_estimated_memory_is_within_15_percent_of_the_allocator(
     mid_host, dtype, size
 ):
     recipe = mid_recipe(
@@ -402,7 +402,7 @@ def test_the_memory_estimated_is_within_15_percent_of_what_the_allocator_gave(
         )
 
 
-def test_gradients_that_accumulate_are_there_all_the_time(mid_host):
+def test_accumulated_gradients_are_alive_all_the_time(mid_host):
     once, twice = (rehearsed(mid_recipe(mid_host, f"training.accumulation={n}")) for n in (1, 2))
     trained = 4 * sum(
         n
@@ -418,7 +418,7 @@ def counted(folder):
     return count_parameters(pipeline.model, pipeline.backbone, pipeline.fresh_modulation())
 
 
-def test_operations_of_a_forward_are_those_of_its_matrix_products(mid_host):
+def test_operations_of_a_forward_match_those_of_its_matrix_products(mid_host):
     """By hand: multiplications and additions of every linear map, convolution and attention,
     without the modulation.
     """

@@ -15,7 +15,7 @@ from modulate.checks.findings import CheckReport, Finding
         (["info", "error", "info"], False),
     ],
 )
-def test_a_report_is_in_order_unless_it_has_an_error(levels, ok):
+def test_a_report_is_ok_unless_it_has_an_error(levels, ok):
     report = CheckReport("r")
     for k, level in enumerate(levels):
         report.add(level, str(k))

@@ -31,7 +31,7 @@ def texts(report):
     return [(f.level, f.text) for f in report.findings]
 
 
-def test_a_plain_recipe_has_nothing_to_be_said_of():
+def test_a_plain_recipe_has_no_findings():
     assert texts(found()) == []
 
 
@@ -87,7 +87,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("overrides", "level", "text"), CASES, ids=[text[:40] for _, _, text in CASES]
 )
-def test_it_is_named_with_its_level(overrides, level, text):
+def test_a_setting_is_reported_with_its_level(overrides, level, text):
     report = found(*overrides)
     assert [(f.level, text in f.text) for f in report.findings] == [(level, True)]
 
@@ -113,11 +113,11 @@ def test_it_is_named_with_its_level(overrides, level, text):
         ["injection.layers=[1, 2]"],
     ],
 )
-def test_what_has_an_effect_is_not_named(overrides):
+def test_settings_with_an_effect_are_not_reported(overrides):
     assert texts(found(*overrides)) == []
 
 
-def test_states_that_are_kept_rest_or_are_of_no_use_where_layers_change_or_run_again():
+def test_hidden_state_caching_without_effect_is_reported_by_stage():
     report = found(
         "features.hidden_state_cache_gib=1",
         "training.gradient_checkpointing=true",
@@ -155,7 +155,7 @@ def test_shuffling_needs_test_samples_of_two_videos(videos, conditions, refused)
     )
 
 
-def test_steps_are_told_by_stage_and_what_is_odd_of_them():
+def test_steps_are_reported_by_stage_with_odd_schedules():
     report = found(
         "training.batch_size=4",
         "training.accumulation=2",
@@ -172,7 +172,7 @@ def test_steps_are_told_by_stage_and_what_is_odd_of_them():
 
 
 @pytest.mark.parametrize(("train", "odd"), [(8, False), (7, True)])
-def test_a_step_of_more_samples_than_there_are_is_named(train, odd):
+def test_a_step_of_more_samples_than_exist_is_reported(train, odd):
     report = found(
         "training.batch_size=4", "training.accumulation=2", "training.warmup_steps=0", train=train
     )
@@ -182,8 +182,8 @@ def test_a_step_of_more_samples_than_there_are_is_named(train, odd):
             (
                 "info",
                 (
-                    f"One optimizer step takes 8 samples, the training split has {train}: it goes"
-                    " through it more than once."
+                    f"One optimizer step takes 8 samples, but the training split has only {train}: a"
+                    " step goes through it more than once."
                 ),
             )
         ]
@@ -199,7 +199,7 @@ def test_a_step_of_more_samples_than_there_are_is_named(train, odd):
         (4, 9, "4 clips, 12.0 samples on average", True),
     ],
 )
-def test_steps_on_clips_are_counted_in_clips(accumulation, train, of, odd):
+def test_steps_with_batches_by_clip_are_counted_in_clips(accumulation, train, of, odd):
     report = found(
         "training.batch_by=clip",
         f"training.accumulation={accumulation}",
@@ -209,7 +209,7 @@ def test_steps_on_clips_are_counted_in_clips(accumulation, train, of, odd):
     assert report.figures["stage joint"].partition("steps of ")[2].startswith(of)
     assert [
         f.text.startswith(
-            f"One optimizer step takes {accumulation} batches, the training split makes 3"
+            f"One optimizer step takes {accumulation} batches, but the training split has only 3"
         )
         for f in report.findings
         if f.level == "info"
@@ -220,7 +220,7 @@ def test_steps_on_clips_are_counted_in_clips(accumulation, train, of, odd):
     ("warmup", "schedule", "told"),
     [(5, "cosine", []), (6, "cosine", [5, 5]), (6, "one_cycle", [5, 5])],
 )
-def test_a_warm_up_longer_than_half_a_stage_is_named(warmup, schedule, told):
+def test_a_warm_up_longer_than_half_a_stage_is_reported(warmup, schedule, told):
     report = found(
         "training.batch_size=2",
         f"training.warmup_steps={warmup}",
@@ -235,7 +235,7 @@ def test_a_warm_up_longer_than_half_a_stage_is_named(warmup, schedule, told):
     ("patience", "every", "epochs", "named"),
     [(2, 1, 2, True), (2, 1, 3, False), (1, 2, 2, True), (1, 2, 3, False)],
 )
-def test_patience_that_cannot_run_out_is_named(patience, every, epochs, named):
+def test_patience_that_cannot_run_out_is_reported(patience, every, epochs, named):
     stage = f"[{{name: one, train: [lora], epochs: {epochs}}}]"
     report = found(
         f"training.patience={patience}",

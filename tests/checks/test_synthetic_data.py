@@ -6,7 +6,7 @@ from modulate.checks.synthetic_data import NoiseDataset
 from modulate.config.recipe import load_recipe
 
 
-def test_clips_of_noise_are_as_long_as_the_frame_cap_allows_and_all_differ(tmp_path):
+def test_noise_clips_are_as_long_as_the_frame_cap_allows_and_all_differ(tmp_path):
     recipe = load_recipe("gazeqwen_tiny", ["sampling={fps: 2.0, max_frames: 6}"])
     noise = NoiseDataset(recipe, tmp_path)
     assert noise.seconds == 3.0 and noise.fingerprint() == "noise"

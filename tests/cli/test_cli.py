@@ -105,7 +105,7 @@ def test_plugins_lists_what_each_provides(modulate):
     )
 
 
-def test_listing_and_help_work_and_show_what_the_environment_switches_off(modulate, monkeypatch):
+def test_listing_and_help_show_what_the_environment_switches_off(modulate, monkeypatch):
     monkeypatch.setenv("MODULATE_PLUGINS", "gaze,hoss")
     registry = plugins.registry.__wrapped__()
     monkeypatch.setattr(plugins, "registry", lambda: registry)
@@ -162,7 +162,7 @@ def test_a_plugin_adds_a_command():
     assert result.output == "hello from a plugin\n"
 
 
-def test_a_plugins_command_that_clashes_is_left_out_and_said(capsys):
+def test_a_plugin_command_that_clashes_is_left_out_with_a_warning(capsys):
     registry = with_command("train")
     assert "hello" not in CliRunner().invoke(cli.build(registry), ["train", "--help"]).output
     assert (
@@ -175,7 +175,7 @@ def test_a_plugins_command_that_clashes_is_left_out_and_said(capsys):
 # --- recipes
 
 
-def test_cat_prints_the_file_and_resolved_every_default(modulate):
+def test_cat_prints_the_file_or_with_resolved_every_default(modulate):
     assert modulate("cat", "gazeqwen_tiny")[1] == recipe_paths()["gazeqwen_tiny"].read_text()
     assert (
         modulate("cat", "ablations/tabletop")[1] == sweep_paths()["ablations/tabletop"].read_text()
@@ -185,7 +185,7 @@ def test_cat_prints_the_file_and_resolved_every_default(modulate):
     assert code == 1 and "add --resolved" in err
 
 
-def test_cp_copies_and_never_overwrites_unasked(modulate, tmp_path):
+def test_cp_copies_and_overwrites_only_with_force(modulate, tmp_path):
     assert modulate("cp", "gazeqwen_tiny", tmp_path)[0] == 0
     copy = tmp_path / "gazeqwen_tiny.yaml"
     assert copy.read_text() == recipe_paths()["gazeqwen_tiny"].read_text()
@@ -262,7 +262,7 @@ def work(tmp_path_factory):
     return folder, CliRunner().invoke(cli.build(), args)
 
 
-def test_train_prints_a_table_and_last_the_run(work):
+def test_train_prints_a_table_and_then_the_run(work):
     folder, result = work
     assert result.exit_code == 0, result.output
     for text in (
@@ -294,7 +294,7 @@ FEW = [
 ]
 
 
-def test_train_tells_what_every_store_did_and_which_bound_was_too_small(work, modulate, tmp_path):
+def test_train_summarizes_every_cache_and_says_which_limit_was_too_small(work, modulate, tmp_path):
     folder, _ = work
     bounds = [
         "features.disk_gib=0.00002",
@@ -337,7 +337,7 @@ def test_train_tells_what_every_store_did_and_which_bound_was_too_small(work, mo
         assert re.search(f"^{line}$", err, re.M), (line, err)
 
 
-def test_warnings_are_plain_lines_and_said_once_for_a_place_that_cannot_be_written(work, tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_plain_warning(work, tmp_path):
     folder, _ = work
     (tmp_path / "file").touch()
     args = [
@@ -465,6 +465,6 @@ def test_ask_takes_a_modulation_with_a_recipe(asked, work):
         ),
     ],
 )
-def test_ask_refuses_what_cannot_be_asked(change, message, asked):
+def test_ask_refuses_invalid_questions(change, message, asked):
     code, _, err = asked(**change)
     assert code == 1 and message in err and "Traceback" not in err

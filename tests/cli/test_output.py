@@ -69,7 +69,7 @@ def test_a_full_disk_and_a_closed_pipe_are_one_line_and_an_exit_code(args, tmp_p
     )  # 0: all was in the pipe before its end was closed
 
 
-def test_a_pipe_whose_reader_is_gone_before_anything_is_printed():
+def test_a_pipe_whose_reader_left_before_the_first_output_is_an_error():
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
@@ -80,11 +80,11 @@ def test_a_pipe_whose_reader_is_gone_before_anything_is_printed():
 
 
 @pytest.mark.parametrize("prefix", [">&-", ">&- <&-"])
-def test_a_stdout_that_was_closed_is_an_error_and_its_number_is_nobody_elses(prefix, tmp_path):
+def test_a_closed_stdout_is_an_error_and_its_handle_is_not_reused(prefix, tmp_path):
     assert one_line(run(["ls"], prefix, tmp_path), "Bad file descriptor")
 
 
-def test_without_stdin_or_stderr_all_is_as_ever(tmp_path):
+def test_closed_stdin_or_stderr_changes_nothing(tmp_path):
     usual = run(["ls"], cwd=tmp_path).stdout
     for prefix in ("<&-", "2>&-", "2>/dev/full", "<&- 2>&-"):
         done = run(["ls"], prefix, tmp_path)
@@ -104,7 +104,7 @@ def test_without_stdin_or_stderr_all_is_as_ever(tmp_path):
 @pytest.mark.parametrize(
     "args", [a for a in LIGHT if "--help" not in a or a == ["--help"]], ids=" ".join
 )
-def test_what_an_encoding_lacks_is_an_escape(args, environment, tmp_path):
+def test_characters_that_an_encoding_lacks_are_escaped(args, environment, tmp_path):
     done = run(args, cwd=tmp_path, **environment)
     assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
     if "--json" in args or "schema" in args:
@@ -115,7 +115,7 @@ def test_what_an_encoding_lacks_is_an_escape(args, environment, tmp_path):
         assert done.stdout == next((ROOT / "recipes").rglob("gazeqwen_tiny.yaml")).read_bytes()
 
 
-def test_names_beyond_ascii_are_told_in_ascii(tmp_path):
+def test_names_beyond_ascii_are_escaped_in_errors(tmp_path):
     recipe = tmp_path / "réçîpe→.yaml"
     recipe.write_text("name: x\nextends: nothing → here\n", encoding="utf-8")
     for name in (recipe.name, os.fsdecode(b"not\xffutf8.yaml"), "gone→.yaml"):
@@ -149,7 +149,8 @@ def texts_without_encoding(source):
             for a in (*node.args, *(k.value for k in node.keywords))
             if isinstance(a, ast.Constant) and isinstance(a.value, str)
         ]
-        if name in {"read_text", "write_text"} or (
+        # The function write_text of modulate.utils.atomic_files always writes UTF-8.
+        if (owner and name in {"read_text", "write_text"}) or (
             name in {"open", "fdopen"}
             and owner not in {"os", "av", "Run", "archive"}
             and not any("b" in m for m in modes)
@@ -201,7 +202,7 @@ def trained(tmp_path_factory):
     return folder, run(args, ">/dev/full", PYTHONIOENCODING="ascii")
 
 
-def test_a_run_whose_table_cannot_be_printed_is_finished_all_the_same(trained):
+def test_a_run_whose_table_cannot_be_printed_is_still_finished(trained):
     folder, done = trained
     told = done.stderr.decode().splitlines()
     assert done.returncode == 1 and told[-1].startswith(
@@ -224,7 +225,7 @@ def test_a_run_whose_table_cannot_be_printed_is_finished_all_the_same(trained):
         ("", {"PYTHONIOENCODING": "ascii"}, 0),
     ],
 )
-def test_eval_and_report_too(trained, prefix, environment, code):
+def test_eval_and_report_survive_unwritable_streams(trained, prefix, environment, code):
     folder, _ = trained
     for args in (
         ["eval", folder / "rüns" / "small", "--cache", folder / "cäche"],
@@ -252,10 +253,10 @@ def test_a_short_run_prints_one_line_of_progress(trained):
 # --- progress
 
 
-def test_without_a_terminal_lines_come_at_their_time_with_what_is_counted(monkeypatch, capsys):
+def test_without_a_terminal_counts_are_printed_at_intervals(monkeypatch, capsys):
     monkeypatch.setattr(progress, "INTERVAL", 0.2)
     with progress.display() as shown:
-        shown.status("loading")
+        shown.set_status("loading")
         time.sleep(0.3)
         for k in range(1, 31):
             shown.update("stage a", k, 30, f"loss {1 / k:.3f}")
@@ -273,7 +274,7 @@ def test_without_a_terminal_lines_come_at_their_time_with_what_is_counted(monkey
     )
 
 
-def test_what_stands_still_is_told_of_as_well_and_what_fails_before_it_counts_is_not(
+def test_a_stalled_task_is_printed_again_and_a_failure_before_the_first_count_is_not_summed_up(
     monkeypatch, capsys
 ):
     monkeypatch.setattr(progress, "INTERVAL", 0.1)
@@ -296,7 +297,7 @@ def test_what_stands_still_is_told_of_as_well_and_what_fails_before_it_counts_is
     assert not capsys.readouterr().err
 
 
-def test_every_display_is_of_this_kind():
+def test_all_commands_share_one_progress_display():
     """Long commands share one mechanism: rich's own displays are used in one place."""
     for path in [*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
         used = re.findall(
@@ -360,14 +361,14 @@ def warned(code, *args, option=()):
     )
 
 
-def test_what_libraries_deprecate_within_a_command_is_told_once_as_a_plain_line(tmp_path):
+def test_deprecations_of_libraries_in_a_command_are_shown_once_as_plain_lines(tmp_path):
     done = warned(IN_A_COMMAND, "bench", SMALL, f"data.params.root={tmp_path}/none", "--steps", "2")
     for text in TOLD:
         assert done.stderr.count(text) == 1, done.stderr
         assert f"\nwarning: {text}\n" in f"\n{done.stderr}"
 
 
-def test_in_python_too_and_what_the_user_set_stays():
+def test_deprecations_are_shown_in_python_too_and_the_users_settings_stay():
     code = """
 import types, warnings
 import transformers
@@ -409,14 +410,14 @@ def test_deprecations_are_shown_around_conditioned_forwards_and_the_injection_of
         assert "show_library_warnings()" in (ROOT / "modulate" / name).read_text(encoding="utf-8")
 
 
-def test_who_records_warnings_gets_all_of_them():
+def test_code_that_records_warnings_gets_all_of_them():
     with show_library_warnings(), pytest.warns(FutureWarning) as found:
         for _ in range(2):
             warnings.warn("recorded", FutureWarning, stacklevel=1)
     assert len(found) == 2
 
 
-def test_blocks_of_several_threads_leave_nothing_behind():
+def test_blocks_in_several_threads_leave_nothing_behind():
     before = warnings.formatwarning
 
     def work():
@@ -430,7 +431,7 @@ def test_blocks_of_several_threads_leave_nothing_behind():
     assert warnings.formatwarning is before
 
 
-def test_on_a_terminal_what_transformers_logs_stands_above_the_bars():
+def test_on_a_terminal_logs_of_transformers_appear_above_the_bars():
     code = """
 import sys, time, types, transformers
 from modulate.cli import output

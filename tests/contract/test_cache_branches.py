@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from modulate.errors import ConditioningError
+from modulate_hosts.contract.cache_branches import FIRST_TURN
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.generation import generate, one_prompt
-from modulate_hosts.contract.cache_branches import FIRST_TURN
 from modulate_hosts.contract.suite import Case
 from tests.tiny import cached, selecting
 
@@ -87,7 +87,7 @@ def test_rows_with_residuals_of_their_own_may_not_leave_the_batch(llava, kind):
         with pytest.raises(
             ConditioningError,
             match=(
-                r"was of 2 rows and is of 1 now; which rows are left cannot be known, so residuals"
+                r"had 2 rows and has 1 now; which rows are left cannot be known, so residuals"
                 r" cannot be told apart"
             ),
         ):

@@ -16,11 +16,11 @@ from modulate.modulation import conditioning, write_plan
 from modulate.modulation import recompute as passes
 from modulate.modulation import token_positions as localize
 from modulate.modulation import visual_token_tracker as tracker
+from modulate_hosts.contract import cache_branches as test_cache_branches
 from modulate_hosts.contract import coexistence as test_coexistence
 from modulate_hosts.contract import embeddings as test_embeddings
 from modulate_hosts.contract import forward as test_forward
 from modulate_hosts.contract import generation as test_generation
-from modulate_hosts.contract import cache_branches as test_cache_branches
 from modulate_hosts.contract import training as test_training
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, NotApplicable
@@ -288,7 +288,7 @@ CAUGHT_BY = {
     recompute_by_the_last_plan: [
         test_training.test_two_forwards_then_two_backwards,
         recomputed(test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.whole, 1),
-        recomputed(test_passes.test_bare_ones_have_gradients_of_their_own, test_passes.layers),
+        recomputed(test_passes.test_bare_forwards_have_gradients_of_their_own, test_passes.layers),
     ],
     recomputed_is_bare: [
         test_training.test_two_forwards_then_two_backwards,

@@ -215,7 +215,7 @@ class Machine(RuleBasedStateMachine):
     def forward(self, spec, heard, grad):
         batch = self.case.write(*spec[0], side=spec[1], first=spec[2])
         rows, parts = self.stack(batch, heard)
-        expected = reference.together(self.twin, parts, lambda host: host(**batch.inputs).logits)
+        expected = reference.call_differentiably(self.twin, parts, lambda host: host(**batch.inputs).logits)
         with torch.set_grad_enabled(grad), self.under(rows):
             close(self.host(**batch.inputs).logits, expected, 1e-4)
 
@@ -227,7 +227,7 @@ class Machine(RuleBasedStateMachine):
                 blocks.enter_context(self.attached[name].bare())
             found = self.host(**batch.inputs).logits
         _, parts = self.stack(batch, dict.fromkeys(LAYERS, ""), bare)
-        expected = reference.together(self.twin, parts, lambda host: host(**batch.inputs).logits)
+        expected = reference.call_differentiably(self.twin, parts, lambda host: host(**batch.inputs).logits)
         if self.attached.keys() <= bare:
             assert torch.equal(found, expected)
         close(found, expected)
@@ -413,7 +413,7 @@ class Machine(RuleBasedStateMachine):
         users, plain = (
             [p for p in host.parameters() if p.requires_grad] for host in (self.host, self.twin)
         )
-        expected = reference.together(self.twin, parts, run)
+        expected = reference.call_differentiably(self.twin, parts, run)
         wanted = (
             torch.autograd.grad(expected, ours + plain, allow_unused=True)
             if expected.requires_grad
@@ -605,7 +605,7 @@ class Machine(RuleBasedStateMachine):
         """Cast the host, or let it learn, for one forward."""
         batch = self.case.write(*spec[0], side=spec[1])
         rows, parts = self.stack(batch, heard)
-        expected = reference.together(self.twin, parts, lambda host: host(**batch.inputs).logits)
+        expected = reference.call_differentiably(self.twin, parts, lambda host: host(**batch.inputs).logits)
         flags = [p.requires_grad for p in self.host.parameters()]
         if how == "learns":
             self.host.requires_grad_(True)

@@ -71,7 +71,10 @@ def test_all_that_is_expected_of_a_video_is_decoded_at_once_and_each_clip_gets_i
     reader.expect(video, [3.0, 5.5])
     for times in ([1.0, 3.0], [3.0, 5.5], [5.5], [5.5, 1.0, 1.2]):
         assert same(reader.read(video, times), read_frames(video, times))
-    assert decoded == [("read_frames_at", [1.0, 3.0, 5.5]), ("read_frames_at", [1.0, 1.2, 3.0, 5.5])]
+    assert decoded == [
+        ("read_frames_at", [1.0, 3.0, 5.5]),
+        ("read_frames_at", [1.0, 1.2, 3.0, 5.5]),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from modulate.data.feature_shards import STORED, content, parsed
+from modulate.data.feature_shards import SHARD_DTYPES, parse_shard, read_bytes
 
 VALUES = torch.arange(24.0).view(2, 3, 4)
 NOTE = {"times": [0.0, 1.0]}
@@ -27,17 +27,17 @@ def altered(change, rest=b""):
     return bytearray(len(text).to_bytes(8, "little") + text + data[8 + size :] + rest)
 
 
-@pytest.mark.parametrize("dtype", STORED.values())
+@pytest.mark.parametrize("dtype", SHARD_DTYPES.values())
 def test_what_safetensors_wrote_is_read_with_its_note_without_a_copy(dtype):
     data = shard(VALUES.to(dtype))
-    note, values = parsed(data)
+    note, values = parse_shard(data)
     assert note == NOTE and values.dtype == dtype and torch.equal(values, VALUES.to(dtype))
     data[-values.element_size() :] = bytes(values.element_size())
     assert values.flatten()[-1] == 0
 
 
 def test_a_header_that_does_not_fit_the_file_is_refused():
-    assert torch.equal(parsed(altered(lambda entry: None))[1], VALUES)
+    assert torch.equal(parse_shard(altered(lambda entry: None))[1], VALUES)
     wrong = [
         altered(lambda entry: None, rest=b"0"),
         altered(lambda entry: entry.update(shape=[2, 3, 3])),
@@ -52,19 +52,19 @@ def test_a_header_that_does_not_fit_the_file_is_refused():
     ]
     for data in wrong:
         with pytest.raises(ValueError, match="its header does not fit its length"):
-            parsed(data)
+            parse_shard(data)
 
 
 def test_values_of_a_type_that_is_not_kept_or_other_names_are_refused():
     for data in (shard(VALUES.long()), bytearray(save({"others": VALUES}))):
         with pytest.raises(KeyError):
-            parsed(data)
+            parse_shard(data)
 
 
 def test_a_file_s_bytes_are_read_whole(tmp_path):
     path = tmp_path / "shard"
     for data in (b"", b"1", bytes(range(256)) * math.prod((64, 64))):
         path.write_bytes(data)
-        found = content(path)
+        found = read_bytes(path)
         path.write_bytes(b"another")
         assert found == data

@@ -1,6 +1,4 @@
-"""Features ahead of training: all that it asks for and no more, by any number of processes,
-whatever ends them.
-"""
+"""Features computed ahead of training: exactly what it needs, by any number of processes."""
 
 import os
 import signal
@@ -63,7 +61,7 @@ def arguments(world, *overrides):
     return [f"data.params.root={world}/tabletop", *TINY, *overrides]
 
 
-def footage_for(world, cache, *overrides):
+def extractor_for(world, cache, *overrides):
     return FeatureExtractor(
         load_recipe("gazeqwen_tiny", arguments(world, *overrides)),
         cache,
@@ -80,10 +78,10 @@ def files_in(folder):
 
 @pytest.fixture(scope="module")
 def filled(world):
-    """(footage, clips, folder of a cache that the command has filled, its files, what it printed)."""
+    """Return (extractor, clips, cache folder filled by the command, its files, its result)."""
     cache = world / "cache"
     done = command(world, cache)
-    extractor = footage_for(world, cache)
+    extractor = extractor_for(world, cache)
     return extractor, planned_clips(extractor), cache, files_in(cache), done
 
 
@@ -92,35 +90,29 @@ def command(world, cache, *more):
     from contextlib import redirect_stdout
     from io import StringIO
 
-    said = StringIO()
-    with redirect_stdout(said), pytest.raises(SystemExit) as ended:
+    stdout = StringIO()
+    with redirect_stdout(stdout), pytest.raises(SystemExit) as ended:
         cli.main(["features", "gazeqwen_tiny", *arguments(world), "--cache", str(cache), *more])
-    return ended.value.code, " ".join(said.getvalue().split())
+    return ended.value.code, " ".join(stdout.getvalue().split())
 
 
-# --- the same as training asks for, whoever computes it
+# --- the same entries as training needs, whoever computes them
 
 
-def test_training_and_evaluation_find_all_that_they_ask_for_and_leave_nothing_unused(
-    filled, world, tmp_path
-):
-    _, clips, cache, files, (code, said) = filled
+def test_training_and_evaluation_find_every_entry_and_use_all_of_them(filled, world, tmp_path):
+    _, clips, cache, files, (code, output) = filled
     shards = sorted(cache.glob("*.safetensors"))
-    assert (
-        code == 0
-        and f"clips {len(clips)} already there 0 computed {len(clips)} failed 0 on disk" in said
-        and len(shards) > len(clips) > 5
-    )
+    assert code == 0
+    assert f"clips {len(clips)} already there 0 computed {len(clips)} failed 0 on disk" in output
+    assert len(shards) > len(clips) > 5
     for path in shards:
         os.utime(path, ns=(10**12, path.stat().st_mtime_ns))
     recipe = load_recipe("gazeqwen_tiny", arguments(world))
     pipeline = Pipeline(recipe, cache)
     run = Run.create(recipe, tmp_path)
     evaluate(run, pipeline, train(run, pipeline))
-    assert (
-        pipeline.extractor.feature_cache.misses == 0
-        and pipeline.extractor.feature_cache.hits >= len(shards)
-    )
+    assert pipeline.extractor.feature_cache.misses == 0
+    assert pipeline.extractor.feature_cache.hits >= len(shards)
     assert [p.name for p in shards if p.stat().st_atime_ns == 10**12] == []
     assert files_in(cache) == files
 
@@ -129,7 +121,7 @@ RANKS = """
 import os, sys
 import torch
 from modulate import cli
-from modulate.interfaces.params import Choice
+from modulate.interfaces.params import ComponentSpec
 torch.set_num_threads(1)
 pids = []
 for rank in range(2):
@@ -172,35 +164,32 @@ def test_two_processes_write_the_same_bytes_as_one(filled, world, tmp_path):
     assert files_in(tmp_path) == filled[3]
 
 
-def test_shares_given_by_hand_make_the_whole(filled, world, tmp_path):
+def test_shards_given_by_hand_make_the_whole(filled, world, tmp_path):
     for number in (1, 3):
-        FeatureFiller(footage_for(world, tmp_path)).fill(Shard(number, 3).clips(filled[1]))
+        FeatureFiller(extractor_for(world, tmp_path)).fill(Shard(number, 3).clips(filled[1]))
     assert files_in(tmp_path).items() < filled[3].items()
-    code, said = command(world, tmp_path, "--shard", "2/3")
-    assert code == 0 and "features (share 2 of 3)" in said and files_in(tmp_path) == filled[3]
+    code, output = command(world, tmp_path, "--shard", "2/3")
+    assert code == 0 and "features (share 2 of 3)" in output and files_in(tmp_path) == filled[3]
 
 
-def test_of_splits_only_those_asked_for(world, filled, tmp_path):
+def test_only_the_requested_splits_are_planned(world, filled, tmp_path):
     extractor, clips, *_ = filled
-    train_clips, val, test = (planned_clips(extractor, [split]) for split in ("train", "val", "test"))
-    assert (
-        {len(c.times) for c in train_clips} == {2}
-        and {len(c.times) for c in val} == {4}
-        and not any(c.gray for c in (*train_clips, *val))
+    train_clips, val, test = (
+        planned_clips(extractor, [split]) for split in ("train", "val", "test")
     )
-    assert all(c.gray for c in test) and not any(
-        c.gray
-        for c in planned_clips(footage_for(world, tmp_path, "evaluation.conditions=[blank]"), ["test"])
-    )
-    assert sorted((*train_clips, *val, *test), key=lambda c: (str(c.video), c.times)) == clips
-    assert (
-        sum(len(c.samples) for c in clips)
-        == sum(len(extractor.dataset.samples(s)) for s in ("train", "val", "test"))
-        > len(clips)
-    )
+    assert {len(clip.times) for clip in train_clips} == {2}
+    assert {len(clip.times) for clip in val} == {4}
+    assert not any(clip.gray for clip in (*train_clips, *val))
+    assert all(clip.gray for clip in test)
+    without_gray = extractor_for(world, tmp_path, "evaluation.conditions=[blank]")
+    assert not any(clip.gray for clip in planned_clips(without_gray, ["test"]))
+    every_clip = (*train_clips, *val, *test)
+    assert sorted(every_clip, key=lambda clip: (str(clip.video), clip.times)) == clips
+    samples = sum(len(extractor.dataset.samples(split)) for split in ("train", "val", "test"))
+    assert sum(len(clip.samples) for clip in clips) == samples > len(clips)
 
 
-# --- going on
+# --- filling again
 
 
 def test_a_second_time_nothing_is_decoded_or_computed(filled, monkeypatch):
@@ -209,35 +198,31 @@ def test_a_second_time_nothing_is_decoded_or_computed(filled, monkeypatch):
         "modulate.data.clip_reader.probe", lambda path: pytest.fail("opened a video")
     )
     done = FeatureFiller(extractor).fill(clips)
-    assert (done.cached, done.computed, done.failed) == (len(clips), 0, []) and done.bytes == sum(
-        p.stat().st_size for p in cache.glob("*.safetensors")
-    )
+    assert (done.cached, done.computed, done.failed) == (len(clips), 0, [])
+    assert done.bytes == sum(path.stat().st_size for path in cache.glob("*.safetensors"))
     assert files_in(cache) == files
 
 
-def test_what_is_missing_or_damaged_is_computed_again_and_nothing_else(filled):
+def test_only_missing_and_damaged_entries_are_computed_again(filled):
     extractor, clips, cache, files, _ = filled
-    gone = sorted(cache.glob("*.safetensors"))[0]
+    missing = sorted(cache.glob("*.safetensors"))[0]
     altered = sorted(cache.glob("*.safetensors"))[-1]
-    histories_on = sorted((cache / "shown").iterdir())[0]
-    gone.unlink()
+    notes = sorted((cache / "shown").iterdir())[0]
+    missing.unlink()
     altered.write_bytes(altered.read_bytes()[:-1] + b"?")
-    histories_on.write_text('{"[0.0]": ["never"]}')
-    with pytest.warns(UserWarning) as said:
+    notes.write_text('{"[0.0]": ["never"]}')
+    with pytest.warns(UserWarning) as caught:
         done = FeatureFiller(extractor).fill(clips)
-    assert [
-        ("notes in" in str(w.message), "features in" in str(w.message))
-        for w in said
-        if "damaged" in str(w.message)
-    ].count((False, True)) == 1
-    assert any(
-        "The notes in" in str(w.message) and "are decoded again" in str(w.message) for w in said
-    )
-    assert done.computed == 2 and done.cached == len(clips) - 2 and files_in(cache) == files
+    warned = [str(warning.message) for warning in caught]
+    assert sum("damaged" in text and "features in" in text for text in warned) == 1
+    assert any("The notes in" in text and "are decoded again" in text for text in warned)
+    assert done.computed == 2
+    assert done.cached == len(clips) - 2
+    assert files_in(cache) == files
 
 
-def test_asked_to_stop_it_stops_behind_a_clip_and_then_goes_on(filled, world, tmp_path):
-    extractor = footage_for(world, tmp_path)
+def test_a_stop_request_is_obeyed_after_a_clip_and_filling_then_resumes(filled, world, tmp_path):
+    extractor = extractor_for(world, tmp_path)
     stop = StopRequest()
     with pytest.raises(
         Interrupted, match="Stopped by SIGTERM; everything up to here is saved"
@@ -250,34 +235,33 @@ def test_asked_to_stop_it_stops_behind_a_clip_and_then_goes_on(filled, world, tm
     )
 
 
-def test_frames_are_kept_where_the_recipe_keeps_them_and_spare_all_decoding(
-    world, filled, tmp_path, monkeypatch
-):
-    extractor = footage_for(world, tmp_path, "features.frames_gib=1")
+def test_cached_frames_save_all_decoding(world, filled, tmp_path, monkeypatch):
+    extractor = extractor_for(world, tmp_path, "features.frames_gib=1")
     clips = planned_clips(extractor, ["val"])
     need = SpaceEstimator(extractor).of(clips)
     done = FeatureFiller(extractor).fill(clips)
-    kept = sum(p.stat().st_size for p in (tmp_path / "frames").iterdir())
-    assert (
-        done.computed == len(clips)
-        and done.bytes == sum(map(len, files_in(tmp_path).values()))
-        and kept < need.frames < kept + 4096 * len(clips)
+    size = sum(path.stat().st_size for path in (tmp_path / "frames").iterdir())
+    assert done.computed == len(clips)
+    assert done.bytes == sum(map(len, files_in(tmp_path).values()))
+    assert size < need.frames < size + 4096 * len(clips)
+    monkeypatch.setattr(
+        "modulate.data.clip_reader.read_frames_at", lambda *a: pytest.fail("decoded")
     )
-    monkeypatch.setattr("modulate.data.clip_reader.read_shown", lambda *a: pytest.fail("decoded"))
-    again = FeatureFiller(footage_for(world, tmp_path, "features.frames_gib=1")).fill(clips)
+    again = FeatureFiller(extractor_for(world, tmp_path, "features.frames_gib=1")).fill(clips)
     assert (again.cached, again.computed) == (len(clips), 0)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
     assert FeatureFiller(extractor).fill(clips).computed == len(clips)
 
 
-# --- what goes wrong
+# --- failures
 
 
 def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 99)
-    extractor, (clip, *_) = footage_for(world, tmp_path / "cache"), filled[1]
+    extractor = extractor_for(world, tmp_path / "cache")
+    clip = filled[1][0]
     clips = [
         Clip(broken, (0.0,), False, ("q1", "q2")),
         Clip(tmp_path / "absent.mp4", (0.0,), False, ("q3",)),
@@ -285,10 +269,8 @@ def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_p
     ]
     done = FeatureFiller(extractor).fill(clips)
     assert done.computed == 1 and [c.samples for c, _ in done.failed] == [("q1", "q2"), ("q3",)]
-    assert (
-        "cannot be opened as a video" in done.failed[0][1]
-        and "There is no video file at" in done.failed[1][1]
-    )
+    assert "cannot be opened as a video" in done.failed[0][1]
+    assert "There is no video file at" in done.failed[1][1]
     total = 3 + len(clip.samples)
     with pytest.raises(
         DataError,
@@ -298,13 +280,13 @@ def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_p
         ),
     ):
         refuse_failures(extractor, clips, done)
-    refuse_failures(footage_for(world, tmp_path, "evaluation.max_failed_share=0.99"), clips, done)
+    refuse_failures(extractor_for(world, tmp_path, "evaluation.max_failed_share=0.99"), clips, done)
 
 
-def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_of_a_backbone_is_a_defect(
+def test_a_clip_that_does_not_fit_into_memory_fails_and_other_errors_of_a_backbone_are_raised(
     filled, world, tmp_path
 ):
-    extractor = footage_for(world, tmp_path)
+    extractor = extractor_for(world, tmp_path)
     clips = filled[1][:2]
 
     def full(frames, times):
@@ -329,7 +311,7 @@ def test_a_clip_that_does_not_fit_into_memory_has_failed_and_any_other_failure_o
 def test_features_whose_times_do_not_increase_are_refused_before_they_are_stored(
     filled, world, tmp_path
 ):
-    extractor = footage_for(world, tmp_path)
+    extractor = extractor_for(world, tmp_path)
     extractor.backbone.forward = lambda frames, times: FrameFeatures(
         torch.zeros(2, 1, 1, 1), (0.6, 0.1)
     )
@@ -338,24 +320,22 @@ def test_features_whose_times_do_not_increase_are_refused_before_they_are_stored
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_the_command_fails_when_clips_do_and_says_which(world, tmp_path, monkeypatch, capsys):
+def test_the_command_fails_if_clips_fail_and_names_them(world, tmp_path, monkeypatch, capsys):
     def refuse(video, times):
         raise DataError(f"no luck with {Path(video).name}")
 
     monkeypatch.setattr(
         "modulate.data.precompute.ClipReader.read", lambda self, video, times: refuse(video, times)
     )
-    code, said = command(world, tmp_path, "--split", "val")
-    assert (
-        code == 1
-        and "computed 0 failed" in said
-        and "failed: " in said
-        and "no luck with tabletop_0003.mp4" in said
-    )
+    code, output = command(world, tmp_path, "--split", "val")
+    assert code == 1
+    assert "computed 0 failed" in output
+    assert "failed: " in output
+    assert "no luck with tabletop_0003.mp4" in output
     assert "more than max_failed_share 0.0 allows" in capsys.readouterr().err
 
 
-def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(
+def test_limits_that_would_evict_new_entries_are_refused_before_anything_is_computed(
     world, tmp_path, capsys
 ):
     assert command(world, tmp_path, "features.disk_gib=0.0001")[0] == 1
@@ -365,7 +345,7 @@ def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(
         " used. Raise features.disk_gib to 0.000" in err
     )
     assert not list(tmp_path.rglob("*.safetensors"))
-    frames = footage_for(world, tmp_path, "features.frames_gib=0.001")
+    frames = extractor_for(world, tmp_path, "features.frames_gib=0.001")
     with pytest.raises(
         RecipeError,
         match=r"All decoded frames take about 5\.0 GiB, and features\.frames_gib keeps 1\.0 MiB",
@@ -374,11 +354,13 @@ def test_bounds_that_would_drop_what_is_computed_are_refused_before_anything_is(
     refuse_too_small(frames, SpaceNeeded(50 << 30, 1 << 20))
 
 
-def test_a_bound_that_drops_what_was_computed_all_the_same_is_told(filled, world, tmp_path):
-    extractor = footage_for(world, tmp_path)
+def test_entries_evicted_while_filling_are_an_error(filled, world, tmp_path):
+    extractor = extractor_for(world, tmp_path)
     extractor.feature_cache.max_bytes = 100_000
     with (
-        pytest.warns(UserWarning, match="what other recipes used longest ago will be dropped"),
+        pytest.warns(
+            UserWarning, match="the least recently used entries of other recipes will be dropped"
+        ),
         pytest.raises(
             StorageError,
             match=(
@@ -389,16 +371,14 @@ def test_a_bound_that_drops_what_was_computed_all_the_same_is_told(filled, world
         FeatureFiller(extractor).fill(filled[1])
 
 
-def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_path):
-    extractor = footage_for(world, tmp_path)
+def test_a_warning_says_that_entries_of_other_recipes_will_be_evicted(filled, world, tmp_path):
+    extractor = extractor_for(world, tmp_path)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
     os.utime(tmp_path / "other.safetensors", (1000, 1000))
     extractor.feature_cache.max_bytes = 800_000
     with pytest.warns(
         UserWarning,
-        match=(
-            r"holds 0\.7 MiB and 0\.2 MiB are to come, of at most 0\.8 MiB: what other recipes used"
-        ),
+        match=(r"holds 0\.7 MiB and 0\.2 MiB are to come, of at most 0\.8 MiB: the least recently"),
     ):
         FeatureFiller(extractor).fill(filled[1])
     assert not (tmp_path / "other.safetensors").exists() and {
@@ -406,19 +386,18 @@ def test_it_is_told_when_features_of_others_will_have_to_go(filled, world, tmp_p
     } == {k for k in filled[3] if "/" not in k}
 
 
-def test_where_nothing_is_missing_nothing_is_said_to_go(filled, world, tmp_path):
-    extractor = footage_for(world, tmp_path)
+def test_no_eviction_is_announced_if_nothing_is_missing(filled, world, tmp_path):
+    extractor = extractor_for(world, tmp_path)
     clips = planned_clips(filled[0], ["val"])
     FeatureFiller(extractor).fill(clips)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
     extractor.feature_cache.max_bytes = 500_000
-    assert FeatureFiller(extractor).fill(clips).cached == len(clips)  # warnings are errors here
+    # Warnings are errors in tests.
+    assert FeatureFiller(extractor).fill(clips).cached == len(clips)
     assert (tmp_path / "other.safetensors").exists()
 
 
-def test_a_disk_without_room_is_told_before_anything_is_computed(
-    filled, world, tmp_path, monkeypatch
-):
+def test_a_full_disk_is_reported_before_anything_is_computed(filled, world, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "shutil.disk_usage",
         lambda folder: namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1000),
@@ -426,7 +405,7 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(
     with pytest.raises(
         StorageError, match=r"MiB are still to be written, and the disk of .* has 0\.0 MiB left"
     ):
-        FeatureFiller(footage_for(world, tmp_path / "cache")).fill(filled[1])
+        FeatureFiller(extractor_for(world, tmp_path / "cache")).fill(filled[1])
     assert not (tmp_path / "cache").exists()
 
 
@@ -437,7 +416,7 @@ DINO = ComponentSpec(
 
 
 @pytest.mark.parametrize("backbone", [None, DINO])
-def test_sizes_are_known_without_computing_and_the_backbone_is_left_as_it_is(
+def test_sizes_are_estimated_without_computing_and_the_backbone_does_not_change(
     filled, tmp_path, backbone
 ):
     recipe = filled[0].recipe
@@ -463,8 +442,8 @@ def test_sizes_are_known_without_computing_and_the_backbone_is_left_as_it_is(
     } == {"cpu"}
 
 
-def test_sizes_of_a_backbone_that_needs_real_numbers_are_left_open(filled, world, tmp_path):
-    extractor = footage_for(world, tmp_path)
+def test_the_size_is_unknown_for_a_backbone_that_needs_real_numbers(filled, world, tmp_path):
+    extractor = extractor_for(world, tmp_path)
 
     class Picky(torch.nn.Module):
         def forward(self, frames, times):
@@ -474,7 +453,7 @@ def test_sizes_of_a_backbone_that_needs_real_numbers_are_left_open(filled, world
     assert SpaceEstimator(extractor).of(filled[1]) == SpaceNeeded()
 
 
-# --- shares
+# --- shards
 
 
 clip_lists = st.lists(
@@ -488,7 +467,7 @@ clip_lists = st.lists(
 
 
 @given(clip_lists, st.integers(1, 12), st.randoms())
-def test_shares_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
+def test_shards_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
     shares = [Shard(i, of).clips(clips) for i in range(1, of + 1)]
     assert Counter(c for share in shares for c in share) == Counter(clips)
     rng.shuffle(clips)
@@ -502,15 +481,17 @@ def test_shares_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
     assert max(frames) <= sum(frames) / of + largest
 
 
-def test_a_share_comes_from_the_launcher_from_the_command_line_or_both(monkeypatch):
+def test_a_shard_comes_from_the_launcher_the_command_line_or_both(monkeypatch):
     assert Shard.from_environment() == Shard(1, 1) and Shard.from_environment("3/8") == Shard(3, 8)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert Shard.from_environment() == Shard(2, 4) and Shard.from_environment("3/8") == Shard(10, 32)
+    assert Shard.from_environment() == Shard(2, 4) and Shard.from_environment("3/8") == Shard(
+        10, 32
+    )
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "a/b", "-1/2", "1/8 "])
-def test_shares_that_make_no_sense_are_refused(text):
+def test_invalid_shards_are_refused(text):
     with pytest.raises(
         RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"
     ):
@@ -518,7 +499,7 @@ def test_shares_that_make_no_sense_are_refused(text):
 
 
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("1", None), ("x", "2")])
-def test_a_launcher_s_environment_that_makes_no_sense_is_refused(monkeypatch, rank, size):
+def test_a_contradictory_environment_is_refused(monkeypatch, rank, size):
     monkeypatch.setenv("RANK", rank)
     if size:
         monkeypatch.setenv("WORLD_SIZE", size)
@@ -526,7 +507,7 @@ def test_a_launcher_s_environment_that_makes_no_sense_is_refused(monkeypatch, ra
         Shard.from_environment()
 
 
-def test_a_device_that_is_not_here_is_refused(world, tmp_path, capsys):
+def test_an_unknown_device_is_refused(world, tmp_path, capsys):
     assert command(world, tmp_path, "--device", "abacus")[0] == 1
     assert (
         "--device 'abacus' is not a device of this machine; use auto, cpu, or a CUDA device"
@@ -535,7 +516,7 @@ def test_a_device_that_is_not_here_is_refused(world, tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-def test_without_cuda_it_is_told_what_to_take(world, tmp_path, capsys):
+def test_without_cuda_the_error_names_the_alternative(world, tmp_path, capsys):
     assert command(world, tmp_path, "--device", "cuda:0")[0] == 1
     assert (
         capsys.readouterr().err
@@ -543,7 +524,7 @@ def test_without_cuda_it_is_told_what_to_take(world, tmp_path, capsys):
     )
 
 
-def test_a_cache_that_cannot_be_written_is_refused_before_the_data_are_made(tmp_path, capsys):
+def test_a_cache_that_cannot_be_written_is_refused_before_the_data_are_generated(tmp_path, capsys):
     (tmp_path / "file").touch()
     for cache, says in (
         (tmp_path / "file", f"Error: --cache {tmp_path}/file is a file, not a folder."),

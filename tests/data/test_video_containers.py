@@ -1,4 +1,4 @@
-"""Files that may be opened as a video: by what FFmpeg finds in them, with errors that say why not."""
+"""Files that may be opened as a video: decided by their content, with errors that say why."""
 
 import av
 import numpy as np
@@ -52,7 +52,7 @@ def test_what_names_other_files_is_refused_by_its_format_every_time_and_the_log_
     try:
         for _ in range(3):
             with pytest.raises(
-                VideoError, match=r"FFmpeg takes it for 'concat', which is none of the containers"
+                VideoError, match=r"FFmpeg takes it for 'concat', which is not one of the accepted"
             ):
                 open_container(path)
             assert (av.logging.get_level(), av.logging.get_skip_repeated()) == (level, before[1])
@@ -67,7 +67,7 @@ def test_what_is_no_video_is_refused_with_the_reason_and_no_format(tmp_path):
         with pytest.raises(
             VideoError,
             match=(
-                rf"{name.name} cannot be opened as a video: {why}.*\. It is no video, or was"
+                rf"{name.name} cannot be opened as a video: {why}.*\. It is not a video, or was"
                 r" cut off"
             ),
         ) as caught:

@@ -184,7 +184,7 @@ class Scenarios:
         host it was.
         """
         from modulate.hosts.fsdp import full_tensor, shard
-        from modulate.modulation.modulated_host import ModulatedHost
+        from modulate.modulation.attachment import ModulatedHost
         from tests.tiny import CLIP, fresh, inputs, our_hooks, qwen
 
         def learn(model):

@@ -223,4 +223,4 @@ def test_a_cache_without_hits_is_a_finding(root):
         " features.vision_tower_cache_gib."
     ]
     (rests,) = found(stages=2, batch_by="clip", features={"hidden_state_cache_gib": 1})
-    assert rests.startswith("features.hidden_state_cache_gib rests in stage 'joint'")
+    assert rests.startswith("features.hidden_state_cache_gib has no effect in stage 'joint'")

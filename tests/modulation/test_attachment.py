@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from modulate import ClipInput, visual_grid
+from modulate import ClipInput, ModulatedHost, visual_grid
 from modulate.errors import ConditioningError, HostError
 from modulate.interfaces.writer import Projection
 from modulate_hosts.qwen2_5_vl import Qwen25VL
@@ -80,20 +80,17 @@ def test_report_counts_tokens_steps_and_strength(host, modulation):
         with attachment.condition([[CLIP], []]):
             host(**inputs())
         report = attachment.report()
-    assert (report.forwards, report.tokens, report.steps, report.active_steps) == (
-        1,
-        GRID.tokens,
-        (2,),
-        (2,),
-    )
-    assert set(report.ratio) == {1, 2} and all(ratio > 0 for ratio in report.ratio.values())
+    assert (report.forwards, report.tokens) == (1, GRID.tokens)
+    assert (report.steps, report.active_steps) == ((2,), (2,))
+    assert set(report.ratio) == {1, 2}
+    assert all(ratio > 0 for ratio in report.ratio.values())
 
 
 def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(
     host, modulation, monkeypatch
 ):
     calls = []
-    found = []
+    logits = []
     for name in ("forward", "write_mixture"):
         original = getattr(Projection, name)
         monkeypatch.setattr(
@@ -104,15 +101,13 @@ def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(
             ),
         )
     with modulation.attached(host) as attachment:
-        for rows in (
-            [[CLIP], [CLIP]],
-            [[CLIP]],
-        ):  # the second: one row for two of the batch, as beams are, so that its tokens come twice
+        # The second: one row for both of the batch, as for beams, so its tokens are written twice.
+        for rows in ([[CLIP], [CLIP]], [[CLIP]]):
             with attachment.condition(rows):
-                found.append(host(**inputs()).logits)
+                logits.append(host(**inputs()).logits)
     assert calls == ["write_mixture"] * 4 + ["forward"] * 2  # layers and clips; layers
-    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(found[0], host(**inputs()).logits, atol=1e-3)
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(logits[0], host(**inputs()).logits, atol=1e-3)
 
 
 def test_misuse_is_an_error_with_both_sizes(host, modulation):
@@ -230,9 +225,7 @@ def test_a_host_class_that_names_no_placeholder_is_refused():
 
 
 def interrupted(host, kind=KeyboardInterrupt, **batch):
-    """Call the host and interrupt it in the middle, as Ctrl-C does: torch runs no hooks for what is
-    no Exception.
-    """
+    """Call the host and interrupt it, as Ctrl-C does: torch then runs no hooks."""
 
     def stop(*args):
         raise kind
@@ -248,12 +241,12 @@ def interrupted(host, kind=KeyboardInterrupt, **batch):
 def test_an_interrupted_forward_keeps_no_other_thread_out(host, modulation):
     batch = inputs()
     errors = []
-    found = []
+    logits = []
 
     def work():
         try:
             with attachment.condition([[CLIP], [CLIP]]):
-                found.append(host(**batch).logits)
+                logits.append(host(**batch).logits)
         except ConditioningError as error:
             errors.append(error)
 
@@ -264,7 +257,7 @@ def test_an_interrupted_forward_keeps_no_other_thread_out(host, modulation):
         thread.join()
         assert errors == []
         with attachment.condition([[CLIP], [CLIP]]):
-            assert torch.equal(host(**batch).logits, found[0])
+            assert torch.equal(host(**batch).logits, logits[0])
 
 
 def test_an_interrupted_forward_is_over(host):
@@ -338,3 +331,19 @@ def test_an_attachment_that_fails_halfway_leaves_no_hook(host):
     ):
         modulation.attach(host)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in host.modules())
+
+
+def test_a_modulated_host_conditions_its_host_and_its_parameters_are_the_modulations_alone(
+    host, modulation
+):
+    batch = inputs()
+    bare = host(**batch).logits
+    wrapped = ModulatedHost(modulation, host)
+    logits = wrapped([[CLIP], [CLIP]], **batch).logits
+    assert wrapped.attachment.report().forwards == 1
+    assert not torch.equal(logits, bare)
+    with wrapped.attachment.condition([[CLIP], [CLIP]]):
+        assert torch.equal(host(**batch).logits, logits)
+    assert {id(p) for p in wrapped.parameters()} == {id(p) for p in modulation.parameters()}
+    assert list(wrapped.state_dict()) == [f"modulation.{name}" for name in modulation.state_dict()]
+    wrapped.attachment.detach()

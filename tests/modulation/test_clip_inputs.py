@@ -68,15 +68,15 @@ def test_rows_of_every_kind_of_iterable_are_read_once(host, form, way):
         ([[CLIP], None], "Row 1 must be a list, got None"),
         (None, "Rows must be a list, got None"),
         ("clips", "Rows must be a list, got 'clips' .a str"),
-        ([["clip"]], "Row 0, clip 0 is 'clip' .a str., no ClipInput"),
+        ([["clip"]], "Row 0, clip 0 is 'clip' .a str., not a ClipInput"),
         (["clip"], "Row 0 must be a list, got 'clip'"),
         ([{"clip": CLIP}], "Row 0 must be a list, got a dict"),
         ({0: [CLIP]}, "Rows must be a list, got a dict"),
-        ([[CLIP, None]], "Row 0, clip 1 is None, no ClipInput"),
-        ([[[CLIP]]], "Row 0, clip 0 is a list, no ClipInput"),
+        ([[CLIP, None]], "Row 0, clip 1 is None, not a ClipInput"),
+        ([[[CLIP]]], "Row 0, clip 0 is a list, not a ClipInput"),
         (torch.zeros(2, 2), "Rows must be a list, got a Tensor"),
         (3, "Rows must be a list, got 3"),
-        ([[scanpath()]], "Row 0, clip 0 is a Scanpath, no ClipInput"),
+        ([[scanpath()]], "Row 0, clip 0 is a Scanpath, not a ClipInput"),
     ],
 )
 @pytest.mark.parametrize("way", ["condition", "maybe_condition", "ModulatedHost"])
@@ -152,7 +152,7 @@ def test_features_elsewhere_or_of_another_kind_are_refused():
     for features, message in (
         (CLIP.features.to("meta"), "on the meta device"),
         (CLIP.features.to_sparse(), "layout torch.sparse_coo"),
-        (CLIP.features.numpy(), "no Tensor; `torch.as_tensor`"),
+        (CLIP.features.numpy(), "not a Tensor; `torch.as_tensor`"),
         (
             CLIP.features[:1],
             (
@@ -208,9 +208,9 @@ def test_a_signal_of_another_kind_is_refused_and_one_of_a_subclass_is_not():
         check_rows([[replace(CLIP, signal=MultiSignal({"gaze": scanpath()}))]], REQUIREMENTS)
     with pytest.raises(SignalError, match="reads 'nobody_knows_it'"):
         check_rows([[CLIP]], replace(REQUIREMENTS, signal_kind="nobody_knows_it"))
-    with pytest.raises(ConditioningError, match=r"its signal is '.*csv' .a str., no Signal"):
+    with pytest.raises(ConditioningError, match=r"its signal is '.*csv' .a str., not a Signal"):
         check_rows([[replace(CLIP, signal="gaze.csv")]], REQUIREMENTS)
-    with pytest.raises(ConditioningError, match=r"its grid is a tuple, no VisualGrid"):
+    with pytest.raises(ConditioningError, match=r"its grid is a tuple, not a VisualGrid"):
         check_rows([[replace(CLIP, grid=(2, 2, 3))]], REQUIREMENTS)
 
 

@@ -210,7 +210,7 @@ def test_a_repository_that_does_not_exist_is_named(hub, tmp_path):
     with pytest.raises(
         MissingFileError,
         match=(
-            r"'someone/none' is no folder here, and no modulation could be fetched from the hub"
+            r"'someone/none' is not a local folder, and no modulation could be fetched from the hub"
             r" under that name: .*"
         ),
     ):
@@ -220,7 +220,7 @@ def test_a_repository_that_does_not_exist_is_named(hub, tmp_path):
 def test_a_repository_without_a_modulation_is_named(hub, tmp_path):
     hub.repos["someone/other"] = {"README.md": b"hello"}
     with pytest.raises(
-        MissingFileError, match=r"is no saved modulation: config\.json is missing there"
+        MissingFileError, match=r"is not a saved modulation: config\.json is missing there"
     ):
         pull(hub, tmp_path, "someone/other")
 
@@ -229,7 +229,7 @@ def test_offline_the_error_says_so(tmp_path):
     with pytest.raises(
         MissingFileError,
         match=(
-            r"'someone/gaze-tiny' is no folder here, and no modulation could be fetched from"
+            r"'someone/gaze-tiny' is not a local folder, and no modulation could be fetched from"
             r" the hub"
         ),
     ):

@@ -97,7 +97,7 @@ def test_the_adapter_folder_is_peft_s_own_format(tmp_path):
 def test_errors_name_the_file_or_tensor_that_does_not_fit(host, tmp_path):
     modulation = trained(host, lora=True)
     modulation.save_pretrained(tmp_path)
-    with pytest.raises(MissingFileError, match="is no saved modulation"):
+    with pytest.raises(MissingFileError, match="is not a saved modulation"):
         Modulation.from_pretrained(tmp_path / "adapter")
     tensors = load_file(tmp_path / "model.safetensors")
     save_file(tensors | {"stray": torch.zeros(1)}, tmp_path / "model.safetensors")

@@ -183,9 +183,7 @@ def test_two_losses_in_one_backward(scene, kind):
 
 @of_every_kind
 def test_a_bare_forward_between(scene, kind):
-    """Bare is bare, on the same embeddings and on a slice of them, while the graph of a conditioned
-    one lives.
-    """
+    """Bare forwards stay bare, also on a slice of the embeddings that a living graph holds."""
     expected = scene.expected(ONE)
     with scene.modulation.attached(scene.host) as attachment:
         idle = [scene.call(until) for until in (None, 10)]
@@ -202,7 +200,7 @@ def test_a_bare_forward_between(scene, kind):
 
 
 @of_every_kind
-def test_bare_ones_have_gradients_of_their_own(scene, kind):
+def test_bare_forwards_have_gradients_of_their_own(scene, kind):
     if scene.modulation.lora is None:
         pytest.skip("without LoRA a bare forward has none")
     plain = scene.expected([])
@@ -249,7 +247,7 @@ def test_backward_in_another_thread(scene, kind):
 
 
 @of_every_kind
-def test_twice_through_one_graph(scene, kind):
+def test_two_backwards_through_one_graph(scene, kind):
     expected = scene.expected(ONE)
     with scene.modulation.attached(scene.host) as attachment:
         loss = scene.under(attachment, ONE, kind(scene))
@@ -515,7 +513,7 @@ def gradient_of(weight, loss):
 
 
 @of_every_kind
-def test_made_before_attaching(scene, kind):
+def test_a_forward_made_before_attaching(scene, kind):
     weight = trained_host(scene)
     expected = gradient_of(weight, scene.loss())
     loss = kind(scene)()

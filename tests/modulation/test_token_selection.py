@@ -5,30 +5,13 @@ import torch
 from pydantic import ValidationError
 
 from modulate import ClipInput, Modulation
-from modulate.config.injection import Injection, Tokens
+from modulate.config.injection import Tokens
 from modulate.errors import ConditioningError
-from modulate.interfaces.params import ComponentSpec
 from modulate.modulation.token_positions import ForwardTokens
 from modulate.modulation.token_selection import TokenSelection
-from tests.tiny import CLIP, D_FEATURES, GRID, VIDEO, features, inputs, scanpath
+from tests.tiny import CLIP, GRID, VIDEO, features, inputs, scanpath, selecting
 
 OTHER = ClipInput(scanpath(0.9, 0.1), GRID, features(seed=5))
-
-
-def modulating(host, **tokens):
-    torch.manual_seed(3)
-    modulation = Modulation.for_host(
-        host,
-        encoder=ComponentSpec(name="heatmap_dur", params={"dim": 16}),
-        modulator=ComponentSpec(
-            name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
-        ),
-        injection=Injection(layers=(1, 2), tokens=Tokens(**tokens)),
-        d_features=D_FEATURES,
-    )
-    for writer in modulation.out:
-        torch.nn.init.normal_(writer.weight, std=0.5)
-    return modulation.eval()
 
 
 def written(host, modulation, batch, rows, **hints):
@@ -45,7 +28,7 @@ def mean(modulation, clips):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_text_is_all_that_is_neither_visual_nor_padding(host, side):
-    modulation = modulating(host, kind="text")
+    modulation = selecting(host, kind="text")
     batch = inputs(side=side)
     changed, delta, report = written(host, modulation, batch, [[CLIP], [OTHER]])
     assert torch.equal(changed, (batch["input_ids"] != VIDEO) & batch["attention_mask"].bool())
@@ -60,7 +43,7 @@ def test_text_is_all_that_is_neither_visual_nor_padding(host, side):
 
 
 def test_the_mean_is_over_all_clips_of_the_row_and_rows_without_a_signal_stay(host):
-    modulation = modulating(host, kind="text")
+    modulation = selecting(host, kind="text")
     batch = inputs(videos=2)
     changed, delta, _ = written(host, modulation, batch, [[CLIP, OTHER], []])
     assert not changed[1].any()
@@ -70,16 +53,16 @@ def test_the_mean_is_over_all_clips_of_the_row_and_rows_without_a_signal_stay(ho
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_last_is_the_last_token_that_is_no_padding(host, side):
-    modulation = modulating(host, kind="last")
+def test_last_is_the_last_token_that_is_not_padding(host, side):
+    modulation = selecting(host, kind="last")
     batch = inputs(side=side)
     changed, _, _ = written(host, modulation, batch, [[CLIP], [OTHER]])
     last = batch["attention_mask"].cumsum(1).argmax(1)
     assert torch.equal(changed.nonzero(), torch.stack([torch.arange(2), last], 1))
 
 
-def test_a_mask_is_taken_as_it_is(host):
-    modulation = modulating(host, kind="mask")
+def test_exactly_the_positions_of_a_mask_are_written(host):
+    modulation = selecting(host, kind="mask")
     batch = inputs()
     mask = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     mask[0, 3], mask[1, -1] = True, True
@@ -106,7 +89,7 @@ def test_positions_beyond_a_mask_are_not_chosen():
 
 @pytest.mark.parametrize("steps", [(0,), (-1,), (0, 1)])
 def test_steps_choose_among_the_visual_tokens(host, steps):
-    modulation = modulating(host, steps=steps)
+    modulation = selecting(host, steps=steps)
     batch = inputs()
     changed, delta, _ = written(host, modulation, batch, [[CLIP], [OTHER]])
     visual = (batch["input_ids"] == VIDEO).nonzero().view(2, GRID.steps, GRID.tokens_per_step, 2)
@@ -122,8 +105,10 @@ def test_steps_choose_among_the_visual_tokens(host, steps):
 
 
 @pytest.mark.parametrize(("kind", "hint"), [("text", None), ("last", "prompt"), ("mask", "mask")])
-def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, hint):
-    modulation = modulating(host, kind=kind)
+def test_generation_is_the_same_with_and_without_a_cache_and_each_beam_reads_its_row(
+    host, kind, hint
+):
+    modulation = selecting(host, kind=kind)
     batch = inputs()
     text = batch["attention_mask"].bool() & (batch["input_ids"] != VIDEO)
     hints = {} if hint is None else {hint: text}
@@ -148,8 +133,8 @@ def test_generation_with_cache_equals_without_and_beams_their_rows(host, kind, h
     )
 
 
-def test_chunks_of_a_prompt_give_what_the_whole_gives_once_it_is_said_where_it_ends(host):
-    modulation = modulating(host, kind="last")
+def test_a_prompt_in_chunks_gives_the_same_as_in_one_once_its_end_is_known(host):
+    modulation = selecting(host, kind="last")
     batch = inputs(texts=((7, 8, 9),))
     prompt = batch["attention_mask"].bool()
     settings = dict(max_new_tokens=5, min_new_tokens=5, do_sample=False)
@@ -189,7 +174,7 @@ def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
         ),
         ({"steps": (2,)}, {}, "step 2 .* but a clip has 2 steps"),
     ):
-        modulation = modulating(host, **tokens)
+        modulation = selecting(host, **tokens)
         with (
             pytest.raises(ConditioningError, match=message),
             modulation.attached(host) as attachment,
@@ -200,6 +185,6 @@ def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
         Tokens(kind="text", steps=(0,))
 
 
-def test_it_is_saved_with_the_modulation(host, tmp_path):
-    modulating(host, kind="last").save_pretrained(tmp_path)
+def test_the_selection_is_saved_with_the_modulation(host, tmp_path):
+    selecting(host, kind="last").save_pretrained(tmp_path)
     assert Modulation.from_pretrained(tmp_path).config.injection.tokens == Tokens(kind="last")

@@ -95,7 +95,7 @@ def host_and_modulation():
         [1, 5, 1, 1, 1, 30],
     ],
 )
-def test_a_prompt_in_chunks_of_any_sizes_gives_what_the_whole_gives(host_and_modulation, sizes):
+def test_a_prompt_in_chunks_of_any_sizes_gives_the_same_as_in_one(host_and_modulation, sizes):
     host, modulation = host_and_modulation
     batch = inputs(texts=((7, 8, 9),))
     cached_merged_inputs(host, batch)
@@ -139,7 +139,7 @@ def test_a_prompt_short_of_visual_tokens_is_refused_after_two_decode_steps_or_at
     handle.remove()
 
 
-def test_a_wrong_forward_is_not_forgiven_for_a_right_one_before_or_after(host, modulation):
+def test_a_wrong_forward_is_refused_whether_a_right_one_came_before_or_after(host, modulation):
     right = inputs(texts=((7,),))
     wrong = inputs(texts=((7,),), videos=2)
     with modulation.attached(host) as attachment:
@@ -375,7 +375,7 @@ def test_placeholders_beside_pictures_are_a_clip_and_not_generated(name):
         ConditioningError,
         match=(
             r"Row 0: the inputs hold 8 visual tokens, the conditioning 4.* a clip that comes later"
-            r" has a conditioning of its host_and_modulation"
+            r" has a conditioning of its own"
         ),
     ):
         counted([{"input_ids": IDS, name: torch.zeros(1)}, second])

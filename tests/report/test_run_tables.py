@@ -1,13 +1,16 @@
 """Tables of one run: tasks, conditions, paired tests, coverage."""
 
 from modulate.interfaces.components import Reference
+from modulate.interfaces.multi_signal import controls_of
 from modulate.report.run_tables import (
+    condition_meanings,
     conditions_table,
     coverage_table,
+    paired_tests_table,
     power_notes,
     tasks_table,
-    paired_tests_table,
 )
+from modulate.report.runs import group_runs
 from tests.report.helpers import EASY, HARD, SIGNAL, predictions, results_of_first, write_run
 
 
@@ -35,6 +38,16 @@ def test_conditions_show_differences_with_their_tests(three_runs):
     signal, none, _ = table.rows
     assert signal[:2] == ("signal", "the clip's own signal") and signal[5:] == ("–",) * 5
     assert none[0] == "none" and none[5] == "+71.9" and none[-1] == "0.016"
+
+
+def test_every_control_says_what_its_signal_is(three_runs):
+    (group, *_) = group_runs(three_runs)
+    meanings = condition_meanings(group)
+    assert {"blank", "shuffled", "centre", "shifted"} <= meanings.keys()
+    assert meanings["blank"] == "the same clip with an empty signal"
+    for name, control in controls_of("gaze").items():
+        assert control.__doc__.startswith("Control: "), name
+        assert meanings[name] and "\n" not in meanings[name]
 
 
 def test_paired_tests_name_both_sides_and_their_counts(three_runs):

@@ -8,21 +8,13 @@ import pytest
 
 from modulate import Modulation
 from modulate.cli import main
-from modulate.config.recipe import Recipe, load_recipe
-from modulate.config.renamed_keys import RENAMED, new_name
-from modulate.config.sections import Evaluation, Features, Sampling, Training
-from modulate.errors import RecipeError
+from modulate.config.recipe import Recipe
+from modulate.config.renamed_keys import RENAMED
 from modulate.evaluation.predictions import read_predictions
 from modulate.runs.run import Run
-from tests.paths import FIXTURES, SMALL
+from tests.paths import FIXTURES
 
 SAVED = FIXTURES / "saved_by_0_1" / "run"
-SECTIONS = {
-    "sampling": Sampling,
-    "features": Features,
-    "training": Training,
-    "evaluation": Evaluation,
-}
 
 
 @pytest.fixture
@@ -85,18 +77,3 @@ def test_the_same_training_asked_for_again_is_taken_for_finished(
     with pytest.raises(SystemExit) as ended:
         main(["train", "today.yaml", "--runs", str(tmp_path), "--cache", str(tmp_path / "cache")])
     assert ended.value.code == 0 and Run.open(tmp_path / "saved").read_state().steps == 4
-
-
-@pytest.mark.parametrize("old", RENAMED)
-def test_an_old_key_in_a_recipe_is_refused_with_the_new_name(old, tmp_path):
-    section, _, key = old.rpartition(".")
-    assert (
-        RENAMED[old] in SECTIONS[section].model_fields and key not in SECTIONS[section].model_fields
-    )
-    with pytest.raises(RecipeError, match=f"renamed to {new_name(old)}"):
-        load_recipe(SMALL, [f"{old}=1"])
-    (tmp_path / "own.yaml").write_text(
-        f"extends: gazeqwen_tiny\nname: own\n{section}: {{{key}: 1}}\n"
-    )
-    with pytest.raises(RecipeError, match=f"{old}: unknown key. It was renamed to {new_name(old)}"):
-        load_recipe(str(tmp_path / "own.yaml"))

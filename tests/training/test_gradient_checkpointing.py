@@ -8,7 +8,7 @@ import torch
 from modulate.config.recipe import load_recipe
 from modulate.errors import HostError, RecipeError
 from modulate.hosts.host import understand
-from modulate.modulation.modulated_host import ModulatedHost
+from modulate.modulation.attachment import ModulatedHost
 from modulate.training.gradient_checkpointing import recomputed
 from tests.tiny import CLIP, fresh, inputs, qwen
 

@@ -25,7 +25,7 @@ from modulate.utils.atomic_files import (
 )
 
 
-def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path):
+def test_the_hash_follows_the_content(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"one")
     assert content_hash(path) == hashlib.sha256(b"one").hexdigest()
@@ -33,7 +33,7 @@ def test_the_hash_is_the_content_s_and_follows_a_change(tmp_path):
     assert content_hash(path) == hashlib.sha256(b"two!").hexdigest()
 
 
-def test_the_hash_is_read_once_while_the_file_stays(tmp_path):
+def test_the_hash_is_computed_once_while_the_file_stays(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"one")
     stat = path.stat()
@@ -64,7 +64,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("operation", ["open", "fsync", "replace"])
-def test_a_disk_that_is_full_at_any_point_is_said_and_leaves_the_old_file(
+def test_a_disk_that_is_full_at_any_point_is_an_error_and_leaves_the_old_file(
     tmp_path, monkeypatch, operation
 ):
     path = tmp_path / "a.json"
@@ -99,7 +99,7 @@ def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_fills_up_while_tensors_are_written_is_said_and_nothing_is_left(tmp_path):
+def test_a_disk_that_fills_up_while_tensors_are_written_is_an_error_and_leaves_nothing_behind(tmp_path):
     path = tmp_path / "w.safetensors"
     with (
         no_room(),
@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_while_tensors_are_written_is_said_and_nothing_is_l
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_under_a_log_costs_the_line_alone(tmp_path):
+def test_a_disk_that_fills_up_under_a_log_costs_only_the_last_line(tmp_path):
     log = LineWriter(tmp_path / "log.jsonl")
     with (
         no_room(),
@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up_under_a_log_costs_the_line_alone(tmp_path):
     assert again.cut(log.count) == 0 and log.path.stat().st_size == 31 * log.count
 
 
-def test_a_log_is_cut_to_whole_lines_and_says_what_is_missing(tmp_path):
+def test_a_log_is_cut_to_whole_lines_and_counts_missing_ones(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("one\ntwo\nthr")
     log = LineWriter(path)
@@ -136,7 +136,7 @@ def test_a_log_is_cut_to_whole_lines_and_says_what_is_missing(tmp_path):
     assert LineWriter(tmp_path / "none").cut(2) == 2 and not (tmp_path / "none").exists()
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+def test_only_files_of_killed_writers_are_removed(tmp_path):
     (tmp_path / "sub").mkdir()
     left = [tmp_path / ".state.json.x1y2z3.partial", tmp_path / "sub" / ".tmpAb1xYz"]
     kept = [tmp_path / "state.json", tmp_path / ".lock", tmp_path / "sub" / "log.tmpl"]
@@ -146,7 +146,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(kept)
 
 
-def test_what_is_written_is_on_disk_before_it_has_its_name_and_its_folder_after(
+def test_a_file_is_flushed_before_its_rename_and_its_folder_after(
     tmp_path, monkeypatch
 ):
     done = []
@@ -172,12 +172,12 @@ def test_what_is_written_is_on_disk_before_it_has_its_name_and_its_folder_after(
     ]
 
 
-def test_results_may_be_read_by_everybody(tmp_path):
+def test_results_are_readable_by_everybody(tmp_path):
     write_json(tmp_path / "a.json", 1)
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
 
 
-def test_json_is_text_as_it_is_and_holds_no_nan(tmp_path):
+def test_json_is_written_as_utf8_and_refuses_nan(tmp_path):
     assert as_json({"é": [1, None]}) == '{\n  "é": [\n    1,\n    null\n  ]\n}\n'
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", float("nan"))
@@ -185,7 +185,7 @@ def test_json_is_text_as_it_is_and_holds_no_nan(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "new/deep"])
-def test_a_folder_that_can_be_written_or_made_is_not_refused_and_not_made(tmp_path, name):
+def test_a_folder_that_can_be_written_or_made_passes_and_is_not_made(tmp_path, name):
     refuse_unwritable(tmp_path / name, "--out")
     assert not list(tmp_path.iterdir())
 
@@ -218,7 +218,7 @@ def test_a_folder_that_the_system_protects_is_refused_with_its_reason():
         refuse_unwritable(Path("/proc/1/new"), "--out")
 
 
-def test_a_place_that_may_not_be_written_is_not_blamed_on_space():
+def test_a_protected_folder_is_not_blamed_on_disk_space():
     with pytest.raises(
         StorageError,
         match="Name another folder, or change its permissions, and run the command again",
@@ -236,11 +236,11 @@ def test_a_place_that_may_not_be_written_is_not_blamed_on_space():
         (5000 * 2**30, "5,000.0 GiB"),
     ],
 )
-def test_sizes_are_told_in_the_unit_that_fits(size, text):
+def test_sizes_are_given_in_a_suitable_unit(size, text):
     assert format_bytes(size) == text
 
 
-def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_error(
+def test_lines_are_flushed_on_request_and_a_missing_log_is_no_error(
     tmp_path, monkeypatch
 ):
     flushed = []
@@ -256,7 +256,7 @@ def test_lines_are_brought_to_disk_when_asked_and_a_log_that_is_not_there_is_no_
     assert flushed == [str(log.path)] and log.path.read_text(encoding="utf-8") == "é\n"
 
 
-def test_a_log_that_is_whole_is_not_written_anew(tmp_path):
+def test_a_complete_log_is_not_rewritten(tmp_path):
     log = LineWriter(tmp_path / "log.jsonl")
     log.append("one")
     log.append("two")
@@ -265,7 +265,7 @@ def test_a_log_that_is_whole_is_not_written_anew(tmp_path):
     assert log.cut(0) == 0 and log.path.read_text() == ""
 
 
-def test_what_a_killed_look_at_a_folder_leaves_is_hidden_and_removed_as_any_half_written_file(
+def test_the_probe_file_of_a_killed_process_is_removed_like_any_unfinished_file(
     tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patched:
@@ -276,7 +276,7 @@ def test_what_a_killed_look_at_a_folder_leaves_is_hidden_and_removed_as_any_half
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_another_process_makes_at_that_moment_is_no_error(tmp_path, monkeypatch):
+def test_a_folder_that_another_process_creates_meanwhile_is_no_error(tmp_path, monkeypatch):
     folder = tmp_path / "new"
     is_dir = Path.is_dir
 

@@ -37,7 +37,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_a_second_process_is_told_who_the_first_is_until_that_dies(holder, tmp_path):
+def test_a_second_process_is_refused_with_the_owner_until_that_dies(holder, tmp_path):
     text = (
         rf"^{re.escape(str(tmp_path))} is in use by process {holder.pid} on host"
         rf" {re.escape(socket.gethostname())}, since 2\d\d\d-.+Wait for it, stop it"
@@ -67,7 +67,7 @@ with inheritable_lock(Path(sys.argv[1]), print) as handle:
 """
 
 
-def test_what_a_killed_process_has_started_holds_its_folder_until_it_ends(tmp_path):
+def test_children_of_a_killed_process_hold_its_lock_until_they_end(tmp_path):
     first = subprocess.Popen(
         [sys.executable, "-c", BEQUEATH, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -97,7 +97,7 @@ def test_what_a_killed_process_has_started_holds_its_folder_until_it_ends(tmp_pa
     ]
 
 
-def test_a_process_may_hold_what_it_holds(tmp_path):
+def test_a_process_may_enter_its_own_lock_again(tmp_path):
     with folder_lock(tmp_path):
         with folder_lock(tmp_path / "." / "x" / ".."):
             pass
@@ -109,7 +109,7 @@ def refuse(*args):
     raise OSError(errno.ENOLCK, "No locks available")
 
 
-def test_without_locks_the_file_s_content_decides_and_that_is_said(holder, tmp_path, monkeypatch):
+def test_without_file_system_locks_the_content_of_the_file_decides_with_a_warning(holder, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
         pytest.raises(LockedError, match=f"in use by process {holder.pid} on host"),
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
         pass
 
 
-def test_a_process_may_hold_any_number_of_times_over_and_the_first_to_enter_lets_go(
+def test_a_lock_entered_several_times_ends_with_the_outermost_block(
     tmp_path, holder_of
 ):
     with folder_lock(tmp_path):
@@ -177,7 +177,7 @@ def holder_of():
     return find
 
 
-def test_processes_that_live_are_told_from_those_that_do_not_and_left_in_peace(monkeypatch):
+def test_running_processes_are_recognized_and_not_disturbed(monkeypatch):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     waiting = subprocess.Popen(

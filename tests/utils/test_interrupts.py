@@ -26,7 +26,7 @@ def usual_handlers():
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_a_signal_is_a_request_that_the_run_answers_when_it_can(number, code):
+def test_a_signal_is_a_request_that_the_run_answers_at_its_next_check(number, code):
     before = signal.getsignal(number)
     with graceful() as stop:
         stop.check()
@@ -51,7 +51,7 @@ def test_a_second_ctrl_c_acts_at_once():
         assert stop.requested == signal.SIGINT
 
 
-def test_a_signal_that_is_ignored_stays_so():
+def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with graceful() as stop:
@@ -61,11 +61,11 @@ def test_a_signal_that_is_ignored_stays_so():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_nobody_asked_nothing_raised():
+def test_without_a_request_nothing_is_raised():
     StopRequest().check()
 
 
-def test_handlers_come_back_when_the_block_ends_though_nothing_was_asked():
+def test_handlers_are_restored_when_the_block_ends_without_a_request():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     with graceful():

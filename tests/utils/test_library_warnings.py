@@ -41,7 +41,7 @@ def shown(category, text, module=LIBRARY):
 
 
 @pytest.mark.parametrize("category", notices.DEPRECATIONS)
-def test_a_library_s_deprecation_is_told_once_as_a_plain_line(stock, category):
+def test_a_deprecation_of_a_library_is_shown_once_as_a_plain_line(stock, category):
     with show_library_warnings():
         assert shown(category, "old") == ["warning: old\n"]
         assert shown(category, "old") == [""]
@@ -52,7 +52,7 @@ def test_a_library_s_deprecation_is_told_once_as_a_plain_line(stock, category):
         assert shown(category, "old") == ["warning: old\n"]
 
 
-def test_other_warnings_are_as_python_prints_them_and_plain_lines_in_a_command(stock):
+def test_other_warnings_are_printed_as_by_python_but_as_plain_lines_in_a_command(stock):
     with show_library_warnings():
         (said,) = shown(UserWarning, "look")
         assert said.startswith(f"{LIBRARY}.py:1: UserWarning: look")
@@ -61,7 +61,7 @@ def test_other_warnings_are_as_python_prints_them_and_plain_lines_in_a_command(s
         assert shown(UserWarning, "look") == ["warning: look\n"] == shown(UserWarning, "look")
 
 
-def test_filters_and_format_are_as_they_were_when_the_outermost_block_ends(stock):
+def test_filters_and_format_are_restored_when_the_outermost_block_ends(stock):
     before = warnings.formatwarning
     filters = list(warnings.filters)
     with show_library_warnings():
@@ -77,7 +77,7 @@ def test_filters_and_format_are_as_they_were_when_the_outermost_block_ends(stock
     assert warnings.formatwarning is before and warnings.filters == filters
 
 
-def test_a_deprecation_of_nobody_we_know_or_that_the_user_ignores_is_not_told(stock):
+def test_deprecations_of_unknown_libraries_and_ignored_ones_are_not_shown(stock):
     with show_library_warnings():
         assert shown(DeprecationWarning, "old", "somebody") == []
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=LIBRARY)
@@ -88,7 +88,7 @@ def test_a_deprecation_of_nobody_we_know_or_that_the_user_ignores_is_not_told(st
         assert shown(DeprecationWarning, "other") == []
 
 
-def test_what_a_library_logs_is_a_line_on_the_stderr_of_the_moment(stock, capsys):
+def test_logs_of_a_library_go_to_the_current_stderr(stock, capsys):
     logger = logging.getLogger(LIBRARY)
     own = logging.StreamHandler(sys.__stderr__)
     before = list(logger.handlers)

@@ -13,7 +13,7 @@ def of_bytes(limit):
     return LRUCache(limit, len)
 
 
-def test_what_was_used_longest_ago_goes_first():
+def test_the_least_recently_used_value_is_evicted_first():
     kept = of_bytes(6)
     kept.put("a", b"aa")
     kept.put("b", b"bb")
@@ -23,7 +23,7 @@ def test_what_was_used_longest_ago_goes_first():
     assert [kept.get(k) for k in "abcd"] == [b"aa", None, b"cc", b"dd"]
 
 
-def test_another_value_under_the_same_key_takes_its_place_and_its_room():
+def test_a_new_value_of_a_key_replaces_the_old_one():
     kept = of_bytes(6)
     kept.put("a", b"aaaa")
     kept.put("a", b"a")
@@ -31,7 +31,7 @@ def test_another_value_under_the_same_key_takes_its_place_and_its_room():
     assert (kept.get("a"), kept.get("b")) == (b"a", b"bbbbb")
 
 
-def test_a_value_that_can_never_fit_is_not_kept_and_pushes_nothing_out():
+def test_a_value_larger_than_the_cache_is_not_stored_and_evicts_nothing():
     kept = of_bytes(3)
     kept.put("a", b"a")
     kept.put("big", b"bbbb")
@@ -40,7 +40,7 @@ def test_a_value_that_can_never_fit_is_not_kept_and_pushes_nothing_out():
     assert kept.get("a") is None  # the old value would be wrong
 
 
-def test_no_bytes_keep_nothing():
+def test_a_cache_of_zero_bytes_stores_nothing():
     kept = of_bytes(0)
     kept.put("a", b"a")
     assert kept.get("a") is None
@@ -49,7 +49,7 @@ def test_no_bytes_keep_nothing():
 @given(
     st.integers(0, 12), st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.integers(0, 6)))
 )
-def test_it_keeps_what_a_plain_list_of_uses_says(limit, calls):
+def test_it_stores_the_same_as_a_plain_list_of_uses(limit, calls):
     """The longest tail of the uses that fits, counted from the last; a call with None asks, any
     other keeps that many bytes.
     """
@@ -70,7 +70,7 @@ def test_it_keeps_what_a_plain_list_of_uses_says(limit, calls):
             plain.popitem(last=False)
 
 
-def test_many_threads_leave_it_whole():
+def test_it_stays_consistent_under_many_threads():
     kept = of_bytes(50)
 
     def work(seed):

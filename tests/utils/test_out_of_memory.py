@@ -6,20 +6,20 @@ import torch
 from modulate.utils.out_of_memory import first_line, free_cached_memory, is_out_of_memory
 
 
-def test_an_allocation_that_the_machine_refuses_is_out_of_memory():
+def test_a_refused_cpu_allocation_is_out_of_memory():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**58, dtype=torch.uint8)
     assert is_out_of_memory(refused.value)
 
 
-def test_an_accelerator_s_own_error_is_out_of_memory_and_others_are_not():
+def test_the_error_of_an_accelerator_is_out_of_memory_and_others_are_not():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
     with pytest.raises(RuntimeError) as shapes:
         torch.ones(2) @ torch.ones(3)
     assert not is_out_of_memory(shapes.value)
 
 
-def test_of_a_message_the_first_sentence_is_told():
+def test_only_the_first_sentence_of_a_message_is_used():
     assert (
         first_line(RuntimeError("CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0 has\nmore"))
         == "CUDA out of memory"
@@ -28,7 +28,7 @@ def test_of_a_message_the_first_sentence_is_told():
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_what_torch_keeps_is_given_back_where_an_accelerator_is_in_use(monkeypatch, used):
+def test_cached_memory_is_freed_if_an_accelerator_is_in_use(monkeypatch, used):
     given = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append("cache"))

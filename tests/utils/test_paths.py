@@ -34,7 +34,7 @@ def test_a_folder_of_a_package_and_a_subpackage_are_found() -> None:
     )
 
 
-def test_a_missing_plain_path_is_an_error_that_says_where_it_was_looked_for(
+def test_a_missing_plain_path_is_an_error_with_the_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def test_a_missing_plain_path_is_an_error_that_says_where_it_was_looked_for(
         resolve("nowhere.pt")
 
 
-def test_a_missing_file_of_a_package_is_an_error_that_says_where_it_was_looked_for() -> None:
+def test_a_missing_file_of_a_package_is_an_error_with_the_absolute_path() -> None:
     with pytest.raises(
         MissingFileError, match=str(Path(str(modulate.__file__)).parent / "nowhere.pt")
     ):
@@ -73,6 +73,6 @@ def test_an_empty_path_is_an_error_and_not_the_working_directory() -> None:
     "text",
     ["x" * 5000, "~nobody_of_this_name/x", "a\0b", "package:modulate_tabletop/" + "x" * 5000],
 )
-def test_names_that_cannot_be_looked_for_are_refused(text):
+def test_impossible_names_are_refused(text):
     with pytest.raises(MissingFileError, match=r"cannot be looked for|does not exist"):
         resolve(text)

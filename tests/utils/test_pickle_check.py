@@ -48,11 +48,11 @@ VALUES = [
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_a_plain_value_counts_as_itself_and_all_in_it(value, protocol):
+def test_a_plain_value_counts_with_everything_inside_it(value, protocol):
     assert count(value, protocol) == written_out(value)
 
 
-def test_a_shared_value_counts_wherever_it_stands():
+def test_a_shared_value_counts_at_every_use():
     shared = [1, 2, 3]
     assert count([shared, shared]) == written_out([shared, shared]) == 9
     assert count({"a": shared, "b": [shared, [shared]]}) == written_out(
@@ -82,7 +82,7 @@ def test_a_container_that_changes_after_it_was_put_into_another_is_refused():
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x02", b"\x80\x02]q\x00"])
-def test_a_pickle_that_ends_early_is_said(data):
+def test_a_truncated_pickle_is_refused(data):
     with pytest.raises(
         CheckpointError,
         match=(
@@ -104,7 +104,7 @@ def test_a_pickle_that_ends_early_is_said(data):
         b"\xff.",
     ],
 )
-def test_instructions_that_find_too_little_are_damage(data):
+def test_instructions_with_too_few_values_are_damage(data):
     with pytest.raises(CheckpointError, match=r"its pickle is damaged \(\w+\)"):
         check_pickle(data, "p.pt")
 
@@ -127,7 +127,7 @@ def saved(tmp_path):
     return tmp_path / "w.pt"
 
 
-def test_a_file_of_torch_save_passes_whatever_its_size_where_none_is_asked_for(saved):
+def test_a_torch_save_file_of_any_size_passes_without_a_limit(saved):
     with zipfile.ZipFile(saved) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     check_archive(saved)
@@ -154,7 +154,7 @@ def test_a_pickle_is_read_up_to_its_limit(saved, monkeypatch):
         check_archive(saved)
 
 
-def test_the_pickle_in_a_file_is_looked_at(saved, monkeypatch):
+def test_the_pickle_inside_a_file_is_checked(saved, monkeypatch):
     monkeypatch.setattr(pickled, "PICKLE_VALUES", 3)
     with pytest.raises(
         CheckpointError, match=r"w\.pt is refused: its pickle makes more than 3 values"

@@ -125,7 +125,7 @@ def test_hostile_yaml_is_refused_quickly_and_by_name(name, tmp_path):
     assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path):
+def test_bytes_that_are_not_text_are_refused(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"a: \xff")
     with pytest.raises(
         RecipeError, match=r"r\.yaml is not valid YAML: it is not UTF-8 text .* byte 3"
@@ -169,19 +169,19 @@ def test_large_json_is_refused_before_it_is_read(tmp_path):
         (r'{"\udfff": 1}', "surrogates not allowed"),
     ],
 )
-def test_json_that_others_would_read_in_silence_is_refused(text, message, tmp_path):
+def test_json_that_other_readers_accept_silently_is_refused(text, message, tmp_path):
     (tmp_path / "q.json").write_text(text)
     with pytest.raises(DataError, match=rf"q\.json is not valid JSON: .*{message}") as caught:
         read_json(tmp_path / "q.json")
     assert len(str(caught.value)) < 400
 
 
-def test_whole_characters_written_as_two_halves_are_read(tmp_path):
+def test_surrogate_pairs_are_read(tmp_path):
     (tmp_path / "q.json").write_text(r'["\ud83d\ude00", 1e300, "\\ud800"]')
     assert read_json(tmp_path / "q.json") == ["\U0001f600", 1e300, "\\ud800"]
 
 
-def test_many_keys_with_one_twice_are_refused_in_time_that_grows_with_their_number(tmp_path):
+def test_a_repeated_key_among_many_is_refused_in_linear_time(tmp_path):
     (tmp_path / "q.json").write_text(
         "{" + ",".join(f'"{i}": 0' for i in range(100_000)) + ',"99999": 1}'
     )
@@ -191,7 +191,7 @@ def test_many_keys_with_one_twice_are_refused_in_time_that_grows_with_their_numb
     assert time.process_time() - start < 3
 
 
-def test_json_that_is_none_or_not_there_is_refused(tmp_path):
+def test_invalid_or_missing_json_is_refused(tmp_path):
     (tmp_path / "q.json").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"q\.json is not valid JSON"):
         read_json(tmp_path / "q.json")
@@ -225,7 +225,7 @@ def is_refused(text):
         "{a: {b: [1, [2]]}, c: []}",
     ],
 )
-def test_an_alias_is_as_deep_as_what_it_names_written_out(named):
+def test_an_alias_is_as_deep_as_its_expansion(named):
     before = "x: [[[[[[1]]]]]]\n"
     seen = []
     for around in range(YAML_DEPTH + 2):

@@ -70,7 +70,7 @@ def test_values_have_a_type_and_a_range(kind, good, bad):
             TypeAdapter(kind).validate_python(value)
 
 
-def test_an_error_names_file_key_value_what_is_allowed_and_what_to_do():
+def test_an_error_names_file_key_and_value_and_says_what_to_do():
     with pytest.raises(
         DataError,
         match=(
@@ -96,7 +96,7 @@ def test_an_error_names_file_key_value_what_is_allowed_and_what_to_do():
         (9, "; and 6 more"),
     ],
 )
-def test_the_first_three_findings_are_named_and_the_others_counted(wrong, more):
+def test_the_first_three_findings_are_listed_and_the_others_counted(wrong, more):
     with pytest.raises(DataError) as caught:
         parsed({"name": "a", "parts": [{"share": 2.0}] * wrong})
     said = str(caught.value)
@@ -117,7 +117,7 @@ def test_long_keys_and_reasons_are_cut():
     assert "k" * 81 not in str(caught.value)
 
 
-def test_what_is_right_is_returned_and_keys_that_are_not_known_are_told_wherever_they_are():
+def test_valid_records_are_returned_with_warnings_of_unknown_keys():
     tree = {
         "name": "a",
         "parts": [{"share": 1.0}, {"share": 0.5, "shares": 1}],
@@ -141,7 +141,7 @@ def test_records_that_hold_further_keys_by_design_warn_of_none():
     assert list(unknown_keys([whole], "at.")) == [("at.0.", "nme", ["name", "parts", "by_name"])]
 
 
-def test_a_file_that_is_not_there_is_none_and_one_that_is_no_json_is_refused(tmp_path):
+def test_a_missing_file_is_none_and_invalid_json_is_refused(tmp_path):
     path = tmp_path / "notes.json"
     assert read_record(path, Whole, "notes", "Write them anew.") is None
     path.write_text('{"name": "a"}')

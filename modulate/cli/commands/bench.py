@@ -8,6 +8,8 @@ import typer
 from modulate.cli.arguments import Overrides, Recipe, Trust
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from modulate.checks.benchmark import Bench
 
 
@@ -32,72 +34,67 @@ def bench(
     full run will take. Leaves no run behind. host.params.weights=random does without the host's
     weights. Without data, clips of noise of the recipe's shape are used.
     """
-    import json as text
-
     from modulate.checks import benchmark as benches
     from modulate.cli.progress import display
     from modulate.config.recipe import load_recipe
-    from modulate.utils.atomic_files import write_atomically
+    from modulate.utils.atomic_files import write_json
 
     with display() as progress:
-        measured = benches.bench(
-            load_recipe(recipe, overrides or ()), steps, trust, progress.status
-        )
+        loaded = load_recipe(recipe, overrides or ())
+        measured = benches.bench(loaded, steps, trust, progress.set_status)
     _show(measured)
     if json is not None:
-        write_atomically(
-            json,
-            lambda path: path.write_text(
-                text.dumps(measured.as_json(), indent=2) + "\n", encoding="utf-8"
-            ),
-        )
+        write_json(json, measured.as_json())
 
 
-def _show(found: "Bench") -> None:
-    from rich import box
+def _show(measured: "Bench") -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     console.width = max(console.width, 110)
+    console.print(_table(measured))
+    console.print(
+        f"A sample is prepared in {measured.first.median:.3g} s, with its features in the cache in"
+        f" {measured.again.median:.3g} s."
+    )
+    if measured.without:
+        names = " and ".join(f"`features.{name}`" for name in measured.without)
+        console.print(
+            f"Measured without {names}: every step is as slow as in the first epoch; later epochs"
+            " will be faster.",
+            soft_wrap=True,
+        )
+    if measured.hours:
+        parts = ", ".join(f"{name} {hours:.2g} h" for name, hours in measured.hours.items())
+        total = sum(measured.hours.values())
+        console.print(
+            f"The full run: {total:.2g} h, no stage stopped early ({parts}).", soft_wrap=True
+        )
+    else:
+        console.print("There are no data, so the length of the full run is not known.")
+
+
+def _table(measured: "Bench") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    noise = ", clips of noise" if measured.made_up else ""
     table = Table(
-        title=f"{found.recipe} on {found.device}{', clips of noise' if found.made_up else ''}",
+        title=f"{measured.recipe} on {measured.device}{noise}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
     for name in ("", "s, median", "80 % of them", "samples/s", "memory, MiB", "estimated", "ratio"):
         table.add_column(name, justify="left" if not name else "right")
-    for phase in found.phases:
-        s = phase.seconds
-        memory = (
+    for phase in measured.phases:
+        seconds = phase.seconds
+        table.add_row(
+            f"{phase.name}, {phase.samples} samples",
+            f"{seconds.median:.3g}",
+            f"{seconds.low:.3g} to {seconds.high:.3g}",
+            f"{phase.samples / seconds.median:.3g}",
             f"{phase.peak / 2**20:,.0f}",
             f"{phase.estimated / 2**20:,.0f}",
             f"{phase.ratio:.2f}",
         )
-        table.add_row(
-            f"{phase.name}, {phase.samples} samples",
-            f"{s.median:.3g}",
-            f"{s.low:.3g} to {s.high:.3g}",
-            f"{phase.samples / s.median:.3g}",
-            *memory,
-        )
-    console.print(table)
-    console.print(
-        f"A sample is prepared in {found.first.median:.3g} s, with its features in the cache in"
-        f" {found.again.median:.3g} s."
-    )
-    if found.without:
-        names = " and ".join(f"`features.{name}`" for name in found.without)
-        console.print(
-            f"Measured without {names}: every step is one of a first epoch, and later ones will be"
-            " faster.",
-            soft_wrap=True,
-        )
-    if found.hours:
-        parts = ", ".join(f"{name} {hours:.2g} h" for name, hours in found.hours.items())
-        console.print(
-            f"The full run: {sum(found.hours.values()):.2g} h, no stage stopped early ({parts}).",
-            soft_wrap=True,
-        )
-    else:
-        console.print("There are no data, so the length of the full run is not known.")
+    return table

@@ -1,10 +1,13 @@
 """``modulate check``: find mistakes and costs of a recipe before training."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modulate.cli.arguments import DEFAULT_CACHE, Cache, Overrides, Recipe, Trust
+
+if TYPE_CHECKING:
+    from modulate.checks.findings import CheckReport
 
 
 def check(
@@ -31,10 +34,6 @@ def check(
     Checks data, signal coverage, dead layers and settings without effect, and estimates memory,
     operations and disk space. Exit code 1 if there are errors.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from modulate.checks import check as checks
     from modulate.config.recipe import load_recipe
 
@@ -45,6 +44,16 @@ def check(
         trust_remote_code=trust,
         meta=meta,
     )
+    _show(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _show(report: "CheckReport") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     console.width = max(console.width, 110)
     table = Table(
@@ -64,5 +73,3 @@ def check(
         )
     errors = sum(finding.level == "error" for finding in report.findings)
     console.print("No errors." if report.ok else f"{errors} error{'s' if errors > 1 else ''}.")
-    if not report.ok:
-        raise typer.Exit(1)

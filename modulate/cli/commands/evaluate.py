@@ -63,7 +63,7 @@ def evaluate(
     run = Run.open(folder)
     run.check_weights()
     with joined(run.recipe, training=False) as processes, display(processes.leads) as progress:
-        progress.status("loading")
+        progress.set_status("loading")
         if on is not None:
             run = on_other_data(run, on, overrides or ())
         modulation = Modulation.from_pretrained(run.weights)

@@ -55,7 +55,12 @@ def features(
     from modulate.config.recipe import load_recipe, refuse_remote_code
     from modulate.data.clip_shards import SPLITS, Shard, planned_clips
     from modulate.data.feature_extractor import FeatureExtractor
-    from modulate.data.precompute import FeatureFiller, SpaceEstimator, refuse_failures, refuse_too_small
+    from modulate.data.precompute import (
+        FeatureFiller,
+        SpaceEstimator,
+        refuse_failures,
+        refuse_too_small,
+    )
     from modulate.errors import DataError
     from modulate.utils.atomic_files import refuse_unwritable
     from modulate.utils.interrupts import graceful
@@ -68,7 +73,7 @@ def features(
     # One terminal has room for the progress of one process.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     with display(first) as progress:
-        progress.status("looking for missing features")
+        progress.set_status("looking for missing features")
         extractor = FeatureExtractor(
             loaded, cache, torch.device(_device(device)), require_disk=True
         )

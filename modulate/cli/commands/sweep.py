@@ -103,7 +103,7 @@ def _run(
     waiting = [run for run in plan if states[run.name] != "finished"]
     environments = slots(devices, jobs, len(waiting))
     with sweep_tables.progress(plan, states) as progress:
-        progress.status("preparing the data")
+        progress.set_status("preparing the data")
         _prepare(waiting, trust)
         return run_jobs(
             [_job(run, folder, cache, trust) for run in waiting],

@@ -51,7 +51,7 @@ def train(
 
     loaded = load_recipe(recipe, overrides or ())
     with joined(loaded) as processes, display(processes.leads) as progress:
-        progress.status("loading")
+        progress.set_status("loading")
         # Loaded before the run's folder is created: a host that fails to load leaves no folder.
         pipeline = Pipeline(loaded, cache, trust_remote_code=trust)
         pipeline.build_deferred()

@@ -1,7 +1,7 @@
-"""What every host must do, written once: the test suite runs all of it, `modulate hosts --verify`
-its quick rows.
+"""The contract that every host must fulfill: rows for the tests and for `modulate hosts --verify`.
 
-Importing this package imports no torch; :func:`verify` does.
+The test suite runs all rows, the command the quick ones. Importing this package imports no torch;
+:func:`verify` does.
 """
 
 import logging
@@ -13,37 +13,37 @@ from typing import Any
 from modulate.hosts.verified_versions import RowResult
 
 DATA = Path(__file__).parents[1] / "verified.json"
-"""What the suite saw, by version of transformers: written by ``pytest tests/contract
---write-hosts``.
+"""Outcomes of the suite by version of transformers; ``pytest tests/contract --write-hosts`` writes
+them.
 """
 
 
 def complete(versions: dict[str, Any], rows: Collection[str]) -> dict[str, Any]:
-    """Return of a record's ``versions`` those that saw all ``rows`` on every host, and of these no
-    other rows; the order of the rows is theirs.
+    """Return those of ``versions`` that have all ``rows`` on every host, and only these rows.
 
-    What saw fewer proves less than the table says: it is dropped until the suite has run on that
-    release again.
+    A version with fewer rows proves less than the table says. It is dropped until the suite has run
+    with it again. The cells are put into the order of ``rows``.
     """
-    whole = {
-        release: seen
-        for release, seen in versions.items()
-        if all(host["cells"].keys() >= set(rows) for host in seen["hosts"].values())
+    complete_versions = {
+        release: record
+        for release, record in versions.items()
+        if all(host["cells"].keys() >= set(rows) for host in record["hosts"].values())
     }
-    for seen in whole.values():
-        for host in seen["hosts"].values():
+    for record in complete_versions.values():
+        for host in record["hosts"].values():
             host["cells"] = {name: host["cells"][name] for name in rows}
-    return whole
+    return complete_versions
 
 
 def verify(family: str) -> Iterator[tuple[str, RowResult]]:
-    """Run the rows that are quick on every family on a tiny random host of ``family``; yield each
-    row's title and what came of it.
+    """Run the quick rows on a tiny random host of ``family``; yield each title and result.
+
+    Quick rows are those that are quick on every family.
     """
     from modulate_hosts.contract.families import FAMILIES
     from modulate_hosts.contract.suite import rows, run
 
-    (chosen,) = (f for f in FAMILIES if f.name == family)
+    (chosen,) = (candidate for candidate in FAMILIES if candidate.name == family)
     with _small_and_quiet():
         for row in rows().values():
             if row.families is None:
@@ -52,8 +52,9 @@ def verify(family: str) -> Iterator[tuple[str, RowResult]]:
 
 @contextmanager
 def _small_and_quiet() -> Iterator[None]:
-    """One thread, since hosts this small gain nothing from more; none of the libraries' advice,
-    since what counts is printed row by row.
+    """Run this block with one thread, and without the libraries' log messages.
+
+    Hosts this small gain nothing from more threads, and the rows' results say what counts.
     """
     import torch
 

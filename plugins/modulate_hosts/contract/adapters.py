@@ -1,4 +1,4 @@
-"""A user's adapters and the modulation's own LoRA on one host: neither does anything to the other."""
+"""A user's adapters and the modulation's own LoRA on one host: neither changes the other."""
 
 import copy
 import warnings
@@ -11,6 +11,8 @@ from modulate_hosts.contract import reference
 from modulate_hosts.contract.suite import close, our_hooks, row, strong
 
 FEW = ("qwen2_5_vl", "smolvlm")
+"""Families on which the slow rows run in the quick suite."""
+
 TARGETS = r".*(language_model|text_model)\..*\.(q_proj|v_proj)"
 
 KINDS = {
@@ -43,13 +45,11 @@ KINDS = {
         n_frequency=8, target_modules=TARGETS, init_weights=False
     ),
 }
-"""Kinds of adapters that can be merged, so that their sum with ours has a reference: merged
-weights.
-"""
+"""Kinds of adapters that can be merged: merged weights are the reference for both together."""
 
 
 def wrapped(host, config, seed=0):
-    """Put an adapter of the user's on a host, with weights that do something."""
+    """Return a host with a user's adapter whose weights have an effect."""
     torch.manual_seed(seed)
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # PEFT's, about its own options
@@ -67,19 +67,20 @@ def flags(model):
 
 
 def adapters(model):
-    """Everything that PEFT records of its adapters on a model."""
+    """Return everything that PEFT records of its adapters on a model."""
     parts = {
-        name: (m.active_adapters, m.disable_adapters, m.merged_adapters)
-        for name, m in model.named_modules()
-        if hasattr(m, "merged_adapters")
+        name: (module.active_adapters, module.disable_adapters, module.merged_adapters)
+        for name, module in model.named_modules()
+        if hasattr(module, "merged_adapters")
     }
     return parts, dict(getattr(model, "peft_config", {})), flags(model), list(model.state_dict())
 
 
 @contextmanager
 def merged_beside(case, model, modulation):
-    """A host with the user's adapters merged by PEFT and ours by hand: no adapter, and no hook, is
-    left in it.
+    """Yield a copy of a host with the user's adapters and ours merged, without adapters or hooks.
+
+    PEFT merges the user's, the reference ours.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -116,9 +117,9 @@ def test_users_adapters(case):
             with attachment.bare():
                 assert torch.equal(call(), theirs), kind
             assert adapters(model) == recorded, kind
-        assert (
-            torch.equal(call(), theirs) and adapters(model) == recorded and not our_hooks(model)
-        ), kind
+        assert torch.equal(call(), theirs), kind
+        assert adapters(model) == recorded, kind
+        assert not our_hooks(model), kind
 
 
 @row("adapters put on, switched, merged and taken off while attached", quick=FEW)
@@ -132,7 +133,7 @@ def test_adapters_come_and_go(case):
     ours = call()
 
     def sums(model):
-        """The sum of both, by a copy that has neither hooks nor adapters."""
+        """Return the logits under both, from a copy with merged weights."""
         with merged_beside(case, model, modulation) as twin:
             return twin(**batch.inputs).logits
 
@@ -156,7 +157,8 @@ def test_adapters_come_and_go(case):
     model.merge_and_unload()
     close(call(), expected)
     attachment.detach()
-    assert not torch.allclose(call(), bare, atol=1e-2)  # theirs is merged for good, ours is gone
+    # Theirs is merged for good, ours is gone.
+    assert not torch.allclose(call(), bare, atol=1e-2)
     with modulation.attached(host):
         close(call(), expected)
     assert not our_hooks(host)
@@ -206,18 +208,19 @@ def test_the_hosts_parameters_are_the_hosts(case):
     modulation = strong(host, lora=True).train()
     before = {name: value.clone() for name, value in modulation.named_parameters()}
     with modulation.attached(host):
-        mine = {id(p) for p in modulation.parameters()}
-        assert not mine & {id(p) for p in host.parameters()}
+        ours = {id(parameter) for parameter in modulation.parameters()}
+        assert not ours & {id(parameter) for parameter in host.parameters()}
         host.requires_grad_(False)
         with torch.enable_grad():
             peft.prepare_model_for_kbit_training(host, use_gradient_checkpointing=False)
         host.to(torch.bfloat16)
         host.train()
-    assert all(p.requires_grad and p.dtype == torch.float32 for p in modulation.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in modulation.named_parameters())
+    for name, parameter in modulation.named_parameters():
+        assert parameter.requires_grad and parameter.dtype == torch.float32
+        assert torch.equal(parameter, before[name])
 
 
-# PEFT 0.18 looks for the configuration of a host that never was on a disk.
+# PEFT 0.18 looks on disk for the configuration of a host that was never saved.
 @row(
     "a host saved while attached loads as the bare host; so does a user's adapter folder",
     quick=FEW,
@@ -263,18 +266,17 @@ def test_wrapped_layers(case, tmp_path):
     ):
         host = case.family.build()
         layers = host.get_decoder().layers
-        for i in range(len(layers)):
-            layers[i] = wrap(layers[i])
+        for index in range(len(layers)):
+            layers[index] = wrap(layers[index])
         if name == "checkpointed":
-            layers[0]._checkpoint_wrapped_module.self_attn.q_proj = checkpoint_wrapper(
-                layers[0]._checkpoint_wrapped_module.self_attn.q_proj
-            )
-        there = strong(host, lora=True)
-        there.save_pretrained(tmp_path / name)
-        assert "_orig_mod" not in (tmp_path / name / "config.json").read_text(encoding="utf-8")
-        assert "_wrapped" not in (tmp_path / name / "config.json").read_text(encoding="utf-8")
-        for made, onto in ((tmp_path / "plain", host), (tmp_path / name, plain)):
-            loaded = Modulation.from_pretrained(made)
-            with loaded.attached(onto) as attachment, attachment.condition(clips):
-                close(onto(**batch.inputs).logits, expected)
+            # A wrapper inside a wrapper.
+            layer = layers[0]._checkpoint_wrapped_module
+            layer.self_attn.q_proj = checkpoint_wrapper(layer.self_attn.q_proj)
+        strong(host, lora=True).save_pretrained(tmp_path / name)
+        config = (tmp_path / name / "config.json").read_text(encoding="utf-8")
+        assert "_orig_mod" not in config and "_wrapped" not in config
+        for folder, target in ((tmp_path / "plain", host), (tmp_path / name, plain)):
+            loaded = Modulation.from_pretrained(folder)
+            with loaded.attached(target) as attachment, attachment.condition(clips):
+                close(target(**batch.inputs).logits, expected)
         torch._dynamo.reset()

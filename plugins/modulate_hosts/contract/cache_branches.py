@@ -1,4 +1,4 @@
-"""Branching caches in one block: copied, repeated or shortened, filled by the bare host; guidance."""
+"""Branching caches in one block: copied, repeated, shortened or filled before it; guidance."""
 
 import copy
 
@@ -41,7 +41,7 @@ def text_inputs(case):
 
 
 def require_bare_agreement(case, call, full_prompts, start):
-    """The row applies only if the bare host's cached forwards equal its forwards of full prompts."""
+    """The row applies only if the bare host's cached forwards equal those of full prompts."""
     for got, full in zip(case.bare(call), full_prompts, strict=True):
         whole = case.host(**full.inputs).logits[:, start:]
         if not torch.allclose(got, whole, atol=1e-3):

@@ -1,6 +1,7 @@
-"""Hosts under torch.compile: right, or refused, never silently without residuals."""
+"""Hosts under torch.compile: right or refused, never silently without residuals."""
 
 import contextlib
+import warnings
 
 import torch
 
@@ -25,9 +26,7 @@ def fresh_compiler():
 
 @contextlib.contextmanager
 def quietly():
-    """Graph breaks and recompilations are no concern of these tests."""
-    import warnings
-
+    """Silence warnings: graph breaks and recompilations are no failures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -35,8 +34,9 @@ def quietly():
 
 @contextlib.contextmanager
 def compiling(case, bare):
-    """Run this block; where it fails as the bare host does under the same compilation (``bare``),
-    that is transformers' or torch's limit.
+    """Run this block; if it fails, the row applies only where the compiled bare host works.
+
+    ``bare`` runs that host: its failure is a limit of transformers or torch.
     """
     with quietly():
         try:
@@ -44,12 +44,13 @@ def compiling(case, bare):
         except (AssertionError, ConditioningError):
             raise
         except Exception:
-            torch._dynamo.reset()  # graphs are shared among hosts of one class
+            # Graphs are shared among hosts of one class.
+            torch._dynamo.reset()
             case.bare(bare)
             raise
 
 
-def whole(case):
+def compiled_bare_host(case):
     return lambda: torch.compile(case.family.build(), backend=BACKEND)(
         **case.write(["video", (7, 8, 9)]).inputs
     )
@@ -58,15 +59,15 @@ def whole(case):
 def conditioned_equals_expected(case, host, modulation, attachment, batch, clips, model=None):
     call = lambda: (host if model is None else model)(**batch.inputs).logits
     others = case.clips(batch, first=3)
-    for some in (clips, others):
-        with attachment.condition(some):
+    for chosen in (clips, others):
+        with attachment.condition(chosen):
             got = call()
-        close(got, case.expected(batch, some, lambda: case.host(**batch.inputs).logits))
-    unconditioned(case, modulation, attachment, batch, call)
+        close(got, case.expected(batch, chosen, lambda: case.host(**batch.inputs).logits))
+    assert_unconditioned(case, modulation, attachment, batch, call)
 
 
-def unconditioned(case, modulation, attachment, batch, call):
-    """Without a conditioning the LoRA alone is on; in ``bare`` nothing is."""
+def assert_unconditioned(case, modulation, attachment, batch, call):
+    """Assert that without a conditioning only LoRA is on, and in ``bare`` nothing."""
     plain = lambda: case.host(**batch.inputs).logits
     with reference.merged(case.host, modulation):
         adapted = plain()
@@ -98,11 +99,11 @@ def one_graph(case, backend):
     ):
         host.get_decoder().compile(backend=backend, fullgraph=True)
         call = lambda: host(**batch.inputs, use_cache=False).logits
-        for some in (clips, case.clips(batch, first=3)):
-            with attachment.condition(some):
+        for chosen in (clips, case.clips(batch, first=3)):
+            with attachment.condition(chosen):
                 got = call()
-            close(got, case.expected(batch, some, lambda: case.host(**batch.inputs).logits))
-        unconditioned(case, modulation, attachment, batch, call)
+            close(got, case.expected(batch, chosen, lambda: case.host(**batch.inputs).logits))
+        assert_unconditioned(case, modulation, attachment, batch, call)
 
 
 def bare_graph(case, backend):
@@ -117,7 +118,7 @@ def test_compiled_after_attaching(case):
     batch, clips = case.two_prompts()
     host = case.family.build()
     modulation = case.strong(host)
-    with compiling(case, whole(case)), modulation.attached(host) as attachment:
+    with compiling(case, compiled_bare_host(case)), modulation.attached(host) as attachment:
         conditioned_equals_expected(
             case, host, modulation, attachment, batch, clips, torch.compile(host, backend=BACKEND)
         )
@@ -129,7 +130,10 @@ def test_compiled_before_attaching(case):
     batch, clips = case.two_prompts()
     compiled = torch.compile(case.family.build(), backend=BACKEND)
     modulation = case.strong(compiled)
-    with compiling(case, whole(case)), modulation.attached(compiled) as attachment:
+    with (
+        compiling(case, compiled_bare_host(case)),
+        modulation.attached(compiled) as attachment,
+    ):
         conditioned_equals_expected(case, compiled, modulation, attachment, batch, clips)
 
 

@@ -1,4 +1,4 @@
-"""Forwards that get embeddings instead of token ids, and vision that was encoded before."""
+"""Forwards of embeddings instead of token ids, and of vision encoded beforehand."""
 
 import inspect
 
@@ -10,38 +10,32 @@ from modulate_hosts.contract.suite import close, raises, row
 STEPS = 4
 
 
-def merged(host, batch):
-    """What the bare host hands its language model: embeddings with vision merged in, and positions
-    where it makes them.
-    """
-    found = []
+def decoder_inputs(host, batch):
+    """Return the embeddings with vision merged in, and positions if any, of the bare host."""
+    seen = []
     handle = host.get_decoder().register_forward_pre_hook(
-        lambda m, a, kwargs: found.append(kwargs), with_kwargs=True
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
     )
     host(**batch.inputs)
     handle.remove()
-    return {
-        k: v
-        for k, v in found[0].items()
-        if k in ("inputs_embeds", "position_ids") and v is not None
-    }
+    wanted = ("inputs_embeds", "position_ids")
+    return {name: value for name, value in seen[0].items() if name in wanted and value is not None}
 
 
 def embedded(case, batch):
-    """Arguments of a forward of merged embeddings; families whose masks read token types need those
-    too.
-    """
-    types = (
-        {case.family.types: batch.inputs[case.family.types]}
-        if case.family.types == "token_type_ids"
-        else {}
-    )
-    return merged(case.host, batch) | {"attention_mask": batch.inputs["attention_mask"]} | types
+    """Return the arguments of a forward of merged embeddings."""
+    inputs = decoder_inputs(case.host, batch)
+    inputs["attention_mask"] = batch.inputs["attention_mask"]
+    # These families compute their attention masks from token types.
+    if case.family.types == "token_type_ids":
+        inputs["token_type_ids"] = batch.inputs["token_type_ids"]
+    return inputs
 
 
 def bare_agrees(case, batch, inputs):
-    """What Qwen3-VL adds to its first layers does not travel with the embeddings: there the bare
-    host must be compared with itself.
+    """Return whether the bare host gives the same from embeddings as from ids.
+
+    Qwen3-VL does not: what its vision tower adds to further layers is not in the embeddings.
     """
     return torch.allclose(
         case.bare(lambda: case.host(**inputs)).logits, case.host(**batch.inputs).logits, atol=1e-4
@@ -67,7 +61,8 @@ def test_inputs_embeds_with_positions(case):
         with attachment.condition(clips):
             by_ids = case.host(**batch.inputs).logits
         with attachment.condition(clips, positions=batch.mask):
-            close(case.host(**batch.inputs).logits, by_ids)  # positions go before ids
+            # Given positions take precedence over ids.
+            close(case.host(**batch.inputs).logits, by_ids)
     if agrees:
         close(got, by_ids)
     assert not torch.allclose(got, call(), atol=1e-2)
@@ -76,7 +71,8 @@ def test_inputs_embeds_with_positions(case):
 @row("generating from inputs_embeds with explicit positions, with beams")
 def test_generating_from_inputs_embeds(case):
     batch, clips = case.two_prompts()
-    inputs = {k: v for k, v in embedded(case, batch).items() if k != "position_ids"}
+    inputs = embedded(case, batch)
+    inputs.pop("position_ids", None)
     call = lambda: case.host.generate(
         **inputs,
         max_new_tokens=STEPS,
@@ -88,9 +84,8 @@ def test_generating_from_inputs_embeds(case):
     expected = case.expected(batch, clips, call)
     with case.conditioned(clips, positions=batch.mask):
         got = call()
-    assert torch.equal(got.sequences, expected.sequences) and not torch.allclose(
-        got.sequences_scores, bare.sequences_scores, atol=1e-3
-    )
+    assert torch.equal(got.sequences, expected.sequences)
+    assert not torch.allclose(got.sequences_scores, bare.sequences_scores, atol=1e-3)
     close(got.sequences_scores, expected.sequences_scores)
 
 
@@ -102,9 +97,16 @@ def test_pre_encoded_vision(case):
         case.not_applicable("this transformers takes no mm_encoder_outputs")
     kind = "video" if "pixel_values_videos" in batch.inputs else "image"
     encode = getattr(host.base_model, f"get_{kind}_features")
-    own = {k: v for k, v in batch.inputs.items() if k in inspect.signature(encode).parameters}
-    rest = {k: v for k, v in batch.inputs.items() if k not in own or k.endswith("grid_thw")}
-    call = lambda: host(**rest, mm_encoder_outputs={kind: encode(**own, return_dict=True)}).logits
+    parameters = inspect.signature(encode).parameters
+    vision = {name: value for name, value in batch.inputs.items() if name in parameters}
+    # The host also reads the grid itself, for positions.
+    others = {
+        name: value
+        for name, value in batch.inputs.items()
+        if name not in vision or name.endswith("grid_thw")
+    }
+    encoded = lambda: {kind: encode(**vision, return_dict=True)}
+    call = lambda: host(**others, mm_encoder_outputs=encoded()).logits
     case.bare(call)
     with case.conditioned(clips):
         got = call()

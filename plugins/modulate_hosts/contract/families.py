@@ -1,5 +1,6 @@
-"""The hosts of the contract suite: real transformers classes with tiny random weights, one entry
-for each family at the end of this file.
+"""The hosts of the contract suite: real transformers classes with tiny random weights.
+
+The end of this file has one entry for each family.
 """
 
 import inspect
@@ -39,8 +40,9 @@ VOCAB = 64
 
 
 def finished(model: nn.Module) -> nn.Module:
-    """Freeze a fresh model and let it generate to the very length asked for, and no placeholders by
-    chance (their logit is 0).
+    """Return a new model frozen, and fit for comparing what it generates.
+
+    It generates to the full length asked for, and no placeholders by chance: their logit is 0.
     """
     model.eval().requires_grad_(False)
     model.get_output_embeddings().weight[[IMAGE, VIDEO]] = 0.0
@@ -59,7 +61,7 @@ def seeded(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 
 def language(**more: Any) -> dict[str, Any]:
-    """The text model that most hosts share."""
+    """Return the configuration of the text model that most hosts share."""
     return dict(
         vocab_size=VOCAB,
         hidden_size=WIDTH,
@@ -88,80 +90,78 @@ SIGLIP = dict(
 )
 
 
-# --- what is peculiar to one family
+# --- clips and vision inputs of single families
 
 
 def onevision(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
-    """Videos (video, frame, channel, height, width); images as those of a prompt with several,
-    which are not cut into patches.
+    """Return videos (video, frame, channel, height, width), and images not cut into patches.
+
+    The processor leaves images whole in a prompt with several.
     """
-    clips = [clip for row in rows for clip in row]
-    found: dict[str, Tensor] = {}
-    videos = [noise(grids["video"].steps, 3, 16, 16, seed=i) for k, i in clips if k == "video"]
+    inputs: dict[str, Tensor] = {}
+    steps = grids["video"].steps
+    videos = [noise(steps, 3, 16, 16, seed=seed) for seed in seeds(rows, "video")]
     if videos:
-        found["pixel_values_videos"] = torch.stack(videos)
-    images = [noise(1, 3, 16, 16, seed=i) for k, i in clips if k == "image"]
+        inputs["pixel_values_videos"] = torch.stack(videos)
+    images = [noise(1, 3, 16, 16, seed=seed) for seed in seeds(rows, "image")]
     if images:
-        found |= {
-            "pixel_values": torch.stack(images),
-            "image_sizes": torch.tensor([[16, 16]] * len(images)),
-            "batch_num_images": torch.tensor([max(2, len(images))]),
-        }
-    return found
+        inputs["pixel_values"] = torch.stack(images)
+        inputs["image_sizes"] = torch.tensor([[16, 16]] * len(images))
+        # Two or more, or the model takes a single image for one that is cut into patches.
+        inputs["batch_num_images"] = torch.tensor([max(2, len(images))])
+    return inputs
+
+
+def seeds(rows: Clips, kind: str) -> list[int]:
+    """Return the numbers of the clips of one kind, in order."""
+    return [seed for row in rows for clip_kind, seed in row if clip_kind == kind]
 
 
 def navit(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
-    """Patches of all pictures side by side, (1, channel, patch height, width), with rows and
-    columns of patches for each picture.
+    """Return the patches of all pictures side by side, and (rows, columns) of each picture.
+
+    Patches: (1, channel, patch height, width).
     """
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     for kind, suffix in (("image", ""), ("video", "_videos")):
-        clips = [i for row in rows for k, i in row if k == kind]
-        steps = grids[kind].steps
+        clips = [
+            noise(1, 3, 4, grids[kind].steps * 64 * 4, seed=seed) for seed in seeds(rows, kind)
+        ]
         if clips:
-            found[f"pixel_values{suffix}"] = torch.cat(
-                [noise(1, 3, 4, steps * 64 * 4, seed=i) for i in clips], -1
-            )
-            found[f"target_sizes{suffix}"] = torch.tensor(
-                [[8, 8]] * steps * len(clips), dtype=torch.int32
-            )
-    return found
+            pictures = grids[kind].steps * len(clips)
+            inputs[f"pixel_values{suffix}"] = torch.cat(clips, -1)
+            inputs[f"target_sizes{suffix}"] = torch.tensor([[8, 8]] * pictures, dtype=torch.int32)
+    return inputs
 
 
 def with_class_tokens(grids: dict[str, VisualGrid], ids: dict[str, int], kind: str) -> list[Slot]:
-    """A clip in one run; before the tokens of every frame of a video one more, which shows no
-    place.
-    """
+    """Return a clip in one run; in a video, a class token without a place begins every frame."""
     grid = grids[kind]
     slots = [Slot(START)]
     for step in range(grid.steps):
-        slots += [Slot(ids[kind], 2)] if kind == "video" else []
-        slots += [
-            Slot(ids[kind], 2, step * grid.tokens_per_step + i) for i in range(grid.tokens_per_step)
-        ]
+        if kind == "video":
+            slots.append(Slot(ids[kind], 2))
+        first = step * grid.tokens_per_step
+        slots += [Slot(ids[kind], 2, first + offset) for offset in range(grid.tokens_per_step)]
     return [*slots, Slot(END)]
 
 
 def towers(grids: dict[str, VisualGrid], rows: Clips) -> dict[str, Tensor]:
-    """Videos (video, frame, channel, height, width) and images (image, channel, height, width)."""
+    """Return videos (video, frame, channel, height, width), images (image, channel, ...)."""
     from transformers import VideoLlavaForConditionalGeneration
 
-    images = (
-        "pixel_values"
-        if "pixel_values"
-        in inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
-        else "pixel_values_images"
-    )
-    found: dict[str, Tensor] = {}
-    videos = [
-        noise(grids["video"].steps, 3, 8, 8, seed=i) for row in rows for k, i in row if k == "video"
-    ]
+    # The name of the argument depends on the release of transformers.
+    parameters = inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
+    image_name = "pixel_values" if "pixel_values" in parameters else "pixel_values_images"
+    inputs: dict[str, Tensor] = {}
+    steps = grids["video"].steps
+    videos = [noise(steps, 3, 8, 8, seed=seed) for seed in seeds(rows, "video")]
     if videos:
-        found["pixel_values_videos"] = torch.stack(videos)
-    shown = [noise(3, 8, 8, seed=i) for row in rows for k, i in row if k == "image"]
-    if shown:
-        found[images] = torch.stack(shown)
-    return found
+        inputs["pixel_values_videos"] = torch.stack(videos)
+    images = [noise(3, 8, 8, seed=seed) for seed in seeds(rows, "image")]
+    if images:
+        inputs[image_name] = torch.stack(images)
+    return inputs
 
 
 # --- the families
@@ -410,7 +410,7 @@ FAMILIES = [
         WIDE,
         in_one_run,
         BOTH,
-        lambda g, rows: patches(g, 2, 96, rows),
+        lambda places, rows: patches(places, 2, 96, rows),
         types="mm_token_type_ids",
     ),
     family(
@@ -419,7 +419,7 @@ FAMILIES = [
         WIDE,
         in_one_run,
         BOTH,
-        lambda g, rows: patches(g, 2, 96, rows, times=True),
+        lambda places, rows: patches(places, 2, 96, rows, times=True),
         types="mm_token_type_ids",
     ),
     family(
@@ -428,7 +428,7 @@ FAMILIES = [
         WIDE,
         frame_by_frame,
         BOTH,
-        lambda g, rows: patches(g, 2, 96, rows),
+        lambda places, rows: patches(places, 2, 96, rows),
         types="mm_token_type_ids",
     ),
     family(
@@ -440,7 +440,12 @@ FAMILIES = [
         onevision,
     ),
     family(
-        "internvl", internvl, SQUARE, frame_by_frame, ONE, lambda g, rows: pictures(g, 16, rows)
+        "internvl",
+        internvl,
+        SQUARE,
+        frame_by_frame,
+        ONE,
+        lambda places, rows: pictures(places, 16, rows),
     ),
     family(
         "smolvlm",
@@ -448,7 +453,7 @@ FAMILIES = [
         SQUARE,
         frame_by_frame,
         ONE,
-        lambda g, rows: pictures_by_row(g, 16, rows),
+        lambda places, rows: pictures_by_row(places, 16, rows),
     ),
     family(
         "gemma3",
@@ -456,7 +461,7 @@ FAMILIES = [
         SQUARE,
         partial(frame_by_frame, code={"image": 1, "video": 1}),
         ONE,
-        lambda g, rows: pictures(g, 16, rows),
+        lambda places, rows: pictures(places, 16, rows),
         types="token_type_ids",
     ),
     family(
@@ -465,7 +470,7 @@ FAMILIES = [
         grids(1, 2, 3),
         in_one_run,
         BOTH,
-        lambda g, rows: patches(g, 2, 48, rows, sizes=True),
+        lambda places, rows: patches(places, 2, 48, rows, sizes=True),
     ),
     family("minicpmv4_6", minicpmv4_6, SQUARE, frame_by_frame, BOTH, navit),
     family("video_llava", video_llava, SQUARE, with_class_tokens, BOTH, towers),

@@ -33,39 +33,42 @@ def test_only_visual_tokens_differ_and_by_the_residual(case):
     assert attachment.report().tokens == 2 * int(batch.mask.sum())
 
 
-def padded(case, side):
+def assert_padding_changes_nothing(case, side):
     rows = [["video", (7, 8, 9, 12, 13)], [(14, 15), "video", (10,)], ["image", (16, 17)]]
     batch = case.write(*rows, side=side)
     clips = case.clips(batch)
     bare = case.host(**batch.inputs).logits
     with case.conditioned(clips):
-        together = case.host(**batch.inputs).logits
-    close(together, case.expected(batch, clips, lambda: case.host(**batch.inputs)).logits)
-    assert not torch.allclose(together, bare, atol=1e-2)
-    for i, kinds in enumerate(batch.kinds):
-        single = case.write(rows[i], first=sum(map(len, batch.kinds[:i])))
+        batched = case.host(**batch.inputs).logits
+    close(batched, case.expected(batch, clips, lambda: case.host(**batch.inputs)).logits)
+    assert not torch.allclose(batched, bare, atol=1e-2)
+    for index, kinds in enumerate(batch.kinds):
+        single = case.write(rows[index], first=sum(map(len, batch.kinds[:index])))
         assert len(single.kinds[0]) == len(kinds)
-        with case.conditioned([clips[i]]):
+        with case.conditioned([clips[index]]):
             single_logits = case.host(**single.inputs).logits
-        close(single_logits[0], together[i, batch.inputs["attention_mask"][i].bool()])
+        close(single_logits[0], batched[index, batch.inputs["attention_mask"][index].bool()])
 
 
 @row("a batch padded on the left gives what each row alone gives")
 def test_rows_of_different_length_padded_left(case):
-    padded(case, "left")
+    assert_padding_changes_nothing(case, "left")
 
 
 @row("a batch padded on the right gives what each row alone gives")
 def test_rows_of_different_length_padded_right(case):
-    padded(case, "right")
+    assert_padding_changes_nothing(case, "right")
 
 
-def mixed(case, *rows, blank=()):
+def state_difference(case, *rows, blank=()):
+    """Return what a conditioning changes after the first injected layer, and the batch.
+
+    It must be the reference's residual. ``blank``: (row, clip) of clips without a signal.
+    """
     batch = case.write(*rows)
-    clips = [
-        [ClipInput(None, c.grid) if (r, i) in blank else c for i, c in enumerate(row)]
-        for r, row in enumerate(case.clips(batch))
-    ]
+    clips = case.clips(batch)
+    for number, index in blank:
+        clips[number][index] = ClipInput(None, clips[number][index].grid)
     call = lambda: case.host(**batch.inputs)
     layer = case.modulation.config.injection.layers[0]
     before = case.adapted(lambda: reference.states_after(case.host, layer, call))
@@ -77,29 +80,27 @@ def mixed(case, *rows, blank=()):
 
 @row("several videos in a row")
 def test_several_videos(case):
-    mixed(case, ["video", (7,), "video", (8, 9)], ["video", "video", "video", (10,)])
+    state_difference(case, ["video", (7,), "video", (8, 9)], ["video", "video", "video", (10,)])
 
 
 @row("several images in a row")
 def test_several_images(case):
-    mixed(case, ["image", (7,), "image", (8, 9)], ["image", "image", "image", (10,)])
+    state_difference(case, ["image", (7,), "image", (8, 9)], ["image", "image", "image", (10,)])
 
 
 @row("image and video in one row")
 def test_image_and_video(case):
-    mixed(case, ["image", (7,), "video", "image", (8, 9)], ["video", "image", (10,)])
+    state_difference(case, ["image", (7,), "video", "image", (8, 9)], ["video", "image", (10,)])
 
 
 @row("rows and clips without a signal get no residual")
 def test_rows_and_clips_without_a_signal(case):
-    difference, batch = mixed(
+    difference, batch = state_difference(
         case, ["video", (7,), "video"], ["video", (8, 9)], blank={(0, 0), (1, 0)}
     )
-    assert (
-        not difference[1].any()
-        and not difference[0, batch.positions[0][0]].any()
-        and difference[0, batch.positions[0][1]].any()
-    )
+    assert not difference[1].any()
+    assert not difference[0, batch.positions[0][0]].any()
+    assert difference[0, batch.positions[0][1]].any()
     batch = case.write(["video", (7,)], ["video", "video", (8,)], [(9, 10)])
     clips = case.clips(batch)
     call = lambda: case.host(**batch.inputs)
@@ -123,15 +124,15 @@ def test_recorded_outputs(case):
         expected = call()
     with modulation.attached(host) as attachment, attachment.condition(clips):
         got = call()
-    for a, b in zip(
-        [*got.hidden_states, *[x for x in got.attentions if x is not None]],
-        [*expected.hidden_states, *[x for x in expected.attentions if x is not None]],
-        strict=True,
-    ):
-        close(a, b, atol=1e-5)
-    assert len(got.hidden_states) == len(plain.hidden_states) and not torch.allclose(
-        got.hidden_states[2], plain.hidden_states[2]
-    )
+    # Layers with linear attention report None.
+    recorded = lambda output: [
+        *output.hidden_states,
+        *(attention for attention in output.attentions if attention is not None),
+    ]
+    for value, expected_value in zip(recorded(got), recorded(expected), strict=True):
+        close(value, expected_value, atol=1e-5)
+    assert len(got.hidden_states) == len(plain.hidden_states)
+    assert not torch.allclose(got.hidden_states[2], plain.hidden_states[2])
 
 
 @row("attention by sdpa and eager")
@@ -143,16 +144,14 @@ def test_attention_implementations(case):
 
 
 def compare(case, host, atol=1e-4, tolerance=None):
-    """The first injected layer's states and the logits are the reference's."""
+    """Assert that the states of the first injected layer, and the logits, are the reference's."""
     batch = case.write(["video", (7, 8)], ["video", (9,)])
-    batch.inputs = {
-        k: v.to(host.dtype) if v.is_floating_point() and k != "second_per_grid_ts" else v
-        for k, v in batch.inputs.items()
-    }
-    batch.inputs = {k: v.to(host.device) for k, v in batch.inputs.items()}
+    for name, value in batch.inputs.items():
+        pixels = value.is_floating_point() and name != "second_per_grid_ts"
+        batch.inputs[name] = value.to(host.device, host.dtype if pixels else value.dtype)
     modulation = case.strong(host)
     clips = case.clips(batch)
-    values = [v.to(host.device) for v in case.dense(batch, clips, modulation)]
+    values = [value.to(host.device) for value in case.dense(batch, clips, modulation)]
     call = lambda: host(**batch.inputs)
     with reference.written(host, modulation, values):
         expected_states = reference.states_after(host, 1, call)

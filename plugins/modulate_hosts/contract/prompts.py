@@ -1,6 +1,4 @@
-"""Prompts whose visual tokens are known because they were written down: every token with what it
-stands for, padded and put together in batches.
-"""
+"""Prompts written token by token: the suite knows every visual token without reading ids."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +19,15 @@ VIDEO = 5
 IMAGE = 6
 BOTH = {"image": IMAGE, "video": VIDEO}
 ONE = {"image": IMAGE, "video": IMAGE}
-"""Placeholders of families with an id for each kind of clip, and of those that know images only."""
+"""Placeholders of families with an id for each kind of clip, and of families with one id."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One token of a prompt: its id, its type (0 text, 1 image, 2 video) and the visual token of
-    its clip's grid that it stands for (−1: none).
+    """One token of a prompt.
+
+    ``kind``: its type (0 text, 1 image, 2 video). ``place``: the visual token of its clip's grid
+    that it stands for; −1: none.
     """
 
     id: int
@@ -36,15 +36,15 @@ class Slot:
 
 
 def text(*ids: int) -> list[Slot]:
-    return [Slot(i) for i in ids]
+    return [Slot(token) for token in ids]
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """One row of the suite.
+    """One family of hosts, and how its prompts are written.
 
-    ``clip(kind)`` are the tokens of one clip; ``vision(rows)`` the vision inputs of a batch, made
-    of the clips of each row; ``types`` is the name under which the model takes token types.
+    ``clip(kind)``: the tokens of one clip. ``vision(rows)``: the vision inputs of a batch, from the
+    clips of each row. ``types``: the name of the argument for token types.
     """
 
     name: str
@@ -56,14 +56,12 @@ class Family:
 
 
 Clips = Sequence[Sequence[tuple[str, int]]]
-"""Of every row of a batch its clips: kind and number."""
+"""The clips of every row of a batch: kind and number."""
 
 
 @dataclass
 class Batch:
-    """Model inputs, and for every row and clip the positions (in the padded row) of its grid's
-    tokens.
-    """
+    """Model inputs, and the positions of each clip's grid tokens, by row, in the padded row."""
 
     inputs: dict[str, Tensor]
     positions: list[list[list[int]]]
@@ -71,7 +69,7 @@ class Batch:
 
     @property
     def mask(self) -> Tensor:
-        """(row, position) bool: the grids' tokens."""
+        """Mask of the grids' tokens, (row, position) bool."""
         mask = torch.zeros(self.inputs["input_ids"].shape, dtype=torch.bool)
         for row, clips in enumerate(self.positions):
             for places in clips:
@@ -82,50 +80,47 @@ class Batch:
 def write(
     family: Family, rows: Sequence[Sequence[Any]], side: str = "left", first: int = 0
 ) -> Batch:
-    """Write prompts: each row is a list of "video", "image" or tuples of text ids; shorter rows are
-    padded on ``side``.
+    """Write a batch: each row is a list of "video", "image" or tuples of text ids.
 
-    The pixels of a clip are noise of its own, numbered from ``first``: a row alone has the pixels
-    that it has in a batch.
+    Shorter rows are padded on ``side``. The pixels of a clip are its own noise, numbered from
+    ``first``, so that a row alone can have the pixels that it has in a batch.
     """
     numbers = count(first)
-    written: list[list[Slot]] = []
-    positions = []
-    kinds = []
-    for row in rows:
-        slots = text(BOS)
-        clips = []
-        for part in row:
-            if isinstance(part, str):
-                clip = family.clip(part)
-                clips.append(
-                    [
-                        len(slots) + i
-                        for i, s in sorted(enumerate(clip), key=lambda pair: pair[1].place)
-                        if s.place >= 0
-                    ]
-                )
-                slots += clip
-            else:
-                slots += text(*part)
-        written.append(slots)
-        positions.append(clips)
-        kinds.append([part for part in row if isinstance(part, str)])
-    width = max(map(len, written))
-    gaps = [width - len(slots) if side == "left" else 0 for slots in written]
-    fill = lambda values, gap, n: [0] * gap + values + [0] * (width - gap - n)
-    column = lambda read: torch.tensor(
-        [fill([read(s) for s in slots], gap, len(slots)) for slots, gap in zip(written, gaps)]
-    )
-    inputs = {"input_ids": column(lambda s: s.id), "attention_mask": column(lambda s: 1)}
+    written = [_write_row(family, row) for row in rows]
+    width = max(len(slots) for slots, _ in written)
+    gaps = [width - len(slots) if side == "left" else 0 for slots, _ in written]
+
+    def column(read: Callable[[Slot], int]) -> Tensor:
+        padded = torch.zeros(len(written), width, dtype=torch.long)
+        for row, ((slots, _), gap) in enumerate(zip(written, gaps, strict=True)):
+            padded[row, gap : gap + len(slots)] = torch.tensor([read(slot) for slot in slots])
+        return padded
+
+    inputs = {"input_ids": column(lambda slot: slot.id), "attention_mask": column(lambda slot: 1)}
     if family.types:
-        inputs[family.types] = column(lambda s: s.kind)
+        inputs[family.types] = column(lambda slot: slot.kind)
+    kinds = [[part for part in row if isinstance(part, str)] for row in rows]
     inputs |= family.vision([[(kind, next(numbers)) for kind in row] for row in kinds])
-    return Batch(
-        inputs,
-        [[[p + gap for p in clip] for clip in clips] for clips, gap in zip(positions, gaps)],
-        kinds,
-    )
+    positions = [
+        [[position + gap for position in clip] for clip in clips]
+        for (_, clips), gap in zip(written, gaps, strict=True)
+    ]
+    return Batch(inputs, positions, kinds)
+
+
+def _write_row(family: Family, row: Sequence[Any]) -> tuple[list[Slot], list[list[int]]]:
+    """Return a row's tokens, and for each clip the positions of its grid's tokens in order."""
+    slots = text(BOS)
+    clips = []
+    for part in row:
+        if not isinstance(part, str):
+            slots += text(*part)
+            continue
+        clip = family.clip(part)
+        placed = [(slot.place, len(slots) + offset) for offset, slot in enumerate(clip)]
+        clips.append([position for place, position in sorted(placed) if place >= 0])
+        slots += clip
+    return slots, clips
 
 
 def noise(*shape: int, seed: int) -> Tensor:
@@ -138,9 +133,7 @@ def noise(*shape: int, seed: int) -> Tensor:
 def in_one_run(
     grids: dict[str, VisualGrid], ids: dict[str, int], kind: str, tail: int = 0
 ) -> list[Slot]:
-    """All tokens of a clip between two markers; ``tail`` more placeholders at its end stand for no
-    place in the picture.
-    """
+    """Return a clip's tokens between two markers; ``tail`` placeholders more have no place."""
     code = 1 if kind == "image" else 2
     places = [*range(grids[kind].tokens), *[-1] * tail]
     return [Slot(START), *[Slot(ids[kind], code, place) for place in places], Slot(END)]
@@ -149,16 +142,17 @@ def in_one_run(
 def frame_by_frame(
     grids: dict[str, VisualGrid], ids: dict[str, int], kind: str, code: dict[str, int] | None = None
 ) -> list[Slot]:
-    """Each step between markers of its own, with a text token (its time) before it."""
+    """Return each step between its own markers, in a video after a text token (its time)."""
     grid = grids[kind]
     slots = []
     kinds = code or {"image": 1, "video": 2}
     for step in range(grid.steps):
         first = step * grid.tokens_per_step
-        slots += [*([Slot(20 + step)] if kind == "video" else []), Slot(START)]
-        slots += [Slot(ids[kind], kinds[kind], first + i) for i in range(grid.tokens_per_step)] + [
-            Slot(END)
-        ]
+        if kind == "video":
+            slots.append(Slot(20 + step))
+        places = range(first, first + grid.tokens_per_step)
+        slots += [Slot(START), *(Slot(ids[kind], kinds[kind], place) for place in places)]
+        slots.append(Slot(END))
     return slots
 
 
@@ -181,44 +175,53 @@ def patches(
     times: bool = False,
     sizes: bool = False,
 ) -> dict[str, Tensor]:
-    """The Qwen way: flat patches with (time, height, width) of every clip, images and videos apart;
-    each clip has pixels of its own.
+    """Return vision inputs as Qwen's: flat patches, and (time, height, width) of every clip.
+
+    Images and videos are separate inputs.
     """
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     for kind, name, prefix in (
         ("image", "pixel_values", "image"),
         ("video", "pixel_values_videos", "video"),
     ):
-        clips = [i for row in rows for k, i in row if k == kind]
-        if not clips:
+        seeds = [seed for row in rows for clip_kind, seed in row if clip_kind == kind]
+        if not seeds:
             continue
         grid = grids[kind]
-        found[name] = torch.cat([noise(grid.tokens * merge**2, pixels, seed=i) for i in clips])
-        found[f"{prefix}_grid_thw"] = torch.tensor(
-            [[grid.steps, grid.rows * merge, grid.cols * merge]] * len(clips)
+        inputs[name] = torch.cat(
+            [noise(grid.tokens * merge**2, pixels, seed=seed) for seed in seeds]
+        )
+        inputs[f"{prefix}_grid_thw"] = torch.tensor(
+            [[grid.steps, grid.rows * merge, grid.cols * merge]] * len(seeds)
         )
         if sizes:
-            found[f"{prefix}_merge_sizes"] = torch.full((len(clips),), merge)
+            inputs[f"{prefix}_merge_sizes"] = torch.full((len(seeds),), merge)
         if times and kind == "video":
-            found["second_per_grid_ts"] = torch.ones(len(clips))
-    return found
+            inputs["second_per_grid_ts"] = torch.ones(len(seeds))
+    return inputs
 
 
 def pictures(grids: dict[str, VisualGrid], size: int, rows: Clips) -> dict[str, Tensor]:
-    """Each step of each clip is a picture: (picture, channel, height, width)."""
-    shown = [noise(grids[k].steps, 3, size, size, seed=i) for row in rows for k, i in row]
-    return {"pixel_values": torch.cat(shown)} if shown else {}
+    """Return each step of each clip as a picture: (picture, channel, height, width)."""
+    clips = [
+        noise(grids[kind].steps, 3, size, size, seed=seed) for row in rows for kind, seed in row
+    ]
+    return {"pixel_values": torch.cat(clips)} if clips else {}
 
 
 def pictures_by_row(grids: dict[str, VisualGrid], size: int, rows: Clips) -> dict[str, Tensor]:
-    """(row, picture, channel, height, width): rows with fewer pictures are filled up with zeros,
-    which these hosts drop again.
+    """Return the pictures by row: (row, picture, channel, height, width).
+
+    Rows with fewer pictures are filled up with zeros, which these hosts drop again.
     """
-    by_row = [[noise(grids[k].steps, 3, size, size, seed=i) for k, i in row] for row in rows]
-    most = max(sum(len(p) for p in row) for row in by_row)
+    by_row = [
+        [noise(grids[kind].steps, 3, size, size, seed=seed) for kind, seed in row] for row in rows
+    ]
+    most = max(sum(map(len, clips)) for clips in by_row)
     if not most:
         return {}
-    fill = lambda row: torch.cat(
-        [*row, torch.zeros(most - sum(len(p) for p in row), 3, size, size)]
-    )
-    return {"pixel_values": torch.stack([fill(row) for row in by_row])}
+    filled = [
+        torch.cat([*clips, torch.zeros(most - sum(map(len, clips)), 3, size, size)])
+        for clips in by_row
+    ]
+    return {"pixel_values": torch.stack(filled)}

@@ -1,9 +1,8 @@
-"""What the contract compares with: slow, plain, and independent of how modulate finds positions and
-writes.
+"""The reference implementation that hosts are compared with: slow, plain and independent.
 
-Residuals are laid out as one dense tensor for each injected layer by the places that the prompt's
-author noted; plain hooks add the slice of it that belongs to the absolute positions of a forward.
-Nothing here reads token ids.
+It shares no code with how modulate finds positions and writes residuals. They are laid out as one
+dense tensor for each injected layer, at the places noted when the prompt was written. Plain hooks
+add the slice for the absolute positions of a forward. Nothing here reads token ids.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,17 @@ from transformers import Cache
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of the language model, by transformers' own `get_decoder`."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_decoder().layers
+    """Return the layers of the language model, by transformers' own `get_decoder`."""
+    return without_peft(model).get_decoder().layers
+
+
+def without_peft(model: nn.Module) -> Any:
+    """Return the transformers model inside PEFT's wrapper, if any."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def residual_rows(modulation: Any, k: int, clip: Any) -> list[Tensor]:
-    """α·W·z of every visual token of one clip, token by token, fp32; zeros for a clip without a
-    signal.
-    """
+    """Return α·W·z of each visual token of a clip, in fp32; zeros if the clip has no signal."""
     if clip.signal is None:
         return [torch.zeros(modulation.config.host.d_model)] * clip.grid.tokens
     weight = modulation.out[0 if len(modulation.out) == 1 else k].weight
@@ -37,47 +38,49 @@ def dense(
     positions: Sequence[Sequence[Sequence[int]]],
     length: int,
 ) -> list[Tensor]:
-    """For each injected layer (row, length, d_model): the residual of every position, zero where
-    there is none.
+    """Return the residual of every position, (row, length, d_model), for each injected layer.
+
+    It is zero at positions that get none.
     """
     layers = []
     for k in range(len(modulation.config.injection.layers)):
         values = torch.zeros(len(positions), length, modulation.config.host.d_model)
-        for r, clips in enumerate(rows):
-            for clip, places in zip(clips, positions[r], strict=bool(clips)):
+        for row, clips in enumerate(rows):
+            for clip, places in zip(clips, positions[row], strict=bool(clips)):
                 for place, value in zip(places, residual_rows(modulation, k, clip), strict=True):
-                    values[r, place] = value
+                    values[row, place] = value
         layers.append(values)
     return layers
 
 
 @contextmanager
 def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iterator[None]:
-    """Add the dense residuals in every forward of this block; beams and returned sequences repeat
-    each row.
+    """Add the dense residuals in every forward of this block.
 
-    The modulation's LoRA is merged into the weights meanwhile, as W + α/r · B A.
+    Beams and returned sequences repeat each row. The modulation's LoRA is merged into the weights
+    meanwhile, as W + α/r · B A.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    past = [0]
+    past = 0
 
-    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        found = [value for value in kwargs.values() if isinstance(value, Cache)]
-        past[0] = int(found[0].get_seq_length()) if found else 0
+    def note_past(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal past
+        caches = [value for value in kwargs.values() if isinstance(value, Cache)]
+        past = int(caches[0].get_seq_length()) if caches else 0
 
     def adder(k: int) -> Any:
         def add(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            here = values[k][:, past[0] : past[0] + hidden.shape[1]]
-            here = nn.functional.pad(here, (0, 0, 0, hidden.shape[1] - here.shape[1]))
-            added = hidden + here.repeat_interleave(hidden.shape[0] // len(here), 0).to(
-                hidden.dtype
-            )
+            residual = values[k][:, past : past + hidden.shape[1]]
+            # Generated positions lie beyond the prompt and get none.
+            residual = nn.functional.pad(residual, (0, 0, 0, hidden.shape[1] - residual.shape[1]))
+            repeats = hidden.shape[0] // len(residual)
+            added = hidden + residual.repeat_interleave(repeats, 0).to(hidden.dtype)
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         return add
 
-    handles = [base.model.register_forward_pre_hook(note, with_kwargs=True)]
+    entry = without_peft(model).model
+    handles = [entry.register_forward_pre_hook(note_past, with_kwargs=True)]
     handles += [
         decoder_layers(model)[layer].register_forward_hook(adder(k), prepend=True)
         for k, layer in enumerate(modulation.config.injection.layers)
@@ -94,10 +97,10 @@ def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iter
 def merged(model: nn.Module, modulation: Any) -> Iterator[None]:
     """Merge the modulation's LoRA into the model's weights for this block."""
     before: list[tuple[Tensor, Tensor]] = []
-    beside: list[Any] = []
+    handles: list[Any] = []
     try:
         if modulation.lora is not None:
-            base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+            base = without_peft(model)
             params = modulation.config.lora.params
             _, tensors = modulation.lora.to_peft()
             for name in sorted({key.rpartition(".lora_")[0] for key in tensors}):
@@ -108,40 +111,46 @@ def merged(model: nn.Module, modulation: Any) -> Iterator[None]:
                 if weight.dtype == torch.float32 and not weight.is_meta:
                     before.append((weight, weight.clone()))
                     weight += b @ a
-                else:  # rounded when merged, or not there: added to what the layer returns
-                    beside.append(
-                        module.register_forward_hook(
-                            lambda m, args, out, a=a, b=b: (
-                                out.float() + args[0].float() @ a.T @ b.T
-                            ).to(out.dtype)
-                        )
-                    )
+                else:
+                    # Merging would round, or there is no weight (meta): add to the output instead.
+                    handles.append(module.register_forward_hook(_low_rank_adder(a, b)))
         yield
     finally:
         for weight, value in before:
             weight.copy_(value)
-        for handle in beside:
+        for handle in handles:
             handle.remove()
 
 
+def _low_rank_adder(a: Tensor, b: Tensor) -> Any:
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return (output.float() + args[0].float() @ a.T @ b.T).to(output.dtype)
+
+    return add
+
+
 def states_after(model: nn.Module, layer: int, call: Any) -> Tensor:
-    """The output of one decoder layer while ``call()`` runs (of its first forward)."""
-    found: list[Tensor] = []
-    handle = decoder_layers(model)[layer].register_forward_hook(
-        lambda m, a, out: found.append((out[0] if isinstance(out, tuple) else out).detach().clone())
-    )
+    """Return the output of one decoder layer in the first forward of ``call()``."""
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        outputs.append(hidden.detach().clone())
+
+    handle = decoder_layers(model)[layer].register_forward_hook(keep)
     try:
         call()
     finally:
         handle.remove()
-    return found[0]
+    return outputs[0]
 
 
 def greedy(
     model: nn.Module, inputs: dict[str, Tensor], steps: int, types: str | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Generate without a cache, one whole forward a step: the ids generated (row, step), and the
-    logits of every step.
+    """Generate without a cache, by one whole forward a step.
+
+    Return the generated ids, (row, step), and the logits of every step.
     """
     inputs = dict(inputs)
     scores = []
@@ -156,13 +165,13 @@ def greedy(
     return inputs["input_ids"][:, start:], scores
 
 
-def together(
+def call_differentiably(
     model: nn.Module, parts: Sequence[tuple[Any, Sequence[Tensor] | None]], call: Any
 ) -> Any:
-    """Call ``call(model)`` with gradients to all that ``parts`` are made of.
+    """Return ``call(model)`` under several modulations, with gradients to all their parameters.
 
     ``parts``: modulations with their dense residuals, or None for LoRA alone. Weights are
-    W + Σ α/r · B A, put in for this call only; residuals are added by plain hooks.
+    W + Σ α/r · B A, for this call only; residuals are added by plain hooks.
     """
     weights: dict[str, Tensor] = {}
     handles = []
@@ -193,7 +202,7 @@ def together(
 
 
 class _Called(nn.Module):
-    """Any call of a model as a forward of its own."""
+    """A call of a model as a module's forward, which `functional_call` needs."""
 
     def __init__(self, model: nn.Module, call: Any) -> None:
         super().__init__()

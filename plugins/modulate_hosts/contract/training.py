@@ -1,6 +1,4 @@
-"""Gradients: of the modulation only, and the same under activation checkpointing, however forwards
-and backwards are ordered.
-"""
+"""Gradients: for the modulation only, and the same under activation checkpointing in any order."""
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -10,7 +8,7 @@ from modulate_hosts.contract.suite import row
 
 
 def trainable(case, **checkpointing):
-    """A host in training mode with its own modulation; checkpointing where asked for."""
+    """Return a host in training mode and a modulation; ``checkpointing``: its options, if any."""
     host = case.family.build().train()
     if checkpointing:
         # Renamed after 5.17; the old name warns.
@@ -27,41 +25,42 @@ def loss_of(host, batch):
 
 
 def gradients(modulation):
-    return {n: p.grad.clone() for n, p in modulation.named_parameters() if p.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in modulation.named_parameters()
+        if parameter.grad is not None
+    }
 
 
-def single(case, prepare=lambda host: None, **checkpointing):
-    """Gradients of one conditioned forward, its backward after the block has ended."""
+def one_forward(case, prepare=lambda host: None, **checkpointing):
+    """Return the gradients of one conditioned forward, with its backward after the block."""
     host, modulation = trainable(case, **checkpointing)
     prepare(host)
-    batch = case.write(["video", (7, 8, 9)], ["video", (10, 11)])
+    batch, clips = case.two_prompts()
     with modulation.attached(host) as attachment:
-        with attachment.condition(case.clips(batch)):
+        with attachment.condition(clips):
             loss = loss_of(host, batch)
         loss.backward()
-    assert all(p.grad is None for p in host.parameters())
+    assert all(parameter.grad is None for parameter in host.parameters())
     return gradients(modulation)
 
 
-def same(a, b):
-    assert a and a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-3)
+def assert_same(expected, actual):
+    assert expected and expected.keys() == actual.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], atol=1e-5, rtol=1e-3)
 
 
 @row("gradients reach every part of the modulation and never the host")
 def test_gradients(case):
-    found = single(case)
-    assert [
-        n
-        for n, p in case.strong(case.host).named_parameters()
-        if n not in found or not found[n].any()
-    ] == []
+    reached = one_forward(case)
+    names = [name for name, _ in case.strong(case.host).named_parameters()]
+    assert [name for name in names if name not in reached or not reached[name].any()] == []
 
 
 @row("gradient checkpointing, not reentrant, backward after the block: the same gradients")
 def test_checkpointing(case):
-    same(single(case), single(case, use_reentrant=False))
+    assert_same(one_forward(case), one_forward(case, use_reentrant=False))
 
 
 # Torch warns of the frozen vision tower, which needs no gradients.
@@ -71,7 +70,7 @@ def test_checkpointing(case):
 )
 def test_reentrant_checkpointing(case):
     try:
-        found = single(
+        checkpointed = one_forward(
             case, prepare=lambda host: host.enable_input_require_grads(), use_reentrant=True
         )
     except ConditioningError as error:
@@ -82,12 +81,13 @@ def test_reentrant_checkpointing(case):
             ' modulation\'s one graph ("Trying to backward through the graph a second time")'
         )
     else:
-        same(single(case), found)
+        assert_same(one_forward(case), checkpointed)
 
 
-def two(case, inside, **checkpointing):
-    """Gradients of two conditioned forwards and a bare one between them, then their backwards in
-    the other order.
+def two_forwards(case, inside, **checkpointing):
+    """Return the gradients of two conditioned forwards with their backwards in reverse order.
+
+    Each is followed by a forward without conditioning. ``inside``: checkpoint whole layer calls.
     """
     host, modulation = trainable(case, **checkpointing)
     batches = [case.write(["video", (7, 8, 9)]), case.write([(12,), "video", (10, 11)], first=1)]
@@ -95,8 +95,8 @@ def two(case, inside, **checkpointing):
         checkpoint_layers(host)
     losses = []
     with modulation.attached(host) as attachment:
-        for i, batch in enumerate(batches):
-            with attachment.condition(case.clips(batch, first=i)):
+        for number, batch in enumerate(batches):
+            with attachment.condition(case.clips(batch, first=number)):
                 losses.append(loss_of(host, batch))
             with torch.no_grad():
                 loss_of(host, batches[0])
@@ -106,8 +106,9 @@ def two(case, inside, **checkpointing):
 
 
 def checkpoint_layers(host):
-    """Checkpoint each layer's whole call, hooks included, as transformers did up to 5.22 and as
-    users do by hand.
+    """Checkpoint each layer's whole call with its hooks, as transformers did up to 5.22.
+
+    Users do the same by hand.
     """
     for layer in host.get_decoder().layers:
         call = type(layer).__call__
@@ -115,8 +116,8 @@ def checkpoint_layers(host):
             type(layer).__name__,
             (type(layer),),
             {
-                "__call__": lambda self, *a, call=call, **kw: checkpoint(
-                    call, self, *a, use_reentrant=False, **kw
+                "__call__": lambda self, *args, call=call, **kwargs: checkpoint(
+                    call, self, *args, use_reentrant=False, **kwargs
                 )
             },
         )
@@ -124,6 +125,6 @@ def checkpoint_layers(host):
 
 @row("two conditioned forwards, then two backwards, under checkpointing: the same gradients")
 def test_two_forwards_then_two_backwards(case):
-    expected = two(case, inside=False)
-    same(expected, two(case, inside=False, use_reentrant=False))
-    same(expected, two(case, inside=True))
+    expected = two_forwards(case, inside=False)
+    assert_same(expected, two_forwards(case, inside=False, use_reentrant=False))
+    assert_same(expected, two_forwards(case, inside=True))

@@ -1,4 +1,4 @@
-"""Hosts that are split over devices, quantized, or carry adapters: PEFT's and the modulation's own."""
+"""Hosts split over devices, quantized, or with adapters: PEFT's and the modulation's own."""
 
 import torch
 
@@ -7,22 +7,20 @@ from modulate_hosts.contract.suite import close, fresh, our_hooks, row
 
 
 def agrees(case, host, steps=3):
-    """Logits and what is generated are those of the family's plain host under the reference's
-    residuals.
-    """
+    """Assert that logits and generated ids are those of the plain host with reference residuals."""
     batch, clips = case.two_prompts()
     modulation = case.strong(host)
     values = case.dense(batch, clips, modulation)
-    forward = lambda h: h(**batch.inputs).logits
-    generate = lambda h: h.generate(**batch.inputs, max_new_tokens=steps, do_sample=False)
+    forward = lambda: host(**batch.inputs).logits
+    generate = lambda: host.generate(**batch.inputs, max_new_tokens=steps, do_sample=False)
     with reference.written(host, modulation, values):
-        expected = forward(host)
-        expected_ids = generate(host)
+        expected = forward()
+        expected_ids = generate()
     with modulation.attached(host) as attachment, attachment.condition(clips):
-        got = forward(host)
-        ids = generate(host)
+        got = forward()
+        ids = generate()
     close(got, expected)
-    assert torch.equal(ids, expected_ids) and not torch.allclose(got, forward(host), atol=1e-2)
+    assert torch.equal(ids, expected_ids) and not torch.allclose(got, forward(), atol=1e-2)
     return got
 
 
@@ -31,7 +29,7 @@ def test_cpu_offload(case):
     offloaded(case, lambda host, batch: host(**batch.inputs).logits)
 
 
-# Before 5.23 transformers warns of where the ids are.
+# Before 5.23, transformers warns that the ids are on another device.
 @row(
     "accelerate: weights offloaded to the CPU between layers, generating",
     ignoring="You are calling .generate.. with the `input_ids` being on a device type",
@@ -63,28 +61,27 @@ def dispatched(case, device, **more):
 
     host = case.family.build()
     host.tie_weights()
-    children = [name for name, _ in host.model.named_children()]
-    device_map = {f"model.{name}": "cpu" for name in children} | {
-        name: "cpu" for name, _ in host.named_children() if name != "model"
-    }
-    language = next(name for name in children if host.get_decoder() is getattr(host.model, name))
-    device_map.pop(f"model.{language}")
-    device_map |= {
-        f"model.{language}.{name}": "cpu"
-        for name, _ in host.get_decoder().named_children()
-        if name != "layers"
-    }
-    device_map |= {
-        f"model.{language}.layers.{i}": device if i == 2 else "cpu"
-        for i in range(len(host.get_decoder().layers))
-    }
-    device_map |= {f"model.{name}": "cpu" for name, _ in host.model.named_parameters(recurse=False)}
+    device_map = device_map_of(host, device)
     host = dispatch_model(host, device_map, main_device="cpu", force_hooks=True, **more)
     close(agrees(case, host), agrees(case, case.family.build()))
 
 
+def device_map_of(host, device):
+    """Return a device map with decoder layer 2 on ``device`` and all else on the CPU."""
+    decoder = host.get_decoder()
+    keys = [name for name, _ in host.named_children() if name != "model"]
+    for name, child in host.model.named_children():
+        if child is not decoder:
+            keys.append(f"model.{name}")
+            continue
+        keys += [f"model.{name}.{part}" for part, _ in decoder.named_children() if part != "layers"]
+        keys += [f"model.{name}.layers.{index}" for index in range(len(decoder.layers))]
+    keys += [f"model.{name}" for name, _ in host.model.named_parameters(recurse=False)]
+    return {key: device if key.endswith(".layers.2") else "cpu" for key in keys}
+
+
 DEVICE_MAP = "The following device_map keys do not match"
-"""What accelerate warns of: a parameter beside the modules has a key too."""
+"""Warning of accelerate's: a parameter beside the modules has a key too."""
 
 
 @row("accelerate: a device map", ignoring=DEVICE_MAP)

@@ -71,7 +71,7 @@ def parsers() -> list[Parser]:
         parse=through_file(read_video, "v.mp4"),
         check=check_video,
         modules=("modulate.data.video",),
-        never=("read_shown.<locals>",),
+        never=("read_frames_at.<locals>",),
         share=0.02,
     )
     return [video]
