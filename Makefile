@@ -70,7 +70,7 @@ bench: $(STAMP)  ## measure speed and memory, and write docs/benchmarks.md
 docs: $(STAMP)  ## write the generated pages anew, then build the site: site/index.html
 	$(BIN)/python -m modulate.cli.reference
 	test -x $(BIN)/mkdocs || $(EDITABLE) $(BIN)/python -m pip install --quiet --build-constraint requirements/lock.txt $(LOCK) --editable ".[docs]"
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 $(STAMP): pyproject.toml requirements/lock.txt requirements/lock-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "modulate needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …"; exit 1; }

@@ -1,13 +1,12 @@
-"""What each correction of GazeQwen's released code is worth on the tabletop world:
-docs/results/corrections.md and .json.
+"""Measure each correction of GazeQwen's released code on the tabletop world.
 
-Two ways of asking. Upwards: released behavior → the paper's method → plus, one option more in
-every row. Downwards: plus, with one departure put back. The world's clips are seven seconds long; 2
-frames a second are asked for and the cap leaves 8, so that the released clock is wrong, as it is on
-long clips.
+There are two series. Upwards: released behavior → the paper's method → plus, with one more option
+in every row. Downwards: plus, with one departure restored. The world's clips are seven seconds
+long; 2 frames a second are requested and the cap leaves 8, so that the released clock is wrong, as
+on long clips. Writes docs/results/corrections.md and .json.
 
-    python benchmarks/corrections.py            # trains what is missing in runs/corrections, then writes the page
-    python benchmarks/corrections.py --collect  # only the page
+    python benchmarks/corrections.py            # train missing runs, then write the page
+    python benchmarks/corrections.py --collect  # only write the page
 """
 
 import argparse
@@ -48,8 +47,8 @@ COMMON = [
 PE = "encoder={name: coord_pe, params: {dim: 64, scale: %s, active: %s}}"
 HEAT = "encoder={name: heatmap_dur, params: {dim: 64, active: %s}}"
 
-#: What the released code does, what is right instead, and the overrides of either; in the order in
-#: which they are corrected.
+# (released behavior, correction, overrides of the former, overrides of the latter), in the order of
+# correction.
 OPTIONS: list[tuple[str, str, list[str], list[str]]] = [
     (
         "two frames in training",
@@ -87,13 +86,11 @@ OPTIONS: list[tuple[str, str, list[str], list[str]]] = [
     ("active at an instant", "active by overlap", [], [PE % ("6.283185", "overlap")]),
     ("Coord-PE", "an encoder that can point", [], [HEAT % "overlap"]),
 ]
-PAPER = 7  # corrections that make the paper's method of the released behavior
+PAPER = 7  # number of corrections from the released behavior to the paper's method
 
 
 def ladder() -> dict[str, list[str]]:
-    """Return name → overrides, from the released behavior upwards; every row corrects one more
-    option.
-    """
+    """Return {name: overrides} from the released behavior upwards, one more correction each."""
     rows = {}
     for k in range(len(OPTIONS) + 1):
         chosen = [
@@ -105,8 +102,8 @@ def ladder() -> dict[str, list[str]]:
     return rows
 
 
-def put_back() -> dict[str, list[str]]:
-    """Return name → overrides: plus, and plus with one departure put back."""
+def departures() -> dict[str, list[str]]:
+    """Return {name: overrides} of plus, and of plus with one departure each."""
     plus = [override for _, _, _, right in OPTIONS for override in right]
     rows = {"plus": plus}
     for name, _, wrong, _ in OPTIONS[:6] + OPTIONS[7:8]:
@@ -117,9 +114,7 @@ def put_back() -> dict[str, list[str]]:
 
 
 def make_dwells(world: Path) -> None:
-    """Make fixations as long as the benchmark's: of at least 2 s, from the world's gaze samples, by
-    the benchmark's own extraction.
-    """
+    """Extract fixations of at least 2 s from the world's gaze samples, by the benchmark's rules."""
     for source in sorted((world / "gaze").glob("*.csv")):
         target = world / "dwells" / f"{source.stem.removesuffix('_gaze')}_fixation_filtered.csv"
         if not target.exists():
@@ -131,14 +126,14 @@ def make_dwells(world: Path) -> None:
 
 
 def slug(prefix: str, k: int) -> str:
-    """Return a run's name."""
+    """Return the name of a run without its seed."""
     return f"{prefix}{k:02d}"
 
 
 def jobs(epochs: str) -> list[list[str]]:
-    """Return recipe and overrides of every run; a setting that occurs twice is run once."""
+    """Return recipe and overrides of every run; a setting in both series is run once."""
     found = []
-    for prefix, rows in (("back", put_back()), ("up", ladder())):
+    for prefix, rows in (("back", departures()), ("up", ladder())):
         for k, overrides in enumerate(rows.values()):
             if folder_of(prefix, k, overrides) == slug(prefix, k):
                 found.append(
@@ -155,9 +150,7 @@ def jobs(epochs: str) -> list[list[str]]:
 
 
 def folder_of(prefix: str, k: int, overrides: Sequence[str]) -> str:
-    """Return the run that has the ``k``-th setting: one that both tables have is run once, for the
-    table above.
-    """
+    """Return the run with the ``k``-th setting, which may belong to the upward series."""
     return next(
         (
             slug("up", i)
@@ -169,9 +162,9 @@ def folder_of(prefix: str, k: int, overrides: Sequence[str]) -> str:
 
 
 def collect(runs: Path) -> dict[str, Any]:
-    """Return the coverage of every setting, and the figures of every run that is finished."""
+    """Return the coverage of every setting and the figures of all finished runs."""
     figures: dict[str, Any] = {}
-    for prefix, rows in (("up", ladder()), ("back", put_back())):
+    for prefix, rows in (("up", ladder()), ("back", departures())):
         for k, (name, overrides) in enumerate(rows.items()):
             folder = folder_of(prefix, k, overrides)
             found: dict[str, Any] = {
@@ -241,16 +234,23 @@ def page(figures: dict[str, Any], epochs: str) -> str:
 
 READING = """## How to read it
 
-- Coverage first: as released, seven of ten training samples have no fixation at any step, because two frames make one step, stamped at the clip's start. These clips
-  have gaze nearly all the time, StreamGaze's in about an eighth of it, where every figure of these columns would be lower.
-- Upwards, accuracy cannot rise before the last row: whatever is put right, the paper's encoder cannot say where one looked
-  ([why](../explanation/gaze-encoders.md)).
-- Downwards, an encoder that can point shows what each departure costs by itself. Two frames in training, times as requested, and a host that is told 24 frames a second each bring it to
-  the guess. Why the host's clock weighs so much was not looked into: with it all steps have nearly the same place in time. Membership by midpoint and the padded
-  backbone cost 2 to 3 points, which one seed cannot tell from nothing; an activity at an instant costs nothing where gaze is there all the time.
-- The dead layer's run had hardly left the guess when its training ended. Nothing written there reaches the answer and its copy of the modulator gets no gradient, so it differs
-  from `plus` in its initialization alone: how long the guess lasts varies with the seed (docs/log.md), and one seed says no more.
-- One seed and a short training; the intervals are of the test questions alone.""".splitlines()
+- Coverage first: as released, seven of ten training samples have no fixation at any step, because
+  two frames form one step, whose time is the clip's start. These clips have gaze nearly all the
+  time; StreamGaze's have it for about an eighth, where every figure in these columns would be
+  lower.
+- Upwards, accuracy cannot rise before the last row: with any other correction, the paper's encoder
+  still cannot tell where the viewer looked ([why](../explanation/gaze-encoders.md)).
+- Downwards, with an encoder that can point, each row shows the cost of one departure. Two frames in
+  training, times as requested, and a host that is given 24 frames a second each reduce accuracy to
+  chance. Why the host's clock matters so much was not investigated; with it, all steps have nearly
+  the same temporal position. Membership by midpoint and the padded backbone cost 2 to 3 points,
+  which one seed cannot distinguish from zero. Activity at an instant costs nothing where gaze is
+  always present.
+- The run with the dead layer had barely left chance when its training ended. Nothing written there
+  reaches the answer, and its copy of the modulator gets no gradient, so it differs from `plus` only
+  in its initialization. The time until a run leaves chance varies with the seed (docs/log.md), so
+  one seed shows no more.
+- One seed and a short training; the intervals cover the test questions only.""".splitlines()
 
 
 def _table(rows: dict[str, Any], marks: dict[str, str]) -> list[str]:
@@ -286,7 +286,7 @@ def _table(rows: dict[str, Any], marks: dict[str, str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, then write the page."""
+    """Train the missing runs, then write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -296,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--collect",
         action="store_true",
-        help="run nothing; write the page from the runs that are finished",
+        help="only write the page from the finished runs",
     )
     options = parser.parse_args(arguments)
     if not options.collect:

@@ -1,13 +1,12 @@
-"""The released way of working, written anew and plainly: what `python -m benchmarks.speed` measures
-modulate against.
+"""A plain reimplementation of the released training, the baseline of `python -m benchmarks.speed`.
 
-It is slow in exactly these ways, each of them how GazeQwen's released code works: the clip of every
-sample is cut out of its video and encoded again, the backbone runs at every sample and epoch, the
-resampler is called once per layer and step inside the hook, attention is eager, logits are made of
-the full vocabulary at every position, and one sample goes through at a time. Everything else is as
-good as modulate's: frames by presentation time, the host's own encoding, features aligned by time,
-one backward per sample, gradients only where something is trained. Residuals, loss and optimizer
-are its own code; a test holds losses and gradients to modulate's on the same weights.
+It is slow in exactly the ways of GazeQwen's released code: each sample's clip is cut out of its
+video and encoded again, the backbone runs for every sample and epoch, the hook calls the resampler
+once per layer and step, attention is eager, logits cover the full vocabulary at every position, and
+the batch size is one. Everything else equals modulate: frames by presentation time, the host's own
+encoding, features aligned by time, one backward per sample, gradients only for trained parameters.
+Residuals, loss and optimizer are separate code; a test compares losses and gradients with
+modulate's on the same weights.
 """
 
 import math
@@ -31,9 +30,7 @@ from modulate_gaze.scanpath import Scanpath
 
 
 def cut(video: Path, start: float, end: float, out: Path) -> float:
-    """Encode what ``video`` shows from ``start`` to ``end`` (s) anew, without loss so that the
-    pixels stay; return the time (s) of the cut's first frame.
-    """
+    """Re-encode ``video`` from ``start`` to ``end`` (s) without loss; return its first time (s)."""
     with av.open(str(video)) as source, av.open(str(out), "w") as target:
         stream = source.streams.video[0]
         copy = target.add_stream(
@@ -44,7 +41,7 @@ def cut(video: Path, start: float, end: float, out: Path) -> float:
         copy.pix_fmt = "yuv420p"
         copy.codec_context.time_base = stream.time_base
         source.seek(max(0, math.floor(start / stream.time_base) - 1), stream=stream)
-        held: Any = None  # what is on the screen when the clip begins
+        held: Any = None  # the frame on screen when the clip begins
         first: int | None = None
         for frame in source.decode(stream):
             if frame.time > end + 1e-6:
@@ -66,16 +63,14 @@ def cut(video: Path, start: float, end: float, out: Path) -> float:
 def position_code(
     x: Tensor, y: Tensor, width: int, scale: float, temperature: float = 10000.0
 ) -> Tensor:
-    """DETR's sine and cosine code of points: (point, width), half of it for x and half for y."""
+    """Return DETR's sine/cosine code of points, (point, width): half for x, half for y."""
     quarter = width // 4
     angles = [p[:, None] * scale / temperature ** (torch.arange(quarter) / quarter) for p in (x, y)]
     return torch.cat([torch.stack([a.sin(), a.cos()], 2).flatten(1) for a in angles], 1)
 
 
 class Resampler:
-    """One layer's resampler, read off the weights by name; called with the features of one step and
-    its gaze code.
-    """
+    """One layer's resampler, called with the features and the gaze code of a single step."""
 
     def __init__(self, weights: dict[str, Tensor], k: int, blocks: int) -> None:
         self.k = k
@@ -89,30 +84,30 @@ class Resampler:
         self.amplitude = weights["amplitude"]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """Return the map ``name`` of x."""
+        """Apply the linear map ``name``."""
         bias = self.w.get(f"{name}.bias")
         return functional.linear(
             x, self.w[f"{name}.weight"][self.k], None if bias is None else bias[self.k]
         )
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        """Return the LayerNorm ``name`` of x."""
+        """Apply the LayerNorm ``name``."""
         return functional.layer_norm(
             x, x.shape[-1:], self.w[f"{name}.weight"][self.k], self.w[f"{name}.bias"][self.k]
         )
 
     def __call__(self, features: Tensor, gaze: Tensor) -> Tensor:
-        """(token, d_features) and (d_signal,) → the residual (token, d_model)."""
+        """Return the residual (token, d_model) of (token, d_features) and (d_signal,)."""
         return self.amplitude[self.k] * functional.linear(self.read(features, gaze), self.out)
 
     def read(self, features: Tensor, gaze: Tensor) -> Tensor:
-        """Return what the tokens read back, before the output projection: (token, width)."""
+        """Return what the tokens read, (token, width), before the output projection."""
         x = self.linear("proj_in", features)
         latents = self.w["latents"][self.k]
         scale = math.sqrt(x.shape[1])
         guide = torch.cat([gaze.expand(len(x), -1), gaze.new_zeros(len(latents), len(gaze))])
-        for b in range(self.blocks):
-            name = f"blocks.{b}."
+        for block in range(self.blocks):
+            name = f"blocks.{block}."
             source = torch.cat([x, latents])
             keys = self.linear(name + "key", source) + self.linear(name + "signal", guide)
             weights = (self.linear(name + "query", latents) @ keys.T / scale).softmax(1)
@@ -125,7 +120,7 @@ class Resampler:
 
 
 class Naive:
-    """Trains a modulation's weights on samples the released way.
+    """Trains a modulation's weights like the released code.
 
     ``model``: the host, loaded with eager attention; ``host``: its family, for encoding;
     ``weights``: a copy of the modulation's tensors, trained in place.

@@ -1,14 +1,12 @@
-"""Which of the benchmark's ten tasks can the small host answer at all? Its ceiling when it is told,
-perfectly, where the viewer looks.
+"""Measure the small host's ceiling: which of the ten tasks it can answer with perfect gaze.
 
 python benchmarks/tabletop_ceiling.py
 
-Nothing is trained. The bare host answers every question of the tabletop test split, put as letters
-and, where every option is one word of its own, as words: from the clip alone; with the mark that it
-was taught drawn at the gaze on every frame (the input ``tabletop_mark``); and with that mark's mean
-trace added to the visual token looked at in every step, after layer 0, which is where and how a
-modulation can write. A task is answered when its interval lies above chance. Writes
-docs/results/ceiling.md and .json.
+Nothing is trained. The bare host answers every question of the tabletop test split by letters and,
+if every option is a single word, by words: from the clip alone; with the mark of its training drawn
+at the gaze on every frame (the input ``tabletop_mark``); and with the mean effect of that mark
+added to the visual token looked at in every step, after layer 0, as a modulation can do. A task
+counts as answered if its interval lies above chance. Writes docs/results/ceiling.md and .json.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,9 +37,10 @@ STEPS = 4
 SEED = 5
 
 
-def places(pipeline: Pipeline, samples: Sequence[Sample]) -> torch.Tensor:
-    """Return ones at the token looked at longest in each step, zeros elsewhere and in steps without
-    gaze: (visual token,) of all samples in their order.
+def gazed_tokens(pipeline: Pipeline, samples: Sequence[Sample]) -> torch.Tensor:
+    """Return a mask (visual token,) of the token looked at longest in each step, for all samples.
+
+    Steps without gaze have only zeros.
     """
     prepared = [pipeline.prepare(sample) for sample in samples]
     grids = [p.grid for p in prepared]
@@ -60,9 +59,10 @@ def places(pipeline: Pipeline, samples: Sequence[Sample]) -> torch.Tensor:
 
 
 @contextmanager
-def pointing(pipeline: Pipeline, at: torch.Tensor, vector: torch.Tensor) -> Iterator[None]:
-    """Add ``vector`` after layer ``LAYER`` to the visual tokens that ``at`` (visual token,) marks,
-    in the order of the batch's rows.
+def steering(pipeline: Pipeline, at: torch.Tensor, vector: torch.Tensor) -> Iterator[None]:
+    """Add ``vector`` after layer ``LAYER`` to the visual tokens in the mask ``at``.
+
+    ``at`` is (visual token,), in the order of the batch's rows.
     """
     model = pipeline.model
     seen = {}
@@ -97,15 +97,13 @@ def answers(
             return score(pipeline, attachment, samples, oracle)
         for start in range(0, len(samples), size):
             chunk = samples[start : start + size]
-            with pointing(pipeline, places(pipeline, chunk), vector):
+            with steering(pipeline, gazed_tokens(pipeline, chunk), vector):
                 found += score(pipeline, attachment, chunk, "host")
     return found
 
 
 def ceiling(answer: str) -> dict[str, dict[str, Any]]:
-    """Return {task: {oracle: accuracy}}; tasks whose options are no single words are left out for
-    ``answer`` "word".
-    """
+    """Return {task: {oracle: accuracy}}; for words, without tasks with longer options."""
     overrides = [
         f"answer={answer}",
         f"data.params.tasks=[{', '.join(TASKS)}]",
@@ -189,14 +187,20 @@ def page(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 READING = """## What follows
 
-- **Judged: the three tasks about the present object, in words.** The host alone guesses, and a pointer in a visual token's hidden state, which is all that a modulation can give, is
-  enough for nearly every question. `gazeqwen_tiny` and every study on these pages score them.
-- `present_future_action_prediction` follows a pointer too, in words, to three quarters: the hand goes to what was looked at last. It has 80 questions and its answer can be guessed from
-  the hand, which has just begun to move; it is none of the generator's gaze-only tasks and not among the judged.
-- `proactive_gaze_triggered_alert` and classes by letter need a mark in the picture: the host was taught both and does not carry them over to the token's hidden state. A modulation that
-  fails there says nothing about its encoder.
-- The four tasks about the past, and the alert when a thing appears, are beyond this host even when it sees the marks: two frames a step and seven seconds show too little of the past.
-- Marks drawn reach 86 to 92 %, less than the pointer: they lie where the fixation is, which jitters about the object; in training they lay at one corner of it.""".splitlines()
+- **Judged: the three tasks about the present object, in words.** The host alone guesses. A steering
+  vector in a visual token's hidden state, which is all that a modulation can add, suffices for
+  nearly every question. `gazeqwen_tiny` and every study on these pages score these tasks.
+- `present_future_action_prediction`, in words, also follows the steering vector for three quarters:
+  the hand moves to the object looked at last. It has 80 questions, and its answer can be guessed
+  from the hand, which has just begun to move; it is not one of the generator's gaze-only tasks and
+  is not judged.
+- `proactive_gaze_triggered_alert` and classes by letter need a mark in the picture: the host
+  learned both and does not transfer them to the token's hidden state. A modulation that fails there
+  says nothing about its encoder.
+- The four tasks about the past, and the alert for a new object, are beyond this host even with
+  visible marks: two frames for each step and seven seconds show too little of the past.
+- Drawn marks reach 86 to 92 %, less than the steering vector: they lie at the fixation, which
+  jitters about the object; in training they lay at one corner of it.""".splitlines()
 
 
 def _cell(found: dict[str, dict[str, Any]], oracle: str) -> str:
@@ -208,7 +212,7 @@ def _cell(found: dict[str, dict[str, Any]], oracle: str) -> str:
 
 
 def main() -> None:
-    """Ask, and write the page."""
+    """Measure, then write the page."""
     figures = {answer: ceiling(answer) for answer in ("letter", "word")}
     publish(PAGE, figures, page(figures))
 

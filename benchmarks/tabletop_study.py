@@ -1,13 +1,12 @@
-"""Does the gaze reach the host, and nothing else? Every encoder, three seeds, all controls, on the
-tabletop world; still scenes; other modulators.
+"""Study on the tabletop world: does gaze, and only gaze, improve the answers?
 
 python benchmarks/tabletop_study.py [--jobs 2] [--collect] [--runs runs/study] [key.sub=value …]
 
-For each seed: one run per signal encoder, one of LoRA alone, and one of the same modulation trained
-with a blank signal (for which all encoders are the same function: they give exactly 0). On still
-scenes (one time step, the modulator alone is trained) each encoder once: can the host be steered?
-The recipes of other modulators and signals once each. Runs that are finished are not repeated.
-Writes docs/results/tabletop.md and .json.
+For each of three seeds there is one run per encoder with all controls, one with LoRA alone, and one
+with the same modulation and a blank signal, for which all encoders give exactly 0. On still scenes
+(one time step, only the modulator is trained), each encoder runs once: can the host be steered? The
+recipes of other modulators and signals run once each. Finished runs are not repeated. Writes
+docs/results/tabletop.md and .json.
 """
 
 import argparse
@@ -26,13 +25,12 @@ from modulate.evaluation.predictions import Prediction, read_predictions
 from modulate.runs.records import Metrics, read_metrics
 
 RECIPE = "recipes/gazeqwen_tiny.yaml"
-SEEDS = (0, 1, 2)  # fixed before any of these runs
+SEEDS = (0, 1, 2)  # chosen before the first run
 ENCODERS = {
     "heatmap_dur": "{dim: 64}",
     "heatmap_tau": "{dim: 64}",
-    "coord_rel": (
-        "{dim: 64, scale: 12.566}"
-    ),  # twice DETR's: neighbouring tokens of the 4 x 4 grid differ by half a period
+    # Twice DETR's scale: neighboring tokens of the 4 x 4 grid differ by half a period.
+    "coord_rel": "{dim: 64, scale: 12.566}",
     "coord_pe": "{dim: 64}",
 }
 DEFAULT = "heatmap_dur"
@@ -115,7 +113,7 @@ def jobs(extra: Sequence[str], epochs: str, still_epochs: str) -> list[list[str]
 
 
 def run(job: Sequence[str], runs: Path) -> None:
-    """Train and evaluate one recipe in a process of its own, with one thread."""
+    """Train and evaluate one recipe in its own process, with one thread."""
     recipe, *overrides = job
     name = overrides[0].removeprefix("name=")
     if (runs / name / "metrics.json").is_file():
@@ -145,7 +143,7 @@ def _environment() -> dict[str, str]:
 
 
 def seeds_of(runs: Path, name: str) -> list[int]:
-    """Return the seeds whose run is finished."""
+    """Return the seeds with a finished run."""
     return [seed for seed in SEEDS if (runs / f"{name}-{seed}" / "metrics.json").is_file()]
 
 
@@ -158,13 +156,13 @@ def finished_metrics(folder: Path) -> Metrics:
 
 
 def run_all(waiting: Sequence[Sequence[str]], runs: Path, at_once: int) -> None:
-    """Run all of :func:`run`'s jobs, so many at once."""
+    """Run all jobs, ``at_once`` at a time."""
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(lambda job: run(job, runs), waiting))
 
 
 def publish(page: Path, figures: dict[str, Any], text: str) -> None:
-    """Write figures and the page that shows them, ``page`` .json and .md, and print the page."""
+    """Write the figures to ``page``.json and the text to ``page``.md; print the text."""
     page.parent.mkdir(parents=True, exist_ok=True)
     page.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
     page.with_suffix(".md").write_text(text)
@@ -172,9 +170,7 @@ def publish(page: Path, figures: dict[str, Any], text: str) -> None:
 
 
 def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list[Prediction]:
-    """Return the predictions of one condition, over the given seeds; a sample has another id for
-    each seed.
-    """
+    """Return the predictions under one condition for all seeds; ids begin with the seed."""
     found = []
     for seed in seeds:
         answers = read_predictions(runs / f"{name}-{seed}" / "predictions.jsonl")
@@ -187,15 +183,13 @@ def accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
     return summarize(rows, RESAMPLES, seed=0)
 
 
-def difference(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:
-    """Return the paired difference of two conditions, clustered by video, overall and of each task."""
-    return compare(a, b, RESAMPLES, seed=0)
+def difference(first: Sequence[Prediction], second: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the paired difference of two conditions, overall and by task, clustered by video."""
+    return compare(first, second, RESAMPLES, seed=0)
 
 
 def collect(runs: Path) -> dict[str, Any]:
-    """Return every figure of the page; an encoder counts with the seeds that are finished, and the
-    page names them.
-    """
+    """Return all figures of the page; an encoder counts with its finished seeds."""
     figures: dict[str, Any] = {"encoders": {}}
     for name, condition in (("lora_only", "none"), ("gaze_free", "blank")):
         figures[name] = accuracy(records(runs, name, condition, seeds_of(runs, name))) | {
@@ -330,9 +324,7 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
 
 
 def others_of(found: dict[str, Any]) -> list[str]:
-    """Return the table of the other recipes: one row each, a column for every condition that any of
-    them has.
-    """
+    """Return the table of the other recipes, with a column for each condition of any recipe."""
     names = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
     lines = [
         "",
@@ -351,14 +343,21 @@ def others_of(found: dict[str, Any]) -> list[str]:
 
 READING = """## How to read it
 
-- `signal`: the clip's own gaze. `none`: no residual, trained LoRA on. `blank`: no fixations. `shuffled`: another clip's gaze. `centre`: gaze at the middle.
-  `shifted`: the clip's gaze half a window late. `host`: the bare host. Options are drawn so that frames without gaze are worth one in four.
-- `no_frames`: host and backbone see grey, gaze is given: what gaze tells without a picture.
-- `no_pixels`: only the host sees grey; the backbone's features are kept. What stays correct bypasses the host's own eyes.
-- Encoders are trained alike, for few steps; a low figure says what this budget reaches, not what an encoder can do at all.
-- The gaze-free ceiling is one run for all encoders: with a blank signal each of them gives exactly 0.
-- Intervals are of the questions, not of the seeds: `coord_rel` is one seed that learned and two that did not.
-- LoRA alone is trained for one epoch (71 steps), the modulations for 5.5 (391): its row says what so much LoRA learns without gaze, not what more of it would.""".splitlines()
+- `signal`: the clip's own gaze. `none`: no residual, trained LoRA on. `blank`: no fixations.
+  `shuffled`: another clip's gaze. `centre`: gaze at the center. `shifted`: the clip's gaze half a
+  window late. `host`: the bare host. Options are drawn so that frames without gaze give one in
+  four.
+- `no_frames`: host and backbone see gray frames with the gaze, which shows what gaze alone tells.
+- `no_pixels`: only the host sees gray frames, the backbone's features stay. Answers that remain
+  correct bypass the host's own vision.
+- All encoders are trained alike, for few steps; a low figure shows what this budget reaches, not
+  what an encoder can do.
+- The gaze-free ceiling is one run for all encoders: with a blank signal each of them gives exactly
+  0.
+- Intervals cover the questions, not the seeds: `coord_rel` is one seed that learned and two that
+  did not.
+- LoRA alone is trained for one epoch (71 steps), the modulations for 5.5 (391): its row shows what
+  that much LoRA learns without gaze, not what more training would.""".splitlines()
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -366,14 +365,14 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def cell(found: dict[str, Any], key: str, signed: bool = False) -> str:
-    """Return a share with its interval, in per cent."""
+    """Return a share with its interval, in percent."""
     form = "{:+.1f}" if signed else "{:.1f}"
     middle, low, high = (form.format(100 * share) for share in (found[key], *found["interval"]))
     return f"{middle} [{low}, {high}]"
 
 
 def main() -> None:
-    """Run what is missing, then write the page."""
+    """Train the missing runs, then write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -384,7 +383,7 @@ def main() -> None:
     parser.add_argument(
         "--collect",
         action="store_true",
-        help="run nothing; write the page from the runs that are finished",
+        help="only write the page from the finished runs",
     )
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()

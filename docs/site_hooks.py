@@ -18,7 +18,11 @@ ROOT_PAGES = {
 }
 """Files of the repository's root that the site shows, with the page of each."""
 
+TABLES = ("results/", "reference/hosts.md", "benchmarks.md", "explanation/durability.md")
+"""Pages that consist mostly of measured figures."""
+
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
+LEADING_COMMENT = re.compile(r"\A<!--.*?-->\s*", re.S)
 FENCE = re.compile(r"^(```.*?^```$)", re.M | re.S)
 
 
@@ -39,8 +43,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Rewrite the links of a page that lead out of docs/."""
-    return rewrite_links(markdown, page.file.src_uri)
+    """Rewrite the links of a page that lead out of docs/, and rank pages of figures last."""
+    if page.file.src_uri.startswith(TABLES):
+        # Their long tables match almost every search.
+        page.meta.setdefault("search", {"boost": 0.1})
+    # MkDocs takes a page's title from its first line, which must not be a comment.
+    return rewrite_links(LEADING_COMMENT.sub("", markdown), page.file.src_uri)
 
 
 def navigation(index: str) -> list[Any]:

@@ -1,9 +1,8 @@
-"""The releases of our dependencies, at both ends: the lock, what is newer than it, and the oldest
-that are supported.
+"""Lock the releases of the dependencies, and list newer and lowest supported ones.
 
-Run by ``make``; needs nothing but Python 3.11 with pip. ``lock`` writes lock.txt and lock-cuda.txt
-beside this file, ``changes`` prints what is newer than they say, ``floors`` prints the lower
-bounds of pyproject.toml as constraints.
+Run by ``make``; needs only Python 3.11 with pip. ``lock`` writes lock.txt and lock-cuda.txt beside
+this file, ``changes`` lists releases newer than those, and ``floors`` prints the lower bounds of
+pyproject.toml as constraints.
 """
 
 import datetime
@@ -22,11 +21,11 @@ ROOT = HERE.parent
 LOCK = HERE / "lock.txt"
 CUDA = HERE / "lock-cuda.txt"
 EXTRAS = ("dev", "quantized")
-"""Extras that the test suite uses; the others are not locked."""
+"""Extras used by the test suite; others are not locked."""
 
 SAME = 3
 UNREACHABLE = 4
-"""Exit codes of ``changes``: nothing is newer; the index gave no answer."""
+"""Exit codes of ``changes``: nothing is newer; the index did not answer."""
 
 HEADS = {
     LOCK: (
@@ -38,20 +37,20 @@ HEADS = {
 
 
 def name_of(name: str) -> str:
-    """Return a distribution's name as indexes compare it."""
+    """Return a distribution's name as package indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def for_cuda(name: str) -> bool:
-    """Return whether only torch's CUDA build wants this distribution."""
+    """Return whether only the CUDA build of torch needs this distribution."""
     return name_of(name).startswith(("nvidia-", "cuda-")) or name_of(name) == "triton"
 
 
 def resolve(python: str) -> dict[str, str]:
-    """Return {distribution: release} of the newest releases that fit together, resolved by the pip
-    of ``python`` as if nothing were installed. Releases are without what follows a plus sign.
+    """Return {distribution: release} of the newest compatible releases.
 
-    Raises :class:`subprocess.CalledProcessError` with pip's own words.
+    The pip of ``python`` resolves them as if nothing were installed. Local version labels (after a
+    plus sign) are dropped. Raises :class:`subprocess.CalledProcessError` with pip's message.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -59,16 +58,16 @@ def resolve(python: str) -> dict[str, str]:
         flags = ["--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
         command = [python, "-m", "pip", "install", *flags, "--editable", wanted]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        found = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+        metadata = [item["metadata"] for item in json.loads(report.read_text())["install"]]
     return {
         item["name"]: item["version"].partition("+")[0]
-        for item in found
+        for item in metadata
         if item["name"] != "modulate"
     }
 
 
 def lock() -> int:
-    """Write the constraint files from a resolution in a fresh environment."""
+    """Resolve all dependencies in a fresh environment, and write the constraint files."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = str(Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python")
@@ -76,16 +75,18 @@ def lock() -> int:
         pip = subprocess.run(
             [python, "-m", "pip", "--version"], check=True, capture_output=True, text=True
         )
-        found = resolve(python) | {"pip": pip.stdout.split()[1]}
+        releases = resolve(python) | {"pip": pip.stdout.split()[1]}
     today = datetime.datetime.now(datetime.UTC).date()
     machine = f"{platform.system()} {platform.machine()}"
     made = (
         f"made by `make lock` on {today} with Python {platform.python_version()}, pip"
-        f" {found['pip']}, {machine}"
+        f" {releases['pip']}, {machine}"
     )
     for path, head in HEADS.items():
-        names = sorted((n for n in found if for_cuda(n) == (path == CUDA)), key=name_of)
-        lines = [f"# {head}.", f"# Do not edit: {made}.", *(f"{n}=={found[n]}" for n in names)]
+        chosen = [name for name in releases if for_cuda(name) == (path == CUDA)]
+        names = sorted(chosen, key=name_of)
+        lines = [f"# {head}.", f"# Do not edit: {made}."]
+        lines += [f"{name}=={releases[name]}" for name in names]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{path.relative_to(ROOT)}: {len(names)} releases")
     return 0
@@ -101,33 +102,32 @@ def locked() -> dict[str, str]:
 
 
 def changes() -> int:
-    """Print what the newest releases differ in from the lock; :data:`SAME` when in nothing."""
+    """Print newer releases than those of the lock; return :data:`SAME` if there are none."""
     try:
         newest = {name_of(name): release for name, release in resolve(sys.executable).items()}
     except subprocess.CalledProcessError as error:
         print(error.stderr.strip()[-2000:], file=sys.stderr)
         return 1 if "ResolutionImpossible" in error.stderr else UNREACHABLE
+    # pip itself is locked, but is no dependency that pip would resolve.
     before = {name: release for name, release in locked().items() if name != "pip"}
-    differ = [name for name in sorted(before | newest) if before.get(name) != newest.get(name)]
-    for name in differ:
-        print(
-            f"{name}: {before.get(name, 'not there')} in the lock, newest"
-            f" {newest.get(name, 'not there')}"
-        )
-    return 0 if differ else SAME
+    changed = [name for name in sorted(before | newest) if before.get(name) != newest.get(name)]
+    for name in changed:
+        old = before.get(name, "not there")
+        new = newest.get(name, "not there")
+        print(f"{name}: {old} in the lock, newest {new}")
+    return 0 if changed else SAME
 
 
 def floors() -> dict[str, str]:
     """Return {normalized name: lowest release} that pyproject.toml allows.
 
-    Raises :class:`SystemExit` for a dependency of which it names none.
+    Raises :class:`SystemExit` for a dependency without a lower bound.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [
-        *project["dependencies"],
-        *(r for e in EXTRAS for r in project["optional-dependencies"][e]),
-    ]
-    found: dict[str, str] = {}
+    wanted = list(project["dependencies"])
+    for extra in EXTRAS:
+        wanted += project["optional-dependencies"][extra]
+    lowest: dict[str, str] = {}
     order = lambda release: [int(part) for part in release.split(".")]
     for requirement in wanted:
         matched = re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement)
@@ -137,12 +137,12 @@ def floors() -> dict[str, str]:
             )
         name = name_of(matched[1])
         release = matched[2]
-        found[name] = max(found.get(name, "0"), release, key=order)
-    return found
+        lowest[name] = max(lowest.get(name, "0"), release, key=order)
+    return lowest
 
 
 def main(args: list[str]) -> int:
-    """Run the command named first."""
+    """Run a command and return its exit code."""
     if args == ["floors"]:
         print("\n".join(f"{name}=={release}" for name, release in sorted(floors().items())))
         return 0

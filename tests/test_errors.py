@@ -1,4 +1,4 @@
-"""What errors say, and how they may be caught."""
+"""Base classes of errors, and helpers for their messages."""
 
 import pytest
 
@@ -30,9 +30,8 @@ def test_each_error_is_a_modulate_error_and_a_builtin():
         for name, kind in vars(errors).items()
         if isinstance(kind, type) and issubclass(kind, ModulateError) and kind is not ModulateError
     }
-    assert found.keys() == CAUGHT_AS.keys() and all(
-        issubclass(kind, CAUGHT_AS[name]) for name, kind in found.items()
-    )
+    assert found.keys() == CAUGHT_AS.keys()
+    assert all(issubclass(kind, CAUGHT_AS[name]) for name, kind in found.items())
 
 
 @pytest.mark.parametrize(
@@ -58,9 +57,7 @@ def test_similar_names_come_before_all_known_ones():
         near_matches("heatmap_du", known)
         == "Did you mean 'heatmap_dur' or 'heatmap_tau'? Known: coord_pe, heatmap_dur, heatmap_tau."
     )
-    assert (
-        near_matches("nose", known) == "Known: coord_pe, heatmap_dur, heatmap_tau."
-        and near_matches("nose", []) == "Known: none."
-    )
+    assert near_matches("nose", known) == "Known: coord_pe, heatmap_dur, heatmap_tau."
+    assert near_matches("nose", []) == "Known: none."
     close = [f"name{i}" for i in range(5)]
     assert near_matches("name", close).count(" or ") == 2

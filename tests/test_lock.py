@@ -1,6 +1,4 @@
-"""The lock fits what the package asks for and what was verified, and says nothing of the machine
-that made it.
-"""
+"""The lock covers every dependency with verified releases, whatever machine made it."""
 
 import importlib.util
 import re
@@ -31,7 +29,7 @@ def test_a_constraint_file_is_a_head_and_plain_releases(path):
         r" [\d.]+, \w+ \w+\.",
         lines[1],
     )
-    # No local builds: torch==2.14.1 holds for 2.14.1+cpu, the other way round it does not.
+    # No local builds: torch==2.14.1 accepts 2.14.1+cpu, but not the other way round.
     assert [
         line for line in lines[2:] if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)
     ] == []
@@ -43,9 +41,8 @@ def test_releases_for_the_cuda_build_have_their_own_file():
         [line.split("==")[0] for line in path.read_text().splitlines() if not line.startswith("#")]
         for path in FILES
     ]
-    assert not any(map(environments.for_cuda, names[0])) and all(
-        map(environments.for_cuda, names[1])
-    )
+    assert not any(map(environments.for_cuda, names[0]))
+    assert all(map(environments.for_cuda, names[1]))
     assert {"torch", "torchvision", "transformers", "peft", "pip", "setuptools"} <= set(names[0])
 
 
@@ -60,20 +57,15 @@ def test_the_lock_has_a_release_of_every_dependency():
 
 def test_a_local_build_of_a_locked_release_is_that_release():
     torch = environments.locked()["torch"]
-    assert SpecifierSet(f"=={torch}").contains(f"{torch}+cpu") and SpecifierSet(
-        f"=={torch}"
-    ).contains(f"{torch}+cu126")
+    locked = SpecifierSet(f"=={torch}")
+    assert locked.contains(f"{torch}+cpu")
+    assert locked.contains(f"{torch}+cu126")
 
 
 def test_the_locked_releases_are_verified_ones():
     locked = environments.locked()
-    assert (
-        why_unverified(
-            LibraryVersions(*(locked[name] for name in ("transformers", "torch", "peft"))),
-            verified_versions(plugins.registry()),
-        )
-        == ""
-    )
+    versions = LibraryVersions(*(locked[name] for name in ("transformers", "torch", "peft")))
+    assert why_unverified(versions, verified_versions(plugins.registry())) is None
 
 
 def test_the_lowest_transformers_is_a_verified_one():
@@ -117,9 +109,7 @@ def test_releases_newer_than_the_lock_are_listed(newest, code, said, monkeypatch
 @pytest.mark.parametrize(
     ("stderr", "code"), [("ERROR: ResolutionImpossible: for help", 1), ("Max retries exceeded", 4)]
 )
-def test_an_unreachable_index_is_distinguished_from_a_conflict(
-    stderr, code, monkeypatch, capsys
-):
+def test_an_unreachable_index_is_distinguished_from_a_conflict(stderr, code, monkeypatch, capsys):
     def refuse(python):
         raise subprocess.CalledProcessError(1, [sys.executable], stderr=stderr)
 

@@ -1,4 +1,4 @@
-"""The wheel and a plugin from another package, installed offline as a user installs them."""
+"""The wheel and a plugin from another package, installed offline."""
 
 import json
 import os
@@ -36,9 +36,7 @@ def run(*command, cwd, path=None, timeout=120):
 
 
 def tracked(folder):
-    """The files of a folder that git tracks, relative to it; outside a checkout, all but what tools
-    leave behind.
-    """
+    """Return the tracked files of a folder; outside a checkout, all but leftovers of tools."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, text=True)
     if done.returncode == 0 and done.stdout:
         return [
@@ -53,8 +51,9 @@ def tracked(folder):
 
 
 def copied(source, target, tops):
-    """Building leaves folders behind that would carry deleted files into the next wheel: never
-    build in the checkout itself.
+    """Copy the tracked files below ``tops`` to ``target``.
+
+    Building in the checkout would leave folders that carry deleted files into the next wheel.
     """
     for name in tracked(source):
         if name.parts[0] in tops:
@@ -83,8 +82,9 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory):
-    """A folder with both packages installed; in front of the import path it hides the editable
-    install of the test environment.
+    """A folder with both packages installed.
+
+    First on the import path, it hides the editable install of the test environment.
     """
     pointer = copied(
         POINTER, tmp_path_factory.mktemp("pointer"), {"pyproject.toml", "modulate_pointer"}
@@ -125,10 +125,8 @@ def test_the_wheel_declares_command_license_and_python(wheel):
         Path(n).name: archive.read(n).decode() for n in archive.namelist() if ".dist-info/" in n
     }
     assert "modulate = modulate.cli:main" in read["entry_points.txt"]
-    assert (
-        "License-Expression: Apache-2.0" in read["METADATA"]
-        and "Requires-Python: >=3.11" in read["METADATA"]
-    )
+    assert "License-Expression: Apache-2.0" in read["METADATA"]
+    assert "Requires-Python: >=3.11" in read["METADATA"]
     assert read["LICENSE"].split() == (ROOT / "LICENSE").read_text().split()
 
 
@@ -138,10 +136,8 @@ def test_modulate_plugins_lists_the_installed_pointer(site, tmp_path):
         for row in json.loads(run("-m", "modulate", "plugins", "--json", cwd=tmp_path, path=site))
     }
     assert rows["pointer"]["provides"] == [{"kind": "signal_encoder", "name": "pointer"}]
-    assert (
-        rows["pointer"]["source"] == "modulate-pointer (modulate_pointer)"
-        and rows["pointer"]["version"] == "0.1.0"
-    )
+    assert rows["pointer"]["source"] == "modulate-pointer (modulate_pointer)"
+    assert rows["pointer"]["version"] == "0.1.0"
     assert not [row for row in rows.values() if row["error"]], (
         "an entry point found twice (here and in the editable install) would be an error too"
     )

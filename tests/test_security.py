@@ -1,4 +1,4 @@
-"""What recipes, checkpoints, data sets and plugins of strangers cannot do.
+"""What untrusted recipes, checkpoints, datasets and hosts cannot do.
 
 The threat model (docs/explanation/threat-model.md) names these tests.
 """
@@ -50,7 +50,7 @@ FORBIDDEN_CALLS = {
 
 
 def offences(source):
-    """What a source must not hold, each as text."""
+    """Yield the forbidden constructs in a source, as text."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = {alias.name for alias in node.names} | (
@@ -62,23 +62,26 @@ def offences(source):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
         if called in FORBIDDEN_NAMES | FORBIDDEN_CALLS or called.split(".")[0] in FORBIDDEN_MODULES:
             yield called
-        if called == "torch.load" and given.get("weights_only") != "True":
+        if called == "torch.load" and keywords.get("weights_only") != "True":
             yield "torch.load without weights_only=True"
         if (
-            given.get("trust_remote_code") == "True"
-            or given.get("shell") == "True"
-            or given.get("allow_pickle") == "True"
+            keywords.get("trust_remote_code") == "True"
+            or keywords.get("shell") == "True"
+            or keywords.get("allow_pickle") == "True"
         ):
             yield ast.unparse(node)
-        if re.fullmatch(r"Auto\w+\.from_pretrained", called) and "trust_remote_code" not in given:
+        if (
+            re.fullmatch(r"Auto\w+\.from_pretrained", called)
+            and "trust_remote_code" not in keywords
+        ):
             yield f"{called} that does not say trust_remote_code"
 
 
 def openings(source):
-    """Calls that open a video to read it: those of av.open without a mode of writing."""
+    """Yield calls of av.open that open a video for reading."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and re.fullmatch(
             r"(av|container|av\.container)\.open", ast.unparse(node.func)
@@ -101,21 +104,17 @@ OTHER_READERS = {"cv2", "decord", "torchcodec", "imageio", "moviepy"}
 
 
 def test_videos_are_opened_in_one_place():
-    assert (
-        list(openings("av.open(p)"))
-        and list(openings("av.open(p, 'r')"))
-        and list(openings("from av import open"))
-        and not list(openings("av.open(p, 'w')"))
-    )
-    found = {
+    assert list(openings("av.open(p)"))
+    assert list(openings("av.open(p, 'r')"))
+    assert list(openings("from av import open"))
+    assert not list(openings("av.open(p, 'w')"))
+    calls_by_file = {
         path.relative_to(ROOT).as_posix(): calls
         for path in SOURCES
         if (calls := list(openings(path.read_text(encoding="utf-8"))))
     }
-    assert (
-        found.keys() == {"modulate/data/video_containers.py"}
-        and len(found["modulate/data/video_containers.py"]) == 1
-    )
+    assert calls_by_file.keys() == {"modulate/data/video_containers.py"}
+    assert len(calls_by_file["modulate/data/video_containers.py"]) == 1
     imported = {
         path.name: {
             line.split()[1].split(".")[0]
@@ -193,7 +192,10 @@ def test_a_long_chain_of_recipes_is_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("extends: [gazeqwen_tiny]\n")
     with pytest.raises(
         RecipeError,
-        match=r"list\.yaml: extends must be the name or file of one recipe, got \['gazeqwen_tiny'\]",
+        match=(
+            r"list\.yaml: extends must be the name or file of one recipe,"
+            r" got \['gazeqwen_tiny'\]"
+        ),
     ):
         load_recipe(str(tmp_path / "list.yaml"))
 
@@ -334,7 +336,7 @@ def test_locating_a_package_runs_none_of_its_code(tmp_path, monkeypatch):
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -354,9 +356,7 @@ def test_a_pickled_host_is_not_read(tmp_path):
 
 @pytest.fixture
 def hidden_code(tmp_path, monkeypatch):
-    """A host folder whose configuration is Python code that comes with it; and the file that the
-    code makes when it runs.
-    """
+    """A host folder with Python code of its own, and the file that the code creates if it runs."""
     marker = tmp_path / "ran"
     folder = tmp_path / "hidden_code_host"
     folder.mkdir()
@@ -396,9 +396,7 @@ def test_code_that_comes_with_a_host_does_not_run_and_no_prompt_appears(hidden_c
 
 
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_a_recipe_alone_cannot_run_remote_code(
-    command, hidden_code, capsys, monkeypatch, tmp_path
-):
+def test_a_recipe_alone_cannot_run_remote_code(command, hidden_code, capsys, monkeypatch, tmp_path):
     folder, marker = hidden_code
     monkeypatch.chdir(tmp_path)
     arguments = [command, SMALL, f"host.params.path={folder}", "host.params.trust_remote_code=true"]

@@ -1,1 +1,1 @@
-"""Small faults put into the core on purpose, to see whether the quick tests notice: `make mutants`."""
+"""Mutation testing: small faults in the core that the quick tests must detect; `make mutants`."""

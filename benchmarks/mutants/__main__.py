@@ -1,14 +1,17 @@
-"""Put small faults into the core, one at a time, and see whether the quick tests of the module
-notice. `make mutants` calls it.
+"""Mutation testing: put small faults into the core and see whether the quick tests detect them.
 
-python -m benchmarks.mutants                              # every module: about an hour on one core,
-and 20 minutes to trace the tests anew python -m benchmarks.mutants --seed 1                     #
-other faults python -m benchmarks.mutants --modules grid evaluation/   # modules whose path below
-modulate/ begins so; the other rows stay python -m benchmarks.mutants --page                       #
-runs nothing
+`make mutants` calls this module.
 
-Exits with 1 when a module misses the bar. Survivors are printed as diffs; `equivalents.toml` holds
-those that are no faults, each with its reason.
+    python -m benchmarks.mutants              # all modules: about an hour on one core, and 20
+                                              # minutes to trace the tests again
+    python -m benchmarks.mutants --seed 1     # other faults
+    python -m benchmarks.mutants --modules interfaces/visual_grid evaluation/
+                                              # modules whose path below modulate/ begins so; the
+                                              # other rows stay
+    python -m benchmarks.mutants --page       # only write the page
+
+Exits with 1 if a module misses the bar. Survivors are printed as diffs; `equivalents.toml` lists
+changes that are no faults, each with its reason.
 """
 
 import argparse
@@ -18,38 +21,40 @@ import time
 from pathlib import Path
 
 from benchmarks.mutants import child, page
-from benchmarks.mutants.equivalents import real, stale
+from benchmarks.mutants.equivalents import stale, without_equivalents
 from benchmarks.mutants.operators import Mutant, mutants, sample
-from benchmarks.mutants.tests import CORE, ROOT, Known
+from benchmarks.mutants.tests import CORE, ROOT, TracedTests
 
 
 def main() -> int:
-    """Run what is asked for, and write the page."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--count", type=int, default=20, help="mutants of each module, at most")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    parser.add_argument(
+        "--count", type=int, default=20, help="largest number of mutants of each module"
+    )
     parser.add_argument(
         "--modules", nargs="+", default=[""], help="beginnings of paths below modulate/"
     )
-    parser.add_argument(
-        "--page", action="store_true", help="run nothing; write the page from what is noted"
-    )
+    parser.add_argument("--page", action="store_true", help="only write the page from the record")
     options = parser.parse_args()
     if not options.page:
         for entry in stale(ROOT):
-            print(f"equivalents.toml: no such mutant any more: {entry['module']}: {entry['now']}")
-        child.warm()
-        known = Known()
-        for path in paths(options.modules):
-            row = module(path, known, options.count, options.seed)
-            page.keep(row)
+            print(
+                f"equivalents.toml: this mutant no longer exists: {entry['module']}: {entry['now']}"
+            )
+        child.preload()
+        tests = TracedTests()
+        for path in module_paths(options.modules):
+            row = run_module(path, tests, options.count, options.seed)
+            page.record(row)
     page.write()
-    return 1 if page.short() else 0
+    return 1 if page.below_bar() else 0
 
 
-def paths(beginnings: list[str]) -> list[str]:
+def module_paths(beginnings: list[str]) -> list[str]:
     """Return the modules of the core, as paths from the repository's root."""
     found = sorted((ROOT / CORE).rglob("*.py"))
     names = {
@@ -59,14 +64,14 @@ def paths(beginnings: list[str]) -> list[str]:
     return [path for name, path in names.items() if name.startswith(tuple(beginnings))]
 
 
-def module(path: str, known: Known, count: int, seed: int) -> page.Row:
-    """Run a sample of one module's mutants; print those that live."""
+def run_module(path: str, tests: TracedTests, count: int, seed: int) -> page.Row:
+    """Run a sample of one module's mutants; print the survivors."""
     source = (ROOT / path).read_bytes()
-    every = real(mutants(ROOT, path), source)
+    every = without_equivalents(mutants(ROOT, path), source)
     row = page.Row(path, seed, datetime.datetime.now(datetime.UTC).date().isoformat(), len(every))
     start = time.monotonic()
     for mutant in sample(every, count, seed):
-        outcome = fate(mutant, source, known)
+        outcome = outcome_of(mutant, source, tests)
         row.count(outcome)
         if outcome == "lived":
             row.survivors.append(mutant.diff(source))
@@ -77,11 +82,11 @@ def module(path: str, known: Known, count: int, seed: int) -> page.Row:
     return row
 
 
-def fate(mutant: Mutant, source: bytes, known: Known) -> str:
+def outcome_of(mutant: Mutant, source: bytes, tests: TracedTests) -> str:
     """Return whether a mutant is "killed", "too long" or "lived"."""
     file = Path(ROOT / mutant.path)
-    for names in known.of(mutant):
-        seconds = 60 + 3 * known.usual(names)
+    for names in tests.running(mutant):
+        seconds = 60 + 3 * tests.expected_seconds(names)
         status = child.mutated(file, mutant.apply(source), names, seconds)
         if status == 5:
             raise SystemExit(f"pytest found none of {names}: remove build/mutants and run again.")

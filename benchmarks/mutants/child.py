@@ -1,6 +1,4 @@
-"""Processes in which tests are run: forked from one that has imported what is slow and never
-changes.
-"""
+"""Run tests in forked processes; the parent has imported the slow libraries once."""
 
 import contextlib
 import ctypes
@@ -48,14 +46,14 @@ HEAVY = (
     "torch.utils.checkpoint",
 )
 PR_SET_CHILD_SUBREAPER = 36
-"""Of linux/prctl.h."""
+"""Constant of linux/prctl.h."""
 
 MEMORY = 12 * 2**30
-"""Bytes of data that a process may have: a loop that never ends must not take the machine."""
+"""Largest data segment of a process, bytes: an endless loop must not exhaust the machine."""
 
 
-def warm() -> None:
-    """Import what tests need and no mutant changes."""
+def preload() -> None:
+    """Import the libraries that tests need and no mutant changes."""
     from _pytest.config import default_plugins
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -65,11 +63,11 @@ def warm() -> None:
         importlib.import_module(f"_pytest.{name}")
     sys.modules["torch"].set_num_threads(1)
     assert not any(name.partition(".")[0] == "modulate" for name in sys.modules)
-    gc.freeze()  # what is here is never garbage: pytest has all of it looked through at its end
+    gc.freeze()  # pytest collects garbage at its end and would scan all of this
 
 
 def inside() -> ModuleType:
-    """Return the module that runs first in the tests' processes."""
+    """Return the module that runs first in every process of the tests."""
     name = "mutants_inside"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, INSIDE / "sitecustomize.py")
@@ -80,8 +78,9 @@ def inside() -> ModuleType:
 
 
 def run(job: Callable[[], int], seconds: float) -> int | None:
-    """Return the exit status of ``job`` in a process of its own, or None when it ran too long; ends
-    all that it started.
+    """Return the exit status of ``job`` in its own process, or None if it ran too long.
+
+    Ends every process that it has started.
     """
     folder = tempfile.mkdtemp(prefix="mutants-")
     sys.stdout.flush()
@@ -115,11 +114,9 @@ def _adopt_orphans() -> None:
 
 
 def _end_orphans() -> None:
-    """End every process that is left of a job: a fault may have kept a test from ending what it had
-    started.
-    """
-    while left := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        for pid in map(int, left):
+    """End the remaining processes of a job, which a fault may have kept a test from ending."""
+    while children := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        for pid in map(int, children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
@@ -127,16 +124,14 @@ def _end_orphans() -> None:
 
 
 def _apart(folder: str) -> None:
-    """Make this process the first of a group, without words, with a folder of its own for what is
-    temporary.
-    """
+    """Make this process the leader of a group: silent, with its own temporary folder and limits."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     if not os.environ.get("MUTANTS_LOUD"):
         silence = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(silence, descriptor)
-    _adopt_orphans()  # so that they are known as the test's own
+    _adopt_orphans()  # so that guard() recognizes them as the test's
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["TMPDIR"] = folder
@@ -161,9 +156,7 @@ def _waited(pid: int, seconds: float) -> int | None:
 
 
 def tests(arguments: list[str], plugin: Any) -> int:
-    """Run pytest in this process; examples of hypothesis are the same every time, and are not made
-    smaller.
-    """
+    """Run pytest in this process, with hypothesis derandomized and without shrinking."""
     import pytest
     from hypothesis import Phase, settings
 
@@ -190,22 +183,23 @@ def tests(arguments: list[str], plugin: Any) -> int:
 
 
 class Chosen:
-    """A plugin of pytest that runs the tests it is given, in their order."""
+    """A pytest plugin that runs only the given tests, in their order."""
 
     def __init__(self, names: list[str]) -> None:
         """Run the tests ``names``."""
         self.order = {name: k for k, name in enumerate(names)}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Keep the chosen."""
+        """Select and sort the tests."""
         items[:] = sorted(
             (i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid]
         )
 
 
 def mutated(file: Path, source: bytes, names: list[str], seconds: float) -> int | None:
-    """Return the exit status of pytest for the tests ``names`` while ``file`` is imported as
-    ``source``; None after ``seconds``.
+    """Return pytest's exit status for tests while ``file`` is imported as ``source``.
+
+    None if they run longer than ``seconds``.
     """
 
     def job() -> int:

@@ -1,4 +1,4 @@
-"""Every small change of a module that would be a fault: found in its syntax tree, made in its text."""
+"""Generate all mutants of a module: found in its syntax tree, applied to its text."""
 
 import ast
 import difflib
@@ -33,13 +33,14 @@ ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
 }
 CALLED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 SILENT = {"warn", "print", "info", "debug"}
-"""Calls whose arguments are words for people: the call may be lost, its words are not changed."""
+"""Calls with texts for people: a mutant may remove the call, but not change its text."""
 UNREAD = {"description", "help", "stacklevel", "strict", "encoding"}
-"""Keyword arguments for people; zip's, which asserts what cannot be otherwise; and UTF-8, which is
-the machine's own encoding wherever this runs.
+"""Keyword arguments that are never changed.
+
+They hold texts for people, zip's assertion, or UTF-8, the default encoding wherever this runs.
 """
 DECLARED = {"dataclass", "TypeVar"}
-"""Calls that say what a class or a type is, as an annotation does."""
+"""Calls that declare a class or a type, like annotations."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Mutant:
     end: int
     text: str
     inside: bool
-    """Whether the change lies in a function's body, so that importing the module does not run it.
-    """
+    """Whether the change is in a function's body, so that importing the module does not run it."""
 
     def apply(self, source: bytes) -> bytes:
         """Return ``source`` with the change in it."""
@@ -75,9 +75,7 @@ class Mutant:
 
 
 def mutants(root: Path, path: str) -> list[Mutant]:
-    """Return every mutant of the module at ``root / path`` that is another program and can be
-    compiled.
-    """
+    """Return all mutants of ``root / path`` that compile and differ from it as programs."""
     source = (root / path).read_bytes()
     tree = ast.parse(source)
     whole = ast.dump(tree)
@@ -95,7 +93,7 @@ def mutants(root: Path, path: str) -> list[Mutant]:
 
 
 def sample(every: list[Mutant], count: int, seed: int) -> list[Mutant]:
-    """Return ``count`` of a module's mutants at random, in the order of its text."""
+    """Return a random sample of a module's mutants, in the order of its text."""
     if not every:
         return []
     chosen = random.Random(f"{seed}:{every[0].path}").sample(every, min(count, len(every)))
@@ -121,7 +119,7 @@ class _Finder:
         return node.lineno, last
 
     def _walk(self, node: ast.AST, inside: bool) -> Iterator[tuple[ast.AST, bool]]:
-        """Go through what is executed and means something, in the text's order."""
+        """Yield the nodes that affect behavior, in the text's order."""
         function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         for child in _meant(node):
             body = (
@@ -285,7 +283,7 @@ _CHANGES = {
 
 
 def _tolerant(node: ast.expr) -> bool:
-    """Whether a side of a comparison has a tolerance in it: then its very boundary means nothing."""
+    """Return whether a comparison has a tolerance, so that its exact boundary has no meaning."""
     found = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
     return any(isinstance(value, float) and 0 < value < 1e-3 for value in found)
 
@@ -302,7 +300,7 @@ def _named(node: ast.expr) -> str:
 
 
 def _meant(node: ast.AST) -> Iterable[ast.AST]:
-    """Return the children of ``node`` that a program is made of: no types, no words for people."""
+    """Return the children of ``node`` that affect behavior: no types, no texts for people."""
     if isinstance(node, ast.Raise | ast.Assert) or (
         isinstance(node, ast.Call) and _named(node) in SILENT
     ):

@@ -1,4 +1,4 @@
-"""Which quick tests run which line of the core, found by running them; nearest tests first."""
+"""Find the quick tests that run a line of the core, by tracing them; nearest tests first."""
 
 import ast
 import hashlib
@@ -20,27 +20,23 @@ CACHE = ROOT / "build" / "mutants"
 CORE = "modulate"
 QUICK = "not slow and not gpu and not network"
 MOST_S = 20.0
-"""Seconds of tests, as they took when traced, that a mutant is given at most of each nearness."""
+"""Largest traced duration, s, of the tests of one nearness for a mutant."""
 
 
 @dataclass
 class Traced:
-    """What one file of tests runs: seconds and lines of every test that passes, and lines run
-    before any.
-    """
+    """Durations and lines of a test file's passing tests, and lines that run before any test."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     lines: dict[str, dict[str, set[int]]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
 
-class Known:
-    """The quick tests, and what each runs; files are traced when first asked for, and the notes
-    kept.
-    """
+class TracedTests:
+    """The quick tests and the lines they run; files are traced on first use, and cached."""
 
     def __init__(self, files: list[str] | None = None) -> None:
-        """Look at ``files`` of tests, by default at all."""
+        """Use the test files ``files``; by default all."""
         found = sorted(
             path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")
         )
@@ -50,7 +46,7 @@ class Known:
         self._traced: dict[str, Traced] = {}
 
     def traced(self, file: str) -> Traced:
-        """Return what ``file`` runs."""
+        """Return the trace of ``file``."""
         if file not in self._traced:
             kept = CACHE / f"{_digest(file)}.json"
             if not kept.exists():
@@ -61,11 +57,9 @@ class Known:
         return self._traced[file]
 
     def nearness(self, file: str, module: str) -> int:
-        """Return 0 for a module's namesake among the tests, 1 for a file that imports it, 2 for
-        others.
+        """Return 0 for the namesake of a module, 1 for a file that imports it, 2 for others.
 
-        What no file of tests is near is known by the modules of the core that import it: files near
-        these are near it.
+        If no test file is near a module, files near the modules that import it count as near.
         """
         found = self._nearness(file, module)
         if found < 2 or any(self._nearness(other, module) < 2 for other in self.files):
@@ -80,9 +74,10 @@ class Known:
             return 0
         return 1 if module in self.imports[file] else 2
 
-    def of(self, mutant: Mutant) -> list[list[str]]:
-        """Return the tests that run a mutant's lines, each up to a limit of time: the nearest
-        first, of these the fastest files'.
+    def running(self, mutant: Mutant) -> list[list[str]]:
+        """Return the tests that run a mutant's lines, nearest first, then by the file's speed.
+
+        Each nearness is limited to MOST_S.
         """
         module = module_of(mutant.path)
         rows = []
@@ -95,8 +90,7 @@ class Known:
         spent = [0.0, 0.0, 0.0]
         opened = set[str]()
         for near, slowest, seconds, file, test in sorted(rows):
-            # What a file's tests share is made in whichever comes first: its slowest stands for
-            # that.
+            # The first test of a file pays for shared fixtures; its slowest test stands for that.
             cost = seconds + (slowest if opened and file not in opened else 0.0)
             if opened and spent[near] + cost > MOST_S:
                 continue
@@ -105,10 +99,8 @@ class Known:
             groups[near].append(test)
         return [group for group in groups if group]
 
-    def usual(self, names: list[str]) -> float:
-        """Return how long these tests take at most: their own seconds, and for each file those of
-        its slowest.
-        """
+    def expected_seconds(self, names: list[str]) -> float:
+        """Return an upper bound of the tests' duration, plus each file's slowest test."""
         files = {name.partition("::")[0] for name in names}
         own = sum(self.traced(name.partition("::")[0]).seconds[name] for name in names)
         return own + sum(max(self.traced(file).seconds.values()) for file in files)
@@ -130,7 +122,7 @@ def module_of(path: str) -> str:
 
 
 def _users() -> dict[str, set[str]]:
-    """Return each module of the core with those that import it."""
+    """Return {module of the core: modules that import it}."""
     users: dict[str, set[str]] = {}
     for path in (ROOT / CORE).rglob("*.py"):
         for name in _imports(path):
@@ -149,9 +141,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def _digest(file: str) -> str:
-    """Return a name for what a file of tests runs: it changes with the tests, their helpers and the
-    core.
-    """
+    """Return a hash of a test file, the tests' helpers and the core, for the cache's name."""
     helpers = [p for p in (ROOT / "tests").rglob("*.py") if not p.name.startswith("test_")]
     read = [ROOT / file, *sorted(helpers), *sorted((ROOT / CORE).rglob("*.py"))]
     whole = hashlib.sha256(file.encode())
@@ -178,7 +168,7 @@ def _trace(file: str) -> dict[str, Any]:
 
 def _traced_run(file: str, folder: Path, out: Path) -> int:
     os.environ["LINES_OF"] = str(ROOT / CORE)
-    plugin = Notes(folder)
+    plugin = LineRecorder(folder)
     code = child.tests([file, "-m", QUICK], plugin)
     plugin.switch("")
     out.write_text(
@@ -187,11 +177,11 @@ def _traced_run(file: str, folder: Path, out: Path) -> int:
     return code
 
 
-class Notes:
-    """A plugin of pytest that keeps the lines of each test apart."""
+class LineRecorder:
+    """A pytest plugin that records the lines of each test separately."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep the lines in files in ``folder``, one for each test."""
+        """Write the lines to files in ``folder``, one for each test."""
         self.folder = folder
         self.number: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
@@ -201,7 +191,7 @@ class Notes:
         child.inside().trace()
 
     def switch(self, test: str) -> None:
-        """Let lines be those of ``test`` from here on; "" is for what many tests share."""
+        """Attribute lines to ``test`` from now on; "" stands for shared fixtures and imports."""
         self.now = test
         number = self.number.setdefault(test, len(self.number))
         os.environ["LINES_TO"] = str(self.folder / str(number))
@@ -209,7 +199,7 @@ class Notes:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Keep the test's lines."""
+        """Attribute the lines to this test."""
         self.switch(item.nodeid)
         try:
             return (yield)
@@ -218,7 +208,7 @@ class Notes:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
-        """Keep what a shared fixture runs for all tests."""
+        """Attribute the lines of a shared fixture to all tests."""
         test = self.now
         if fixturedef.scope != "function":
             self.switch("")
@@ -229,7 +219,7 @@ class Notes:
                 self.switch(test)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note how long a test took, and whether it passes as things are."""
+        """Record a test's duration, and whether it fails without a mutant."""
         if report.passed:
             self.seconds[report.nodeid] = round(
                 self.seconds.get(report.nodeid, 0) + report.duration, 3
@@ -238,7 +228,7 @@ class Notes:
             self.failed.append(report.nodeid)
 
     def lines(self) -> dict[str, dict[str, list[int]]]:
-        """Return test → file of the core → lines; forgets tests that fail or were skipped."""
+        """Return {test: {file of the core: lines}}; omits failing and skipped tests."""
         called = {test: s for test, s in self.seconds.items() if test not in self.failed}
         self.seconds = called
         found: dict[str, dict[str, list[int]]] = {}

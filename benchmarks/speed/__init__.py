@@ -1,3 +1,1 @@
-"""What modulate costs beside the bare host, and beside the released way of working: `python -m
-benchmarks.speed`, or `make bench`.
-"""
+"""Cost of modulate relative to the bare host and to the released code; run by `make bench`."""

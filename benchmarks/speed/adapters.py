@@ -1,4 +1,4 @@
-"""The rows of LoRA: the same matrices on the same host, added by our hooks and by PEFT's layers."""
+"""Figures of LoRA: the same matrices on the same host, applied by our hooks and by PEFT."""
 
 import copy
 import warnings
@@ -21,7 +21,7 @@ NAME = "bench"
 
 
 def lora(bench: Bench) -> dict[str, Any]:
-    """Forward, generate and a training step with our LoRA over the same with PEFT's."""
+    """Compare our LoRA with PEFT's: forward, generate, training step."""
     modulation = with_lora(bench)
     models = [adapted(bench, modulation) for _ in range(2)]
 
@@ -44,7 +44,7 @@ def lora(bench: Bench) -> dict[str, Any]:
 
 
 def step(bench: Bench, modulation: Modulation, model: nn.Module) -> dict[str, Any]:
-    """One forward and backward to the LoRA matrices of all layers; no residual is written."""
+    """Compare forward and backward to the LoRA matrices of all layers, without residuals."""
     train(modulation, model)
     calls = [way(loss(bench), modulation) for way in (by_ours, by_peft)]
     costs = interleaved([lambda call=call: call(model) for call in calls], 2 * bench.repeats)
@@ -52,7 +52,7 @@ def step(bench: Bench, modulation: Modulation, model: nn.Module) -> dict[str, An
 
 
 def loss(bench: Bench) -> Callable[[Any], None]:
-    """Return what goes forwards and backwards on a model."""
+    """Return a function that runs forward and backward on a model."""
 
     def act(model: Any) -> None:
         model(**bench.inputs, **LAST_LOGITS).logits.square().sum().backward()
@@ -61,7 +61,7 @@ def loss(bench: Bench) -> Callable[[Any], None]:
 
 
 def train(modulation: Modulation, model: nn.Module) -> None:
-    """Make both LoRAs trainable, and nothing else."""
+    """Make only the two LoRAs trainable."""
     for name, value in modulation.named_parameters():
         value.requires_grad_(name.startswith("lora."))
     for name, value in model.named_parameters():
@@ -69,9 +69,7 @@ def train(modulation: Modulation, model: nn.Module) -> None:
 
 
 def with_lora(bench: Bench) -> Modulation:
-    """Return a modulation of the bench host with LoRA (rank 8, q and v) whose matrices are not
-    zero.
-    """
+    """Return a modulation of the bench host with non-zero LoRA matrices (rank 8, q and v)."""
     config = bench.modulation.config
     torch.manual_seed(0)
     modulation = Modulation.for_host(
@@ -90,7 +88,7 @@ def with_lora(bench: Bench) -> Modulation:
 
 
 def adapted(bench: Bench, modulation: Modulation) -> nn.Module:
-    """Return a copy of the bench host with the same matrices as an adapter of PEFT's, switched off."""
+    """Return a copy of the bench host with the same matrices in a disabled PEFT adapter."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
     assert modulation.lora is not None
@@ -122,7 +120,7 @@ def layers(model: nn.Module) -> Iterator[Any]:
 
 
 def by_ours(act: Callable[[Any], None], modulation: Modulation) -> Callable[[Any], None]:
-    """Return ``act`` with attaching and detaching around it; PEFT's layers stay, and add nothing."""
+    """Return ``act`` with attaching and detaching; PEFT's layers stay disabled."""
 
     def call(model: Any) -> None:
         with modulation.attached(model):
@@ -132,7 +130,7 @@ def by_ours(act: Callable[[Any], None], modulation: Modulation) -> Callable[[Any
 
 
 def by_peft(act: Callable[[Any], None], modulation: Modulation) -> Callable[[Any], None]:
-    """Return ``act`` with PEFT's adapter switched on."""
+    """Return ``act`` with PEFT's adapter enabled."""
 
     def call(model: Any) -> None:
         with switched_on(model):
@@ -143,12 +141,12 @@ def by_peft(act: Callable[[Any], None], modulation: Modulation) -> Callable[[Any
 
 @contextmanager
 def switched_on(model: nn.Module) -> Iterator[None]:
-    """Let PEFT's layers add theirs."""
+    """Enable PEFT's adapters within a block."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     for on in (True, False):
         for layer in layers(model):
             layer.enable_adapters(on)
-        for parameter, flag in flags:  # which enabling and disabling change
+        for parameter, flag in flags:  # enabling and disabling change these flags
             parameter.requires_grad_(flag)
         if on:
             yield

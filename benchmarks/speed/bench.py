@@ -1,6 +1,4 @@
-"""The bench host, its files, and a modulation of it that writes something: what all rows are
-measured on.
-"""
+"""The host, files and modulation that all measurements share."""
 
 from functools import cached_property
 from pathlib import Path
@@ -10,40 +8,37 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.naive import Naive
-from benchmarks.speed import world
+from benchmarks.speed import fixtures
 from modulate import ClipInput, Modulation
 from modulate.inference.pipeline import Pipeline
 
 
 class Bench:
-    """The bench host, its world, and a modulation of it whose residuals are not zero.
-
-    ``folder``: holds all files.
-    """
+    """The bench host, its data set, and a modulation with non-zero residuals, in ``folder``."""
 
     def __init__(self, folder: Path, moments: int, repeats: int) -> None:
         self.folder = folder
         self.repeats = repeats
         if not (folder / "host").is_dir():
-            world.save_host(folder / "host")
-            world.write_world(folder / "world", videos=1, moments=world.MOMENTS[:moments])
+            fixtures.save_host(folder / "host")
+            fixtures.write_dataset(folder / "world", videos=1, moments=fixtures.MOMENTS[:moments])
 
     def pipeline_for(self, name: str, **changes: Any) -> Pipeline:
         """Return a pipeline with its own feature cache."""
-        recipe = world.recipe(self.folder / "world", self.folder / "host", name=name, **changes)
+        recipe = fixtures.recipe(self.folder / "world", self.folder / "host", name=name, **changes)
         pipeline = Pipeline(recipe, self.folder / f"cache-{name}")
         pipeline.make_data()
         return pipeline
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """The bench's own."""
+        """The pipeline that most measurements use."""
         return self.pipeline_for("bench")
 
     @cached_property
     def modulation(self) -> Modulation:
-        """One that writes something, as it is when it was loaded."""
-        return awake(self.pipeline.fresh_modulation()).eval().requires_grad_(False)
+        """A modulation with non-zero residuals, frozen as after loading."""
+        return with_random_writers(self.pipeline.fresh_modulation()).eval().requires_grad_(False)
 
     @cached_property
     def prepared(self) -> Any:
@@ -57,11 +52,11 @@ class Bench:
 
     @property
     def rows(self) -> list[list[ClipInput]]:
-        """Its conditioning."""
+        """The conditioning of the first sample."""
         return [[self.prepared.clip(self.prepared.signal)]]
 
     def naive(self, weights: Modulation) -> Naive:
-        """Return the released way of training a copy of these weights."""
+        """Return the released way of training, with a copy of these weights."""
         from transformers import AutoModelForImageTextToText
 
         eager = (
@@ -78,9 +73,9 @@ class Bench:
             p.processor,
             p.backbone,
             dict(weights.state_dict()),
-            world.INJECTED,
-            frames=world.FRAMES,
-            scale=world.SCALE,
+            fixtures.INJECTED,
+            frames=fixtures.FRAMES,
+            scale=fixtures.SCALE,
             blocks=2,
             lr=3e-4,
         )
@@ -90,8 +85,8 @@ class Bench:
         return self.pipeline.dataset.prompt(sample, "letter")
 
 
-def awake(modulation: Modulation) -> Modulation:
-    """Give a fresh modulation writers that are not zero."""
+def with_random_writers(modulation: Modulation) -> Modulation:
+    """Fill the writers of a new modulation with small random weights."""
     torch.manual_seed(1)
     for writer in modulation.out:
         nn.init.normal_(writer.weight, std=0.02)

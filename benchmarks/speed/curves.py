@@ -1,6 +1,4 @@
-"""What conditioning adds to the host's own cost, as one thing after the other grows: seconds, and
-how they grow with it.
-"""
+"""Growth of the cost of conditioning with frames, clips, layers and fixations."""
 
 import csv
 import math
@@ -12,21 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.speed import world
-from benchmarks.speed.bench import Bench, awake
+from benchmarks.speed import fixtures
+from benchmarks.speed.bench import Bench, with_random_writers
 from benchmarks.speed.timing import interleaved
 from modulate import ClipInput, Injection, Modulation, visual_grid
 from modulate.interfaces.params import ComponentSpec
 from modulate_gaze.scanpath import Scanpath
 
-ROWS, COLS, D_FEATURES = 13, 18, 192  # of the bench's clips
+ROWS = 13
+COLS = 18
+D_FEATURES = 192  # as in the bench's clips
 
 
 def modulation_for(
-    bench: Bench, layers: tuple[int, ...] = world.INJECTED, encoder: str = "coord_pe"
+    bench: Bench, layers: tuple[int, ...] = fixtures.INJECTED, encoder: str = "coord_pe"
 ) -> Modulation:
-    """Return a modulation of the bench host that writes something."""
-    return awake(
+    """Return a modulation of the bench host with non-zero residuals."""
+    return with_random_writers(
         Modulation.for_host(
             bench.pipeline.model,
             encoder=ComponentSpec(name=encoder, params={"dim": 256}),
@@ -37,8 +37,8 @@ def modulation_for(
     )
 
 
-def clip(frames: int = world.FRAMES, fixations: int = world.FRAMES) -> ClipInput:
-    """Return a clip at one frame a second, its fixations spread evenly over it."""
+def clip(frames: int = fixtures.FRAMES, fixations: int = fixtures.FRAMES) -> ClipInput:
+    """Return a clip with one frame a second and evenly spread fixations."""
     grid = visual_grid([float(t) for t in range(frames)], 2, ROWS, COLS)
     times = np.linspace(0, frames - 1, fixations)
     features = torch.randn(
@@ -56,10 +56,8 @@ def clip(frames: int = world.FRAMES, fixations: int = world.FRAMES) -> ClipInput
     )
 
 
-def added(modulation: Modulation, clips: list[ClipInput], repeats: int) -> float:
-    """Return the seconds (of the processor) that latents of these clips and the residuals of all
-    layers take.
-    """
+def conditioning_seconds(modulation: Modulation, clips: list[ClipInput], repeats: int) -> float:
+    """Return the processor time, s, of these clips' latents and of all layers' residuals."""
 
     @torch.inference_mode()
     def call() -> None:
@@ -71,9 +69,7 @@ def added(modulation: Modulation, clips: list[ClipInput], repeats: int) -> float
 
 
 def read_fixations(n: int, repeats: int) -> float:
-    """Return the seconds that reading a file of ``n`` fixations takes, and choosing those of a
-    clip.
-    """
+    """Return the seconds to read a file of ``n`` fixations and select those of a clip."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a_fixation_filtered.csv"
         with path.open("w", newline="") as file:
@@ -86,24 +82,26 @@ def read_fixations(n: int, repeats: int) -> float:
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Return for each curve its points (x, seconds) and the exponent of growth between the last
-    two.
-    """
+    """Return the points (x, seconds) of each curve, and the exponent between the last two."""
     n = bench.repeats
     usual = modulation_for(bench)
     heat = modulation_for(bench, encoder="heatmap_dur")
     found = {
-        "frames": [(f, added(usual, [clip(f)], n)) for f in (2, 4, 8, 16, 32, 64)],
-        "clips in a batch": [(b, added(usual, [clip()] * b, n)) for b in (1, 2, 4, 8)],
+        "frames": [(f, conditioning_seconds(usual, [clip(f)], n)) for f in (2, 4, 8, 16, 32, 64)],
+        "clips in a batch": [
+            (b, conditioning_seconds(usual, [clip()] * b, n)) for b in (1, 2, 4, 8)
+        ],
         "injected layers": [
-            (k, added(modulation_for(bench, tuple(range(k))), [clip()], n))
+            (k, conditioning_seconds(modulation_for(bench, tuple(range(k))), [clip()], n))
             for k in (1, 2, 4, 8, 12)
         ],
         "fixations in a clip (coord_pe)": [
-            (f, added(usual, [clip(fixations=f)], n)) for f in (10, 100, 1000, 10_000, 100_000)
+            (f, conditioning_seconds(usual, [clip(fixations=f)], n))
+            for f in (10, 100, 1000, 10_000, 100_000)
         ],
         "fixations in a clip (heatmap_dur)": [
-            (f, added(heat, [clip(fixations=f)], n)) for f in (10, 100, 1000, 10_000, 100_000)
+            (f, conditioning_seconds(heat, [clip(fixations=f)], n))
+            for f in (10, 100, 1000, 10_000, 100_000)
         ],
         "fixations in a file, read": [
             (f, read_fixations(f, n)) for f in (10, 100, 1000, 10_000, 100_000)
@@ -115,16 +113,17 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def exponent(points: list[tuple[int, float]]) -> float:
-    """Return p where the seconds grow as x^p between the last two points: 1 is linear."""
-    (a, s), (b, t) = points[-2:]
-    return math.log(t / s) / math.log(b / a)
+    """Return p if the seconds grow as x^p between the last two points; 1 is linear."""
+    (first_x, first_seconds), (last_x, last_seconds) = points[-2:]
+    return math.log(last_seconds / first_seconds) / math.log(last_x / first_x)
 
 
 def svg(name: str, points: list[tuple[int, float]], width: int = 420, height: int = 260) -> str:
-    """Draw seconds over x, both logarithmic, with the line that linear growth from the last point
-    back would be.
-    """
-    left, bottom, top, right = 64, height - 44, 30, width - 30  # half of the last label lies beyond
+    """Return a log-log plot of seconds over x, with a line of linear growth as reference."""
+    left = 64
+    bottom = height - 44
+    top = 30
+    right = width - 30  # half of the last label extends beyond
     xs = [math.log10(x) for x, _ in points]
     ys = [math.log10(y) for _, y in points]
     low = math.floor(min(ys))

@@ -1,6 +1,4 @@
-"""The rows of a host in use: what attaching and conditioning cost a forward, and an answer of 64
-tokens.
-"""
+"""Figures of inference: cost of attaching and conditioning, for a forward and for 64 tokens."""
 
 import copy
 import statistics
@@ -22,8 +20,9 @@ Act = Callable[[Any], Any]
 
 
 def forward(bench: Bench) -> dict[str, Any]:
-    """The bare host, attached, and conditioned: one forward on one clip, answered at the last
-    position; and, as a control, the bare host once more.
+    """Compare forwards of the attached and the conditioned host with the bare host.
+
+    One forward on one clip, with logits at the last position. The control is a second bare host.
     """
     act = torch.inference_mode()(lambda model: model(**bench.inputs, **LAST_LOGITS))
 

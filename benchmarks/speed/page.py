@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, written from docs/benchmarks.json and the words here."""
+"""Write docs/benchmarks.md from docs/benchmarks.json and the texts of this package."""
 
 import json
 import re
@@ -13,7 +13,7 @@ DATA = ROOT / "docs/benchmarks.json"
 PAGE = ROOT / "docs/benchmarks.md"
 PLOTS = ROOT / "docs/benchmarks"
 
-#: row → (what is measured, whether the ratio is to be at most, at least or equal to the bar, bar)
+# {row: (description, required relation of ratio and bar, bar)}
 BARS: dict[str, tuple[str, str, float]] = {
     "bare": ("control: the bare host's forward over another bare host's", "=", 1.0),
     "attached": ("attached, not conditioned: forward over the bare host's", "≤", 1.01),
@@ -45,7 +45,7 @@ BARS: dict[str, tuple[str, str, float]] = {
     "start plugins": ("seconds until `modulate plugins` has printed", "<", 0.5),
 }
 
-#: row → what is kept or shared; the ratio is that of the time without it to the time with it
+# {row: setting}; the ratio is the time without the setting over the time with it.
 SAVED: dict[str, str] = {
     "scoring tower": "scoring, `features.vision_tower_cache_gib`, `vision_tower_cache_by: clip`",
     "scoring states": "scoring, `features.hidden_state_cache_gib`",
@@ -58,14 +58,14 @@ SAVED: dict[str, str] = {
 
 
 def load() -> dict[str, Any]:
-    """Return the figures kept so far."""
+    """Return the recorded figures."""
     return (
         json.loads(DATA.read_text()) if DATA.is_file() else {"rows": {}, "curves": {}, "runs": {}}
     )
 
 
-def write(figures: Mapping[str, Any], words: str) -> None:
-    """Write figures, plots and page; ``words``: what stands below the table, kept as it is."""
+def write(figures: Mapping[str, Any], discussion: str) -> None:
+    """Write figures, plots and page; ``discussion`` is the text below the tables."""
     DATA.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     PLOTS.mkdir(exist_ok=True)
     curves = figures["curves"].get("found", {})
@@ -81,7 +81,7 @@ def write(figures: Mapping[str, Any], words: str) -> None:
                 "",
                 *saved(figures["rows"]),
                 *_curves(curves),
-                words,
+                discussion,
             ]
         ).rstrip()
         + "\n"
@@ -94,8 +94,9 @@ def slug(name: str) -> str:
 
 
 def verdict(row: Mapping[str, Any], sign: str, bar: float) -> str:
-    """Say whether the whole interval lies on the right side of the bar, none of it does, or some;
-    of an equality, whether the bar lies within.
+    """Return "met", "not met" or "open", depending on the side of the interval.
+
+    An equality is met if the bar lies within the interval.
     """
     if sign == "=":
         return "met" if row["low"] <= bar <= row["high"] else "not met"
@@ -107,7 +108,7 @@ def verdict(row: Mapping[str, Any], sign: str, bar: float) -> str:
 
 
 def table(rows: Mapping[str, Any]) -> list[str]:
-    """Return the table's lines."""
+    """Return the lines of the main table."""
     lines = [
         "| what | bar | median | 95 % interval | pairs | | seconds | run |",
         "|---|---|---|---|---|---|---|---|",
@@ -128,9 +129,7 @@ def table(rows: Mapping[str, Any]) -> list[str]:
 
 
 def saved(rows: Mapping[str, Any]) -> list[str]:
-    """Return the table of what is kept and shared, without bars; nothing where it was never
-    measured.
-    """
+    """Return the section on caches and shared passes, which has no bars; empty if not measured."""
     lines = [
         "| with | times as fast | 95 % interval | pairs | seconds without / with | run |",
         "|---|---|---|---|---|---|",
@@ -142,14 +141,21 @@ def saved(rows: Mapping[str, Any]) -> list[str]:
             f" {row['pairs']} | {seconds} | {row['run']} |"
         )
     return (
-        ["## What is kept of the host, and shared by questions", "", KEPT, "", *lines, ""]
+        [
+            "## Caches of the host's work, and passes shared by questions",
+            "",
+            SAVED_TEXT,
+            "",
+            *lines,
+            "",
+        ]
         if len(lines) > 2
         else []
     )
 
 
 def machines(figures: Mapping[str, Any]) -> list[str]:
-    """Return one line for each run that rows are from."""
+    """Return one line for each run that contributes rows."""
     used = {row["run"] for row in figures["rows"].values()} | {figures["curves"].get("run")}
     lines = []
     for number, m in sorted(figures.get("runs", {}).items(), key=lambda item: int(item[0])):
@@ -164,22 +170,24 @@ def machines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _curves(curves: Mapping[str, Any]) -> list[str]:
-    lines = ["## What conditioning adds, as things grow", "", CURVES, ""]
+    lines = ["## Growth of the cost of conditioning", "", CURVES, ""]
     lines += ["| over | from | to | exponent of the last step |", "|---|---|---|---|"]
     for name, curve in curves.items():
-        (a, s), (b, t) = curve["points"][0], curve["points"][-1]
+        first_x, first_seconds = curve["points"][0]
+        last_x, last_seconds = curve["points"][-1]
         lines.append(
-            f"| {name} | {a:,}: {1000 * s:.3g} ms | {b:,}: {1000 * t:.3g} ms |"
+            f"| {name} | {first_x:,}: {1000 * first_seconds:.3g} ms |"
+            f" {last_x:,}: {1000 * last_seconds:.3g} ms |"
             f" {curve['exponent']:.2f} |"
         )
     return [*lines, "", *(f"![{name}](benchmarks/{slug(name)}.svg)" for name in curves), ""]
 
 
-KEPT = (
+SAVED_TEXT = (
     "Scoring: four questions on one clip, prepared, in one batch, under three conditions (`signal`,"
-    " `none`, `blank`); stores are empty at the start of each, so that the first condition fills"
+    " `none`, `blank`); caches are empty at the start of each, so that the first condition fills"
     " them. A later step: the four questions in one pass, forward, backward and AdamW, with the"
-    " clip in the stores."
+    " clip in the caches."
 )
 
 CURVES = (
@@ -189,13 +197,18 @@ CURVES = (
 
 HEAD = """# Benchmarks
 
-Written by `make bench` (`python -m benchmarks.speed`); the figures are also in [benchmarks.json](benchmarks.json). A run refreshes the rows that the machine
-can measure and leaves the others as they are.
+Written by `make bench` (`python -m benchmarks.speed`); the figures are also in
+[benchmarks.json](benchmarks.json). A run refreshes the rows that the machine can measure and leaves
+the others unchanged.
 
-The bench host is a Qwen2.5-VL of 12 layers and width 512 with random weights; a clip is 16 frames and 1,872 visual tokens; layers 2, 5, 8 and 10 are injected, as
-deep as the paper's; no LoRA; float32; one thread. "The released way" is [benchmarks/naive.py](../benchmarks/naive.py): GazeQwen's own way of working, written anew on the same host, files and
-decoder. It is slow in the ways that the released code is and in no other, and a test holds its losses and gradients to ours.
+The bench host is a Qwen2.5-VL of 12 layers and width 512 with random weights. A clip has 16 frames
+and 1,872 visual tokens. Layers 2, 5, 8 and 10 are injected, as deep as the paper's; no LoRA;
+float32; one thread. "The released way" is [benchmarks/naive.py](../benchmarks/naive.py): GazeQwen's
+own procedure, rewritten for the same host, files and decoder. It is slow exactly where the released
+code is slow, and a test compares its losses and gradients with ours.
 
-Every figure is a ratio of two things measured in turns in one run, the median over the pairs with its bootstrap interval. Seconds are the processor's: with one
-thread they are what the clock shows on an idle machine, and they stay the same when others use it. "met": the whole interval is on the right side of the bar; "not met": on the wrong one; "open": the bar is within it.
+Every figure is a ratio of two calls that take turns in one run: the median over the pairs with its
+bootstrap interval. Seconds are processor time: with one thread they equal the wall time on an idle
+machine, and do not depend on other processes. "met": the whole interval is on the right side of the
+bar; "not met": on the wrong side; "open": the bar lies within the interval.
 """

@@ -1,8 +1,7 @@
-"""Calls timed side by side: ratios near to 1 on a machine that is faster for some tenths of a
-second and then slower.
+"""Time calls side by side, for ratios close to 1 on a machine whose speed fluctuates.
 
-Between calls of seconds that run one after the other, that hides 1 %. Between calls that take turns
-of 10 ms on one core it is the same for all of them.
+Speed changes every few tenths of a second. Between calls of seconds that run one after the other,
+this hides 1 %. Calls that take turns of 10 ms on one core are all affected equally.
 """
 
 import os
@@ -17,16 +16,16 @@ from torch import nn
 from benchmarks.speed.timing import Cost
 
 SLICE = 0.01
-"""Seconds of a turn at least; it ends when the next part of a model begins."""
+"""Minimum length of a turn, s; it ends when the next module of a model starts."""
 
 
 def side_by_side(
     calls: Sequence[Callable[[Any], Any]], models: Sequence[nn.Module], repeats: int
 ) -> list[list[Cost]]:
-    """Time ``calls`` on ``models``, equal ones, ``repeats`` times; return the costs of each.
+    """Time ``calls`` on equal ``models`` ``repeats`` times; return the costs of each call.
 
-    Which call has which model, which begins, and on which core they run, changes each time. For one
-    thread of torch, and not for GPUs, which are behind what they are told.
+    Models, order and core change each time. Use one thread of torch; GPUs are not supported,
+    because they run asynchronously.
     """
     n = len(calls)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -39,7 +38,7 @@ def side_by_side(
         )
         for i in range(repeats + 1)
     ]
-    return [list(costs) for costs in zip(*rounds[1:], strict=True)]  # the first time is not counted
+    return [list(costs) for costs in zip(*rounds[1:], strict=True)]  # the first round warms up
 
 
 def _round(
@@ -58,7 +57,7 @@ def _round(
                     handles.append(
                         module.register_forward_pre_hook(lambda *args: turns.hand_over(me))
                     )
-            turns.begin_anew()
+            turns.start_clock()
             calls[me](models[me])
         finally:
             turns.hand_over(me, last=True)
@@ -74,8 +73,9 @@ def _round(
 
 
 class Turns:
-    """Lets threads run one at a time, each until it hands over to the next. ``costs[i]``: what the
-    i-th has taken in its turns.
+    """Lets threads run one at a time, each until it hands over to the next.
+
+    ``costs[i]`` is the time that thread i has used in its turns.
     """
 
     def __init__(self, parties: int) -> None:
@@ -84,18 +84,19 @@ class Turns:
         self.costs = [Cost(0.0, 0.0)] * parties
         self.begun = Cost(0.0, 0.0)
 
-    def begin_anew(self) -> None:
-        """Let the turn begin now."""
+    def start_clock(self) -> None:
+        """Start the clock of the current turn."""
         self.begun = Cost(time.thread_time(), time.perf_counter())
 
     def wait(self, me: int) -> None:
-        """Go on when it is one's turn."""
+        """Block until it is the turn of thread ``me``."""
         self.gates[me].acquire()
-        self.begin_anew()
+        self.start_clock()
 
     def hand_over(self, me: int, last: bool = False) -> None:
-        """Let the next one go on, and wait until one's turn comes again, unless this was the
-        ``last``; nothing happens as long as a turn is young.
+        """Hand over to the next thread and block until the next turn, unless it was the ``last``.
+
+        Does nothing if the turn is shorter than SLICE.
         """
         if not last and time.perf_counter() - self.begun.wall < SLICE:
             return

@@ -1,4 +1,4 @@
-"""Interleaved pairs, their ratio's median and interval, and what machine they were taken on."""
+"""Interleaved timing: pairs, the median of their ratio, its interval, and the machine."""
 
 import datetime
 import os
@@ -22,16 +22,14 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that a call took: of the processor, all threads of this process together, and on the
-    clock.
-    """
+    """Seconds of a call: processor time of all threads of this process, and wall time."""
 
     cpu: float
     wall: float
 
 
 def cost(call: Call) -> Cost:
-    """Time one call; on a GPU until it is done."""
+    """Time one call; on a GPU, until it has finished."""
     cpu = time.process_time()
     wall = time.perf_counter()
     call()
@@ -41,9 +39,7 @@ def cost(call: Call) -> Cost:
 
 
 def interleaved(calls: Sequence[Call], repeats: int, warm: int = 1) -> list[list[Cost]]:
-    """Time ``calls`` one after the other, ``repeats`` times, beginning with another one each time;
-    return the costs of each.
-    """
+    """Time ``calls`` in turns, ``repeats`` times, each time starting with another one."""
     for call in list(calls) * warm:
         call()
     costs: list[list[Cost]] = [[] for _ in calls]
@@ -69,9 +65,9 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, Any]:
 
 
 def compared(over: Sequence[Cost], under: Sequence[Cost]) -> dict[str, Any]:
-    """Return the ratio by processor time and by the clock, and the median seconds of both sides.
+    """Return the ratio of two calls' costs, and their median seconds.
 
-    On a GPU the clock is what counts.
+    Uses processor time, or wall time on a GPU.
     """
     by = "wall" if torch.cuda.is_initialized() else "cpu"
     found = ratio([getattr(c, by) for c in over], [getattr(c, by) for c in under])
@@ -107,20 +103,20 @@ def machine() -> dict[str, Any]:
 
 
 def peak() -> float:
-    """Return the most memory that this process ever had, MiB (that of the GPU where there is one)."""
+    """Return the peak memory of this process, MiB; that of the GPU if there is one."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def resident() -> float:
-    """Return the memory that this process has now, MiB."""
+    """Return the current memory of this process, MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def started(*command: str) -> Cost:
-    """Return what a command of modulate's costs from start to end."""
+    """Return the cost of a modulate command from start to end."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-m", "modulate", *command], check=True, capture_output=True)

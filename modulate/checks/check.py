@@ -70,6 +70,7 @@ def check(
     grid = evaluation.prompt.grid
     per_step = math.ceil(len(evaluation.times) / grid.steps)
     coverage(report, pipeline, modulation.encoder, samples, grid, per_step, probes)
+    # On meta tensors nothing can be computed, so no sample can be tried.
     if pipeline.device != META:
         _trial(report, pipeline, modulation, samples)
     add_costs(report, recipe, pipeline, cache, samples, training, evaluation)
@@ -228,6 +229,7 @@ def _dead_layers(
     except HostError as error:
         report.add("info", f"Dead layers were not checked: {error}")
         return
+    # The check of coverage runs the encoder on the CPU.
     finally:
         modulation.cpu()
     dead = [str(layer) for layer, gradient in report.reach.items() if gradient == 0.0]

@@ -158,7 +158,9 @@ class _Steps:
                 gradients.append(parameter.grad)
         with Rehearsal(self.device) as rehearsal:
             rehearsal.see([*self.resident, *moments, *gradients])
+            # Without a signal in training, the hooks do nothing and only LoRA learns.
             logits = self.forward(settings.batch_size, signal=settings.condition != "none")
+            # The loss reads the answer's letters; which four tokens they are costs the same.
             options = logits[:, -1].float()[:, :4]
             nn.functional.cross_entropy(
                 options, torch.zeros(len(options), dtype=torch.long, device=META)

@@ -66,6 +66,7 @@ def coverage(
                 outside.look(sample)
             except ModulateError as error:
                 errors.append(f"Sample {sample.id} ({split}): {error}")
+        # In chunks, because the encoded features of a whole split would not fit into memory.
         for start in range(0, len(ready), CHUNK):
             active += _count_active(encoder, ready[start : start + CHUNK])
         if items:
@@ -119,6 +120,7 @@ class _Outside:
             self.count += 1
 
     def _is_outside(self, kind: type[Signal], path: Path, video: Path) -> bool:
+        # Many samples share a video and its signal files.
         if (path, video) not in self._known:
             signal = kind.read(path)
             self._known[path, video] = (
@@ -153,6 +155,7 @@ def _probed(
             f" ends at {end:.2f} s."
         )
     times = pipeline.times(sample, training)
+    # The same grid that the host would return for these frame times, without decoding any.
     whole = visual_grid(times, per_step, grid.rows, grid.cols, sample.window)
     return pipeline.signal(sample), apply_clock(
         pipeline.recipe.sampling, sample.window, whole, len(times)

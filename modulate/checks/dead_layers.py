@@ -121,6 +121,7 @@ def twin_reach(
     """
     from transformers import AutoModelForImageTextToText
 
+    # A fork, so that building the twin leaves the caller's random state unchanged.
     with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(0)
         config = type(understand(model)).narrow(cast(Any, base_model(model)).config)

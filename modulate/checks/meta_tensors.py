@@ -51,6 +51,7 @@ class Rehearsal:
         self._stack = ExitStack()
 
     def __enter__(self) -> "Rehearsal":
+        # Attention must be chosen above the dispatcher, which sees only the kernels.
         self._stack.enter_context(_Dispatch(self))
         self._stack.enter_context(_Attention(self))
         return self
@@ -74,6 +75,7 @@ class Rehearsal:
             is_known = known is not None and known() is storage
             if size == 0 or is_known:
                 continue
+            # The callback runs when the storage is freed, and lowers the count.
             self._known[key] = weakref.ref(storage, partial(self._gone, key, size))
             self.alive += size
             self.peak = max(self.peak, self.alive)

@@ -77,6 +77,7 @@ def _caches(report: CheckReport, recipe: Recipe) -> None:
     """Report caches of the host that will never be hit."""
     training = recipe.training
     features = recipe.features
+    # A cached output belongs to a whole batch, and such batches differ in every epoch.
     mixed = training.batch_size > 1 and training.batch_by != "clip"
     if mixed and features.vision_tower_cache_gib and features.vision_tower_cache_by == "call":
         report.add(

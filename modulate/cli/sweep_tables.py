@@ -49,7 +49,7 @@ def plan(
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    for name in ("Run", "stands for", "seed", "steps of", "state"):
+    for name in ("Run", "stands for", "seed", "stages", "state"):
         table.add_column(name, no_wrap=name == "Run")
     for run in runs:
         stages = ", ".join(f"{stage.name} {stage.epochs:g}" for stage in run.recipe.training.stages)

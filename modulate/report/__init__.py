@@ -1,1 +1,1 @@
-"""One self-contained page on finished runs: tables, tests, plots and a gallery of samples."""
+"""One self-contained page on finished runs: tables, tests, figures, samples."""

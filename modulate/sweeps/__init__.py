@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one recipe, changed along several axes, side by side, and compared."""
+"""Many recipes from one: planned, run side by side, and compared."""

@@ -129,8 +129,7 @@ def run_jobs(
                     running.append(_start(waiting.popleft(), slot, slots[slot], handles))
                     listener.started(running[-1].job.name)
                 _pass_on(caught, running, grace)
-                for ended in [job for job in running if job.process.poll() is not None]:
-                    running.remove(ended)
+                for ended in _remove_ended(running):
                     free_slots.append(ended.slot)
                     outcomes.ended.append(ended.outcome())
                     listener.ended(outcomes.ended[-1])
@@ -167,6 +166,14 @@ def _start(
             pass_fds=handles,
         )
     return _RunningJob(job, process, slot, time.monotonic())
+
+
+def _remove_ended(running: list[_RunningJob]) -> list[_RunningJob]:
+    """Remove the jobs that have ended from ``running``, and return them."""
+    ended = [job for job in running if job.process.poll() is not None]
+    for job in ended:
+        running.remove(job)
+    return ended
 
 
 def _pass_on(caught: Sequence[CaughtSignal], running: Sequence[_RunningJob], grace: float) -> None:

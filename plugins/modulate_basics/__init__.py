@@ -1,13 +1,11 @@
-"""Small parts beside the paper's: three modulators (a direction, a scale and shift, attention from
-the hidden states) and an encoder of several signals.
-"""
+"""Simple alternatives to the paper's parts: three modulators, and an encoder of several signals."""
 
 from modulate.hookspecs import Register, hookimpl
 
 
 @hookimpl
 def register_modulators(register: Register) -> None:
-    """``steering``, ``film`` and ``gated_cross_attention``."""
+    """Register ``steering``, ``film`` and ``gated_cross_attention``."""
     register("steering", "modulate_basics.steering:Steering")
     register("film", "modulate_basics.film:FiLM")
     register("gated_cross_attention", "modulate_basics.cross_attention:GatedCrossAttention")
@@ -15,5 +13,5 @@ def register_modulators(register: Register) -> None:
 
 @hookimpl
 def register_signal_encoders(register: Register) -> None:
-    """``together``: an encoder for each of several kinds of signal."""
+    """Register ``together``, which combines one encoder for each kind of signal."""
     register("together", "modulate_basics.together:Together")

@@ -1,5 +1,6 @@
-"""The modulator ``gated_cross_attention``: hidden states look things up in frame and signal
-features. [Flamingo, arXiv 2204.14198, its tanh gate]
+"""The modulator ``gated_cross_attention``: hidden states attend to frame and signal features.
+
+The tanh gate is Flamingo's [arXiv 2204.14198].
 """
 
 import torch
@@ -28,9 +29,9 @@ class GatedCrossAttentionParams(Params):
 
 
 class GatedAttention(Writer):
-    """tanh(g) · W_o Attention(LayerNorm(h), memory), g = 0 at first.
+    """Writes tanh(g) · W_o Attention(LayerNorm(h), memory); g starts at 0.
 
-    A position attends to the latents of its own span only.
+    A position attends only to the latents of its own span.
     """
 
     def __init__(self, width: int, heads: int, d_model: int) -> None:
@@ -49,15 +50,15 @@ class GatedAttention(Writer):
         hidden: Float[Tensor, "token d_model"],
         memory: Memory,
     ) -> Float[Tensor, "token d_model"]:
-        """Attend from the states to the memory."""
-        spans, which = torch.unique(memory.span, dim=0, return_inverse=True)
-        query, at = _pack(self.query(self.norm(hidden.float())), which, len(spans))
-        source, there = _gather(memory.latents, spans)
+        """Return the residual: what each hidden state reads from the memory."""
+        spans, group = torch.unique(memory.span, dim=0, return_inverse=True)
+        query, position = _pack(self.query(self.norm(hidden.float())), group, len(spans))
+        source, exists = _gather(memory.latents, spans)
         q = self._split(query)
         k = self._split(self.key(source))
         v = self._split(self.value(source))
-        read = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None])
-        return torch.tanh(self.gate) * self.out(read.transpose(1, 2).flatten(2)[which, at])
+        read = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=exists[:, None, None])
+        return torch.tanh(self.gate) * self.out(read.transpose(1, 2).flatten(2)[group, position])
 
     def _split(
         self, x: Float[Tensor, "group position width"]
@@ -66,34 +67,34 @@ class GatedAttention(Writer):
 
 
 def _pack(
-    x: Float[Tensor, "token d"], which: Int64[Tensor, " token"], groups: int
+    x: Float[Tensor, "token d"], group: Int64[Tensor, " token"], groups: int
 ) -> tuple[Float[Tensor, "group position d"], Int64[Tensor, " token"]]:
-    """Sort rows into their groups, padded with 0; also return each row's place in its group."""
-    order = torch.argsort(which, stable=True)
-    counts = torch.bincount(which, minlength=groups)
-    at = torch.empty_like(which)
-    at[order] = (
-        torch.arange(len(which), device=which.device) - (counts.cumsum(0) - counts)[which[order]]
+    """Return rows sorted into groups, padded with 0, and each row's position in its group."""
+    order = torch.argsort(group, stable=True)
+    counts = torch.bincount(group, minlength=groups)
+    position = torch.empty_like(group)
+    position[order] = (
+        torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group[order]]
     )
-    return x.new_zeros(groups, int(counts.max()), x.shape[-1]).index_put((which, at), x), at
+    empty = x.new_zeros(groups, int(counts.max()), x.shape[-1])
+    return empty.index_put((group, position), x), position
 
 
 def _gather(
     latents: Float[Tensor, "latent d"], spans: Int64[Tensor, "group 2"]
 ) -> tuple[Float[Tensor, "group position d"], Bool[Tensor, "group position"]]:
-    """Return each span's latents, padded, and where they are."""
+    """Return the latents of each span, padded, and a mask of the existing ones."""
     length = spans[:, 1] - spans[:, 0]
     place = torch.arange(int(length.max()), device=spans.device)
-    there = place < length[:, None]
-    return latents[torch.where(there, spans[:, :1] + place, 0)], there
+    exists = place < length[:, None]
+    return latents[torch.where(exists, spans[:, :1] + place, 0)], exists
 
 
 class GatedCrossAttention(Modulator):
-    """Each token's hidden state asks the frame and signal features of its step (of its whole row,
-    for text) and adds what it reads, gated.
+    """Lets hidden states attend to the frame and signal features of their step.
 
-    Frame features count without a signal too, so that a blank signal does not give 0, as with the
-    resampler.
+    Text tokens attend to the features of their whole row. Frame features count without a signal,
+    too, so a blank signal does not give 0, as with the resampler.
     """
 
     Params = GatedCrossAttentionParams
@@ -111,11 +112,11 @@ class GatedCrossAttention(Modulator):
     def forward(
         self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures
     ) -> list[Float[Tensor, "step token d_latent"]]:
-        """Return the memory, one for all layers."""
+        """Return the memory, which all layers share."""
         return [
             self.features(features.float()) + self.signal(signal.values.float())
         ] * self.n_layers
 
     def writer(self, layer: int, d_model: int) -> Writer:
-        """Return one layer's attention."""
+        """Return the attention of one layer."""
         return GatedAttention(self.params.width, self.params.heads, d_model)

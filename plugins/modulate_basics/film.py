@@ -1,4 +1,4 @@
-"""The modulator ``film``: the signal scales and shifts the hidden states themselves.
+"""The modulator ``film``: the signal scales and shifts the hidden states.
 
 [FiLM, arXiv 1709.07871]
 """
@@ -17,12 +17,12 @@ class FiLMParams(Params):
         64,
         gt=0,
         le=2**16,
-        description="width of the hidden layer between signal and scale and shift, channels [ours]",
+        description="width of the hidden layer between signal and scale/shift, channels [ours]",
     )
 
 
 class ScaleAndShift(Writer):
-    """γ(z) ⊙ h + β(z), both 0 at first."""
+    """Writes γ(z) ⊙ h + β(z); both start at 0."""
 
     def __init__(self, d_latent: int, d_model: int) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class ScaleAndShift(Writer):
         hidden: Float[Tensor, "token d_model"],
         memory: Memory,
     ) -> Float[Tensor, "token d_model"]:
-        """Return what makes h into (1 + γ) h + β."""
+        """Return the residual that turns h into (1 + γ) h + β."""
         return self.scale(latents) * hidden.float() + self.shift(latents)
 
 
 class FiLM(Modulator):
-    """Scale and shift of each hidden channel from the signal at the token.
+    """Computes scale and shift of each hidden channel from the signal at the token.
 
-    Frame features are not used; without a signal the residual is exactly 0.
+    Ignores frame features; without a signal the residual is exactly 0.
     """
 
     Params = FiLMParams
@@ -54,7 +54,7 @@ class FiLM(Modulator):
     ) -> None:
         super().__init__()
         self.d_latent = params.width
-        # no biases: a token that no signal reaches must stay as it is
+        # No biases: a token without a signal must stay unchanged.
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(d_signal, params.width, bias=False), nn.GELU())
             for _ in range(n_layers)
@@ -63,7 +63,7 @@ class FiLM(Modulator):
     def forward(
         self, features: Float[Tensor, "step token d_features"], signal: SignalFeatures
     ) -> list[Float[Tensor, "step token d_latent"]]:
-        """Return the hidden layer of each injected layer's scale and shift."""
+        """Return the hidden activations for each injected layer's scale and shift."""
         return [layer(signal.values.float()) for layer in self.layers]
 
     def writer(self, layer: int, d_model: int) -> Writer:

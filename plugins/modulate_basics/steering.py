@@ -1,6 +1,4 @@
-"""The modulator ``steering``: one direction per layer, learned or given, on every token or where
-the signal is.
-"""
+"""The modulator ``steering``: one learned or given direction per layer, on all or some tokens."""
 
 import math
 from pathlib import Path
@@ -24,17 +22,17 @@ class SteeringParams(Params):
     by: Literal["constant", "signal"] = Field(
         "signal",
         description=(
-            "signal: the encoder's features choose where and how strongly (a linear map of them;"
-            " with an encoder of dim 1 a single direction); constant: the same direction on every"
-            " selected token, whatever the signal"
+            "signal: a linear map of the encoder's features, which decide position and strength"
+            " (with dim 1 a single direction); constant: the same direction on every selected"
+            " token, whatever the signal"
         ),
     )
     directions: Path | Literal["saved"] | None = Field(
         None,
         description=(
-            "safetensors file with a tensor `directions` (injected layer, d_model) that is kept as"
-            " it is, its strength alone being learned; saved: they are among a saved modulation's"
-            " own weights, which a recipe has none of"
+            "safetensors file with a fixed tensor `directions` (injected layer, d_model), of which"
+            " only the strength is learned; saved: directions in the weights of a saved modulation,"
+            " not for recipes"
         ),
     )
 
@@ -46,16 +44,14 @@ class SteeringParams(Params):
     strength: float = Field(
         0.0,
         description=(
-            "initial strength of given directions, times their norm; anything but 0 changes the"
-            " host before any training, which is then on purpose"
+            "initial strength of given directions, times their norm; other values than 0 change the"
+            " host before any training"
         ),
     )
 
 
 class GivenDirection(Writer):
-    """A fixed direction times a learned strength, which starts at ``strength`` for the sum of the
-    latents.
-    """
+    """Writes a fixed direction times a learned strength of the latents' sum."""
 
     direction: Tensor
 
@@ -77,7 +73,7 @@ class GivenDirection(Writer):
 
 
 class Steering(Modulator):
-    """A direction per injected layer. Frame features are not used.
+    """Writes one direction per injected layer; ignores frame features.
 
     With ``by: signal`` a token without any signal gets exactly 0. Raises :class:`RecipeError` or
     :class:`CheckpointError` for directions that do not fit.
@@ -128,9 +124,7 @@ class Steering(Modulator):
         )
 
     def portable(self, params: BaseModel) -> BaseModel:
-        """Return ``params`` without the file of given directions: these are saved as each layer's
-        buffer.
-        """
+        """Return ``params`` without the file of directions, which are saved as buffers."""
         assert isinstance(params, SteeringParams)
         return (
             params

@@ -1,6 +1,4 @@
-"""The encoder ``together``: several kinds of signal of one clip, each through an encoder of its
-own, side by side.
-"""
+"""The encoder ``together``: one encoder for each of several signals of a clip, concatenated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,16 +17,17 @@ class TogetherParams(Params):
     """Parameters of ``together``."""
 
     encoders: dict[str, ComponentSpec] = Field(
-        min_length=2, description="kind of signal: its encoder, as `encoder` of a recipe is written"
+        min_length=2,
+        description="{kind of signal: its encoder, written like `encoder` of a recipe}",
     )
 
 
 class Together(SignalEncoder):
-    """Features of all parts, concatenated in the order given; a step is active where any part is.
+    """Concatenates the features of all parts in their order; a step is active if any part is.
 
-    Reads the bundle that a recipe's ``signal: a+b`` makes. Raises :class:`ConditioningError` when a
-    clip's signal has other parts, and :class:`RecipeError` for encoders that ask to be added to the
-    frame features.
+    Reads the multi-signal of a recipe with ``signal: a+b``. Raises :class:`ConditioningError` if a
+    clip's signal has other parts, and :class:`RecipeError` for encoders whose features are to be
+    added to the frame features.
     """
 
     Params = TogetherParams
@@ -37,8 +36,8 @@ class Together(SignalEncoder):
     def __init__(self, params: TogetherParams) -> None:
         super().__init__()
         self.parts = nn.ModuleDict()
-        for kind, choice in params.encoders.items():
-            component, own = choice.resolved("signal_encoder")
+        for kind, spec in params.encoders.items():
+            component, own = spec.resolved("signal_encoder")
             self.parts[kind] = component(own)
         self.d_signal = sum(self._encoder(kind).d_signal for kind in self.parts)
 
@@ -46,9 +45,7 @@ class Together(SignalEncoder):
         return self.parts[kind]
 
     def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
-        """Encode each part's signals and join the features: (step, token, sum of the parts'
-        widths).
-        """
+        """Return the joined features of all parts, (step, token, sum of the parts' widths)."""
         for signal in signals:
             found = sorted(signal.parts) if isinstance(signal, MultiSignal) else [signal.kind]
             if found != sorted(self.parts):

@@ -1,4 +1,4 @@
-"""The backbone ``dinov2``: patch tokens of every frame on its own, through timm."""
+"""The backbone ``dinov2``: patch tokens of single frames, with timm."""
 
 import dataclasses
 import hashlib
@@ -23,9 +23,7 @@ from modulate.utils.atomic_files import read_tensors
 from modulate.utils.paths import resolve
 
 SCHEMA = 1
-"""Raised whenever this module starts to compute other features from the same weights and
-parameters.
-"""
+"""Increase it whenever the same weights and parameters would give other features."""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -33,12 +31,11 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class DinoV2Dims:
-    """Dimensions of a timm ``VisionTransformer`` with class token, learned positions and
-    LayerScale, as DINOv2 has them.
+    """Dimensions of a timm ``VisionTransformer`` like DINOv2.
 
-    ``dim``: width in channels; ``depth``: blocks; ``heads``: attention heads; ``mlp_ratio``: hidden
-    width of the MLP over ``dim``; ``patch``: pixels along a patch's sides; ``registers``: register
-    tokens.
+    It has a class token, learned positions and LayerScale. ``dim``: width in channels; ``depth``:
+    number of blocks; ``heads``: attention heads; ``mlp_ratio``: hidden width of the MLP over
+    ``dim``; ``patch``: side of a patch in pixels; ``registers``: number of register tokens.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -67,19 +64,19 @@ class DinoV2Params(components.Params):
 
     model: str = Field(
         "vit_base_patch14_dinov2.lvd142m",
-        description="timm's name of the model; unused when dims are given.",
+        description="timm's name of the model; unused if dims are given.",
     )
     weights: str = Field(
         "pretrained",
         description=(
-            "The word pretrained (timm's weights, fetched once), the word random, or the path, or"
-            " package:NAME/sub/path, of a safetensors file in timm's layout."
+            "The word pretrained (timm's weights, downloaded once), the word random, or a"
+            " safetensors file in timm's layout: its path or package:NAME/sub/path."
         ),
     )
     dims: DinoV2Dims | None = Field(
         None,
         description=(
-            "Dimensions of a model of one's own"
+            "Dimensions of a custom model"
             f" ({', '.join(f.name for f in dataclasses.fields(DinoV2Dims))}); needs weights from a"
             " file, or random ones."
         ),
@@ -88,18 +85,19 @@ class DinoV2Params(components.Params):
     image_size: int = Field(
         518,
         gt=0,
-        description="Side in pixels to which frames are resized; a multiple of the patch size.",
+        description="Side of the resized frames in pixels; a multiple of the patch size.",
     )
     batch: int = Field(
-        16, gt=0, description="Frames encoded at once; limits memory, changes nothing else."
+        16, gt=0, description="Number of frames encoded at once; affects only memory."
     )
 
 
 class DinoV2(components.Backbone):
     """DINOv2, frozen (https://github.com/facebookresearch/dinov2), as timm implements it.
 
-    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bicubic with
-    antialiasing, clamped to valid colors), and normalized by the ImageNet mean and deviation.
+    Frames are resized to a square of ``image_size`` px without regard to their aspect ratio
+    (bicubic with antialiasing, clamped to valid colors), and normalized by the ImageNet mean and
+    deviation.
     Features are the patch tokens after the final norm.
     """
 
@@ -115,11 +113,10 @@ class DinoV2(components.Backbone):
 
     @torch.no_grad()
     def forward(self, frames: Tensor, frame_times: Sequence[float]) -> FrameFeatures:
-        """Encode frames one by one. ``frames``: (frame, height, width, 3) uint8 RGB;
-        ``frame_times``: their seconds, increasing.
+        """Return the features of each frame, at the frame's time.
 
-        The features' times are the frames' own. Raises :class:`modulate.errors.VideoError` for
-        other frames or times.
+        ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: increasing seconds. Raises
+        :class:`modulate.errors.VideoError` for anything else.
         """
         times = check_frame_times(frames, frame_times)
         tokens = torch.cat(
@@ -135,9 +132,7 @@ class DinoV2(components.Backbone):
         )
 
     def _prepare(self, frames: Tensor) -> Tensor:
-        """Return the frames as (frame, 3, side, side), resized and normalized, on the model's
-        device and in its type.
-        """
+        """Return resized, normalized frames (frame, 3, side, side) in the model's dtype."""
         weight = self.vit.patch_embed.proj.weight
         images = (
             rearrange(
@@ -153,8 +148,9 @@ class DinoV2(components.Backbone):
         return ((images - mean) / std).to(weight.dtype)
 
     def fingerprint(self) -> str:
-        """Return a short text that changes with the weights, their type, the architecture, the
-        preprocessing or this module's schema.
+        """Return a hash of everything that determines the features.
+
+        That is weights and dtype, architecture, preprocessing, and SCHEMA.
         """
         dtype = self.vit.patch_embed.proj.weight.dtype
         if dtype not in self._digests:
@@ -168,9 +164,7 @@ class DinoV2(components.Backbone):
 
 
 def build_vit(dims: DinoV2Dims, image_size: int) -> VisionTransformer:
-    """Build timm's ViT of these dimensions without a head, for square images of ``image_size`` px;
-    weights are timm's random ones.
-    """
+    """Return timm's ViT of these dimensions with random weights, for ``image_size`` px squares."""
     return VisionTransformer(
         img_size=image_size,
         patch_size=dims.patch,
@@ -186,9 +180,7 @@ def build_vit(dims: DinoV2Dims, image_size: int) -> VisionTransformer:
 
 
 def _vit(params: DinoV2Params) -> VisionTransformer:
-    """Build the model that ``params`` describe and give it its weights; the global generator is
-    left as it was.
-    """
+    """Return the model of ``params`` with its weights; keeps the global generator's state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         return _built(params)
@@ -212,10 +204,10 @@ def _built(params: DinoV2Params) -> VisionTransformer:
 
 
 def _timm_model(params: DinoV2Params, pretrained: bool) -> VisionTransformer:
-    """Build the model that timm knows by name.
+    """Return the model of this name from timm.
 
-    Raises :class:`modulate.errors.RecipeError` for names and sizes that do not fit,
-    :class:`modulate.errors.MissingFileError` when pretrained weights cannot be fetched.
+    Raises :class:`modulate.errors.RecipeError` for a wrong name or size, and
+    :class:`modulate.errors.MissingFileError` if pretrained weights cannot be downloaded.
     """
     if not timm.is_model(params.model):
         raise RecipeError(
@@ -233,7 +225,7 @@ def _timm_model(params: DinoV2Params, pretrained: bool) -> VisionTransformer:
         vit: VisionTransformer = timm.create_model(
             params.model, pretrained=pretrained, img_size=params.image_size, num_classes=0
         )  # type: ignore[assignment]
-    except OSError as error:  # every failure of the hub's client
+    except OSError as error:  # raised for every failure of the hub's client
         raise MissingFileError(
             f"timm's weights of {params.model} are not here and could not be fetched: {error}. Name"
             " a safetensors file under weights."
@@ -242,10 +234,9 @@ def _timm_model(params: DinoV2Params, pretrained: bool) -> VisionTransformer:
 
 
 def _load(vit: VisionTransformer, weights: str) -> None:
-    """Load a safetensors file strictly; learned positions saved for another image size are
-    interpolated, as timm does.
+    """Load a safetensors file strictly; interpolate positions of another image size like timm.
 
-    Raises :class:`modulate.errors.CheckpointError` when it is unreadable or does not fit.
+    Raises :class:`modulate.errors.CheckpointError` if it is unreadable or does not fit.
     """
     path = resolve(weights)
     try:

@@ -43,7 +43,8 @@ _FLAT = re.compile(
     re.ASCII,
 )
 _LORA = re.compile(
-    rf"({'|'.join(map(re.escape, PREFIXES))})\.(0|[1-9][0-9]{{0,3}})\.(self_attn\.[qv]_proj)\.lora_([AB])$"
+    rf"({'|'.join(map(re.escape, PREFIXES))})"
+    r"\.(0|[1-9][0-9]{0,3})\.(self_attn\.[qv]_proj)\.lora_([AB])$"
 )
 
 

@@ -40,8 +40,8 @@ def convert(
     lora = config.lora
     assert lora is not None  # every converted modulation has one
     typer.echo(
-        f"Read {checkpoint}: resampler {converted.resampler:,} parameters, LoRA {converted.lora:,} (rank"
-        f" {lora.params.rank}, alpha {lora.params.alpha:g})."
+        f"Read {checkpoint}: resampler {converted.resampler:,} parameters, LoRA"
+        f" {converted.lora:,} (rank {lora.params.rank}, alpha {lora.params.alpha:g})."
     )
     typer.echo(
         f"Wrote {out}: {config.encoder.name} and {config.modulator.name} {converted.written:,}"
@@ -49,15 +49,15 @@ def convert(
         f" {host.model_type} of {host.n_layers} layers of width {host.d_model}."
     )
     typer.echo(
-        f"Left out: the amplitudes of the {converted.resampler - converted.written} layers that no module"
-        " serves."
+        f"Left out: the amplitudes of the {converted.resampler - converted.written} layers that no"
+        " module serves."
     )
     for line in converted.ignored:
         typer.echo(line)
     if converted.dead is not None:
         typer.echo(
-            f"Note: layer {converted.dead} is the host's last; as in the released code, what is added"
-            " there cannot change an answer."
+            f"Note: layer {converted.dead} is the host's last; as in the released code, what is"
+            " added there cannot change an answer."
         )
 
 

@@ -1,4 +1,4 @@
-"""Sine/cosine encodings of the gaze (``coord_pe``) or its offset from each token (``coord_rel``)."""
+"""Sine/cosine encodings of gaze (``coord_pe``) or of its offset from each token (``coord_rel``)."""
 
 import math
 

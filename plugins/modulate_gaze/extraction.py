@@ -12,10 +12,10 @@ samples, 0.01 s would end every run at its first sample. Here it is the time by 
 of two samples may exceed their nominal interval: a run ends where frames are missing (``untracked:
 drop``).
 
-The benchmark's next step needs the video and is not done here: it removes fixations on black frames,
-and those during which the picture changes (correlation of color histograms below 0.9; 0.5 for
-HoloAssist). So our files hold a few more fixations. [StreamGaze, arXiv 2512.01707, and its released
-preprocessing]
+The benchmark's next step needs the video and is not done here: it removes fixations on black
+frames, and those during which the picture changes (correlation of color histograms below 0.9; 0.5
+for HoloAssist). So our files hold a few more fixations. [StreamGaze, arXiv 2512.01707, and its
+released preprocessing]
 """
 
 from collections.abc import Mapping

@@ -200,14 +200,13 @@ class GazeTextParams(Params):
             if name is not None and (
                 name not in FIELDS or conversion or not SPEC.fullmatch(spec or "")
             ):
-                turn = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
+                suffix = (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                known = ", ".join(f"{{{field}}}" for field in FIELDS)
                 raise ValueError(
-                    f"{turn} is none of {', '.join(f'{{{field}}}' for field in FIELDS)}, with at"
-                    " most digits as in {x:.2f}"
+                    f"{{{name}{suffix}}} is none of {known}, with at most digits as in {{x:.2f}}"
                 )
-        value.format(
-            **dict.fromkeys(FIELDS, 0.0)
-        )  # otherwise {x:d} would fail only at the first fixation
+        # Otherwise {x:d} would fail only at the first fixation.
+        value.format(**dict.fromkeys(FIELDS, 0.0))
         return value
 
 

@@ -142,8 +142,8 @@ class _Frames:
     def frame(self, where: str, number: float) -> int:
         if number >= self.max_frames:
             raise SignalError(
-                f"{where}: frame {number:g} is in no video; the last allowed is {self.max_frames - 1},"
-                f" {MAX_HOURS} hours. Correct or remove the line."
+                f"{where}: frame {number:g} is in no video; the last allowed is"
+                f" {self.max_frames - 1}, {MAX_HOURS} hours. Correct or remove the line."
             )
         frame = -1 if number < 0 else math.floor(number)
         self.last = max(self.last, frame)

@@ -98,7 +98,7 @@ class Tokens:
 
     Only a few latents attend to the tokens, and the tokens to them. So queries are mapped to the
     width of the features, and means of features to the width of the modules. x itself, by far the
-    largest tensor, is neither computed nor saved for backward. The results are equal up to rounding.
+    largest tensor, is neither computed nor saved for backward. Results are equal up to rounding.
 
     Attention is written out because the backward pass of fused fp32 kernels is not deterministic on
     GPUs, but a resumed run must reach the same weights.

@@ -5,5 +5,5 @@ from modulate.hookspecs import Register, hookimpl
 
 @hookimpl
 def register_signals(register: Register) -> None:
-    """``hand``: sampled positions read from ``<video stem>_hand.csv``."""
+    """Register ``hand``: sampled positions from ``<video stem>_hand.csv``."""
     register("hand", "modulate_hand.path:HandPath")

@@ -1,4 +1,4 @@
-"""The signal ``hand``: where the camera wearer's hand was, sampled over time."""
+"""The signal ``hand``: sampled positions of the camera wearer's hand."""
 
 import csv
 import io
@@ -15,16 +15,16 @@ from modulate_gaze.scanpath import Scanpath
 
 COLUMNS = ("time_seconds", "x", "y")
 GAP = 0.5
-"""Seconds after which a sample no longer holds: the hand was not tracked until the next one."""
+"""Longest time, s, that a sample lasts; after that the hand was not tracked."""
 MAX_ROWS = 2_000_000
 MAX_BYTES = 256 * 2**20
 
 
 class HandPath(Scanpath):
-    """Positions of a hand, each lasting until the next sample (at most :data:`GAP` seconds): a
-    scanpath, so that encoders of gaze read it.
+    """Positions of a hand, as a scanpath, so that the encoders of gaze can read it.
 
-    Times, positions, controls and augmentation are those of
+    Each position lasts until the next sample, for at most :data:`GAP` seconds. Times,
+    positions, controls and augmentation are those of
     :class:`~modulate_gaze.scanpath.Scanpath`.
     """
 
@@ -32,30 +32,27 @@ class HandPath(Scanpath):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a CSV with the columns ``time_seconds`` (seconds of the video), ``x``, ``y``
-        (fractions of the frame, origin top-left).
+        """Read a CSV with the columns ``time_seconds``, ``x``, ``y``.
 
-        Raises :class:`MissingFileError`, and :class:`SignalError` naming file and line: times must
-        increase.
+        Times are seconds of the video and must increase; positions are fractions of the frame,
+        origin top-left. Raises :class:`MissingFileError`, or :class:`SignalError` with file and
+        line.
         """
         return cls.parse(_bytes(Path(path)), str(path))
 
     @classmethod
     def parse(cls, data: bytes, source: str) -> Self:
-        """Return what :meth:`read` returns for a file of these bytes; ``source`` names it in
-        errors. Raises :class:`SignalError`.
+        """Return the path in ``data``, the bytes of a file; ``source`` names it in errors.
+
+        Raises :class:`SignalError`.
         """
         times, positions = _samples(data, source)
         if not times:
             return cls()
-        lasts = np.minimum(
-            np.diff(
-                times,
-                append=times[-1] + (float(np.median(np.diff(times))) if len(times) > 1 else GAP),
-            ),
-            GAP,
-        )
-        return cls(np.column_stack([positions, np.array(times) + lasts / 2, lasts]))
+        # The last sample has no successor, so it lasts for the median interval.
+        last = float(np.median(np.diff(times))) if len(times) > 1 else GAP
+        durations = np.minimum(np.diff(times, append=times[-1] + last), GAP)
+        return cls(np.column_stack([positions, np.array(times) + durations / 2, durations]))
 
 
 def _bytes(path: Path) -> bytes:
@@ -112,7 +109,7 @@ def _samples(data: bytes, source: str) -> tuple[list[float], list[tuple[float, f
 
 
 def _columns(source: str, header: list[str]) -> dict[str, int]:
-    """Return where each of the columns needed is; others are ignored."""
+    """Return the index of each required column; other columns are ignored."""
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise SignalError(

@@ -1,10 +1,10 @@
 """The questions about one clip, and the ten question files in StreamGaze's formats.
 
 Gaze-only questions (``text.GAZE_ONLY``) must not be answerable without gaze. So all options stand
-on the table, and each is equally likely to be right whatever the table shows: a set S of objects has
-probability P(S) with P(object in S) equal for all objects, and each object of S is equally likely
-the target (:func:`even_set`). "Easy" sets lie far apart on the table, "hard" sets close together.
-The other tasks can be inferred from the frames, or need the gaze of the past.
+on the table, and each is equally likely to be right whatever the table shows: a set S of objects
+has probability P(S) with P(object in S) equal for all objects, and each object of S is equally
+likely to be the target (:func:`even_set`). "Easy" sets lie far apart on the table, "hard" sets
+close together. The other tasks can be inferred from the frames, or need the gaze of the past.
 """
 
 import itertools

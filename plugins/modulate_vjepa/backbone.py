@@ -1,4 +1,4 @@
-"""The backbone ``vjepa2_1``: features of a clip, one time index for every two frames."""
+"""The backbone ``vjepa2_1``: features of a clip, with one time index for every two frames."""
 
 import dataclasses
 import hashlib
@@ -21,9 +21,7 @@ from modulate_vjepa.encoder import PRESETS, VJepaConfig, VJepaEncoder
 from modulate_vjepa.weights import load_encoder, random_encoder
 
 SCHEMA = 1
-"""Raised whenever this module starts to compute other features from the same weights and
-parameters.
-"""
+"""Increase it whenever the same weights and parameters would give other features."""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -39,26 +37,26 @@ class VJepa21Params(components.Params):
         ),
     )
     preset: Literal["base", "large", "giant", "gigantic"] | None = Field(
-        None, description="One of the published sizes. Not together with dims."
+        None, description="One of the published sizes; excludes dims."
     )
     dims: VJepaConfig | None = Field(
         None,
         description=(
             "The encoder's dimensions"
-            f" ({', '.join(f.name for f in dataclasses.fields(VJepaConfig))}), when no preset fits;"
+            f" ({', '.join(f.name for f in dataclasses.fields(VJepaConfig))}), if no preset fits;"
             " by default those in the safetensors metadata or in config.json beside the weights."
         ),
     )
     image_size: int = Field(
         384,
         gt=0,
-        description="Side in pixels to which frames are resized; a multiple of the patch size.",
+        description="Side of the resized frames in pixels; a multiple of the patch size.",
     )
     layer: int | None = Field(
         None,
         ge=0,
         description=(
-            "Block (from 0) whose normalized output is taken: one of the encoder's levels; by"
+            "Block (from 0) whose normalized output is used: one of the encoder's levels; by"
             " default the last."
         ),
     )
@@ -66,53 +64,44 @@ class VJepa21Params(components.Params):
         None,
         gt=0,
         description=(
-            "frames that the encoder always gets: fewer are filled up with copies of the last, as"
-            " in GazeQwen's code (16); null: those of the clip"
+            "number of frames of every clip: shorter ones are padded with copies of the last"
+            " frame, as in GazeQwen's code (16); null: no padding"
         ),
     )
     antialias: bool = Field(
         True,
         description=(
-            "smooth frames that are larger than image_size when they are resized; false: plain"
-            " bilinear interpolation, as in GazeQwen's code"
+            "smooth frames when they are reduced to image_size; false: plain bilinear"
+            " interpolation, as in GazeQwen's code"
         ),
     )
     seed: int = Field(0, description="Seed of random weights; unused otherwise.")
 
     def departures(self) -> list[Departure]:
-        """Name what GazeQwen's code does otherwise."""
-        found: list[tuple[bool, Departure]] = [
-            (
-                self.pad_to is not None,
-                (
-                    "warning",
-                    (
-                        f"pad_to is {self.pad_to}: shorter clips end in copies of their last frame,"
-                        " so that features stand for moments that were not shown."
-                    ),
-                ),
-            ),
-            (
-                not self.antialias,
-                (
-                    "info",
-                    (
-                        "antialias is false: where larger frames are resized, some of their pixels"
-                        " count for nothing."
-                    ),
-                ),
-            ),
-        ]
-        return [departure for present, departure in found if present]
+        """Return the settings that differ from an exact computation, as in GazeQwen's code."""
+        departures: list[Departure] = []
+        if self.pad_to is not None:
+            text = (
+                f"pad_to is {self.pad_to}: shorter clips end in copies of their last frame, so that"
+                " features stand for moments that were not shown."
+            )
+            departures.append(("warning", text))
+        if not self.antialias:
+            text = (
+                "antialias is false: where larger frames are resized, some of their pixels count"
+                " for nothing."
+            )
+            departures.append(("info", text))
+        return departures
 
 
 class VJepa21(components.Backbone):
     """V-JEPA 2.1, frozen (https://github.com/facebookresearch/vjepa2).
 
-    Frames are resized to a square of ``image_size`` px, ignoring their aspect ratio (bilinear, by
-    default with antialiasing), so that a feature's row and column are fractions of the whole
-    frame's height and width; then normalized by the ImageNet mean and deviation. All frames go
-    through the encoder at once: memory and time grow with the square of their number.
+    Frames are resized to a square of ``image_size`` px without regard to their aspect ratio
+    (bilinear, by default with antialiasing), so that a feature's row and column are fractions of
+    the frame's height and width. They are normalized by the ImageNet mean and deviation. The
+    encoder takes all frames at once: memory and time grow with the square of their number.
     """
 
     Params: ClassVar[type[components.Params]] = VJepa21Params
@@ -138,12 +127,12 @@ class VJepa21(components.Backbone):
 
     @torch.no_grad()
     def forward(self, frames: Tensor, frame_times: Sequence[float]) -> FrameFeatures:
-        """Encode one clip. ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: their
-        seconds, increasing.
+        """Return the features of one clip.
 
-        One frame goes through the image embedding. When the frames do not fill the last tubelet,
-        the last frame is repeated to complete it, and counts as often in its time: with tubelets of
-        two the time is that frame's own. Raises :class:`modulate.errors.VideoError`.
+        ``frames``: (frame, height, width, 3) uint8 RGB; ``frame_times``: increasing seconds. A
+        single frame uses the image embedding. If the frames do not fill the last tubelet, the last
+        frame is repeated, and counts as often in the tubelet's mean time. Raises
+        :class:`modulate.errors.VideoError`.
         """
         times = check_frame_times(frames, frame_times)
         if self.params.pad_to is not None:
@@ -164,9 +153,7 @@ class VJepa21(components.Backbone):
         )
 
     def _prepare(self, frames: Tensor) -> Tensor:
-        """Return the frames as (frame, 3, side, side), resized and normalized, on the encoder's
-        device and in its type.
-        """
+        """Return resized, normalized frames (frame, 3, side, side) in the encoder's dtype."""
         weight = self.encoder.video_mod_embed
         images = (
             rearrange(
@@ -186,8 +173,9 @@ class VJepa21(components.Backbone):
         return ((images - mean) / std).to(weight.dtype)
 
     def fingerprint(self) -> str:
-        """Return a short text that changes with the weights, their type, the dimensions, the layer,
-        the preprocessing or this module's schema.
+        """Return a hash of everything that determines the features.
+
+        That is weights and dtype, dimensions, layer, preprocessing, and SCHEMA.
         """
         dtype = self.encoder.video_mod_embed.dtype
         if dtype not in self._digests:
@@ -204,23 +192,20 @@ class VJepa21(components.Backbone):
 
 
 def _padded(frames: Tensor, times: tuple[float, ...], n: int) -> tuple[Tensor, tuple[float, ...]]:
-    """Fill a clip up to ``n`` frames with copies of its last, whose times go on at the clip's mean
-    spacing.
-    """
+    """Pad a clip to ``n`` frames with copies of the last; times continue at the mean spacing."""
     if len(times) > n:
         raise VideoError(
             f"The clip has {len(times)} frames, and `pad_to` of vjepa2_1 is {n}; take fewer frames,"
             " or leave pad_to out."
         )
-    more = n - len(times)
+    missing = n - len(times)
     spacing = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
-    return torch.cat([frames, frames[-1:].expand(more, -1, -1, -1)]), times + tuple(
-        times[-1] + (k + 1) * spacing for k in range(more)
-    )
+    padding = tuple(times[-1] + (k + 1) * spacing for k in range(missing))
+    return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]), times + padding
 
 
 def _encoder(params: VJepa21Params) -> VJepaEncoder:
-    """Build the encoder that ``params`` describe."""
+    """Return the encoder of ``params``."""
     if params.preset and params.dims:
         raise RecipeError(
             f"Name either a preset or dims, not both; got preset {params.preset!r} and"

@@ -1,9 +1,8 @@
-"""The V-JEPA 2.1 video encoder: a ViT over space-time patches with rotary positions in three
-dimensions.
+"""The V-JEPA 2.1 video encoder: a ViT over space-time patches with 3-D rotary positions.
 
-Parameter names follow the layout of the checkpoints that Meta published with V-JEPA 2.1
-(https://github.com/facebookresearch/vjepa2), so that those load strictly. No class token, no
-learned positions. Only inference and plain training are covered: no masking, no predictor.
+Parameter names follow the checkpoints that Meta published with V-JEPA 2.1
+(https://github.com/facebookresearch/vjepa2), so that those load strictly. There is no class token
+and no learned position, and neither masking nor a predictor: only inference and plain training.
 """
 
 import math
@@ -20,8 +19,9 @@ from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 from modulate.errors import ConditioningError, RecipeError
 
 MAX_SIZE = 1 << 16
-"""Largest of an encoder's sizes: far above the published ones, and small enough that a file's
-nonsense is refused before anything is built of it.
+"""Upper bound of an encoder's sizes.
+
+It is far above the published sizes, and refuses absurd values of a file before anything is built.
 """
 
 
@@ -29,15 +29,14 @@ nonsense is refused before anything is built of it.
 class VJepaConfig:
     """Dimensions of an encoder.
 
-    Raises :class:`modulate.errors.RecipeError` when they contradict each other.
+    Raises :class:`modulate.errors.RecipeError` if they contradict each other.
 
-    ``dim``: width in channels; ``depth``: blocks; ``heads``: attention heads of a block;
-    ``mlp_ratio``: hidden width of the MLP over ``dim``; ``patch``: pixels along a patch's sides;
-    ``tubelet``: frames merged into one time index; ``levels``: blocks (from 0) after which the
-    features may be read, each with its own LayerNorm, the last being the last block; by default
-    four, evenly spread, or one for each block of a shallower encoder. ``rope_grid``: patches along
-    the sides of the pre-training images, to which row and column positions are scaled. ``eps``: of
-    all LayerNorms.
+    ``dim``: width in channels; ``depth``: number of blocks; ``heads``: attention heads of a block;
+    ``mlp_ratio``: hidden width of the MLP over ``dim``; ``patch``: side of a patch in pixels;
+    ``tubelet``: frames merged into one time index; ``levels``: blocks (from 0) whose output can be
+    read through its own LayerNorm, ending with the last block; by default four, evenly spread, or
+    all blocks of a shallower encoder. ``rope_grid``: side of the pre-training images in patches, to
+    which row and column positions are scaled. ``eps``: epsilon of all LayerNorms.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -86,7 +85,7 @@ class VJepaConfig:
 
     @property
     def hidden(self) -> int:
-        """Hidden channels of a block's MLP."""
+        """Hidden width of a block's MLP, channels."""
         return round(self.dim * self.mlp_ratio)
 
 
@@ -102,7 +101,7 @@ PRESETS: dict[str, VJepaConfig] = {
 
 
 class PatchEmbed(nn.Module):
-    """Linear map of space-time patches to tokens, as a strided convolution."""
+    """Maps space-time patches to tokens by a strided convolution."""
 
     def __init__(self, config: VJepaConfig, frames: int) -> None:
         super().__init__()
@@ -112,9 +111,9 @@ class PatchEmbed(nn.Module):
     def forward(
         self, clips: Float[Tensor, "clip 3 frame height width"]
     ) -> Float[Tensor, "clip dim time row col"]:
-        """Embed ``clips``, whose sizes are multiples of the patch's."""
-        out: Tensor = self.proj(clips)
-        return out
+        """Return the tokens of ``clips``, whose sizes are multiples of the patch's."""
+        tokens: Tensor = self.proj(clips)
+        return tokens
 
 
 class Attention(nn.Module):
@@ -129,9 +128,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "clip token dim"], rotation: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "clip token dim"]:
-        """Let all tokens of a clip attend to each other. ``rotation``: cos and sin, each (token,
-        channels of a head).
-        """
+        """Attend among all tokens of a clip; ``rotation`` is cos and sin, each (token, channel)."""
         q, k, v = rearrange(
             self.qkv(x),
             "clip token (three head c) -> three clip head token c",
@@ -139,8 +136,8 @@ class Attention(nn.Module):
             head=self.heads,
         )
         mixed = scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v)
-        out: Tensor = self.proj(rearrange(mixed, "clip head token c -> clip token (head c)"))
-        return out
+        tokens: Tensor = self.proj(rearrange(mixed, "clip head token c -> clip token (head c)"))
+        return tokens
 
 
 class Mlp(nn.Module):
@@ -152,9 +149,9 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(config.hidden, config.dim)
 
     def forward(self, x: Float[Tensor, "clip token dim"]) -> Float[Tensor, "clip token dim"]:
-        """Map every token on its own."""
-        out: Tensor = self.fc2(gelu(self.fc1(x)))
-        return out
+        """Map each token separately."""
+        tokens: Tensor = self.fc2(gelu(self.fc1(x)))
+        return tokens
 
 
 class Block(nn.Module):
@@ -198,12 +195,12 @@ class VJepaEncoder(nn.Module):
     def forward(
         self, clips: Float[Tensor, "clip 3 frame height width"], layer: int | None = None
     ) -> Float[Tensor, "clip token dim"]:
-        """Encode RGB clips normalized by the ImageNet mean and deviation; tokens run over time,
-        then row, then column.
+        """Return the tokens of clips in the order time, row, column.
 
-        A clip of one frame goes through the image embedding; otherwise the number of frames must be
-        a multiple of ``config.tubelet``. ``layer`` is one of ``config.levels``, by default the
-        last. Raises :class:`modulate.errors.ConditioningError` for other sizes or layers.
+        Clips are RGB, normalized by the ImageNet mean and deviation. A single frame uses the image
+        embedding; otherwise the number of frames must be a multiple of ``config.tubelet``.
+        ``layer`` is one of ``config.levels``, by default the last. Raises
+        :class:`modulate.errors.ConditioningError` for other sizes or layers.
         """
         level = self._check(clips, layer)
         is_image = clips.shape[2] == 1
@@ -214,35 +211,40 @@ class VJepaEncoder(nn.Module):
         )
         for block in self.blocks[: self.config.levels[level] + 1]:
             x = block(x, rotation)
-        out: Tensor = self.norms_block[level](x)
-        return out
+        tokens: Tensor = self.norms_block[level](x)
+        return tokens
 
     def _check(self, clips: Tensor, layer: int | None) -> int:
-        """Return the index of the level asked for, having checked the sizes of ``clips``."""
-        c = self.config
+        """Return the index of the requested level, after checking the sizes of ``clips``."""
+        config = self.config
         if clips.ndim != 5 or clips.shape[1] != 3 or 0 in clips.shape:
             raise ConditioningError(
                 f"The encoder takes (clip, 3, frame, height, width); got {tuple(clips.shape)}."
             )
         frames, height, width = clips.shape[2:]
-        if height % c.patch or width % c.patch or (frames != 1 and frames % c.tubelet):
+        if (
+            height % config.patch
+            or width % config.patch
+            or (frames != 1 and frames % config.tubelet)
+        ):
             raise ConditioningError(
-                f"The encoder takes one frame or a multiple of {c.tubelet}, of sides that are"
-                f" multiples of {c.patch} px; got {frames} of {height}×{width}."
+                f"The encoder takes one frame or a multiple of {config.tubelet}, of sides that are"
+                f" multiples of {config.patch} px; got {frames} of {height}×{width}."
             )
-        if layer is not None and layer not in c.levels:
+        if layer is not None and layer not in config.levels:
             raise ConditioningError(
-                f"Features can be read after the blocks {c.levels}, which have a norm; got {layer}."
+                f"Features can be read after the blocks {config.levels}, which have a norm; got"
+                f" {layer}."
             )
-        return len(c.levels) - 1 if layer is None else c.levels.index(layer)
+        return len(config.levels) - 1 if layer is None else config.levels.index(layer)
 
     def rotation(self, grid: tuple[int, int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of every token's angles, each (token, channels of a head), on the
-        device and in the type of ``like``.
+        """Return cos and sin of every token's angles, each (token, channel of a head).
 
         ``grid``: number of time indices, rows and columns of patches. A head's channels are split
-        into three equal even parts, for time, row and column index; what remains is not rotated.
-        Row and column indices are scaled to span ``rope_grid`` patches, time indices are not.
+        into three equal even parts for time, row and column; remaining channels are not rotated.
+        Row and column indices are scaled to span ``rope_grid`` patches, time indices are not. The
+        result has the device and dtype of ``like``.
         """
         _, rows, cols = grid
         head = self.config.dim // self.config.heads
@@ -264,7 +266,7 @@ class VJepaEncoder(nn.Module):
 def rotate(
     x: Float[Tensor, "clip head token c"], rotation: tuple[Tensor, Tensor]
 ) -> Float[Tensor, "clip head token c"]:
-    """Rotate neighboring channels (a, b) of ``x`` by their angle: (a cos − b sin, b cos + a sin)."""
+    """Rotate channel pairs (a, b) of ``x`` by their angle to (a cos − b sin, b cos + a sin)."""
     cos, sin = rotation
     turned = (
         torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
@@ -275,9 +277,7 @@ def rotate(
 
 
 def _turn_odd(x: Tensor) -> Tensor:
-    """Return (−b, a) for neighbors (a, b) of an odd number of channels; the last, never rotated,
-    becomes 0.
-    """
+    """Return (−b, a) for pairs (a, b) of an odd number of channels; the last becomes 0."""
     even = x[..., :-1]
     return pad(torch.stack((-even[..., 1::2], even[..., 0::2]), dim=-1).flatten(-2), (0, 1))
 

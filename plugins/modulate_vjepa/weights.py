@@ -1,4 +1,4 @@
-"""Reading weights of a V-JEPA 2.1 encoder, and the dimensions that go with them."""
+"""Read the weights and dimensions of a V-JEPA 2.1 encoder."""
 
 import dataclasses
 from pathlib import Path
@@ -15,12 +15,10 @@ from modulate.utils.safe_load import parse_json, read_limited
 from modulate_vjepa.encoder import VJepaConfig, VJepaEncoder
 
 ENCODERS = ("ema_encoder", "target_encoder")
-"""Where published checkpoints keep the encoder to use: base and large under the first, giant and
-gigantic under the second.
-"""
+"""Keys of the encoder in published checkpoints: base and large the first, others the second."""
 
 WRAPPERS = ("module.", "backbone.", "encoder.")
-"""Prefixes that training code leaves before the names of parameters."""
+"""Prefixes that training code puts before parameter names."""
 
 ALIASES = {
     "embed_dim": "dim",
@@ -29,23 +27,23 @@ ALIASES = {
     "tubelet_size": "tubelet",
     "layernorm_eps": "eps",
 }
-"""Names of dimensions in the training code's configuration, and ours."""
+"""{name of a dimension in the training code: our name}."""
 
 
 CONFIG_BYTES = 1 << 20
-"""Largest config.json."""
+"""Largest size of config.json, bytes."""
 
 _CONFIG = TypeAdapter(VJepaConfig)
 
 
 def load_encoder(path: Path, config: VJepaConfig | None) -> VJepaEncoder:
-    """Build an encoder in float32 from the weights in ``path``: a .safetensors file, or a published
-    .pt (read without unpickling objects).
+    """Return an encoder in float32 with the weights in ``path``.
 
-    ``config``: the dimensions; when None they are read from the JSON under ``config`` in the file's
-    own metadata, else from ``config.json`` beside it. Raises :class:`modulate.errors.RecipeError`
-    when they are nowhere, :class:`modulate.errors.CheckpointError` when the file is unreadable or
-    does not fit them exactly.
+    ``path`` is a .safetensors file or a published .pt, which is read without unpickling objects.
+    ``config`` are the dimensions; if None, they come from the JSON under ``config`` in the file's
+    metadata, or from ``config.json`` beside it. Raises :class:`modulate.errors.RecipeError` if both
+    are missing, and :class:`modulate.errors.CheckpointError` if the file is unreadable or does not
+    fit exactly.
     """
     if path.suffix == ".safetensors":
         metadata, tensors = _read_safetensors(path)
@@ -68,20 +66,17 @@ def load_encoder(path: Path, config: VJepaConfig | None) -> VJepaEncoder:
 
 
 def random_encoder(config: VJepaConfig, seed: int) -> VJepaEncoder:
-    """Build an encoder with random weights that depend on ``seed`` only; the global generator is
-    left as it was.
-    """
+    """Return an encoder with random weights from ``seed``; keeps the global generator's state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VJepaEncoder(config)
 
 
 def config_from(values: dict[str, Any], source: str) -> VJepaConfig:
-    """Build the configuration from ``values`` under our names or the training code's; other keys
-    are ignored.
+    """Return the configuration in ``values``, under our names or the training code's.
 
-    Raises :class:`modulate.errors.RecipeError` that names ``source`` when width, depth or heads are
-    missing.
+    Other keys are ignored. Raises :class:`modulate.errors.RecipeError`, which names ``source``, if
+    width, depth or heads are missing.
     """
     known = {f.name for f in dataclasses.fields(VJepaConfig)}
     found = {ALIASES.get(key, key): value for key, value in values.items()}
@@ -113,7 +108,7 @@ def config_from(values: dict[str, Any], source: str) -> VJepaConfig:
 
 
 def _config_beside(path: Path, metadata: dict[str, str]) -> VJepaConfig:
-    """Read the dimensions from the weights' metadata or from ``config.json`` in the same folder."""
+    """Return the dimensions from the file's metadata, or from ``config.json`` beside it."""
     beside = path.parent / "config.json"
     if "config" in metadata:
         text = metadata["config"].encode()
@@ -130,8 +125,9 @@ def _config_beside(path: Path, metadata: dict[str, str]) -> VJepaConfig:
 
 
 def parse_config(data: bytes, source: str) -> VJepaConfig:
-    """Build the configuration from JSON text; errors as in :func:`config_from`, and
-    :class:`modulate.errors.CheckpointError` for what is no JSON.
+    """Return the configuration in JSON text.
+
+    Raises as :func:`config_from`, and :class:`modulate.errors.CheckpointError` for invalid JSON.
     """
     try:
         values = parse_json(data, source)
@@ -141,21 +137,17 @@ def parse_config(data: bytes, source: str) -> VJepaConfig:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the metadata and the encoder's tensors; when some names have an encoder's prefix,
-    those are the encoder.
-    """
+    """Return the metadata and the encoder's tensors: those with its prefix, or else all."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = list(file.keys())
-            chosen = next(
-                (
-                    own
-                    for p in (*ENCODERS, "encoder")
-                    if (own := [n for n in names if n.startswith(f"{p}.")])
-                ),
-                names,
-            )
+            chosen = names
+            for prefix in (*ENCODERS, "encoder"):
+                own = [name for name in names if name.startswith(f"{prefix}.")]
+                if own:
+                    chosen = own
+                    break
             tensors = {name: file.get_tensor(name) for name in chosen}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -169,7 +161,7 @@ def _read_published(path: Path) -> dict[str, Tensor]:
     check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    # unpickling fails in many ways; each means that this is not a file of plain tensors
+    # Unpickling can raise almost anything; each error means that the file is not plain tensors.
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as a file of plain tensors: {error!s:.2000} Use a published .pt"
@@ -186,8 +178,9 @@ def _read_published(path: Path) -> dict[str, Tensor]:
 
 
 def _checked(tensors: Any, path: Path) -> dict[str, Tensor]:
-    """Return tensors under the encoder's own names, after a look at what they are: dense
-    floating-point numbers, as many as the file holds, none twice.
+    """Return the tensors under the encoder's names.
+
+    They must be dense floating-point numbers, no more than the file holds, and unique.
     """
     if not isinstance(tensors, dict):
         raise CheckpointError(
@@ -201,8 +194,8 @@ def _checked(tensors: Any, path: Path) -> dict[str, Tensor]:
                 f"{path}: the encoder holds {type(value).__name__} under {shown(key)}; tensors"
                 " under names are expected."
             )
-        # a view may claim far more numbers than the file holds; converting it would take that much
-        # memory
+        # A view can claim far more numbers than the file holds, and converting would take their
+        # memory.
         if (
             not value.is_floating_point()
             or value.layout != torch.strided
@@ -222,7 +215,7 @@ def _checked(tensors: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _bare(name: str) -> str:
-    """Strip everything that stands before the encoder's own parameter names."""
+    """Return a parameter's name without the prefixes of wrappers."""
     prefixes = (*WRAPPERS, *(f"{key}." for key in ENCODERS))
     while prefix := next((p for p in prefixes if name.startswith(p)), None):
         name = name.removeprefix(prefix)

@@ -1,6 +1,4 @@
-"""The faults that `make mutants` puts into the core: what is changed, what is not, and that a fault
-that matters is noticed.
-"""
+"""Mutation testing: the mutants, equivalent mutants, isolation of processes, and the page."""
 
 import ast
 import subprocess
@@ -12,12 +10,12 @@ import pytest
 
 from benchmarks.mutants import equivalents, page
 from benchmarks.mutants.operators import mutants, sample
-from benchmarks.mutants.tests import Known
+from benchmarks.mutants.tests import TracedTests
 from tests.paths import ROOT
 
 
-def made(tmp_path, text):
-    """Every change of a module, as (operator, the module's text with it)."""
+def all_mutants(tmp_path, text):
+    """Return all mutants of a module as {(operator, text of the mutant)}."""
     (tmp_path / "m.py").write_text(text)
     source = text.encode()
     return {(m.operator, m.apply(source).decode()) for m in mutants(tmp_path, "m.py")}
@@ -47,12 +45,12 @@ def made(tmp_path, text):
 def test_each_operator_makes_its_changes_and_touches_nothing_else(
     tmp_path, text, operator, changed
 ):
-    assert {now for kind, now in made(tmp_path, text) if kind == operator} == changed
+    assert {now for kind, now in all_mutants(tmp_path, text) if kind == operator} == changed
 
 
 def test_statements_raises_and_return_values_are_removed(tmp_path):
     text = "def f(a):\n    a.b = c\n    a.d()\n    if a:\n        raise E(a < 1)\n    return a\n"
-    found = {now for kind, now in made(tmp_path, text) if kind.startswith("removed")}
+    found = {now for kind, now in all_mutants(tmp_path, text) if kind.startswith("removed")}
     gone = ["a.b = c", "a.d()", "raise E(a < 1)"]
     assert found == {text.replace(part, "pass") for part in gone} | {
         text.replace("return a", "return None")
@@ -75,13 +73,13 @@ def test_statements_raises_and_return_values_are_removed(tmp_path):
     ],
 )
 def test_types_words_and_assertions_are_left_alone(tmp_path, text):
-    assert {now for _, now in made(tmp_path, text)} <= {
+    assert {now for _, now in all_mutants(tmp_path, text)} <= {
         text.replace("Field(description=1 + 2)", "Field()")
     } - {text}
 
 
 def test_the_boundary_of_a_comparison_with_a_tolerance_is_left_alone(tmp_path):
-    assert {now for kind, now in made(tmp_path, "a < b - 1e-6") if kind == "comparison"} == {
+    assert {now for kind, now in all_mutants(tmp_path, "a < b - 1e-6") if kind == "comparison"} == {
         "a > b - 1e-6"
     }
 
@@ -115,7 +113,7 @@ def test_every_change_listed_as_no_fault_is_one_of_the_core_and_has_its_reason()
         )
 
 
-def test_a_listed_change_that_the_module_no_longer_allows_is_told(tmp_path, monkeypatch):
+def test_a_listed_change_that_the_module_no_longer_allows_is_reported(tmp_path, monkeypatch):
     (tmp_path / "m.py").write_text("x = a < b\n")
     monkeypatch.setattr(equivalents, "FILE", tmp_path / "list.toml")
     entry = (
@@ -124,7 +122,7 @@ def test_a_listed_change_that_the_module_no_longer_allows_is_told(tmp_path, monk
     equivalents.FILE.write_text(entry.format("x = a <= b") + entry.format("x = a == b"))
     assert [e["now"] for e in equivalents.stale(tmp_path)] == ["x = a == b"]
     every = mutants(tmp_path, "m.py")
-    assert [m.text for m in equivalents.real(every, b"x = a < b\n")] == [">"]
+    assert [m.text for m in equivalents.without_equivalents(every, b"x = a < b\n")] == [">"]
 
 
 def test_a_fault_reaches_no_process_but_the_test_s_own():
@@ -160,15 +158,15 @@ for send, target in ((os.kill, os.getppid()), (os.kill, 1), (os.killpg, os.getpg
     ], done.stderr
 
 
-def test_what_no_file_of_tests_imports_is_near_those_that_test_its_users():
-    known = Known(
+def test_a_module_without_tests_is_near_the_tests_of_modules_that_import_it():
+    tests = TracedTests(
         [
             "tests/modulation/test_lora.py",
             "tests/modulation/test_recompute.py",
             "tests/hosts/test_kv_cache.py",
         ]
     )
-    near = lambda module: [known.nearness(file, module) for file in known.files]
+    near = lambda module: [tests.nearness(file, module) for file in tests.files]
     assert near("modulate.modulation.lora") == [0, 2, 2]
     assert near("modulate.modulation.recompute") == [1, 0, 2]
     assert near("modulate.hosts.wrappers") == [1, 2, 2]  # modulate.modulation.lora imports it
@@ -181,7 +179,10 @@ import subprocess, sys, time
 sys.path.insert(0, sys.argv[1])
 from benchmarks.mutants import child
 def job():
-    started = subprocess.Popen(["/bin/sh", "-c", "sleep 60 & echo $!; exec sleep 60"], stdout=subprocess.PIPE, start_new_session=True, text=True)
+    command = ["/bin/sh", "-c", "sleep 60 & echo $!; exec sleep 60"]
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
     with open(sys.argv[2], "w") as out:
         out.write(f"{started.pid} {started.stdout.readline()}")
     return 3

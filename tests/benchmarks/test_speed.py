@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmarks.naive import Naive, cut
-from benchmarks.speed import world
-from benchmarks.speed.rows import kept_for_backward
+from benchmarks.speed import fixtures
+from benchmarks.speed.training import saved_for_backward
 from modulate.config.recipe import validate
 from modulate.data.clip_reader import ClipReader
 from modulate.data.feature_extractor import FrameCache
@@ -36,9 +36,9 @@ from modulate.utils.lru_cache import LRUCache
 def bench(tmp_path_factory):
     """The bench in small, and a modulation of it whose residuals are not zero."""
     root = tmp_path_factory.mktemp("bench")
-    world.save_host(root / "host", pixels=64**2, patch=8, layers=4, width=256, vocabulary=512)
-    world.write_world(root / "world", videos=1, seconds=8, size=(160, 120), moments=(6,))
-    recipe = world.recipe(
+    fixtures.save_host(root / "host", pixels=64**2, patch=8, layers=4, width=256, vocabulary=512)
+    fixtures.write_dataset(root / "world", videos=1, seconds=8, size=(160, 120), moments=(6,))
+    recipe = fixtures.recipe(
         root / "world",
         root / "host",
         injection={"layers": [1, 2]},
@@ -75,7 +75,7 @@ def naive_for(pipeline, modulation):
         dict(modulation.state_dict()),
         recipe.injection.layers,
         frames=recipe.sampling.max_frames,
-        scale=world.SCALE,
+        scale=fixtures.SCALE,
         blocks=2,
         lr=1e-3,
     )
@@ -117,7 +117,7 @@ def test_a_cut_shows_the_very_frames_of_its_video(bench, tmp_path):
     assert (ours.images == theirs.images).all() and ours.times == pytest.approx(
         theirs.times, abs=1e-6
     )
-    assert cut(sample.video, 2.51, 4.0, tmp_path / "cut.mp4") == pytest.approx(60 / world.RATE)
+    assert cut(sample.video, 2.51, 4.0, tmp_path / "cut.mp4") == pytest.approx(60 / fixtures.RATE)
 
 
 def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
@@ -168,7 +168,7 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
 def test_nothing_is_kept_for_backward_below_the_first_injected_layer(bench):
     pipeline, modulation = bench
     prepared = pipeline.prepare(pipeline.samples("train")[0])
-    below, above = kept_for_backward(
+    below, above = saved_for_backward(
         pipeline,
         modulation,
         pipeline.collate([prepared]).inputs,

@@ -1,4 +1,4 @@
-"""Reports of checks."""
+"""Findings of a check and their report."""
 
 import pytest
 
@@ -26,7 +26,5 @@ def test_a_finding_is_added_once():
     report = CheckReport("r")
     for level, text in (("info", "a"), ("info", "a"), ("warning", "a"), ("info", "b")):
         report.add(level, text)
-    assert (
-        report.findings == [Finding("info", "a"), Finding("warning", "a"), Finding("info", "b")]
-        and report.cache == 0
-    )
+    assert report.findings == [Finding("info", "a"), Finding("warning", "a"), Finding("info", "b")]
+    assert report.cache == 0

@@ -1,6 +1,4 @@
-"""Settings that will have no effect, cannot be met, or change what the figures mean: each is named
-when it is there, and only then.
-"""
+"""Settings without effect, impossible ones, and departures are reported, and nothing else is."""
 
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from modulate.interfaces.components import Sample
 from tests.paths import SMALL
 
 
-def found(*overrides, train=0, test_videos=()):
+def report_of(*overrides, train=0, test_videos=()):
     report = CheckReport("small")
     samples = {
         "train": [sample(f"t{i // 4}") for i in range(train)],
@@ -32,14 +30,14 @@ def texts(report):
 
 
 def test_a_plain_recipe_has_no_findings():
-    assert texts(found()) == []
+    assert texts(report_of()) == []
 
 
 CASES = [
     (
         ["training.stages=[{name: one, train: [modulator], epochs: 1}]"],
         "warning",
-        "`lora` is given, but no stage trains it",
+        "`lora` is set, but no stage trains it",
     ),
     (
         ["training.stages.0.lora_lr=0.1"],
@@ -88,7 +86,7 @@ CASES = [
     ("overrides", "level", "text"), CASES, ids=[text[:40] for _, _, text in CASES]
 )
 def test_a_setting_is_reported_with_its_level(overrides, level, text):
-    report = found(*overrides)
+    report = report_of(*overrides)
     assert [(f.level, text in f.text) for f in report.findings] == [(level, True)]
 
 
@@ -114,11 +112,11 @@ def test_a_setting_is_reported_with_its_level(overrides, level, text):
     ],
 )
 def test_settings_with_an_effect_are_not_reported(overrides):
-    assert texts(found(*overrides)) == []
+    assert texts(report_of(*overrides)) == []
 
 
 def test_hidden_state_caching_without_effect_is_reported_by_stage():
-    report = found(
+    report = report_of(
         "features.hidden_state_cache_gib=1",
         "training.gradient_checkpointing=true",
         "training.batch_size=1",
@@ -142,7 +140,7 @@ def test_hidden_state_caching_without_effect_is_reported_by_stage():
     ],
 )
 def test_shuffling_needs_test_samples_of_two_videos(videos, conditions, refused):
-    report = found(f"evaluation.conditions={conditions}", test_videos=videos)
+    report = report_of(f"evaluation.conditions={conditions}", test_videos=videos)
     assert (
         texts(report)
         == [
@@ -156,7 +154,7 @@ def test_shuffling_needs_test_samples_of_two_videos(videos, conditions, refused)
 
 
 def test_steps_are_reported_by_stage_with_odd_schedules():
-    report = found(
+    report = report_of(
         "training.batch_size=4",
         "training.accumulation=2",
         "training.stages.1.epochs=3",
@@ -168,12 +166,12 @@ def test_steps_are_reported_by_stage_with_odd_schedules():
         "stage joint": "9 optimizer steps of 8 samples, training modulator + lora",
     }
     assert texts(report) == []
-    assert found(train=0).figures == {}
+    assert report_of(train=0).figures == {}
 
 
 @pytest.mark.parametrize(("train", "odd"), [(8, False), (7, True)])
 def test_a_step_of_more_samples_than_exist_is_reported(train, odd):
-    report = found(
+    report = report_of(
         "training.batch_size=4", "training.accumulation=2", "training.warmup_steps=0", train=train
     )
     assert (
@@ -182,8 +180,8 @@ def test_a_step_of_more_samples_than_exist_is_reported(train, odd):
             (
                 "info",
                 (
-                    f"One optimizer step takes 8 samples, but the training split has only {train}: a"
-                    " step goes through it more than once."
+                    "One optimizer step takes 8 samples, but the training split has only"
+                    f" {train}: a step goes through it more than once."
                 ),
             )
         ]
@@ -200,7 +198,7 @@ def test_a_step_of_more_samples_than_exist_is_reported(train, odd):
     ],
 )
 def test_steps_with_batches_by_clip_are_counted_in_clips(accumulation, train, of, odd):
-    report = found(
+    report = report_of(
         "training.batch_by=clip",
         f"training.accumulation={accumulation}",
         "training.warmup_steps=0",
@@ -221,7 +219,7 @@ def test_steps_with_batches_by_clip_are_counted_in_clips(accumulation, train, of
     [(5, "cosine", []), (6, "cosine", [5, 5]), (6, "one_cycle", [5, 5])],
 )
 def test_a_warm_up_longer_than_half_a_stage_is_reported(warmup, schedule, told):
-    report = found(
+    report = report_of(
         "training.batch_size=2",
         f"training.warmup_steps={warmup}",
         f"training.schedule={schedule}",
@@ -237,7 +235,7 @@ def test_a_warm_up_longer_than_half_a_stage_is_reported(warmup, schedule, told):
 )
 def test_patience_that_cannot_run_out_is_reported(patience, every, epochs, named):
     stage = f"[{{name: one, train: [lora], epochs: {epochs}}}]"
-    report = found(
+    report = report_of(
         f"training.patience={patience}",
         f"training.validate_every={every}",
         f"training.stages={stage}",
@@ -257,8 +255,6 @@ def test_steps_of_a_stage_are_whole_and_at_least_one():
         SMALL,
         ["training.accumulation=4", "training.stages.0.epochs=0.1", "training.stages.1.epochs=2.5"],
     )
-    assert (
-        optimizer_steps(recipe, 10) == [1, 8]
-        and optimizer_steps(recipe, 12) == [1, 8]
-        and optimizer_steps(recipe, 13) == [1, 10]
-    )
+    assert optimizer_steps(recipe, 10) == [1, 8]
+    assert optimizer_steps(recipe, 12) == [1, 8]
+    assert optimizer_steps(recipe, 13) == [1, 10]

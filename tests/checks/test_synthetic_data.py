@@ -1,4 +1,4 @@
-"""Clips of noise, which stand in for data."""
+"""Noise clips that replace missing data."""
 
 import av
 
@@ -15,14 +15,14 @@ def test_noise_clips_are_as_long_as_the_frame_cap_allows_and_all_differ(tmp_path
         len({sample.id for sample in samples}) == len({sample.window for sample in samples}) == 64
     )
     assert [sample.window for sample in samples[:3]] == [(0.0, 3.0), (0.0, 2.999), (0.0, 2.998)]
-    assert [sample.answer for sample in samples[:5]] == [0, 1, 2, 3, 0] and all(
-        len(sample.options) == 4 for sample in samples
-    )
+    assert [sample.answer for sample in samples[:5]] == [0, 1, 2, 3, 0]
+    assert all(len(sample.options) == 4 for sample in samples)
     assert [sample.video.name for sample in samples[:3]] == [
         "noise0.mp4",
         "noise1.mp4",
         "noise0.mp4",
-    ] and len(noise.videos) == 2
+    ]
+    assert len(noise.videos) == 2
     assert sorted(tmp_path.iterdir()) == noise.videos
     for path in noise.videos:
         with av.open(str(path)) as file:

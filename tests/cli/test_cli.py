@@ -1,6 +1,4 @@
-"""The command line: fast without torch, errors without traceback, and the whole way from train to
-ask on generated files.
-"""
+"""The command line: start without torch, errors without traceback, commands from train to ask."""
 
 import json
 import re
@@ -21,7 +19,7 @@ from tests.paths import ROOT, SMALL
 
 @pytest.fixture
 def modulate(capsys):
-    """Run the command line as the console script does; return (exit code, stdout, stderr)."""
+    """Return a function that runs a command in this process: (exit code, stdout, stderr)."""
 
     def run(*args):
         capsys.readouterr()
@@ -90,7 +88,8 @@ def test_ls_lists_every_shipped_recipe_and_sweep(modulate):
     assert code == 0 and {row["name"] for row in json.loads(out)} == shipped_paths().keys()
     assert {
         row["name"] for row in json.loads(out) if row["kind"] == "sweep"
-    } == sweep_paths().keys() and sweep_paths().keys().isdisjoint(recipe_paths())
+    } == sweep_paths().keys()
+    assert sweep_paths().keys().isdisjoint(recipe_paths())
     assert all(row["about"] and Path(row["path"]).is_file() for row in json.loads(out))
     assert "gazeqwen_tiny  " in modulate("ls")[1]
 
@@ -98,11 +97,9 @@ def test_ls_lists_every_shipped_recipe_and_sweep(modulate):
 def test_plugins_lists_what_each_provides(modulate):
     rows = {row["name"]: row for row in json.loads(modulate("plugins", "--json")[1])}
     assert {"kind": "signal_encoder", "name": "coord_rel"} in rows["gaze"]["provides"]
-    assert (
-        rows["gaze"]["source"] == "modulate (modulate_gaze)"
-        and rows["gaze"]["version"]
-        and not rows["gaze"]["error"]
-    )
+    assert rows["gaze"]["source"] == "modulate (modulate_gaze)"
+    assert rows["gaze"]["version"]
+    assert not rows["gaze"]["error"]
 
 
 def test_listing_and_help_show_what_the_environment_switches_off(modulate, monkeypatch):
@@ -110,26 +107,20 @@ def test_listing_and_help_show_what_the_environment_switches_off(modulate, monke
     registry = plugins.registry.__wrapped__()
     monkeypatch.setattr(plugins, "registry", lambda: registry)
     code, out, _ = modulate("plugins")
-    assert (
-        code == 0
-        and "  off: MODULATE_PLUGINS does not name it" in out
-        and "  broken: MODULATE_PLUGINS names 'hoss'" in out
-    )
+    assert code == 0
+    assert "  off: MODULATE_PLUGINS does not name it" in out
+    assert "  broken: MODULATE_PLUGINS names 'hoss'" in out
     assert f"  from: {ROOT / 'plugins' / 'modulate_vjepa' / '__init__.py'}" in out
     rows = {row["name"]: row for row in json.loads(modulate("plugins", "--json")[1])}
-    assert (
-        rows["vjepa"]["off"]
-        and not rows["vjepa"]["provides"]
-        and not rows["gaze"]["off"]
-        and rows["hoss"]["error"]
-    )
-    assert {"distribution", "version", "module", "location"} <= rows["gaze"].keys() and rows[
-        "gaze"
-    ]["location"].endswith("modulate_gaze/__init__.py")
+    assert rows["vjepa"]["off"]
+    assert not rows["vjepa"]["provides"]
+    assert not rows["gaze"]["off"]
+    assert rows["hoss"]["error"]
+    assert {"distribution", "version", "module", "location"} <= rows["gaze"].keys()
+    assert rows["gaze"]["location"].endswith("modulate_gaze/__init__.py")
     code, out, _ = modulate("--help")
-    assert code == 0 and "Switched off by MODULATE_PLUGINS: basics, dinov2, hand," in " ".join(
-        out.split()
-    )
+    assert code == 0
+    assert "Switched off by MODULATE_PLUGINS: basics, dinov2, hand," in " ".join(out.split())
     code, _, err = modulate("cat", "gazeqwen_tiny", "--resolved")
     assert code == 1 and err.startswith("Error: MODULATE_PLUGINS names 'hoss'")
 
@@ -138,10 +129,8 @@ def test_plugins_lists_a_broken_one_with_its_reason(modulate, monkeypatch):
     registry = plugins.Registry([EntryPoint("absent", "no_such_module_anywhere", plugins.GROUP)])
     monkeypatch.setattr(plugins, "registry", lambda: registry)
     code, out, _ = modulate("plugins")
-    assert (
-        code == 0
-        and "broken: ModuleNotFoundError: No module named 'no_such_module_anywhere'" in out
-    )
+    assert code == 0
+    assert "broken: ModuleNotFoundError: No module named 'no_such_module_anywhere'" in out
 
 
 def with_command(name):
@@ -190,10 +179,8 @@ def test_cp_copies_and_overwrites_only_with_force(modulate, tmp_path):
     copy = tmp_path / "gazeqwen_tiny.yaml"
     assert copy.read_text() == recipe_paths()["gazeqwen_tiny"].read_text()
     code, _, err = modulate("cp", "gazeqwen_tiny", copy)
-    assert (
-        code == 1
-        and err == f"Error: {copy} exists; name another file, or add --force to replace it.\n"
-    )
+    assert code == 1
+    assert err == f"Error: {copy} exists; name another file, or add --force to replace it.\n"
     assert modulate("cp", "gazeqwen_tiny", copy, "--force")[0] == 0
 
 
@@ -243,7 +230,7 @@ def test_other_exceptions_keep_their_traceback(monkeypatch):
         cli.main(["ls"])
 
 
-# --- the whole way
+# --- from train to ask
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +264,9 @@ def test_train_prints_a_table_and_then_the_run(work):
         assert text in result.stdout
     assert result.stdout.splitlines()[-1] == f"Run: {folder / 'runs' / 'small'}"
     assert "stage modulator" in result.stderr and "signal in" in result.stderr
-    there = len(list((folder / "cache").glob("*.safetensors")))
+    cached = len(list((folder / "cache").glob("*.safetensors")))
     assert re.search(
-        rf"^features \(cache {folder / 'cache'}\): {there} times computed, [1-9][0-9]* times"
+        rf"^features \(cache {folder / 'cache'}\): {cached} times computed, [1-9][0-9]* times"
         r" found$",
         result.stderr,
         re.M,
@@ -330,8 +317,8 @@ def test_train_summarizes_every_cache_and_says_which_limit_was_too_small(work, m
             r" computed, \d+ times found"
         ),
         (
-            r"hidden states below the first injected layer \(memory\): [1-9]\d* times computed, [1-9]\d* times"
-            r" found"
+            r"hidden states below the first injected layer \(memory\): [1-9]\d* times computed,"
+            r" [1-9]\d* times found"
         ),
     ):
         assert re.search(f"^{line}$", err, re.M), (line, err)
@@ -356,12 +343,10 @@ def test_a_folder_that_cannot_be_written_is_one_plain_warning(work, tmp_path):
         text=True,
         timeout=120,
     )
-    told = [line for line in done.stderr.splitlines() if "cannot be cached" in line]
-    assert (
-        done.returncode == 0
-        and len(told) == 1
-        and told[0].startswith(f"warning: Features cannot be cached in {tmp_path}/file (")
-    )
+    lines = [line for line in done.stderr.splitlines() if "cannot be cached" in line]
+    assert done.returncode == 0
+    assert len(lines) == 1
+    assert lines[0].startswith(f"warning: Features cannot be cached in {tmp_path}/file (")
     assert "UserWarning" not in done.stderr and "warnings.warn" not in done.stderr
 
 
@@ -380,15 +365,13 @@ def test_check_prints_figures_and_findings(work, modulate):
     code, out, _ = modulate("check", SMALL, *world)
     assert code == 0 and "layers that reach the answer" in out and out.endswith("No errors.\n")
     code, out, _ = modulate("check", SMALL, "injection.layers=[5]", *world)
-    assert (
-        code == 1
-        and "error: Injection into layer 5 cannot change the answer" in out
-        and out.endswith("1 error.\n")
-    )
+    assert code == 1
+    assert "error: Injection into layer 5 cannot change the answer" in out
+    assert out.endswith("1 error.\n")
 
 
 @pytest.fixture
-def asked(work, modulate):
+def ask(work, modulate):
     folder, _ = work
     video = sorted((folder / "world" / "videos").rglob("*.mp4"))[0]
     gaze = folder / "world" / "fixations" / f"{video.stem}_fixation_filtered.csv"
@@ -420,27 +403,25 @@ def asked(work, modulate):
     return ask
 
 
-def test_ask_shows_answers_with_and_without_the_signal(asked):
-    code, out, _ = asked()
+def test_ask_shows_answers_with_and_without_the_signal(ask):
+    code, out, _ = ask()
     assert code == 0 and "a red cup" in out and "The signal reached" in out and "‖Δh‖/‖h‖" in out
-    answers = json.loads(asked("--json")[1])
+    answers = json.loads(ask("--json")[1])
     assert [a["condition"] for a in answers] == ["signal", "none", "host"]
     assert all(sum(a["probabilities"]) == pytest.approx(1) for a in answers)
-    assert (
-        answers[0]["tokens"] > 0
-        and answers[0]["ratio"]
-        and answers[1]["tokens"] == 0
-        and not answers[1]["ratio"]
-    )
+    assert answers[0]["tokens"] > 0
+    assert answers[0]["ratio"]
+    assert answers[1]["tokens"] == 0
+    assert not answers[1]["ratio"]
 
 
-def test_ask_takes_a_modulation_with_a_recipe(asked, work):
+def test_ask_takes_a_modulation_with_a_recipe(ask, work):
     run = work[0] / "runs" / "small"
-    by_run = asked("--json")[1]
+    by_run = ask("--json")[1]
     assert (
-        asked(
-            "--json", source=("--modulation", run / "modulation", "--recipe", run / "recipe.yaml")
-        )[1]
+        ask("--json", source=("--modulation", run / "modulation", "--recipe", run / "recipe.yaml"))[
+            1
+        ]
         == by_run
     )
 
@@ -461,10 +442,11 @@ def test_ask_takes_a_modulation_with_a_recipe(asked, work):
         (dict(signal=f"gaze={__file__}"), "the header"),
         (
             dict(source=()),
-            "No model is named. Give either --run RUN, or --modulation DIR together with --recipe RECIPE.",
+            "No model is named. Give either --run RUN, or --modulation DIR together with"
+            " --recipe RECIPE.",
         ),
     ],
 )
-def test_ask_refuses_invalid_questions(change, message, asked):
-    code, _, err = asked(**change)
+def test_ask_refuses_invalid_questions(change, message, ask):
+    code, _, err = ask(**change)
     assert code == 1 and message in err and "Traceback" not in err

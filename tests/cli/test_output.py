@@ -1,6 +1,4 @@
-"""What commands print, and where they cannot: full disks, closed pipes, ASCII, no terminal; and
-what libraries warn of. Through real processes.
-"""
+"""Output of commands in real processes: full disks, closed pipes, ASCII, progress, warnings."""
 
 import ast
 import json
@@ -10,12 +8,10 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import warnings
 
 import pytest
 
-from modulate.cli import progress
 from modulate.utils.library_warnings import show_library_warnings
 from tests.paths import ROOT, SMALL
 
@@ -33,12 +29,12 @@ LIGHT = (
     ["recipe", "schema", "--sweeps"],
     ["sweep", "ablations/tabletop", "--dry-run"],
     ["train", "--help"],
-    ["data", "--help"],  # all others are made by the same parser
+    ["data", "--help"],  # the help of all others comes from the same parser
 )
 
 
 def run(args, prefix="", cwd=None, **more):
-    """Run a command by a shell, whose redirections ``prefix`` holds; return what came of it."""
+    """Run a command through a shell with the redirections ``prefix``."""
     line = " ".join(f"'{part}'" for part in (sys.executable, "-m", "modulate", *map(str, args)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
     return subprocess.run(
@@ -50,23 +46,22 @@ def run(args, prefix="", cwd=None, **more):
     )
 
 
-def one_line(done, why):
-    """It ended with an error that is one clear line, and nothing else."""
-    told = done.stderr.decode().splitlines()
-    assert done.returncode == 1 and len(told) == 1, (done.returncode, told)
-    return told[0].startswith(
+def is_one_line_error(done, why):
+    """Return whether a command ended with the one-line error about standard output."""
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and len(lines) == 1, (done.returncode, lines)
+    return lines[0].startswith(
         f"Error: Standard output cannot be written: {why}. The printed output is lost; "
     )
 
 
 @pytest.mark.parametrize("args", LIGHT, ids=" ".join)
 def test_a_full_disk_and_a_closed_pipe_are_one_line_and_an_exit_code(args, tmp_path):
-    assert one_line(run(args, ">/dev/full", tmp_path), "No space left on device")
+    assert is_one_line_error(run(args, ">/dev/full", tmp_path), "No space left on device")
     closed = run(args, "| true; exit ${PIPESTATUS[0]}", tmp_path)
-    assert b"Traceback" not in closed.stderr and closed.returncode in (
-        0,
-        1,
-    )  # 0: all was in the pipe before its end was closed
+    assert b"Traceback" not in closed.stderr
+    # 0: everything was in the pipe before its reader closed it
+    assert closed.returncode in (0, 1)
 
 
 def test_a_pipe_whose_reader_left_before_the_first_output_is_an_error():
@@ -76,12 +71,12 @@ def test_a_pipe_whose_reader_left_before_the_first_output_is_an_error():
         [sys.executable, "-m", "modulate", "ls"], stdout=write, stderr=subprocess.PIPE, timeout=60
     )
     os.close(write)
-    assert one_line(done, "Broken pipe")
+    assert is_one_line_error(done, "Broken pipe")
 
 
 @pytest.mark.parametrize("prefix", [">&-", ">&- <&-"])
 def test_a_closed_stdout_is_an_error_and_its_handle_is_not_reused(prefix, tmp_path):
-    assert one_line(run(["ls"], prefix, tmp_path), "Bad file descriptor")
+    assert is_one_line_error(run(["ls"], prefix, tmp_path), "Bad file descriptor")
 
 
 def test_closed_stdin_or_stderr_changes_nothing(tmp_path):
@@ -108,9 +103,8 @@ def test_characters_that_an_encoding_lacks_are_escaped(args, environment, tmp_pa
     done = run(args, cwd=tmp_path, **environment)
     assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
     if "--json" in args or "schema" in args:
-        assert json.loads(done.stdout) and (
-            done.stdout.isascii() or environment["PYTHONIOENCODING"] == "utf-8"
-        )
+        assert json.loads(done.stdout)
+        assert done.stdout.isascii() or environment["PYTHONIOENCODING"] == "utf-8"
     if args == ["cat", "gazeqwen_tiny"]:
         assert done.stdout == next((ROOT / "recipes").rglob("gazeqwen_tiny.yaml")).read_bytes()
 
@@ -126,16 +120,14 @@ def test_names_beyond_ascii_are_escaped_in_errors(tmp_path):
             env=os.environ | {"PYTHONIOENCODING": "ascii"},
             timeout=60,
         )
-        assert (
-            done.returncode == 1
-            and done.stderr.startswith(b"Error: ")
-            and done.stderr.isascii()
-            and b"Traceback" not in done.stderr
-        )
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"Error: ")
+        assert done.stderr.isascii()
+        assert b"Traceback" not in done.stderr
 
 
 def texts_without_encoding(source):
-    """Calls that read or write text in whatever encoding the locale has."""
+    """Yield calls that read or write text in the encoding of the locale."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
             continue
@@ -159,11 +151,9 @@ def texts_without_encoding(source):
 
 
 def test_no_file_is_read_or_written_in_the_encoding_of_the_locale():
-    assert (
-        list(texts_without_encoding("p.read_text()"))
-        and list(texts_without_encoding("open(p, 'w')"))
-        and not list(texts_without_encoding("p.open('rb')"))
-    )
+    assert list(texts_without_encoding("p.read_text()"))
+    assert list(texts_without_encoding("open(p, 'w')"))
+    assert not list(texts_without_encoding("p.open('rb')"))
     sources = [*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     found = {
         str(path.relative_to(ROOT)): calls
@@ -185,9 +175,7 @@ FEW = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with letters beyond ASCII, and in it a run whose table went to a full disk, in
-    ASCII.
-    """
+    """A folder with a non-ASCII name, and in it a run whose table went to a full disk."""
     folder = tmp_path_factory.mktemp("é→ü")
     args = [
         "train",
@@ -204,10 +192,10 @@ def trained(tmp_path_factory):
 
 def test_a_run_whose_table_cannot_be_printed_is_still_finished(trained):
     folder, done = trained
-    told = done.stderr.decode().splitlines()
-    assert done.returncode == 1 and told[-1].startswith(
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and lines[-1].startswith(
         "Error: Standard output cannot be written: No space left on device. "
-    ), told
+    ), lines
     assert "Traceback" not in done.stderr.decode() and done.stderr.isascii()
     assert (
         json.loads((folder / "rüns" / "small" / "metrics.json").read_text(encoding="utf-8"))["n"]
@@ -251,59 +239,6 @@ def test_a_short_run_prints_one_line_of_progress(trained):
 
 
 # --- progress
-
-
-def test_without_a_terminal_counts_are_printed_at_intervals(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "INTERVAL", 0.2)
-    with progress.display() as shown:
-        shown.set_status("loading")
-        time.sleep(0.3)
-        for k in range(1, 31):
-            shown.update("stage a", k, 30, f"loss {1 / k:.3f}")
-            time.sleep(0.02)
-        for _ in range(4):
-            shown.advance("evaluate b", 2, 8)
-    told = capsys.readouterr().err.splitlines()
-    assert 3 <= len(told) <= 6, told  # 0.9 s and the end
-    assert re.fullmatch(r"\d\d:\d\d:\d\d loading", told[0])
-    assert re.fullmatch(r"\d\d:\d\d:\d\d stage a \d+/30, \d+(\.\d+)?/s, loss 0\.\d{3}", told[1])
-    assert re.fullmatch(
-        r"\d\d:\d\d:\d\d done after 0:00:01: stage a 30/30, \d+(\.\d+)?/s, loss 0\.033; evaluate b"
-        r" 8/8, .*",
-        told[-1],
-    )
-
-
-def test_a_stalled_task_is_printed_again_and_a_failure_before_the_first_count_is_not_summed_up(
-    monkeypatch, capsys
-):
-    monkeypatch.setattr(progress, "INTERVAL", 0.1)
-    with pytest.raises(ValueError, match="x"), progress.display():
-        raise ValueError("x")
-    assert not capsys.readouterr().err
-    with pytest.raises(ValueError, match="x"), progress.display() as shown:
-        shown.update("runs", 1, 3)
-        time.sleep(0.35)
-        raise ValueError("x")
-    told = [line[9:] for line in capsys.readouterr().err.splitlines()]
-    assert (
-        told[-1] == "stopped after 0:00:00: runs 1/3"
-        and told[:-1] == ["runs 1/3"] * len(told[:-1])
-        and len(told) >= 3
-    )
-    with progress.display(False) as shown:
-        shown.update("runs", 1, 3)
-        time.sleep(0.2)
-    assert not capsys.readouterr().err
-
-
-def test_all_commands_share_one_progress_display():
-    """Long commands share one mechanism: rich's own displays are used in one place."""
-    for path in [*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
-        used = re.findall(
-            r"rich\.progress|rich\.live|rich\.status|\.status\(", path.read_text(encoding="utf-8")
-        )
-        assert not used or path == ROOT / "modulate" / "cli" / "progress.py", path
 
 
 # --- warnings
@@ -391,9 +326,8 @@ assert own() == filters
     assert done.returncode == 0, done.stderr
     assert sorted(done.stderr.splitlines()) == sorted(f"warning: {text}" for text in TOLD)
     quiet = warned(code, option=("-W", "ignore"))
-    assert quiet.returncode == 0 and sorted(quiet.stderr.splitlines()) == sorted(
-        f"warning: {text}" for text in TOLD[:2]
-    )
+    assert quiet.returncode == 0
+    assert sorted(quiet.stderr.splitlines()) == sorted(f"warning: {text}" for text in TOLD[:2])
 
 
 def test_deprecations_are_shown_around_conditioned_forwards_and_the_injection_of_lora():
@@ -468,7 +402,7 @@ with (
             break
         seen += part
     assert process.wait(60) == 0
-    for text in TOLD:  # each alone in its line, where it begins
+    for text in TOLD:  # each on a line of its own, from its beginning
         assert (
             len(
                 re.findall(

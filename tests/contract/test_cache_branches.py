@@ -99,7 +99,7 @@ def test_a_row_that_leaves_before_its_visual_tokens_is_refused(llava):
     two = llava.write(FIRST_TURN, FIRST_TURN)
     with (
         pytest.raises(
-            ConditioningError, match=r"is of 1 now; .*, and not all visual tokens had come"
+            ConditioningError, match=r"has 1 now; .*, and not all visual tokens had come"
         ),
         llava.conditioned([[*clips, *clips] for clips in llava.clips(two)]),
     ):

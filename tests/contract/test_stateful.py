@@ -1,10 +1,9 @@
-"""Random steps of the API on one host, each against a slow reference that knows nothing of how
-modulate works.
+"""Random sequences of API calls on one host, each compared with a slow, independent reference.
 
 The host under test has a twin: a plain copy that never carries an attachment. What the user does to
-the host (adapters, hooks, casts) is done to the twin too. Residuals and LoRA are put into the twin
-by :mod:`reference`, for one call at a time. ``MODULATE_STATEFUL_STEPS`` says how many steps the
-long form takes.
+the host (adapters, hooks, casts) is done to the twin too. Residuals and LoRA are added to the twin
+by :mod:`reference`, for one call at a time. ``MODULATE_STATEFUL_STEPS``: number of steps of the
+slow test.
 """
 
 import contextlib
@@ -37,8 +36,8 @@ from modulate_hosts.contract.suite import Case, close, host_of, strong
 from tests.modulation.test_recompute import by_layer, direct
 from tests.tiny import cached, our_hooks
 
-LONG = int(os.environ.get("MODULATE_STATEFUL_STEPS", "3000"))
-STEPS = 40  # of one example of the long form
+SLOW_STEPS = int(os.environ.get("MODULATE_STATEFUL_STEPS", "3000"))
+STEPS = 40  # of one example of the slow test
 BY_NAME = {family.name: family for family in FAMILIES}
 
 VID = "video"
@@ -52,7 +51,7 @@ BATCHES = [
     ([VID, (7, 8, 9)], [(10, 11)]),
     ([(7, 8), VID], [VID, (9,), VID], [IMG, (10,)]),
 ]
-SOLO = [batch for batch in BATCHES if len(batch) == 1]
+SINGLE_ROWS = [batch for batch in BATCHES if len(batch) == 1]
 LAYERS = {"both": (1, 2), "plain": (0, 2), "last": (1, 3)}
 GENERATE: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -65,13 +64,13 @@ GENERATE: dict[str, dict[str, Any]] = {
     "static": {"cache_implementation": "static"},
     "scores": {"output_scores": True, "return_dict_in_generate": True},
 }
-KINDS = ["plain", "layers", "whole", "nested", "transformers"]  # of checkpointing
-ALONE = ("lookup", "chunks")  # for one row
+CHECKPOINTING = ["plain", "layers", "whole", "nested", "transformers"]
+ONE_ROW = ("lookup", "chunks")  # ways of generating that transformers allows for one row only
 
 batches = st.tuples(st.sampled_from(BATCHES), st.sampled_from(["left", "right"]), st.integers(0, 3))
 names = st.sampled_from(sorted(LAYERS))
-# Of each attachment: whether it is conditioned, and with which rows.
-heard = st.fixed_dictionaries(
+# For each attachment: whether it is conditioned, and with which rows.
+conditionings = st.fixed_dictionaries(
     {name: st.sampled_from(["", "signals", "first row", "no signal", "no rows"]) for name in LAYERS}
 )
 places = st.sampled_from(["norm", "layers.0", "layers.1", "layers.2.mlp", "layers.3.self_attn"])
@@ -79,19 +78,19 @@ places = st.sampled_from(["norm", "layers.0", "layers.1", "layers.2.mlp", "layer
 
 @dataclass
 class Turn:
-    """A prompt that both hosts hold in caches of their own."""
+    """A prompt in a cache of the host and in one of its twin."""
 
-    ours: dict[str, Any]
-    plain: dict[str, Any]
+    host_cache: dict[str, Any]
+    twin_cache: dict[str, Any]
     mask: torch.Tensor
 
 
 @dataclass
-class Waiting:
-    """A loss whose backward has not come yet, with the gradients that it must give.
+class PendingLoss:
+    """A loss before its backward, with the gradients that it must give.
 
-    ``parameters``: of all attachments, and of the host where the user lets it learn. ``exact``:
-    nothing was attached or detached since; otherwise an error will do as well.
+    ``parameters``: of all attachments, and those of the host that the user trains. ``exact``:
+    nothing was attached or detached since; otherwise an error is right too.
     """
 
     loss: torch.Tensor
@@ -106,7 +105,7 @@ class UserHook:
 
 
 class Machine(RuleBasedStateMachine):
-    """One host, up to three attachments, and a user who does other things as well."""
+    """One host, up to three attachments, and a user who changes the host in between."""
 
     family = BY_NAME["qwen2_5_vl"]
 
@@ -115,108 +114,107 @@ class Machine(RuleBasedStateMachine):
         self.case = Case(self.family)
         self.host = copy.deepcopy(host_of(self.family))
         self.twin = copy.deepcopy(host_of(self.family))
-        self.mods = {
-            name: strong(self.host, layers, i, lora=name != "plain").train()
-            for i, (name, layers) in enumerate(LAYERS.items())
+        self.modulations = {
+            name: strong(self.host, layers, seed, lora=name != "plain").train()
+            for seed, (name, layers) in enumerate(LAYERS.items())
         }
-        self.values = {name: snapshot(modulation) for name, modulation in self.mods.items()}
+        self.snapshots = {
+            name: snapshot(modulation) for name, modulation in self.modulations.items()
+        }
         self.attached: dict[str, Any] = {}
-        self.waiting: list[Waiting] = []
+        self.pending: list[PendingLoss] = []
         self.turns: list[Turn] = []
         self.hooks: list[UserHook] = []
         self.adapters: list[str] = []
         self.merged = False
-        self.grids = {}
+        self.embeddings = {}
         self.attach_or_detach("both")
 
     # --- attaching
 
-    @precondition(lambda self: len(self.waiting) < 3)
+    @precondition(lambda self: len(self.pending) < 3)
     @rule(name=names)
     def attach_or_detach(self, name):
         if name in self.attached:
             self.attached.pop(name).detach()
         else:
-            self.attached[name] = self.mods[name].attach(self.host)
-        for loss in self.waiting:
+            self.attached[name] = self.modulations[name].attach(self.host)
+        for loss in self.pending:
             loss.exact = False
 
-    @precondition(lambda self: not self.waiting)
+    @precondition(lambda self: not self.pending)
     @rule(name=names, seed=st.integers(0, 9))
     def learn(self, name, seed):
         """Change a modulation in place, as an optimizer does."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for value in self.mods[name].parameters():
+            for value in self.modulations[name].parameters():
                 value.add_(0.01 * torch.randn(value.shape, generator=generator))
-        self.values[name] = snapshot(self.mods[name])
+        self.snapshots[name] = snapshot(self.modulations[name])
 
     # --- forwards
 
     def rows(self, batch, how):
-        """The rows of one conditioning."""
+        """Return the rows of one conditioning."""
         clips = self.case.clips(batch)
         if how == "no rows":
             return [[] for _ in clips]
         if how == "first row":
             return [clips[0], *[[] for _ in clips[1:]]]
         if how == "no signal":
-            return [
-                [
-                    ClipInput(None, clip.grid, clip.features) if i % 2 == 0 else clip
-                    for i, clip in enumerate(row)
-                ]
-                for row in clips
-            ]
+            for row in clips:
+                row[::2] = [ClipInput(None, clip.grid, clip.features) for clip in row[::2]]
         return clips
 
-    def stack(self, batch, heard, bare=()):
-        """(conditionings by name, parts for the reference) of all attachments."""
-        rows = {name: self.rows(batch, heard[name]) for name in self.attached if heard[name]}
+    def stack(self, batch, how_conditioned, bare=()):
+        """Return the rows of each conditioned attachment by name, and the reference's parts."""
+        rows = {
+            name: self.rows(batch, how_conditioned[name])
+            for name in self.attached
+            if how_conditioned[name]
+        }
         parts = []
         for name in self.attached:
+            modulation = self.modulations[name]
             if name in rows:
+                length = batch.inputs["input_ids"].shape[1]
                 parts.append(
-                    (
-                        self.mods[name],
-                        reference.dense(
-                            self.mods[name],
-                            rows[name],
-                            batch.positions,
-                            batch.inputs["input_ids"].shape[1],
-                        ),
-                    )
+                    (modulation, reference.dense(modulation, rows[name], batch.positions, length))
                 )
             elif name not in bare:
-                parts.append((self.mods[name], None))
+                parts.append((modulation, None))
         return rows, parts
 
     @contextlib.contextmanager
-    def under(self, rows, **more):
+    def conditioned(self, rows_by_name, **more):
+        """Condition the attachments with their rows for this block."""
         with contextlib.ExitStack() as stack:
-            for name, some in rows.items():
-                stack.enter_context(self.attached[name].condition(some, **more))
+            for name, rows in rows_by_name.items():
+                stack.enter_context(self.attached[name].condition(rows, **more))
             yield
 
     @contextlib.contextmanager
-    def plainly(self, parts):
-        """The twin with all of ``parts`` written into it, for calls of any kind."""
+    def reference_twin(self, parts):
+        """Add all ``parts`` to the twin for this block, for calls of any kind."""
         with torch.no_grad(), contextlib.ExitStack() as stack:
-            for modulation, values in parts:
-                put = (
-                    reference.merged(self.twin, modulation)
-                    if values is None
-                    else reference.written(self.twin, modulation, values)
-                )
-                stack.enter_context(put)
+            for modulation, residuals in parts:
+                if residuals is None:
+                    stack.enter_context(reference.merged(self.twin, modulation))
+                else:
+                    stack.enter_context(reference.written(self.twin, modulation, residuals))
             yield
 
-    @rule(spec=batches, heard=heard, grad=st.booleans())
-    def forward(self, spec, heard, grad):
+    def expected_logits(self, parts, batch):
+        return reference.call_differentiably(
+            self.twin, parts, lambda host: host(**batch.inputs).logits
+        )
+
+    @rule(spec=batches, how_conditioned=conditionings, grad=st.booleans())
+    def forward(self, spec, how_conditioned, grad):
         batch = self.case.write(*spec[0], side=spec[1], first=spec[2])
-        rows, parts = self.stack(batch, heard)
-        expected = reference.call_differentiably(self.twin, parts, lambda host: host(**batch.inputs).logits)
-        with torch.set_grad_enabled(grad), self.under(rows):
+        rows, parts = self.stack(batch, how_conditioned)
+        expected = self.expected_logits(parts, batch)
+        with torch.set_grad_enabled(grad), self.conditioned(rows):
             close(self.host(**batch.inputs).logits, expected, 1e-4)
 
     @rule(spec=batches, bare=st.sets(names))
@@ -225,92 +223,106 @@ class Machine(RuleBasedStateMachine):
         with contextlib.ExitStack() as blocks:
             for name in bare & self.attached.keys():
                 blocks.enter_context(self.attached[name].bare())
-            found = self.host(**batch.inputs).logits
+            logits = self.host(**batch.inputs).logits
         _, parts = self.stack(batch, dict.fromkeys(LAYERS, ""), bare)
-        expected = reference.call_differentiably(self.twin, parts, lambda host: host(**batch.inputs).logits)
+        expected = self.expected_logits(parts, batch)
         if self.attached.keys() <= bare:
-            assert torch.equal(found, expected)
-        close(found, expected)
+            assert torch.equal(logits, expected)
+        close(logits, expected)
 
     @rule(
-        kind=st.sampled_from(sorted(GENERATE)), spec=batches, heard=heard, seed=st.integers(0, 99)
+        kind=st.sampled_from(sorted(GENERATE)),
+        spec=batches,
+        how_conditioned=conditionings,
+        seed=st.integers(0, 99),
     )
-    def generate(self, kind, spec, heard, seed):
-        rows = SOLO[spec[2] % len(SOLO)] if kind in ALONE else spec[0]
+    def generate(self, kind, spec, how_conditioned, seed):
+        rows = SINGLE_ROWS[spec[2] % len(SINGLE_ROWS)] if kind in ONE_ROW else spec[0]
         batch = self.case.write(*rows, first=spec[2])
 
         def call(host):
             torch.manual_seed(seed)
-            made = host.generate(
-                **batch.inputs,
-                **dict(max_new_tokens=3, min_new_tokens=3, do_sample=False) | GENERATE[kind],
-            )
-            return made if isinstance(made, torch.Tensor) else (made.sequences, *made.scores)
+            options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+            output = host.generate(**batch.inputs, **options | GENERATE[kind])
+            if isinstance(output, torch.Tensor):
+                return output
+            return output.sequences, *output.scores
 
-        rows, parts = self.stack(batch, heard)
-        with self.plainly(parts):
+        rows, parts = self.stack(batch, how_conditioned)
+        with self.reference_twin(parts):
             expected = call(self.twin)
-        with torch.no_grad(), self.under(rows):
-            found = call(self.host)
-        close(found, expected)
+        with torch.no_grad(), self.conditioned(rows):
+            generated = call(self.host)
+        close(generated, expected)
 
     @rule(
         spec=batches,
-        heard=heard,
+        how_conditioned=conditionings,
         place=places,
         kind=st.sampled_from([RuntimeError, KeyboardInterrupt]),
     )
-    def fail(self, spec, heard, place, kind):
-        """A foreign hook throws in the middle of a forward."""
+    def fail(self, spec, how_conditioned, place, kind):
+        """Let a third-party hook raise in the middle of a forward."""
         batch = self.case.write(*spec[0], side=spec[1])
 
         def broken(*args):
-            raise kind("foreign")
+            raise kind("third party")
 
         handle = self.host.get_decoder().get_submodule(place).register_forward_hook(broken)
         try:
-            with pytest.raises(kind, match="foreign"), self.under(self.stack(batch, heard)[0]):
+            with (
+                pytest.raises(kind, match="third party"),
+                self.conditioned(self.stack(batch, how_conditioned)[0]),
+            ):
                 self.host(**batch.inputs)
         finally:
             handle.remove()
 
     # --- caches
 
-    @rule(spec=batches, heard=heard, more=st.sampled_from(["", "on", "copy", "repeat", "crop"]))
-    def first_turn(self, spec, heard, more):
+    @rule(
+        spec=batches,
+        how_conditioned=conditionings,
+        more=st.sampled_from(["", "on", "copy", "repeat", "crop"]),
+    )
+    def first_turn(self, spec, how_conditioned, more):
         batch = self.case.write(*spec[0], first=spec[2])
-        rows, parts = self.stack(batch, heard)
+        rows, parts = self.stack(batch, how_conditioned)
         mask = batch.inputs["attention_mask"]
-        with self.plainly(parts):
-            plain = self.twin(**batch.inputs, use_cache=True)
-        with torch.no_grad(), self.under(rows):
-            ours = self.host(**batch.inputs, use_cache=True)
-            close(ours.logits, plain.logits)
-            turn = Turn(cached(ours), cached(plain), mask)
-            if more:  # in the same block
+        with self.reference_twin(parts):
+            expected = self.twin(**batch.inputs, use_cache=True)
+        with torch.no_grad(), self.conditioned(rows):
+            output = self.host(**batch.inputs, use_cache=True)
+            close(output.logits, expected.logits)
+            turn = Turn(cached(output), cached(expected), mask)
+            if more:
+                # Continue in the same block.
                 if more != "on":
                     turn = self.changed(turn, more)
-                self.say(turn, (30, 31), [(m, None) for m, _ in parts])
+                self.say(turn, (30, 31), [(modulation, None) for modulation, _ in parts])
         self.turns = [*self.turns[-2:], turn]
 
     def say(self, turn, ids, parts, blocks=contextlib.nullcontext):
         """Continue both caches with text."""
-        self.go_on(turn, {"input_ids": torch.tensor([ids] * len(turn.mask))}, parts, blocks)
+        self.continue_turn(turn, {"input_ids": torch.tensor([ids] * len(turn.mask))}, parts, blocks)
 
-    def go_on(self, turn, inputs, parts, blocks):
-        """Continue both caches; positions are given, since a host remembers those of its last
-        prompt.
+    def continue_turn(self, turn, inputs, parts, blocks):
+        """Continue both caches.
+
+        Positions are passed: without, a host continues those of its last prompt.
         """
         past = turn.mask.shape[1]
         length = inputs["input_ids"].shape[1]
         turn.mask = torch.cat([turn.mask, turn.mask.new_ones(len(turn.mask), length)], 1)
-        places = (turn.mask.cumsum(1) - 1).clamp(min=0)[:, past:]
-        places = places.expand(3, -1, -1) if hasattr(self.twin.model, "get_rope_index") else places
-        inputs = inputs | dict(attention_mask=turn.mask, position_ids=places, use_cache=True)
-        with self.plainly(parts):
-            expected = self.twin(**inputs, **turn.plain)
+        positions = (turn.mask.cumsum(1) - 1).clamp(min=0)[:, past:]
+        if hasattr(self.twin.model, "get_rope_index"):
+            # M-RoPE: (axis, row, position).
+            positions = positions.expand(3, -1, -1)
+        inputs = inputs | dict(attention_mask=turn.mask, position_ids=positions, use_cache=True)
+        with self.reference_twin(parts):
+            expected = self.twin(**inputs, **turn.twin_cache)
         with torch.no_grad(), blocks():
-            close(self.host(**inputs, **turn.ours).logits, expected.logits)
+            close(self.host(**inputs, **turn.host_cache).logits, expected.logits)
 
     @precondition(lambda self: self.turns)
     @rule(which=st.integers(0, 9), ids=st.sampled_from([(30,), (31, 32, 33)]), blocks=st.booleans())
@@ -318,33 +330,34 @@ class Machine(RuleBasedStateMachine):
         turn = self.turns[which % len(self.turns)]
         rows = {name: [[]] * len(turn.mask) for name in self.attached if blocks}
         self.say(
-            turn, ids, [(self.mods[name], None) for name in self.attached], lambda: self.under(rows)
+            turn,
+            ids,
+            [(self.modulations[name], None) for name in self.attached],
+            lambda: self.conditioned(rows),
         )
 
     @precondition(lambda self: self.turns)
-    @rule(which=st.integers(0, 9), part=st.sampled_from([VID, IMG]), heard=heard)
-    def next_clip(self, which, part, heard):
-        """A later turn with a clip of its own in every row."""
+    @rule(which=st.integers(0, 9), part=st.sampled_from([VID, IMG]), how_conditioned=conditionings)
+    def next_clip(self, which, part, how_conditioned):
+        """Continue with a turn that has a clip of its own in every row."""
         turn = self.turns[which % len(self.turns)]
         past = turn.mask.shape[1]
         if past > 150:
             return
         batch = self.case.write(*[[part, (30, 31)]] * len(turn.mask), first=5)
-        rows, _ = self.stack(batch, heard)
-        places = [[[p + past for p in clip] for clip in row] for row in batch.positions]
-        length = past + batch.inputs["input_ids"].shape[1]
-        parts = [
-            (
-                self.mods[name],
-                (
-                    reference.dense(self.mods[name], rows[name], places, length)
-                    if name in rows
-                    else None
-                ),
-            )
-            for name in self.attached
+        rows, _ = self.stack(batch, how_conditioned)
+        positions = [
+            [[position + past for position in clip] for clip in row] for row in batch.positions
         ]
-        self.go_on(turn, batch.inputs, parts, lambda: self.under(rows))
+        length = past + batch.inputs["input_ids"].shape[1]
+        parts = []
+        for name in self.attached:
+            modulation = self.modulations[name]
+            residuals = None
+            if name in rows:
+                residuals = reference.dense(modulation, rows[name], positions, length)
+            parts.append((modulation, residuals))
+        self.continue_turn(turn, batch.inputs, parts, lambda: self.conditioned(rows))
 
     @precondition(lambda self: self.turns)
     @rule(
@@ -360,10 +373,10 @@ class Machine(RuleBasedStateMachine):
     def changed(self, turn, how, n=1):
         """Change both caches as users and decoding strategies do; a copy is another turn."""
         if how == "copy":
-            return Turn(*(copy.deepcopy(vars(turn)[name]) for name in ("ours", "plain", "mask")))
+            return Turn(*map(copy.deepcopy, (turn.host_cache, turn.twin_cache, turn.mask)))
         if how == "repeat" and len(turn.mask) > 2:
             return turn
-        for cache in [*turn.ours.values(), *turn.plain.values()]:
+        for cache in [*turn.host_cache.values(), *turn.twin_cache.values()]:
             if how == "crop":
                 cache.crop(-n)
             elif how == "reorder":
@@ -381,71 +394,76 @@ class Machine(RuleBasedStateMachine):
     # --- gradients
 
     @rule(
-        some=st.lists(batches, min_size=2, max_size=2),
-        heard=heard,
-        kind=st.sampled_from(KINDS),
+        specs=st.lists(batches, min_size=2, max_size=2),
+        how_conditioned=conditionings,
+        kind=st.sampled_from(CHECKPOINTING),
         seen=st.sampled_from(["ids", "embeddings"]),
     )
-    def losses(self, some, heard, kind, seen):
-        """Two forwards whose graphs live at the same time; on the same embeddings where the prompts
-        are the same.
-        """
-        for spec in some:
-            self.loss(spec, heard, kind, seen)
-            heard = dict(zip(heard, reversed(heard.values()), strict=True))
+    def losses(self, specs, how_conditioned, kind, seen):
+        """Run two forwards whose graphs live at the same time.
 
-    @precondition(lambda self: len(self.waiting) < 4)
+        Equal prompts are run on the same embeddings.
+        """
+        for spec in specs:
+            self.loss(spec, how_conditioned, kind, seen)
+            how_conditioned = dict(
+                zip(how_conditioned, reversed(how_conditioned.values()), strict=True)
+            )
+
+    @precondition(lambda self: len(self.pending) < 4)
     @rule(
         spec=batches,
-        heard=heard,
-        kind=st.sampled_from(KINDS),
+        how_conditioned=conditionings,
+        kind=st.sampled_from(CHECKPOINTING),
         seen=st.sampled_from(["ids", "embeddings"]),
     )
-    def loss(self, spec, heard, kind, seen):
+    def loss(self, spec, how_conditioned, kind, seen):
         batch = self.case.write(*spec[0], side=spec[1])
-        rows, parts = self.stack(batch, heard)
+        rows, parts = self.stack(batch, how_conditioned)
         inputs = batch.inputs if seen == "ids" else self.embedded(batch)
         more = {"positions": batch.mask} if seen == "embeddings" else {}
-        if more and any(how == "first row" for how in heard.values()):
-            return  # positions speak for all rows
+        if more and any(how == "first row" for how in how_conditioned.values()):
+            # Positions apply to all rows, so all must be conditioned.
+            return
         run = lambda host: host(**inputs, use_cache=False).logits.square().mean()
-        ours = [p for name in self.attached for p in self.mods[name].parameters()]
-        users, plain = (
-            [p for p in host.parameters() if p.requires_grad] for host in (self.host, self.twin)
-        )
+        ours = [
+            parameter for name in self.attached for parameter in self.modulations[name].parameters()
+        ]
+        users = trained_parameters(self.host)
         expected = reference.call_differentiably(self.twin, parts, run)
-        wanted = (
-            torch.autograd.grad(expected, ours + plain, allow_unused=True)
-            if expected.requires_grad
-            else []
-        )
-        with self.under(rows, **more):
-            found = self.checkpointed(kind, run)
-        close(found, expected)
-        if found.requires_grad and ours + users:
-            self.waiting.append(Waiting(found, ours + users, list(wanted)))
+        gradients = ()
+        if expected.requires_grad:
+            gradients = torch.autograd.grad(
+                expected, ours + trained_parameters(self.twin), allow_unused=True
+            )
+        with self.conditioned(rows, **more):
+            loss = self.checkpointed(kind, run)
+        close(loss, expected)
+        if loss.requires_grad and ours + users:
+            self.pending.append(PendingLoss(loss, ours + users, list(gradients)))
 
     def embedded(self, batch):
-        """What the host gives its language model: always the same tensors for the same batch."""
+        """Return the inputs of the language model: the same tensors for equal batches."""
+        pixels = [value for name, value in batch.inputs.items() if "pixel" in name]
         key = (
             batch.inputs["input_ids"].shape,
-            batch.inputs["input_ids"].flatten().tolist().__str__(),
-            next((v.sum().item() for k, v in batch.inputs.items() if "pixel" in k), 0),
+            str(batch.inputs["input_ids"].flatten().tolist()),
+            pixels[0].sum().item() if pixels else 0,
         )
-        if key not in self.grids:
-            got: list[dict[str, Any]] = []
+        if key not in self.embeddings:
+            seen: list[dict[str, Any]] = []
             handle = self.twin.get_decoder().register_forward_pre_hook(
-                lambda m, a, kwargs: got.append(kwargs), with_kwargs=True
+                lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
             )
             with torch.no_grad():
                 self.twin(**batch.inputs)
             handle.remove()
-            self.grids[key] = dict(
-                inputs_embeds=got[0]["inputs_embeds"].clone(),
-                position_ids=got[0].get("position_ids"),
+            self.embeddings[key] = dict(
+                inputs_embeds=seen[0]["inputs_embeds"].clone(),
+                position_ids=seen[0].get("position_ids"),
                 attention_mask=batch.inputs["attention_mask"],
             )
-        return self.grids[key]
+        return self.embeddings[key]
 
     def checkpointed(self, kind, run):
         if kind == "transformers":
@@ -463,7 +481,7 @@ class Machine(RuleBasedStateMachine):
                     getattr(self.host, "activation_checkpointing_disable", None)
                     or self.host.gradient_checkpointing_disable
                 )()
-                # left on, it would change what is recomputed of other graphs
+                # Left on, it would change the recomputations of other graphs.
                 self.host.disable_input_require_grads()
         if kind == "whole":
             return direct(run, self.host)
@@ -474,50 +492,50 @@ class Machine(RuleBasedStateMachine):
         with by_layer(self.host):
             return run(self.host)
 
-    @precondition(lambda self: self.waiting)
+    @precondition(lambda self: self.pending)
     @rule(inside=st.sampled_from(["", "bare", "condition"]), late=st.booleans())
     def backwards(self, inside, late):
-        """All losses, one after the other."""
-        while self.waiting:
-            self.backward([len(self.waiting) - 1 if late else 0], inside, drop=False)
+        """Run the backwards of all losses, one after the other."""
+        while self.pending:
+            self.backward([len(self.pending) - 1 if late else 0], inside, drop=False)
 
-    @precondition(lambda self: self.waiting)
+    @precondition(lambda self: self.pending)
     @rule(
         which=st.lists(st.integers(0, 9), min_size=1, max_size=2),
         inside=st.sampled_from(["", "bare", "condition"]),
         drop=st.booleans(),
     )
     def backward(self, which, inside, drop):
-        chosen = {i % len(self.waiting) for i in which}
-        losses = [self.waiting[i] for i in sorted(chosen)]
-        self.waiting = [loss for i, loss in enumerate(self.waiting) if i not in chosen]
+        chosen = {number % len(self.pending) for number in which}
+        losses = [self.pending[index] for index in sorted(chosen)]
+        self.pending = [loss for index, loss in enumerate(self.pending) if index not in chosen]
         if drop:
             return
-        parameters = list(dict.fromkeys(p for loss in losses for p in loss.parameters))
+        parameters = list(
+            dict.fromkeys(parameter for loss in losses for parameter in loss.parameters)
+        )
         with self.meanwhile(inside):
             try:
-                found = torch.autograd.grad(
+                gradients = torch.autograd.grad(
                     sum(loss.loss for loss in losses), parameters, allow_unused=True
                 )
             except (ConditioningError, CheckpointError):
                 assert not all(loss.exact for loss in losses)
                 return
-        for parameter, value in zip(parameters, found):
-            wanted = [
-                e
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            expected = [
+                value
                 for loss in losses
-                for p, e in zip(loss.parameters, loss.expected)
-                if p is parameter and e is not None
+                for other, value in zip(loss.parameters, loss.expected, strict=False)
+                if other is parameter and value is not None
             ]
-            assert (value is None) or wanted or not value.any()
-            close(
-                torch.zeros_like(parameter) if value is None else value,
-                sum(wanted, torch.zeros_like(parameter)),
-            )
+            zeros = torch.zeros_like(parameter)
+            assert gradient is None or expected or not gradient.any()
+            close(zeros if gradient is None else gradient, sum(expected, zeros))
 
     @contextlib.contextmanager
     def meanwhile(self, inside):
-        """Inside of another block of each attachment: what is recomputed is not changed by it."""
+        """Enter another block of each attachment; it must not change what is recomputed."""
         batch = self.case.write(*BATCHES[1], first=2)
         with contextlib.ExitStack() as blocks:
             for attachment in self.attached.values():
@@ -532,23 +550,29 @@ class Machine(RuleBasedStateMachine):
 
     # --- the user
 
-    @precondition(lambda self: not self.waiting)
+    @precondition(lambda self: not self.pending)
     @rule(place=places, prepend=st.booleans())
     def hook(self, place, prepend):
-        """A hook that changes what a module returns; by turns one is put on and taken off."""
+        """Add a hook that changes a module's output, or remove one if there are two."""
         if len(self.hooks) > 1:
             for handle in self.hooks.pop(0).handles:
                 handle.remove()
             return
-        scale = lambda m, a, out: (out[0] * 0.9, *out[1:]) if isinstance(out, tuple) else out * 0.9
+
+        def scale(module, args, output):
+            if isinstance(output, tuple):
+                return output[0] * 0.9, *output[1:]
+            return output * 0.9
+
         modules = [host.get_decoder().get_submodule(place) for host in (self.host, self.twin)]
         if prepend and place.count(".") == 1:
-            prepend = False  # before ours: it would change what the residual is added to
+            # On a layer, a hook before ours would change what the residual is added to.
+            prepend = False
         self.hooks.append(
             UserHook([module.register_forward_hook(scale, prepend=prepend) for module in modules])
         )
 
-    @precondition(lambda self: len(self.adapters) < 2 and not self.merged and not self.waiting)
+    @precondition(lambda self: len(self.adapters) < 2 and not self.merged and not self.pending)
     @rule(one=st.booleans(), wrapped=st.booleans())
     def adapter(self, one, wrapped):
         name = f"user{len(self.adapters)}"
@@ -564,14 +588,13 @@ class Machine(RuleBasedStateMachine):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if wrapped:
-                    peft.get_peft_model(
-                        host, config, adapter_name=name
-                    )  # what it returns is around the host
+                    # The wrapper that it returns is not needed: the host's layers are adapted.
+                    peft.get_peft_model(host, config, adapter_name=name)
                 else:
                     peft.inject_adapter_in_model(config, host, adapter_name=name)
-        self.grids.clear()
+        self.embeddings.clear()
 
-    @precondition(lambda self: self.adapters and not self.waiting)
+    @precondition(lambda self: self.adapters and not self.pending)
     @rule(
         how=st.sampled_from(
             ["enable", "disable", "merge", "unmerge", "first", "last", "train", "freeze", "remove"]
@@ -599,24 +622,28 @@ class Machine(RuleBasedStateMachine):
             copy.deepcopy(self.host)(**batch.inputs).logits, self.twin(**batch.inputs).logits
         )
 
-    @precondition(lambda self: not self.waiting)
-    @rule(spec=batches, heard=heard, how=st.sampled_from(["double", "learns", "float"]))
-    def undone(self, spec, heard, how):
+    @precondition(lambda self: not self.pending)
+    @rule(
+        spec=batches,
+        how_conditioned=conditionings,
+        how=st.sampled_from(["double", "learns", "float"]),
+    )
+    def forward_of_a_changed_host(self, spec, how_conditioned, how):
         """Cast the host, or let it learn, for one forward."""
         batch = self.case.write(*spec[0], side=spec[1])
-        rows, parts = self.stack(batch, heard)
-        expected = reference.call_differentiably(self.twin, parts, lambda host: host(**batch.inputs).logits)
-        flags = [p.requires_grad for p in self.host.parameters()]
+        rows, parts = self.stack(batch, how_conditioned)
+        expected = self.expected_logits(parts, batch)
+        flags = [parameter.requires_grad for parameter in self.host.parameters()]
         if how == "learns":
             self.host.requires_grad_(True)
         elif how == "double":
             self.host.double()
         inputs = {
-            k: v.double() if how == "double" and v.is_floating_point() else v
-            for k, v in batch.inputs.items()
+            name: value.double() if how == "double" and value.is_floating_point() else value
+            for name, value in batch.inputs.items()
         }
         try:
-            with self.under(rows):
+            with self.conditioned(rows):
                 close(self.host(**inputs).logits.float(), expected)
         finally:
             self.host.float()
@@ -627,23 +654,24 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_host_is_the_users(self):
-        ours, plain = (dict(host.named_parameters()) for host in (self.host, self.twin))
-        assert {name: value.requires_grad for name, value in ours.items()} == {
-            name: value.requires_grad for name, value in plain.items()
+        ours = dict(self.host.named_parameters())
+        twins = dict(self.twin.named_parameters())
+        flags = lambda parameters: {
+            name: parameter.requires_grad for name, parameter in parameters.items()
         }
+        assert flags(ours) == flags(twins)
         assert list(self.host.state_dict()) == list(self.twin.state_dict())
         for name, value in ours.items():
-            assert torch.equal(value, plain[name]) and value.grad is None, name
-        assert [type(m) for m in self.host.modules()] == [type(m) for m in self.twin.modules()]
+            assert torch.equal(value, twins[name]) and value.grad is None, name
+        assert list(map(type, self.host.modules())) == list(map(type, self.twin.modules()))
 
     @invariant()
     def the_modulations_are_what_they_were(self):
-        for name, modulation in self.mods.items():
-            now = snapshot(modulation)
-            assert all(torch.equal(value, now[key]) for key, value in self.values[name].items()), (
-                name
-            )
-            assert all(p.requires_grad for p in modulation.parameters())
+        for name, modulation in self.modulations.items():
+            current = snapshot(modulation)
+            for key, value in self.snapshots[name].items():
+                assert torch.equal(value, current[key]), name
+            assert all(parameter.requires_grad for parameter in modulation.parameters())
 
     @invariant()
     def nothing_is_left_after_detaching(self):
@@ -659,21 +687,26 @@ class Machine(RuleBasedStateMachine):
             self.the_host_is_the_users()
 
 
+def trained_parameters(host):
+    return [parameter for parameter in host.parameters() if parameter.requires_grad]
+
+
 def snapshot(modulation):
     return {name: value.detach().clone() for name, value in modulation.named_parameters()}
 
 
 def change(host, name, layer, how, adapters):
-    """Do one thing to one adapted layer, as PEFT's own wrappers do to all."""
-    there = [adapter for adapter in adapters if adapter in layer.lora_A]
+    """Change one adapted layer as PEFT's own wrappers change all."""
+    on_layer = [adapter for adapter in adapters if adapter in layer.lora_A]
     if how in ("enable", "disable"):
         layer.enable_adapters(how == "enable")
     elif how in ("first", "last"):
-        layer.set_adapter(there[0 if how == "first" else -1])
+        layer.set_adapter(on_layer[0 if how == "first" else -1])
     elif how in ("train", "freeze"):
         layer.requires_grad_(False)
-        for parameter in [p for n, p in layer.named_parameters() if "lora_" in n]:
-            parameter.requires_grad_(how == "train")
+        for parameter_name, parameter in layer.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.requires_grad_(how == "train")
     elif how == "merge" and not layer.merged and not layer.disable_adapters:
         layer.merge()
     elif how == "unmerge" and layer.merged:
@@ -714,4 +747,4 @@ def test_a_few_random_steps(name):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", HOSTS)
 def test_many_random_steps(name):
-    run(name, max(1, LONG // STEPS // len(HOSTS)), STEPS)
+    run(name, max(1, SLOW_STEPS // STEPS // len(HOSTS)), STEPS)

@@ -1,88 +1,71 @@
-"""Answers of conditions that are finished: kept for the same evaluation alone, damage noticed."""
+"""Predictions of finished conditions: used by the same evaluation only, and never when damaged."""
 
 from dataclasses import replace
 
 import pytest
 
 from modulate.evaluation.finished_conditions import FinishedConditions
-from modulate.evaluation.predictions import Prediction, as_lines, from_lines
+from modulate.evaluation.predictions import Prediction
 
 RECORDS = [
     Prediction("a\u2028b", "task", "v1", "signal", 2, 1, False, (0.5, -1.25, 3.0), 4),
     Prediction("é", "task", "v2", "signal", 0, None, False, (), 0, "DataError: too\nlong"),
 ]
-
 IDS = [record.id for record in RECORDS]
+INPUTS = {"recipe": 1, "weights": 2}
 
 
-def test_lines_give_the_predictions_back_whatever_their_texts_hold():
-    lines = as_lines(RECORDS)
-    assert (
-        from_lines(lines) == RECORDS
-        and lines.count("\n") == 2
-        and lines.endswith("\n")
-        and "é" in lines
-    )
-    assert as_lines([]) == "" and from_lines("") == []
+def test_predictions_are_read_back_whatever_the_order_of_the_inputs(tmp_path):
+    finished = FinishedConditions(tmp_path / "evaluation", "test", INPUTS)
+    assert finished.read("signal", IDS) is None
+    finished.write("signal", RECORDS)
+    reordered = dict(reversed(INPUTS.items()))
+    again = FinishedConditions(tmp_path / "evaluation", "test", reordered)
+    assert again.read("signal", IDS) == RECORDS and again.read("none", IDS) is None
 
 
-def test_what_is_kept_is_found_by_the_same_evaluation_alone(tmp_path):
-    kept = FinishedConditions(tmp_path / "evaluation", "test", {"recipe": 1, "weights": 2})
-    assert kept.read("signal", IDS) is None
-    kept.write("signal", RECORDS)
-    assert (
-        FinishedConditions(tmp_path / "evaluation", "test", {"weights": 2, "recipe": 1}).read(
-            "signal", IDS
-        )
-        == RECORDS
-    )
-    assert kept.read("none", IDS) is None
-    for split, made_of in (
-        ("val", {"recipe": 1, "weights": 2}),
-        ("test", {"recipe": 1, "weights": 3}),
-    ):
-        assert (
-            FinishedConditions(tmp_path / "evaluation", split, made_of).read("signal", IDS) is None
-        )
-    assert FinishedConditions(tmp_path, "test", 1).key != FinishedConditions(tmp_path, "val", 1).key
+@pytest.mark.parametrize(("split", "inputs"), [("val", INPUTS), ("test", INPUTS | {"weights": 3})])
+def test_predictions_of_another_evaluation_are_ignored(split, inputs, tmp_path):
+    FinishedConditions(tmp_path, "test", INPUTS).write("signal", RECORDS)
+    other = FinishedConditions(tmp_path, split, inputs)
+    assert other.read("signal", IDS) is None
+    assert other.key != FinishedConditions(tmp_path, "test", INPUTS).key
 
 
 @pytest.mark.parametrize(
-    "change",
+    "damage",
     [
-        lambda t: t.replace("-1.25", "-1.26"),
-        lambda t: t[:-5],
-        lambda t: t + "x",
-        lambda t: "",
-        lambda t: "{}\n",
-        lambda t: "[]\n",
-        lambda t: t.replace('"sha256"', '"other"'),
+        lambda text: text.replace("-1.25", "-1.26"),
+        lambda text: text[:-5],
+        lambda text: text + "x",
+        lambda text: "",
+        lambda text: "{}\n",
+        lambda text: "[]\n",
+        lambda text: text.replace('"sha256"', '"other"'),
     ],
 )
-def test_damaged_answers_are_said_and_not_used(tmp_path, change):
-    kept = FinishedConditions(tmp_path, "test", 1)
-    kept.write("signal", RECORDS)
+def test_damaged_predictions_are_reported_and_not_used(tmp_path, damage):
+    finished = FinishedConditions(tmp_path, "test", 1)
+    finished.write("signal", RECORDS)
     [path] = tmp_path.iterdir()
-    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.warns(
-        UserWarning,
-        match=r"The predictions in .* are damaged \(.*\); the condition 'signal' is evaluated again",
-    ):
-        assert kept.read("signal", IDS) is None
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    message = r"The predictions in .* are damaged \(.*\); the condition 'signal' is evaluated again"
+    with pytest.warns(UserWarning, match=message):
+        assert finished.read("signal", IDS) is None
     assert path.exists()
 
 
-def test_a_split_s_answers_are_removed_and_the_folder_once_it_is_empty(tmp_path):
+def test_clearing_removes_one_split_and_then_the_empty_folder(tmp_path):
     folder = tmp_path / "evaluation"
-    first = FinishedConditions(folder, "test", 1)
-    second = FinishedConditions(folder, "val", 2)
+    test = FinishedConditions(folder, "test", 1)
+    val = FinishedConditions(folder, "val", 2)
     for condition in ("signal", "my own/input"):
         records = [replace(record, condition=condition) for record in RECORDS]
-        first.write(condition, records)
-        second.write(condition, records)
+        test.write(condition, records)
+        val.write(condition, records)
     assert len(list(folder.iterdir())) == 4
     FinishedConditions(folder, "test", None).clear()
-    assert first.read("signal", IDS) is None and second.read("my own/input", IDS) == records
-    second.clear()
+    assert test.read("signal", IDS) is None and val.read("my own/input", IDS) == records
+    val.clear()
     assert not folder.exists()
-    second.clear()
+    val.clear()  # nothing is left to clear

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modulate.errors import DataError
-from modulate.evaluation import intervals as statistics
+from modulate.evaluation import intervals
 from modulate.evaluation.intervals import (
     bootstrap_interval,
     holm,
@@ -41,21 +41,21 @@ def test_mcnemar_equals_known_binomial_values(b, c, p):
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_equals_the_sum_over_all_coin_tosses(b, c):
     n = b + c
-    far = abs(2 * b - (b + c))
-    # the definition: all outcomes at least as far from n/2 as the one seen
-    p = sum(Fraction(comb(n, k), 2**n) for k in range(n + 1) if abs(2 * k - n) >= far)
-    assert mcnemar_counts(b, c).p == pytest.approx(float(p), rel=1e-14)
+    # The definition: all outcomes at least as far from n / 2 as the observed one.
+    extreme = [k for k in range(n + 1) if abs(2 * k - n) >= abs(b - c)]
+    expected = sum(Fraction(comb(n, k), 2**n) for k in extreme)
+    assert mcnemar_counts(b, c).p == pytest.approx(float(expected), rel=1e-14)
 
 
 def test_mcnemar_beyond_the_exact_range_agrees_with_the_exact_form(monkeypatch):
     exact = mcnemar_counts(4900, 5100)
-    monkeypatch.setattr(statistics, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(intervals, "EXACT_UP_TO", 100)
     approximate = mcnemar_counts(4900, 5100)
     assert (exact.exact, approximate.exact) == (True, False)
     assert approximate.p == pytest.approx(exact.p, rel=1e-3)
 
 
-def test_mcnemar_refuses_what_is_not_paired_or_not_right_or_wrong():
+def test_mcnemar_refuses_unpaired_samples_and_values_that_are_not_correct_or_wrong():
     with pytest.raises(DataError, match="got 2 and 3"):
         mcnemar([1, 0], [1, 0, 1])
     with pytest.raises(DataError, match=r"correct .* or wrong .*0\.5"):
@@ -74,10 +74,11 @@ def test_holm_equals_the_worked_example():
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
-def test_holm_never_lowers_and_keeps_the_order(p):
-    adjusted = holm(p)
-    assert all(a >= b and a <= 1 for a, b in zip(adjusted, p, strict=True))
-    assert [adjusted[i] for i in sorted(range(len(p)), key=lambda i: p[i])] == sorted(adjusted)
+def test_holm_never_lowers_and_keeps_the_order(pvalues):
+    adjusted = holm(pvalues)
+    assert all(before <= after <= 1 for before, after in zip(pvalues, adjusted, strict=True))
+    ascending = sorted(range(len(pvalues)), key=lambda i: pvalues[i])
+    assert [adjusted[i] for i in ascending] == sorted(adjusted)
 
 
 def test_the_bootstrap_equals_enumeration_for_three_groups():
@@ -86,8 +87,7 @@ def test_the_bootstrap_equals_enumeration_for_three_groups():
     for draw in itertools.product("abc", repeat=3):
         values = [v for group in draw for v in data[group]]
         means.append(sum(values) / len(values))
-    # many copies: the distribution's steps, without interpolation between its 27 outcomes; .13 and
-    # .87 lie inside steps
+    # Many copies of the 27 outcomes leave nothing to interpolate; .13 and .87 lie inside steps.
     low, high = np.quantile(np.repeat(means, 1000), [0.13, 0.87])
     result = bootstrap_interval(data, level=0.74, resamples=20_000, seed=3)
     assert result.mean == 5 / 8
@@ -98,9 +98,8 @@ def test_the_bootstrap_equals_enumeration_for_three_groups():
 def test_two_groups_that_disagree_give_the_widest_interval():
     result = bootstrap_interval({"a": [0, 0], "b": [1, 1]})
     assert (result.low, result.mean, result.high) == (0.0, 0.5, 1.0)
-    narrow = bootstrap_interval(
-        {"a": [0, 0], "b": [1, 1]}, level=0.3
-    )  # half of all draws take one of each
+    # Half of all resamples take one group of each.
+    narrow = bootstrap_interval({"a": [0, 0], "b": [1, 1]}, level=0.3)
     assert (narrow.low, narrow.high) == (0.5, 0.5)
 
 
@@ -117,21 +116,23 @@ def test_clustering_widens_the_interval_of_dependent_samples():
     assert clustered.high - clustered.low > 3 * (single.high - single.low)
 
 
-def test_clustered_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_clustered_intervals_cover_the_truth_about_as_often_as_they_claim():
     rng = np.random.default_rng(11)
     hits = 0
     runs = 150
     for run in range(runs):
-        chance = np.clip(
-            rng.normal(0.6, 0.2, 40), 0, 1
-        )  # clipping moves the mean by less than .003
-        groups = {str(i): rng.random(int(rng.integers(3, 12))) < p for i, p in enumerate(chance)}
+        # Clipping moves the mean by less than .003.
+        accuracies = np.clip(rng.normal(0.6, 0.2, 40), 0, 1)
+        groups = {
+            str(i): rng.random(int(rng.integers(3, 12))) < accuracy
+            for i, accuracy in enumerate(accuracies)
+        }
         interval = bootstrap_interval(groups, resamples=400, seed=run)
         hits += interval.low <= 0.597 <= interval.high
     assert 0.87 <= hits / runs <= 0.99
 
 
-def test_task_accuracies_weigh_tasks_alike():
+def test_tasks_have_equal_weight():
     result = task_accuracies(
         [1, 0, 1, 1, 1, 1], ["a", "a", "b", "b", "b", "b"], ["u", "v", "u", "v", "w", "w"]
     )
@@ -151,32 +152,25 @@ def test_a_task_seen_in_one_group_only_has_no_interval():
     assert result.low is not None
 
 
-def test_paired_difference_of_equal_conditions_is_nothing():
+def test_the_paired_difference_of_equal_conditions_is_zero():
     result = paired_difference([1, 0, 1], [1, 0, 1], ["u", "v", "w"])
     assert (result.mean, result.low, result.high, result.mcnemar.p) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_paired_difference_by_hand():
-    a = [1, 1, 1, 1, 0, 1]
-    b = [0, 1, 0, 1, 1, 0]
-    result = paired_difference(a, b, ["u", "u", "v", "v", "w", "w"])
+    first = [1, 1, 1, 1, 0, 1]
+    second = [0, 1, 0, 1, 1, 0]
+    videos = ["u", "u", "v", "v", "w", "w"]
+    result = paired_difference(first, second, videos)
     assert result.mean == pytest.approx(2 / 6)
     assert (result.mcnemar.b, result.mcnemar.c, result.mcnemar.p) == (3, 1, 0.625)
-    assert (result.low, result.high) == (
-        0.0,
-        0.5,
-    )  # each pair of answers changes by 1/2, 1/2 and 0 on average
-    # by task: x changes by 1 and 0 (mean 1/2), y by 1, 0, -1, 1 (mean 1/4)
-    by_task = paired_difference(
-        a, b, ["u", "u", "v", "v", "w", "w"], ["x", "x", "y", "y", "y", "y"]
-    )
-    assert by_task.mean == pytest.approx(0.375)
-    assert json.loads(json.dumps(result.as_json()))["mcnemar"] == {
-        "b": 3,
-        "c": 1,
-        "p": 0.625,
-        "exact": True,
-    }
+    # The videos' mean changes are 1/2, 1/2 and 0.
+    assert (result.low, result.high) == (0.0, 0.5)
+    mcnemar_json = json.loads(json.dumps(result.as_json()))["mcnemar"]
+    assert mcnemar_json == {"b": 3, "c": 1, "p": 0.625, "exact": True}
+    # Task x changes by 1 and 0 (mean 1/2), task y by 1, 0, -1 and 1 (mean 1/4).
+    tasks = ["x", "x", "y", "y", "y", "y"]
+    assert paired_difference(first, second, videos, tasks).mean == pytest.approx(0.375)
 
 
 @settings(max_examples=25)
@@ -190,10 +184,11 @@ def test_paired_difference_by_hand():
 )
 def test_results_depend_on_the_seed_but_not_on_the_order(rows, random):
     def results(rows):
-        a, b, tasks, groups = zip(*rows, strict=True)
-        kind = {"resamples": 200, "seed": 5}
-        return task_accuracies(a, tasks, groups, **kind), paired_difference(
-            a, b, groups, tasks, **kind
+        first, second, tasks, groups = zip(*rows, strict=True)
+        options = {"resamples": 200, "seed": 5}
+        return (
+            task_accuracies(first, tasks, groups, **options),
+            paired_difference(first, second, groups, tasks, **options),
         )
 
     mixed = list(rows)
@@ -212,12 +207,12 @@ def test_results_depend_on_the_seed_but_not_on_the_order(rows, random):
         (lambda: paired_difference([1], [0], ["u", "v"]), "1 values, 2 groups"),
     ],
 )
-def test_nonsense_is_refused(call, text):
+def test_invalid_input_is_refused(call, text):
     with pytest.raises(DataError, match=text):
         call()
 
 
-def test_statistics_import_no_torch():
+def test_intervals_import_no_torch():
     code = "import sys, modulate.evaluation.intervals; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -225,35 +220,21 @@ def test_statistics_import_no_torch():
 def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
     values = {f"v{i}": [i % 2, i % 3 == 0, 1] for i in range(7)}
     whole = bootstrap_interval(values, resamples=500, seed=3)
-    for held in (7 * 64, 7 * 500, 3):  # 8 parts, one, and one resample at a time
-        monkeypatch.setattr(statistics, "_MOST_WEIGHTS", held)
-        drawn = statistics._resampled_means(np.ones((7, 1)), np.ones((7, 1)), 500, 3)
-        assert (
-            drawn.shape == (500, 1) and bootstrap_interval(values, resamples=500, seed=3) == whole
-        )
+    for most in (7 * 64, 7 * 500, 3):  # eight parts, one part, and one resample at a time
+        monkeypatch.setattr(intervals, "_MOST_WEIGHTS", most)
+        drawn = intervals._resampled_means(np.ones((7, 1)), np.ones((7, 1)), 500, 3)
+        assert drawn.shape == (500, 1)
+        assert bootstrap_interval(values, resamples=500, seed=3) == whole
 
 
 def test_a_result_says_how_it_was_drawn():
-    found = task_accuracies(
-        [1, 0, 1, 1], ["a", "a", "b", "b"], ["v", "w", "v", "w"], level=0.9, resamples=300, seed=7
-    )
-    assert (found.level, found.resamples, found.seed, found.n, found.groups) == (0.9, 300, 7, 4, 2)
-    interval = bootstrap_interval({"v": [1, 0], "w": [1]}, level=0.9, resamples=300, seed=7)
-    assert (interval.level, interval.resamples, interval.seed, interval.n, interval.groups) == (
-        0.9,
-        300,
-        7,
-        3,
-        2,
-    )
-    difference = paired_difference([1, 0], [0, 0], ["v", "w"], level=0.9, resamples=300, seed=7)
-    assert (
-        difference.level,
-        difference.resamples,
-        difference.seed,
-        difference.n,
-        difference.groups,
-    ) == (0.9, 300, 7, 2, 2)
+    options = {"level": 0.9, "resamples": 300, "seed": 7}
+    accuracies = task_accuracies([1, 0, 1, 1], [*"aabb"], [*"vwvw"], **options)
+    interval = bootstrap_interval({"v": [1, 0], "w": [1]}, **options)
+    difference = paired_difference([1, 0], [0, 0], ["v", "w"], **options)
+    for result, n in ((accuracies, 4), (interval, 3), (difference, 2)):
+        assert (result.level, result.resamples, result.seed) == (0.9, 300, 7)
+        assert (result.n, result.groups) == (n, 2)
 
 
 def test_a_hundred_resamples_are_enough_and_fewer_are_not():
@@ -268,18 +249,8 @@ def test_a_level_lies_between_none_and_all(level):
         bootstrap_interval({"v": [1], "w": [0]}, level=level)
 
 
-def test_a_resample_that_lacks_a_task_has_the_mean_of_the_others():
-    found = task_accuracies(
-        [1] * 6, ["a", "a", "a", "a", "a", "b"], ["u", "v", "w", "x", "y", "z"], resamples=300
-    )
-    assert (found.overall, found.low, found.high) == (
-        1.0,
-        1.0,
-        1.0,
-    )  # about a third of the resamples have no b
-    assert (
-        task_accuracies(
-            [0] * 6, ["a", "a", "a", "a", "a", "b"], ["u", "v", "w", "x", "y", "z"], resamples=300
-        ).high
-        == 0.0
-    )
+@pytest.mark.parametrize("correct", [0, 1])
+def test_a_resample_that_lacks_a_task_has_the_mean_of_the_others(correct):
+    # About a third of the resamples have no sample of task b.
+    result = task_accuracies([correct] * 6, [*"aaaaab"], [*"uvwxyz"], resamples=300)
+    assert (result.overall, result.low, result.high) == (correct, correct, correct)

@@ -1,4 +1,4 @@
-"""Expected values come from enumeration, simulation and other tests, not from the code under test."""
+"""Expected values come from enumeration, simulation and other tests, not from the tested code."""
 
 import itertools
 from math import comb
@@ -21,17 +21,16 @@ from modulate.evaluation.paired_tests import (
 
 @given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from("abcdefgh")), max_size=40))
 @settings(max_examples=60)
-def test_the_grouped_test_counts_every_exchange_of_whole_groups(samples):
-    sums = {group: sum(c for c, g in samples if g == group) for group in "abcdefgh"}
-    seen = abs(sum(sums.values()))
-    flips = [
-        sum(s * v for s, v in zip(signs, sums.values()))
+def test_the_grouped_test_counts_every_swap_of_whole_groups(samples):
+    changes = [change for change, _ in samples]
+    groups = [group for _, group in samples]
+    sums = [sum(change for change, group in samples if group == name) for name in "abcdefgh"]
+    totals = [
+        sum(sign * value for sign, value in zip(signs, sums, strict=True))
         for signs in itertools.product([1, -1], repeat=len(sums))
     ]
-    expected = np.mean([abs(total) >= seen for total in flips])
-    assert grouped_p([c for c, _ in samples], [g for _, g in samples]) == pytest.approx(
-        expected, abs=1e-12
-    )
+    expected = np.mean([abs(total) >= abs(sum(sums)) for total in totals])
+    assert grouped_p(changes, groups) == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5))
@@ -42,11 +41,11 @@ def test_the_grouped_test_of_groups_of_one_is_mcnemars(b, c, unchanged):
     )
 
 
-def test_groups_that_move_as_one_count_as_one():
+def test_samples_of_one_group_count_as_one():
     assert grouped_p([1] * 30, ["a"] * 15 + ["b"] * 15) == 0.5  # two videos: 4 outcomes, 2 as far
 
 
-def test_the_grouped_test_refuses_what_is_no_change():
+def test_the_grouped_test_refuses_invalid_changes():
     with pytest.raises(DataError, match="got 2 changes and 1 groups"):
         grouped_p([1, 0], ["a"])
     with pytest.raises(DataError, match="1, 0 or -1"):
@@ -86,7 +85,7 @@ def test_power_of_a_large_sample_agrees_with_simulation():
     n = 1200
     discordance = 0.3
     difference = 0.05
-    assert n * discordance > paired.EXACT_DISCORDANT  # so Connor's approximation
+    assert n * discordance > paired.EXACT_DISCORDANT  # so Connor's approximation is used
     drawn = np.random.default_rng(0).multinomial(
         n,
         [(discordance + difference) / 2, (discordance - difference) / 2, 1 - discordance],
@@ -96,12 +95,11 @@ def test_power_of_a_large_sample_agrees_with_simulation():
     assert mcnemar_power(n, discordance, difference) == pytest.approx(found, abs=0.035)
 
 
-def test_exact_and_approximate_power_meet(monkeypatch):
+def test_exact_and_approximate_power_agree(monkeypatch):
     exact = mcnemar_power(1000, 0.19, 0.04)
     monkeypatch.setattr(paired, "EXACT_DISCORDANT", 50)
-    assert mcnemar_power(1000, 0.19, 0.04) == pytest.approx(
-        exact, abs=0.02
-    ) and exact != mcnemar_power(1000, 0.19, 0.04)
+    approximate = mcnemar_power(1000, 0.19, 0.04)
+    assert approximate == pytest.approx(exact, abs=0.02) and approximate != exact
 
 
 @pytest.mark.parametrize(("n", "discordance"), [(30, 0.4), (60, 0.25), (401, 0.7)])
@@ -113,20 +111,19 @@ def test_the_detectable_difference_is_where_power_reaches_eighty_per_cent(n, dis
 
 
 def test_too_few_answers_can_show_nothing():
-    assert (
-        detectable_difference(5, 0.8) is None
-    )  # five discordant answers on one side give p = 1/16
+    # Five discordant answers on one side give p = 1/16.
+    assert detectable_difference(5, 0.8) is None
     assert detectable_difference(400, 0.0) is None
 
 
 def test_the_least_detectable_difference_needs_every_change_on_one_side():
     assert least_detectable(5) is None  # p = 1/16 at best
-    # of 18 questions six must change, all to one side: P(Bin(18, δ) ≥ 6) = 0.8
-    found = least_detectable(18)
-    assert sum(
-        comb(18, k) * found**k * (1 - found) ** (18 - k) for k in range(6, 19)
-    ) == pytest.approx(0.8, abs=2e-3)
-    assert all(detectable_difference(18, d) >= found for d in (0.5, 0.7, 0.9))
+    # Six of 18 questions must change, all to one side: P(Bin(18, δ) ≥ 6) = 0.8.
+    least = least_detectable(18)
+    power = sum(comb(18, k) * least**k * (1 - least) ** (18 - k) for k in range(6, 19))
+    assert power == pytest.approx(0.8, abs=2e-3)
+    for discordance in (0.5, 0.7, 0.9):
+        assert detectable_difference(18, discordance) >= least
 
 
 def test_power_refuses_a_difference_beyond_the_discordance():
@@ -157,9 +154,8 @@ def test_power_reaches_to_the_edges_of_its_ranges():
     assert mcnemar_power(6, 1.0, 1.0) == mcnemar_power(6, 1.0, -1.0) == 1.0  # 2 / 2^6 < 0.05
 
 
-def test_a_difference_found_exactly_as_often_as_asked_is_found():
-    assert least_detectable(6, power=mcnemar_power(6, 1.0, 1.0)) == pytest.approx(1.0, abs=1e-3)
-    assert detectable_difference(6, 1.0, power=mcnemar_power(6, 1.0, 1.0)) == pytest.approx(
-        1.0, abs=1e-3
-    )
+def test_a_difference_detected_exactly_as_often_as_required_is_detected():
+    power = mcnemar_power(6, 1.0, 1.0)
+    assert least_detectable(6, power=power) == pytest.approx(1.0, abs=1e-3)
+    assert detectable_difference(6, 1.0, power=power) == pytest.approx(1.0, abs=1e-3)
     assert detectable_difference(6, 0.0) is None

@@ -1,4 +1,4 @@
-"""Hidden states below the first residual are kept, and nothing else changes."""
+"""Caching hidden states below the first residual changes no result."""
 
 import copy
 
@@ -15,13 +15,13 @@ MIB = 2**20
 
 
 @pytest.fixture
-def below(host):
+def state_cache(host):
     return HiddenStateCache(understand(host), 1, MIB, ContentKeys())
 
 
 @pytest.fixture
-def ran(host, monkeypatch):
-    """Which parts of the host really ran; no hooks, which would be refused."""
+def runs(host, monkeypatch):
+    """The parts of the host that really run; not by hooks, which the cache would refuse."""
     seen = []
     for kind, name in (
         (type(host.model.visual.blocks[0]), lambda self: "tower"),
@@ -38,8 +38,8 @@ def ran(host, monkeypatch):
     return seen
 
 
-def losses(model, modulation, given):
-    """Logits of a conditioned forward, and the gradients that follow."""
+def logits_and_gradients(model, modulation, given):
+    """Return the logits of a conditioned forward, and its gradients."""
     modulation.zero_grad()
     with (
         modulation.attached(model) as attachment,
@@ -49,7 +49,11 @@ def losses(model, modulation, given):
     logits.square().sum().backward()
     return [
         logits.detach(),
-        *(p.grad.clone() for p in modulation.parameters() if p.grad is not None),
+        *(
+            parameter.grad.clone()
+            for parameter in modulation.parameters()
+            if parameter.grad is not None
+        ),
     ]
 
 
@@ -57,24 +61,26 @@ def losses(model, modulation, given):
     "texts", [((7, 8),), ((7, 8, 9), (10, 11))], ids=["one row", "two rows, one padded"]
 )
 def test_logits_and_gradients_are_the_same_to_the_bit_without_tower_and_lower_layers(
-    host, modulation, below, ran, texts
+    host, modulation, state_cache, runs, texts
 ):
     given = inputs(texts)
-    bare = losses(host, modulation, given)
-    assert ran == ["tower", 0, 1, 2, 3]
-    with below.active():
-        with torch.inference_mode():  # what an evaluation keeps serves a training
+    uncached = logits_and_gradients(host, modulation, given)
+    assert runs == ["tower", 0, 1, 2, 3]
+    with state_cache.active():
+        # States stored by an evaluation serve a training.
+        with torch.inference_mode():
             plain = host(**given, use_cache=False).logits
-        del ran[:]
-        kept = losses(host, modulation, {k: v.clone() for k, v in given.items()})
-        again = losses(host, modulation, given)
-        assert ran == [2, 3, 2, 3]
+        del runs[:]
+        copied = {name: value.clone() for name, value in given.items()}
+        first_hit = logits_and_gradients(host, modulation, copied)
+        second_hit = logits_and_gradients(host, modulation, given)
+        assert runs == [2, 3, 2, 3]
         assert torch.equal(host(**given, use_cache=False).logits, plain)
-    assert len(bare) > 3
-    for one, two, three in zip(bare, kept, again, strict=True):
-        assert torch.equal(one, two)
-        assert torch.equal(one, three)
-    assert (below.hits, below.misses) == (3, 1)
+    assert len(uncached) > 3
+    for expected, first, second in zip(uncached, first_hit, second_hit, strict=True):
+        assert torch.equal(expected, first)
+        assert torch.equal(expected, second)
+    assert (state_cache.hits, state_cache.misses) == (3, 1)
 
 
 def layers_of(output):
@@ -82,14 +88,14 @@ def layers_of(output):
     return cache.layers
 
 
-def test_a_cache_is_filled_as_ever_and_can_be_continued(host, below, ran):
+def test_a_key_value_cache_is_filled_as_always_and_can_be_continued(host, state_cache, runs):
     given = inputs(((7, 8),))
     more = torch.tensor([[9, 10]])
     first = host(**given, use_cache=True)
     expected = host(input_ids=more, **cached(first), use_cache=True).logits
-    with below.active():
+    with state_cache.active():
         for _ in range(2):
-            del ran[:]
+            del runs[:]
             output = host(**given, use_cache=True)
             assert torch.equal(output.logits, first.logits)
             assert [layer.keys.shape for layer in layers_of(output)] == [
@@ -102,12 +108,13 @@ def test_a_cache_is_filled_as_ever_and_can_be_continued(host, below, ran):
                 torch.equal(a.values, b.values)
                 for a, b in zip(layers_of(output), layers_of(first), strict=True)
             )
-        assert ran == [2, 3, 0, 1, 2, 3]  # the question's own tokens go through all
+        # The tokens that continue the cache pass all layers.
+        assert runs == [2, 3, 0, 1, 2, 3]
         tokens = host.generate(**given, max_new_tokens=3, do_sample=False)
     assert torch.equal(tokens, host.generate(**given, max_new_tokens=3, do_sample=False))
 
 
-def test_whatever_the_states_depend_on_is_looked_at(host, below):
+def test_everything_that_the_states_depend_on_is_part_of_the_key(host, state_cache):
     given = inputs(((7, 8), (10, 11)))
     pixels = given["pixel_values_videos"]
     other = [
@@ -123,52 +130,52 @@ def test_whatever_the_states_depend_on_is_looked_at(host, below):
         },
         given | {"position_ids": torch.arange(given["input_ids"].shape[1]).expand(3, 2, -1)},
     ]
-    expected = [host(**x, use_cache=False).logits for x in other]
-    with below.active():
+    expected = [host(**changed, use_cache=False).logits for changed in other]
+    with state_cache.active():
         host(**given, use_cache=False)
         for changed, logits in zip(other, expected, strict=True):
             assert torch.equal(host(**changed, use_cache=False).logits, logits)
-        assert (below.hits, below.misses) == (0, 7)
+        assert (state_cache.hits, state_cache.misses) == (0, 7)
         states = host(**given, use_cache=False, output_hidden_states=True).hidden_states
-        assert len(states) == 5 and below.hits == 0
+        assert len(states) == 5 and state_cache.hits == 0
 
 
-def test_weights_and_adapters_that_change_are_noticed(ran):
+def test_weights_and_adapters_that_change_are_noticed(runs):
     host = qwen()
     given = inputs()
     modulation = fresh(host, lora=True)
     for value in modulation.lora.values():
         torch.nn.init.normal_(value, std=0.5)
-    below = HiddenStateCache(understand(host), 1, MIB, ContentKeys())
+    state_cache = HiddenStateCache(understand(host), 1, MIB, ContentKeys())
     ask = lambda: host(**given, use_cache=False).logits
-    with modulation.attached(host) as attachment, below.active(), torch.inference_mode():
+    with modulation.attached(host) as attachment, state_cache.active(), torch.inference_mode():
         adapted = ask()
         with attachment.bare():
             plain = ask()
             assert torch.equal(ask(), plain)
         assert torch.equal(ask(), adapted)
-        assert (below.hits, below.misses) == (2, 2)
+        assert (state_cache.hits, state_cache.misses) == (2, 2)
         modulation.lora["0|self_attn/q_proj|B"].mul_(2.0)
         changed = ask()
-    assert below.misses == 3
+    assert state_cache.misses == 3
     assert not torch.equal(adapted, plain) and not torch.equal(adapted, changed)
     with modulation.attached(host), torch.inference_mode():
         assert torch.equal(ask(), changed)
 
 
-def test_while_lower_layers_are_trained_or_recomputed_it_is_off_and_says_so(below, host):
+def test_while_lower_layers_are_trained_or_recomputed_it_is_off_and_warns(state_cache, host):
     given = inputs()
     modulation = fresh(host, lora=True)
     with (
         modulation.attached(host),
-        below.active(),
+        state_cache.active(),
         pytest.warns(UserWarning, match="no effect while LoRA in layers 0 to 1 is trained"),
     ):
         host(**given, use_cache=False)
     host.model.language_model.layers[0].training = True
     try:
         with (
-            below.active(),
+            state_cache.active(),
             pytest.warns(
                 UserWarning,
                 match=r"while decoder layers are recomputed \(training.gradient_checkpointing\)",
@@ -177,46 +184,44 @@ def test_while_lower_layers_are_trained_or_recomputed_it_is_off_and_says_so(belo
             host(**given, use_cache=False)
     finally:
         host.model.language_model.layers[0].training = False
-    assert (below.hits, below.misses) == (0, 0)
+    assert (state_cache.hits, state_cache.misses) == (0, 0)
 
 
-def test_what_comes_first_stays_until_the_weights_are_others(host):
+def test_the_oldest_entries_stay_until_the_weights_change(host):
     rows = [inputs(((7, 8 + i),)) for i in range(4)]
     size = rows[0]["input_ids"].shape[1] * 32 * 4
-    below = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
-    with below.active():
+    state_cache = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
+    with state_cache.active():
         for _ in range(2):
             for row in rows:
                 host(**row, use_cache=False)
-        assert (below.hits, below.misses) == (2, 6)
+        assert (state_cache.hits, state_cache.misses) == (2, 6)
     modulation = fresh(host, lora=True).requires_grad_(False)
-    with modulation.attached(host), below.active():
+    with modulation.attached(host), state_cache.active():
         for _ in range(2):
             host(**rows[0], use_cache=False)
-    assert (below.hits, below.misses) == (3, 7)
+    assert (state_cache.hits, state_cache.misses) == (3, 7)
 
 
-def test_what_a_training_left_makes_room_for_the_evaluation_after_it(host):
+def test_entries_of_a_training_make_room_for_the_evaluation_after_it(host):
     rows = [inputs(((7, 8 + i),)) for i in range(4)]
     size = rows[0]["input_ids"].shape[1] * 32 * 4
-    below = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
-    with below.active():
+    state_cache = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
+    with state_cache.active():
         for row in rows[:2]:
             host(**row, use_cache=False)
-    with below.active():
+    with state_cache.active():
         for _ in range(2):
             for row in rows[1:]:
                 host(**row, use_cache=False)
-    assert (below.hits, below.misses) == (
-        3,
-        5,
-    )  # row 1 was found and stays, row 0 made room for row 2, row 3 came too late
+    # Row 1 was a hit and stays, row 0 made room for row 2, row 3 came too late.
+    assert (state_cache.hits, state_cache.misses) == (3, 5)
 
 
-def test_the_host_is_put_back_as_it_was(host, below):
+def test_the_host_is_restored(host, state_cache):
     layers = host.model.language_model.layers
     keys = set(host.state_dict())
-    with pytest.raises(ZeroDivisionError), below.active():
+    with pytest.raises(ZeroDivisionError), state_cache.active():
         assert "forward" in layers[1].__dict__ and "forward" not in layers[2].__dict__
         assert set(host.state_dict()) == keys
         host(**inputs(), use_cache=False)
@@ -225,19 +230,20 @@ def test_the_host_is_put_back_as_it_was(host, below):
             copied.model.language_model.layers[0].forward.__self__
             is copied.model.language_model.layers[0]
         )
-        kept = below.hits, below.misses
+        hits = state_cache.hits
+        misses = state_cache.misses
         assert torch.equal(
             copied(**inputs(), use_cache=False).logits, host(**inputs(), use_cache=False).logits
         )
-        assert (below.hits, below.misses) == (kept[0] + 1, kept[1])
+        assert (state_cache.hits, state_cache.misses) == (hits + 1, misses)
         1 / 0  # noqa: B018
     assert not our_hooks(host) and not any("forward" in layer.__dict__ for layer in layers)
 
 
-def test_a_host_of_which_it_cannot_be_right_is_refused(host):
+def test_a_host_for_which_caching_would_be_wrong_is_refused(host):
     from modulate_hosts.contract.families import FAMILIES
 
-    deep = next(f for f in FAMILIES if f.name == "qwen3_vl").build()
+    deep = next(family for family in FAMILIES if family.name == "qwen3_vl").build()
     with pytest.raises(
         HostError,
         match=(
@@ -257,28 +263,29 @@ def test_a_host_of_which_it_cannot_be_right_is_refused(host):
         with pytest.raises(HostError, match=r"a hook .*which would not run on a cache hit"):
             HiddenStateCache(understand(hooked), 1, MIB, ContentKeys())
         handle.remove()
-    layers[1].register_forward_hook(lambda *args: None)  # runs as ever
+    # A hook on the output of the first injected layer still runs.
+    layers[1].register_forward_hook(lambda *args: None)
     layers[3].register_forward_hook(lambda *args: None)
     HiddenStateCache(understand(hooked), 1, MIB, ContentKeys())
 
 
-def test_a_tower_that_gives_to_further_layers_below_the_first_injected_one(tmp_path):
+def test_a_tower_may_add_to_layers_below_the_first_injected_one(tmp_path):
     from modulate_hosts.contract.families import FAMILIES
     from modulate_hosts.contract.prompts import write
 
-    family = next(f for f in FAMILIES if f.name == "qwen3_vl")
+    family = next(family for family in FAMILIES if family.name == "qwen3_vl")
     model = family.build()
     given = write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
     expected = model(**given).logits
-    below = HiddenStateCache(understand(model), 2, MIB, ContentKeys())
-    with below.active():
+    state_cache = HiddenStateCache(understand(model), 2, MIB, ContentKeys())
+    with state_cache.active():
         for _ in range(2):
             assert torch.equal(model(**given).logits, expected)
-    assert below.hits == 1
+    assert state_cache.hits == 1
 
 
-def test_a_forward_that_was_interrupted_answers_for_no_other(host, below):
-    """Ctrl-C: torch calls no hook for what is no Exception."""
+def test_an_interrupted_forward_does_not_answer_the_next(host, state_cache):
+    """KeyboardInterrupt is no Exception, so torch calls no hook after it."""
     given = inputs(((7, 8),))
     other = inputs(((10, 11),), seed=1)
     expected = host(**other, use_cache=False).logits
@@ -286,25 +293,25 @@ def test_a_forward_that_was_interrupted_answers_for_no_other(host, below):
     def stop(*args):
         raise KeyboardInterrupt
 
-    with below.active():
+    with state_cache.active():
         host(**given, use_cache=False)
         handle = host.model.language_model.layers[3].mlp.register_forward_hook(stop)
         with pytest.raises(KeyboardInterrupt):
-            host(**given, use_cache=False)  # found
+            host(**given, use_cache=False)
         handle.remove()
         assert torch.equal(host(**other, use_cache=False).logits, expected)
 
 
-def test_of_a_cache_only_the_lower_layers_are_kept_and_counted(host, below):
+def test_only_the_lower_layers_of_a_cache_are_stored_and_counted(host, state_cache):
     given = inputs(((7, 8),))
-    with below.active():
+    with state_cache.active():
         output = host(**given, use_cache=True)
-        (states,) = below._entries.values()
-        lower = layers_of(output)[: below.first + 1]
+        (states,) = state_cache._entries.values()
+        lower = layers_of(output)[: state_cache.first + 1]
         assert len(states.keys_values) == len(lower) == 2
         assert (
             states.nbytes
             == states.hidden.nbytes
             + sum(layer.keys.nbytes + layer.values.nbytes for layer in lower)
-            == MIB - below._free_bytes
+            == MIB - state_cache._free_bytes
         )

@@ -1,4 +1,4 @@
-"""What the vision tower makes of clips is kept, and nothing else changes."""
+"""Caching the output of the vision tower changes no result."""
 
 import copy
 import dataclasses
@@ -22,9 +22,7 @@ def tower(host, tmp_path):
 
 @pytest.fixture
 def runs(host, monkeypatch):
-    """Grows whenever the vision tower really runs; not a hook, which a tower that is kept would
-    refuse.
-    """
+    """A list that grows whenever the tower really runs; not by a hook, which the cache would refuse."""
     seen = []
     block = type(host.model.visual.blocks[0])
     forward = block.forward
@@ -36,8 +34,8 @@ def runs(host, monkeypatch):
     return seen
 
 
-def losses(model, modulation, given):
-    """Logits of a conditioned forward, and the gradients that follow."""
+def logits_and_gradients(model, modulation, given):
+    """Return the logits of a conditioned forward, and its gradients."""
     modulation.zero_grad()
     with (
         modulation.attached(model) as attachment,
@@ -47,25 +45,31 @@ def losses(model, modulation, given):
     logits.square().sum().backward()
     return [
         logits.detach(),
-        *(p.grad.clone() for p in modulation.parameters() if p.grad is not None),
+        *(
+            parameter.grad.clone()
+            for parameter in modulation.parameters()
+            if parameter.grad is not None
+        ),
     ]
 
 
 @pytest.mark.parametrize("texts", [((7, 8),), ((7, 8, 9), (10, 11))], ids=["one clip", "two clips"])
 def test_logits_and_gradients_are_the_same_to_the_bit(host, modulation, tower, runs, texts):
     given = inputs(texts)
-    bare = losses(host, modulation, given)
+    uncached = logits_and_gradients(host, modulation, given)
     assert len(runs) == 1
     with tower.active():
-        with torch.inference_mode():  # what an evaluation keeps serves a training
+        # Entries stored by an evaluation serve a training.
+        with torch.inference_mode():
             host(**given)
-        kept = losses(host, modulation, given)
-        again = losses(host, modulation, {k: v.clone() for k, v in given.items()})
+        first_hit = logits_and_gradients(host, modulation, given)
+        copied = {name: value.clone() for name, value in given.items()}
+        second_hit = logits_and_gradients(host, modulation, copied)
     assert len(runs) == 2
-    assert len(bare) > 3
-    for one, two, three in zip(bare, kept, again, strict=True):
-        assert torch.equal(one, two)
-        assert torch.equal(one, three)
+    assert len(uncached) > 3
+    for expected, first, second in zip(uncached, first_hit, second_hit, strict=True):
+        assert torch.equal(expected, first)
+        assert torch.equal(expected, second)
     assert (tower.store.misses, tower.store.hits) == (1, 2)
 
 
@@ -94,7 +98,7 @@ def test_another_clip_or_another_cut_of_the_same_patches_is_not_taken_for_it(hos
     assert tower.store.misses == 3
 
 
-def test_kept_by_clip_a_clip_is_found_in_any_batch(host, runs, tmp_path):
+def test_an_entry_for_one_clip_is_found_in_any_batch(host, runs, tmp_path):
     tower = VisionTowerCache(understand(host), tmp_path, GIB, by="clip")
     pair = inputs(((7, 8), (10, 11)))
     rows = len(pair["pixel_values_videos"]) // 2
@@ -116,11 +120,11 @@ def test_kept_by_clip_a_clip_is_found_in_any_batch(host, runs, tmp_path):
     assert len(runs) == 4
 
 
-def test_what_the_pipeline_knows_of_a_batch_is_not_hashed_again(host, tower, monkeypatch):
+def test_patches_that_the_pipeline_knows_are_not_hashed_again(host, tower, monkeypatch):
     import modulate.hosts.vision_tower_cache
 
     rows = [inputs(((7, 8),), seed=0), inputs(((7, 8),), seed=1)]
-    batch = {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
+    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     hashed = []
     content = modulate.hosts.vision_tower_cache.tensor_digest
     monkeypatch.setattr(
@@ -129,17 +133,17 @@ def test_what_the_pipeline_knows_of_a_batch_is_not_hashed_again(host, tower, mon
         lambda *args: (hashed.append(1), content(*args))[1],
     )
     with tower.active():
-        plain = host(**{k: v.clone() for k, v in batch.items()}).logits
+        plain = host(**{name: value.clone() for name, value in batch.items()}).logits
         assert len(hashed) == 2
         for _ in range(3):
-            again = {k: v.clone() for k, v in batch.items()}
+            again = {name: value.clone() for name, value in batch.items()}
             tower.content_keys.recognize(again, rows)
             assert torch.equal(host(**again).logits, plain)
     assert len(hashed) == 4
     assert tower.store.misses == 1
 
 
-def test_the_host_is_put_back_as_it_was(host, tower):
+def test_the_host_is_restored(host, tower):
     entry = host.model
     keys = set(host.state_dict())
     before = dict(entry.__dict__)
@@ -160,7 +164,7 @@ def test_the_host_is_put_back_as_it_was(host, tower):
         del entry.__dict__[METHOD]
 
 
-def test_a_tower_that_is_no_constant_is_refused(host, tower, tmp_path):
+def test_a_tower_for_which_caching_would_be_wrong_is_refused(host, tower, tmp_path):
     model = qwen()
     make = lambda: VisionTowerCache(understand(model), tmp_path, GIB)
     weight = model.model.visual.merger.mlp[0].weight.requires_grad_()
@@ -195,12 +199,11 @@ def test_a_tower_that_is_no_constant_is_refused(host, tower, tmp_path):
         late.active(),
     ):
         pass
-    VisionTowerCache(
-        understand(model), tmp_path, 0
-    )  # nothing is asked of a tower that is left alone
+    # A tower that is left alone is not checked.
+    VisionTowerCache(understand(model), tmp_path, 0)
 
 
-def test_attentions_that_are_asked_for_are_the_tower_s_own(host, tower, runs):
+def test_requested_attentions_are_the_tower_s_own(host, tower, runs):
     given = inputs()
     with tower.active():
         host(**given)
@@ -208,9 +211,14 @@ def test_attentions_that_are_asked_for_are_the_tower_s_own(host, tower, runs):
     assert len(runs) == 2
 
 
-def field_by_field(output):
-    """Names and values of an output, tuples and tensors down to bytes."""
-    plain = lambda v: [plain(x) for x in v] if isinstance(v, tuple | list) else v.tolist()
+def plain_values(output):
+    """Return the fields of an output as nested lists of numbers."""
+
+    def plain(value):
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return value.tolist()
+
     return {name: plain(value) for name, value in output.items()}
 
 
@@ -219,14 +227,14 @@ def field_by_field(output):
     "annotated", [True, False], ids=["the class says what it returns", "it does not"]
 )
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_what_the_host_is_given_is_of_the_library_s_own_class(
+def test_the_host_receives_the_library_s_own_output_class(
     name, annotated, by, tmp_path, monkeypatch
 ):
-    """Whatever a host, generation or a user then does with it: dictionary, tuple, copies of it."""
+    """So that hosts, generation and users can use it as a dictionary or tuple, and copy it."""
     from modulate_hosts.contract.families import FAMILIES
     from modulate_hosts.contract.prompts import write
 
-    family = next(f for f in FAMILIES if f.name == name)
+    family = next(family for family in FAMILIES if family.name == name)
     model = family.build()
     given = write(family, [["video", "video"]]).inputs
     if not annotated:
@@ -236,30 +244,32 @@ def test_what_the_host_is_given_is_of_the_library_s_own_class(
     ask = lambda **more: getattr(model.model, METHOD)(
         given["pixel_values_videos"], given["video_grid_thw"], **more
     )
-    made = ask(return_dict=True)
-    kept = {"pooler_output", "deepstack_features"} & made.keys()
-    for _ in range(2):  # the second is another process: nothing in memory
+    expected = ask(return_dict=True)
+    cached_fields = {"pooler_output", "deepstack_features"} & expected.keys()
+    # The second cache starts like another process, with nothing in memory.
+    for _ in range(2):
         tower = VisionTowerCache(understand(model), tmp_path, GIB, by)
         with tower.active():
-            for found in (ask(return_dict=True), ask()):
-                assert type(found) is type(made)
-                assert found.keys() == kept and len(found.to_tuple()) == len(kept)
+            for output in (ask(return_dict=True), ask()):
+                assert type(output) is type(expected)
+                assert output.keys() == cached_fields
+                assert len(output.to_tuple()) == len(cached_fields)
                 if by == "call":
-                    assert field_by_field(found) == {
-                        k: v for k, v in field_by_field(made).items() if k in kept
-                    }
-                assert type(copy.copy(found)) is type(dataclasses.replace(found)) is type(made)
+                    values = plain_values(expected)
+                    assert plain_values(output) == {name: values[name] for name in cached_fields}
+                assert type(copy.copy(output)) is type(expected)
+                assert type(dataclasses.replace(output)) is type(expected)
             assert isinstance(ask(return_dict=False), tuple)
             whole = model(**given, return_dict=True)
             assert isinstance(whole.to_tuple(), tuple)
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
-def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
+def test_embeddings_for_further_layers_are_cached_too(name, tmp_path):
     from modulate_hosts.contract.families import FAMILIES
     from modulate_hosts.contract.prompts import write
 
-    family = next(f for f in FAMILIES if f.name == name)
+    family = next(family for family in FAMILIES if family.name == name)
     model = family.build()
     given = write(family, [["video", (7, 8)], [(9,), "video", "video"]]).inputs
     expected = model(**given).logits
@@ -276,12 +286,14 @@ def test_other_families_and_what_they_give_to_further_layers(name, tmp_path):
 def test_a_host_whose_clips_cannot_be_told_apart_is_refused(tmp_path):
     from modulate_hosts.contract.families import FAMILIES
 
-    model = next(f for f in FAMILIES if f.name == "smolvlm").build()
+    model = next(family for family in FAMILIES if family.name == "smolvlm").build()
     with pytest.raises(HostError, match="SmolVLMModel has no get_video_features"):
         VisionTowerCache(understand(model), tmp_path, GIB)
 
 
-def test_what_lacks_pixels_grids_or_a_constant_input_is_the_towers_own_business(host, tower, runs):
+def test_calls_without_pixels_or_grids_or_with_gradients_of_pixels_go_to_the_tower(
+    host, tower, runs
+):
     given = inputs()
     pixels = given["pixel_values_videos"]
     grids = given["video_grid_thw"]
@@ -289,6 +301,7 @@ def test_what_lacks_pixels_grids_or_a_constant_input_is_the_towers_own_business(
         see = getattr(host.model, METHOD)
         for _ in range(2):
             with pytest.raises((TypeError, AttributeError)):
-                see(pixels, None)  # the host's own error
+                # The host's own error.
+                see(pixels, None)
             see(pixels.clone().requires_grad_(True), grids)
         assert len(runs) == 2 and tower.store.misses == 0

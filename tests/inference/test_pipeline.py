@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import world
+from benchmarks.speed import fixtures
 from modulate.checks.findings import CheckReport
 from modulate.checks.settings import check_settings
 from modulate.config.recipe import validate
@@ -25,13 +25,13 @@ def root(tmp_path_factory):
     one length.
     """
     root = tmp_path_factory.mktemp("together")
-    world.save_host(root / "host", pixels=64**2, patch=8, layers=4, width=128, vocabulary=512)
-    world.write_world(root / "world", videos=4, seconds=8, size=(160, 120), moments=(6,))
+    fixtures.save_host(root / "host", pixels=64**2, patch=8, layers=4, width=128, vocabulary=512)
+    fixtures.write_dataset(root / "world", videos=4, seconds=8, size=(160, 120), moments=(6,))
     names = [f"bench{i}.mp4" for i in range(4)]
     (root / "world/split.json").write_text(
         json.dumps({"train": names[:1], "val": names[1:2], "test": names[2:]})
     )
-    asked = root / "world/qa" / f"{world.TASKS[1]}.json"
+    asked = root / "world/qa" / f"{fixtures.TASKS[1]}.json"
     asked.write_text(
         asked.read_text().replace(
             "What is on the table?", "Which object on the table is being looked at?"
@@ -47,7 +47,7 @@ def pipeline_for(
         {"name": "modulator", "train": ["modulator"], "epochs": 2},
         {"name": "joint", "train": ["modulator", "lora"], "epochs": 1},
     ][:stages]
-    recipe = world.recipe(
+    recipe = fixtures.recipe(
         root / "world",
         root / "host",
         name=name,

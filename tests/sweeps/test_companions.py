@@ -1,6 +1,4 @@
-"""What the runs beside a sweep's runs are asked: the evaluation of the run that they stand beside,
-under the base's conditions.
-"""
+"""Companions: how they are evaluated, and in which order they come."""
 
 import pytest
 
@@ -11,9 +9,7 @@ from tests.paths import SMALL
 @pytest.mark.parametrize(
     ("kind", "conditions"), [("lora_only", ("host",)), ("gaze_free", ("none", "host"))]
 )
-def test_a_companion_has_its_run_s_evaluation_and_of_the_base_s_conditions_those_that_mean_something(
-    kind, conditions
-):
+def test_a_companion_is_evaluated_like_its_run_under_the_conditions_that_apply(kind, conditions):
     axes = {
         "scored": {"finely": {"evaluation": {"bootstrap": 777, "conditions": ["blank"]}}},
         "rank": {"four": {"lora": {"rank": 4}}},
@@ -34,20 +30,14 @@ def test_a_companion_has_its_run_s_evaluation_and_of_the_base_s_conditions_those
         (f"{kind}-scored-finely-s0", 777, 5),
         (f"{kind}-rank-four-s0", 100, 5),
     ):
-        asked = runs[name].recipe.evaluation
-        assert (asked.bootstrap, asked.batch_size, asked.conditions, asked.inputs) == (
-            bootstrap,
-            batch_size,
-            conditions,
-            {},
-        )
-    assert (
-        runs[f"{kind}-scored-finely-s0"].beside == ("scored-finely-s0",)
-        and runs[f"{kind}-s0"].recipe.lora.rank == 2
-    )
+        evaluation = runs[name].recipe.evaluation
+        assert (evaluation.bootstrap, evaluation.batch_size) == (bootstrap, batch_size)
+        assert evaluation.conditions == conditions and evaluation.inputs == {}
+    assert runs[f"{kind}-scored-finely-s0"].beside == ("scored-finely-s0",)
+    assert runs[f"{kind}-s0"].recipe.lora.rank == 2
 
 
-def test_runs_are_in_order_the_base_of_every_seed_before_its_variants_and_companions_last():
+def test_the_base_of_each_seed_comes_before_its_variants_and_companions_come_last():
     sweep = Sweep.model_validate(
         {
             "name": "trial",
@@ -59,12 +49,8 @@ def test_runs_are_in_order_the_base_of_every_seed_before_its_variants_and_compan
     )
     runs = plan_runs(sweep)
     assert [run.name for run in runs[:4]] == ["base-s7", "rank-four-s7", "base-s0", "rank-four-s0"]
-    assert [run.role for run in runs] == ["base", "variant"] * 2 + ["lora_only"] * 4 + [
-        "gaze_free"
-    ] * 4
+    roles = ["base", "variant"] * 2 + ["lora_only"] * 4 + ["gaze_free"] * 4
+    assert [run.role for run in runs] == roles
     assert [run.recipe.seed for run in runs] == [7, 7, 0, 0] + [7, 7, 0, 0] * 2
-    assert (
-        runs[1].options == {"rank": "four"}
-        and runs[0].options == {}
-        and all(run.recipe.name == run.name for run in runs)
-    )
+    assert (runs[0].options, runs[1].options) == ({}, {"rank": "four"})
+    assert all(run.recipe.name == run.name for run in runs)

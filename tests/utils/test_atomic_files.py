@@ -1,4 +1,4 @@
-"""Whole files and their content."""
+"""Atomic writes, hashes and line-by-line logs."""
 
 import errno
 import hashlib
@@ -88,8 +88,9 @@ def test_a_disk_that_is_full_at_any_point_is_an_error_and_leaves_the_old_file(
 
 @contextmanager
 def no_room():
-    """For the length of a block the system lets no file grow beyond 10 kB. Not for a whole test:
-    pytest's own output may go to a file.
+    """Let no file grow beyond 10 kB during a block.
+
+    A whole test would be too long: the output of pytest itself may go to a file.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -99,7 +100,9 @@ def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_fills_up_while_tensors_are_written_is_an_error_and_leaves_nothing_behind(tmp_path):
+def test_a_disk_that_fills_up_while_tensors_are_written_is_an_error_and_leaves_nothing_behind(
+    tmp_path,
+):
     path = tmp_path / "w.safetensors"
     with (
         no_room(),
@@ -139,16 +142,14 @@ def test_a_log_is_cut_to_whole_lines_and_counts_missing_ones(tmp_path):
 def test_only_files_of_killed_writers_are_removed(tmp_path):
     (tmp_path / "sub").mkdir()
     left = [tmp_path / ".state.json.x1y2z3.partial", tmp_path / "sub" / ".tmpAb1xYz"]
-    kept = [tmp_path / "state.json", tmp_path / ".lock", tmp_path / "sub" / "log.tmpl"]
-    for path in (*left, *kept):
+    unrelated = [tmp_path / "state.json", tmp_path / ".lock", tmp_path / "sub" / "log.tmpl"]
+    for path in (*left, *unrelated):
         path.touch()
     remove_partial(tmp_path)
-    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(kept)
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(unrelated)
 
 
-def test_a_file_is_flushed_before_its_rename_and_its_folder_after(
-    tmp_path, monkeypatch
-):
+def test_a_file_is_flushed_before_its_rename_and_its_folder_after(tmp_path, monkeypatch):
     done = []
     fsync = os.fsync
     replace = os.replace
@@ -240,9 +241,7 @@ def test_sizes_are_given_in_a_suitable_unit(size, text):
     assert format_bytes(size) == text
 
 
-def test_lines_are_flushed_on_request_and_a_missing_log_is_no_error(
-    tmp_path, monkeypatch
-):
+def test_lines_are_flushed_on_request_and_a_missing_log_is_no_error(tmp_path, monkeypatch):
     flushed = []
     fsync = os.fsync
     monkeypatch.setattr(

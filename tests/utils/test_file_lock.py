@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""Locks let one process at a time work in a folder."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ HOLD = (
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds tmp_path."""
+    """Another process that holds the lock of tmp_path."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -44,7 +44,7 @@ def test_a_second_process_is_refused_with_the_owner_until_that_dies(holder, tmp_
     )
     with pytest.raises(LockedError, match=text), folder_lock(tmp_path):
         pytest.fail("both hold it")
-    holder.kill()  # -9: it cannot clean up
+    holder.kill()  # SIGKILL: it cannot clean up
     holder.wait()
     assert json.loads((tmp_path / NAME).read_text())["pid"] == holder.pid
     with folder_lock(tmp_path):
@@ -80,18 +80,18 @@ def test_children_of_a_killed_process_hold_its_lock_until_they_end(tmp_path):
         inheritable_lock(tmp_path, pytest.fail),
     ):
         pytest.fail("both hold it")
-    os.kill(heir, signal.SIGSTOP)  # or the end of its input would end it
+    os.kill(heir, signal.SIGSTOP)  # otherwise the end of its input would end it
     first.kill()
     first.communicate()
-    said = []
+    notes = []
 
     def end_the_heir(text):
-        said.append(text)
+        notes.append(text)
         os.kill(heir, signal.SIGKILL)
 
     with inheritable_lock(tmp_path, end_the_heir, poll=0.01):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
-    assert said == [
+    assert notes == [
         f"Process {first.pid}, which worked in {tmp_path}, has ended, but processes that"
         " it started are still running: waiting for them."
     ]
@@ -109,7 +109,9 @@ def refuse(*args):
     raise OSError(errno.ENOLCK, "No locks available")
 
 
-def test_without_file_system_locks_the_content_of_the_file_decides_with_a_warning(holder, tmp_path, monkeypatch):
+def test_without_file_system_locks_the_content_of_the_file_decides_with_a_warning(
+    holder, tmp_path, monkeypatch
+):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
         pytest.raises(LockedError, match=f"in use by process {holder.pid} on host"),
@@ -143,9 +145,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
         pass
 
 
-def test_a_lock_entered_several_times_ends_with_the_outermost_block(
-    tmp_path, holder_of
-):
+def test_a_lock_entered_several_times_ends_with_the_outermost_block(tmp_path, holder_of):
     with folder_lock(tmp_path):
         for _ in range(3):
             with folder_lock(tmp_path), folder_lock(tmp_path):
@@ -161,7 +161,7 @@ def test_a_lock_entered_several_times_ends_with_the_outermost_block(
 
 @pytest.fixture
 def holder_of():
-    """Who holds a folder, as another process is told; None when it may have it."""
+    """Return the owner of a folder as another process sees it; None if it is free."""
     ask = (
         "import sys; from modulate.utils.file_lock import folder_lock\nwith"
         " folder_lock(__import__('pathlib').Path(sys.argv[1])): pass"
@@ -171,8 +171,8 @@ def holder_of():
         done = subprocess.run(
             [sys.executable, "-c", ask, str(folder)], capture_output=True, text=True
         )
-        found = re.search(r"in use by process (\d+)", done.stderr)
-        return int(found[1]) if found else None
+        match = re.search(r"in use by process (\d+)", done.stderr)
+        return int(match[1]) if match else None
 
     return find
 

@@ -1,4 +1,4 @@
-"""Signals become requests; the second acts at once."""
+"""The first signal becomes a request; the second acts at once."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from modulate.utils.interrupts import StopRequest, graceful
 
 @pytest.fixture(autouse=True)
 def usual_handlers():
-    """As in a terminal: a job in the background, or under nohup, ignores some of them."""
+    """Set the handlers of a terminal; a background job or nohup ignores some signals."""
     usual = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,

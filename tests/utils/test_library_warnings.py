@@ -1,4 +1,4 @@
-"""What libraries warn of is told once, as a plain line, and what the user set stays."""
+"""Deprecations of libraries are shown once as plain lines; the user's settings stay."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ LIBRARY = "transformers"
 
 @pytest.fixture
 def stock():
-    """Python's warnings as a script finds them: nobody set anything, nobody records."""
+    """Python's default warning filters, with nobody recording warnings."""
     with warnings.catch_warnings():
         warnings.resetwarnings()
         for entry in (
@@ -29,13 +29,14 @@ def stock():
         yield
 
 
-def shown(category, text, module=LIBRARY):
-    """Warn from a library, and return what Python would print."""
+def printed(category, text, module=LIBRARY):
+    """Warn from a library, and return what Python prints."""
     found = []
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as recorded:
         warnings.warn_explicit(text, category, f"{module}.py", 1, module=module, registry={})
     found += [
-        warnings.formatwarning(one.message, one.category, one.filename, one.lineno) for one in told
+        warnings.formatwarning(one.message, one.category, one.filename, one.lineno)
+        for one in recorded
     ]
     return found
 
@@ -43,22 +44,22 @@ def shown(category, text, module=LIBRARY):
 @pytest.mark.parametrize("category", notices.DEPRECATIONS)
 def test_a_deprecation_of_a_library_is_shown_once_as_a_plain_line(stock, category):
     with show_library_warnings():
-        assert shown(category, "old") == ["warning: old\n"]
-        assert shown(category, "old") == [""]
-        assert shown(category, "older") == ["warning: older\n"]
+        assert printed(category, "old") == ["warning: old\n"]
+        assert printed(category, "old") == [""]
+        assert printed(category, "older") == ["warning: older\n"]
     with show_library_warnings():
-        assert shown(category, "old") == [""]
+        assert printed(category, "old") == [""]
     with show_library_warnings(every=True):
-        assert shown(category, "old") == ["warning: old\n"]
+        assert printed(category, "old") == ["warning: old\n"]
 
 
 def test_other_warnings_are_printed_as_by_python_but_as_plain_lines_in_a_command(stock):
     with show_library_warnings():
-        (said,) = shown(UserWarning, "look")
+        (said,) = printed(UserWarning, "look")
         assert said.startswith(f"{LIBRARY}.py:1: UserWarning: look")
-        assert shown(UserWarning, "look") == [said]
+        assert printed(UserWarning, "look") == [said]
     with show_library_warnings(every=True):
-        assert shown(UserWarning, "look") == ["warning: look\n"] == shown(UserWarning, "look")
+        assert printed(UserWarning, "look") == ["warning: look\n"] == printed(UserWarning, "look")
 
 
 def test_filters_and_format_are_restored_when_the_outermost_block_ends(stock):
@@ -79,13 +80,13 @@ def test_filters_and_format_are_restored_when_the_outermost_block_ends(stock):
 
 def test_deprecations_of_unknown_libraries_and_ignored_ones_are_not_shown(stock):
     with show_library_warnings():
-        assert shown(DeprecationWarning, "old", "somebody") == []
+        assert printed(DeprecationWarning, "old", "somebody") == []
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=LIBRARY)
     with show_library_warnings():
-        assert shown(DeprecationWarning, "old") == []
+        assert printed(DeprecationWarning, "old") == []
     warnings.simplefilter("ignore", DeprecationWarning)
     with show_library_warnings():
-        assert shown(DeprecationWarning, "other") == []
+        assert printed(DeprecationWarning, "other") == []
 
 
 def test_logs_of_a_library_go_to_the_current_stderr(stock, capsys):

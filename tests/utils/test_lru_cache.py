@@ -1,4 +1,4 @@
-"""Values in memory: what is kept, what goes, and what was never there."""
+"""The LRU cache: which values it stores, and which it evicts."""
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -9,60 +9,61 @@ from hypothesis import strategies as st
 from modulate.utils.lru_cache import LRUCache
 
 
-def of_bytes(limit):
+def cache_of(limit):
     return LRUCache(limit, len)
 
 
 def test_the_least_recently_used_value_is_evicted_first():
-    kept = of_bytes(6)
-    kept.put("a", b"aa")
-    kept.put("b", b"bb")
-    kept.put("c", b"cc")
-    assert kept.get("a") == b"aa"  # now b is the one used longest ago
-    kept.put("d", b"dd")
-    assert [kept.get(k) for k in "abcd"] == [b"aa", None, b"cc", b"dd"]
+    cache = cache_of(6)
+    cache.put("a", b"aa")
+    cache.put("b", b"bb")
+    cache.put("c", b"cc")
+    assert cache.get("a") == b"aa"  # now b is the least recently used
+    cache.put("d", b"dd")
+    assert [cache.get(k) for k in "abcd"] == [b"aa", None, b"cc", b"dd"]
 
 
 def test_a_new_value_of_a_key_replaces_the_old_one():
-    kept = of_bytes(6)
-    kept.put("a", b"aaaa")
-    kept.put("a", b"a")
-    kept.put("b", b"bbbbb")
-    assert (kept.get("a"), kept.get("b")) == (b"a", b"bbbbb")
+    cache = cache_of(6)
+    cache.put("a", b"aaaa")
+    cache.put("a", b"a")
+    cache.put("b", b"bbbbb")
+    assert (cache.get("a"), cache.get("b")) == (b"a", b"bbbbb")
 
 
 def test_a_value_larger_than_the_cache_is_not_stored_and_evicts_nothing():
-    kept = of_bytes(3)
-    kept.put("a", b"a")
-    kept.put("big", b"bbbb")
-    assert (kept.get("a"), kept.get("big")) == (b"a", None)
-    kept.put("a", b"aaaa")
-    assert kept.get("a") is None  # the old value would be wrong
+    cache = cache_of(3)
+    cache.put("a", b"a")
+    cache.put("big", b"bbbb")
+    assert (cache.get("a"), cache.get("big")) == (b"a", None)
+    cache.put("a", b"aaaa")
+    assert cache.get("a") is None  # the old value would be wrong
 
 
 def test_a_cache_of_zero_bytes_stores_nothing():
-    kept = of_bytes(0)
-    kept.put("a", b"a")
-    assert kept.get("a") is None
+    cache = cache_of(0)
+    cache.put("a", b"a")
+    assert cache.get("a") is None
 
 
 @given(
     st.integers(0, 12), st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.integers(0, 6)))
 )
 def test_it_stores_the_same_as_a_plain_list_of_uses(limit, calls):
-    """The longest tail of the uses that fits, counted from the last; a call with None asks, any
-    other keeps that many bytes.
+    """The stored values are the longest tail of the uses that fits.
+
+    A use with None is a get, any other a put of that many bytes.
     """
-    kept = of_bytes(limit)
+    cache = cache_of(limit)
     plain = OrderedDict()
     for key, size in calls:
         if size is None:
-            found = kept.get(key)
-            assert found == plain.get(key)
-            if found is not None:
+            value = cache.get(key)
+            assert value == plain.get(key)
+            if value is not None:
                 plain.move_to_end(key)
             continue
-        kept.put(key, bytes(size))
+        cache.put(key, bytes(size))
         plain.pop(key, None)
         if size <= limit:
             plain[key] = bytes(size)
@@ -71,13 +72,13 @@ def test_it_stores_the_same_as_a_plain_list_of_uses(limit, calls):
 
 
 def test_it_stays_consistent_under_many_threads():
-    kept = of_bytes(50)
+    cache = cache_of(50)
 
     def work(seed):
         for i in range(300):
-            kept.put((seed + i) % 40, bytes(1 + i % 7))
-            kept.get(i % 40)
+            cache.put((seed + i) % 40, bytes(1 + i % 7))
+            cache.get(i % 40)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    assert sum(len(v) for k in range(40) if (v := kept.get(k)) is not None) <= 50
+    assert sum(len(v) for k in range(40) if (v := cache.get(k)) is not None) <= 50

@@ -1,4 +1,4 @@
-"""Out of memory: recognized, and told in a line."""
+"""Out-of-memory errors are recognized and summed up in one line."""
 
 import pytest
 import torch
@@ -29,8 +29,8 @@ def test_only_the_first_sentence_of_a_message_is_used():
 
 @pytest.mark.parametrize("used", [False, True])
 def test_cached_memory_is_freed_if_an_accelerator_is_in_use(monkeypatch, used):
-    given = []
+    calls = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append("cache"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("cache"))
     free_cached_memory()
-    assert given == ["cache"] * used
+    assert calls == ["cache"] * used

@@ -1,7 +1,4 @@
-"""Pickles are counted before anything is made of them.
-
-(Those used here are made on purpose, and never loaded.)
-"""
+"""The values of pickles are counted before they are loaded. The pickles here are never loaded."""
 
 import pickle  # noqa: TID251  (to show what is refused)
 import pickletools
@@ -20,7 +17,7 @@ def count(value, protocol=2):
 
 
 def written_out(value):
-    """What a value takes, by plain recursion: itself, and all in it."""
+    """Return the size of a value by plain recursion: itself and everything inside it."""
     if isinstance(value, dict):
         return 1 + sum(written_out(part) for pair in value.items() for part in pair)
     return 1 + sum(map(written_out, value)) if isinstance(value, list | tuple) else 1
@@ -112,9 +109,8 @@ def test_instructions_with_too_few_values_are_damage(data):
 def test_copies_and_memos_of_every_kind_are_followed():
     assert check_pickle(b"\x80\x02]2\x86.", "p.pt") == 3  # a list, the same again, a pair of both
     long = b"\x80\x02]r\x00\x01\x00\x00j\x00\x01\x00\x00\x86."
-    assert {"LONG_BINPUT", "LONG_BINGET"} <= {
-        code.name for code, _, _ in pickletools.genops(long)
-    } and check_pickle(long, "p.pt") == 3
+    assert {"LONG_BINPUT", "LONG_BINGET"} <= {code.name for code, _, _ in pickletools.genops(long)}
+    assert check_pickle(long, "p.pt") == 3
     assert check_pickle(b"(lp0\ng0\n\x86.", "p.pt") == 3
 
 

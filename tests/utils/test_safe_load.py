@@ -1,6 +1,4 @@
-"""YAML and JSON of others: what is read is what PyYAML and json read, and every limit is refused
-quickly, by name.
-"""
+"""Untrusted YAML and JSON are read as PyYAML and json read them; excesses are refused quickly."""
 
 import json
 import time
@@ -47,7 +45,7 @@ def test_aliases_and_merges_within_the_limits_work():
 
 
 def laughs(levels=30, width=9):
-    """The billion laughs: each list names the one before nine times."""
+    """Return "billion laughs": each list contains the previous one nine times."""
     return "a0: &a0 [lol]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]\n" for i in range(1, levels)
     )
@@ -152,7 +150,7 @@ def test_json_up_to_the_limit_is_read(tmp_path):
 
 def test_large_json_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "q.json").open("wb") as file:
-        file.truncate(parse.JSON_BYTES + 1)  # a hole: takes no space
+        file.truncate(parse.JSON_BYTES + 1)  # a sparse file: takes no space
     with pytest.raises(DataError, match=r"q\.json has 67108865 bytes; at most 64 MiB are read"):
         read_json(tmp_path / "q.json")
 

@@ -1,6 +1,4 @@
-"""Files with a schema: what is wrong is named by key, value and what is allowed; what is not known
-is told.
-"""
+"""Schemas of files: errors name the key, the value and what is allowed; unknown keys warn."""
 
 import json
 from typing import Literal
@@ -99,10 +97,9 @@ def test_an_error_names_file_key_and_value_and_says_what_to_do():
 def test_the_first_three_findings_are_listed_and_the_others_counted(wrong, more):
     with pytest.raises(DataError) as caught:
         parsed({"name": "a", "parts": [{"share": 2.0}] * wrong})
-    said = str(caught.value)
-    assert said.count("got 2.0") == min(wrong, 3) and said.endswith(
-        f"got 2.0{more}. Write them anew."
-    )
+    text = str(caught.value)
+    assert text.count("got 2.0") == min(wrong, 3)
+    assert text.endswith(f"got 2.0{more}. Write them anew.")
 
 
 def test_long_keys_and_reasons_are_cut():
@@ -123,10 +120,10 @@ def test_valid_records_are_returned_with_warnings_of_unknown_keys():
         "parts": [{"share": 1.0}, {"share": 0.5, "shares": 1}],
         "by_name": {"x": {"share": 0.0, "color": 2}},
     }
-    with pytest.warns(UserWarning) as told:
-        found = parsed(tree)
-    assert [part.share for part in found.parts] == [1.0, 0.5]
-    texts = [str(one.message) for one in told]
+    with pytest.warns(UserWarning) as recorded:
+        record = parsed(tree)
+    assert [part.share for part in record.parts] == [1.0, 0.5]
+    texts = [str(one.message) for one in recorded]
     assert [text.partition(" is ignored")[0] for text in texts] == [
         "notes.json: the key 'parts.1.shares'",
         "notes.json: the key 'by_name.x.color'",
@@ -135,8 +132,8 @@ def test_valid_records_are_returned_with_warnings_of_unknown_keys():
 
 
 def test_records_that_hold_further_keys_by_design_warn_of_none():
-    found = parsed({"name": "a", "more": 1}, Further)
-    assert found.model_extra == {"more": 1} and list(unknown_keys(found)) == []
+    record = parsed({"name": "a", "more": 1}, Further)
+    assert record.model_extra == {"more": 1} and list(unknown_keys(record)) == []
     whole = Whole.model_validate({"name": "a", "nme": 1})
     assert list(unknown_keys([whole], "at.")) == [("at.0.", "nme", ["name", "parts", "by_name"])]
 

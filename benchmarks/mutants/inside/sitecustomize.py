@@ -1,9 +1,8 @@
-"""Runs first in every process of a test: puts the mutant in its module's place, or notes which
-lines are run.
+"""Runs first in every process of a test: replaces a module by its mutant, or traces lines.
 
-`MUTANT_FILE` is the module's file, `MUTANT_SOURCE` the file that is read instead, `MUTANT_ROOT` the
-first of the test's processes. `LINES_OF` is a folder, `LINES_TO` a file to which every line that is
-run in it is added once for each process, as `path:number`.
+`MUTANT_FILE` is the module's file, `MUTANT_SOURCE` the file to read instead, `MUTANT_ROOT` the
+test's first process. Lines executed in the folder `LINES_OF` are appended to the file `LINES_TO` as
+`path:number`, once for each process.
 """
 
 import importlib.machinery
@@ -16,7 +15,7 @@ SEEN: set = set()
 
 
 def mutate(file, source):
-    """Let ``file`` be imported as if it held what ``source`` holds."""
+    """Make imports of ``file`` read ``source`` instead."""
     with open(source, "rb") as handle:
         text = handle.read()
     loader = importlib.machinery.SourceFileLoader
@@ -27,7 +26,7 @@ def mutate(file, source):
     def get_data(self, path):
         where, what = os.path.split(path)
         if where == folder and what.startswith(stem):
-            raise OSError("what was compiled before is of the module as it is")
+            raise OSError("compiled files belong to the original module")
         return text if path == file else read(self, path)
 
     loader.get_data = get_data
@@ -35,9 +34,7 @@ def mutate(file, source):
 
 
 def guard():
-    """Let signals reach only what the test itself has started: a fault in the core may send them to
-    any process.
-    """
+    """Restrict signals to processes of the test: a faulty core might signal any process."""
     root = int(os.environ["MUTANT_ROOT"])
 
     def own(pid):
@@ -46,7 +43,7 @@ def guard():
                 with open(f"/proc/{pid}/stat") as stat:
                     pid = int(stat.read().rpartition(")")[2].split()[1])
             except OSError:
-                return True  # there is none, which the system says itself
+                return True  # no such process; the system call will report it
         return pid == root
 
     def own_group(group):
@@ -80,7 +77,7 @@ def members(group):
 
 
 def trace():
-    """Note the lines that are run from here on, in this process and those that it forks."""
+    """Trace executed lines from now on, in this process and its forks."""
     folder = os.environ["LINES_OF"] + os.sep
     known: dict = {}
 

@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 def ask(
     video: Annotated[Path, typer.Argument(help="Video file.")],
     question: Annotated[str, typer.Option(help="The question, without its options.")],
-    option: Annotated[list[str], typer.Option(help="A possible answer; give 2 to 8 of them.")],
+    option: Annotated[
+        list[str], typer.Option(help="A possible answer; repeat for each of 2 to 8.")
+    ],
     at: Annotated[
         float,
         typer.Option(help="Time of the question in the video, s; later frames are not shown."),
     ],
     signal: Annotated[
         list[str],
-        typer.Option(metavar="KIND=FILE", help="A side signal, such as gaze=fixations.csv."),
+        typer.Option(
+            metavar="KIND=FILE",
+            help="A side signal, such as gaze=fixations.csv; repeat for several.",
+        ),
     ],
     run: Annotated[Path | None, typer.Option(help="Folder of a trained run.")] = None,
     modulation: Annotated[

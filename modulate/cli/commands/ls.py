@@ -7,7 +7,7 @@ from modulate.cli.output import echo_json
 
 
 def ls(as_json: AsJson = False) -> None:
-    """List the shipped recipes, then the shipped sweeps (`modulate sweep`)."""
+    """List the shipped recipes and, after them, the sweeps."""
     from modulate.config.recipe import recipe_paths, sweep_paths
 
     found = [

@@ -26,7 +26,7 @@ def sweep(
             metavar="[KEY=VALUE]...",
             help=(
                 "A whole key of the sweep (seeds=[0,1]), or a change to every run's recipe"
-                " (training.lr=1.0e-4)."
+                " (training.batch_size=4)."
             ),
         ),
     ] = None,

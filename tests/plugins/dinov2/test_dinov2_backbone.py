@@ -184,7 +184,7 @@ def test_wrong_frames_and_times_are_refused(weights: str) -> None:
         build(weights)(noise(2).float(), [0.0, 1.0])
 
 
-def test_random_weights_depend_on_their_seed_alone_and_leave_the_global_generator_unchanged() -> None:
+def test_random_weights_depend_on_their_seed_and_leave_the_global_generator_unchanged() -> None:
     before = torch.get_rng_state()
     one, same, other = (build("random", seed=seed).fingerprint() for seed in (1, 1, 2))
     assert one == same != other and torch.equal(before, torch.get_rng_state())

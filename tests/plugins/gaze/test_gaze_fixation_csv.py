@@ -246,7 +246,7 @@ def test_a_long_cell_makes_a_short_message(file):
     assert len(refused(file("start_time," * 2 + "x" * 100_000))) < 500
 
 
-def test_bytes_that_are_not_text_are_refused(file):
+def test_bytes_that_are_no_text_are_refused(file):
     assert (
         refused(file(b"center_x\xff"))
         == " is no text: byte 8 is not UTF-8. Save it again as UTF-8 CSV."

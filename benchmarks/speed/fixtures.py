@@ -1,10 +1,9 @@
-"""The bench: a Qwen2.5-VL of 12 layers and width 512 with random weights, two real videos, and
-questions in StreamGaze's format.
+"""The files that are measured: a small random host, two real videos, questions like StreamGaze's.
 
-Sizes are those of the method in small: layers are injected at the paper's fractions of the depth, a
-clip is 16 frames and about 2,000 visual tokens. The vocabulary is such that the output layer has
-its share of a 7B model, a tenth; the backbone is V-JEPA 2.1's architecture, cheaper than the host's
-forward as there.
+The host is a Qwen2.5-VL of 12 layers and width 512. Layers are injected at the paper's fractions of
+the depth, a clip has 16 frames and about 2,000 visual tokens. The size of the vocabulary gives the
+output layer a tenth of the cost, as in a 7B model. The backbone has V-JEPA 2.1's architecture and
+is cheaper than the host's forward, as in the paper.
 """
 
 import csv
@@ -23,12 +22,8 @@ from modulate_tabletop.small_host.host_files import CHAT_TEMPLATE, ID, tokenizer
 LAYERS = 12
 WIDTH = 512
 VOCABULARY = 8192
-INJECTED = (
-    2,
-    5,
-    8,
-    10,
-)  # the paper's 6, 13, 20 of 28; and, for its 27, which cannot reach the answer, the last that can
+# The paper's layers 6, 13 and 20 of 28. Its 27 cannot reach the answer; here, the last that can.
+INJECTED = (2, 5, 8, 10)
 SCALE = 6.283185  # of coord_pe
 SECONDS = 40
 RATE = 24
@@ -159,7 +154,7 @@ def write_video(
         file.mux(stream.encode())
 
 
-def write_world(
+def write_dataset(
     root: Path,
     videos: int = 2,
     seconds: int = SECONDS,
