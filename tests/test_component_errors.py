@@ -1,6 +1,4 @@
-"""Components that fail: named with their plugin, the original kept as the cause, and the host left
-clean.
-"""
+"""Defective components: named with their plugin and original cause, and a clean host after."""
 
 import types
 
@@ -31,18 +29,18 @@ from tests.tiny import CLIP, D_FEATURES, inputs, our_hooks, qwen
 
 
 class LoudParams(Params):
-    """Where to fail."""
+    """Name of the method that fails."""
 
     where: str = "nowhere"
 
 
-def fail(here, params):
-    if here == params.where:
-        raise ZeroDivisionError(f"in {here}")
+def fail(method, params):
+    if method == params.where:
+        raise ZeroDivisionError(f"in {method}")
 
 
 class LoudWriter(nn.Module):
-    """A writer that may fail, deep inside the host's forward."""
+    """A writer that may fail inside the host's forward."""
 
     def __init__(self, params, d_latent, d_model):
         super().__init__()
@@ -55,7 +53,7 @@ class LoudWriter(nn.Module):
 
 
 class LoudModulator(Modulator):
-    """A modulator that fails where it is told to."""
+    """A modulator that fails in the chosen method."""
 
     Params = LoudParams
 
@@ -262,7 +260,7 @@ def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypa
     for answer in (
         lambda: pipeline.prepare(sample),
         lambda: score(pipeline, None, [sample], "none"),
-    ):  # it is no bad sample, to be counted and passed over
+    ):
         with pytest.raises(
             ComponentError,
             match=r"^Sample s: backbone 'loud_backbone' of plugin 'noisy' failed in forward",
@@ -270,7 +268,7 @@ def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypa
             answer()
 
 
-def test_an_attachment_goes_on_after_a_component_failed(noisy):
+def test_an_attachment_works_after_a_component_has_failed(noisy):
     host = qwen()
     batch = inputs()
     modulation = loud(host, "write")
@@ -287,7 +285,7 @@ def test_an_attachment_goes_on_after_a_component_failed(noisy):
     assert not our_hooks(host)
 
 
-def test_errors_that_are_meant_are_left_as_they_are(noisy, host):
+def test_intended_errors_are_not_changed(noisy, host):
     with (
         loud(host, "typed").attached(host) as attachment,
         pytest.raises(DataError, match=r"^meant$"),

@@ -1,6 +1,4 @@
-"""What GazeQwen's released code does otherwise, as options of ours: each does what it says, and
-nothing unless asked for.
-"""
+"""Options that repeat differences of GazeQwen's released code: each has its effect, if chosen."""
 
 import json
 from dataclasses import replace
@@ -52,15 +50,15 @@ def pipeline_for(root, *overrides, cache=None):
         "data.params.test=2",
         "data.params.seed=5",
     ]
-    made = Pipeline(load_recipe("gazeqwen_tiny", [*data, *overrides]), cache or root / "cache")
-    made.make_data()
-    return made
+    pipeline = Pipeline(load_recipe("gazeqwen_tiny", [*data, *overrides]), cache or root / "cache")
+    pipeline.make_data()
+    return pipeline
 
 
 # --- time
 
 
-def test_the_rate_goes_by_the_clip_s_length():
+def test_the_rate_depends_on_the_clip_s_length():
     sampling = Sampling.model_validate({"fps": RATES})
     assert [sampling.rate(s) for s in (5, 30, 30.1, 60, 299, 300, 4000)] == [
         1,
@@ -78,27 +76,24 @@ def test_the_rate_goes_by_the_clip_s_length():
         [{"fps": 1}, {"fps": 2}],
     ):
         with pytest.raises(
-            ValueError, match="rates by length need growing `up_to`, and a last rate without it"
+            ValueError,
+            match="rates by clip length need increasing `up_to`, and a last rate without `up_to`",
         ):
             Sampling.model_validate({"fps": wrong})
 
 
-def test_a_frame_cap_of_its_own_for_training(root):
+def test_training_may_have_its_own_frame_cap(root):
     pipeline = pipeline_for(root, "sampling={fps: 1.0, max_frames: 8, train_max_frames: 2}")
     sample = pipeline.samples("test")[0]
-    assert len(pipeline.times(sample)) == 8 and pipeline.times(sample, training=True) == [
-        sample.window[0],
-        sample.window[1],
-    ]
-    assert (
-        pipeline.prepare(sample).grid.steps,
-        pipeline.prepare(sample, training=True).grid.steps,
-    ) == (4, 1)
+    assert len(pipeline.times(sample)) == 8
+    assert pipeline.times(sample, training=True) == list(sample.window)
+    assert pipeline.prepare(sample).grid.steps == 4
+    assert pipeline.prepare(sample, training=True).grid.steps == 1
 
 
 def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
-    # 8 frames of 60 s: half a frame a second is asked for, two frames make a step [the released
-    # code's own example: 0, 4, 8, 12 s]
+    # 8 frames of 60 s: half a frame a second is requested, and two frames make a step [the released
+    # code's own example: 0, 4, 8, 12 s].
     true = visual_grid([60 * k / 7 for k in range(8)], 2, 1, 1, (0.0, 60.0))
     assert [round(t, 1) for t in true.times] == [4.3, 21.4, 38.6, 55.7]
     believed = with_regular_steps(true, 0.0, 2 / Sampling.model_validate({"fps": RATES}).rate(60.0))
@@ -107,15 +102,14 @@ def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
 
 def test_the_true_clock_may_be_named_without_quotes():
     released = load_recipe("gazeqwen_released")
-    corrected = load_recipe(
-        "gazeqwen_released", ["sampling.clock=true"]
-    )  # as docs/how-to/reproduce-gazeqwen.md has it
+    # As in docs/how-to/reproduce-gazeqwen.md.
+    corrected = load_recipe("gazeqwen_released", ["sampling.clock=true"])
     assert (released.sampling.clock, corrected.sampling.clock) == ("requested", "true")
     with pytest.raises(RecipeError, match=r"sampling\.clock"):
         load_recipe("gazeqwen_released", ["sampling.clock=false"])
 
 
-def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root):
+def test_the_clock_and_the_rate_reported_to_the_processor_are_separate_options(root):
     own = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8}")
     sample = own.samples("test")[0]
     start = sample.window[0]
@@ -123,30 +117,26 @@ def test_the_clock_and_what_the_processor_is_told_are_options_of_their_own(root)
     requested = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, clock: requested}").prepare(
         sample
     )
-    assert (
-        requested.grid.times == pytest.approx([start + k for k in range(4)])
-        and true.grid.times != requested.grid.times
-    )
-    assert all(
-        torch.equal(requested.inputs[k], true.inputs[k]) for k in true.inputs
-    )  # the host's own time is another option
-    told = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, processor_fps: 24}").prepare(
+    assert requested.grid.times == pytest.approx([start + step for step in range(4)])
+    assert true.grid.times != requested.grid.times
+    # The clock does not change the host's own time.
+    assert all(torch.equal(requested.inputs[name], true.inputs[name]) for name in true.inputs)
+    at_24 = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, processor_fps: 24}").prepare(
         sample
     )
-    assert told.grid == true.grid and torch.equal(
-        told.inputs["pixel_values_videos"], true.inputs["pixel_values_videos"]
-    )
-    assert told.inputs["second_per_grid_ts"].item() == pytest.approx(2 / 24) and true.inputs[
-        "second_per_grid_ts"
-    ].item() == pytest.approx(2.0, rel=0.02)
+    assert at_24.grid == true.grid
+    assert torch.equal(at_24.inputs["pixel_values_videos"], true.inputs["pixel_values_videos"])
+    assert at_24.inputs["second_per_grid_ts"].item() == pytest.approx(2 / 24)
+    assert true.inputs["second_per_grid_ts"].item() == pytest.approx(2.0, rel=0.02)
 
 
 # --- features
 
 
 def between_centres(n, into):
-    """(into, n) weights of linear interpolation between the centres of ``n`` cells, read at the
-    centers of ``into``, one number at a time.
+    """Return (into, n) weights of linear interpolation from the centers of ``n`` cells.
+
+    They are read at the centers of ``into`` cells, and computed one number at a time.
     """
     weights = np.zeros((into, n))
     for i in range(into):
@@ -159,7 +149,7 @@ def between_centres(n, into):
 
 
 def released_alignment(values, steps, rows, cols):
-    """The released code's order: trilinear with the space as it is, then bilinear step by step."""
+    """Interpolate as the released code does: first trilinear in time, then bilinear by step."""
     volume = values.permute(3, 0, 1, 2)[None]
     if len(values) != steps:
         volume = interpolate(
@@ -197,12 +187,11 @@ def test_alignment_as_released_is_plain_interpolation_on_any_grid(steps, shape):
         found, released_alignment(values, steps, *shape), atol=1e-6, rtol=1e-6
     )
     smooth = align(raw, grid, "index")
-    assert torch.equal(smooth, found) == (
-        min(shape) >= 24
-    )  # what smoothing changes, and where it has nothing to do
+    # Smoothing has no effect where the grid is not coarser.
+    assert torch.equal(smooth, found) == (min(shape) >= 24)
 
 
-def test_space_is_plain_where_time_is_true():
+def test_plain_interpolation_in_space_can_be_combined_with_true_times():
     values = torch.randn(3, 24, 24, 5, generator=torch.Generator().manual_seed(0))
     grid = visual_grid([0.0, 1.0, 5.0, 6.0, 9.0, 10.0], 2, 8, 10)
     found = align(FrameFeatures(values, grid.times), grid, antialias=False)
@@ -221,13 +210,11 @@ def test_a_pipeline_aligns_as_its_recipe_says(root, tmp_path):
     assert a.grid == b.grid and a.grid.rows < 8
     frames = plain.clip_reader.read(sample.video, plain.times(sample))
     raw = plain.extractor.raw_features(sample.video, frames)
-    assert (smooth.extractor.feature_cache.misses, plain.extractor.feature_cache.hits) == (
-        1,
-        2,
-    )  # what is kept is on the backbone's own grid: one entry serves both
-    assert torch.equal(b.features, align(raw, b.grid, antialias=False)) and not torch.equal(
-        a.features, b.features
-    )
+    # Entries are on the backbone's own grid, so that one serves both.
+    assert smooth.extractor.feature_cache.misses == 1
+    assert plain.extractor.feature_cache.hits == 2
+    assert torch.equal(b.features, align(raw, b.grid, antialias=False))
+    assert not torch.equal(a.features, b.features)
 
 
 def test_frames_are_resized_for_the_backbone_with_or_without_smoothing():
@@ -249,7 +236,7 @@ def test_frames_are_resized_for_the_backbone_with_or_without_smoothing():
     )
     torch.testing.assert_close(plain(frames, (0.0, 1.0)).values, expected)
     assert not torch.allclose(smooth(frames, (0.0, 1.0)).values, expected, atol=1e-3)
-    assert smooth.fingerprint() != plain.fingerprint()  # features of the two are kept apart
+    assert smooth.fingerprint() != plain.fingerprint()  # so that they share no cache entry
 
 
 def test_padding_for_the_backbone_repeats_the_last_frame():
@@ -290,19 +277,16 @@ def test_four_letters_compete_where_two_are_offered(root):
     modulation = four.fresh_modulation()
     with modulation.attached(four.model) as attachment:
         (record,) = score(four, attachment, [sample], "host")
-        apart = score(
-            two, attachment, [sample, three], "host"
-        )  # padded to one width, each with its own options again
-    assert (
-        len(record.logits) == 4
-        and [len(r.logits) for r in apart] == [2, 3]
-        and record.prediction == max(range(4), key=record.logits.__getitem__)
-    )
+        # Padded to one width in the batch, but each answer has its own options only.
+        offered = score(two, attachment, [sample, three], "host")
+    assert len(record.logits) == 4
+    assert [len(answer.logits) for answer in offered] == [2, 3]
+    assert record.prediction == max(range(4), key=record.logits.__getitem__)
     with pytest.raises(RecipeError, match="`letters` has no effect on answers by word"):
         load_recipe("gazeqwen_tiny", ["letters=four"])
 
 
-def test_failed_samples_shrink_the_number_only_when_asked(tmp_path):
+def test_failed_samples_reduce_the_number_only_if_chosen(tmp_path):
     records = {
         "signal": [
             Prediction(f"s{k}", "t", f"v{k}", "signal", 0, 0, True, (1.0,), 1) for k in range(3)
@@ -319,7 +303,7 @@ def test_failed_samples_shrink_the_number_only_when_asked(tmp_path):
         ] == ["s3"]
 
 
-def test_the_question_alone_is_asked_of_the_bare_host_without_any_clip(root):
+def test_text_only_asks_the_bare_host_without_the_clip(root):
     pipeline = pipeline_for(root)
     sample = pipeline.samples("test")[0]
     prepared = pipeline.prepare(sample, "text")
@@ -334,7 +318,7 @@ def test_the_question_alone_is_asked_of_the_bare_host_without_any_clip(root):
 # --- signals
 
 
-def test_an_empty_signal_is_worth_a_residual_or_nothing():
+def test_an_empty_signal_gives_residuals_or_none():
     host = qwen()
     empty = [[ClipInput(Scanpath(np.empty((0, 4))), GRID, features())], [CLIP]]
     found = {}
@@ -353,22 +337,21 @@ def test_an_empty_signal_is_worth_a_residual_or_nothing():
             24 if rule == "residual" else 12
         )
     assert torch.equal(found["none"][0], bare[0]) and not torch.equal(found["residual"][0], bare[0])
-    torch.testing.assert_close(
-        found["none"][1], found["residual"][1], atol=1e-6, rtol=1e-6
-    )  # a batch whose clips are all written goes by mixtures
+    # Up to rounding: a batch in which every clip is written is computed by mixtures.
+    torch.testing.assert_close(found["none"][1], found["residual"][1], atol=1e-6, rtol=1e-6)
     assert not torch.equal(found["none"][1], bare[1])
     with pytest.raises(
-        RecipeError, match="`empty: none` applies to visual tokens; it has no effect with kind `text`"
+        RecipeError,
+        match="`empty: none` applies to visual tokens; it has no effect with kind `text`",
     ):
         load_recipe("gazeqwen_tiny", ["injection.empty=none", "injection.tokens={kind: text}"])
 
 
-def test_a_batch_without_any_signal_teaches_nothing_and_stops_nothing(tmp_path):
+def test_a_batch_without_any_signal_gives_no_gradient_and_no_error(tmp_path):
     make_world(tmp_path / "tabletop", train=2, val=1, test=2, seed=5, workers=1)
     first = min((tmp_path / "tabletop" / "fixations").glob("*.csv"))
-    first.write_text(
-        first.read_text().splitlines()[0] + "\n"
-    )  # one of the two training videos: nobody looked
+    # One of the two training videos has a header and no fixations.
+    first.write_text(first.read_text().splitlines()[0] + "\n")
     overrides = [
         "injection.empty=none",
         "data.params.train=2",
@@ -404,7 +387,7 @@ def test_a_batch_without_any_signal_teaches_nothing_and_stops_nothing(tmp_path):
         load_recipe("gazeqwen_tiny", ["injection.empty=none", "training.condition=blank"])
 
 
-def test_a_data_set_says_what_of_a_signal_belongs_to_a_sample(root, monkeypatch):
+def test_a_data_set_decides_which_part_of_a_signal_belongs_to_a_sample(root, monkeypatch):
     pipeline = pipeline_for(root)
     sample = pipeline.samples("test")[0]
     whole = Scanpath.read(sample.signals["gaze"])
@@ -427,7 +410,7 @@ def test_departures_are_written_into_a_run_s_recipe(root, tmp_path):
     assert Run.open(run.folder).recipe == recipe
 
 
-def test_features_are_kept_in_the_type_and_up_to_the_size_asked_for(root, tmp_path):
+def test_features_are_cached_in_the_chosen_type_and_up_to_the_chosen_size(root, tmp_path):
     pipeline = pipeline_for(root, "features={dtype: float16, disk_gib: 0.001}", cache=tmp_path)
     sample = pipeline.samples("test")[0]
     assert pipeline.extractor.feature_cache.max_bytes == int(0.001 * 2**30)

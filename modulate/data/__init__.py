@@ -1,1 +1,1 @@
-"""Videos and data sets to frames at true times and cached backbone features."""
+"""From videos and data sets to frames at true times and cached backbone features."""

@@ -1,1 +1,1 @@
-"""Samples to conditioned forwards; one question about one video."""
+"""From samples to conditioned forwards; one question about one video."""

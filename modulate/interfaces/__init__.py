@@ -1,1 +1,1 @@
-"""What plugins implement and exchange: signals, grids, frames, components."""
+"""The interfaces that plugins implement, and the values that they exchange."""

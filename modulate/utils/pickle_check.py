@@ -122,8 +122,8 @@ def _execute(code: Any, stack: list[_Value | None], source: str) -> None:
         target, *taken = taken
         if target.inside or target in taken:
             raise CheckpointError(
-                f"{source} is refused: its pickle changes a container that stands in another"
-                " already."
+                f"{source} is refused: its pickle changes a container after putting it into"
+                " another."
             )
     size = (target.size if target else 1) + sum(value.size for value in taken)
     if size > PICKLE_VALUES:

@@ -241,6 +241,7 @@ def _load(vit: VisionTransformer, weights: str) -> None:
     path = resolve(weights)
     try:
         state = read_tensors(path)
+        # Positions of another image size differ in number, which strict loading would refuse.
         if (
             "pos_embed" in state
             and vit.pos_embed is not None

@@ -75,6 +75,7 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
 
     Raises :class:`ConditioningError` unless there is one scanpath for every grid.
     """
+    # Other signals cannot be encoded, and a missing one would shift all following clips.
     wrong = [type(s).__name__ for s in signals if not isinstance(s, Scanpath)]
     if wrong or len(signals) != len(grids) or not grids:
         kinds = ", ".join(wrong) or "scanpaths"
@@ -88,6 +89,7 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
     spans = pad_sequence(
         [torch.tensor(g.spans, dtype=torch.float64) for g in grids], batch_first=True
     )
+    # A clip of a single frame has an empty span; widen it about its middle.
     middle = spans.mean(-1)
     reach = (spans[..., 1] - spans[..., 0]).clamp(min=INSTANT) / 2
     return Alignment(
@@ -154,6 +156,7 @@ def decayed(
         finish = alignment.spans[..., 1:]
         begun = begin < finish - ROUNDING
     begun = (begun & alignment.exists[:, None]).to(tau.device)
+    # Weights below FAINT become exactly 0, so that old fixations do not keep a step active.
     age = (start - end).clamp(min=0).to(tau.device, torch.float32)
     fresh = torch.exp(-age / tau)
     fresh = fresh * (begun & (fresh > FAINT))

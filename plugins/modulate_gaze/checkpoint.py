@@ -340,6 +340,7 @@ def _shapes(c: ReleasedConfig, modules: int) -> Iterator[tuple[str, tuple[int, .
 
 def _check_resampler(state: dict[str, Tensor], config: ReleasedConfig, path: Path) -> int:
     """Return the number of modules, after checking names and shapes against ``config``."""
+    # The config does not contain the number of modules, so it comes from the names of tensors.
     modules = sum(name.startswith("latents.") for name in state)
     if modules == 0 and (flat := next((name for name in state if _FLAT.match(name)), None)):
         raise CheckpointError(
@@ -406,6 +407,7 @@ def _check_lora(
             f"{path}: lora_state_dict lacks {len(missing)} tensors, the first is {name}.lora_{side}"
             f" of layer {layer}."
         )
+    # The config does not contain v_proj's width, so the first update defines it for all layers.
     first = found[0, "self_attn.v_proj", "B"][1]
     d_value = int(first.shape[0]) if first.ndim == 2 else 0
     d_out = {"self_attn.q_proj": config.d_llm, "self_attn.v_proj": d_value}

@@ -112,15 +112,15 @@ class GazeOverlay(InputTransform):
 
     def draw(self, image: NDArray[np.uint8], x: float, y: float) -> None:
         """Draw one mark into ``image`` (height, width, 3); x and y are fractions of the frame."""
-        p = self.params
+        params = self.params
         height, width = image.shape[:2]
         rows, cols = np.ogrid[:height, :width]
         distance = np.hypot(cols + 0.5 - x * width, rows + 0.5 - y * height)  # of pixel centers
-        if p.shape != "dot":
-            radius = _pixels(p.circle_radius, p.circle_unit, width)
-            image[np.abs(distance - radius) <= p.line / 2] = p.circle_color
-        if p.shape != "circle":
-            image[distance <= _pixels(p.dot_radius, p.dot_unit, width)] = p.dot_color
+        if params.shape != "dot":
+            radius = _pixels(params.circle_radius, params.circle_unit, width)
+            image[np.abs(distance - radius) <= params.line / 2] = params.circle_color
+        if params.shape != "circle":
+            image[distance <= _pixels(params.dot_radius, params.dot_unit, width)] = params.dot_color
 
 
 def _pixels(radius: float, unit: Unit, width: int) -> float:
@@ -224,17 +224,17 @@ class GazeText(InputTransform):
 
     def __call__(self, turn: HostInput, signal: Signal, window: tuple[float, float]) -> HostInput:
         """Return the turn with the fixations in its text."""
-        p = self.params
+        params = self.params
         text = self.text(scanpath(signal), window, turn.frames.images.shape[1:3])
-        parts = [text, turn.text] if p.place == "before" else [turn.text, text]
+        parts = [text, turn.text] if params.place == "before" else [turn.text, text]
         return replace(turn, text="\n".join(parts))
 
     def text(self, gaze: Scanpath, window: tuple[float, float], size: tuple[int, int]) -> str:
         """Return the text for a clip's fixations; ``size`` is (height, width) of its frames."""
-        p = self.params
+        params = self.params
         begin, finish = window
         height, width = size
-        origin = begin if p.clock == "clip" else 0.0
+        origin = begin if params.clock == "clip" else 0.0
         lines = []
         for (x, y, _, _), start, end in zip(
             gaze.fixations.tolist(), gaze.starts.tolist(), gaze.ends.tolist(), strict=True
@@ -250,10 +250,12 @@ class GazeText(InputTransform):
                 "end": end - origin,
                 "duration": end - start,
             }
-            lines.append(p.line.format(**values))
+            lines.append(params.line.format(**values))
         if not lines:
-            return p.empty
-        return "\n".join([p.heading, *(lines if p.most is None else lines[-p.most :])])
+            return params.empty
+        if params.most is not None:
+            lines = lines[-params.most :]
+        return "\n".join([params.heading, *lines])
 
 
 # --- a saliency map

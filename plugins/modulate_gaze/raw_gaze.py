@@ -176,6 +176,7 @@ def _recording(
     fps: float,
     edge: tuple[float, float] = (1.0, 1.0),
 ) -> Recording:
+    # Untracked frames do not count as outside: their positions mean nothing.
     inside = np.clip(xy, 0.0, edge)
     outside = (inside != xy).any(axis=1) & tracked
     inside.setflags(write=False)
@@ -213,6 +214,7 @@ def _read_egtea(path: Path, file: TextIO, frames: _Frames, keep: bool) -> None:
         lost = x == 0 and y == 0
         if frame < 0:
             continue
+        # A frame is lost only if none of its samples has gaze.
         if lost and frame not in frames.positions:
             frames.lost.add(frame)
         if not lost:
@@ -300,6 +302,7 @@ def _dense(path: Path, fps: float, keep: bool) -> Recording:
         )
     values = np.array(rows, dtype=np.float64)
     finite: Bool[np.ndarray, " frame"] = np.isfinite(values[:, 0]) & np.isfinite(values[:, 1])
+    # Only valid rows: trackers write arbitrary numbers while the eye is lost.
     pixels = np.flatnonzero(
         finite & (values[:, 2] == 1) & (np.abs(values[:, :2]) >= PIXELS_FROM).any(axis=1)
     ).tolist()

@@ -150,14 +150,18 @@ class Block(nn.Module):
         ``signal`` guides the keys of the tokens, but not those of the latents. ``latents`` is
         (module, step, latent, d), with one step if all are equal.
         """
+        # Keys are never computed: each of the two key maps is applied to the few queries instead of
+        # the many tokens.
         query = self.query(latents)
         keyed = self.key.back(query)
         constant = self.key.constant(query) + self.signal.constant(query)
         guided = torch.einsum("msqf,stf->msqt", self.signal.back(query), signal)
         products = tokens.products(keyed) + guided
+        # Latents also attend to themselves, without guidance.
         own = (keyed @ latents.mT).expand(-1, products.shape[1], -1, -1)
         logits = torch.cat([products, own], -1) + constant
         weights = torch.softmax(logits / query.shape[-1] ** 0.5, -1)
+        # Likewise, the value map is applied to the mean of the tokens, not to each token.
         n = signal.shape[1]
         seen = tokens.means(weights[..., :n]) + weights[..., n:] @ latents
         latents = latents + self.value(seen)  # the bias counts once, because weights sum to 1

@@ -63,6 +63,7 @@ class Scanpath(Signal):
         _check(rows)
         times = rows[:, 2]
         behind = int((times < np.maximum.accumulate(times)).sum()) if len(rows) else 0
+        # Stable: fixations at the same time keep their order.
         rows = rows[np.argsort(times, kind="stable")]
         rows.setflags(write=False)
         object.__setattr__(self, "fixations", rows)
@@ -114,6 +115,7 @@ class Scanpath(Signal):
         if not keep and len(self):
             keep = [self.fixations[rng.randrange(len(self))]]
         rows = np.array(keep).reshape(-1, 4)
+        # Positions that start outside may move within OFF_SCREEN, but not beyond.
         noise = np.array(
             [rng.gauss(0.0, augmentation.sigma) for _ in range(2 * len(rows))]
         ).reshape(-1, 2)
@@ -188,6 +190,7 @@ def shifted(signal: Any, context: ControlContext) -> Scanpath:
     starts = np.clip(signal.starts, begin, finish)
     ends = np.clip(signal.ends, begin, finish)
     inside = ends > starts
+    # Fixations without duration have no overlap, but count if their instant lies inside.
     inside |= (
         (signal.fixations[:, 3] == 0)
         & (signal.fixations[:, 2] >= begin)

@@ -177,6 +177,8 @@ def _used(
 
     If the split fails, no video is excluded.
     """
+    # The data set would refuse broken entries; give it the readable ones, so that the split and
+    # all later checks can run.
     data.items = items
     found = {
         task: its
@@ -206,7 +208,7 @@ def _videos(
         files: Mapping[str, Path] = data.video_files
     except ModulateError as error:
         report.add("error", str(error))
-        files = data.video_files = {}
+        files = data.video_files = {}  # later checks must not raise the same error again
     _missing(report, "videos", [stem for stem in stems if stem not in files], len(stems))
     infos = {}
     broken = dict[str, str]()

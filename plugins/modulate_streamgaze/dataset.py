@@ -200,14 +200,14 @@ class StreamGaze(Dataset):
     @cached_property
     def people(self) -> People:
         """Participant and original data set of each video, as far as known."""
-        p = self.params
-        videos = self.video_files if (self.root / p.videos).is_dir() else {}
+        params = self.params
+        videos = self.video_files if (self.root / params.videos).is_dir() else {}
         everything = [item for items in self.items.values() for item in items]
         return gather(
             everything,
             self.root,
-            self.root / p.metadata,
-            None if p.groups is None else self.root / p.groups,
+            self.root / params.metadata,
+            None if params.groups is None else self.root / params.groups,
             videos,
         )
 

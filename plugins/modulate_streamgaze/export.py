@@ -57,11 +57,11 @@ def failures(failed: Sequence[Prediction], n: int, rule: FailedRule) -> str:
         f"{len(failed)} of {n} answers failed. The benchmark's format has no word for that: each is"
         " exported with an empty reply, which its scorer counts as wrong."
     )
-    other = (
+    difference = (
         f" The run's own figures differ: there, such samples are {FAILED_RULES[rule]}"
         f" (evaluation.failed: {rule})."
     )
-    return text + (other if rule != "wrong" else "")
+    return text + (difference if rule != "wrong" else "")
 
 
 def export(
@@ -114,6 +114,7 @@ def _result(
     task: str, path: Path, found: Mapping[tuple[int, ...], Prediction]
 ) -> list[dict[str, Any]]:
     items = {item.place: item for item in usable_questions(path)[0]} if path.is_file() else {}
+    # A question file that was edited since would silently give other questions the run's answers.
     for place, p in found.items():
         if place not in items or items[place].id != p.id or items[place].answer != p.answer:
             raise DataError(
@@ -126,11 +127,11 @@ def _result(
                 f" letters for {len(LETTERS)} options."
             )
     entries = []
-    asked = {place[0] for place in found}
+    answered_entries = {place[0] for place in found}
     for e, entry in enumerate(read_json(path, "Question file")):
         questions = []
         replies = []
-        for q, question in enumerate(entry["questions"] if e in asked else ()):
+        for q, question in enumerate(entry["questions"] if e in answered_entries else ()):
             if family(task) == "proactive":
                 points = [
                     {**point, **_response(found[e, q, i])}

@@ -195,6 +195,7 @@ def gather(
         else []
     )
     entries = _of_entries(items)
+    # In order of precedence: the first source that knows a value wins.
     known: dict[str, dict[str, str]] = {}
     for stem, entry in entries.items():
         folders = (

@@ -338,13 +338,13 @@ def _clip(value: object) -> tuple[float, float] | None:
 
 
 def _video(entry: Mapping[str, Any]) -> str:
-    given = {
+    stated = {
         key: entry[key].strip().replace("\\", "/")
         for key in ("video_path", "video")
         if isinstance(entry.get(key), str)
     }
     names = {
-        PurePosixPath(checked_name(_ROOT.sub("", text), key)).name for key, text in given.items()
+        PurePosixPath(checked_name(_ROOT.sub("", text), key)).name for key, text in stated.items()
     }
     if len(names) != 1 or not (name := names.pop()):
         raise DataError(
@@ -355,10 +355,10 @@ def _video(entry: Mapping[str, Any]) -> str:
 
 
 def _groups(entry: Mapping[str, Any]) -> dict[str, str]:
-    given = {
+    stated = {
         key: str(entry[key]) for key in ("viewer", "participant") if entry.get(key) is not None
     }
-    return {"video": video_stem(_video(entry))} | given
+    return {"video": video_stem(_video(entry))} | stated
 
 
 def _text(mapping: Mapping[str, Any], key: str) -> str:

@@ -197,13 +197,12 @@ def _assign_groups(
         reached.append(following)
     ends = [(t, v) for t, bits in reached[-1].items() for v in range(total + 1) if bits >> v & 1]
     ends = [(t, v) for t, v in ends if t and v and (bool(total - t - v) == bool(shares[2]))]
-    train, val = min(
-        ends,
-        key=lambda end: (
-            sum(abs(n - s * total) for n, s in zip((*end, total - sum(end)), shares, strict=True)),
-            end,
-        ),
-    )
+
+    def distance(end: tuple[int, int]) -> float:
+        counts = (*end, total - sum(end))
+        return sum(abs(n - share * total) for n, share in zip(counts, shares, strict=True))
+
+    train, val = min(ends, key=lambda end: (distance(end), end))
     # Walk back from the best pair, group by group, through pairs that were reachable.
     assigned: dict[str, str] = {}
     for i in reversed(range(len(order))):

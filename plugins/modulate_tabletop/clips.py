@@ -162,9 +162,8 @@ def _story(
 ) -> tuple[list[Dwell], list[float], list[np.ndarray], list[Event]]:
     """Choose targets and events in the order of time.
 
-    A target is drawn evenly among the places that hold an object and were not looked at within 8 s;
-    what is new on the table is held back as often as what is old, so that novelty says nothing
-    about the target.
+    A target is drawn uniformly among the places with an object that were not looked at within 8 s.
+    New objects are held back as often as old ones, so that novelty does not reveal the target.
     """
     when = _event_times(rng, dwells)
     state = _first_state(rng, most)
@@ -172,18 +171,19 @@ def _story(
     states = [state]
     events = list[Event]()
     done: list[Dwell] = []
-    held: dict[int, float] = {}  # place → until when it is held back
+    held: dict[int, float] = {}  # place → time until which it is held back
     for index, dwell in enumerate(dwells):
         recent = {d.place for d in done if dwell.start - d.end < WINDOW}
         full = set(np.flatnonzero(state[0] >= 0).tolist())
-        free = sorted(
-            full - recent - {p for p, until in held.items() if until > dwell.start}
-        ) or sorted(full - recent)
+        held_back = {place for place, until in held.items() if until > dwell.start}
+        # Sorted: the order of a set must not decide what the generator draws.
+        free = sorted(full - recent - held_back) or sorted(full - recent)
         place = int(rng.choice(free))
         done.append(replace(dwell, place=place))
         if index in when:
             what = "appear" if index == min(when) else str(rng.choice(["appear", "move", "vanish"]))
             state, changed, what = _change(rng, state, place, what, most)
+            # Old objects are unavailable with this probability: hold the new one back as often.
             if what != "vanish" and rng.random() < len(full & (recent | {place})) / len(full):
                 held[changed] = when[index] + rng.uniform(1, WINDOW)
             changes.append(when[index])
@@ -202,8 +202,9 @@ def _frame_times(rng: np.random.Generator, variable: bool) -> np.ndarray:
 
 
 def _hand_path(rng: np.random.Generator, times: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Idle at the lower edge, then one reach to ``target`` (time, 2); pixels before the camera's
-    shift are not known here, only the frame.
+    """Return an idle hand at the lower edge, then one reach to ``target`` (time, 2).
+
+    Positions are fractions of the frame, as seen after the camera's shift.
     """
     phase = rng.uniform(0, 2 * np.pi, 2)
     home = rng.uniform(0.15, 0.85)

@@ -88,14 +88,16 @@ class Tabletop(Dataset):
     @cached_property
     def reader(self) -> TabletopFiles:
         """StreamGaze's reader, set to this world."""
-        p = self.params
+        params = self.params
         limits = (
             {}
-            if p.max_per_split is None
-            else dict.fromkeys(("train", "val", "test"), p.max_per_split)
+            if params.max_per_split is None
+            else dict.fromkeys(("train", "val", "test"), params.max_per_split)
         )
-        windows = dict.fromkeys(("past_seconds", "present_seconds", "proactive_seconds"), p.window)
-        shared = p.model_dump(
+        windows = dict.fromkeys(
+            ("past_seconds", "present_seconds", "proactive_seconds"), params.window
+        )
+        shared = params.model_dump(
             include={"root", "tasks", "split", "fixations", "fixation_rule", "proactive_fixations"}
         )
         return TabletopFiles(
@@ -107,8 +109,8 @@ class Tabletop(Dataset):
 
         Raises :class:`~modulate.errors.DataError` if the folder holds another world.
         """
-        p = self.params
-        make_world(p.root, **{key: getattr(p, key) for key in WORLD})
+        params = self.params
+        make_world(params.root, **{key: getattr(params, key) for key in WORLD})
         self.reader.prepare()
 
     @classmethod

@@ -163,10 +163,10 @@ def make_world(
             try:
                 folder.replace(root)
             except OSError:  # another process finished first
-                other = _existing(root, wanted)
-                if other is None:
+                existing = _existing(root, wanted)
+                if existing is None:
                     raise
-                manifest = other
+                manifest = existing
                 reused = True
     return {
         **manifest,
@@ -201,12 +201,12 @@ def _existing(root: Path, wanted: Mapping[str, float]) -> dict[str, Any] | None:
     found = world_in(root)
     if found is None:
         return None
-    other = [
+    differences = [
         f"{key} is {found[key]}, wanted {wanted[key]}"
         for key in wanted
         if found[key] != wanted[key]
     ]
-    if other:
+    if differences:
         raise DataError(
             f"{root} holds another tabletop world: {'; '.join(other)}. Name another folder, or"
             " delete this one."

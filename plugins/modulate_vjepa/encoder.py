@@ -246,6 +246,7 @@ class VJepaEncoder(nn.Module):
         Row and column indices are scaled to span ``rope_grid`` patches, time indices are not. The
         result has the device and dtype of ``like``.
         """
+        # float32 throughout: bfloat16 cannot represent the positions of long clips.
         _, rows, cols = grid
         head = self.config.dim // self.config.heads
         part = 2 * (head // 3 // 2)

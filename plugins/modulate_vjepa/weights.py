@@ -51,6 +51,7 @@ def load_encoder(path: Path, config: VJepaConfig | None) -> VJepaEncoder:
         metadata = {}
         tensors = _read_published(path)
     config = config or _config_beside(path, metadata)
+    # On the meta device: the weights are assigned below, so random ones would be wasted.
     with torch.device("meta"):
         encoder = VJepaEncoder(config)
     try:

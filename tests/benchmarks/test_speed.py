@@ -1,6 +1,4 @@
-"""What makes modulate fast leaves its results as they are, and the baseline it is measured against
-computes the same.
-"""
+"""Speedups of modulate do not change its results, and the baseline computes the same."""
 
 import json
 import random
@@ -34,7 +32,7 @@ from modulate.utils.lru_cache import LRUCache
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """The bench in small, and a modulation of it whose residuals are not zero."""
+    """A small version of the bench, and a modulation of it with non-zero residuals."""
     root = tmp_path_factory.mktemp("bench")
     fixtures.save_host(root / "host", pixels=64**2, patch=8, layers=4, width=256, vocabulary=512)
     fixtures.write_dataset(root / "world", videos=1, seconds=8, size=(160, 120), moments=(6,))
@@ -90,10 +88,8 @@ def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
     host = ModulatedHost(modulation, pipeline.model)
     try:
         host.zero_grad()
-        logits = pipeline.option_logits(
-            batch,
-            host([[p.clip(p.signal)] for p in batch.prepared], **batch.inputs, **LAST_LOGITS),
-        )
+        rows = [[p.clip(p.signal)] for p in batch.prepared]
+        logits = batch.option_logits(host(rows, **batch.inputs, **LAST_LOGITS))
         loss = smoothed_cross_entropy(logits, batch.answers, 0.0)
         loss.backward()
     finally:
@@ -293,7 +289,7 @@ def test_frames_on_disk_are_the_decoded_ones_and_spare_the_decoder(bench, tmp_pa
 
 
 def trained(pipeline, root, **changes):
-    """Train the bench's recipe with other settings of training; the weights, and the losses logged."""
+    """Train the bench's recipe with changed settings; return weights and logged losses."""
     training = pipeline.recipe.training.model_copy(update=changes)
     recipe = pipeline.recipe.model_copy(
         update={"training": training, "name": "-".join(map(str, changes.values()))}
@@ -323,11 +319,12 @@ def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(
     moved = [k for k in plain if (plain[k] - fresh[k]).abs().max() > 1e-4]
     apart = lambda name: json.loads((tmp_path / name / "state.json").read_text())["apart"]
     assert apart("1-clip") == 0
-    signals = iter(range(100))
-    signal = pipeline.signal
+    shifts = iter(range(100))
+    read = pipeline.signals.read
+    # Give every question a signal of its own.
     monkeypatch.setattr(
-        pipeline, "signal", lambda sample: signal(sample).moved(1e-3 * next(signals))
-    )  # every question has a signal of its own
+        pipeline.signals, "read", lambda sample: read(sample).moved(1e-3 * next(shifts))
+    )
     trained(pipeline, tmp_path, prefetch_batches=0, batch_by="clip")
     assert apart("0-clip") == 2
     assert "out.0.weight" in moved and all(
@@ -348,7 +345,7 @@ def test_settings_of_batches_without_effect_are_refused(bench):
         (
             {"batch_by": "clip"},
             {"injection": {"layers": [1], "tokens": {"kind": "text"}}},
-            "can write on visual tokens only",
+            "can write to visual tokens only",
         ),
     ):
         with pytest.raises(RecipeError, match=text):

@@ -1,4 +1,4 @@
-"""Fixtures of the contract suite, and the option that writes its outcomes down."""
+"""Fixtures of the contract suite, and the option that writes its outcomes to a file."""
 
 import json
 from dataclasses import asdict
@@ -24,8 +24,7 @@ def pytest_addoption(parser):
         "--write-hosts",
         action="store_true",
         help=(
-            f"write the outcomes of the contract suite to {DATA.name}, from which the hosts page is"
-            " made"
+            f"write the outcomes of the contract suite to {DATA.name}, the source of the hosts page"
         ),
     )
 
@@ -45,11 +44,9 @@ def pytest_runtest_makereport(item, call):
     report = yield
     case = item.funcargs.get("case") if item.get_closest_marker("contract") else None
     if case is not None and (report.when == "call" or report.failed):
-        cell = (
-            {"outcome": "failed"}
-            if report.failed
-            else {"outcome": case.outcome} | ({"reason": case.reason} if case.reason else {})
-        )
+        cell = {"outcome": "failed" if report.failed else case.outcome}
+        if case.reason and not report.failed:
+            cell["reason"] = case.reason
         item.config.stash[OUTCOMES][case.family.name].setdefault(item.originalname, []).append(cell)
     return report
 
@@ -62,23 +59,29 @@ def pytest_sessionfinish(session):
 
 
 def write(outcomes):
-    """Put this transformers version's cells into the data file; return what is in the way, if
-    anything. Slow rows that were left out are said to be.
+    """Write the cells of this transformers version to the data file.
+
+    Return why nothing could be written, or "". Slow rows that did not run are recorded as not run.
     """
     hosts = {}
     titles = {name: row.title for name, row in rows().items()}
     rank = ("pass", "not run", "not applicable", "refused", "failed")
     for family in FAMILIES:
-        found = outcomes[family.name]
-        missing = [name for name, row in rows().items() if name not in found and row.quick(family)]
+        cells_by_row = outcomes[family.name]
+        missing = [
+            name for name, row in rows().items() if name not in cells_by_row and row.quick(family)
+        ]
         if missing:
             return (
                 f"Nothing written: {family.name} did not run {', '.join(missing)}; run the whole of"
                 " tests/contract."
             )
-        found = {name: found.get(name, [NOT_RUN]) for name in titles}
+        # A row with several cells on one host has the worst of their outcomes.
         cells = {
-            name: max(found[name], key=lambda cell: rank.index(cell["outcome"])) for name in titles
+            name: max(
+                cells_by_row.get(name, [NOT_RUN]), key=lambda cell: rank.index(cell["outcome"])
+            )
+            for name in titles
         }
         failed = [name for name, cell in cells.items() if cell["outcome"] == "failed"]
         if failed:
@@ -89,17 +92,14 @@ def write(outcomes):
             "encodes": type(host).encode is not Host.encode,
             "cells": cells,
         }
-    version = LibraryVersions.installed()
-    others = {name: value for name, value in asdict(version).items() if name != "transformers"}
-    here = others | {"device": "CUDA" if torch.cuda.is_available() else "CPU", "hosts": hosts}
-    versions = (json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}) | {
-        version.transformers: here
-    }
-    kept = complete(versions, titles)
-    for release in versions.keys() - kept.keys():
-        print(f"\nDropped transformers {release}: it has not seen all of today's rows.")
-    versions = kept
-    DATA.write_text(
-        json.dumps({"rows": titles, "versions": versions}, indent=1, ensure_ascii=False) + "\n"
-    )
+    record = asdict(LibraryVersions.installed())
+    release = record.pop("transformers")
+    record |= {"device": "CUDA" if torch.cuda.is_available() else "CPU", "hosts": hosts}
+    versions = json.loads(DATA.read_text())["versions"] if DATA.is_file() else {}
+    versions |= {release: record}
+    complete_versions = complete(versions, titles)
+    for dropped in versions.keys() - complete_versions.keys():
+        print(f"\nDropped transformers {dropped}: it has not seen all of today's rows.")
+    data = {"rows": titles, "versions": complete_versions}
+    DATA.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     return ""

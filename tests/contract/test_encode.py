@@ -1,6 +1,4 @@
-"""Prompts encoded from frames: real processors with a tiny tokenizer; grids, placeholders and times
-agree with the frames.
-"""
+"""Prompts encoded from frames by real processors: grids, placeholders and times fit the frames."""
 
 import numpy as np
 import pytest
@@ -50,11 +48,12 @@ TIMES = (3.0, 3.5, 4.0, 5.2, 5.8, 6.1)
 def processor(name):
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(
         Regex(r"\n|[0-9]|[A-Za-z]+|[^A-Za-z0-9\n]"), behavior="isolated"
     )
-    special = [w for w in WORDS if w.startswith("<|")]
+    special = [word for word in WORDS if word.startswith("<|")]
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token="<unk>",
@@ -86,24 +85,19 @@ def processor(name):
 
 @pytest.fixture(params=list(PROCESSORS))
 def encoded(request):
-    case = Case(next(f for f in FAMILIES if f.name == request.param))
+    """A case, its processor, and a prompt that it encoded."""
+    case = Case(next(family for family in FAMILIES if family.name == request.param))
     images = np.random.default_rng(0).integers(0, 256, (len(TIMES), 16, 24, 3), dtype=np.uint8)
-    made = processor(request.param)
-    return (
-        case,
-        made,
-        understand(case.host).encode(made, "Where", Frames(images, TIMES), (2.0, 7.0)),
-    )
+    encoder = processor(request.param)
+    prompt = understand(case.host).encode(encoder, "Where", Frames(images, TIMES), (2.0, 7.0))
+    return case, encoder, prompt
 
 
 def test_the_grid_has_the_frames_true_times_and_the_host_s_tokens(encoded):
     case, _, prompt = encoded
     grid = prompt.grid
-    assert (
-        grid.times == pytest.approx((3.25, 4.6, 5.95))
-        and grid.spans[0][0] == 2.0
-        and grid.spans[-1][1] == 7.0
-    )
+    assert grid.times == pytest.approx((3.25, 4.6, 5.95))
+    assert grid.spans[0][0] == 2.0 and grid.spans[-1][1] == 7.0
     assert (grid.rows, grid.cols) == (2, 3)
     assert int((prompt.inputs["input_ids"] == 5).sum()) == grid.tokens
     clip = ClipInput(scanpath(), grid, torch.randn(grid.steps, grid.tokens_per_step, D_FEATURES))
@@ -114,13 +108,13 @@ def test_the_grid_has_the_frames_true_times_and_the_host_s_tokens(encoded):
     assert attachment.report().tokens == grid.tokens
 
 
-def test_the_prompt_tells_the_model_the_times_as_its_family_does(encoded):
-    case, made, prompt = encoded
-    text = (
-        made.tokenizer.decode(prompt.inputs["input_ids"][0]).replace("<unk>", "").replace(" ", "")
-    )
+def test_the_prompt_gives_times_to_the_model_as_its_family_does(encoded):
+    case, encoder, prompt = encoded
+    text = encoder.tokenizer.decode(prompt.inputs["input_ids"][0])
+    text = text.replace("<unk>", "").replace(" ", "")
     if case.family.name == "qwen3_vl":
-        assert [f"<{t:.1f}seconds>" in text for t in prompt.grid.times] == [True] * 3
+        assert len(prompt.grid.times) == 3
+        assert all(f"<{time:.1f}seconds>" in text for time in prompt.grid.times)
     elif case.family.name == "qwen2_5_vl":
         close(
             prompt.inputs["second_per_grid_ts"].double(),
@@ -131,7 +125,7 @@ def test_the_prompt_tells_the_model_the_times_as_its_family_does(encoded):
 
 
 def test_a_family_that_cannot_encode_says_so():
-    host = understand(Case(next(f for f in FAMILIES if f.name == "internvl")).host)
+    host = understand(Case(next(family for family in FAMILIES if family.name == "internvl")).host)
     with pytest.raises(
         HostError, match=r"Encoding prompts for Host \(internvl\) is not supported yet"
     ):

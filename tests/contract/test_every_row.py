@@ -37,8 +37,8 @@ def test_reentrant_checkpointing_of_whole_layers_is_refused():
     host, modulation = trainable(case)
     for layer in host.get_decoder().layers:
         call = type(layer).__call__
-        run = lambda self, *a, call=call, **kw: checkpoint(
-            lambda *b: call(self, *b, **kw), *a, use_reentrant=True
+        run = lambda self, *args, call=call, **kwargs: checkpoint(
+            lambda *inner: call(self, *inner, **kwargs), *args, use_reentrant=True
         )
         layer.__class__ = type(type(layer).__name__, (type(layer),), {"__call__": run})
     host.enable_input_require_grads()
@@ -79,7 +79,10 @@ def test_a_modulation_saved_with_wrappers_in_its_names_still_loads(wrapper):
     [
         False,
         pytest.param(
-            True, marks=pytest.mark.skipif(not DYNAMO_TRACES_HOOKS, reason="this torch does not trace our hooks")
+            True,
+            marks=pytest.mark.skipif(
+                not DYNAMO_TRACES_HOOKS, reason="this torch does not trace hooks"
+            ),
         ),
     ],
 )
@@ -101,7 +104,7 @@ def test_an_export_is_the_bare_hosts_or_refused_under_a_conditioning(strict):
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm"])
 def test_a_whole_host_written_while_attached_is_read_as_the_bare_host(name, tmp_path):
-    """Here and not in a row: what is installed reads no pickles."""
+    """Not a row of the contract, since the installed package reads no pickles."""
     case = Case(next(family for family in FAMILIES if family.name == name))
     host = case.family.build()
     batch = case.write(["video", (7, 8, 9)])

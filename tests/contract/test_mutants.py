@@ -1,6 +1,4 @@
-"""The contract can fail: injectors that are broken on purpose are each caught by the rows named
-here.
-"""
+"""The contract can fail: each injector broken on purpose is caught by the rows listed for it."""
 
 import itertools
 import weakref
@@ -67,11 +65,12 @@ def applied_twice(monkeypatch):
 
 
 def first_row_for_every_row(monkeypatch):
+    initialize = conditioning.Conditioning.__init__
+
     def first(self, *args):
-        made(self, *args)
+        initialize(self, *args)
         self.maps = [self.maps[0]] * len(self.maps)
 
-    made = conditioning.Conditioning.__init__
     monkeypatch.setattr(conditioning.Conditioning, "__init__", first)
 
 
@@ -90,9 +89,7 @@ def chunk_boundary_ignored(monkeypatch):
 
 
 def first_forward_only(monkeypatch):
-    """Call order decides: the first forward of a conditioning is the prompt, all later ones are
-    taken for decoding.
-    """
+    """Call order decides: the first forward is the prompt, all later ones are decoding."""
     after_plan(monkeypatch, lambda self, given, plan: plan if self.tracker.forwards == 1 else None)
 
 
@@ -126,7 +123,7 @@ def after_other_hooks(monkeypatch):
 
 
 def recompute_by_the_last_plan(monkeypatch):
-    """What is recomputed is taken for the last forward."""
+    """Every recomputation counts as one of the last forward."""
     latest = []
     begin = passes.RecomputeTracker.begin
     monkeypatch.setattr(
@@ -139,22 +136,22 @@ def recompute_by_the_last_plan(monkeypatch):
 
 
 def recomputed_is_bare(monkeypatch):
-    """What is recomputed is taken for a forward that nothing is known of."""
+    """Every recomputation counts as one of an unknown forward."""
     monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, backward: None)
 
 
 def run_again_is_new(monkeypatch):
-    """A whole forward that is run again is taken for one of the block that lasts."""
+    """The recomputation of a whole forward counts as a new forward of the current block."""
     monkeypatch.setattr(passes.RecomputeTracker, "is_recomputing", lambda self: False)
 
 
 def first_of_the_checkpoint(monkeypatch):
-    """Of several forwards in one checkpoint the first is taken for all."""
+    """The first of several forwards in one checkpoint stands for all of them."""
     monkeypatch.setattr(passes.CheckpointRegion, "next", lambda self, running: self.passes[0])
 
 
 def recomputed(test, *more):
-    """A test of recomputed layers, in the form of a row."""
+    """Return a test of recomputed layers in the form of a row."""
     return lambda case: test(test_passes.Scene(), *more)
 
 
@@ -202,12 +199,12 @@ def hooks_stay(monkeypatch):
 
 
 def turns_count_on(monkeypatch):
-    """A second turn takes the tokens of the first for its own."""
+    """A second turn counts the tokens of the first as its own."""
     monkeypatch.setattr(tracker, "_numbers", itertools.repeat(1))
 
 
 def copies_know_nothing(monkeypatch):
-    """What a cache holds is known of the object alone."""
+    """The contents of a cache are known only for the object itself, not for its copies."""
     held = weakref.WeakKeyDictionary()
     monkeypatch.setattr(
         tracker, "histories_on", lambda cache: held.get(cache, {}) if cache is not None else {}
@@ -221,12 +218,12 @@ def copies_know_nothing(monkeypatch):
 
 
 def later_clips_are_text(monkeypatch):
-    """Whatever comes after a complete prompt counts as generated."""
+    """Everything after a complete prompt counts as generated."""
     monkeypatch.setattr(tracker.VisualTokenTracker, "_check_surplus", lambda *args: None)
 
 
 def branches_are_prompts(monkeypatch):
-    """Positions decide alone, in a branch without clips too."""
+    """Positions alone decide, even in a branch without clips."""
     after_plan(
         monkeypatch,
         lambda self, given, plan: plan or applied_where_the_prompt_has_them(self, given),
@@ -284,7 +281,10 @@ CAUGHT_BY = {
         test_forward.test_only_visual_tokens_differ_and_by_the_residual,
         test_forward.test_recorded_outputs,
     ],
-    after_other_hooks: [test_forward.test_recorded_outputs, test_coexistence.test_third_party_hooks],
+    after_other_hooks: [
+        test_forward.test_recorded_outputs,
+        test_coexistence.test_third_party_hooks,
+    ],
     recompute_by_the_last_plan: [
         test_training.test_two_forwards_then_two_backwards,
         recomputed(test_passes.test_two_forwards_on_one_tensor_of_embeddings, test_passes.whole, 1),
@@ -329,12 +329,10 @@ def test_a_broken_injector_is_caught(mutant, monkeypatch):
             with pytest.raises(
                 (AssertionError, ModulateError, RuntimeError, IndexError, pytest.fail.Exception)
             ):
-                row(
-                    Case(replace(BY_NAME[name]), lora=True)
-                )  # a host of its own: a row that fails may leave its own hooks behind
-        except (
-            NotApplicable
-        ) as reason:  # this transformers cannot be asked, so nothing is proved of the mutant
+                # A separate host: a row that fails may leave its own hooks behind.
+                row(Case(replace(BY_NAME[name]), lora=True))
+        except NotApplicable as reason:
+            # The row does not apply with this transformers, so it proves nothing about the mutant.
             pytest.skip(str(reason))
 
 

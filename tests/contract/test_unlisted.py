@@ -1,6 +1,4 @@
-"""Families that the contract does not hold in full: right, or refused when attached, with the true
-reason.
-"""
+"""Families outside the contract: served right, or refused when attached with the true reason."""
 
 import pytest
 import torch
@@ -45,11 +43,11 @@ def siglip(**more):
 
 
 def grid(steps, rows, cols):
-    return visual_grid([float(i) for i in range(steps)], 1, rows, cols, (0.0, 4.0))
+    return visual_grid([float(step) for step in range(steps)], 1, rows, cols, (0.0, 4.0))
 
 
-def image(n):
-    return [BOS, 12, START, *[IMAGE] * n, END, 7, 8]
+def image(tokens):
+    return [BOS, 12, START, *[IMAGE] * tokens, END, 7, 8]
 
 
 # --- hosts
@@ -280,18 +278,18 @@ def instructblipvideo():
     )
 
 
-# --- right
+# --- served
 
 PICTURE = dict(pixel_values=noise(1, 3, 16, 16, seed=1))
 FRAMES = [BOS, 10, *[START, *[IMAGE] * 6, END, 20] * 2, 11, 7, 8]
 CLIPS = [BOS, *[START, *[VIDEO] * 6, END, 20] * 2, 7, 8]
 MOVING = dict(pixel_values_videos=noise(48, 96, seed=1), video_grid_thw=torch.tensor([[2, 4, 6]]))
-PATCHES = torch.tensor([[[x, y] for y in range(4) for x in range(4)]])
+PATCHES = torch.tensor([[[col, row] for row in range(4) for col in range(4)]])
 QUERIES = dict(qformer_input_ids=torch.tensor([[1, 2, 3]]))
 
 
-def kinds(ids, code, mark):
-    return torch.tensor([[code if i == mark else 0 for i in ids]])
+def token_types(ids, code, placeholder):
+    return torch.tensor([[code if token == placeholder else 0 for token in ids]])
 
 
 HOSTS = {
@@ -335,7 +333,7 @@ HOSTS = {
         glm4v,
         FRAMES,
         grid(2, 2, 3),
-        MOVING | {"mm_token_type_ids": kinds(FRAMES, 2, IMAGE)},
+        MOVING | {"mm_token_type_ids": token_types(FRAMES, 2, IMAGE)},
     ),
     "llama4": (llama4, image(4), grid(1, 2, 2), PICTURE),
     "gemma4": (
@@ -345,14 +343,14 @@ HOSTS = {
         dict(
             pixel_values=noise(1, 16, 48, seed=1),
             image_position_ids=PATCHES,
-            mm_token_type_ids=kinds(image(4), 1, IMAGE),
+            mm_token_type_ids=token_types(image(4), 1, IMAGE),
         ),
     ),
     "qwen3_5": (
         qwen3_5,
         CLIPS,
         grid(2, 2, 3),
-        MOVING | {"mm_token_type_ids": kinds(CLIPS, 2, VIDEO)},
+        MOVING | {"mm_token_type_ids": token_types(CLIPS, 2, VIDEO)},
     ),
     "blip_2": (blip_2, image(4), grid(1, 2, 2), PICTURE),
     "instructblip": (instructblip, image(4), grid(1, 2, 2), PICTURE | QUERIES),
@@ -365,9 +363,7 @@ HOSTS = {
 }
 QUICK = ("paligemma", "llava", "instructblipvideo")
 BYPASSED = ("blip_2", "instructblip", "instructblipvideo")
-"""Their `generate` computes embeddings and calls the language model past the forward that merges
-vision.
-"""
+"""Hosts whose `generate` computes embeddings itself, past the forward that merges vision."""
 
 
 def layers_of(host):
@@ -375,10 +371,10 @@ def layers_of(host):
     return decoder.layers if hasattr(decoder, "layers") else decoder.model.layers
 
 
-class Shown:
-    """One host with one picture or clip."""
+class Example:
+    """A host and its inputs with one picture or clip."""
 
-    def __init__(self, build, ids, places, more):
+    def __init__(self, build, ids, grid, more):
         torch.manual_seed(0)
         self.host = build().eval().requires_grad_(False)
         self.host.generation_config.eos_token_id = None
@@ -388,30 +384,28 @@ class Shown:
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             **more,
         )
-        self.where = [i for i, token in enumerate(ids) if token in (IMAGE, VIDEO)]
+        self.positions = [position for position, token in enumerate(ids) if token in (IMAGE, VIDEO)]
         features = torch.randn(
-            places.steps,
-            places.tokens_per_step,
+            grid.steps,
+            grid.tokens_per_step,
             D_FEATURES,
             generator=torch.Generator().manual_seed(9),
         )
-        self.clip = ClipInput(scanpath(), places, features)
+        self.clip = ClipInput(scanpath(), grid, features)
         self.modulation = strong(self.host, lora=True)
 
     def expected(self, call):
-        """The host with LoRA merged, and the residuals added by plain hooks at the places that are
-        known.
-        """
+        """Return what ``call`` gives with merged LoRA, and residuals added by plain hooks."""
         handles = []
         for k, layer in enumerate(self.modulation.config.injection.layers):
             rows = torch.stack(reference.residual_rows(self.modulation, k, self.clip))
 
             def add(module, args, output, rows=rows):
                 hidden = output[0] if isinstance(output, tuple) else output
-                if hidden.shape[1] <= max(self.where):
+                if hidden.shape[1] <= max(self.positions):
                     return None
                 hidden = hidden.clone()
-                hidden[:, self.where] += rows
+                hidden[:, self.positions] += rows
                 return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
             handles.append(layers_of(self.host)[layer].register_forward_hook(add))
@@ -436,23 +430,23 @@ CELLS = [
 @pytest.mark.parametrize("name", CELLS)
 @torch.no_grad()
 def test_forward_and_generation_are_right(name):
-    shown = Shown(*HOSTS[name])
-    forward = lambda: shown.host(**shown.inputs).logits
+    example = Example(*HOSTS[name])
+    forward = lambda: example.host(**example.inputs).logits
     try:
         bare = forward()
     except AttributeError as error:
         pytest.skip(f"the bare host of this transformers fails: {error}")
-    got = shown.conditioned(forward)
-    close(got, shown.expected(forward), atol=1e-3)
+    got = example.conditioned(forward)
+    close(got, example.expected(forward), atol=1e-3)
     assert not torch.allclose(got, bare, atol=1e-2)
-    generate = lambda: shown.host.generate(
-        **shown.inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False
+    generate = lambda: example.host.generate(
+        **example.inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False
     )
     if name in BYPASSED:
         with pytest.raises(ModulateError):
-            shown.conditioned(generate)
+            example.conditioned(generate)
     else:
-        assert torch.equal(shown.conditioned(generate), shown.expected(generate))
+        assert torch.equal(example.conditioned(generate), example.expected(generate))
 
 
 # --- refused
@@ -525,8 +519,13 @@ def chameleon():
         double_latent=False,
         latent_channels=8,
     )
-    text = {k: v for k, v in words("").items() if k not in ("model_type", "head_dim")}
-    names = {"<image>": IMAGE, **{f"IMGIMG{c}Z": 40 + i for i, c in enumerate("ABCDEFGH")}}
+    text = {
+        name: value for name, value in words("").items() if name not in ("model_type", "head_dim")
+    }
+    names = {
+        "<image>": IMAGE,
+        **{f"IMGIMG{letter}Z": 40 + number for number, letter in enumerate("ABCDEFGH")},
+    }
     return T.ChameleonForConditionalGeneration(
         T.ChameleonConfig(**text, vq_config=codes, vocabulary_map=names)
     )
@@ -534,7 +533,9 @@ def chameleon():
 
 def text_alone():
     return T.Qwen2ForCausalLM(
-        T.Qwen2Config(**{k: v for k, v in words("qwen2").items() if k != "model_type"})
+        T.Qwen2Config(
+            **{name: value for name, value in words("qwen2").items() if name != "model_type"}
+        )
     )
 
 

@@ -1,6 +1,4 @@
-"""Frames of clips: what reading a clip alone gives, whatever else is expected of its video; and
-notes of what was shown.
-"""
+"""Reading of clips: the frames of each read, whatever else is expected; notes of shown times."""
 
 import json
 
@@ -34,7 +32,7 @@ def film(path, fps, count=12):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """Twelve frames, one a second."""
+    """Return a video of twelve frames, one a second."""
     return film(tmp_path_factory.mktemp("video") / "v.mp4", fps=1)
 
 
@@ -47,7 +45,7 @@ def same(found, wanted):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """What was decoded: the times of each call, by how it was asked for."""
+    """Return a list that collects (function, times) of every call that decodes."""
     calls = []
 
     def histories_on(name):
@@ -63,7 +61,7 @@ def decoded(monkeypatch):
     return calls
 
 
-def test_all_that_is_expected_of_a_video_is_decoded_at_once_and_each_clip_gets_its_own(
+def test_the_expected_frames_of_a_video_are_decoded_together_and_each_clip_gets_its_own(
     video, decoded
 ):
     reader = ClipReader()
@@ -80,7 +78,7 @@ def test_all_that_is_expected_of_a_video_is_decoded_at_once_and_each_clip_gets_i
 @pytest.mark.parametrize(
     ("most", "how"), [(2 * FRAME, "read_frames_at"), (2 * FRAME - 1, "read_frames")]
 )
-def test_a_video_s_frames_are_kept_while_they_fit(video, decoded, most, how):
+def test_a_video_s_frames_stay_in_memory_if_they_fit(video, decoded, most, how):
     reader = ClipReader(video_bytes=most)
     reader.expect(video, [2.0, 4.0])
     assert [same(reader.read(video, [2.0]), read_frames(video, [2.0])) for _ in range(2)] == [
@@ -96,7 +94,7 @@ def test_by_default_a_video_takes_an_eighth_of_the_memory(video, decoded):
     assert [name for name, _ in decoded] == ["read_frames_at", "read_frames"]
 
 
-def test_what_others_expect_beyond_the_end_is_not_this_clip_s_failure(video):
+def test_another_clip_beyond_the_end_does_not_make_this_one_fail(video):
     reader = ClipReader()
     reader.expect(video, [100.0])
     assert same(reader.read(video, [3.0]), read_frames(video, [3.0]))
@@ -104,7 +102,7 @@ def test_what_others_expect_beyond_the_end_is_not_this_clip_s_failure(video):
         reader.read(video, [100.0])
 
 
-def test_a_store_is_asked_first_and_decodes_what_it_lacks(video, decoded, tmp_path):
+def test_the_store_is_asked_first_and_decodes_what_it_lacks(video, decoded, tmp_path):
     asked = []
 
     def store(path, times, decode):
@@ -150,7 +148,7 @@ def test_notes_are_found_again_by_content_and_times(video, tmp_path):
         '{"[1.2]": [1.0], "[2.0]": null}',
     ],
 )
-def test_notes_that_are_damaged_are_said_and_not_believed(video, tmp_path, text):
+def test_damaged_notes_cause_a_warning_and_are_ignored(video, tmp_path, text):
     notes = ShownTimes(tmp_path)
     notes.note(video, [1.2], [1.0])
     [path] = tmp_path.glob("*.json")

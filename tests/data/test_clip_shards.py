@@ -1,4 +1,4 @@
-"""Which clips a process takes."""
+"""Shards: the clips that one of several processes takes."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,7 @@ from modulate.errors import RecipeError
 
 
 def clips():
-    """Three videos of 30, 21 and 9 frames in clips of three."""
+    """Return clips of three frames from videos of 30, 21 and 9 frames."""
     return [
         Clip(Path(name), (float(i), i + 0.25, i + 0.5), False, (f"{name}{i}",))
         for name, n in (("b", 3), ("a", 10), ("c", 7))
@@ -18,28 +18,28 @@ def clips():
     ]
 
 
-def test_shares_take_whole_videos_and_together_every_clip_once_in_the_videos_order():
-    shares = [Shard(number, 2).clips(clips()) for number in (1, 2)]
-    assert [sorted({str(clip.video) for clip in share}) for share in shares] == [["a"], ["b", "c"]]
-    assert shares[0] + shares[1] == sorted(clips(), key=lambda clip: (str(clip.video), clip.times))
-    assert Shard().clips(clips()) == shares[0] + shares[1]
+def test_shards_take_whole_videos_and_together_every_clip_once_in_order():
+    shards = [Shard(number, 2).clips(clips()) for number in (1, 2)]
+    assert [sorted({str(clip.video) for clip in shard}) for shard in shards] == [["a"], ["b", "c"]]
+    assert shards[0] + shards[1] == sorted(clips(), key=lambda clip: (str(clip.video), clip.times))
+    assert Shard().clips(clips()) == shards[0] + shards[1]
     assert (
-        Shard(3, 4).clips(clips()) == [clip for clip in shares[1] if clip.video == Path("b")]
+        Shard(3, 4).clips(clips()) == [clip for clip in shards[1] if clip.video == Path("b")]
         and Shard(4, 4).clips(clips()) == []
     )
 
 
-def test_shares_are_weighed_by_frames_and_not_by_clips():
+def test_shards_are_balanced_by_frames_and_not_by_clips():
     long = [Clip(Path("long"), tuple(map(float, range(20))), False, ("x",))]
     found = [Shard(number, 2).clips([*clips(), *long]) for number in (1, 2)]
-    assert [Counter(str(clip.video) for clip in share) for share in found] == [
+    assert [Counter(str(clip.video) for clip in shard) for shard in found] == [
         {"a": 10, "b": 3},
         {"c": 7, "long": 1},
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "rank", "size", "share"),
+    ("text", "rank", "size", "shard"),
     [
         (None, None, None, Shard(1, 1)),
         ("", None, None, Shard(1, 1)),
@@ -51,16 +51,16 @@ def test_shares_are_weighed_by_frames_and_not_by_clips():
         ("2/2", "0", "4", Shard(5, 8)),
     ],
 )
-def test_a_share_is_the_part_asked_for_and_of_it_the_rank_s(monkeypatch, text, rank, size, share):
+def test_a_shard_is_divided_again_by_rank(monkeypatch, text, rank, size, shard):
     for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert Shard.from_environment(text) == share
+    assert Shard.from_environment(text) == shard
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/8/1", "-1/8", "a/b", "1/1000000000"])
-def test_a_share_that_makes_no_sense_is_refused(monkeypatch, text):
+def test_an_invalid_shard_is_refused(monkeypatch, text):
     with pytest.raises(
         RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"
     ):
@@ -70,7 +70,7 @@ def test_a_share_that_makes_no_sense_is_refused(monkeypatch, text):
 @pytest.mark.parametrize(
     ("rank", "size"), [("4", "4"), ("-1", "4"), ("x", "4"), ("0", "x"), ("0", "0"), ("1", None)]
 )
-def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, rank, size):
+def test_a_contradictory_environment_is_refused(monkeypatch, rank, size):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if size is not None:

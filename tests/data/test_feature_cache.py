@@ -1,3 +1,5 @@
+"""The cache of tensors on disk: identity, damage, eviction, and other processes."""
+
 import copy
 import hashlib
 import mmap
@@ -12,24 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from modulate.data import feature_cache as features_module
-from modulate.data.alignment import align
 from modulate.data.feature_cache import FeatureCache, FeatureKey, check_frame_times, weights_digest
 from modulate.data.feature_extractor import FrameCache
 from modulate.data.feature_shards import StoredTensor
 from modulate.errors import PluginError, StorageError, VideoError
-from modulate.interfaces.components import FrameFeatures
 from modulate.interfaces.frames import Frames
-from modulate.interfaces.visual_grid import VisualGrid
 
 KEY = FeatureKey(video="ab" * 32, times=(0.0, 0.5), backbone="toy-1")
-
-
-def grid_at(times: list[float], rows: int, cols: int) -> VisualGrid:
-    return VisualGrid(rows, cols, tuple(times), tuple((t, t) for t in times))
 
 
 def toy(seed: int = 0, times: tuple[float, ...] = (0.1, 0.6)) -> StoredTensor:
@@ -38,96 +31,15 @@ def toy(seed: int = 0, times: tuple[float, ...] = (0.1, 0.6)) -> StoredTensor:
     )
 
 
-gaps = st.lists(st.floats(0.01, 3), min_size=1, max_size=8).map(
-    lambda g: tuple(float(t) for t in np.cumsum(g))
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    gaps,
-    st.lists(st.floats(-2, 30), min_size=1, max_size=6, unique=True).map(sorted),
-    st.sampled_from([(3, 4), (2, 2), (6, 9)]),
-)
-def test_features_linear_in_time_come_out_exactly_at_any_step_times(
-    times: tuple[float, ...], asked: list[float], shape: tuple[int, int]
-) -> None:
-    slope = torch.tensor([1.0, -2.0])
-    base = torch.tensor([0.5, 3.0])
-    values = torch.stack([base + slope * t for t in times])[:, None, None, :].expand(-1, 3, 4, -1)
-    out = align(FrameFeatures(values, times), grid_at(asked, *shape))
-    held = [min(max(t, times[0]), times[-1]) for t in asked]
-    want = torch.stack([base + slope * t for t in held])[:, None, :].expand(
-        -1, shape[0] * shape[1], -1
-    )
-    assert out.shape == want.shape
-    torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-5)
-
-
-def test_steps_at_the_features_own_times_and_shape_return_them_untouched_row_by_row() -> None:
-    times = (0.0, 0.1, 2.0)
-    features = FrameFeatures(toy(times=times).values, times)
-    out = align(features, grid_at([0.0, 0.1, 2.0], 3, 4))
-    assert torch.equal(out, features.values.reshape(3, 12, 5))
-
-
-def test_uneven_times_are_used_and_not_the_index() -> None:
-    features = FrameFeatures(torch.tensor([0.0, 10.0, 20.0]).reshape(3, 1, 1, 1), (0.0, 1.0, 9.0))
-    assert align(features, grid_at([0.5, 5.0], 1, 1)).flatten().tolist() == [5.0, 15.0]
-
-
-def test_late_times_keep_their_precision() -> None:
-    features = FrameFeatures(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1), (100_000.0, 100_000.04))
-    assert align(features, grid_at([100_000.01], 1, 1)).item() == pytest.approx(0.25, abs=1e-6)
-
-
-def test_enlarging_matches_pixel_centres_and_holds_at_the_edges() -> None:
-    features = FrameFeatures(torch.tensor([[0.0, 1.0]]).reshape(1, 1, 2, 1), (0.0,))
-    assert align(features, grid_at([7.0], 1, 4)).flatten().tolist() == pytest.approx(
-        [0.0, 0.25, 0.75, 1.0]
-    )
-
-
-def test_shrinking_averages_instead_of_skipping() -> None:
-    board = (torch.arange(8)[:, None] + torch.arange(8)[None]) % 2
-    out = align(FrameFeatures(board.float().reshape(1, 8, 8, 1), (0.0,)), grid_at([0.0], 2, 2))
-    torch.testing.assert_close(out, torch.full((1, 4, 1), 0.5), atol=0.02, rtol=0)
-    spike = torch.zeros(1, 8, 8, 1)
-    spike[0, 0, 0] = 1
-    assert align(FrameFeatures(spike, (0.0,)), grid_at([0.0], 2, 2))[0, 0, 0] > 0.01
-
-
-def test_rows_and_columns_are_not_swapped() -> None:
-    rows = torch.arange(4.0)[:, None].expand(4, 6).reshape(1, 4, 6, 1)
-    out = align(FrameFeatures(rows, (0.0,)), grid_at([0.0], 2, 3)).reshape(2, 3)
-    assert torch.allclose(out[:, :1].expand(2, 3), out, atol=1e-5) and out[0, 0] < out[1, 0]
-
-
-def test_half_precision_features_are_aligned_in_float32() -> None:
-    features = FrameFeatures(
-        torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16).reshape(2, 1, 1, 1), (0.0, 1.0)
-    )
-    out = align(features, grid_at([0.5], 1, 1))
-    assert out.dtype == torch.float32 and out.item() == 1.00390625
-
-
-@pytest.mark.parametrize("times", [(0.0,), (0.5, 0.5), (0.6, 0.5)])
-def test_features_whose_times_contradict_them_are_refused(times: tuple[float, ...]) -> None:
-    with pytest.raises(
-        PluginError, match=r"feature times must increase|with a time each; got shape"
-    ):
-        align(FrameFeatures(torch.zeros(2, 1, 1, 1), times), grid_at([0.0], 1, 1))
-
-
 FRAMES = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
 
 
-def test_checked_times_are_the_frames_own() -> None:
+def test_the_checked_times_are_those_of_the_frames() -> None:
     assert check_frame_times(FRAMES, [0.0, 0.5]) == (0.0, 0.5)
 
 
 @pytest.mark.parametrize("frames", [FRAMES.float(), FRAMES[0], FRAMES[..., :2], FRAMES[:0]])
-def test_frames_that_are_no_uint8_rgb_are_refused(frames: torch.Tensor) -> None:
+def test_frames_that_are_not_uint8_rgb_are_refused(frames: torch.Tensor) -> None:
     with pytest.raises(
         VideoError,
         match=r"uint8 RGB of shape \(frame, height, width, 3\); got torch\.\w+ of shape \(",
@@ -144,7 +56,7 @@ def test_frames_without_increasing_times_are_refused(times: list[float]) -> None
         check_frame_times(FRAMES, times)
 
 
-def test_the_digest_of_weights_follows_their_values_names_and_types() -> None:
+def test_the_digest_of_weights_depends_on_their_values_names_and_types() -> None:
     module = torch.nn.Linear(2, 1)
     torch.nn.init.ones_(module.weight)
     torch.nn.init.zeros_(module.bias)
@@ -179,7 +91,7 @@ def same(a: StoredTensor, b: StoredTensor) -> bool:
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 2**20])
-def test_features_are_computed_once_and_come_back_the_same(
+def test_features_are_computed_once_and_read_back_unchanged(
     tmp_path: Path, memory_bytes: int
 ) -> None:
     compute = Counter()
@@ -195,7 +107,7 @@ def mapped() -> list[str]:
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if KEY.name() in line]
 
 
-def test_kept_features_are_read_and_neither_mapped_nor_held(tmp_path: Path) -> None:
+def test_cached_features_are_read_and_neither_mapped_nor_kept_in_memory(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
     cache.get_or_compute(KEY, Counter())
     features = cache.find(KEY)
@@ -203,7 +115,7 @@ def test_kept_features_are_read_and_neither_mapped_nor_held(tmp_path: Path) -> N
     assert cache._memory.get(KEY.name()) is None
 
 
-def test_features_outlive_their_file_and_writing_into_them_does_not_change_it(
+def test_features_outlive_their_file_and_changing_them_does_not_change_it(
     tmp_path: Path,
 ) -> None:
     cache = FeatureCache(tmp_path)
@@ -234,7 +146,7 @@ def altered_in_place(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["altered", "altered with its time kept", "cut", "emptied"])
-def test_values_that_were_handed_out_stay_and_a_file_altered_in_place_is_not_believed_again(
+def test_returned_values_stay_and_a_file_altered_in_place_is_detected(
     tmp_path: Path, how: str
 ) -> None:
     cache = FeatureCache(tmp_path)
@@ -250,7 +162,7 @@ def test_values_that_were_handed_out_stay_and_a_file_altered_in_place_is_not_bel
     assert compute.calls == 2 and same(cache.find(KEY), compute.features)
 
 
-def test_frames_that_are_kept_stay_as_they_were_given(tmp_path: Path) -> None:
+def test_cached_frames_do_not_change(tmp_path: Path) -> None:
     (tmp_path / "video").write_bytes(b"as good as any")
     images = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
     frames = FrameCache(tmp_path / "frames", 2**20)
@@ -261,7 +173,7 @@ def test_frames_that_are_kept_stay_as_they_were_given(tmp_path: Path) -> None:
     assert given is not None and np.array_equal(given.images, images)
 
 
-def test_a_process_survives_a_file_that_is_cut_while_it_reads_it_again_and_again(
+def test_a_process_survives_a_file_that_is_truncated_while_it_is_read(
     tmp_path: Path,
 ) -> None:
     large = replace(KEY, video="large")
@@ -290,7 +202,7 @@ def test_a_process_survives_a_file_that_is_cut_while_it_reads_it_again_and_again
     assert done.returncode == 0 and int(done.stdout) > 0, (done.returncode, done.stderr[-500:])
 
 
-def test_a_shard_is_checked_once_in_a_process_and_again_when_it_is_another_file(
+def test_a_shard_is_hashed_once_per_process_and_again_when_the_file_is_replaced(
     tmp_path: Path, monkeypatch
 ) -> None:
     checks = []
@@ -314,7 +226,7 @@ def test_a_shard_is_checked_once_in_a_process_and_again_when_it_is_another_file(
     assert compute.calls == 2
 
 
-def test_a_shard_under_the_name_of_another_is_not_believed(tmp_path: Path) -> None:
+def test_a_shard_under_the_name_of_another_is_detected(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
     other = replace(KEY, backbone="toy-2")
     cache.get_or_compute(KEY, Counter())
@@ -323,7 +235,7 @@ def test_a_shard_under_the_name_of_another_is_not_believed(tmp_path: Path) -> No
         assert cache.find(other) is None
 
 
-def test_memory_answers_where_the_disk_does_not_keep(tmp_path: Path) -> None:
+def test_memory_holds_what_the_disk_does_not_take(tmp_path: Path) -> None:
     compute = Counter()
     cache = FeatureCache(tmp_path, max_bytes=0)
     first = cache.get_or_compute(KEY, compute)
@@ -331,7 +243,7 @@ def test_memory_answers_where_the_disk_does_not_keep(tmp_path: Path) -> None:
     assert compute.calls == 1 and second.values is first.values and not list(tmp_path.iterdir())
 
 
-def test_memory_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+def test_memory_evicts_the_least_recently_used_entries(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, max_bytes=0, memory_bytes=2 * toy().values.nbytes)
     compute = Counter()
     a, b, c = (replace(KEY, backbone=n) for n in "abc")
@@ -365,9 +277,7 @@ def test_an_equal_key_has_an_equal_name() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_values_are_kept_in_the_key_s_dtype_from_the_first_call_on(
-    tmp_path: Path, dtype: str
-) -> None:
+def test_values_have_the_key_s_dtype_from_the_first_call_on(tmp_path: Path, dtype: str) -> None:
     key = replace(KEY, dtype=dtype)
     compute = Counter()
     first = FeatureCache(tmp_path).get_or_compute(key, compute)
@@ -418,7 +328,7 @@ def test_a_damaged_file_is_removed_with_a_warning_and_computed_again(
     assert same(cache.get_or_compute(KEY, compute), compute.features) and compute.calls == 2
 
 
-def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_stays(tmp_path: Path) -> None:
     import resource
 
     compute = Counter()
@@ -448,7 +358,9 @@ def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> Non
     assert same(cache.get_or_compute(KEY, compute), compute.features) and compute.calls == 1
 
 
-def test_the_disk_keeps_to_its_limit_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+def test_the_disk_keeps_to_its_limit_and_evicts_the_least_recently_used_entries(
+    tmp_path: Path,
+) -> None:
     compute = Counter()
     keys = [replace(KEY, backbone=n) for n in "abcd"]
     cache = FeatureCache(tmp_path)
@@ -473,7 +385,9 @@ def test_several_caches_on_one_folder_keep_to_its_limit_together(tmp_path: Path)
     )  # each writes a 64th of it, and one more, before it looks
 
 
-def test_files_left_by_a_killed_process_go_but_fresh_ones_stay(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_processes_are_removed_but_recent_ones_stay(
+    tmp_path: Path,
+) -> None:
     old = tmp_path / ".tmpAb1xYz"
     fresh = tmp_path / ".b.safetensors.x2.partial"
     other = tmp_path / "notes.txt"
@@ -492,7 +406,7 @@ def test_a_disk_that_cannot_be_written_costs_a_warning_and_not_the_run(tmp_path:
         assert same(FeatureCache(tmp_path / "file").get_or_compute(KEY, compute), compute.features)
 
 
-def test_a_disk_that_cannot_be_written_is_told_once_and_without_a_word_of_space(
+def test_a_disk_that_cannot_be_written_is_reported_once_without_mentioning_space(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
@@ -503,7 +417,7 @@ def test_a_disk_that_cannot_be_written_is_told_once_and_without_a_word_of_space(
     assert len(told) == 1 and cache.misses == 3 and "Free some space" not in str(told[0].message)
 
 
-def test_what_the_bound_keeps_off_the_disk_is_counted(tmp_path: Path) -> None:
+def test_entries_dropped_because_of_the_limit_are_counted(tmp_path: Path) -> None:
     small = FeatureCache(tmp_path / "small", max_bytes=479)
     small.get_or_compute(KEY, Counter())
     bounded = FeatureCache(tmp_path / "bounded", max_bytes=3000)
@@ -515,7 +429,9 @@ def test_what_the_bound_keeps_off_the_disk_is_counted(tmp_path: Path) -> None:
     )
 
 
-def test_what_must_be_kept_and_is_not_is_an_error(tmp_path: Path) -> None:
+def test_an_entry_that_the_disk_does_not_take_is_an_error_if_the_disk_is_required(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(
         StorageError, match=r"480 bytes are not kept in .*, which may hold 479\. Raise the bound"
     ):
@@ -546,7 +462,7 @@ def test_a_file_written_for_an_earlier_release_is_still_read(tmp_path: Path) -> 
     )
 
 
-def test_many_caches_on_one_folder_that_keep_dropping_each_other_s_files_always_answer_right(
+def test_many_caches_that_evict_each_other_s_files_always_return_the_right_values(
     tmp_path: Path,
 ) -> None:
     features = {n: toy(seed=i) for i, n in enumerate("abcdef")}
@@ -566,20 +482,3 @@ def test_many_caches_on_one_folder_that_keep_dropping_each_other_s_files_always_
         warnings.simplefilter("error")
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(work, range(4)))
-
-
-def test_space_is_smoothed_where_it_shrinks_though_it_grows_along_the_other_axis():
-    generator = torch.Generator().manual_seed(4)
-    values = torch.randn(1, 4, 2, 3, generator=generator)
-    shrink = (
-        torch.tensor([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7
-    )  # triangles two places wide, around the new centres
-    grow = torch.tensor([[4, 0], [3, 1], [1, 3], [0, 4]]) / 4
-    for rows_shrink in (True, False):
-        given = values if rows_shrink else values.transpose(1, 2)
-        rows, cols = (shrink, grow) if rows_shrink else (grow, shrink)
-        found = align(FrameFeatures(given, (0.0,)), grid_at([0.0], len(rows), len(cols)))
-        wanted = torch.einsum("ir,jc,trcd->tijd", rows, cols, given).reshape(
-            1, len(rows) * len(cols), 3
-        )
-        assert torch.allclose(found, wanted, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What the backbone sees: times, clocks, gray frames, and which errors are one sample's own."""
+"""Sampling times, clocks, gray frames, and errors that concern one sample only."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def frames(n=3, seed=0):
     )
 
 
-def test_gray_frames_have_the_same_times_and_nothing_to_see():
+def test_gray_frames_have_the_same_times_and_a_single_gray():
     gray = gray_frames(frames())
     assert (
         gray.times == (0.0, 1.0, 2.0)
@@ -34,7 +34,7 @@ def test_gray_frames_have_the_same_times_and_nothing_to_see():
     )
 
 
-def test_a_clip_is_looked_at_by_the_rate_for_its_length_and_the_cap_of_its_use():
+def test_a_clip_is_sampled_at_the_rate_for_its_length_up_to_the_frame_cap():
     sampling = Sampling(
         fps=({"up_to": 4.0, "fps": 2.0}, {"fps": 1.0}), max_frames=20, train_max_frames=3
     )
@@ -43,7 +43,7 @@ def test_a_clip_is_looked_at_by_the_rate_for_its_length_and_the_cap_of_its_use()
     assert frame_times_of(sampling, (10.0, 12.0), training=True) == [10.0, 11.0, 12.0]
 
 
-def test_the_true_clock_leaves_the_grid_and_the_requested_one_counts_at_the_rate_asked_for():
+def test_the_true_clock_keeps_the_grid_and_the_requested_clock_counts_at_the_requested_rate():
     grid = visual_grid([0.0, 10.0, 20.0, 30.0, 40.0], 2, 2, 3, (0.0, 40.0))
     assert apply_clock(Sampling(), (0.0, 40.0), grid, 5) is grid
     counted = apply_clock(Sampling(clock="requested", fps=0.5), (3.0, 43.0), grid, 5)
@@ -63,7 +63,7 @@ def failing(error):
     return make
 
 
-def test_what_a_sample_gives_is_returned_and_so_is_its_own_error():
+def test_a_sample_s_result_or_its_own_error_is_returned():
     assert catch_sample_error(lambda: 3) == 3
     error = VideoError("cut off")
     assert catch_sample_error(failing(error)) is error
@@ -80,12 +80,12 @@ def test_what_a_sample_gives_is_returned_and_so_is_its_own_error():
 @pytest.mark.parametrize(
     "error", [ComponentError("a defect"), RuntimeError("shapes"), KeyError("x")]
 )
-def test_defects_and_surprises_end_everything(error):
+def test_defects_and_unexpected_errors_are_raised(error):
     with pytest.raises(type(error)):
         catch_sample_error(failing(error))
 
 
-def test_frames_are_kept_by_content_and_times(tmp_path):
+def test_frames_are_cached_by_content_and_times(tmp_path):
     cache = FrameCache(tmp_path / "kept", 1 << 20)
     decoded = []
     video = tmp_path / "v.mp4"
@@ -107,7 +107,7 @@ def test_frames_are_kept_by_content_and_times(tmp_path):
     assert cache.find(video, [0.1, 1.0, 2.2]) is None
 
 
-def test_frames_that_cannot_be_kept_are_an_error_where_they_must_be_and_else_a_warning(tmp_path):
+def test_frames_that_cannot_be_cached_cause_a_warning_or_an_error_if_the_disk_is_required(tmp_path):
     video = tmp_path / "v.mp4"
     video.write_bytes(b"some video")
     with pytest.raises(StorageError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""The bytes of a shard, and the values in them: anything that does not fit is refused."""
+"""Shards: their bytes and values; anything inconsistent is refused."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def shard(values=VALUES):
 
 
 def altered(change, rest=b""):
-    """A shard whose header's entry is changed."""
+    """Return a shard whose header has a changed entry."""
     data = shard()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -28,7 +28,7 @@ def altered(change, rest=b""):
 
 
 @pytest.mark.parametrize("dtype", SHARD_DTYPES.values())
-def test_what_safetensors_wrote_is_read_with_its_note_without_a_copy(dtype):
+def test_a_shard_of_safetensors_is_read_with_its_metadata_without_a_copy(dtype):
     data = shard(VALUES.to(dtype))
     note, values = parse_shard(data)
     assert note == NOTE and values.dtype == dtype and torch.equal(values, VALUES.to(dtype))
@@ -55,7 +55,7 @@ def test_a_header_that_does_not_fit_the_file_is_refused():
             parse_shard(data)
 
 
-def test_values_of_a_type_that_is_not_kept_or_other_names_are_refused():
+def test_values_of_other_types_and_names_are_refused():
     for data in (shard(VALUES.long()), bytearray(save({"others": VALUES}))):
         with pytest.raises(KeyError):
             parse_shard(data)

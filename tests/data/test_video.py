@@ -130,7 +130,7 @@ def test_frames_of_an_uneven_file_are_not_chosen_by_index(uneven: Path) -> None:
     assert int(asked * fps) != 38
 
 
-def test_times_on_one_frame_give_it_once_and_any_order_is_allowed(regular: Path) -> None:
+def test_times_of_one_frame_return_it_once_and_any_order_is_accepted(regular: Path) -> None:
     frames = read_frames(regular, [2.01, 1.0, 2.0, 1.039, 2.03])
     assert indices(frames.images) == [25, 50]
     assert frames.times == pytest.approx((1.0, 2.0))
@@ -156,7 +156,7 @@ def test_time_counts_from_the_stream_s_own_start(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("ending", "b_frames"), [("ts", 2), ("mkv", 2), ("mov", 2), ("flv", 2)])
-def test_every_container_is_read_and_sought_in_by_time(
+def test_every_container_is_read_and_seeks_by_time(
     folder: Path, ending: str, b_frames: int
 ) -> None:
     path = write(
@@ -172,7 +172,9 @@ def test_every_container_is_read_and_sought_in_by_time(
     assert probe(path).duration == pytest.approx(6.0, abs=0.05)
 
 
-def test_a_clock_of_milliseconds_does_not_lose_the_frame_asked_for_exactly(folder: Path) -> None:
+def test_a_clock_of_milliseconds_does_not_lose_a_frame_requested_at_its_exact_time(
+    folder: Path,
+) -> None:
     times = [k / 30 for k in range(31)]
     path = write(folder / "coarse.mkv", times, bf="0")
     assert indices(read_frames(path, times).images) == list(range(31))
@@ -229,7 +231,7 @@ def test_one_key_frame_in_a_long_file_does_not_decode_it_again_for_every_time(
     assert len(seeks) <= 6
 
 
-def test_probe_tells_duration_rate_size_and_count(regular: Path) -> None:
+def test_probe_returns_duration_rate_size_and_count(regular: Path) -> None:
     info = probe(regular)
     assert info == VideoInfo(pytest.approx(6.0, abs=0.05), pytest.approx(25, abs=0.3), 64, 32, 150)
 
@@ -263,7 +265,7 @@ def test_an_empty_file_is_named_as_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.mp4", "notes.txt"])
-def test_text_is_no_video_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_text_is_not_a_video_whatever_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("These are notes, not pictures.\n" * 200)
     with pytest.raises(
         VideoError,
@@ -293,7 +295,7 @@ PLAYLISTS = {
 
 @pytest.mark.parametrize("ending", ["mp4", "m3u8", "mkv", "ffconcat", "txt", ""])
 @pytest.mark.parametrize("kind", PLAYLISTS)
-def test_what_names_other_files_is_no_video_whatever_its_name(
+def test_a_file_that_refers_to_others_is_not_a_video_whatever_its_name(
     kind: str, ending: str, regular: Path
 ) -> None:
     path = regular.parent / f"{kind}.{ending}"  # beside a video that it names
@@ -310,7 +312,7 @@ def test_what_names_other_files_is_no_video_whatever_its_name(
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("concat", "mp4"), ("hls", "m3u8"), ("sdp", "mp4")])
-def test_a_refused_format_is_named_with_what_is_allowed_and_the_log_is_left_as_it_was(
+def test_a_refused_format_is_named_with_the_accepted_ones_and_the_log_settings_stay(
     kind: str, ending: str, regular: Path
 ) -> None:
     path = regular.parent / f"named-{kind}.{ending}"
@@ -396,13 +398,13 @@ def test_only_the_listed_containers_are_read(muxer: str, tmp_path: Path) -> None
             read_frames(path, [0.0])
 
 
-def test_every_container_that_is_read_has_a_test_and_stands_in_the_documentation() -> None:
+def test_every_accepted_container_is_tested_and_documented() -> None:
     assert set(MUXERS.values()) - {""} == CONTAINERS.keys()
     page = (ROOT / "docs/how-to/use-your-own-model.md").read_text(encoding="utf-8")
     assert "; ".join(CONTAINERS.values()) in page
 
 
-def test_a_name_that_looks_like_an_address_is_a_name(
+def test_a_file_name_that_looks_like_an_address_is_a_file_name(
     regular: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -488,7 +490,7 @@ def test_a_file_cut_before_its_index_cannot_be_opened(tmp_path: Path, regular: P
         probe(tmp_path / "cut.mp4")
 
 
-def test_a_file_cut_in_its_pictures_gives_those_before_the_cut_and_names_where_it_stops(
+def test_a_truncated_file_gives_the_frames_before_the_end_and_says_where_it_stops(
     tmp_path: Path,
 ) -> None:
     path = write(tmp_path / "half.mp4", REGULAR, bf="0", g="25", faststart=True)
@@ -523,7 +525,7 @@ def test_a_file_cut_in_its_pictures_gives_those_before_the_cut_and_names_where_i
         read_frames(path, [5.8])
 
 
-def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+def test_sound_alone_is_not_a_video(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"sound\.mp4 holds no video stream, only: audio"):
         probe(write_sound(tmp_path / "sound.mp4"))
 
@@ -578,7 +580,7 @@ def test_sampled_times_of_a_whole_number_of_steps_include_the_start() -> None:
     assert sample_times((5.0, 5.0), 1.0, 4) == [5.0]
 
 
-def test_windows_and_rates_that_make_no_sense_are_refused_with_their_values() -> None:
+def test_impossible_windows_and_rates_are_refused_with_their_values() -> None:
     with pytest.raises(VideoError, match=r"start ≤ end; got \(3\.0, 2\.0\)"):
         sample_times((3.0, 2.0), 1.0)
     with pytest.raises(VideoError, match=r"got fps=0, max_frames=4"):
@@ -630,7 +632,7 @@ def test_frames_with_negative_presentation_times_are_not_shown_and_the_first_sho
         read_frames(path, [0.48])
 
 
-def test_of_frames_with_the_same_presentation_time_one_is_given_and_times_increase(
+def test_of_frames_with_equal_presentation_times_one_is_returned_and_times_increase(
     plain: Path, folder: Path
 ) -> None:
     def repeated(packet: av.Packet, index: int) -> None:
@@ -786,7 +788,7 @@ def test_a_packet_that_claims_centuries_is_damage(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_pictures_larger_than_8k_are_refused_whatever_the_file_says_of_them(
+def test_pictures_larger_than_8k_are_refused_whatever_the_file_declares(
     declared: bool, folder: Path
 ) -> None:
     path = folder / f"large-{declared}.mkv"
@@ -813,7 +815,7 @@ def test_pictures_larger_than_8k_are_refused_whatever_the_file_says_of_them(
         probe(path)
 
 
-def test_a_codec_that_nobody_knows_is_named_as_such(folder: Path) -> None:
+def test_an_unknown_codec_is_reported_as_such(folder: Path) -> None:
     path = write(folder / "unknown.mkv", REGULAR[:4], bf="0")
     path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODY/KNOWS!"))
     with pytest.raises(
@@ -875,7 +877,7 @@ def test_reading_video_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_frame_asked_for_at_its_exact_time_is_sought_directly(
+def test_a_frame_requested_at_its_exact_time_is_reached_by_one_seek(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = [round(0.04 * k + 0.013 * (k % 3), 5) for k in range(60)]

@@ -29,11 +29,11 @@ def video(tmp_path):
     return path
 
 
-def test_pictures_may_be_of_8k_and_little_more():
+def test_pictures_may_have_a_little_more_than_8k():
     assert 7680 * 4320 <= MAX_PIXELS < 1.1 * 7680 * 4320
 
 
-def test_a_video_is_opened_also_where_its_metadata_is_no_text(video):
+def test_a_video_is_opened_even_if_its_metadata_is_not_text(video):
     for _ in range(2):
         with open_container(video) as container:
             assert container.streams.video[0].width == 32
@@ -42,7 +42,7 @@ def test_a_video_is_opened_also_where_its_metadata_is_no_text(video):
 
 
 @pytest.mark.parametrize("level", [None, av.logging.WARNING])
-def test_what_names_other_files_is_refused_by_its_format_every_time_and_the_log_is_left_alone(
+def test_a_file_that_refers_to_others_is_refused_by_format_every_time_and_the_log_settings_stay(
     video, level
 ):
     before = av.logging.get_level(), av.logging.get_skip_repeated()
@@ -60,7 +60,7 @@ def test_what_names_other_files_is_refused_by_its_format_every_time_and_the_log_
         av.logging.set_level(before[0])
 
 
-def test_what_is_no_video_is_refused_with_the_reason_and_no_format(tmp_path):
+def test_a_file_that_is_not_a_video_is_refused_with_the_reason_and_no_format(tmp_path):
     path = tmp_path / "notes.mkv"
     path.write_text("These are notes.\n" * 100)
     for name, why in ((path, "Invalid data found"), (tmp_path / "nowhere.mkv", "No such file")):
@@ -75,7 +75,7 @@ def test_what_is_no_video_is_refused_with_the_reason_and_no_format(tmp_path):
         assert "FFmpeg takes it for" not in str(caught.value)
 
 
-def test_a_reason_is_what_ffmpeg_says_what_the_error_says_or_its_name():
+def test_a_reason_is_ffmpeg_s_text_the_error_s_text_or_its_class():
     assert reason(av.InvalidDataError(1, "bad data")) == "bad data"
     assert reason(OSError("no more")) == "no more"
     assert reason(OSError()) == "OSError"

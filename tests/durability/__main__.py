@@ -231,10 +231,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-INTRODUCTION = """A run survives whatever ends it, and modulate checks everything that it reads. This page lists what
-was tried. [Resume a run](../how-to/resume-a-run.md) describes how runs are saved, and the
-[threat model](threat-model.md) what files of strangers can do. `make test` runs a short form of
-these tests.""".splitlines()
+INTRODUCTION = """A run survives whatever ends it, and modulate checks everything that it
+reads. This page lists what was tried. [Resume a run](../how-to/resume-a-run.md) describes how runs
+are saved, and the [threat model](threat-model.md) what files of strangers can do. `make test` runs
+a short form of these tests.""".splitlines()
 
 
 def main() -> None:

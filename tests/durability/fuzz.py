@@ -218,8 +218,8 @@ def print_result(name: str, result: dict[str, Any]) -> None:
     refused = ", ".join(f"{n:,} {kind}" for kind, n in sorted(result["refused"].items()))
     print(
         f"{name:12} {result['inputs']:>9,} inputs, {result['per_second']:>6,}/s of processor time:"
-        f" {result['accepted']:,} right; {refused}; slowest {result['slowest_s']} s, +{result['grown_mib']}"
-        f" MiB{share}",
+        f" {result['accepted']:,} right; {refused}; slowest {result['slowest_s']} s,"
+        f" +{result['grown_mib']} MiB{share}",
         flush=True,
     )
     for finding in result["findings"]:

@@ -276,14 +276,14 @@ def run_files(folder: Path) -> dict[str, bytes]:
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }
     state = json.loads(found.pop("state.json"))
-    kept = {
+    comparable = {
         name: content
         for name, content in found.items()
         if not name.startswith("checkpoint/") and name not in (".lock", "environment.json")
     }
     numbers = sorted(name for name in found if name.startswith("checkpoint/"))
     shape = [len(numbers), *sorted({Path(n).suffix for n in numbers})]
-    return kept | {
+    return comparable | {
         "state.json": (
             json.dumps({k: v for k, v in state.items() if k not in ("seconds", "resumed")}).encode()
         ),

@@ -22,7 +22,7 @@ def tower(host, tmp_path):
 
 @pytest.fixture
 def runs(host, monkeypatch):
-    """A list that grows whenever the tower really runs; not by a hook, which the cache would refuse."""
+    """A list that grows when the tower runs; not by a hook, which the cache would refuse."""
     seen = []
     block = type(host.model.visual.blocks[0])
     forward = block.forward

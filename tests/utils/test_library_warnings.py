@@ -25,7 +25,7 @@ def stock():
         ):
             warnings.simplefilter(*entry, append=True)
         warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
-        notices._told.clear()
+        notices._shown.clear()
         yield
 
 

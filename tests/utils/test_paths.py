@@ -65,7 +65,7 @@ def test_a_path_that_leaves_its_package_is_refused(text: str) -> None:
 
 
 def test_an_empty_path_is_an_error_and_not_the_working_directory() -> None:
-    with pytest.raises(MissingFileError, match="empty path"):
+    with pytest.raises(MissingFileError, match="The path is empty"):
         resolve(" ")
 
 

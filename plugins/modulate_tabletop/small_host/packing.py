@@ -99,6 +99,8 @@ class Packer:
         prefix_pos = torch.cat(
             [torch.arange(len(head)).expand(3, -1), vision, torch.full((3, 1), start)], 1
         )
+        # The layout of the processor: turn start, visual tokens, end of vision. All questions
+        # continue from the same position, as if each were alone.
         built = [self._row(row, prefix_ids, prefix_pos, start + 1) for row in rows]
         length = max(len(b[0]) for b in built)
         ids = torch.full((len(rows), length), ID["<|endoftext|>"])
@@ -107,22 +109,23 @@ class Packer:
         blind = torch.zeros(len(rows), length, dtype=torch.bool)
         target_rows: list[tuple[int, int, int, str]] = []
         hint_rows: list[tuple[int, int, int, int]] = []
-        for r, (tokens, pos, seg, no_video, targets, hints) in enumerate(built):
+        for row, (tokens, pos, seg, no_video, targets, hints) in enumerate(built):
             n = len(tokens)
-            ids[r, :n], positions[:, r, :n], segment[r, :n], blind[r, :n] = (
-                torch.tensor(tokens),
-                pos,
-                torch.tensor(seg),
-                torch.tensor(no_video),
-            )
-            target_rows += [(r, p, t, kind) for p, t, kind in targets]
-            hint_rows += [(r, p, t, layer) for p, t, layer in hints]
-        q = segment[:, :, None]
-        k = segment[:, None, :]
+            ids[row, :n] = torch.tensor(tokens)
+            positions[:, row, :n] = pos
+            segment[row, :n] = torch.tensor(seg)
+            blind[row, :n] = torch.tensor(no_video)
+            target_rows += [(row, position, token, kind) for position, token, kind in targets]
+            hint_rows += [(row, position, token, layer) for position, token, layer in hints]
+        # Segment 0 is the visual prefix, each question has its own segment, padding is −1. A token
+        # sees its own segment and, unless it is blind, the prefix.
+        query = segment[:, :, None]
+        key = segment[:, None, :]
+        visible = (query == key) | ((key == 0) & ~blind[:, :, None])
         causal = torch.ones(length, length, dtype=torch.bool).tril()
-        mask = causal & ((q == k) | ((k == 0) & ~blind[:, :, None])) & (k >= 0) | torch.eye(
-            length, dtype=torch.bool
-        )
+        # Padding sees itself: a row of the mask without any True would give NaN.
+        itself = torch.eye(length, dtype=torch.bool)
+        mask = causal & visible & (key >= 0) | itself
         return {
             "ids": ids,
             "positions": positions,

@@ -63,12 +63,12 @@ def measure(
     ]
     packed = packer.pack(rows, steps, 2.0, 0)
     first = len(packer.ids(packing.TURN_START))
-    kept = {}
+    saved = {}
     at = target_mask(targets)
 
     def hook(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
         end = first + at.shape[1]
-        kept["tokens"] = hidden[:, first:end]
+        saved["tokens"] = hidden[:, first:end]
         return (
             hidden
             if vector is None
@@ -89,7 +89,7 @@ def measure(
         .view(len(items), len(ASKED))
         .mean(0)
     )
-    return {task: round(float(r), 3) for task, r in zip(ASKED, right)}, kept["tokens"]
+    return {task: round(float(r), 3) for task, r in zip(ASKED, right)}, saved["tokens"]
 
 
 def target_mask(targets: np.ndarray) -> torch.Tensor:

@@ -1,6 +1,4 @@
-"""The small modulators: nothing when fresh, what their formula says afterwards, through the same
-hooks as the resampler.
-"""
+"""The simple modulators: no effect when new, later that of their formula, by the same hooks."""
 
 import json
 
@@ -136,8 +134,8 @@ def test_a_given_direction_is_added_with_its_strength_on_every_visual_token(host
 def test_a_saved_modulation_holds_its_directions_and_names_no_file(host, tmp_path):
     directions = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     save_file({"directions": directions}, tmp_path / "d.safetensors")
-    made = modulation(host, "steering", {"directions": str(tmp_path / "d.safetensors")})
-    made.save_pretrained(tmp_path / "saved")
+    steered = modulation(host, "steering", {"directions": str(tmp_path / "d.safetensors")})
+    steered.save_pretrained(tmp_path / "saved")
     (tmp_path / "d.safetensors").unlink()
     again = Modulation.from_pretrained(tmp_path / "saved")
     assert torch.equal(again.out[1].direction, directions[1]) and again.config.modulator.params == {

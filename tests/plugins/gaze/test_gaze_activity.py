@@ -1,4 +1,4 @@
-"""Which fixations are active when, against obvious loops."""
+"""Activity of fixations, against plain loops."""
 
 import math
 import re
@@ -31,7 +31,7 @@ CLIPS = [
 
 
 def looped(clips, weigh):
-    """Steps × the largest number of fixations, one number at a time."""
+    """Return steps × the largest number of fixations, number by number."""
     widest = max(len(s) for s, _ in clips)
     table = []
     for scanpath, grid in clips:
@@ -103,7 +103,7 @@ def test_the_edge_of_a_fixation_counts_as_active_despite_rounding():
 
 
 def released_activity(rows, time):
-    """The released code's own test of one step: float32 rows, a Python number."""
+    """Apply the released code's test of one step: float32 rows, a Python number."""
     middle, lasts = torch.tensor(rows, dtype=torch.float32)[:, 2:].T
     half = lasts.clamp(min=1e-6) / 2.0
     return ((time >= middle - half) & (time <= middle + half)).double()

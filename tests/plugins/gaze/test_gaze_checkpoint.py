@@ -217,7 +217,7 @@ def test_anything_unexpected_is_refused_by_name_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("name", ["coord_pe", "coordpe", "Coord-PE", "G3"])
-def test_what_older_checkpoints_say_of_what_is_built_anyway_is_ignored_and_told(
+def test_old_keys_that_agree_with_the_released_class_are_ignored_and_reported(
     name, saved, tmp_path
 ):
     content = released_content()
@@ -233,8 +233,8 @@ def test_what_older_checkpoints_say_of_what_is_built_anyway_is_ignored_and_told(
     ours = older.modulation.state_dict()
     theirs = plain.modulation.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    told = CliRunner().invoke(cli.build(), ["convert", str(path), str(tmp_path / "told")])
-    assert told.exit_code == 0 and told.output.splitlines()[3:6] == list(older.ignored)
+    result = CliRunner().invoke(cli.build(), ["convert", str(path), str(tmp_path / "converted")])
+    assert result.exit_code == 0 and result.output.splitlines()[3:6] == list(older.ignored)
 
 
 def test_a_configuration_may_leave_out_what_the_released_class_has_defaults_for(saved, tmp_path):
@@ -314,10 +314,8 @@ def test_a_view_that_claims_more_numbers_than_the_file_holds_is_refused(saved):
         read_checkpoint(path)
 
 
-def laughing(levels=30, width=9):
-    """A list that names one nine times, which names one nine times …: few bytes, and more values
-    than can be counted.
-    """
+def billion_laughs(levels=30, width=9):
+    """Return nested lists, each with nine references to the next: few bytes, countless values."""
     inner = ["lol"]
     for _ in range(levels):
         inner = [inner] * width
@@ -336,7 +334,7 @@ def laughing(levels=30, width=9):
 )
 def test_values_that_multiply_are_refused_quickly(place, saved):
     content = released_content()
-    put(*place, value=laughing())(content)
+    put(*place, value=billion_laughs())(content)
     start = time.process_time()
     with pytest.raises(
         CheckpointError,

@@ -55,9 +55,7 @@ def test_the_golden_residuals_come_out_of_the_converted_folder(saved, tmp_path):
 
 
 def plain_residual(state, m, features, gaze, alpha):
-    """One step at one layer, straight from the formulas: (token, d_vjepa), (d_latent,) → (token,
-    d_llm).
-    """
+    """Return one step of one layer, (token, d_llm), directly from the formulas."""
     linear = lambda name, x: x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
     norm = lambda name, x: torch.nn.functional.layer_norm(
         x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"]
@@ -84,7 +82,7 @@ def plain_residual(state, m, features, gaze, alpha):
 
 
 def plain_encoding(fixations, time, width):
-    """The mean encoding of the fixations that contain ``time``, number by number."""
+    """Return the mean encoding of the fixations that contain ``time``, number by number."""
     active = [f for f in fixations if abs(time - f[2]) <= f[3] / 2]
     if not active:
         return torch.zeros(width)
@@ -98,7 +96,7 @@ def plain_encoding(fixations, time, width):
 
 
 def plain_logits(content, features, fixations, batch):
-    """The host's logits with LoRA added to its weights and residuals added by plain hooks, one row."""
+    """Return the host's logits with LoRA merged and residuals added by plain hooks, one row."""
     host = qwen(layers=28)
     state = content["state_dict"]
     alpha = content["lora_config"]["alpha"] / content["lora_config"]["rank"]
@@ -193,11 +191,11 @@ def test_the_released_sizes_have_the_released_numbers_of_parameters():
 
 def test_only_four_amplitudes_are_kept_each_of_its_own_layer(saved, tmp_path):
     content = released_content()
-    done = convert(saved(content), tmp_path / "out")
+    converted = convert(saved(content), tmp_path / "out")
     assert torch.equal(
-        done.modulation.amplitude.detach(), content["state_dict"]["amplitude"][list(LAYERS)]
+        converted.modulation.amplitude.detach(), content["state_dict"]["amplitude"][list(LAYERS)]
     )
-    assert done.resampler - done.written == 24 and done.dead == 27
+    assert converted.resampler - converted.written == 24 and converted.dead == 27
 
 
 def test_half_precision_is_widened_exactly(saved, tmp_path):
@@ -265,10 +263,10 @@ def test_layers_that_do_not_fit_are_refused(sizes, layers, message, saved, tmp_p
 
 def test_other_layers_may_be_named(saved, tmp_path):
     content = released_content(modules=2, n_layers=6)
-    done = convert(saved(content), tmp_path / "out", [1, 4])
-    assert done.modulation.config.injection.layers == (1, 4) and done.dead is None
+    converted = convert(saved(content), tmp_path / "out", [1, 4])
+    assert converted.modulation.config.injection.layers == (1, 4) and converted.dead is None
     assert torch.equal(
-        done.modulation.amplitude.detach(), content["state_dict"]["amplitude"][[1, 4]]
+        converted.modulation.amplitude.detach(), content["state_dict"]["amplitude"][[1, 4]]
     )
 
 
@@ -339,8 +337,10 @@ def test_help_imports_no_torch():
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "best_model.pt" in done.stdout, done.stderr
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert completed.returncode == 0 and "best_model.pt" in completed.stdout, completed.stderr
 
 
 def test_the_same_file_converts_to_the_same_bytes(saved, tmp_path):

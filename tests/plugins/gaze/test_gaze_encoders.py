@@ -1,4 +1,4 @@
-"""The four gaze encoders against slow, obvious loops."""
+"""The four gaze encoders, against slow, plain loops."""
 
 import math
 
@@ -33,7 +33,7 @@ def make(cls, **params):
 
 
 def pe(x, y, dim, scale, temperature=10000.0):
-    """DETR's encoding, one number at a time."""
+    """Return DETR's encoding, number by number."""
     out = []
     for value in (x, y):
         for i in range(dim // 4):
@@ -53,9 +53,7 @@ def weights_at(scanpath, grid, step, mode):
 
 
 def looped(value, d, mode):
-    """Weighted mean over active fixations of value(fixation, token centre): (all steps, tokens, d);
-    and whether any was active.
-    """
+    """Return weighted means of value(fixation, token center), and whether any was active."""
     steps = []
     active = []
     for scanpath, grid in zip(SCANPATHS, GRIDS, strict=True):

@@ -1,4 +1,4 @@
-"""Fixations from gaze samples, against a straightforward reading of the benchmark's rules."""
+"""Extraction of fixations, against a direct implementation of the benchmark's rules."""
 
 import math
 
@@ -30,9 +30,7 @@ def recording(xy, fps=24.0, present=None):
 
 
 def as_the_benchmark(xy, fps, radius, shortest=2.0, later=2.5, forgiven=0.01):
-    """Its two steps: runs of at least 2 s, in which an outlier that follows within 0.01 s is passed
-    over; of those, the ones of at least 2.5 s.
-    """
+    """Apply the benchmark's two steps: runs of at least 2 s, then fixations of at least 2.5 s."""
     times = [k / fps for k in range(len(xy))]
     found = []
     start = 0
@@ -55,9 +53,7 @@ def as_the_benchmark(xy, fps, radius, shortest=2.0, later=2.5, forgiven=0.01):
 
 
 def wander(seed, fps, seconds):
-    """Dwells of some seconds with jitter, jumps between them, single outliers, and stretches where
-    the eye is lost.
-    """
+    """Return dwells with jitter, jumps, single outliers, and times without gaze."""
     rng = np.random.default_rng(seed)
     xy = []
     n = int(fps * seconds)
@@ -92,7 +88,7 @@ def test_the_preset_of_gazeqwen_is_the_benchmark_s_first_step_alone(seed):
     assert np.allclose(found.fixations, expected, atol=1e-9) and len(found) > 3
 
 
-def test_gazeqwen_s_own_fixations_are_all_long_enough_for_its_preset_and_not_for_the_benchmark_s_two_steps():
+def test_gazeqwen_s_own_fixations_are_long_enough_for_its_preset_but_not_for_the_benchmark_s():
     frames = [
         49,
         61,
@@ -145,8 +141,8 @@ def test_clamping_counts_the_fixations_that_it_makes_and_those_that_it_takes():
     inside = [[0.5, 0.5]] * 61
     far = [[1.5 + 0.2 * k, 0.5] for k in range(61)]
     xy = np.array([*inside, *far])
-    made = Recording(xy.clip(0, 1), np.ones(len(xy), bool), 24.0, 0, 61, xy)
-    assert len(extract(made, STREAMGAZE, 0.15)) == 2 and clamped(made, STREAMGAZE, 0.15) == (
+    leaving = Recording(xy.clip(0, 1), np.ones(len(xy), bool), 24.0, 0, 61, xy)
+    assert len(extract(leaving, STREAMGAZE, 0.15)) == 2 and clamped(leaving, STREAMGAZE, 0.15) == (
         1,
         0,
     )  # at rest on the edge, nowhere in truth
@@ -253,8 +249,8 @@ def test_what_is_written_is_read_again(tmp_path):
     write_fixations(path, Scanpath(rows))
     assert np.allclose(Scanpath.read(path).fixations, rows, atol=2e-6)
     assert (
-        path.read_text().splitlines()[0]
-        == "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
+        path.read_text().splitlines()[0] == "start_time,end_time,center_x,center_y,duration,"
+        "start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
     )
     write_fixations(path, Scanpath())
     assert len(Scanpath.read(path)) == 0

@@ -1,4 +1,4 @@
-"""Reading fixation files: what is taken, and what each kind of bad input is told."""
+"""Reading fixation files: valid layouts, and the message for each kind of bad input."""
 
 import re
 
@@ -11,7 +11,10 @@ from modulate.errors import MissingFileError, SignalError
 from modulate_gaze import fixation_csv
 from modulate_gaze.scanpath import Scanpath
 
-HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds\n"
+HEADER = (
+    "start_time,end_time,center_x,center_y,duration,"
+    "start_time_seconds,end_time_seconds,fixation_id,duration_seconds\n"
+)
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def file(tmp_path):
     return write
 
 
-def refused(path):
+def error_of(path):
     with pytest.raises(SignalError) as caught:
         Scanpath.read(path)
     assert str(caught.value).startswith(str(path))
@@ -102,13 +105,13 @@ def test_a_missing_file_is_named_with_what_to_check(tmp_path):
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
-    assert refused(tmp_path) == " is no file. Name the fixation CSV itself."
+    assert error_of(tmp_path) == " is no file. Name the fixation CSV itself."
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])
 def test_an_empty_file_is_refused_and_told_how_to_say_no_fixations(file, text):
     assert (
-        refused(file(text))
+        error_of(file(text))
         == " is empty. A clip without fixations still needs the header line, e.g."
         " start_time,end_time,center_x,center_y."
     )
@@ -149,7 +152,7 @@ def test_an_empty_file_is_refused_and_told_how_to_say_no_fixations(file, text):
     ],
 )
 def test_a_header_that_does_not_serve_is_refused(file, text, message):
-    assert refused(file(text)) == message
+    assert error_of(file(text)) == message
 
 
 @pytest.mark.parametrize(
@@ -208,13 +211,16 @@ def test_a_header_that_does_not_serve_is_refused(file, text, message):
 )
 def test_a_bad_row_is_refused_with_its_line_column_and_value(file, row, message):
     text = f"start_time,end_time,duration,center_x,center_y\n0,1,1,0.5,0.5\n\n{row}\n"
-    assert refused(file(text)) == f", line 4: {message}"
+    assert error_of(file(text)) == f", line 4: {message}"
 
 
 def test_a_row_that_stands_there_twice_is_refused_with_both_lines(file):
-    text = "start_time,duration,center_x,center_y\n4,1,0.5,0.5\n0,1,0.25,0.5\n\n4,1.0,0.5,.5\n0,1,0.25,0.5\n"
+    text = (
+        "start_time,duration,center_x,center_y\n"
+        "4,1,0.5,0.5\n0,1,0.25,0.5\n\n4,1.0,0.5,.5\n0,1,0.25,0.5\n"
+    )
     assert (
-        refused(file(text))
+        error_of(file(text))
         == ", line 5: the fixation of line 2 once more (2 such lines in all). Remove repeated"
         " lines."
     )
@@ -229,7 +235,7 @@ def test_a_row_that_stands_there_twice_is_refused_with_both_lines(file):
     ],
 )
 def test_times_of_a_clock_and_of_other_units_are_refused(file, column, row):
-    message = refused(file("start_time,duration,center_x,center_y\n" + row))
+    message = error_of(file("start_time,duration,center_x,center_y\n" + row))
     assert (
         message.startswith(f", line 2: {column} ")
         and "is no second of a video; times count from the video's start, in seconds." in message
@@ -239,22 +245,24 @@ def test_times_of_a_clock_and_of_other_units_are_refused(file, column, row):
 def test_a_long_cell_makes_a_short_message(file):
     assert (
         len(
-            refused(file("start_time,duration,center_x,center_y\n1," + "9" * 100_000 + "x,0.5,0.5"))
+            error_of(
+                file("start_time,duration,center_x,center_y\n1," + "9" * 100_000 + "x,0.5,0.5")
+            )
         )
         < 300
     )
-    assert len(refused(file("start_time," * 2 + "x" * 100_000))) < 500
+    assert len(error_of(file("start_time," * 2 + "x" * 100_000))) < 500
 
 
 def test_bytes_that_are_no_text_are_refused(file):
     assert (
-        refused(file(b"center_x\xff"))
+        error_of(file(b"center_x\xff"))
         == " is no text: byte 8 is not UTF-8. Save it again as UTF-8 CSV."
     )
 
 
 def test_text_that_is_no_csv_is_refused(file):
-    message = refused(file("start_time,end_time,center_x,center_y\n0,1,0.5," + "5" * 200_000))
+    message = error_of(file("start_time,end_time,center_x,center_y\n0,1,0.5," + "5" * 200_000))
     assert message.startswith(
         ", line 2: not readable as CSV (field larger than field limit"
     ) and message.endswith("Save it again as plain comma-separated text.")
@@ -264,20 +272,18 @@ def test_files_and_row_counts_of_raw_gaze_samples_are_refused(file, monkeypatch)
     path = file("start_time,end_time,center_x,center_y\n0,1,0,0\n1,2,0,0\n2,3,0,0\n")
     monkeypatch.setattr(fixation_csv, "MAX_ROWS", 2)
     assert (
-        refused(path)
+        error_of(path)
         == ", line 4: more than 2 fixations. This reader takes fixations, not raw gaze samples."
     )
     monkeypatch.setattr(fixation_csv, "MAX_BYTES", 10)
     assert (
-        refused(path)
+        error_of(path)
         == " has 62 bytes, more than 10. This reader takes fixations, not raw gaze samples."
     )
 
 
 def apart(row):
-    """Equal only of rows that the reader would take for one: it refuses those that stand there
-    twice.
-    """
+    """Compare equal only to rows that the reader would refuse as repeated."""
     return row[0], row[1], round(row[2], 3), round(row[3], 3)
 
 

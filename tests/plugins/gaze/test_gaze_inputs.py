@@ -1,6 +1,4 @@
-"""Gaze told to the bare host: what is drawn where and when, what is written, how bright the map is;
-and nothing given is written into.
-"""
+"""Inputs that show gaze to the bare host: overlay, text, saliency map; no input is modified."""
 
 import math
 
@@ -30,7 +28,7 @@ GREEN = (0, 255, 0)
 RED = (255, 0, 0)
 
 
-def given(width=80, height=40, times=(2.0, 3.5, 4.5, 6.0)):
+def turn_of(width=80, height=40, times=(2.0, 3.5, 4.5, 6.0)):
     images = np.random.default_rng(0).integers(
         0, 200, (len(times), height, width, 3), dtype=np.uint8
     )
@@ -47,7 +45,7 @@ def painted(image, color):
 
 
 def test_the_dot_is_a_disc_at_the_fixation_on_frames_during_which_it_lasts():
-    turn = given()
+    turn = turn_of()
     images = overlay(turn, shape="dot", dot_radius=3.0)
     assert np.array_equal(images[1], turn.frames.images[1]) and np.array_equal(
         images[3], turn.frames.images[3]
@@ -65,7 +63,7 @@ def test_the_dot_is_a_disc_at_the_fixation_on_frames_during_which_it_lasts():
 
 
 def test_the_circle_has_the_radius_asked_for_in_pixels_or_in_widths():
-    turn = given(times=(4.5,))
+    turn = turn_of(times=(4.5,))
     by_width, by_pixels = (
         overlay(turn, shape="circle", line=2.0, **r)[0]
         for r in ({"circle_radius": 0.125}, {"circle_radius": 10.0, "circle_unit": "px"})
@@ -80,14 +78,14 @@ def test_the_circle_has_the_radius_asked_for_in_pixels_or_in_widths():
 
 
 def test_the_benchmarks_mark_is_the_default():
-    image = overlay(given(width=200, height=160, times=(4.5,)))[0]
+    image = overlay(turn_of(width=200, height=160, times=(4.5,)))[0]
     red = [math.dist((i + 0.5, j + 0.5), (150, 80)) for i, j in painted(image, RED)]
     green = [math.dist((i + 0.5, j + 0.5), (150, 80)) for i, j in painted(image, GREEN)]
     assert np.mean(red) == pytest.approx(0.156 * 200, abs=0.3) and 7.5 < max(green) <= 8.0
 
 
 def test_of_gaze_past_the_edge_only_what_reaches_in_is_drawn():
-    turn = given(times=(4.5,))
+    turn = turn_of(times=(4.5,))
     outside = Scanpath([[1.1, 0.5, 4.5, 1.0]])
     assert not painted(overlay(turn, outside, shape="dot", dot_radius=3.0)[0], GREEN)
     reached = painted(overlay(turn, outside, shape="dot", dot_radius=10.0)[0], GREEN)
@@ -112,12 +110,12 @@ def test_fixations_that_last_at_once_are_all_drawn():
 
 
 def test_without_fixations_the_frames_are_as_they_were():
-    turn = given()
+    turn = turn_of()
     assert np.array_equal(overlay(turn, Scanpath(), reach=100.0), turn.frames.images)
 
 
 def test_the_text_has_a_line_for_each_fixation_before_or_after_the_question():
-    turn = given()
+    turn = turn_of()
     text = GazeText(
         GazeTextParams(
             heading="Gaze:",
@@ -143,7 +141,7 @@ def test_the_text_has_a_line_for_each_fixation_before_or_after_the_question():
 
 
 def test_the_default_text_says_what_its_numbers_mean():
-    text = GazeText(GazeTextParams())(given(), GAZE, WINDOW).text
+    text = GazeText(GazeTextParams())(turn_of(), GAZE, WINDOW).text
     assert (
         "x from left, y from top, as fractions of the frame; time in seconds of the clip" in text
         and "\n2.0 to 3.0: x 0.75, y 0.50\n" in text
@@ -168,7 +166,7 @@ def test_a_text_that_cannot_be_written_is_refused_when_the_recipe_is_read(line):
 
 
 def test_the_map_is_the_sum_of_gaussians_weighted_by_the_seconds_within_the_clip():
-    turn = given(width=80, height=40)
+    turn = turn_of(width=80, height=40)
     shown = GazeSaliency(GazeSaliencyParams(sigma=0.05))(turn, GAZE, WINDOW)
     (image,) = shown.images
     assert (
@@ -195,15 +193,15 @@ def test_the_map_is_the_sum_of_gaussians_weighted_by_the_seconds_within_the_clip
 
 def test_the_map_comes_after_images_that_are_there_and_is_black_without_fixations():
     first = np.zeros((4, 4, 3), dtype=np.uint8)
-    turn = HostInput(given().frames, "?", (first,))
+    turn = HostInput(turn_of().frames, "?", (first,))
     images = GazeSaliency(GazeSaliencyParams())(turn, Scanpath(), WINDOW).images
     assert images[0] is first and len(images) == 2 and not images[1].any()
 
 
 def test_a_fixation_without_duration_is_still_seen():
     instant = Scanpath([[0.5, 0.5, 4.5, 0.0]])
-    assert GazeSaliency(GazeSaliencyParams())(given(), instant, WINDOW).images[0].max() == 255
-    assert painted(overlay(given(times=(4.5,)), instant, shape="dot")[0], GREEN)
+    assert GazeSaliency(GazeSaliencyParams())(turn_of(), instant, WINDOW).images[0].max() == 255
+    assert painted(overlay(turn_of(times=(4.5,)), instant, shape="dot")[0], GREEN)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +214,7 @@ def test_a_fixation_without_duration_is_still_seen():
 )
 def test_another_kind_of_signal_is_refused(transform):
     with pytest.raises(ConditioningError, match=r"Inputs of gaze need a scanpath, got str\."):
-        transform(given(), "left", WINDOW)
+        transform(turn_of(), "left", WINDOW)
 
 
 def test_a_color_has_bytes():

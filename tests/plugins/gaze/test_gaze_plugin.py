@@ -1,4 +1,4 @@
-"""The plugin as the registry sees it."""
+"""The registration of the plugin."""
 
 import subprocess
 import sys

@@ -1,6 +1,4 @@
-"""Reading the gaze files of the data sets: what is taken, how it is joined by frame, and what each
-kind of bad input is told.
-"""
+"""Reading gaze files of data sets: valid samples, joining by frame, messages for bad input."""
 
 import contextlib
 
@@ -17,7 +15,10 @@ HEAD = (
     "## [BeGaze]\n## Sample Rate:\t30\n## Größe:\t1280\n\nTime\tType\tTrial\tL POR X [px]\tL POR Y"
     " [px]\tFrame\tL Event Info\n"
 )
-EGO4D = "component_idx,component_timestamp_s,canonical_timestamp_s,confidence,norm_pos_x,norm_pos_y,base_data\n"
+EGO4D = (
+    "component_idx,component_timestamp_s,canonical_timestamp_s,confidence,"
+    "norm_pos_x,norm_pos_y,base_data\n"
+)
 HOLO = "frame_idx,timestamp_sec,u,v,valid,in_frame\n"
 
 
@@ -44,7 +45,7 @@ def read(tmp_path):
     return read
 
 
-def refused(read, source, data, text, **more):
+def error_of(read, source, data, text, **more):
     with pytest.raises(SignalError, match=text):
         read(source, data, **more)
 
@@ -128,11 +129,11 @@ def test_samples_before_the_video_are_left_out(read):
     ],
 )
 def test_bad_begaze_lines_are_named(read, line, text):
-    refused(read, "egtea", HEAD + line, text)
+    error_of(read, "egtea", HEAD + line, text)
 
 
 def test_a_file_without_samples_is_refused(read):
-    refused(read, "egtea", HEAD, r"clip\.txt holds no gaze sample")
+    error_of(read, "egtea", HEAD, r"clip\.txt holds no gaze sample")
 
 
 # --- EgoExoLearn
@@ -168,7 +169,7 @@ def test_arrays_have_a_row_for_each_frame_at_30_fps(read):
     ],
 )
 def test_other_arrays_are_refused(read, data, text):
-    refused(read, "egoexolearn", data, text)
+    error_of(read, "egoexolearn", data, text)
 
 
 def test_arrays_of_objects_are_never_unpickled(read, tmp_path):
@@ -206,7 +207,8 @@ def test_ego4d_has_its_origin_at_the_bottom(read):
     found = read(
         "ego4d",
         EGO4D
-        + "0,0.0,0.0,1.0,0.25,0.9,\n0,0.01,0.01,1.0,0.75,0.7,\n0,0.1,0.1,0.2,0.5,0.5,\n0,0.2,0.2,1.0,,,\n",
+        + "0,0.0,0.0,1.0,0.25,0.9,\n0,0.01,0.01,1.0,0.75,0.7,\n"
+        + "0,0.1,0.1,0.2,0.5,0.5,\n0,0.2,0.2,1.0,,,\n",
     )
     assert found.fps == 30 and len(found) == 7
     assert (
@@ -225,7 +227,8 @@ def test_where_untracked_samples_are_dropped_so_are_those_of_low_confidence(read
 def test_holoassist_is_read_as_the_benchmark_projects_it(read):
     text = (
         HOLO
-        + "0,0.0,224,126,True,True\n1,0.04,,,False,False\n2,0.08,448,252,False,True\n3,0.12,2000,126,True,False\n"
+        + "0,0.0,224,126,True,True\n1,0.04,,,False,False\n"
+        + "2,0.08,448,252,False,True\n3,0.12,2000,126,True,False\n"
     )
     kept = read("holoassist", text, size=(896, 504))
     dropped = read("holoassist", text, "drop", size=(896, 504))
@@ -235,7 +238,7 @@ def test_holoassist_is_read_as_the_benchmark_projects_it(read):
         kept.outside,
         kept.fps,
     ) == (2, 1, 24.46)
-    refused(read, "holoassist", text, r"positions are pixels of the video; its size must be known")
+    error_of(read, "holoassist", text, r"positions are pixels of the video; its size must be known")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ def test_holoassist_is_read_as_the_benchmark_projects_it(read):
     ],
 )
 def test_bad_tables_are_named_with_their_line(read, source, data, text):
-    refused(read, source, data, text, size=(896, 504))
+    error_of(read, source, data, text, size=(896, 504))
 
 
 def test_files_must_exist_be_of_a_known_source_and_not_too_large(tmp_path, monkeypatch):

@@ -1,6 +1,4 @@
-"""The steps of docs/how-to/use-the-released-checkpoint.md, as they stand there, on a small
-checkpoint and a small host of 28 layers.
-"""
+"""The steps of docs/how-to/use-the-released-checkpoint.md, with a small checkpoint and host."""
 
 import json
 import re
@@ -19,7 +17,7 @@ from modulate.runs.import_weights import mismatches
 from modulate.utils.paths import resolve
 from modulate_gaze.convert import convert
 from modulate_tabletop.make import make_world
-from tests.plugins.gaze.test_gaze_convert import made
+from tests.plugins.gaze.released_content import released_content
 
 PAGE = Path("docs/how-to/use-the-released-checkpoint.md").read_text(encoding="utf-8")
 REPRODUCE = Path("docs/how-to/reproduce-gazeqwen.md").read_text(encoding="utf-8")
@@ -62,9 +60,7 @@ def released_yaml():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with what the page's readers have: the file from the hub, a host, the world as data,
-    and StreamGaze's tree.
-    """
+    """Create the reader's folder: the hub's file, a host, the world as data, StreamGaze's tree."""
     folder = tmp_path_factory.mktemp("released")
     make_world(folder / "data/tabletop", train=1, val=1, test=2, seed=5, workers=1)
     make_world(folder / "data/streamgaze", train=5, val=1, test=2, seed=6, workers=1)
@@ -78,7 +74,9 @@ def place(tmp_path_factory):
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder / "small-host")
     width = int(load_recipe("gazeqwen_tiny").backbone.build("backbone").d_features)
-    content = made(d_vjepa=width, d_llm=128, n_latents=32, d_latent=256, rank=8, d_value=128)
+    content = released_content(
+        d_vjepa=width, d_llm=128, n_latents=32, d_latent=256, rank=8, d_value=128
+    )
     (folder / "gazeqwen").mkdir()
     torch.save(content, folder / "gazeqwen/best_model.pt")
     name, text = released_yaml()
@@ -135,7 +133,7 @@ def test_a_checkpoint_of_the_released_sizes_is_one_that_the_page_s_recipes_descr
 ):
     """The published widths of resampler and encoder, the host's aside."""
     torch.save(
-        made(d_vjepa=768, d_llm=32, n_latents=32, d_latent=256, rank=8, d_value=16),
+        released_content(d_vjepa=768, d_llm=32, n_latents=32, d_latent=256, rank=8, d_value=16),
         tmp_path / "best_model.pt",
     )
     config = convert(tmp_path / "best_model.pt", tmp_path / "out").modulation.config

@@ -1,6 +1,4 @@
-"""The GazeQwen resampler: the released numbers in batched form, and what sharing and adding to the
-features mean.
-"""
+"""The GazeQwen resampler: released numbers in batched form, sharing, adding to features."""
 
 import json
 import re
@@ -52,7 +50,7 @@ def signal(steps, tokens=4, d=8, to_features=False):
 
 
 def read(resampler, features, guide):
-    """Every token's latents, layer by layer."""
+    """Return every token's latents, layer by layer."""
     return [mixture.dense() for mixture in resampler(features, guide)]
 
 

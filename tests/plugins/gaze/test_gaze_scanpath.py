@@ -1,4 +1,4 @@
-"""The scanpath: what it keeps, what it refuses, its controls and its augmentation."""
+"""The scanpath: its content, refused input, controls, augmentation."""
 
 import copy
 import random
@@ -21,7 +21,7 @@ def context(window=(0.0, 10.0), other=None, other_window=(0.0, 10.0)):
 
 
 def looking_at(scanpath, time):
-    """Where the viewer looks at a time, by going through all fixations."""
+    """Return the gaze at a time, by a loop over all fixations."""
     return [(x, y) for x, y, t, d in scanpath.fixations.tolist() if t - d / 2 < time < t + d / 2]
 
 

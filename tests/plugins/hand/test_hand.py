@@ -1,4 +1,4 @@
-"""Hand positions: read strictly, alone and bundled with gaze."""
+"""Hand positions: strict reading, alone and together with gaze."""
 
 import numpy as np
 import pytest

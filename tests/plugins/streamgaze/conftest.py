@@ -1,4 +1,4 @@
-"""A small tree of StreamGaze's shape: real videos, question files of all ten tasks, fixations."""
+"""A small tree with StreamGaze's layout: real videos, all ten question files, fixations."""
 
 import json
 
@@ -25,9 +25,7 @@ def one_video(tmp_path_factory):
 
 @pytest.fixture
 def tree(tmp_path, one_video):
-    """All ten tasks on eight videos of three data sets; fixations at 4.0–7.0 and 9.5–10.4 s in
-    each.
-    """
+    """Write ten tasks on eight videos, each with fixations at 4.0–7.0 and 9.5–10.4 s."""
     root = tmp_path / "streamgaze"
     for folder in ("qa", "videos/original_video", "fixations/egtea", "fixations/others"):
         (root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What a small tree of StreamGaze's shape is made of."""
+"""The files of a small tree with StreamGaze's layout."""
 
 from fractions import Fraction
 
@@ -9,12 +9,15 @@ EGTEA = ("OP01-R01-PastaSalad", "OP01-R02-Pizza", "P02-R01-Pizza", "P03-R05-Chee
 EGOEXO = ("0049ed5a-eb8c-4e0b-a5d5-1b6c2a3d4e5f", "11111111-eb8c-4e0b-a5d5-1b6c2a3d4e5f")
 HOLO = ("R005-7July-GoPro", "z017-june-15-22-nav")
 VIDEOS = (*EGTEA, *EGOEXO, *HOLO)
-HEADER = "start_time,end_time,center_x,center_y,duration,start_time_seconds,end_time_seconds,fixation_id,duration_seconds\n"
+HEADER = (
+    "start_time,end_time,center_x,center_y,duration,"
+    "start_time_seconds,end_time_seconds,fixation_id,duration_seconds\n"
+)
 SECONDS = 12
 
 
 def write_video(path, seconds=SECONDS, width=640, height=16):
-    """Two frames a second, the last one ending at ``seconds``."""
+    """Write a video with two frames a second; the last one ends at ``seconds``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=2)
@@ -36,7 +39,7 @@ def fixation(number, start, end, x=0.25, y=0.75):
 
 
 def entry(task, stem, number):
-    """One entry: both key conventions, both kinds of time, a key that nobody knows."""
+    """Return an entry with both key conventions, both kinds of time, and an unknown key."""
     head = {"video_path": f"videos/{stem}.mp4"} if number % 2 else {"video": stem}
     head |= {"response_time": "[00:00 - 00:10]", "generator": "v2"}
     if task.startswith("proactive"):

@@ -1,4 +1,4 @@
-"""`modulate data check`: figures worked out by hand, and what is missing is told, never a crash."""
+"""`modulate data check`: figures computed by hand; problems are reported, never a crash."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Results in the benchmark's own format: its rules, written here anew, score them as ours do."""
+"""Export in the benchmark's format: its rules, reimplemented here, give the run's scores."""
 
 import json
 import random
@@ -29,9 +29,7 @@ def letter(reply):
 
 
 def benchmark_score(entries):
-    """(right, scored): letters in order of the questions, or YES and NO anywhere in the reply to a
-    test point.
-    """
+    """Return (right, scored) by letters, or by YES and NO in replies to test points."""
     right = scored = 0
     if "test_info" in entries[0]["questions"][0]:
         for point in (p for e in entries for q in e["questions"] for p in q["test_info"]):
@@ -91,7 +89,7 @@ def test_the_rule_for_alerts_looks_for_the_word_anywhere(reply, kind, right):
 
 
 def predicted(reader, split="all", condition="signal", seed=0, **changes):
-    """Answers drawn at random; one in ten failed."""
+    """Return random answers, of which one in ten failed."""
     rng = random.Random(seed)
     found = []
     for s in reader().samples(split):
@@ -226,9 +224,7 @@ def test_predictions_of_other_questions_are_refused(tree, reader, tmp_path, chan
 
 @pytest.fixture
 def finished(tree, reader, tmp_path):
-    """A run's folder as training leaves it: its recipe on this tree, predictions under two
-    conditions and of two splits.
-    """
+    """Write a run's folder: a recipe on this tree, predictions of two conditions and splits."""
     from modulate.config.recipe import load_recipe
     from modulate.runs.run import Run
 

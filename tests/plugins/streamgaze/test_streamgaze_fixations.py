@@ -1,4 +1,4 @@
-"""Fixation files made of gaze files: when the data set is prepared, and by the command."""
+"""Fixation files from gaze files: in the preparation of the data set, and by the command."""
 
 import json
 
@@ -28,9 +28,7 @@ def begaze(x=640, y=480, frames=range(24, 97)):
 
 @pytest.fixture
 def gaze(tree):
-    """Gaze of all eight videos, each in its data set's format: one fixation of 3 s; no fixation
-    files.
-    """
+    """Write gaze of all eight videos, each with one fixation of 3 s, and no fixation files."""
     for path in (tree / "fixations").rglob("*.csv"):
         path.unlink()
     for name in ("egtea/deep", "egoexo", "holo"):
@@ -71,13 +69,13 @@ def scanpath(tree, stem):
 
 
 def test_preparing_makes_what_is_missing_in_the_first_folder(tree, reader, gaze):
-    kept = tree / f"fixations/others/{EGTEA[1]}_fixation_filtered.csv"
-    kept.write_text(HEADER)
+    existing = tree / f"fixations/others/{EGTEA[1]}_fixation_filtered.csv"
+    existing.write_text(HEADER)
     data = reader(gaze=gaze)
     data.prepare()
     assert {s.groups["video"] for s in data.samples("all")} == set(VIDEOS)
     assert (
-        kept.read_text() == HEADER
+        existing.read_text() == HEADER
         and not (tree / f"fixations/{EGTEA[1]}_fixation_filtered.csv").exists()
     )
     assert np.allclose(scanpath(tree, EGTEA[0]), [[0.5, 0.5, 2.5, 3.0]])
@@ -208,11 +206,11 @@ def test_the_command_tells_of_fixations_at_the_corner_and_can_drop_them(tree, ga
         begaze(frames=[*range(24), *range(100, 200)])
     )
     code, text, _ = run("egtea", tree / "gaze/egtea", tmp_path / "kept")
-    assert (
-        code == 0
-        and "Note: 1 fixations lie at (0, 0): frames without gaze, which the benchmark keeps. --untracked drop leaves them out."
-        in text
+    note = (
+        "Note: 1 fixations lie at (0, 0): frames without gaze, which the benchmark keeps."
+        " --untracked drop leaves them out."
     )
+    assert code == 0 and note in text
     code, text, _ = run("egtea", tree / "gaze/egtea", tmp_path / "dropped", "--untracked", "drop")
     assert code == 0 and "(0, 0)" not in text and "Wrote 4 files with 4 fixations" in text
     code, text, _ = run(
@@ -222,9 +220,7 @@ def test_the_command_tells_of_fixations_at_the_corner_and_can_drop_them(tree, ga
 
 
 def wandering(tree):
-    """One HoloAssist recording: 3 s inside the 640 × 16 frame, then 3 s on the way out of it, to
-    the right.
-    """
+    """Write a HoloAssist recording: 3 s inside the 640 × 16 frame, 3 s leaving it to the right."""
     rows = "".join(
         f"{k},{k / 24.46},{160 if k < 75 else 700 + 60 * (k - 75)},12,True,True\n"
         for k in range(150)

@@ -1,4 +1,4 @@
-"""Participants, data sets, and the splits that keep them whole."""
+"""Participants, original data sets, and the splits that do not divide them."""
 
 import itertools
 import json
@@ -141,7 +141,10 @@ def test_metadata_tables_tell_participants_by_any_of_their_names(reader, tree):
 # columns as StreamGaze's own tables have them: many rows for a video, whose name is under
 # video_source
 EPISODES = "Episode_ID,Video_Source,Object_Type,Object_Identity,Episode_Start_Time\n"
-MERGED = "video_source,episode_start_time,episode_end_time,duration,fixation_ids,representative_object,video_categories,source_file\n"
+MERGED = (
+    "video_source,episode_start_time,episode_end_time,duration,fixation_ids,"
+    "representative_object,video_categories,source_file\n"
+)
 
 
 def episodes(*stems):
@@ -152,7 +155,8 @@ def episodes(*stems):
 
 def merged(*stems):
     return MERGED + "".join(
-        f"""{stem},{n},{n + 3},3,"[1, 2]","{{'object_identity': 'cup'}}",EGTEA,/x/{stem}/{stem}_fixation_merged_filtered_v2.csv\n"""
+        f"""{stem},{n},{n + 3},3,"[1, 2]","{{'object_identity': 'cup'}}",EGTEA,"""
+        f"/x/{stem}/{stem}_fixation_merged_filtered_v2.csv\n"
         for n, stem in enumerate(stems)
     )
 
@@ -333,9 +337,7 @@ def test_entries_that_contradict_each_other_are_named(reader, tree):
 
 
 def best_deal(sizes, shares):
-    """The least sum of absolute differences from the shares over all ways to deal groups, none of
-    the wanted splits empty.
-    """
+    """Return the least sum of absolute differences over all assignments without empty splits."""
     n = sum(sizes)
     kinds = [k for k, share in enumerate(shares) if share]
     ways = (

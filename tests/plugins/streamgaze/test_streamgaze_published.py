@@ -1,4 +1,4 @@
-"""The published rows against what the paper's own means say of them."""
+"""The published rows, against the means that the paper reports for them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which fixations belong to a clip, by the paper's sense and by the released code's."""
+"""The fixations of a clip, by the paper's rules and by the released code's."""
 
 import hashlib
 import json
@@ -36,17 +36,17 @@ def sample(data, task, seconds=10.0):
     return next(s for s in data.samples("all") if s.task == task and s.window[1] == seconds)
 
 
-def kept(data, task=PRESENT):
+def clip_fixations(data, task=PRESENT):
     return data.clip_signal(sample(data, task), GAZE).fixations[:, 2].tolist()
 
 
 def test_a_fixation_belongs_to_a_clip_when_it_overlaps_it(reader):
-    assert kept(reader(present_seconds=5)) == [4.0, 7.0, 9.5, 10.5]
+    assert clip_fixations(reader(present_seconds=5)) == [4.0, 7.0, 9.5, 10.5]
 
 
 def test_by_the_released_rule_its_midpoint_must_lie_in_the_clip(reader):
-    assert kept(reader(present_seconds=5, fixation_rule="midpoint")) == [7.0, 9.5]
-    assert kept(reader(present_seconds=6, fixation_rule="midpoint")) == [4.0, 7.0, 9.5]
+    assert clip_fixations(reader(present_seconds=5, fixation_rule="midpoint")) == [7.0, 9.5]
+    assert clip_fixations(reader(present_seconds=6, fixation_rule="midpoint")) == [4.0, 7.0, 9.5]
 
 
 def test_the_fixation_that_begins_when_the_question_is_asked_is_dropped_by_the_released_rule(
@@ -60,9 +60,7 @@ def test_the_fixation_that_begins_when_the_question_is_asked_is_dropped_by_the_r
 
 
 def released_choice(rows, start, end):
-    """The released code's own comparison: fixations as a float32 tensor, its times compared with
-    Python's numbers.
-    """
+    """Apply the released code's comparison of a float32 tensor with Python's numbers."""
     middle = torch.tensor(rows, dtype=torch.float32)[:, 2]
     return ((middle >= start) & (middle <= end)).tolist()
 

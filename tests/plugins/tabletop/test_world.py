@@ -1,6 +1,4 @@
-"""The generated world: files, windows, balance, and that the frames alone do not give the gaze-only
-answers away.
-"""
+"""The generated world: files, windows, balance; frames alone do not reveal gaze-only answers."""
 
 import csv
 import json
