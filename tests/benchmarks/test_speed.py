@@ -294,11 +294,13 @@ def trained(pipeline, root, **changes):
     recipe = pipeline.recipe.model_copy(
         update={"training": training, "name": "-".join(map(str, changes.values()))}
     )
-    other = copy(pipeline)
-    other.recipe = recipe
-    other._memory = LRUCache(1 << 30, lambda prepared: 1)
+    changed = copy(pipeline)
+    changed.recipe = recipe
+    # An empty cache: samples of an earlier training must not hide changed signals.
+    changed._preparer = copy(pipeline._preparer)
+    changed._preparer._cache = LRUCache(1 << 30, lambda prepared: 1)
     run = Run.create(recipe, root)
-    weights = train(run, other).state_dict()
+    weights = train(run, changed).state_dict()
     return weights, [
         json.loads(line)["loss"] for line in (run.folder / "log.jsonl").read_text().splitlines()
     ]
