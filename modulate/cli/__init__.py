@@ -1,4 +1,4 @@
-"""The command line: run a command; turn expected errors into one line and an exit code."""
+"""The command line; an expected error is one line and an exit code."""
 
 import sys
 import traceback

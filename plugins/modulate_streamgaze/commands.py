@@ -13,6 +13,7 @@ from modulate.errors import DataError, RecipeError, near_matches
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from rich.table import Table
 
     from modulate.config.sections import Sampling
     from modulate_gaze.extraction import Extraction
@@ -124,13 +125,10 @@ def _valid(model: "type[Model]", where: str, given: dict[str, Any]) -> "Model":
         raise RecipeError(explain(error, where, model)) from error
 
 
-def _print(report: "DataReport") -> None:
+def _task_table(report: "DataReport") -> "Table":
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    console.width = max(console.width, 144)
     table = Table(title=f"{report.root}: {report.sampling}", title_justify="left", box=box.SIMPLE)
     for name in (
         "task",
@@ -155,7 +153,15 @@ def _print(report: "DataReport") -> None:
         table.add_row(
             name, f"{t.questions:,}", str(t.videos), str(t.missing), lengths, str(t.beyond), *gaze
         )
-    console.print(table)
+    return table
+
+
+def _print(report: "DataReport") -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, 144)
+    console.print(_task_table(report))
     console.print(
         "seconds: shortest, median and longest video; beyond: questions after their video's end;"
         " fixations: median number in a question's clip; none: questions without any; midpoint,"

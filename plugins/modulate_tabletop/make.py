@@ -208,7 +208,8 @@ def _existing(root: Path, wanted: Mapping[str, float]) -> dict[str, Any] | None:
     ]
     if differences:
         raise DataError(
-            f"{root} holds another tabletop world: {'; '.join(differences)}. Name another folder, or"
+            f"{root} holds another tabletop world: {'; '.join(differences)}. Name another folder,"
+            " or"
             " delete this one."
         )
     return found

