@@ -1,36 +1,32 @@
-"""How this process was started: alone, or as one of several by torchrun or accelerate, whom it
-joins; and what accelerate's configuration asks for.
-"""
+"""How this process was started: alone, or as one of several by torchrun, accelerate or MPI."""
 
 import os
 from datetime import timedelta
 from typing import Any
 
-from modulate.distributed.process_group import PATIENCE, ProcessGroup
+from modulate.distributed.process_group import TIMEOUT, ProcessGroup
 from modulate.errors import RecipeError
 
 _LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""What torchrun, accelerate and MPI's launchers say of the number of processes."""
+"""Variables in which torchrun, accelerate and MPI's launchers give the number of processes."""
 
 _alone = ProcessGroup()
 _joined: ProcessGroup | None = None
 
 
 def current() -> ProcessGroup:
-    """Return this process's team: alone, unless it was started as one of several, whom it then
-    joins.
-    """
+    """Return this process's group; a process that was launched with others joins them first."""
     return _joined or (join() if launched() else _alone)
 
 
 def join(device: str = "auto") -> ProcessGroup:
-    """Join the processes that this one was started with, by torchrun or accelerate, for work on
-    ``device``: auto (CUDA where present, else the CPU), cuda, cpu.
+    """Join the processes that this one was launched with, and return the group.
 
-    On CUDA each process gets the device of its LOCAL_RANK, and tensors go through nccl; on the CPU
-    through gloo. Joining again returns the same. Raises :class:`RecipeError` for a single device,
-    which all would crowd upon, without an address to meet at, and when accelerate was asked for
-    several processes and started one.
+    ``device``: auto (CUDA if present, else the CPU), cuda, or cpu. On CUDA each process uses the
+    device of its LOCAL_RANK and nccl, on the CPU gloo. Joining again returns the same group.
+
+    Raises :class:`RecipeError` for a numbered device, which all processes would share; without
+    MASTER_ADDR; and when accelerate was asked for several processes but started one.
     """
     global _joined
     if _joined is not None:
@@ -40,8 +36,8 @@ def join(device: str = "auto") -> ProcessGroup:
         return _alone
     if ":" in device:
         raise RecipeError(
-            f"host.params.device is {device!r}, which all processes of this run would crowd upon;"
-            " leave it at auto, and each takes a device of its own."
+            f"host.params.device is {device!r}, which all processes of this run would share; leave"
+            " it at auto, and each process takes a device of its own."
         )
     import torch
     import torch.distributed as dist
@@ -52,9 +48,9 @@ def join(device: str = "auto") -> ProcessGroup:
     if "RANK" in os.environ and "MASTER_ADDR" not in os.environ:
         raise RecipeError(
             "RANK and WORLD_SIZE are set, as by a launcher, but MASTER_ADDR is not: start with"
-            " torchrun or accelerate launch, or unset both to be alone."
+            " torchrun or accelerate launch, or unset both for a single process."
         )
-    state = PartialState(cpu=cpu, timeout=timedelta(seconds=PATIENCE))
+    state = PartialState(cpu=cpu, timeout=timedelta(seconds=TIMEOUT))
     store: Any = dist.PrefixStore("modulate", dist.distributed_c10d._get_default_store())
     first = state.local_process_index == 0
     kind = state.device.type
@@ -62,7 +58,7 @@ def join(device: str = "auto") -> ProcessGroup:
         state.process_index,
         state.num_processes,
         store,
-        first_here=first,
+        is_local_main_process=first,
         device=kind,
         shards=shards,
         reshard=reshard,
@@ -71,7 +67,7 @@ def join(device: str = "auto") -> ProcessGroup:
 
 
 def leave() -> None:
-    """End the process group, at the end of a program: torch joins processes once only."""
+    """Destroy torch's process group at the end of the program; it cannot be joined again."""
     if _joined is not None:
         import torch.distributed as dist
 
@@ -80,23 +76,23 @@ def leave() -> None:
 
 
 def _sharding() -> tuple[bool, bool]:
-    """Return whether accelerate's configuration asks for FSDP, and whether layers are given up
-    after the forward. Raises :class:`RecipeError` for FSDP1.
+    """Return whether accelerate's configuration asks for FSDP, and for resharding after forward.
 
-    Takes the request out of the environment: accelerate would divide what is trained, which is
-    small, and transformers load weights in one process only.
+    Removes the request from the environment: with it, accelerate would shard the small trained
+    module, and transformers would load weights in one process only. Raises :class:`RecipeError`
+    for FSDP1 and for offloaded parameters.
     """
     if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False, True
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise RecipeError(
-            "The launch asks for FSDP1, which wraps the host in modules of its own; set"
+            "The launch asks for FSDP1, which wraps the host in its own modules; set"
             " fsdp_version: 2 in accelerate's configuration (docs/how-to/accelerate/fsdp2.yaml)."
         )
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise RecipeError(
             "The launch asks for fsdp_offload_params, which is not supported: the frozen layers are"
-            " divided among the devices, and stay there."
+            " sharded across the devices and stay there."
         )
     return True, os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
 
@@ -109,8 +105,9 @@ def launched() -> bool:
 
 
 def _refuse_lone_launch() -> None:
-    """Raise where accelerate was told of several processes and started one alone, as it does for
-    the CPU without MPI.
+    """Raise if accelerate was asked for several processes but started one.
+
+    It does so on a CPU without MPI.
     """
     if (
         "ACCELERATE_USE_CPU" in os.environ
@@ -118,8 +115,8 @@ def _refuse_lone_launch() -> None:
         and "RANK" not in os.environ
     ):
         raise RecipeError(
-            "accelerate launch --cpu was asked for several processes and has started one: without"
-            " MPI it knows no other way. Take `torchrun --nproc-per-node N -m modulate train …`, or"
-            " `accelerate launch --multi_gpu --num_processes N -m modulate train …`, which starts N"
+            "accelerate launch --cpu was asked for several processes but started one, as it does"
+            " without MPI. Use `torchrun --nproc-per-node N -m modulate train …`, or `accelerate"
+            " launch --multi_gpu --num_processes N -m modulate train …`, which starts N processes"
             " on a CPU too."
         )

@@ -1,8 +1,7 @@
-"""The processes of one run, as torchrun or accelerate starts them: who leads, what they tell each
-other, and how the failure of one ends all.
+"""Collective operations of one run's processes, and the rule that they fail together.
 
-What they say goes through torch.distributed's store, key by key, so that who is late, or gone, is
-known by its number; only tensors go through the process group.
+Values travel through torch.distributed's key-value store rather than through collectives, so that
+an error can name the rank that is late or gone. Only tensors use torch's collectives.
 """
 
 import json
@@ -24,182 +23,191 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = 1800.0
-"""Seconds that a process waits for another: the first epoch's features of one step may take many
-minutes.
-"""
+TIMEOUT = 1800.0
+"""Seconds to wait for another process. In the first epoch, a step may compute features for
+minutes."""
 
-GLANCE = 1.0
-"""Seconds that a process waits before it looks whether the other one is still there."""
+LIVENESS_INTERVAL = 1.0
+"""Seconds to wait for a process before checking whether it is still alive."""
 
-FAREWELL = 10.0
-"""Seconds that the first process, which may keep the store, stays for the others to read it."""
+SHUTDOWN_GRACE = 10.0
+"""Seconds that rank 0, which may host the store, stays so that the others can read it."""
 
 _blocks = count(1)
-"""Numbers of the blocks of one fate in this process: what is said in one is not heard in another.
-"""
+"""Numbers of this process's :meth:`ProcessGroup.fail_together` blocks. Keys carry the number, so a
+new block never reads values of an earlier one."""
 
 
 @dataclass
 class ProcessGroup:
-    """One process, number ``rank`` of ``size``, and its talk with the others: all must say the same
-    things in the same order.
+    """One process, number ``rank`` of ``size``, and its collective operations.
 
-    ``store``: of torch.distributed, None for a process alone, for whom every method is what it
-    would be without a processes. ``first_here``: it is its machine's first. ``device``: type of its
-    device. ``shards``: the host's layers are to be divided among all; ``reshard``: and given up
-    again between forward and backward.
+    All processes must call the same operations in the same order. ``store``: torch.distributed's
+    store, or None for a single process, for which every operation is local. ``timeout``: seconds.
+    ``is_local_main_process``: rank 0 of its machine. ``device``: device type. ``shards``: whether
+    FSDP shards the host's layers; ``reshard``: and frees them between forward and backward.
     """
 
     rank: int = 0
     size: int = 1
     store: Any = None
-    patience: float = PATIENCE
-    first_here: bool = True
+    timeout: float = TIMEOUT
+    is_local_main_process: bool = True
     device: str = "cpu"
     shards: bool = False
     reshard: bool = True
 
     def __post_init__(self) -> None:
-        self._block, self._count, self._open = (
-            0,
-            0,
-            False,
-        )  # block and exchange that this process is in
+        self._block = 0
+        self._exchange = 0
+        self._open = False  # inside a fail_together block
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes, logs and shows; it alone holds the run."""
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0, which alone writes, logs, prints, and locks the run's folder."""
         return self.rank == 0
 
-    # --- one fate
+    # --- failing together
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """Let an error that ends the block in one process end it in all: the others get a
-        :class:`RankError` where they next wait. Nested: once.
+        """End the block in all processes when an error ends it in one.
+
+        The others raise :class:`RankError` at their next collective operation. Nested blocks do
+        nothing.
         """
         if self.size == 1 or self._open:
             yield
             return
         self._open = True
         self._block = next(_blocks)
-        self._count = 0
-        self.introduce(os.getpid())
+        self._exchange = 0
+        self.announce_pid(os.getpid())
         try:
             yield
         except BaseException as error:
-            self._post(error)
+            self._publish_failure(error)
             raise
         finally:
             self._open = False
-            self._part()
+            self._leave()
 
-    def _post(self, error: BaseException) -> None:
+    def _publish_failure(self, error: BaseException) -> None:
         try:
             if not self.store.check([self._key("failed")]):
                 self._set(
                     "failed", {"rank": self.rank, "error": f"{type(error).__name__}: {error}"}
                 )
         except RuntimeError:
-            pass  # the store is gone, and with it who would have read
+            pass  # The store is gone, and so is every process that could have read it.
 
-    def _part(self) -> None:
-        """Say goodbye; the first process waits a little, since the store may end with it."""
+    def _leave(self) -> None:
+        """Leave the block; rank 0 waits for the others, since the store may end with it."""
         try:
             self._set(f"left/{self.rank}", True)
-            until = time.monotonic() + FAREWELL
-            others = set(range(self.size)) if self.leads else set()
+            until = time.monotonic() + SHUTDOWN_GRACE
+            others = set(range(self.size)) if self.is_main_process else set()
             while others and time.monotonic() < until:
                 others = {
                     rank
                     for rank in others
-                    if not self.store.check([self._key(f"left/{rank}")]) and not self._gone(rank)
+                    if not self.store.check([self._key(f"left/{rank}")]) and not self._is_dead(rank)
                 }
                 time.sleep(0.02 if others else 0)
         except RuntimeError:
-            pass  # the store is gone, and with it who would have read
+            pass  # The store is gone, and so is every process that could have read it.
 
-    # --- talk
+    # --- collective operations on values
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return every process's ``value`` (what fits JSON), by rank.
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the JSON-serializable ``value`` of every process, by rank.
 
-        Raises :class:`RankError` when one has failed, or does not come.
+        Raises :class:`RankError` if a process failed or does not arrive in time.
         """
         if self.size == 1:
             return [value]
-        with self._talk() as n:
-            self._set(f"{n}/{self.rank}", value)
-            return [self._get(f"{n}/{rank}", rank) for rank in range(self.size)]
+        with self._next_exchange() as number:
+            self._set(f"{number}/{self.rank}", value)
+            return [self._get(f"{number}/{rank}", rank) for rank in range(self.size)]
 
-    def meet(self) -> None:
-        """Wait until every process is here."""
-        self.gather(None)
+    def barrier(self) -> None:
+        """Wait until every process has called this."""
+        self.all_gather(None)
 
-    def told(self, make: Callable[[], T]) -> T:
-        """Return what ``make`` gives the first process, which alone calls it; what it returns fits
-        JSON.
-        """
-        found: T = self.gather(make() if self.leads else None)[0]
-        return found
+    def broadcast(self, compute: Callable[[], T]) -> T:
+        """Run ``compute`` on rank 0 and return its JSON-serializable result on every rank."""
+        result: T = self.all_gather(compute() if self.is_main_process else None)[0]
+        return result
 
-    def relay(self, state: T, work: Callable[[T], T]) -> T:
-        """Let the processes work one after the other, each on the ``state`` (what fits JSON) that
-        the one before it left; return what the last one left.
+    def chain(self, state: T, work: Callable[[T], T]) -> T:
+        """Run ``work`` on one rank after another, each on the result of the rank before it.
+
+        ``state``: rank 0's input, JSON-serializable like every result. Returns the last rank's
+        result on every rank.
         """
         if self.size == 1:
             return work(state)
-        with self._talk() as n:
-            before = self._get(f"{n}/{self.rank - 1}", self.rank - 1) if self.rank else state
-            self._set(f"{n}/{self.rank}", work(before))
-            last: T = self._get(f"{n}/{self.size - 1}", self.size - 1)
+        with self._next_exchange() as number:
+            before = self._get(f"{number}/{self.rank - 1}", self.rank - 1) if self.rank else state
+            self._set(f"{number}/{self.rank}", work(before))
+            last: T = self._get(f"{number}/{self.size - 1}", self.size - 1)
             return last
 
-    def in_turn(self, work: Callable[[], None]) -> None:
-        """Let the first process work, then every other machine's first, then all others: what they
-        find made, on a disk of their own or a shared one, is whole.
-        """
-        mine = 0 if self.leads else 1 if self.first_here else 2
-        for turn in range(3 if self.size > 1 else 1):
-            if turn == mine:
-                work()
-            self.meet()
+    def main_process_first(self, work: Callable[[], None]) -> None:
+        """Run ``work`` on rank 0, then on the other machines' first ranks, then on all others.
 
-    def agreed(self, stop: StopRequest) -> StopRequest:
-        """Return what all know of being asked to stop: a request to any process is one to all."""
+        Later processes find complete files, whether the disk is shared or each machine's own.
+        """
+        if self.is_main_process:
+            own_turn = 0
+        elif self.is_local_main_process:
+            own_turn = 1
+        else:
+            own_turn = 2
+        for turn in range(3 if self.size > 1 else 1):
+            if turn == own_turn:
+                work()
+            self.barrier()
+
+    def agree_on_stop(self, stop: StopRequest) -> StopRequest:
+        """Return a stop request that is set on all ranks if it is set on any."""
         if self.size == 1:
             return stop
         common = StopRequest()
-        for number in self.gather(int(stop.requested or 0)):
+        for number in self.all_gather(int(stop.requested or 0)):
             if number:
                 common.request(number)
         return common
 
-    def same(self, what: str, value: Any) -> None:
-        """Raise :class:`DataError` naming the process whose ``value`` (what fits JSON) is not the
-        first one's.
+    def require_equal(self, what: str, value: Any) -> None:
+        """Raise :class:`DataError` if a rank's JSON-serializable ``value`` differs from rank 0's.
+
+        The error names that rank and, with ``what``, the value.
         """
-        values = self.gather(value)
+        values = self.all_gather(value)
         wrong = [rank for rank in range(self.size) if values[rank] != values[0]]
         if wrong:
             raise DataError(
                 f"Process {wrong[0]} of {self.size} has another {what} than process 0. All need the"
-                " same files, on a disk that they share or in like copies, and the same versions"
-                " of everything."
+                " same files, on a shared disk or in identical copies, and the same versions of"
+                " everything."
             )
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this process's part of ``items``: the parts laid end to end are the whole."""
+    def local_part(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this rank's contiguous part of ``items``; in rank order, the parts join to
+        ``items``.
+        """
         return items[
             len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size
         ]
 
-    # --- tensors
+    # --- collective operations on tensors
 
-    def add(self, tensor: "torch.Tensor") -> None:
-        """Add up ``tensor`` over all processes, in place. Meet before: who fails here is only
-        noticed when torch's own patience ends.
+    def all_reduce_sum(self, tensor: "torch.Tensor") -> None:
+        """Sum ``tensor`` over all processes, in place.
+
+        Call :meth:`barrier` first: a process that fails in here is noticed only when torch's own
+        timeout ends.
         """
         if self.size > 1:
             import torch.distributed as dist
@@ -207,10 +215,10 @@ class ProcessGroup:
             try:
                 dist.all_reduce(tensor)
             except RuntimeError as error:
-                self._look_for_failure()
+                self._raise_if_failed()
                 raise RankError(
-                    f"Process {self.rank} of {self.size} could not add up gradients with the"
-                    f" others: {error}"
+                    f"Process {self.rank} of {self.size} could not sum gradients with the others:"
+                    f" {error}"
                 ) from error
 
     # --- the store
@@ -222,62 +230,64 @@ class ProcessGroup:
         self.store.set(self._key(name), json.dumps(value))
 
     @contextmanager
-    def _talk(self) -> Iterator[int]:
-        """Number an exchange; what was said in the one before it has been read by all once this one
-        is through.
+    def _next_exchange(self) -> Iterator[int]:
+        """Number an exchange, and delete this rank's value of the one before it.
+
+        Once an exchange is over, every rank has read all values of the previous one.
         """
-        self._count += 1
+        self._exchange += 1
         try:
-            yield self._count
+            yield self._exchange
         except RankError:
             raise
         except RuntimeError as error:  # of the store
             if not isinstance(error, _store_errors()):
                 raise
             raise RankError(
-                f"Process {self.rank} of {self.size} cannot reach the others any more; look for"
-                f" what ended process 0. {error}"
+                f"Process {self.rank} of {self.size} can no longer reach the others; look for what"
+                f" ended process 0. {error}"
             ) from error
-        self.store.delete_key(self._key(f"{self._count - 1}/{self.rank}"))
+        self.store.delete_key(self._key(f"{self._exchange - 1}/{self.rank}"))
 
     def _get(self, name: str, rank: int) -> Any:
         key = self._key(name)
         since = time.monotonic()
         pause = 0.0002
         while not self.store.check([key]):
-            self._look_for_failure()
+            self._raise_if_failed()
             waited = time.monotonic() - since
-            if waited > GLANCE and self._gone(rank) and not self.store.check([key]):
-                self._look_for_failure()
+            if waited > LIVENESS_INTERVAL and self._is_dead(rank) and not self.store.check([key]):
+                self._raise_if_failed()
                 raise RankError(
-                    f"Process {rank} of {self.size} is gone without a word: it was killed, or"
-                    " crashed. The same command continues from the last checkpoint."
+                    f"Process {rank} of {self.size} is gone without an error: it was killed, or"
+                    " it crashed. The same command continues from the last checkpoint."
                 )
-            if waited > self.patience:
+            if waited > self.timeout:
                 raise RankError(
-                    f"Process {rank} of {self.size} did not come within {self.patience:g} s; it"
-                    f" hangs, is gone, or has far more to do than process {self.rank}."
+                    f"Process {rank} of {self.size} did not arrive within {self.timeout:g} s;"
+                    f" it hangs, is gone, or has far more work than process {self.rank}."
                 )
-            time.sleep(pause)  # in Python, so that signals are heard
+            time.sleep(pause)  # Not store.wait: Python must get the chance to handle signals.
             pause = min(0.05, pause * 1.5)
         return json.loads(self.store.get(key))
 
-    def introduce(self, pid: int) -> None:
-        """Tell the others on this machine which process to look for when this one does not come."""
+    def announce_pid(self, pid: int) -> None:
+        """Publish this process's id, by which others on its machine check whether it is alive."""
         self._set(f"here/{self.rank}", [pid, socket.gethostname()])
 
-    def _gone(self, rank: int) -> bool:
-        """Return whether ``rank`` was a process of this machine that is no more."""
+    def _is_dead(self, rank: int) -> bool:
+        """Return whether ``rank`` was a process of this machine and has ended."""
         if not self.store.check([self._key(f"here/{rank}")]):
             return False
         pid, host = json.loads(self.store.get(self._key(f"here/{rank}")))
         return host == socket.gethostname() and not is_running(pid)
 
-    def _look_for_failure(self) -> None:
+    def _raise_if_failed(self) -> None:
         if self.store.check([self._key("failed")]):
             failed = json.loads(self.store.get(self._key("failed")))
             raise RankError(
-                f"Process {failed['rank']} of {self.size} failed, and so all end. {failed['error']}"
+                f"Process {failed['rank']} of {self.size} failed, so all processes end."
+                f" {failed['error']}"
             )
 
 

@@ -72,7 +72,7 @@ def score(
         if processes.size == 1:
             records += own
         else:
-            for lines in processes.gather(as_lines(own)):
+            for lines in processes.all_gather(as_lines(own)):
                 records += from_lines(lines)
         advance(sum(map(len, round_)))
     position = {sample.id: i for i, sample in enumerate(samples)}
@@ -100,7 +100,7 @@ def _score_batch(
         return records + _forward_that_fits(pipeline, attachment, ready, condition)
     # A sharded host needs every process in every forward, so it cannot be retried in halves.
     with in_step(processes):
-        if any(processes.gather(bool(ready))):
+        if any(processes.all_gather(bool(ready))):
             if ready:
                 records += _forward(pipeline, attachment, ready, condition)
             else:
@@ -294,12 +294,12 @@ def evaluate(
     refuse_out_of_step(run.recipe, processes, training=False)
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
-    with processes.fail_together(), run.held():
+    with processes.fail_together(), run.locked():
         main = run.recipe.training.condition
         records = _score_conditions(
             run, pipeline, modulation, split, samples, _conditions(run), advance, stop
         )
-        metrics = processes.told(lambda: _write_results(run, split, main, records))
+        metrics = processes.broadcast(lambda: _write_results(run, split, main, records))
     share = len(metrics["failed"]) / len(samples)
     if share > run.recipe.evaluation.max_failed_share:
         first = metrics["failed"][0]
@@ -356,13 +356,13 @@ def _score_conditions(
             def advanced(n: int, condition: str = condition) -> None:
                 advance(condition, n, total)
                 # Processes agree first: one that stopped alone would leave the others waiting.
-                processes.agreed(stop).check()
+                processes.agree_on_stop(stop).check()
 
             # Only the first process reads and writes, and it decides for all.
-            answers = (finished.read(condition, ids) if processes.leads else None) or []
-            if not processes.gather(bool(answers))[0]:
+            answers = (finished.read(condition, ids) if processes.is_main_process else None) or []
+            if not processes.all_gather(bool(answers))[0]:
                 answers = score(pipeline, attachment, samples, condition, advanced)
-                if processes.leads:
+                if processes.is_main_process:
                     finished.write(condition, answers)
             else:
                 advanced(total)

@@ -1,8 +1,7 @@
-"""A run of weights that were trained elsewhere: a recipe, a modulation that fits it, and nothing
-left to train.
+"""Runs made from weights that were trained elsewhere, ready to be evaluated.
 
-Elsewhere may be another run: a trained run's weights, on other data, are a run of their own, whose
-recipe says which.
+The weights may come from another run: evaluated on other data, they form a run of their own, whose
+recipe names those data.
 """
 
 import json
@@ -19,27 +18,26 @@ from modulate.modulation.module import Modulation, ModulationConfig
 from modulate.runs.run import Run
 
 ON_OTHER_DATA = ("name", "data", "evaluation", "features")
-"""Keys of a recipe that may differ where a run is evaluated on other data: nothing that was trained
-depends on them.
+"""Recipe keys that may differ when a run is evaluated on other data: the weights do not depend on
+them.
 """
 
 
 def adopt(recipe: Recipe, weights: str, root: Path) -> Run:
-    """Make ``root/<recipe name>`` a finished run whose modulation is ``weights``, a folder or the
-    name of a hub repository.
+    """Make ``root/<recipe name>`` a finished run with the modulation ``weights``.
 
-    Raises :class:`RecipeError` when the modulation is not what the recipe describes, or the folder
-    holds a training's own weights.
+    ``weights``: a folder, or the name of a hub repository. Raises :class:`RecipeError` if the
+    modulation is not what the recipe describes, or if the run's folder holds weights of a training.
     """
     modulation = Modulation.from_pretrained(weights)
-    wrong = mismatches(recipe, modulation.config)
-    if wrong:
+    differences = mismatches(recipe, modulation.config)
+    if differences:
         raise RecipeError(
-            f"{weights} is no modulation of the recipe {recipe.name!r}:\n"
-            + "\n".join(f"  {line}" for line in wrong)
+            f"{weights} is not a modulation of the recipe {recipe.name!r}:\n"
+            + "\n".join(f"  {line}" for line in differences)
         )
     run = Run.create(recipe, root)
-    with run.held():
+    with run.locked():
         if run.weights.exists() and run.read_state().adopted is None:
             raise RecipeError(
                 f"{run.folder} holds the weights of a training; give this run another name with"
@@ -55,14 +53,14 @@ def adopt(recipe: Recipe, weights: str, root: Path) -> Run:
 
 
 def on_other_data(run: Run, root: Path, overrides: Sequence[str] = ()) -> Run:
-    """Return the finished run of the weights of ``run`` on the data in ``root``, made beside it and
-    called ``<its name>-on-<folder>``.
+    """Return a finished run with the weights of ``run`` and the data in ``root``.
 
-    The data are of the same kind, with what is true of those in ``root``
-    (:meth:`modulate.interfaces.components.Dataset.with_root`); ``overrides`` may change
-    :data:`ON_OTHER_DATA`. The same call again returns the same run, with what an evaluation has of
-    it. Raises :class:`RecipeError` for other overrides, and when the folder holds another run,
-    :class:`MissingFileError` before anything was trained, :class:`DataError` for data of another
+    It lies beside ``run`` and is called ``<its name>-on-<folder>``. The data set is of the same
+    kind (:meth:`modulate.interfaces.components.Dataset.with_root`); ``overrides`` may change the
+    keys in :data:`ON_OTHER_DATA`. Calling this again returns the same run with its evaluations.
+
+    Raises :class:`RecipeError` for other overrides and for a folder that holds another run,
+    :class:`MissingFileError` if ``run`` has no weights yet, :class:`DataError` for data of another
     kind.
     """
     if not run.weights.is_dir():
@@ -70,69 +68,72 @@ def on_other_data(run: Run, root: Path, overrides: Sequence[str] = ()) -> Run:
             f"{run.folder} has no trained weights yet: {run.weights} is missing. `modulate train`"
             " with its recipe makes them."
         )
-    made = _recipe_on(run, root, overrides)
+    adapted = _recipe_on(run, root, overrides)
     processes = current()
-    there = Run.create(made, run.folder.parent)
-    with processes.fail_together(), there.held():
-        if processes.leads:
-            _take(run, there)
-        processes.meet()
-    return there
+    target = Run.create(adapted, run.folder.parent)
+    with processes.fail_together(), target.locked():
+        if processes.is_main_process:
+            _copy_weights(run, target)
+        processes.barrier()
+    return target
 
 
 def _recipe_on(run: Run, root: Path, overrides: Sequence[str]) -> Recipe:
     recipe = run.recipe
     cls, params = recipe.data.resolved("dataset")
     with recipe.data.blame("dataset", "with_root"):
-        moved = cls.with_root(params, root)
+        moved_params = cls.with_root(params, root)
     tree = json.loads(recipe.model_dump_json())
-    tree["data"]["params"] = moved.model_dump(mode="json", exclude_unset=True)
+    tree["data"]["params"] = moved_params.model_dump(mode="json", exclude_unset=True)
     folder = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name) or "root"
     tree["name"] = f"{recipe.name}-on-{folder}"[:100]
     for text in overrides:
         key = re.split(r"[.=]", text, maxsplit=1)[0]
         if key not in ON_OTHER_DATA:
             raise RecipeError(
-                f"Override {text!r}: {key} is what the run was trained with; on other data"
+                f"Override {text!r}: the run was trained with this {key}; on other data only"
                 f" {', '.join(ON_OTHER_DATA)} may differ."
             )
         override(tree, text)
     if tree["name"] == recipe.name:
         raise RecipeError(
-            f"The run on other data needs another name than {recipe.name!r}, which is the run's"
-            " own."
+            f"The run on other data needs a name other than {recipe.name!r}, which is this run's."
         )
     return validate(tree, f"{run.folder / 'recipe.yaml'}, on {root}")
 
 
-def _take(run: Run, there: Run) -> None:
-    """Copy a run's weights into another's folder, unless they are there."""
+def _copy_weights(run: Run, target: Run) -> None:
+    """Copy a run's weights into another run's folder, unless they are there already."""
     hashes = run.weight_hashes()
-    state = there.read_json("state.json")
-    if (state and "adopted" not in state) or there.checkpoints.folder.exists():
+    state = target.read_json("state.json")
+    if (state and "adopted" not in state) or target.checkpoints.folder.exists():
         raise RecipeError(
-            f"{there.folder} holds the weights of a training; give this run another name with"
+            f"{target.folder} holds the weights of a training; give this run another name with"
             " name=…."
         )
-    if state.get("weights") == hashes and not there.altered():
+    if state.get("weights") == hashes and not target.altered():
         return
-    there.clear()
-    shutil.copytree(run.weights, there.weights)
-    there.write_json(
+    target.clear()
+    shutil.copytree(run.weights, target.weights)
+    target.write_json(
         "state.json", {"finished": True, "adopted": str(run.weights), "weights": hashes, "steps": 0}
     )
 
 
 def mismatches(recipe: Recipe, config: ModulationConfig) -> list[str]:
-    """Return in what a modulation differs from what a recipe describes; the weights' initial values
-    and the host's path do not count.
+    """Return how a modulation differs from what a recipe describes, one line for each key.
+
+    Initial values of weights and the host's path do not count.
     """
-    asked: dict[str, tuple[Any, Any]] = {
+    compared: dict[str, tuple[Any, Any]] = {
         "encoder": (
-            _whole(recipe.encoder, "signal_encoder"),
-            _whole(config.encoder, "signal_encoder"),
+            _with_defaults(recipe.encoder, "signal_encoder"),
+            _with_defaults(config.encoder, "signal_encoder"),
         ),
-        "modulator": (_whole(recipe.modulator, "modulator"), _whole(config.modulator, "modulator")),
+        "modulator": (
+            _with_defaults(recipe.modulator, "modulator"),
+            _with_defaults(config.modulator, "modulator"),
+        ),
         "lora": (recipe.lora, config.lora.params if config.lora else None),
         **{
             f"injection.{key}": (getattr(recipe.injection, key), getattr(config.injection, key))
@@ -140,13 +141,13 @@ def mismatches(recipe: Recipe, config: ModulationConfig) -> list[str]:
         },
     }
     return [
-        f"{key}: the recipe says {wanted}, the modulation has {found}."
-        for key, (wanted, found) in asked.items()
-        if wanted != found
+        f"{key}: the recipe says {wanted}, the modulation has {actual}."
+        for key, (wanted, actual) in compared.items()
+        if wanted != actual
     ]
 
 
-def _whole(choice: Any, kind: str) -> tuple[str, dict[str, Any]]:
+def _with_defaults(choice: Any, kind: str) -> tuple[str, dict[str, Any]]:
     """Return a component's name and all its parameters, defaults filled in."""
     _, params = choice.resolved(kind)
     return choice.name, params.model_dump()

@@ -1,4 +1,4 @@
-"""A run is a folder that explains itself."""
+"""A run: a folder with a training's recipe, environment, log, checkpoints, weights and results."""
 
 import functools
 import importlib.metadata
@@ -35,13 +35,13 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Run:
-    """Where everything about one training run lies.
+    """One training run's folder.
 
-    recipe.yaml (resolved) · environment.json (versions, git state) · log.jsonl (training curve) ·
-    checkpoint/ (from which a killed run goes on) · modulation/ (the trained weights) · state.json
-    (written when training is finished: what it is made of, what was skipped or failed) ·
-    evaluation/ (conditions that a killed evaluation had finished) · metrics.json ·
-    predictions.jsonl
+    It holds recipe.yaml (every default written out), environment.json (versions, git state),
+    log.jsonl (training curve), checkpoint/ (from which a killed run continues), modulation/ (the
+    trained weights), state.json (written when training is finished: fingerprints, and what was
+    skipped or failed), evaluation/ (conditions that an unfinished evaluation has completed),
+    metrics.json and predictions.jsonl.
     """
 
     folder: Path
@@ -49,24 +49,25 @@ class Run:
 
     @classmethod
     def create(cls, recipe: Recipe, root: Path) -> "Run":
-        """Make or reopen ``root/<recipe name>``.
+        """Create or reopen ``root/<recipe name>``.
 
-        Raises :class:`RecipeError` when it holds a run of another recipe.
+        Raises :class:`RecipeError` if it holds a run of another recipe.
         """
         run = cls(root / recipe.name, recipe)
         processes = current()
-        with processes.fail_together(), run.held():
-            if processes.leads:
+        with processes.fail_together(), run.locked():
+            if processes.is_main_process:
                 run._begin()
-            processes.meet()
+            processes.barrier()
         return run
 
     def _begin(self) -> None:
         text = recipes.dump(self.recipe)
         existing = self.folder / "recipe.yaml"
-        if existing.is_file() and (
-            changed := recipes.differing(recipes.load_saved_recipe(existing), self.recipe)
-        ):
+        changed = []
+        if existing.is_file():
+            changed = recipes.differing(recipes.load_saved_recipe(existing), self.recipe)
+        if changed:
             raise RecipeError(
                 f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)});"
                 " give this one another name with name=…, or remove that folder."
@@ -78,13 +79,12 @@ class Run:
     def open(cls, folder: Path) -> "Run":
         """Open a finished or unfinished run.
 
-        Raises :class:`MissingFileError` when the folder holds none.
+        Raises :class:`MissingFileError` if the folder holds none.
         """
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise MissingFileError(
-                f"{folder} is no run: recipe.yaml is missing there. `modulate train RECIPE` makes"
-                " one."
+                f"{folder} is not a run: recipe.yaml is missing. `modulate train RECIPE` makes one."
             )
         return cls(folder, recipes.load_saved_recipe(path))
 
@@ -95,26 +95,26 @@ class Run:
 
     @property
     def evaluation(self) -> Path:
-        """Folder of what an evaluation that is not finished has."""
+        """Folder of the conditions that an unfinished evaluation has completed."""
         return self.folder / "evaluation"
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The checkpoints of its training."""
+        """The training's checkpoints."""
         return Checkpoints(self.folder / "checkpoint")
 
-    def held(self) -> AbstractContextManager[None]:
-        """Hold the run for the length of a ``with`` block.
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the run for the length of a ``with`` block.
 
-        Raises :class:`LockedError` when another process does.
-
-        Of several processes of one run the first holds it for all; the others end when it cannot.
+        Rank 0 locks it for all processes of the run. Raises :class:`LockedError` if a process of
+        another run holds it.
         """
-        return folder_lock(self.folder) if current().leads else nullcontext()
+        return folder_lock(self.folder) if current().is_main_process else nullcontext()
 
     def clear(self) -> None:
-        """Remove what training and evaluation have made, checkpoints first: a kill meanwhile leaves
-        a run that is continued, finished, or not begun.
+        """Remove all results of training and evaluation.
+
+        Checkpoints go first, so that a kill in between leaves a run that is finished, or not begun.
         """
         self.checkpoints.clear()
         for name in ("state.json", "log.jsonl"):
@@ -125,7 +125,7 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
 
     def weight_hashes(self) -> dict[str, str]:
-        """Return the files of the trained modulation with their sha256 (hex)."""
+        """Return the sha256 (hex) of each file of the trained modulation."""
         return {
             path.relative_to(self.weights).as_posix(): read_hash(path)
             for path in sorted(self.weights.rglob("*"))
@@ -133,20 +133,18 @@ class Run:
         }
 
     def altered(self) -> list[Path]:
-        """Return the files of the trained modulation that are not what training wrote, by the
-        checksums in state.json.
-        """
+        """Return the modulation's files whose checksums differ from those in state.json."""
         hashes = self.read_state().weights
         found = self.weight_hashes()
         return [self.weights / name for name in sorted(hashes) if found.get(name) != hashes[name]]
 
     def check_weights(self) -> None:
-        """Raise :class:`CheckpointError` when the trained modulation is not what training wrote."""
+        """Raise :class:`CheckpointError` if a file of the modulation was changed since training."""
         wrong = self.altered()
         if wrong:
             raise CheckpointError(
-                f"{wrong[0]} is not what training wrote. `modulate train` with the run's recipe"
-                " makes it again from the last checkpoint."
+                f"{wrong[0]} was changed since training wrote it. `modulate train` with the run's"
+                " recipe makes it again from the last checkpoint."
             )
 
     def write_json(self, name: str, value: Any) -> None:
@@ -154,26 +152,28 @@ class Run:
         write_json(self.folder / name, value)
 
     def predictions(self, split: str) -> Path:
-        """Return the file of the answers to ``split``. The test split's has the plain name; another
-        split's never overwrites it.
+        """Return the file of the answers to ``split``.
+
+        The test split's file has the plain name, so that no other split overwrites it.
         """
         return self.folder / f"predictions{_suffix(split)}.jsonl"
 
     def metrics(self, split: str = "test") -> Path:
-        """Return the file of the figures of ``split``, named likewise."""
+        """Return the file of the metrics of ``split``, named likewise."""
         return self.folder / f"metrics{_suffix(split)}.json"
 
     def read_state(self) -> RunState:
-        """Return what state.json says of the training. Raises :class:`DataError`."""
+        """Return the training's state.json, validated. Raises :class:`DataError`."""
         return read_state(self.folder / "state.json")
 
     def read_environment(self) -> Environment:
-        """Return what the run was made with. Raises :class:`DataError`."""
+        """Return environment.json, validated. Raises :class:`DataError`."""
         return read_environment(self.folder / "environment.json")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return what a JSON file of the run says, checked, as a plain tree; {} when it does not
-        exist yet. Raises :class:`DataError`.
+        """Return a JSON file of the run, validated, as plain data; {} if it does not exist yet.
+
+        Raises :class:`DataError`.
         """
         readers = {"state.json": read_state, "environment.json": read_environment}
         found = readers.get(name, read_metrics)(self.folder / name)
@@ -185,7 +185,7 @@ def _suffix(split: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions and git state."""
+    """Return the versions of Python and of the packages that matter, and the git state."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),
@@ -196,7 +196,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-@functools.cache  # asked when a run begins: what is committed while it goes on is not what it runs
+@functools.cache  # Once per process: commits made while a run is going on are not what it runs.
 def _git_state() -> dict[str, Any] | None:
     source = Path(__file__).parent
     try:
@@ -215,5 +215,5 @@ def _git_state() -> dict[str, Any] | None:
             timeout=10,
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        return None  # not a checkout, or no git: the versions above say what ran
+        return None  # Not a checkout, or no git: the versions say what ran.
     return {"commit": commit, "modified": bool(status.strip())}

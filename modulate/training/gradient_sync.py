@@ -72,10 +72,10 @@ def own_part(
         step = [next(batches) for _ in range(settings.accumulation)]
         places = [(i, k) for i, batch in enumerate(step) for k in range(len(batch))]
         if settings.batch_by == "clip":
-            chosen = set(processes.share(range(len(step))))
+            chosen = set(processes.local_part(range(len(step))))
             mine = {place for place in places if place[0] in chosen}
         else:
-            mine = set(processes.share(places))
+            mine = set(processes.local_part(places))
         yield from (
             [sample for k, sample in enumerate(batch) if (i, k) in mine]
             for i, batch in enumerate(step)
@@ -114,7 +114,7 @@ def add_up(
         "has": has,
         "failed": dict(list(train_step.failed.items())[before:]),
     }
-    every = processes.gather(own)
+    every = processes.all_gather(own)
     _merge_failed(train_step, before, every)
     total = StepStats()
     for one in (StepStats(**found["tally"]) for found in every):
@@ -125,7 +125,7 @@ def add_up(
         total.split = total.split or one.split
         total.apart = total.apart + one.apart
     if total.n:
-        processes.add(flat)
+        processes.all_reduce_sum(flat)
         parts = flat.div_(total.n).split([p.numel() for p in parameters])
         for i, (p, part) in enumerate(zip(parameters, parts, strict=True)):
             p.grad = part.view_as(p) if any(found["has"][i] for found in every) else None

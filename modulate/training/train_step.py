@@ -137,7 +137,7 @@ class TrainStep:
         """
         tally = StepStats()
         total = sum(map(len, parts))
-        told = self.processes.gather([len(parts), parts[0][0][0].sample.id if parts else None])
+        told = self.processes.all_gather([len(parts), parts[0][0][0].sample.id if parts else None])
         most = max(n for n, _ in told)
         spare = (
             parts[-1][:1]
@@ -146,7 +146,7 @@ class TrainStep:
             if most
             else []
         )
-        self.processes.meet()
+        self.processes.barrier()
         with in_step(self.processes):
             for part in parts:
                 self._learn(part, total, tally)
@@ -232,7 +232,7 @@ class TrainStep:
             or self.settings.condition == "none"
         ):
             return [self._rows(prepared) for prepared in batches]
-        state = self.processes.relay(self.rng.getstate(), draw)
+        state = self.processes.chain(self.rng.getstate(), draw)
         self.rng.setstate((state[0], tuple(state[1]), state[2]))
         return ready
 

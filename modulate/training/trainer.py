@@ -79,31 +79,31 @@ def train(
     :class:`StorageError`; :class:`RankError`.
     """
     processes = current()
-    with processes.fail_together(), run.held():
-        if processes.leads:
+    with processes.fail_together(), run.locked():
+        if processes.is_main_process:
             if not resume:
                 run.clear()
             remove_partial(run.folder)
         made_of = pipeline.fingerprints()
-        processes.same("data, host or backbone", made_of)
+        processes.require_equal("data, host or backbone", made_of)
         state = run.read_state()
-        processes.same("run in its folder", state.model_dump())
+        processes.require_equal("run in its folder", state.model_dump())
         refuse_other(run.folder, made_of if state.made_of is None else state.made_of, made_of)
         if state.finished:
             altered = run.altered()
             if not altered:
-                if processes.leads:
+                if processes.is_main_process:
                     run.checkpoints.keep(1)
                 return Modulation.from_pretrained(run.weights)
             warnings.warn(
-                f"{altered[0]} is not what training wrote; the modulation is made again from the"
+                f"{altered[0]} was changed since training wrote it; the modulation is made again from the"
                 " last checkpoint.",
                 stacklevel=2,
             )
         trainer = Trainer(run, pipeline, made_of, listener, stop or StopRequest())
         trainer.restore(notice)
         modulation = trainer.fit()
-        if processes.leads:
+        if processes.is_main_process:
             modulation.save_pretrained(run.weights)
             run.write_json(
                 "state.json",
@@ -115,7 +115,7 @@ def train(
                 },
             )
             trainer.checkpoints.keep(1)
-        processes.meet()
+        processes.barrier()
         return modulation
 
 
@@ -223,7 +223,7 @@ class Trainer:
         self.optimizer = None
         self._moments = {}
         self._save()
-        self.processes.agreed(self.stop).check()
+        self.processes.agree_on_stop(self.stop).check()
 
     def _steps(
         self,
@@ -252,7 +252,7 @@ class Trainer:
             self._step(
                 stage, steps, [next(batches) for _ in range(settings.accumulation)], train_step
             )
-            stop = self.processes.agreed(self.stop)
+            stop = self.processes.agree_on_stop(self.stop)
             if stop.requested or at.step % settings.checkpoint_every == 0:
                 self._save()
             stop.check()
@@ -333,7 +333,7 @@ class Trainer:
                 host.attachment,
                 self.validation,
                 self.settings.condition,
-                lambda n: self.processes.agreed(self.stop).check(),
+                lambda n: self.processes.agree_on_stop(self.stop).check(),
             )
         except Interrupted:
             self._save()
@@ -366,7 +366,7 @@ class Trainer:
         self.listener(progress)
 
     def _log(self, record: dict[str, Any]) -> None:
-        if not self.processes.leads:
+        if not self.processes.is_main_process:
             return
         plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
@@ -383,8 +383,8 @@ class Trainer:
 
     def _save(self) -> None:
         if self.processes.size > 1:
-            self.processes.same("modulation at a checkpoint", weights_digest(self.modulation))
-        if not self.processes.leads:
+            self.processes.require_equal("modulation at a checkpoint", weights_digest(self.modulation))
+        if not self.processes.is_main_process:
             return
         at = self.state
         now = time.monotonic()
@@ -402,13 +402,13 @@ class Trainer:
         """Go to where the last whole checkpoint is, or to the start; of several processes the first
         one removes what is damaged before the others read.
         """
-        found = self.checkpoints.latest() if self.processes.leads else None
-        self.processes.meet()
-        found = found if self.processes.leads else self.checkpoints.latest()
+        found = self.checkpoints.latest() if self.processes.is_main_process else None
+        self.processes.barrier()
+        found = found if self.processes.is_main_process else self.checkpoints.latest()
         notes = notes_of(found, self.checkpoints.folder) if found else None
-        self.processes.same("checkpoint, or none", notes and asdict(notes.state))
+        self.processes.require_equal("checkpoint, or none", notes and asdict(notes.state))
         if found is None or notes is None:
-            if self.processes.leads:
+            if self.processes.is_main_process:
                 self.log.cut(0)
             return
         refuse_other(self.log.path.parent, notes.made_of, self.made_of)
@@ -418,14 +418,14 @@ class Trainer:
         self._moments = then.moments
         self.best = {k: v.to(self.pipeline.device) for k, v in then.best.items()}
         then.load_into(self.modulation)
-        if self.processes.leads and (missing := self.log.cut(then.state.lines)):
+        if self.processes.is_main_process and (missing := self.log.cut(then.state.lines)):
             warnings.warn(
                 f"{self.log.path} lacks {missing} lines that were written before the checkpoint;"
                 " the training itself lacks nothing.",
                 stacklevel=2,
             )
         self.state.resumed.append(self.state.steps)
-        if self.processes.leads:
+        if self.processes.is_main_process:
             notice(
                 f"Continuing after optimizer step {self.state.steps}, from"
                 f" {self.checkpoints.folder}."

@@ -211,7 +211,7 @@ def test_the_schema_is_json(modulate):
             "training.batchsize: unknown key. Did you mean 'batch_size'?",
         ),
         (["train", "gazeqwen_tiny", "seed"], "Override 'seed' is not of the form key.sub=value."),
-        (["eval", "no_such_folder"], "no_such_folder is no run: recipe.yaml is missing there."),
+        (["eval", "no_such_folder"], "no_such_folder is not a run: recipe.yaml is missing."),
     ],
 )
 def test_errors_are_one_message_without_traceback(args, message, modulate, tmp_path, monkeypatch):

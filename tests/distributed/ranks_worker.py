@@ -166,12 +166,12 @@ class Scenarios:
 
     def late(self):
         """Process 1 takes longer than process 0 has patience."""
-        processes = replace(self.processes, patience=0.2)
+        processes = replace(self.processes, timeout=0.2)
         with processes.fail_together():
             if processes.rank == 1:
                 time.sleep(0.6)
-            processes.meet()
-            processes.meet()
+            processes.barrier()
+            processes.barrier()
 
     def crowded(self):
         """More processes than a step has samples."""

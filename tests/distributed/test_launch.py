@@ -75,7 +75,7 @@ def test_a_single_device_for_many_and_a_launch_without_an_address_are_refused(en
     environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="localhost")
     with pytest.raises(
         RecipeError,
-        match=r"host\.params\.device is 'cuda:0', which all processes of this run would crowd upon",
+        match=r"host\.params\.device is 'cuda:0', which all processes of this run would share",
     ):
         launch.join("cuda:0")
     environment(WORLD_SIZE="2", RANK="0")
@@ -95,7 +95,7 @@ def test_who_has_joined_stays_in_that_team(environment, monkeypatch):
 
 def test_several_asked_for_and_one_started_is_refused(environment):
     environment(ACCELERATE_USE_CPU="true", MASTER_ADDR="localhost")
-    with pytest.raises(RecipeError, match="was asked for several processes and has started one"):
+    with pytest.raises(RecipeError, match="was asked for several processes but started one"):
         launch.join()
     for values in (
         {"ACCELERATE_USE_CPU": "true"},
@@ -149,12 +149,14 @@ JOIN = """
 import json, torch
 from modulate.distributed import launch
 import torch.distributed as dist
-team = launch.join("cpu")
-heard = team.gather(team.rank)
-same = launch.current() is team
-patience = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+group = launch.join("cpu")
+ranks = group.all_gather(group.rank)
+same = launch.current() is group
+timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 launch.leave()
-print(json.dumps([patience, team.rank, team.size, team.first_here, team.device, team.shards, team.reshard, team.patience, heard, same, dist.is_initialized()]))
+found = [timeout, group.rank, group.size, group.is_local_main_process, group.device]
+found += [group.shards, group.reshard, group.timeout, ranks, same, dist.is_initialized()]
+print(json.dumps(found))
 """
 
 

@@ -168,7 +168,7 @@ def test_a_defect_in_one_process_ends_the_other_at_once_naming_it(world):
     assert (own["error"], own["text"]) == ("KeyError", "'a defect'")
     assert (other["error"], other["text"]) == (
         "RankError",
-        "Process 1 of 2 failed, and so all end. KeyError: 'a defect'",
+        "Process 1 of 2 failed, so all processes end. KeyError: 'a defect'",
     )
     assert other["seconds"] < 8
 
@@ -180,7 +180,7 @@ def test_a_run_that_another_holds_is_refused_by_both(world):
         and f"is in use by process {os.getpid()} on host" in first["text"]
     )
     assert second["error"] == "RankError" and second["text"].startswith(
-        "Process 0 of 2 failed, and so all end. LockedError: "
+        "Process 0 of 2 failed, so all processes end. LockedError: "
     )
 
 
@@ -189,11 +189,11 @@ def test_who_does_not_come_is_named(world):
     assert first["error"] == second["error"] == "RankError"
     assert (
         first["text"]
-        == "Process 1 of 2 did not come within 0.2 s; it hangs, is gone, or has far more to do than"
+        == "Process 1 of 2 did not arrive within 0.2 s; it hangs, is gone, or has far more work than"
         " process 0."
     )
     assert second["text"].startswith(
-        "Process 0 of 2 failed, and so all end. RankError: Process 1 of 2 did not come"
+        "Process 0 of 2 failed, so all processes end. RankError: Process 1 of 2 did not arrive"
     )
 
 
@@ -246,7 +246,7 @@ def test_one_process_where_several_were_asked_for_is_an_error(environment):
     with pytest.raises(
         RecipeError,
         match=(
-            r"was asked for several processes and has started one: .*torchrun --nproc-per-node N -m"
+            r"was asked for several processes and started one, .*torchrun --nproc-per-node N -m"
             r" modulate train"
         ),
     ):
@@ -258,7 +258,7 @@ def test_a_single_device_for_several_processes_and_fsdp1_are_errors(environment)
     with pytest.raises(
         RecipeError,
         match=(
-            r"host\.params\.device is 'cuda:1', which all processes of this run would crowd upon;"
+            r"host\.params\.device is 'cuda:1', which all processes of this run would share;"
             r" leave it at auto"
         ),
     ):
@@ -304,7 +304,7 @@ def test_a_process_that_was_killed_is_named_at_once():
         pytest.raises(
             RankError,
             match=(
-                r"Process 1 of 2 is gone without a word: it was killed, or crashed\. The same"
+                r"Process 1 of 2 is gone without an error: it was killed, or it crashed\. The same"
                 r" command continues"
             ),
         ),
@@ -312,8 +312,8 @@ def test_a_process_that_was_killed_is_named_at_once():
     ):
         other = ProcessGroup(1, 2, processes.store)
         other._block = processes._block
-        other.introduce(ended.pid)
-        processes.meet()
+        other.announce_pid(ended.pid)
+        processes.barrier()
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ class Training(Workload):
     def run(self, runs: Path) -> None:
         """Train and evaluate."""
         run = Run.create(self.recipe, runs)
-        with run.held():
+        with run.locked():
             evaluate(run, self.pipeline, train(run, self.pipeline))
 
     def arguments(self, runs: Path) -> list[str]:
@@ -298,7 +298,7 @@ def run_forked(work: Callable[[], object]) -> int:
         code = 1
         try:
             # These warnings may only appear where a test has damaged a file.
-            for text in ("damaged", "lacks", "is not what training wrote"):
+            for text in ("damaged", "lacks", "was changed since training wrote it"):
                 warnings.filterwarnings("error", message=f".*{text}")
             work()
             code = 0

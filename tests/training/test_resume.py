@@ -233,7 +233,7 @@ def test_altered_weights_of_a_finished_run_are_made_again(whole, begin):
     with pytest.raises(
         CheckpointError,
         match=(
-            r"model\.safetensors is not what training wrote\. `modulate train` with the run's"
+            r"model\.safetensors was changed since training wrote it\. `modulate train` with the run's"
             r" recipe makes it again"
         ),
     ):
@@ -241,7 +241,7 @@ def test_altered_weights_of_a_finished_run_are_made_again(whole, begin):
     with pytest.warns(
         UserWarning,
         match=(
-            r"model\.safetensors is not what training wrote; the modulation is made again from the"
+            r"model\.safetensors was changed since training wrote it; the modulation is made again from the"
             r" last checkpoint"
         ),
     ):

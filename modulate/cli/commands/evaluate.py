@@ -62,17 +62,17 @@ def evaluate(
         )
     run = Run.open(folder)
     run.check_weights()
-    with joined(run.recipe, training=False) as processes, display(processes.leads) as progress:
+    with joined(run.recipe, training=False) as processes, display(processes.is_main_process) as progress:
         progress.set_status("loading")
         if on is not None:
             run = on_other_data(run, on, overrides or ())
         modulation = Modulation.from_pretrained(run.weights)
         pipeline = Pipeline(run.recipe, cache, trust_remote_code=trust)
         pipeline.build_deferred()
-        processes.in_turn(pipeline.make_data)
-        with run.held(), graceful() as stop:
+        processes.main_process_first(pipeline.make_data)
+        with run.locked(), graceful() as stop:
             metrics = evaluation.evaluate(
                 run, pipeline, modulation, split, progress.answered, stop=stop
             )
-    if processes.leads:
+    if processes.is_main_process:
         show_metrics(run, metrics)

@@ -50,14 +50,14 @@ def train(
     from modulate.utils.interrupts import graceful
 
     loaded = load_recipe(recipe, overrides or ())
-    with joined(loaded) as processes, display(processes.leads) as progress:
+    with joined(loaded) as processes, display(processes.is_main_process) as progress:
         progress.set_status("loading")
         # Loaded before the run's folder is created: a host that fails to load leaves no folder.
         pipeline = Pipeline(loaded, cache, trust_remote_code=trust)
         pipeline.build_deferred()
-        processes.in_turn(pipeline.make_data)
+        processes.main_process_first(pipeline.make_data)
         run = Run.create(loaded, runs)
-        with run.held(), graceful() as stop:
+        with run.locked(), graceful() as stop:
             modulation = training.train(
                 run,
                 pipeline,
@@ -69,7 +69,7 @@ def train(
             metrics = evaluation.evaluate(
                 run, pipeline, modulation, split, progress.answered, stop=stop
             )
-            for line in cache_summary(pipeline) if processes.leads else ():
+            for line in cache_summary(pipeline) if processes.is_main_process else ():
                 progress.print(line)
-    if processes.leads:
+    if processes.is_main_process:
         show_metrics(run, metrics)
