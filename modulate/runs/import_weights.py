@@ -125,6 +125,7 @@ def mismatches(recipe: Recipe, config: ModulationConfig) -> list[str]:
 
     Initial values of weights and the host's path do not count.
     """
+    adapter = config.lora.params if config.lora else None
     compared: dict[str, tuple[Any, Any]] = {
         "encoder": (
             _with_defaults(recipe.encoder, "signal_encoder"),
@@ -134,7 +135,7 @@ def mismatches(recipe: Recipe, config: ModulationConfig) -> list[str]:
             _with_defaults(recipe.modulator, "modulator"),
             _with_defaults(config.modulator, "modulator"),
         ),
-        "lora": (recipe.lora, config.lora.params if config.lora else None),
+        "lora": (recipe.lora, adapter),
         **{
             f"injection.{key}": (getattr(recipe.injection, key), getattr(config.injection, key))
             for key in ("layers", "tokens", "empty")

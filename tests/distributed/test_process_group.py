@@ -56,7 +56,7 @@ def test_the_first_process_leads():
 def test_everyone_gets_everyone_s_values_by_rank_time_after_time():
     def work(processes):
         found = [processes.all_gather({"rank": processes.rank, "round": n}) for n in range(3)]
-        return [processes._count, *found]
+        return [processes._exchange, *found]
 
     wanted = [[{"rank": rank, "round": n} for rank in range(3)] for n in range(3)]
     assert together(work) == [[3, *wanted]] * 3
@@ -124,7 +124,7 @@ def test_who_has_other_values_than_the_first_is_named():
 
 @pytest.mark.parametrize(("items", "size"), [(7, 3), (2, 3), (6, 3), (0, 2), (5, 1)])
 def test_the_parts_laid_end_to_end_are_the_whole_and_nearly_of_one_length(items, size):
-    parts = [ProcessGroup(rank, size).share(range(items)) for rank in range(size)]
+    parts = [ProcessGroup(rank, size).local_part(range(items)) for rank in range(size)]
     assert [i for part in parts for i in part] == list(range(items))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -164,7 +164,7 @@ def test_tensors_are_added_up_over_several_processes_and_a_failure_there_is_one_
         match=("Process 1 of 2 could not sum gradients with the others: connection closed by peer"),
     ):
         processes.all_reduce_sum(tensor)
-    processes._post(ValueError("first"))
+    processes._publish_failure(ValueError("first"))
     with pytest.raises(RankError, match="Process 1 of 2 failed, so all processes end"):
         processes.all_reduce_sum(tensor)
 
@@ -199,12 +199,12 @@ def test_of_several_errors_the_first_is_told(one_block):
     together(work)
     store = HashStore()
     processes = ProcessGroup(0, 2, store)
-    processes._post(ValueError("first"))
-    processes._post(ValueError("second"))
+    processes._publish_failure(ValueError("first"))
+    processes._publish_failure(ValueError("second"))
     with pytest.raises(
         RankError, match=r"Process 0 of 2 failed, so all processes end\. ValueError: first"
     ):
-        processes._look_for_failure()
+        processes._raise_if_failed()
 
 
 def test_blocks_inside_a_block_are_that_block(one_block):
@@ -278,13 +278,13 @@ def test_a_store_that_is_gone_is_said():
 
 
 def test_who_does_not_come_in_time_is_named():
-    processes = ProcessGroup(0, 2, HashStore(), patience=0.05)
+    processes = ProcessGroup(0, 2, HashStore(), timeout=0.05)
     with pytest.raises(
         RankError, match=r"Process 1 of 2 did not arrive within 0\.05 s; .* than process 0"
     ):
         processes.barrier()
-    last = ProcessGroup(0, 3, HashStore(), patience=0.05)
-    with pytest.raises(RankError, match="Process 2 of 3 did not come"):
+    last = ProcessGroup(0, 3, HashStore(), timeout=0.05)
+    with pytest.raises(RankError, match="Process 2 of 3 did not arrive"):
         last.chain("start", lambda state: state)
 
 
@@ -309,8 +309,8 @@ def test_who_is_gone_from_this_machine_is_named_long_before_patience_ends(monkey
 def test_who_lives_is_on_another_machine_or_is_unknown_is_not_gone():
     store = HashStore()
     processes = ProcessGroup(0, 3, store)
-    assert not processes._gone(1)
+    assert not processes._is_dead(1)
     ProcessGroup(1, 3, store).announce_pid(os.getppid())
-    assert not processes._gone(1)
+    assert not processes._is_dead(1)
     store.set(processes._key("here/2"), f'[{dead()}, "not-{socket.gethostname()}"]')
-    assert not processes._gone(2)
+    assert not processes._is_dead(2)

@@ -154,7 +154,7 @@ def test_data_of_another_kind_and_settings_of_the_training_are_refused(weights, 
             match=("on other data only name, data, evaluation, features may differ"),
         ):
             on_other_data(trained, tmp_path / "none", [text])
-    with pytest.raises(RecipeError, match="needs a name other than .trained."):
+    with pytest.raises(RecipeError, match=r"needs a name other than 'trained'"):
         on_other_data(trained, tmp_path / "none", ["name=trained"])
     with pytest.raises(SystemExit):
         main(["eval", str(trained.folder), "data.params.seed=9"])
