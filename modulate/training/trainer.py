@@ -96,8 +96,8 @@ def train(
                     run.checkpoints.keep(1)
                 return Modulation.from_pretrained(run.weights)
             warnings.warn(
-                f"{altered[0]} was changed since training wrote it; the modulation is made again from the"
-                " last checkpoint.",
+                f"{altered[0]} was changed since training wrote it; the modulation is made again"
+                " from the last checkpoint.",
                 stacklevel=2,
             )
         trainer = Trainer(run, pipeline, made_of, listener, stop or StopRequest())
@@ -383,7 +383,8 @@ class Trainer:
 
     def _save(self) -> None:
         if self.processes.size > 1:
-            self.processes.require_equal("modulation at a checkpoint", weights_digest(self.modulation))
+            digest = weights_digest(self.modulation)
+            self.processes.require_equal("modulation at a checkpoint", digest)
         if not self.processes.is_main_process:
             return
         at = self.state

@@ -1,7 +1,6 @@
 """Recipes: reading, overrides, errors, and every shipped recipe."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -304,13 +303,3 @@ def test_an_unknown_condition_and_an_unknown_parameter_are_errors_with_near_matc
         ),
     ):
         recipes.load_recipe("gazeqwen_tiny", ["encoder.params={dims: 3}"])
-
-
-def test_of_many_problems_the_first_are_listed_and_the_rest_is_counted():
-    tree = yaml.safe_load(Path(SMALL).read_text()) | {f"nose{i:02}": 1 for i in range(15)}
-    with pytest.raises(RecipeError) as found:
-        recipes.validate(tree, "mine")
-    lines = str(found.value).splitlines()
-    assert len(lines) == 14
-    assert all("unknown key" in line for line in lines[1:13])
-    assert lines[13] == "  … and 3 more."

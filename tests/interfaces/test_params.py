@@ -70,25 +70,6 @@ def test_a_value_at_its_limit_is_accepted_and_one_beyond_is_refused(section, key
         section(**needed | {key: refused})
 
 
-@pytest.mark.parametrize("kind", ["text", "last", "mask"])
-def test_settings_of_visual_tokens_are_refused_with_any_other_kind(kind):
-    assert Tokens(kind="visual", steps=(-1,)).steps == (-1,) and Tokens(kind=kind).steps is None
-    with pytest.raises(
-        ValidationError,
-        match=f"`steps` selects visual tokens; it has no effect with kind `{kind}`",
-    ):
-        Tokens(kind=kind, steps=(0,))
-    assert (
-        Injection(layers=(1,), empty="none").empty == "none"
-        and Injection(layers=(1,), tokens=Tokens(kind=kind)).empty == "residual"
-    )
-    with pytest.raises(
-        ValidationError,
-        match=f"`empty: none` applies to visual tokens; it has no effect with kind `{kind}`",
-    ):
-        Injection(layers=(1,), empty="none", tokens=Tokens(kind=kind))
-
-
 def test_parameters_are_immutable():
     with pytest.raises(ValidationError, match="frozen"):
         LoraParams().rank = 4

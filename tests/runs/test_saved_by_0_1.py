@@ -51,7 +51,15 @@ def test_its_modulation_loads_and_its_records_are_read(run):
     assert {len(rows) for rows in answers(run).values()} == {12} and len(answers(run)) == 7
 
 
-def test_evaluated_again_it_gives_the_answers_it_gave(run, monkeypatch, tmp_path):
+@pytest.fixture
+def same_backbone(run):
+    """The saved run's backbone has random weights, which differ between releases of torch."""
+    backbone = run.recipe.backbone.build("backbone")
+    if backbone.fingerprint() != run.read_state().made_of["backbone"]:
+        pytest.skip("this torch draws other random weights than the one that the run was made with")
+
+
+def test_evaluated_again_it_gives_the_answers_it_gave(run, same_backbone, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     saved = answers(run)
     with pytest.raises(SystemExit) as ended:

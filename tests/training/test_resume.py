@@ -180,7 +180,7 @@ def test_a_stop_during_validation_keeps_the_step_and_repeats_the_validation(
     assert files_of(run) == files_of(whole[1])
 
 
-def test_checkpoints_come_when_the_recipe_says_and_after_validations_and_stages_in_safetensors_and_json(
+def test_checkpoints_are_written_when_the_recipe_says_and_after_validations_and_stages(
     begin, monkeypatch
 ):
     run, pipeline = begin(
@@ -233,16 +233,16 @@ def test_altered_weights_of_a_finished_run_are_made_again(whole, begin):
     with pytest.raises(
         CheckpointError,
         match=(
-            r"model\.safetensors was changed since training wrote it\. `modulate train` with the run's"
-            r" recipe makes it again"
+            r"model\.safetensors was changed since training wrote it\. `modulate train` with the"
+            r" run's recipe makes it again"
         ),
     ):
         run.check_weights()
     with pytest.warns(
         UserWarning,
         match=(
-            r"model\.safetensors was changed since training wrote it; the modulation is made again from the"
-            r" last checkpoint"
+            r"model\.safetensors was changed since training wrote it; the modulation is made again"
+            r" from the last checkpoint"
         ),
     ):
         train(run, pipeline, lambda progress: pytest.fail("trained again"))
@@ -391,8 +391,8 @@ def test_answers_of_other_weights_or_damaged_ones_are_not_used(whole, begin):
     with pytest.warns(
         UserWarning,
         match=(
-            r"test-blank\.jsonl are damaged \(their checksum does not match\); the condition 'blank'"
-            r" is evaluated again"
+            r"test-blank\.jsonl are damaged \(their checksum does not match\); the condition"
+            r" 'blank' is evaluated again"
         ),
     ):
         evaluate(run, pipeline, modulation)

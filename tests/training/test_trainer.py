@@ -66,7 +66,7 @@ def prepared_pipeline(recipe, world):
 
 @pytest.fixture(scope="module")
 def finished(world):
-    """A trained and evaluated run: (run, pipeline, modulation, metrics, what the listener heard)."""
+    """A trained and evaluated run: (run, pipeline, modulation, metrics, progress reports)."""
     recipe = recipe_for(world)
     run = Run.create(recipe, world / "runs")
     pipeline = prepared_pipeline(recipe, world)

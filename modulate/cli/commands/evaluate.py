@@ -62,7 +62,10 @@ def evaluate(
         )
     run = Run.open(folder)
     run.check_weights()
-    with joined(run.recipe, training=False) as processes, display(processes.is_main_process) as progress:
+    with (
+        joined(run.recipe, training=False) as processes,
+        display(processes.is_main_process) as progress,
+    ):
         progress.set_status("loading")
         if on is not None:
             run = on_other_data(run, on, overrides or ())

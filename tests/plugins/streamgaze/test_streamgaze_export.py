@@ -275,7 +275,7 @@ def test_the_command_says_what_is_missing(finished, tree, tmp_path, command):
     code, _, err = command(finished, tmp_path / "out", "--qa", tmp_path, "--allow-failed")
     assert code == 1 and "is not the file that the run was evaluated on" in err
     code, _, err = command(tmp_path, tmp_path / "out")
-    assert code == 1 and "is no run" in err
+    assert code == 1 and "is not a run" in err
 
 
 def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(

@@ -2,13 +2,9 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from modulate.cli import build
 from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows
@@ -93,26 +89,6 @@ def test_the_page_shows_every_cell(version):
         for cell in line[1:]
     )
     assert {len(line) for line in table} == {1 + len(VERSIONS[version]["hosts"])}
-
-
-def test_the_command_lists_families_and_rows():
-    runner = CliRunner()
-    listed = runner.invoke(build(), ["hosts"])
-    assert listed.exit_code == 0
-    assert all(family.name in listed.output for family in FAMILIES)
-    one = runner.invoke(build(), ["hosts", "gemma3"])
-    assert all(title in one.output for title in ROWS.values()) and "qwen2_vl" not in one.output
-    data = json.loads(runner.invoke(build(), ["hosts", "--json"]).output)
-    assert data["rows"] == ROWS
-    assert set(data["families"]) >= {family.name for family in FAMILIES}
-
-
-def test_the_command_needs_no_torch():
-    code = (
-        "import sys; from modulate.cli import main\ntry: main(['hosts'])\nexcept SystemExit:"
-        " pass\nassert 'torch' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_the_how_to_shows_the_files_as_they_are():

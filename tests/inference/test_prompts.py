@@ -1,0 +1,61 @@
+"""Prompts as inputs: true times in the grid whatever the processor is told, and answers' ids."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from modulate.config.recipe import load_recipe
+from modulate.errors import DataError
+from modulate.inference.pipeline import Pipeline
+from modulate.inference.prompts import PromptEncoder
+from modulate.interfaces.frames import Frames
+from tests.paths import SMALL
+
+TIMES = (0.0, 0.5, 2.0, 2.5)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prompts")
+    pipeline = Pipeline(load_recipe(SMALL, [f"data.params.root={folder}/world"]), folder / "cache")
+    pipeline.make_data()
+    return pipeline
+
+
+def encoder(pipeline, **changes):
+    sections = {}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            settings = getattr(pipeline.recipe, section).model_copy(update={name: value})
+            sections[section] = settings
+        else:
+            sections[key] = value
+    recipe = pipeline.recipe.model_copy(update=sections)
+    return PromptEncoder(recipe, pipeline.host, pipeline.processor)
+
+
+def test_the_grid_holds_true_times_whatever_the_processor_is_told(pipeline):
+    frames = Frames(np.zeros((4, 64, 64, 3), np.uint8), TIMES)
+    plain = encoder(pipeline).encode_clip(frames, "What?", (0.0, 3.0))
+    told = encoder(pipeline, sampling__processor_fps=2.0).encode_clip(frames, "What?", (0.0, 3.0))
+    assert told.grid == plain.grid
+    assert told.inputs.keys() == plain.inputs.keys()
+
+
+def test_text_alone_has_no_visual_tokens(pipeline):
+    encoded = encoder(pipeline).encode(None, "What?", (0.0, 3.0))
+    assert encoded.grid.tokens == 0 or "pixel_values_videos" not in encoded.inputs
+
+
+def test_letters_are_those_offered_or_four(pipeline):
+    sample = dataclasses.replace(pipeline.samples("test")[0], options=("cup", "pan"), answer=0)
+    assert len(encoder(pipeline).option_ids(sample)) == 2
+    assert len(encoder(pipeline, letters="four").option_ids(sample)) == 4
+
+
+def test_a_word_of_several_tokens_is_refused_by_name(pipeline):
+    sample = dataclasses.replace(pipeline.samples("test")[0], options=("a rare thing", "pan"))
+    with pytest.raises(DataError, match="the answer 'a rare thing' is not one known token"):
+        encoder(pipeline, answer="word").option_ids(sample)
