@@ -73,17 +73,19 @@ def _signature(name: str, value: Any) -> str:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
         return name
-    hidden = [p for p in signature.parameters.values() if p.name not in {"self", "cls"}]
-    text = re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", str(signature.replace(parameters=hidden)))
+    visible = [p for p in signature.parameters.values() if p.name not in {"self", "cls"}]
+    # A function as a default is shown with its address, which differs from run to run.
+    visible = [p.replace(default=...) if inspect.isfunction(p.default) else p for p in visible]
+    text = re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", str(signature.replace(parameters=visible)))
     text = text.replace("'", '"')
-    if len(name) + len(text) <= 88 or not hidden:
+    if len(name) + len(text) <= 88 or not visible:
         return name + text
-    shown = [str(p) for p in hidden]
+    shown = [str(p) for p in visible]
     shown = [re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", part).replace("'", '"') for part in shown]
     result = text[text.rindex(")") + 1 :]
     lines: list[str] = []
     kind = None
-    for parameter, part in zip(hidden, shown, strict=True):
+    for parameter, part in zip(visible, shown, strict=True):
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and kind is not parameter.kind:
             lines.append("    *,")
         kind = parameter.kind
