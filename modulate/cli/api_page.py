@@ -77,11 +77,14 @@ def _signature(name: str, value: Any) -> str:
     # A function as a default is shown with its address, which differs from run to run.
     visible = [p.replace(default=...) if inspect.isfunction(p.default) else p for p in visible]
     text = re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", str(signature.replace(parameters=visible)))
-    text = text.replace("'", '"')
+    text = text.replace("'", '"').replace("Ellipsis", "...")
     if len(name) + len(text) <= 88 or not visible:
         return name + text
     shown = [str(p) for p in visible]
-    shown = [re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", part).replace("'", '"') for part in shown]
+    shown = [
+        re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", part).replace("'", '"').replace("Ellipsis", "...")
+        for part in shown
+    ]
     result = text[text.rindex(")") + 1 :]
     lines: list[str] = []
     kind = None
