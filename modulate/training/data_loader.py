@@ -1,6 +1,4 @@
-"""Which samples there are, which go through together, and their preparation ahead of time, in a
-thread beside the host's forwards.
-"""
+"""Training samples, their batches, and their preparation in a thread beside the host's forwards."""
 
 import random
 from collections import deque
@@ -19,9 +17,9 @@ Together = Literal["any", "length", "clip"]
 
 
 def training_samples(pipeline: Pipeline) -> tuple[list[Sample], int]:
-    """Return the samples to train on, and how many are left out because their signal is empty.
+    """Return the samples to train on and the number left out because their signal is empty.
 
-    Raises :class:`DataError` when none is left.
+    Raises :class:`DataError` if none is left.
     """
     samples = pipeline.samples("train")
     if not samples:
@@ -43,7 +41,7 @@ def _is_empty(pipeline: Pipeline, sample: Sample) -> bool:
     try:
         return len(pipeline.signal(sample)) == 0
     except ModulateError:
-        return False  # it fails again, and is recorded, when it is trained on
+        return False  # It fails again in training, where it is recorded.
 
 
 def arranged(
@@ -53,11 +51,11 @@ def arranged(
     rng: random.Random,
     length: Callable[[Sample], int] = lambda sample: 0,
 ) -> list[list[Sample]]:
-    """Return an epoch's batches of at most ``size`` samples, in an order that ``rng`` draws.
+    """Return an epoch's batches of at most ``size`` samples, in an order drawn from ``rng``.
 
-    ``together``: any: whatever comes next. length: samples of nearly the same ``length``, so that
-    little is padded. clip: samples of one clip only. The number of batches does not depend on
-    ``rng``.
+    ``together``: "any" takes samples as they come; "length" batches samples of nearly the same
+    ``length``, to pad little; "clip" batches samples of one clip only. The number of batches does
+    not depend on ``rng``.
     """
     order = list(samples)
     rng.shuffle(order)
@@ -73,11 +71,11 @@ def arranged(
 
 
 class PrefetchLoader:
-    """Calls ``prepare`` for the samples of batches to come; what comes of a sample, and the order
-    of use, do not depend on it.
+    """Calls ``prepare`` for the samples of upcoming batches, in a thread of its own.
 
-    ``ahead``: how many batches; 0: none, everything is prepared when it is asked for. To be closed:
-    a context manager.
+    Results and their order are the same as without it. ``ahead``: number of batches prepared ahead;
+    with 0, samples are prepared when they are needed. A context manager: leaving it stops the
+    thread.
     """
 
     def __init__(self, prepare: Callable[[Sample], Any], ahead: int) -> None:
@@ -95,13 +93,13 @@ class PrefetchLoader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give up what is not begun, and wait for what is."""
+        """Cancel preparations that have not begun, and wait for the one that has."""
         self._coming.clear()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
     def over(self, batches: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
-        """Yield ``batches`` as they are, each when those behind it are in preparation."""
+        """Yield ``batches`` unchanged, each once the batches after it are being prepared."""
         waiting: deque[list[Sample]] = deque()
         for batch in batches:
             self._expect(batch)
@@ -117,7 +115,7 @@ class PrefetchLoader:
                     self._coming[sample.id] = self._thread.submit(self._prepare, sample)
 
     def get(self, sample: Sample) -> Any:
-        """Return what ``prepare`` returns for ``sample``, or raise what it raises."""
+        """Return the result of ``prepare`` for ``sample``, or raise its error."""
         coming = self._coming.pop(sample.id, None)
         if coming is None:
             return self._prepare(sample)
@@ -126,4 +124,6 @@ class PrefetchLoader:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        return self._prepare(sample)  # memory was short beside a forward; now it is alone
+        return self._prepare(
+            sample
+        )  # Memory was short beside a forward of the host; now nothing else runs.

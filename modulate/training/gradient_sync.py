@@ -1,10 +1,9 @@
-"""One optimizer step over several processes: which samples each takes, and what comes of all of
-them together.
+"""One optimizer step over several processes: each takes a part, and gradients are summed once.
 
-The gradients are added up once a step, by us. DistributedDataParallel adds up inside of a backward,
-which every process must then reach equally often; here one may have no sample left, do a batch in
-halves, or meet a signal without any gradient, and the sum is exact all the same: the mean over all
-samples, however divided.
+DistributedDataParallel sums inside each backward pass, so every process must run the same number of
+them. Here a process may have no samples left, split a batch because memory is short, or meet a
+signal without a gradient. Summing once a step keeps the result exact: the gradient of the mean over
+all samples, however they are divided.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,10 +25,10 @@ from modulate.training.train_step import StepStats, TrainStep
 
 @contextmanager
 def joined(recipe: Recipe, training: bool = True) -> Iterator[ProcessGroup]:
-    """Join the processes that this one was started with, on the device that ``recipe`` says, for a
-    program that does one thing and ends: ``training``, or scoring.
+    """Join the processes launched with this one, on the recipe's device, and leave them at the end.
 
-    Raises :class:`RecipeError` for what a divided host cannot do, before anything is loaded.
+    For a program that trains (``training``) or evaluates, and ends. Raises :class:`RecipeError` for
+    what a sharded host cannot do, before anything is loaded.
     """
     _, params = recipe.host.resolved("host")
     processes = join(getattr(params, "device", "auto"))
@@ -42,8 +41,9 @@ def joined(recipe: Recipe, training: bool = True) -> Iterator[ProcessGroup]:
 
 
 def check_size(processes: ProcessGroup, settings: Training) -> None:
-    """Raise :class:`RecipeError` when a step has less to do than there are processes, so that some
-    would idle for ever.
+    """Raise :class:`RecipeError` if a step has fewer parts than there are processes.
+
+    Some processes would never have anything to do.
     """
     whole = settings.batch_by == "clip"
     parts = settings.accumulation * (1 if whole else settings.batch_size)
@@ -62,11 +62,10 @@ def check_size(processes: ProcessGroup, settings: Training) -> None:
 def own_part(
     processes: ProcessGroup, settings: Training, batches: Iterator[list[Sample]]
 ) -> Iterator[list[Sample]]:
-    """Yield what this process takes of ``batches``: as many, of which some are empty.
+    """Yield this process's part of each of ``batches``; some parts are empty.
 
-    All processes' parts of a step, laid end to end, are the step.
-
-    Batches of one clip stay whole. ``batches`` has no end, and begins with a step.
+    In rank order, all processes' parts of a step join to the step. Batches of one clip stay whole.
+    ``batches`` is endless and starts at the beginning of a step.
     """
     while True:
         step = [next(batches) for _ in range(settings.accumulation)]
@@ -86,31 +85,30 @@ def add_up(
     processes: ProcessGroup,
     accelerator: Accelerator,
     train_step: TrainStep,
-    tally: StepStats,
+    stats: StepStats,
     before: int,
     parameters: Sequence[nn.Parameter],
 ) -> StepStats:
-    """Return the totals of all processes' parts of a step, and leave the gradients of all on
-    ``parameters``.
+    """Sum all processes' gradients of a step into ``parameters`` and return the step's totals.
 
-    ``before``: how many samples had failed before the step; those that failed in it, anywhere, are
-    then known to all.
+    ``before``: number of samples that had failed before the step. Samples that failed in it, in any
+    process, are recorded in all.
     """
     if processes.size == 1:
-        return tally
+        return stats
     if accelerator.scaler is not None:
         accelerator.scaler.scale(
             torch.zeros(1, device=parameters[0].device)
-        )  # fp16's scale comes to be with the first loss, and there may have been none here
+        )  # The scaler creates its scale at the first loss, and this process may have had none.
     flat = torch.cat(
         [
-            (p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() * tally.n)
+            (p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() * stats.n)
             for p in parameters
         ]
-    )  # a mean over n samples: back to their sum
+    )  # Each gradient is of a mean over n samples: back to the sum, so that parts add up.
     has = [p.grad is not None for p in parameters]
     own = {
-        "tally": vars(tally),
+        "tally": vars(stats),
         "has": has,
         "failed": dict(list(train_step.failed.items())[before:]),
     }
@@ -118,12 +116,12 @@ def add_up(
     _merge_failed(train_step, before, every)
     total = StepStats()
     for one in (StepStats(**found["tally"]) for found in every):
-        total.loss = total.loss + one.loss
-        total.right = total.right + one.right
-        total.active = total.active + one.active
-        total.ids = total.ids + one.ids
+        total.loss += one.loss
+        total.right += one.right
+        total.active += one.active
+        total.ids += one.ids
         total.split = total.split or one.split
-        total.apart = total.apart + one.apart
+        total.apart += one.apart
     if total.n:
         processes.all_reduce_sum(flat)
         parts = flat.div_(total.n).split([p.numel() for p in parameters])

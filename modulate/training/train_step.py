@@ -34,10 +34,11 @@ Row = tuple[PreparedSample, list[ClipInput]]
 
 @dataclass
 class StepStats:
-    """Totals of one optimizer step.
+    """Totals of one optimizer step, summed over its samples.
 
-    ``split``: memory was short, and its batches were computed in parts. ``apart``: batches of one
-    clip whose questions could not be asked together after all.
+    ``loss``: sum; ``right``: correct answers; ``active``: samples whose signal reached a token;
+    ``split``: whether batches were computed in parts because memory was short; ``apart``: batches
+    of one clip whose questions could not share a pass.
     """
 
     loss: float = 0.0
@@ -49,17 +50,16 @@ class StepStats:
 
     @property
     def n(self) -> int:
-        """Samples that took part."""
+        """Number of samples that took part."""
         return len(self.ids)
 
 
 class TrainStep:
-    """Leaves the gradients of an optimizer step on the parameters of ``host``.
+    """Computes the gradients of an optimizer step and leaves them on the parameters of ``host``.
 
-    ``rng``: of the augmentation. ``failed``: sample → error, of samples that cannot be used, more
-    than the recipe allows of which is a :class:`DataError`; ``samples``: how many there are in all;
-    ``prepare``: what makes them ready, by default the pipeline. ``processes``: the processes among
-    which a step is divided.
+    ``rng`` drives the augmentation. ``failed`` collects the error of each sample that cannot be
+    used; more than the recipe allows are a :class:`DataError`. ``samples``: size of the training
+    set. ``prepare``: by default the pipeline's. ``processes``: those that share a step.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class TrainStep:
         self.processes = processes or ProcessGroup()
 
     def accumulate(self, batches: Sequence[Sequence[Sample]]) -> StepStats:
-        """Go forwards and backwards through ``batches``; the gradient is that of the mean loss over
-        all their samples, however they are divided.
+        """Run forward and backward passes over ``batches``.
 
-        What does not fit into memory is tried again in halves; a sample that does not fit alone is
-        recorded as failed, and the others go on without it.
+        The gradient is that of the mean loss over all their samples, however they are divided. A
+        part that does not fit into memory is tried again in halves; a sample that does not fit even
+        alone is recorded as failed and left out.
         """
         ready = self._drawn(
             [[p for s in samples if (p := self._prepare(s))] for samples in batches]
@@ -101,16 +101,16 @@ class TrainStep:
             )
 
     def _in_parts(self, ready: list[list[Row]]) -> StepStats:
-        """Go through batches whole, or in ever smaller parts until they fit into memory."""
+        """Compute batches whole, or in ever smaller parts until they fit into memory."""
         size = max(1, *map(len, ready))
-        tally = StepStats()
+        stats = StepStats()
         while True:
-            full, text = self._attempt(ready, size, tally)
+            full, text = self._attempt(ready, size, stats)
             if not full:
-                return tally
-            self.host.zero_grad()  # a backward that was broken off has left some
+                return stats
+            self.host.zero_grad()  # The backward pass that ran out of memory has left some.
             free_cached_memory()
-            tally = StepStats(split=True)
+            stats = StepStats(split=True)
             if len(full) > 1:
                 size = len(full) // 2
                 warnings.warn(
@@ -132,10 +132,12 @@ class TrainStep:
                 )
 
     def _in_step(self, parts: list[list[Row]]) -> StepStats:
-        """Go through a divided host as often as the process that has most to do: what one lacks it
-        makes up for with a sample that counts for nothing.
+        """Run as many passes through a sharded host as the process with the most parts.
+
+        FSDP gathers each layer collectively, so all processes must run the same number of passes. A
+        process with fewer parts repeats a sample with a loss of weight 0.
         """
-        tally = StepStats()
+        stats = StepStats()
         total = sum(map(len, parts))
         told = self.processes.all_gather([len(parts), parts[0][0][0].sample.id if parts else None])
         most = max(n for n, _ in told)
@@ -149,10 +151,10 @@ class TrainStep:
         self.processes.barrier()
         with in_step(self.processes):
             for part in parts:
-                self._learn(part, total, tally)
+                self._learn(part, total, stats)
             for _ in range(most - len(parts)):
                 self._learn(spare, math.inf, StepStats())
-        return tally
+        return stats
 
     def _borrowed(self, name: str) -> Row:
         sample = next(s for s in self.pipeline.samples("train") if s.id == name)
@@ -162,9 +164,9 @@ class TrainStep:
         )
 
     def _attempt(
-        self, ready: list[list[Row]], size: int, tally: StepStats
+        self, ready: list[list[Row]], size: int, stats: StepStats
     ) -> tuple[list[Row], str]:
-        """Learn from all, at most ``size`` at once.
+        """Compute all batches, at most ``size`` samples at once.
 
         Return the part that did not fit into memory, if any, and torch's message.
         """
@@ -172,17 +174,17 @@ class TrainStep:
         for rows in ready:
             for start in range(0, len(rows), size):
                 try:
-                    self._learn(part := rows[start : start + size], total, tally)
+                    self._learn(part := rows[start : start + size], total, stats)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
                     return part, first_line(error)
         return [], ""
 
-    def _learn(self, part: list[Row], total: float, tally: StepStats) -> None:
+    def _learn(self, part: list[Row], total: float, stats: StepStats) -> None:
         prepared = [row for row, _ in part]
         common = self._common(prepared)
-        tally.apart += self.settings.batch_by == "clip" and not common and len(part) > 1
+        stats.apart += self.settings.batch_by == "clip" and not common and len(part) > 1
         batch = self.pipeline.collate(prepared, with_inputs=not common)
         with self.accelerator.autocast():
             if common:
@@ -193,20 +195,18 @@ class TrainStep:
                 output = self.host([clips for _, clips in part], **batch.inputs, **LAST_LOGITS)
         logits = batch.option_logits(output)
         loss = smoothed_cross_entropy(logits, batch.answers, self.settings.label_smoothing)
-        # not where every clip's signal is empty and gets no residual (injection.empty: none):
-        # nothing can be learned from those
+        # Without a residual there is no gradient: with injection.empty: none, a batch whose
+        # signals are all empty teaches nothing.
         if loss.requires_grad:
             self.accelerator.backward(loss * len(part) / total)
-        tally.loss += float(loss.detach()) * len(part)
-        tally.right += int((logits.argmax(1) == batch.answers).sum())
+        stats.loss += float(loss.detach()) * len(part)
+        stats.right += int((logits.argmax(1) == batch.answers).sum())
         active = sum(n > 0 for n in self.host.attachment.report().active_steps)
-        tally.active += active * len(part) if common else active
-        tally.ids += [row.sample.id for row in prepared]
+        stats.active += active * len(part) if common else active
+        stats.ids += [row.sample.id for row in prepared]
 
     def _common(self, prepared: Sequence[PreparedSample]) -> int:
-        """Return how many positions of these prompts go through once for all of them; 0: each goes
-        through alone.
-        """
+        """Return the number of leading positions that these prompts share in one pass, or 0."""
         return (
             shared_prefix(prepared, list(self.host.attachment.host.visual_ids.values()))
             if self.settings.batch_by == "clip"
@@ -214,10 +214,10 @@ class TrainStep:
         )
 
     def _drawn(self, batches: Sequence[Sequence[PreparedSample]]) -> list[list[Row]]:
-        """Return batches with what they are conditioned with.
+        """Return batches with the clips that condition them.
 
-        Random numbers are drawn as by one process alone: each goes on where the one before it
-        ended.
+        Augmentation draws the same random numbers as a single process would: each rank continues
+        where the one before it ended.
         """
         ready: list[list[Row]] = []
 
@@ -237,8 +237,9 @@ class TrainStep:
         return ready
 
     def _rows(self, prepared: Sequence[PreparedSample]) -> list[Row]:
-        """Return samples with what they are conditioned with: one perturbed signal for all that go
-        through together.
+        """Return samples with the clips that condition them.
+
+        Samples that share a pass share one perturbed signal.
         """
         if prepared and self._common(prepared):
             clips = self._clips(prepared[0])
@@ -263,8 +264,9 @@ class TrainStep:
         self.refuse_too_many(error)
 
     def refuse_too_many(self, error: ModulateError | None = None) -> None:
-        """Raise :class:`DataError`, with the last failure's ``error`` as its cause, when more
-        samples have failed than the recipe allows.
+        """Raise :class:`DataError` if more samples have failed than the recipe allows.
+
+        ``error``: the last failure, which becomes the cause.
         """
         if len(self.failed) > self.pipeline.recipe.evaluation.max_failed_share * self.samples:
             last = list(self.failed.values())[-1]
@@ -274,17 +276,17 @@ class TrainStep:
             ) from error
 
 
-def diagnosis(stage: Stage, at: TrainerState, tally: StepStats, wrong: list[str]) -> str:
-    """Return what is known of a training whose losses or gradients are not finite any more."""
+def diagnosis(stage: Stage, state: TrainerState, stats: StepStats, wrong: list[str]) -> str:
+    """Return a message on a training whose losses or gradients are no longer finite."""
     where = (
         f"Gradients are not finite in {len(wrong)} parameters, among them {', '.join(wrong[:3])}"
         if wrong
         else "Its gradients are finite"
     )
     return (
-        f"Training diverged: {at.in_a_row} optimizer steps in a row had a loss or gradients that"
-        f" are not finite. The last is step {at.step} of stage {stage.name!r}: loss"
-        f" {tally.loss / tally.n} on {tally.n} samples, the first {', '.join(tally.ids[:3])}."
+        f"Training diverged: {state.in_a_row} optimizer steps in a row had a loss or gradients that"
+        f" are not finite. The last is step {state.step} of stage {stage.name!r}: loss"
+        f" {stats.loss / stats.n} on {stats.n} samples, the first {', '.join(stats.ids[:3])}."
         f" {where}. Lower the learning rate {stage.lr:g}, look at these samples, or let"
         " training.max_skipped_steps allow more."
     )

@@ -1,4 +1,4 @@
-"""Training: stages, validation, checkpoints. A short loop of our own on accelerate."""
+"""The training loop: stages, validation and checkpoints, on accelerate."""
 
 import json
 import math
@@ -35,10 +35,10 @@ from modulate.utils.library_warnings import show_library_warnings
 
 @dataclass
 class Progress:
-    """What a progress display is told after every optimizer step. ``active``: share of samples in
-    which the signal reached a token.
+    """What a progress display receives after every optimizer step.
 
-    ``loss`` is NaN when no sample took part. ``skipped``: why no step was taken, "" when one was.
+    ``loss``: NaN if no sample took part. ``active``: share of samples whose signal reached a token.
+    ``skipped``: why the step was skipped, or "".
     """
 
     stage: str
@@ -64,19 +64,18 @@ def train(
     stop: StopRequest | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Modulation:
-    """Train a run's recipe, leave the weights in its folder, and return the modulation.
+    """Train a run's recipe, save the weights in its folder, and return the modulation.
 
-    A finished run is loaded, an unfinished one continued from its last checkpoint, to the same
-    weights as if it had never ended. Not with ``resume`` False: then whatever the run has is
-    removed first. ``stop`` may ask the training to end early; ``notice`` is told where it
-    continues.
+    A finished run is loaded. An unfinished one continues from its last checkpoint, to the same
+    weights as without the interruption; with ``resume`` False, its results are removed first.
+    ``stop`` can end the training early; ``notice`` receives a line that says where it continues.
 
-    Started as one of several processes, it does its part of every step: weights and log are those
-    of one process up to rounding, and the first process writes them.
+    One of several processes computes its part of every step. Weights and log are those of a single
+    process up to rounding, and rank 0 writes them.
 
-    Raises :class:`DataError` when data, host or backbone are not those that the run began with, or
-    too many samples fail; :class:`DivergedError`; :class:`Interrupted`; :class:`LockedError`;
-    :class:`StorageError`; :class:`RankError`.
+    Raises :class:`DataError` if data, host or backbone differ from those that the run began with,
+    or if too many samples fail; :class:`DivergedError`, :class:`Interrupted`, :class:`LockedError`,
+    :class:`StorageError` and :class:`RankError`.
     """
     processes = current()
     with processes.fail_together(), run.locked():
@@ -120,7 +119,7 @@ def train(
 
 
 class Trainer:
-    """One training: holds the modulation, the state and what it is saved by."""
+    """One training of a run: its modulation, progress, optimizer and checkpoints."""
 
     def __init__(
         self,
@@ -153,24 +152,24 @@ class Trainer:
         self.optimizer: Optimizer | None = None
         self._moments: dict[
             str, Tensor
-        ] = {}  # of a checkpoint, until its stage's optimizer is there
+        ] = {}  # From a checkpoint, until its stage's optimizer exists.
         self._since = time.monotonic()
 
     def account(self) -> dict[str, Any]:
-        """Return what state.json says of a training."""
-        at = self.state
+        """Return the training's counts for state.json."""
+        state = self.state
         counts = {
-            "failed": at.failed,
+            "failed": state.failed,
             "left_out": self.left_out,
-            "skipped": at.skipped,
-            "split_steps": at.split_steps,
-            "apart": at.apart,
-            "resumed": at.resumed,
+            "skipped": state.skipped,
+            "split_steps": state.split_steps,
+            "apart": state.apart,
+            "resumed": state.resumed,
         }
-        return {"steps": at.steps, "seconds": round(at.seconds, 1), **counts}
+        return {"steps": state.steps, "seconds": round(state.seconds, 1), **counts}
 
     def fit(self) -> Modulation:
-        """Run every stage that is left and return the best (or last) modulation, detached."""
+        """Run the remaining stages and return the best (or last) modulation, detached."""
         host = ModulatedHost(self.modulation, self.pipeline.model)
         try:
             with self.pipeline.host_caches():
@@ -186,13 +185,13 @@ class Trainer:
 
     def _stage(self, stage: Stage, host: ModulatedHost) -> None:
         settings = self.settings
-        at = self.state
+        state = self.state
         per_epoch = math.ceil(len(self._epoch(stage.name, 0)) / settings.accumulation)
         steps = max(1, round(stage.epochs * per_epoch))
-        if at.step > steps:
+        if state.step > steps:
             raise CheckpointError(
-                f"The checkpoint in {self.checkpoints.folder} is after step {at.step} of the stage"
-                f" {stage.name!r}, which has {steps}; start anew with --no-resume."
+                f"The checkpoint in {self.checkpoints.folder} is after step {state.step} of the"
+                f" stage {stage.name!r}, which has {steps}; start anew with --no-resume."
             )
         every = per_epoch * (settings.validate_every or 1)
         self.optimizer = Optimizer.make(self.accelerator, self.modulation, stage, settings, steps)
@@ -200,13 +199,13 @@ class Trainer:
         with PrefetchLoader(
             partial(self.pipeline.prepare, training=True), settings.prefetch_batches
         ) as loader:
-            batches = loader.over(self._batches(stage.name, at.step * settings.accumulation))
+            batches = loader.over(self._batches(stage.name, state.step * settings.accumulation))
             train_step = TrainStep(
                 self.pipeline,
                 self.accelerator,
                 host,
                 self.rng,
-                at.failed,
+                state.failed,
                 len(self.samples),
                 loader.get,
                 self.processes,
@@ -214,11 +213,11 @@ class Trainer:
             self._steps(stage, host, steps, every, batches, train_step)
         if self.best:
             self.modulation.load_state_dict(self.best)
-        at.stage = at.stage + 1
-        at.step = 0
-        at.validated = 0
-        at.best = -1.0
-        at.stale = 0
+        state.stage += 1
+        state.step = 0
+        state.validated = 0
+        state.best = -1.0
+        state.stale = 0
         self.best = {}
         self.optimizer = None
         self._moments = {}
@@ -234,32 +233,34 @@ class Trainer:
         batches: Iterator[list[Sample]],
         train_step: TrainStep,
     ) -> None:
-        """Take a stage's steps that are left, with a validation after ``every`` of them; until the
-        last, or patience ends.
+        """Run the stage's remaining steps, with a validation after every ``every`` steps.
+
+        Ends early when patience is exhausted.
         """
         settings = self.settings
-        at = self.state
+        state = self.state
         while True:
             if (
                 self.validation
-                and at.step > at.validated
-                and (at.step == steps or at.step % every == 0)
+                and state.step > state.validated
+                and (state.step == steps or state.step % every == 0)
             ):
                 self._validate(stage, host)
                 self._save()
-            if at.step == steps or (settings.patience and at.stale >= settings.patience):
+            if state.step == steps or (settings.patience and state.stale >= settings.patience):
                 break
             self._step(
                 stage, steps, [next(batches) for _ in range(settings.accumulation)], train_step
             )
             stop = self.processes.agree_on_stop(self.stop)
-            if stop.requested or at.step % settings.checkpoint_every == 0:
+            if stop.requested or state.step % settings.checkpoint_every == 0:
                 self._save()
             stop.check()
 
     def _batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
-        """Yield the stage's batches without end, each epoch in an order of its own, from the
-        ``skip``-th on; of several processes, each its part of them.
+        """Yield this process's part of the stage's batches endlessly, from the ``skip``-th on.
+
+        Each epoch has its own order.
         """
         whole = self._all_batches(stage, skip)
         return whole if self.processes.size == 1 else own_part(self.processes, self.settings, whole)
@@ -268,11 +269,11 @@ class Trainer:
         epoch, first = divmod(skip, len(self._epoch(stage, 0)))
         while True:
             yield from self._epoch(stage, epoch)[first:]
-            epoch = epoch + 1
+            epoch += 1
             first = 0
 
     def _epoch(self, stage: str, epoch: int) -> list[list[Sample]]:
-        """Return the batches of an epoch; their number is the same in all of them."""
+        """Return the batches of an epoch; every epoch has the same number of them."""
         rng = random.Random(f"{self.recipe.seed}:{stage}:{epoch}")
         return arranged(
             self.samples,
@@ -285,47 +286,48 @@ class Trainer:
     def _step(
         self, stage: Stage, steps: int, batches: list[list[Sample]], train_step: TrainStep
     ) -> None:
-        at = self.state
+        state = self.state
         before = len(self.state.failed)
         self.modulation.train()
-        tally = train_step.accumulate(batches)
-        tally = add_up(
+        stats = train_step.accumulate(batches)
+        stats = add_up(
             self.processes,
             self.accelerator,
             train_step,
-            tally,
+            stats,
             before,
             [p for p in self.modulation.parameters() if p.requires_grad],
         )
-        skipped, wrong = self._update(tally)
-        at.step = at.step + 1
-        at.steps = at.steps + 1
-        at.split_steps = at.split_steps + tally.split
-        at.apart = at.apart + tally.apart
-        at.in_a_row = at.in_a_row + 1 if skipped == "not_finite" else 0
+        skipped, wrong = self._update(stats)
+        state.step += 1
+        state.steps += 1
+        state.split_steps += stats.split
+        state.apart += stats.apart
+        state.in_a_row = state.in_a_row + 1 if skipped == "not_finite" else 0
         if skipped:
-            at.skipped[skipped] = at.skipped.get(skipped, 0) + 1
-        self._report(stage, steps, tally, skipped)
-        if at.in_a_row >= self.settings.max_skipped_steps:
-            raise DivergedError(diagnosis(stage, at, tally, wrong))
+            state.skipped[skipped] = state.skipped.get(skipped, 0) + 1
+        self._report(stage, steps, stats, skipped)
+        if state.in_a_row >= self.settings.max_skipped_steps:
+            raise DivergedError(diagnosis(stage, state, stats, wrong))
 
-    def _update(self, tally: StepStats) -> tuple[str, list[str]]:
-        """Take an optimizer step; return why none was taken, if so, and whose gradients are not
-        finite.
+    def _update(self, stats: StepStats) -> tuple[str, list[str]]:
+        """Take an optimizer step.
+
+        Return why it was skipped, or "", and the parameters whose gradients are not finite.
         """
         assert self.optimizer is not None
-        if not tally.n:
+        if not stats.n:
             return "no_samples", []
         scale = self.optimizer.scale
-        usable = math.isfinite(tally.loss)
+        usable = math.isfinite(stats.loss)
         wrong = self.optimizer.step(self.state.step, self.settings.clip_norm, usable)
         if usable and not wrong:
             return "", []
-        # fp16 finds its scale by overflowing, which is no fault of the training
+        # fp16's scaler finds its scale by overflowing: not a fault of the training.
         return ("scaled" if usable and scale > 1 else "not_finite"), wrong
 
     def _validate(self, stage: Stage, host: ModulatedHost) -> None:
-        at = self.state
+        state = self.state
         self.modulation.eval()
         try:
             records = score(
@@ -339,26 +341,26 @@ class Trainer:
             self._save()
             raise
         accuracy = sum(r.correct for r in records) / len(records)
-        self._log({"stage": stage.name, "step": at.step, "validation_accuracy": accuracy})
-        at.validated = at.step
-        if accuracy >= at.best:
-            at.best = accuracy
-            at.stale = 0
+        self._log({"stage": stage.name, "step": state.step, "validation_accuracy": accuracy})
+        state.validated = state.step
+        if accuracy >= state.best:
+            state.best = accuracy
+            state.stale = 0
             self.best = {k: v.detach().clone() for k, v in self.modulation.state_dict().items()}
         else:
-            at.stale += 1
+            state.stale += 1
 
-    def _report(self, stage: Stage, steps: int, tally: StepStats, skipped: str) -> None:
+    def _report(self, stage: Stage, steps: int, stats: StepStats, skipped: str) -> None:
         assert self.optimizer is not None
-        n = max(1, tally.n)
-        loss = tally.loss / n if tally.n else math.nan
+        n = max(1, stats.n)
+        loss = stats.loss / n if stats.n else math.nan
         progress = Progress(
             stage.name,
             self.state.step,
             steps,
             loss,
-            tally.right / n,
-            tally.active / n,
+            stats.right / n,
+            stats.active / n,
             self.optimizer.rate,
             skipped,
         )
@@ -387,21 +389,22 @@ class Trainer:
             self.processes.require_equal("modulation at a checkpoint", digest)
         if not self.processes.is_main_process:
             return
-        at = self.state
+        state = self.state
         now = time.monotonic()
-        at.seconds = at.seconds + now - self._since
+        state.seconds += now - self._since
         self._since = now
-        at.lines = self.log.count
+        state.lines = self.log.count
         moments = self.optimizer.state() if self.optimizer else {}
         notes, tensors = Snapshot(
-            at, self.modulation.state_dict(), self.best, moments, self.rng
+            state, self.modulation.state_dict(), self.best, moments, self.rng
         ).pack(self.accelerator)
         self.log.flush()
         self.checkpoints.save({"made_of": self.made_of, **notes}, tensors)
 
     def restore(self, notice: Callable[[str], None]) -> None:
-        """Go to where the last whole checkpoint is, or to the start; of several processes the first
-        one removes what is damaged before the others read.
+        """Restore the last intact checkpoint, or begin at the start.
+
+        Rank 0 removes damaged checkpoints before the other processes read.
         """
         found = self.checkpoints.latest() if self.processes.is_main_process else None
         self.processes.barrier()
