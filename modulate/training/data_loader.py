@@ -124,6 +124,5 @@ class PrefetchLoader:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        return self._prepare(
-            sample
-        )  # Memory was short beside a forward of the host; now nothing else runs.
+        # Memory was short beside a forward of the host; now nothing else runs.
+        return self._prepare(sample)

@@ -26,10 +26,13 @@ def test_a_file_is_read_once_and_cut_to_each_samples_window(pipeline, monkeypatc
     read = kind.read
     monkeypatch.setattr(kind, "read", lambda path: (calls.append(path), read(path))[1])
     samples = pipeline.samples("test")
+    fixations = 0
     for sample in samples:
         signal = reader.read(sample)
         start, end = sample.window
         assert all(f[2] + f[3] / 2 > start and f[2] - f[3] / 2 < end for f in signal.fixations)
+        fixations += len(signal)
+    assert fixations and len(calls) < len(samples)
     assert sorted(calls) == sorted({sample.signals["gaze"] for sample in samples})
 
 
