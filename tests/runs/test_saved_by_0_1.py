@@ -74,7 +74,7 @@ def test_evaluated_again_it_gives_the_answers_it_gave(run, same_backbone, monkey
 
 
 def test_the_same_training_asked_for_again_is_taken_for_finished(
-    run, monkeypatch, tmp_path, capsys
+    run, same_backbone, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.chdir(tmp_path)
     text = (run.folder / "recipe.yaml").read_text()
