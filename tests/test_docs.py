@@ -46,15 +46,17 @@ def dotted(path):
     return ".".join(path.relative_to(ROOT / "modulate").with_suffix("").parts)
 
 
+CORE_MODULES = {dotted(path).removesuffix(".__init__") for path in CORE}
+
+
 def targets(path):
     """Modules of the core that a file imports, as `cli.output`."""
-    modules = {dotted(p).removesuffix(".__init__") for p in CORE}
     for module, name in imported(parse(path)):
         if module.split(".")[0] != "modulate":
             continue
         inside = module.partition(".")[2]
         whole = f"{inside}.{name}".strip(".") if name else inside
-        found = whole if whole in modules else inside
+        found = whole if whole in CORE_MODULES else inside
         if found:
             yield found
 

@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from modulate import Injection, Modulation
 from modulate.cli import layout
 from modulate.hosts.host import understand
 from modulate.interfaces.frames import Frames
-from modulate.interfaces.params import ComponentSpec
 from modulate.utils.paths import resolve
 from tests.paths import ROOT
-from tests.tiny import our_hooks
+from tests.tiny import modulation_of_shipped, our_hooks
 
 README = (ROOT / "README.md").read_text()
 
@@ -65,15 +63,7 @@ def example():
 
 def save_modulation(host, folder):
     torch.manual_seed(0)
-    modulation = Modulation.for_host(
-        host,
-        encoder=ComponentSpec(name="coord_rel", params={"dim": 16}),
-        modulator=ComponentSpec(
-            name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
-        ),
-        injection=Injection(layers=(0, 1)),
-        d_features=12,
-    )
+    modulation = modulation_of_shipped(host)
     for projection in modulation.out:
         torch.nn.init.normal_(projection.weight, std=0.5)
     modulation.save_pretrained(folder)

@@ -5,8 +5,11 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.config.injection import Injection, Tokens
+from modulate.config.recipe import load_recipe
+from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.params import ComponentSpec
 from modulate_hosts.contract.suite import D_FEATURES, cached, fresh, our_hooks, scanpath
+from tests.paths import SMALL
 
 __all__ = [
     "CLIP",
@@ -122,3 +125,23 @@ def selecting(host, kind="visual", **tokens):
     for writer in modulation.out:
         torch.nn.init.normal_(writer.weight, std=0.5)
     return modulation.eval()
+
+
+def small_pipeline(folder):
+    """The pipeline of the small recipe, its data made and its cache in ``folder``."""
+    pipeline = Pipeline(load_recipe(SMALL, [f"data.params.root={folder}/world"]), folder / "cache")
+    pipeline.make_data()
+    return pipeline
+
+
+def modulation_of_shipped(host):
+    """A fresh modulation of the host that ships, for features of width 12."""
+    return Modulation.for_host(
+        host,
+        encoder=ComponentSpec(name="coord_rel", params={"dim": 16}),
+        modulator=ComponentSpec(
+            name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
+        ),
+        injection=Injection(layers=(0, 1)),
+        d_features=12,
+    )

@@ -20,6 +20,9 @@ EXAMPLES = {
 }
 """Group of supported names: file in docs/examples that uses all of them."""
 
+MAX_WIDTH = 88
+"""Longest signature shown on one line."""
+
 HEAD = """# Python API
 
 What this page lists is supported: it follows [semantic versioning](https://semver.org), so a minor
@@ -76,24 +79,23 @@ def _signature(name: str, value: Any) -> str:
     visible = [p for p in signature.parameters.values() if p.name not in {"self", "cls"}]
     # A function as a default is shown with its address, which differs from run to run.
     visible = [p.replace(default=...) if inspect.isfunction(p.default) else p for p in visible]
-    text = re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", str(signature.replace(parameters=visible)))
-    text = text.replace("'", '"').replace("Ellipsis", "...")
-    if len(name) + len(text) <= 88 or not visible:
-        return name + text
-    shown = [str(p) for p in visible]
-    shown = [
-        re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", part).replace("'", '"').replace("Ellipsis", "...")
-        for part in shown
-    ]
-    result = text[text.rindex(")") + 1 :]
-    lines: list[str] = []
-    kind = None
-    for parameter, part in zip(visible, shown, strict=True):
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and kind is not parameter.kind:
+    short = name + _plain(signature.replace(parameters=visible))
+    if len(short) <= MAX_WIDTH or not visible:
+        return short
+    lines = []
+    for index, parameter in enumerate(visible):
+        keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if keyword_only and (index == 0 or visible[index - 1].kind is not parameter.kind):
             lines.append("    *,")
-        kind = parameter.kind
-        lines.append(f"    {part},")
+        lines.append(f"    {_plain(parameter)},")
+    result = _plain(signature.replace(parameters=[])).removeprefix("()")
     return "\n".join([f"{name}(", *lines, f"){result}"])
+
+
+def _plain(shown: inspect.Signature | inspect.Parameter) -> str:
+    """Return it as written in source: classes without their modules, defaults that can be read."""
+    text = re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", str(shown))
+    return text.replace("'", '"').replace("Ellipsis", "...")
 
 
 def _markdown(text: str) -> str:

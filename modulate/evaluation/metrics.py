@@ -3,8 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from modulate.evaluation.intervals import paired_difference, task_accuracies
+from modulate.evaluation.intervals import Accuracies, paired_difference, task_accuracies
 from modulate.evaluation.predictions import Prediction
+
+
+def prediction_accuracies(records: Sequence[Prediction], resamples: int, seed: int) -> Accuracies:
+    """Return the accuracy of each task and their mean, with intervals that resample groups."""
+    return task_accuracies(
+        [record.correct for record in records],
+        [record.task for record in records],
+        [record.group for record in records],
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def summarize(records: Sequence[Prediction], resamples: int, seed: int) -> dict[str, Any]:
@@ -12,13 +23,7 @@ def summarize(records: Sequence[Prediction], resamples: int, seed: int) -> dict[
 
     ``overall`` is the unweighted mean over tasks.
     """
-    accuracies = task_accuracies(
-        [record.correct for record in records],
-        [record.task for record in records],
-        [record.group for record in records],
-        resamples=resamples,
-        seed=seed,
-    )
+    accuracies = prediction_accuracies(records, resamples, seed)
     tasks = {
         name: {"accuracy": task.accuracy, "n": task.n, "interval": [task.low, task.high]}
         for name, task in sorted(accuracies.tasks.items())

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from modulate.evaluation.intervals import holm, paired_difference, task_accuracies
+from modulate.evaluation.intervals import holm, paired_difference
+from modulate.evaluation.metrics import prediction_accuracies
 from modulate.evaluation.paired_tests import detectable_difference, grouped_p, least_detectable
 from modulate.evaluation.predictions import Prediction
 from modulate.report.runs import Companion, RunGroup, find_companions
@@ -136,13 +137,7 @@ def compute_scores(records: Sequence[Prediction], resamples: int, seed: int) -> 
 
     Tasks are in order of appearance.
     """
-    accuracies = task_accuracies(
-        [record.correct for record in records],
-        [record.task for record in records],
-        [record.group for record in records],
-        resamples=resamples,
-        seed=seed,
-    )
+    accuracies = prediction_accuracies(records, resamples, seed)
     tasks: dict[str, Score] = {}
     for task, answers in by_task(records).items():
         found = accuracies.tasks[task]

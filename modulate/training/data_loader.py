@@ -13,7 +13,7 @@ from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
 from modulate.utils.out_of_memory import is_out_of_memory
 
-Together = Literal["any", "length", "clip"]
+BatchBy = Literal["any", "length", "clip"]
 
 
 def training_samples(pipeline: Pipeline) -> tuple[list[Sample], int]:
@@ -47,23 +47,23 @@ def _is_empty(pipeline: Pipeline, sample: Sample) -> bool:
 def arranged(
     samples: Sequence[Sample],
     size: int,
-    together: Together,
+    batch_by: BatchBy,
     rng: random.Random,
     length: Callable[[Sample], int] = lambda sample: 0,
 ) -> list[list[Sample]]:
     """Return an epoch's batches of at most ``size`` samples, in an order drawn from ``rng``.
 
-    ``together``: "any" takes samples as they come; "length" batches samples of nearly the same
+    ``batch_by``: "any" takes samples as they come; "length" batches samples of nearly the same
     ``length``, to pad little; "clip" batches samples of one clip only. The number of batches does
     not depend on ``rng``.
     """
     order = list(samples)
     rng.shuffle(order)
-    if together == "any":
+    if batch_by == "any":
         return batches_in_order(order, size)
     batches = (
         batches_in_order(sorted(order, key=length), size)
-        if together == "length"
+        if batch_by == "length"
         else batches_by_clip(order, size)
     )
     rng.shuffle(batches)

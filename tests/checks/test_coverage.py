@@ -3,6 +3,7 @@
 import shutil
 
 from tests.checks.conftest import samples_of, texts
+from tests.video_files import write_video
 
 
 def test_signals_that_are_never_active_are_counted(checked, world, tmp_path):
@@ -30,19 +31,8 @@ def copied(world, tmp_path):
 
 
 def shorten(path):
-    """Replace a video with two seconds of gray."""
-    import av
-    import numpy as np
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=5)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for _ in range(10):
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 127, np.uint8)))
-            )
-        container.mux(stream.encode())
+    """Replace a video with one of two seconds."""
+    write_video(path, seconds=2.0, rate=5, size=(64, 64))
 
 
 def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path):

@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from modulate import cli
 from tests.paths import SMALL
+from tests.sweeps.conftest import nearly_finished  # noqa: F401  (a fixture)
 
 
 @pytest.fixture
@@ -36,7 +37,3 @@ def work(tmp_path_factory):
     ]
     result = CliRunner().invoke(cli.build(), args)
     return folder, result, len(list((folder / "cache").glob("*.safetensors")))
-
-
-# Tests of `modulate sweep` begin with the same sweep as those of modulate.sweeps.
-from tests.sweeps.conftest import nearly_finished  # noqa: E402, F401

@@ -4,18 +4,18 @@ import ast
 import shutil
 from importlib.metadata import EntryPoint
 
-import av
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
 import modulate
-from modulate import ClipInput, ComponentSpec, Injection, Modulation, plugins, visual_grid
+from modulate import ClipInput, Modulation, plugins, visual_grid
 from modulate.cli import api_page
 from modulate.utils.paths import resolve
 from tests.paths import ROOT, SMALL
-from tests.tiny import our_hooks
+from tests.tiny import modulation_of_shipped, our_hooks
+from tests.video_files import write_video
 
 EXAMPLES = ROOT / "docs" / "examples"
 SMALL_HOST = resolve("package:modulate_tabletop/host")
@@ -36,26 +36,12 @@ def run(group):
 def folder(tmp_path, monkeypatch):
     """A folder with a video, its gaze, a recipe, and a modulation that does something."""
     monkeypatch.chdir(tmp_path)
-    with av.open("kitchen.mp4", "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width = stream.height = 64
-        for k in range(40):
-            image = np.full((64, 64, 3), 4 * k, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    write_video(tmp_path / "kitchen.mp4", seconds=4.0, size=(64, 64))
     header = "start_time,end_time,center_x,center_y"
     (tmp_path / "gaze.csv").write_text(f"{header}\n0.0,1.2,0.2,0.7\n1.5,3.0,0.8,0.4\n")
     shutil.copy(SMALL, tmp_path / "my.yaml")
     host = AutoModelForImageTextToText.from_pretrained(SMALL_HOST)
-    modulation = Modulation.for_host(
-        host,
-        encoder=ComponentSpec(name="coord_rel", params={"dim": 16}),
-        modulator=ComponentSpec(
-            name="gaze_resampler", params={"width": 16, "latents": 4, "blocks": 1}
-        ),
-        injection=Injection(layers=(0, 1)),
-        d_features=12,
-    )
+    modulation = modulation_of_shipped(host)
     modulation.save_pretrained(tmp_path / "my-modulation")
     return tmp_path
 

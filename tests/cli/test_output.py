@@ -274,16 +274,6 @@ modulate.inference.pipeline.understand = deprecated
 modulate.cli.main(sys.argv[1:])
 """
 
-IN_PYTHON = """
-import sys, types
-from tests.tiny import fresh, qwen, inputs
-import torch
-made = types.ModuleType("transformers.models.made_up")
-exec(compile(LIBRARY, "made_up.py", "exec"), made.__dict__)
-host = qwen()
-host.register_forward_pre_hook(lambda *a: made.old())
-"""
-
 
 def warned(code, *args, option=()):
     code = f"LIBRARY = {LIBRARY!r}\n{code}"

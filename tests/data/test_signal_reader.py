@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from modulate.config.recipe import load_recipe
 from modulate.errors import DataError, MissingFileError
-from modulate.inference.pipeline import Pipeline
-from tests.paths import SMALL
+from tests.tiny import small_pipeline
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("signals")
-    pipeline = Pipeline(load_recipe(SMALL, [f"data.params.root={folder}/world"]), folder / "cache")
-    pipeline.make_data()
-    return pipeline
+    return small_pipeline(tmp_path_factory.mktemp("signals"))
 
 
 def test_a_file_is_read_once_and_cut_to_each_samples_window(pipeline, monkeypatch):

@@ -5,23 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from modulate.config.recipe import load_recipe
 from modulate.errors import DataError
-from modulate.inference.pipeline import Pipeline
 from modulate.inference.prompts import PromptEncoder
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.visual_grid import visual_grid
-from tests.paths import SMALL
+from tests.tiny import small_pipeline
 
 TIMES = (0.0, 0.5, 2.0, 2.5)
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prompts")
-    pipeline = Pipeline(load_recipe(SMALL, [f"data.params.root={folder}/world"]), folder / "cache")
-    pipeline.make_data()
-    return pipeline
+    return small_pipeline(tmp_path_factory.mktemp("prompts"))
 
 
 def encoder(pipeline, **changes):

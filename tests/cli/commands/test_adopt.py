@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-from modulate.config.recipe import load_recipe
-from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
 from tests.paths import SMALL
+from tests.tiny import small_pipeline
 
 
 def saved_modulation(folder):
-    overrides = [f"data.params.root={folder}/world"]
-    pipeline = Pipeline(load_recipe(SMALL, overrides), folder / "cache")
-    pipeline.fresh_modulation().save_pretrained(folder / "elsewhere")
+    small_pipeline(folder).fresh_modulation().save_pretrained(folder / "elsewhere")
     return folder / "elsewhere"
 
 
