@@ -295,6 +295,7 @@ def evaluate(
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
     with processes.fail_together(), run.locked():
+        pipeline.build_deferred()  # Parts that cannot be built fail before the first answer.
         main = run.recipe.training.condition
         records = _score_conditions(
             run, pipeline, modulation, split, samples, _conditions(run), advance, stop

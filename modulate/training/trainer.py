@@ -79,6 +79,7 @@ def train(
     """
     processes = current()
     with processes.fail_together(), run.locked():
+        pipeline.build_deferred()  # An input that cannot be built fails now, not after training.
         if processes.is_main_process:
             if not resume:
                 run.clear()

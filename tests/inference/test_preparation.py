@@ -16,7 +16,10 @@ from modulate.hookspecs import hookimpl
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import HostInput, InputTransform
 from modulate.interfaces.params import Params
+from modulate.runs.run import Run
+from modulate.training.trainer import train
 from modulate_gaze.scanpath import Scanpath
+from tests.paths import SMALL
 
 WORLD = [
     "data.params.train=1",
@@ -133,6 +136,27 @@ def test_the_hook_registers_inputs_by_class_or_by_import_path(plugin):
 def test_a_recipe_with_wrong_inputs_is_refused(inputs, error, message):
     with pytest.raises(error, match=message):
         load_recipe("gazeqwen_tiny", [f"evaluation.inputs={inputs}"])
+
+
+def test_a_training_ends_before_its_first_step_if_an_input_cannot_be_built(tmp_path):
+    class Broken(Red):
+        def __init__(self, params):
+            raise RuntimeError("no such font")
+
+    extra = types.ModuleType("broken_inputs")
+    extra.register_inputs = hookimpl(lambda register: register("bad", Broken))
+    plugins.registry().add("broken", extra)
+    try:
+        inputs = "evaluation.inputs={bad: {name: bad}}"
+        recipe = load_recipe(SMALL, [f"data.params.root={tmp_path}/world", inputs])
+        pipeline = Pipeline(recipe, tmp_path / "cache")
+        pipeline.make_data()
+        steps = []
+        with pytest.raises(ComponentError, match="no such font"):
+            train(Run.create(recipe, tmp_path / "runs"), pipeline, steps.append)
+        assert steps == []
+    finally:
+        plugins.registry().remove("broken")
 
 
 def test_an_input_transform_receives_the_clip_s_signal_and_the_host_its_result(pipeline, samples):
