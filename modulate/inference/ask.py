@@ -12,8 +12,9 @@ from modulate.errors import DataError, MissingFileError, RecipeError, VideoError
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.preparation import PreparedSample
-from modulate.interfaces.components import LETTERS, Sample
+from modulate.interfaces.components import Sample
 from modulate.interfaces.multi_signal import kinds_of
+from modulate.interfaces.prompt import LETTERS
 from modulate.modulation.attachment import Attachment
 from modulate.modulation.module import Modulation
 from modulate.utils.library_warnings import show_library_warnings

@@ -13,8 +13,9 @@ from torch import Tensor
 from modulate.config.recipe import Recipe
 from modulate.errors import DataError
 from modulate.hosts.host import EncodedPrompt, Host
-from modulate.interfaces.components import LETTERS, Sample
+from modulate.interfaces.components import Sample
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.prompt import LETTERS
 from modulate.interfaces.visual_grid import visual_grid
 
 

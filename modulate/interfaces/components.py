@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from modulate.errors import DataError, PluginError
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.params import Params
+from modulate.interfaces.prompt import TEMPLATES, AnswerForm, fill_template
 from modulate.interfaces.signal import Signal
 from modulate.interfaces.visual_grid import VisualGrid
 from modulate.interfaces.writer import Mixture, Projection, Writer
-
-LETTERS = "ABCDEFGH"
-"""Letters of a question's options, in order."""
 
 
 @dataclass(frozen=True)
@@ -307,21 +305,15 @@ class Dataset(ABC):
         """
         return signal.within(*sample.window)
 
-    def prompt(self, sample: Sample, answer: str = "letter") -> str:
-        """Return the text of the user's turn after the video.
+    def template(self, answer: AnswerForm = "letter") -> str:
+        """Return the template of the user's turn for a form of answer.
 
-        ``answer``: "letter" or "word". By default letters use the multiple-choice prompt of
-        GazeQwen's code, and words the question alone.
+        ``{question}`` and ``{options}`` stand for a sample's own. It is saved with a trained
+        modulation, so that new questions are asked in the same form. By default
+        :data:`modulate.interfaces.prompt.TEMPLATES`.
         """
-        question = f"Question: {sample.question}"
-        if answer == "word":
-            return f"{question}\nThe answer is:"
-        if len(sample.options) > len(LETTERS):
-            raise DataError(
-                f"Sample {sample.id} offers {len(sample.options)} options; there are letters for"
-                f" {len(LETTERS)} at most."
-            )
-        lines = [
-            f"{letter}. {option}" for letter, option in zip(LETTERS, sample.options, strict=False)
-        ]
-        return "\n".join([question, "Options:", *lines, "", "The best option is:"])
+        return TEMPLATES[answer]
+
+    def prompt(self, sample: Sample, answer: AnswerForm = "letter") -> str:
+        """Return the text of the user's turn after the clips; by default the filled template."""
+        return fill_template(self.template(answer), sample.question, sample.options)

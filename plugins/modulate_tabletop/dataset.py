@@ -136,7 +136,3 @@ class Tabletop(Dataset):
     def reference(self) -> Reference:
         """Return StreamGaze's short names of the tasks; no published figures exist."""
         return Reference(labels=self.reader.reference().labels)
-
-    def prompt(self, sample: Sample, answer: str = "letter") -> str:
-        """Return the user's turn as StreamGaze's reader writes it."""
-        return self.reader.prompt(sample, answer)

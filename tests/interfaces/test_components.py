@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from modulate.errors import DataError
-from modulate.interfaces.components import LETTERS, Dataset, Modulator, Reference, Sample
+from modulate.interfaces.components import Dataset, Modulator, Reference, Sample
 from modulate.interfaces.params import ComponentSpec
+from modulate.interfaces.prompt import LETTERS
 from modulate.interfaces.writer import Projection
 from modulate_gaze.scanpath import Scanpath
 from modulate_tabletop.dataset import Tabletop
@@ -35,7 +36,7 @@ def test_the_prompt_offers_every_option_by_its_letter(dataset):
 
 def test_there_are_letters_for_eight_options(dataset):
     assert Dataset.prompt(dataset, sample(LETTERS)).count("\n") == 11
-    with pytest.raises(DataError, match="Sample q1 offers 9 options; there are letters for 8"):
+    with pytest.raises(DataError, match="9 options are offered; there are letters for 8"):
         Dataset.prompt(dataset, sample("abcdefghi"))
 
 

@@ -1,0 +1,28 @@
+"""modulate.interfaces.prompt."""
+
+import pytest
+
+from modulate.errors import DataError
+from modulate.interfaces.prompt import LETTERS, TEMPLATES, fill_template
+
+
+def test_options_follow_the_question_each_after_its_letter():
+    text = fill_template(TEMPLATES["letter"], "Which?", ("a cup", "a plate"))
+    assert text == "Question: Which?\nOptions:\nA. a cup\nB. a plate\n\nThe best option is:"
+
+
+def test_braces_in_questions_and_options_stay_as_they_are():
+    text = fill_template(TEMPLATES["letter"], "Is it {options} or {question}?", ("{question}", "b"))
+    assert "Question: Is it {options} or {question}?\n" in text
+    assert "A. {question}\nB. b" in text
+
+
+def test_more_options_than_letters_are_refused_only_where_they_are_shown():
+    many = [str(number) for number in range(len(LETTERS) + 1)]
+    with pytest.raises(DataError, match="9 options are offered; there are letters for 8"):
+        fill_template(TEMPLATES["letter"], "Which?", many)
+    assert fill_template(TEMPLATES["likelihood"], "Which?", many).endswith("The answer is:")
+
+
+def test_a_template_may_hold_the_options_first():
+    assert fill_template("{options}\n{question}", "Which?", ("x",)) == "A. x\nWhich?"
