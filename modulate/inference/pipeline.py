@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from modulate.config.recipe import Recipe, refuse_remote_code
+from modulate.config.usage import Usage
 from modulate.data.clip_reader import ClipReader
 from modulate.data.feature_extractor import FeatureExtractor
 from modulate.data.signal_reader import SignalReader
@@ -202,6 +203,7 @@ class Pipeline:
             d_features=self.backbone.d_features,
             lora=recipe.lora,
             backbone=recipe.backbone,
+            usage=Usage.of(recipe),
         )
 
     # --- identity

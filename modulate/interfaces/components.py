@@ -305,7 +305,8 @@ class Dataset(ABC):
         """
         return signal.within(*sample.window)
 
-    def template(self, answer: AnswerForm = "letter") -> str:
+    @classmethod
+    def template(cls, answer: AnswerForm = "letter") -> str:
         """Return the template of the user's turn for a form of answer.
 
         ``{question}`` and ``{options}`` stand for a sample's own. It is saved with a trained

@@ -8,12 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from modulate.config.injection import Injection
-from modulate.errors import CheckpointError, DataError
+from modulate.config.usage import HERE_ONLY, Usage, is_public
+from modulate.errors import CheckpointError, DataError, shown
 from modulate.hosts.host import Host
 from modulate.interfaces.components import Modulator
 from modulate.interfaces.params import ComponentSpec, Params
-from modulate.modulation.hub import is_repository
 from modulate.modulation.lora import LoraSpec
+from modulate.utils.paths import is_repository
 from modulate.utils.safe_load import parse_json
 
 CONFIG_BYTES = 1 << 20
@@ -64,6 +65,9 @@ class ModulationConfig(BaseModel):
     )
     d_features: int = Field(ge=1, le=2**20, description="width of the frame features")
     lora: LoraSpec | None = None
+    usage: Usage | None = Field(
+        None, description="how it is used; null for one that was not trained by a recipe"
+    )
     training: dict[str, Any] = Field(
         default_factory=dict, description="a run's notes on how it was trained; not read back"
     )
@@ -94,7 +98,21 @@ def parse_config(data: bytes, source: str) -> ModulationConfig:
         for kind, spec in (("signal_encoder", config.encoder), ("modulator", config.modulator)):
             _, params = spec.resolved(kind)
             _refuse_files(spec, params, source)
+        _refuse_local_host(config.usage, source)
         return config
+
+
+def _refuse_local_host(usage: Usage | None, source: str) -> None:
+    """Raise :class:`CheckpointError` where the host to load is a folder of this machine."""
+    if usage is None or usage.host is None:
+        return
+    path = str(usage.host.params.get("path", ""))
+    if not is_public(path) or usage.host.params.keys() & HERE_ONLY:
+        raise CheckpointError(
+            f"{source}: usage.host names {shown(path)} with {sorted(usage.host.params)}. A saved"
+            " modulation may name a hub id or a file of an installed package, and neither a device"
+            " nor trust in remote code."
+        )
 
 
 def _refuse_files(spec: ComponentSpec, params: Params, source: str) -> None:

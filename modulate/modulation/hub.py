@@ -23,11 +23,6 @@ FILES = (CONFIG, WEIGHTS, f"{ADAPTER}/adapter_config.json", ADAPTER_WEIGHTS)
 """The files of a saved modulation; no other file is fetched."""
 
 
-def is_repository(name: str) -> bool:
-    """Return whether ``name`` can be a hub repository, ``owner/name``, rather than a path."""
-    return not name.startswith((".", "/", "~")) and name.count("/") == 1
-
-
 def fetch(repo_id: str, **hub: Any) -> Path:
     """Download a modulation's files and return their folder.
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modulate.config.injection import Injection, LoraParams
+from modulate.config.usage import Usage
 from modulate.errors import CheckpointError, ComponentError, MissingFileError, RecipeError
 from modulate.hosts.host import understand
 from modulate.interfaces.components import Modulator, SignalEncoder, SignalFeatures
@@ -38,12 +39,12 @@ from modulate.modulation.hub import (
     WEIGHTS,
     count_numbers,
     fetch,
-    is_repository,
     upload,
 )
 from modulate.modulation.latents import Latents, step_spans
 from modulate.modulation.lora import LoraTensors, check_numbers, describe
 from modulate.utils.atomic_files import read_tensors, write_atomically, write_text
+from modulate.utils.paths import is_repository
 from modulate.utils.safe_load import read_limited
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Modulation(nn.Module):
         d_features: int,
         lora: LoraParams | None = None,
         backbone: ComponentSpec | None = None,
+        usage: Usage | None = None,
     ) -> Self:
         """Build a fresh modulation for a loaded host.
 
@@ -97,6 +99,7 @@ class Modulation(nn.Module):
             d_features: width of the frame features.
             lora: parameters of LoRA; None for none.
             backbone: source of the frame features; only recorded in the configuration.
+            usage: what it reads and how it is asked; only recorded, for :func:`modulate.load`.
 
         Raises :class:`HostError` for layers or LoRA targets that the host lacks,
         :class:`RecipeError` when a component starts with numbers that are not finite.
@@ -111,6 +114,7 @@ class Modulation(nn.Module):
             backbone=backbone,
             d_features=d_features,
             lora=describe(host, lora) if lora else None,
+            usage=usage,
         )
         modulation = cls(config)
         for name, value in modulation.state_dict().items():

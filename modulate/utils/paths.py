@@ -13,6 +13,11 @@ from modulate.errors import DataError, MissingFileError, shown
 PREFIX = "package:"
 
 
+def is_repository(name: str) -> bool:
+    """Return whether ``name`` can be a hub repository, ``owner/name``, rather than a path."""
+    return not name.startswith((".", "/", "~", PREFIX)) and name.count("/") == 1
+
+
 def resolve(text: str) -> Path:
     """Return the existing file or folder at the path ``text``.
 

@@ -18,7 +18,7 @@ from modulate import Modulation
 from modulate.errors import CheckpointError, MissingFileError
 from modulate.hosts.host import understand
 from modulate.modulation.config import HostSpec
-from modulate.modulation.hub import FILES, fetch, is_repository, model_card
+from modulate.modulation.hub import FILES, fetch, model_card
 from tests.tiny import CLIP, fresh, inputs, qwen
 
 SHA = "0" * 39 + "1"
@@ -257,21 +257,6 @@ def test_a_repository_is_asked_for_by_its_name_and_a_folder_is_not(
     Modulation.from_pretrained(tmp_path.name)
     Modulation.from_pretrained(tmp_path)
     assert len(requests) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("someone/gaze", True),
-        ("gaze", False),
-        ("./a/b", False),
-        ("a/b/c", False),
-        ("/a", False),
-        ("~/a", False),
-    ],
-)
-def test_what_looks_like_a_repository(name, expected):
-    assert is_repository(name) is expected
 
 
 def test_a_name_that_the_hub_does_not_allow_is_refused():

@@ -4,7 +4,7 @@ import pytest
 
 import modulate
 from modulate.errors import MissingFileError
-from modulate.utils.paths import resolve
+from modulate.utils.paths import is_repository, resolve
 
 
 def test_a_plain_path_is_returned_as_it_is(tmp_path: Path) -> None:
@@ -76,3 +76,19 @@ def test_an_empty_path_is_an_error_and_not_the_working_directory() -> None:
 def test_impossible_names_are_refused(text):
     with pytest.raises(MissingFileError, match=r"cannot be looked for|does not exist"):
         resolve(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("someone/gaze", True),
+        ("gaze", False),
+        ("./a/b", False),
+        ("a/b/c", False),
+        ("/a", False),
+        ("~/a", False),
+        ("package:modulate_tabletop/host", False),
+    ],
+)
+def test_what_looks_like_a_repository(name, expected):
+    assert is_repository(name) is expected
