@@ -74,7 +74,7 @@ def ablations_table(
                 *_difference(test, comparison, reference),
             )
         )
-    return Table("table2", "Table 2: ablations", COLUMNS, tuple(rows), (NOTE,), text_columns=3)
+    return Table("table2", "Ablations", COLUMNS, tuple(rows), (NOTE,), text_columns=3, number=2)
 
 
 def _base(signal: Sequence[GroupResults], name: str | None) -> GroupResults:

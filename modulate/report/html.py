@@ -68,7 +68,7 @@ def table(content: Table, bold: Sequence[int] = ()) -> Html:
     rows = [_row(content, row, i in bold) for i, row in enumerate(content.rows)]
     body = tag(
         "table",
-        tag("caption", content.title),
+        tag("caption", content.heading),
         tag("thead", tag("tr", *header)),
         tag("tbody", *rows),
     )
@@ -78,7 +78,7 @@ def table(content: Table, bold: Sequence[int] = ()) -> Html:
     return tag(
         "div",
         # Wide tables scroll inside their own box, which must be reachable by keyboard.
-        tag("div", body, class_="wide", tabindex=0, role="region", aria_label=content.title),
+        tag("div", body, class_="wide", tabindex=0, role="region", aria_label=content.heading),
         notes,
         class_="table",
         id=content.name,

@@ -176,7 +176,7 @@ def accuracy_table(results: Sequence[GroupResults], reference: Reference) -> Tab
         *([f"mean of all {len(published)}"] if own_mean else []),
     )
     notes = _accuracy_notes(results, reference, tasks)
-    return Table("table1", "Table 1: accuracy by task, %", columns, tuple(rows), tuple(notes))
+    return Table("table1", "Accuracy by task, %", columns, tuple(rows), tuple(notes), number=1)
 
 
 def _our_row(result: GroupResults, tasks: Sequence[str], own_mean: bool) -> tuple[str, ...]:

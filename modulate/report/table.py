@@ -17,6 +17,7 @@ class Table:
 
     A row that is a single text is a heading over the rows below it. The first column names its row.
     ``text_columns``: number of columns, from the left, that hold words; the others hold numbers.
+    ``number``: the table's number in the report, None for one without; never part of ``title``.
     """
 
     name: str
@@ -25,6 +26,14 @@ class Table:
     rows: tuple[tuple[str, ...] | str, ...]
     notes: tuple[str, ...] = ()
     text_columns: int = 1
+    number: int | None = None
+
+    @property
+    def heading(self) -> str:
+        """The title after the number, where nothing else counts tables: ``Table 2: ablations``."""
+        if self.number is None:
+            return self.title
+        return f"Table {self.number}: {self.title[:1].lower()}{self.title[1:]}"
 
     def __post_init__(self) -> None:
         width = len(self.columns)
@@ -71,7 +80,7 @@ def markdown(table: Table) -> str:
     text_columns = table.text_columns
     rule = [" --- "] * text_columns + [" ---: "] * (width - text_columns)
     lines = [
-        f"**{plain(table.title)}**",
+        f"**{plain(table.heading)}**",
         "",
         _markdown_row(table.columns),
         "|" + "|".join(rule) + "|",
@@ -134,7 +143,10 @@ def tex(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """Return the table as a LaTeX float; it needs the package booktabs."""
+    """Return the table as a LaTeX float; it needs the package booktabs.
+
+    LaTeX numbers floats itself, so the caption is the bare title.
+    """
     columns = "l" * table.text_columns + "r" * (len(table.columns) - table.text_columns)
     return "\n".join(
         [

@@ -38,6 +38,14 @@ def test_latex_is_escaped_and_balanced(hostile_run):
     assert "\n{}[x] & 1" in latex(Table("t", "T", ("a", "b"), (("[x]", "1"),)))
 
 
+def test_latex_numbers_tables_itself(hostile_run):
+    table = Table("table2", "Ablations", ("a",), (), number=2)
+    assert r"\caption{Ablations}" in latex(table)
+    assert "**Table 2: ablations**" in markdown(table)
+    for table in build_report([hostile_run]).tables:
+        assert not re.search(r"\\caption\{Table", latex(table)), table.name
+
+
 def test_headings_span_all_columns():
     table = Table("t", "T", ("a", "b"), ("group", ("x", "1")))
     assert r"\multicolumn{2}{l}{\emph{group}} \\" in latex(table) and r"x & 1 \\" in latex(table)
