@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from modulate.data.video_containers import MAX_PIXELS
 from modulate.errors import MissingFileError, VideoError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Formats that are read, by Pillow's names; none of them can name another file."""
 
 

@@ -47,6 +47,13 @@ class MultiSignal(Signal):
         """Return each part randomly perturbed, as its kind defines."""
         return replace(self, parts={kind: part.augmented(rng) for kind, part in self.parts.items()})
 
+    def span(self) -> tuple[float, float] | None:
+        """Return the time from the first part's start to the last part's end."""
+        spans = [found for part in self.parts.values() if (found := part.span()) is not None]
+        if not spans:
+            return None
+        return min(start for start, _ in spans), max(end for _, end in spans)
+
     def marks(self, start: float, end: float) -> tuple[Mark, ...]:
         """Return each part's marks, with the part's kind in front of the text."""
         return tuple(

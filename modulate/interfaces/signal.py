@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from numpy.typing import ArrayLike
+
+from modulate.errors import SignalError
+
 MAX_SECONDS = 1e7
 """Limit (s) of an event's time, 115 days: a larger number is a clock time, another unit, or damage.
 """
@@ -44,6 +48,22 @@ class Mark:
     text: str
 
 
+@dataclass(frozen=True, eq=False)
+class RawSamples:
+    """Samples of a recorder at a constant rate, before a kind makes a signal of them.
+
+    Attributes:
+        values: (sample, channel) numbers; for gaze x and y in fractions of the frame, origin
+            top-left. A row with NaN was not measured.
+        rate: samples per second.
+        start: time of the first sample in seconds of the video.
+    """
+
+    values: ArrayLike
+    rate: float
+    start: float = 0.0
+
+
 class Signal(ABC):
     """Time-stamped side information, in seconds of the video's own clock.
 
@@ -69,6 +89,17 @@ class Signal(ABC):
         Raises :class:`~modulate.errors.SignalError`, naming file and line.
         """
 
+    @classmethod
+    def from_samples(cls, samples: RawSamples) -> Self:
+        """Return the signal in a recorder's samples.
+
+        By default raises :class:`~modulate.errors.SignalError`: not every kind is sampled.
+        """
+        raise SignalError(
+            f"A {cls.__name__} cannot be made of raw samples. Build the signal itself, or read its"
+            " file."
+        )
+
     @abstractmethod
     def within(self, start: float, end: float) -> Self:
         """Return the events that overlap [start, end] seconds, with their times unchanged."""
@@ -84,6 +115,13 @@ class Signal(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of events (fixations, samples …); 0 for an empty signal."""
+
+    def span(self) -> tuple[float, float] | None:
+        """Return the (start, end) of the events in seconds; None if there are none.
+
+        By default None: a kind need not know.
+        """
+        return None
 
     def augmented(self, rng: Any) -> Self:
         """Return a randomly perturbed copy for training; by default the signal itself.

@@ -12,7 +12,14 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
 from modulate.errors import SignalError
-from modulate.interfaces.signal import COMMON_CONTROLS, Control, ControlContext, Mark, Signal
+from modulate.interfaces.signal import (
+    COMMON_CONTROLS,
+    Control,
+    ControlContext,
+    Mark,
+    RawSamples,
+    Signal,
+)
 from modulate_gaze.fixation_csv import read_fixations
 from modulate_gaze.positions import OFF_SCREEN, position_problem
 
@@ -77,6 +84,17 @@ class Scanpath(Signal):
         """
         return cls(read_fixations(Path(path)))
 
+    @classmethod
+    def from_samples(cls, samples: RawSamples) -> Self:
+        """Return the fixations in gaze samples, (sample, 2): x and y in fractions of the frame.
+
+        See :func:`modulate_gaze.detection.detect_fixations`. Raises :class:`SignalError`.
+        """
+        # Deferred: detection makes scanpaths.
+        from modulate_gaze.detection import detect_fixations
+
+        return cls(detect_fixations(samples))
+
     @property
     def starts(self) -> Float64[np.ndarray, " fixation"]:
         """Start of each fixation, seconds."""
@@ -92,6 +110,10 @@ class Scanpath(Signal):
         """Number of fixations outside the frame: x or y not in [0, 1]."""
         positions = self.fixations[:, :2]
         return int(((positions < 0) | (positions > 1)).any(axis=1).sum())
+
+    def span(self) -> tuple[float, float] | None:
+        """Return the (start, end) of the fixations in seconds; None without any."""
+        return (float(self.starts.min()), float(self.ends.max())) if len(self) else None
 
     def within(self, start: float, end: float) -> Self:
         """Return the fixations that overlap [start, end] seconds, unchanged."""

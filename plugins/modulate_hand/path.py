@@ -9,7 +9,8 @@ from typing import ClassVar, Self
 import numpy as np
 
 from modulate.errors import MissingFileError, SignalError, shown
-from modulate.interfaces.signal import MAX_SECONDS
+from modulate.interfaces.signal import MAX_SECONDS, RawSamples
+from modulate_gaze.detection import measured
 from modulate_gaze.positions import position_problem
 from modulate_gaze.scanpath import Scanpath
 
@@ -39,6 +40,16 @@ class HandPath(Scanpath):
         line.
         """
         return cls.parse(_bytes(Path(path)), str(path))
+
+    @classmethod
+    def from_samples(cls, samples: RawSamples) -> Self:
+        """Return the positions in samples, (sample, 2); each lasts until the next one.
+
+        Samples with NaN are left out. Raises :class:`SignalError`.
+        """
+        times, positions = measured(samples)
+        durations = np.full(len(times), min(1 / samples.rate, GAP))
+        return cls(np.column_stack([positions, times + durations / 2, durations]))
 
     @classmethod
     def parse(cls, data: bytes, source: str) -> Self:
