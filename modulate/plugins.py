@@ -2,18 +2,18 @@
 
 Every entry point of the group ``modulate`` is loaded in its own ``try``, so a broken plugin is
 listed with its reason and does not affect the others. Asking for a component that only it provides
-is an error that repeats the reason.
+is an error that repeats the reason. Components are imported when a recipe asks for them, so one
+that cannot be imported stops only the recipes that use it.
 """
 
 import functools
 import importlib
-import importlib.util
 import os
-import sys
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ import pluggy
 
 from modulate import hookspecs
 from modulate.errors import ComponentError, ModulateError, PluginError, near_matches
-from modulate.utils.entry_points import entry_points, module_of, notes, ships
+from modulate.utils.entry_points import (
+    PluginInfo,
+    entry_points,
+    locate,
+    module_of,
+    notes,
+    ships,
+)
 
 GROUP = "modulate"
 VARIABLE = "MODULATE_PLUGINS"
@@ -42,6 +49,14 @@ KINDS = {
     "input": "register_inputs",
 }
 """Kind of component → the hook that registers it."""
+
+
+class InterfaceError(Exception):
+    """A component's result breaks the rules of its interface.
+
+    The text continues "modulator 'x' of plugin 'y' …". Raise it inside :meth:`Registry.blame`,
+    which turns it into a :class:`ComponentError`.
+    """
 
 
 @dataclass(frozen=True)
@@ -66,64 +81,21 @@ class Component:
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.kind} {self.name!r} of plugin {self.plugin!r} cannot be loaded from"
-                f" {self.target!r}: {error!r}"
+                f" {self.target!r}: {error!r}. {self._remedy(error)}"
             ) from error
 
-
-@dataclass
-class PluginInfo:
-    """A plugin: its origin, what it provides, and why it is broken, if it is.
-
-    ``location``: the file that runs when it is loaded. ``off``: it is installed, but
-    MODULATE_PLUGINS switches it off, so none of its code ran. ``notes``: warnings about its origin,
-    such as a name that belongs to another plugin.
-    """
-
-    name: str
-    distribution: str = ""
-    version: str = ""
-    module: str = ""
-    location: str = ""
-    error: str = ""
-    off: bool = False
-    provides: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, point: EntryPoint, off: bool = False) -> "PluginInfo":
-        """Describe an entry point without loading it."""
-        dist = point.dist
-        location = locate(module_of(point))
-        return cls(
-            point.name,
-            dist.name if dist else "?",
-            dist.version if dist else "",
-            point.value,
-            location,
-            off=off,
-            notes=notes(point, location),
-        )
-
-    @property
-    def source(self) -> str:
-        """The distribution and module, as text."""
-        return f"{self.distribution} ({self.module})" if self.module else self.distribution
-
-
-def locate(module: str) -> str:
-    """Return the file of ``module`` without importing anything; "" if there is none.
-
-    For a submodule of a package that is not imported yet, it is the file of the package.
-    """
-    loaded = getattr(sys.modules.get(module), "__file__", None)
-    if loaded:
-        return str(loaded)
-    try:
-        spec = importlib.util.find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
-        return ""
-    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
-    return next((place for place in places if place and Path(place).exists()), "")
+    def _remedy(self, error: BaseException) -> str:
+        """Return what to do about an import that failed with ``error``."""
+        module = str(self.target).partition(":")[0]
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and missing.partition(".")[0] != module.partition(".")[0]:
+            return f"Install the package that has the module {missing!r}."
+        if missing or isinstance(error, AttributeError):
+            return (
+                f"Correct the name in the plugin's {KINDS[self.kind]}, which must be"
+                ' "module:Class", or the module.'
+            )
+        return "Mend that module, or install another version of the plugin."
 
 
 class Registry:
@@ -219,7 +191,7 @@ class Registry:
             self.manager.check_pending()
             with self.protect_others(name):
                 for kind, hook in KINDS.items():
-                    added += self._collect(kind, hook, plugin, name)
+                    added += self._collect(kind, hook, plugin, info)
         except Exception:
             self.manager.unregister(plugin)
             raise
@@ -277,16 +249,19 @@ class Registry:
             key: component for key, component in self.components.items() if component.plugin != name
         }
 
-    def _collect(self, kind: str, hook: str, plugin: object, owner: str) -> list[Component]:
+    def _collect(self, kind: str, hook: str, plugin: object, info: PluginInfo) -> list[Component]:
         """Call one hook of ``plugin`` and return what it registers."""
         registered: dict[str, Component] = {}
+        owner = info.name
 
         def register(name: str, target: str | type) -> None:
             clash = self.components.get((kind, name)) or registered.get(name)
             if clash:
+                info.clashes.append((kind, name))
                 raise PluginError(
                     f"{kind} {name!r} of plugin {owner!r} clashes with the one of plugin"
-                    f" {clash.plugin!r}; rename one of them."
+                    f" {clash.plugin!r}; rename one of them. {owner!r} came later and registers"
+                    " nothing."
                 )
             registered[name] = Component(kind, name, target, owner)
 
@@ -316,7 +291,30 @@ class Registry:
         component = self.components.get((kind, name))
         if component is None:
             raise PluginError(self._unknown(kind, name))
+        for info in self.plugins.values():
+            if (kind, name) in info.clashes:
+                warnings.warn(
+                    f"{kind} {name!r} is the one of plugin {component.plugin!r}. That of"
+                    f" {info.name!r} has the same name and is left out.",
+                    stacklevel=3,
+                )
         return component.load()
+
+    def loadable(self, kind: str) -> Iterator[tuple[str, Any]]:
+        """Yield name and class of each component of ``kind``, sorted by name.
+
+        One that cannot be loaded is left out with a warning.
+        """
+        for name in self.names(kind):
+            try:
+                yield name, self.get(kind, name)
+            except PluginError as error:
+                warnings.warn(f"{error} It is left out here.", stacklevel=2)
+
+    def provider(self, kind: str, name: str) -> PluginInfo | None:
+        """Return the plugin that provides a component, or None if there is none."""
+        component = self.components.get((kind, name))
+        return None if component is None else self.plugins.get(component.plugin)
 
     def _unknown(self, kind: str, name: str) -> str:
         text = (
@@ -349,17 +347,26 @@ class Registry:
         """
         try:
             yield
+        except InterfaceError as error:
+            raise ComponentError(f"{self._guilty(kind, name, package=True)} {error}") from error
         except Exception as error:
             if (
                 isinstance(error, (ModulateError, MemoryError, *passing))
                 or type(error).__name__ in NOT_ERRORS
             ):
                 raise
-            component = self.components.get((kind, name))
-            owner = f" of plugin {component.plugin!r}" if component else ""
             raise ComponentError(
-                f"{kind} {name!r}{owner} failed in {doing}: {_describe(error)}"
+                f"{self._guilty(kind, name)} failed in {doing}: {_describe(error)}"
             ) from error
+
+    def _guilty(self, kind: str, name: str, package: bool = False) -> str:
+        """Return how errors call a component; ``package``: with its distribution and version."""
+        component = self.components.get((kind, name))
+        if component is None:
+            return f"{kind} {name!r}"
+        info = self.plugins.get(component.plugin)
+        origin = f" ({info.package})" if package and info and info.package else ""
+        return f"{kind} {name!r} of plugin {component.plugin!r}{origin}"
 
 
 def _describe(error: Exception) -> str:

@@ -335,3 +335,107 @@ def test_a_plugin_cannot_replace_commands_of_others(line, registry, capsys):
     assert [(c.name, c.callback) for c in app.registered_commands] == before
     assert "are left out" in capsys.readouterr().err
     assert CliRunner().invoke(app, ["recipe", "--help"]).exit_code == 0
+
+
+# --- clashes, and components that cannot be imported
+
+
+def installed(folder, name, code, version="1.0"):
+    """A distribution in ``folder`` with one plugin, as pip would leave it."""
+    (folder / f"{name}.py").write_text("from modulate.hookspecs import hookimpl\n" + code)
+    metadata = folder / f"{name}-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (metadata / "entry_points.txt").write_text(f"[modulate]\n{name} = {name}\n")
+
+
+def registering(hook, *names, target="no_such_module_anywhere:Dot"):
+    lines = [f"    register({name!r}, {target!r})\n" for name in names]
+    return f"@hookimpl\ndef {hook}(register):\n" + "".join(lines)
+
+
+@pytest.fixture
+def process(tmp_path, monkeypatch):
+    """The registry of a process in which more packages are installed; call it once they are."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("MODULATE_PLUGINS", raising=False)
+    yield plugins.registry.__wrapped__
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.mark.parametrize(
+    ("hook", "kind", "taken"),
+    [
+        ("register_signals", "signal", "gaze"),
+        ("register_signal_encoders", "signal_encoder", "coord_pe"),
+        ("register_modulators", "modulator", "film"),
+        ("register_backbones", "backbone", "dinov2"),
+        ("register_datasets", "dataset", "tabletop"),
+        ("register_inputs", "input", "gaze_text"),
+        ("register_hosts", "host", "qwen2_vl"),
+    ],
+)
+def test_a_newcomer_that_takes_a_shipped_name_is_left_out_and_the_shipped_one_stays(
+    hook, kind, taken, tmp_path, process
+):
+    installed(tmp_path, "aaa_first", registering(hook, "own", taken))
+    registry = process()
+    newcomer = registry.plugins["aaa_first"]
+    assert not newcomer.provides and (kind, "own") not in registry.components
+    assert newcomer.clashes == [(kind, taken)]
+    assert newcomer.error.startswith(
+        f"PluginError: {kind} {taken!r} of plugin 'aaa_first' clashes with the one of plugin"
+    )
+    assert newcomer.error.endswith(
+        "rename one of them. 'aaa_first' came later and registers nothing."
+    )
+    shipped = registry.components[kind, taken].plugin
+    assert not registry.plugins[shipped].error
+    with pytest.warns(
+        UserWarning,
+        match=f"is the one of plugin '{shipped}'. That of 'aaa_first' has the same name",
+    ):
+        assert registry.get(kind, taken).__module__.startswith(f"modulate_{shipped}")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("import no_such_library", "Install the package that has the module 'no_such_library'."),
+        ("class Other: ...", "Correct the name in the plugin's register_backbones, which must be"),
+        ("1 / 0", "Mend that module, or install another version of the plugin."),
+    ],
+)
+def test_a_component_that_cannot_be_imported_stops_only_those_who_ask_for_it(
+    code, remedy, tmp_path, process
+):
+    (tmp_path / "its_module.py").write_text(code)
+    installed(
+        tmp_path, "broken_part", registering("register_backbones", "own", target="its_module:Own")
+    )
+    registry = process()
+    assert not registry.plugins["broken_part"].error
+    with pytest.raises(
+        PluginError, match="backbone 'own' of plugin 'broken_part' cannot be loaded"
+    ) as caught:
+        registry.get("backbone", "own")
+    assert remedy in str(caught.value)
+    assert registry.get("backbone", "dinov2").__name__ == "DinoV2"
+    with pytest.warns(UserWarning, match="'own' of plugin 'broken_part' cannot be.*left out here"):
+        assert dict(registry.loadable("backbone")).keys() == {"dinov2", "vjepa2_1"}
+
+
+def test_a_module_that_is_not_there_is_a_wrong_name_in_the_hook(tmp_path, process):
+    installed(
+        tmp_path, "elsewhere", registering("register_signals", "own", target="elsewhere.part:Own")
+    )
+    with pytest.raises(PluginError, match=r"Correct the name in the plugin's register_signals"):
+        process().get("signal", "own")
+
+
+def test_the_plugin_that_provides_a_component_is_known():
+    registry = plugins.registry()
+    info = registry.provider("modulator", "film")
+    assert (info.name, info.package) == ("basics", f"modulate {info.version}")
+    assert registry.provider("modulator", "none") is None

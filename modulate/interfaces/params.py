@@ -18,6 +18,15 @@ Such a parameter exists for comparison although its value is not the right one.
 """
 
 
+SET_BY_CONSTRUCTOR: dict[str, dict[str, type]] = {
+    "signal_encoder": {"signal_kind": str, "d_signal": int},
+    "backbone": {"d_features": int},
+    "modulator": {"d_latent": int},
+    "input": {"signal_kind": str},
+}
+"""Attributes that a component of each kind must have once it is built."""
+
+
 class Params(BaseModel):
     """Base class of components' parameters. Unknown keys are errors; instances are immutable."""
 
@@ -45,7 +54,13 @@ class ComponentSpec(Params):
         """
         component = plugins.get(kind, self.name)
         with self.blame(kind, "its parameters"):
-            return component, component.Params.model_validate(self.params)
+            params_class = getattr(component, "Params", None)
+            if not (isinstance(params_class, type) and issubclass(params_class, Params)):
+                raise plugins.InterfaceError(
+                    "has no class `Params` derived from modulate.Params; a component without"
+                    " parameters sets `Params = modulate.Params`."
+                )
+            return component, params_class.model_validate(self.params)
 
     def build(self, kind: str, **more: Any) -> Any:
         """Return the component, built as ``Class(params, **more)``.
@@ -54,7 +69,15 @@ class ComponentSpec(Params):
         """
         component, params = self.resolved(kind)
         with self.blame(kind, "its constructor"):
-            return component(params, **more)
+            built = component(params, **more)
+            for name, expected in SET_BY_CONSTRUCTOR.get(kind, {}).items():
+                value = getattr(built, name, None)
+                if not (isinstance(value, expected) and value):
+                    raise plugins.InterfaceError(
+                        f"has {name} = {value!r} after its constructor; it must set {name} to"
+                        f" {'a positive int' if expected is int else 'a registered name'}."
+                    )
+            return built
 
     def blame(self, kind: str, doing: str) -> AbstractContextManager[None]:
         """Return a context that names this component and its plugin in every unintended error.

@@ -4,9 +4,11 @@ A distribution, plugin or module may have the name of one that ships with modula
 """
 
 import functools
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 
@@ -28,6 +30,69 @@ def module_of(point: EntryPoint) -> str:
 def ships(point: EntryPoint) -> bool:
     """Return whether a plugin ships with modulate, judged by its name and module."""
     return point.name in OURS and module_of(point) == f"modulate_{point.name}"
+
+
+@dataclass
+class PluginInfo:
+    """A plugin: its origin, what it provides, and why it is broken, if it is.
+
+    ``location``: the file that runs when it is loaded. ``off``: it is installed, but
+    MODULATE_PLUGINS switches it off, so none of its code ran. ``notes``: warnings about its origin,
+    such as a name that belongs to another plugin. ``clashes``: (kind, name) that it wanted to
+    register, but another plugin has.
+    """
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    module: str = ""
+    location: str = ""
+    error: str = ""
+    off: bool = False
+    provides: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    clashes: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, point: EntryPoint, off: bool = False) -> "PluginInfo":
+        """Describe an entry point without loading it."""
+        dist = point.dist
+        location = locate(module_of(point))
+        return cls(
+            point.name,
+            dist.name if dist else "?",
+            dist.version if dist else "",
+            point.value,
+            location,
+            off=off,
+            notes=notes(point, location),
+        )
+
+    @property
+    def source(self) -> str:
+        """The distribution and module, as text."""
+        return f"{self.distribution} ({self.module})" if self.module else self.distribution
+
+    @property
+    def package(self) -> str:
+        """The distribution and version, as text; "" for a plugin that was added at run time."""
+        return f"{self.distribution} {self.version}" if self.version else ""
+
+
+def locate(module: str) -> str:
+    """Return the file of ``module`` without importing anything; "" if there is none.
+
+    For a submodule of a package that is not imported yet, it is the file of the package.
+    """
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded:
+        return str(loaded)
+    try:
+        spec = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        return ""
+    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+    return next((place for place in places if place and Path(place).exists()), "")
 
 
 def entry_points(
