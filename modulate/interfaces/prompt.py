@@ -3,10 +3,12 @@
 Imports no torch.
 """
 
+import re
+import string
 from collections.abc import Sequence
 from typing import Literal
 
-from modulate.errors import DataError
+from modulate.errors import DataError, shown
 
 AnswerForm = Literal["letter", "word", "likelihood", "text"]
 """What a host answers with: an option's letter, an option itself, or free text."""
@@ -42,3 +44,32 @@ def fill_template(template: str, question: str, options: Sequence[str] = ()) -> 
     parts[0] = parts[0].replace("{options}", lines)
     parts[2] = parts[2].replace("{options}", lines)
     return "".join(parts)
+
+
+_LETTER = re.compile(r"\s*\(?([A-Z])[.):]\s*")
+
+
+def without_letters(options: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """Return the options without letters such as "A. cup", and whether they had them.
+
+    Prompts add letters of their own. Letters count only if all options have them, from A on without
+    a gap. Raises :class:`DataError` for all letters in another order, since an answer's letter
+    would then be ambiguous.
+    """
+    matches = [_LETTER.match(option) for option in options]
+    found = "".join(match[1] for match in matches if match)
+    expected = string.ascii_uppercase[: len(options)]
+    if len(found) < len(options):
+        return tuple(options), False
+    if found == expected:
+        return tuple(
+            option[match.end() :].strip()
+            for option, match in zip(options, matches, strict=True)
+            if match
+        ), True
+    if sorted(found) == list(expected):
+        raise DataError(
+            f"The options' letters must run from A in order; got {found!r} in"
+            f" {shown(list(options), 300)}."
+        )
+    return tuple(options), False

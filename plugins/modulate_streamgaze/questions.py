@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modulate.errors import DataError, near_matches, shown
+from modulate.interfaces.prompt import without_letters
 from modulate.interfaces.signal import MAX_SECONDS
 from modulate.utils.paths import checked_name
 from modulate.utils.safe_load import parse_json, read_json
@@ -42,7 +43,6 @@ _ROOT = re.compile(r"^(?:[A-Za-z]:)?/+")
 
 It is removed: only the last part of a path counts.
 """
-_PREFIX = re.compile(r"\s*\(?([A-Z])[.):]\s*")
 
 
 @dataclass(frozen=True)
@@ -141,23 +141,13 @@ def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
     ):
         raise DataError(f"Options must be texts; got {shown(value, 300)}.")
     texts = [str(option).strip() for option in value]
-    matches = [_PREFIX.match(text) for text in texts]
-    found = "".join(match[1] for match in matches if match)
-    prefixed = found == LETTERS[: len(texts)]
-    if not prefixed and sorted(found) == list(LETTERS[: len(texts)]):
-        raise DataError(
-            f"The options' letters must run from A in order; got {found!r} in {shown(value, 300)}."
-        )
-    if prefixed:
-        texts = [
-            text[match.end() :].strip() for text, match in zip(texts, matches, strict=True) if match
-        ]
-    empty = [LETTERS[i] for i, text in enumerate(texts) if not text]
+    options, prefixed = without_letters(texts)
+    empty = [LETTERS[i] for i, text in enumerate(options) if not text]
     if empty:
         raise DataError(
             f"Option {', '.join(empty)} is empty in {shown(value, 300)}; every option needs a text."
         )
-    return tuple(texts), prefixed
+    return options, prefixed
 
 
 def parse_answer(value: object, n_options: int) -> int:

@@ -3,7 +3,7 @@
 import pytest
 
 from modulate.errors import DataError
-from modulate.interfaces.prompt import LETTERS, TEMPLATES, fill_template
+from modulate.interfaces.prompt import LETTERS, TEMPLATES, fill_template, without_letters
 
 
 def test_options_follow_the_question_each_after_its_letter():
@@ -26,3 +26,11 @@ def test_more_options_than_letters_are_refused_only_where_they_are_shown():
 
 def test_a_template_may_hold_the_options_first():
     assert fill_template("{options}\n{question}", "Which?", ("x",)) == "A. x\nWhich?"
+
+
+def test_letters_of_options_are_removed_only_where_all_have_them_in_order():
+    assert without_letters(("A. a cup", "(B) a plate")) == (("a cup", "a plate"), True)
+    for plain in (("A. a cup", "a plate"), ("a cup", "a plate"), ("B. b", "C. c")):
+        assert without_letters(plain) == (plain, False)
+    with pytest.raises(DataError, match="must run from A in order; got 'BA'"):
+        without_letters(("B. a cup", "A. a plate"))
