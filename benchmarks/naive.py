@@ -23,8 +23,10 @@ from torch.nn import functional
 
 from modulate.data.alignment import align
 from modulate.data.video import read_frames
-from modulate.interfaces.components import Backbone, Sample
+from modulate.interfaces.components import Backbone
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import VideoClip, user_turn
+from modulate.interfaces.sample import Sample
 from modulate.interfaces.visual_grid import VisualGrid
 from modulate_gaze.scanpath import Scanpath
 
@@ -159,10 +161,10 @@ class Naive:
         """Cut the clip out of its video, and read its frames from the cut: one a second, ending
         with the window.
         """
-        start, end = sample.window
+        start, end = sample.clip.window
         times = [end - k for k in reversed(range(self.frames)) if end - k >= start - 1e-6]
         with TemporaryDirectory() as folder:
-            shift = cut(sample.video, start, end, Path(folder) / "clip.mp4")
+            shift = cut(sample.clip.file, start, end, Path(folder) / "clip.mp4")
             frames = read_frames(Path(folder) / "clip.mp4", [max(0.0, t - shift) for t in times])
         return Frames(frames.images, tuple(t + shift for t in frames.times))
 
@@ -171,7 +173,7 @@ class Naive:
         d_signal).
         """
         width = self.weights["modulator.blocks.0.signal.weight"].shape[2]
-        rows = torch.tensor(Scanpath.read(sample.signals["gaze"]).fixations)
+        rows = torch.tensor(Scanpath.read(sample.clip.signals["gaze"]).fixations)
         codes = []
         for time in grid.times:
             active = rows[(rows[:, 2] - time).abs() <= rows[:, 3] / 2 + 1e-6].float()
@@ -193,11 +195,14 @@ class Naive:
     def logits(self, sample: Sample, prompt: str) -> Tensor:
         """Return the logits of the letters A to D at the last position."""
         frames = self.read(sample)
-        encoded = self.host.encode(self.processor, prompt, frames, sample.window)
+        encoded = self.host.encode(
+            self.processor, user_turn(VideoClip(frames, sample.clip.window), prompt)
+        )
+        (grid,) = encoded.grids
         with torch.no_grad():
             raw = self.backbone(torch.from_numpy(frames.images), frames.times)
-        features = align(raw, encoded.grid)
-        gaze = self.gaze(sample, encoded.grid)
+        features = align(raw, grid)
+        gaze = self.gaze(sample, grid)
         places = (encoded.inputs["input_ids"][0] == self.model.config.video_token_id).nonzero()[
             :, 0
         ]

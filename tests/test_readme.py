@@ -14,6 +14,7 @@ import torch
 from modulate.cli import layout
 from modulate.hosts.host import understand
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import VideoClip, user_turn
 from modulate.utils.paths import resolve
 from tests.paths import ROOT
 from tests.tiny import modulation_of_shipped, our_hooks
@@ -49,16 +50,16 @@ def example():
     host = AutoModelForImageTextToText.from_pretrained(folder).eval().requires_grad_(False)
     processor = AutoProcessor.from_pretrained(folder)
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    encoded = understand(host).encode(
-        processor, "Describe the table.", Frames(images, (0.0, 1.0, 2.0, 3.0)), (0.0, 3.0)
-    )
+    clip = VideoClip(Frames(images, (0.0, 1.0, 2.0, 3.0)), (0.0, 3.0))
+    encoded = understand(host).encode(processor, user_turn(clip, "Describe the table."))
+    (grid,) = encoded.grids
     features = torch.randn(
-        encoded.grid.steps,
-        encoded.grid.tokens_per_step,
+        grid.steps,
+        grid.tokens_per_step,
         12,
         generator=torch.Generator().manual_seed(0),
     )
-    return {"host": host, "inputs": encoded.inputs, "grid": encoded.grid, "features": features}
+    return {"host": host, "inputs": encoded.inputs, "grid": grid, "features": features}
 
 
 def save_modulation(host, folder):

@@ -6,9 +6,12 @@ from modulate import (
     AttachmentReport,
     ClipInput,
     Frames,
+    Message,
     ModulatedHost,
     Modulation,
     ModulationConfig,
+    Picture,
+    VideoClip,
     VisualGrid,
     read_frames,
     understand,
@@ -23,8 +26,10 @@ config: ModulationConfig = modulation.config
 
 # Frames at true times, and the prompt that shows them.
 frames: Frames = read_frames("kitchen.mp4", [0.0, 1.0, 2.0, 3.0])
-prompt = understand(model).encode(processor, "What am I looking at?", frames, window=(0.0, 3.0))
-grid: VisualGrid = prompt.grid
+shown: VideoClip | Picture = VideoClip(frames, window=(0.0, 3.0))
+conversation = [Message("user", (shown, "What am I looking at?"))]
+prompt = understand(model).encode(processor, conversation)
+grid: VisualGrid = prompt.grids[0]
 assert grid == visual_grid(frames.times, 2, grid.rows, grid.cols, window=(0.0, 3.0))
 
 # The clip's gaze, and a backbone's features of its frames on the same grid.

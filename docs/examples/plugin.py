@@ -20,11 +20,13 @@ from modulate import (
     HostParams,
     InputTransform,
     Memory,
+    Message,
     Mixture,
     Modulator,
     Params,
     Projection,
     Sample,
+    SampleClip,
     Signal,
     SignalEncoder,
     SignalFeatures,
@@ -156,12 +158,10 @@ class LoudQuestions(Dataset):
             Sample(
                 id=video.stem,
                 task="loud",
-                video=video,
-                window=(0.0, 4.0),
+                clips=(SampleClip(video, (0.0, 4.0), {"loudness": video.with_suffix(".csv")}),),
                 question="Is it loud?",
                 options=("yes", "no"),
                 answer=0,
-                signals={"loudness": video.with_suffix(".csv")},
             )
             for video in sorted((self.root / split).glob("*.mp4"))
         ]
@@ -189,8 +189,11 @@ class QuietHost(Host):
 
     Params = HostParams
 
-    def encode(self, processor, text, frames, window, images=()) -> EncodedPrompt:
-        return super().encode(processor, text.strip(), frames, window, images=images)
+    def encode(self, processor, messages, *, add_generation_prompt=True) -> EncodedPrompt:
+        brief = Message("system", ("Answer with one letter.",))
+        return super().encode(
+            processor, [brief, *messages], add_generation_prompt=add_generation_prompt
+        )
 
 
 @hookimpl

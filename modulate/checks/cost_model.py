@@ -195,7 +195,7 @@ class _Steps:
         host = ModulatedHost(self.modulation, self.pipeline.model)
         try:
             if signal:
-                grid = self.example.prompt.grid
+                grid = self.example.prompt.grids[0]
                 features = torch.empty(
                     grid.steps, grid.tokens_per_step, self.pipeline.backbone.d_features, device=META
                 )

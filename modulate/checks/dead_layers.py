@@ -13,6 +13,7 @@ from modulate.config.recipe import Recipe
 from modulate.hosts.hooks import patched_method
 from modulate.hosts.host import base_model, understand
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import VideoClip, user_turn
 from modulate.interfaces.signal import ANY, Control, Signal
 from modulate.interfaces.visual_grid import VisualGrid
 from modulate.modulation.clip_inputs import ClipInput
@@ -139,5 +140,5 @@ def twin_reach(
             d_features=d_features,
         )
     frames = Frames(np.zeros((4, 64, 64, 3), np.uint8), (0.0, 1.0, 2.0, 3.0))
-    prompt = host.encode(processor, "What is this?", frames, (0.0, 3.0))
-    return reach(twin, modulation, prompt.inputs, prompt.grid)
+    prompt = host.encode(processor, user_turn(VideoClip(frames, (0.0, 3.0)), "What is this?"))
+    return reach(twin, modulation, prompt.inputs, prompt.grids[0])

@@ -16,20 +16,22 @@ from torch import Tensor, nn
 
 from modulate import plugins
 from modulate.errors import HostError
-from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import Content, Message, VideoClip
 from modulate.interfaces.params import Params
 from modulate.interfaces.visual_grid import VisualGrid
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt with one clip, encoded by the host's processor.
+    """A conversation, encoded by the host's processor.
 
-    ``inputs``: model inputs (batch 1). ``grid``: the clip's true visual grid.
+    Attributes:
+        inputs: model inputs (batch 1).
+        grids: the true visual grid of each clip and picture, in order of appearance.
     """
 
     inputs: dict[str, Tensor]
-    grid: VisualGrid
+    grids: tuple[VisualGrid, ...]
 
 
 class HostParams(Params):
@@ -310,30 +312,24 @@ class Host:
         raise HostError(f"{cls.__name__} does not say how its configuration is narrowed.")
 
     def encode(
-        self, processor: Any, text: str, frames: Frames, window: tuple[float, float]
+        self, processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> EncodedPrompt:
-        """Encode one user turn (clip, then ``text``) with true frame times.
+        """Encode a conversation, with the true times of its clips' frames.
 
-        Families that can encode videos override this. One that can show images before the clip
-        takes them as a further argument ``images``: (height, width, 3) uint8 RGB each.
+        ``add_generation_prompt``: end with the beginning of the assistant's turn. Families that can
+        encode clips and pictures override this.
         """
-        raise HostError(
-            f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not"
-            " supported yet; give model inputs and grids yourself, or use a host plugin that can."
+        if any(message.visuals for message in messages):
+            raise HostError(
+                f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not"
+                " supported yet; give model inputs and grids yourself, or use a host plugin that"
+                " can."
+            )
+        text = processor.apply_chat_template(
+            chat(messages), add_generation_prompt=add_generation_prompt, tokenize=False
         )
-
-    def encode_text(self, processor: Any, text: str) -> EncodedPrompt:
-        """Encode one user turn without a clip; its grid is never used."""
-        prompt = processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "text", "text": text}]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        encoded = processor(text=[prompt], return_tensors="pt")
-        return EncodedPrompt(
-            {key: torch.as_tensor(value) for key, value in encoded.items()},
-            VisualGrid(1, 1, (0.0,), ((0.0, 0.0),)),
-        )
+        encoded = processor(text=[text], return_tensors="pt")
+        return EncodedPrompt({key: torch.as_tensor(value) for key, value in encoded.items()}, ())
 
     def collate(self, rows: Sequence[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
         """Join encoded prompts into a batch.
@@ -349,8 +345,9 @@ class Host:
             "token_type_ids": 0,
         }
         batch = {}
-        for key in rows[0]:
-            values = [row[key] for row in rows]
+        for key in dict.fromkeys(key for row in rows for key in row):
+            # A row without videos, or without pictures, lacks the inputs of that modality.
+            values = [row[key] for row in rows if key in row]
             if key in fill:
                 values = [
                     nn.functional.pad(value, (longest - value.shape[1], 0), value=fill[key])
@@ -358,6 +355,20 @@ class Host:
                 ]
             batch[key] = torch.cat(values)
         return batch
+
+
+def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as transformers' chat templates take them."""
+    return [
+        {"role": message.role, "content": [_chat_part(part) for part in message.content]}
+        for message in messages
+    ]
+
+
+def _chat_part(part: Content) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "video" if isinstance(part, VideoClip) else "image"}
 
 
 def _local_or_hub(path: str) -> str:
@@ -400,8 +411,7 @@ def understand(model: nn.Module) -> Host:
             f"{type(model).__name__} has no `config.model_type`: a transformers model is needed."
         )
     registry = plugins.registry()
-    for name in registry.names("host"):
-        family = registry.get("host", name)
+    for name, family in registry.loadable("host"):
         if model_type in family.model_types:
             with registry.blame("host", name, "its constructor"):
                 return family(model)

@@ -5,18 +5,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from modulate.config.recipe import Recipe
 from modulate.errors import DataError
 from modulate.hosts.host import EncodedPrompt, Host
-from modulate.interfaces.components import Sample
-from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import Content, Picture, VideoClip, user_turn
 from modulate.interfaces.prompt import LETTERS
-from modulate.interfaces.visual_grid import visual_grid
+from modulate.interfaces.sample import Sample
+from modulate.interfaces.visual_grid import VisualGrid, visual_grid
+
+
+def _with_nominal_times(part: Content, fps: float) -> Content:
+    if not isinstance(part, VideoClip):
+        return part
+    times = tuple(index / fps for index in range(len(part.frames.times)))
+    return VideoClip(replace(part.frames, times=times), (0.0, times[-1]))
+
+
+def _with_true_times(part: VideoClip | Picture, grid: VisualGrid) -> VisualGrid:
+    if isinstance(part, Picture):
+        return grid
+    times = part.frames.times
+    return visual_grid(times, math.ceil(len(times) / grid.steps), grid.rows, grid.cols, part.window)
 
 
 class PromptEncoder:
@@ -30,42 +42,25 @@ class PromptEncoder:
         self._host = host
         self._processor = processor
 
-    def encode(
-        self,
-        frames: Frames | None,
-        text: str,
-        window: tuple[float, float],
-        images: Sequence[NDArray[np.uint8]] = (),
-    ) -> EncodedPrompt:
-        """Return the user's turn as model inputs.
-
-        ``frames``: None for text only. ``images``: (height, width, 3) uint8, before the clip.
-        """
+    def encode(self, content: Sequence[Content]) -> EncodedPrompt:
+        """Return the user's turn as model inputs, with a grid for each clip and picture in it."""
         with self._recipe.host.blame("host", "encode"):
-            if frames is None:
-                return self._host.encode_text(self._processor, text)
-            # Hosts without image support take no `images`, so the argument is left out if empty.
-            options = {"images": images} if images else {}
-            return self._host.encode(self._processor, text, frames, window, **options)
+            return self._host.encode(self._processor, user_turn(*content))
 
-    def encode_clip(self, frames: Frames, text: str, window: tuple[float, float]) -> EncodedPrompt:
+    def encode_sample(self, content: Sequence[Content]) -> EncodedPrompt:
         """Return the user's turn, timed for the host as ``sampling.processor_fps`` says.
 
-        The visual grid holds the true times in either case.
+        The visual grids hold the true times in either case.
         """
         fps = self._recipe.sampling.processor_fps
         if fps is None:
-            return self.encode(frames, text, window)
-        nominal_times = tuple(index / fps for index in range(len(frames.times)))
-        nominal_window = (0.0, nominal_times[-1])
-        encoded = self.encode(replace(frames, times=nominal_times), text, nominal_window)
-        # The processor saw nominal times, and so did the grid that it returned. Signals and
-        # features are aligned by true time, so the grid is built again from the frames' own.
-        frames_per_step = math.ceil(len(frames.times) / encoded.grid.steps)
-        grid = visual_grid(
-            frames.times, frames_per_step, encoded.grid.rows, encoded.grid.cols, window
-        )
-        return replace(encoded, grid=grid)
+            return self.encode(content)
+        encoded = self.encode([_with_nominal_times(part, fps) for part in content])
+        # The processor saw nominal times, and so did the grids that it returned. Signals and
+        # features are aligned by true time, so the grids are built again from the frames' own.
+        visuals = [part for part in content if not isinstance(part, str)]
+        grids = map(_with_true_times, visuals, encoded.grids)
+        return replace(encoded, grids=tuple(grids))
 
     def option_ids(self, sample: Sample) -> Tensor:
         """Return the token id of every answer to be scored, (option,) int64.

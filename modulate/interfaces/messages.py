@@ -51,3 +51,8 @@ class Message:
     def visuals(self) -> tuple[VideoClip | Picture, ...]:
         """Its clips and pictures, in order."""
         return tuple(part for part in self.content if not isinstance(part, str))
+
+
+def user_turn(*content: Content) -> list[Message]:
+    """Return a conversation of one message, the user's."""
+    return [Message("user", content)]

@@ -110,6 +110,14 @@ def visual_grid(
     return VisualGrid(rows, cols, step_times, tuple(pairwise([start, *borders, end])))
 
 
+def picture_grid(rows: int, cols: int, window: tuple[float, float] = (0.0, 0.0)) -> VisualGrid:
+    """Build the grid of a picture: one step, which lasts for the whole of ``window``.
+
+    ``window``: (start, end) in seconds of the time during which the picture was looked at.
+    """
+    return VisualGrid(rows, cols, ((window[0] + window[1]) / 2,), (window,))
+
+
 def sample_times(
     window: tuple[float, float], fps: float, max_frames: int | None = None
 ) -> list[float]:

@@ -1,14 +1,15 @@
 """Qwen2-VL (arXiv 2409.12191): dynamic resolution, two frames a step, no time in M-RoPE."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from modulate.hosts.host import EncodedPrompt, Host, HostParams
-from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import Message
 from modulate_hosts import qwen_random
 from modulate_hosts.qwen_params import QwenParams, limit_pixels
-from modulate_hosts.qwen_video import Images, encode_video, mean_rate
+from modulate_hosts.qwen_video import encode, mean_rate
 
 
 class Qwen2VL(Host):
@@ -29,12 +30,7 @@ class Qwen2VL(Host):
         return qwen_random.narrow(config)
 
     def encode(
-        self,
-        processor: Any,
-        text: str,
-        frames: Frames,
-        window: tuple[float, float],
-        images: Images = (),
+        self, processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> EncodedPrompt:
-        """Encode one user turn."""
-        return encode_video(self, processor, text, frames, window, mean_rate(frames.times), images)
+        """Encode a conversation."""
+        return encode(self, processor, messages, add_generation_prompt, mean_rate)

@@ -1,11 +1,12 @@
 """Qwen3-VL (arXiv 2511.21631): the prompt states each step's time before its visual tokens."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from modulate.hosts.host import EncodedPrompt, Host
-from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import Message
 from modulate_hosts import qwen_random
-from modulate_hosts.qwen_video import Images, encode_video, milliseconds
+from modulate_hosts.qwen_video import encode, milliseconds
 
 
 class Qwen3VL(Host):
@@ -19,14 +20,7 @@ class Qwen3VL(Host):
         return qwen_random.narrow(config)
 
     def encode(
-        self,
-        processor: Any,
-        text: str,
-        frames: Frames,
-        window: tuple[float, float],
-        images: Images = (),
+        self, processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> EncodedPrompt:
-        """Encode one user turn; the prompt states each step's mean time in the video, to 0.1 s."""
-        return encode_video(
-            self, processor, text, frames, window, milliseconds(frames.times), images
-        )
+        """Encode a conversation; it states each step's mean time in the video, to 0.1 s."""
+        return encode(self, processor, messages, add_generation_prompt, milliseconds)

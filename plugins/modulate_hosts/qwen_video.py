@@ -1,18 +1,15 @@
-"""How the Qwen-VL families encode a prompt with one video."""
+"""How the Qwen-VL families encode a conversation with clips and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from modulate.errors import HostError
-from modulate.hosts.host import EncodedPrompt, Host
-from modulate.interfaces.frames import Frames
-from modulate.interfaces.visual_grid import visual_grid
-
-Images = Sequence[NDArray[np.uint8]]
+from modulate.hosts.host import EncodedPrompt, Host, chat
+from modulate.interfaces.messages import Message, Picture, VideoClip
+from modulate.interfaces.visual_grid import VisualGrid, picture_grid, visual_grid
 
 INPUTS = (
     "input_ids",
@@ -56,53 +53,81 @@ def milliseconds(times: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def encode_video(
+def encode(
     host: Host,
     processor: Any,
-    text: str,
-    frames: Frames,
-    window: tuple[float, float],
-    metadata: dict[str, Any],
-    images: Images = (),
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    metadata: Callable[[Sequence[float]], dict[str, Any]],
 ) -> EncodedPrompt:
-    """Encode one user turn: ``images`` (height, width, 3) if any, the clip, then ``text``.
+    """Encode a conversation; every frame is kept.
 
-    ``metadata`` gives the processor the frames' times; it drops no frame. Raises
-    :class:`HostError` if the placeholders in the prompt do not match the grid.
+    ``metadata``: frame times → what gives the processor these times. Raises :class:`HostError` if
+    the placeholders in the prompt do not match the grids.
     """
-    content = [
-        *({"type": "image"} for _ in images),
-        {"type": "video"},
-        {"type": "text", "text": text},
-    ]
+    visuals = [visual for message in messages for visual in message.visuals]
+    clips = [visual for visual in visuals if isinstance(visual, VideoClip)]
+    pictures = [visual for visual in visuals if isinstance(visual, Picture)]
     prompt = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        chat(messages), add_generation_prompt=add_generation_prompt, tokenize=False
     )
-    times = list(frames.times)
+    videos: dict[str, Any] = {}
+    if clips:
+        videos = {
+            "videos": [clip.frames.images.transpose(0, 3, 1, 2) for clip in clips],
+            "video_metadata": [metadata(clip.frames.times) for clip in clips],
+            "do_sample_frames": False,
+        }
     encoded = processor(
         text=[prompt],
-        images=[image.transpose(2, 0, 1) for image in images] or None,
-        videos=[frames.images.transpose(0, 3, 1, 2)],
-        video_metadata=[metadata],
-        do_sample_frames=False,
+        images=[picture.image.transpose(2, 0, 1) for picture in pictures] or None,
+        **videos,
         return_tensors="pt",
     )
     inputs = {name: torch.as_tensor(value) for name, value in encoded.items() if name in INPUTS}
-    steps, height, width = inputs["video_grid_thw"][0].tolist()
-    merge = host.config.vision_config.spatial_merge_size
-    grid = visual_grid(
-        times,
-        host.config.vision_config.temporal_patch_size,
-        height // merge,
-        width // merge,
-        window,
-    )
-    # Without this check, a release whose processor merges frames differently would have residuals
-    # written on the wrong tokens.
-    placeholders = int((inputs["input_ids"] == host.visual_ids["video"]).sum())
-    if grid.steps != steps or grid.tokens != placeholders:
+    sizes = {
+        VideoClip: iter(inputs["video_grid_thw"].tolist() if clips else ()),
+        Picture: iter(inputs["image_grid_thw"].tolist() if pictures else ()),
+    }
+    grids = tuple(_grid(host, visual, *next(sizes[type(visual)])) for visual in visuals)
+    _check_placeholders(host, inputs["input_ids"], visuals, grids)
+    return EncodedPrompt(inputs, grids)
+
+
+def _grid(
+    host: Host, visual: VideoClip | Picture, steps: int, height: int, width: int
+) -> VisualGrid:
+    vision = host.config.vision_config
+    rows = height // vision.spatial_merge_size
+    cols = width // vision.spatial_merge_size
+    if isinstance(visual, Picture):
+        return picture_grid(rows, cols, visual.window)
+    times = visual.frames.times
+    grid = visual_grid(times, vision.temporal_patch_size, rows, cols, visual.window)
+    if grid.steps != steps:
         raise HostError(
-            f"The processor made {steps} steps and {placeholders} placeholders of {len(times)}"
-            f" frames, the grid has {grid.steps} steps and {grid.tokens} tokens."
+            f"The processor made {steps} steps of {len(times)} frames, the grid has {grid.steps}."
         )
-    return EncodedPrompt(inputs, grid)
+    return grid
+
+
+def _check_placeholders(
+    host: Host, ids: Tensor, visuals: Sequence[VideoClip | Picture], grids: Sequence[VisualGrid]
+) -> None:
+    """Raise :class:`HostError` unless the prompt has a placeholder for each visual token.
+
+    Without this check, a release whose processor merges frames differently would have residuals
+    written on the wrong tokens.
+    """
+    for modality, kind in (("video", VideoClip), ("image", Picture)):
+        expected = sum(
+            grid.tokens
+            for visual, grid in zip(visuals, grids, strict=True)
+            if isinstance(visual, kind)
+        )
+        placeholders = int((ids == host.visual_ids[modality]).sum())
+        if placeholders != expected:
+            raise HostError(
+                f"The processor made {placeholders} {modality} placeholders, the grids have"
+                f" {expected} tokens."
+            )

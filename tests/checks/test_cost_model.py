@@ -17,6 +17,7 @@ from modulate.errors import HostError
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import VideoClip, user_turn
 from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.module import ClipInput
 from modulate.training.optimizer import select
@@ -113,13 +114,16 @@ def test_visual_tokens_are_those_of_the_real_processor_and_text_is_about_right(
         "Question: What is the person holding in the left hand?\nOptions:\nA. a red cup\nB. the"
         " knife\n\nThe best option is:"
     )
+    window = (0.0, frames - 1.0)
     prompt = Qwen25VL(model).encode(
-        processor, text, Frames(images, tuple(map(float, range(frames)))), (0.0, frames - 1.0)
+        processor,
+        user_turn(VideoClip(Frames(images, tuple(map(float, range(frames)))), window), text),
     )
-    assert (prompt.grid.steps, prompt.grid.rows, prompt.grid.cols) == grid
-    words = prompt.inputs["input_ids"].shape[1] - prompt.grid.tokens
+    (found,) = prompt.grids
+    assert (found.steps, found.rows, found.cols) == grid
+    words = prompt.inputs["input_ids"].shape[1] - found.tokens
     assert 40 < words < 75  # the real tokenizer returns 53
-    assert int((prompt.inputs["input_ids"] == 151656).sum()) == prompt.grid.tokens
+    assert int((prompt.inputs["input_ids"] == 151656).sum()) == found.tokens
 
 
 def test_letters_are_tokens_of_their_own_for_the_stand_in_tokenizer(seven_billion):
@@ -217,7 +221,8 @@ def example_of(pipeline, frames=6):
     images = torch.zeros(frames, 256, 256, 3, dtype=torch.uint8).numpy()
     return Example(
         pipeline.host.encode(
-            pipeline.processor, "what is it ?", Frames(images, times), (0.0, times[-1])
+            pipeline.processor,
+            user_turn(VideoClip(Frames(images, times), (0.0, times[-1])), "what is it ?"),
         ),
         (frames, 256, 256),
         times,
@@ -236,7 +241,7 @@ def measured(recipe, stage, size):
     pipeline = Pipeline(recipe, Path("nowhere"))
     example = example_of(pipeline)
     modulation = pipeline.fresh_modulation()
-    grid = example.prompt.grid
+    grid = example.prompt.grids[0]
     row = example.prompt.inputs
     longer = {
         k: (
@@ -346,7 +351,7 @@ def test_operations_of_a_forward_match_those_of_its_matrix_products(mid_host):
     example = example_of(pipeline)
     tokens = example.prompt.inputs["input_ids"].shape[1]
     patches = len(example.prompt.inputs["pixel_values_videos"])
-    steps = example.prompt.grid.steps
+    steps = example.prompt.grids[0].steps
     d = 512
     ff = 1536
     kv = 512 // 8 * 2

@@ -9,6 +9,7 @@ from modulate import ClipInput
 from modulate.errors import HostError
 from modulate.hosts.host import understand
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import Picture, VideoClip, user_turn
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import Case, close, strong
 from tests.tiny import D_FEATURES, scanpath
@@ -89,13 +90,14 @@ def encoded(request):
     case = Case(next(family for family in FAMILIES if family.name == request.param))
     images = np.random.default_rng(0).integers(0, 256, (len(TIMES), 16, 24, 3), dtype=np.uint8)
     encoder = processor(request.param)
-    prompt = understand(case.host).encode(encoder, "Where", Frames(images, TIMES), (2.0, 7.0))
+    clip = VideoClip(Frames(images, TIMES), (2.0, 7.0))
+    prompt = understand(case.host).encode(encoder, user_turn(clip, "Where"))
     return case, encoder, prompt
 
 
 def test_the_grid_has_the_frames_true_times_and_the_host_s_tokens(encoded):
     case, _, prompt = encoded
-    grid = prompt.grid
+    grid = prompt.grids[0]
     assert grid.times == pytest.approx((3.25, 4.6, 5.95))
     assert grid.spans[0][0] == 2.0 and grid.spans[-1][1] == 7.0
     assert (grid.rows, grid.cols) == (2, 3)
@@ -113,8 +115,8 @@ def test_the_prompt_gives_times_to_the_model_as_its_family_does(encoded):
     text = encoder.tokenizer.decode(prompt.inputs["input_ids"][0])
     text = text.replace("<unk>", "").replace(" ", "")
     if case.family.name == "qwen3_vl":
-        assert len(prompt.grid.times) == 3
-        assert all(f"<{time:.1f}seconds>" in text for time in prompt.grid.times)
+        assert len(prompt.grids[0].times) == 3
+        assert all(f"<{time:.1f}seconds>" in text for time in prompt.grids[0].times)
     elif case.family.name == "qwen2_5_vl":
         close(
             prompt.inputs["second_per_grid_ts"].double(),
@@ -129,4 +131,4 @@ def test_a_family_that_cannot_encode_says_so():
     with pytest.raises(
         HostError, match=r"Encoding prompts for Host \(internvl\) is not supported yet"
     ):
-        host.encode(None, "Where", Frames(np.zeros((1, 2, 2, 3), np.uint8), (0.0,)), (0.0, 1.0))
+        host.encode(None, user_turn(Picture(np.zeros((2, 2, 3), np.uint8)), "Where"))

@@ -8,6 +8,7 @@ import pytest
 from modulate.errors import DataError
 from modulate.inference.prompts import PromptEncoder
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import Picture, VideoClip
 from modulate.interfaces.visual_grid import visual_grid
 from tests.tiny import small_pipeline
 
@@ -33,18 +34,21 @@ def encoder(pipeline, **changes):
 
 
 def test_the_grid_holds_true_times_whatever_the_processor_is_told(pipeline):
-    frames = Frames(np.zeros((4, 64, 64, 3), np.uint8), TIMES)
-    plain = encoder(pipeline).encode_clip(frames, "What?", (0.0, 3.0))
-    nominal = encoder(pipeline, sampling__processor_fps=2.0)
-    timed = nominal.encode_clip(frames, "What?", (0.0, 3.0))
-    rows, cols = plain.grid.rows, plain.grid.cols
-    assert plain.grid == visual_grid(TIMES, 2, rows, cols, (0.0, 3.0)) == timed.grid
+    clip = VideoClip(Frames(np.zeros((4, 64, 64, 3), np.uint8), TIMES), (0.0, 3.0))
+    picture = Picture(np.zeros((64, 96, 3), np.uint8), (1.0, 2.0))
+    content = [clip, picture, clip, "What?"]
+    plain = encoder(pipeline).encode_sample(content)
+    timed = encoder(pipeline, sampling__processor_fps=2.0).encode_sample(content)
+    first, second, third = plain.grids
+    assert first == third == visual_grid(TIMES, 2, first.rows, first.cols, (0.0, 3.0))
+    assert second.spans == ((1.0, 2.0),) and second.cols > second.rows
+    assert timed.grids == plain.grids
     assert timed.inputs.keys() == plain.inputs.keys()
 
 
 def test_text_alone_has_no_visual_tokens(pipeline):
-    encoded = encoder(pipeline).encode(None, "What?", (0.0, 3.0))
-    assert "pixel_values_videos" not in encoded.inputs
+    encoded = encoder(pipeline).encode(["What?"])
+    assert encoded.grids == () and "pixel_values_videos" not in encoded.inputs
 
 
 def test_letters_are_those_offered_or_four(pipeline):

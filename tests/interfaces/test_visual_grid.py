@@ -7,6 +7,7 @@ import pytest
 from modulate.errors import VideoError
 from modulate.interfaces.visual_grid import (
     VisualGrid,
+    picture_grid,
     sample_times,
     visual_grid,
     with_regular_steps,
@@ -123,3 +124,9 @@ def test_more_times_than_the_cap_are_spread_over_the_window():
 def test_impossible_windows_and_rates_are_refused(window, fps, most):
     with pytest.raises(VideoError):
         sample_times(window, fps, most)
+
+
+def test_a_picture_is_one_step_for_as_long_as_it_was_looked_at():
+    grid = picture_grid(2, 3, (1.0, 4.0))
+    assert (grid.steps, grid.rows, grid.cols) == (1, 2, 3)
+    assert grid.times == (2.5,) and grid.spans == ((1.0, 4.0),)
