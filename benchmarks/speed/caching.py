@@ -21,7 +21,7 @@ from modulate.inference.batching import Batcher, batches_by_clip
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
 from modulate.modulation.attachment import ModulatedHost
-from modulate.training.optimizer import smoothed_cross_entropy
+from modulate.training.loss import smoothed_cross_entropy
 
 GIB = 1.0
 """Size of a cache that holds everything."""
@@ -99,7 +99,7 @@ def later(bench: Bench) -> dict[str, Any]:
         for s in batches_by_clip(bench.pipeline.samples("train"), len(fixtures.TASKS))[0]
     ]
     optimizer = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
-    clips = [prepared[0].clip(prepared[0].signal)]
+    clips = prepared[0].clip_inputs()
 
     def way(folder: Path, *settings: Any) -> Callable[[], None]:
         pipeline = pipeline_with(bench, folder, *settings, "clip")

@@ -26,8 +26,9 @@ from modulate import Modulation
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
-from modulate.training.optimizer import smoothed_cross_entropy
-from modulate.training.trainer import Progress, train
+from modulate.training.loss import smoothed_cross_entropy
+from modulate.training.trainer import train
+from modulate.training.training_log import Progress
 
 
 def step(bench: Bench) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def peak_of(way: str, bench: Bench) -> float:
     prepared = pipeline.prepare(sample)
     batch = pipeline.collate([prepared])
     with modulation.attached(pipeline.model) as attachment:
-        with attachment.condition([[prepared.clip(prepared.signal)]]):
+        with attachment.condition([prepared.clip_inputs()]):
             output = pipeline.model(**batch.inputs, **LAST_LOGITS)
         smoothed_cross_entropy(batch.option_logits(output), batch.answers, 0.0).backward()
     optimizer.step()

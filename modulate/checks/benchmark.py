@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from modulate.checks.synthetic_data import NoiseDataset
 from modulate.config.recipe import Recipe
 from modulate.config.sections import Stage
 from modulate.data.clip_shards import SPLITS
+from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, MissingFileError
 from modulate.evaluation.evaluate import score
 from modulate.hosts.hooks import patched_method
@@ -32,7 +34,11 @@ from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
 from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.module import Modulation
-from modulate.training.optimizer import Optimizer, accelerator_for
+from modulate.training.augmentation import Augmentation
+from modulate.training.data_loader import FailedSamples
+from modulate.training.loss import BatchLoss
+from modulate.training.optimizer import Optimizer
+from modulate.training.processes import accelerator_for
 from modulate.training.train_step import TrainStep
 
 WARM_UP = 2
@@ -210,10 +216,9 @@ class _Session:
         optimizer = Optimizer.make(
             self.accelerator, self.modulation, stage, self.settings, WARM_UP + steps
         )
-        failed: dict[str, str] = {}
-        train_step = TrainStep(
-            self.pipeline, self.accelerator, self.host, random.Random(0), failed, len(samples)
-        )
+        max_share = self.pipeline.recipe.evaluation.max_failed_share
+        failures = FailedSamples({}, len(samples), max_share)
+        train_step = self._train_step(failures)
         batches = _batches(samples, self.settings.batch_size)
         device = self.pipeline.device
         peak = _Peak(device)
@@ -235,14 +240,26 @@ class _Session:
             slowed = is_last and peak.slows and steps > 1
             if step >= WARM_UP and not slowed:
                 times.append(_now(device) - start)
-        if failed:
-            raise DataError(f"{len(failed)} samples failed: {next(iter(failed.values()))}")
+        if failures.errors:
+            first = next(iter(failures.errors.values()))
+            raise DataError(f"{len(failures.errors)} samples failed: {first}")
         return Measured(
             f"stage {stage.name}",
             Timing.of(times),
             self.settings.batch_size * self.settings.accumulation,
             peak.above(self.resident + moments),
             estimated,
+        )
+
+    def _train_step(self, failures: FailedSamples) -> TrainStep:
+        rng = random.Random(0)
+        alone = ProcessGroup()
+        return TrainStep(
+            BatchLoss(self.pipeline, self.accelerator, self.host),
+            Augmentation(self.settings, self.host.attachment.host, rng, alone),
+            failures,
+            partial(self.pipeline.prepare, training=True),
+            alone,
         )
 
     def evaluation(self, samples: list[Sample], estimated: int) -> Measured:

@@ -1,6 +1,5 @@
 """Find settings of a recipe that have no effect, cannot work, or change what figures mean."""
 
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,8 @@ from accelerate.tracking import LoggerType, get_available_trackers
 from modulate.checks.findings import CheckReport, Level
 from modulate.config.recipe import Recipe
 from modulate.interfaces.components import Params, Sample
-from modulate.training.data_loader import arranged
+from modulate.training.epoch_sampler import epoch_batches
+from modulate.training.optimizer_step import StagePlan
 
 
 def check_settings(
@@ -193,7 +193,7 @@ def _steps(report: CheckReport, recipe: Recipe, samples: Sequence[Sample]) -> No
     training = recipe.training
     if not samples:
         return
-    batches = len(arranged(samples, training.batch_size, training.batch_by, random.Random(0)))
+    batches = len(epoch_batches(samples, training.batch_size, training.batch_by, random.Random(0)))
     content = _step_content(report, recipe, len(samples), batches)
     for stage, steps in zip(training.stages, optimizer_steps(recipe, batches), strict=True):
         report.figures[f"stage {stage.name}"] = (
@@ -240,5 +240,6 @@ def _step_content(report: CheckReport, recipe: Recipe, total: int, batches: int)
 
 def optimizer_steps(recipe: Recipe, batches: int) -> list[int]:
     """Return the optimizer steps of every stage, for ``batches`` per epoch and no early stop."""
-    per_epoch = math.ceil(batches / recipe.training.accumulation)
-    return [max(1, round(stage.epochs * per_epoch)) for stage in recipe.training.stages]
+    training = recipe.training
+    plans = [StagePlan.of(stage, batches, training.accumulation) for stage in training.stages]
+    return [plan.steps for plan in plans]

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from modulate.inference.pipeline import Pipeline
-from modulate.training import trainer as training
+from modulate.training import training_log
 from modulate.utils.atomic_files import format_bytes
 
 INTERVAL = 30.0
@@ -58,7 +58,7 @@ class Display(ABC):
     def print(self, text: str) -> None:
         """Print a line."""
 
-    def training_step(self, step: training.Progress) -> None:
+    def training_step(self, step: training_log.Progress) -> None:
         """Show a training step: loss, accuracy, and the share of samples the signal reached."""
         note = (
             f"loss {step.loss:.3f}  accuracy {100 * step.accuracy:3.0f} %  signal in"

@@ -23,11 +23,11 @@ from modulate.hosts.fsdp import in_step, refuse_out_of_step
 from modulate.inference.batching import LAST_LOGITS, evaluation_batches
 from modulate.inference.controls import ShufflePool
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.preparation import PreparedSample
+from modulate.inference.preparation import ReadySample
 from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
 from modulate.interfaces.components import Sample
 from modulate.modulation.attachment import Attachment
-from modulate.modulation.clip_inputs import ClipInput, Rows
+from modulate.modulation.clip_inputs import Rows
 from modulate.modulation.module import Modulation
 from modulate.runs.run import Run, environment
 from modulate.utils.atomic_files import write_atomically
@@ -37,9 +37,6 @@ from modulate.utils.out_of_memory import first_line, free_cached_memory, is_out_
 
 ERROR_LENGTH = 10_000
 """Most characters that a prediction records of its error."""
-
-ReadySample = tuple[PreparedSample, list[ClipInput]]
-"""A prepared sample and the clips that it is conditioned with: one, or none without residual."""
 
 
 # --- scoring samples under one condition

@@ -63,6 +63,10 @@ class PreparedSample:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+ReadySample = tuple[PreparedSample, list[ClipInput]]
+"""A prepared sample and the clips that it is conditioned with: one, or none without residual."""
+
+
 class SamplePreparer:
     """Prepares a recipe's samples, and caches them in memory up to ``memory_bytes``.
 

@@ -14,7 +14,7 @@ sweep.json is written for others. Predictions have their reader in
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from modulate.errors import shown
 from modulate.utils.safe_load import read_lines
@@ -40,6 +40,7 @@ class RunState(Record):
     ``made_of``: fingerprints of data, host and backbone. ``weights``: sha256 of the modulation's
     files. ``failed``: training samples, with their errors. ``left_out``: how many training samples
     took no part because their signal is empty. ``skipped``: optimizer steps not taken, by reason.
+    ``unshared_batches``: batches of one clip whose questions could not share a forward.
     ``adopted``: where the weights came from, if no training made them.
     """
 
@@ -52,7 +53,8 @@ class RunState(Record):
     left_out: Count = 0
     skipped: dict[str, Count] = Field(default_factory=dict)
     split_steps: Count = 0
-    apart: Count = 0
+    # The second name is that of version 0.1.
+    unshared_batches: Count = Field(0, validation_alias=AliasChoices("unshared_batches", "apart"))
     resumed: list[Count] = Field(default_factory=list)
     adopted: str | None = None
 

@@ -1,6 +1,4 @@
-"""Gradient checkpointing: what a decoder layer computes is not kept for the backward but computed
-again, less memory for more time.
-"""
+"""Gradient checkpointing: decoder layers are recomputed in the backward pass to save memory."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,18 +13,34 @@ from modulate.hosts.host import Host, base_model
 
 
 @contextmanager
-def recomputed(host: Host, wanted: bool) -> Iterator[None]:
-    """Let ``host``'s decoder layers compute again in the backwards of this block what they do not
-    keep, by transformers' own means; afterwards all is as found.
+def checkpointed_layers(host: Host, enabled: bool) -> Iterator[None]:
+    """Checkpoint the decoder layers of ``host`` in this block; afterwards they are as before.
 
-    Only the flags of transformers' layers are set. `gradient_checkpointing_enable()` would also let
-    the embeddings require gradients, and take the backward through all that lies before the first
-    residual. The layers alone are in training mode meanwhile, nothing in them is: dropout stays
-    off. Raises :class:`HostError` for a host that cannot.
+    Does nothing unless ``enabled``. Raises :class:`HostError` for a host that does not support it.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
+    _require_support(host)
+    # Set on the layers alone. `gradient_checkpointing_enable()` would also let the embeddings
+    # require gradients, and the backward would then run through all layers below the first
+    # residual. Layers checkpoint only in training mode; the modules inside them stay in evaluation
+    # mode, so dropout remains off.
+    flags = {
+        "training": True,
+        "gradient_checkpointing": True,
+        # Reentrant checkpoints need inputs that require gradients, but the graph starts in the
+        # middle of the host, at the first residual.
+        "_gradient_checkpointing_func": partial(checkpoint, use_reentrant=False),
+    }
+    with ExitStack() as undo:
+        for layer in host.layers:
+            undo.enter_context(patched_attributes(layer, flags))
+        yield
+
+
+def _require_support(host: Host) -> None:
+    """Raise :class:`HostError` unless transformers can checkpoint the host's decoder layers."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model: Any = base_model(host.model)
@@ -40,13 +54,3 @@ def recomputed(host: Host, wanted: bool) -> Iterator[None]:
             f"training.gradient_checkpointing: the decoder layers of {type(model).__name__} are no"
             " GradientCheckpointingLayer of transformers; leave it out."
         )
-    flags = {
-        "training": True,
-        "gradient_checkpointing": True,
-        # Not reentrant: the graph begins in the middle of the host, at the first residual.
-        "_gradient_checkpointing_func": partial(checkpoint, use_reentrant=False),
-    }
-    with ExitStack() as undo:
-        for layer in host.layers:
-            undo.enter_context(patched_attributes(layer, flags))
-        yield

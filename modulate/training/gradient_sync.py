@@ -1,4 +1,4 @@
-"""One optimizer step over several processes: each takes a part, and gradients are summed once.
+"""Gradients and counts of one optimizer step, summed once over all processes.
 
 DistributedDataParallel sums inside each backward pass, so every process must run the same number of
 them. Here a process may have no samples left, split a batch because memory is short, or meet a
@@ -6,136 +6,73 @@ signal without a gradient. Summing once a step keeps the result exact: the gradi
 all samples, however they are divided.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from modulate.config.recipe import Recipe
-from modulate.config.sections import Training
-from modulate.distributed.launch import join, leave
 from modulate.distributed.process_group import ProcessGroup
-from modulate.errors import RecipeError
-from modulate.hosts.fsdp import refuse_out_of_step
-from modulate.interfaces.components import Sample
-from modulate.training.train_step import StepStats, TrainStep
+from modulate.training.data_loader import FailedSamples
+from modulate.training.loss import StepStats
 
 
-@contextmanager
-def joined(recipe: Recipe, training: bool = True) -> Iterator[ProcessGroup]:
-    """Join the processes launched with this one, on the recipe's device, and leave them at the end.
-
-    For a program that trains (``training``) or evaluates, and ends. Raises :class:`RecipeError` for
-    what a sharded host cannot do, before anything is loaded.
-    """
-    _, params = recipe.host.resolved("host")
-    processes = join(getattr(params, "device", "auto"))
-    try:
-        with processes.fail_together():
-            refuse_out_of_step(recipe, processes, training)
-            yield processes
-    finally:
-        leave()
-
-
-def check_size(processes: ProcessGroup, settings: Training) -> None:
-    """Raise :class:`RecipeError` if a step has fewer parts than there are processes.
-
-    Some processes would never have anything to do.
-    """
-    whole = settings.batch_by == "clip"
-    parts = settings.accumulation * (1 if whole else settings.batch_size)
-    if processes.size > parts:
-        what = (
-            "batches, which `training.batch_by: clip` keeps whole"
-            if whole
-            else "samples (training.batch_size times training.accumulation)"
-        )
-        raise RecipeError(
-            f"{processes.size} processes share an optimizer step of {parts} {what}: some would"
-            " never have anything to do. Start fewer, or raise `training.accumulation`."
-        )
-
-
-def own_part(
-    processes: ProcessGroup, settings: Training, batches: Iterator[list[Sample]]
-) -> Iterator[list[Sample]]:
-    """Yield this process's part of each of ``batches``; some parts are empty.
-
-    In rank order, all processes' parts of a step join to the step. Batches of one clip stay whole.
-    ``batches`` is endless and starts at the beginning of a step.
-    """
-    while True:
-        step = [next(batches) for _ in range(settings.accumulation)]
-        places = [(i, k) for i, batch in enumerate(step) for k in range(len(batch))]
-        if settings.batch_by == "clip":
-            chosen = set(processes.local_part(range(len(step))))
-            mine = {place for place in places if place[0] in chosen}
-        else:
-            mine = set(processes.local_part(places))
-        yield from (
-            [sample for k, sample in enumerate(batch) if (i, k) in mine]
-            for i, batch in enumerate(step)
-        )
-
-
-def add_up(
+def reduce_step(
     processes: ProcessGroup,
     accelerator: Accelerator,
-    train_step: TrainStep,
     stats: StepStats,
-    before: int,
+    failures: FailedSamples,
     parameters: Sequence[nn.Parameter],
 ) -> StepStats:
-    """Sum all processes' gradients of a step into ``parameters`` and return the step's totals.
+    """Leave the whole step's gradients on ``parameters`` of every process; return its totals.
 
-    ``before``: number of samples that had failed before the step. Samples that failed in it, in any
-    process, are recorded in all.
+    Samples that failed in one process are recorded in all. Raises :class:`DataError` if they are
+    too many.
     """
     if processes.size == 1:
         return stats
-    if accelerator.scaler is not None:
-        accelerator.scaler.scale(
-            torch.zeros(1, device=parameters[0].device)
-        )  # The scaler creates its scale at the first loss, and this process may have had none.
-    flat = torch.cat(
-        [
-            (p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() * stats.n)
-            for p in parameters
-        ]
-    )  # Each gradient is of a mean over n samples: back to the sum, so that parts add up.
-    has = [p.grad is not None for p in parameters]
+    _create_loss_scale(accelerator, parameters[0].device)
+    flat = _flat_gradients(parameters, stats.n)
     own = {
-        "tally": vars(stats),
-        "has": has,
-        "failed": dict(list(train_step.failed.items())[before:]),
+        "stats": vars(stats),
+        "has_gradient": [parameter.grad is not None for parameter in parameters],
+        "failed": failures.of_this_step(),
     }
-    every = processes.all_gather(own)
-    _merge_failed(train_step, before, every)
+    gathered = processes.all_gather(own)
+    failures.merge_step(found["failed"] for found in gathered)
     total = StepStats()
-    for one in (StepStats(**found["tally"]) for found in every):
-        total.loss += one.loss
-        total.right += one.right
-        total.active += one.active
-        total.ids += one.ids
-        total.split = total.split or one.split
-        total.apart += one.apart
+    for found in gathered:
+        total.add(StepStats(**found["stats"]))
     if total.n:
         processes.all_reduce_sum(flat)
-        parts = flat.div_(total.n).split([p.numel() for p in parameters])
-        for i, (p, part) in enumerate(zip(parameters, parts, strict=True)):
-            p.grad = part.view_as(p) if any(found["has"][i] for found in every) else None
+        flags = zip(*(found["has_gradient"] for found in gathered), strict=True)
+        _set_gradients(parameters, flat.div_(total.n), [any(flag) for flag in flags])
     return total
 
 
-def _merge_failed(
-    train_step: TrainStep, before: int, every: Sequence[dict[str, dict[str, str]]]
+def _create_loss_scale(accelerator: Accelerator, device: torch.device) -> None:
+    """Let fp16's scaler create its scale, which it does at the first loss that it is given.
+
+    This process may have had no samples, and hence no loss.
+    """
+    if accelerator.scaler is not None:
+        accelerator.scaler.scale(torch.zeros(1, device=device))
+
+
+def _flat_gradients(parameters: Sequence[nn.Parameter], n: int) -> Tensor:
+    """Return all gradients as one vector, 0 where there is none.
+
+    Each is that of a mean over ``n`` samples. Multiplied by ``n``, they add up over processes.
+    """
+    return torch.cat(
+        [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() * n for p in parameters]
+    )
+
+
+def _set_gradients(
+    parameters: Sequence[nn.Parameter], flat: Tensor, has_gradient: Sequence[bool]
 ) -> None:
-    known = dict(list(train_step.failed.items())[:before])
-    train_step.failed.clear()
-    train_step.failed.update(known)
-    for found in every:
-        train_step.failed.update(found["failed"])
-    train_step.refuse_too_many()
+    """Set gradients from one vector. Without one in any process, AdamW must leave a parameter."""
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    for parameter, part, has in zip(parameters, parts, has_gradient, strict=True):
+        parameter.grad = part.view_as(parameter) if has else None

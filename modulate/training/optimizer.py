@@ -1,112 +1,68 @@
-"""What an optimizer is given: parameter groups, the course of rate and momentum, the loss; and what
-is done with gradients that are not finite.
-"""
+"""AdamW on the parameters of a stage: groups, schedule, and steps only if gradients are finite."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.tracking import LoggerType, get_available_trackers
 from torch import Tensor, nn
 
-from modulate.config.recipe import Recipe
 from modulate.config.sections import Stage, Training
-from modulate.errors import RecipeError
 from modulate.modulation.module import Modulation
 
 MOMENTUM = 0.9
-"""AdamW's first beta, where the schedule does not move it."""
-
-
-# --- accelerate
-
-
-def accelerator_for(recipe: Recipe, device: torch.device, folder: Path) -> Accelerator:
-    """Return accelerate's part of a training on ``device``, with the recipe's precision and with
-    its trackers logging into ``folder``.
-
-    Raises :class:`RecipeError` for what cannot be had here; accelerate itself would go on without.
-    """
-    settings = recipe.training
-    if settings.precision == "fp16" and device.type == "cpu":
-        raise RecipeError(
-            "training.precision is fp16, which needs a GPU, and the host is on the CPU; take bf16"
-            " or no."
-        )
-    for tracker in settings.trackers:
-        if LoggerType(tracker) not in get_available_trackers():
-            raise RecipeError(
-                f"training.trackers asks for {tracker!r}, which is not installed: pip install"
-                f" 'modulate[{tracker}]', or take it out."
-            )
-    try:
-        made = Accelerator(
-            mixed_precision=settings.precision,
-            cpu=device.type == "cpu",
-            log_with=list(settings.trackers) or None,
-            project_dir=str(folder),
-        )
-    except ValueError as error:
-        raise RecipeError(
-            f"accelerate refuses training.precision {settings.precision!r} on {device}: one process"
-            f" trains in one precision. {error}"
-        ) from error
-    if made.num_processes > 1 and made.device.type != device.type:
-        raise RecipeError(
-            f"The processes of this run are joined for {made.device.type}, and the host is on"
-            f" {device}; leave host.params.device at auto, or say it to"
-            " `modulate.distributed.launch.join`."
-        )
-    return made
+"""AdamW's first beta, unless the schedule changes it."""
 
 
 # --- parameters
 
 
 def select(modulation: Modulation, stage: Stage) -> None:
-    """Set which of the modulation's parameters the stage trains."""
+    """Make the parameters that the stage trains require gradients, and no others."""
     for name, parameter in modulation.named_parameters():
-        parameter.requires_grad_(
-            ("lora" if name.startswith("lora.") else "modulator") in stage.train
-        )
+        part = "lora" if _is_lora(name) else "modulator"
+        parameter.requires_grad_(part in stage.train)
 
 
 def parameter_groups(
     modulation: nn.Module, stage: Stage, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Return AdamW groups: weight decay on matrices only, none on biases, norms, other 1-D
-    parameters and LoRA.
+    """Return AdamW's groups of the parameters that require gradients.
+
+    Only matrices decay: not biases, norms, other 1-D parameters, or LoRA. LoRA may have a learning
+    rate of its own.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in modulation.named_parameters():
-        if parameter.requires_grad:
-            lora = name.startswith("lora.")
-            # By name as well as by rank: a modulator may stack the biases and norms of its layers
-            # into matrices.
-            plain = parameter.ndim < 2 or name.endswith("bias") or "norm" in name
-            decay = 0.0 if lora or plain else weight_decay
-            groups.setdefault(
-                (decay, (stage.lora_lr or stage.lr) if lora else stage.lr), []
-            ).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        # By name as well as by rank: a modulator may stack the biases and norms of its layers
+        # into matrices.
+        plain = parameter.ndim < 2 or name.endswith("bias") or "norm" in name
+        decay = 0.0 if plain or _is_lora(name) else weight_decay
+        lr = stage.lora_lr if _is_lora(name) and stage.lora_lr else stage.lr
+        groups.setdefault((decay, lr), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr": lr}
         for (decay, lr), parameters in groups.items()
     ]
 
 
-# --- schedules: functions of the step alone, so that there is no state to resume
+def _is_lora(name: str) -> bool:
+    return name.startswith("lora.")
 
-#: optimizer step of the stage, from 0 → (factor of the peak rate, AdamW's first beta)
+
+# --- schedules: functions of the step alone, so that resuming needs no state of theirs
+
 Schedule = Callable[[int], tuple[float, float]]
+"""Optimizer step of a stage, from 0 → (factor of the peak learning rate, AdamW's first beta)."""
 
 
 def schedule_for(training: Training, steps: int) -> Schedule:
-    """Return the schedule that the recipe asks for over a stage of ``steps`` optimizer steps."""
+    """Return the recipe's schedule for a stage of ``steps`` optimizer steps."""
     if training.schedule == "one_cycle":
         return one_cycle(steps, min(training.warmup_steps / steps, 0.5))
     factor = warmup_cosine(min(training.warmup_steps, steps // 2), steps)
@@ -114,8 +70,9 @@ def schedule_for(training: Training, steps: int) -> Schedule:
 
 
 def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    """Return step → factor of the peak rate: linear up over ``warmup`` steps, cosine down to 0 at
-    ``steps``.
+    """Return step → factor of the peak learning rate.
+
+    Rises linearly over ``warmup`` steps, then falls on a cosine to 0 at ``steps``.
     """
 
     def factor(step: int) -> float:
@@ -127,12 +84,13 @@ def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
 
 
 def one_cycle(steps: int, rising: float = 0.3) -> Schedule:
-    """Return torch's OneCycleLR over ``steps``: from 1/25 of the peak up to it and down to
-    1/250,000 of it, on cosines.
+    """Return the schedule of torch's OneCycleLR over ``steps``.
 
-    ``rising``: share of the steps until the peak, torch's ``pct_start``. The momentum goes the
-    other way, 0.95 → 0.85 → 0.95. [GazeQwen's code, where the share is that of the warm-up steps,
-    at most a half]
+    The learning rate rises on a cosine from 1/25 of its peak, then falls on one to 1/250,000. The
+    momentum moves the other way: 0.95 → 0.85 → 0.95.
+
+    ``rising``: share of the steps until the peak, torch's ``pct_start``. GazeQwen's code takes the
+    share of the warm-up steps, at most a half.
     """
     peak = rising * steps - 1
     last = steps - 1
@@ -141,34 +99,37 @@ def one_cycle(steps: int, rising: float = 0.3) -> Schedule:
     slow = 0.95
     fast = 0.85
 
-    def course(step: int) -> tuple[float, float]:
+    def schedule(step: int) -> tuple[float, float]:
         if step <= peak:
-            done = step / peak if peak else 1.0  # torch's own divides by 0 here
+            done = step / peak if peak else 1.0  # torch itself divides by 0 here
             return _cosine(start, 1.0, done), _cosine(slow, fast, done)
         done = (step - peak) / (last - peak)
         return _cosine(1.0, end, done), _cosine(fast, slow, done)
 
-    return course
+    return schedule
 
 
 def _cosine(start: float, end: float, done: float) -> float:
+    """Return the value between ``start`` and ``end`` after a share ``done`` of half a cosine."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * done))
 
 
-# --- one step
+# --- steps
 
 
 @dataclass
 class Optimizer:
-    """AdamW on a stage's parameters, prepared by accelerate, with the peak rate of each group and
-    the schedule that moves it.
+    """AdamW on a stage's parameters, prepared by accelerate, under the recipe's schedule.
+
+    ``wrapped``: accelerate's wrapper of ``adamw``. ``peak_rates``: the highest learning rate of
+    each parameter group, which ``schedule`` scales.
     """
 
     accelerator: Accelerator
     modulation: Modulation
     adamw: torch.optim.AdamW
     wrapped: AcceleratedOptimizer
-    peaks: list[float]
+    peak_rates: list[float]
     schedule: Schedule
 
     @classmethod
@@ -180,69 +141,64 @@ class Optimizer:
         training: Training,
         steps: int,
     ) -> "Optimizer":
-        """Make a stage's parameters, and only these, trainable, and an optimizer for them."""
+        """Select the parameters that a stage of ``steps`` steps trains; return their optimizer."""
         select(modulation, stage)
         adamw = torch.optim.AdamW(parameter_groups(modulation, stage, training.weight_decay))
-        peaks = [group["lr"] for group in adamw.param_groups]
-        # forget the last stage's optimizer: fp16 would unscale the gradients that both share twice
+        peak_rates = [group["lr"] for group in adamw.param_groups]
+        # accelerate must forget the last stage's optimizer: under fp16 it would unscale the
+        # gradients of parameters that both optimizers have twice.
         accelerator.free_memory()
+        wrapped = accelerator.prepare(adamw)
         return cls(
-            accelerator,
-            modulation,
-            adamw,
-            accelerator.prepare(adamw),
-            peaks,
-            schedule_for(training, steps),
+            accelerator, modulation, adamw, wrapped, peak_rates, schedule_for(training, steps)
         )
 
     def step(self, number: int, clip_norm: float, usable: bool) -> list[str]:
-        """Take step ``number`` of the stage (from 0) with the gradients that are there, and clear
-        them.
+        """Take step ``number`` of the stage (from 0) with the present gradients; then clear them.
 
-        No step is taken unless the loss was ``usable`` and all gradients are finite; the names of
-        parameters whose gradients are not are returned.
+        The step is skipped unless the loss was ``usable`` and all gradients are finite. Returns the
+        names of parameters whose gradients are not finite.
         """
-        factor, momentum = self.schedule(number)
-        for group, peak in zip(self.adamw.param_groups, self.peaks, strict=True):
-            group["lr"], group["betas"] = peak * factor, (momentum, group["betas"][1])
+        self._set_rates(number)
         self.accelerator.unscale_gradients(self.wrapped)
         gradients = {name: p.grad for name, p in self._trained() if p.grad is not None}
         norm = nn.utils.get_total_norm(list(gradients.values()))
-        finite = bool(norm.isfinite())
-        wrong = (
-            []
-            if finite
-            else [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-            or list(gradients)
-        )
-        if finite and usable:
+        is_finite = bool(norm.isfinite())
+        if is_finite and usable:
             nn.utils.clip_grads_with_norm_([p for _, p in self._trained()], clip_norm, norm)
             self.wrapped.step()
         elif self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # fp16 looks for a smaller scale
+            self.accelerator.scaler.update()  # After a skipped step, fp16 tries a smaller scale.
+        non_finite = [] if is_finite else _non_finite(gradients)
         self.wrapped.zero_grad()
-        return wrong
+        return non_finite
+
+    def _set_rates(self, step: int) -> None:
+        factor, momentum = self.schedule(step)
+        for group, peak_rate in zip(self.adamw.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak_rate * factor
+            group["betas"] = (momentum, group["betas"][1])
 
     @property
     def rate(self) -> float:
-        """The first group's learning rate in the last step."""
+        """Learning rate of the first parameter group in the last step."""
         return float(self.adamw.param_groups[0]["lr"])
 
     @property
     def scale(self) -> float:
-        """By what fp16 multiplies the loss; 1 elsewhere."""
-        return (
-            1.0 if self.accelerator.scaler is None else float(self.accelerator.scaler.get_scale())
-        )
+        """Factor by which fp16 multiplies the loss; 1 in other precisions."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.modulation.named_parameters() if p.requires_grad)
 
-    # --- its state, for checkpoints
+    # --- checkpoints
 
-    def state(self) -> dict[str, Tensor]:
-        """Return AdamW's moments and step counts: {"exp_avg/<parameter>": …}; parameters that had
-        no gradient yet have none.
+    def moments(self) -> dict[str, Tensor]:
+        """Return AdamW's moments and step counts, by "exp_avg/<parameter>" and the like.
+
+        Parameters that have had no gradient yet have none.
         """
         return {
             f"{key}/{name}": value
@@ -250,27 +206,23 @@ class Optimizer:
             for key, value in self.adamw.state.get(p, {}).items()
         }
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what :meth:`state` returned."""
+    def restore(self, moments: dict[str, Tensor]) -> None:
+        """Set what :meth:`moments` returned."""
         for name, p in self._trained():
             own = {
-                key: state[f"{key}/{name}"]
+                key: moments[f"{key}/{name}"]
                 for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}/{name}" in state
+                if f"{key}/{name}" in moments
             }
             if own:
+                # AdamW keeps its step count on the CPU.
                 self.adamw.state[p] = {
                     key: value.clone() if key == "step" else value.to(p.device)
                     for key, value in own.items()
                 }
 
 
-def smoothed_cross_entropy(logits: Tensor, answers: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy over the options that each row offers (others are −inf), smoothed over
-    those options only.
-    """
-    offered = ~logits.isneginf()  # and not "is finite": a host's NaN is to reach the loss
-    log_p = logits.log_softmax(1).masked_fill(~offered, 0.0)
-    nll = -log_p.gather(1, answers[:, None])[:, 0]
-    uniform = -log_p.sum(1) / offered.sum(1)
-    return ((1 - smoothing) * nll + smoothing * uniform).mean()
+def _non_finite(gradients: dict[str, Tensor]) -> list[str]:
+    """Return the names of gradients that are not finite; all, if only their norm overflowed."""
+    names = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    return names or list(gradients)

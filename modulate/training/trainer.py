@@ -1,57 +1,36 @@
-"""The training loop: stages, validation and checkpoints, on accelerate."""
+"""Training of a run: its stages, with validations and checkpoints, on accelerate."""
 
-import json
-import math
-import random
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from modulate.config.sections import Stage
-from modulate.data.feature_cache import weights_digest
 from modulate.distributed.launch import current
-from modulate.errors import CheckpointError, DivergedError, Interrupted
-from modulate.evaluation.evaluate import score
+from modulate.distributed.process_group import ProcessGroup
+from modulate.errors import CheckpointError, Interrupted
 from modulate.hosts.fsdp import refuse_out_of_step
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import Sample
 from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.module import Modulation
+from modulate.runs.records import RunState
 from modulate.runs.run import Run
-from modulate.training.data_loader import PrefetchLoader, arranged, training_samples
-from modulate.training.gradient_sync import add_up, check_size, own_part
-from modulate.training.optimizer import Optimizer, accelerator_for
-from modulate.training.train_step import StepStats, TrainStep, diagnosis
-from modulate.training.trainer_state import Snapshot, TrainerState, notes_of, refuse_other
-from modulate.utils.atomic_files import LineWriter, remove_partial
+from modulate.training.augmentation import Augmentation
+from modulate.training.checkpointer import Checkpointer
+from modulate.training.data_loader import FailedSamples, PrefetchLoader, training_samples
+from modulate.training.epoch_sampler import EpochSampler, rank_batches
+from modulate.training.loss import BatchLoss
+from modulate.training.optimizer import Optimizer
+from modulate.training.optimizer_step import OptimizerStep, StagePlan
+from modulate.training.processes import accelerator_for, refuse_idle_processes
+from modulate.training.train_step import TrainStep
+from modulate.training.trainer_state import Snapshot, require_same_inputs
+from modulate.training.training_log import Listener, TrainingLog
+from modulate.training.validation import Validator
+from modulate.utils.atomic_files import remove_partial
 from modulate.utils.interrupts import StopRequest
 from modulate.utils.library_warnings import show_library_warnings
-
-
-@dataclass
-class Progress:
-    """What a progress display receives after every optimizer step.
-
-    ``loss``: NaN if no sample took part. ``active``: share of samples whose signal reached a token.
-    ``skipped``: why the step was skipped, or "".
-    """
-
-    stage: str
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    active: float
-    lr: float
-    skipped: str = ""
-
-
-Listener = Callable[[Progress], None]
 
 
 @show_library_warnings()
@@ -85,42 +64,65 @@ def train(
                 run.clear()
             remove_partial(run.folder)
         made_of = pipeline.fingerprints()
-        processes.require_equal("data, host or backbone", made_of)
-        state = run.read_state()
-        processes.require_equal("run in its folder", state.model_dump())
-        refuse_other(run.folder, made_of if state.made_of is None else state.made_of, made_of)
-        if state.finished:
-            altered = run.altered()
-            if not altered:
-                if processes.is_main_process:
-                    run.checkpoints.keep(1)
-                return Modulation.from_pretrained(run.weights)
-            warnings.warn(
-                f"{altered[0]} was changed since training wrote it; the modulation is made again"
-                " from the last checkpoint.",
-                stacklevel=2,
-            )
+        state = _checked_state(run, made_of, processes)
+        if state.finished and _has_intact_weights(run):
+            if processes.is_main_process:
+                run.checkpoints.keep(1)
+            return Modulation.from_pretrained(run.weights)
         trainer = Trainer(run, pipeline, made_of, listener, stop or StopRequest())
         trainer.restore(notice)
         modulation = trainer.fit()
         if processes.is_main_process:
-            modulation.save_pretrained(run.weights)
-            run.write_json(
-                "state.json",
-                {
-                    "finished": True,
-                    "made_of": made_of,
-                    "weights": run.weight_hashes(),
-                    **trainer.account(),
-                },
-            )
-            trainer.checkpoints.keep(1)
+            _save_results(run, modulation, made_of, trainer.counts())
         processes.barrier()
         return modulation
 
 
+def _checked_state(run: Run, made_of: dict[str, str], processes: ProcessGroup) -> RunState:
+    """Return the run's state. Raises :class:`DataError` if its inputs changed, or differ by rank.
+
+    ``made_of``: fingerprints of the inputs that there are now.
+    """
+    processes.require_equal("data, host or backbone", made_of)
+    state = run.read_state()
+    processes.require_equal("run in its folder", state.model_dump())
+    if state.made_of is not None:
+        require_same_inputs(run.folder, state.made_of, made_of)
+    return state
+
+
+def _has_intact_weights(run: Run) -> bool:
+    """Return whether a finished run's weights are as training wrote them; if not, warn."""
+    altered = run.altered()
+    if altered:
+        warnings.warn(
+            f"{altered[0]} was changed since training wrote it; the modulation is made again"
+            " from the last checkpoint.",
+            stacklevel=3,
+        )
+    return not altered
+
+
+def _save_results(
+    run: Run, modulation: Modulation, made_of: dict[str, str], counts: dict[str, Any]
+) -> None:
+    modulation.save_pretrained(run.weights)
+    # Written last: a run without it counts as unfinished, and its training continues.
+    state = {"finished": True, "made_of": made_of, "weights": run.weight_hashes(), **counts}
+    run.write_json("state.json", state)
+    run.checkpoints.keep(1)
+
+
 class Trainer:
-    """One training of a run: its modulation, progress, optimizer and checkpoints."""
+    """Trains a run's modulation, stage by stage.
+
+    Args:
+        run: the run; its recipe says how to train.
+        pipeline: prepares the samples, and has the host.
+        made_of: fingerprints of data, host and backbone.
+        listener: receives the progress of every optimizer step.
+        stop: ends the training early.
+    """
 
     def __init__(
         self,
@@ -130,308 +132,144 @@ class Trainer:
         listener: Listener,
         stop: StopRequest,
     ) -> None:
-        self.recipe = run.recipe
+        recipe = run.recipe
+        refuse_idle_processes(current(), recipe.training)
+        refuse_out_of_step(recipe, current(), training=True)
         self.pipeline = pipeline
-        self.made_of = made_of
-        self.listener = listener
         self.stop = stop
-        self.settings = run.recipe.training
-        self.processes = current()
-        check_size(self.processes, self.settings)
-        refuse_out_of_step(self.recipe, self.processes, training=True)
-        self.log = LineWriter(run.folder / "log.jsonl")
-        self.checkpoints = run.checkpoints
-        self.accelerator = accelerator_for(run.recipe, pipeline.device, run.folder)
-        if self.settings.trackers:
-            self.accelerator.init_trackers(run.recipe.name)
+        self.accelerator = accelerator_for(recipe, pipeline.device, run.folder)
+        self.log = TrainingLog(run, self.accelerator, listener)
+        self.checkpointer = Checkpointer(run, made_of, self.accelerator, self.log.lines)
         self.modulation = pipeline.fresh_modulation().to(pipeline.device)
-        self.samples, self.left_out = training_samples(pipeline)
-        self.validation = pipeline.samples("val") if self.settings.validate_every else []
-        self.state = TrainerState()
-        self.rng = random.Random(run.recipe.seed)
-        self.best: dict[str, Tensor] = {}
-        self.optimizer: Optimizer | None = None
-        self._moments: dict[
-            str, Tensor
-        ] = {}  # From a checkpoint, until its stage's optimizer exists.
-        self._since = time.monotonic()
+        self.sampler = EpochSampler(
+            training_samples(pipeline),
+            recipe.training,
+            recipe.seed,
+            lambda sample: len(pipeline.times(sample, training=True)),
+        )
+        self.validator = Validator(pipeline)
+        self.snapshot = Snapshot.initial(recipe.seed)
 
-    def account(self) -> dict[str, Any]:
-        """Return the training's counts for state.json."""
-        state = self.state
-        counts = {
+    def restore(self, notify: Callable[[str], None]) -> None:
+        """Continue from the run's last intact checkpoint, if it has one."""
+        self.snapshot = self.checkpointer.restore(self.modulation, notify) or self.snapshot
+
+    def counts(self) -> dict[str, Any]:
+        """Return the training's counts, for state.json."""
+        state = self.snapshot.state
+        return {
+            "steps": state.steps,
+            "seconds": round(state.seconds, 1),
             "failed": state.failed,
-            "left_out": self.left_out,
+            "left_out": len(self.pipeline.samples("train")) - len(self.sampler.samples),
             "skipped": state.skipped,
             "split_steps": state.split_steps,
-            "apart": state.apart,
+            "unshared_batches": state.unshared_batches,
             "resumed": state.resumed,
         }
-        return {"steps": state.steps, "seconds": round(state.seconds, 1), **counts}
 
     def fit(self) -> Modulation:
-        """Run the remaining stages and return the best (or last) modulation, detached."""
+        """Train the remaining stages; return the modulation detached, with its best weights.
+
+        Without validations, these are the last ones.
+        """
         host = ModulatedHost(self.modulation, self.pipeline.model)
+        stages = self.pipeline.recipe.training.stages
         try:
             with self.pipeline.host_caches():
-                while self.state.stage < len(self.settings.stages):
-                    self._stage(self.settings.stages[self.state.stage], host)
+                for stage in stages[self.snapshot.state.stage :]:
+                    self._train_stage(stage, host)
         finally:
             host.attachment.detach()
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
+            self.log.close()
         return self.modulation.eval()
 
-    # --- one stage
+    def _train_stage(self, stage: Stage, host: ModulatedHost) -> None:
+        settings = self.pipeline.recipe.training
+        plan = self._plan(stage)
+        optimizer = Optimizer.make(self.accelerator, self.modulation, stage, settings, plan.steps)
+        optimizer.restore(self.snapshot.moments)
+        prepare = partial(self.pipeline.prepare, training=True)
+        with PrefetchLoader(prepare, settings.prefetch_batches) as loader:
+            train_step = self._train_step(host, loader)
+            step = OptimizerStep(plan, train_step, optimizer, self.snapshot.state, self.log)
+            self._run_steps(step, host, loader.iterate(self._remaining_batches(stage)))
+        self.snapshot.finish_stage(self.modulation)
+        self.checkpointer.save(self.snapshot, self.modulation)
+        self._agreed_stop().check()
 
-    def _stage(self, stage: Stage, host: ModulatedHost) -> None:
-        settings = self.settings
-        state = self.state
-        per_epoch = math.ceil(len(self._epoch(stage.name, 0)) / settings.accumulation)
-        steps = max(1, round(stage.epochs * per_epoch))
-        if state.step > steps:
+    def _plan(self, stage: Stage) -> StagePlan:
+        """Return how long a stage is. Raises :class:`CheckpointError` if it is past its end."""
+        batches = len(self.sampler.epoch(stage.name, 0))
+        plan = StagePlan.of(stage, batches, self.pipeline.recipe.training.accumulation)
+        step = self.snapshot.state.step
+        if step > plan.steps:
             raise CheckpointError(
-                f"The checkpoint in {self.checkpoints.folder} is after step {state.step} of the"
-                f" stage {stage.name!r}, which has {steps}; start anew with --no-resume."
+                f"The checkpoint in {self.checkpointer.checkpoints.folder} is after step {step} of"
+                f" the stage {stage.name!r}, which has {plan.steps}; start anew with --no-resume."
             )
-        every = per_epoch * (settings.validate_every or 1)
-        self.optimizer = Optimizer.make(self.accelerator, self.modulation, stage, settings, steps)
-        self.optimizer.restore(self._moments)
-        with PrefetchLoader(
-            partial(self.pipeline.prepare, training=True), settings.prefetch_batches
-        ) as loader:
-            batches = loader.over(self._batches(stage.name, state.step * settings.accumulation))
-            train_step = TrainStep(
-                self.pipeline,
-                self.accelerator,
-                host,
-                self.rng,
-                state.failed,
-                len(self.samples),
-                loader.get,
-                self.processes,
-            )
-            self._steps(stage, host, steps, every, batches, train_step)
-        if self.best:
-            self.modulation.load_state_dict(self.best)
-        state.stage += 1
-        state.step = 0
-        state.validated = 0
-        state.best = -1.0
-        state.stale = 0
-        self.best = {}
-        self.optimizer = None
-        self._moments = {}
-        self._save()
-        self.processes.agree_on_stop(self.stop).check()
+        return plan
 
-    def _steps(
-        self,
-        stage: Stage,
-        host: ModulatedHost,
-        steps: int,
-        every: int,
-        batches: Iterator[list[Sample]],
-        train_step: TrainStep,
+    def _train_step(self, host: ModulatedHost, loader: PrefetchLoader) -> TrainStep:
+        recipe = self.pipeline.recipe
+        processes = current()
+        return TrainStep(
+            BatchLoss(self.pipeline, self.accelerator, host),
+            Augmentation(recipe.training, host.attachment.host, self.snapshot.rng, processes),
+            FailedSamples(
+                self.snapshot.state.failed,
+                len(self.sampler.samples),
+                recipe.evaluation.max_failed_share,
+            ),
+            loader.get,
+            processes,
+        )
+
+    def _remaining_batches(self, stage: Stage) -> Iterator[list[Sample]]:
+        """Yield this process's part of the batches that the stage has not trained on yet."""
+        settings = self.pipeline.recipe.training
+        done = self.snapshot.state.step * settings.accumulation
+        return rank_batches(current(), settings, self.sampler.batches(stage.name, done))
+
+    def _run_steps(
+        self, step: OptimizerStep, host: ModulatedHost, batches: Iterator[list[Sample]]
     ) -> None:
-        """Run the stage's remaining steps, with a validation after every ``every`` steps.
+        """Take the stage's remaining steps, with validations and checkpoints in between.
 
-        Ends early when patience is exhausted.
+        Ends early when validations stop improving.
         """
-        settings = self.settings
-        state = self.state
+        settings = self.pipeline.recipe.training
+        state = self.snapshot.state
+        plan = step.plan
+        # Validated first: a training that stopped during a validation resumes with it.
         while True:
-            if (
-                self.validation
-                and state.step > state.validated
-                and (state.step == steps or state.step % every == 0)
-            ):
-                self._validate(stage, host)
-                self._save()
-            if state.step == steps or (settings.patience and state.stale >= settings.patience):
+            if self.validator.is_due(state, plan):
+                self._validate(step, host)
+            if state.step == plan.steps or self.validator.is_patience_exhausted(state):
                 break
-            self._step(
-                stage, steps, [next(batches) for _ in range(settings.accumulation)], train_step
-            )
-            stop = self.processes.agree_on_stop(self.stop)
+            step.take([next(batches) for _ in range(settings.accumulation)])
+            stop = self._agreed_stop()
             if stop.requested or state.step % settings.checkpoint_every == 0:
-                self._save()
+                self._save(step.optimizer)
             stop.check()
 
-    def _batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
-        """Yield this process's part of the stage's batches endlessly, from the ``skip``-th on.
-
-        Each epoch has its own order.
-        """
-        whole = self._all_batches(stage, skip)
-        return whole if self.processes.size == 1 else own_part(self.processes, self.settings, whole)
-
-    def _all_batches(self, stage: str, skip: int) -> Iterator[list[Sample]]:
-        epoch, first = divmod(skip, len(self._epoch(stage, 0)))
-        while True:
-            yield from self._epoch(stage, epoch)[first:]
-            epoch += 1
-            first = 0
-
-    def _epoch(self, stage: str, epoch: int) -> list[list[Sample]]:
-        """Return the batches of an epoch; every epoch has the same number of them."""
-        rng = random.Random(f"{self.recipe.seed}:{stage}:{epoch}")
-        return arranged(
-            self.samples,
-            self.settings.batch_size,
-            self.settings.batch_by,
-            rng,
-            lambda s: len(self.pipeline.times(s, training=True)),
-        )
-
-    def _step(
-        self, stage: Stage, steps: int, batches: list[list[Sample]], train_step: TrainStep
-    ) -> None:
-        state = self.state
-        before = len(self.state.failed)
-        self.modulation.train()
-        stats = train_step.accumulate(batches)
-        stats = add_up(
-            self.processes,
-            self.accelerator,
-            train_step,
-            stats,
-            before,
-            [p for p in self.modulation.parameters() if p.requires_grad],
-        )
-        skipped, wrong = self._update(stats)
-        state.step += 1
-        state.steps += 1
-        state.split_steps += stats.split
-        state.apart += stats.apart
-        state.in_a_row = state.in_a_row + 1 if skipped == "not_finite" else 0
-        if skipped:
-            state.skipped[skipped] = state.skipped.get(skipped, 0) + 1
-        self._report(stage, steps, stats, skipped)
-        if state.in_a_row >= self.settings.max_skipped_steps:
-            raise DivergedError(diagnosis(stage, state, stats, wrong))
-
-    def _update(self, stats: StepStats) -> tuple[str, list[str]]:
-        """Take an optimizer step.
-
-        Return why it was skipped, or "", and the parameters whose gradients are not finite.
-        """
-        assert self.optimizer is not None
-        if not stats.n:
-            return "no_samples", []
-        scale = self.optimizer.scale
-        usable = math.isfinite(stats.loss)
-        wrong = self.optimizer.step(self.state.step, self.settings.clip_norm, usable)
-        if usable and not wrong:
-            return "", []
-        # fp16's scaler finds its scale by overflowing: not a fault of the training.
-        return ("scaled" if usable and scale > 1 else "not_finite"), wrong
-
-    def _validate(self, stage: Stage, host: ModulatedHost) -> None:
-        state = self.state
+    def _validate(self, step: OptimizerStep, host: ModulatedHost) -> None:
+        """Validate the present weights, and save a checkpoint, even if asked to stop meanwhile."""
+        state = self.snapshot.state
         self.modulation.eval()
         try:
-            records = score(
-                self.pipeline,
-                host.attachment,
-                self.validation,
-                self.settings.condition,
-                lambda n: self.processes.agree_on_stop(self.stop).check(),
-            )
+            accuracy = self.validator.accuracy(host.attachment, lambda: self._agreed_stop().check())
         except Interrupted:
-            self._save()
+            self._save(step.optimizer)
             raise
-        accuracy = sum(r.correct for r in records) / len(records)
-        self._log({"stage": stage.name, "step": state.step, "validation_accuracy": accuracy})
-        state.validated = state.step
-        if accuracy >= state.best:
-            state.best = accuracy
-            state.stale = 0
-            self.best = {k: v.detach().clone() for k, v in self.modulation.state_dict().items()}
-        else:
-            state.stale += 1
+        self.log.validation(step.plan.stage.name, state.step, accuracy, state.steps)
+        self.snapshot.record_validation(accuracy, self.modulation)
+        self._save(step.optimizer)
 
-    def _report(self, stage: Stage, steps: int, stats: StepStats, skipped: str) -> None:
-        assert self.optimizer is not None
-        n = max(1, stats.n)
-        loss = stats.loss / n if stats.n else math.nan
-        progress = Progress(
-            stage.name,
-            self.state.step,
-            steps,
-            loss,
-            stats.right / n,
-            stats.active / n,
-            self.optimizer.rate,
-            skipped,
-        )
-        self._log({k: v for k, v in asdict(progress).items() if k != "skipped" or v})
-        self.listener(progress)
+    def _save(self, optimizer: Optimizer) -> None:
+        self.snapshot.moments = optimizer.moments()
+        self.checkpointer.save(self.snapshot, self.modulation)
 
-    def _log(self, record: dict[str, Any]) -> None:
-        if not self.processes.is_main_process:
-            return
-        plain = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in record.items()
-        }  # JSON has no NaN
-        self.log.append(json.dumps(plain, allow_nan=False))
-        if self.settings.trackers:
-            self.accelerator.log(
-                {k: v for k, v in plain.items() if isinstance(v, int | float)},
-                step=self.state.steps,
-            )
-
-    # --- checkpoints
-
-    def _save(self) -> None:
-        if self.processes.size > 1:
-            digest = weights_digest(self.modulation)
-            self.processes.require_equal("modulation at a checkpoint", digest)
-        if not self.processes.is_main_process:
-            return
-        state = self.state
-        now = time.monotonic()
-        state.seconds += now - self._since
-        self._since = now
-        state.lines = self.log.count
-        moments = self.optimizer.state() if self.optimizer else {}
-        notes, tensors = Snapshot(
-            state, self.modulation.state_dict(), self.best, moments, self.rng
-        ).pack(self.accelerator)
-        self.log.flush()
-        self.checkpoints.save({"made_of": self.made_of, **notes}, tensors)
-
-    def restore(self, notice: Callable[[str], None]) -> None:
-        """Restore the last intact checkpoint, or begin at the start.
-
-        Rank 0 removes damaged checkpoints before the other processes read.
-        """
-        found = self.checkpoints.latest() if self.processes.is_main_process else None
-        self.processes.barrier()
-        found = found if self.processes.is_main_process else self.checkpoints.latest()
-        notes = notes_of(found, self.checkpoints.folder) if found else None
-        self.processes.require_equal("checkpoint, or none", notes and asdict(notes.state))
-        if found is None or notes is None:
-            if self.processes.is_main_process:
-                self.log.cut(0)
-            return
-        refuse_other(self.log.path.parent, notes.made_of, self.made_of)
-        then = Snapshot.unpack(found, notes, self.accelerator)
-        self.state = then.state
-        self.rng = then.rng
-        self._moments = then.moments
-        self.best = {k: v.to(self.pipeline.device) for k, v in then.best.items()}
-        then.load_into(self.modulation)
-        if self.processes.is_main_process and (missing := self.log.cut(then.state.lines)):
-            warnings.warn(
-                f"{self.log.path} lacks {missing} lines that were written before the checkpoint;"
-                " the training itself lacks nothing.",
-                stacklevel=2,
-            )
-        self.state.resumed.append(self.state.steps)
-        if self.processes.is_main_process:
-            notice(
-                f"Continuing after optimizer step {self.state.steps}, from"
-                f" {self.checkpoints.folder}."
-            )
+    def _agreed_stop(self) -> StopRequest:
+        """Return a stop request that is set in all processes if it is set in any."""
+        return current().agree_on_stop(self.stop)

@@ -1,6 +1,4 @@
-"""What a training needs to go on as if it had never ended: where it is, its weights and moments,
-its random numbers.
-"""
+"""What a checkpoint holds: progress, weights, moments and random states of a training."""
 
 import random
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from pydantic import ConfigDict, Field, Strict, TypeAdapter
+from pydantic import AliasChoices, ConfigDict, Field, Strict, TypeAdapter
 from torch import Tensor, nn
 
 from modulate.errors import CheckpointError, DataError
@@ -22,21 +20,21 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class TrainerState:
-    """Where a training is.
+    """Progress and counts of a training.
 
-    ``stage``: index of the running stage; of it ``step`` optimizer steps done, ``validated`` at
-    which of them last, the ``best`` accuracy so far, and ``stale`` validations since. ``steps``: of
-    all stages. ``lines``: of the log. ``skipped``: optimizer steps not taken, by reason;
-    ``in_a_row``: the last ones, if not finite. ``split_steps``: those for which memory was short.
-    ``apart``: batches of one clip whose questions could not be asked together. ``resumed``:
-    ``steps`` at every resumption.
+    Of the running stage: ``stage``: its index. ``step``: optimizer steps done. ``validated``: the
+    step of the last validation. ``best``: highest validation accuracy. ``stale``: validations since
+    then.
+
+    Of the whole training: ``steps``: optimizer steps done. ``lines``: lines of the log. ``failed``:
+    errors of samples, by id. ``skipped``: optimizer steps not taken, by reason.
+    ``consecutive_skips``: the latest of them in a row that were not finite. ``split_steps``: steps
+    split because memory was short. ``unshared_batches``: batches of one clip whose questions could
+    not share a forward. ``resumed``: ``steps`` at each resumption.
     """
 
-    __pydantic_config__ = ConfigDict(
-        extra="forbid"
-        # a key that this version does not know says where the training is: guessing would train
-        # otherwise
-    )
+    # A key unknown to this version is refused: to ignore it could change the rest of the training.
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     stage: Count = 0
     step: Count = 0
@@ -48,21 +46,36 @@ class TrainerState:
     seconds: Real = 0.0
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, Count] = field(default_factory=dict)
-    in_a_row: Count = 0
+    # The second names are those of version 0.1, whose checkpoints still load.
+    consecutive_skips: Annotated[
+        Count, Field(validation_alias=AliasChoices("consecutive_skips", "in_a_row"))
+    ] = 0
     split_steps: Count = 0
-    apart: Count = 0
+    unshared_batches: Annotated[
+        Count, Field(validation_alias=AliasChoices("unshared_batches", "apart"))
+    ] = 0
     resumed: list[Count] = field(default_factory=list)
+
+    def count_step(self, skipped: str) -> None:
+        """Count an optimizer step; ``skipped``: why it was not taken, or ""."""
+        self.step += 1
+        self.steps += 1
+        if skipped:
+            self.skipped[skipped] = self.skipped.get(skipped, 0) + 1
+        self.consecutive_skips = self.consecutive_skips + 1 if skipped == "not_finite" else 0
 
 
 Word = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 
 
 class Notes(Record):
-    """What a checkpoint notes in JSON: what the run is made of, where its training is, and the
-    states of the random numbers and of fp16's loss scale.
+    """The JSON part of a checkpoint.
+
+    ``made_of``: fingerprints of the training's inputs. ``random``: the state of the augmentation's
+    random numbers. ``scaler``: that of fp16's loss scale.
     """
 
-    model_config = ConfigDict(strict=False)  # a dataclass, and tuples, are made of what JSON has
+    model_config = ConfigDict(strict=False)  # JSON has lists and objects for tuples and dataclasses
 
     made_of: dict[str, str]
     state: TrainerState
@@ -73,10 +86,10 @@ class Notes(Record):
 _NOTES = TypeAdapter(Notes)
 
 
-def notes_of(found: Checkpoint, folder: Path) -> Notes:
-    """Return what a checkpoint in ``folder`` notes.
+def parse_notes(found: Checkpoint, folder: Path) -> Notes:
+    """Return the notes of a checkpoint in ``folder``.
 
-    Raises :class:`CheckpointError` for what no training of this version notes.
+    Raises :class:`CheckpointError` if this version of modulate would not have written them.
     """
     try:
         return checked(
@@ -88,8 +101,10 @@ def notes_of(found: Checkpoint, folder: Path) -> Notes:
 
 @dataclass
 class Snapshot:
-    """A training at one moment: its state, the modulation's weights now and at their best, the
-    optimizer's moments, and the augmentation's random numbers.
+    """Everything that a training needs to continue as if it had never stopped.
+
+    ``model``: the modulation's weights. ``best``: those of the stage's best validation; empty
+    before the first. ``moments``: the optimizer's. ``rng``: the augmentation's random numbers.
     """
 
     state: TrainerState
@@ -98,9 +113,44 @@ class Snapshot:
     moments: Weights
     rng: random.Random
 
+    @classmethod
+    def initial(cls, seed: int) -> "Snapshot":
+        """Return the snapshot of a training that has not begun."""
+        return cls(TrainerState(), {}, {}, {}, random.Random(seed))
+
+    # --- progress
+
+    def record_validation(self, accuracy: float, modulation: nn.Module) -> None:
+        """Note a validation, and keep the weights if none was better."""
+        state = self.state
+        state.validated = state.step
+        if accuracy >= state.best:
+            state.best = accuracy
+            state.stale = 0
+            weights = modulation.state_dict()
+            self.best = {name: value.detach().clone() for name, value in weights.items()}
+        else:
+            state.stale += 1
+
+    def finish_stage(self, modulation: nn.Module) -> None:
+        """Give ``modulation`` the stage's best weights, if it was validated; begin the next."""
+        if self.best:
+            modulation.load_state_dict(self.best)
+        state = self.state
+        state.stage += 1
+        state.step = 0
+        state.validated = 0
+        state.best = -1.0
+        state.stale = 0
+        self.best = {}
+        self.moments = {}
+
+    # --- checkpoints
+
     def pack(self, accelerator: Accelerator) -> tuple[dict[str, Any], Weights]:
-        """Return notes and tensors for a checkpoint, with torch's random state and that of fp16's
-        loss scale.
+        """Return notes and tensors for a checkpoint.
+
+        They include torch's random state and the state of fp16's loss scale.
         """
         scaler = accelerator.scaler
         notes = {
@@ -117,15 +167,17 @@ class Snapshot:
             "moments": self.moments,
             "random": torch_random,
         }
-        return notes, {
-            f"{part}/{key}": value
+        tensors = {
+            f"{part}/{name}": value
             for part, values in parts.items()
-            for key, value in values.items()
+            for name, value in values.items()
         }
+        return notes, tensors
 
     @classmethod
     def unpack(cls, found: Checkpoint, notes: Notes, accelerator: Accelerator) -> "Snapshot":
-        """Return what :meth:`pack` packed, and set torch's random state and the loss scale;
+        """Return what :meth:`pack` packed; set torch's random state and the loss scale.
+
         ``notes``: those of ``found``. Raises :class:`CheckpointError`.
         """
         parts: dict[str, Weights] = {"model": {}, "best": {}, "moments": {}, "random": {}}
@@ -145,7 +197,7 @@ class Snapshot:
         return cls(notes.state, parts["model"], parts["best"], parts["moments"], rng)
 
     def load_into(self, modulation: nn.Module) -> None:
-        """Give ``modulation`` the weights. Raises :class:`CheckpointError`."""
+        """Give ``modulation`` the snapshot's weights. Raises :class:`CheckpointError`."""
         try:
             modulation.load_state_dict(self.model)
         except RuntimeError as error:
@@ -159,8 +211,8 @@ def _misfit(error: Exception) -> CheckpointError:
     )
 
 
-def refuse_other(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise :class:`DataError` when what a run is made of has changed since it began."""
+def require_same_inputs(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise :class:`DataError` if the fingerprints of a run's inputs changed since it began."""
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise DataError(

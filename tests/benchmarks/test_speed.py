@@ -24,8 +24,9 @@ from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forwar
 from modulate.interfaces.components import Sample
 from modulate.modulation.attachment import ModulatedHost
 from modulate.runs.run import Run
-from modulate.training.data_loader import PrefetchLoader, arranged
-from modulate.training.optimizer import smoothed_cross_entropy
+from modulate.training.data_loader import PrefetchLoader
+from modulate.training.epoch_sampler import epoch_batches
+from modulate.training.loss import smoothed_cross_entropy
 from modulate.training.trainer import train
 from modulate.utils.lru_cache import LRUCache
 
@@ -203,7 +204,7 @@ def test_batches_hold_every_sample_once_and_what_belongs_together():
     ids = {s.id for s in samples}
     for together in ("any", "length", "clip"):
         first, again, other = (
-            arranged(samples, 4, together, random.Random(seed), lambda s: int(s.window[1]))
+            epoch_batches(samples, 4, together, random.Random(seed), lambda s: int(s.window[1]))
             for seed in (1, 1, 2)
         )
         assert first == again != other and len(first) == len(other)
@@ -215,11 +216,11 @@ def test_batches_hold_every_sample_once_and_what_belongs_together():
             )
     assert all(
         len({(s.video, s.window) for s in b}) == 1
-        for b in arranged(samples, 4, "clip", random.Random(0))
+        for b in epoch_batches(samples, 4, "clip", random.Random(0))
     )
     spread = [
         len({s.window for s in b})
-        for b in arranged(samples, 4, "length", random.Random(0), lambda s: int(s.window[1]))
+        for b in epoch_batches(samples, 4, "length", random.Random(0), lambda s: int(s.window[1]))
     ]
     assert sum(spread) <= len(spread) + 2  # only batches on a border mix two lengths
 
@@ -228,7 +229,7 @@ def test_any_order_is_the_plain_shuffle():
     samples = [sample(i) for i in range(10)]
     order = list(samples)
     random.Random("7:stage:0").shuffle(order)
-    assert arranged(samples, 3, "any", random.Random("7:stage:0")) == [
+    assert epoch_batches(samples, 3, "any", random.Random("7:stage:0")) == [
         order[i : i + 3] for i in range(0, 10, 3)
     ]
 
@@ -247,7 +248,7 @@ def test_the_loader_prepares_ahead_in_a_thread_and_raises_where_the_sample_is_as
         return s.id * 2
 
     with PrefetchLoader(prepare, ahead=2) as loader:
-        ahead = loader.over(iter(batches))
+        ahead = loader.iterate(iter(batches))
         assert next(ahead) == batches[0]
         free.release(6)  # three batches are in preparation, no more
         assert loader.get(batches[0][0]) == "00"
@@ -264,7 +265,7 @@ def test_without_ahead_nothing_is_prepared_before_it_is_asked_for():
     with PrefetchLoader(
         lambda s: (asked.append(s.id), threading.current_thread())[1], ahead=0
     ) as loader:
-        batches = list(loader.over(iter([[sample(0)], [sample(1)]])))
+        batches = list(loader.iterate(iter([[sample(0)], [sample(1)]])))
         assert not asked and loader.get(batches[1][0]) is threading.main_thread() and asked == ["1"]
 
 
@@ -319,8 +320,8 @@ def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(
     assert len(losses) == 2 and near == pytest.approx(losses, abs=1e-4)
     fresh = pipeline.fresh_modulation().state_dict()
     moved = [k for k in plain if (plain[k] - fresh[k]).abs().max() > 1e-4]
-    apart = lambda name: json.loads((tmp_path / name / "state.json").read_text())["apart"]
-    assert apart("1-clip") == 0
+    unshared = lambda name: Run.open(tmp_path / name).read_state().unshared_batches
+    assert unshared("1-clip") == 0
     shifts = iter(range(100))
     read = pipeline.signals.read
     # Give every question a signal of its own.
@@ -328,7 +329,7 @@ def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(
         pipeline.signals, "read", lambda sample: read(sample).moved(1e-3 * next(shifts))
     )
     trained(pipeline, tmp_path, prefetch_batches=0, batch_by="clip")
-    assert apart("0-clip") == 2
+    assert unshared("0-clip") == 2
     assert "out.0.weight" in moved and all(
         (plain[k] - together[k]).abs().max() < 0.2 * (plain[k] - fresh[k]).abs().max()
         for k in moved

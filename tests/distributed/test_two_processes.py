@@ -22,7 +22,7 @@ from modulate.evaluation.evaluate import evaluate
 from modulate.hosts.fsdp import in_step, refuse_out_of_step
 from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
-from modulate.training.data_loader import arranged
+from modulate.training.epoch_sampler import epoch_batches
 from modulate.training.trainer import train
 from modulate.utils.file_lock import folder_lock
 from tests.distributed.ranks_worker import TROUBLED, recipe_for, without
@@ -39,7 +39,9 @@ def world(tmp_path_factory):
     pipeline.make_data()
     run = Run.create(recipe, world / "solo")
     evaluate(run, pipeline, train(run, pipeline))
-    bad = arranged(pipeline.samples("train"), 4, "any", random.Random("0:modulator:0"))[0][0].id
+    bad = epoch_batches(pipeline.samples("train"), 4, "any", random.Random("0:modulator:0"))[0][
+        0
+    ].id
     (world / "bad.txt").write_text(bad)
     pipeline.recipe = recipe_for(world, *TROUBLED)
     without(pipeline, bad)

@@ -73,7 +73,7 @@ STATE = {
     "left_out": 1,
     "skipped": {"no_samples": 1},
     "split_steps": 0,
-    "apart": 0,
+    "unshared_batches": 0,
     "resumed": [1],
 }
 
@@ -702,7 +702,7 @@ def test_a_checkpoint_whose_notes_fit_their_checksum_but_no_training_is_refused(
 
     from modulate.errors import CheckpointError
     from modulate.runs.checkpoints import Checkpoints
-    from modulate.training.trainer_state import TrainerState, notes_of
+    from modulate.training.trainer_state import TrainerState, parse_notes
 
     good = {
         "made_of": {"data": "a"},
@@ -712,7 +712,9 @@ def test_a_checkpoint_whose_notes_fit_their_checksum_but_no_training_is_refused(
     }
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(good, {})
-    assert notes_of(checkpoints.latest(), tmp_path).state == TrainerState(step=2, failed={"a": "b"})
+    assert parse_notes(checkpoints.latest(), tmp_path).state == TrainerState(
+        step=2, failed={"a": "b"}
+    )
     checkpoints.save({**good, **changes}, {})
     with pytest.raises(
         CheckpointError,
@@ -721,7 +723,7 @@ def test_a_checkpoint_whose_notes_fit_their_checksum_but_no_training_is_refused(
             r" --no-resume"
         ),
     ):
-        notes_of(checkpoints.latest(), tmp_path)
+        parse_notes(checkpoints.latest(), tmp_path)
 
 
 def test_the_command_line_ends_without_a_traceback(world, capsys):

@@ -1,6 +1,4 @@
-"""Gradient checkpointing as the recipe asks for it: computed again, with the same gradients, and
-the host as found.
-"""
+"""Gradient checkpointing: layers run twice, gradients are equal, and the host is left as it was."""
 
 import pytest
 import torch
@@ -9,7 +7,7 @@ from modulate.config.recipe import load_recipe
 from modulate.errors import HostError, RecipeError
 from modulate.hosts.host import understand
 from modulate.modulation.attachment import ModulatedHost
-from modulate.training.gradient_checkpointing import recomputed
+from modulate.training.gradient_checkpointing import checkpointed_layers
 from tests.tiny import CLIP, fresh, inputs, qwen
 
 
@@ -30,7 +28,7 @@ def learn(model, wanted, lora=None):
     ]
     host = ModulatedHost(modulation, model)
     try:
-        with recomputed(host.attachment.host, wanted):
+        with checkpointed_layers(host.attachment.host, wanted):
             assert not any(
                 m.training
                 for layer in host.attachment.host.layers
@@ -74,7 +72,7 @@ def test_the_host_is_left_as_it_was(host):
         for m in host.modules()
     ]
     before = state()
-    with pytest.raises(KeyError), recomputed(understand(host), True):
+    with pytest.raises(KeyError), checkpointed_layers(understand(host), True):
         assert state() != before
         raise KeyError
     assert state() == before
@@ -91,7 +89,7 @@ def test_a_host_that_cannot_is_refused_with_its_reason():
                 r" support gradient checkpointing, says transformers"
             ),
         ),
-        recomputed(understand(model), True),
+        checkpointed_layers(understand(model), True),
     ):
         pass
     host = understand(qwen(layers=2))
@@ -104,7 +102,7 @@ def test_a_host_that_cannot_is_refused_with_its_reason():
                 r" GradientCheckpointingLayer of transformers; leave it out"
             ),
         ),
-        recomputed(host, True),
+        checkpointed_layers(host, True),
     ):
         pass
 

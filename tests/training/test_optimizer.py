@@ -6,18 +6,16 @@ from accelerate import Accelerator
 
 from modulate.config.recipe import load_recipe
 from modulate.config.sections import Stage, Training
-from modulate.errors import RecipeError
 from modulate.training.optimizer import (
     MOMENTUM,
     Optimizer,
-    accelerator_for,
     one_cycle,
     parameter_groups,
     schedule_for,
     select,
-    smoothed_cross_entropy,
     warmup_cosine,
 )
+from modulate.training.trainer import train
 from tests.tiny import fresh, qwen
 
 
@@ -134,7 +132,7 @@ def test_a_step_moves_what_is_trained_by_the_schedule_s_rate_and_clears_the_grad
 def test_gradients_are_clipped_to_their_common_norm(optimizer):
     given(optimizer, 2.0)
     optimizer.step(0, 0.5, usable=True)
-    moments = optimizer.state()
+    moments = optimizer.moments()
     norm = (
         sum(
             float(value.square().sum())
@@ -156,7 +154,7 @@ def test_no_step_is_taken_with_gradients_that_are_not_finite_and_they_are_named(
     assert optimizer.step(0, 1.0, usable=True) == [name]
     assert (
         all(torch.equal(p, was) and p.grad is None for p, was in zip(trained, before, strict=True))
-        and optimizer.state() == {}
+        and optimizer.moments() == {}
     )
 
 
@@ -171,40 +169,16 @@ def test_no_step_is_taken_with_a_loss_that_is_of_no_use(optimizer):
 def test_moments_are_given_back_as_they_were(optimizer, adapted):
     given(optimizer, 2.0)
     optimizer.step(0, 1.0, usable=True)
-    state = {key: value.clone() for key, value in optimizer.state().items()}
+    state = {key: value.clone() for key, value in optimizer.moments().items()}
     other = Optimizer.make(
         Accelerator(cpu=True), adapted, stage("modulator", lr=0.1), training(), 10
     )
-    assert other.state() == {}
+    assert other.moments() == {}
     other.restore(state)
-    assert other.state().keys() == state.keys() and all(
-        torch.equal(value, state[key]) for key, value in other.state().items()
+    assert other.moments().keys() == state.keys() and all(
+        torch.equal(value, state[key]) for key, value in other.moments().items()
     )
     assert {key.partition("/")[0] for key in state} == {"step", "exp_avg", "exp_avg_sq"}
-
-
-def test_smoothing_goes_over_the_options_that_are_offered():
-    logits = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, 0.0, 1.0]])
-    p = logits.softmax(1)
-    nll = -torch.stack([p[0, 1].log(), p[1, 0].log()])
-    uniform = -torch.stack([p[0, :2].log().mean(), p[1].log().mean()])
-    for smoothing in (0.0, 0.1, 0.5):
-        loss = smoothed_cross_entropy(logits, torch.tensor([1, 0]), smoothing)
-        assert loss.item() == pytest.approx(
-            ((1 - smoothing) * nll + smoothing * uniform).mean().item()
-        )
-    assert smoothed_cross_entropy(torch.tensor([[torch.nan, 1.0]]), torch.tensor([1]), 0.0).isnan()
-
-
-def test_a_precision_that_the_cpu_lacks_is_refused(tmp_path):
-    recipe = load_recipe("gazeqwen_tiny", ["training.precision=fp16"])
-    with pytest.raises(
-        RecipeError,
-        match=r"training\.precision is fp16, which needs a GPU, and the host is on the CPU",
-    ):
-        accelerator_for(recipe, torch.device("cpu"), tmp_path)
-    made = accelerator_for(load_recipe("gazeqwen_tiny"), torch.device("cpu"), tmp_path)
-    assert (made.mixed_precision, made.device.type, made.log_with) == ("no", "cpu", [])
 
 
 def as_torch(ours, steps, **more):
@@ -230,12 +204,44 @@ def test_one_cycle_is_torch_s(steps):
     as_torch(one_cycle(steps), steps)
 
 
-def test_processes_joined_for_another_kind_of_device_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
-    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
-    with pytest.raises(
-        RecipeError, match="The processes of this run are joined for cuda, and the host is on cpu"
-    ):
-        accelerator_for(load_recipe("gazeqwen_tiny"), torch.device("cpu"), tmp_path)
-    monkeypatch.setattr(Accelerator, "num_processes", 1)
-    accelerator_for(load_recipe("gazeqwen_tiny"), torch.device("cpu"), tmp_path)
+def scheduled(steps, warmup):
+    recipe = load_recipe(
+        "gazeqwen_tiny", ["training.schedule=one_cycle", f"training.warmup_steps={warmup}"]
+    )
+    return schedule_for(recipe.training, steps)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 10, 37, 200])
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_one_cycle_is_torch_s_with_its_peak_where_the_released_code_puts_it(steps, warmup):
+    rising = min(warmup / steps, 0.5)
+    as_torch(scheduled(steps, warmup), steps, pct_start=rising)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 20), (10, 1)])
+def test_one_cycle_may_begin_with_its_peak(steps, warmup):
+    """Where torch's own divides by 0."""
+    assert scheduled(steps, warmup)(0) == (1.0, 0.85)
+
+
+def test_the_optimizer_is_given_the_schedule_s_rate_and_momentum(begin, monkeypatch):
+    run, pipeline = begin("training.schedule=one_cycle", "training.validate_every=null")
+    seen = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *args: (
+            seen.append([(g["lr"], g["betas"]) for g in self.param_groups]),
+            step(self, *args),
+        )[1],
+    )
+    train(run, pipeline)
+    expected = [
+        (stage.lr * one_cycle(n, 0.5)(k)[0], (one_cycle(n, 0.5)(k)[1], 0.999))
+        for stage, n in zip(run.recipe.training.stages, (4, 2))
+        for k in range(n)
+    ]
+    assert [groups[0] for groups in seen] == expected and all(
+        len(set(groups)) == 1 for groups in seen
+    )

@@ -9,9 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 
 from modulate import Modulation
@@ -21,16 +19,10 @@ from modulate.evaluation.evaluate import evaluate, score
 from modulate.inference.controls import ShufflePool
 from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
-from modulate.training import optimizer as optimize
-from modulate.training import trainer as training
-from modulate.training.optimizer import (
-    accelerator_for,
-    parameter_groups,
-    select,
-    smoothed_cross_entropy,
-    warmup_cosine,
-)
+from modulate.training import processes
+from modulate.training.optimizer import parameter_groups, select, warmup_cosine
 from modulate.training.trainer import train
+from tests.training.runs import scaling
 
 WORLD = [
     "data.params.train=2",
@@ -283,22 +275,6 @@ def test_word_scoring_refuses_what_is_not_one_token(finished, world):
         word.prepare(sample)
 
 
-def test_an_answer_beside_the_offered_options_cannot_win():
-    logits = torch.tensor([[1.0, 2.0, -math.inf, -math.inf], [0.5, 0.1, 0.2, 0.3]])
-    answers = torch.tensor([0, 3])
-    first = -math.log(math.e / (math.e + math.e**2))
-    p = [math.exp(v) for v in (0.5, 0.1, 0.2, 0.3)]
-    nll = [-math.log(v / sum(p)) for v in p]
-    assert smoothed_cross_entropy(logits, answers, 0.0).item() == pytest.approx(
-        (first + nll[3]) / 2
-    )
-    smooth_first = 0.9 * first + 0.1 * (first + first - 1) / 2
-    smooth_second = 0.9 * nll[3] + 0.1 * sum(nll) / 4
-    assert smoothed_cross_entropy(logits, answers, 0.1).item() == pytest.approx(
-        (smooth_first + smooth_second) / 2
-    )
-
-
 def test_warm_up_and_cosine_finish():
     factor = warmup_cosine(4, 20)
     assert [factor(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
@@ -327,18 +303,6 @@ def test_decay_groups_and_stages_follow_the_recipe(finished):
 
 
 # --- precision, trackers and the host's own flags
-
-
-@pytest.fixture
-def new_process():
-    """accelerate keeps the first precision of a process; a test with another one pretends to be a
-    process of its own.
-    """
-    kept = dict(AcceleratorState._shared_state)
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
-    AcceleratorState._shared_state.update(kept)
 
 
 def log_of(run):
@@ -376,29 +340,12 @@ def test_fp16_on_the_cpu_is_refused(world):
         train(Run.create(recipe, world / "runs"), prepared_pipeline(recipe, world))
 
 
-def test_a_second_precision_in_one_process_is_refused(world, tmp_path, new_process):
-    accelerator_for(recipe_for(world), torch.device("cpu"), tmp_path)
-    with pytest.raises(
-        RecipeError,
-        match=r"refuses training\.precision 'bf16' on cpu: one process trains in one precision\.",
-    ):
-        accelerator_for(recipe_for(world, "training.precision=bf16"), torch.device("cpu"), tmp_path)
-
-
 def test_scaled_gradients_are_unscaled_once_in_every_stage(finished, world, monkeypatch):
     """What fp16 does to gradients, in fp32 on the CPU: a scale that is a power of two must change
     nothing.
     """
 
-    def scaling(recipe, device, folder):
-        accelerator = accelerator_for(recipe, device, folder)
-        accelerator.native_amp = True
-        accelerator.scaler = torch.amp.GradScaler("cpu")
-        accelerator.autocast_handler = AutocastKwargs(enabled=False)
-        monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
-        return accelerator
-
-    monkeypatch.setattr(training, "accelerator_for", scaling)
+    scaling(monkeypatch)
     recipe = recipe_for(world, "name=scaled")
     run = Run.create(recipe, world / "runs")
     scaled = train(run, prepared_pipeline(recipe, world)).state_dict()
@@ -425,7 +372,7 @@ def test_tensorboard_gets_what_the_log_gets(world):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_and_not_left_out(world, monkeypatch):
-    monkeypatch.setattr(optimize, "get_available_trackers", lambda: [])
+    monkeypatch.setattr(processes, "get_available_trackers", lambda: [])
     recipe = recipe_for(world, "name=untracked", "training.trackers=[tensorboard]")
     with pytest.raises(
         RecipeError,

@@ -9,8 +9,12 @@ from accelerate import Accelerator
 
 from modulate.errors import CheckpointError, DataError
 from modulate.runs.checkpoints import Checkpoint
-from modulate.training.train_step import StepStats
-from modulate.training.trainer_state import Snapshot, TrainerState, notes_of, refuse_other
+from modulate.training.trainer_state import (
+    Snapshot,
+    TrainerState,
+    parse_notes,
+    require_same_inputs,
+)
 
 
 def test_a_training_begins_at_the_start_with_nothing_behind_it():
@@ -22,25 +26,15 @@ def test_a_training_begins_at_the_start_with_nothing_behind_it():
         "steps",
         "lines",
         "seconds",
-        "in_a_row",
+        "consecutive_skips",
         "split_steps",
-        "apart",
+        "unshared_batches",
     }
     found = vars(TrainerState())
     assert all(found[name] == 0 for name in counts) and found["best"] == -1.0
     assert (found["failed"], found["skipped"], found["resumed"]) == ({}, {}, []) and len(
         found
     ) == len(counts) + 4
-    tally = StepStats()
-    assert (
-        tally.loss,
-        tally.right,
-        tally.active,
-        tally.ids,
-        tally.split,
-        tally.apart,
-        tally.n,
-    ) == (0.0, 0, 0, [], False, 0, 0)
 
 
 def unpacked(notes, tensors, accelerator):
@@ -48,7 +42,7 @@ def unpacked(notes, tensors, accelerator):
     says so.
     """
     kept = Checkpoint({"made_of": {}, **notes}, tensors)
-    return Snapshot.unpack(kept, notes_of(kept, Path("checkpoints")), accelerator)
+    return Snapshot.unpack(kept, parse_notes(kept, Path("checkpoints")), accelerator)
 
 
 def test_a_snapshot_is_unpacked_as_it_was_packed_with_all_random_numbers():
@@ -136,8 +130,49 @@ def test_weights_that_do_not_fit_say_so():
 
 
 def test_what_has_changed_since_a_run_began_is_named(tmp_path):
-    refuse_other(tmp_path, {"data": "1", "host": "2"}, {"host": "2", "data": "1"})
+    require_same_inputs(tmp_path, {"data": "1", "host": "2"}, {"host": "2", "data": "1"})
     with pytest.raises(DataError, match="was begun with other data and host than there is now"):
-        refuse_other(
+        require_same_inputs(
             tmp_path, {"data": "1", "host": "2", "backbone": "3"}, {"data": "0", "backbone": "3"}
         )
+
+
+def test_checkpoints_of_version_0_1_have_older_names_of_two_counts():
+    accelerator = Accelerator(cpu=True)
+    notes, tensors = Snapshot.initial(0).pack(accelerator)
+    notes["state"]["in_a_row"] = notes["state"].pop("consecutive_skips") + 3
+    notes["state"]["apart"] = notes["state"].pop("unshared_batches") + 4
+    state = unpacked(notes, tensors, accelerator).state
+    assert state == TrainerState(consecutive_skips=3, unshared_batches=4)
+
+
+def test_steps_are_counted_by_what_became_of_them():
+    state = TrainerState()
+    runs = []
+    for skipped in ("not_finite", "not_finite", "", "not_finite", "scaled", "no_samples"):
+        state.count_step(skipped)
+        runs.append(state.consecutive_skips)
+    assert runs == [1, 2, 0, 1, 0, 0] and (state.step, state.steps) == (6, 6)
+    assert state.skipped == {"not_finite": 3, "scaled": 1, "no_samples": 1}
+
+
+def test_a_stage_ends_with_the_latest_of_its_best_weights():
+    model = torch.nn.Linear(1, 1)
+    snapshot = Snapshot.initial(0)
+    for step, accuracy in enumerate((0.5, 0.75, 0.75, 0.5), start=1):
+        snapshot.state.step = step
+        torch.nn.init.constant_(model.weight, step)
+        snapshot.record_validation(accuracy, model)
+    state = snapshot.state
+    assert (state.validated, state.best, state.stale) == (4, 0.75, 1)
+    snapshot.moments = {"exp_avg/weight": torch.ones(1)}
+    snapshot.finish_stage(model)
+    assert model.weight.item() == 3.0
+    assert snapshot.state == TrainerState(stage=1) and not snapshot.best and not snapshot.moments
+
+
+def test_a_stage_without_validations_ends_with_its_last_weights():
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(model.weight, 7)
+    Snapshot.initial(0).finish_stage(model)
+    assert model.weight.item() == 7.0

@@ -52,7 +52,7 @@ def evaluate(
     from modulate.modulation.module import Modulation
     from modulate.runs.import_weights import on_other_data
     from modulate.runs.run import Run
-    from modulate.training.gradient_sync import joined
+    from modulate.training.processes import process_group_for
     from modulate.utils.interrupts import graceful
 
     if overrides and on is None:
@@ -63,7 +63,7 @@ def evaluate(
     run = Run.open(folder)
     run.check_weights()
     with (
-        joined(run.recipe, training=False) as processes,
+        process_group_for(run.recipe, training=False) as processes,
         display(processes.is_main_process) as progress,
     ):
         progress.set_status("loading")

@@ -46,11 +46,11 @@ def train(
     from modulate.inference.pipeline import Pipeline
     from modulate.runs.run import Run
     from modulate.training import trainer as training
-    from modulate.training.gradient_sync import joined
+    from modulate.training.processes import process_group_for
     from modulate.utils.interrupts import graceful
 
     loaded = load_recipe(recipe, overrides or ())
-    with joined(loaded) as processes, display(processes.is_main_process) as progress:
+    with process_group_for(loaded) as processes, display(processes.is_main_process) as progress:
         progress.set_status("loading")
         # Loaded before the run's folder is created: a host that fails to load leaves no folder.
         pipeline = Pipeline(loaded, cache, trust_remote_code=trust)

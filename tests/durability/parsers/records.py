@@ -99,7 +99,7 @@ def state_seeds() -> list[bytes]:
         "left_out": 1,
         "skipped": {"not_finite": 2},
         "split_steps": 0,
-        "apart": 0,
+        "unshared_batches": 0,
         "resumed": [3, 9],
     }
     return [
