@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 
-OURS = frozenset({"basics", "dinov2", "gaze", "hand", "hosts", "streamgaze", "tabletop", "vjepa"})
+OURS = frozenset(
+    {"basics", "dinov2", "gaze", "hand", "hosts", "streamgaze", "table", "tabletop", "vjepa"}
+)
 """Plugins that ship with modulate, each in the package ``modulate_NAME``."""
 
 DISTRIBUTION = "modulate"
