@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import modulate
+from modulate.cli.signatures import signature
 
 EXAMPLES = {
+    "Ask about your own videos and pictures": "ask",
     "Attach a modulation to a loaded host": "attach",
     "Configure a modulation": "configure",
     "Train and evaluate recipes": "train",
@@ -19,9 +21,6 @@ EXAMPLES = {
     "Catch errors": "errors",
 }
 """Group of supported names: file in docs/examples that uses all of them."""
-
-MAX_WIDTH = 88
-"""Longest signature shown on one line."""
 
 HEAD = """# Python API
 
@@ -47,12 +46,12 @@ def page(examples: Path, note: str) -> str:
 
 def _entry(name: str, value: Any, module: str) -> Iterator[str]:
     yield f"### `{name}`"
-    yield f"```python\n{_signature(name, value)}\n```\n\nDefined in `{module}`."
+    yield f"```python\n{signature(name, value)}\n```\n\nDefined in `{module}`."
     yield _markdown(inspect.getdoc(value) or "")
     if inspect.isclass(value) and not issubclass(value, Exception):
         for method_name, method in _methods(value):
             yield f"#### `{name}.{method_name}`"
-            yield f"```python\n{_signature(method_name, method)}\n```"
+            yield f"```python\n{signature(method_name, method)}\n```"
             yield _markdown(inspect.getdoc(method) or "")
 
 
@@ -62,40 +61,9 @@ def _methods(cls: type) -> Iterator[tuple[str, Any]]:
         function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
         if name.startswith("_") or not callable(function) or inspect.isclass(function):
             continue
-        if inspect.getdoc(function):
+        # Libraries add documented methods to a class, and not in every release the same.
+        if inspect.getdoc(function) and function.__module__ == cls.__module__:
             yield name, function
-
-
-def _signature(name: str, value: Any) -> str:
-    """Return ``name(parameters) -> result``, one parameter a line where it is long."""
-    if name == "hookimpl":
-        return name
-    if inspect.isclass(value) and issubclass(value, Exception):
-        return f"class {name}({', '.join(base.__name__ for base in value.__bases__)})"
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):
-        return name
-    visible = [p for p in signature.parameters.values() if p.name not in {"self", "cls"}]
-    # A function as a default is shown with its address, which differs from run to run.
-    visible = [p.replace(default=...) if inspect.isfunction(p.default) else p for p in visible]
-    short = name + _plain(signature.replace(parameters=visible))
-    if len(short) <= MAX_WIDTH or not visible:
-        return short
-    lines = []
-    for index, parameter in enumerate(visible):
-        keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        if keyword_only and (index == 0 or visible[index - 1].kind is not parameter.kind):
-            lines.append("    *,")
-        lines.append(f"    {_plain(parameter)},")
-    result = _plain(signature.replace(parameters=[])).removeprefix("()")
-    return "\n".join([f"{name}(", *lines, f"){result}"])
-
-
-def _plain(shown: inspect.Signature | inspect.Parameter) -> str:
-    """Return it as written in source: classes without their modules, defaults that can be read."""
-    text = re.sub(r"\b(?:\w+\.)+(?=[A-Z]\w*)", "", str(shown))
-    return text.replace("'", '"').replace("Ellipsis", "...")
 
 
 def _markdown(text: str) -> str:

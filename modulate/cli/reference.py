@@ -5,6 +5,7 @@ else is installed.
 """
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -124,7 +125,7 @@ def recipe_page(registry: plugins.Registry) -> str:
         _fields(Recipe),
     ]
     for path, model in _sections(Recipe, ""):
-        parts += [f"## `{path}`", model.__doc__ or "", _fields(model)]
+        parts += [f"## `{path}`", inspect.getdoc(model) or "", _fields(model)]
     for kind, key in KINDS.items():
         for name in registry.names(kind):
             model = registry.get(kind, name).Params
