@@ -320,18 +320,106 @@ assert own() == filters
     assert sorted(quiet.stderr.splitlines()) == sorted(f"warning: {text}" for text in TOLD[:2])
 
 
-def test_deprecations_are_shown_around_conditioned_forwards_and_the_injection_of_lora():
-    with show_library_warnings():
-        installed = warnings.formatwarning
-    assert warnings.formatwarning is not installed
-    for name in (
-        "modulation/attachment.py",
-        "inference/pipeline.py",
-        "inference/ask.py",
-        "training/trainer.py",
-        "evaluation/evaluate.py",
-    ):
-        assert "show_library_warnings()" in (ROOT / "modulate" / name).read_text(encoding="utf-8")
+DEPRECATED_STEPS = """
+import sys, types
+from pathlib import Path
+import modulate, transformers
+from modulate.config.recipe import load_recipe
+from modulate.evaluation.evaluate import evaluate
+from modulate.inference.ask import ask
+from modulate.inference.pipeline import Pipeline
+from modulate.runs.run import Run
+from modulate.training.trainer import train
+from modulate.utils import library_warnings
+
+made = types.ModuleType("transformers.models.made_up")
+exec(compile(LIBRARY, "made_up.py", "exec"), made.__dict__)
+
+def report(step, call, owner, name):
+    # While one method of the library warns, only the blocks around its callers can show it.
+    before = getattr(owner, name)
+    def deprecated(*args, **kwargs):
+        made.old()
+        return before(*args, **kwargs)
+    library_warnings._shown.clear()
+    transformers.utils.logging.warning_once.cache_clear()
+    print(f"step: {step}", file=sys.stderr)
+    setattr(owner, name, deprecated)
+    try:
+        return call()
+    finally:
+        setattr(owner, name, before)
+
+folder = Path(sys.argv[1])
+recipe = load_recipe(sys.argv[2], sys.argv[3:])
+Config = transformers.Qwen2_5_VLConfig
+pipeline = report(
+    "make a pipeline", lambda: Pipeline(recipe, folder / "cache"), Config, "get_text_config"
+)
+pipeline.make_data()
+Processor = type(pipeline.processor)
+sample = pipeline.samples("val")[0]
+modulation = pipeline.fresh_modulation()
+report("ask", lambda: ask(pipeline, modulation, sample), Processor, "__call__")
+run = Run.create(recipe, folder)
+modulation = report("train", lambda: train(run, pipeline), Processor, "__call__")
+report("evaluate", lambda: evaluate(run, pipeline, modulation), Processor, "__call__")
+attachment = report(
+    "attach", lambda: modulation.attach(pipeline.model), Config, "get_text_config"
+)
+prepared = pipeline.prepare(sample)
+
+def conditioned():
+    with attachment.condition([prepared.clip_inputs()]):
+        pipeline.model(**pipeline.collate([prepared]).inputs)
+
+report("conditioned forward", conditioned, type(pipeline.model), "forward")
+attachment.detach()
+assistant = modulate.Assistant(
+    pipeline.model, pipeline.processor, modulation, pipeline.backbone, modulate.Usage.of(recipe)
+)
+clip = sample.clip
+report(
+    "ask an assistant",
+    lambda: assistant.ask(clip.file, sample.question, at=3.0, gaze=clip.signals["gaze"]),
+    Processor,
+    "__call__",
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def lines_by_step(tmp_path_factory):
+    """What a script of a user printed on standard error, by step of the script."""
+    folder = tmp_path_factory.mktemp("steps")
+    data = [f"data.params.root={folder}/data", "data.params.max_per_split=2"]
+    stages = ["training.stages.1.train=[modulator]", "lora=null"]
+    done = warned(DEPRECATED_STEPS, folder, SMALL, *data, *stages, "evaluation.conditions=[]")
+    assert done.returncode == 0, done.stderr
+    steps = {}
+    for line in done.stderr.splitlines():
+        if line.startswith("step: "):
+            steps[line.removeprefix("step: ")] = lines = []
+        else:
+            lines.append(line)
+    return steps
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "make a pipeline",
+        "ask",
+        "train",
+        "evaluate",
+        "attach",
+        "conditioned forward",
+        "ask an assistant",
+    ],
+)
+def test_deprecations_during_each_step_of_a_script_reach_its_user_once(lines_by_step, step):
+    for text in TOLD:
+        assert lines_by_step[step].count(f"warning: {text}") == 1, lines_by_step[step]
 
 
 def test_code_that_records_warnings_gets_all_of_them():
