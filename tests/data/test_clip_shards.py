@@ -4,6 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modulate.data.clip_shards import Clip, Shard
 from modulate.errors import RecipeError
@@ -20,11 +22,11 @@ def clips():
 
 def test_shards_take_whole_videos_and_together_every_clip_once_in_order():
     shards = [Shard(number, 2).clips(clips()) for number in (1, 2)]
-    assert [sorted({str(clip.video) for clip in shard}) for shard in shards] == [["a"], ["b", "c"]]
-    assert shards[0] + shards[1] == sorted(clips(), key=lambda clip: (str(clip.video), clip.times))
+    assert [sorted({str(clip.file) for clip in shard}) for shard in shards] == [["a"], ["b", "c"]]
+    assert shards[0] + shards[1] == sorted(clips(), key=lambda clip: (str(clip.file), clip.times))
     assert Shard().clips(clips()) == shards[0] + shards[1]
     assert (
-        Shard(3, 4).clips(clips()) == [clip for clip in shards[1] if clip.video == Path("b")]
+        Shard(3, 4).clips(clips()) == [clip for clip in shards[1] if clip.file == Path("b")]
         and Shard(4, 4).clips(clips()) == []
     )
 
@@ -32,10 +34,33 @@ def test_shards_take_whole_videos_and_together_every_clip_once_in_order():
 def test_shards_are_balanced_by_frames_and_not_by_clips():
     long = [Clip(Path("long"), tuple(map(float, range(20))), False, ("x",))]
     found = [Shard(number, 2).clips([*clips(), *long]) for number in (1, 2)]
-    assert [Counter(str(clip.video) for clip in shard) for shard in found] == [
+    assert [Counter(str(clip.file) for clip in shard) for shard in found] == [
         {"a": 10, "b": 3},
         {"c": 7, "long": 1},
     ]
+
+
+clip_lists = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 16)), min_size=1, max_size=30, unique=True
+).map(
+    lambda pairs: [
+        Clip(Path(video), tuple(map(float, range(n))), False, (f"{video}{n}",))
+        for video, n in pairs
+    ]
+)
+
+
+@given(clip_lists, st.integers(1, 12), st.randoms())
+def test_shards_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
+    shares = [Shard(i, of).clips(clips) for i in range(1, of + 1)]
+    assert Counter(c for share in shares for c in share) == Counter(clips)
+    rng.shuffle(clips)
+    assert shares == [Shard(i, of).clips(clips) for i in range(1, of + 1)]
+    videos = [{c.file for c in share} for share in shares]
+    assert sum(map(len, videos)) == len({c.file for c in clips})
+    frames = [sum(len(c.times) for c in share) for share in shares]
+    largest = max(sum(len(c.times) for c in clips if c.file == v) for v in {c.file for c in clips})
+    assert max(frames) <= sum(frames) / of + largest
 
 
 @pytest.mark.parametrize(
@@ -46,9 +71,11 @@ def test_shards_are_balanced_by_frames_and_not_by_clips():
         ("3/8", None, None, Shard(3, 8)),
         ("8/8", None, None, Shard(8, 8)),
         (None, "0", "4", Shard(1, 4)),
+        (None, "1", "4", Shard(2, 4)),
         (None, "3", "4", Shard(4, 4)),
         ("1/2", "3", "4", Shard(4, 8)),
         ("2/2", "0", "4", Shard(5, 8)),
+        ("3/8", "1", "4", Shard(10, 32)),
     ],
 )
 def test_a_shard_is_divided_again_by_rank(monkeypatch, text, rank, size, shard):
@@ -59,8 +86,10 @@ def test_a_shard_is_divided_again_by_rank(monkeypatch, text, rank, size, shard):
     assert Shard.from_environment(text) == shard
 
 
-@pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/8/1", "-1/8", "a/b", "1/1000000000"])
-def test_an_invalid_shard_is_refused(monkeypatch, text):
+@pytest.mark.parametrize(
+    "text", ["0/8", "9/8", "3", "3/", "3/8/1", "1/8 ", "-1/8", "a/b", "1/1000000000"]
+)
+def test_an_invalid_shard_is_refused(text):
     with pytest.raises(
         RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"
     ):

@@ -4,13 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter, namedtuple
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modulate import cli
 from modulate.config.recipe import load_recipe
@@ -184,7 +182,7 @@ def test_only_the_requested_splits_are_planned(world, filled, tmp_path):
     without_gray = extractor_for(world, tmp_path, "evaluation.conditions=[blank]")
     assert not any(clip.gray for clip in planned_clips(without_gray, ["test"]))
     every_clip = (*train_clips, *val, *test)
-    assert sorted(every_clip, key=lambda clip: (str(clip.video), clip.times)) == clips
+    assert sorted(every_clip, key=lambda clip: (str(clip.file), clip.times)) == clips
     samples = sum(len(extractor.dataset.samples(split)) for split in ("train", "val", "test"))
     assert sum(len(clip.samples) for clip in clips) == samples > len(clips)
 
@@ -451,60 +449,6 @@ def test_the_size_is_unknown_for_a_backbone_that_needs_real_numbers(filled, worl
 
     extractor.backbone = Picky()
     assert SpaceEstimator(extractor).of(filled[1]) == SpaceNeeded()
-
-
-# --- shards
-
-
-clip_lists = st.lists(
-    st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 16)), min_size=1, max_size=30, unique=True
-).map(
-    lambda pairs: [
-        Clip(Path(video), tuple(map(float, range(n))), False, (f"{video}{n}",))
-        for video, n in pairs
-    ]
-)
-
-
-@given(clip_lists, st.integers(1, 12), st.randoms())
-def test_shards_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
-    shares = [Shard(i, of).clips(clips) for i in range(1, of + 1)]
-    assert Counter(c for share in shares for c in share) == Counter(clips)
-    rng.shuffle(clips)
-    assert shares == [Shard(i, of).clips(clips) for i in range(1, of + 1)]
-    videos = [{c.video for c in share} for share in shares]
-    assert sum(map(len, videos)) == len({c.video for c in clips})
-    frames = [sum(len(c.times) for c in share) for share in shares]
-    largest = max(
-        sum(len(c.times) for c in clips if c.video == v) for v in {c.video for c in clips}
-    )
-    assert max(frames) <= sum(frames) / of + largest
-
-
-def test_a_shard_comes_from_the_launcher_the_command_line_or_both(monkeypatch):
-    assert Shard.from_environment() == Shard(1, 1) and Shard.from_environment("3/8") == Shard(3, 8)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert Shard.from_environment() == Shard(2, 4) and Shard.from_environment("3/8") == Shard(
-        10, 32
-    )
-
-
-@pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "a/b", "-1/2", "1/8 "])
-def test_invalid_shards_are_refused(text):
-    with pytest.raises(
-        RecipeError, match=r"--shard is NUMBER/OF, from 1/OF to OF/OF, for example 3/8; got '"
-    ):
-        Shard.from_environment(text)
-
-
-@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("1", None), ("x", "2")])
-def test_a_contradictory_environment_is_refused(monkeypatch, rank, size):
-    monkeypatch.setenv("RANK", rank)
-    if size:
-        monkeypatch.setenv("WORLD_SIZE", size)
-    with pytest.raises(RecipeError, match=rf"environment says RANK={rank} and WORLD_SIZE="):
-        Shard.from_environment()
 
 
 def test_an_unknown_device_is_refused(world, tmp_path, capsys):

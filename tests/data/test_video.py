@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modulate.data import video
 from modulate.data.video import VideoInfo, probe, read_frames
 from modulate.data.video_containers import CONTAINERS
 from modulate.errors import MissingFileError, VideoError
@@ -72,6 +73,21 @@ def write_sound(path: Path) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times of all frames decoded from now on."""
+    times: list[float] = []
+    original = video._Reader._decoded
+
+    def noted(self):
+        for frame in original(self):
+            times.append(self.time(frame))
+            yield frame
+
+    monkeypatch.setattr(video._Reader, "_decoded", noted)
+    return times
 
 
 @pytest.fixture(scope="module")
@@ -188,20 +204,9 @@ def test_pictures_before_an_open_group_s_key_frame_are_decoded_whole(folder: Pat
 
 
 def test_far_times_are_reached_by_seeking_and_near_ones_by_decoding_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, decoded: list[float]
 ) -> None:
     path = write(folder / "long.mp4", [k / 2 for k in range(400)], g="10", bf="0")
-    decoded: list[float] = []
-    import modulate.data.video as video
-
-    original = video._Reader._decoded
-
-    def counted(self):
-        for frame in original(self):
-            decoded.append(self.time(frame))
-            yield frame
-
-    monkeypatch.setattr(video._Reader, "_decoded", counted)
     assert indices(read_frames(path, [1.0, 190.0]).images) == [2, 380 % 256]
     assert len(decoded) < 40
     decoded.clear()
@@ -219,8 +224,6 @@ def test_one_key_frame_in_a_long_file_does_not_decode_it_again_for_every_time(
         bf="0",
         **{"x264-params": "scenecut=0"},
     )
-    import modulate.data.video as video
-
     seeks: list[float] = []
     original = video._Reader._seek
     monkeypatch.setattr(
@@ -878,21 +881,10 @@ def test_reading_video_imports_no_torch() -> None:
 
 
 def test_a_frame_requested_at_its_exact_time_is_reached_by_one_seek(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, decoded: list[float]
 ) -> None:
     times = [round(0.04 * k + 0.013 * (k % 3), 5) for k in range(60)]
     path = write(folder / "all_keys.mp4", times, g="1", bf="0")
-    import modulate.data.video as video
-
-    decoded: list[float] = []
-    original = video._Reader._decoded
-
-    def counted(self):
-        for frame in original(self):
-            decoded.append(self.time(frame))
-            yield frame
-
-    monkeypatch.setattr(video._Reader, "_decoded", counted)
     for index in (1, 20, 40, 58):
         decoded.clear()
         assert read_frames(path, [times[index]]).times == pytest.approx([times[index]], abs=2e-5)

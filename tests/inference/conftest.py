@@ -1,14 +1,20 @@
-"""An assistant around the shipped host, with a modulation whose residuals are not zero."""
+"""The shipped host's tokenizer, and an assistant whose modulation's residuals are not zero."""
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from modulate import Modulation
 from modulate.config.recipe import load_recipe
 from modulate.config.usage import Usage
 from modulate.inference.assistant import Assistant
-from tests.paths import SMALL
+from tests.paths import ROOT, SMALL
 from tests.video_files import write_video
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(ROOT / "plugins/modulate_tabletop/host")
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,9 @@
 """modulate.inference.option_tokens, with the shipped host's tokenizer."""
 
 import pytest
-from transformers import AutoTokenizer
 
 from modulate.errors import DataError
 from modulate.inference.option_tokens import letter_ids, single_token_ids
-from tests.paths import ROOT
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(ROOT / "plugins/modulate_tabletop/host")
 
 
 def test_letters_are_those_of_the_options_or_at_least_four(tokenizer):

@@ -4,17 +4,10 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from modulate.errors import ConditioningError, HostError
 from modulate.inference.answer import Answer
 from modulate.inference.text_stream import TextStream
-from tests.paths import ROOT
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(ROOT / "plugins/modulate_tabletop/host")
 
 
 def generating(tokenizer, words, done):

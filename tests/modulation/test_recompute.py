@@ -135,12 +135,7 @@ def whole(scene):
 
 def nested(scene):
     """A checkpoint around the whole host, and one around each of its layers."""
-
-    def run():
-        with by_layer(scene.host):
-            return scene.loss()
-
-    return lambda: direct(run)
+    return lambda: direct(layers(scene))
 
 
 def twice(scene):
