@@ -17,6 +17,15 @@ from typing import Any
 __version__ = "0.2.0"
 
 PUBLIC: dict[str, dict[str, str]] = {
+    "Ask about your own videos and pictures": {
+        "load": "modulate.runs.load_assistant",
+        "Assistant": "modulate.inference.assistant",
+        "Chat": "modulate.inference.assistant",
+        "Answer": "modulate.inference.answer",
+        "TextStream": "modulate.inference.text_stream",
+        "RawSamples": "modulate.interfaces.signal",
+        "Usage": "modulate.config.usage",
+    },
     "Attach a modulation to a loaded host": {
         "Modulation": "modulate.modulation.module",
         "ModulationConfig": "modulate.modulation.config",
@@ -67,7 +76,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "InputTransform": "modulate.interfaces.components",
         "Host": "modulate.hosts.host",
         "HostParams": "modulate.hosts.host",
-        "EncodedPrompt": "modulate.hosts.host",
+        "EncodedPrompt": "modulate.hosts.encoding",
     },
     "Catch errors": {
         "ModulateError": "modulate.errors",

@@ -15,8 +15,8 @@ from modulate.checks.dead_layers import AnySignal
 from modulate.checks.meta_tensors import META, Rehearsal
 from modulate.config.recipe import Recipe
 from modulate.config.sections import Stage
+from modulate.hosts.encoding import EncodedPrompt
 from modulate.hosts.hooks import patched_method
-from modulate.hosts.host import EncodedPrompt
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import FrameFeatures, SignalFeatures

@@ -4,9 +4,9 @@ A family (plugin kind ``host``) subclasses :class:`Host` and overrides only what
 that does not follow the conventions is refused, with what was looked for; nothing is guessed.
 """
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -16,22 +16,12 @@ from torch import Tensor, nn
 
 from modulate import plugins
 from modulate.errors import HostError
-from modulate.interfaces.messages import Content, Message, VideoClip
+from modulate.hosts import encoding
+from modulate.hosts.encoding import EncodedPrompt
+from modulate.hosts.prompt_grids import Modality, Sizes, picture_sizes
+from modulate.interfaces.messages import Message, VideoClip, Visual
 from modulate.interfaces.params import Params
 from modulate.interfaces.visual_grid import VisualGrid
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A conversation, encoded by the host's processor.
-
-    Attributes:
-        inputs: model inputs (batch 1).
-        grids: the true visual grid of each clip and picture, in order of appearance.
-    """
-
-    inputs: dict[str, Tensor]
-    grids: tuple[VisualGrid, ...]
 
 
 class HostParams(Params):
@@ -316,59 +306,98 @@ class Host:
     ) -> EncodedPrompt:
         """Encode a conversation, with the true times of its clips' frames.
 
-        ``add_generation_prompt``: end with the beginning of the assistant's turn. Families that can
-        encode clips and pictures override this.
+        Every frame is shown whole. Families without videos are shown frames as pictures.
+
+        Args:
+            processor: the host's processor.
+            messages: text, clips and pictures, in order.
+            add_generation_prompt: end with the beginning of the assistant's turn.
+
+        Raises :class:`DataError` for text that contains a placeholder, and :class:`HostError` if
+        what the processor makes of the conversation does not fit transformers' conventions.
         """
-        if any(message.visuals for message in messages):
-            raise HostError(
-                f"Encoding prompts for {type(self).__name__} ({self.config.model_type}) is not"
-                " supported yet; give model inputs and grids yourself, or use a host plugin that"
-                " can."
-            )
-        text = processor.apply_chat_template(
-            chat(messages), add_generation_prompt=add_generation_prompt, tokenize=False
-        )
-        encoded = processor(text=[text], return_tensors="pt")
-        return EncodedPrompt({key: torch.as_tensor(value) for key, value in encoded.items()}, ())
+        return encoding.encode(self, processor, messages, add_generation_prompt)
+
+    def modality(self, visual: Visual) -> Modality:
+        """Return what a processor for videos is given a clip or picture as.
+
+        A clip that is given as images is one image a frame.
+        """
+        return "video" if isinstance(visual, VideoClip) else "image"
+
+    def picture_settings(self, component: Any) -> dict[str, Any]:
+        """Return arguments with which an image or video processor shows every picture whole.
+
+        See :func:`encoding.whole_pictures`, which gives the default.
+        """
+        return encoding.whole_pictures(component)
+
+    def stretched_size(self, processor: Any) -> tuple[int, int] | None:
+        """Return (height, width) to which pictures are stretched before the processor gets them.
+
+        None by default: as they are. For families whose processors would pad them.
+        """
+        return None
+
+    def sizes(
+        self,
+        outputs: Mapping[str, Any],
+        modality: Modality,
+        lengths: Mapping[Modality, Sequence[int]],
+    ) -> Sizes:
+        """Return (step, height, width) of what is shown in one modality, after preprocessing.
+
+        Only the ratio of height to width counts. See :func:`picture_sizes`.
+        """
+        return picture_sizes(outputs, modality, lengths)
+
+    def input_names(self) -> set[str]:
+        """Return the names of the model's inputs."""
+        return set(inspect.signature(type(base_model(self.model)).forward).parameters)
 
     def collate(self, rows: Sequence[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
         """Join encoded prompts into a batch.
 
-        Inputs along the prompt are padded on the left, where generation expects padding; vision
-        inputs are concatenated.
+        Inputs along the prompt are padded on the left, where generation expects padding; the vision
+        inputs of all rows are joined by :meth:`join`.
         """
         longest = max(row["input_ids"].shape[1] for row in rows)
-        fill = {
-            "input_ids": pad_id,
-            "attention_mask": 0,
-            "mm_token_type_ids": 0,
-            "token_type_ids": 0,
-        }
         batch = {}
-        for key in dict.fromkeys(key for row in rows for key in row):
-            # A row without videos, or without pictures, lacks the inputs of that modality.
-            values = [row[key] for row in rows if key in row]
-            if key in fill:
+        for name in dict.fromkeys(name for row in rows for name in row):
+            owners = [row for row in rows if name in row]
+            values = [row[name] for row in owners]
+            if all(row[name].shape == row["input_ids"].shape for row in owners):
+                fill = pad_id if name == "input_ids" else 0
                 values = [
-                    nn.functional.pad(value, (longest - value.shape[1], 0), value=fill[key])
+                    nn.functional.pad(value, (longest - value.shape[1], 0), value=fill)
                     for value in values
                 ]
-            batch[key] = torch.cat(values)
+            batch[name] = self.join(name, values)
         return batch
 
+    def join(self, name: str, values: Sequence[Tensor]) -> Tensor:
+        """Return a vision input of several rows as one tensor.
 
-def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as transformers' chat templates take them."""
-    return [
-        {"role": message.role, "content": [_chat_part(part) for part in message.content]}
-        for message in messages
-    ]
+        By default they are concatenated. Pictures by row, (1, picture, channel, height, width) and
+        their masks, are padded with empty pictures, which hosts with such inputs leave out.
 
-
-def _chat_part(part: Content) -> dict[str, str]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    return {"type": "video" if isinstance(part, VideoClip) else "image"}
+        Raises :class:`HostError` if the rows differ in shape.
+        """
+        by_row = {"pixel_values": 5, "pixel_attention_mask": 4}.get(name)
+        if all(value.ndim == by_row for value in values):
+            most = max(value.shape[1] for value in values)
+            values = [
+                nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1]))
+                for value in values
+            ]
+        if len({value.shape[1:] for value in values}) > 1:
+            shapes = ", ".join(str(tuple(value.shape)) for value in values)
+            raise HostError(
+                f"{type(self).__name__} cannot take these samples in one batch: their {name} differ"
+                f" in shape ({shapes}). Give all clips the same number of frames, or use batches of"
+                " one sample."
+            )
+        return torch.cat(list(values))
 
 
 def _local_or_hub(path: str) -> str:

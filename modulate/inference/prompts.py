@@ -10,7 +10,8 @@ from torch import Tensor
 
 from modulate.config.recipe import Recipe
 from modulate.errors import DataError
-from modulate.hosts.host import EncodedPrompt, Host
+from modulate.hosts.encoding import EncodedPrompt
+from modulate.hosts.host import Host
 from modulate.interfaces.messages import Content, Picture, VideoClip, user_turn
 from modulate.interfaces.prompt import LETTERS
 from modulate.interfaces.sample import Sample

@@ -36,7 +36,10 @@ class Picture:
     window: tuple[float, float] = (0.0, 0.0)
 
 
-Content = str | VideoClip | Picture
+Visual = VideoClip | Picture
+"""Something to look at."""
+
+Content = str | Visual
 """A part of a message: text, or something to look at."""
 
 
@@ -48,7 +51,7 @@ class Message:
     content: tuple[Content, ...]
 
     @property
-    def visuals(self) -> tuple[VideoClip | Picture, ...]:
+    def visuals(self) -> tuple[Visual, ...]:
         """Its clips and pictures, in order."""
         return tuple(part for part in self.content if not isinstance(part, str))
 

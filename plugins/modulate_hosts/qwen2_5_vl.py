@@ -1,15 +1,12 @@
 """Qwen2.5-VL (arXiv 2502.13923): dynamic resolution, two frames a step, true time in M-RoPE."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from modulate.hosts.host import EncodedPrompt, Host, HostParams
-from modulate.interfaces.messages import Message
+from modulate.hosts.host import Host, HostParams
 from modulate_hosts import qwen_random
 from modulate_hosts.qwen_params import QwenParams, limit_pixels
-from modulate_hosts.qwen_video import encode, mean_rate
 
 
 class Qwen25VL(Host):
@@ -38,9 +35,3 @@ class Qwen25VL(Host):
     def narrow(cls, config: Any) -> Any:
         """Return ``config`` with the same layers, each as narrow as possible."""
         return qwen_random.narrow(config)
-
-    def encode(
-        self, processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True
-    ) -> EncodedPrompt:
-        """Encode a conversation; M-RoPE counts true seconds, at each clip's mean frame rate."""
-        return encode(self, processor, messages, add_generation_prompt, mean_rate)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from modulate.hosts.host import Host
+from modulate.hosts.prompt_grids import Modality
+from modulate.interfaces.messages import VideoClip, Visual
 from modulate.interfaces.visual_grid import VisualGrid
 
 
@@ -10,6 +12,11 @@ class VideoLlava(Host):
     """Video-LLaVA: a video frame's first placeholder is the class token, which has no place."""
 
     model_types = ("video_llava",)
+
+    def modality(self, visual: Visual) -> Modality:
+        """Return "image" for pictures and clips of one frame, whose grids look the same."""
+        frames = len(visual.frames.times) if isinstance(visual, VideoClip) else 1
+        return "video" if frames > 1 else "image"
 
     def placeholders(self, grid: VisualGrid) -> Sequence[int]:
         """Return the grid's tokens; in a video, −1 comes before those of each frame."""

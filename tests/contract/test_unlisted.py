@@ -200,7 +200,7 @@ def gemma4():
         head_dim=8,
         patch_size=4,
         pooling_kernel_size=2,
-        position_embedding_size=16,
+        position_embedding_size=64,
     )
     more = dict(audio_config=None, boi_token_id=START, eoi_token_id=END)
     return T.Gemma4ForConditionalGeneration(

@@ -269,8 +269,8 @@ def test_wrapped_layers(case, tmp_path):
         for index in range(len(layers)):
             layers[index] = wrap(layers[index])
         if name == "checkpointed":
-            # A wrapper inside a wrapper.
-            layer = layers[0]._checkpoint_wrapped_module
+            # A wrapper inside a wrapper. The first layer may have linear attention.
+            layer = layers[-1]._checkpoint_wrapped_module
             layer.self_attn.q_proj = checkpoint_wrapper(layer.self_attn.q_proj)
         strong(host, lora=True).save_pretrained(tmp_path / name)
         config = (tmp_path / name / "config.json").read_text(encoding="utf-8")
