@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,14 @@ class AttachmentReport:
     steps: tuple[int, ...] = ()
     active_steps: tuple[int, ...] = ()
     ratio: dict[int, float] = field(default_factory=dict)
+
+    def active_by_row(self, rows: Sequence[Sequence[ClipInput]]) -> list[int]:
+        """Return for each row how many steps of its clips the signal reached.
+
+        ``rows``: those of the last conditioning; rows without a clip with a signal may be others'.
+        """
+        active = iter(self.active_steps)
+        return [sum(next(active) for clip in row if clip.signal is not None) for row in rows]
 
 
 class Attachment:
@@ -288,8 +296,9 @@ class Attachment:
         new tokens only. Each mask is a tensor, array or list, of bool or of 0 and 1.
 
         Args:
-            rows: for each row of the batch its clips in order, ``[]`` for a row without
-                clips; iterables are read once.
+            rows: for each row of the batch its clips in the order of the prompt, ``[]`` for a row
+                without clips; iterables are read once. A batch of beams or returned sequences,
+                which repeat each row, needs no more rows.
             positions: (row, position), where the grids' tokens are, for forwards with
                 ``inputs_embeds`` and no token ids; by default the host's placeholder ids tell.
             prompt: (row, position), the prompt's attention mask, for a modulation of the last
@@ -298,7 +307,8 @@ class Attachment:
 
         Raises what :func:`modulate.modulation.clip_inputs.check_rows` and
         :func:`modulate.modulation.clip_inputs.as_mask` do, and :class:`ConditioningError` when
-        nested, when a row's visual tokens and grids differ, or when no forward came.
+        nested, when a row's visual tokens and grids differ, when its prompt shows its clips in
+        another order, when rows that share clips are not copies, or when no forward came.
         """
         if self._conditioning is not None:
             raise ConditioningError(

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -13,7 +14,7 @@ from modulate.hosts.host import Host
 from modulate.modulation.clip_inputs import Rows, as_lists, as_mask, check_rows
 from modulate.modulation.latents import Latents
 from modulate.modulation.module import Modulation
-from modulate.modulation.token_map import TokenMap, map_rows
+from modulate.modulation.token_map import TokenMap, check_prompt, map_rows
 from modulate.modulation.token_positions import ForwardTokens, TokenLocator
 from modulate.modulation.token_selection import TokenSelection
 from modulate.modulation.visual_token_tracker import VisualTokenTracker
@@ -53,6 +54,7 @@ class Conditioning:
 
     def __init__(
         self,
+        host: Host,
         maps: Sequence[TokenMap],
         locator: TokenLocator,
         latents: Latents | None,
@@ -65,7 +67,9 @@ class Conditioning:
         self.latents = latents
         self.selection = selection
         self.tracker = VisualTokenTracker(
-            [token_map.expected for token_map in maps], everywhere=selection is not None
+            [token_map.expected for token_map in maps],
+            everywhere=selection is not None,
+            check_prompt=partial(check_prompt, host, self.maps),
         )
         self.means = _mean_latents(maps)
         self.modified = 0  # positions written, in all forwards together
@@ -103,7 +107,7 @@ class Conditioning:
             latents = latents.with_means([m.span for m in maps if m.has_latents])
         visual_ids = tuple(host.visual_ids.values())
         locator = TokenLocator(visual_ids, tuple(host.type_arguments), hints.positions)
-        return cls(maps, locator, latents, selection)
+        return cls(host, maps, locator, latents, selection)
 
     def plan(self, arguments: Mapping[str, Any]) -> WritePlan | None:
         """Return where a forward with these arguments is written; None: nowhere."""

@@ -5,7 +5,7 @@ modalities apart, and the absolute position given by the cache.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from modulate.errors import ConditioningError, HostError
 from modulate.hosts.kv_cache import cache_length, find_cache, refuse_unseen_past
+from modulate.hosts.prompt_clips import runs_of
 
 VISION_PREFIXES = (
     "pixel_values",
@@ -38,7 +39,7 @@ class ForwardTokens:
     ``visual`` holds a generated placeholder. ``ids``: the token ids, if any came.
     ``has_vision_inputs``: pictures came too. ``from_caller``: ``visual`` is the caller's own mask.
     ``text_placeholders``: the argument with the token types, and (row, position) bool, the
-    placeholders that are text by their type.
+    placeholders that are text by their type. ``arguments``: those of the forward, by name.
     """
 
     visual: Tensor
@@ -52,6 +53,7 @@ class ForwardTokens:
     has_vision_inputs: bool = False
     from_caller: bool = False
     text_placeholders: tuple[str, Tensor] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def attended(self) -> Tensor:
@@ -110,6 +112,7 @@ class TokenLocator:
             attention_mask=arguments.get("attention_mask"),
             cache=cache,
             visual_ids=self.visual_ids,
+            arguments=arguments,
             has_vision_inputs=any(
                 name.startswith(VISION_PREFIXES) and value is not None
                 for name, value in arguments.items()
@@ -190,6 +193,82 @@ def _token_types(
         if types.shape == ids.shape:
             return name, types.to(ids.device)
     return "", None
+
+
+def check_repeats(tokens: ForwardTokens, has_clips: Sequence[bool], end: int) -> None:
+    """Raise :class:`ConditioningError` unless input rows that share a conditioned row are copies.
+
+    ``generate`` makes copies of each row for beams and returned sequences; in a plain batch, every
+    row has clips of its own.
+
+    Args:
+        tokens: of a forward whose batch is a multiple of the rows.
+        has_clips: of each conditioned row, whether it has clips.
+        end: absolute position by which the prompt ended, 0 if it has not: rows of generated tokens
+            may differ.
+    """
+    batch, length = tokens.visual.shape
+    repeats = batch // len(has_clips)
+    if repeats == 1 or not any(has_clips):
+        return
+    prompt = min(length, end - tokens.past_length) if end else length
+    known = tokens.ids if tokens.ids is not None else tokens.arguments.get("inputs_embeds")
+    differ_in = ""
+    if known is not None and prompt > 0 and _differ(known[:, :prompt], has_clips):
+        differ_in = "token ids" if tokens.ids is not None else "embeddings"
+    elif any(_differ(part, has_clips) for part in _vision_by_row(tokens)):
+        differ_in = "pixels"
+    if differ_in:
+        rows = f"{len(has_clips)} row{'s' if len(has_clips) > 1 else ''}"
+        raise ConditioningError(
+            f"The conditioning has {rows}, the forward a batch of {batch} that differ in their"
+            f" {differ_in}, so they are not copies of {rows} (beams, num_return_sequences). Give"
+            " one list of clips for each row of the batch, `[]` for a row without clips."
+        )
+
+
+def _differ(values: Tensor, has_clips: Sequence[bool]) -> bool:
+    """Return whether ``values``, (row, …), differ among the input rows of one row with clips."""
+    groups = values.detach().unflatten(0, (len(has_clips), -1))
+    groups = groups[torch.tensor(has_clips, device=groups.device)]
+    return not torch.equal(groups, groups[:, :1].expand_as(groups))
+
+
+def _vision_by_row(tokens: ForwardTokens) -> list[Tensor]:
+    """Return the pixels of a forward, or what the vision tower made of them, as (row, part, …).
+
+    They come without a row. Only where all rows have the same placeholders in the same runs do all
+    rows have as many parts; else the list is empty.
+    """
+    parts = _vision_parts(tokens.arguments)
+    if not parts:
+        return []
+    batch = len(tokens.visual)
+    ids: Sequence[Tensor | None] = [None] * batch if tokens.ids is None else list(tokens.ids.cpu())
+    rows = [runs_of(*row) for row in zip(tokens.visual.cpu(), ids, strict=True)]
+    runs = [[(run.id, run.tokens) for run in row] for row in rows]
+    if any(row != runs[0] for row in runs):
+        return []
+    return [part.unflatten(0, (batch, -1)) for part in parts if len(part) % batch == 0]
+
+
+def _vision_parts(arguments: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors of pictures, or of their features, among the arguments of a forward."""
+    parts = []
+    for name, value in arguments.items():
+        if not name.startswith(VISION_PREFIXES):
+            continue
+        for each in value.values() if isinstance(value, Mapping) else [value]:
+            features = getattr(each, "pooler_output", each)
+            if isinstance(features, list | tuple) and features:
+                # Clips of different sizes, one tensor each.
+                shapes = {getattr(clip, "shape", (0,))[1:] for clip in features}
+                features = torch.cat(list(features)) if len(shapes) == 1 else None
+            if isinstance(features, Tensor) and features.ndim > 1:
+                # Vision that was encoded before may come in one piece: split it into its tokens.
+                is_encoded = name.startswith("mm_") and features.ndim > 2
+                parts.append(features.flatten(0, 1) if is_encoded else features)
+    return parts
 
 
 def begins_with(ids: Tensor | None, prompt: Tensor | None) -> bool:

@@ -5,7 +5,7 @@ itself, so that a deep copy is recognized too.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -21,11 +21,19 @@ from modulate.modulation.cache_notes import (
     histories_on,
     note_history,
 )
-from modulate.modulation.token_positions import ForwardTokens, begins_with, placeholders_in
+from modulate.modulation.token_positions import (
+    ForwardTokens,
+    begins_with,
+    check_repeats,
+    placeholders_in,
+)
 
 _numbers = itertools.count(1)
 _trackers: "WeakValueDictionary[int, VisualTokenTracker]" = WeakValueDictionary()
 """Trackers still in use; only their histories stay on a cache."""
+
+
+PromptCheck = Callable[[list[int], Tensor, Tensor | None, ForwardTokens | None], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +61,20 @@ class VisualTokenTracker:
     whose visual tokens are left alone. Input row ``i`` of a batch uses conditioned row ``i //
     (batch / rows)``. ``everywhere``: residuals go to other tokens than visual ones too, so that
     every forward must be told apart by row, and a prompt from a branch without clips.
+    ``check_prompt``: called with each prompt that has all its visual tokens, before they are
+    written: conditioned row of each input row, (row, position) bool, ids or None, and the forward
+    if it brought the whole prompt.
     """
 
-    def __init__(self, expected: Sequence[int | None], everywhere: bool = False) -> None:
+    def __init__(
+        self,
+        expected: Sequence[int | None],
+        everywhere: bool = False,
+        check_prompt: PromptCheck | None = None,
+    ) -> None:
         self.expected = list(expected)
         self.everywhere = everywhere
+        self._check_prompt = check_prompt
         self.number = next(_numbers)
         _trackers[self.number] = self
         self.forwards = 0
@@ -244,7 +261,10 @@ class VisualTokenTracker:
         self, before: CacheHistory, tokens: ForwardTokens
     ) -> tuple[CacheHistory, Tensor | None]:
         """Return the history after a forward, and its ordinals as :meth:`place` does."""
-        expected = [self.expected[row] for row in self.rows_of(len(tokens.visual))]
+        rows = self.rows_of(len(tokens.visual))
+        expected = [self.expected[row] for row in rows]
+        if not before.clipless:
+            check_repeats(tokens, [number is not None for number in self.expected], before.end)
         ordinal = None
         seen = before.seen
         counts = before.counts
@@ -265,6 +285,8 @@ class VisualTokenTracker:
                 " own."
             )
         is_complete = counts == [number or 0 for number in expected]
+        if is_complete and not before.end:
+            self._check_complete(before, tokens, rows, seen)
         length = tokens.visual.shape[1]
         is_text_step = length == 1 and counts == before.counts
         after = replace(
@@ -296,6 +318,17 @@ class VisualTokenTracker:
         self._check_surplus(tokens, before, surplus, seen_before + candidates.sum(1), limit)
         visual = candidates & ~surplus
         return torch.where(visual, ordinal, -1), visual
+
+    def _check_complete(
+        self, before: CacheHistory, tokens: ForwardTokens, rows: list[int], seen: Tensor
+    ) -> None:
+        """Check the clips of a prompt whose visual tokens have all come, where it tells them."""
+        # Positions of the caller leave out separators, so that their runs say nothing.
+        if self._check_prompt is None or tokens.from_caller:
+            return
+        is_whole = tokens.past_length == before.begin
+        ids = _extended_ids(before, tokens)
+        self._check_prompt(rows, seen, ids, tokens if is_whole else None)
 
     def _check_surplus(
         self,

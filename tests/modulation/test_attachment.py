@@ -13,6 +13,11 @@ from modulate_hosts.qwen2_5_vl import Qwen25VL
 from tests.tiny import CLIP, GRID, cached, features, fresh, inputs, qwen, scanpath
 
 
+def copies(batch, number):
+    """The batch of one row, copied as `generate` does for beams."""
+    return {name: value.repeat(number, *[1] * (value.ndim - 1)) for name, value in batch.items()}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_fresh_modulation_leaves_logits_bit_identical(dtype, lora):
@@ -100,14 +105,46 @@ def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(
                 calls.append(name) or original(self, *args)
             ),
         )
+    batch = copies(inputs(texts=((7, 8, 9),)), 2)
     with modulation.attached(host) as attachment:
         # The second: one row for both of the batch, as for beams, so its tokens are written twice.
         for rows in ([[CLIP], [CLIP]], [[CLIP]]):
             with attachment.condition(rows):
-                logits.append(host(**inputs()).logits)
+                logits.append(host(**batch).logits)
     assert calls == ["write_mixture"] * 4 + ["forward"] * 2  # layers and clips; layers
     torch.testing.assert_close(logits[0], logits[1], atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(logits[0], host(**inputs()).logits, atol=1e-3)
+    assert not torch.allclose(logits[0], host(**batch).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_one_row_serves_beams_and_returned_sequences_but_no_batch_of_other_prompts(
+    host, modulation, use_cache
+):
+    batch = inputs(texts=((7, 8, 9),))
+    other_pixels = inputs(texts=((7, 8, 9),) * 3)
+    other_text = copies(batch, 3)
+    other_text["input_ids"][1, -1] = 11
+    options = dict(max_new_tokens=3, use_cache=use_cache)
+    with modulation.attached(host) as attachment:
+        for more in (dict(num_beams=3), dict(num_return_sequences=2, do_sample=True)):
+            with attachment.condition([[CLIP]]):
+                host.generate(**batch, **options, **more)
+        with attachment.condition([[CLIP]] * 2):
+            host.generate(**inputs(), num_beams=3, **options)
+        for wrong, what in ((other_pixels, "pixels"), (other_text, "token ids")):
+            for call in (host, lambda **batch: host.generate(**batch, **options)):
+                message = f"has 1 row, the forward a batch of 3 that differ in their {what}"
+                with (
+                    pytest.raises(ConditioningError, match=message),
+                    attachment.condition([[CLIP]]),
+                ):
+                    call(**wrong)
+        message = "has 2 rows, the forward a batch of 4 that differ in their pixels"
+        with pytest.raises(ConditioningError, match=message), attachment.condition([[CLIP], []]):
+            host(**inputs(texts=((7, 8, 9),) * 4))
+        # No clips, so no rows to mistake.
+        with attachment.condition([[]]):
+            host(**other_pixels)
 
 
 def test_misuse_is_an_error_with_both_sizes(host, modulation):

@@ -1,11 +1,13 @@
 """Locating the visual tokens of a forward by ids, token types and the position in the cache."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 from modulate.errors import ConditioningError, HostError
-from modulate.modulation.token_positions import TokenLocator, begins_with
+from modulate.modulation.token_positions import TokenLocator, begins_with, check_repeats
 from modulate.modulation.visual_token_tracker import VisualTokenTracker
 
 VIDEO = 5
@@ -136,6 +138,78 @@ def test_other_rows_are_not_the_prompt(ids):
 
 def test_nothing_begins_with_nothing():
     assert not begins_with(None, PROMPT) and not begins_with(PROMPT, None)
+
+
+# --- rows that share clips
+
+ROW = [TEXT, VIDEO, VIDEO, TEXT]
+
+
+def repeats(ids, has_clips=(True,), end=0, cache=None, **arguments):
+    check_repeats(locate(ids, cache, **arguments), has_clips, end)
+
+
+def test_copies_of_a_row_may_share_its_clips_and_other_rows_may_not():
+    repeats([ROW] * 3)
+    repeats([ROW, ROW, [TEXT, VIDEO, VIDEO, 8]] * 2, has_clips=[True] * 6)
+    message = "has 1 row, the forward a batch of 2 that differ in their token ids"
+    with pytest.raises(ConditioningError, match=message):
+        repeats([ROW, [TEXT, VIDEO, VIDEO, 8]])
+    with pytest.raises(ConditioningError, match="has 2 rows, the forward a batch of 4"):
+        repeats([ROW, ROW, ROW, [8, VIDEO, VIDEO, 8]], has_clips=[True, True])
+    # Rows without clips may be anything.
+    repeats([ROW, ROW, ROW, [8, 8, 8, 8]], has_clips=[True, False])
+    repeats([ROW, [8, 8, 8, 8]], has_clips=[False])
+
+
+def test_tokens_behind_the_prompt_may_differ():
+    generated = [[*ROW, 7], [*ROW, 8]]
+    repeats(generated, end=4)
+    repeats([[7], [8]], end=4, cache=filled(4, 2))
+    with pytest.raises(ConditioningError, match="token ids"):
+        repeats(generated)
+    with pytest.raises(ConditioningError, match="token ids"):
+        repeats(generated, end=5)
+
+
+def test_embeddings_without_ids_must_be_copies_too():
+    embeddings = torch.randn(1, 4, 8).repeat(2, 1, 1)
+    locator = TokenLocator((VIDEO,), TYPES, torch.tensor([[False, True, True, False]]))
+    check_repeats(locator.locate({"inputs_embeds": embeddings}), [True], 0)
+    embeddings[1, 0, 0] += 1
+    with pytest.raises(ConditioningError, match="differ in their embeddings"):
+        check_repeats(locator.locate({"inputs_embeds": embeddings}), [True], 0)
+
+
+SAME = torch.randn(4, 6)
+ENCODED = {
+    "tensor": lambda first, second: torch.stack([first, second]),
+    "list": lambda first, second: [first, second],
+    "one piece": lambda first, second: torch.cat([first, second])[None],
+}
+
+
+@pytest.mark.parametrize("form", ENCODED)
+def test_pictures_of_rows_that_share_clips_must_be_copies(form):
+    vision = lambda second: {
+        "mm_encoder_outputs": {
+            "video": SimpleNamespace(pooler_output=ENCODED[form](SAME, second)),
+            "image": None,
+        }
+    }
+    repeats([ROW] * 2, **vision(SAME))
+    repeats([ROW] * 2, pixel_values_videos=torch.cat([SAME, SAME]), pixel_values=None)
+    for wrong in (vision(SAME + 1), {"pixel_values_videos": torch.cat([SAME, SAME + 1])}):
+        with pytest.raises(ConditioningError, match="differ in their pixels"):
+            repeats([ROW] * 2, **wrong)
+
+
+def test_pictures_that_no_row_can_be_given_are_left_alone():
+    repeats([ROW] * 2, pixel_values=torch.randn(1, 3, 4, 8))  # side by side in one picture
+    repeats([ROW] * 2, pixel_values=torch.randn(3, 6))
+    repeats([ROW] * 2, pixel_values=[torch.randn(2, 6), torch.randn(2, 5)])
+    other = [TEXT, VIDEO, TEXT, VIDEO]
+    repeats([ROW, ROW, other, other], has_clips=[True, True], pixel_values=torch.randn(4, 6))
 
 
 # --- many forwards
