@@ -12,11 +12,20 @@ from pydantic import Field, ValidationError, model_validator
 from modulate import plugins
 from modulate.config.injection import Injection, LoraParams
 from modulate.config.renamed_keys import translate
-from modulate.config.sections import BUILT_IN, Evaluation, Features, Sampling, Section, Training
+from modulate.config.sections import (
+    BUILT_IN,
+    Evaluation,
+    Features,
+    MainMetric,
+    Sampling,
+    Section,
+    Training,
+)
 from modulate.config.validation_errors import advice, explain, known_keys
 from modulate.errors import MissingFileError, RecipeError, near_matches
 from modulate.interfaces.multi_signal import controls_of
 from modulate.interfaces.params import ComponentSpec
+from modulate.interfaces.prompt import AnswerForm
 from modulate.utils.safe_load import YAML_DEPTH, parse_yaml, read_yaml
 
 RECIPES = "modulate_recipes"
@@ -79,11 +88,22 @@ class Recipe(Section):
     sampling: Sampling = Field(
         Sampling(), description="which frames of a clip the host and the backbone see"
     )
-    answer: Literal["letter", "word"] = Field(
+    answer: AnswerForm = Field(
         "letter",
         description=(
-            "what is scored: the letters of the options, or the options themselves, each of"
-            " which must then be a single token"
+            "what the host answers with. `letter`: the letter of an option. `word`: an option,"
+            " which must then be a single token. `likelihood`: an option of any length, by the"
+            " likelihood of its tokens. `text`: free text, which is trained token by token and"
+            " evaluated as it is generated"
+        ),
+    )
+    likelihood: Literal["sum", "mean", "first"] = Field(
+        "sum",
+        description=(
+            "score of an option under `answer: likelihood`, from the log-probabilities of its"
+            " tokens after the prompt, without the end of the turn. `sum`: of all tokens."
+            " `mean`: their mean, so that long options are at no disadvantage. `first`: the first"
+            " token alone, which must then differ between a question's options"
         ),
     )
     letters: Literal["offered", "four"] = Field(
@@ -152,10 +172,43 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _letters_are_scored(self) -> "Recipe":
+    def _answers_are_scored(self) -> "Recipe":
         if self.letters != "offered" and self.answer != "letter":
-            raise ValueError("`letters` has no effect on answers by word")
+            raise ValueError(f"`letters` has no effect on `answer: {self.answer}`")
+        if self.likelihood != "sum" and self.answer != "likelihood":
+            raise ValueError(f"`likelihood` has no effect on `answer: {self.answer}`")
+        if self.answer == "text" and self.evaluation.batch_by == "clip":
+            raise ValueError("`evaluation.batch_by: clip` has no effect on generated text")
+        if self.answer != "text":
+            for key in ("max_new_tokens", "main_metric"):
+                if key in self.evaluation.differing_keys():
+                    raise ValueError(f"`evaluation.{key}` has no effect on `answer: {self.answer}`")
         return self
+
+    @model_validator(mode="after")
+    def _answers_can_be_continued(self) -> "Recipe":
+        has_many_tokens = self.answer == "text" or self.scores_whole_options
+        if has_many_tokens and self.injection.tokens.kind in ("last", "mask"):
+            raise ValueError(
+                f"`answer: {self.answer}` has several tokens; residuals of kind"
+                f" `{self.injection.tokens.kind}` are for one: write to visual or text tokens"
+            )
+        if self.scores_whole_options and self.training.gradient_checkpointing:
+            raise ValueError(
+                "`answer: likelihood` keeps prompts in a key-value cache, which recomputed layers"
+                " cannot fill: drop gradient_checkpointing, or score `likelihood: first`"
+            )
+        return self
+
+    @property
+    def scores_whole_options(self) -> bool:
+        """Whether options are scored by all of their tokens."""
+        return self.answer == "likelihood" and self.likelihood != "first"
+
+    @property
+    def main_metric(self) -> MainMetric:
+        """What the main figures are: accuracy, or a score of generated text."""
+        return self.evaluation.main_metric if self.answer == "text" else "accuracy"
 
     def component_specs(self) -> list[tuple[str, str, ComponentSpec]]:
         """Return (key, kind, spec) of every component that the recipe names."""
@@ -395,33 +448,3 @@ def _differing_keys(first: Any, second: Any, prefix: str) -> list[str]:
         path = f"{prefix}.{key}".lstrip(".")
         found += _differing_keys(first.get(key), second.get(key), path)
     return found
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of recipes, for editors.
-
-    A recipe that extends another may leave any key out, so the schema is one of two: the whole
-    recipe, or ``extends`` with every key optional.
-    """
-    whole = Recipe.model_json_schema()
-    definitions = whole.pop("$defs")
-    # A second copy of all definitions without required keys, under names of their own.
-    copied = json.dumps({"": whole, **definitions}).replace('"#/$defs/', '"#/$defs/part of ')
-    optional = json.loads(copied)
-    for part in optional.values():
-        part.pop("required", None)
-    extending = optional.pop("")
-    extends = {
-        "type": "string",
-        "description": (
-            "name of a shipped recipe, or a file in the same folder; this recipe's keys are laid"
-            " over it"
-        ),
-    }
-    extending["properties"] = {"extends": extends, **extending["properties"]}
-    extending["required"] = ["extends"]
-    return {
-        "title": whole["title"],
-        "anyOf": [whole, extending],
-        "$defs": definitions | {f"part of {name}": part for name, part in optional.items()},
-    }

@@ -18,6 +18,13 @@ BUILT_IN = {
 }
 
 
+TextMetric = Literal["exact_match", "token_f1", "bleu", "rouge_l"]
+"""How generated text is scored, see :mod:`modulate.evaluation.text_scores`."""
+
+MainMetric = Literal["accuracy", "exact_match", "token_f1", "bleu", "rouge_l"]
+"""What a run's main figures are."""
+
+
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors."""
 
@@ -246,7 +253,10 @@ class Training(Section):
         0.0,
         ge=0,
         lt=1,
-        description="label smoothing over the options offered [GazeQwen's code: 0.1]",
+        description=(
+            "label smoothing over the options offered, or over all tokens under `answer: text`"
+            " [GazeQwen's code: 0.1]"
+        ),
     )
     empty: Literal["train", "skip"] = Field(
         "train",
@@ -379,3 +389,23 @@ class Evaluation(Section):
         ge=100,
         description="bootstrap resamples of the confidence intervals, clustered by video",
     )
+    max_new_tokens: int = Field(
+        32,
+        ge=1,
+        le=2**16,
+        description="most tokens that are generated for an answer in text",
+    )
+    main_metric: TextMetric = Field(
+        "token_f1",
+        description=(
+            "score of generated text that reports show first; all four are computed and tested."
+            " `exact_match`: equal to an accepted answer, after lower-casing and without"
+            " punctuation and articles [SQuAD]. `token_f1`: words in common with it [SQuAD]."
+            " `bleu`: sentence BLEU. `rouge_l`: longest common subsequence"
+        ),
+    )
+
+    def differing_keys(self) -> set[str]:
+        """Return the keys whose value is not the default."""
+        fields = type(self).model_fields
+        return {key for key in fields if getattr(self, key) != fields[key].get_default()}

@@ -27,6 +27,9 @@ class Usage(Section):
     letters: Literal["offered", "four"] = Field(
         "offered", description="letters to choose from, see the recipe's key"
     )
+    likelihood: Literal["sum", "mean", "first"] = Field(
+        "sum", description="score of an option of several tokens, see the recipe's key"
+    )
     template: str = Field(
         max_length=10_000,
         description="the user's turn after the clips, with {question} and {options}",
@@ -49,6 +52,7 @@ class Usage(Section):
             sampling=recipe.sampling,
             answer=recipe.answer,
             letters=recipe.letters,
+            likelihood=recipe.likelihood,
             template=template,
             host=_portable_host(recipe.host),
         )

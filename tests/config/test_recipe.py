@@ -1,9 +1,6 @@
 """Recipes: reading, overrides, errors, and every shipped recipe."""
 
-import json
-
 import pytest
-import yaml
 from pydantic import BaseModel
 
 from modulate.cli import reference
@@ -31,33 +28,6 @@ def test_a_dumped_recipe_reads_back_as_the_same(name, tmp_path):
     recipe = recipes.load_recipe(name)
     (tmp_path / "again.yaml").write_text(recipes.dump(recipe))
     assert recipes.load_recipe(str(tmp_path / "again.yaml")) == recipe
-
-
-@pytest.mark.parametrize("name", sorted(SHIPPED))
-def test_the_schema_knows_every_key_of_a_shipped_recipe(name):
-    schema = recipes.schema()
-
-    def follow(value, node, path):
-        node = schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
-        for option in node.get("anyOf", []):
-            if "$ref" in option and isinstance(value, dict):
-                return follow(value, option, path)
-        if isinstance(value, dict) and "properties" in node:
-            assert (
-                node["additionalProperties"] is False
-                and set(node.get("required", [])) <= value.keys()
-            ), path
-            for key, inner in value.items():
-                assert key in node["properties"], f"{path}.{key}"
-                follow(inner, node["properties"][key], f"{path}.{key}")
-        if isinstance(value, list) and "items" in node:
-            for i, inner in enumerate(value):
-                follow(inner, node["items"], f"{path}.{i}")
-
-    tree = yaml.safe_load(SHIPPED[name].read_text())
-    whole, extending = schema["anyOf"]
-    follow(tree, extending if "extends" in tree else whole, "recipe")
-    assert json.loads(json.dumps(schema)) == schema
 
 
 def test_a_recipe_that_extends_another_is_the_other_with_its_own_keys_laid_over_it(tmp_path):
@@ -262,6 +232,38 @@ def test_contradicting_keys_are_reported_without_the_whole_recipe():
     assert first.endswith("is not valid:")
     assert second.startswith("  (whole): `training.batch_by: clip` keeps")
     assert second.endswith("cannot fill: drop one of the two")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["answer=text", "letters=four"], "`letters` has no effect on `answer: text`"),
+        (["likelihood=mean"], "`likelihood` has no effect on `answer: word`"),
+        (["evaluation.max_new_tokens=8"], "`evaluation.max_new_tokens` has no effect"),
+        (["answer=likelihood", "evaluation.main_metric=bleu"], "`evaluation.main_metric` has no"),
+        (["answer=text", "evaluation.batch_by=clip"], "no effect on generated text"),
+        (["answer=text", "injection.tokens={kind: last}"], "`answer: text` has several tokens"),
+        (["answer=likelihood", "injection.tokens={kind: last}"], "residuals of kind `last`"),
+        (["answer=likelihood", "training.gradient_checkpointing=true"], "recomputed layers cannot"),
+    ],
+)
+def test_settings_that_contradict_the_form_of_answers_are_refused(overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        recipes.load_recipe(SMALL, ["answer=word", *overrides])
+
+
+def test_the_first_token_of_options_is_scored_wherever_a_letter_is():
+    first = ["answer=likelihood", "likelihood=first"]
+    for more in ("training.gradient_checkpointing=true", "injection.tokens={kind: last}"):
+        recipe = recipes.load_recipe(SMALL, [*first, more])
+        assert not recipe.scores_whole_options and recipe.main_metric == "accuracy"
+    assert recipes.load_recipe(SMALL, ["answer=likelihood"]).scores_whole_options
+
+
+def test_the_main_figure_of_free_text_is_the_chosen_score():
+    assert recipes.load_recipe(SMALL, ["answer=text"]).main_metric == "token_f1"
+    chosen = ["answer=text", "evaluation.main_metric=rouge_l", "evaluation.max_new_tokens=4"]
+    assert recipes.load_recipe(SMALL, chosen).main_metric == "rouge_l"
 
 
 def test_a_missing_recipe_is_refused_with_near_matches():

@@ -59,6 +59,8 @@ DEFAULTS = {
         "failed": "wrong",
         "max_failed_share": 0.0,
         "bootstrap": 2000,
+        "max_new_tokens": 32,
+        "main_metric": "token_f1",
     },
 }
 
@@ -100,6 +102,8 @@ LIMITS = [
     (Evaluation, "max_failed_share", 0, -1e-9),
     (Evaluation, "max_failed_share", 1, 1.001),
     (Evaluation, "bootstrap", 100, 99),
+    (Evaluation, "max_new_tokens", 1, 0),
+    (Evaluation, "max_new_tokens", 2**16, 2**16 + 1),
 ]
 
 

@@ -22,7 +22,7 @@ def schema(
 
     It does not cover the parameters of components; those are checked when a recipe is loaded.
     """
-    from modulate.config.recipe import schema as recipe_schema
+    from modulate.config.recipe_schema import schema as recipe_schema
     from modulate.sweeps.sweep import Sweep
 
     echo_json(Sweep.model_json_schema() if sweeps else recipe_schema())
