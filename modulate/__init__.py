@@ -8,7 +8,7 @@ in any release.
 
 The core's packages from the bottom up: errors, utils, hookspecs, plugins, interfaces, config,
 distributed, data, hosts, modulation, inference, runs, evaluation, training, checks, sweeps, report,
-cli. Each imports only from those before it.
+testing, cli. Each imports only from those before it.
 """
 
 import importlib
@@ -75,8 +75,16 @@ PUBLIC: dict[str, dict[str, str]] = {
         "HostInput": "modulate.interfaces.components",
         "InputTransform": "modulate.interfaces.components",
         "Host": "modulate.hosts.host",
-        "HostParams": "modulate.hosts.host",
+        "HostParams": "modulate.hosts.loading",
         "EncodedPrompt": "modulate.hosts.encoding",
+    },
+    "Test plugins": {
+        "SignalContract": "modulate.testing.signals",
+        "EncoderContract": "modulate.testing.encoders",
+        "BackboneContract": "modulate.testing.backbones",
+        "ModulatorContract": "modulate.testing.modulators",
+        "DatasetContract": "modulate.testing.datasets",
+        "InputContract": "modulate.testing.inputs",
     },
     "Catch errors": {
         "ModulateError": "modulate.errors",

@@ -14,7 +14,8 @@ import pytest
 from modulate import cli
 from modulate.config.recipe import load_recipe
 from modulate.errors import DataError, HostError, MissingFileError, PluginError, RecipeError
-from modulate.hosts.host import Host, HostParams
+from modulate.hosts.host import Host
+from modulate.hosts.loading import HostParams
 from modulate.inference.pipeline import Pipeline
 from modulate.utils.paths import checked_name, resolve
 from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams

@@ -125,12 +125,14 @@ def twin_reach(
     # A fork, so that building the twin leaves the caller's random state unchanged.
     with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(0)
-        config = type(understand(model)).narrow(cast(Any, base_model(model)).config)
+        family = type(understand(model))
+        config = family.narrow(cast(Any, base_model(model)).config)
         twin = (
             AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
             .requires_grad_(False)
             .eval()
         )
+        family.serve(twin)
         host = understand(twin)
         modulation = Modulation.for_host(
             twin,

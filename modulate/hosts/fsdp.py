@@ -17,7 +17,8 @@ from modulate.config.recipe import Recipe
 from modulate.distributed.launch import current
 from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, RecipeError
-from modulate.hosts.host import Host, HostParams, understand
+from modulate.hosts.host import Host, understand
+from modulate.hosts.loading import HostParams
 from modulate.utils.out_of_memory import first_line, is_out_of_memory
 
 
@@ -28,8 +29,8 @@ def load(family: type[Host], params: HostParams) -> tuple[nn.Module, Any]:
     """
     processes = current()
     if not processes.shards:
-        return family.load(params)
-    model, processor = family.load(params.model_copy(update={"device": "cpu"}))
+        return family.open(params)
+    model, processor = family.open(params.model_copy(update={"device": "cpu"}))
     shard(model, processes)
     return model, processor
 

@@ -5,63 +5,24 @@ that does not follow the conventions is refused, with what was looked for; nothi
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from modulate import plugins
 from modulate.errors import HostError
-from modulate.hosts import encoding
+from modulate.hosts import encoding, loading
 from modulate.hosts.encoding import EncodedPrompt
+from modulate.hosts.loading import HostParams
 from modulate.hosts.prompt_grids import Modality, Sizes, picture_sizes
 from modulate.interfaces.messages import Message, VideoClip, Visual
-from modulate.interfaces.params import Params
 from modulate.interfaces.visual_grid import VisualGrid
 
-
-class HostParams(Params):
-    """How a recipe loads a host."""
-
-    path: str = Field(
-        description="folder, hub id, or `package:NAME/folder` for one inside an installed package"
-    )
-    weights: Literal["pretrained", "random"] = Field(
-        "pretrained",
-        description=(
-            "random: the true architecture with seeded random weights, for checks and benchmarks;"
-            " no network is used"
-        ),
-    )
-    seed: int = Field(0, description="seed of random weights")
-    dtype: str = Field(
-        "float32", description="torch dtype of the weights: float32, bfloat16 or float16"
-    )
-    device: str = Field(
-        "auto",
-        description=(
-            "`auto` (CUDA where present, else CPU) or a torch device; `meta`, with random weights:"
-            " shapes without memory"
-        ),
-    )
-    trust_remote_code: bool = Field(
-        False,
-        description=(
-            "run Python files that come with the model; refused unless --trust-remote-code on the"
-            " command line confirms it"
-        ),
-    )
-    attention: str = Field(
-        "sdpa",
-        description=(
-            "attention implementation that transformers is asked for: sdpa, eager,"
-            " flash_attention_2 …"
-        ),
-    )
+GENERIC = "generic"
+"""Name under which recipes ask for the generic host."""
 
 
 class Host:
@@ -198,77 +159,48 @@ class Host:
     # --- loading and encoding
 
     @classmethod
+    def accepts(cls, model_type: str) -> bool:
+        """Return whether this class serves models of a type, when a recipe names it.
+
+        By default those in ``model_types``, or all if it lists none.
+        """
+        return not cls.model_types or model_type in cls.model_types
+
+    @classmethod
+    def open(cls, params: HostParams) -> tuple[nn.Module, Any]:
+        """Load model and processor; from now on :func:`understand` has this class serve the model.
+
+        Raises :class:`HostError` as :meth:`load` does, and for a model of a type that this class
+        does not serve.
+        """
+        model, processor = cls.load(params)
+        cls.check_type(cast(Any, base_model(model)).config)
+        cls.serve(model)
+        return model, processor
+
+    @classmethod
+    def serve(cls, model: nn.Module) -> None:
+        """Have :func:`understand` return a host of this class for ``model``."""
+        _chosen[base_model(model)] = cls
+
+    @classmethod
+    def check_type(cls, config: Any) -> None:
+        """Raise :class:`HostError` unless this class serves the models of a configuration."""
+        if not cls.accepts(config.model_type):
+            raise HostError(
+                f"The host class {cls.__name__}, which the recipe names, serves models of type"
+                f" {', '.join(cls.model_types)}, and this one is of type {config.model_type}; set"
+                f" host.name to {_name_for(config.model_type)}."
+            )
+
+    @classmethod
     def load(cls, params: HostParams) -> tuple[nn.Module, Any]:
         """Load model (frozen, in eval mode) and processor, offline when ``path`` is a folder.
 
         Only safetensors weights are read: other files are pickles. For random weights, see
-        :meth:`build_random`. Raises :class:`HostError` with transformers' own message.
+        :func:`loading.build_random`. Raises :class:`HostError` with transformers' own message.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        path = _local_or_hub(params.path)
-        device = params.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if params.weights == "random":
-            return cls.build_random(params, device)
-        # Always passed: left out, transformers asks at the terminal.
-        trust = params.trust_remote_code
-        try:
-            with _no_progress_bar():
-                model = AutoModelForImageTextToText.from_pretrained(
-                    path,
-                    dtype=getattr(torch, params.dtype),
-                    attn_implementation=params.attention,
-                    use_safetensors=True,
-                    trust_remote_code=trust,
-                )
-            processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust)
-        except (OSError, ValueError) as error:
-            # Not there, no network, no safetensors, or code of its own that is not trusted.
-            raise HostError(f"The host {params.path!r} cannot be loaded: {error}") from error
-        return model.requires_grad_(False).eval().to(device), processor
-
-    @classmethod
-    def build_random(cls, params: HostParams, device: str) -> tuple[nn.Module, Any]:
-        """Build model and processor with random weights from a configuration.
-
-        The configuration is the folder's own, or the one that ships with the family for a hub id. A
-        hub id, and a folder without a processor, get the family's stand-in processor. Raises
-        :class:`HostError` for what cannot be built.
-        """
-        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-        path = _local_or_hub(params.path)
-        trust = params.trust_remote_code
-        local = Path(path).is_dir()
-        has_processor = local and any(
-            (Path(path) / name).is_file()
-            for name in ("processor_config.json", "preprocessor_config.json")
-        )
-        try:
-            if local:
-                config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-            else:
-                config = cls.shipped_config(path)
-            # The caller's own random numbers must not depend on whether weights are random.
-            with torch.random.fork_rng(), torch.device(device):
-                torch.manual_seed(params.seed)
-                model = AutoModelForImageTextToText.from_config(
-                    config,
-                    dtype=getattr(torch, params.dtype),
-                    attn_implementation=params.attention,
-                    trust_remote_code=trust,
-                )
-            if has_processor:
-                processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust)
-            else:
-                processor = cls.stand_in_processor(path, config)
-        except (OSError, ValueError, KeyError) as error:
-            raise HostError(
-                f"The host {params.path!r} cannot be built with random weights: {error}"
-            ) from error
-        return model.requires_grad_(False).eval(), processor
+        return loading.load(cls, params)
 
     @classmethod
     def shipped_config(cls, path: str) -> Any:
@@ -400,27 +332,6 @@ class Host:
         return torch.cat(list(values))
 
 
-def _local_or_hub(path: str) -> str:
-    """Return the absolute path of a folder on this machine, or a hub id unchanged."""
-    from modulate.utils.paths import resolve
-
-    return str(resolve(path)) if path.startswith(("package:", ".", "/")) else path
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide transformers' bar for loading weights, which would break our own progress display."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def base_model(model: nn.Module) -> nn.Module:
     """Return the transformers model inside torch.compile's and PEFT's wrappers, if any."""
     model = getattr(model, "_orig_mod", model)
@@ -428,10 +339,15 @@ def base_model(model: nn.Module) -> nn.Module:
     return inner() if callable(inner) else model
 
 
-def understand(model: nn.Module) -> Host:
-    """Return the :class:`Host` of a loaded model: its family's, or the generic one.
+_chosen: WeakKeyDictionary[nn.Module, type[Host]] = WeakKeyDictionary()
+"""The classes that recipes named for the models that they loaded."""
 
-    Raises :class:`HostError` for a model that neither can serve.
+
+def understand(model: nn.Module) -> Host:
+    """Return the :class:`Host` of a loaded model.
+
+    Its class is the one whose :meth:`Host.open` loaded it, or else the one that lists its type, or
+    else the generic one. Raises :class:`HostError` for a model that cannot be served.
     """
     config = getattr(base_model(model), "config", None)
     model_type = getattr(config, "model_type", None)
@@ -439,9 +355,18 @@ def understand(model: nn.Module) -> Host:
         raise HostError(
             f"{type(model).__name__} has no `config.model_type`: a transformers model is needed."
         )
+    family = _chosen.get(base_model(model))
+    name = _name_for(model_type) if family is None else family.__name__
+    if family is None:
+        family = plugins.registry().get("host", name) if name != GENERIC else Host
+    with plugins.registry().blame("host", name, "its constructor"):
+        return family(model)
+
+
+def _name_for(model_type: str) -> str:
+    """Return the name of the family that lists a model type, or the generic host's."""
     registry = plugins.registry()
-    for name, family in registry.loadable("host"):
-        if model_type in family.model_types:
-            with registry.blame("host", name, "its constructor"):
-                return family(model)
-    return Host(model)
+    for name in registry.names("host"):
+        if model_type in registry.get("host", name).model_types:
+            return name
+    return GENERIC

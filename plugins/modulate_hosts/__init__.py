@@ -5,7 +5,8 @@ from modulate.hookspecs import Register, hookimpl
 
 @hookimpl
 def register_hosts(register: Register) -> None:
-    """Register the families that the generic host does not serve in full."""
+    """Register the generic host, and the families that it does not serve in full."""
+    register("generic", "modulate.hosts.host:Host")
     register("qwen2_vl", "modulate_hosts.qwen2_vl:Qwen2VL")
     register("qwen2_5_vl", "modulate_hosts.qwen2_5_vl:Qwen25VL")
     register("qwen3_vl", "modulate_hosts.qwen3_vl:Qwen3VL")

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from modulate.hosts.host import Host, HostParams
+from modulate.hosts.host import Host
+from modulate.hosts.loading import HostParams
 from modulate_hosts import qwen_random
 from modulate_hosts.qwen_params import QwenParams, limit_pixels
 

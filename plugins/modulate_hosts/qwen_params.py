@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from modulate.hosts.host import HostParams
+from modulate.hosts.loading import HostParams
 
 
 class QwenParams(HostParams):

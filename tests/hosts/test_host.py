@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 from modulate.errors import HostError
-from modulate.hosts.host import Host, HostParams, base_model, understand
+from modulate.hosts.host import Host, base_model, understand
+from modulate.hosts.loading import HostParams
 from modulate.interfaces.visual_grid import VisualGrid
+from modulate_hosts.qwen2_5_vl import Qwen25VL
+from modulate_hosts.qwen3_vl import Qwen3VL
+from tests.contract.processors import PROCESSORS
 from tests.tiny import fresh, qwen
 
 
@@ -98,6 +102,54 @@ def test_a_batch_is_padded_on_the_left_and_its_vision_inputs_are_concatenated(ho
     assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["pixel_values_videos"][:, 0].tolist() == [3.0, 3.0, 1.0, 1.0]
+
+
+def saved(host, folder):
+    """Save a tiny host with a processor, and return the parameters with which a recipe loads it."""
+    host.save_pretrained(folder)
+    PROCESSORS["qwen2_5_vl"]().save_pretrained(folder)
+    return HostParams(path=str(folder), device="cpu")
+
+
+def test_the_class_that_a_recipe_names_serves_the_model_that_it_loads(host, tmp_path):
+    class Own(Host):
+        """Lists no types, so that only a name leads to it."""
+
+    params = saved(host, tmp_path)
+    for family in (Own, Host, Qwen25VL):
+        model, _ = family.open(params)
+        assert type(understand(model)) is family
+        assert type(understand(torch.compile(model))) is family
+    # A model that was loaded otherwise is served by the class that lists its type.
+    assert type(understand(host)) is Qwen25VL
+
+
+def test_a_class_that_does_not_serve_a_model_s_type_is_refused_before_weights_are_read(
+    host, tmp_path
+):
+    class Broad(Qwen3VL):
+        @classmethod
+        def accepts(cls, model_type):
+            return model_type.startswith("qwen")
+
+    params = saved(host, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    random = params.model_copy(update={"weights": "random"})
+    for settings in (params, random):
+        with pytest.raises(
+            HostError,
+            match=(
+                r"The host class Qwen3VL, which the recipe names, serves models of type qwen3_vl,"
+                r" qwen3_vl_moe, and this one is of type qwen2_5_vl; set host\.name to qwen2_5_vl"
+            ),
+        ):
+            Qwen3VL.open(settings)
+    assert type(understand(Broad.open(random)[0])) is Broad
+
+
+def test_the_error_for_a_type_that_no_class_lists_names_the_generic_host():
+    with pytest.raises(HostError, match=r"set host\.name to generic"):
+        Qwen3VL.check_type(SimpleNamespace(model_type="gemma3"))
 
 
 def test_the_generic_host_ships_no_configuration_and_no_processor():
