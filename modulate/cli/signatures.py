@@ -9,8 +9,9 @@ import ast
 import importlib
 import inspect
 import re
-import textwrap
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -90,56 +91,56 @@ def _is_foreign(value: Any) -> bool:
     return not value.__module__.startswith(PACKAGE)
 
 
-def _has_own_init(cls: type) -> bool:
-    """Return whether somebody of ours wrote the constructor, rather than a decorator or base."""
-    init = _init(cls)
-    return (
-        inspect.isfunction(init) and not _is_foreign(init) and init.__code__.co_filename[0] != "<"
-    )
-
-
-def _init(cls: Any) -> Any:
-    return cls.__init__
-
-
 def _is_constructed(cls: type) -> bool:
     generated = hasattr(cls, "__dataclass_fields__") or hasattr(cls, "model_fields")
-    return generated or (_has_own_init(cls) and not issubclass(cls, Exception))
+    return generated or (_constructor(cls) is not None and not issubclass(cls, Exception))
+
+
+def _own_classes(cls: type) -> list[tuple[ast.ClassDef, str]]:
+    """Return source and module of ``cls`` and its bases, without those of libraries."""
+    own = [each for each in cls.__mro__ if not _is_foreign(each)]
+    return [(_definition(each.__module__, each.__qualname__), each.__module__) for each in own]
+
+
+def _constructor(cls: type) -> tuple[ast.FunctionDef, str] | None:
+    """Return source and module of the constructor; None if we did not write it."""
+    for definition, module in _own_classes(cls):
+        for node in definition.body:
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                return node, module
+    return None
 
 
 def _annotations(value: Any) -> tuple[dict[str, str], dict[str, str], str]:
     """Return annotations and bounds by parameter name, and the result's annotation."""
     if not inspect.isclass(value):
         function: Any = inspect.unwrap(value)
-        parameters, result = _of_function(function)
-        return parameters, {}, result
-    if _has_own_init(value):
-        return _of_function(_init(value))[0], {}, ""
+        node = _definition(function.__module__, function.__qualname__)
+        result = _text(node.returns, function.__module__) if node.returns else ""
+        return _of_function(node, function.__module__), {}, result
+    constructor = _constructor(value)
+    if constructor is not None:
+        return _of_function(*constructor), {}, ""
     annotations: dict[str, str] = {}
     bounds: dict[str, str] = {}
-    for cls in reversed(value.__mro__):
-        if _is_foreign(cls):
-            continue
-        for node in _parsed(cls).body:
+    for definition, module in reversed(_own_classes(value)):
+        for node in definition.body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                annotations[node.target.id] = _text(node.annotation, cls.__module__)
+                annotations[node.target.id] = _text(node.annotation, module)
                 if limits := _bounds(node.value):
                     bounds[node.target.id] = limits
     return annotations, bounds, ""
 
 
-def _of_function(function: Any) -> tuple[dict[str, str], str]:
-    node = _parsed(function)
+def _of_function(node: ast.FunctionDef, module: str) -> dict[str, str]:
     arguments = node.args
     every = [*arguments.posonlyargs, *arguments.args, arguments.vararg]
     every += [*arguments.kwonlyargs, arguments.kwarg]
-    module = function.__module__
-    annotations = {
+    return {
         argument.arg: _text(argument.annotation, module)
         for argument in every
         if argument is not None and argument.annotation is not None
     }
-    return annotations, _text(node.returns, module) if node.returns else ""
 
 
 def _bounds(value: ast.expr | None) -> str:
@@ -150,8 +151,19 @@ def _bounds(value: ast.expr | None) -> str:
     return ", ".join(stated).replace("'", '"').replace(" ** ", "**")
 
 
-def _parsed(value: Any) -> Any:
-    return ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
+@cache
+def _parsed(module: str) -> ast.Module:
+    # From the file, since import hooks hide the source from `inspect`.
+    file = importlib.import_module(module).__file__ or ""
+    return ast.parse(Path(file).read_text(encoding="utf-8"))
+
+
+def _definition(module: str, name: str) -> Any:
+    """Return the source of a class or function; ``name`` is its qualified name."""
+    node: Any = _parsed(module)
+    for part in name.split("."):
+        node = next(each for each in node.body if getattr(each, "name", None) == part)
+    return node
 
 
 # --- annotations
@@ -213,7 +225,7 @@ def _alias(name: str, module: str) -> tuple[ast.expr, str] | None:
     """Return the expression that ``name`` stands for, if one of our modules assigns it."""
     if not module.startswith(PACKAGE):
         return None
-    for node in ast.parse(inspect.getsource(importlib.import_module(module))).body:
+    for node in _parsed(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             # A call makes something of its own, as TypeVar does.
             return None if isinstance(node.value, ast.Call) else (node.value, module)
