@@ -14,9 +14,20 @@ Splits = Mapping[str, Sequence[Sample]]
 
 def check_leaks(inspection: Inspection, samples: Splits) -> None:
     """Add findings on videos, pictures and groups in two splits, and on repeated questions."""
+    _check_numbers(inspection, samples)
     _check_files(inspection, samples)
     _check_groups(inspection, samples)
     _check_repeated(inspection, samples)
+
+
+def _check_numbers(inspection: Inspection, samples: Splits) -> None:
+    items = samples.get("test", ())
+    if items and len({sample.files for sample in items}) == 1:
+        inspection.add(
+            "warning",
+            "The test split shows one video only: the control `shuffled`, which needs another"
+            " clip's signal, fails on it, and no interval can be given.",
+        )
 
 
 def _check_files(inspection: Inspection, samples: Splits) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from pydantic import BaseModel
 
 from modulate.errors import DataError, near_matches
 from modulate.interfaces.components import Dataset
+from modulate.interfaces.inspection import Inspection
 from modulate.interfaces.sample import Sample, SampleClip
 from modulate_table.columns import Columns
+from modulate_table.hugging_face import is_saved
 from modulate_table.media import Files
-from modulate_table.params import SPLITS, TableParams
+from modulate_table.params import SPLITS, UNUSED, TableParams
 from modulate_table.questions import ReadRows, read_rows
-from modulate_table.readers import Problem, RowTable
+from modulate_table.readers import SUFFIXES, Problem, RowTable
 from modulate_table.rows import Question, RowReader
-from modulate_table.sources import read_source
+from modulate_table.sources import read_source, tables_in
 from modulate_table.splits import assign_splits
 
 ALL = "all"
@@ -93,7 +95,44 @@ class Table(Dataset):
             " lists all."
         )
 
-    def left_out(self) -> dict[str, int]:
+    @classmethod
+    def recognize(cls, path: Path) -> BaseModel | None:
+        """Return the parameters that read a table, a folder with tables, or one that was saved."""
+        if path.is_file():
+            is_table = path.suffix.lower() in SUFFIXES
+            return TableParams(root=path.parent, files=path.name) if is_table else None
+        is_table = path.is_dir() and (is_saved(path) or bool(tables_in(path)))
+        return TableParams(root=path) if is_table else None
+
+    def inspect(self, inspection: Inspection) -> Mapping[str, Sequence[Sample]]:
+        """Name every bad row, unused columns and shared videos; return the samples of the others.
+
+        Raises :class:`DataError` where the whole table cannot be read or split.
+        """
+        total = len(self.table.rows) + len(self.table.problems)
+        inspection.figures["rows"] = {"read": total, "bad": len(self.problems)}
+        if self.problems:
+            skipped = self.params.skip_bad_rows
+            inspection.add(
+                "warning" if skipped else "error",
+                f"{len(self.problems)} of {total} rows of {self._name()} cannot be used"
+                + (" and are left out (skip_bad_rows)." if skipped else "."),
+                list(map(str, self.problems)),
+            )
+        if self.columns.unused:
+            columns = ", ".join(self.columns.unused)
+            inspection.add("info", f"Columns that are not used: {columns}.")
+        splits = assign_splits(self.rows.questions, self.params, self.root)
+        if splits[UNUSED]:
+            inspection.add("info", f"{len(splits[UNUSED])} rows are of the split `unused`.")
+        if self.params.allow_shared_videos:
+            inspection.add("info", "Splits may share videos (allow_shared_videos).")
+        for name in SPLITS:
+            if not splits[name]:
+                inspection.add("info", f"The split {name!r} has no row.")
+        return {name: list(map(_sample, splits[name])) for name in SPLITS}
+
+    def skipped_rows(self) -> dict[str, int]:
         """Return how many rows of each file `skip_bad_rows` leaves out."""
         counts = Counter(problem.place.rpartition(", ")[0] for problem in self.problems)
         return dict(counts)

@@ -12,6 +12,9 @@ HEAD = "video,question,answer,gaze,end\n"
 ROWS = "".join(f"{name}.mp4,What?,{name},{name}.csv,1.5\n" for name in "abcdef")
 
 
+SHARES = {"shares": {"train": 0.5, "val": 0.17, "test": 0.33}}
+
+
 def check_table(folder, text, kinds=("gaze",), decode=False, **params):
     """Write a table, given with commas, and check it."""
     (folder / "q.tsv").write_text(text.replace(",", "\t"))
@@ -19,7 +22,7 @@ def check_table(folder, text, kinds=("gaze",), decode=False, **params):
 
 
 def table_in(folder, **params):
-    return Table(TableParams(root=folder, files="q.tsv", **params))
+    return Table(TableParams(root=folder, files="q.tsv", **{"split": SHARES, **params}))
 
 
 def found(inspection, level):

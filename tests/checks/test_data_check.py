@@ -11,7 +11,7 @@ def test_good_data_have_no_errors_and_no_warnings(clips):
     files = []
     inspection = check_table(clips, HEAD + ROWS)
     assert inspection.ok and found(inspection, "warning") == {}
-    assert inspection.figures["samples"] == {"train": 4, "val": 1, "test": 1}
+    assert inspection.figures["samples"] == {"train": 3, "val": 1, "test": 2}
     assert inspection.figures["rows"] == {"read": 6, "bad": 0}
     data = table_in(clips)
     check_data(data, STEPS, advance=lambda: files.append(1))

@@ -240,8 +240,8 @@ def test_bad_rows_are_left_out_only_on_request(table):
     rows = f"video,question,answer,gaze\n{ROWS}z.mp4,What?,cup,gaze/a.csv\n"
     data = table("q.csv", rows, skip_bad_rows=True)
     assert len(samples(data)) == 6 and len(problems(data)) == 1
-    assert data.left_out() == {"q.csv": 1}
-    assert table("q.csv", f"video,question,answer,gaze\n{ROWS}").left_out() == {}
+    assert data.skipped_rows() == {"q.csv": 1}
+    assert table("q.csv", f"video,question,answer,gaze\n{ROWS}").skipped_rows() == {}
 
 
 TYPED = [
