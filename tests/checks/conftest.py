@@ -1,11 +1,15 @@
 """Fixtures for checks of a whole recipe."""
 
+import shutil
+
 import pytest
 
 from modulate.checks.check import check
 from modulate.config.recipe import load_recipe
 from modulate_tabletop.make import make_world
+from tests.checks.tables import GAZE
 from tests.paths import SMALL
+from tests.video_files import write_video
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +30,23 @@ def checked(world, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def six_clips(tmp_path_factory):
+    """Six clips of 2 s, all different, with gaze; tests must not change them."""
+    folder = tmp_path_factory.mktemp("six")
+    for number, name in enumerate("abcdef"):
+        write_video(folder / f"{name}.mp4", size=(64, 32 + 16 * number))
+        (folder / f"{name}.csv").write_text(GAZE)
+    return folder
+
+
+@pytest.fixture
+def clips(six_clips, tmp_path):
+    """A copy of the six clips."""
+    shutil.copytree(six_clips, tmp_path / "clips")
+    return tmp_path / "clips"
 
 
 def texts(report, level):
