@@ -1,0 +1,62 @@
+"""A recipe trains and evaluates every family on the tabletop world: data, prompts, gradients."""
+
+import pytest
+import torch
+
+from modulate import Pipeline, Run, evaluate, load_recipe, plugins, train
+from modulate.evaluation.predictions import read_predictions
+from tests.contract.processors import PROCESSORS
+from tests.contract.test_encode import built
+from tests.paths import SMALL
+
+CONDITIONS = ("none", "blank", "shifted", "no_frames", "no_pixels", "host", "text_only")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The folder of the data, and of the features that all families share."""
+    return tmp_path_factory.mktemp("world")
+
+
+def recipe_for(name, world, folder):
+    """Save a tiny host of a family with its processor, and return a recipe that loads it."""
+    host = built(name)
+    host.save_pretrained(folder)
+    PROCESSORS[name]().save_pretrained(folder)
+    changes = [
+        f"host.name={name if name in plugins.registry().names('host') else 'generic'}",
+        f"host.params.path={folder}",
+        f"data.params.root={world}/world",
+        "data.params.max_per_split=4",
+        "injection.layers=[0, 2]",
+        "sampling.max_frames=4",
+        "training.batch_size=2",
+        "training.stages=[{name: joint, train: [modulator, lora], epochs: 1}]",
+        f"evaluation.conditions={list(CONDITIONS)}",
+    ]
+    return load_recipe(SMALL, changes)
+
+
+def skip_if_broken(name):
+    """Skip Llama 4 where transformers' own class fails, as that of 5.24 does."""
+    host = built(name)
+    try:
+        host(input_ids=torch.tensor([[1, 7, 8]]))
+    except AttributeError as error:
+        pytest.skip(f"the bare host of this transformers fails: {error}")
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_recipe_trains_and_evaluates_a_family(name, world, tmp_path):
+    skip_if_broken(name)
+    recipe = recipe_for(name, world, tmp_path / "host")
+    pipeline = Pipeline(recipe, world / "cache")
+    pipeline.make_data()
+    run = Run.create(recipe, tmp_path / "runs")
+    modulation = train(run, pipeline)
+    assert all(writer.weight.any() for writer in modulation.out)
+    evaluate(run, pipeline, modulation)
+    predictions = read_predictions(run.predictions("test"))
+    assert predictions.keys() == {"signal", *CONDITIONS}
+    assert all(len(records) == 4 for records in predictions.values())
+    assert not any(record.error for records in predictions.values() for record in records)
