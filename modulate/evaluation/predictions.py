@@ -9,12 +9,16 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict, TypeAdapter
 
+from modulate.config.sections import MainMetric
 from modulate.errors import DataError, MissingFileError, shown
 from modulate.utils.safe_load import parse_json, read_lines
-from modulate.utils.schema import Count, Flag, Real, Text, checked, warn_of_key
+from modulate.utils.schema import Count, Flag, Real, Share, Text, checked, warn_of_key
 
 MOST_OPTIONS = 256
-"""Largest number of options of one question."""
+"""Largest number of options of one question, and of accepted answers."""
+
+TEXT_KEYS = ("text", "answers", "token_f1", "bleu", "rouge_l")
+"""Keys of answers in text; lines of other answers do not have them."""
 
 FailedRule = Literal["wrong", "left_out"]
 """How failed samples are scored: the value of a recipe's ``evaluation.failed``."""
@@ -32,38 +36,81 @@ Option = Annotated[int, Strict(), Field(ge=0, lt=MOST_OPTIONS)]
 class Prediction:
     """The answer to one sample under one condition.
 
-    A failed sample has an ``error`` and no ``prediction``; the recipe says how it is scored. Types
-    are validated when predictions are read, not when they are created.
+    A failed sample has an ``error`` and neither ``prediction`` nor ``text``; the recipe says how it
+    is scored. Types are validated when predictions are read, not when they are created.
 
     Attributes:
         group: video or viewer; samples of one group are not independent of each other.
-        answer: index of the correct option.
-        prediction: index of the option with the largest logit, None for a failed sample.
-        logits: one for each option.
+        answer: index of the correct option; None for a question without options.
+        prediction: index of the option with the largest logit; None for a failed sample, and for
+            an answer in text.
+        correct: whether the right option was chosen, or the text matches an accepted answer.
+        logits: one for each option; the scores of options of several tokens.
         active_steps: number of time steps that the signal reached.
+        text: the generated text.
+        answers: the accepted answers; empty for a question with options.
+        token_f1: F1 of the text's words; this and the other scores are the best over the accepted
+            answers, in [0, 1], and 0 for a failed sample.
+        bleu: sentence BLEU of the text.
+        rouge_l: ROUGE-L of the text.
     """
 
     id: Text
     task: Text
     group: Text
     condition: Text
-    answer: Option
+    answer: Option | None
     prediction: Option | None
     correct: Flag
     logits: Annotated[tuple[Real, ...], Field(max_length=MOST_OPTIONS)]
     active_steps: Count
     error: Text | None = None
+    text: Text | None = None
+    answers: Annotated[tuple[Text, ...], Field(max_length=MOST_OPTIONS)] = ()
+    token_f1: Share | None = None
+    bleu: Share | None = None
+    rouge_l: Share | None = None
+
+    @property
+    def is_free_text(self) -> bool:
+        """Whether the question is answered in text; also true of one that failed."""
+        return bool(self.answers)
+
+    def score(self, metric: MainMetric) -> float:
+        """Return the answer's score in [0, 1]; 0 for a failed sample, whatever the metric."""
+        if metric in ("accuracy", "exact_match"):
+            return float(self.correct)
+        value = getattr(self, metric)
+        if value is None:
+            raise DataError(f"The answer to {self.id} has no {metric}: it is not in text.")
+        return float(value)
 
 
 def _consistent(record: Prediction) -> Prediction:
-    if (record.prediction is None) != bool(record.error):
+    given = record.prediction is not None or record.text is not None
+    if given == bool(record.error):
         raise ValueError("needs either a prediction or an error that says why there is none")
-    if record.correct != (record.prediction == record.answer):
+    if record.is_free_text:
+        _check_text(record)
+    elif record.text is not None:
+        raise ValueError("has a text, but no accepted answers")
+    elif given and record.answer is None:
+        raise ValueError("has a prediction, but no right answer")
+    elif record.correct != (given and record.prediction == record.answer):
         raise ValueError(
             f"correct is {record.correct}, although prediction is {record.prediction} and answer"
             f" {record.answer}"
         )
     return record
+
+
+def _check_text(record: Prediction) -> None:
+    if record.answer is not None or record.prediction is not None or record.logits:
+        raise ValueError("has accepted answers, and options too")
+    if None in (record.token_f1, record.bleu, record.rouge_l):
+        raise ValueError("has accepted answers, but not all scores of a text")
+    if record.correct and record.text is None:
+        raise ValueError("correct is True, although there is no text")
 
 
 _ADAPTER: TypeAdapter[Prediction] = TypeAdapter(Annotated[Prediction, AfterValidator(_consistent)])
@@ -130,7 +177,15 @@ def parse_predictions(
 def as_lines(records: Sequence[Prediction]) -> str:
     """Return predictions as lines of JSON. Raises ValueError for numbers that are not finite."""
     dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False)
-    return "".join(dumps(asdict(record)) + "\n" for record in records)
+    return "".join(dumps(_tree(record)) + "\n" for record in records)
+
+
+def _tree(record: Prediction) -> dict[str, object]:
+    tree = asdict(record)
+    if record.text is None and not record.is_free_text:
+        for key in TEXT_KEYS:
+            del tree[key]
+    return tree
 
 
 def from_lines(lines: str, source: str = "Predictions") -> list[Prediction]:

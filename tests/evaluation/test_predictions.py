@@ -1,6 +1,8 @@
 """Predictions: written, read back, and scored."""
 
+import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -92,3 +94,72 @@ def test_a_failed_sample_counts_as_wrong_or_is_left_out_of_every_condition():
         "signal": ["a"],
         "blank": ["a"],
     }
+
+
+TEXT = Prediction(
+    "a",
+    "task",
+    "v1",
+    "signal",
+    None,
+    None,
+    False,
+    (),
+    4,
+    text="a réd cup",
+    answers=("red cup",),
+    token_f1=0.5,
+    bleu=0.25,
+    rouge_l=0.75,
+)
+
+
+def test_answers_in_text_are_written_and_read_with_their_scores():
+    failed = replace(TEXT, id="b", text=None, error="DataError: no", token_f1=0.0, bleu=0.0)
+    assert from_lines(as_lines([TEXT, failed])) == [TEXT, failed]
+    assert [TEXT.score(name) for name in ("exact_match", "token_f1", "bleu", "rouge_l")] == [
+        0.0,
+        0.5,
+        0.25,
+        0.75,
+    ]
+    assert replace(TEXT, correct=True).score("exact_match") == 1.0
+    with pytest.raises(DataError, match="has no bleu: it is not in text"):
+        RECORDS[0].score("bleu")
+
+
+def test_lines_of_options_have_no_keys_of_text():
+    assert set(json.loads(as_lines(RECORDS[:1]))) == {
+        "id",
+        "task",
+        "group",
+        "condition",
+        "answer",
+        "prediction",
+        "correct",
+        "logits",
+        "active_steps",
+        "error",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answers": ()}, "has a text, but no accepted answers"),
+        ({"answer": 1}, "has accepted answers, and options too"),
+        ({"logits": (1.0,)}, "has accepted answers, and options too"),
+        ({"bleu": None}, "not all scores of a text"),
+        ({"text": None}, "needs either a prediction or an error"),
+        ({"text": None, "error": "no", "correct": True}, "there is no text"),
+        ({"token_f1": 1.5}, "token_f1: .* less than or equal to"),
+    ],
+)
+def test_an_inconsistent_answer_in_text_is_refused(changes, message):
+    with pytest.raises(DataError, match=message):
+        from_lines(as_lines([replace(TEXT, **changes)]) or "{}\n")
+
+
+def test_a_choice_without_a_right_answer_is_refused():
+    with pytest.raises(DataError, match="has a prediction, but no right answer"):
+        from_lines(as_lines([replace(RECORDS[0], answer=None)]))

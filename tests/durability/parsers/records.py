@@ -33,9 +33,22 @@ def prediction_seeds() -> list[bytes]:
         "logits": [],
         "error": "VideoError: cut off",
     }
+    text = row | {
+        "id": "c",
+        "answer": None,
+        "prediction": None,
+        "correct": False,
+        "logits": [],
+        "text": "a r\u00e9d cup",
+        "answers": ["red cup", "cup"],
+        "token_f1": 0.5,
+        "bleu": 0.125,
+        "rouge_l": 1.0,
+    }
+    failed_text = text | {"id": "d", "text": None, "token_f1": 0.0, "error": "DataError: no"}
     return [
         b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in rows)
-        for rows in ([row], [row, failed, row | {"condition": "none"}])
+        for rows in ([row], [row, failed, row | {"condition": "none"}], [text, failed_text])
     ]
 
 
@@ -77,14 +90,19 @@ def check_predictions(result: Any, data: bytes) -> None:
             and all(type(v) is float and abs(v) <= 1e100 for v in record.logits)
             and record.error == tree.get("error")
         )
-        assert (
-            record.correct == (record.prediction == record.answer)
-            and 0 <= record.answer < 256
-            and 0 <= record.active_steps <= 2**53
-        )
-        assert all(type(text) is str for text in (record.id, record.task, record.group)) and (
-            record.prediction is None
-        ) == bool(record.error)
+        assert 0 <= record.active_steps <= 2**53
+        assert record.text == tree.get("text") and agrees(record.answers, tree.get("answers", []))
+        given = record.prediction is not None or record.text is not None
+        assert given != bool(record.error)
+        assert all(type(text) is str for text in (record.id, record.task, record.group))
+        if record.answers:
+            for key in ("token_f1", "bleu", "rouge_l"):
+                value = getattr(record, key)
+                assert agrees(value, tree[key]) and type(value) is float and abs(value - 0.5) < 0.51
+            assert record.answer is None and record.prediction is None and not record.logits
+        else:
+            assert record.correct == (given and record.prediction == record.answer)
+            assert record.text is None and (record.answer is None or 0 <= record.answer < 256)
         json.dumps(tree, ensure_ascii=False, allow_nan=False).encode()
 
 
