@@ -8,7 +8,13 @@ from typing import Any, ClassVar, Self
 
 from modulate import plugins
 from modulate.errors import SignalError
-from modulate.interfaces.signal import Control, ControlContext, Mark, Signal
+from modulate.interfaces.signal import (
+    COMMON_CONTROLS,
+    Control,
+    ControlContext,
+    Mark,
+    Signal,
+)
 
 KIND_SEPARATOR = "+"
 
@@ -80,16 +86,18 @@ def kinds_of(name: str) -> dict[str, type[Signal]]:
 def controls_of(name: str) -> dict[str, Control]:
     """Return the controls of a recipe's ``signal``, by name.
 
-    Several kinds have the controls that all of them declare, applied to each part, and
-    ``without_<kind>``, which blanks one part and keeps the others.
+    Every kind has :data:`COMMON_CONTROLS` and those that it declares. Several kinds have the
+    controls that all of them have, applied to each part, and ``without_<kind>``, which blanks one
+    part and keeps the others.
     """
     kinds = kinds_of(name)
+    by_kind = {kind: {**COMMON_CONTROLS, **cls.controls} for kind, cls in kinds.items()}
     if len(kinds) == 1:
-        return dict(kinds[name].controls)
-    common = set.intersection(*(set(kind.controls) for kind in kinds.values()))
+        return by_kind[name]
+    common = set.intersection(*(set(of_kind) for of_kind in by_kind.values()))
     controls: dict[str, Control] = {}
     for name in sorted(common):
-        controls[name] = _on_each_part({kind: cls.controls[name] for kind, cls in kinds.items()})
+        controls[name] = _on_each_part({kind: found[name] for kind, found in by_kind.items()})
     for kind in kinds:
         controls[f"without_{kind}"] = _without(kind)
     return controls

@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
-
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from modulate.errors import SignalError
+
+if TYPE_CHECKING:  # reading a recipe imports this module, and must not wait for numpy
+    from numpy.typing import ArrayLike
 
 MAX_SECONDS = 1e7
 """Limit (s) of an event's time, 115 days: a larger number is a clock time, another unit, or damage.
@@ -59,7 +60,7 @@ class RawSamples:
         start: time of the first sample in seconds of the video.
     """
 
-    values: ArrayLike
+    values: "ArrayLike"
     rate: float
     start: float = 0.0
 
@@ -72,14 +73,14 @@ class Signal(ABC):
 
     Attributes:
         kind: the registered name.
-        controls: functions (signal, context) → signal, by name. Every kind has ``blank`` and
-            ``shuffled`` (:data:`COMMON_CONTROLS`), and may add its own, such as ``shifted``.
-            Reports explain a control by the first paragraph of its docstring, which reads
-            ``Control: <what the signal is>.``
+        controls: functions (signal, context) → signal, by name: those that the kind adds to
+            ``blank`` and ``shuffled`` (:data:`COMMON_CONTROLS`), which every kind has, such as
+            ``shifted``. Reports explain a control by the first paragraph of its docstring, which
+            reads ``Control: <what the signal is>.``
     """
 
     kind: ClassVar[str]
-    controls: ClassVar[Mapping[str, Control]]
+    controls: ClassVar[Mapping[str, Control]] = {}
 
     @classmethod
     @abstractmethod

@@ -8,6 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from modulate.config.injection import Injection
+from modulate.config.required_plugins import (
+    RequiredPlugin,
+    components_in,
+    kinds_in,
+    refuse_missing,
+    required_plugins,
+)
 from modulate.config.usage import HERE_ONLY, Usage, is_public
 from modulate.errors import CheckpointError, DataError, shown
 from modulate.hosts.host import Host
@@ -68,6 +75,11 @@ class ModulationConfig(BaseModel):
     usage: Usage | None = Field(
         None, description="how it is used; null for one that was not trained by a recipe"
     )
+    plugins: tuple[RequiredPlugin, ...] = Field(
+        (),
+        max_length=100,
+        description="packages that provide the components named here; written when it is saved",
+    )
     training: dict[str, Any] = Field(
         default_factory=dict, description="a run's notes on how it was trained; not read back"
     )
@@ -95,6 +107,7 @@ def parse_config(data: bytes, source: str) -> ModulationConfig:
     """
     with checkpoint_errors(source):
         config = ModulationConfig.model_validate(parse_json(data, source))
+        refuse_missing(config.plugins, ("signal_encoder", "modulator"), source)
         for kind, spec in (("signal_encoder", config.encoder), ("modulator", config.modulator)):
             _, params = spec.resolved(kind)
             _refuse_files(spec, params, source)
@@ -129,19 +142,32 @@ def _refuse_files(spec: ComponentSpec, params: Params, source: str) -> None:
 
 
 def portable(config: ModulationConfig, modulator: Modulator) -> ModulationConfig:
-    """Return ``config`` as it is saved, without names of files.
+    """Return ``config`` as it is saved: without names of files, with the packages that it needs.
 
     See :meth:`modulate.interfaces.components.Modulator.portable`.
     """
     _, params = config.modulator.resolved("modulator")
     with config.modulator.blame("modulator", "portable"):
         saved_params = modulator.portable(params)
-    if saved_params is params:
-        return config
-    spec = ComponentSpec(
-        name=config.modulator.name, params=saved_params.model_dump(mode="json", exclude_unset=True)
-    )
-    return config.model_copy(update={"modulator": spec})
+    spec = config.modulator
+    if saved_params is not params:
+        spec = ComponentSpec(
+            name=spec.name, params=saved_params.model_dump(mode="json", exclude_unset=True)
+        )
+    required = required_plugins(_components(config))
+    return config.model_copy(update={"modulator": spec, "plugins": required})
+
+
+def _components(config: ModulationConfig) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of each component that using a modulation takes."""
+    yield from components_in("signal_encoder", config.encoder)
+    yield from components_in("modulator", config.modulator)
+    if config.backbone is not None:
+        yield "backbone", config.backbone.name
+    if config.usage is not None:
+        yield from kinds_in(config.usage.signal)
+        if config.usage.host is not None:
+            yield "host", config.usage.host.name
 
 
 @contextmanager

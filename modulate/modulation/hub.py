@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from modulate.errors import CheckpointError, MissingFileError
 from modulate.utils.atomic_files import write_text
+from modulate.utils.entry_points import DISTRIBUTION
 from modulate.utils.safe_load import parse_json
 
 CARD = "README.md"
@@ -147,6 +148,10 @@ def _parts_table(config: dict[str, Any], own: int, lora: int) -> str:
         "injected after decoder layers": f"{layers}, on {injection['tokens']['kind']} tokens",
         "parameters": f"{own:,}" + (f", and {lora:,} of LoRA" if adapter else ""),
     }
+    if config.get("plugins", []):
+        rows["made with"] = ", ".join(
+            f"{plugin['package']} {plugin['version']}" for plugin in config.get("plugins", [])
+        )
     if adapter:
         params = adapter["params"]
         rows["LoRA"] = (
@@ -175,6 +180,10 @@ The host's own weights are neither changed nor included.
 
 ## How to load it
 
+```sh
+pip install {" ".join(_packages(config))}
+```
+
 ```python
 import modulate
 
@@ -187,6 +196,11 @@ attachment.detach()
 
 Weights are safetensors and JSON; loading them runs no code from this repository.
 {notes}"""
+
+
+def _packages(config: dict[str, Any]) -> list[str]:
+    """Return the packages that loading a modulation takes, as pip takes them."""
+    return sorted({DISTRIBUTION, *(plugin["package"] for plugin in config.get("plugins", []))})
 
 
 def _host_name(host: dict[str, Any]) -> str:

@@ -20,8 +20,13 @@ from modulate.config.injection import Injection, LoraParams
 from modulate.config.usage import Usage
 from modulate.errors import CheckpointError, ComponentError, MissingFileError, RecipeError
 from modulate.hosts.host import understand
-from modulate.interfaces.components import Modulator, SignalEncoder, SignalFeatures
+from modulate.interfaces.components import Modulator, SignalEncoder
 from modulate.interfaces.params import ComponentSpec
+from modulate.interfaces.result_checks import (
+    check_latents,
+    check_residual,
+    check_signal_features,
+)
 from modulate.interfaces.writer import Memory, Mixture, Projection
 from modulate.modulation.clip_inputs import ClipInput, ClipRequirements, check_features
 from modulate.modulation.config import (
@@ -60,6 +65,7 @@ class Modulation(nn.Module):
     def __init__(self, config: ModulationConfig) -> None:
         super().__init__()
         self.config = config
+        self.source: str | None = None  # the folder that it was loaded from
         self.encoder: SignalEncoder = config.encoder.build("signal_encoder")
         n_layers = len(config.injection.layers)
         self.modulator: Modulator = config.modulator.build(
@@ -157,16 +163,18 @@ class Modulation(nn.Module):
         The steps are those of all ``clips``, whose grids have the same rows and columns.
         """
         with self.config.encoder.blame("signal_encoder", "forward"):
-            signal: SignalFeatures = self.encoder(
-                [clip.signal for clip in clips], [clip.grid for clip in clips]
-            )
+            grids = [clip.grid for clip in clips]
+            encoded = self.encoder([clip.signal for clip in clips], grids)
+            signal = check_signal_features(encoded, self.encoder, grids)
         features = torch.cat([self._features(clip) for clip in clips])
         # Only projections can write mixtures; other writers look at each token's own latents.
         keep_mixtures = all(isinstance(writer, Projection) for writer in self.out)
         with self.config.modulator.blame("modulator", "forward"):
+            computed = self.modulator(features, signal)
+            checked = check_latents(computed, self.modulator, len(self.amplitude), signal)
             layers = [
                 layer if keep_mixtures or not isinstance(layer, Mixture) else layer.dense()
-                for layer in self.modulator(features, signal)
+                for layer in checked
             ]
         return layers, signal.active
 
@@ -207,7 +215,10 @@ class Modulation(nn.Module):
         try:
             with torch.autocast(autocast_device, enabled=False):
                 if isinstance(latents, Tensor):
-                    return self.amplitude[k] * writer(latents.float(), hidden, memory)
+                    written = writer(latents.float(), hidden, memory)
+                    return self.amplitude[k] * check_residual(
+                        written, latents, self.config.host.d_model
+                    )
                 residuals = [
                     writer.write_mixture(mixture, self.amplitude[k]) for mixture in latents
                 ]
@@ -280,7 +291,9 @@ class Modulation(nn.Module):
         Otherwise ``condition()`` outside of ``no_grad`` would record a graph that nobody needs, and
         keep it. ``hub``: arguments of ``huggingface_hub.snapshot_download``.
 
-        Raises :class:`MissingFileError` or :class:`CheckpointError`, which name file and key.
+        Raises:
+            MissingFileError, CheckpointError: files are missing or wrong; names file and key.
+            PluginError: a component is not installed; names its package, and how to install it.
         """
         folder = Path(path_or_repo)
         if not folder.is_dir() and is_repository(str(path_or_repo)):
@@ -294,6 +307,7 @@ class Modulation(nn.Module):
             _refuse_misfit(config, folder)
             modulation = cls(config)
         modulation.load(folder)
+        modulation.source = str(folder.resolve())
         return modulation.train(is_trainable).requires_grad_(is_trainable)
 
     def load(self, folder: Path) -> None:

@@ -20,6 +20,7 @@ from modulate.interfaces.signal import (
     RawSamples,
     Signal,
 )
+from modulate_gaze.detection import detect_fixations
 from modulate_gaze.fixation_csv import read_fixations
 from modulate_gaze.positions import OFF_SCREEN, position_problem
 
@@ -90,9 +91,6 @@ class Scanpath(Signal):
 
         See :func:`modulate_gaze.detection.detect_fixations`. Raises :class:`SignalError`.
         """
-        # Deferred: detection makes scanpaths.
-        from modulate_gaze.detection import detect_fixations
-
         return cls(detect_fixations(samples))
 
     @property
@@ -195,7 +193,7 @@ def center(signal: Any, context: ControlContext) -> Scanpath:
     """Control: the same times, with every fixation at the frame's center."""
     rows = signal.fixations.copy()
     rows[:, :2] = 0.5
-    return Scanpath(rows, signal.n_resorted)
+    return type(signal)(rows, signal.n_resorted)
 
 
 def shifted(signal: Any, context: ControlContext) -> Scanpath:
@@ -226,7 +224,7 @@ def shifted(signal: Any, context: ControlContext) -> Scanpath:
         over = max(0.0, moved + (end - start) - finish)
         pieces = [(moved, moved + (end - start) - over)] + ([(begin, begin + over)] if over else [])
         rows += [(x, y, (a + b) / 2, b - a) for a, b in pieces]
-    return Scanpath(rows, signal.n_resorted)
+    return type(signal)(rows, signal.n_resorted)
 
 
 Scanpath.controls = {**COMMON_CONTROLS, "centre": center, "shifted": shifted}

@@ -1,9 +1,12 @@
 """The files of a small tree with StreamGaze's layout."""
 
+import json
 from fractions import Fraction
 
 import av
 import numpy as np
+
+from modulate_streamgaze.questions import TASKS
 
 EGTEA = ("OP01-R01-PastaSalad", "OP01-R02-Pizza", "P02-R01-Pizza", "P03-R05-Cheeseburger")
 EGOEXO = ("0049ed5a-eb8c-4e0b-a5d5-1b6c2a3d4e5f", "11111111-eb8c-4e0b-a5d5-1b6c2a3d4e5f")
@@ -74,3 +77,22 @@ def entry(task, stem, number):
             for q, t in enumerate(times)
         ]
     }
+
+
+def write_tree(root, video):
+    """Write ten tasks on eight videos, each with fixations at 4.0–7.0 and 9.5–10.4 s.
+
+    ``video``: the bytes of each of them.
+    """
+    for folder in ("qa", "videos/original_video", "fixations/egtea", "fixations/others"):
+        (root / folder).mkdir(parents=True)
+    for stem in VIDEOS:
+        (root / f"videos/original_video/{stem}.mp4").write_bytes(video)
+        place = "egtea" if stem in EGTEA else "others"
+        (root / f"fixations/{place}/{stem}_fixation_filtered.csv").write_text(
+            HEADER + fixation(0, 4.0, 7.0) + fixation(1, 9.5, 10.4, 0.5, 0.5)
+        )
+    for task in TASKS:
+        (root / f"qa/{task}.json").write_text(
+            json.dumps([entry(task, stem, n) for n, stem in enumerate(VIDEOS)])
+        )
