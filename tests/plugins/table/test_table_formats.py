@@ -1,13 +1,14 @@
 """The same rows in every format give the same samples, and damaged files are named."""
 
 import json
+import sys
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from modulate.errors import DataError
+from modulate.errors import DataError, PluginError
 from modulate_table.dataset import Table
 from modulate_table.params import TableParams
 
@@ -167,3 +168,36 @@ def test_the_fingerprint_changes_with_the_data_and_not_with_the_place(folder, tm
     assert Table(TableParams(root=folder, split={"seed": 1})).fingerprint() != before
     (folder / "q.csv").write_text(as_csv(ROWS).replace("1.5", "1.6"))
     assert Table(TableParams(root=folder)).fingerprint() != before
+
+
+def test_a_data_set_of_the_hub_is_asked_for_by_name(monkeypatch, folder):
+    asked = []
+
+    def load(*args, **more):
+        asked.append((args, more))
+        return datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS)})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    params = TableParams(root=folder, hub="owner/name", config="gaze", revision="v1")
+    assert len(Table(params).samples("test")) == 6
+    assert asked == [(("owner/name", "gaze"), {"revision": "v1"})]
+    with pytest.raises(DataError, match="no folder can replace them"):
+        Table.with_root(params, folder)
+
+
+def test_a_hub_that_does_not_answer_is_named(monkeypatch, folder):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="The library `datasets` cannot read owner/name: "):
+        Table(TableParams(root=folder, hub="owner/name")).prepare()
+
+
+def test_missing_libraries_are_named(monkeypatch, folder):
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (folder / "q.parquet").write_bytes(b"PAR1")
+    with pytest.raises(PluginError, match=r"need the library pyarrow: pip install 'modulate\[tab"):
+        Table(TableParams(root=folder)).prepare()
+    with pytest.raises(PluginError, match=r"library `datasets`: pip install 'modulate\[table\]'"):
+        Table(TableParams(root=folder, hub="owner/name")).prepare()
