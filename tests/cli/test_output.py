@@ -126,34 +126,69 @@ def test_names_beyond_ascii_are_escaped_in_errors(tmp_path):
         assert b"Traceback" not in done.stderr
 
 
+TEXT_METHODS = {"read_text": 1, "write_text": 2}
+"""Methods of paths that read or write text: number of positional arguments with the encoding."""
+
+OPENERS = {"open", "io.open", "gzip.open", "bz2.open", "lzma.open", "os.fdopen"}
+"""Functions that open the file that is their first argument."""
+
+
 def texts_without_encoding(source):
     """Yield calls that read or write text in the encoding of the locale."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
             continue
-        owner, name = (
-            (ast.unparse(node.func.value), node.func.attr)
-            if isinstance(node.func, ast.Attribute)
-            else ("", getattr(node.func, "id", ""))
-        )
-        modes = [
-            a.value
-            for a in (*node.args, *(k.value for k in node.keywords))
-            if isinstance(a, ast.Constant) and isinstance(a.value, str)
-        ]
+        name = ast.unparse(node.func)
+        method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        modes = [*node.args, *(k.value for k in node.keywords if k.arg == "mode")]
+        modes = modes[1:] if name in OPENERS else modes[:1]
+        texts = [each.value for each in modes if isinstance(each, ast.Constant)]
+        # A method `open` with another first argument than a mode is not that of a path.
+        opens = name in OPENERS or (method == "open" and len(texts) == len(modes))
         # The function write_text of modulate.utils.atomic_files always writes UTF-8.
-        if (owner and name in {"read_text", "write_text"}) or (
-            name in {"open", "fdopen"}
-            and owner not in {"os", "av", "Run", "archive"}
-            and not any("b" in m for m in modes)
+        if (opens and not any("b" in str(text) for text in texts)) or (
+            method in TEXT_METHODS and len(node.args) < TEXT_METHODS[method]
         ):
             yield ast.unparse(node)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "p.read_text()",
+        "p.write_text(text)",
+        "open(p, 'w')",
+        "open(p)",
+        "p.open()",
+        "p.open('a')",
+        "p.open(mode='a')",
+        "gzip.open(p, 'rt')",
+        "os.fdopen(handle, 'w')",
+    ],
+)
+def test_text_in_the_encoding_of_the_locale_is_found(call):
+    assert list(texts_without_encoding(call)) == [call]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "p.read_text(encoding='utf-8')",
+        "p.write_text(text, 'utf-8')",
+        "write_text(p, text)",
+        "open(p, 'rb')",
+        "p.open('rb')",
+        "p.open(mode='wb')",
+        "Image.open(p, formats=FORMATS)",
+        "av.open(str(p), 'w')",
+        "os.open(p, os.O_RDONLY)",
+    ],
+)
+def test_bytes_and_text_in_a_stated_encoding_are_not(call):
+    assert not list(texts_without_encoding(call))
+
+
 def test_no_file_is_read_or_written_in_the_encoding_of_the_locale():
-    assert list(texts_without_encoding("p.read_text()"))
-    assert list(texts_without_encoding("open(p, 'w')"))
-    assert not list(texts_without_encoding("p.open('rb')"))
     sources = [*(ROOT / "modulate").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     found = {
         str(path.relative_to(ROOT)): calls

@@ -144,7 +144,7 @@ def test_names_of_shipped_plugins_cannot_be_taken_by_plugins_that_sort_before_th
     assert (
         rows["aaa"]["error"]
         == "PluginError: modulator 'gaze_resampler' of plugin 'aaa' clashes with the one of plugin"
-        " 'gaze'; rename one of them."
+        " 'gaze'; rename one of them. 'aaa' came later and registers nothing."
     )
 
 
