@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import Field
 
 from modulate import (
     Backbone,
@@ -29,11 +30,11 @@ from modulate import (
     SampleClip,
     Signal,
     SignalEncoder,
+    SignalError,
     SignalFeatures,
     Writer,
     hookimpl,
 )
-from modulate.interfaces.signal import COMMON_CONTROLS
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ class Loudness(Signal):
 
     events: tuple[tuple[float, float], ...]
     kind = "loudness"
-    controls = COMMON_CONTROLS
 
     @classmethod
     def read(cls, path):
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file)
-            return cls(tuple((float(row["time"]), float(row["level"])) for row in rows))
+        try:
+            with path.open(newline="") as file:
+                rows = csv.DictReader(file)
+                return cls(tuple((float(row["time"]), float(row["level"])) for row in rows))
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise SignalError(f"{path} has no numbers `time` and `level`: {error!r}") from error
 
     def within(self, start, end):
         return replace(self, events=tuple(e for e in self.events if start <= e[0] <= end))
@@ -66,7 +69,7 @@ class Loudness(Signal):
 class Width(Params):
     """Parameters of the encoder and the modulator."""
 
-    dim: int = 16
+    dim: int = Field(16, description="width, channels")
 
 
 class LoudnessEncoder(SignalEncoder):
@@ -142,7 +145,7 @@ class MeanColor(Backbone):
 class Folder(Params):
     """Parameters of the data set."""
 
-    root: Path
+    root: Path = Field(description="folder of the folders train, val and test")
 
 
 class LoudQuestions(Dataset):

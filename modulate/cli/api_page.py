@@ -18,6 +18,7 @@ EXAMPLES = {
     "Configure a modulation": "configure",
     "Train and evaluate recipes": "train",
     "Write plugins": "plugin",
+    "Test plugins": "test_plugin",
     "Catch errors": "errors",
 }
 """Group of supported names: file in docs/examples that uses all of them."""

@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 import modulate
@@ -14,6 +15,7 @@ from modulate import ClipInput, Modulation, plugins, visual_grid
 from modulate.cli import api_page
 from modulate.utils.paths import resolve
 from tests.paths import ROOT, SMALL
+from tests.processes import python
 from tests.tiny import modulation_of_shipped, our_hooks
 from tests.video_files import write_video
 
@@ -68,6 +70,31 @@ def test_a_modulation_is_attached_and_trained(folder, capsys):
     assert any(p.grad is not None for p in names["trainable"].parameters())
 
 
+def test_questions_are_asked(folder, capsys):
+    saved = Modulation.from_pretrained(folder / "my-modulation").config
+    recipe = modulate.load_recipe(SMALL, ["answer=word"])
+    modulation = Modulation.for_host(
+        AutoModelForImageTextToText.from_pretrained(SMALL_HOST),
+        encoder=saved.encoder,
+        modulator=saved.modulator,
+        injection=saved.injection,
+        d_features=48,
+        backbone=recipe.backbone,
+        usage=modulate.Usage.of(recipe),
+    )
+    for writer in modulation.out:
+        torch.nn.init.normal_(writer.weight, std=0.5)
+    modulation.save_pretrained(folder / "my-modulation")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "photo.jpg")
+    names = run("Ask about your own videos and pictures")
+    assert names["answer"].report.active_steps == (2,)
+    assert names["answer"].text != names["answer"].without_signal.text
+    assert sum(names["choice"].probabilities.values()) == pytest.approx(1.0)
+    assert names["choice"].report.active_steps == (1,)
+    assert len(names["many"]) == 2 and len(names["chat"].turns) == 4
+    assert not our_hooks(names["vqa"].host)
+
+
 def test_a_modulation_is_configured(folder):
     run("Configure a modulation")
     assert Modulation.from_pretrained(folder / "my-modulation").config.lora is not None
@@ -81,6 +108,17 @@ def test_a_recipe_is_trained_and_evaluated(folder, capsys):
 def test_errors_are_caught_by_what_is_to_be_mended(folder, capsys):
     run("Catch errors")
     assert "nowhere" in capsys.readouterr().out
+
+
+def test_the_plugins_tests_pass(tmp_path):
+    shutil.copy(EXAMPLES / "plugin.py", tmp_path / "loudness.py")
+    shutil.copy(EXAMPLES / "test_plugin.py", tmp_path / "test_loudness.py")
+    info = tmp_path / "loudness-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loudness\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[modulate]\nloudness = loudness\n")
+    code, out, err = python("-m", "pytest", "-q", tmp_path, cwd=tmp_path, path=tmp_path)
+    assert code == 0 and " passed" in out, out + err
 
 
 def test_the_plugin_is_found_and_each_of_its_components_works(folder, monkeypatch):

@@ -1,0 +1,60 @@
+"""The contract as a class for hosts of one's own: it passes right ones and fails wrong ones."""
+
+from dataclasses import replace
+
+import pytest
+
+from modulate_hosts.contract.families import FAMILIES
+from modulate_hosts.contract.host_contract import HostContract
+from modulate_hosts.contract.suite import rows
+
+QWEN = next(family for family in FAMILIES if family.name == "qwen2_vl")
+
+
+class Right(HostContract):
+    name = "qwen2_vl"
+    family = QWEN
+
+
+class Misplaced(HostContract):
+    """The prompt says that two visual tokens stand where the host does not put them."""
+
+    name = "qwen2_vl"
+
+    @staticmethod
+    def _swapped(kind):
+        slots = QWEN.clip(kind)
+        slots[1], slots[2] = slots[2], slots[1]
+        return slots
+
+    family = replace(QWEN, clip=_swapped)
+
+
+class OfAnotherFamily(HostContract):
+    name = "qwen3_vl"
+    family = QWEN
+
+
+def row(cls, name):
+    return getattr(cls(), name)
+
+
+def test_it_has_every_row_that_is_quick_on_all_families():
+    quick = {name for name, found in rows().items() if found.families is None}
+    assert quick <= set(dir(HostContract)) and len(quick) > 20
+    assert all(name.startswith("test_") for name in quick)
+
+
+@pytest.mark.parametrize("name", ["test_several_videos", "test_its_models_are_served_by_it"])
+def test_a_host_that_keeps_it_passes(name):
+    row(Right, name)()
+
+
+def test_a_host_whose_tokens_lie_elsewhere_fails():
+    with pytest.raises(AssertionError):
+        row(Misplaced, "test_several_videos")()
+
+
+def test_a_model_that_another_class_serves_is_told():
+    with pytest.raises(AssertionError, match=r"is served by Qwen2VL; `model_types` of Qwen3VL"):
+        row(OfAnotherFamily, "test_its_models_are_served_by_it")()
