@@ -35,7 +35,7 @@ QUESTION_COLUMNS: dict[str, str] = {
     "question": "text of the question",
     "options": "texts of the options",
     "right_answer": "text of the right option, or the first accepted answer",
-    "given_answer": "text of the option that was chosen",
+    "given_answer": "text of the option that was chosen, or the generated text",
     "files": "names of the videos and pictures",
     "source": "where the data set has the question from, such as file and line",
 }
@@ -85,6 +85,10 @@ def _question(run: Run, record: Prediction, asked: Mapping[str, Sample]) -> dict
             " changed since."
         )
     chosen = record.prediction
+    given = record.text
+    # With four letters for all, a letter may stand for no option.
+    if chosen is not None and chosen < len(sample.options):
+        given = sample.options[chosen]
     right = sample.answers[0] if sample.answers else None
     if sample.answer is not None:
         right = sample.options[sample.answer]
@@ -92,10 +96,7 @@ def _question(run: Run, record: Prediction, asked: Mapping[str, Sample]) -> dict
         "question": sample.question,
         "options": list(sample.options),
         "right_answer": right,
-        # With four letters for all, a letter may stand for no option.
-        "given_answer": (
-            sample.options[chosen] if chosen is not None and chosen < len(sample.options) else None
-        ),
+        "given_answer": given,
         "files": [clip.file.name for clip in sample.clips],
         "source": sample.extra.get("source"),
     }

@@ -98,3 +98,30 @@ def test_the_formats_hold_the_same(run, tmp_path):
     assert json.loads(first["logits"]) == [2.5, -1.0] and first["correct"] == "false"
     assert second["prediction"] == "" and second["error"] == "no video"
     assert list(first) == list(rows[0])
+
+
+def test_answers_in_text(run, tmp_path):
+    text = Prediction(
+        "q3",
+        "t",
+        "v1",
+        "signal",
+        None,
+        None,
+        False,
+        (),
+        1,
+        text="a cup",
+        answers=("red cup", "cup"),
+        token_f1=0.5,
+        bleu=0.1,
+        rouge_l=0.5,
+    )
+    run.predictions("val").write_text(as_lines([text]))
+    sample = Sample("q3", "t", CLIPS, "What?", answers=("red cup", "cup"))
+    (row,) = export_rows(run, "val", samples=[sample])
+    assert (row["given_answer"], row["right_answer"]) == ("a cup", "red cup")
+    assert row["answers"] == ("red cup", "cup") and row["token_f1"] == 0.5
+    write_rows([row], tmp_path / "out.parquet", "parquet")
+    (read,) = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert read["answers"] == ["red cup", "cup"] and read["prediction"] is None

@@ -37,9 +37,10 @@ def export(
 ) -> None:
     """Write the answers of runs as one table: a row for each run, condition and sample.
 
-    Columns: the run, its recipe, seed, training condition and split; id, task, group, condition,
-    answer, prediction, correct, logits, active_steps and error as in predictions.jsonl; with
-    --questions also question, options, right_answer, given_answer, files and source.
+    Columns: run, recipe, seed, trained_with and split; id, task, group, condition, answer,
+    prediction, correct, logits, active_steps, error, text, answers, token_f1, bleu and rouge_l as
+    in predictions.jsonl; with --questions also question, options, right_answer, given_answer, files
+    and source.
     """
     from modulate.evaluation.export import FORMATS, export_rows, write_rows
     from modulate.runs.run import Run

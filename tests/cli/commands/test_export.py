@@ -40,5 +40,5 @@ def test_an_unknown_format_is_refused(modulate, tmp_path):
 def test_the_help_names_every_column(modulate):
     _, out, _ = modulate("export", "--help")
     text = " ".join(out.split())
-    for column in (*PREDICTION_COLUMNS, *QUESTION_COLUMNS):
+    for column in (*RUN_COLUMNS, *PREDICTION_COLUMNS, *QUESTION_COLUMNS):
         assert column in text
