@@ -12,7 +12,7 @@ from modulate.interfaces.sample import Sample
 BEYOND_CHANCE = 3.0
 """Standard errors above chance from which one position of the right option is suspicious."""
 
-COLUMNS = ("questions", "split", "number", "files", "options", "right option", "commonest answer")
+COLUMNS = ("task", "split", "number", "files", "options", "right option", "commonest answer")
 
 
 def check_answers(inspection: Inspection, samples: Mapping[str, Sequence[Sample]]) -> None:

@@ -275,7 +275,7 @@ def _print_table(console: "Console", found: "FindingsTable") -> None:
         table.add_row(*map(escape, row))
     console.print(table)
     if found.note:
-        console.print(found.note, highlight=False, markup=False)
+        console.print(found.note, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_finding(console: "Console", finding: "DataFinding") -> None:
