@@ -92,13 +92,13 @@ PAPER = 7  # number of corrections from the released behavior to the paper's met
 def ladder() -> dict[str, list[str]]:
     """Return {name: overrides} from the released behavior upwards, one more correction each."""
     rows = {}
-    for k in range(len(OPTIONS) + 1):
+    for fixed in range(len(OPTIONS) + 1):
         chosen = [
             override
-            for i, (_, _, wrong, right) in enumerate(OPTIONS)
-            for override in (wrong if i >= k else right)
+            for number, (_, _, wrong, right) in enumerate(OPTIONS)
+            for override in (wrong if number >= fixed else right)
         ]
-        rows["released" if k == 0 else OPTIONS[k - 1][1]] = chosen
+        rows["released" if fixed == 0 else OPTIONS[fixed - 1][1]] = chosen
     return rows
 
 
@@ -125,21 +125,21 @@ def make_dwells(world: Path) -> None:
             write_fixations(target, extract(recording, Extraction(min_seconds=2.0), radius=0.1))
 
 
-def slug(prefix: str, k: int) -> str:
+def slug(prefix: str, number: int) -> str:
     """Return the name of a run without its seed."""
-    return f"{prefix}{k:02d}"
+    return f"{prefix}{number:02d}"
 
 
 def jobs(epochs: str) -> list[list[str]]:
     """Return recipe and overrides of every run; a setting in both series is run once."""
     found = []
     for prefix, rows in (("back", departures()), ("up", ladder())):
-        for k, overrides in enumerate(rows.values()):
-            if folder_of(prefix, k, overrides) == slug(prefix, k):
+        for number, overrides in enumerate(rows.values()):
+            if folder_of(prefix, number, overrides) == slug(prefix, number):
                 found.append(
                     [
                         RECIPE,
-                        f"name={slug(prefix, k)}-{SEED}",
+                        f"name={slug(prefix, number)}-{SEED}",
                         f"seed={SEED}",
                         SHORT % epochs,
                         *COMMON,
@@ -149,15 +149,15 @@ def jobs(epochs: str) -> list[list[str]]:
     return found
 
 
-def folder_of(prefix: str, k: int, overrides: Sequence[str]) -> str:
+def folder_of(prefix: str, number: int, overrides: Sequence[str]) -> str:
     """Return the run with the ``k``-th setting, which may belong to the upward series."""
     return next(
         (
-            slug("up", i)
-            for i, other in enumerate(ladder().values())
+            slug("up", index)
+            for index, other in enumerate(ladder().values())
             if prefix == "back" and list(overrides) == other
         ),
-        slug(prefix, k),
+        slug(prefix, number),
     )
 
 
@@ -165,8 +165,8 @@ def collect(runs: Path) -> dict[str, Any]:
     """Return the coverage of every setting and the figures of all finished runs."""
     figures: dict[str, Any] = {}
     for prefix, rows in (("up", ladder()), ("back", departures())):
-        for k, (name, overrides) in enumerate(rows.items()):
-            folder = folder_of(prefix, k, overrides)
+        for number, (name, overrides) in enumerate(rows.items()):
+            folder = folder_of(prefix, number, overrides)
             found: dict[str, Any] = {
                 "overrides": overrides,
                 "coverage": (
@@ -190,14 +190,15 @@ def collect(runs: Path) -> dict[str, Any]:
 
 def page(figures: dict[str, Any], epochs: str) -> str:
     """Return the figures as Markdown."""
-    n = next(found for found in figures["up"].values() if "signal" in found)["signal"]["n"]
+    answered = next(found for found in figures["up"].values() if "signal" in found)["signal"]["n"]
     lines = ["# What each correction is worth", "", "`python benchmarks/corrections.py`", ""]
     lines += [
         (
-            f"The tabletop world, {n} questions of the test split that only gaze can answer (chance"
-            f" 25 %), `gazeqwen_tiny` with {epochs} + 0.5 epochs, seed {SEED}; accuracy in per cent"
-            " with 95 % bootstrap intervals clustered by video. It differs from the study in"
-            f" `{' '.join(COMMON[:3])}`, so that clips have the benchmark's troubles; its figures"
+            f"The tabletop world, {answered} questions of the test split that only gaze can answer"
+            f" (chance 25 %), `gazeqwen_tiny` with {epochs} + 0.5 epochs, seed {SEED}; accuracy in"
+            " per cent with 95 % bootstrap intervals clustered by video. It differs from the study"
+            f" in `{' '.join(COMMON[:3])}`, so that clips have the benchmark's troubles; its"
+            " figures"
             " are not the study's. Active: share of samples whose gaze reaches a step at all, in"
             " training and in the test, and such steps of a clip's four."
         ),

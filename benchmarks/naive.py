@@ -51,7 +51,7 @@ def cut(video: Path, start: float, end: float, out: Path) -> float:
             if frame.time <= start + 1e-6:
                 held = frame
                 continue
-            for shown in [f for f in (held, frame) if f is not None]:
+            for shown in [each for each in (held, frame) if each is not None]:
                 first = shown.pts if first is None else first
                 shown.pts = shown.pts - first
                 shown.time_base = stream.time_base
@@ -74,38 +74,41 @@ def position_code(
 class Resampler:
     """One layer's resampler, called with the features and the gaze code of a single step."""
 
-    def __init__(self, weights: dict[str, Tensor], k: int, blocks: int) -> None:
-        self.k = k
+    def __init__(self, weights: dict[str, Tensor], number: int, blocks: int) -> None:
+        self.number = number
         self.blocks = blocks
         self.w = {
             name.removeprefix("modulator."): tensor
             for name, tensor in weights.items()
             if name.startswith("modulator.")
         }
-        self.out = weights[f"out.{k}.weight"]
+        self.out = weights[f"out.{number}.weight"]
         self.amplitude = weights["amplitude"]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Apply the linear map ``name``."""
         bias = self.w.get(f"{name}.bias")
         return functional.linear(
-            x, self.w[f"{name}.weight"][self.k], None if bias is None else bias[self.k]
+            x, self.w[f"{name}.weight"][self.number], None if bias is None else bias[self.number]
         )
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """Apply the LayerNorm ``name``."""
         return functional.layer_norm(
-            x, x.shape[-1:], self.w[f"{name}.weight"][self.k], self.w[f"{name}.bias"][self.k]
+            x,
+            x.shape[-1:],
+            self.w[f"{name}.weight"][self.number],
+            self.w[f"{name}.bias"][self.number],
         )
 
     def __call__(self, features: Tensor, gaze: Tensor) -> Tensor:
         """Return the residual (token, d_model) of (token, d_features) and (d_signal,)."""
-        return self.amplitude[self.k] * functional.linear(self.read(features, gaze), self.out)
+        return self.amplitude[self.number] * functional.linear(self.read(features, gaze), self.out)
 
     def read(self, features: Tensor, gaze: Tensor) -> Tensor:
         """Return what the tokens read, (token, width), before the output projection."""
         x = self.linear("proj_in", features)
-        latents = self.w["latents"][self.k]
+        latents = self.w["latents"][self.number]
         scale = math.sqrt(x.shape[1])
         guide = torch.cat([gaze.expand(len(x), -1), gaze.new_zeros(len(latents), len(gaze))])
         for block in range(self.blocks):
@@ -154,7 +157,7 @@ class Naive:
         }
         self.frames = frames
         self.scale = scale
-        self.resamplers = [Resampler(self.weights, k, blocks) for k in range(len(layers))]
+        self.resamplers = [Resampler(self.weights, number, blocks) for number in range(len(layers))]
         self.optimizer = torch.optim.AdamW(list(self.weights.values()), lr=lr)
 
     def read(self, sample: Sample) -> Frames:
@@ -162,11 +165,13 @@ class Naive:
         with the window.
         """
         start, end = sample.clip.window
-        times = [end - k for k in reversed(range(self.frames)) if end - k >= start - 1e-6]
+        times = [end - age for age in reversed(range(self.frames)) if end - age >= start - 1e-6]
         with TemporaryDirectory() as folder:
             shift = cut(sample.clip.file, start, end, Path(folder) / "clip.mp4")
-            frames = read_frames(Path(folder) / "clip.mp4", [max(0.0, t - shift) for t in times])
-        return Frames(frames.images, tuple(t + shift for t in frames.times))
+            frames = read_frames(
+                Path(folder) / "clip.mp4", [max(0.0, time - shift) for time in times]
+            )
+        return Frames(frames.images, tuple(time + shift for time in frames.times))
 
     def gaze(self, sample: Sample, grid: VisualGrid) -> Tensor:
         """Mean code of the fixations that each step's time lies in, 0 where it lies in none: (step,
@@ -181,11 +186,13 @@ class Naive:
             codes.append(code.mean(0) if len(code) else torch.zeros(width))
         return torch.stack(codes)
 
-    def write(self, k: int, places: Tensor, features: Tensor, gaze: Tensor) -> Any:
+    def write(self, number: int, places: Tensor, features: Tensor, gaze: Tensor) -> Any:
         """Return the hook of the ``k``-th injected layer."""
 
         def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
-            residuals = [self.resamplers[k](features[t], gaze[t]) for t in range(len(gaze))]
+            residuals = [
+                self.resamplers[number](features[step], gaze[step]) for step in range(len(gaze))
+            ]
             changed = output.clone()
             changed[0, places] = changed[0, places] + torch.cat(residuals)
             return changed
@@ -208,8 +215,8 @@ class Naive:
         ]
         layers = self.model.get_decoder().layers
         handles = [
-            layers[layer].register_forward_hook(self.write(k, places, features, gaze))
-            for k, layer in enumerate(self.layers)
+            layers[layer].register_forward_hook(self.write(number, places, features, gaze))
+            for number, layer in enumerate(self.layers)
         ]
         try:
             logits = self.model(**encoded.inputs, use_cache=False).logits

@@ -58,17 +58,17 @@ def jobs(extra: Sequence[str], epochs: str, still_epochs: str) -> list[list[str]
     """Return name, recipe and overrides of every run, as the command line takes them."""
     found = [
         (
-            int(e != DEFAULT),
+            int(encoder != DEFAULT),
             [
-                f"name=stills-{e}-0",
-                f"encoder.name={e}",
+                f"name=stills-{encoder}-0",
+                f"encoder.name={encoder}",
                 f"encoder.params={params}",
                 STILLS_STAGE % still_epochs,
                 *STILLS,
                 *extra,
             ],
         )
-        for e, params in ENCODERS.items()
+        for encoder, params in ENCODERS.items()
     ]
     for seed in SEEDS:
         common = [f"seed={seed}", *extra]
@@ -174,7 +174,9 @@ def records(runs: Path, name: str, condition: str, seeds: Sequence[int]) -> list
     found = []
     for seed in seeds:
         answers = read_predictions(runs / f"{name}-{seed}" / "predictions.jsonl")
-        found += [replace(r, id=f"{seed}/{r.id}") for r in answers.get(condition, [])]
+        found += [
+            replace(answer, id=f"{seed}/{answer.id}") for answer in answers.get(condition, [])
+        ]
     return found
 
 
@@ -201,14 +203,16 @@ def collect(runs: Path) -> dict[str, Any]:
             continue
         conditions = ("signal", *(CONTROLS if encoder == DEFAULT else CONTROLS[:6]))
         rows = {
-            c: records(runs, encoder, c, seeds if c not in CONTROLS[6:] else SEEDS[:1])
-            for c in conditions
+            condition: records(
+                runs, encoder, condition, seeds if condition not in CONTROLS[6:] else SEEDS[:1]
+            )
+            for condition in conditions
         }
         figures["encoders"][encoder] = {
             "params": ENCODERS[encoder],
             "seeds": seeds,
-            "conditions": {c: accuracy(r) for c, r in rows.items()},
-            "per_seed": [finished_metrics(runs / f"{encoder}-{s}").overall for s in seeds],
+            "conditions": {condition: accuracy(answers) for condition, answers in rows.items()},
+            "per_seed": [finished_metrics(runs / f"{encoder}-{seed}").overall for seed in seeds],
             "shuffled - blank": difference(rows["shuffled"], rows["blank"]),
             "shifted - blank": difference(rows["shifted"], rows["blank"]),
             "blank - gaze_free": difference(
@@ -219,15 +223,17 @@ def collect(runs: Path) -> dict[str, Any]:
             ),
         }
     figures["stills"] = {
-        e: accuracy(records(runs, f"stills-{e}", "signal", SEEDS[:1]))
-        for e in ENCODERS
-        if (runs / f"stills-{e}-0" / "metrics.json").is_file()
+        other: accuracy(records(runs, f"stills-{other}", "signal", SEEDS[:1]))
+        for other in ENCODERS
+        if (runs / f"stills-{other}-0" / "metrics.json").is_file()
     }
     for name in OTHERS:
         if (runs / f"{name}-0" / "metrics.json").is_file():
             metrics = finished_metrics(runs / f"{name}-0")
             signal = metrics.model_dump(include={"overall", "interval", "n", "tasks"})
-            controls = {c: control.model_dump() for c, control in metrics.controls.items()}
+            controls = {
+                condition: control.model_dump() for condition, control in metrics.controls.items()
+            }
             figures.setdefault("others", {})[name] = {"signal": signal, **controls}
     return figures
 
@@ -253,8 +259,10 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     lines += [_row(["encoder", "seeds", *names]), _row(["---"] * (len(names) + 2))]
     for encoder, found in figures["encoders"].items():
         cells = [
-            cell(found["conditions"][c], "overall") if c in found["conditions"] else "–"
-            for c in names
+            cell(found["conditions"][condition], "overall")
+            if condition in found["conditions"]
+            else "–"
+            for condition in names
         ]
         lines.append(_row([f"`{encoder}`", ", ".join(map(str, found["seeds"])), *cells]))
     lines += ["", f"LoRA alone, trained (seeds {lora['seeds']}): {cell(lora, 'overall')}."]
@@ -269,7 +277,7 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     lines += [
         "## Tasks, under the clip's own signal",
         "",
-        _row(["encoder", *(f"`{t}`" for t in tasks), "seeds (overall)"]),
+        _row(["encoder", *(f"`{task}`" for task in tasks), "seeds (overall)"]),
         _row(["---"] * (len(tasks) + 2)),
     ]
     for encoder, found in figures["encoders"].items():
@@ -278,8 +286,8 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
             _row(
                 [
                     f"`{encoder}`",
-                    *(cell(own[t], "accuracy") for t in tasks),
-                    ", ".join(f"{100 * s:.1f}" for s in found["per_seed"]),
+                    *(cell(own[task], "accuracy") for task in tasks),
+                    ", ".join(f"{100 * share:.1f}" for share in found["per_seed"]),
                 ]
             )
         )
@@ -293,7 +301,9 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
     ]
     for encoder, found in figures["encoders"].items():
         lines.append(
-            _row([f"`{encoder}`", *(cell(found[p], "difference", signed=True) for p in pairs)])
+            _row(
+                [f"`{encoder}`", *(cell(found[pair], "difference", signed=True) for pair in pairs)]
+            )
         )
     lines += [
         "",
@@ -306,7 +316,7 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
         "",
     ]
     lines += [
-        _row(["encoder", "overall", *(f"`{t}`" for t in tasks)]),
+        _row(["encoder", "overall", *(f"`{task}`" for task in tasks)]),
         _row(["---"] * (len(tasks) + 2)),
     ]
     for encoder, found in figures["stills"].items():
@@ -315,7 +325,7 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
                 [
                     f"`{encoder}`",
                     cell(found, "overall"),
-                    *(cell(found["tasks"][t], "accuracy") for t in tasks),
+                    *(cell(found["tasks"][task], "accuracy") for task in tasks),
                 ]
             )
         )
@@ -325,7 +335,9 @@ def page(figures: dict[str, Any], overrides: Sequence[str]) -> str:
 
 def others_of(found: dict[str, Any]) -> list[str]:
     """Return the table of the other recipes, with a column for each condition of any recipe."""
-    names = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
+    names = list(
+        dict.fromkeys(condition for conditions in found.values() for condition in conditions)
+    )
     lines = [
         "",
         "## Other modulators and signals",
@@ -336,7 +348,15 @@ def others_of(found: dict[str, Any]) -> list[str]:
         _row(["---"] * (len(names) + 1)),
     ]
     return lines + [
-        _row([f"`{recipe}`", *(cell(by[c], "overall") if c in by else "–" for c in names)])
+        _row(
+            [
+                f"`{recipe}`",
+                *(
+                    cell(by[condition], "overall") if condition in by else "–"
+                    for condition in names
+                ),
+            ]
+        )
         for recipe, by in found.items()
     ]
 

@@ -187,12 +187,13 @@ class Chosen:
 
     def __init__(self, names: list[str]) -> None:
         """Run the tests ``names``."""
-        self.order = {name: k for k, name in enumerate(names)}
+        self.order = {name: place for place, name in enumerate(names)}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Select and sort the tests."""
         items[:] = sorted(
-            (i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid]
+            (item for item in items if item.nodeid in self.order),
+            key=lambda item: self.order[item.nodeid],
         )
 
 

@@ -89,7 +89,7 @@ def mutants(root: Path, path: str) -> list[Mutant]:
             continue
         if ast.dump(changed) != whole:
             found.setdefault(text, mutant)
-    return sorted(found.values(), key=lambda m: (m.start, m.end, m.text))
+    return sorted(found.values(), key=lambda mutant: (mutant.start, mutant.end, mutant.text))
 
 
 def sample(every: list[Mutant], count: int, seed: int) -> list[Mutant]:
@@ -97,7 +97,7 @@ def sample(every: list[Mutant], count: int, seed: int) -> list[Mutant]:
     if not every:
         return []
     chosen = random.Random(f"{seed}:{every[0].path}").sample(every, min(count, len(every)))
-    return sorted(chosen, key=lambda m: (m.start, m.end, m.text))
+    return sorted(chosen, key=lambda mutant: (mutant.start, mutant.end, mutant.text))
 
 
 class _Finder:
@@ -204,7 +204,7 @@ class _Finder:
         if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call):
             return  # a docstring, or a yield
         if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name | ast.Tuple) for t in node.targets
+            isinstance(target, ast.Name | ast.Tuple) for target in node.targets
         ):
             return  # every later use would be a NameError
         yield "removed statement", start, end, "pass"
@@ -284,7 +284,7 @@ _CHANGES = {
 
 def _tolerant(node: ast.expr) -> bool:
     """Return whether a comparison has a tolerance, so that its exact boundary has no meaning."""
-    found = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
+    found = (constant.value for constant in ast.walk(node) if isinstance(constant, ast.Constant))
     return any(isinstance(value, float) and 0 < value < 1e-3 for value in found)
 
 
@@ -308,7 +308,7 @@ def _meant(node: ast.AST) -> Iterable[ast.AST]:
     if isinstance(node, ast.If) and _named(node.test) == "TYPE_CHECKING":
         return node.orelse
     if isinstance(node, ast.Assign) and any(
-        isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
+        isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets
     ):
         return ()
     skipped: list[ast.AST | None] = []
@@ -317,7 +317,9 @@ def _meant(node: ast.AST) -> Iterable[ast.AST]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         skipped += [node.returns]
     if isinstance(node, ast.ClassDef):
-        skipped += [d for d in node.decorator_list if _named(d) in DECLARED]
+        skipped += [decorator for decorator in node.decorator_list if _named(decorator) in DECLARED]
     if isinstance(node, ast.Call):
         skipped += [word for word in node.keywords if word.arg in UNREAD]
-    return [child for child in ast.iter_child_nodes(node) if not any(child is s for s in skipped)]
+    return [
+        child for child in ast.iter_child_nodes(node) if not any(child is each for each in skipped)
+    ]

@@ -42,14 +42,16 @@ def rows() -> list[dict[str, Any]]:
 
 def record(row: Row) -> None:
     """Record a row; it replaces an earlier one of its module and seed."""
-    others = [r for r in rows() if (r["module"], r["seed"]) != (row.module, row.seed)]
-    every = sorted([*others, asdict(row)], key=lambda r: (r["module"], r["seed"]))
+    others = [
+        other for other in rows() if (other["module"], other["seed"]) != (row.module, row.seed)
+    ]
+    every = sorted([*others, asdict(row)], key=lambda each: (each["module"], each["seed"]))
     DATA.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n")
 
 
 def below_bar() -> list[str]:
     """Return the modules that miss the bar with any seed."""
-    return sorted({r["module"] for r in rows() if r["killed"] < BAR * r["tried"]})
+    return sorted({row["module"] for row in rows() if row["killed"] < BAR * row["tried"]})
 
 
 def write() -> None:
@@ -87,22 +89,25 @@ def page() -> str:
 
 def _survivor_diffs(found: list[dict[str, Any]]) -> list[str]:
     lines: list[str] = []
-    for module in sorted({r["module"] for r in found}):
-        diffs = {diff: None for r in found if r["module"] == module for diff in r["survivors"]}
+    for module in sorted({row["module"] for row in found}):
+        diffs = {
+            diff: None for row in found if row["module"] == module for diff in row["survivors"]
+        }
         lines += [f"--- {module}"] if diffs else []
         lines += [line for diff in diffs for line in diff.splitlines()[2:]]
     return lines
 
 
 def _table(found: list[dict[str, Any]]) -> list[str]:
-    seeds = sorted({r["seed"] for r in found})
+    seeds = sorted({row["seed"] for row in found})
     head = ["module", "mutants", *(f"seed {seed}" for seed in seeds)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for module in sorted({r["module"] for r in found}):
-        of = {r["seed"]: r for r in found if r["module"] == module}
+    for module in sorted({row["module"] for row in found}):
+        of = {row["seed"]: row for row in found if row["module"] == module}
         any_row = next(iter(of.values()))
         cells = [
-            f"{of[s]['killed']} of {of[s]['tried']}" if s in of else "not tried" for s in seeds
+            f"{of[seed]['killed']} of {of[seed]['tried']}" if seed in of else "not tried"
+            for seed in seeds
         ]
         if any_row["mutants"]:
             lines.append("| " + " | ".join([f"`{module}`", str(any_row["mutants"]), *cells]) + " |")

@@ -142,7 +142,7 @@ def _imports(path: Path) -> set[str]:
 
 def _digest(file: str) -> str:
     """Return a hash of a test file, the tests' helpers and the core, for the cache's name."""
-    helpers = [p for p in (ROOT / "tests").rglob("*.py") if not p.name.startswith("test_")]
+    helpers = [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith("test_")]
     read = [ROOT / file, *sorted(helpers), *sorted((ROOT / CORE).rglob("*.py"))]
     whole = hashlib.sha256(file.encode())
     for path in read:
@@ -229,7 +229,9 @@ class LineRecorder:
 
     def lines(self) -> dict[str, dict[str, list[int]]]:
         """Return {test: {file of the core: lines}}; omits failing and skipped tests."""
-        called = {test: s for test, s in self.seconds.items() if test not in self.failed}
+        called = {
+            test: seconds for test, seconds in self.seconds.items() if test not in self.failed
+        }
         self.seconds = called
         found: dict[str, dict[str, list[int]]] = {}
         for test, number in self.number.items():

@@ -64,18 +64,18 @@ def main() -> None:
         number = str(1 + max(map(int, page.load()["runs"]), default=0))
         for measure in measurements.MEASUREMENTS:
             if not options.only or measure.__name__ in options.only:
-                begin = time.perf_counter()
+                start = time.perf_counter()
                 rows = measure(bench)
                 brief = {
                     name: {
-                        k: v
-                        for k, v in figure.items()
-                        if k in ("median", "low", "high", "seconds", "note")
+                        key: value
+                        for key, value in figure.items()
+                        if key in ("median", "low", "high", "seconds", "note")
                     }
                     for name, figure in rows.items()
                 }
                 print(
-                    f"{measure.__name__} ({time.perf_counter() - begin:.0f} s):"
+                    f"{measure.__name__} ({time.perf_counter() - start:.0f} s):"
                     f" {json.dumps(brief, ensure_ascii=False)}",
                     file=sys.stderr,
                     flush=True,
@@ -98,7 +98,9 @@ def save(number: str, machine: dict[str, Any], found: dict[str, Any]) -> None:
     for part, values in found.items():
         figures[part] |= values
     used = {row["run"] for row in figures["rows"].values()} | {figures["curves"].get("run")}
-    figures["runs"] = {n: m for n, m in figures["runs"].items() if n in used}
+    figures["runs"] = {
+        number: machine for number, machine in figures["runs"].items() if number in used
+    }
     page.write(figures, Path(__file__).with_name("discussion.md").read_text())
 
 

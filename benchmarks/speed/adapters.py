@@ -4,12 +4,14 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.speed.bench import Bench
+from benchmarks.speed.inference import generate_greedily
 from benchmarks.speed.side_by_side import side_by_side
 from benchmarks.speed.timing import compared, interleaved
 from modulate import Modulation
@@ -28,14 +30,10 @@ def lora(bench: Bench) -> dict[str, Any]:
     def forward(model: Any) -> None:
         model(**bench.inputs, **LAST_LOGITS)
 
-    def generate(model: Any) -> None:
-        model.generation_config.eos_token_id = None
-        model.generate(**bench.inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
-
     rows = {}
     for name, act, repeats in (
         ("forward", forward, 4 * bench.repeats),
-        ("generate", generate, 8 * bench.repeats),
+        ("generate", partial(generate_greedily, bench), 8 * bench.repeats),
     ):
         calls = [torch.inference_mode()(way(act, modulation)) for way in (by_ours, by_peft)]
         found = side_by_side(calls, models, repeats)
@@ -142,7 +140,7 @@ def by_peft(act: Callable[[Any], None], modulation: Modulation) -> Callable[[Any
 @contextmanager
 def switched_on(model: nn.Module) -> Iterator[None]:
     """Enable PEFT's adapters within a block."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for on in (True, False):
         for layer in layers(model):
             layer.enable_adapters(on)

@@ -95,8 +95,8 @@ def later(bench: Bench) -> dict[str, Any]:
     """Measure a stage-1 step on four questions about a clip of an earlier step, with caches."""
     modulation = with_random_writers(bench.pipeline.fresh_modulation())
     prepared = [
-        bench.pipeline.prepare(s)
-        for s in batches_by_clip(bench.pipeline.samples("train"), len(fixtures.TASKS))[0]
+        bench.pipeline.prepare(sample)
+        for sample in batches_by_clip(bench.pipeline.samples("train"), len(fixtures.TASKS))[0]
     ]
     optimizer = torch.optim.AdamW(modulation.parameters(), lr=1e-5)
     clips = prepared[0].clip_inputs()

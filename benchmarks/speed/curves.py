@@ -39,7 +39,7 @@ def modulation_for(
 
 def clip(frames: int = fixtures.FRAMES, fixations: int = fixtures.FRAMES) -> ClipInput:
     """Return a clip with one frame a second and evenly spread fixations."""
-    grid = visual_grid([float(t) for t in range(frames)], 2, ROWS, COLS)
+    grid = visual_grid([float(time) for time in range(frames)], 2, ROWS, COLS)
     times = np.linspace(0, frames - 1, fixations)
     features = torch.randn(
         grid.steps, grid.tokens_per_step, D_FEATURES, generator=torch.Generator().manual_seed(0)
@@ -62,49 +62,60 @@ def conditioning_seconds(modulation: Modulation, clips: list[ClipInput], repeats
     @torch.inference_mode()
     def call() -> None:
         latents = modulation.latents(clips)
-        for k in range(len(latents.parts)):
-            modulation.residual(k, latents.mixtures(k))
+        for index in range(len(latents.parts)):
+            modulation.residual(index, latents.mixtures(index))
 
-    return statistics.median(c.cpu for c in interleaved([call], repeats)[0])
+    return statistics.median(cost.cpu for cost in interleaved([call], repeats)[0])
 
 
-def read_fixations(n: int, repeats: int) -> float:
+def read_fixations(count: int, repeats: int) -> float:
     """Return the seconds to read a file of ``n`` fixations and select those of a clip."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a_fixation_filtered.csv"
         with path.open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["start_time_seconds", "duration_seconds", "center_x", "center_y"])
-            rows.writerows([round(0.3 * k, 3), 0.2, 0.5, 0.5] for k in range(n))
+            rows.writerows([round(0.3 * index, 3), 0.2, 0.5, 0.5] for index in range(count))
         return statistics.median(
-            c.cpu for c in interleaved([lambda: Scanpath.read(path).within(10.0, 26.0)], repeats)[0]
+            cost.cpu
+            for cost in interleaved([lambda: Scanpath.read(path).within(10.0, 26.0)], repeats)[0]
         )
 
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Return the points (x, seconds) of each curve, and the exponent between the last two."""
-    n = bench.repeats
+    repeats = bench.repeats
     usual = modulation_for(bench)
     heat = modulation_for(bench, encoder="heatmap_dur")
     found = {
-        "frames": [(f, conditioning_seconds(usual, [clip(f)], n)) for f in (2, 4, 8, 16, 32, 64)],
+        "frames": [
+            (frames, conditioning_seconds(usual, [clip(frames)], repeats))
+            for frames in (2, 4, 8, 16, 32, 64)
+        ],
         "clips in a batch": [
-            (b, conditioning_seconds(usual, [clip()] * b, n)) for b in (1, 2, 4, 8)
+            (clips, conditioning_seconds(usual, [clip()] * clips, repeats))
+            for clips in (1, 2, 4, 8)
         ],
         "injected layers": [
-            (k, conditioning_seconds(modulation_for(bench, tuple(range(k))), [clip()], n))
-            for k in (1, 2, 4, 8, 12)
+            (
+                layers,
+                conditioning_seconds(
+                    modulation_for(bench, tuple(range(layers))), [clip()], repeats
+                ),
+            )
+            for layers in (1, 2, 4, 8, 12)
         ],
         "fixations in a clip (coord_pe)": [
-            (f, conditioning_seconds(usual, [clip(fixations=f)], n))
-            for f in (10, 100, 1000, 10_000, 100_000)
+            (fixations, conditioning_seconds(usual, [clip(fixations=fixations)], repeats))
+            for fixations in (10, 100, 1000, 10_000, 100_000)
         ],
         "fixations in a clip (heatmap_dur)": [
-            (f, conditioning_seconds(heat, [clip(fixations=f)], n))
-            for f in (10, 100, 1000, 10_000, 100_000)
+            (fixations, conditioning_seconds(heat, [clip(fixations=fixations)], repeats))
+            for fixations in (10, 100, 1000, 10_000, 100_000)
         ],
         "fixations in a file, read": [
-            (f, read_fixations(f, n)) for f in (10, 100, 1000, 10_000, 100_000)
+            (fixations, read_fixations(fixations, repeats))
+            for fixations in (10, 100, 1000, 10_000, 100_000)
         ],
     }
     return {

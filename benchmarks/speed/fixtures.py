@@ -141,14 +141,18 @@ def write_video(
         stream.width = width
         stream.height = height
         stream.pix_fmt = "yuv420p"
-        for i in range(seconds * RATE):
+        for index in range(seconds * RATE):
             image = ground.copy()
             for texture, phase in patches:
-                y = int((height - texture.shape[0]) * (0.5 + 0.5 * np.sin(i / RATE + phase[0])))
-                x = int((width - texture.shape[1]) * (0.5 + 0.5 * np.cos(i / RATE / 2 + phase[1])))
-                image[y : y + texture.shape[0], x : x + texture.shape[1]] = texture
+                top = int(
+                    (height - texture.shape[0]) * (0.5 + 0.5 * np.sin(index / RATE + phase[0]))
+                )
+                left = int(
+                    (width - texture.shape[1]) * (0.5 + 0.5 * np.cos(index / RATE / 2 + phase[1]))
+                )
+                image[top : top + texture.shape[0], left : left + texture.shape[1]] = texture
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts = i
+            frame.pts = index
             frame.time_base = Fraction(1, RATE)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
@@ -166,18 +170,22 @@ def write_dataset(
     """
     for folder in ("qa", "videos/original_video", "fixations"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    names = [f"bench{i}.mp4" for i in range(videos)]
-    for i, name in enumerate(names):
-        write_video(root / "videos/original_video" / name, i, seconds, size)
-        rng = np.random.default_rng(i)
-        with (root / "fixations" / f"bench{i}_fixation_filtered.csv").open("w", newline="") as file:
+    names = [f"bench{number}.mp4" for number in range(videos)]
+    for number, name in enumerate(names):
+        write_video(root / "videos/original_video" / name, number, seconds, size)
+        rng = np.random.default_rng(number)
+        with (root / "fixations" / f"bench{number}_fixation_filtered.csv").open(
+            "w", newline=""
+        ) as file:
             rows = csv.writer(file)
             rows.writerow(["start_time_seconds", "duration_seconds", "center_x", "center_y"])
-            rows.writerows([k, 0.8, *rng.uniform(0.1, 0.9, 2).round(4)] for k in range(seconds))
+            rows.writerows(
+                [second, 0.8, *rng.uniform(0.1, 0.9, 2).round(4)] for second in range(seconds)
+            )
     for task in TASKS:
-        asked = lambda t: {  # noqa: E731
+        asked = lambda time: {  # noqa: E731
             "question": "What is on the table?",
-            "time_stamp": f"00:{t:02d}",
+            "time_stamp": f"00:{time:02d}",
             "answer": "B",
             "options": ["A. cup", "B. pan", "C. pot", "D. jug"],
         }
@@ -185,7 +193,7 @@ def write_dataset(
             {
                 "video_path": name,
                 "response_time": "[00:00 - 00:40]",
-                "questions": [asked(t) for t in moments],
+                "questions": [asked(time) for time in moments],
             }
             for name in names
         ]

@@ -4,6 +4,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def forward(bench: Bench) -> dict[str, Any]:
         4 * bench.repeats,
     )
     alone = interleaved([condition], bench.repeats)[0]
-    seconds = statistics.median(c.cpu for c in alone)
+    seconds = statistics.median(cost.cpu for cost in alone)
     own = ours(bench, act, [])
     all_of_it = ours(bench, act, bench.rows)
     return {
@@ -51,13 +52,15 @@ def forward(bench: Bench) -> dict[str, Any]:
     }
 
 
+def generate_greedily(bench: Bench, model: Any) -> None:
+    """Generate 64 tokens, whatever they are."""
+    model.generation_config.eos_token_id = None
+    model.generate(**bench.inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
+
+
 def generate(bench: Bench) -> dict[str, Any]:
     """64 tokens, greedily, with and without conditioning."""
-
-    def act(model: Any) -> None:
-        model.generation_config.eos_token_id = None
-        model.generate(**bench.inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
-
+    act = partial(generate_greedily, bench)
     full, plain = side_by_side(
         [attached(bench, act, bench.rows), act], hosts(bench, 2), 8 * bench.repeats
     )
@@ -69,9 +72,9 @@ def generate(bench: Bench) -> dict[str, Any]:
     }
 
 
-def hosts(bench: Bench, n: int) -> list[nn.Module]:
+def hosts(bench: Bench, count: int) -> list[nn.Module]:
     """Return the bench host and equal ones, ``n`` in all."""
-    return [bench.pipeline.model, *(copy.deepcopy(bench.pipeline.model) for _ in range(n - 1))]
+    return [bench.pipeline.model, *(copy.deepcopy(bench.pipeline.model) for _ in range(count - 1))]
 
 
 def attached(bench: Bench, act: Act, rows: Rows) -> Act:
@@ -96,24 +99,24 @@ def ours(bench: Bench, act: Act, rows: Rows) -> float:
         call = Hook.__call__
 
         def timed(hook: Hook, *args: Any, **kwargs: Any) -> Any:
-            begin = time.process_time()
+            start = time.process_time()
             try:
                 return call(hook, *args, **kwargs)
             finally:
-                spent[0] += time.process_time() - begin
+                spent[0] += time.process_time() - start
 
-        begin = time.process_time()
+        start = time.process_time()
         with (
             bench.modulation.attached(bench.pipeline.model) as attachment,
             attachment.maybe_condition(rows),
         ):
-            spent[0] += time.process_time() - begin
+            spent[0] += time.process_time() - start
             Hook.__call__ = timed  # type: ignore[method-assign]
             try:
                 act(bench.pipeline.model)
             finally:
                 Hook.__call__ = call  # type: ignore[method-assign]
-            begin = time.process_time()
-        return spent[0] + time.process_time() - begin
+            start = time.process_time()
+        return spent[0] + time.process_time() - start
 
     return statistics.median(once() for _ in range(bench.repeats))

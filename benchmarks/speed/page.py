@@ -119,7 +119,7 @@ def table(rows: Mapping[str, Any]) -> list[str]:
             lines.append(f"| {text} | {sign} {bar:g} | not measured | | | | | |")
             continue
         text += f" ({row['note']})" if row.get("note") else ""
-        seconds = " / ".join(f"{s:.3g}" for s in row["seconds"]) if row.get("seconds") else ""
+        seconds = " / ".join(f"{each:.3g}" for each in row["seconds"]) if row.get("seconds") else ""
         interval = f"{row['low']:.3f}–{row['high']:.3f}"
         lines.append(
             f"| {text} | {sign} {bar:g} | {row['median']:.3f} | {interval} | {row['pairs']} |"
@@ -135,7 +135,7 @@ def saved(rows: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for name, row in ((name, rows[name]) for name in SAVED if name in rows):
-        seconds = " / ".join(f"{s:.3g}" for s in row["seconds"])
+        seconds = " / ".join(f"{each:.3g}" for each in row["seconds"])
         lines.append(
             f"| {SAVED[name]} | {row['median']:.2f} | {row['low']:.2f}–{row['high']:.2f} |"
             f" {row['pairs']} | {seconds} | {row['run']} |"
@@ -158,13 +158,14 @@ def machines(figures: Mapping[str, Any]) -> list[str]:
     """Return one line for each run that contributes rows."""
     used = {row["run"] for row in figures["rows"].values()} | {figures["curves"].get("run")}
     lines = []
-    for number, m in sorted(figures.get("runs", {}).items(), key=lambda item: int(item[0])):
+    for number, machine in sorted(figures.get("runs", {}).items(), key=lambda item: int(item[0])):
         if number in used:
-            gpu = f", {m['gpu']}" if m["gpu"] else ""
+            gpu = f", {machine['gpu']}" if machine["gpu"] else ""
             lines.append(
-                f"- Run {number}, {m['date']}: {m['cpu']}{gpu}; {m['threads']} thread; load before"
-                f" it {m['load']}; Python {m['python']}, torch {m['torch']}, transformers"
-                f" {m['transformers']}, PyAV {m['av']}."
+                f"- Run {number}, {machine['date']}: {machine['cpu']}{gpu};"
+                f" {machine['threads']} thread; load before it {machine['load']};"
+                f" Python {machine['python']}, torch {machine['torch']},"
+                f" transformers {machine['transformers']}, PyAV {machine['av']}."
             )
     return lines
 

@@ -27,16 +27,16 @@ def side_by_side(
     Models, order and core change each time. Use one thread of torch; GPUs are not supported,
     because they run asynchronously.
     """
-    n = len(calls)
+    count = len(calls)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     rounds = [
         _round(
             calls,
-            [models[(which + i) % n] for which in range(n)],
-            i % n,
-            {cores[i % len(cores)]} if cores else set(),
+            [models[(which + index) % count] for which in range(count)],
+            index % count,
+            {cores[index % len(cores)]} if cores else set(),
         )
-        for i in range(repeats + 1)
+        for index in range(repeats + 1)
     ]
     return [list(costs) for costs in zip(*rounds[1:], strict=True)]  # the first round warms up
 

@@ -43,9 +43,9 @@ def interleaved(calls: Sequence[Call], repeats: int, warm: int = 1) -> list[list
     for call in list(calls) * warm:
         call()
     costs: list[list[Cost]] = [[] for _ in calls]
-    for i in range(repeats):
-        for j in range(len(calls)):
-            which = (i + j) % len(calls)
+    for repeat in range(repeats):
+        for index in range(len(calls)):
+            which = (repeat + index) % len(calls)
             costs[which].append(cost(calls[which]))
     return costs
 
@@ -70,12 +70,12 @@ def compared(over: Sequence[Cost], under: Sequence[Cost]) -> dict[str, Any]:
     Uses processor time, or wall time on a GPU.
     """
     by = "wall" if torch.cuda.is_initialized() else "cpu"
-    found = ratio([getattr(c, by) for c in over], [getattr(c, by) for c in under])
-    seconds = [statistics.median(getattr(c, by) for c in costs) for costs in (over, under)]
+    found = ratio([getattr(cost, by) for cost in over], [getattr(cost, by) for cost in under])
+    seconds = [statistics.median(getattr(cost, by) for cost in costs) for costs in (over, under)]
     return {
         **found,
         "seconds": seconds,
-        "wall": ratio([c.wall for c in over], [c.wall for c in under]),
+        "wall": ratio([cost.wall for cost in over], [cost.wall for cost in under]),
     }
 
 
@@ -118,8 +118,8 @@ def resident() -> float:
 def started(*command: str) -> Cost:
     """Return the cost of a modulate command from start to end."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "modulate", *command], check=True, capture_output=True)
-    wall = time.perf_counter() - begin
+    wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall)

@@ -18,7 +18,9 @@ def all_mutants(tmp_path, text):
     """Return all mutants of a module as {(operator, text of the mutant)}."""
     (tmp_path / "m.py").write_text(text)
     source = text.encode()
-    return {(m.operator, m.apply(source).decode()) for m in mutants(tmp_path, "m.py")}
+    return {
+        (mutant.operator, mutant.apply(source).decode()) for mutant in mutants(tmp_path, "m.py")
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_every_mutant_of_the_core_is_another_program_that_compiles_in_one_place(
     path = "modulate/interfaces/visual_grid.py"
     source = (ROOT / path).read_bytes()
     every = mutants(ROOT, path)
-    assert len(every) > 100 and len({m.apply(source) for m in every}) == len(every)
+    assert len(every) > 100 and len({mutant.apply(source) for mutant in every}) == len(every)
     for mutant in every:
         assert ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source))
         assert (
@@ -120,9 +122,11 @@ def test_a_listed_change_that_the_module_no_longer_allows_is_reported(tmp_path, 
         "[[equivalent]]\nmodule = 'm.py'\nwas = 'x = a < b'\nnow = '{}'\nwhy = 'a reason for it'\n"
     )
     equivalents.FILE.write_text(entry.format("x = a <= b") + entry.format("x = a == b"))
-    assert [e["now"] for e in equivalents.stale(tmp_path)] == ["x = a == b"]
+    assert [each["now"] for each in equivalents.stale(tmp_path)] == ["x = a == b"]
     every = mutants(tmp_path, "m.py")
-    assert [m.text for m in equivalents.without_equivalents(every, b"x = a < b\n")] == [">"]
+    assert [mutant.text for mutant in equivalents.without_equivalents(every, b"x = a < b\n")] == [
+        ">"
+    ]
 
 
 def test_a_fault_reaches_no_process_but_the_test_s_own():

@@ -12,8 +12,8 @@ class Busy(nn.Module):
     """Takes so many seconds of the processor."""
 
     def forward(self, seconds):
-        begin = time.thread_time()
-        while time.thread_time() - begin < seconds:
+        start = time.thread_time()
+        while time.thread_time() - start < seconds:
             pass
 
 
@@ -32,7 +32,7 @@ def test_calls_take_turns_and_each_is_charged_what_it_takes():
     costs = side_by_side(
         [calling(0.012, seen), calling(0.036, seen), calling(0.012, seen)], models, repeats=2
     )
-    assert [len(c) for c in costs] == [2, 2, 2]
+    assert [len(each) for each in costs] == [2, 2, 2]
     for short, long, other in zip(*costs, strict=True):
         assert 0.072 <= short.cpu < 0.1 and 0.216 <= long.cpu < 0.25 and 0.072 <= other.cpu < 0.1
         assert short.wall >= short.cpu - 0.005 and long.wall >= long.cpu - 0.005
