@@ -23,9 +23,17 @@ def without_equivalents(every: list[Mutant], source: bytes) -> list[Mutant]:
 
 def stale(root: Path) -> list[dict[str, Any]]:
     """Return the entries that do not match any mutant of the current module."""
-    unmatched = {(entry["module"], entry["was"], entry["now"]): entry for entry in listed()}
-    for path in {entry["module"] for entry in listed()}:
+    entries = listed()
+    unmatched = {(entry["module"], entry["was"], entry["now"]): entry for entry in entries}
+    for path in {entry["module"] for entry in entries}:
         source = (root / path).read_bytes()
-        for mutant in mutants(root, path):
+        quoted = [entry["was"] for entry in entries if entry["module"] == path]
+        # Compiling every mutant of every module would take long.
+        lines = {
+            number
+            for number, line in enumerate(source.decode().splitlines(), 1)
+            if line.strip() and any(line.strip() in was for was in quoted)
+        }
+        for mutant in mutants(root, path, lines):
             unmatched.pop((path, *mutant.changed(source)), None)
     return list(unmatched.values())

@@ -4,7 +4,7 @@ import ast
 import difflib
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,13 +74,18 @@ class Mutant:
         return was, now
 
 
-def mutants(root: Path, path: str) -> list[Mutant]:
-    """Return all mutants of ``root / path`` that compile and differ from it as programs."""
+def mutants(root: Path, path: str, lines: Collection[int] | None = None) -> list[Mutant]:
+    """Return all mutants of ``root / path`` that compile and differ from it as programs.
+
+    ``lines``: the numbers of lines to change; by default all.
+    """
     source = (root / path).read_bytes()
     tree = ast.parse(source)
     whole = ast.dump(tree)
     found: dict[bytes, Mutant] = {}
     for mutant in _Finder(path, source).of(tree):
+        if lines is not None and source[: mutant.start].count(b"\n") + 1 not in lines:
+            continue
         text = mutant.apply(source)
         try:
             changed = ast.parse(text)

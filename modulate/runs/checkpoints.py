@@ -106,13 +106,11 @@ class Checkpoints:
 
     def _drop(self, numbers: list[int]) -> None:
         for number in numbers:
-            self._notes(number).unlink(
-                missing_ok=True
-            )  # first: without it the tensors are no checkpoint
+            # First: without it the tensors are no checkpoint.
+            self._notes(number).unlink(missing_ok=True)
             self._tensors(number).unlink(missing_ok=True)
-        for path in self.folder.glob(
-            "*.safetensors"
-        ):  # left by a kill between the two files of one
+        # Left by a kill between the two files of one.
+        for path in self.folder.glob("*.safetensors"):
             if not path.with_suffix(".json").is_file():
                 path.unlink(missing_ok=True)
 
