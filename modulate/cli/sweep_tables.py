@@ -15,6 +15,7 @@ from rich.table import Table
 
 from modulate.cli.progress import Display, display
 from modulate.errors import DataError
+from modulate.evaluation.text_scores import figure_name
 from modulate.runs.records import LogLine
 from modulate.sweeps.job_runner import Listener, Outcome, tail
 from modulate.sweeps.results import RESULTS, State
@@ -210,7 +211,7 @@ COLUMNS = {
 
 def _accuracies(metrics: Mapping[str, Any], groups: Mapping[str, Any]) -> Table:
     table = Table(
-        title=f"{metrics['sweep']}: accuracy, %; differences from the base, points",
+        title=f"{metrics['sweep']}: {_figure(groups)}, %; differences from the base, points",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -232,6 +233,12 @@ def _accuracies(metrics: Mapping[str, Any], groups: Mapping[str, Any]) -> Table:
         if name not in shown:
             table.add_row("", name, *_cells(group, seeds))
     return table
+
+
+def _figure(groups: Mapping[str, Any]) -> str:
+    """Return what the groups' figures are, in words."""
+    metrics = dict.fromkeys(group.get("metric", "accuracy") for group in groups.values())
+    return " or ".join(map(figure_name, metrics))
 
 
 def _cells(group: Mapping[str, Any], seeds: int) -> list[str]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from modulate.evaluation.predictions import FAILED_RULES
+from modulate.evaluation.text_scores import METRIC_NAMES, figure_name
 from modulate.runs.run import Run
 
 WIDTH = 110
@@ -27,6 +28,8 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
         console.print(accuracies(f"{run.recipe.name}{suffix}", metrics, names))
     if metrics["comparisons"]:
         console.print(comparisons(metrics["comparisons"]))
+    if metrics.get("scores"):
+        console.print(text_scores(metrics))
     signal = metrics["signal"]
     console.print(
         f"The signal reached {signal['samples_with_active_signal']} of {signal['samples']} samples"
@@ -66,13 +69,14 @@ def column_groups(metrics: Mapping[str, Any]) -> list[list[str]]:
 
 
 def accuracies(title: str, metrics: Mapping[str, Any], names: Sequence[str]) -> Table:
-    """Return a table of tasks × the conditions ``names``, accuracies in percent.
+    """Return a table of tasks × the conditions ``names``, main figures in percent.
 
     The last rows hold the unweighted mean over tasks and its interval.
     """
     every = {metrics["condition"]: metrics, **metrics["controls"]}
     conditions = [every[name] for name in names]
-    table = Table(title=escape(f"{title}: accuracy, %"), title_justify="left", box=box.SIMPLE_HEAD)
+    figure = figure_name(metrics.get("metric", "accuracy"))
+    table = Table(title=escape(f"{title}: {figure}, %"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("Task", no_wrap=True)
     table.add_column("n", justify="right")
     for name in names:
@@ -90,17 +94,35 @@ def accuracies(title: str, metrics: Mapping[str, Any], names: Sequence[str]) -> 
 
 
 def comparisons(paired: Mapping[str, Any]) -> Table:
-    """Return a table of paired differences on the same samples, in points, with McNemar's p."""
+    """Return a table of paired differences on the same samples, in points, with a p-value.
+
+    That of McNemar's test, or for graded scores of the test that swaps whole videos.
+    """
+    graded = all(found.get("p_permutation") is not None for found in paired.values())
+    test = "p by video" if graded else "McNemar p"
     table = Table(title="Paired differences, points", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("Conditions", "difference", "95 % interval", "McNemar p"):
+    for name in ("Conditions", "difference", "95 % interval", test):
         table.add_column(name, justify="left" if name == "Conditions" else "right")
     for name, comparison in paired.items():
+        p = comparison["p_permutation"] if graded else comparison["mcnemar"]["p"]
         table.add_row(
             escape(name),
             f"{100 * comparison['difference']:+.1f}",
             _interval(comparison["interval"]),
-            f"{comparison['mcnemar']['p']:.2g}",
+            f"{p:.2g}",
         )
+    return table
+
+
+def text_scores(metrics: Mapping[str, Any]) -> Table:
+    """Return a table of conditions × the scores of generated text, in percent."""
+    table = Table(title="Scores of the text, %", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("Condition")
+    for name in METRIC_NAMES.values():
+        table.add_column(name, justify="right")
+    for condition, figures in {metrics["condition"]: metrics, **metrics["controls"]}.items():
+        cells = [_percent(figures["scores"][metric]["overall"]) for metric in METRIC_NAMES]
+        table.add_row(escape(condition), *cells)
     return table
 
 

@@ -202,7 +202,7 @@ def bootstrap_interval(
     }
     groups = [group for group, part in parts.items() for _ in part]
     values = np.concatenate(list(parts.values())) if parts else np.zeros(0)
-    overall, _ = _stratified_intervals(values, groups, None, level, resamples, seed)
+    overall, _ = stratified_intervals(values, groups, None, level, resamples, seed)
     return overall
 
 
@@ -234,7 +234,7 @@ def paired_difference(
     """
     first_correct, second_correct = _paired_flags(first, second)
     change = first_correct.astype(np.float64) - second_correct.astype(np.float64)
-    overall, _ = _stratified_intervals(change, groups, tasks, level, resamples, seed)
+    overall, _ = stratified_intervals(change, groups, tasks, level, resamples, seed)
     return Difference(**overall.as_json(), mcnemar=mcnemar(first_correct, second_correct))
 
 
@@ -264,7 +264,7 @@ def task_accuracies(
     flags = _flags(correct)
     if groups is None:
         groups = [str(i) for i in range(len(flags))]
-    overall, parts = _stratified_intervals(flags, groups, tasks, level, resamples, seed)
+    overall, parts = stratified_intervals(flags, groups, tasks, level, resamples, seed)
     per_task = {
         task: TaskAccuracy(part.mean, part.n, part.low, part.high) for task, part in parts.items()
     }
@@ -281,7 +281,7 @@ def task_accuracies(
     )
 
 
-def _stratified_intervals(
+def stratified_intervals(
     values: ArrayLike,
     groups: Sequence[str],
     strata: Sequence[str] | None,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from modulate.config.sections import TextMetric
+from modulate.config.sections import MainMetric, TextMetric
 from modulate.errors import PluginError
 
 METRIC_NAMES: Mapping[TextMetric, str] = {
@@ -21,13 +21,18 @@ METRIC_NAMES: Mapping[TextMetric, str] = {
     "bleu": "BLEU",
     "rouge_l": "ROUGE-L",
 }
-"""What reports call each score."""
+"""What reports call each score of text."""
 
 ROUGE_SIGNATURE = "rougeL|fmeasure|stemmer:no|tok:unicode-words"
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WORD = re.compile(r"[^\W_]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def figure_name(metric: MainMetric) -> str:
+    """Return what reports call a run's main figure."""
+    return "accuracy" if metric == "accuracy" else METRIC_NAMES[metric]
 
 
 @dataclass(frozen=True)

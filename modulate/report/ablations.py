@@ -74,7 +74,8 @@ def ablations_table(
                 *_difference(test, comparison, reference),
             )
         )
-    return Table("table2", "Ablations", COLUMNS, tuple(rows), (NOTE,), text_columns=3, number=2)
+    columns = tuple(start.group.figure_name if name == "accuracy" else name for name in COLUMNS)
+    return Table("table2", "Ablations", columns, tuple(rows), (NOTE,), text_columns=3, number=2)
 
 
 def _base(signal: Sequence[GroupResults], name: str | None) -> GroupResults:

@@ -33,10 +33,21 @@ def ordered_tasks(tasks: Sequence[str], reference: Reference) -> list[str]:
 
 
 def group_title(group: RunGroup) -> str:
-    """Return the name of a group, with its role unless it was trained with its signal."""
-    if group.condition == "signal":
-        return group.name
-    return f"{group.name} ({ROLES[group.condition]})"
+    """Return the name of a group, with its role unless it was trained with its signal.
+
+    Its main figure is named, too, unless that is accuracy.
+    """
+    notes = [] if group.condition == "signal" else [ROLES[group.condition]]
+    if group.figure_name != "accuracy":
+        notes.append(group.figure_name)
+    return f"{group.name} ({', '.join(notes)})" if notes else group.name
+
+
+def shared_figure(groups: Sequence[RunGroup]) -> str:
+    """Return what the groups' main figures are called: ``Accuracy``."""
+    names = {group.figure_name for group in groups}
+    name = names.pop() if len(names) == 1 else "main figure"
+    return name[0].upper() + name[1:]
 
 
 def side_name(name: str) -> str:

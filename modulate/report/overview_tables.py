@@ -8,6 +8,7 @@ from modulate.report.labels import (
     group_title,
     ordered_tasks,
     seeds_text,
+    shared_figure,
     task_label,
 )
 from modulate.report.results import Comparison, GroupResults
@@ -45,26 +46,31 @@ def summary_table(results: Sequence[GroupResults]) -> Table:
             (
                 group.name,
                 TRAINED_WITH[group.condition],
-                f"{percent(score.accuracy)} {interval(score.low, score.high)}",
+                f"{percent(score.accuracy)} {interval(score.low, score.high)}{_figure(group)}",
                 *(_gains(result) if is_signal else ("", "", "")),
             )
         )
+    figure = shared_figure([result.group for result in results])
     columns = (
         "Run",
         "Trained with",
-        "Accuracy, %",
+        f"{figure}, %",
         "gain over LoRA-only run",
         "gain over blank-trained run",
         "gain over shuffled signal",
     )
     return Table(
         "summary",
-        "Accuracy, and gains over the runs and the control that isolate the signal",
+        f"{figure}, and gains over the runs and the control that isolate the signal",
         columns,
         tuple(rows),
         SUMMARY_NOTES,
         text_columns=2,
     )
+
+
+def _figure(group: RunGroup) -> str:
+    return "" if group.figure_name == "accuracy" else f" ({group.figure_name})"
 
 
 def _gains(result: GroupResults) -> tuple[str, ...]:
@@ -176,7 +182,8 @@ def accuracy_table(results: Sequence[GroupResults], reference: Reference) -> Tab
         *([f"mean of all {len(published)}"] if own_mean else []),
     )
     notes = _accuracy_notes(results, reference, tasks)
-    return Table("table1", "Accuracy by task, %", columns, tuple(rows), tuple(notes), number=1)
+    title = f"{shared_figure([result.group for result in results])} by task, %"
+    return Table("table1", title, columns, tuple(rows), tuple(notes), number=1)
 
 
 def _our_row(result: GroupResults, tasks: Sequence[str], own_mean: bool) -> tuple[str, ...]:
@@ -301,5 +308,11 @@ def _skipped_in_training(run: EvaluatedRun) -> list[str]:
         subject = "1 training sample was" if samples == 1 else f"{samples} training samples were"
         notes.append(
             f"{run.name}: {subject} skipped because of an empty signal (training.empty: skip)."
+        )
+    for file, rows in run.training.skipped_rows.items():
+        subject = "1 row" if rows == 1 else f"{rows} rows"
+        notes.append(
+            f"{run.name}: the data set skipped {subject} of {file} that cannot be used, in training"
+            " and evaluation."
         )
     return notes

@@ -11,7 +11,7 @@ from modulate.interfaces.components import Reference
 from modulate.report import plots
 from modulate.report.ablations import ablations_table
 from modulate.report.html import Child, Html, page, table, tag
-from modulate.report.labels import TRAINED_WITH, named_seeds
+from modulate.report.labels import TRAINED_WITH, group_title, named_seeds
 from modulate.report.overview_tables import (
     accuracy_table,
     failures_table,
@@ -24,6 +24,7 @@ from modulate.report.run_tables import (
     coverage_table,
     paired_tests_table,
     tasks_table,
+    text_table,
 )
 from modulate.report.runs import EvaluatedRun, RunGroup, group_runs
 from modulate.report.table import Table, latex, markdown, plain
@@ -125,6 +126,7 @@ def run_tables(result: GroupResults, reference: Reference) -> list[Table]:
         conditions_table(result),
         paired_tests_table(result, reference),
     ]
+    tables.append(text_table(result))
     if result.group.condition == "signal":
         tables.append(coverage_table(result))
     return [found for found in tables if found.rows]
@@ -193,10 +195,11 @@ def as_html(report: Report) -> str:
 
 
 def _contents(report: Report) -> Html:
+    by_task = _by_task(report)
     links = [
         ("summary-section", "Summary"),
         ("runs-section", "Runs"),
-        ("accuracies-section", "Table 1: accuracy by task"),
+        ("accuracies-section", f"Table 1: {by_task[0].lower()}{by_task[1:]}"),
     ]
     if report.ablations:
         links.append(("ablations-section", "Table 2: ablations"))
@@ -209,12 +212,16 @@ def _contents(report: Report) -> Html:
     return tag("nav", tag("ul", *items), aria_label="Contents")
 
 
+def _by_task(report: Report) -> str:
+    return report.accuracies.title.removesuffix(", %")
+
+
 def _overview(report: Report) -> list[Child]:
     """Return the sections on all runs together."""
     signal_rows = [
         i for i, result in enumerate(report.results) if result.group.condition == "signal"
     ]
-    signal_names = {result.group.name for result in report.signal_results}
+    signal_names = {group_title(result.group) for result in report.signal_results}
     verdicts = [
         tag("li", tag("strong", result.group.name), ": ", verdict(result))
         for result in report.signal_results
@@ -225,7 +232,7 @@ def _overview(report: Report) -> list[Child]:
         tag("ul", *verdicts) if verdicts else None,
         tag("h2", "Runs", id="runs-section"),
         table(report.runs),
-        tag("h2", "Accuracy by task", id="accuracies-section"),
+        tag("h2", _by_task(report), id="accuracies-section"),
         table(
             report.accuracies,
             bold=[
@@ -272,7 +279,7 @@ def _accuracy_per_seed(group: RunGroup) -> str:
     alone = [RunGroup(run.name, (run,)) for run in group.runs]
     scores = [scores_under(run, group.condition).overall for run in alone]
     accuracies = ", ".join(f"{100 * score.accuracy:.1f}" for score in scores)
-    return f", with mean accuracy {accuracies} %; pooled below"
+    return f", with mean {group.figure_name} {accuracies} %; pooled below"
 
 
 def _companion_list(result: GroupResults) -> Html:

@@ -3,7 +3,7 @@
 from modulate.interfaces.components import Reference
 from modulate.report import svg
 from modulate.report.html import Child, Html, figure, tag
-from modulate.report.labels import MEAN, ordered_tasks
+from modulate.report.labels import MEAN, ordered_tasks, shared_figure
 from modulate.report.results import GroupResults, Scores, scores_under
 from modulate.report.runs import EvaluatedRun, RunGroup
 
@@ -25,12 +25,13 @@ def accuracy_bars(result: GroupResults, reference: Reference) -> Html:
         groups.append((task or MEAN, bars))
     found = [main.of(task) for task in tasks]
     chance = [None if score is None else score.chance for score in found]
-    alt = f"Accuracy by task of {result.group.name}; the numbers are in the table below."
+    figure_name = shared_figure([result.group])
+    alt = f"{figure_name} by task of {result.group.name}; the numbers are in the table below."
     picture = svg.bars(groups, [name for name, _ in series], alt, chance)
     return figure(
         picture,
-        "Accuracy by task with 95 % cluster-bootstrap intervals (whole videos resampled). Dashed"
-        " lines: chance level, given the options offered.",
+        f"{figure_name} by task with 95 % cluster-bootstrap intervals (whole videos resampled)."
+        " Dashed lines: chance level, given the options offered.",
     )
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from modulate.config.sections import MainMetric
+from modulate.evaluation.graded import graded_difference
 from modulate.evaluation.intervals import holm, paired_difference
-from modulate.evaluation.metrics import prediction_accuracies
+from modulate.evaluation.metrics import BINARY, prediction_means
 from modulate.evaluation.paired_tests import detectable_difference, grouped_p, least_detectable
 from modulate.evaluation.predictions import Prediction
 from modulate.report.runs import Companion, RunGroup, find_companions
@@ -15,7 +17,9 @@ class Score:
     """Accuracy in [0, 1]: ``correct`` of ``n`` answers, with its 95 % interval.
 
     The score of all tasks has their unweighted mean as accuracy, and the sums of their counts.
-    ``chance``: expected accuracy of guessing, None when every sample failed.
+    ``chance``: expected accuracy of guessing, None when every sample failed, and for text. For
+    answers in text, ``accuracy`` is the mean of the recipe's main metric, and ``correct`` counts
+    exact matches.
     """
 
     accuracy: float
@@ -42,8 +46,9 @@ class Scores:
 class PairedTest:
     """A paired difference of accuracies (first − second) on the same questions, with its tests.
 
-    ``first_only``, ``second_only``: answers correct under just one of the two. ``p``: McNemar's
-    test. ``p_grouped``: randomization test that swaps whole videos. ``*_holm``: the same, adjusted
+    ``first_only``, ``second_only``: answers correct, or with a higher score, under just one of the
+    two. ``p``: McNemar's test, or a permutation test of graded scores. ``p_grouped``: randomization
+    test that swaps whole videos. ``*_holm``: the same, adjusted
     over the tasks, or over the rows of a table for overall differences. ``questions``: distinct
     questions, whatever the number of seeds. ``detectable``: difference that McNemar's test detects
     with 80 % power, given as many questions and this discordance. ``least``: the same if all
@@ -132,12 +137,14 @@ def _against(group: RunGroup, companion: Companion) -> Comparison | None:
 # --- scores
 
 
-def compute_scores(records: Sequence[Prediction], resamples: int, seed: int) -> Scores:
-    """Return accuracies with intervals that resample whole videos; seeds are pooled.
+def compute_scores(
+    records: Sequence[Prediction], resamples: int, seed: int, metric: MainMetric = "accuracy"
+) -> Scores:
+    """Return mean scores with intervals that resample whole videos; seeds are pooled.
 
     Tasks are in order of appearance.
     """
-    accuracies = prediction_accuracies(records, resamples, seed)
+    accuracies = prediction_means(records, resamples, seed, metric)
     tasks: dict[str, Score] = {}
     for task, answers in by_task(records).items():
         found = accuracies.tasks[task]
@@ -156,10 +163,15 @@ def compute_scores(records: Sequence[Prediction], resamples: int, seed: int) -> 
     return Scores(overall, tasks)
 
 
-def scores_under(group: RunGroup, condition: str) -> Scores:
-    """Return the scores of ``group`` under ``condition``, pooled over the seeds that have it."""
+def scores_under(group: RunGroup, condition: str, metric: MainMetric | None = None) -> Scores:
+    """Return the scores of ``group`` under ``condition``, pooled over the seeds that have it.
+
+    ``metric``: by default the recipe's main metric.
+    """
     recipe = group.recipe
-    return compute_scores(group.pooled(condition), recipe.evaluation.bootstrap, recipe.seed)
+    records = group.pooled(condition)
+    metric = metric or recipe.main_metric
+    return compute_scores(records, recipe.evaluation.bootstrap, recipe.seed, metric)
 
 
 def by_task(records: Sequence[Prediction]) -> dict[str, list[Prediction]]:
@@ -188,12 +200,20 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def compare_groups(
-    first: RunGroup, first_condition: str, second: RunGroup, second_condition: str, name: str
+    first: RunGroup,
+    first_condition: str,
+    second: RunGroup,
+    second_condition: str,
+    name: str,
+    metric: MainMetric | None = None,
 ) -> Comparison:
     """Compare two groups, or two conditions of one, over the seeds that both have.
 
-    ``name``: what the second side is called.
+    ``name``: what the second side is called. ``metric``: by default the recipes' main metric.
     """
+    metric = metric or first.recipe.main_metric
+    if second.recipe.main_metric != first.recipe.main_metric:
+        return Comparison(first.name, name, (), None, {}, "other main figures, so not compared")
     first_seeds = set(first.seeds_of(first_condition))
     seeds = tuple(sorted(first_seeds & set(second.seeds_of(second_condition))))
     if not seeds:
@@ -210,11 +230,11 @@ def compare_groups(
     resamples = first.recipe.evaluation.bootstrap
     seed = first.recipe.seed
     tests = {
-        task: _paired_test([pair for pair in pairs if pair[0].task == task], resamples, seed)
+        task: _paired_test([p for p in pairs if p[0].task == task], resamples, seed, metric)
         for task in dict.fromkeys(record.task for record, _ in pairs)
     }
     adjusted = holm_adjusted(list(tests.values()))
-    overall = _paired_test(pairs, resamples, seed)
+    overall = _paired_test(pairs, resamples, seed, metric)
     return Comparison(first.name, name, seeds, overall, dict(zip(tests, adjusted, strict=True)))
 
 
@@ -230,9 +250,13 @@ def _pair(
     if {record.id for record in first} != set(partners):
         return []
     # The same id with another right answer is another question: the data changed in between.
-    if any(record.answer != partners[record.id].answer for record in first):
+    if any(_asked(record) != _asked(partners[record.id]) for record in first):
         return []
     return [(record, partners[record.id]) for record in first]
+
+
+def _asked(record: Prediction) -> tuple[int | None, tuple[str, ...]]:
+    return record.answer, record.answers
 
 
 def holm_adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
@@ -245,9 +269,12 @@ def holm_adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
     ]
 
 
-def _paired_test(
-    pairs: Sequence[tuple[Prediction, Prediction]], resamples: int, seed: int
-) -> PairedTest:
+Pairs = Sequence[tuple[Prediction, Prediction]]
+
+
+def _paired_test(pairs: Pairs, resamples: int, seed: int, metric: MainMetric) -> PairedTest:
+    if metric not in BINARY:
+        return _graded_test(pairs, resamples, seed, metric)
     first = [record.correct for record, _ in pairs]
     second = [partner.correct for _, partner in pairs]
     groups = [record.group for record, _ in pairs]
@@ -255,8 +282,7 @@ def _paired_test(
     found = paired_difference(first, second, groups, tasks, resamples=resamples, seed=seed)
     changes = [int(a) - int(b) for a, b in zip(first, second, strict=True)]
     p_grouped = grouped_p(changes, groups)
-    # Pooled ids are "seed/id". Seeds repeat questions and add no independent ones to the power.
-    questions = len({record.id.partition("/")[2] for record, _ in pairs})
+    questions = _distinct_questions(pairs)
     mcnemar = found.mcnemar
     discordance = (mcnemar.b + mcnemar.c) / len(pairs)
     return PairedTest(
@@ -273,6 +299,38 @@ def _paired_test(
         p_grouped_holm=p_grouped,
         detectable=detectable_difference(questions, discordance),
         least=least_detectable(questions),
+    )
+
+
+def _distinct_questions(pairs: Pairs) -> int:
+    # Pooled ids are "seed/id". Seeds repeat questions and add no independent ones to the power.
+    return len({record.id.partition("/")[2] for record, _ in pairs})
+
+
+def _graded_test(pairs: Pairs, resamples: int, seed: int, metric: MainMetric) -> PairedTest:
+    """Return the test of graded scores; what they can detect is not known."""
+    found = graded_difference(
+        [record.score(metric) for record, _ in pairs],
+        [partner.score(metric) for _, partner in pairs],
+        [record.group for record, _ in pairs],
+        [record.task for record, _ in pairs],
+        resamples=resamples,
+        seed=seed,
+    )
+    return PairedTest(
+        found.mean,
+        found.low,
+        found.high,
+        n=len(pairs),
+        questions=_distinct_questions(pairs),
+        first_only=found.wins,
+        second_only=found.losses,
+        p=found.p,
+        p_grouped=found.p_grouped,
+        p_holm=found.p,
+        p_grouped_holm=found.p_grouped,
+        detectable=None,
+        least=None,
     )
 
 

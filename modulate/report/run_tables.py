@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from modulate.config.sections import BUILT_IN
+from modulate.config.sections import BUILT_IN, MainMetric
+from modulate.evaluation.text_scores import METRIC_NAMES
 from modulate.interfaces.components import Reference
 from modulate.interfaces.multi_signal import controls_of
 from modulate.interfaces.signal import COMMON_CONTROLS
@@ -13,6 +14,7 @@ from modulate.report.results import (
     PairedTest,
     Score,
     Scores,
+    compare_groups,
     holm_adjusted,
     scores_under,
 )
@@ -42,6 +44,21 @@ TESTS_NOTE = (
     " reached when all changes go one way. Questions that share videos require larger differences."
     " Mean differences and their intervals weight tasks equally; tests over several tasks weight"
     " answers equally."
+)
+
+GRADED_NOTE = (
+    "First only, second only: answers with a higher score under the first, or the second."
+    " Permutation p swaps the two answers to single questions at random, p by video those of whole"
+    " videos; the former treats answers as independent. Holm adjustment covers the tasks of one"
+    " comparison. What graded scores can detect is not estimated. Mean differences and their"
+    " intervals weight tasks equally; tests over several tasks weight answers equally."
+)
+
+TEXT_NOTE = (
+    "Every score is the best over the accepted answers, and 0 for a failed sample. Exact match and"
+    " token F1: words in lower case without punctuation and articles (SQuAD). BLEU: of single"
+    " sentences. Differences are in percentage points, with their 95 % interval; p by video swaps"
+    " the two conditions for whole videos, adjusted by Holm over the conditions."
 )
 
 
@@ -74,9 +91,11 @@ def tasks_table(result: GroupResults, reference: Reference) -> Table:
             )
         )
     names = (name for name, _ in beside)
-    columns = ("Task", "correct/n", "accuracy", "95 % interval", "chance", *names)
     main = result.group
-    title = f"{main.name}: accuracy by task, %"
+    figure = main.figure_name
+    right = "correct/n" if figure == "accuracy" else "exact/n"
+    columns = ("Task", right, figure, "95 % interval", "chance", *names)
+    title = f"{main.name}: {figure} by task, %"
     return Table(f"tasks-{slug(main)}", title, columns, tuple(rows))
 
 
@@ -105,12 +124,12 @@ def conditions_table(result: GroupResults) -> Table:
         "Condition",
         "Meaning",
         "n",
-        "accuracy",
+        group.figure_name,
         "95 % interval",
         f"{group.condition} − condition",
         "95 % interval",
-        "McNemar p",
-        "McNemar p (Holm)",
+        f"{_test_name(group)} p",
+        f"{_test_name(group)} p (Holm)",
         "p by video",
     )
     notes = [
@@ -120,7 +139,7 @@ def conditions_table(result: GroupResults) -> Table:
     ]
     return Table(
         f"conditions-{slug(group)}",
-        f"{group.name}: accuracy under every condition, mean over tasks, %",
+        f"{group.name}: {group.figure_name} under every condition, mean over tasks, %",
         columns,
         tuple(rows),
         (*notes, CONDITIONS_NOTE),
@@ -163,6 +182,10 @@ def condition_meanings(group: RunGroup) -> dict[str, str]:
     return meanings | BUILT_IN
 
 
+def _test_name(group: RunGroup) -> str:
+    return "McNemar" if group.is_binary else "permutation"
+
+
 # --- paired tests
 
 
@@ -190,13 +213,13 @@ def paired_tests_table(result: GroupResults, reference: Reference) -> Table:
         "95 % interval",
         "first only",
         "second only",
-        "McNemar p",
-        "McNemar p (Holm)",
+        f"{_test_name(group)} p",
+        f"{_test_name(group)} p (Holm)",
         "p by video (Holm)",
         "detectable",
     )
     title = f"{group.name}: paired tests by task, percentage points"
-    notes = (TESTS_NOTE, *power_notes(result))
+    notes = (TESTS_NOTE if group.is_binary else GRADED_NOTE, *power_notes(result))
     return Table(f"tests-{slug(group)}", title, columns, tuple(rows), notes)
 
 
@@ -227,7 +250,9 @@ def _detectable(test: PairedTest) -> str:
 
 def power_notes(result: GroupResults) -> list[str]:
     """Return a note for each comparison without a difference on some task, with the power there."""
-    notes = []
+    notes: list[str] = []
+    if not result.group.is_binary:
+        return notes
     for comparison in _comparisons(result):
         if comparison.second not in TESTED:
             continue
@@ -243,6 +268,52 @@ def power_notes(result: GroupResults) -> list[str]:
                 " 80 % power: absence of evidence is not evidence of absence."
             )
     return notes
+
+
+# --- generated text
+
+
+def text_table(result: GroupResults) -> Table:
+    """Return all scores of generated text under every condition; no rows for other answers."""
+    group = result.group
+    rows: list[tuple[str, ...] | str] = []
+    for metric, name in METRIC_NAMES.items() if group.recipe.answer == "text" else ():
+        others = [other for other in group.conditions if other != group.condition]
+        tests = [
+            compare_groups(group, group.condition, group, other, other, metric).overall
+            for other in others
+        ]
+        adjusted = iter(holm_adjusted([test for test in tests if test is not None]))
+        rows.append(name)
+        rows.append((*_score_cells(group, group.condition, metric), NONE, NONE, NONE))
+        for other, test in zip(others, tests, strict=True):
+            found = None if test is None else next(adjusted)
+            rows.append((*_score_cells(group, other, metric), *_gain_cells(found)))
+    columns = (
+        "Condition",
+        "score",
+        "95 % interval",
+        f"{group.condition} − condition",
+        "95 % interval",
+        "p by video (Holm)",
+    )
+    title = f"{group.name}: scores of the generated text, mean over tasks, %"
+    return Table(f"text-{slug(group)}", title, columns, tuple(rows), (TEXT_NOTE,))
+
+
+def _score_cells(group: RunGroup, condition: str, metric: MainMetric) -> tuple[str, ...]:
+    score = scores_under(group, condition, metric).overall
+    return condition, percent(score.accuracy), interval(score.low, score.high)
+
+
+def _gain_cells(test: PairedTest | None) -> tuple[str, ...]:
+    if test is None:
+        return NONE, NONE, NONE
+    return (
+        points(test.difference),
+        interval(test.low, test.high, signed=True),
+        p_value(test.p_grouped_holm),
+    )
 
 
 # --- coverage

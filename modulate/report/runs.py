@@ -8,7 +8,9 @@ from pathlib import Path
 
 from modulate.config.recipe import Recipe
 from modulate.errors import DataError, RecipeError
+from modulate.evaluation.metrics import BINARY
 from modulate.evaluation.predictions import Prediction, apply_failed_rule, read_predictions
+from modulate.evaluation.text_scores import figure_name
 from modulate.report.recipes import Differences, differences, train_alike
 from modulate.runs.records import LogLine, RunState, read_log
 from modulate.runs.run import Run
@@ -92,6 +94,16 @@ class RunGroup:
     def condition(self) -> str:
         """The condition that the runs were trained under, which is also their main result."""
         return self.recipe.training.condition
+
+    @property
+    def figure_name(self) -> str:
+        """What the runs' main figure is called: accuracy, or a score of text."""
+        return figure_name(self.recipe.main_metric)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the main figure counts right answers."""
+        return self.recipe.main_metric in BINARY
 
     @property
     def seeds(self) -> tuple[int, ...]:

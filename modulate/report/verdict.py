@@ -17,8 +17,8 @@ def verdict(result: GroupResults) -> str:
         text = f"Not shown to use its signal: no clear gain over {_listed(unclear, 'or')}."
     elif lower_bounds:
         text = (
-            f"Clear gain over {_listed(list(lower_bounds), 'and')}: the accuracy depends on each"
-            " clip's own signal."
+            f"Clear gain over {_listed(list(lower_bounds), 'and')}: the"
+            f" {result.group.figure_name} depends on each clip's own signal."
         )
     else:
         text = (

@@ -16,6 +16,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AliasChoices, Field, model_validator
 
+from modulate.config.sections import MainMetric
 from modulate.errors import shown
 from modulate.utils.safe_load import read_lines
 from modulate.utils.schema import (
@@ -40,6 +41,7 @@ class RunState(Record):
     ``made_of``: fingerprints of data, host and backbone. ``weights``: sha256 of the modulation's
     files. ``failed``: training samples, with their errors. ``left_out``: how many training samples
     took no part because their signal is empty. ``skipped``: optimizer steps not taken, by reason.
+    ``skipped_rows``: rows that the data set skipped because they cannot be used, by file.
     ``unshared_batches``: batches of one clip whose questions could not share a forward.
     ``adopted``: where the weights came from, if no training made them.
     """
@@ -52,6 +54,7 @@ class RunState(Record):
     failed: dict[str, str] = Field(default_factory=dict)
     left_out: Count = 0
     skipped: dict[str, Count] = Field(default_factory=dict)
+    skipped_rows: dict[str, Count] = Field(default_factory=dict)
     split_steps: Count = 0
     # The second name is that of version 0.1.
     unshared_batches: Count = Field(0, validation_alias=AliasChoices("unshared_batches", "apart"))
@@ -80,8 +83,9 @@ class Environment(Record):
 
 
 class TaskFigures(Record):
-    """Accuracy of one task over ``n`` samples; ``interval``: its ends, None where there is no
-    spread.
+    """Accuracy, or the main score, of one task over ``n`` samples.
+
+    ``interval``: its ends, None where there is no spread.
     """
 
     accuracy: Share
@@ -89,13 +93,31 @@ class TaskFigures(Record):
     interval: Annotated[list[Share | None], Field(min_length=2, max_length=2)]
 
 
-class ConditionFigures(Record):
-    """Accuracy under one condition: the unweighted mean over tasks, its interval, and the tasks."""
+class ScoreFigures(Record):
+    """One score of generated text: the unweighted mean over tasks, and its interval."""
 
     overall: Share
     interval: Annotated[list[Share | None], Field(min_length=2, max_length=2)]
+
+
+class TextFigures(Record):
+    """All scores of generated text."""
+
+    exact_match: ScoreFigures
+    token_f1: ScoreFigures
+    bleu: ScoreFigures
+    rouge_l: ScoreFigures
+
+
+class ConditionFigures(ScoreFigures):
+    """The main figure under one condition: the mean over tasks, its interval, and the tasks.
+
+    ``scores``: all scores of generated text, None for other answers.
+    """
+
     n: Count
     tasks: dict[str, TaskFigures] = Field(default_factory=dict)
+    scores: TextFigures | None = None
 
 
 class McNemarFigures(Record):
@@ -107,14 +129,36 @@ class McNemarFigures(Record):
     exact: bool
 
 
-class ComparisonFigures(Record):
-    """A paired difference of two conditions, first minus second, overall or of one task."""
+class ScoreDifference(Record):
+    """A paired difference of one score, first minus second condition.
+
+    ``p_permutation``: of a test that swaps the conditions in whole videos; of graded scores only.
+    """
 
     difference: Difference
     interval: Annotated[list[Difference | None], Field(min_length=2, max_length=2)]
+    p_permutation: Share | None = None
+
+
+class TextDifferences(Record):
+    """The differences of all scores of generated text."""
+
+    exact_match: ScoreDifference
+    token_f1: ScoreDifference
+    bleu: ScoreDifference
+    rouge_l: ScoreDifference
+
+
+class ComparisonFigures(ScoreDifference):
+    """A paired difference of two conditions, first minus second, overall or of one task.
+
+    ``mcnemar``: of right answers, or exact matches. ``scores``: all scores of generated text.
+    """
+
     n: Count
     mcnemar: McNemarFigures
     tasks: dict[str, "ComparisonFigures"] = Field(default_factory=dict)
+    scores: TextDifferences | None = None
 
 
 class Reach(Record):
@@ -138,14 +182,37 @@ class Failure(Record):
 class Metrics(ConditionFigures):
     """metrics.json: the figures of one evaluation, under the run's own condition, and under each
     control.
+
+    ``metric``: what the main figures are. ``signatures``: how BLEU and ROUGE-L were computed.
+    ``skipped_rows``: rows that the data set skipped because they cannot be used, by file.
     """
 
     split: str = "test"
     condition: str
+    metric: MainMetric = "accuracy"
+    signatures: dict[str, str] = Field(default_factory=dict)
     controls: dict[str, ConditionFigures] = Field(default_factory=dict)
     comparisons: dict[str, ComparisonFigures] = Field(default_factory=dict)
     signal: Reach
     failed: list[Failure]
+    skipped_rows: dict[str, Count] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _same_form(self) -> "Metrics":
+        has_scores = self.metric != "accuracy"
+        figures: list[ConditionFigures | ComparisonFigures] = [
+            self,
+            *self.controls.values(),
+            *self.comparisons.values(),
+        ]
+        names = ["the run's own condition", *self.controls, *self.comparisons]
+        for name, found in zip(names, figures, strict=True):
+            if (found.scores is not None) != has_scores:
+                raise ValueError(
+                    f"metric is {self.metric}, but {shown(name)} has"
+                    f" {'no ' if has_scores else ''}scores of text"
+                )
+        return self
 
     @model_validator(mode="after")
     def _same_tasks(self) -> "Metrics":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modulate.config.recipe import Recipe, differing, load_saved_recipe
+from modulate.config.sections import MainMetric
 from modulate.errors import DataError, RecipeError
 from modulate.evaluation.metrics import compare, summarize
 from modulate.evaluation.predictions import Prediction, apply_failed_rule, read_predictions
@@ -177,9 +178,14 @@ def _group_figures(
     if not runs:
         return row
     resamples = first.recipe.evaluation.bootstrap
+    metric = first.recipe.main_metric
     row["condition"] = first.recipe.training.condition
-    row |= summarize(reader.pooled(runs), resamples, SEED)
-    row["per_seed"] = {str(run.recipe.seed): _mean_over_tasks(reader.pooled([run])) for run in runs}
+    if metric != "accuracy":
+        row["metric"] = metric
+    row |= summarize(reader.pooled(runs), resamples, SEED, metric)
+    row["per_seed"] = {
+        str(run.recipe.seed): _mean_over_tasks(reader.pooled([run]), metric) for run in runs
+    }
     difference = None if first.role == BASE else _minus_base(runs, base, resamples, reader)
     if difference is not None:
         row["minus_base"] = difference
@@ -199,20 +205,21 @@ def _minus_base(
         return None
     ours = reader.pooled(paired)
     theirs = reader.pooled([base_by_seed[run.recipe.seed] for run in paired])
-    # An axis that changes the data leaves no pairs.
-    if {(record.id, record.task) for record in ours} != {
+    # An axis that changes the data or the form of answers leaves no pairs.
+    metrics = {run.recipe.main_metric for run in [*paired, *base]}
+    if len(metrics) > 1 or {(record.id, record.task) for record in ours} != {
         (record.id, record.task) for record in theirs
     }:
         return None
     seeds = [run.recipe.seed for run in paired]
-    return compare(ours, theirs, resamples, SEED) | {"seeds": seeds}
+    return compare(ours, theirs, resamples, SEED, metrics.pop()) | {"seeds": seeds}
 
 
-def _mean_over_tasks(records: Sequence[Prediction]) -> float:
-    by_task: dict[str, list[bool]] = {}
+def _mean_over_tasks(records: Sequence[Prediction], metric: MainMetric) -> float:
+    by_task: dict[str, list[float]] = {}
     for record in records:
-        by_task.setdefault(record.task, []).append(record.correct)
-    return sum(sum(correct) / len(correct) for correct in by_task.values()) / len(by_task)
+        by_task.setdefault(record.task, []).append(record.score(metric))
+    return sum(sum(scores) / len(scores) for scores in by_task.values()) / len(by_task)
 
 
 class _Predictions:

@@ -4,9 +4,11 @@ import dataclasses
 import shutil
 
 from modulate.cli import tables
+from modulate.evaluation.metrics import compare, summarize
 from modulate.evaluation.predictions import FAILED_RULES
 from modulate.runs.run import Run
 from tests.paths import FIXTURES
+from tests.report.helpers import text_predictions
 
 
 def shown(run, capsys):
@@ -42,3 +44,23 @@ def test_what_was_done_with_failed_samples_is_said_as_the_recipe_says(tmp_path, 
         (other,) = FAILED_RULES.keys() - {rule}
         words = " ".join(text.split())
         assert FAILED_RULES[rule] in words and FAILED_RULES[other] not in words
+
+
+def test_scores_of_text_are_shown_by_condition_with_the_test_of_graded_scores(tmp_path, capsys):
+    shutil.copytree(FIXTURES / "saved_by_0_1" / "run", tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    own = text_predictions("signal", "1" * 12 + "0" * 8)
+    none = text_predictions("none", "1" * 4 + "-" * 16)
+    metrics = {
+        **run.read_json("metrics.json"),
+        "metric": "token_f1",
+        **summarize(own, 200, 0, "token_f1"),
+        "controls": {"none": summarize(none, 200, 0, "token_f1")},
+        "comparisons": {"signal - none": compare(own, none, 200, 0, "token_f1")},
+    }
+    tables.show_metrics(run, metrics)
+    out = capsys.readouterr().out
+    assert "token F1, %" in out and "p by video" in out and "McNemar" not in out
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert lines["none"][:2] == ["20.0", "20.0"]
+    assert lines["signal"][:2] == ["60.0", "80.0"]

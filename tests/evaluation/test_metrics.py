@@ -48,6 +48,57 @@ def test_conditions_are_compared_sample_by_sample_whatever_their_order():
     assert compare(second, first, 200, 3)["difference"] == -figures["difference"]
 
 
+def texts(scores, condition="signal"):
+    """Answers in text on three videos; 1 is an exact match."""
+    return [
+        Prediction(
+            f"q{i}",
+            "a",
+            f"v{i % 3}",
+            condition,
+            None,
+            None,
+            score == 1,
+            (),
+            1,
+            text="x",
+            answers=("y",),
+            token_f1=score,
+            bleu=score / 2,
+            rouge_l=1.0,
+        )
+        for i, score in enumerate(scores)
+    ]
+
+
+def test_answers_in_text_have_figures_of_every_score_and_a_main_one():
+    first = texts([1.0, 0.5, 0.5, 1.0, 0.0, 0.0])
+    second = texts([0.5, 0.5, 0.0, 0.5, 0.0, 0.0], "blank")
+    figures = summarize(first, 200, 3, "token_f1")
+    assert figures["overall"] == figures["tasks"]["a"]["accuracy"] == 0.5
+    assert {name: score["overall"] for name, score in figures["scores"].items()} == {
+        "exact_match": pytest.approx(2 / 6),
+        "token_f1": 0.5,
+        "bleu": 0.25,
+        "rouge_l": 1.0,
+    }
+    compared = compare(first, second, 200, 3, "token_f1")
+    assert compared["difference"] == pytest.approx(1.5 / 6)
+    assert compared["mcnemar"] == mcnemar_counts(2, 0).as_json()
+    # Of three videos one is unchanged, and two changed to the same side: 2 of 4 patterns.
+    assert compared["p_permutation"] == 0.5 == compared["scores"]["token_f1"]["p_permutation"]
+    assert compared["scores"]["bleu"]["difference"] == pytest.approx(0.75 / 6)
+    assert compared["scores"]["rouge_l"]["p_permutation"] == 1.0
+    assert "scores" not in summarize(predictions([True] * 6), 200, 3)
+
+
+def test_exact_match_as_main_metric_is_an_accuracy():
+    first = texts([1.0, 0.5, 0.5, 1.0, 0.0, 0.0])
+    figures = summarize(first, 200, 3, "exact_match")
+    assert figures["overall"] == pytest.approx(2 / 6)
+    assert "p_permutation" not in compare(first, first, 200, 3, "exact_match")
+
+
 def test_too_few_resamples_are_refused():
     some = predictions([True] * 6)
     with pytest.raises(DataError, match="resamples 99"):

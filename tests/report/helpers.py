@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 from modulate.config.recipe import dump, load_recipe
 from modulate.evaluation.predictions import Prediction, as_lines
+from modulate.evaluation.text_scores import as_fields, score_text
 from modulate.report.results import compute_results
 from modulate.report.runs import group_runs, read_run
 
@@ -50,6 +51,43 @@ def predictions(condition, digits, task, active_steps=2):
         )
         for i, digit in enumerate(digits)
     ]
+
+
+def text_predictions(condition, digits, task=EASY):
+    """Answers in text: 1 is exact, 0 has one word of two, - has none."""
+    texts = {"1": "red plate", "0": "red cup", "-": "cup"}
+    return [
+        Prediction(
+            id=f"{task}/{i}",
+            task=task,
+            group=VIDEOS[i // 2],
+            condition=condition,
+            answer=None,
+            prediction=None,
+            logits=(),
+            active_steps=2,
+            text=texts[digit],
+            answers=("the red plate",),
+            **as_fields(score_text(texts[digit], ["the red plate"])),
+        )
+        for i, digit in enumerate(digits)
+    ]
+
+
+def write_text_run(root, name, digits, *overrides, seed=0):
+    """Write an evaluated run with answers in text, and read it. ``digits``: by condition."""
+    target = root / name
+    target.mkdir(parents=True)
+    settings = [f"name={name}", f"seed={seed}", "evaluation.bootstrap=200", "answer=text"]
+    recipe = load_recipe("gazeqwen_tiny", [*settings, *overrides])
+    (target / "recipe.yaml").write_text(dump(recipe))
+    records = [
+        record
+        for condition, marks in digits.items()
+        for record in text_predictions(condition, marks)
+    ]
+    (target / "predictions.jsonl").write_text(as_lines(records))
+    return read_run(target)
 
 
 def failed_prediction(condition, sample="lost", task=EASY, error="VideoError: cut off"):

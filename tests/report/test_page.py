@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from modulate.cli import build
 from modulate.errors import MissingFileError, RecipeError
 from modulate.report.page import as_html, build_report, write_report
-from tests.report.helpers import HOSTILE, ParsedPage
+from tests.report.helpers import HOSTILE, ParsedPage, write_text_run
 
 
 def test_the_page_is_whole_escaped_and_requests_nothing(hostile_run, three_runs):
@@ -86,3 +86,17 @@ def test_a_gallery_that_cannot_be_made_says_how_to_do_without(three_runs, tmp_pa
     ):
         report(signal)
     assert report(signal, "--gallery", "0").exit_code == 0
+
+
+def test_runs_of_free_text_are_shown_beside_others_by_the_names_of_their_figures(
+    tmp_path, three_runs
+):
+    texts = {"signal": "1" * 12 + "0" * 8, "none": "-" * 20}
+    words = write_text_run(tmp_path, "words-0", texts)
+    alone = ParsedPage(as_html(build_report([words]))).text
+    assert "Table 1: token F1 by task, %" in alone and "scores of the generated text" in alone
+    assert "ccuracy" not in alone.replace("Accuracy is the unweighted", "")
+    both = build_report([words, *three_runs])
+    assert both.accuracies.title == "Main figure by task, %"
+    assert "words-0 (token F1)" in [row[0] for row in both.accuracies.rows]
+    assert ParsedPage(as_html(both)).open == []

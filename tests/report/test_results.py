@@ -1,10 +1,20 @@
 """Figures of a report, counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from modulate.report.results import compare_groups, count_coverage
 from modulate.report.runs import group_runs
-from tests.report.helpers import EASY, HARD, SIGNAL, predictions, results_of_first, write_run
+from tests.report.helpers import (
+    EASY,
+    HARD,
+    SIGNAL,
+    predictions,
+    results_of_first,
+    write_run,
+    write_text_run,
+)
 
 
 def test_counts_are_exact_and_tests_are_adjusted_over_the_tasks(three_runs):
@@ -54,3 +64,45 @@ def test_coverage_counts_answers_that_the_signal_reached(three_runs):
     easy, hard = count_coverage(group)
     assert (easy.task, easy.with_signal, easy.samples, easy.steps) == (EASY, 6, 6, 18)
     assert (hard.task, hard.with_signal, hard.samples, hard.steps) == (HARD, 0, 12, 0)
+
+
+TEXTS = {"signal": "1" * 12 + "0" * 8, "none": "1" * 4 + "0" * 8 + "-" * 8}
+
+
+def test_free_text_is_scored_and_tested_by_its_main_metric(tmp_path):
+    result = results_of_first([write_text_run(tmp_path, "words-0", TEXTS)])
+    score = result.main.tasks[EASY]
+    # "red cup" has one word of two in common with "the red plate", "cup" none.
+    assert score.accuracy == pytest.approx((12 + 8 * 0.5) / 20)
+    assert (score.correct, score.n, score.chance) == (12, 20, None)
+    (none,) = result.controls
+    test = none.tasks[EASY]
+    assert test.difference == pytest.approx((12 + 4) / 20 - (4 + 4) / 20)
+    assert (test.first_only, test.second_only, test.detectable) == (16, 0, None)
+    assert 0 < test.p_grouped < 0.01 and test.p < test.p_grouped
+
+
+def test_exact_match_as_main_metric_has_the_tests_of_accuracy(tmp_path):
+    overrides = "evaluation.main_metric=exact_match"
+    result = results_of_first([write_text_run(tmp_path, "words-0", TEXTS, overrides)])
+    assert result.main.overall.accuracy == pytest.approx(12 / 20)
+    (none,) = result.controls
+    assert (none.overall.first_only, none.overall.p) == (8, 2 / 2**8)
+    assert none.overall.detectable is not None
+
+
+def test_runs_with_other_main_figures_are_not_compared(tmp_path, three_runs):
+    words = write_text_run(tmp_path, "words-0", TEXTS)
+    first, second = group_runs([three_runs[0], words])
+    found = compare_groups(first, "signal", second, "signal", "words")
+    assert found.overall is None and "other main figures" in found.why_not
+
+
+def test_other_accepted_answers_are_another_question(tmp_path):
+    first = write_text_run(tmp_path, "words-0", TEXTS)
+    second = write_text_run(tmp_path, "words-1", TEXTS, "encoder.name=coord_pe")
+    changed = [replace(record, answers=("a cup",)) for record in second.records["signal"]]
+    second = replace(second, records={**second.records, "signal": changed})
+    groups = group_runs([first, second])
+    found = compare_groups(groups[0], "signal", groups[1], "signal", "other")
+    assert found.why_not == "different questions, so not paired"

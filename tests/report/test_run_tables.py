@@ -9,9 +9,18 @@ from modulate.report.run_tables import (
     paired_tests_table,
     power_notes,
     tasks_table,
+    text_table,
 )
 from modulate.report.runs import group_runs
-from tests.report.helpers import EASY, HARD, SIGNAL, predictions, results_of_first, write_run
+from tests.report.helpers import (
+    EASY,
+    HARD,
+    SIGNAL,
+    predictions,
+    results_of_first,
+    write_run,
+    write_text_run,
+)
 
 
 def test_tasks_have_exact_counts_beside_companions_and_controls(three_runs):
@@ -84,3 +93,37 @@ def test_coverage_counts_answers_that_the_signal_reached(three_runs):
         (EASY, "6/6", "100.0", "3.00"),
         (HARD, "0/12", "0.0", "0.00"),
     )
+
+
+TEXTS = {"signal": "1" * 12 + "0" * 8, "none": "1" * 4 + "-" * 16, "blank": "1" * 12 + "0" * 8}
+
+
+def test_tables_of_free_text_name_its_main_metric_and_the_tests_of_graded_scores(tmp_path):
+    result = results_of_first([write_text_run(tmp_path, "words-0", TEXTS)])
+    table = tasks_table(result, Reference())
+    assert table.columns[:3] == ("Task", "exact/n", "token F1")
+    assert table.rows[0][:3] == (EASY, "12/20", "80.0") and table.rows[0][4] == "–"
+    assert "permutation p" in conditions_table(result).columns
+    tests = paired_tests_table(result, Reference())
+    assert "permutation p (Holm)" in tests.columns and "graded scores" in tests.notes[0]
+    assert power_notes(result) == []
+
+
+def test_every_score_of_free_text_is_shown_under_every_condition_with_its_test(tmp_path):
+    table = text_table(results_of_first([write_text_run(tmp_path, "words-0", TEXTS)]))
+    assert [row for row in table.rows if isinstance(row, str)] == [
+        "exact match",
+        "token F1",
+        "BLEU",
+        "ROUGE-L",
+    ]
+    signal, none, blank = table.rows[1:4]
+    assert signal[:2] == ("signal", "60.0") and signal[3:] == ("–",) * 3
+    assert none[:2] == ("none", "20.0") and none[3] == "+40.0"
+    assert blank[3] == "+0.0" and blank[5] == "1"
+    token_f1 = table.rows[5:8]
+    assert [row[1] for row in token_f1] == ["80.0", "20.0", "80.0"]
+
+
+def test_other_answers_have_no_table_of_texts(three_runs):
+    assert text_table(results_of_first(three_runs)).rows == ()
