@@ -36,11 +36,29 @@ def summary_of_cells(cells: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def served_by(result: Mapping[str, Any]) -> str:
-    """Return which host class serves a family, and whether it encodes videos."""
-    host = "the generic host" if result["served_by"] == "Host" else result["served_by"]
-    videos = "encodes" if result["encodes"] else "does not encode"
-    hint = "" if result["encodes"] else ": give inputs and grids"
-    return f"{host}, {videos} videos{hint}"
+    """Return which host class serves a family."""
+    return "the generic host" if result["served_by"] == "Host" else str(result["served_by"])
+
+
+ENCODING = """\
+## How conversations are encoded
+
+Prompts are made by the model's own chat template and processor; every frame is shown, whole and
+once. Families without videos see a clip as one picture a frame. The last columns say whether the
+host is told when the frames were shown (the visual grid has their true times in any case), and
+whether one conversation may show a clip and a picture. Each family was measured with transformers'
+own processor, and each trains one epoch in the test suite, except that transformers 5.24 cannot run
+`llama4` at all."""
+
+
+def _encodings(encodings: Mapping[str, Mapping[str, str]]) -> str:
+    head = ("family", "served by", "a clip is given as", "a picture is given as", "times", "both")
+    keys = ("clip", "picture", "times", "together")
+    lines = [
+        (f"`{family}`", served_by(record), *(record[key] for key in keys))
+        for family, record in encodings.items()
+    ]
+    return _table(head, lines)
 
 
 def page(registry: plugins.Registry, note: str) -> str:
@@ -55,6 +73,8 @@ def page(registry: plugins.Registry, note: str) -> str:
         for family, releases in results["families"].items()
     ]
     parts = [note, "# Hosts", INTRODUCTION, _table(("family", *by_release), lines)]
+    if results["encodings"]:
+        parts += [ENCODING, _encodings(results["encodings"])]
     for release, families in by_release.items():
         first = next(iter(families.values()))
         versions = LibraryVersions(release, first["torch"], first.get("peft", ""))

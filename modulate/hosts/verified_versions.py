@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from modulate import plugins
 from modulate.errors import DataError, PluginError, UnverifiedWarning, shown
 from modulate.utils.atomic_files import write_atomically
@@ -42,11 +44,32 @@ class CellRecord(Record):
 
 
 class HostRecord(Record):
-    """Outcomes of one host family: the class that serves it, and its cells by row."""
+    """Outcomes of one host family: the class that serves it, and its cells by row.
+
+    ``encodes``: written until version 0.1, and not read.
+    """
 
     served_by: str
-    encodes: bool
+    encodes: bool | None = None
     cells: dict[str, CellRecord]
+
+
+class EncodingRecord(Record):
+    """How the conversations of one host family are encoded, in words for the page of hosts.
+
+    Attributes:
+        served_by: the class that serves it.
+        clip: what its processor is given a clip as.
+        picture: what it is given a picture as.
+        times: where the host is told the frames' times.
+        together: whether a conversation may show both.
+    """
+
+    served_by: str
+    clip: str
+    picture: str
+    times: str
+    together: str
 
 
 class ReleaseRecord(Record):
@@ -59,10 +82,17 @@ class ReleaseRecord(Record):
 
 
 class ContractRecord(Record):
-    """A whole verified.json: titles of the contract rows, and outcomes by transformers version."""
+    """A whole verified.json.
+
+    Attributes:
+        rows: titles of the contract rows.
+        versions: outcomes by transformers version.
+        encodings: how host families encode, also of those without outcomes.
+    """
 
     rows: dict[str, str]
     versions: dict[str, ReleaseRecord]
+    encodings: dict[str, EncodingRecord] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,19 +137,21 @@ class LibraryVersions:
 def contract_results(registry: plugins.Registry) -> dict[str, Any]:
     """Return all plugins' records, merged.
 
-    {"rows": {row: title}, "families": {family: {transformers version: host and release record}}},
-    newest versions first.
+    {"rows": {row: title}, "families": {family: {transformers version: host and release record}},
+    "encodings": {family: record}}, newest versions first.
     """
     rows: dict[str, str] = {}
+    encodings: dict[str, dict[str, str]] = {}
     families: dict[str, dict[str, Any]] = {}
     for _, record in _plugin_records(registry):
         rows |= record["rows"]
+        encodings |= record.get("encodings", {})
         for release in sorted(record["versions"], key=_release_numbers, reverse=True):
             release_record = record["versions"][release]
             environment = {key: value for key, value in release_record.items() if key != "hosts"}
             for family, host in release_record["hosts"].items():
                 families.setdefault(family, {})[release] = host | environment
-    return {"rows": rows, "families": families}
+    return {"rows": rows, "families": families, "encodings": encodings}
 
 
 def contract_of(registry: plugins.Registry, family: str) -> Any:

@@ -6,11 +6,13 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from modulate.hosts.host import Host, understand
+from modulate.hosts.host import understand
 from modulate.hosts.verified_versions import LibraryVersions
 from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows, watched
+from tests.contract.encodings import encoding_of
+from tests.contract.processors import PROCESSORS
 
 NOT_RUN = {
     "outcome": "not run",
@@ -89,7 +91,6 @@ def write(outcomes):
         host = understand(family.build())
         hosts[family.name] = {
             "served_by": type(host).__name__,
-            "encodes": type(host).encode is not Host.encode,
             "cells": cells,
         }
     record = asdict(LibraryVersions.installed())
@@ -100,6 +101,7 @@ def write(outcomes):
     complete_versions = complete(versions, titles)
     for dropped in versions.keys() - complete_versions.keys():
         print(f"\nDropped transformers {dropped}: it has not seen all of today's rows.")
-    data = {"rows": titles, "versions": complete_versions}
+    encodings = {name: encoding_of(name) for name in PROCESSORS}
+    data = {"rows": titles, "versions": complete_versions, "encodings": encodings}
     DATA.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     return ""

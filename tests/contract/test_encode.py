@@ -1,6 +1,7 @@
 """Conversations encoded by real processors: every family, and what lands on which token."""
 
-import numpy as np
+import json
+
 import pytest
 import torch
 
@@ -9,9 +10,9 @@ from modulate.errors import HostError
 from modulate.hosts.host import understand
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.messages import Message, Picture, VideoClip, user_turn
-from modulate_hosts.contract.families import FAMILIES
+from modulate_hosts.contract import DATA
 from modulate_hosts.contract.suite import strong
-from tests.contract import test_unlisted
+from tests.contract.encodings import built, encoding_of, noise
 from tests.contract.processors import PROCESSORS
 from tests.tiny import D_FEATURES, scanpath
 
@@ -59,23 +60,11 @@ TIMED = {
 ONE_KIND = {"glm4v", "smolvlm", "llava_onevision", "llava_next_video"}
 """Families that take no picture beside a clip."""
 
-BUILD = {family.name: family.build for family in FAMILIES}
-
-
-def built(name):
-    torch.manual_seed(0)
-    build = BUILD.get(name) or getattr(test_unlisted, name)
-    return build().eval().requires_grad_(False)
-
 
 @pytest.fixture(scope="module", params=list(PROCESSORS))
 def family(request):
     """The name of a family, a tiny host, and its processor."""
     return request.param, built(request.param), PROCESSORS[request.param]()
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
 def logits(host, encoded):
@@ -249,3 +238,12 @@ def test_a_picture_beside_a_clip_is_refused_where_transformers_cannot_take_both(
     shown = (clip(), Picture(noise(64, 96)), "Where")
     with pytest.raises(HostError, match=r"clips and pictures|6 frames|pictures \(pixel_values\)"):
         understand(built(name)).encode(PROCESSORS[name](), user_turn(*shown))
+
+
+def test_the_page_of_hosts_says_how_a_family_encodes(family):
+    name, _, _ = family
+    recorded = json.loads(DATA.read_text())["encodings"]
+    assert recorded.keys() == PROCESSORS.keys()
+    assert recorded[name] == encoding_of(name), (
+        "`python -m pytest tests/contract --write-hosts` records it"
+    )

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from modulate import Pipeline, Run, evaluate, load_recipe, plugins, train
+from modulate.errors import HostError
 from modulate.evaluation.predictions import read_predictions
+from tests.contract.encodings import built
 from tests.contract.processors import PROCESSORS
-from tests.contract.test_encode import built
 from tests.paths import SMALL
 
 CONDITIONS = ("none", "blank", "shifted", "no_frames", "no_pixels", "host", "text_only")
@@ -60,3 +61,39 @@ def test_a_recipe_trains_and_evaluates_a_family(name, world, tmp_path):
     assert predictions.keys() == {"signal", *CONDITIONS}
     assert all(len(records) == 4 for records in predictions.values())
     assert not any(record.error for records in predictions.values() for record in records)
+
+
+def scores(recipe, world, folder):
+    """Return the logits of a modulation with random weights by condition and sample."""
+    pipeline = Pipeline(recipe, world / "cache")
+    pipeline.make_data()
+    run = Run.create(recipe, folder)
+    torch.manual_seed(0)
+    modulation = pipeline.fresh_modulation()
+    for writer in modulation.out:
+        torch.nn.init.normal_(writer.weight, std=0.5)
+    evaluate(run, pipeline, modulation)
+    return {
+        (condition, record.id): record.logits
+        for condition, records in read_predictions(run.predictions("test")).items()
+        for record in records
+    }
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "video_llava", "lfm2_vl"])
+def test_questions_on_one_clip_share_a_pass_or_the_recipe_is_refused(name, world, tmp_path):
+    recipe = recipe_for(name, world, tmp_path / "host")
+    settings = dict(conditions=("host",), batch_size=4)
+    by = lambda batch_by: recipe.model_copy(
+        update={
+            "evaluation": recipe.evaluation.model_copy(update=settings | {"batch_by": batch_by})
+        }
+    )
+    if name == "lfm2_vl":  # convolutions keep a state that cannot be repeated
+        with pytest.raises(HostError, match=r"a cache that cannot be repeated .* batch_by to any"):
+            scores(by("clip"), world, tmp_path / "runs")
+        return
+    apart = scores(by("any"), world, tmp_path / "apart")
+    shared = scores(by("clip"), world, tmp_path / "shared")
+    assert apart.keys() == shared.keys()
+    assert all(shared[key] == pytest.approx(apart[key], abs=1e-3) for key in apart)

@@ -205,7 +205,7 @@ def test_an_unknown_family_is_refused_with_the_nearest():
 
 def test_a_record_whose_cells_name_a_row_without_title_is_refused(tmp_path):
     cell = {"outcome": "pass"}
-    host = {"served_by": "Some", "encodes": True, "cells": {"first": cell, "frist": cell}}
+    host = {"served_by": "Some", "cells": {"first": cell, "frist": cell}}
     seen = {"torch": "2.11.0", "peft": "0.18.0", "device": "CPU", "hosts": {"some": host}}
     path = tmp_path / "verified.json"
     path.write_text(

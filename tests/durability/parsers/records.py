@@ -217,7 +217,6 @@ def verified_seeds() -> list[bytes]:
     hosts = {
         "q": {
             "served_by": "Host",
-            "encodes": True,
             "cells": {"test_a": {"outcome": "refused", "reason": "no"}},
         }
     }
@@ -226,6 +225,9 @@ def verified_seeds() -> list[bytes]:
             {
                 "rows": {"test_a": "a"},
                 "versions": {"5.1": {"torch": "2", "device": "cpu", "hosts": hosts}},
+                "encodings": {
+                    "q": dict.fromkeys(("served_by", "clip", "picture", "times", "together"), "a")
+                },
             }
         ).encode()
     ]
