@@ -2,12 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from modulate.errors import ModulateError
 from modulate.interfaces.inspection import Inspection, place_of
 from modulate.interfaces.sample import Sample
-from modulate.utils.atomic_files import content_hash
+from modulate.utils.atomic_files import same_content
 
 Splits = Mapping[str, Sequence[Sample]]
 
@@ -32,7 +30,7 @@ def _check_numbers(inspection: Inspection, samples: Splits) -> None:
 
 def _check_files(inspection: Inspection, samples: Splits) -> None:
     places: dict[str, dict[str, str]] = defaultdict(dict)
-    names = _same_content(
+    names = same_content(
         {clip.file for items in samples.values() for s in items for clip in s.clips}
     )
     for split, items in samples.items():
@@ -51,23 +49,6 @@ def _check_files(inspection: Inspection, samples: Splits) -> None:
 
 def _shared(found: Mapping[str, str]) -> str:
     return "; ".join(f"{split}: {where}" for split, where in found.items())
-
-
-def _same_content(files: set[Path]) -> dict[Path, str]:
-    """Return a name for each file that files of the same content share."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    names = {file: str(file) for file in files}
-    for file in files:
-        if file.is_file():
-            by_size[file.stat().st_size].append(file)
-    for same in by_size.values():
-        # Only files of equal size can be equal, so that most are never read.
-        for file in same if len(same) > 1 else ():
-            try:
-                names[file] = content_hash(file)
-            except ModulateError:
-                continue
-    return names
 
 
 def _check_groups(inspection: Inspection, samples: Splits) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,22 @@ def content_hash(path: str | Path) -> str:
     if key not in _hashes:
         _hashes[key] = read_hash(path)
     return _hashes[key]
+
+
+def same_content(files: Iterable[Path]) -> dict[Path, str]:
+    """Return a name for each file, which files of the same content share.
+
+    Only files of equal size are read. A missing file has a name of its own.
+    """
+    names = {file: str(file) for file in files}
+    by_size: dict[int, list[Path]] = {}
+    for file in names:
+        if file.is_file():
+            by_size.setdefault(file.stat().st_size, []).append(file)
+    for equal in by_size.values():
+        for file in equal if len(equal) > 1 else ():
+            names[file] = content_hash(file)
+    return names
 
 
 def read_hash(path: Path) -> str:

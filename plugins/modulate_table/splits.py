@@ -2,15 +2,16 @@
 
 import hashlib
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modulate.errors import DataError
+from modulate.utils.atomic_files import same_content
 from modulate_table.params import SPLITS, UNUSED, TableParams
 from modulate_table.rows import Question
 
-Unit = tuple[str, Hashable]
-"""What must not be in two splits: ("file", path), or (column, value)."""
+Unit = tuple[str, str]
+"""What must not be in two splits: ("file", its name or content), or (column, value)."""
 
 
 def assign_splits(
@@ -21,7 +22,7 @@ def assign_splits(
     Raises :class:`DataError` if a given split shows a video in two splits, unless that is allowed,
     or if a drawn one has fewer groups than splits.
     """
-    by = params.split.by or ("given" if any(q.split for q in questions) else "seed")
+    by = params.split.by or ("given" if any(question.split for question in questions) else "seed")
     if by == "given":
         if not any(question.split for question in questions):
             raise DataError(
@@ -39,28 +40,37 @@ def assign_splits(
     return found
 
 
-def units(question: Question) -> list[Unit]:
-    """Return what the question has in common with others."""
-    files: list[Unit] = [("file", clip.file) for clip in question.clips]
+def units(question: Question, names: Mapping[Path, str]) -> list[Unit]:
+    """Return what the question has in common with others.
+
+    ``names``: a name of each file, which copies of it share.
+    """
+    files: list[Unit] = [("file", names[clip.file]) for clip in question.clips]
     return files + list(question.units.items())
 
 
 def leaks(questions: Sequence[Question], splits: Sequence[str]) -> list[str]:
     """Return what is in two splits, a sentence each."""
+    names = _names(questions)
     first: dict[Unit, tuple[str, Question]] = {}
     found: dict[Unit, str] = {}
     for question, split in zip(questions, splits, strict=True):
         if split == UNUSED:
             continue
-        for unit in units(question):
+        for place, unit in enumerate(units(question, names)):
             earlier, other = first.setdefault(unit, (split, question))
             if earlier != split and unit not in found:
-                what, name = unit
-                named = name.name if isinstance(name, Path) else f"{what} {name}"
+                # The files come first.
+                is_file = place < len(question.clips)
+                what = question.clips[place].file.name if is_file else " ".join(unit)
                 found[unit] = (
-                    f"{named} is in {earlier} ({other.place}) and in {split} ({question.place})"
+                    f"{what} is in {earlier} ({other.place}) and in {split} ({question.place})"
                 )
     return list(found.values())
+
+
+def _names(questions: Sequence[Question]) -> dict[Path, str]:
+    return same_content({clip.file for question in questions for clip in question.clips})
 
 
 def _refuse_leaks(questions: Sequence[Question], splits: Sequence[str]) -> None:
@@ -90,6 +100,8 @@ def _connected(questions: Sequence[Question], root: Path) -> list[str]:
 
     The name is the first of the group's values of `split.groups`, or of its files.
     """
+    names = _names(questions)
+    of_questions = [units(question, names) for question in questions]
     parents: dict[Unit, Unit] = {}
 
     def find(unit: Unit) -> Unit:
@@ -99,26 +111,26 @@ def _connected(questions: Sequence[Question], root: Path) -> list[str]:
             unit = parents[unit]
         return unit
 
-    for question in questions:
-        first, *others = units(question)
+    for first, *others in of_questions:
         for other in others:
             parents[find(other)] = find(first)
-    names: dict[Unit, str] = {}
-    for question in questions:
-        own = units(question)
+    groups: dict[Unit, str] = {}
+    for question, own in zip(questions, of_questions, strict=True):
         top = find(own[0])
-        for unit in own if not question.units else list(question.units.items()):
-            name = _name(unit, root)
-            names[top] = min(names.get(top, name), name)
-    return [names[find(units(question)[0])] for question in questions]
+        for name in _group_names(question, root):
+            groups[top] = min(groups.get(top, name), name)
+    return [groups[find(own[0])] for own in of_questions]
 
 
-def _name(unit: Unit, root: Path) -> str:
-    """Return a name that does not depend on where the data set lies."""
-    what, value = unit
-    if not isinstance(value, Path):
-        return f"{what}={value}"
-    return value.relative_to(root).as_posix() if value.is_relative_to(root) else value.name
+def _group_names(question: Question, root: Path) -> list[str]:
+    """Return names for the question's group that do not depend on where the data set lies."""
+    if question.units:
+        return [f"{what}={value}" for what, value in question.units.items()]
+    files = [clip.file for clip in question.clips]
+    return [
+        file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+        for file in files
+    ]
 
 
 def _shares(params: TableParams) -> dict[str, float]:

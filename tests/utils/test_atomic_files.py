@@ -20,6 +20,7 @@ from modulate.utils.atomic_files import (
     format_bytes,
     refuse_unwritable,
     remove_partial,
+    same_content,
     write_atomically,
     write_json,
 )
@@ -288,3 +289,15 @@ def test_a_folder_that_another_process_creates_meanwhile_is_no_error(tmp_path, m
     monkeypatch.setattr(Path, "is_dir", just_before)
     write_json(folder / "a.json", 1)
     assert (folder / "a.json").read_text() == "1\n"
+
+
+def test_copies_of_a_file_share_a_name(tmp_path):
+    contents = {"a": b"one", "b": b"two", "copy": b"one", "long": b"longer"}
+    files = [tmp_path / name for name in contents]
+    for path in files:
+        path.write_bytes(contents[path.name])
+    missing = tmp_path / "missing"
+    names = same_content([*files, missing])
+    assert names[tmp_path / "a"] == names[tmp_path / "copy"] != names[tmp_path / "b"]
+    assert names[tmp_path / "long"] == str(tmp_path / "long"), "no other file has its size"
+    assert names[missing] == str(missing)

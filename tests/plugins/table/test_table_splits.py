@@ -55,6 +55,17 @@ def test_a_column_that_shares_a_group_is_refused_too(table):
     assert len(table("q.csv", text).samples("test")) == 1
 
 
+def test_a_copy_under_another_name_is_the_same_video(table, folder):
+    (folder / "copy.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    text = f"{HEAD},split\na.mp4,?,x,train\ncopy.mp4,?,x,test\n"
+    with pytest.raises(DataError, match=r"copy\.mp4 is in train \(q\.csv, line 2\) and in test"):
+        table("q.csv", text).prepare()
+    rows = "a.mp4,?,x\ncopy.mp4,?,x\nb.mp4,?,x\n"
+    halves = {"shares": {"train": 0.5, "test": 0.5}}
+    found = of_splits(table("q.csv", f"{HEAD}\n{rows}", split=halves))
+    assert ["q.csv:2", "q.csv:3"] in found.values()
+
+
 def test_files_by_split(table, folder):
     (folder / "train.csv").write_text(f"{HEAD}\na.mp4,?,x\nb.mp4,?,x\n")
     (folder / "test-1.csv").write_text(f"{HEAD}\nc.mp4,?,x\n")

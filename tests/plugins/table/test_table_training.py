@@ -37,7 +37,7 @@ def trained(tmp_path):
     folder = tmp_path / "clips"
     folder.mkdir()
     for number, name in enumerate("abcdef"):
-        write_video(folder / f"{name}.mp4", size=(128, 96 + 16 * (number % 2)))
+        write_video(folder / f"{name}.mp4", size=(128, 64 + 16 * number))
         (folder / f"{name}.gaze").write_text(GAZE)
 
     def train(answer, header, cells):
