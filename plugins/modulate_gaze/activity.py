@@ -76,18 +76,20 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
     Raises :class:`ConditioningError` unless there is one scanpath for every grid.
     """
     # Other signals cannot be encoded, and a missing one would shift all following clips.
-    wrong = [type(s).__name__ for s in signals if not isinstance(s, Scanpath)]
+    wrong = [type(signal).__name__ for signal in signals if not isinstance(signal, Scanpath)]
     if wrong or len(signals) != len(grids) or not grids:
         kinds = ", ".join(wrong) or "scanpaths"
         raise ConditioningError(
             f"Gaze encoders need one scanpath for every grid; got {len(signals)} signals ({kinds})"
             f" for {len(grids)} grids."
         )
-    fixations = [torch.tensor(s.fixations) for s in signals if isinstance(s, Scanpath)]
+    fixations = [
+        torch.tensor(signal.fixations) for signal in signals if isinstance(signal, Scanpath)
+    ]
     rows = pad_sequence(fixations, batch_first=True)
     half = rows[..., 3].clamp(min=INSTANT) / 2
     spans = pad_sequence(
-        [torch.tensor(g.spans, dtype=torch.float64) for g in grids], batch_first=True
+        [torch.tensor(grid.spans, dtype=torch.float64) for grid in grids], batch_first=True
     )
     # A clip of a single frame has an empty span; widen it about its middle.
     middle = spans.mean(-1)
@@ -98,12 +100,15 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
         end=rows[..., 2] + half,
         middle=rows[..., 2],
         duration=rows[..., 3],
-        exists=torch.arange(rows.shape[1]) < torch.tensor([len(f) for f in fixations])[:, None],
+        exists=torch.arange(rows.shape[1])
+        < torch.tensor([len(each) for each in fixations])[:, None],
         times=pad_sequence(
-            [torch.tensor(g.times, dtype=torch.float64) for g in grids], batch_first=True
+            [torch.tensor(grid.times, dtype=torch.float64) for grid in grids], batch_first=True
         ),
         spans=torch.stack([middle - reach, middle + reach], -1),
-        real=torch.cat([torch.arange(g.steps) + i * spans.shape[1] for i, g in enumerate(grids)]),
+        real=torch.cat(
+            [torch.arange(grid.steps) + index * spans.shape[1] for index, grid in enumerate(grids)]
+        ),
     )
 
 

@@ -196,7 +196,9 @@ def parse_content(content: Any, path: Path) -> Checkpoint:
         _tensors(content[name], name, path) for name in ("state_dict", "lora_state_dict")
     )
     # A view can claim far more numbers than its file holds, and copying would take their memory.
-    claimed = sum(t.numel() * t.element_size() for t in (*state.values(), *lora.values()))
+    claimed = sum(
+        tensor.numel() * tensor.element_size() for tensor in (*state.values(), *lora.values())
+    )
     if claimed > LIMIT:
         raise CheckpointError(
             f"The tensors of {path} take {claimed} bytes, more than the {LIMIT} that are read. It"
@@ -300,7 +302,7 @@ def _tensors(value: Any, name: str, path: Path) -> dict[str, Tensor]:
             or tensor.layout != torch.strided
             or tensor.device.type != "cpu"
         ):
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in FLOATS)
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
             raise CheckpointError(
                 f"{path}: tensor {shown(key)} is {tensor.dtype}, {tensor.layout}, on"
                 f" {tensor.device}; dense {allowed} is expected."
@@ -313,29 +315,29 @@ def released_shapes(config: ReleasedConfig, modules: int) -> dict[str, tuple[int
     return dict(_shapes(config, modules))
 
 
-def _shapes(c: ReleasedConfig, modules: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    d = c.d_latent
-    wide = 4 * c.d_latent
-    for m in range(modules):
-        yield f"latents.{m}", (c.n_latents, d)
-        yield f"proj_ins.{m}.weight", (d, c.d_vjepa)
-        yield f"proj_outs.{m}.weight", (c.d_llm, d)
-        for b in range(c.n_blocks):
+def _shapes(config: ReleasedConfig, modules: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    d = config.d_latent
+    wide = 4 * config.d_latent
+    for module in range(modules):
+        yield f"latents.{module}", (config.n_latents, d)
+        yield f"proj_ins.{module}.weight", (d, config.d_vjepa)
+        yield f"proj_outs.{module}.weight", (config.d_llm, d)
+        for block in range(config.n_blocks):
             for name, out, into in (
                 ("q_projs", d, d),
                 ("k_projs", d, d),
                 ("g_projs", d, d),
                 ("v_projs", d, d),
             ):
-                yield f"{name}.{m}.{b}.weight", (out, into)
-                yield f"{name}.{m}.{b}.bias", (out,)
+                yield f"{name}.{module}.{block}.weight", (out, into)
+                yield f"{name}.{module}.{block}.bias", (out,)
             for part, out, into in ((1, wide, d), (3, d, wide)):
-                yield f"ff_blocks.{m}.{b}.{part}.weight", (out, into)
-                yield f"ff_blocks.{m}.{b}.{part}.bias", (out,)
-            for norm in (f"ff_blocks.{m}.{b}.0", f"block_norms.{m}.{b}"):
+                yield f"ff_blocks.{module}.{block}.{part}.weight", (out, into)
+                yield f"ff_blocks.{module}.{block}.{part}.bias", (out,)
+            for norm in (f"ff_blocks.{module}.{block}.0", f"block_norms.{module}.{block}"):
                 yield f"{norm}.weight", (d,)
                 yield f"{norm}.bias", (d,)
-    yield "amplitude", (c.n_layers,)
+    yield "amplitude", (config.n_layers,)
 
 
 def _check_resampler(state: dict[str, Tensor], config: ReleasedConfig, path: Path) -> int:
@@ -371,7 +373,9 @@ def _lora_by_place(
         match = _LORA.match(name)
         if match is None or match[2] != str(int(match[2])) or prefix not in (None, match[1]):
             mixed = f" beside {prefix!r}" if match and prefix not in (None, match[1]) else ""
-            layout = " or ".join(f"{p}.N.self_attn.{{q,v}}_proj.lora_{{A,B}}" for p in PREFIXES)
+            layout = " or ".join(
+                f"{prefix}.N.self_attn.{{q,v}}_proj.lora_{{A,B}}" for prefix in PREFIXES
+            )
             raise CheckpointError(
                 f"{path}: lora_state_dict holds an unexpected tensor {shown(name)}{mixed}; {layout}"
                 " is expected, one of the two."
@@ -394,8 +398,8 @@ def _check_lora(
         for name in "qv"
         for side in "AB"
     ]
-    extra = [p for p in found if p not in set(places)]
-    missing = [p for p in places if p not in found]
+    extra = [place for place in found if place not in set(places)]
+    missing = [place for place in places if place not in found]
     if extra:
         raise CheckpointError(
             f"{path}: lora_state_dict holds an unexpected tensor {found[extra[0]][0]!r}: config"

@@ -67,10 +67,12 @@ def convert(source: Path, folder: Path, layers: Sequence[int] | None = None) -> 
     modulation.save_pretrained(folder)
     return Converted(
         modulation,
-        resampler=sum(t.numel() for t in checkpoint.resampler.values()),
-        lora=sum(t.numel() for t in checkpoint.lora.values()),
+        resampler=sum(tensor.numel() for tensor in checkpoint.resampler.values()),
+        lora=sum(tensor.numel() for tensor in checkpoint.lora.values()),
         written=sum(
-            t.numel() for name, t in modulation.state_dict().items() if not name.startswith("lora.")
+            tensor.numel()
+            for name, tensor in modulation.state_dict().items()
+            if not name.startswith("lora.")
         ),
         ignored=tuple(checkpoint.config.ignored()),
     )

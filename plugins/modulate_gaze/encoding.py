@@ -73,7 +73,7 @@ class GazeEncoder(SignalEncoder):
         Raises :class:`ConditioningError` for signals other than scanpaths, and for grids that
         differ in rows × cols.
         """
-        shapes = {(g.rows, g.cols) for g in grids}
+        shapes = {(grid.rows, grid.cols) for grid in grids}
         if len(shapes) > 1:
             raise ConditioningError(
                 "Clips encoded together need grids of one size; got rows × columns"
@@ -89,6 +89,6 @@ class GazeEncoder(SignalEncoder):
         )
 
 
-def token_centers(n: int, device: torch.device) -> Float[Tensor, " n"]:
-    """Return the centers of ``n`` rows or columns, as fractions of the frame."""
-    return (torch.arange(n, device=device) + 0.5) / n
+def token_centers(count: int, device: torch.device) -> Float[Tensor, " n"]:
+    """Return the centers of ``count`` rows or columns, as fractions of the frame."""
+    return (torch.arange(count, device=device) + 0.5) / count

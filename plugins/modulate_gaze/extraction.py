@@ -162,11 +162,12 @@ def _ends(
     y = ys[0]
     limit = radius * radius
     # A plain loop over lists: each run depends on the one before, and NumPy scalars are slower.
-    for i in range(1, len(frames)):
-        if (xs[i] - x) ** 2 + (ys[i] - y) ** 2 > limit or frames[i] - frames[i - 1] > step:
-            ends.append(i - 1)
-            x = xs[i]
-            y = ys[i]
+    for index in range(1, len(frames)):
+        moved = (xs[index] - x) ** 2 + (ys[index] - y) ** 2 > limit
+        if moved or frames[index] - frames[index - 1] > step:
+            ends.append(index - 1)
+            x = xs[index]
+            y = ys[index]
     return [*ends, len(frames) - 1]
 
 
@@ -176,11 +177,11 @@ def write_fixations(path: Path, scanpath: Scanpath) -> None:
         "start_time,end_time,center_x,center_y,duration,"
         "start_time_seconds,end_time_seconds,fixation_id,duration_seconds"
     ]
-    for i, (x, y, middle, seconds) in enumerate(scanpath.fixations.tolist()):
+    for index, (x, y, middle, seconds) in enumerate(scanpath.fixations.tolist()):
         start = f"{middle - seconds / 2:.6f}"
         end = f"{middle + seconds / 2:.6f}"
         lasted = f"{seconds:.6f}"
-        lines.append(f"{start},{end},{x:.6f},{y:.6f},{lasted},{start},{end},{i},{lasted}")
+        lines.append(f"{start},{end},{x:.6f},{y:.6f},{lasted},{start},{end},{index},{lasted}")
     write_atomically(
         path, lambda temporary: temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
     )

@@ -79,7 +79,7 @@ def _check_repeated(
     order = np.lexsort(rows.T)  # stable: equal rows keep the file's order
     same = np.flatnonzero((rows[order[1:]] == rows[order[:-1]]).all(axis=1))
     if len(same):
-        first, second = min((int(order[i]), int(order[i + 1])) for i in same)
+        first, second = min((int(order[index]), int(order[index + 1])) for index in same)
         raise SignalError(
             f"{source}, line {numbers[second]}: the fixation of line {numbers[first]} once more"
             f" ({len(same)} such lines in all). Remove repeated lines."

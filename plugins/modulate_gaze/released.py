@@ -68,23 +68,23 @@ def read_released(
         raise CheckpointError(f"{found}{older} Name one layer for each module.")
 
     def stacked(pattern: str, **place: int) -> Tensor:
-        names = [pattern.format(m=m, **place) for m in range(modules)]
+        names = [pattern.format(m=module, **place) for module in range(modules)]
         missing = [name for name in names if name not in state]
         if missing:
             raise CheckpointError(f"The released resampler lacks {missing[0]!r}.")
         tensors = [state.pop(name).detach().float() for name in names]
-        if len({t.shape for t in tensors}) > 1:
+        if len({tensor.shape for tensor in tensors}) > 1:
             raise CheckpointError(
                 f"The released resampler's {names[0]!r} and its likes differ in shape:"
-                f" {[tuple(t.shape) for t in tensors]}."
+                f" {[tuple(tensor.shape) for tensor in tensors]}."
             )
         return torch.stack(tensors)
 
     own = {"latents": stacked("latents.{m}"), "proj_in.weight": stacked("proj_ins.{m}.weight")}
-    for b in range(blocks):
+    for block in range(blocks):
         for pattern, name in _BLOCK.items():
             own |= {
-                f"blocks.{b}.{name}.{part}": stacked(f"{pattern}.{part}", b=b)
+                f"blocks.{block}.{name}.{part}": stacked(f"{pattern}.{part}", b=block)
                 for part in ("weight", "bias")
             }
     outputs = stacked("proj_outs.{m}.weight")

@@ -34,8 +34,8 @@ def answers_of(path: Path, condition: str) -> list[Prediction]:
     return records[condition]
 
 
-def refuse_failed(failed: Sequence[Prediction], n: int, rule: FailedRule) -> None:
-    """Raise :class:`DataError` if any of ``n`` answers ``failed``.
+def refuse_failed(failed: Sequence[Prediction], answered: int, rule: FailedRule) -> None:
+    """Raise :class:`DataError` if any of ``answered`` answers ``failed``.
 
     The benchmark would count them as wrong replies, which they are not. ``rule`` is the run's own
     rule for failed samples.
@@ -43,19 +43,19 @@ def refuse_failed(failed: Sequence[Prediction], n: int, rule: FailedRule) -> Non
     if failed:
         first = failed[0]
         raise DataError(
-            f"{failures(failed, n, rule)} The first: {first.id}: {first.error} Mend what failed and"
-            " evaluate the run again, or export them so with --allow-failed."
+            f"{failures(failed, answered, rule)} The first: {first.id}: {first.error} Mend what"
+            " failed and evaluate the run again, or export them so with --allow-failed."
         )
 
 
-def failures(failed: Sequence[Prediction], n: int, rule: FailedRule) -> str:
-    """Return a text on how the export treats the answers that ``failed``, of ``n``.
+def failures(failed: Sequence[Prediction], answered: int, rule: FailedRule) -> str:
+    """Return a text on how the export treats the answers that ``failed``, of ``answered``.
 
     ``rule`` is the run's own rule for failed samples.
     """
     text = (
-        f"{len(failed)} of {n} answers failed. The benchmark's format has no word for that: each is"
-        " exported with an empty reply, which its scorer counts as wrong."
+        f"{len(failed)} of {answered} answers failed. The benchmark's format has no word for"
+        " that: each is exported with an empty reply, which its scorer counts as wrong."
     )
     difference = (
         f" The run's own figures differ: there, such samples are {FAILED_RULES[rule]}"
@@ -74,15 +74,15 @@ def export(
     :class:`DataError` if there is no prediction under the condition, or if the question files are
     not those of the run.
     """
-    known = {p.condition for p in predictions}
+    known = {record.condition for record in predictions}
     if condition not in known:
         raise DataError(
             f"The run has no predictions under {condition!r}. {near_matches(condition, known)}"
         )
     by_task: dict[str, dict[tuple[int, ...], Prediction]] = {}
-    for p in predictions:
-        if p.condition == condition:
-            by_task.setdefault(p.task, {})[_place(p)] = p
+    for record in predictions:
+        if record.condition == condition:
+            by_task.setdefault(record.task, {})[_place(record)] = record
     unknown = sorted(by_task.keys() - set(TASKS))
     if unknown:
         raise DataError(
@@ -96,16 +96,16 @@ def export(
     return {task: len(by_task[task]) for task in TASKS if task in by_task}
 
 
-def _place(p: Prediction) -> tuple[int, ...]:
+def _place(record: Prediction) -> tuple[int, ...]:
     """Return (entry, question[, test point]) from the end of a prediction's id."""
-    parts = p.id.split("/")
-    count = 3 if family(p.task) == "proactive" else 2
+    parts = record.id.split("/")
+    count = 3 if family(record.task) == "proactive" else 2
     if len(parts) != count + 2 or not all(
         part.isdecimal() and len(part) < 10 for part in parts[2:]
     ):
         raise DataError(
-            f"The prediction {shown(p.id)} does not say which question it answers; only runs on"
-            " StreamGaze's files can be exported."
+            f"The prediction {shown(record.id)} does not say which question it answers; only runs"
+            " on StreamGaze's files can be exported."
         )
     return tuple(map(int, parts[2:]))
 
@@ -115,16 +115,20 @@ def _result(
 ) -> list[dict[str, Any]]:
     items = {item.place: item for item in usable_questions(path)[0]} if path.is_file() else {}
     # A question file that was edited since would silently give other questions the run's answers.
-    for place, p in found.items():
-        if place not in items or items[place].id != p.id or items[place].answer != p.answer:
+    for place, record in found.items():
+        if (
+            place not in items
+            or items[place].id != record.id
+            or items[place].answer != record.answer
+        ):
             raise DataError(
-                f"{path} is not the file that the run was evaluated on: {p.id} is not in it, or its"
-                " answer differs. Name the right folder with --qa."
+                f"{path} is not the file that the run was evaluated on: {record.id} is not in it,"
+                " or its answer differs. Name the right folder with --qa."
             )
-        if p.prediction is not None and p.prediction >= len(LETTERS):
+        if record.prediction is not None and record.prediction >= len(LETTERS):
             raise DataError(
-                f"{p.id} is answered with option {p.prediction}, counted from 0; the benchmark has"
-                f" letters for {len(LETTERS)} options."
+                f"{record.id} is answered with option {record.prediction}, counted from 0; the"
+                f" benchmark has letters for {len(LETTERS)} options."
             )
     entries = []
     answered_entries = {place[0] for place in found}
@@ -153,8 +157,8 @@ def _result(
     return entries
 
 
-def _reply(question: Mapping[str, Any], p: Prediction) -> dict[str, Any]:
-    letter = "" if p.prediction is None else LETTERS[p.prediction]
+def _reply(question: Mapping[str, Any], record: Prediction) -> dict[str, Any]:
+    letter = "" if record.prediction is None else LETTERS[record.prediction]
     # Questions are answered in batches, so the time of a single one is unknown.
     return {
         "question": question["question"],
@@ -164,11 +168,11 @@ def _reply(question: Mapping[str, Any], p: Prediction) -> dict[str, Any]:
     }
 
 
-def _response(p: Prediction) -> dict[str, Any]:
-    if p.prediction is None:
+def _response(record: Prediction) -> dict[str, Any]:
+    if record.prediction is None:
         return {"response": "", "response_time_sec": None}
     # A run that chooses among four letters may answer C or D although there are only two options.
     return {
-        "response": REPLIES[p.prediction] if p.prediction < len(REPLIES) else LETTERS[p.prediction],
+        "response": (REPLIES if record.prediction < len(REPLIES) else LETTERS)[record.prediction],
         "response_time_sec": None,
     }

@@ -84,9 +84,9 @@ def find_gaze(folders: Mapping[Source, Path]) -> dict[str, tuple[Source, Path]]:
         if not folder.is_dir():
             raise MissingFileError(f"Folder {folder} of the gaze files of {source} does not exist.")
         for path in sorted(
-            p
-            for p in folder.rglob(f"*{SUFFIXES[source]}")
-            if p.is_file() and not p.name.startswith(".")
+            path
+            for path in folder.rglob(f"*{SUFFIXES[source]}")
+            if path.is_file() and not path.name.startswith(".")
         ):
             stem = path.name.removesuffix(SUFFIXES[source])
             if stem in found:
@@ -146,7 +146,7 @@ def read_clamped(folders: Iterable[Path]) -> dict[str, tuple[int, int]]:
         if not all(
             isinstance(pair, list)
             and len(pair) == 2
-            and all(type(n) is int and n >= 0 for n in pair)
+            and all(type(number) is int and number >= 0 for number in pair)
             for pair in pairs
         ):
             raise DataError(

@@ -102,7 +102,7 @@ def _fill(table: Table, path: Path) -> None:
             lines = csv.reader(file)
             header = [cell.strip().lower() for cell in next(lines, [])]
             columns = {
-                what: next((header.index(n) for n in names if n in header), -1)
+                what: next((header.index(name) for name in names if name in header), -1)
                 for what, names in COLUMNS.items()
             }
             if columns["video"] < 0:
@@ -113,9 +113,9 @@ def _fill(table: Table, path: Path) -> None:
             for cells in lines:
                 if len(cells) > columns["video"] and (stem := _stem(cells[columns["video"]])):
                     given = {
-                        w: cells[c].strip()
-                        for w, c in columns.items()
-                        if w != "video" and 0 <= c < len(cells) and cells[c].strip()
+                        what: cells[column].strip()
+                        for what, column in columns.items()
+                        if what != "video" and 0 <= column < len(cells) and cells[column].strip()
                     }
                     if _stem(given.get("source", "")) == stem:
                         del given["source"]  # this column names the video's file, not the data set
@@ -213,7 +213,7 @@ def gather(
         known[stem] = {
             what: value
             for what in ("participant", "source")
-            if (value := next((t[what] for t in rows_of_video if what in t), None))
+            if (value := next((row[what] for row in rows_of_video if what in row), None))
         }
     looked = (
         f"the table {groups}" if groups is not None else "no table, `groups` is not set",

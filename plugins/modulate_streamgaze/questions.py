@@ -142,7 +142,7 @@ def parse_options(value: object) -> tuple[tuple[str, ...], bool]:
         raise DataError(f"Options must be texts; got {shown(value, 300)}.")
     texts = [str(option).strip() for option in value]
     options, prefixed = without_letters(texts)
-    empty = [LETTERS[i] for i, text in enumerate(options) if not text]
+    empty = [LETTERS[index] for index, text in enumerate(options) if not text]
     if empty:
         raise DataError(
             f"Option {', '.join(empty)} is empty in {shown(value, 300)}; every option needs a text."
@@ -339,7 +339,7 @@ def _video(entry: Mapping[str, Any]) -> str:
     if len(names) != 1 or not (name := names.pop()):
         raise DataError(
             "An entry needs one video under video_path or video; got"
-            f" {shown({k: entry[k] for k in ('video_path', 'video') if k in entry}, 300)}."
+            f" {shown({key: entry[key] for key in ('video_path', 'video') if key in entry}, 300)}."
         )
     return name
 

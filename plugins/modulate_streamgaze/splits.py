@@ -136,11 +136,11 @@ def source_split(
     :class:`DataError` unless ``test_source`` is one of at least two sources.
     """
     found = {
-        source: sum(s == source for s in sources.values())
+        source: sum(each == source for each in sources.values())
         for source in sorted(set(sources.values()))
     }
     if test_source is None or test_source not in found:
-        counts = ", ".join(f"{source} ({n} videos)" for source, n in found.items())
+        counts = ", ".join(f"{source} ({count} videos)" for source, count in found.items())
         raise DataError(
             f"split: source needs test_source, the data set that is held out; got {test_source!r}."
             f" These videos are of {counts}."
@@ -200,16 +200,18 @@ def _assign_groups(
 
     def distance(end: tuple[int, int]) -> float:
         counts = (*end, total - sum(end))
-        return sum(abs(n - share * total) for n, share in zip(counts, shares, strict=True))
+        return sum(abs(count - share * total) for count, share in zip(counts, shares, strict=True))
 
     train, val = min(ends, key=lambda end: (distance(end), end))
     # Walk back from the best pair, group by group, through pairs that were reachable.
     assigned: dict[str, str] = {}
-    for i in reversed(range(len(order))):
-        before = {"train": (train - sizes[i], val), "val": (train, val - sizes[i])} | (
+    for index in reversed(range(len(order))):
+        before = {"train": (train - sizes[index], val), "val": (train, val - sizes[index])} | (
             {"test": (train, val)} if shares[2] else {}
         )
-        ways = [name for name, (t, v) in before.items() if v >= 0 and reached[i].get(t, 0) >> v & 1]
-        assigned[order[i]] = rng.choice(ways)
-        train, val = before[assigned[order[i]]]
+        ways = [
+            name for name, (t, v) in before.items() if v >= 0 and reached[index].get(t, 0) >> v & 1
+        ]
+        assigned[order[index]] = rng.choice(ways)
+        train, val = before[assigned[order[index]]]
     return assigned

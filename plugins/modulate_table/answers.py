@@ -28,8 +28,8 @@ def resolve_answers(
     the most. Questions of free text are returned unchanged. Raises :class:`DataError` if several
     ways fit all rows, but give different answers.
     """
-    readings = {id(q): _readings(q) for q in questions if q.options}
-    chosen = form or _form([q for q in questions if q.options], readings)
+    readings = {id(question): _readings(question) for question in questions if question.options}
+    chosen = form or _form([question for question in questions if question.options], readings)
     good: list[Question] = []
     bad: list[Problem] = []
     for question in questions:

@@ -128,10 +128,10 @@ def _change(
     chosen = int(rng.choice(full[full != unchanged]))
     if what == "appear":
         pairs = [
-            (k, c)
-            for k in range(len(CLASSES))
-            for c in range(len(COLORS))
-            if ((state == [[k], [c]]).sum(1) < COPIES).all()
+            (kind, color)
+            for kind in range(len(CLASSES))
+            for color in range(len(COLORS))
+            if ((state == [[kind], [color]]).sum(1) < COPIES).all()
         ]
         new = [pair for pair in pairs if not np.equal(state.T, pair).all(1).any()]
         state[:, empty] = new[int(rng.integers(len(new)))]
@@ -144,16 +144,16 @@ def _change(
 
 def _event_times(rng: np.random.Generator, dwells: list[Dwell]) -> dict[int, float]:
     """Choose dwells with an event, but without a question; return the event's time by index."""
-    asked = [i for i, d in enumerate(dwells) if _askable(d)]
-    early = [i for i in range(asked[0]) if i and rng.random() < 0.7] or [1]
+    asked = [index for index, dwell in enumerate(dwells) if _askable(dwell)]
+    early = [index for index in range(asked[0]) if index and rng.random() < 0.7] or [1]
     late = (
         [int(rng.choice(asked[1:-1]))]
         if len(asked) >= 6 or (len(asked) == 5 and rng.random() < 0.5)
         else []
     )
     return {
-        i: round(float(rng.uniform(dwells[i].start + 0.4, dwells[i].end - 0.4)), 3)
-        for i in early + late
+        index: round(float(rng.uniform(dwells[index].start + 0.4, dwells[index].end - 0.4)), 3)
+        for index in early + late
     }
 
 
@@ -173,7 +173,7 @@ def _story(
     done: list[Dwell] = []
     held: dict[int, float] = {}  # place → time until which it is held back
     for index, dwell in enumerate(dwells):
-        recent = {d.place for d in done if dwell.start - d.end < WINDOW}
+        recent = {each.place for each in done if dwell.start - each.end < WINDOW}
         full = set(np.flatnonzero(state[0] >= 0).tolist())
         held_back = {place for place, until in held.items() if until > dwell.start}
         # Sorted: the order of a set must not decide what the generator draws.
@@ -238,7 +238,7 @@ def make_clip(
     while sum(map(_askable, dwells)) < 4:
         dwells = dwell_times(rng, DURATION)
     dwells, changes, states, events = _story(rng, dwells, objects)
-    centers = np.array([place_center(layout, p) for p in range(PLACES)])
+    centers = np.array([place_center(layout, place) for place in range(PLACES)])
     fixations, samples = trace(
         rng, viewer, dwells, lambda place, at: centers[place] + camera(at) / SIZE, DURATION
     )

@@ -92,18 +92,20 @@ def jobs(
     for code, (split, count) in enumerate(zip(SPLITS, (train, val, test), strict=True)):
         people = max(min(2, count), -(-count // VIDEOS_PER_VIEWER))
         viewers = [
-            Viewer.random(f"viewer_{seen + v + 1:02d}", np.random.default_rng((seed, code, v, 1)))
-            for v in range(people)
+            Viewer.random(
+                f"viewer_{seen + viewer + 1:02d}", np.random.default_rng((seed, code, viewer, 1))
+            )
+            for viewer in range(people)
         ]
         seen += people
-        for i in range(count):
+        for index in range(count):
             number = len(result) + 1
             result.append(
                 Job(
                     f"tabletop_{number:04d}",
                     split,
-                    (seed, code, i),
-                    viewers[i % people],
+                    (seed, code, index),
+                    viewers[index % people],
                     number % VARIABLE_EVERY == 3,
                     objects,
                     drift,
@@ -143,7 +145,7 @@ def make_world(
         "objects": objects,
         "drift": float(drift),
     }
-    bad = [f"{k} = {v}" for k, v in wanted.items() if v < 0]
+    bad = [f"{key} = {value}" for key, value in wanted.items() if value < 0]
     if bad:
         raise DataError(
             f"A tabletop world cannot have {', '.join(bad)}; counts and seed must be 0 or more."
@@ -243,8 +245,8 @@ def _fill(
     _write_splits(folder, todo, wanted["seed"])
     manifest = {
         **wanted,
-        "viewers": len({j.viewer.name for j in todo}),
-        "variable_frame_rate": sum(j.variable for j in todo),
+        "viewers": len({job.viewer.name for job in todo}),
+        "variable_frame_rate": sum(job.variable for job in todo),
         "questions": counts,
     }
     _dump(folder / "manifest.json", manifest)
@@ -266,7 +268,7 @@ def _run(
     command = [sys.executable, "-m", "modulate_tabletop.make", str(folder), *map(str, world)]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "OMP_NUM_THREADS": "1",
     }
 
@@ -283,7 +285,9 @@ def _run(
                 f"A worker that generates videos {start + 1} to {start + size} failed:"
                 f" {done.stderr.strip()[-2000:]}"
             )
-        return [[_question(q) for q in questions] for questions in json.loads(done.stdout)]
+        return [
+            [_question(question) for question in questions] for questions in json.loads(done.stdout)
+        ]
 
     pool = ThreadPoolExecutor(workers)
     try:
@@ -316,22 +320,24 @@ def make_files(job: Job, folder: Path) -> list[Question]:
     clip = job.clip()
     write_video(folder / "videos" / "original_video" / f"{job.stem}.mp4", clip)
     rows = []
-    for number, f in enumerate(clip.fixations):
-        start = f"{f.start:.3f}"
-        end = f"{f.end:.3f}"
-        length = f"{f.end - f.start:.3f}"
-        rows.append(f"{start},{end},{f.x:.5f},{f.y:.5f},{length},{start},{end},{number},{length}")
+    for number, fixation in enumerate(clip.fixations):
+        start = f"{fixation.start:.3f}"
+        end = f"{fixation.end:.3f}"
+        length = f"{fixation.end - fixation.start:.3f}"
+        rows.append(
+            f"{start},{end},{fixation.x:.5f},{fixation.y:.5f},{length},{start},{end},{number},{length}"
+        )
     _csv(folder / "fixations" / f"{job.stem}_fixation_filtered.csv", FIXATION_HEADER, rows)
     _csv(
         folder / "gaze" / f"{job.stem}_gaze.csv",
         "time_seconds,x,y",
-        [f"{t:.4f},{x:.5f},{y:.5f}" for t, x, y in clip.samples],
+        [f"{time:.4f},{x:.5f},{y:.5f}" for time, x, y in clip.samples],
     )
     hand = zip(clip.times, clip.hand, strict=True)
     _csv(
         folder / "hand" / f"{job.stem}_hand.csv",
         "time_seconds,x,y",
-        [f"{t:.3f},{x:.5f},{y:.5f}" for t, (x, y) in hand],
+        [f"{time:.3f},{x:.5f},{y:.5f}" for time, (x, y) in hand],
     )
     return draft(np.random.default_rng((*job.seed, 2)), clip)
 
@@ -347,19 +353,31 @@ def _write_questions(
     for number, task in enumerate(TASKS):
         entries, counts[task] = [], dict.fromkeys(SPLITS, 0)
         letters = {
-            s: iter(
+            split: iter(
                 answer_positions(np.random.default_rng((seed, number, code, 3)), 12 * len(todo))
             )
-            for code, s in enumerate(SPLITS)
+            for code, split in enumerate(SPLITS)
         }
         for job, questions in zip(todo, drafts, strict=True):
             head = {"video_path": f"{job.stem}.mp4", "viewer": job.viewer.name}
-            choices = [q for q in questions if isinstance(q, MultipleChoice) and q.task == task]
-            alerts = [q for q in questions if isinstance(q, Alert) and q.task == task]
-            entries += [choice_entry(q, next(letters[job.split]), head) for q in choices]
+            choices = [
+                question
+                for question in questions
+                if isinstance(question, MultipleChoice) and question.task == task
+            ]
+            alerts = [
+                question
+                for question in questions
+                if isinstance(question, Alert) and question.task == task
+            ]
+            entries += [
+                choice_entry(question, next(letters[job.split]), head) for question in choices
+            ]
             entries += [alert_entry(alerts, head)] if alerts else []
             counts[task][job.split] += (
-                len(choices) if task in MULTIPLE_CHOICE else sum(len(q.points) for q in alerts)
+                len(choices)
+                if task in MULTIPLE_CHOICE
+                else sum(len(question.points) for question in alerts)
             )
         if entries:
             _dump(folder / f"{task}.json", entries)
@@ -367,18 +385,24 @@ def _write_questions(
 
 
 def _write_splits(folder: Path, todo: list[Job], seed: int) -> None:
-    _dump(folder / "splits.json", {s: [j.stem for j in todo if j.split == s] for s in SPLITS})
-    per_split = [len({j.viewer.name for j in todo if j.split == s}) for s in SPLITS]
+    _dump(
+        folder / "splits.json",
+        {split: [job.stem for job in todo if job.split == split] for split in SPLITS},
+    )
+    per_split = [len({job.viewer.name for job in todo if job.split == split}) for split in SPLITS]
     shuffled = (
-        np.random.default_rng((seed, 4)).permutation(sorted({j.viewer.name for j in todo})).tolist()
+        np.random.default_rng((seed, 4))
+        .permutation(sorted({job.viewer.name for job in todo}))
+        .tolist()
     )
     ends = np.cumsum(per_split)
     groups = {
-        s: set(shuffled[end - n : end]) for s, n, end in zip(SPLITS, per_split, ends, strict=True)
+        split: set(shuffled[end - count : end])
+        for split, count, end in zip(SPLITS, per_split, ends, strict=True)
     }
     _dump(
         folder / "splits_by_viewer.json",
-        {s: [j.stem for j in todo if j.viewer.name in groups[s]] for s in SPLITS},
+        {split: [job.stem for job in todo if job.viewer.name in groups[split]] for split in SPLITS},
     )
 
 

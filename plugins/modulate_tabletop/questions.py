@@ -38,7 +38,7 @@ TASKS = (
     text.ALERT,
     APPEARANCE,
 )
-MULTIPLE_CHOICE = tuple(t for t in TASKS if not t.startswith("proactive"))
+MULTIPLE_CHOICE = tuple(task for task in TASKS if not task.startswith("proactive"))
 # Mean distance, in cells, that makes a set of options e times less (hard) or more (easy) likely.
 CLOSENESS = 0.5
 
@@ -107,7 +107,7 @@ def name(state: np.ndarray, place: int) -> str:
 
 def names(state: np.ndarray) -> list[str]:
     """Return the names of all objects on the table, by place."""
-    return [name(state, int(p)) for p in np.flatnonzero(state[0] >= 0)]
+    return [name(state, int(place)) for place in np.flatnonzero(state[0] >= 0)]
 
 
 def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Alert]:
@@ -126,20 +126,29 @@ def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Al
         time = dwell.asked
         for task, ask, row, words, closeness in kinds:
             others = [
-                p for p in even_set(rng, dwell.place, state[row], 4, closeness) if p != dwell.place
+                place
+                for place in even_set(rng, dwell.place, state[row], 4, closeness)
+                if place != dwell.place
             ]
-            wrong = tuple(words[state[row, p]] for p in rng.permutation(others))
+            wrong = tuple(words[state[row, place]] for place in rng.permutation(others))
             result.append(
                 MultipleChoice(task, time, ask(time), words[state[row, dwell.place]], wrong)
             )
-        other = next(p for p in even_set(rng, dwell.place, state[0], 2) if p != dwell.place)
+        other = next(
+            place for place in even_set(rng, dwell.place, state[0], 2) if place != dwell.place
+        )
         waiting.setdefault(CLASSES[state[0, dwell.place if raised else other]], []).append(
             (time, raised)
         )
         raised = not raised
     for word, points in waiting.items():
         first = next(
-            (d.start for d in clip.dwells if CLASSES[clip.state(d.start)[0, d.place]] == word), None
+            (
+                dwell.start
+                for dwell in clip.dwells
+                if CLASSES[clip.state(dwell.start)[0, dwell.place]] == word
+            ),
+            None,
         )
         result.append(
             Alert(
@@ -156,12 +165,14 @@ def _gaze_only(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Al
 def _pick(rng: np.random.Generator, options: Sequence[str], count: int = 3) -> tuple[str, ...]:
     """Choose up to ``count`` different texts, in random order."""
     unique = sorted(set(options))
-    return tuple(unique[i] for i in rng.permutation(len(unique))[:count])
+    return tuple(unique[index] for index in rng.permutation(len(unique))[:count])
 
 
 def _seen(clip: Clip, time: float) -> list[np.ndarray]:
     """Return the states of the table up to ``time``."""
-    return [s for c, s in zip(clip.changes, clip.states, strict=True) if c <= time]
+    return [
+        state for change, state in zip(clip.changes, clip.states, strict=True) if change <= time
+    ]
 
 
 def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[MultipleChoice]:
@@ -172,11 +183,11 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[MultipleCh
     time = int(dwell.asked or 0)
     clock = text.clock(dwell.asked or 0)
     state = clip.state(time)
-    before = [d for d in clip.dwells if d.start <= time]
-    path = [name(clip.state(d.start), d.place) for d in before]
-    window = [i for i, d in enumerate(before) if d.start >= time - WINDOW]
-    seen = {n for s in _seen(clip, time) for n in names(s)}
-    everything = [f"{c} {k}" for c in COLOR_WORDS for k in CLASSES]
+    before = [dwell for dwell in clip.dwells if dwell.start <= time]
+    path = [name(clip.state(dwell.start), dwell.place) for dwell in before]
+    window = [index for index, dwell in enumerate(before) if dwell.start >= time - WINDOW]
+    seen = {each for state in _seen(clip, time) for each in names(state)}
+    everything = [f"{color} {kind}" for color in COLOR_WORDS for kind in CLASSES]
     right = str(rng.choice(names(state)))
     result = [
         MultipleChoice(
@@ -184,13 +195,13 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[MultipleCh
             time,
             f"Which thing was on the table before {clock}?",
             right,
-            _pick(rng, [n for n in everything if n not in seen]),
+            _pick(rng, [each for each in everything if each not in seen]),
         )
     ]
     cue = path[window[0]]
     if path.count(cue) == 1:
         right = path[window[1]]
-        wrong = _pick(rng, [n for n in names(state) if n not in (cue, right)])
+        wrong = _pick(rng, [each for each in names(state) if each not in (cue, right)])
         result.append(
             MultipleChoice(
                 TRANSITION,
@@ -200,7 +211,7 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[MultipleCh
                 wrong,
             )
         )
-    last = [path[i] for i in window[-3:]]
+    last = [path[index] for index in window[-3:]]
     if len(set(last)) == 3:
         wrong = _pick(
             rng, [", ".join(order) for order in itertools.permutations(last) if list(order) != last]
@@ -214,7 +225,7 @@ def _past(rng: np.random.Generator, clip: Clip, dwell: Dwell) -> list[MultipleCh
                 wrong,
             )
         )
-    looked = _pick(rng, [path[i] for i in window])
+    looked = _pick(rng, [path[index] for index in window])
     stayed = [
         n for n in names(state) if all(n in names(s) for s in _seen(clip, time)) and n not in path
     ]
@@ -237,7 +248,7 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Al
     time = int(REACH[0]) + 1
     kinds = clip.state(time)[0]
     right = CLASSES[kinds[clip.reached]]
-    others = [CLASSES[k] for k in kinds if k >= 0 and k != kinds[clip.reached]]
+    others = [CLASSES[kind] for kind in kinds if kind >= 0 and kind != kinds[clip.reached]]
     result.append(
         MultipleChoice(
             FUTURE,
@@ -247,14 +258,14 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Al
             _pick(rng, others),
         )
     )
-    for event in (e for e in clip.events if e.what == "appear"):
+    for event in (event for event in clip.events if event.what == "appear"):
         new = name(clip.state(event.time), event.place)
         point = int(np.ceil(event.time))
         if new not in {n for s in _seen(clip, event.time - 0.001) for n in names(s)}:
             later = [
-                c
-                for c, s in zip(clip.changes, clip.states, strict=True)
-                if c > event.time and new not in names(s)
+                change
+                for change, state in zip(clip.changes, clip.states, strict=True)
+                if change > event.time and new not in names(state)
             ]
             points = [(point - 2, False)] + (
                 [(point + 1, True)] if not later or later[0] > point + 1 else []
@@ -275,15 +286,15 @@ def _inferable(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Al
 def draft(rng: np.random.Generator, clip: Clip) -> list[MultipleChoice | Alert]:
     """Return all questions about ``clip``."""
     return [
-        q
-        for q in _gaze_only(rng, clip) + _inferable(rng, clip)
-        if isinstance(q, Alert) or len(q.wrong) == 3
+        question
+        for question in _gaze_only(rng, clip) + _inferable(rng, clip)
+        if isinstance(question, Alert) or len(question.wrong) == 3
     ]
 
 
 def answer_positions(rng: np.random.Generator, count: int) -> list[int]:
     """Return positions of the right answers; each block of four holds every position once."""
-    return [int(p) for _ in range(-(-count // 4)) for p in rng.permutation(4)][:count]
+    return [int(place) for _ in range(-(-count // 4)) for place in rng.permutation(4)][:count]
 
 
 def choice_entry(item: MultipleChoice, position: int, head: dict[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ SPECIAL = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
-NUMBERS = [str(n) for n in range(100)] + [f"{n:02d}" for n in range(10)]
+NUMBERS = [str(number) for number in range(100)] + [f"{number:02d}" for number in range(10)]
 VOCABULARY = list(dict.fromkeys([*SPECIAL, *PUNCTUATION, *NUMBERS, *CLASSES, *COLORS, *WORDS]))
 
 

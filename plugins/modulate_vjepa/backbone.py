@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -15,7 +15,7 @@ from modulate.data.feature_cache import check_frame_times, weights_digest
 from modulate.errors import RecipeError, VideoError
 from modulate.interfaces import components
 from modulate.interfaces.components import FrameFeatures
-from modulate.interfaces.params import Departure
+from modulate.interfaces.params import Departure, LocalPath
 from modulate.utils.paths import resolve
 from modulate_vjepa.encoder import PRESETS, VJepaConfig, VJepaEncoder
 from modulate_vjepa.weights import load_encoder, random_encoder
@@ -30,7 +30,7 @@ STD = (0.229, 0.224, 0.225)
 class VJepa21Params(components.Params):
     """Parameters of :class:`VJepa21`."""
 
-    weights: str = Field(
+    weights: Annotated[str, LocalPath(("random",))] = Field(
         description=(
             "Path, or package:NAME/sub/path, of a .safetensors file or a published .pt; or the word"
             " random."
@@ -191,14 +191,16 @@ class VJepa21(components.Backbone):
         return f"vjepa2_1-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-def _padded(frames: Tensor, times: tuple[float, ...], n: int) -> tuple[Tensor, tuple[float, ...]]:
-    """Pad a clip to ``n`` frames with copies of the last; times continue at the mean spacing."""
-    if len(times) > n:
+def _padded(
+    frames: Tensor, times: tuple[float, ...], wanted: int
+) -> tuple[Tensor, tuple[float, ...]]:
+    """Pad a clip to ``wanted`` frames with copies of the last, at the mean spacing of times."""
+    if len(times) > wanted:
         raise VideoError(
-            f"The clip has {len(times)} frames, and `pad_to` of vjepa2_1 is {n}; take fewer frames,"
-            " or leave pad_to out."
+            f"The clip has {len(times)} frames, and `pad_to` of vjepa2_1 is {wanted}; take fewer"
+            " frames, or leave pad_to out."
         )
-    missing = n - len(times)
+    missing = wanted - len(times)
     spacing = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
     padding = tuple(times[-1] + (k + 1) * spacing for k in range(missing))
     return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]), times + padding

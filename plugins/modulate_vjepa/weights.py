@@ -79,7 +79,7 @@ def config_from(values: dict[str, Any], source: str) -> VJepaConfig:
     Other keys are ignored. Raises :class:`modulate.errors.RecipeError`, which names ``source``, if
     width, depth or heads are missing.
     """
-    known = {f.name for f in dataclasses.fields(VJepaConfig)}
+    known = {field.name for field in dataclasses.fields(VJepaConfig)}
     found = {ALIASES.get(key, key): value for key, value in values.items()}
     missing = sorted({"dim", "depth", "heads"} - set(found))
     if missing:

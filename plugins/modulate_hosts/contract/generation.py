@@ -80,17 +80,21 @@ def test_beams(case):
     close(got.sequences_scores, expected.sequences_scores)
     with case.conditioned(clips[::-1]):
         assert not torch.allclose(call().sequences_scores, got.sequences_scores, atol=1e-3)
-    for i, text in enumerate([(7, 8, 9), (10, 11)]):
-        single = case.write(["video", text], first=i)
+    for index, text in enumerate([(7, 8, 9), (10, 11)]):
+        single = case.write(["video", text], first=index)
         if not torch.allclose(
-            call(single).sequences_scores, bare.sequences_scores[2 * i : 2 * i + 2], atol=1e-4
+            call(single).sequences_scores,
+            bare.sequences_scores[2 * index : 2 * index + 2],
+            atol=1e-4,
         ):
             # Padding changes the bare host's own output for this row: MiniCPM-V's linear attention
             # in transformers 5.17.
             continue
-        with case.conditioned([clips[i]]):
+        with case.conditioned([clips[index]]):
             alone = call(single)
-        assert torch.equal(alone.sequences[:, -STEPS:], got.sequences[2 * i : 2 * i + 2, -STEPS:])
+        assert torch.equal(
+            alone.sequences[:, -STEPS:], got.sequences[2 * index : 2 * index + 2, -STEPS:]
+        )
 
 
 @row("sampling with a seed, several sequences for each row")

@@ -24,12 +24,15 @@ def without_peft(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def residual_rows(modulation: Any, k: int, clip: Any) -> list[Tensor]:
+def residual_rows(modulation: Any, index: int, clip: Any) -> list[Tensor]:
     """Return α·W·z of each visual token of a clip, in fp32; zeros if the clip has no signal."""
     if clip.signal is None:
         return [torch.zeros(modulation.config.host.d_model)] * clip.grid.tokens
-    weight = modulation.out[0 if len(modulation.out) == 1 else k].weight
-    return [modulation.amplitude[k] * (weight @ z) for z in modulation.latents([clip]).layers[k]]
+    weight = modulation.out[0 if len(modulation.out) == 1 else index].weight
+    return [
+        modulation.amplitude[index] * (weight @ latent)
+        for latent in modulation.latents([clip]).layers[index]
+    ]
 
 
 def dense(
@@ -43,11 +46,13 @@ def dense(
     It is zero at positions that get none.
     """
     layers = []
-    for k in range(len(modulation.config.injection.layers)):
+    for index in range(len(modulation.config.injection.layers)):
         values = torch.zeros(len(positions), length, modulation.config.host.d_model)
         for row, clips in enumerate(rows):
             for clip, places in zip(clips, positions[row], strict=bool(clips)):
-                for place, value in zip(places, residual_rows(modulation, k, clip), strict=True):
+                for place, value in zip(
+                    places, residual_rows(modulation, index, clip), strict=True
+                ):
                     values[row, place] = value
         layers.append(values)
     return layers
@@ -67,10 +72,10 @@ def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iter
         caches = [value for value in kwargs.values() if isinstance(value, Cache)]
         past = int(caches[0].get_seq_length()) if caches else 0
 
-    def adder(k: int) -> Any:
+    def adder(index: int) -> Any:
         def add(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            residual = values[k][:, past : past + hidden.shape[1]]
+            residual = values[index][:, past : past + hidden.shape[1]]
             # Generated positions lie beyond the prompt and get none.
             residual = nn.functional.pad(residual, (0, 0, 0, hidden.shape[1] - residual.shape[1]))
             repeats = hidden.shape[0] // len(residual)
@@ -82,8 +87,8 @@ def written(model: nn.Module, modulation: Any, values: Sequence[Tensor]) -> Iter
     entry = without_peft(model).model
     handles = [entry.register_forward_pre_hook(note_past, with_kwargs=True)]
     handles += [
-        decoder_layers(model)[layer].register_forward_hook(adder(k), prepend=True)
-        for k, layer in enumerate(modulation.config.injection.layers)
+        decoder_layers(model)[layer].register_forward_hook(adder(index), prepend=True)
+        for index, layer in enumerate(modulation.config.injection.layers)
     ]
     try:
         with merged(model, modulation):

@@ -38,10 +38,13 @@ def accuracies(
     hits = dict[str, list[float]]()
     for _ in range(batches):
         items = [
-            lessons.random_lesson(rng, steps, True, drawn=i < BATCH // 2) for i in range(BATCH)
+            lessons.random_lesson(rng, steps, True, drawn=index < BATCH // 2)
+            for index in range(BATCH)
         ]
         packed = packer.pack([_questions(rng, item) for item in items], steps, 2.0, 0)
-        values = packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps)
+        values = packing.patches(
+            packing.pixels(np.concatenate([item.frames for item in items])), steps
+        )
         with torch.no_grad(), pointing(model, len(packer.ids(packing.TURN_START)), items, layer):
             logits, *_ = packing.forward(model, packed, values, steps)
         answers = torch.tensor([token for _, _, token, _ in packed["targets"]])

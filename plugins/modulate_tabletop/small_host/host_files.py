@@ -81,9 +81,9 @@ def rescale(model: Any, factor: float) -> None:
     core = model.model.language_model
     written = [core.embed_tokens.weight, *model.model.visual.merger.mlp[-1].parameters()]
     written += [
-        w
+        weight
         for layer in core.layers
-        for w in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight)
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight)
     ]
     for weight in written:
         weight.data.mul_(factor)
@@ -93,9 +93,9 @@ def rescale(model: Any, factor: float) -> None:
     for norm in (
         core.norm,
         *(
-            n
+            norm
             for layer in core.layers
-            for n in (layer.input_layernorm, layer.post_attention_layernorm)
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         ),
     ):
         norm.variance_epsilon = epsilon

@@ -73,7 +73,7 @@ def random_lesson(rng: np.random.Generator, steps: int, marked: bool, drawn: boo
     for step in range(steps):
         if step and rng.random() < 0.4:
             random_change(rng, kinds, colors)
-        choices = [p for p in np.flatnonzero(kinds >= 0) if p not in marks]
+        choices = [place for place in np.flatnonzero(kinds >= 0) if place not in marks]
         mark = int(rng.choice(choices)) if marked else -1
         for _ in range(2):
             camera = np.clip(camera + drift + rng.normal(0, 0.3, 2), -4, 4)
@@ -108,14 +108,14 @@ def describe(item: Lesson, step: int = -1) -> str:
 
 def _options(rng: np.random.Generator, answer: int, present: np.ndarray, count: int) -> list[int]:
     """Return the answer and three others, mostly from the table, in random order."""
-    on_table = [i for i in np.unique(present[present >= 0]) if i != answer]
-    others = [i for i in range(count) if i != answer and i not in on_table]
+    on_table = [index for index in np.unique(present[present >= 0]) if index != answer]
+    others = [index for index in range(count) if index != answer and index not in on_table]
     pick = (
         [*rng.permutation(on_table), *rng.permutation(others)][:3]
         if rng.random() < 0.9
-        else list(rng.permutation([i for i in range(count) if i != answer])[:3])
+        else list(rng.permutation([index for index in range(count) if index != answer])[:3])
     )
-    return [int(i) for i in rng.permutation([answer, *pick])]
+    return [int(index) for index in rng.permutation([answer, *pick])]
 
 
 def questions(
@@ -130,12 +130,13 @@ def questions(
     seconds = float(rng.integers(1, 100))
     kind = int(kinds[target])
     color = int(colors[target])
-    by_class = [CLASSES[i] for i in _options(rng, kind, kinds, SHAPES)]
+    by_class = [CLASSES[index] for index in _options(rng, kind, kinds, SHAPES)]
     by_color = [
-        COLOR_WORDS[i] for i in _options(rng, color, np.where(kinds >= 0, colors, -1), TINTS)
+        COLOR_WORDS[index]
+        for index in _options(rng, color, np.where(kinds >= 0, colors, -1), TINTS)
     ]
     yes = rng.random() < 0.5
-    others = [k for k in np.unique(kinds[kinds >= 0]) if k != kind]
+    others = [each for each in np.unique(kinds[kinds >= 0]) if each != kind]
     asked = CLASSES[kind if yes else int(rng.choice(others))]
     alert = text.question_alert(asked) + (" " if rng.random() < 0.7 else "\n") + text.ALERT_SUFFIX
     return {
@@ -146,7 +147,7 @@ def questions(
     }
 
 
-DRILL_WORDS = tuple(w for w in (*text.WORDS, *text.NUMBERS) if w not in "ABCDE")
+DRILL_WORDS = tuple(word for word in (*text.WORDS, *text.NUMBERS) if word not in "ABCDE")
 
 
 def drill(rng: np.random.Generator) -> tuple[str, str]:
@@ -158,12 +159,12 @@ def drill(rng: np.random.Generator) -> tuple[str, str]:
     options = (
         ["Yes", "No"]
         if rng.random() < 0.1
-        else [words[i] for i in rng.choice(len(words), 4, replace=False)]
+        else [words[index] for index in rng.choice(len(words), 4, replace=False)]
     )
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(text.LETTERS, options))
     asked = rng.integers(0, len(options), 6)
     return f"Options:\n{listed}\n\nThe best option is:", " ".join(
-        f"{options[i]} {text.LETTERS[i]}" for i in asked
+        f"{options[index]} {text.LETTERS[index]}" for index in asked
     )
 
 
@@ -176,7 +177,7 @@ def stated_answer(rng: np.random.Generator) -> tuple[str, str]:
     which = rng.integers(4)
     if which == 3:
         yes = rng.random() < 0.5
-        asked = kind if yes else int(rng.choice([k for k in range(SHAPES) if k != kind]))
+        asked = kind if yes else int(rng.choice([each for each in range(SHAPES) if each != kind]))
         return text.with_options(
             f"{fact}{text.question_alert(CLASSES[asked])} {text.ALERT_SUFFIX}", ["Yes", "No"]
         ), ("A" if yes else "B")
@@ -188,10 +189,13 @@ def stated_answer(rng: np.random.Generator) -> tuple[str, str]:
     order = [
         int(i)
         for i in rng.permutation(
-            [answer, *rng.permutation([i for i in range(len(words)) if i != answer])[:3]]
+            [
+                answer,
+                *rng.permutation([index for index in range(len(words)) if index != answer])[:3],
+            ]
         )
     ]
     return (
-        text.with_options(fact + ask, [words[i] for i in order]),
+        text.with_options(fact + ask, [words[index] for index in order]),
         text.LETTERS[order.index(answer)],
     )

@@ -19,8 +19,8 @@ from modulate_tabletop.small_host.host_files import ID, PATCH, PIXELS
 LABEL_LAYER = 2
 WORD_LAYER = 3
 FLAG_LAYER = 4
-CLASS_IDS = frozenset(ID[c] for c in CLASSES)
-LETTER_IDS = frozenset(ID[c] for c in "ABCD")
+CLASS_IDS = frozenset(ID[name] for name in CLASSES)
+LETTER_IDS = frozenset(ID[letter] for letter in "ABCD")
 TURN_START = "<|im_start|>user\n<|vision_start|>"
 TURN_END = "<|im_end|>\n<|im_start|>assistant\n"
 
@@ -102,7 +102,7 @@ class Packer:
         # The layout of the processor: turn start, visual tokens, end of vision. All questions
         # continue from the same position, as if each were alone.
         built = [self._row(row, prefix_ids, prefix_pos, start + 1) for row in rows]
-        length = max(len(b[0]) for b in built)
+        length = max(len(branch[0]) for branch in built)
         ids = torch.full((len(rows), length), ID["<|endoftext|>"])
         positions = torch.zeros(3, len(rows), length, dtype=torch.long)
         segment = torch.full((len(rows), length), -1)
@@ -147,17 +147,19 @@ class Packer:
             question = self.ids(branch.prompt + TURN_END)
             answer = self.ids(branch.answer)
             targets += [
-                (len(tokens) + len(question) - 1 + i, t, branch.kind)
-                for i, t in enumerate(answer)
-                if i % branch.every == branch.every - 1
+                (len(tokens) + len(question) - 1 + index, token, branch.kind)
+                for index, token in enumerate(answer)
+                if index % branch.every == branch.every - 1
             ]
             hints += [
-                (len(tokens) + i, letter, LABEL_LAYER) for i, letter in self._labels(question)
+                (len(tokens) + index, letter, LABEL_LAYER)
+                for index, letter in self._labels(question)
             ]
             if branch.word:
                 hints.append((len(tokens) + len(question) - 1, ID[branch.word], WORD_LAYER))
                 hints += [
-                    (len(tokens) + i, t, FLAG_LAYER) for i, t in self._flags(question, branch.word)
+                    (len(tokens) + index, token, FLAG_LAYER)
+                    for index, token in self._flags(question, branch.word)
                 ]
             n = len(question) + len(answer)
             tokens += [*question, *answer]
@@ -169,15 +171,19 @@ class Packer:
     def _flags(self, ids: list[int], word: str) -> list[tuple[int, int]]:
         """Return (position, Yes or No) for each option, or for the class that an alert names."""
         if word in ("Yes", "No"):
-            return [(next(i for i, t in enumerate(ids) if t in CLASS_IDS), ID[word])]
-        return [(i, ID["Yes" if ids[i] == ID[word] else "No"]) for i, _ in self._labels(ids)]
+            return [
+                (next(index for index, token in enumerate(ids) if token in CLASS_IDS), ID[word])
+            ]
+        return [
+            (index, ID["Yes" if ids[index] == ID[word] else "No"]) for index, _ in self._labels(ids)
+        ]
 
     def _labels(self, ids: list[int]) -> list[tuple[int, int]]:
         """Return (position, letter) for each option's word in a prompt."""
         return [
-            (i + 3, ids[i + 1])
-            for i in range(len(ids) - 3)
-            if ids[i] == ID["\n"] and ids[i + 1] in LETTER_IDS and ids[i + 2] == ID["."]
+            (index + 3, ids[index + 1])
+            for index in range(len(ids) - 3)
+            if ids[index] == ID["\n"] and ids[index + 1] in LETTER_IDS and ids[index + 2] == ID["."]
         ]
 
 
@@ -213,9 +219,11 @@ def forward(
         use_cache=False,
         output_hidden_states=hints,
     )
-    rows, cols = zip(*[(r, p) for r, p, _, _ in packed["targets"]])
+    rows, cols = zip(*[(row, position) for row, position, _, _ in packed["targets"]])
     logits = model.lm_head(out.last_hidden_state[list(rows), list(cols)])
     if not hints or not packed["hints"]:
         return logits, seen, None
-    picked = torch.stack([out.hidden_states[layer][r, p] for r, p, _, layer in packed["hints"]])
+    picked = torch.stack(
+        [out.hidden_states[layer][row, position] for row, position, _, layer in packed["hints"]]
+    )
     return logits, seen, model.lm_head(core.norm(picked))

@@ -34,7 +34,11 @@ def clips(
             target.append(
                 int(
                     rng.choice(
-                        [p for p in np.flatnonzero(item.kinds[step] >= 0) if p not in target]
+                        [
+                            place
+                            for place in np.flatnonzero(item.kinds[step] >= 0)
+                            if place not in target
+                        ]
                     )
                 )
             )
@@ -80,7 +84,9 @@ def measure(
 
     handle = model.model.language_model.layers[layer].register_forward_hook(hook)
     with torch.no_grad():
-        values = packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps)
+        values = packing.patches(
+            packing.pixels(np.concatenate([item.frames for item in items])), steps
+        )
         logits, *_ = packing.forward(model, packed, values, steps)
     handle.remove()
     right = (
@@ -89,7 +95,7 @@ def measure(
         .view(len(items), len(ASKED))
         .mean(0)
     )
-    return {task: round(float(r), 3) for task, r in zip(ASKED, right)}, saved["tokens"]
+    return {task: round(float(share), 3) for task, share in zip(ASKED, right)}, saved["tokens"]
 
 
 def target_mask(targets: np.ndarray) -> torch.Tensor:
@@ -113,7 +119,7 @@ def steering_vector(
     items, targets = clips(rng, count, steps, marked=True)
     marked, tokens = measure(model, packer, items, targets, layer)
     at = target_mask(targets)[..., None]
-    full = torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None] * (
+    full = torch.from_numpy(np.stack([item.kinds >= 0 for item in items])).flatten(1)[..., None] * (
         1 - at
     )
     return packing.mark_effect(tokens, at, full), marked, tokens

@@ -66,7 +66,8 @@ def clips(rng: np.random.Generator, count: int, size: int) -> tuple[Tensor, Tens
     """Return random unmarked clips: frames, and class and color of each place (0: empty)."""
     items: list[Lesson] = [random_lesson(rng, STEPS, False) for _ in range(count)]
     images = (
-        torch.from_numpy(np.stack([i.frames for i in items])).permute(0, 1, 4, 2, 3).float() / 255
+        torch.from_numpy(np.stack([item.frames for item in items])).permute(0, 1, 4, 2, 3).float()
+        / 255
     )
     small = nn.functional.interpolate(
         images.flatten(0, 1),
@@ -75,8 +76,11 @@ def clips(rng: np.random.Generator, count: int, size: int) -> tuple[Tensor, Tens
         antialias=True,
         align_corners=False,
     )
-    kinds = torch.from_numpy(np.stack([i.kinds for i in items])) + 1
-    colors = torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colors, -1) for i in items])) + 1
+    kinds = torch.from_numpy(np.stack([item.kinds for item in items])) + 1
+    colors = (
+        torch.from_numpy(np.stack([np.where(item.kinds >= 0, item.colors, -1) for item in items]))
+        + 1
+    )
     return ((small - MEAN) / STD).unflatten(0, (count, 2 * STEPS)), kinds, colors
 
 
@@ -134,7 +138,7 @@ def _save(kind: str, backbone: nn.Module, out: Path, result: dict[str, Any]) -> 
     notes = (
         {"config": json.dumps(dataclasses.asdict(VJEPA))} if kind == "vjepa" else {"format": "pt"}
     )
-    tensors = {k: v.contiguous() for k, v in backbone.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     write_atomically(out / "model.safetensors", lambda path: save_file(tensors, path, notes))
     write_atomically(
         out / "training.json",

@@ -115,7 +115,7 @@ def batch_of(
     packed = packer.pack(rows, steps, interval, int(rng.choice([0, 0, 0, 3])))
     return (
         packed,
-        packing.patches(packing.pixels(np.concatenate([i.frames for i in items])), steps),
+        packing.patches(packing.pixels(np.concatenate([item.frames for item in items])), steps),
         items,
     )
 
@@ -132,7 +132,7 @@ def pointed_at(items: list[lessons.Lesson], drawn: bool) -> torch.Tensor:
     places = np.arange(items[0].kinds.shape[1])
     return (
         torch.from_numpy(
-            np.stack([(i.marks[:, None] == places) & (i.drawn == drawn) for i in items])
+            np.stack([(item.marks[:, None] == places) & (item.drawn == drawn) for item in items])
         )
         .flatten(1)
         .float()
@@ -148,7 +148,7 @@ def pointing(model: Any, first: int, items: list[lessons.Lesson], layer: int) ->
     drawn = pointed_at(items, drawn=True)[..., None]
     missing = pointed_at(items, drawn=False)[..., None]
     full = (
-        torch.from_numpy(np.stack([i.kinds >= 0 for i in items])).flatten(1)[..., None]
+        torch.from_numpy(np.stack([item.kinds >= 0 for item in items])).flatten(1)[..., None]
         * (1 - drawn)
         * (1 - missing)
     )
@@ -185,9 +185,11 @@ def spell_loss(
     The words name the class and the color at the token's place, and whether it is marked.
     """
     words = seen @ model.get_input_embeddings().weight.T
-    kinds = torch.from_numpy(np.stack([i.kinds for i in items])).flatten() + 1
+    kinds = torch.from_numpy(np.stack([item.kinds for item in items])).flatten() + 1
     colors = (
-        torch.from_numpy(np.stack([np.where(i.kinds >= 0, i.colors, -1) for i in items])).flatten()
+        torch.from_numpy(
+            np.stack([np.where(item.kinds >= 0, item.colors, -1) for item in items])
+        ).flatten()
         + 1
     )
     marked = pointed_at(items, drawn=True).flatten()
@@ -221,15 +223,22 @@ class RunningAccuracy:
 
     def mean(self, last: int) -> dict[str, float]:
         """Return the accuracy of each kind over its last answers."""
-        return {k: round(float(np.mean(v[-last:])), 3) for k, v in sorted(self.hits.items())}
+        return {
+            name: round(float(np.mean(values[-last:])), 3)
+            for name, values in sorted(self.hits.items())
+        }
 
 
 def optimizers(model: Any, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
     """Return AdamW for all weights, or Muon for the layers' matrices and AdamW for the others."""
     named = list(model.named_parameters())
-    matrices = [p for n, p in named if muon and p.ndim == 2 and ".layers." in n]
-    ids = {id(p) for p in matrices}
-    others = [p for _, p in named if id(p) not in ids]
+    matrices = [
+        parameter
+        for name, parameter in named
+        if muon and parameter.ndim == 2 and ".layers." in name
+    ]
+    ids = {id(parameter) for parameter in matrices}
+    others = [parameter for _, parameter in named if id(parameter) not in ids]
     out: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     ]
@@ -273,7 +282,7 @@ def train_phase(
         kinds = [w[3] for w in packed["targets"]]
         target = torch.tensor([w[2] for w in packed["targets"]])
         weight = torch.tensor(
-            [{"describe": 1 / 16, "told": 0.5, "drill": 0.3}.get(k, 1.0) for k in kinds]
+            [{"describe": 1 / 16, "told": 0.5, "drill": 0.3}.get(kind, 1.0) for kind in kinds]
         )
         loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
         spelled, right = spell_loss(model, seen, items)
@@ -282,9 +291,12 @@ def train_phase(
             hints = torch.tensor([w[2] for w in packed["hints"]])
             layer = torch.tensor([w[3] for w in packed["hints"]])
             total = total + 0.5 * sum(
-                F.cross_entropy(early[layer == n], hints[layer == n]) for n in layer.unique()
+                F.cross_entropy(early[layer == each], hints[layer == each])
+                for each in layer.unique()
             )
-            accuracy.add([HINTS[n] for n in layer.tolist()], (early.argmax(-1) == hints).float())
+            accuracy.add(
+                [HINTS[each] for each in layer.tolist()], (early.argmax(-1) == hints).float()
+            )
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in chosen:
@@ -296,8 +308,8 @@ def train_phase(
             host_files.save(model, out)
         if update % 50 == 49:
             short = {
-                k.split("_")[0].replace("present", "p") + "_" + k.split("_")[-1]: v
-                for k, v in accuracy.mean(200).items()
+                name.split("_")[0].replace("present", "p") + "_" + name.split("_")[-1]: share
+                for name, share in accuracy.mean(200).items()
             }
             print(
                 f"{phase.name} {update + 1}/{phase.updates} {time.time() - start:.0f}s loss"
