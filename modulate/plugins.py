@@ -311,6 +311,18 @@ class Registry:
             except PluginError as error:
                 warnings.warn(f"{error} It is left out here.", stacklevel=2)
 
+    def name_of(self, kind: str, cls: type) -> str:
+        """Return the name that ``cls`` is registered under; its own if it is not."""
+        targets = (cls, f"{cls.__module__}:{cls.__qualname__}")
+        return next(
+            (
+                component.name
+                for component in self.components.values()
+                if component.kind == kind and component.target in targets
+            ),
+            cls.__name__,
+        )
+
     def provider(self, kind: str, name: str) -> PluginInfo | None:
         """Return the plugin that provides a component, or None if there is none."""
         component = self.components.get((kind, name))

@@ -13,7 +13,6 @@ from modulate import plugins
 from modulate.config.injection import Injection, LoraParams
 from modulate.config.renamed_keys import translate
 from modulate.config.sections import (
-    BUILT_IN,
     Evaluation,
     Features,
     MainMetric,
@@ -21,9 +20,9 @@ from modulate.config.sections import (
     Section,
     Training,
 )
+from modulate.config.signal_use import check_signal_use, usual_conditions
 from modulate.config.validation_errors import advice, explain, known_keys
 from modulate.errors import MissingFileError, RecipeError, near_matches
-from modulate.interfaces.multi_signal import controls_of
 from modulate.interfaces.params import ComponentSpec
 from modulate.interfaces.prompt import AnswerForm
 from modulate.utils.safe_load import YAML_DEPTH, parse_yaml, read_yaml
@@ -392,24 +391,10 @@ def validate(tree: Mapping[str, Any], source: str) -> Recipe:
             params = plugins.get(kind, spec.name).Params
             source_of_params = f"{source}: {key}.params of {spec.name}"
             raise RecipeError(explain(error, source_of_params, params)) from error
-    _check_conditions(recipe, source)
+    evaluation = usual_conditions(recipe.signal, recipe.evaluation)
+    recipe = recipe.model_copy(update={"evaluation": evaluation})
+    check_signal_use(recipe.signal, recipe.encoder, evaluation, source)
     return recipe
-
-
-def _check_conditions(recipe: Recipe, source: str) -> None:
-    known = BUILT_IN.keys() | controls_of(recipe.signal).keys()
-    clash = sorted(recipe.evaluation.inputs.keys() & known)
-    if clash:
-        raise RecipeError(
-            f"{source}: evaluation.inputs: {clash[0]!r} is already a condition; give the input"
-            " another name."
-        )
-    for name in recipe.evaluation.conditions:
-        if name not in known:
-            raise RecipeError(
-                f"{source}: evaluation.conditions: {name!r} is not a condition."
-                f" {near_matches(name, known)}"
-            )
 
 
 def refuse_remote_code(recipe: Recipe) -> None:

@@ -363,7 +363,10 @@ class Evaluation(Section):
     )
     conditions: tuple[str, ...] = Field(
         ("none", "blank", "shuffled", "centre", "shifted", "host"),
-        description=("controls to evaluate besides the signal itself; signal kinds may offer more"),
+        description=(
+            "controls to evaluate besides the signal itself; by default those of these that the"
+            " signal has. Its kind may offer more"
+        ),
     )
     inputs: dict[str, ComponentSpec] = Field(
         default_factory=dict,

@@ -226,6 +226,11 @@ class FeatureCache:
             self._verified[name] = identity, crc
         return StoredTensor(values, coords)
 
+    def remove(self, key: FeatureKey) -> None:
+        """Remove the entry of ``key``, if there is one, from disk and memory."""
+        self.path(key).unlink(missing_ok=True)
+        self._memory.discard(key.name())
+
     def path(self, key: FeatureKey) -> Path:
         """Return the file of the entry of ``key``, which need not exist."""
         return self.folder / f"{key.name()}.safetensors"

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from modulate.errors import DataError, HostError
+from modulate.errors import shown as shown_value
 from modulate.hosts.prompt_grids import HostConventions, Shown, grids_of
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.messages import Content, Message, VideoClip, Visual
 from modulate.interfaces.visual_grid import VisualGrid
+from modulate.plugins import InterfaceError
 
 WHOLE: dict[str, Any] = {
     "do_image_splitting": False,
@@ -75,6 +77,44 @@ def encode(
         if name in names and isinstance(value, Tensor)
     }
     return EncodedPrompt(inputs, grids)
+
+
+def check_encoded(result: Any, host: HostConventions, visuals: int) -> EncodedPrompt:
+    """Return what a host's ``encode`` made of a conversation with ``visuals`` clips and pictures.
+
+    Raises :class:`modulate.plugins.InterfaceError` if a host's own ``encode`` broke its interface.
+    """
+    if not isinstance(result, EncodedPrompt):
+        raise InterfaceError(
+            f"returned a value of type {type(result).__name__} from encode; it must return an"
+            " EncodedPrompt(inputs, grids)."
+        )
+    wrong = [name for name, value in result.inputs.items() if not isinstance(value, Tensor)]
+    ids = result.inputs.get("input_ids")
+    if wrong or not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != 1:
+        missing = f"{wrong[0]!r} as no tensor" if wrong else "no `input_ids` of shape (1, position)"
+        raise InterfaceError(
+            f"returned inputs with {missing} from encode; they must be the model's tensors for one"
+            " conversation."
+        )
+    grids: Any = result.grids
+    is_grids = isinstance(grids, tuple) and all(isinstance(grid, VisualGrid) for grid in grids)
+    if not is_grids or len(grids) != visuals:
+        count = len(grids) if is_grids else shown_value(grids)
+        raise InterfaceError(
+            f"returned {count} grids from encode for {visuals} clips and pictures; it must return a"
+            " tuple with a VisualGrid for each, in order."
+        )
+    expected = sum(len(host.placeholders(grid)) for grid in grids)
+    visual_ids = torch.tensor(list(host.visual_ids.values()), device=ids.device)
+    found = int(torch.isin(ids, visual_ids).sum())
+    if found != expected:
+        raise InterfaceError(
+            f"returned a prompt with {found} placeholders from encode, and grids of"
+            f" {' + '.join(f'{g.steps}×{g.rows}×{g.cols}' for g in grids) or 'no'} tokens, which"
+            f" are {expected}. Each clip needs as many as its grid has."
+        )
+    return result
 
 
 def _refuse_placeholders(

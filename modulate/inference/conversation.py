@@ -8,13 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from modulate import plugins
 from modulate.config.sections import Sampling
 from modulate.data.alignment import align
 from modulate.data.feature_extractor import apply_clock
+from modulate.hosts.encoding import check_encoded
 from modulate.hosts.host import Host
 from modulate.inference.media import Visual
 from modulate.interfaces.components import Backbone, FrameFeatures
 from modulate.interfaces.messages import Message, Picture, VideoClip
+from modulate.interfaces.result_checks import check_frame_features
+from modulate.interfaces.signal_checks import call
 from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 from modulate.modulation.clip_inputs import ClipInput
 from modulate.utils.lru_cache import LRUCache
@@ -56,7 +60,7 @@ class EncodedConversation:
     def blank(self) -> list[ClipInput]:
         """Return the conditioning with an empty signal wherever there is one."""
         return [
-            clip if clip.signal is None else replace(clip, signal=clip.signal.blank())
+            clip if clip.signal is None else replace(clip, signal=call(clip.signal, "blank"))
             for clip in self.clips
         ]
 
@@ -83,8 +87,11 @@ class ConversationEncoder:
     def encode(self, turns: Sequence[Turn]) -> EncodedConversation:
         """Return the conversation as model inputs that end where the host's next answer begins."""
         messages = [Message(turn.role, tuple(map(self._content, turn.parts))) for turn in turns]
-        encoded = self.host.encode(self.processor, messages)
         visuals = [visual for turn in turns for visual in turn.visuals]
+        registry = plugins.registry()
+        with registry.blame("host", registry.name_of("host", type(self.host)), "encode"):
+            prompt = self.host.encode(self.processor, messages)
+            encoded = check_encoded(prompt, self.host, len(visuals))
         clips = [
             self._clip(visual, grid) for visual, grid in zip(visuals, encoded.grids, strict=True)
         ]
@@ -126,8 +133,11 @@ class ConversationEncoder:
             return found
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
         images = torch.from_numpy(visual.frames.images).to(device)
-        features: FrameFeatures = self.backbone(images, visual.frames.times)
-        features.check()
+        times = visual.frames.times
+        registry = plugins.registry()
+        name = registry.name_of("backbone", type(self.backbone))
+        with registry.blame("backbone", name, "forward"):
+            features = check_frame_features(self.backbone(images, times), self.backbone, times)
         if visual.key is not None:
             self._features.put(visual.key, features)
         return features

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modulate.config.recipe import Recipe
 from modulate.errors import DataError
-from modulate.hosts.encoding import EncodedPrompt
+from modulate.hosts.encoding import EncodedPrompt, check_encoded
 from modulate.hosts.host import Host
 from modulate.interfaces.messages import Content, Picture, VideoClip, user_turn
 from modulate.interfaces.prompt import LETTERS
@@ -46,7 +46,9 @@ class PromptEncoder:
     def encode(self, content: Sequence[Content]) -> EncodedPrompt:
         """Return the user's turn as model inputs, with a grid for each clip and picture in it."""
         with self._recipe.host.blame("host", "encode"):
-            return self._host.encode(self._processor, user_turn(*content))
+            encoded = self._host.encode(self._processor, user_turn(*content))
+            visuals = sum(not isinstance(part, str) for part in content)
+            return check_encoded(encoded, self._host, visuals)
 
     def encode_sample(self, content: Sequence[Content]) -> EncodedPrompt:
         """Return the user's turn, timed for the host as ``sampling.processor_fps`` says.

@@ -15,6 +15,7 @@ from modulate.interfaces.signal import (
     Mark,
     Signal,
 )
+from modulate.interfaces.signal_checks import call, checked, marks
 
 KIND_SEPARATOR = "+"
 
@@ -38,20 +39,23 @@ class MultiSignal(Signal):
     def within(self, start: float, end: float) -> Self:
         """Return each part's events that overlap [start, end] seconds."""
         return replace(
-            self, parts={kind: part.within(start, end) for kind, part in self.parts.items()}
+            self,
+            parts={kind: call(part, "within", start, end) for kind, part in self.parts.items()},
         )
 
     def moved(self, seconds: float) -> Self:
         """Return all parts shifted by ``seconds``."""
-        return replace(self, parts={kind: part.moved(seconds) for kind, part in self.parts.items()})
+        parts = {kind: call(part, "moved", seconds) for kind, part in self.parts.items()}
+        return replace(self, parts=parts)
 
     def blank(self) -> Self:
         """Return all parts empty."""
-        return replace(self, parts={kind: part.blank() for kind, part in self.parts.items()})
+        return replace(self, parts={kind: call(part, "blank") for kind, part in self.parts.items()})
 
     def augmented(self, rng: Any) -> Self:
         """Return each part randomly perturbed, as its kind defines."""
-        return replace(self, parts={kind: part.augmented(rng) for kind, part in self.parts.items()})
+        parts = {kind: call(part, "augmented", rng) for kind, part in self.parts.items()}
+        return replace(self, parts=parts)
 
     def span(self) -> tuple[float, float] | None:
         """Return the time from the first part's start to the last part's end."""
@@ -65,7 +69,7 @@ class MultiSignal(Signal):
         return tuple(
             replace(mark, text=f"{kind}: {mark.text}")
             for kind, part in self.parts.items()
-            for mark in part.marks(start, end)
+            for mark in marks(part, start, end)
         )
 
     def __len__(self) -> int:
@@ -91,7 +95,7 @@ def controls_of(name: str) -> dict[str, Control]:
     part and keeps the others.
     """
     kinds = kinds_of(name)
-    by_kind = {kind: {**COMMON_CONTROLS, **cls.controls} for kind, cls in kinds.items()}
+    by_kind = {kind: _controls_of_kind(kind, cls) for kind, cls in kinds.items()}
     if len(kinds) == 1:
         return by_kind[name]
     common = set.intersection(*(set(of_kind) for of_kind in by_kind.values()))
@@ -101,6 +105,11 @@ def controls_of(name: str) -> dict[str, Control]:
     for kind in kinds:
         controls[f"without_{kind}"] = _without(kind)
     return controls
+
+
+def _controls_of_kind(kind: str, cls: type[Signal]) -> dict[str, Control]:
+    controls = {**COMMON_CONTROLS, **cls.controls}
+    return {name: checked(control, name, kind, cls) for name, control in controls.items()}
 
 
 def _on_each_part(controls: Mapping[str, Control]) -> Control:
@@ -127,7 +136,8 @@ def _without(blanked: str) -> Control:
 
     def control(signal: Any, context: ControlContext) -> MultiSignal:
         parts = {
-            kind: part.blank() if kind == blanked else part for kind, part in signal.parts.items()
+            kind: call(part, "blank") if kind == blanked else part
+            for kind, part in signal.parts.items()
         }
         return MultiSignal(parts)
 

@@ -28,7 +28,6 @@ from modulate.interfaces.components import (
 )
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.sample import Sample
-from modulate.interfaces.signal import Signal
 from modulate.interfaces.visual_grid import VisualGrid
 from modulate.interfaces.writer import Mixture
 from modulate.plugins import InterfaceError
@@ -230,28 +229,6 @@ def check_fingerprint(result: Any) -> str:
         raise InterfaceError(
             f"returned {shown(result)} from fingerprint; it must return a short text that changes"
             " whenever the result would."
-        )
-    return result
-
-
-# --- signals
-
-
-def check_signal(result: Any, kind: type[Signal], method: str) -> Signal:
-    """Return what ``method`` of a kind of signal returned, if it is a signal of that kind."""
-    if not isinstance(result, kind):
-        raise InterfaceError(
-            f"returned {_kind(result)} from {method}; it must return a {kind.__name__}."
-        )
-    return result
-
-
-def check_blank(result: Signal) -> Signal:
-    """Return a blank signal, if it is empty."""
-    if len(result):
-        raise InterfaceError(
-            f"has {len(result)} events in its blank signal; `blank` must return one whose length"
-            " is 0."
         )
     return result
 

@@ -12,8 +12,9 @@ from modulate.errors import DataError, ModulateError, PluginError
 from modulate.interfaces.components import Dataset, Reference
 from modulate.interfaces.params import ComponentSpec
 from modulate.interfaces.prompt import AnswerForm
-from modulate.interfaces.result_checks import check_fingerprint, check_samples, check_signal
+from modulate.interfaces.result_checks import check_fingerprint, check_samples
 from modulate.interfaces.sample import Sample
+from modulate.interfaces.signal_checks import check_signal
 from modulate.testing.contract import ComponentContract, require, same
 from modulate.testing.videos import write_video
 

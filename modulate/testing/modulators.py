@@ -76,7 +76,7 @@ class ModulatorContract(ComponentContract):
         with self.blame("writer"):
             return check_residual(writer(tokens, hidden, memory), tokens, D_MODEL)
 
-    def example(self) -> tuple[Tensor, SignalFeatures]:
+    def clip(self) -> tuple[Tensor, SignalFeatures]:
         """Return features and signal features of a clip; at the last step no signal is active."""
         generator = torch.Generator().manual_seed(0)
         features = torch.randn(STEPS, TOKENS, D_FEATURES, generator=generator)
@@ -89,7 +89,7 @@ class ModulatorContract(ComponentContract):
 
     def test_it_gives_latents_for_each_layer(self) -> None:
         """One tensor or mixture for each injected layer, of the width ``d_latent``."""
-        features, signal = self.example()
+        features, signal = self.clip()
         for n_layers in (1, N_LAYERS):
             built = self.make(n_layers)
             self.compute(built.modulator, features, signal, n_layers)
@@ -99,7 +99,7 @@ class ModulatorContract(ComponentContract):
     def test_steps_do_not_affect_each_other(self) -> None:
         """Each step is computed independently of the others."""
         modulator = self.make().modulator
-        features, signal = self.example()
+        features, signal = self.clip()
         together = self.compute(modulator, features, signal)
         for step in range(STEPS):
             part = slice(step, step + 1)
@@ -115,7 +115,7 @@ class ModulatorContract(ComponentContract):
     def test_it_keeps_nothing_between_calls(self) -> None:
         """Latents depend on the arguments alone, which stay as they are."""
         modulator = self.make().modulator
-        features, signal = self.example()
+        features, signal = self.clip()
         before = state((features, signal.values, signal.active))
         first = self.compute(modulator, features, signal)
         self.compute(modulator, features.flip(0), SignalFeatures(signal.values, signal.active))
@@ -129,7 +129,7 @@ class ModulatorContract(ComponentContract):
 
     def test_it_bears_an_empty_signal(self) -> None:
         """Latents are finite where no step is active."""
-        features, _ = self.example()
+        features, _ = self.clip()
         silent = torch.zeros(STEPS, dtype=torch.bool)
         values = torch.zeros(STEPS, TOKENS, self.d_signal)
         self.compute(self.make().modulator, features, SignalFeatures(values, silent))
@@ -137,7 +137,7 @@ class ModulatorContract(ComponentContract):
     def test_new_writers_write_nothing(self) -> None:
         """An untrained modulation leaves the host as it is, to the bit."""
         built = self.make()
-        latents = self.compute(built.modulator, *self.example())
+        latents = self.compute(built.modulator, *self.clip())
         for dtype in (torch.float32, torch.bfloat16):
             for layer, writer in enumerate(built.writers_of(N_LAYERS)):
                 hidden = torch.randn(STEPS * TOKENS, D_MODEL).to(dtype)
@@ -156,7 +156,7 @@ class ModulatorContract(ComponentContract):
     def test_new_writers_can_learn(self) -> None:
         """Some weight of each new writer has a gradient: two zeros in a row would stay zero."""
         built = self.make()
-        latents = self.compute(built.modulator, *self.example())
+        latents = self.compute(built.modulator, *self.clip())
         hidden = torch.randn(STEPS * TOKENS, D_MODEL)
         for layer, writer in enumerate(built.writers_of(N_LAYERS)):
             weights = [weight for weight in writer.parameters() if weight.requires_grad]
@@ -172,7 +172,7 @@ class ModulatorContract(ComponentContract):
     def test_gradients_reach_every_weight(self) -> None:
         """Once its writers write, every weight of the modulator can learn."""
         built = self.make().awake()
-        latents = self.compute(built.modulator.train(), *self.example())
+        latents = self.compute(built.modulator.train(), *self.clip())
         hidden = torch.randn(STEPS * TOKENS, D_MODEL)
         residuals = [
             self.write(writer, of_layer, hidden)
@@ -208,7 +208,7 @@ class ModulatorContract(ComponentContract):
         )
 
     def _residuals(self, built: "Built") -> list[Tensor]:
-        latents = self.compute(built.modulator, *self.example())
+        latents = self.compute(built.modulator, *self.clip())
         hidden = torch.randn(STEPS * TOKENS, D_MODEL, generator=torch.Generator().manual_seed(2))
         return [
             self.write(writer, of_layer, hidden)
@@ -218,7 +218,7 @@ class ModulatorContract(ComponentContract):
     def test_mixtures_are_written_as_tokens_are(self) -> None:
         """What a projection writes for a mixture equals what it writes token by token."""
         built = self.make().awake()
-        features, signal = self.example()
+        features, signal = self.clip()
         with self.blame("forward"):
             layers = check_latents(
                 built.modulator(features, signal), built.modulator, N_LAYERS, signal

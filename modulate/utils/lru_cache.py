@@ -30,6 +30,12 @@ class LRUCache(Generic[Key, Value]):
                 self._values.move_to_end(key)
             return self._values.get(key)
 
+    def discard(self, key: Key) -> None:
+        """Remove the value of ``key``, if there is one."""
+        with self._lock:
+            if key in self._values:
+                self._bytes -= self._size(self._values.pop(key))
+
     def put(self, key: Key, value: Value) -> None:
         """Store or replace the value of ``key``, and evict others until all fit."""
         with self._lock:

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import nn
 
 from modulate import Params, Signal, SignalEncoder, SignalFeatures, VisualGrid
 from modulate.errors import ConditioningError, RecipeError
-from modulate.interfaces.multi_signal import MultiSignal
+from modulate.interfaces.multi_signal import KIND_SEPARATOR, MultiSignal
 from modulate.interfaces.params import ComponentSpec
+from modulate.interfaces.result_checks import check_signal_features
 
 
 class TogetherParams(Params):
@@ -36,10 +37,16 @@ class Together(SignalEncoder):
     def __init__(self, params: TogetherParams) -> None:
         super().__init__()
         self.parts = nn.ModuleDict()
+        self.specs = params.encoders
         for kind, spec in params.encoders.items():
-            component, own = spec.resolved("signal_encoder")
-            self.parts[kind] = component(own)
+            self.parts[kind] = spec.build("signal_encoder")
         self.d_signal = sum(self._encoder(kind).d_signal for kind in self.parts)
+
+    @classmethod
+    def reads(cls, params: BaseModel) -> str:
+        """Return the kinds of all parts."""
+        assert isinstance(params, TogetherParams)
+        return KIND_SEPARATOR.join(params.encoders)
 
     def _encoder(self, kind: str) -> Any:
         return self.parts[kind]
@@ -53,8 +60,9 @@ class Together(SignalEncoder):
                     f"This encoder reads {' and '.join(sorted(self.parts))} together; a clip came"
                     f" with {' and '.join(found)}."
                 )
-        encoded: list[SignalFeatures] = [
-            self.parts[kind]([s.parts[kind] for s in signals if isinstance(s, MultiSignal)], grids)
+        joined = [signal for signal in signals if isinstance(signal, MultiSignal)]
+        encoded = [
+            self._encode(kind, [signal.parts[kind] for signal in joined], grids)
             for kind in self.parts
         ]
         if any(part.to_features for part in encoded):
@@ -66,3 +74,11 @@ class Together(SignalEncoder):
             torch.cat([part.values for part in encoded], -1),
             torch.stack([part.active for part in encoded]).any(0),
         )
+
+    def _encode(
+        self, kind: str, signals: Sequence[Signal], grids: Sequence[VisualGrid]
+    ) -> SignalFeatures:
+        """Return the features of one part; its own encoder is named where it fails."""
+        encoder = self._encoder(kind)
+        with self.specs[kind].blame("signal_encoder", "forward"):
+            return check_signal_features(encoder(signals, grids), encoder, grids)

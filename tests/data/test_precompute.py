@@ -310,11 +310,14 @@ def test_features_whose_times_do_not_increase_are_refused_before_they_are_stored
     filled, world, tmp_path
 ):
     extractor = extractor_for(world, tmp_path)
+    width = extractor.backbone.d_features
     extractor.backbone.forward = lambda frames, times: FrameFeatures(
-        torch.zeros(2, 1, 1, 1), (0.6, 0.1)
+        torch.zeros(2, 1, 1, width), (0.6, 0.1)
     )
-    done = FeatureFiller(extractor).fill(filled[1][:1])
-    assert "feature times must increase; got [0.6, 0.1]" in done.failed[0][1]
+    with pytest.raises(
+        ComponentError, match=r"'vjepa2_1' .* returned times that do not increase from forward"
+    ):
+        FeatureFiller(extractor).fill(filled[1][:1])
     assert not list(tmp_path.glob("*.safetensors"))
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from modulate.interfaces.multi_signal import MultiSignal
 from modulate import EncoderContract
+from modulate.interfaces.multi_signal import MultiSignal
 from modulate_gaze.scanpath import Scanpath
 from modulate_hand.path import HandPath
 from tests.testing.shipped import FIXATIONS, HANDS, names_of, tried_in
