@@ -49,14 +49,14 @@ FAINT = 1e-3
 class Alignment:
     """Fixations and steps of several clips, padded to the largest clip; all on the CPU.
 
-    ``xy``: fractions of the frame. ``begin``, ``end``: seconds, at least :data:`INSTANT` apart.
+    ``xy``: fractions of the frame. ``start``, ``end``: seconds, at least :data:`INSTANT` apart.
     ``middle``, ``duration``: seconds, unchanged. ``exists``: false for padding. ``times``: the time
     of each step in seconds, ``spans``: its (start, end). ``real``: indices of the existing steps in
     the flattened (clip·step), clip by clip.
     """
 
     xy: Float64[Tensor, "clip fixation 2"]
-    begin: Float64[Tensor, "clip fixation"]
+    start: Float64[Tensor, "clip fixation"]
     end: Float64[Tensor, "clip fixation"]
     middle: Float64[Tensor, "clip fixation"]
     duration: Float64[Tensor, "clip fixation"]
@@ -96,7 +96,7 @@ def align(signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> Alignment:
     reach = (spans[..., 1] - spans[..., 0]).clamp(min=INSTANT) / 2
     return Alignment(
         xy=rows[..., :2],
-        begin=rows[..., 2] - half,
+        start=rows[..., 2] - half,
         end=rows[..., 2] + half,
         middle=rows[..., 2],
         duration=rows[..., 3],
@@ -117,16 +117,16 @@ def activity(alignment: Alignment, mode: Mode | Released) -> Float64[Tensor, "cl
 
     [GazeQwen §3: |t − t_i| ≤ Δt_i/2]
     """
-    begin = alignment.begin[:, None]
+    fixation_start = alignment.start[:, None]
     end = alignment.end[:, None]
     if mode == "midpoint":
         time = alignment.times[..., None]
-        weights = ((time >= begin - ROUNDING) & (time <= end + ROUNDING)).double()
+        weights = ((time >= fixation_start - ROUNDING) & (time <= end + ROUNDING)).double()
     elif mode == "released":
         weights = _as_released(alignment)
     else:
         seconds = torch.minimum(end, alignment.spans[..., 1:]) - torch.maximum(
-            begin, alignment.spans[..., :1]
+            fixation_start, alignment.spans[..., :1]
         )
         weights = torch.where(seconds > ROUNDING, seconds, 0.0)
     return weights * alignment.exists[:, None]
@@ -151,25 +151,25 @@ def decayed(
     fixations have weight 0. The result is fp32, on the device of ``tau`` (seconds), and
     differentiable in it.
     """
-    begin = alignment.begin[:, None]
+    fixation_start = alignment.start[:, None]
     end = alignment.end[:, None]
     if mode == "midpoint":
-        start = finish = alignment.times[..., None]
-        begun = begin <= finish + ROUNDING
+        span_start = span_end = alignment.times[..., None]
+        begun = fixation_start <= span_end + ROUNDING
     else:
-        start = alignment.spans[..., :1]
-        finish = alignment.spans[..., 1:]
-        begun = begin < finish - ROUNDING
+        span_start = alignment.spans[..., :1]
+        span_end = alignment.spans[..., 1:]
+        begun = fixation_start < span_end - ROUNDING
     begun = (begun & alignment.exists[:, None]).to(tau.device)
     # Weights below FAINT become exactly 0, so that old fixations do not keep a step active.
-    age = (start - end).clamp(min=0).to(tau.device, torch.float32)
+    age = (span_start - end).clamp(min=0).to(tau.device, torch.float32)
     fresh = torch.exp(-age / tau)
     fresh = fresh * (begun & (fresh > FAINT))
     if mode == "midpoint":
         return fresh
-    after = (finish - end).clamp(min=0).to(tau.device, torch.float32) - age
+    after = (span_end - end).clamp(min=0).to(tau.device, torch.float32) - age
     overlapped = activity(alignment, mode).to(tau.device, torch.float32)
-    span = (finish - start).to(tau.device, torch.float32)
+    span = (span_end - span_start).to(tau.device, torch.float32)
     # The second term is ∫ exp(−age/τ) over the part of the span after the fixation's end. expm1
     # avoids cancellation if τ is large.
     return (overlapped + tau * fresh * -torch.expm1(-after / tau)) / span

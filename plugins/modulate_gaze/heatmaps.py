@@ -154,5 +154,5 @@ class HeatmapDur(Heatmap):
         """Return the seconds that count for each step."""
         seconds = activity(alignment, self.params.active)
         if self.params.active == "midpoint":
-            seconds = seconds * (alignment.end - alignment.begin)[:, None]
+            seconds = seconds * (alignment.end - alignment.start)[:, None]
         return seconds.to(self.device, torch.float32)

@@ -232,15 +232,15 @@ class GazeText(InputTransform):
     def text(self, gaze: Scanpath, window: tuple[float, float], size: tuple[int, int]) -> str:
         """Return the text for a clip's fixations; ``size`` is (height, width) of its frames."""
         params = self.params
-        begin, finish = window
+        window_start, window_end = window
         height, width = size
-        origin = begin if params.clock == "clip" else 0.0
+        origin = window_start if params.clock == "clip" else 0.0
         lines = []
         for (x, y, _, _), start, end in zip(
             gaze.fixations.tolist(), gaze.starts.tolist(), gaze.ends.tolist(), strict=True
         ):
-            start = max(start, begin)
-            end = min(end, finish)
+            start = max(start, window_start)
+            end = min(end, window_end)
             values = {
                 "x": x,
                 "y": y,

@@ -203,26 +203,28 @@ def shifted(signal: Any, context: ControlContext) -> Scanpath:
     the window, because the outer parts do not belong to the sample. A fixation that crosses the end
     is split in two.
     """
-    begin, finish = context.window
-    length = finish - begin
+    window_start, window_end = context.window
+    length = window_end - window_start
     if length <= 0:
         return signal
-    starts = np.clip(signal.starts, begin, finish)
-    ends = np.clip(signal.ends, begin, finish)
+    starts = np.clip(signal.starts, window_start, window_end)
+    ends = np.clip(signal.ends, window_start, window_end)
     inside = ends > starts
     # Fixations without duration have no overlap, but count if their instant lies inside.
     inside |= (
         (signal.fixations[:, 3] == 0)
-        & (signal.fixations[:, 2] >= begin)
-        & (signal.fixations[:, 2] <= finish)
+        & (signal.fixations[:, 2] >= window_start)
+        & (signal.fixations[:, 2] <= window_end)
     )
     rows = []
     for (x, y), start, end in zip(
         signal.fixations[inside, :2], starts[inside], ends[inside], strict=True
     ):
-        moved = begin + (start - begin + length / 2) % length
-        over = max(0.0, moved + (end - start) - finish)
-        pieces = [(moved, moved + (end - start) - over)] + ([(begin, begin + over)] if over else [])
+        moved = window_start + (start - window_start + length / 2) % length
+        over = max(0.0, moved + (end - start) - window_end)
+        pieces = [(moved, moved + (end - start) - over)] + (
+            [(window_start, window_start + over)] if over else []
+        )
         rows += [(x, y, (a + b) / 2, b - a) for a, b in pieces]
     return type(signal)(rows, signal.n_resorted)
 

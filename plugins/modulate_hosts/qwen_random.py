@@ -85,13 +85,13 @@ def tokenizer(special: dict[str, int]) -> Any:
 
     signs = [chr(code) for code in range(33, 127)]
     vocabulary = {token: number for number, token in enumerate([UNKNOWN, *signs])}
-    words = Tokenizer(models.WordLevel({**vocabulary, **special}, unk_token=UNKNOWN))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
-    words.add_special_tokens(
+    backend = Tokenizer(models.WordLevel({**vocabulary, **special}, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
+    backend.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in special]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=backend,
         unk_token=UNKNOWN,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",

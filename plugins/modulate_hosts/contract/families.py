@@ -248,11 +248,11 @@ def llava_onevision() -> nn.Module:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
     tower = dict(model_type="siglip_vision_model", vision_use_head=False, **SIGLIP)
-    words = dict(model_type="qwen2", **language())
+    text_config = dict(model_type="qwen2", **language())
     ids = dict(image_token_index=IMAGE, video_token_index=VIDEO, tie_word_embeddings=False)
     return LlavaOnevisionForConditionalGeneration(
         LlavaOnevisionConfig(
-            vision_config=tower, text_config=words, image_grid_pinpoints=[[16, 16]], **ids
+            vision_config=tower, text_config=text_config, image_grid_pinpoints=[[16, 16]], **ids
         )
     )
 
@@ -296,7 +296,7 @@ def smolvlm() -> nn.Module:
 def gemma3() -> nn.Module:
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-    words = language(
+    text_config = language(
         sliding_window=64,
         layer_types=["sliding_attention", "full_attention"] * 2,
         query_pre_attn_scalar=8,
@@ -309,7 +309,7 @@ def gemma3() -> nn.Module:
     )
     return Gemma3ForConditionalGeneration(
         Gemma3Config(
-            text_config=words,
+            text_config=text_config,
             vision_config=dict(vision_use_head=False, **SIGLIP),
             mm_tokens_per_image=4,
             **ids,
@@ -345,7 +345,7 @@ def minicpmv4_6() -> nn.Module:
         image_size=32,
         patch_size=4,
     )
-    words = language(
+    text_config = language(
         layer_types=["linear_attention", "full_attention"] * 2,
         linear_key_head_dim=8,
         linear_value_head_dim=8,
@@ -361,7 +361,7 @@ def minicpmv4_6() -> nn.Module:
     return MiniCPMV4_6ForConditionalGeneration(
         MiniCPMV4_6Config(
             vision_config=vision,
-            text_config=dict(model_type="qwen3_5_text", **words),
+            text_config=dict(model_type="qwen3_5_text", **text_config),
             insert_layer_id=0,
             image_size=32,
             **IDS,
@@ -372,12 +372,12 @@ def minicpmv4_6() -> nn.Module:
 def video_llava() -> nn.Module:
     from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
-    words = dict(model_type="llama", **language())
+    text_config = dict(model_type="llama", **language())
     tower = dict(model_type="clip_vision_model", **SIGLIP | {"image_size": 8})
     return VideoLlavaForConditionalGeneration(
         VideoLlavaConfig(
             vision_config=tower,
-            text_config=words,
+            text_config=text_config,
             image_token_index=IMAGE,
             video_token_index=VIDEO,
             vision_feature_layer=-1,

@@ -184,7 +184,7 @@ def spell_loss(
 
     The words name the class and the color at the token's place, and whether it is marked.
     """
-    words = seen @ model.get_input_embeddings().weight.T
+    word_logits = seen @ model.get_input_embeddings().weight.T
     kinds = torch.from_numpy(np.stack([item.kinds for item in items])).flatten() + 1
     colors = (
         torch.from_numpy(
@@ -193,9 +193,9 @@ def spell_loss(
         + 1
     )
     marked = pointed_at(items, drawn=True).flatten()
-    by_class = words[:, CLASS_IDS]
-    by_color = words[:, COLOR_IDS]
-    mark = F.binary_cross_entropy_with_logits(words[:, host_files.ID["marked"]], marked)
+    by_class = word_logits[:, CLASS_IDS]
+    by_color = word_logits[:, COLOR_IDS]
+    mark = F.binary_cross_entropy_with_logits(word_logits[:, host_files.ID["marked"]], marked)
     right = (by_class.argmax(-1) == kinds) & (by_color.argmax(-1) == colors)
     return (
         F.cross_entropy(by_class, kinds) + F.cross_entropy(by_color, colors) + mark,
