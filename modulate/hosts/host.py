@@ -146,6 +146,12 @@ class Host:
                 f"{name} cannot be modulated: its decoder layers hand on {streams} states of each"
                 " token (AltUp), of which only some reach the answer."
             )
+        if getattr(self.config, "qformer_config", None) is not None:
+            raise HostError(
+                f"{name} cannot be modulated: its visual tokens are a Q-Former's queries, which"
+                " have no place in the picture, and its `generate` runs the language model past the"
+                " module that merges them into the text."
+            )
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise :class:`HostError` when a layer index does not exist."""
@@ -284,8 +290,9 @@ class Host:
         return picture_sizes(outputs, modality, lengths)
 
     def input_names(self) -> set[str]:
-        """Return the names of the model's inputs."""
-        return set(inspect.signature(type(base_model(self.model)).forward).parameters)
+        """Return the names of the model's inputs, of which labels are none."""
+        names = set(inspect.signature(type(base_model(self.model)).forward).parameters)
+        return names - {"labels"}
 
     def collate(self, rows: Sequence[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
         """Join encoded prompts into a batch.

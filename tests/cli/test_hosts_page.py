@@ -3,11 +3,15 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
+from modulate.hosts.host import understand
+from modulate.interfaces.frames import Frames
 from modulate_hosts.contract import DATA, complete
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.suite import rows
+from tests.contract.processors import PROCESSORS
 from tests.paths import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "hosts.md"
@@ -110,3 +114,17 @@ def test_the_first_step_of_the_how_to_runs(capsys):
     )[0]
     exec(compile(code, "add-a-host.md", "exec", dont_inherit=True), {"model": FAMILIES[-1].build()})
     assert capsys.readouterr().out.startswith("VideoLlava 4 32 {")
+
+
+def test_the_second_step_of_the_how_to_encodes_a_clip(capsys):
+    code = re.findall(
+        r"```python\n(.*?)```", (PAGE.parents[1] / "how-to" / "add-a-host.md").read_text(), re.S
+    )[1]
+    known = {
+        "host": understand(FAMILIES[-1].build()),
+        "processor": PROCESSORS["video_llava"](),
+        "frames": Frames(np.zeros((2, 16, 24, 3), np.uint8), (0.0, 1.0)),
+        "window": (0.0, 1.0),
+    }
+    exec(compile(code, "add-a-host.md", "exec", dont_inherit=True), known)
+    assert capsys.readouterr().out.startswith("(VisualGrid(rows=2, cols=2, times=(0.0, 1.0)")

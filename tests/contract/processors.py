@@ -314,6 +314,13 @@ def llama4() -> Any:
     )
 
 
+def paligemma() -> Any:
+    """Return PaliGemma's, which has no chat template."""
+    images = T.SiglipImageProcessor(size=SIDE, **HALF)
+    images.image_seq_length = 16
+    return T.PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer({"<image>": IMAGE}))
+
+
 PROCESSORS: dict[str, Callable[[], Any]] = {
     "qwen2_vl": lambda: qwen(T.Qwen2VLProcessor, T.Qwen2VLVideoProcessor),
     "qwen2_5_vl": lambda: qwen(T.Qwen2_5_VLProcessor, T.Qwen2VLVideoProcessor),
@@ -331,6 +338,7 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "lfm2_vl": lfm2_vl,
     "glm4v": glm4v,
     "llama4": llama4,
+    "paligemma": paligemma,
     "gemma4": gemma4,
     "qwen3_5": lambda: qwen(T.Qwen3VLProcessor, T.Qwen3VLVideoProcessor, 6),
 }

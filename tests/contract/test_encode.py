@@ -11,9 +11,11 @@ from modulate.hosts.host import understand
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.messages import Message, Picture, VideoClip, user_turn
 from modulate_hosts.contract import DATA
+from modulate_hosts.contract.prompts import IMAGE
 from modulate_hosts.contract.suite import strong
+from tests.contract import test_unlisted
 from tests.contract.encodings import built, encoding_of, noise
-from tests.contract.processors import PROCESSORS
+from tests.contract.processors import PICTURES_FIRST, PROCESSORS, cropped, tokenizer
 from tests.tiny import D_FEATURES, scanpath
 
 TIMES = (3.0, 3.5, 4.0, 5.2, 5.8, 6.1)
@@ -40,6 +42,7 @@ GRIDS = {
     "idefics3": (2, 2),
     "lfm2_vl": (2, 3),
     "llama4": (2, 2),
+    "paligemma": (4, 4),
 }
 """Rows and columns of a frame of 64 × 96 pixels."""
 
@@ -228,7 +231,11 @@ def test_one_frame_and_an_odd_number_of_frames(family):
 
 
 def test_text_alone_has_no_grid(family):
-    _, host, processor = family
+    name, host, processor = family
+    if name == "paligemma":
+        with pytest.raises(HostError, match=r"encode this conversation: `images` are expected"):
+            understand(host).encode(processor, user_turn("Where"))
+        return
     encoded = understand(host).encode(processor, user_turn("Where"))
     assert encoded.grids == () and not any("pixel" in key for key in encoded.inputs)
 
@@ -247,3 +254,27 @@ def test_the_page_of_hosts_says_how_a_family_encodes(family):
     assert recorded[name] == encoding_of(name), (
         "`python -m pytest tests/contract --write-hosts` records it"
     )
+
+
+def test_pictures_that_a_family_always_cuts_into_tiles_are_refused():
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    text = test_unlisted.text_config("llama")
+    config = LlavaNextConfig(
+        vision_config=test_unlisted.siglip(), text_config=text, image_token_index=IMAGE
+    )
+    processor = LlavaNextProcessor(
+        LlavaNextImageProcessor(image_grid_pinpoints=[[16, 16]], **cropped(16)),
+        tokenizer({"<image>": IMAGE}),
+        patch_size=4,
+        vision_feature_select_strategy="full",
+        chat_template=PICTURES_FIRST,
+    )
+    host = understand(LlavaNextForConditionalGeneration(config))
+    with pytest.raises(HostError, match=r"made 2 pictures \(pixel_values\) of 1: it cuts them"):
+        host.encode(processor, user_turn(Picture(noise(64, 96)), "Where"))
