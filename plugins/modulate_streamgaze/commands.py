@@ -1,206 +1,24 @@
-"""``modulate data …``: check a StreamGaze tree, compute fixation files, export results.
+"""``modulate data fixations`` and ``export``: compute fixation files, export results.
 
 Heavy modules are imported when a command runs.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modulate.cli.output import echo_json
-from modulate.errors import DataError, RecipeError, near_matches
+from modulate.errors import DataError, near_matches
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-    from rich.table import Table
-
-    from modulate.config.sections import Sampling
     from modulate_gaze.extraction import Extraction
-    from modulate_streamgaze.data_report import DataReport
-    from modulate_streamgaze.dataset import StreamGaze
     from modulate_streamgaze.fixations import ExtractionCounts
-
-Model = TypeVar("Model", bound="BaseModel")
 
 data = typer.Typer(
     name="data",
-    help="StreamGaze's files: check them, compute fixations from gaze, export results.",
+    help="StreamGaze's files: compute fixations from gaze, export results.",
     no_args_is_help=True,
 )
-
-RECIPE = "gazeqwen"
-
-
-@data.command()
-def check(
-    root: Annotated[
-        Path, typer.Argument(help="Folder that holds qa/*.json, the videos and the fixations.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="Changes to the recipe: sampling.max_frames=3, data.params.present_seconds=30 …",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            help=(
-                "Recipe with the sampling and the parameters of the data set; a shipped name or a"
-                " file."
-            )
-        ),
-    ] = RECIPE,
-    frames_per_step: Annotated[
-        int, typer.Option(min=1, help="Frames that the host merges into one time step; Qwen-VL: 2.")
-    ] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Check a data tree, task by task: files, durations, fixations, questions with active gaze.
-
-    Exits with 1 if something would fail in training.
-    """
-    from modulate.cli.progress import display
-    from modulate_streamgaze.data_check import check_data
-
-    dataset, sampling, note = _settings(root, recipe, overrides or [])
-    with display() as shown:
-        report = check_data(
-            dataset, sampling, frames_per_step, lambda: shown.advance("videos", 1, None)
-        )
-    if note:
-        report.add("info", note)
-    if as_json:
-        echo_json(report.as_json())
-    else:
-        _print(report)
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-def _settings(root: Path, recipe: str, overrides: list[str]) -> "tuple[StreamGaze, Sampling, str]":
-    """Return the data set in ``root`` and the recipe's sampling; a note says what differs."""
-    import json
-
-    from modulate.config.recipe import load_recipe, override, recipe_paths
-    from modulate.config.sections import Sampling
-    from modulate_streamgaze.dataset import StreamGaze, StreamGazeParams
-
-    if recipe == RECIPE and not Path(recipe).is_file() and recipe not in recipe_paths():
-        tree: dict[str, Any] = {}
-        for text in overrides:
-            override(tree, text)
-        sampling = _valid(Sampling, "sampling", tree.get("sampling", {}))
-        params = _valid(
-            StreamGazeParams,
-            "data.params",
-            {**tree.get("data", {}).get("params", {}), "root": root},
-        )
-        return (
-            StreamGaze(params),
-            sampling,
-            f"There is no recipe {recipe!r} here: default parameters, and the sampling given.",
-        )
-    found = load_recipe(recipe, [*overrides, f"data.params.root={json.dumps(str(root))}"])
-    cls, params = found.data.resolved("dataset")
-    if isinstance(cls, type) and issubclass(cls, StreamGaze):
-        return cls(params), found.sampling, ""
-    note = (
-        f"The recipe {recipe!r} is of the data set {found.data.name!r}: its sampling is used, and"
-        " StreamGaze's default parameters."
-    )
-    return StreamGaze(StreamGazeParams(root=root)), found.sampling, note
-
-
-def _valid(model: "type[Model]", where: str, given: dict[str, Any]) -> "Model":
-    from pydantic import ValidationError
-
-    from modulate.config.recipe import explain
-
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise RecipeError(explain(error, where, model)) from error
-
-
-def _task_table(report: "DataReport") -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=f"{report.root}: {report.sampling}", title_justify="left", box=box.SIMPLE)
-    for name in (
-        "task",
-        "questions",
-        "videos",
-        "missing",
-        "seconds",
-        "beyond",
-        "fixations",
-        "none",
-        "midpoint",
-        "overlap",
-    ):
-        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
-    for name, t in report.tasks.items():
-        lengths = " / ".join(f"{s:.0f}" for s in t.seconds) if t.seconds else "–"
-        gaze = [
-            "–" if t.fixations is None else f"{t.fixations:g}",
-            _percent(t.without),
-            *(_percent(t.active.get(mode)) for mode in ("midpoint", "overlap")),
-        ]
-        table.add_row(
-            name, f"{t.questions:,}", str(t.videos), str(t.missing), lengths, str(t.beyond), *gaze
-        )
-    return table
-
-
-def _print(report: "DataReport") -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.width = max(console.width, 144)
-    console.print(_task_table(report))
-    console.print(
-        "seconds: shortest, median and longest video; beyond: questions after their video's end;"
-        " fixations: median number in a question's clip; none: questions without any; midpoint,"
-        " overlap: questions whose gaze is active at some sampled step.",
-        highlight=False,
-    )
-    for title, counts in (
-        ("Videos by split", report.splits),
-        ("Key conventions", report.conventions),
-    ):
-        if counts:
-            console.print(
-                f"{title}: {', '.join(f'{name} {n}' for name, n in counts.items())}.",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-    style = {"error": "bold red", "warning": "yellow", "info": ""}
-    for finding in report.findings:
-        console.print(
-            f"{finding.level}: {finding.text}",
-            style=style[finding.level],
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    errors = sum(f.level == "error" for f in report.findings)
-    console.print(
-        (
-            "Nothing here would fail in training."
-            if report.ok
-            else f"{errors} error{'s' if errors > 1 else ''}."
-        ),
-        highlight=False,
-    )
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 @data.command()

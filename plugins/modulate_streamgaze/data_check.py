@@ -9,13 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from modulate.checks.findings import Level
-from modulate.config.sections import Sampling
-from modulate.data.feature_extractor import apply_clock, frame_times_of
 from modulate.data.video import VideoInfo, probe
 from modulate.errors import ModulateError
-from modulate.interfaces.components import Sample
-from modulate.interfaces.visual_grid import VisualGrid, visual_grid
+from modulate.interfaces.inspection import Level
+from modulate.interfaces.sample import Sample
+from modulate.interfaces.visual_grid import VisualGrid
 from modulate_gaze.activity import Mode, activity, align
 from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.data_report import DataReport, TaskFigures
@@ -44,45 +42,37 @@ KNOWN = {
 """Keys of the published question files; unknown keys are preserved and counted."""
 
 
-def check_data(
+Steps = Callable[[tuple[float, float], bool], VisualGrid]
+"""Returns the time steps of a clip: ``steps(window, training)``."""
+
+
+def check_tree(
     data: StreamGaze,
-    sampling: Sampling,
-    frames_per_step: int = 2,
+    steps: Steps,
+    training_differs: bool = False,
     advance: Callable[[], object] = lambda: None,
-) -> DataReport:
+) -> tuple[DataReport, dict[str, list[Sample]]]:
     """Read the whole tree of ``data``; problems become findings, never exceptions.
 
-    ``frames_per_step``: number of frames that the host merges into one step (Qwen-VL: 2).
-    ``advance()`` is called once for each video.
+    Returns the report, and by split the samples whose files can be read. ``training_differs``:
+    whether training samples other steps than an evaluation. ``advance()`` is called once for each
+    video.
     """
-    report = DataReport(str(data.root), _described(sampling, frames_per_step))
+    report = DataReport()
     items = _questions(report, data)
     items = _used(report, data, items)
     stems = sorted({item.stem for found in items.values() for item in found})
     infos = _videos(report, data, stems, advance)
     _people(report, data, stems)
     scanpaths = _scanpaths(report, data, stems)
+    samples: dict[str, list[Sample]] = {}
     for task, found in items.items():
-        report.tasks[task] = _task(report, data, sampling, frames_per_step, found, infos, scanpaths)
+        clips = _Clips(data, steps, training_differs, infos, scanpaths)
+        report.tasks[task] = clips.figures(report, found)
+        for item, sample in clips.readable:
+            samples.setdefault(report.split_of.get(item.stem, "train"), []).append(sample)
     _coverage(report)
-    return report
-
-
-def _described(sampling: Sampling, frames_per_step: int) -> str:
-    rates = (
-        f"{sampling.fps:g}"
-        if isinstance(sampling.fps, float)
-        else ", ".join(
-            f"{r.fps:g}" + (f" to {r.up_to:g} s" if r.up_to else "") for r in sampling.fps
-        )
-    )
-    cap = f"{sampling.max_frames}" + (
-        f" ({sampling.train_max_frames} in training)" if sampling.train_max_frames else ""
-    )
-    return (
-        f"{rates} frames a second, at most {cap}, {frames_per_step} to a step, clock:"
-        f" {sampling.clock}"
-    )
+    return report, samples
 
 
 # --- files
@@ -192,6 +182,7 @@ def _used(
     except ModulateError as error:
         report.add("error", f"The split {data.params.split!r} cannot be made: {error}")
         return found
+    report.split_of = splits
     report.splits = dict(Counter(splits.values()))
     for name in ("train", "val", "test"):
         if not any(splits[item.stem] == name for its in found.values() for item in its):
@@ -327,70 +318,79 @@ def _missing(report: DataReport, what: str, missing: Sequence[str], total: int) 
 # --- figures
 
 
-def _task(
-    report: DataReport,
-    data: StreamGaze,
-    sampling: Sampling,
-    frames_per_step: int,
-    items: Sequence[Item],
-    infos: Mapping[str, VideoInfo],
-    scanpaths: Mapping[str, Scanpath],
-) -> TaskFigures:
-    stems = {item.stem for item in items}
-    lengths = sorted(infos[stem].duration for stem in stems & infos.keys())
-    task = TaskFigures(
-        len(items),
-        len(stems),
-        len(stems - infos.keys()),
-        (lengths[0], median(lengths), lengths[-1]) if lengths else None,
-    )
-    late = {
-        item.id
-        for item in items
-        if item.stem in infos
-        and data.window(item)[1] > infos[item.stem].duration + 1 / infos[item.stem].fps
-    }
-    task.beyond = len(late)
-    if late:
-        item = next(item for item in items if item.id in late)
-        end = infos[item.stem].duration
-        report.add(
-            "error",
-            f"{item.task}: {len(late)} questions lie beyond their video's end. First: {item.id} at"
-            f" {data.window(item)[1]:.2f} s, end {end:.2f} s.",
+class _Clips:
+    """Computes the figures of one task; ``readable``: its questions whose files can be read."""
+
+    def __init__(
+        self,
+        data: StreamGaze,
+        steps: Steps,
+        training_differs: bool,
+        infos: Mapping[str, VideoInfo],
+        scanpaths: Mapping[str, Scanpath],
+    ) -> None:
+        self.data = data
+        self.steps = steps
+        self.training_differs = training_differs
+        self.infos = infos
+        self.scanpaths = scanpaths
+        self.readable: list[tuple[Item, Sample]] = []
+
+    def figures(self, report: DataReport, items: Sequence[Item]) -> TaskFigures:
+        """Return the figures of the questions ``items``, and report those beyond their video."""
+        stems = {item.stem for item in items}
+        lengths = sorted(self.infos[stem].duration for stem in stems & self.infos.keys())
+        task = TaskFigures(
+            len(items),
+            len(stems),
+            len(stems - self.infos.keys()),
+            (lengths[0], median(lengths), lengths[-1]) if lengths else None,
         )
-    samples = [
-        data.sample_of(item)
-        for item in items
-        if item.stem in infos and item.stem in scanpaths and item.id not in late
-    ]
-    signals = [data.clip_signal(sample, scanpaths[sample.groups["video"]]) for sample in samples]
-    if not samples:
+        late = self._late(report, items)
+        task.beyond = len(late)
+        self.readable = [
+            (item, self.data.sample_of(item))
+            for item in items
+            if item.stem in self.infos
+            and item.id not in late
+            # Without fixations, samples carry no gaze.
+            and (item.stem in self.scanpaths or not self.data.params.fixations)
+        ]
+        if self.readable and self.data.params.fixations:
+            self._add_gaze(task)
         return task
-    task.clips = len(samples)
-    task.fixations = float(median(map(len, signals)))
-    task.without = sum(len(signal) == 0 for signal in signals) / len(samples)
-    for training, shares in ((False, task.active), (True, task.active_training)):
-        if not training or sampling.train_max_frames is not None:
-            grids = [steps_of(sample, sampling, frames_per_step, training) for sample in samples]
-            shares.update({mode: n / len(samples) for mode, n in _active(signals, grids).items()})
-    return task
 
+    def _late(self, report: DataReport, items: Sequence[Item]) -> set[str]:
+        """Return the ids of questions beyond the end of their video."""
+        ends = {stem: info.duration + 1 / info.fps for stem, info in self.infos.items()}
+        late = [
+            item
+            for item in items
+            if item.stem in ends and self.data.window(item)[1] > ends[item.stem]
+        ]
+        if late:
+            item = late[0]
+            report.add(
+                "error",
+                f"{item.task}: {len(late)} questions lie beyond their video's end. First: {item.id}"
+                f" at {self.data.window(item)[1]:.2f} s, end"
+                f" {self.infos[item.stem].duration:.2f} s.",
+            )
+        return {item.id for item in late}
 
-def steps_of(
-    sample: Sample, sampling: Sampling, frames_per_step: int, training: bool
-) -> VisualGrid:
-    """Return the time steps of a sample's clip under ``sampling``, with one token for each step.
-
-    Assumes that the video has frames at exactly the requested times.
-    """
-    times = frame_times_of(sampling, sample.window, training)
-    return apply_clock(
-        sampling,
-        sample.window,
-        visual_grid(times, frames_per_step, 1, 1, sample.window),
-        len(times),
-    )
+    def _add_gaze(self, task: TaskFigures) -> None:
+        signals = [
+            self.data.clip_signal(sample, sample.clip, self.scanpaths[item.stem])
+            for item, sample in self.readable
+        ]
+        task.clips = len(signals)
+        task.fixations = float(median(map(len, signals)))
+        task.without = sum(len(signal) == 0 for signal in signals) / len(signals)
+        for training, shares in ((False, task.active), (True, task.active_training)):
+            if not training or self.training_differs:
+                grids = [self.steps(s.clip.window, training) for _, s in self.readable]
+                active = _active(signals, grids)
+                shares.update({mode: n / len(signals) for mode, n in active.items()})
 
 
 def _active(signals: Sequence[Any], grids: Sequence[VisualGrid]) -> Counter[str]:

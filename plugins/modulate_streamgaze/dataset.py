@@ -7,14 +7,18 @@ Another data set with the same layout can use :class:`StreamGaze`, too: pass a
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
+from pydantic import BaseModel
 
 from modulate.errors import DataError, MissingFileError, near_matches
-from modulate.interfaces.components import Dataset, Reference, Sample
+from modulate.interfaces.components import Dataset, Reference
+from modulate.interfaces.inspection import Inspection
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Signal
 from modulate_gaze.scanpath import Scanpath
 from modulate_streamgaze.files import find_fixations, find_videos, require
@@ -70,6 +74,24 @@ class StreamGaze(Dataset):
         """
         self._make_fixations()
         self.check()
+
+    usual_recipe = "gazeqwen"
+
+    @classmethod
+    def recognize(cls, path: Path) -> BaseModel | None:
+        """Return the parameters of a folder with question files in `qa`."""
+        return StreamGazeParams(root=path) if (path / "qa").is_dir() else None
+
+    def inspect(self, inspection: Inspection) -> Mapping[str, Sequence[Sample]]:
+        """Add the figures of every task, and what is wrong with the tree."""
+        # The check needs this class.
+        from modulate_streamgaze.data_check import check_tree
+
+        report, samples = check_tree(
+            self, inspection.steps, inspection.training_differs, inspection.advance
+        )
+        report.add_to(inspection)
+        return samples
 
     def _make_fixations(self) -> None:
         gaze = self.params.gaze
@@ -268,12 +290,12 @@ class StreamGaze(Dataset):
             for item in _spread(items, shares[task])
         ]
 
-    def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
-        """Return the part of a video's ``signal`` that belongs to ``sample``.
+    def clip_signal(self, sample: Sample, clip: SampleClip, signal: Signal) -> Signal:
+        """Return the part of a video's ``signal`` that belongs to a ``clip`` of ``sample``.
 
         Gaze follows the parameters ``fixation_rule`` and ``proactive_fixations``.
         """
-        start, end = sample.window
+        start, end = clip.window
         # The rules are for gaze only, and hand paths are scanpaths, too.
         if signal.kind != SIGNAL or not isinstance(signal, Scanpath):
             return signal.within(start, end)
@@ -287,21 +309,18 @@ class StreamGaze(Dataset):
 
     def sample_of(self, item: Item) -> Sample:
         """Return one question as a sample; its video and signals must exist."""
-        video = self.video_files[item.stem]
-        signals = self.signals(item)
+        clip = SampleClip(self.video_files[item.stem], self.window(item), self.signals(item))
         groups = {**item.groups, **self.people.known[item.stem]}
         extra = {"place": list(item.place), "time": item.time, **item.extra}
         return Sample(
             item.id,
             item.task,
-            video,
-            self.window(item),
+            (clip,),
             item.question,
             item.options,
             item.answer,
-            signals,
-            groups,
-            extra,
+            groups=groups,
+            extra=extra,
         )
 
     def reference(self) -> Reference:

@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from modulate import cli, plugins
@@ -59,12 +60,16 @@ def test_help_names_every_command_and_those_of_plugins():
         assert f"  {name} " in result.output
 
 
-def with_command(name):
+def with_command(name, group=None):
+    """A registry with a plugin that adds one command, or a group with one command."""
     module = types.ModuleType("made_up")
 
     @hookimpl
     def register_commands(cli):
-        cli.command(name)(lambda: print("hello from a plugin"))
+        target = cli if group is None else typer.Typer(name=group)
+        target.command(name)(lambda: print("hello from a plugin"))
+        if group is not None:
+            cli.add_typer(target)
 
     module.register_commands = register_commands
     registry = plugins.Registry([])
@@ -85,6 +90,26 @@ def test_a_plugin_command_that_clashes_is_left_out_with_a_warning(capsys):
         == "PluginError: command 'train' of plugin 'extra' clashes with one that exists; rename it."
     )
     assert "Warning: the commands of plugin 'extra' are left out." in capsys.readouterr().err
+
+
+def test_a_plugin_adds_commands_to_a_group_of_modulate(capsys):
+    joined = CliRunner().invoke(cli.build(with_command("wave", group="data")), ["data", "wave"])
+    assert joined.output == "hello from a plugin\n"
+    registry = with_command("check", group="data")
+    app = cli.build(registry)
+    assert "hello" not in CliRunner().invoke(app, ["data", "check", "--help"]).output
+    assert registry.plugins["extra"].error == (
+        "PluginError: command 'data check' of plugin 'extra' clashes with one that exists; rename"
+        " it."
+    )
+
+
+def test_the_groups_of_plugins_are_their_own():
+    registry = with_command("wave", group="tricks")
+    other = with_command("jump", group="tricks")
+    registry.add("other", other.manager.get_plugin("extra"))
+    cli.build(registry)
+    assert "command 'tricks' of plugin 'other' clashes" in registry.plugins["other"].error
 
 
 # --- errors

@@ -7,9 +7,10 @@ import pytest
 
 from modulate import cli
 from modulate.config.sections import Sampling
+from modulate.data.sampled_steps import SampledSteps
 from modulate.errors import DataError, MissingFileError
 from modulate_gaze.scanpath import Scanpath
-from modulate_streamgaze.data_check import check_data
+from modulate_streamgaze.data_check import check_tree
 from tests.plugins.streamgaze.streamgaze_tree import (
     EGOEXO,
     EGTEA,
@@ -267,16 +268,14 @@ def test_the_check_of_the_data_counts_them_too(tree, reader, gaze):
         "moved to its edge when fixations were made: 1 of 9 fixations exist only because of that, 0"
         " would exist only without it (1 of 8 videos)"
     )
-    assert [f.level for f in check_data(reader(), Sampling()).findings if said in f.text] == [
-        "info"
-    ]
+    found = lambda: check_tree(reader(), SampledSteps(Sampling()))[0].findings
+    assert [level for level, text in found() if said in text] == ["info"]
     (tree / "fixations/clamped.json").write_text('{"a": [1]}')
     assert any(
-        f.level == "warning" and "must map videos to two counts" in f.text
-        for f in check_data(reader(), Sampling()).findings
+        level == "warning" and "must map videos to two counts" in text for level, text in found()
     )
     (tree / "fixations/clamped.json").unlink()
-    assert not any("its edge" in f.text for f in check_data(reader(), Sampling()).findings)
+    assert not any("its edge" in text for _, text in found())
 
 
 def test_the_preset_of_gazeqwen_keeps_fixations_of_two_seconds(tree, gaze, run, tmp_path):
