@@ -59,6 +59,7 @@ PUBLIC: dict[str, dict[str, str]] = {
     "Write plugins": {
         "hookimpl": "modulate.hookspecs",
         "Params": "modulate.interfaces.params",
+        "LocalPath": "modulate.interfaces.params",
         "Signal": "modulate.interfaces.signal",
         "SignalEncoder": "modulate.interfaces.components",
         "SignalFeatures": "modulate.interfaces.components",
@@ -88,6 +89,7 @@ PUBLIC: dict[str, dict[str, str]] = {
     },
     "Catch errors": {
         "ModulateError": "modulate.errors",
+        "AttachmentWarning": "modulate.errors",
         "CheckpointError": "modulate.errors",
         "ComponentError": "modulate.errors",
         "ConditioningError": "modulate.errors",
@@ -101,6 +103,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "RankError": "modulate.errors",
         "RecipeError": "modulate.errors",
         "SignalError": "modulate.errors",
+        "SignalWarning": "modulate.errors",
         "StorageError": "modulate.errors",
         "UnverifiedWarning": "modulate.errors",
         "VideoError": "modulate.errors",

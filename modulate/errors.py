@@ -17,6 +17,14 @@ class UnverifiedWarning(UserWarning):
     """Hosts were never verified with the installed releases of transformers, torch and PEFT."""
 
 
+class AttachmentWarning(UserWarning):
+    """A modulation is attached where it hardly belongs, or beside another version of itself."""
+
+
+class SignalWarning(UserWarning):
+    """A side signal has events, but none during its clip: it is probably on another clock."""
+
+
 class PluginError(ModulateError, LookupError):
     """A plugin is unknown, broken, clashes with another, or misuses its interface."""
 

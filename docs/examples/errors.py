@@ -1,4 +1,5 @@
 from modulate import (
+    AttachmentWarning,
     CheckpointError,
     ComponentError,
     ConditioningError,
@@ -14,6 +15,7 @@ from modulate import (
     RankError,
     RecipeError,
     SignalError,
+    SignalWarning,
     StorageError,
     UnverifiedWarning,
     VideoError,
@@ -24,7 +26,8 @@ STATE = (CheckpointError, LockedError, StorageError)  # mend the folder or the d
 CODE = (ComponentError, ConditioningError, HostError, PluginError)  # mend the call or the plugin
 TRAINING = (DivergedError, Interrupted, RankError)  # look at the run
 assert all(issubclass(error, ModulateError) for error in INPUT + STATE + CODE + TRAINING)
-assert issubclass(UnverifiedWarning, UserWarning)
+WARNINGS = (AttachmentWarning, SignalWarning, UnverifiedWarning)  # what follows may mean nothing
+assert all(issubclass(warning, UserWarning) for warning in WARNINGS)
 
 try:
     Modulation.from_pretrained("nowhere")

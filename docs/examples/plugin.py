@@ -7,6 +7,7 @@ loudness = "loudness"
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -20,6 +21,7 @@ from modulate import (
     HostInput,
     HostParams,
     InputTransform,
+    LocalPath,
     Memory,
     Message,
     Mixture,
@@ -145,7 +147,10 @@ class MeanColor(Backbone):
 class Folder(Params):
     """Parameters of the data set."""
 
-    root: Path = Field(description="folder of the folders train, val and test")
+    # Marked, a relative path leads there from any directory once a run has begun.
+    root: Annotated[Path, LocalPath()] = Field(
+        description="folder of the folders train, val and test"
+    )
 
 
 class LoudQuestions(Dataset):

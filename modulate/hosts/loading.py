@@ -3,21 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from modulate.errors import HostError
-from modulate.interfaces.params import Params
-from modulate.utils.paths import resolve
+from modulate.interfaces.params import LocalPath, Params
+from modulate.utils.paths import local_or_hub
 
 
 class HostParams(Params):
     """How a recipe loads a host."""
 
-    path: str = Field(
+    path: Annotated[str, LocalPath()] = Field(
         description="folder, hub id, or `package:NAME/folder` for one inside an installed package"
     )
     weights: Literal["pretrained", "random"] = Field(
@@ -80,7 +80,7 @@ def load(family: Family, params: HostParams) -> tuple[nn.Module, Any]:
 def _load_pretrained(family: Family, params: HostParams, device: str) -> tuple[nn.Module, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    path = _local_or_hub(params.path)
+    path = local_or_hub(params.path)
     # Always passed: left out, transformers asks at the terminal.
     trust = params.trust_remote_code
     try:
@@ -99,7 +99,9 @@ def _load_pretrained(family: Family, params: HostParams, device: str) -> tuple[n
         raise
     except (OSError, ValueError) as error:
         # Not there, no network, no safetensors, or code of its own that is not trusted.
-        raise HostError(f"The host {params.path!r} cannot be loaded: {error}") from error
+        here = Path(path).absolute()
+        hint = "" if here.exists() else f" (There is no folder {here} either.)"
+        raise HostError(f"The host {params.path!r} cannot be loaded: {error}{hint}") from error
     return model.requires_grad_(False).eval().to(device), processor
 
 
@@ -112,7 +114,7 @@ def build_random(family: Family, params: HostParams, device: str) -> tuple[nn.Mo
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    path = _local_or_hub(params.path)
+    path = local_or_hub(params.path)
     trust = params.trust_remote_code
     local = Path(path).is_dir()
     has_processor = local and any(
@@ -145,11 +147,6 @@ def build_random(family: Family, params: HostParams, device: str) -> tuple[nn.Mo
             f"The host {params.path!r} cannot be built with random weights: {error}"
         ) from error
     return model.requires_grad_(False).eval(), processor
-
-
-def _local_or_hub(path: str) -> str:
-    """Return the absolute path of a folder on this machine, or a hub id unchanged."""
-    return str(resolve(path)) if path.startswith(("package:", ".", "/")) else path
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from modulate.interfaces.frames import Frames
 from modulate.interfaces.messages import Picture, VideoClip
 from modulate.interfaces.multi_signal import MultiSignal, kinds_of
 from modulate.interfaces.signal import RawSamples, Signal
+from modulate.interfaces.signal_checks import call, check_signal
+from modulate.interfaces.signal_times import warn_if_outside
 from modulate.utils.atomic_files import content_hash
 
 Media = Any
@@ -79,9 +81,16 @@ def load_visual(
         window = _window_of(path, sampling, at)
     times = frame_times_of(sampling, window)
     frames = read_frames(path, times)
-    own = None if signal is None else signal.within(*window)
+    own = _own_part(signal, window, str(path))
     key = (content_hash(path), frames.times)
     return Visual(VideoClip(frames, window), frames, own, key)
+
+
+def _own_part(signal: Signal | None, window: tuple[float, float], what: str) -> Signal | None:
+    """Return the events during ``window``; warn where there are events, but none then."""
+    # Seen from the user: `load_visual`, its caller, the front's method, and the user's line.
+    warn_if_outside(signal, window, what, stacklevel=5)
+    return None if signal is None else call(signal, "within", *window)
 
 
 def _window_of(path: Path, sampling: Sampling, at: float | None) -> tuple[float, float]:
@@ -107,7 +116,7 @@ def _frames_visual(
     if len(frames.times) != len(frames.images):
         raise VideoError(f"{len(frames.images)} frames have {len(frames.times)} times.")
     window = window or (frames.times[0], frames.times[-1])
-    own = None if signal is None else signal.within(*window)
+    own = _own_part(signal, window, "The clip")
     return Visual(VideoClip(frames, window), frames, own)
 
 
@@ -116,7 +125,7 @@ def _picture_visual(
 ) -> Visual:
     # All of its signal belongs to a picture: it was looked at from the first event to the last.
     window = window or (signal and signal.span()) or (0.0, 0.0)
-    own = None if signal is None else signal.within(*window)
+    own = _own_part(signal, window, "The picture")
     return Visual(Picture(image, window), Frames(image[None], (window[1],)), own)
 
 
@@ -179,12 +188,12 @@ def _one_signal(name: str, kind: type[Signal], value: Any) -> Signal | None:
         return value
     with plugins.registry().blame("signal", name, "reading"):
         if isinstance(value, RawSamples):
-            return kind.from_samples(value)
+            return check_signal(kind.from_samples(value), kind, "from_samples")
         if isinstance(value, str | PathLike):
             path = Path(value)
             if not path.is_file():
                 raise MissingFileError(f"The signal file {path} does not exist.")
-            return kind.read(path)
+            return check_signal(kind.read(path), kind, f"read of {path}")
     raise SignalError(
         f"{name}: {type(value).__name__} is no signal. Give a file, a {kind.__name__}, or"
         " modulate.RawSamples(values, rate) for samples of a recorder."

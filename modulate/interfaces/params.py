@@ -5,6 +5,7 @@ Imports no torch, so that reading a recipe takes no time.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +28,17 @@ SET_BY_CONSTRUCTOR: dict[str, dict[str, type]] = {
 """Attributes that a component of each kind must have once it is built."""
 
 
+@dataclass(frozen=True)
+class LocalPath:
+    """Marks a parameter as a path from the working directory: ``Annotated[Path, LocalPath()]``.
+
+    A run records where it leads, so that the run works from any directory. ``words``: values of the
+    parameter that are no path.
+    """
+
+    words: tuple[str, ...] = ()
+
+
 class Params(BaseModel):
     """Base class of components' parameters. Unknown keys are errors; instances are immutable."""
 
@@ -35,6 +47,16 @@ class Params(BaseModel):
     def departures(self) -> Sequence[Departure]:
         """Return the departures that `modulate check` reports; by default none."""
         return ()
+
+    @classmethod
+    def local_paths(cls) -> dict[str, LocalPath]:
+        """Return the parameters that are paths from the working directory, by name."""
+        return {
+            name: mark
+            for name, field in cls.model_fields.items()
+            for mark in field.metadata
+            if isinstance(mark, LocalPath)
+        }
 
 
 class ComponentSpec(Params):

@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modulate.errors import ConditioningError, HostError
+from modulate.errors import AttachmentWarning, ConditioningError, HostError
+from modulate.hosts.attached_modules import noted, refuse_second
 from modulate.hosts.hooks import ActiveCalls, Hook, arguments_by_name, is_patched
 from modulate.hosts.host import understand
 from modulate.hosts.kv_cache import output_cache
 from modulate.hosts.verified_versions import warn_if_unverified
-from modulate.modulation.clip_inputs import ClipInput, Rows, as_lists
+from modulate.modulation.clip_inputs import ClipInput, Rows, as_lists, warn_outside
 from modulate.modulation.conditioning import Conditioning, TokenHints
 from modulate.modulation.lora import LoraHooks
 from modulate.modulation.module import HostSpec, Modulation
@@ -66,7 +68,10 @@ class AttachmentReport:
 class Attachment:
     """A modulation attached to a host; owns its hooks.
 
-    Raises :class:`HostError` for a host of another shape than the modulation's.
+    Other modulations may be attached to the same host. Raises :class:`HostError` for a host of
+    another shape than the modulation's, and where the same modulation, or one with the same
+    configuration and weights, is attached to it already. Warns (:class:`AttachmentWarning`) of a
+    host of another family, and of a modulation from the same folder with other weights.
     """
 
     @show_library_warnings()
@@ -75,12 +80,14 @@ class Attachment:
         self.model = model
         self.host = understand(model)
         self._check_host()
+        refuse_second(modulation, self.host)
         warn_if_unverified(self.host.config.model_type)
         self._layers = modulation.config.injection.layers
         self._conditioning: Conditioning | None = None
         self._passes = RecomputeTracker()
         self._active_calls = ActiveCalls()
         self._report = AttachmentReport(self._layers)
+        self._warned_outside = False
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         self._signature = inspect.signature(self.host.entry.forward)
         self._lora: LoraHooks | None = None
@@ -100,9 +107,17 @@ class Attachment:
                 f" layers of width {expected.d_model}; this {actual.model_type} has"
                 f" {actual.n_layers} of width {actual.d_model}."
             )
+        if expected.model_type != actual.model_type:
+            warnings.warn(
+                f"The modulation was made for a {expected.model_type}, and this {actual.model_type}"
+                " has the same shape: residuals for one mean nothing to the other.",
+                AttachmentWarning,
+                stacklevel=5,
+            )
         self.host.check_layers(self.modulation.config.injection.layers)
 
     def _install(self) -> None:
+        self._removals.enter_context(noted(self.modulation, self.host))
         if self.modulation.lora is not None:
             self._lora = LoraHooks(self.modulation.lora, self.host, self._current_pass)
             self._removals.callback(self._lora.remove)
@@ -308,14 +323,19 @@ class Attachment:
         Raises what :func:`modulate.modulation.clip_inputs.check_rows` and
         :func:`modulate.modulation.clip_inputs.as_mask` do, and :class:`ConditioningError` when
         nested, when a row's visual tokens and grids differ, when its prompt shows its clips in
-        another order, when rows that share clips are not copies, or when no forward came.
+        another order, when rows that share clips are not copies, or when no forward came. Warns
+        once of a signal that has events, but none during its clip (:class:`SignalWarning`).
         """
+        self._check_attached()
         if self._conditioning is not None:
             raise ConditioningError(
                 "This attachment is being conditioned already; conditioning does not nest."
             )
         hints = TokenHints(positions, prompt, mask)
-        conditioning = Conditioning.build(self.modulation, rows, self.host, hints)
+        clips_of_rows = as_lists(rows)
+        conditioning = Conditioning.build(self.modulation, clips_of_rows, self.host, hints)
+        # Once: training conditions thousands of times, and the report counts active steps.
+        self._warned_outside = self._warned_outside or warn_outside(clips_of_rows, stacklevel=3)
         self._conditioning = conditioning
         enclosing_backward = self._passes.open_block()
         try:
@@ -328,6 +348,12 @@ class Attachment:
             self._passes.block_backward = enclosing_backward
             # After errors too: the report says how far the forwards came.
             self._summarize(conditioning)
+
+    def _check_attached(self) -> None:
+        if self._passes.closed:
+            raise ConditioningError(
+                "This attachment was detached; attach the modulation again: `modulation.attach(…)`."
+            )
 
     def _summarize(self, conditioning: Conditioning) -> None:
         latents = conditioning.latents
@@ -354,6 +380,7 @@ class Attachment:
     @contextmanager
     def bare(self) -> Iterator[None]:
         """Switch the modulation's own LoRA off: forwards in this block are the host's own."""
+        self._check_attached()
         if self._conditioning is not None:
             raise ConditioningError("`bare()` cannot be entered inside a conditioning.")
         had_lora = self._passes.idle.lora
@@ -372,6 +399,7 @@ class Attachment:
 
         ``bare``: switch the modulation's own LoRA off as well.
         """
+        self._check_attached()
         clips_of_rows = as_lists(rows)
         with (
             self.bare() if bare else nullcontext(),

@@ -14,6 +14,7 @@ from torch import Tensor
 from modulate import plugins
 from modulate.errors import ConditioningError, HostError, PluginError, SignalError, shown
 from modulate.interfaces.signal import ANY, Signal
+from modulate.interfaces.signal_times import warn_if_outside
 from modulate.interfaces.visual_grid import VisualGrid
 
 EXPECTED_ROWS = (
@@ -110,6 +111,23 @@ def check_rows(rows: Sequence[Sequence[ClipInput]], requirements: ClipRequiremen
                 check_features(where, clip, requirements)
                 with_signal.append((where, clip))
     _check_finite(with_signal)
+
+
+def warn_outside(rows: Sequence[Sequence[ClipInput]], stacklevel: int) -> bool:
+    """Warn of the first clip whose signal has events, but none in the clip's time.
+
+    Return whether there is one. ``stacklevel``: as in :func:`warnings.warn`.
+    """
+    return any(
+        warn_if_outside(
+            clip.signal,
+            (clip.grid.spans[0][0], clip.grid.spans[-1][1]),
+            f"Row {number}, clip {place}",
+            stacklevel + 2,
+        )
+        for number, row in enumerate(rows)
+        for place, clip in enumerate(row)
+    )
 
 
 def _check_signal(where: str, signal: Any, required_kind: str) -> None:

@@ -70,13 +70,17 @@ class Git(Record):
 
 
 class Environment(Record):
-    """environment.json: what a run was made with."""
+    """environment.json: what a run was made with.
+
+    ``paths``: where the relative paths of its recipe led, by key.
+    """
 
     python: str = ""
     system: str = ""
     machine: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     git: Git | None = None
+    paths: dict[str, str] = Field(default_factory=dict)
 
 
 # --- metrics.json
@@ -164,11 +168,14 @@ class ComparisonFigures(ScoreDifference):
 class Reach(Record):
     """In how many samples, and in how many time steps of all of them, the signal reached the visual
     tokens.
+
+    ``samples_off_clock``: samples whose whole signal lies outside of their video.
     """
 
     samples: Count
     samples_with_active_signal: Count = 0
     active_steps: Count = 0
+    samples_off_clock: Count = 0
 
 
 class Failure(Record):

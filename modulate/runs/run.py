@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modulate.config import recipe as recipes
+from modulate.config.local_paths import local_paths, relocated
 from modulate.config.recipe import Recipe
 from modulate.distributed.launch import current
 from modulate.errors import CheckpointError, MissingFileError, RecipeError
@@ -51,7 +52,8 @@ class Run:
     def create(cls, recipe: Recipe, root: Path) -> "Run":
         """Create or reopen ``root/<recipe name>``.
 
-        Raises :class:`RecipeError` if it holds a run of another recipe.
+        Raises :class:`RecipeError` if it holds a run of another recipe that took a step or has
+        results.
         """
         run = cls(root / recipe.name, recipe)
         processes = current()
@@ -67,26 +69,41 @@ class Run:
         changed = []
         if existing.is_file():
             changed = recipes.differing(recipes.load_saved_recipe(existing), self.recipe)
-        if changed:
+        # A run that failed before its first step has nothing to lose, and its recipe was wrong.
+        if changed and self.has_begun:
             raise RecipeError(
                 f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)});"
                 " give this one another name with name=…, or remove that folder."
             )
         write_text(existing, text)
-        self.write_json("environment.json", environment())
+        self.write_json("environment.json", environment() | {"paths": local_paths(self.recipe)})
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it took a step of training, or holds weights, results or anything to continue."""
+        files = ("state.json", "log.jsonl", "metrics*.json", "predictions*.jsonl")
+        folders = (self.weights, self.evaluation, self.checkpoints.folder)
+        return any(path.stat().st_size for name in files for path in self.folder.glob(name)) or any(
+            path.is_file() for folder in folders for path in folder.rglob("*")
+        )
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """Open a finished or unfinished run.
+        """Open a finished or unfinished run, from any directory.
 
-        Raises :class:`MissingFileError` if the folder holds none.
+        Relative paths in its recipe lead where they led when it began. Raises
+        :class:`MissingFileError` if the folder holds none.
         """
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise MissingFileError(
                 f"{folder} is not a run: recipe.yaml is missing. `modulate train RECIPE` makes one."
             )
-        return cls(folder, recipes.load_saved_recipe(path))
+        run = cls(folder, recipes.load_saved_recipe(path))
+        # A run that was copied without this file has its recipe's own paths.
+        if not (folder / "environment.json").is_file():
+            return run
+        return cls(folder, relocated(run.recipe, run.read_environment().paths))
 
     @property
     def weights(self) -> Path:

@@ -31,7 +31,7 @@ SEED = 0
 def run_states(plan: Sequence[PlannedRun], folder: Path) -> dict[str, State]:
     """Return the state of each run in ``folder``.
 
-    Raises :class:`RecipeError` if one was made from another recipe, before anything is started.
+    Raises :class:`RecipeError` if one took a step with another recipe, before anything is started.
     """
     states = {}
     for run in plan:
@@ -44,7 +44,7 @@ def run_states(plan: Sequence[PlannedRun], folder: Path) -> dict[str, State]:
 
 def _check_same_recipe(saved: Path, recipe: Recipe) -> None:
     changed = differing(load_saved_recipe(saved), recipe)
-    if changed:
+    if changed and Run(saved.parent, recipe).has_begun:
         raise RecipeError(
             f"{saved.parent} holds a run of another recipe (differs in {', '.join(changed)}): the"
             " sweep or its base was changed since. Give the sweep another name with name=…, or"

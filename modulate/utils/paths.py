@@ -14,8 +14,30 @@ PREFIX = "package:"
 
 
 def is_repository(name: str) -> bool:
-    """Return whether ``name`` can be a hub repository, ``owner/name``, rather than a path."""
-    return not name.startswith((".", "/", "~", PREFIX)) and name.count("/") == 1
+    """Return whether ``name`` can be a hub repository, ``owner/name``, rather than a path.
+
+    What exists here is a path, and so is what ends with a slash.
+    """
+    looks_like_one = not name.startswith((".", "/", "~", PREFIX)) and name.count("/") == 1
+    return looks_like_one and not name.endswith("/") and not _exists(name)
+
+
+def local_or_hub(text: str) -> str:
+    """Return the absolute path of the file or folder ``text``, or ``text`` if it is a hub id.
+
+    What exists here is never looked for on the hub. Raises :class:`MissingFileError` for what does
+    not exist and can be no hub id, ``name`` or ``owner/name``.
+    """
+    is_name = text.strip() != "" and "/" not in text and not text.startswith((".", "~", PREFIX))
+    if is_repository(text) or (is_name and not _exists(text)):
+        return text
+    return str(resolve(text).absolute())
+
+
+def _exists(text: str) -> bool:
+    with suppress(OSError, ValueError):
+        return Path(text).exists()
+    return False
 
 
 def resolve(text: str) -> Path:

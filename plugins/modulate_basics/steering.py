@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from modulate import Memory, Modulator, Params, Projection, SignalFeatures, Writer
+from modulate import LocalPath, Memory, Modulator, Params, Projection, SignalFeatures, Writer
 from modulate.errors import CheckpointError, RecipeError
 from modulate.utils.atomic_files import read_tensors
 from modulate.utils.paths import resolve
@@ -27,7 +27,7 @@ class SteeringParams(Params):
             " token, whatever the signal"
         ),
     )
-    directions: Path | Literal["saved"] | None = Field(
+    directions: Annotated[Path | Literal["saved"] | None, LocalPath(("saved",))] = Field(
         None,
         description=(
             "safetensors file with a fixed tensor `directions` (injected layer, d_model), of which"

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import timm
 import torch
@@ -19,6 +19,7 @@ from modulate.data.feature_cache import check_frame_times, weights_digest
 from modulate.errors import CheckpointError, MissingFileError, RecipeError
 from modulate.interfaces import components
 from modulate.interfaces.components import FrameFeatures
+from modulate.interfaces.params import LocalPath
 from modulate.utils.atomic_files import read_tensors
 from modulate.utils.paths import resolve
 
@@ -66,7 +67,7 @@ class DinoV2Params(components.Params):
         "vit_base_patch14_dinov2.lvd142m",
         description="timm's name of the model; unused if dims are given.",
     )
-    weights: str = Field(
+    weights: Annotated[str, LocalPath(("pretrained", "random"))] = Field(
         "pretrained",
         description=(
             "The word pretrained (timm's weights, downloaded once), the word random, or a"

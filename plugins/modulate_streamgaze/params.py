@@ -1,12 +1,12 @@
 """The parameters of StreamGaze as a data set."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from modulate.interfaces.components import Params
-from modulate.interfaces.params import Departure
+from modulate.interfaces.params import Departure, LocalPath
 from modulate_streamgaze.fixations import GazeFiles
 
 ADDED_LATER = ("fixation_rule", "proactive_fixations")
@@ -34,7 +34,7 @@ def rule_departures(fixation_rule: str, proactive_fixations: str) -> list[Depart
 class StreamGazeParams(Params):
     """Locations of the files, the part of a video that a question may see, and the split."""
 
-    root: Path = Field(
+    root: Annotated[Path, LocalPath()] = Field(
         description="folder that holds qa/*.json; the other paths are relative to it"
     )
     tasks: tuple[str, ...] | None = Field(

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, model
 from modulate import plugins
 from modulate.errors import near_matches
 from modulate.interfaces.components import Params
+from modulate.interfaces.params import LocalPath
 
 SPLITS = ("train", "val", "test")
 
@@ -115,7 +116,7 @@ class Split(Params):
 class TableParams(Params):
     """Where the rows are, what their columns mean, and how they are split."""
 
-    root: Path = Field(
+    root: Annotated[Path, LocalPath()] = Field(
         Path(),
         description=(
             "folder of the table, and of the files that it names. Without `files` and `hub`, it"

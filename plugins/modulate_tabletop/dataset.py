@@ -2,12 +2,12 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from modulate.interfaces.components import Dataset, Params, Reference, Sample
-from modulate.interfaces.params import Departure
+from modulate.interfaces.params import Departure, LocalPath
 from modulate.interfaces.signal import Signal
 from modulate_streamgaze.dataset import StreamGaze
 from modulate_streamgaze.params import StreamGazeParams, rule_departures
@@ -19,7 +19,9 @@ from modulate_tabletop.text import GAZE_ONLY
 class TabletopParams(Params):
     """Numbers that define the world, and the part of it to use."""
 
-    root: Path = Field(description="folder of the world; generated there if it does not exist")
+    root: Annotated[Path, LocalPath()] = Field(
+        description="folder of the world; generated there if it does not exist"
+    )
     train: NonNegativeInt = Field(200, description="number of training videos")
     val: NonNegativeInt = Field(20, description="number of validation videos")
     test: NonNegativeInt = Field(80, description="number of test videos")

@@ -5,7 +5,7 @@ import pytest
 
 from modulate import Frames
 from modulate.config.sections import Sampling
-from modulate.errors import RecipeError, SignalError, VideoError
+from modulate.errors import RecipeError, SignalError, SignalWarning, VideoError
 from modulate.inference.media import load_visual, paired, read_signal
 from modulate.interfaces.messages import Picture, VideoClip
 from modulate.interfaces.multi_signal import MultiSignal
@@ -28,7 +28,7 @@ def video(tmp_path_factory):
     [
         ({}, (1.9, 3.9)),  # the last frame is shown at 3.9 s
         ({"at": 3.0}, (1.0, 3.0)),
-        ({"at": 0.5}, (0.0, 0.5)),
+        ({"at": 0.7}, (0.0, 0.7)),
         ({"window": (0.5, 3.5)}, (0.5, 3.5)),
     ],
 )
@@ -42,6 +42,25 @@ def test_a_clip_is_as_long_as_the_sampling_covers_and_has_its_part_of_the_signal
     assert len(visual.frames.times) <= SAMPLING.max_frames
     assert visual.signal == GAZE.within(*window)
     assert visual.key is not None
+
+
+@pytest.mark.parametrize(
+    ("media", "place", "window"),
+    [
+        ("video", {"at": 3.0}, "1.00 to 3.00"),
+        (PIXELS, {"window": (0.0, 2.0)}, "0.00 to 2.00"),
+        (Frames(PIXELS[None], (1.5,)), {}, "1.50 to 1.50"),
+    ],
+)
+def test_a_signal_on_another_clock_is_warned_of_with_both_times(video, media, place, window):
+    media = video if isinstance(media, str) else media
+    late = {"gaze": GAZE.moved(1000.0)}
+    message = f"2 events of the gaze signal, at 1000.60 to 1003.00 s, lies within {window} s"
+    with pytest.warns(SignalWarning, match=message):
+        assert len(load_visual(media, late, "gaze", SAMPLING, **place).signal) == 0
+    # Nothing was measured: no clock, and no warning.
+    for silent in ({"gaze": GAZE.blank()}, {"gaze": None}):
+        load_visual(media, silent, "gaze", SAMPLING, **place)
 
 
 def test_a_picture_was_looked_at_as_long_as_its_signal_lasts():

@@ -8,7 +8,13 @@ import torch
 from torch.utils.data import default_collate
 
 from modulate import ClipInput, ModulatedHost, plugins
-from modulate.errors import ConditioningError, HostError, ModulateError, SignalError
+from modulate.errors import (
+    ConditioningError,
+    HostError,
+    ModulateError,
+    SignalError,
+    SignalWarning,
+)
 from modulate.interfaces.multi_signal import MultiSignal
 from modulate.modulation.clip_inputs import ClipRequirements, as_lists, as_mask, check_rows
 from modulate_gaze.scanpath import Scanpath
@@ -293,3 +299,23 @@ def test_every_refusal_is_a_modulate_error():
     for rows in (0, object(), [object()], [[object()]], [[ClipInput(0, 0, 0)]], b"", {1}, [{1}]):
         with pytest.raises(ModulateError):
             check_rows(as_lists(rows), REQUIREMENTS)
+
+
+def test_a_signal_on_another_clock_is_warned_of_once_by_row_clip_and_both_times(host, modulation):
+    late = replace(CLIP, signal=CLIP.signal.moved(1000.0))
+    empty = replace(CLIP, signal=CLIP.signal.blank())
+    with modulation.attached(host) as attachment:
+        # Empty signals and clips without one are silent: warnings are errors here.
+        for rows in ([[CLIP], [empty]], [[empty], []]):
+            with attachment.condition(rows):
+                host(**inputs())
+        message = (
+            r"Row 1, clip 0: none of the 2 events of the gaze signal, at 1000\.00 to 1003\.00 s,"
+            r" lies within 0\.00 to 3\.00 s"
+        )
+        with pytest.warns(SignalWarning, match=message) as caught:
+            for _ in range(2):
+                with attachment.condition([[CLIP], [late]]):
+                    host(**inputs())
+        assert len(caught) == 1 and caught[0].filename == __file__
+        assert attachment.report().active_steps == (2, 0)

@@ -4,7 +4,7 @@ import pytest
 
 import modulate
 from modulate.errors import MissingFileError
-from modulate.utils.paths import is_repository, resolve
+from modulate.utils.paths import is_repository, local_or_hub, resolve
 
 
 def test_a_plain_path_is_returned_as_it_is(tmp_path: Path) -> None:
@@ -92,3 +92,17 @@ def test_impossible_names_are_refused(text):
 )
 def test_what_looks_like_a_repository(name, expected):
     assert is_repository(name) is expected
+
+
+def test_what_exists_here_is_no_repository_and_what_cannot_be_one_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "hosts" / "internvl").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_repository("hosts/internvl") and is_repository("hosts/other")
+    for here in ("hosts/internvl", "./hosts/internvl", "hosts/internvl/", "hosts"):
+        assert local_or_hub(here) == str((tmp_path / here).absolute())
+    assert local_or_hub("package:modulate") == str(Path(str(modulate.__file__)).parent)
+    for on_hub in ("someone/model", "gpt2", "some.one/model-1.5"):
+        assert local_or_hub(on_hub) == on_hub
+    for nowhere in ("my/hosts/internvl", "./internvl", "hosts/other/", "~/internvl", "", "/gone"):
+        with pytest.raises(MissingFileError, match=r"does not exist: looked for /|path is empty"):
+            local_or_hub(nowhere)

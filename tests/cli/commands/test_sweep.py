@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -128,10 +127,8 @@ def test_a_sweep_runs_fails_where_it_must_and_continues(tmp_path):
     assert "Injection asks for decoder layer 9" in " ".join(first.stdout.split())
     planned = load_recipe(str(folder / "jobs" / "base-s0.yaml"))
     assert Run.open(folder / "base-s0").recipe == planned
+    # It never took a step, so the corrected recipe takes its place.
     path.write_text(path.read_text().replace("- 9\n", "- 2\n"))
-    other_recipe = "layers-nine-s0 holds a run of another recipe (differs in injection.layers)"
-    assert other_recipe in start().stderr
-    shutil.rmtree(folder / "layers-nine-s0")
     second = start()
     assert second.returncode == 0, second.stderr
     assert "1 of 2 runs are finished already." in second.stderr
