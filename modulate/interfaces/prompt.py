@@ -29,15 +29,17 @@ TEMPLATES: dict[AnswerForm, str] = {
 def fill_template(template: str, question: str, options: Sequence[str] = ()) -> str:
     """Return ``template`` with ``{question}`` and ``{options}`` filled in.
 
-    The options are written one to a line, each after its letter. Raises :class:`DataError` for more
-    options than there are letters, where the template shows them.
+    The options are written one to a line, each after its letter; letters that all of them have
+    already are not written twice. Raises :class:`DataError` for more options than there are
+    letters, and for letters in another order, where the template shows them.
     """
     shows_options = "{options}" in template
     if shows_options and len(options) > len(LETTERS):
         raise DataError(
             f"{len(options)} options are offered; there are letters for {len(LETTERS)} at most."
         )
-    lines = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
+    plain, _ = without_letters(options) if shows_options else ((), False)
+    lines = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, plain, strict=False))
     # Split at the placeholders before filling: a question may hold text in braces itself.
     before, found, after = template.partition("{question}")
     parts = [before, question if found else "", after]

@@ -24,6 +24,24 @@ def test_more_options_than_letters_are_refused_only_where_they_are_shown():
     assert fill_template(TEMPLATES["likelihood"], "Which?", many).endswith("The answer is:")
 
 
+def test_letters_that_options_have_are_not_written_twice():
+    expected = fill_template(TEMPLATES["letter"], "Which?", ("a cup", "a plate"))
+    for options in (
+        ("A. a cup", "B. a plate"),
+        ("(A) a cup", "(B) a plate"),
+        ("A: a cup", "B) a plate"),
+    ):
+        assert fill_template(TEMPLATES["letter"], "Which?", options) == expected
+    # Not all of them, or not from A on: part of the text.
+    for options in (("A. a cup", "a plate"), ("B. a cup", "C. a plate")):
+        lines = f"A. {options[0]}\nB. {options[1]}"
+        assert lines in fill_template(TEMPLATES["letter"], "Which?", options)
+    with pytest.raises(DataError, match="must run from A in order"):
+        fill_template(TEMPLATES["letter"], "Which?", ("B. a cup", "A. a plate"))
+    # Not shown, so nothing to write.
+    fill_template(TEMPLATES["word"], "Which?", ("B. a cup", "A. a plate"))
+
+
 def test_a_template_may_hold_the_options_first():
     assert fill_template("{options}\n{question}", "Which?", ("x",)) == "A. x\nWhich?"
 
