@@ -35,6 +35,12 @@ def show_metrics(run: Run, metrics: Mapping[str, Any]) -> None:
         f"The signal reached {signal['samples_with_active_signal']} of {signal['samples']} samples"
         f" ({signal['active_steps']} steps)."
     )
+    if signal.get("samples_off_clock"):
+        console.print(
+            f"Warning: in {signal['samples_off_clock']} samples the whole signal lies outside the"
+            " video: is it on another clock?",
+            style="yellow",
+        )
     _show_failures(console, run, metrics["failed"])
     console.print(f"Run: {run.folder}", highlight=False, soft_wrap=True, markup=False)
 

@@ -28,6 +28,17 @@ def test_each_task_condition_and_comparison_has_its_place(tmp_path, capsys):
     assert "50.0" in out
 
 
+def test_signals_on_another_clock_are_warned_of_and_only_they(tmp_path, capsys):
+    shutil.copytree(FIXTURES / "saved_by_0_1" / "run", tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    assert "another clock" not in shown(run, capsys)
+    metrics = run.read_json("metrics.json")
+    metrics["signal"]["samples_off_clock"] = 3
+    tables.show_metrics(run, metrics)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "in 3 samples the whole signal lies outside the video: is it on another clock?" in out
+
+
 def test_what_was_done_with_failed_samples_is_said_as_the_recipe_says(tmp_path, capsys):
     shutil.copytree(FIXTURES / "saved_by_0_1" / "run", tmp_path / "run")
     run = Run.open(tmp_path / "run")
@@ -42,8 +53,8 @@ def test_what_was_done_with_failed_samples_is_said_as_the_recipe_says(tmp_path, 
         assert "a/b" in texts[rule]
     for rule, text in texts.items():
         (other,) = FAILED_RULES.keys() - {rule}
-        words = " ".join(text.split())
-        assert FAILED_RULES[rule] in words and FAILED_RULES[other] not in words
+        one_line = " ".join(text.split())
+        assert FAILED_RULES[rule] in one_line and FAILED_RULES[other] not in one_line
 
 
 def test_scores_of_text_are_shown_by_condition_with_the_test_of_graded_scores(tmp_path, capsys):
