@@ -188,6 +188,12 @@ class HiddenStateCache:
         for name, value in arguments.items():
             known = name in _OPTIONS or name in KEYED_INPUTS or value is past
             if value is not None and not known:
+                if isinstance(value, Tensor):
+                    warnings.warn(
+                        f"features.hidden_state_cache_gib has no effect: the host is given {name},"
+                        " which may matter to its states and is not part of an entry's key.",
+                        stacklevel=2,
+                    )
                 return None
         # Transformers' checkpointing runs a layer in training mode, and again in the backward.
         if any(layer.training for layer in self.layers):

@@ -129,9 +129,10 @@ class ContentKeys:
     def recognize(self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Tensor]]) -> None:
         """Note that the patches of ``inputs``, if any, are those of ``rows``, one after another.
 
-        Joining a batch makes a new tensor, which would be hashed anew. This only saves that time.
+        Joining a batch makes a new tensor, which would be hashed anew. This only saves that time,
+        and only for hosts whose processors say which patches belong to which clip.
         """
-        if not self.enabled:
+        if not self.enabled or GRIDS not in inputs:
             return
         rows_with_clips = [row for row in rows if PIXELS in row]
         for row in rows_with_clips:

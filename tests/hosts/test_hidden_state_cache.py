@@ -188,7 +188,7 @@ def test_while_lower_layers_are_trained_or_recomputed_it_is_off_and_warns(state_
 
 
 def test_the_oldest_entries_stay_until_the_weights_change(host):
-    rows = [inputs(((7, 8 + i),)) for i in range(4)]
+    rows = [inputs(((7, 8 + index),)) for index in range(4)]
     size = rows[0]["input_ids"].shape[1] * 32 * 4
     state_cache = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
     with state_cache.active():
@@ -204,7 +204,7 @@ def test_the_oldest_entries_stay_until_the_weights_change(host):
 
 
 def test_entries_of_a_training_make_room_for_the_evaluation_after_it(host):
-    rows = [inputs(((7, 8 + i),)) for i in range(4)]
+    rows = [inputs(((7, 8 + index),)) for index in range(4)]
     size = rows[0]["input_ids"].shape[1] * 32 * 4
     state_cache = HiddenStateCache(understand(host), 1, 2 * size, ContentKeys())
     with state_cache.active():
@@ -315,3 +315,16 @@ def test_only_the_lower_layers_of_a_cache_are_stored_and_counted(host, state_cac
             + sum(layer.keys.nbytes + layer.values.nbytes for layer in lower)
             == MIB - state_cache._free_bytes
         )
+
+
+def test_a_host_with_further_inputs_says_that_it_cannot_be_cached():
+    from modulate_hosts.contract.families import FAMILIES
+    from modulate_hosts.contract.suite import Case
+
+    (family,) = [family for family in FAMILIES if family.name == "minicpmv4_6"]
+    case = Case(family)
+    batch = case.write(["video", (7, 8)])
+    cache = HiddenStateCache(understand(case.host), 1, MIB, ContentKeys())
+    with torch.no_grad(), cache.active(), pytest.warns(UserWarning, match="given target_sizes"):
+        case.host(**batch.inputs)
+    assert cache.hits == cache.misses == 0

@@ -9,7 +9,7 @@ import torch
 
 from modulate.errors import HostError
 from modulate.hosts.host import understand
-from modulate.hosts.vision_tower_cache import METHOD, VisionTowerCache
+from modulate.hosts.vision_tower_cache import METHOD, ContentKeys, VisionTowerCache
 from tests.tiny import CLIP, inputs, qwen
 
 GIB = 2**30
@@ -141,6 +141,13 @@ def test_patches_that_the_pipeline_knows_are_not_hashed_again(host, tower, monke
             assert torch.equal(host(**again).logits, plain)
     assert len(hashed) == 4
     assert tower.store.misses == 1
+
+
+def test_clips_of_a_processor_that_gives_no_grids_are_not_noted_ahead():
+    row = {"pixel_values_videos": torch.ones(1, 2, 3, 8, 8)}
+    keys = ContentKeys()
+    keys.recognize({"pixel_values_videos": torch.ones(2, 2, 3, 8, 8)}, [row, row])
+    assert len(keys._known) == 0
 
 
 def test_the_host_is_restored(host, tower):
