@@ -64,7 +64,7 @@ def targets(path):
 # --- pages
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_relative_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     links = [
@@ -81,18 +81,22 @@ def test_the_index_reaches_every_page():
         for link in re.findall(r"\]\(([^)\s]+)\)", (DOCS / "index.md").read_text())
     }
     pages = [
-        p
+        path
         for folder in ("tutorial", "how-to", "reference", "explanation")
-        for p in (DOCS / folder).glob("*.md")
+        for path in (DOCS / folder).glob("*.md")
     ]
-    assert pages and [p.name for p in pages if p.resolve() not in linked] == []
+    assert pages and [page.name for page in pages if page.resolve() not in linked] == []
 
 
 def test_every_hook_is_documented_with_its_exact_signature():
-    hooks = {name: f for name, f in vars(hookspecs).items() if hasattr(f, "modulate_spec")}
+    hooks = {
+        name: function
+        for name, function in vars(hookspecs).items()
+        if hasattr(function, "modulate_spec")
+    }
     signatures = [
-        name + str(inspect.signature(f)).replace("collections.abc.", "")
-        for name, f in hooks.items()
+        name + str(inspect.signature(function)).replace("collections.abc.", "")
+        for name, function in hooks.items()
     ]
     assert (
         signatures
@@ -154,13 +158,14 @@ def test_the_dependencies_page_names_what_pyproject_names():
     bare = lambda requirement: re.match(r"[\w.-]+", requirement)[0]
     always, extras = (DOCS / "explanation" / "dependencies.md").read_text().split("## Extras")
     assert re.findall(r"^\| ([\w.-]+) \| [^-]", always, re.M)[1:] == [
-        bare(r) for r in project["dependencies"]
+        bare(requirement) for requirement in project["dependencies"]
     ]
     named = {}
     for extra, packages in re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", extras, re.M):
         named.setdefault(extra, set()).update(packages.replace(" ", "").split(","))
     assert named == {
-        extra: {bare(r) for r in rs} for extra, rs in project["optional-dependencies"].items()
+        extra: {bare(requirement) for requirement in rs}
+        for extra, rs in project["optional-dependencies"].items()
     }
 
 
@@ -172,8 +177,8 @@ def test_the_tutorial_shows_the_files_that_are_installed():
     shown = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", page.read_text(), re.S | re.M)
     package = page.parent / "modulate-pointer"
     files = {
-        p.relative_to(page.parent).as_posix()
-        for p in [package / "pyproject.toml", *(package / "modulate_pointer").glob("*.py")]
+        path.relative_to(page.parent).as_posix()
+        for path in [package / "pyproject.toml", *(package / "modulate_pointer").glob("*.py")]
     }
     assert sorted(name for name, _ in shown) == sorted(files)
     assert [name for name, text in shown if text != (page.parent / name).read_text()] == []
@@ -228,17 +233,17 @@ def test_the_backbone_of_the_how_to_works():
 
 
 def test_every_part_of_the_core_has_its_place_in_the_order():
-    own = {dotted(p).split(".")[0] for p in CORE} - {"__init__", "__main__"}
+    own = {dotted(path).split(".")[0] for path in CORE} - {"__init__", "__main__"}
     assert sorted(layout.order()) == sorted(own)
     assert [part.name for part in layout.parts() if not part.summary] == []
 
 
 def test_summaries_of_packages_fit_a_line():
-    assert {p.name: p.summary for p in layout.parts() if len(p.summary) > 80} == {}
+    assert {part.name: part.summary for part in layout.parts() if len(part.summary) > 80} == {}
 
 
 def test_packages_import_downwards_only():
-    level = {name: i for i, name in enumerate(layout.order())}
+    level = {name: index for index, name in enumerate(layout.order())}
     wrong = set()
     for path in CORE:
         package = dotted(path).split(".")[0]
@@ -266,14 +271,18 @@ def test_imports_that_close_a_circle_are_made_inside_functions():
 def test_packages_export_nothing():
     """Importing one module runs no other: an `__init__` holds a docstring alone."""
     full = {"cli/__init__.py", "__init__.py"}
-    packages = [p for p in CORE if p.name == "__init__.py"]
-    names = {p.relative_to(ROOT / "modulate").as_posix(): len(parse(p).body) for p in packages}
+    packages = [path for path in CORE if path.name == "__init__.py"]
+    names = {
+        path.relative_to(ROOT / "modulate").as_posix(): len(parse(path).body) for path in packages
+    }
     assert {name for name, length in names.items() if length > 1} <= full
 
 
 def test_every_module_of_the_core_has_its_test_file():
-    modules = [p for p in CORE if p.name not in {"__init__.py", "__main__.py"}]
-    files = {p: p.relative_to(ROOT / "modulate").with_name(f"test_{p.name}") for p in modules}
+    modules = [path for path in CORE if path.name not in {"__init__.py", "__main__.py"}]
+    files = {
+        path: path.relative_to(ROOT / "modulate").with_name(f"test_{path.name}") for path in modules
+    }
     assert [str(file) for file in files.values() if not (ROOT / "tests" / file).exists()] == []
 
 
@@ -282,12 +291,12 @@ def test_the_core_names_no_plugin_package():
     for path in CORE:
         tree = parse(path)
         strings = [
-            n.value
-            for n in ast.walk(tree)
-            if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
-        packages = [m for m, _ in imported(tree)] + [
-            s for s in strings if re.fullmatch(r"modulate_\w+(\.\w+)*(:\w+)?", s)
+        packages = [module for module, _ in imported(tree)] + [
+            string for string in strings if re.fullmatch(r"modulate_\w+(\.\w+)*(:\w+)?", string)
         ]
         named |= {name: path.name for name in packages if name.startswith("modulate_")}
     assert set(named) <= {RECIPES}, named
@@ -302,23 +311,23 @@ def test_plugins_import_no_private_names_of_others():
             if (
                 parts[0].startswith("modulate")
                 and parts[0] != own
-                and any(p.startswith("_") and not p.startswith("__") for p in parts)
+                and any(part.startswith("_") and not part.startswith("__") for part in parts)
             ):
                 wrong.append((path.name, module, name))
     assert wrong == []
 
 
 def test_no_folder_of_the_core_has_many_files():
-    folders = {p.parent for p in CORE}
+    folders = {path.parent for path in CORE}
     counts = {folder.name: len(list(folder.glob("*.py"))) for folder in folders}
-    assert {name: n for name, n in counts.items() if n > 16} == {}
+    assert {name: count for name, count in counts.items() if count > 16} == {}
 
 
 def test_no_module_of_the_core_is_long():
     lengths = {
         path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in CORE
     }
-    assert {name: n for name, n in lengths.items() if n > 450} == {}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
 
 
 def body_length(function):

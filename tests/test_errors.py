@@ -59,5 +59,5 @@ def test_similar_names_come_before_all_known_ones():
     )
     assert near_matches("nose", known) == "Known: coord_pe, heatmap_dur, heatmap_tau."
     assert near_matches("nose", []) == "Known: none."
-    close = [f"name{i}" for i in range(5)]
+    close = [f"name{index}" for index in range(5)]
     assert near_matches("name", close).count(" or ") == 2

@@ -6,9 +6,9 @@ from modulate import hookspecs, plugins
 from modulate.errors import PluginError
 
 SPECS = {
-    n: f
-    for n, f in vars(hookspecs).items()
-    if hasattr(f, hookspecs.hookspec.project_name + "_spec")
+    name: function
+    for name, function in vars(hookspecs).items()
+    if hasattr(function, hookspecs.hookspec.project_name + "_spec")
 }
 KINDS = [name for name in sorted(SPECS) if name != "register_commands"]
 

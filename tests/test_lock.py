@@ -70,7 +70,7 @@ def test_the_locked_releases_are_verified_ones():
 
 def test_the_lowest_transformers_is_a_verified_one():
     floors = environments.floors()
-    seen = [v.transformers for v in verified_versions(plugins.registry())]
+    seen = [version.transformers for version in verified_versions(plugins.registry())]
     assert floors["transformers"] in {".".join(v.split(".")[:2]) for v in seen}
 
 

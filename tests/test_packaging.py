@@ -18,7 +18,9 @@ POINTER = ROOT / "docs" / "tutorial" / "modulate-pointer"
 
 def run(*command, cwd, path=None, timeout=120):
     environment = {
-        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MODULATE_PLUGINS")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "MODULATE_PLUGINS")
     }
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONNOUSERSITE": "1"}
     if path:
@@ -44,9 +46,9 @@ def tracked(folder):
         ]
     left = ("__pycache__", ".egg-info")
     return [
-        p.relative_to(folder)
-        for p in folder.rglob("*")
-        if p.is_file() and not any(part.endswith(left) for part in p.parts)
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.endswith(left) for part in path.parts)
     ]
 
 
@@ -65,7 +67,7 @@ def copied(source, target, tops):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modulate")
-    tops = {p.name for p in ROOT.iterdir()} - {"data", "runs"}
+    tops = {path.name for path in ROOT.iterdir()} - {"data", "runs"}
     run(
         "-m",
         "build",
@@ -96,14 +98,14 @@ def site(wheel, tmp_path_factory):
 
 
 def test_the_wheel_holds_every_source_and_data_file_and_nothing_else(wheel):
-    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = set()
     sources = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-dir"
     ]
-    assert {"/".join(n.parts[:2]) for n in tracked(ROOT) if n.parts[0] == "plugins"} <= set(
-        sources.values()
-    ), "a plugin is missing from pyproject.toml"
+    assert {
+        "/".join(path.parts[:2]) for path in tracked(ROOT) if path.parts[0] == "plugins"
+    } <= set(sources.values()), "a plugin is missing from pyproject.toml"
     for name in tracked(ROOT):
         expected |= {
             f"{package}/{name.relative_to(source).as_posix()}"
@@ -116,13 +118,15 @@ def test_the_wheel_holds_every_source_and_data_file_and_nothing_else(wheel):
         "modulate_recipes/gazeqwen_tiny.yaml",
         "modulate_tabletop/host/model.safetensors",
     } <= names
-    assert sum(i.compress_size for i in zipfile.ZipFile(wheel).infolist()) < 25e6
+    assert sum(info.compress_size for info in zipfile.ZipFile(wheel).infolist()) < 25e6
 
 
 def test_the_wheel_declares_command_license_and_python(wheel):
     archive = zipfile.ZipFile(wheel)
     read = {
-        Path(n).name: archive.read(n).decode() for n in archive.namelist() if ".dist-info/" in n
+        Path(name).name: archive.read(name).decode()
+        for name in archive.namelist()
+        if ".dist-info/" in name
     }
     assert "modulate = modulate.cli:main" in read["entry_points.txt"]
     assert "License-Expression: Apache-2.0" in read["METADATA"]

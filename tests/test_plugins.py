@@ -235,7 +235,7 @@ def test_a_second_entry_point_of_a_taken_name_is_listed_and_does_not_affect_the_
     ]
     registry = Registry(points)
     assert not registry.plugins["gaze"].error and registry.names("modulator") == ["gaze_resampler"]
-    second = next(p for name, p in registry.plugins.items() if name != "gaze")
+    second = next(plugin for name, plugin in registry.plugins.items() if name != "gaze")
     assert second.error == "the entry point name 'gaze' is taken by ? (modulate_gaze); rename one"
     assert not second.provides
     assert len(Registry([points[0], points[0]]).plugins) == 1
@@ -331,8 +331,11 @@ def test_a_plugin_cannot_replace_commands_of_others(line, registry, capsys):
         registry.plugins["second"].error
         == "PluginError: the plugin 'second' changed commands that are not its own."
     )
-    before = [(c.name, c.callback) for c in cli.build(plugins.Registry([])).registered_commands]
-    assert [(c.name, c.callback) for c in app.registered_commands] == before
+    before = [
+        (command.name, command.callback)
+        for command in cli.build(plugins.Registry([])).registered_commands
+    ]
+    assert [(command.name, command.callback) for command in app.registered_commands] == before
     assert "are left out" in capsys.readouterr().err
     assert CliRunner().invoke(app, ["recipe", "--help"]).exit_code == 0
 

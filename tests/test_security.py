@@ -58,12 +58,14 @@ def offences(source):
                 {node.module} if isinstance(node, ast.ImportFrom) else set()
             )
             yield from (
-                f"import of {m}" for m in modules if m and m.split(".")[0] in FORBIDDEN_MODULES
+                f"import of {module}"
+                for module in modules
+                if module and module.split(".")[0] in FORBIDDEN_MODULES
             )
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         if called in FORBIDDEN_NAMES | FORBIDDEN_CALLS or called.split(".")[0] in FORBIDDEN_MODULES:
             yield called
         if called == "torch.load" and keywords.get("weights_only") != "True":
@@ -89,7 +91,10 @@ def openings(source):
         ):
             modes = [
                 ast.unparse(value)
-                for value in (*node.args[1:2], *(k.value for k in node.keywords if k.arg == "mode"))
+                for value in (
+                    *node.args[1:2],
+                    *(keyword.value for keyword in node.keywords if keyword.arg == "mode"),
+                )
             ]
             if modes != ["'w'"]:
                 yield ast.unparse(node)
@@ -186,8 +191,8 @@ def test_the_name_of_a_recipe_is_a_plain_folder_name(name):
 
 
 def test_a_long_chain_of_recipes_is_refused(tmp_path):
-    for i in range(2000):
-        (tmp_path / f"r{i}.yaml").write_text(f"extends: r{i + 1}.yaml\n")
+    for index in range(2000):
+        (tmp_path / f"r{index}.yaml").write_text(f"extends: r{index + 1}.yaml\n")
     with pytest.raises(RecipeError, match=r"r0\.yaml extends a chain of more than 8 recipes"):
         load_recipe(str(tmp_path / "r0.yaml"))
     (tmp_path / "list.yaml").write_text("extends: [gazeqwen_tiny]\n")
@@ -224,7 +229,7 @@ def test_a_recipe_of_many_bytes_gives_a_short_message(tmp_path):
         load_recipe(SMALL, ["seed=" + "x" * 200_000])
     assert len(str(caught.value)) < 1000
     (tmp_path / "r.yaml").write_text(
-        "extends: gazeqwen_tiny\n" + "".join(f"unknown{i}: 1\n" for i in range(3000))
+        "extends: gazeqwen_tiny\n" + "".join(f"unknown{index}: 1\n" for index in range(3000))
     )
     with pytest.raises(RecipeError, match=r"unknown11: unknown key.*\n  … and 2988 more\.$"):
         load_recipe(str(tmp_path / "r.yaml"))

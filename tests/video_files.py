@@ -14,8 +14,8 @@ def write_video(path: Path, seconds: float = 2.0, rate: int = 10, size=(64, 48))
         stream.width = width
         stream.height = height
         stream.pix_fmt = "yuv420p"
-        for k in range(int(seconds * rate)):
-            image = np.full((height, width, 3), 10 * k % 256, np.uint8)
+        for index in range(int(seconds * rate)):
+            image = np.full((height, width, 3), 10 * index % 256, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path

@@ -7,7 +7,7 @@ from modulate.checks.benchmark import Timing, most_alive
 
 def test_a_timing_is_the_median_and_the_central_80_percent():
     assert Timing.of([3.0]) == Timing(3.0, 3.0, 3.0, 1)
-    assert Timing.of([float(n) for n in range(11)]) == Timing(5.0, 1.0, 9.0, 11)
+    assert Timing.of([float(index) for index in range(11)]) == Timing(5.0, 1.0, 9.0, 11)
 
 
 def test_the_peak_of_a_profile_counts_what_was_alive_at_once():

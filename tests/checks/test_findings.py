@@ -17,8 +17,8 @@ from modulate.checks.findings import CheckReport, Finding
 )
 def test_a_report_is_ok_unless_it_has_an_error(levels, ok):
     report = CheckReport("r")
-    for k, level in enumerate(levels):
-        report.add(level, str(k))
+    for index, level in enumerate(levels):
+        report.add(level, str(index))
     assert report.ok is ok
 
 

@@ -15,7 +15,7 @@ def modulate(capsys):
     def run(*args):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(a) for a in args])
+            cli.main([str(arg) for arg in args])
         out, err = capsys.readouterr()
         return ended.value.code, out, err
 

@@ -67,7 +67,7 @@ def test_a_modulation_is_attached_and_trained(folder, capsys):
     names = run("Attach a modulation to a loaded host")
     assert capsys.readouterr().out.endswith("visual tokens got a residual\n")
     assert names["report"].tokens == names["grid"].tokens and not our_hooks(names["model"])
-    assert any(p.grad is not None for p in names["trainable"].parameters())
+    assert any(parameter.grad is not None for parameter in names["trainable"].parameters())
 
 
 def test_questions_are_asked(folder, capsys):

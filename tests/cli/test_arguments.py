@@ -7,8 +7,12 @@ import typer
 from modulate.cli import arguments
 from tests.paths import ROOT
 
-SHARED = {n: v for n, v in vars(arguments).items() if get_origin(v) and n[0].isupper()}
-SHARED = {n: v for n, v in SHARED.items() if n not in {"Annotated", "Path"}}
+SHARED = {
+    name: value
+    for name, value in vars(arguments).items()
+    if get_origin(value) and name[0].isupper()
+}
+SHARED = {name: value for name, value in SHARED.items() if name not in {"Annotated", "Path"}}
 
 
 def test_each_is_documented():
@@ -20,7 +24,7 @@ def test_each_is_documented():
 
 
 def test_each_serves_at_least_two_commands():
-    sources = [p.read_text() for p in (ROOT / "modulate" / "cli" / "commands").glob("*.py")]
+    sources = [path.read_text() for path in (ROOT / "modulate" / "cli" / "commands").glob("*.py")]
     for name in SHARED:
         users = [text for text in sources if f"{name}," in text or f": {name}" in text]
         assert len(users) >= 2, name

@@ -8,13 +8,15 @@ from tests.paths import ROOT
 
 def test_the_tree_names_each_package_plugin_and_entry():
     shown = {line.split()[0] for line in layout.tree(ROOT).splitlines()[1:-1]}
-    packages = {p.name + "/" for p in (ROOT / "modulate").iterdir() if (p / "__init__.py").exists()}
-    plugins = {p.parent.name + "/" for p in (ROOT / "plugins").glob("modulate_*/__init__.py")}
+    packages = {
+        path.name + "/" for path in (ROOT / "modulate").iterdir() if (path / "__init__.py").exists()
+    }
+    plugins = {path.parent.name + "/" for path in (ROOT / "plugins").glob("modulate_*/__init__.py")}
     assert packages | plugins | {"modulate/", "plugins/", "tests/", "docs/"} <= shown
 
 
 def test_the_table_names_each_module():
-    modules = {p.stem for p in (ROOT / "modulate").rglob("*.py")} - {"__init__", "__main__"}
+    modules = {path.stem for path in (ROOT / "modulate").rglob("*.py")} - {"__init__", "__main__"}
     assert [
         name
         for name in modules

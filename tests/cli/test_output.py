@@ -136,11 +136,13 @@ OPENERS = {"open", "io.open", "gzip.open", "bz2.open", "lzma.open", "os.fdopen"}
 def texts_without_encoding(source):
     """Yield calls that read or write text in the encoding of the locale."""
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+        if not isinstance(node, ast.Call) or any(
+            keyword.arg == "encoding" for keyword in node.keywords
+        ):
             continue
         name = ast.unparse(node.func)
         method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-        modes = [*node.args, *(k.value for k in node.keywords if k.arg == "mode")]
+        modes = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
         modes = modes[1:] if name in OPENERS else modes[:1]
         texts = [each.value for each in modes if isinstance(each, ast.Constant)]
         # A method `open` with another first argument than a mode is not that of a path.
@@ -289,7 +291,7 @@ def old(k=0):
     warnings.warn("past: `old` is deprecated", DeprecationWarning, stacklevel=1)
     warnings.simplefilter("default", ResourceWarning)  # which makes Python forget what it said
 """
-TOLD = (
+DEPRECATIONS = (
     "logged: `old` is deprecated",
     "logged each time: `old` is deprecated",
     "future: `old` goes away",
@@ -310,7 +312,7 @@ modulate.cli.main(sys.argv[1:])
 """
 
 
-def warned(code, *args, option=()):
+def run_script(code, *args, option=()):
     code = f"LIBRARY = {LIBRARY!r}\n{code}"
     return subprocess.run(
         [sys.executable, *option, "-c", code, *map(str, args)],
@@ -322,8 +324,10 @@ def warned(code, *args, option=()):
 
 
 def test_deprecations_of_libraries_in_a_command_are_shown_once_as_plain_lines(tmp_path):
-    done = warned(IN_A_COMMAND, "bench", SMALL, f"data.params.root={tmp_path}/none", "--steps", "2")
-    for text in TOLD:
+    done = run_script(
+        IN_A_COMMAND, "bench", SMALL, f"data.params.root={tmp_path}/none", "--steps", "2"
+    )
+    for text in DEPRECATIONS:
         assert done.stderr.count(text) == 1, done.stderr
         assert f"\nwarning: {text}\n" in f"\n{done.stderr}"
 
@@ -347,12 +351,14 @@ assert logger.handlers == handlers
 assert warnings.formatwarning is formatter
 assert own() == filters
 """
-    done = warned(code)
+    done = run_script(code)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stderr.splitlines()) == sorted(f"warning: {text}" for text in TOLD)
-    quiet = warned(code, option=("-W", "ignore"))
+    assert sorted(done.stderr.splitlines()) == sorted(f"warning: {text}" for text in DEPRECATIONS)
+    quiet = run_script(code, option=("-W", "ignore"))
     assert quiet.returncode == 0
-    assert sorted(quiet.stderr.splitlines()) == sorted(f"warning: {text}" for text in TOLD[:2])
+    assert sorted(quiet.stderr.splitlines()) == sorted(
+        f"warning: {text}" for text in DEPRECATIONS[:2]
+    )
 
 
 DEPRECATED_STEPS = """
@@ -429,7 +435,7 @@ def lines_by_step(tmp_path_factory):
     folder = tmp_path_factory.mktemp("steps")
     data = [f"data.params.root={folder}/data", "data.params.max_per_split=2"]
     stages = ["training.stages.1.train=[modulator]", "lora=null"]
-    done = warned(DEPRECATED_STEPS, folder, SMALL, *data, *stages, "evaluation.conditions=[]")
+    done = run_script(DEPRECATED_STEPS, folder, SMALL, *data, *stages, "evaluation.conditions=[]")
     assert done.returncode == 0, done.stderr
     steps = {}
     for line in done.stderr.splitlines():
@@ -453,7 +459,7 @@ def lines_by_step(tmp_path_factory):
     ],
 )
 def test_deprecations_during_each_step_of_a_script_reach_its_user_once(lines_by_step, step):
-    for text in TOLD:
+    for text in DEPRECATIONS:
         assert lines_by_step[step].count(f"warning: {text}") == 1, lines_by_step[step]
 
 
@@ -473,8 +479,8 @@ def test_blocks_in_several_threads_leave_nothing_behind():
                 pass
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
     assert warnings.formatwarning is before
 
 
@@ -515,7 +521,7 @@ with (
             break
         seen += part
     assert process.wait(60) == 0
-    for text in TOLD:  # each on a line of its own, from its beginning
+    for text in DEPRECATIONS:  # each on a line of its own, from its beginning
         assert (
             len(
                 re.findall(

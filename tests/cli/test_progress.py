@@ -14,8 +14,8 @@ def test_without_a_terminal_counts_are_printed_at_intervals(monkeypatch, capsys)
     with progress.display() as shown:
         shown.set_status("loading")
         time.sleep(0.3)
-        for k in range(1, 31):
-            shown.update("stage a", k, 30, f"loss {1 / k:.3f}")
+        for index in range(1, 31):
+            shown.update("stage a", index, 30, f"loss {1 / index:.3f}")
             time.sleep(0.02)
         for _ in range(4):
             shown.advance("evaluate b", 2, 8)

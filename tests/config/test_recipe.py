@@ -190,9 +190,9 @@ def test_every_section_and_field_of_recipes_and_shipped_components_is_described(
     roots = [
         ("", recipes.Recipe),
         *(
-            (f"{key}.{n}", registry.get(kind, n).Params)
+            (f"{key}.{name}", registry.get(kind, name).Params)
             for kind, key in reference.KINDS.items()
-            for n in registry.names(kind)
+            for name in registry.names(kind)
         ),
     ]
     found = [pair for path, root in roots for pair in models(root, path)]

@@ -29,8 +29,8 @@ def test_the_schema_knows_every_key_of_a_shipped_recipe(name):
                 assert key in node["properties"], f"{path}.{key}"
                 follow(inner, node["properties"][key], f"{path}.{key}")
         if isinstance(value, list) and "items" in node:
-            for i, inner in enumerate(value):
-                follow(inner, node["items"], f"{path}.{i}")
+            for index, inner in enumerate(value):
+                follow(inner, node["items"], f"{path}.{index}")
 
     tree = yaml.safe_load(SHIPPED[name].read_text())
     whole, extending = tree_schema["anyOf"]

@@ -11,7 +11,7 @@ from tests.paths import SMALL
 
 
 def test_of_many_problems_the_first_are_listed_and_the_rest_is_counted():
-    tree = yaml.safe_load(Path(SMALL).read_text()) | {f"nose{i:02}": 1 for i in range(15)}
+    tree = yaml.safe_load(Path(SMALL).read_text()) | {f"nose{index:02}": 1 for index in range(15)}
     with pytest.raises(RecipeError) as found:
         recipes.validate(tree, "mine")
     lines = str(found.value).splitlines()

@@ -78,7 +78,7 @@ def beam_expansion_ignored(monkeypatch):
     monkeypatch.setattr(
         tracker.VisualTokenTracker,
         "rows_of",
-        lambda self, batch: [i % len(self.expected) for i in range(batch)],
+        lambda self, batch: [index % len(self.expected) for index in range(batch)],
     )
 
 
@@ -125,11 +125,11 @@ def after_other_hooks(monkeypatch):
 def recompute_by_the_last_plan(monkeypatch):
     """Every recomputation counts as one of the last forward."""
     latest = []
-    begin = passes.RecomputeTracker.begin
+    original = passes.RecomputeTracker.begin
     monkeypatch.setattr(
         passes.RecomputeTracker,
         "begin",
-        lambda self, passed: (latest.append(passed), begin(self, passed)),
+        lambda self, passed: (latest.append(passed), original(self, passed)),
     )
     monkeypatch.setattr(passes.RecomputeTracker, "begin_recomputation", lambda self: None)
     monkeypatch.setattr(passes.RecomputeTracker, "_recomputed", lambda self, backward: latest[-1])

@@ -110,7 +110,7 @@ class Machine(RuleBasedStateMachine):
     family = BY_NAME["qwen2_5_vl"]
 
     @initialize()
-    def begin(self):
+    def make_hosts(self):
         self.case = Case(self.family)
         self.host = copy.deepcopy(host_of(self.family))
         self.twin = copy.deepcopy(host_of(self.family))

@@ -62,7 +62,7 @@ def test_by_index_the_time_axis_is_stretched_whatever_its_times(steps):
 
 
 def grid_at(times: list[float], rows: int, cols: int) -> VisualGrid:
-    return VisualGrid(rows, cols, tuple(times), tuple((t, t) for t in times))
+    return VisualGrid(rows, cols, tuple(times), tuple((time, time) for time in times))
 
 
 gaps = st.lists(st.floats(0.01, 3), min_size=1, max_size=8).map(
@@ -81,7 +81,9 @@ def test_features_linear_in_time_are_exact_at_any_step_times(
 ) -> None:
     slope = torch.tensor([1.0, -2.0])
     base = torch.tensor([0.5, 3.0])
-    values = torch.stack([base + slope * t for t in times])[:, None, None, :].expand(-1, 3, 4, -1)
+    values = torch.stack([base + slope * time for time in times])[:, None, None, :].expand(
+        -1, 3, 4, -1
+    )
     out = align(FrameFeatures(values, times), grid_at(asked, *shape))
     held = [min(max(t, times[0]), times[-1]) for t in asked]
     want = torch.stack([base + slope * t for t in held])[:, None, :].expand(

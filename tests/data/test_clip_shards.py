@@ -14,9 +14,9 @@ from modulate.errors import RecipeError
 def clips():
     """Return clips of three frames from videos of 30, 21 and 9 frames."""
     return [
-        Clip(Path(name), (float(i), i + 0.25, i + 0.5), False, (f"{name}{i}",))
-        for name, n in (("b", 3), ("a", 10), ("c", 7))
-        for i in range(n)
+        Clip(Path(name), (float(index), index + 0.25, index + 0.5), False, (f"{name}{index}",))
+        for name, count in (("b", 3), ("a", 10), ("c", 7))
+        for index in range(count)
     ]
 
 
@@ -44,22 +44,25 @@ clip_lists = st.lists(
     st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 16)), min_size=1, max_size=30, unique=True
 ).map(
     lambda pairs: [
-        Clip(Path(video), tuple(map(float, range(n))), False, (f"{video}{n}",))
-        for video, n in pairs
+        Clip(Path(video), tuple(map(float, range(count))), False, (f"{video}{count}",))
+        for video, count in pairs
     ]
 )
 
 
 @given(clip_lists, st.integers(1, 12), st.randoms())
 def test_shards_cover_all_clips_once_by_whole_videos_and_evenly(clips, of, rng):
-    shares = [Shard(i, of).clips(clips) for i in range(1, of + 1)]
-    assert Counter(c for share in shares for c in share) == Counter(clips)
+    shares = [Shard(index, of).clips(clips) for index in range(1, of + 1)]
+    assert Counter(clip for share in shares for clip in share) == Counter(clips)
     rng.shuffle(clips)
-    assert shares == [Shard(i, of).clips(clips) for i in range(1, of + 1)]
-    videos = [{c.file for c in share} for share in shares]
-    assert sum(map(len, videos)) == len({c.file for c in clips})
-    frames = [sum(len(c.times) for c in share) for share in shares]
-    largest = max(sum(len(c.times) for c in clips if c.file == v) for v in {c.file for c in clips})
+    assert shares == [Shard(index, of).clips(clips) for index in range(1, of + 1)]
+    videos = [{clip.file for clip in share} for share in shares]
+    assert sum(map(len, videos)) == len({clip.file for clip in clips})
+    frames = [sum(len(clip.times) for clip in share) for share in shares]
+    largest = max(
+        sum(len(clip.times) for clip in clips if clip.file == video)
+        for video in {clip.file for clip in clips}
+    )
     assert max(frames) <= sum(frames) / of + largest
 
 

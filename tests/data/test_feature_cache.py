@@ -60,13 +60,13 @@ def test_the_digest_of_weights_depends_on_their_values_names_and_types() -> None
     module = torch.nn.Linear(2, 1)
     torch.nn.init.ones_(module.weight)
     torch.nn.init.zeros_(module.bias)
-    said = (
+    hashed = (
         b"bias torch.float32 (1,);"
         + bytes(4)
         + b"weight torch.float32 (1, 2);"
         + np.ones(2, np.float32).tobytes()
     )
-    assert weights_digest(module) == hashlib.sha256(said).hexdigest()
+    assert weights_digest(module) == hashlib.sha256(hashed).hexdigest()
     others = [torch.nn.Sequential(module), copy.deepcopy(module).bfloat16(), copy.deepcopy(module)]
     others[-1].weight.data[0, 1] += 1e-7
     assert len({weights_digest(m) for m in (module, *others)}) == 4
@@ -378,10 +378,10 @@ def test_the_disk_keeps_to_its_limit_and_evicts_the_least_recently_used_entries(
 def test_several_caches_on_one_folder_keep_to_its_limit_together(tmp_path: Path) -> None:
     size = toy().values.nbytes + 1000
     caches = [FeatureCache(tmp_path, max_bytes=64 * size) for _ in range(8)]
-    for i in range(100):
-        caches[i % 8].get_or_compute(replace(KEY, backbone=str(i)), Counter())
+    for index in range(100):
+        caches[index % 8].get_or_compute(replace(KEY, backbone=str(index)), Counter())
     assert (
-        sum(p.stat().st_size for p in tmp_path.iterdir()) <= 80 * size
+        sum(path.stat().st_size for path in tmp_path.iterdir()) <= 80 * size
     )  # each writes a 64th of it, and one more, before it looks
 
 
@@ -421,8 +421,8 @@ def test_entries_dropped_because_of_the_limit_are_counted(tmp_path: Path) -> Non
     small = FeatureCache(tmp_path / "small", max_bytes=479)
     small.get_or_compute(KEY, Counter())
     bounded = FeatureCache(tmp_path / "bounded", max_bytes=3000)
-    for k in range(5):
-        bounded.get_or_compute(replace(KEY, video=f"v{k}"), Counter())
+    for index in range(5):
+        bounded.get_or_compute(replace(KEY, video=f"v{index}"), Counter())
     assert (
         small.dropped == 1
         and bounded.dropped == 5 - len(list((tmp_path / "bounded").glob("*.safetensors"))) > 0
@@ -465,7 +465,7 @@ def test_a_file_written_for_an_earlier_release_is_still_read(tmp_path: Path) -> 
 def test_many_caches_that_evict_each_other_s_files_always_return_the_right_values(
     tmp_path: Path,
 ) -> None:
-    features = {n: toy(seed=i) for i, n in enumerate("abcdef")}
+    features = {n: toy(seed=index) for index, n in enumerate("abcdef")}
 
     def work(seed: int) -> bool:
         cache = FeatureCache(tmp_path, max_bytes=1500, memory_bytes=0)

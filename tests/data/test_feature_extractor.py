@@ -20,7 +20,7 @@ from modulate.interfaces.visual_grid import visual_grid
 def frames(n=3, seed=0):
     return Frames(
         np.random.default_rng(seed).integers(0, 255, (n, 4, 6, 3), np.uint8),
-        tuple(float(k) for k in range(n)),
+        tuple(float(index) for index in range(n)),
     )
 
 

@@ -49,19 +49,19 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def data_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("precompute")
     make_world(folder / "tabletop", train=2, val=1, test=2, seed=7, workers=1)
     return folder
 
 
-def arguments(world, *overrides):
-    return [f"data.params.root={world}/tabletop", *TINY, *overrides]
+def arguments(data_folder, *overrides):
+    return [f"data.params.root={data_folder}/tabletop", *TINY, *overrides]
 
 
-def extractor_for(world, cache, *overrides):
+def extractor_for(data_folder, cache, *overrides):
     return FeatureExtractor(
-        load_recipe("gazeqwen_tiny", arguments(world, *overrides)),
+        load_recipe("gazeqwen_tiny", arguments(data_folder, *overrides)),
         cache,
         torch.device("cpu"),
         require_disk=True,
@@ -70,34 +70,40 @@ def extractor_for(world, cache, *overrides):
 
 def files_in(folder):
     return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
     }
 
 
 @pytest.fixture(scope="module")
-def filled(world):
+def filled(data_folder):
     """Return (extractor, clips, cache folder filled by the command, its files, its result)."""
-    cache = world / "cache"
-    done = command(world, cache)
-    extractor = extractor_for(world, cache)
+    cache = data_folder / "cache"
+    done = command(data_folder, cache)
+    extractor = extractor_for(data_folder, cache)
     return extractor, planned_clips(extractor), cache, files_in(cache), done
 
 
-def command(world, cache, *more):
+def command(data_folder, cache, *more):
     """Run `modulate features` in this process; return (exit code, stdout)."""
     from contextlib import redirect_stdout
     from io import StringIO
 
     stdout = StringIO()
     with redirect_stdout(stdout), pytest.raises(SystemExit) as ended:
-        cli.main(["features", "gazeqwen_tiny", *arguments(world), "--cache", str(cache), *more])
+        cli.main(
+            ["features", "gazeqwen_tiny", *arguments(data_folder), "--cache", str(cache), *more]
+        )
     return ended.value.code, " ".join(stdout.getvalue().split())
 
 
 # --- the same entries as training needs, whoever computes them
 
 
-def test_training_and_evaluation_find_every_entry_and_use_all_of_them(filled, world, tmp_path):
+def test_training_and_evaluation_find_every_entry_and_use_all_of_them(
+    filled, data_folder, tmp_path
+):
     _, clips, cache, files, (code, output) = filled
     shards = sorted(cache.glob("*.safetensors"))
     assert code == 0
@@ -105,13 +111,13 @@ def test_training_and_evaluation_find_every_entry_and_use_all_of_them(filled, wo
     assert len(shards) > len(clips) > 5
     for path in shards:
         os.utime(path, ns=(10**12, path.stat().st_mtime_ns))
-    recipe = load_recipe("gazeqwen_tiny", arguments(world))
+    recipe = load_recipe("gazeqwen_tiny", arguments(data_folder))
     pipeline = Pipeline(recipe, cache)
     run = Run.create(recipe, tmp_path)
     evaluate(run, pipeline, train(run, pipeline))
     assert pipeline.extractor.feature_cache.misses == 0
     assert pipeline.extractor.feature_cache.hits >= len(shards)
-    assert [p.name for p in shards if p.stat().st_atime_ns == 10**12] == []
+    assert [path.name for path in shards if path.stat().st_atime_ns == 10**12] == []
     assert files_in(cache) == files
 
 
@@ -136,7 +142,7 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
 """
 
 
-def test_two_processes_write_the_same_bytes_as_one(filled, world, tmp_path):
+def test_two_processes_write_the_same_bytes_as_one(filled, data_folder, tmp_path):
     done = subprocess.run(
         [
             sys.executable,
@@ -144,7 +150,7 @@ def test_two_processes_write_the_same_bytes_as_one(filled, world, tmp_path):
             RANKS,
             "features",
             "gazeqwen_tiny",
-            *arguments(world),
+            *arguments(data_folder),
             "--cache",
             str(tmp_path),
         ],
@@ -162,15 +168,15 @@ def test_two_processes_write_the_same_bytes_as_one(filled, world, tmp_path):
     assert files_in(tmp_path) == filled[3]
 
 
-def test_shards_given_by_hand_make_the_whole(filled, world, tmp_path):
+def test_shards_given_by_hand_make_the_whole(filled, data_folder, tmp_path):
     for number in (1, 3):
-        FeatureFiller(extractor_for(world, tmp_path)).fill(Shard(number, 3).clips(filled[1]))
+        FeatureFiller(extractor_for(data_folder, tmp_path)).fill(Shard(number, 3).clips(filled[1]))
     assert files_in(tmp_path).items() < filled[3].items()
-    code, output = command(world, tmp_path, "--shard", "2/3")
+    code, output = command(data_folder, tmp_path, "--shard", "2/3")
     assert code == 0 and "features (share 2 of 3)" in output and files_in(tmp_path) == filled[3]
 
 
-def test_only_the_requested_splits_are_planned(world, filled, tmp_path):
+def test_only_the_requested_splits_are_planned(data_folder, filled, tmp_path):
     extractor, clips, *_ = filled
     train_clips, val, test = (
         planned_clips(extractor, [split]) for split in ("train", "val", "test")
@@ -179,7 +185,7 @@ def test_only_the_requested_splits_are_planned(world, filled, tmp_path):
     assert {len(clip.times) for clip in val} == {4}
     assert not any(clip.gray for clip in (*train_clips, *val))
     assert all(clip.gray for clip in test)
-    without_gray = extractor_for(world, tmp_path, "evaluation.conditions=[blank]")
+    without_gray = extractor_for(data_folder, tmp_path, "evaluation.conditions=[blank]")
     assert not any(clip.gray for clip in planned_clips(without_gray, ["test"]))
     every_clip = (*train_clips, *val, *test)
     assert sorted(every_clip, key=lambda clip: (str(clip.file), clip.times)) == clips
@@ -219,13 +225,15 @@ def test_only_missing_and_damaged_entries_are_computed_again(filled):
     assert files_in(cache) == files
 
 
-def test_a_stop_request_is_obeyed_after_a_clip_and_filling_then_resumes(filled, world, tmp_path):
-    extractor = extractor_for(world, tmp_path)
+def test_a_stop_request_is_obeyed_after_a_clip_and_filling_then_resumes(
+    filled, data_folder, tmp_path
+):
+    extractor = extractor_for(data_folder, tmp_path)
     stop = StopRequest()
     with pytest.raises(
         Interrupted, match="Stopped by SIGTERM; everything up to here is saved"
     ) as stopped:
-        FeatureFiller(extractor, lambda n: stop.request(signal.SIGTERM), stop).fill(filled[1])
+        FeatureFiller(extractor, lambda count: stop.request(signal.SIGTERM), stop).fill(filled[1])
     assert stopped.value.code == 143 and 1 <= len(list(tmp_path.glob("*.safetensors"))) <= 2
     done = FeatureFiller(extractor).fill(filled[1])
     assert (
@@ -233,8 +241,8 @@ def test_a_stop_request_is_obeyed_after_a_clip_and_filling_then_resumes(filled, 
     )
 
 
-def test_cached_frames_save_all_decoding(world, filled, tmp_path, monkeypatch):
-    extractor = extractor_for(world, tmp_path, "features.frames_gib=1")
+def test_cached_frames_save_all_decoding(data_folder, filled, tmp_path, monkeypatch):
+    extractor = extractor_for(data_folder, tmp_path, "features.frames_gib=1")
     clips = planned_clips(extractor, ["val"])
     need = SpaceEstimator(extractor).of(clips)
     done = FeatureFiller(extractor).fill(clips)
@@ -245,7 +253,7 @@ def test_cached_frames_save_all_decoding(world, filled, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "modulate.data.clip_reader.read_frames_at", lambda *a: pytest.fail("decoded")
     )
-    again = FeatureFiller(extractor_for(world, tmp_path, "features.frames_gib=1")).fill(clips)
+    again = FeatureFiller(extractor_for(data_folder, tmp_path, "features.frames_gib=1")).fill(clips)
     assert (again.cached, again.computed) == (len(clips), 0)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
@@ -255,10 +263,10 @@ def test_cached_frames_save_all_decoding(world, filled, tmp_path, monkeypatch):
 # --- failures
 
 
-def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_path):
+def test_clips_that_fail_are_listed_and_the_others_computed(filled, data_folder, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 99)
-    extractor = extractor_for(world, tmp_path / "cache")
+    extractor = extractor_for(data_folder, tmp_path / "cache")
     clip = filled[1][0]
     clips = [
         Clip(broken, (0.0,), False, ("q1", "q2")),
@@ -266,7 +274,10 @@ def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_p
         clip,
     ]
     done = FeatureFiller(extractor).fill(clips)
-    assert done.computed == 1 and [c.samples for c, _ in done.failed] == [("q1", "q2"), ("q3",)]
+    assert done.computed == 1 and [clip.samples for clip, _ in done.failed] == [
+        ("q1", "q2"),
+        ("q3",),
+    ]
     assert "cannot be opened as a video" in done.failed[0][1]
     assert "There is no video file at" in done.failed[1][1]
     total = 3 + len(clip.samples)
@@ -278,13 +289,15 @@ def test_clips_that_fail_are_listed_and_the_others_computed(filled, world, tmp_p
         ),
     ):
         refuse_failures(extractor, clips, done)
-    refuse_failures(extractor_for(world, tmp_path, "evaluation.max_failed_share=0.99"), clips, done)
+    refuse_failures(
+        extractor_for(data_folder, tmp_path, "evaluation.max_failed_share=0.99"), clips, done
+    )
 
 
 def test_a_clip_that_does_not_fit_into_memory_fails_and_other_errors_of_a_backbone_are_raised(
-    filled, world, tmp_path
+    filled, data_folder, tmp_path
 ):
-    extractor = extractor_for(world, tmp_path)
+    extractor = extractor_for(data_folder, tmp_path)
     clips = filled[1][:2]
 
     def full(frames, times):
@@ -307,9 +320,9 @@ def test_a_clip_that_does_not_fit_into_memory_fails_and_other_errors_of_a_backbo
 
 
 def test_features_whose_times_do_not_increase_are_refused_before_they_are_stored(
-    filled, world, tmp_path
+    filled, data_folder, tmp_path
 ):
-    extractor = extractor_for(world, tmp_path)
+    extractor = extractor_for(data_folder, tmp_path)
     width = extractor.backbone.d_features
     extractor.backbone.forward = lambda frames, times: FrameFeatures(
         torch.zeros(2, 1, 1, width), (0.6, 0.1)
@@ -321,14 +334,14 @@ def test_features_whose_times_do_not_increase_are_refused_before_they_are_stored
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_the_command_fails_if_clips_fail_and_names_them(world, tmp_path, monkeypatch, capsys):
+def test_the_command_fails_if_clips_fail_and_names_them(data_folder, tmp_path, monkeypatch, capsys):
     def refuse(video, times):
         raise DataError(f"no luck with {Path(video).name}")
 
     monkeypatch.setattr(
         "modulate.data.precompute.ClipReader.read", lambda self, video, times: refuse(video, times)
     )
-    code, output = command(world, tmp_path, "--split", "val")
+    code, output = command(data_folder, tmp_path, "--split", "val")
     assert code == 1
     assert "computed 0 failed" in output
     assert "failed: " in output
@@ -337,16 +350,16 @@ def test_the_command_fails_if_clips_fail_and_names_them(world, tmp_path, monkeyp
 
 
 def test_limits_that_would_evict_new_entries_are_refused_before_anything_is_computed(
-    world, tmp_path, capsys
+    data_folder, tmp_path, capsys
 ):
-    assert command(world, tmp_path, "features.disk_gib=0.0001")[0] == 1
+    assert command(data_folder, tmp_path, "features.disk_gib=0.0001")[0] == 1
     err = capsys.readouterr().err
     assert (
         "features.disk_gib keeps 0.1 MiB: what is computed first would be dropped before it is"
         " used. Raise features.disk_gib to 0.000" in err
     )
     assert not list(tmp_path.rglob("*.safetensors"))
-    frames = extractor_for(world, tmp_path, "features.frames_gib=0.001")
+    frames = extractor_for(data_folder, tmp_path, "features.frames_gib=0.001")
     with pytest.raises(
         RecipeError,
         match=r"All decoded frames take about 5\.0 GiB, and features\.frames_gib keeps 1\.0 MiB",
@@ -355,8 +368,8 @@ def test_limits_that_would_evict_new_entries_are_refused_before_anything_is_comp
     refuse_too_small(frames, SpaceNeeded(50 << 30, 1 << 20))
 
 
-def test_entries_evicted_while_filling_are_an_error(filled, world, tmp_path):
-    extractor = extractor_for(world, tmp_path)
+def test_entries_evicted_while_filling_are_an_error(filled, data_folder, tmp_path):
+    extractor = extractor_for(data_folder, tmp_path)
     extractor.feature_cache.max_bytes = 100_000
     with (
         pytest.warns(
@@ -372,8 +385,10 @@ def test_entries_evicted_while_filling_are_an_error(filled, world, tmp_path):
         FeatureFiller(extractor).fill(filled[1])
 
 
-def test_a_warning_says_that_entries_of_other_recipes_will_be_evicted(filled, world, tmp_path):
-    extractor = extractor_for(world, tmp_path)
+def test_a_warning_says_that_entries_of_other_recipes_will_be_evicted(
+    filled, data_folder, tmp_path
+):
+    extractor = extractor_for(data_folder, tmp_path)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
     os.utime(tmp_path / "other.safetensors", (1000, 1000))
     extractor.feature_cache.max_bytes = 800_000
@@ -383,12 +398,12 @@ def test_a_warning_says_that_entries_of_other_recipes_will_be_evicted(filled, wo
     ):
         FeatureFiller(extractor).fill(filled[1])
     assert not (tmp_path / "other.safetensors").exists() and {
-        k for k in files_in(tmp_path) if "/" not in k
-    } == {k for k in filled[3] if "/" not in k}
+        name for name in files_in(tmp_path) if "/" not in name
+    } == {name for name in filled[3] if "/" not in name}
 
 
-def test_no_eviction_is_announced_if_nothing_is_missing(filled, world, tmp_path):
-    extractor = extractor_for(world, tmp_path)
+def test_no_eviction_is_announced_if_nothing_is_missing(filled, data_folder, tmp_path):
+    extractor = extractor_for(data_folder, tmp_path)
     clips = planned_clips(filled[0], ["val"])
     FeatureFiller(extractor).fill(clips)
     (tmp_path / "other.safetensors").write_bytes(bytes(700_000))
@@ -398,7 +413,9 @@ def test_no_eviction_is_announced_if_nothing_is_missing(filled, world, tmp_path)
     assert (tmp_path / "other.safetensors").exists()
 
 
-def test_a_full_disk_is_reported_before_anything_is_computed(filled, world, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_computed(
+    filled, data_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr(
         "shutil.disk_usage",
         lambda folder: namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1000),
@@ -406,7 +423,7 @@ def test_a_full_disk_is_reported_before_anything_is_computed(filled, world, tmp_
     with pytest.raises(
         StorageError, match=r"MiB are still to be written, and the disk of .* has 0\.0 MiB left"
     ):
-        FeatureFiller(extractor_for(world, tmp_path / "cache")).fill(filled[1])
+        FeatureFiller(extractor_for(data_folder, tmp_path / "cache")).fill(filled[1])
     assert not (tmp_path / "cache").exists()
 
 
@@ -431,20 +448,23 @@ def test_sizes_are_estimated_without_computing_and_the_backbone_does_not_change(
     need = SpaceEstimator(extractor).of(clips)
     real = sum(
         extractor.backbone(
-            torch.zeros(len(c.times), 64, 64, 3, dtype=torch.uint8), c.times
+            torch.zeros(len(clip.times), 64, 64, 3, dtype=torch.uint8), clip.times
         ).values.numel()
         * 2
-        * (1 + c.gray)
-        for c in clips
+        * (1 + clip.gray)
+        for clip in clips
     )
-    assert real < need.features <= real + 4096 * sum(1 + c.gray for c in clips) and need.frames == 0
+    assert (
+        real < need.features <= real + 4096 * sum(1 + clip.gray for clip in clips)
+        and need.frames == 0
+    )
     assert extractor.backbone.fingerprint() == before and {
-        t.device.type for t in extractor.backbone.state_dict().values()
+        tensor.device.type for tensor in extractor.backbone.state_dict().values()
     } == {"cpu"}
 
 
-def test_the_size_is_unknown_for_a_backbone_that_needs_real_numbers(filled, world, tmp_path):
-    extractor = extractor_for(world, tmp_path)
+def test_the_size_is_unknown_for_a_backbone_that_needs_real_numbers(filled, data_folder, tmp_path):
+    extractor = extractor_for(data_folder, tmp_path)
 
     class Picky(torch.nn.Module):
         def forward(self, frames, times):
@@ -454,8 +474,8 @@ def test_the_size_is_unknown_for_a_backbone_that_needs_real_numbers(filled, worl
     assert SpaceEstimator(extractor).of(filled[1]) == SpaceNeeded()
 
 
-def test_an_unknown_device_is_refused(world, tmp_path, capsys):
-    assert command(world, tmp_path, "--device", "abacus")[0] == 1
+def test_an_unknown_device_is_refused(data_folder, tmp_path, capsys):
+    assert command(data_folder, tmp_path, "--device", "abacus")[0] == 1
     assert (
         "--device 'abacus' is not a device of this machine; use auto, cpu, or a CUDA device"
         in capsys.readouterr().err
@@ -463,8 +483,8 @@ def test_an_unknown_device_is_refused(world, tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-def test_without_cuda_the_error_names_the_alternative(world, tmp_path, capsys):
-    assert command(world, tmp_path, "--device", "cuda:0")[0] == 1
+def test_without_cuda_the_error_names_the_alternative(data_folder, tmp_path, capsys):
+    assert command(data_folder, tmp_path, "--device", "cuda:0")[0] == 1
     assert (
         capsys.readouterr().err
         == "Error: --device 'cuda:0': this machine has no CUDA device; use --device cpu.\n"
@@ -493,4 +513,4 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_data_are_generated
         assert command(tmp_path, cache)[0] == 1
         err = capsys.readouterr().err
         assert err.startswith(says) and "space" not in err and len(err.splitlines()) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

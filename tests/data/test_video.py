@@ -23,19 +23,19 @@ from modulate.interfaces.visual_grid import sample_times
 from tests.paths import ROOT
 
 CLOCK = 90_000
-REGULAR = [k / 25 for k in range(150)]
+REGULAR = [index / 25 for index in range(150)]
 UNEVEN = [round(t, 3) for t in np.cumsum([0.0] + [0.04, 0.2, 0.013, 0.5, 0.04, 0.1, 0.333] * 8)]
 
 
 def picture(index: int, height: int = 32, width: int = 64) -> np.ndarray:
     """Eight vertical stripes hold the bits of ``index``, so that lossy coding cannot change it."""
-    bits = np.array([(index >> b) & 1 for b in range(8)], np.uint8) * 255
+    bits = np.array([(index >> bit) & 1 for bit in range(8)], np.uint8) * 255
     return np.broadcast_to(np.repeat(bits, width // 8)[None, :, None], (height, width, 3)).copy()
 
 
 def indices(images: np.ndarray) -> list[int]:
     stripes = images[:, images.shape[1] // 2, 4::8, 1] > 127
-    return [int(sum(1 << b for b in range(8) if row[b])) for row in stripes]
+    return [int(sum(1 << bit for bit in range(8) if row[bit])) for row in stripes]
 
 
 def write(
@@ -59,12 +59,12 @@ def write(
 def write_sound(path: Path) -> Path:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("aac", rate=16_000, layout="mono")
-        for k in range(8):
+        for index in range(8):
             frame = av.AudioFrame.from_ndarray(
                 np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
             )
             frame.sample_rate = 16_000
-            frame.pts = k * 1024
+            frame.pts = index * 1024
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
@@ -105,14 +105,16 @@ def uneven(folder: Path) -> Path:
 
 
 def expected(times: Sequence[float], asked: float) -> int:
-    return max((k for k, t in enumerate(times) if t <= asked + 1e-5), default=0)
+    return max((index for index, time in enumerate(times) if time <= asked + 1e-5), default=0)
 
 
 def test_the_regular_file_really_has_b_frames_and_several_key_frames(regular: Path) -> None:
     with av.open(str(regular)) as file:
         packets = [p for p in file.demux(video=0) if p.pts is not None]
-    assert any(p.pts != p.dts for p in packets) and any(a.pts > b.pts for a, b in pairwise(packets))
-    assert sum(p.is_keyframe for p in packets) >= 5
+    assert any(packet.pts != packet.dts for packet in packets) and any(
+        a.pts > b.pts for a, b in pairwise(packets)
+    )
+    assert sum(packet.is_keyframe for packet in packets) >= 5
 
 
 @pytest.mark.parametrize(("name", "times"), [("regular", REGULAR), ("uneven", UNEVEN)])
@@ -191,7 +193,7 @@ def test_every_container_is_read_and_seeks_by_time(
 def test_a_clock_of_milliseconds_does_not_lose_a_frame_requested_at_its_exact_time(
     folder: Path,
 ) -> None:
-    times = [k / 30 for k in range(31)]
+    times = [index / 30 for index in range(31)]
     path = write(folder / "coarse.mkv", times, bf="0")
     assert indices(read_frames(path, times).images) == list(range(31))
 
@@ -206,7 +208,7 @@ def test_pictures_before_an_open_group_s_key_frame_are_decoded_whole(folder: Pat
 def test_far_times_are_reached_by_seeking_and_near_ones_by_decoding_on(
     folder: Path, decoded: list[float]
 ) -> None:
-    path = write(folder / "long.mp4", [k / 2 for k in range(400)], g="10", bf="0")
+    path = write(folder / "long.mp4", [index / 2 for index in range(400)], g="10", bf="0")
     assert indices(read_frames(path, [1.0, 190.0]).images) == [2, 380 % 256]
     assert len(decoded) < 40
     decoded.clear()
@@ -219,7 +221,7 @@ def test_one_key_frame_in_a_long_file_does_not_decode_it_again_for_every_time(
 ) -> None:
     path = write(
         folder / "one_key.mp4",
-        [k / 2 for k in range(400)],
+        [index / 2 for index in range(400)],
         g="1000",
         bf="0",
         **{"x264-params": "scenecut=0"},
@@ -229,8 +231,8 @@ def test_one_key_frame_in_a_long_file_does_not_decode_it_again_for_every_time(
     monkeypatch.setattr(
         video._Reader, "_seek", lambda self, time: (seeks.append(time), original(self, time))[1]
     )
-    asked = [11.0 * k for k in range(18)]
-    assert indices(read_frames(path, asked).images) == [22 * k % 256 for k in range(18)]
+    asked = [11.0 * index for index in range(18)]
+    assert indices(read_frames(path, asked).images) == [22 * index % 256 for index in range(18)]
     assert len(seeks) <= 6
 
 
@@ -241,9 +243,9 @@ def test_probe_returns_duration_rate_size_and_count(regular: Path) -> None:
 
 def test_rotation_metadata_turns_frames_upright(folder: Path, regular: Path) -> None:
     data = bytearray(regular.read_bytes())
-    words = lambda *values: b"".join(v.to_bytes(4, "big", signed=True) for v in values)
-    at = data.index(words(65536, 0, 0, 0, 65536, 0, 0, 0, 0x40000000), data.index(b"tkhd"))
-    data[at : at + 36] = words(
+    big_endian = lambda *values: b"".join(v.to_bytes(4, "big", signed=True) for v in values)
+    at = data.index(big_endian(65536, 0, 0, 0, 65536, 0, 0, 0, 0x40000000), data.index(b"tkhd"))
+    data[at : at + 36] = big_endian(
         0, 65536, 0, -65536, 0, 0, 0, 0, 0x40000000
     )  # shown a quarter turn clockwise
     path = folder / "turned.mp4"
@@ -386,8 +388,8 @@ def test_only_the_listed_containers_are_read(muxer: str, tmp_path: Path) -> None
         stream.width = 64
         stream.height = 32
         stream.pix_fmt = PIXELS.get(muxer, "yuv420p")
-        for k in range(30):
-            frame = av.VideoFrame.from_ndarray(picture(k), format="rgb24").reformat(
+        for index in range(30):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24").reformat(
                 format=stream.pix_fmt
             )
             out.mux(stream.encode(frame))
@@ -498,9 +500,9 @@ def test_a_truncated_file_gives_the_frames_before_the_end_and_says_where_it_stop
 ) -> None:
     path = write(tmp_path / "half.mp4", REGULAR, bf="0", g="25", faststart=True)
     data = path.read_bytes()
-    begin = data.index(b"mdat")
-    assert data.index(b"moov") < begin
-    path.write_bytes(data[: begin + (len(data) - begin) // 2])
+    media_start = data.index(b"mdat")
+    assert data.index(b"moov") < media_start
+    path.write_bytes(data[: media_start + (len(data) - media_start) // 2])
     assert indices(read_frames(path, [0.0, 1.0]).images) == [0, 25]
     whole = 0
     while True:  # up to the cut every frame is right
@@ -560,7 +562,7 @@ def test_sampled_times_end_at_the_window_s_end_and_stay_inside(
     start, end = window
     times = sample_times(window, fps, most)
     assert times[-1] == end and 1 <= len(times) <= most
-    assert all(start <= t <= end for t in times)
+    assert all(start <= time <= end for time in times)
     full = sample_times(window, fps)
     if len(full) <= most:
         assert times == full
@@ -683,11 +685,11 @@ def test_odd_and_tiny_sizes_keep_their_size_and_colors(
         stream.width = width
         stream.height = height
         stream.pix_fmt = "bgr0" if pixels == "rgb24" else pixels
-        for k in range(3):
+        for index in range(3):
             out.mux(
                 stream.encode(
                     av.VideoFrame.from_ndarray(
-                        np.full((height, width, 3), 60 * (k + 1), np.uint8), format="rgb24"
+                        np.full((height, width, 3), 60 * (index + 1), np.uint8), format="rgb24"
                     )
                 )
             )
@@ -707,16 +709,18 @@ def test_frames_of_4k_are_read_one_by_one(folder: Path) -> None:
         stream.width = 3840
         stream.height = 2160
         stream.pix_fmt = "yuv420p"
-        for k in range(3):
+        for index in range(3):
             out.mux(
                 stream.encode(
-                    av.VideoFrame.from_ndarray(picture(k + 1, 2160, 3840), format="rgb24")
+                    av.VideoFrame.from_ndarray(picture(index + 1, 2160, 3840), format="rgb24")
                 )
             )
         out.mux(stream.encode())
     frames = read_frames(path, [0.4])
     assert frames.images.shape == (1, 2160, 3840, 3) and frames.images.nbytes == 3840 * 2160 * 3
-    assert int(sum((frames.images[0, 1000, 240 + 480 * b, 1] > 127) << b for b in range(8))) == 3
+    assert (
+        int(sum((frames.images[0, 1000, 240 + 480 * bit, 1] > 127) << bit for bit in range(8))) == 3
+    )
 
 
 def claims_a_day(path: Path) -> Path:
@@ -841,8 +845,8 @@ def test_a_frame_rate_that_no_video_has_is_damage(folder: Path) -> None:
         for packet in [
             *(
                 p
-                for k in range(4)
-                for p in stream.encode(av.VideoFrame.from_ndarray(picture(k), format="rgb24"))
+                for index in range(4)
+                for p in stream.encode(av.VideoFrame.from_ndarray(picture(index), format="rgb24"))
             ),
             *stream.encode(),
         ]:
@@ -883,7 +887,7 @@ def test_reading_video_imports_no_torch() -> None:
 def test_a_frame_requested_at_its_exact_time_is_reached_by_one_seek(
     folder: Path, decoded: list[float]
 ) -> None:
-    times = [round(0.04 * k + 0.013 * (k % 3), 5) for k in range(60)]
+    times = [round(0.04 * index + 0.013 * (index % 3), 5) for index in range(60)]
     path = write(folder / "all_keys.mp4", times, g="1", bf="0")
     for index in (1, 20, 40, 58):
         decoded.clear()

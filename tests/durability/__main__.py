@@ -136,8 +136,8 @@ def _kills_section(record: Any) -> list[str]:
         *_table(
             ("fault", "runs", "kills", "result"),
             [
-                (r["fault"], f"{r['tried']:,}", f"{r['kills']:,}", _outcomes(r["outcomes"]))
-                for r in record["rows"]
+                (row["fault"], f"{row['tried']:,}", f"{row['kills']:,}", _outcomes(row["outcomes"]))
+                for row in record["rows"]
             ],
         ),
         "",
@@ -167,16 +167,16 @@ def _inputs_section() -> list[str]:
     ]
     cells = [
         (
-            f"`{r['parser']}`",
-            r["fault"].removeprefix("damaged "),
-            f"{r['tried']:,}",
-            f"{r['right']:,}",
-            f"{r['refused']:,}",
-            str(r["findings"]),
-            _share(r),
-            f"{r['slowest_s']:.2f}",
+            f"`{row['parser']}`",
+            row["fault"].removeprefix("damaged "),
+            f"{row['tried']:,}",
+            f"{row['right']:,}",
+            f"{row['refused']:,}",
+            str(row["findings"]),
+            _share(row),
+            f"{row['slowest_s']:.2f}",
         )
-        for r in sorted(rows, key=lambda r: str(r["parser"]))
+        for row in sorted(rows, key=lambda row: str(row["parser"]))
     ]
     return [
         *lines,
@@ -214,11 +214,11 @@ def _files_section(record: Any) -> list[str]:
     ]
     cells = [
         (
-            r["name"].removeprefix("test_").replace("_", " "),
-            str(sum(r["outcomes"].values())),
-            _outcomes(r["outcomes"]),
+            row["name"].removeprefix("test_").replace("_", " "),
+            str(sum(row["outcomes"].values())),
+            _outcomes(row["outcomes"]),
         )
-        for r in record["rows"]
+        for row in record["rows"]
     ]
     return [*lines, *_table(("test", "cases", "result"), cells)]
 

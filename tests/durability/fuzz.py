@@ -101,8 +101,8 @@ def by_coverage(
             importlib.import_module(module)
     parser, seeds = load_parser(name)
     corpus = Path(tempfile.mkdtemp(prefix="corpus-"))
-    for i, data in enumerate(seeds):
-        (corpus / f"seed{i}").write_bytes(data)
+    for index, data in enumerate(seeds):
+        (corpus / f"seed{index}").write_bytes(data)
     stats = FuzzStats(parser, last_input)
 
     def test(data: bytes) -> None:
@@ -215,7 +215,7 @@ def print_result(name: str, result: dict[str, Any]) -> None:
     """Print one parser's counts and findings."""
     coverage = result.get("coverage")
     share = f", {100 * coverage['share']:.1f} % of {coverage['lines']} lines" if coverage else ""
-    refused = ", ".join(f"{n:,} {kind}" for kind, n in sorted(result["refused"].items()))
+    refused = ", ".join(f"{count:,} {kind}" for kind, count in sorted(result["refused"].items()))
     print(
         f"{name:12} {result['inputs']:>9,} inputs, {result['per_second']:>6,}/s of processor time:"
         f" {result['accepted']:,} right; {refused}; slowest {result['slowest_s']} s,"

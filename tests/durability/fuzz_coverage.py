@@ -57,9 +57,9 @@ def measure_coverage(parser: Any, inputs: Iterable[bytes]) -> dict[str, Any]:
     read = through_file(parser) if parser.read else parser.parse
     sys.settrace(trace)
     try:
-        for i, data in enumerate(inputs):
+        for index, data in enumerate(inputs):
             with contextlib.suppress(Exception):  # FuzzStats counts the findings
-                parse = read if i % 10 == 0 else parser.parse
+                parse = read if index % 10 == 0 else parser.parse
                 parser.check(parse(data), data)
     finally:
         sys.settrace(None)

@@ -125,7 +125,9 @@ class FuzzStats:
 def _own_line(error: Exception) -> str:
     """Return the innermost line of this repository that an error passed, as "file:line"."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if str(ROOT) in f.filename and ".venv" not in f.filename]
+    own = [
+        frame for frame in frames if str(ROOT) in frame.filename and ".venv" not in frame.filename
+    ]
     frame = own[-1] if own else frames[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
 

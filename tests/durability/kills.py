@@ -156,9 +156,9 @@ def cases(workload: Workload, seed: int, short: bool, repeats: dict[str, int]) -
     found += [
         (
             "power cut at a file operation",
-            partial(kill_at_operations, operations=[at], cut=f"{seed}:{i}"),
+            partial(kill_at_operations, operations=[at], cut=f"{seed}:{index}"),
         )
-        for i, at in enumerate(tried if short else [*every] * 2)
+        for index, at in enumerate(tried if short else [*every] * 2)
     ]
     for i in range(repeats["again"]):
         operations = [rng.randint(1, len(every) // 2) for _ in range(3)]
@@ -178,8 +178,8 @@ def cases(workload: Workload, seed: int, short: bool, repeats: dict[str, int]) -
             for _ in range(repeats[number.name])
         ]
     found += [
-        (workload.corruption, partial(corrupt, rng=random.Random(f"{seed}:altered:{i}")))
-        for i in range(repeats["altered"])
+        (workload.corruption, partial(corrupt, rng=random.Random(f"{seed}:altered:{index}")))
+        for index in range(repeats["altered"])
     ]
     return [(workload.name + name, partial(case, workload)) for name, case in found]
 
@@ -215,7 +215,7 @@ def run_all(
     repeats = SHORT_REPEATS if short else REPEATS
     plan = [case for kind in repeats for case in cases(kind(folder), seed, short, repeats[kind])]
     random.Random(seed).shuffle(plan)  # spreads the slow faults evenly over the workers
-    reports = [folder / f"worker-{i}.jsonl" for i in range(workers)]
+    reports = [folder / f"worker-{index}.jsonl" for index in range(workers)]
     pids = []
     for i, report in enumerate(reports):
         pid = os.fork()

@@ -289,10 +289,10 @@ def mutate_archive(data: bytes, rng: random.Random) -> bytes:
     out = BytesIO()
     victim = rng.randrange(len(entries)) if kind == 1 and entries else -1
     with zipfile.ZipFile(out, "w") as archive:
-        for i, (name, content) in enumerate(entries):
+        for index, (name, content) in enumerate(entries):
             if name.endswith("data.pkl") and kind > 1:
                 content = mutate_bytes(content, rng)
-            if i == victim:
+            if index == victim:
                 if rng.random() < 0.3:
                     continue
                 content = content[: rng.randrange(len(content) + 1)]

@@ -53,7 +53,9 @@ positions = st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5))
 def test_hand_positions_that_are_written_are_read(samples, columns):
     samples = sorted(samples)
     rows = [{"time_seconds": k / 64, "x": x, "y": y, "note": "a"} for k, (x, y) in samples]
-    text = "\n".join([",".join(columns), *(",".join(str(row[c]) for c in columns) for row in rows)])
+    text = "\n".join(
+        [",".join(columns), *(",".join(str(row[column]) for column in columns) for row in rows)]
+    )
     path = HandPath.parse(text.encode(), "h.csv")
     assert path.fixations[:, :2].tolist() == [list(xy) for _, xy in samples]
     assert path.starts.tolist() == pytest.approx([row["time_seconds"] for row in rows], abs=1e-9)
@@ -168,8 +170,8 @@ def test_a_planted_defect_of_every_kind_is_found(monkeypatch):
             while True:
                 pass
         if data == b"is slow":
-            begin = time.process_time()
-            while time.process_time() - begin < 0.05:
+            start = time.process_time()
+            while time.process_time() - start < 0.05:
                 pass
         if data == b"takes memory":
             return len(bytearray(below_peak() + (300 << 20)))

@@ -273,7 +273,9 @@ def run_files(folder: Path) -> dict[str, bytes]:
     Times, versions and the numbers of checkpoints may differ.
     """
     found = {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
     }
     state = json.loads(found.pop("state.json"))
     comparable = {
@@ -282,10 +284,16 @@ def run_files(folder: Path) -> dict[str, bytes]:
         if not name.startswith("checkpoint/") and name not in (".lock", "environment.json")
     }
     numbers = sorted(name for name in found if name.startswith("checkpoint/"))
-    shape = [len(numbers), *sorted({Path(n).suffix for n in numbers})]
+    shape = [len(numbers), *sorted({Path(number).suffix for number in numbers})]
     return comparable | {
         "state.json": (
-            json.dumps({k: v for k, v in state.items() if k not in ("seconds", "resumed")}).encode()
+            json.dumps(
+                {
+                    name: tensor
+                    for name, tensor in state.items()
+                    if name not in ("seconds", "resumed")
+                }
+            ).encode()
         ),
         "": repr(shape).encode(),
     }

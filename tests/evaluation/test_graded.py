@@ -13,7 +13,7 @@ from modulate.evaluation.paired_tests import grouped_p
 
 def drawn(seed, n=40, groups=8):
     rng = np.random.default_rng(seed)
-    return rng.random(n), rng.random(n), [f"v{i}" for i in rng.integers(0, groups, n)]
+    return rng.random(n), rng.random(n), [f"v{group}" for group in rng.integers(0, groups, n)]
 
 
 def test_right_and_wrong_answers_give_the_same_means_and_intervals_as_accuracies():
@@ -43,9 +43,9 @@ def test_few_groups_are_tested_exactly(seed):
 def test_whole_numbers_give_the_p_value_of_the_exact_test_of_groups():
     rng = np.random.default_rng(5)
     changes = rng.integers(-1, 2, 120)
-    few = [f"v{i % 12}" for i in range(120)]
+    few = [f"v{index % 12}" for index in range(120)]
     assert permutation_p(changes, few) == pytest.approx(grouped_p(changes.tolist(), few))
-    many = [f"v{i}" for i in range(120)]
+    many = [f"v{index}" for index in range(120)]
     assert permutation_p(changes, many) == pytest.approx(
         grouped_p(changes.tolist(), many), abs=0.02
     )
@@ -54,7 +54,7 @@ def test_whole_numbers_give_the_p_value_of_the_exact_test_of_groups():
 def test_p_values_are_small_for_a_real_difference_large_for_none_and_never_zero():
     rng = np.random.default_rng(2)
     noise = rng.normal(size=200)
-    groups = [f"v{i % 50}" for i in range(200)]
+    groups = [f"v{index % 50}" for index in range(200)]
     assert permutation_p(noise + 1.0, groups) == pytest.approx(1 / 20_001)
     assert permutation_p(np.zeros(200), groups) == 1.0
     assert permutation_p(noise - noise.mean(), groups) > 0.9
@@ -66,7 +66,7 @@ def test_the_test_has_its_level_when_answers_of_a_group_go_together():
     for seed in range(60):
         rng = np.random.default_rng(seed)
         changes = np.repeat(rng.normal(size=12), 10)
-        groups = [f"v{i // 10}" for i in range(120)]
+        groups = [f"v{index // 10}" for index in range(120)]
         found = graded_difference(changes, np.zeros(120), groups, resamples=100, seed=seed)
         rejected += [found.p_grouped <= 0.05, found.p <= 0.05]
     assert rejected[0] <= 8 < 20 < rejected[1]
@@ -75,7 +75,7 @@ def test_the_test_has_its_level_when_answers_of_a_group_go_together():
 def test_a_seed_gives_the_same_p_value_again():
     rng = np.random.default_rng(3)
     changes = rng.normal(size=100) + 0.1
-    groups = [str(i) for i in range(100)]
+    groups = [str(index) for index in range(100)]
     assert permutation_p(changes, groups, 4) == permutation_p(changes, groups, 4)
     assert permutation_p(changes, groups, 4) != permutation_p(changes, groups, 5)
 

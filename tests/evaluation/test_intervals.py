@@ -42,7 +42,7 @@ def test_mcnemar_equals_known_binomial_values(b, c, p):
 def test_mcnemar_equals_the_sum_over_all_coin_tosses(b, c):
     n = b + c
     # The definition: all outcomes at least as far from n / 2 as the observed one.
-    extreme = [k for k in range(n + 1) if abs(2 * k - n) >= abs(b - c)]
+    extreme = [index for index in range(n + 1) if abs(2 * index - n) >= abs(b - c)]
     expected = sum(Fraction(comb(n, k), 2**n) for k in extreme)
     assert mcnemar_counts(b, c).p == pytest.approx(float(expected), rel=1e-14)
 
@@ -124,8 +124,8 @@ def test_clustered_intervals_cover_the_truth_about_as_often_as_they_claim():
         # Clipping moves the mean by less than .003.
         accuracies = np.clip(rng.normal(0.6, 0.2, 40), 0, 1)
         groups = {
-            str(i): rng.random(int(rng.integers(3, 12))) < accuracy
-            for i, accuracy in enumerate(accuracies)
+            str(index): rng.random(int(rng.integers(3, 12))) < accuracy
+            for index, accuracy in enumerate(accuracies)
         }
         interval = bootstrap_interval(groups, resamples=400, seed=run)
         hits += interval.low <= 0.597 <= interval.high
@@ -218,7 +218,7 @@ def test_intervals_import_no_torch():
 
 
 def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
-    values = {f"v{i}": [i % 2, i % 3 == 0, 1] for i in range(7)}
+    values = {f"v{index}": [index % 2, index % 3 == 0, 1] for index in range(7)}
     whole = bootstrap_interval(values, resamples=500, seed=3)
     for most in (7 * 64, 7 * 500, 3):  # eight parts, one part, and one resample at a time
         monkeypatch.setattr(intervals, "_MOST_WEIGHTS", most)

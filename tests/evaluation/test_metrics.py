@@ -12,8 +12,18 @@ def predictions(correct, condition="signal"):
     """Predictions of questions of two tasks on four videos."""
     tasks = ["b", "a", "b", "b", "a", "b"]
     return [
-        Prediction(f"q{i}", tasks[i], f"v{i % 4}", condition, 0, 0 if ok else 1, ok, (1.0, 0.0), 1)
-        for i, ok in enumerate(correct)
+        Prediction(
+            f"q{index}",
+            tasks[index],
+            f"v{index % 4}",
+            condition,
+            0,
+            0 if ok else 1,
+            ok,
+            (1.0, 0.0),
+            1,
+        )
+        for index, ok in enumerate(correct)
     ]
 
 
@@ -52,9 +62,9 @@ def texts(scores, condition="signal"):
     """Answers in text on three videos; 1 is an exact match."""
     return [
         Prediction(
-            f"q{i}",
+            f"q{index}",
             "a",
-            f"v{i % 3}",
+            f"v{index % 3}",
             condition,
             None,
             None,
@@ -67,7 +77,7 @@ def texts(scores, condition="signal"):
             bleu=score / 2,
             rouge_l=1.0,
         )
-        for i, score in enumerate(scores)
+        for index, score in enumerate(scores)
     ]
 
 
@@ -111,9 +121,17 @@ def test_intervals_depend_on_the_seed_alone():
     def many(condition, correct):
         return [
             Prediction(
-                f"q{i}", "a", f"v{i % 9}", condition, 0, 1 - correct(i), correct(i), (1.0,), 1
+                f"q{index}",
+                "a",
+                f"v{index % 9}",
+                condition,
+                0,
+                1 - correct(index),
+                correct(index),
+                (1.0,),
+                1,
             )
-            for i in range(81)
+            for index in range(81)
         ]
 
     signal = many("signal", lambda i: i % 9 < i // 9)

@@ -36,7 +36,7 @@ def test_the_grouped_test_counts_every_swap_of_whole_groups(samples):
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5))
 def test_the_grouped_test_of_groups_of_one_is_mcnemars(b, c, unchanged):
     changes = [1] * b + [-1] * c + [0] * unchanged
-    assert grouped_p(changes, [str(i) for i in range(len(changes))]) == pytest.approx(
+    assert grouped_p(changes, [str(index) for index in range(len(changes))]) == pytest.approx(
         mcnemar_counts(b, c).p, rel=1e-9
     )
 
@@ -120,7 +120,9 @@ def test_the_least_detectable_difference_needs_every_change_on_one_side():
     assert least_detectable(5) is None  # p = 1/16 at best
     # Six of 18 questions must change, all to one side: P(Bin(18, δ) ≥ 6) = 0.8.
     least = least_detectable(18)
-    power = sum(comb(18, k) * least**k * (1 - least) ** (18 - k) for k in range(6, 19))
+    power = sum(
+        comb(18, index) * least**index * (1 - least) ** (18 - index) for index in range(6, 19)
+    )
     assert power == pytest.approx(0.8, abs=2e-3)
     for discordance in (0.5, 0.7, 0.9):
         assert detectable_difference(18, discordance) >= least

@@ -32,10 +32,10 @@ def processor():
 def test_metadata_give_each_frame_its_own_time_and_the_mean_rate():
     from transformers.video_utils import VideoMetadata
 
-    told = VideoMetadata(**metadata(CLIP))
-    assert told.timestamps == [1.0, 1.5, 3.0, 4.0]
-    assert told.sampled_fps == pytest.approx(1.0)  # three intervals in three seconds
-    assert told.duration == 4.5
+    read = VideoMetadata(**metadata(CLIP))
+    assert read.timestamps == [1.0, 1.5, 3.0, 4.0]
+    assert read.sampled_fps == pytest.approx(1.0)  # three intervals in three seconds
+    assert read.duration == 4.5
     single = VideoClip(Frames(CLIP.frames.images[:1], (2.0,)), (2.0, 2.0))
     assert VideoMetadata(**metadata(single)).timestamps == [2.0]
 

@@ -14,8 +14,10 @@ FOLDER = "package:modulate_tabletop/host"
 
 def test_a_folder_is_loaded_frozen_and_in_eval_mode():
     model, processor = load(Host, HostParams(path=FOLDER, device="cpu", dtype="bfloat16"))
-    assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not model.training and not any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert processor.tokenizer.eos_token is not None
 
 

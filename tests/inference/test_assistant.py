@@ -209,12 +209,12 @@ def test_a_chat_goes_on_with_all_that_was_said(assistant, video):
     assert chat.turns[1].parts == (first.text,)
     assert second.report.steps == (2,)
     frames = read_frames(video, (0.0, 1.0, 2.0, 3.0))
-    said = [
+    conversation = [
         Message("user", (VideoClip(frames, (0.0, 3.0)), QUESTION)),
         Message("assistant", (first.text,)),
         Message("user", ("And before that?",)),
     ]
-    inputs = understand(assistant.host).encode(assistant.processor, said).inputs
+    inputs = understand(assistant.host).encode(assistant.processor, conversation).inputs
     _, clip = by_hand(assistant, video, "")
     with (
         torch.inference_mode(),

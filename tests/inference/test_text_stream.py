@@ -17,15 +17,15 @@ def generating(tokenizer, words, done):
         streamer = more["streamer"]
         (stop,) = more["stopping_criteria"]
         streamer.put(torch.tensor([tokenizer.encode("What ?")]))  # the prompt, which is left out
-        said = []
+        pieces = []
         for word in words:
             if bool(stop(torch.zeros(1, 1, dtype=torch.long), None).all()):
                 break
             streamer.put(torch.tensor(tokenizer.encode(word)))
-            said.append(word)
+            pieces.append(word)
         streamer.end()
-        done.append(said)
-        return Answer("signal", " ".join(said))
+        done.append(pieces)
+        return Answer("signal", " ".join(pieces))
 
     return work
 

@@ -36,7 +36,7 @@ def test_marks_have_the_kind_in_front_of_their_text_and_keep_their_positions():
     plain = [*GAZE.marks(0.0, 4.0), *HAND.marks(0.0, 4.0)]
     marks = BOTH.marks(0.0, 4.0)
     kinds = ["gaze"] * len(GAZE.marks(0.0, 4.0)) + ["hand"] * len(HAND.marks(0.0, 4.0))
-    assert [(m.x, m.y, m.text) for m in marks] == [
+    assert [(mark.x, mark.y, mark.text) for mark in marks] == [
         (m.x, m.y, f"{kind}: {m.text}") for kind, m in zip(kinds, plain, strict=True)
     ]
     assert len(BOTH.marks(0.0, 1.0)) < len(marks)

@@ -27,7 +27,7 @@ def test_without_a_window_the_first_and_last_frame_bound_the_clip():
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_the_last_frame_fills_an_incomplete_step(missing):
-    frames = [float(t) for t in range(8 - missing)]
+    frames = [float(time) for time in range(8 - missing)]
     last = [*frames[4:], *[frames[-1]] * missing]
     assert visual_grid(frames, 4, 1, 1).times == (1.5, sum(last) / 4)
 

@@ -381,6 +381,8 @@ def test_a_modulated_host_conditions_its_host_and_its_parameters_are_the_modulat
     assert not torch.equal(logits, bare)
     with wrapped.attachment.condition([[CLIP], [CLIP]]):
         assert torch.equal(host(**batch).logits, logits)
-    assert {id(p) for p in wrapped.parameters()} == {id(p) for p in modulation.parameters()}
+    assert {id(parameter) for parameter in wrapped.parameters()} == {
+        id(parameter) for parameter in modulation.parameters()
+    }
     assert list(wrapped.state_dict()) == [f"modulation.{name}" for name in modulation.state_dict()]
     wrapped.attachment.detach()

@@ -89,8 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         ).groups()
         if what == "preupload":
             files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for f in json.loads(body)["files"]
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
             ]
             return self.answer(200, {"files": files})
         lines = [json.loads(line) for line in body.splitlines()]
@@ -120,12 +120,18 @@ class Handler(BaseHTTPRequestHandler):
             files = self.server.repos[match[1]]
             if (match[2] or "").startswith("/tree/"):
                 listed = [
-                    {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                    for p, c in files.items()
+                    {
+                        "type": "file",
+                        "path": path,
+                        "size": len(content),
+                        "oid": hashlib.sha1(content).hexdigest(),
+                    }
+                    for path, content in files.items()
                 ]
                 return self.answer(200, listed)
             return self.answer(
-                200, {"id": match[1], "sha": SHA, "siblings": [{"rfilename": p} for p in files]}
+                200,
+                {"id": match[1], "sha": SHA, "siblings": [{"rfilename": path} for path in files]},
             )
         name, _, file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path).groups()
         content = self.server.repos[name][file]

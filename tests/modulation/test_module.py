@@ -49,14 +49,14 @@ def test_a_loaded_modulation_is_frozen_unless_it_is_to_be_trained(host, tmp_path
             with attachment.condition([[CLIP]] * 2):
                 logits = host(**inputs()).logits
         assert logits.requires_grad == (each is learning)
-        assert {p.requires_grad for p in each.parameters()} == {each is learning}
+        assert {parameter.requires_grad for parameter in each.parameters()} == {each is learning}
     logits.square().sum().backward()
     assert all(
-        p.grad is not None and p.grad.any()
-        for name, p in learning.named_parameters()
+        parameter.grad is not None and parameter.grad.any()
+        for name, parameter in learning.named_parameters()
         if name.startswith("out.")
     )
-    assert not any(p.requires_grad for p in host.parameters())
+    assert not any(parameter.requires_grad for parameter in host.parameters())
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_modulation_stays_fp32_on_a_half_precision_host(tmp_path):
     modulation = trained(host, lora=True)
     with modulation.attached(host) as attachment, attachment.condition([[CLIP]] * 2):
         assert host(**inputs(dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
-    assert {p.dtype for p in modulation.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in modulation.parameters()} == {torch.float32}
 
 
 def changed_config(folder, **changes):

@@ -398,7 +398,7 @@ def test_gradients_of_gradients(scene, kind):
         first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         total = sum(gradient.square().sum() for gradient in first if gradient is not None)
         second = torch.autograd.grad(total, parameters, allow_unused=True)
-        return {i: value for i, value in enumerate(second) if value is not None}
+        return {index: value for index, value in enumerate(second) if value is not None}
 
     with (
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),

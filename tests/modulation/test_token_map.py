@@ -58,8 +58,8 @@ def test_an_empty_signal_is_written_unless_the_injection_leaves_it_out():
 
 def test_only_the_chosen_steps_are_written():
     (row,) = mapped([CLIP], tokens=Tokens(steps=(-1,)))
-    begin = N - GRID.tokens_per_step
-    assert row.latent.tolist() == [-1] * begin + list(range(begin, N))
+    first = N - GRID.tokens_per_step
+    assert row.latent.tolist() == [-1] * first + list(range(first, N))
 
 
 def test_a_clip_without_any_visual_token_is_refused():
@@ -112,7 +112,7 @@ def prompt(*rows, side="left"):
         attention_mask=(ids != 0).long(),
         mm_token_type_ids=(ids == VIDEO).int() * 2,
         pixel_values_videos=torch.randn(patches, 96, generator=torch.Generator().manual_seed(0)),
-        video_grid_thw=torch.tensor([[g.steps, g.rows * 2, g.cols * 2] for g in grids]),
+        video_grid_thw=torch.tensor([[grid.steps, grid.rows * 2, grid.cols * 2] for grid in grids]),
         second_per_grid_ts=torch.ones(len(grids)),
     )
 

@@ -11,19 +11,19 @@ from modulate.runs.checkpoints import Checkpoints
 from modulate.utils.atomic_files import write_json
 
 
-def saved(folder, n=3):
+def saved(folder, count=3):
     checkpoints = Checkpoints(folder)
-    for i in range(1, n + 1):
+    for index in range(1, count + 1):
         checkpoints.save(
-            {"step": i, "rate": 0.1 + i, "none": None},
-            {"w": torch.full((3, 2), float(i)), "count": torch.tensor(i)},
+            {"step": index, "rate": 0.1 + index, "none": None},
+            {"w": torch.full((3, 2), float(index)), "count": torch.tensor(index)},
         )
     return checkpoints
 
 
 def test_the_last_two_are_kept_and_the_last_is_read(tmp_path):
     saved(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
         "000002.json",
         "000002.safetensors",
         "000003.json",
@@ -51,24 +51,30 @@ def alter(path, at):
 
 
 DAMAGE = {
-    "a byte of the tensors": lambda f: alter(f / "000003.safetensors", -1),
-    "a byte of their header": lambda f: alter(f / "000003.safetensors", 12),
-    "a byte of the notes": lambda f: alter(f / "000003.json", -30),
+    "a byte of the tensors": lambda folder: alter(folder / "000003.safetensors", -1),
+    "a byte of their header": lambda folder: alter(folder / "000003.safetensors", 12),
+    "a byte of the notes": lambda folder: alter(folder / "000003.json", -30),
     "torn tensors": (
-        lambda f: (f / "000003.safetensors").write_bytes(
-            (f / "000003.safetensors").read_bytes()[:50]
+        lambda folder: (folder / "000003.safetensors").write_bytes(
+            (folder / "000003.safetensors").read_bytes()[:50]
         )
     ),
-    "torn notes": lambda f: (f / "000003.json").write_bytes((f / "000003.json").read_bytes()[:50]),
-    "a line's end": (
-        lambda f: (f / "000003.json").write_bytes((f / "000003.json").read_bytes()[:-1])
+    "torn notes": lambda folder: (folder / "000003.json").write_bytes(
+        (folder / "000003.json").read_bytes()[:50]
     ),
-    "empty notes": lambda f: (f / "000003.json").write_bytes(b""),
-    "notes that are no object": lambda f: (f / "000003.json").write_text("[1]"),
-    "no text": lambda f: (f / "000003.json").write_bytes(b"\xff\xfe\x00"),
-    "tensors that are gone": lambda f: (f / "000003.safetensors").unlink(),
+    "a line's end": (
+        lambda folder: (folder / "000003.json").write_bytes(
+            (folder / "000003.json").read_bytes()[:-1]
+        )
+    ),
+    "empty notes": lambda folder: (folder / "000003.json").write_bytes(b""),
+    "notes that are no object": lambda folder: (folder / "000003.json").write_text("[1]"),
+    "no text": lambda folder: (folder / "000003.json").write_bytes(b"\xff\xfe\x00"),
+    "tensors that are gone": lambda folder: (folder / "000003.safetensors").unlink(),
     "tensors of the one before": (
-        lambda f: (f / "000003.safetensors").write_bytes((f / "000002.safetensors").read_bytes())
+        lambda folder: (folder / "000003.safetensors").write_bytes(
+            (folder / "000002.safetensors").read_bytes()
+        )
     ),
 }
 
@@ -88,7 +94,7 @@ def test_a_damaged_one_is_said_and_the_one_before_is_used(tmp_path, damage):
     checkpoints.save(
         {"step": 3}, {}
     )  # the way on keeps the whole one, and does not count the damaged
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".json") == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".json") == [
         "000002.json",
         "000003.json",
     ]
@@ -98,10 +104,11 @@ def test_when_all_are_damaged_it_is_said_that_training_starts_anew(tmp_path):
     saved(tmp_path)
     for path in tmp_path.glob("*.json"):
         alter(path, -30)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning) as caught:
         assert Checkpoints(tmp_path).latest() is None
     assert [
-        ("the one before" in str(w.message), "training starts anew" in str(w.message)) for w in said
+        ("the one before" in str(warning.message), "training starts anew" in str(warning.message))
+        for warning in caught
     ] == [(True, False), (False, True)]
 
 
@@ -157,7 +164,7 @@ def test_notes_of_another_schema_or_other_tensors_are_not_read_though_they_are_w
 def test_any_number_of_the_last_can_be_kept(tmp_path):
     checkpoints = saved(tmp_path)
     checkpoints.keep(1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["000003.json", "000003.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000003.json", "000003.safetensors"]
     checkpoints.keep(1)
     assert checkpoints.latest().notes["step"] == 3
 
@@ -166,7 +173,7 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path):
     (tmp_path / "notes.json").write_text("{}")
     checkpoints = saved(tmp_path)
     checkpoints.clear()
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.json"]
 
 
 def test_tensors_are_kept_as_they_are_whatever_their_layout(tmp_path):

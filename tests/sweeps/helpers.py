@@ -36,18 +36,18 @@ def finish(run, folder, correct, failed=()):
     condition = run.recipe.training.condition
     records = [
         Prediction(
-            id=f"q{i}",
-            task=TASKS[i % 2],
-            group=f"v{i // 2}",
+            id=f"q{index}",
+            task=TASKS[index % 2],
+            group=f"v{index // 2}",
             condition=evaluated,
             answer=0,
-            prediction=0 if i in correct else 1,
-            correct=i in correct,
+            prediction=0 if index in correct else 1,
+            correct=index in correct,
             logits=(0.0, 1.0),
             active_steps=1,
         )
         for evaluated in (condition, "host")
-        for i in range(6)
+        for index in range(6)
     ]
     (finished.folder / "predictions.jsonl").write_text(as_lines(records))
     finished.write_json("state.json", {"finished": True, "seconds": 1.5})

@@ -67,14 +67,14 @@ def test_slots_add_to_the_environment_and_outcomes_say_how_each_ended(tmp_path):
 
 
 def test_the_listener_hears_what_runs_until_nothing_does(tmp_path):
-    heard = []
+    notices = []
     run_jobs(
         [python_job(tmp_path / f"{n}.log", "import time; time.sleep(0.3)", n) for n in "ab"],
         [{}, {}],
-        Listener(running=lambda names: heard.append(sorted(names))),
+        Listener(running=lambda names: notices.append(sorted(names))),
         poll=0.01,
     )
-    assert ["a", "b"] in heard and heard[-1] == []
+    assert ["a", "b"] in notices and notices[-1] == []
     assert run_jobs([], [{}]) == Outcomes()
 
 
@@ -95,9 +95,11 @@ def test_an_error_in_a_listener_ends_the_running_jobs(tmp_path):
 
 def test_only_the_end_of_a_long_log_is_read(tmp_path):
     log = tmp_path / "a.log"
-    log.write_text("--- early\n" + "x" * 99 + "\n" + "".join(f"{i:06d}\n" for i in range(30_000)))
+    log.write_text(
+        "--- early\n" + "x" * 99 + "\n" + "".join(f"{index:06d}\n" for index in range(30_000))
+    )
     assert tail(log, 2) == ["029998", "029999"] and tail(log) == [
-        f"{i:06d}" for i in range(29_994, 30_000)
+        f"{index:06d}" for index in range(29_994, 30_000)
     ]
 
 

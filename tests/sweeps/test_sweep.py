@@ -163,7 +163,7 @@ def test_lora_only_is_shared_by_runs_that_differ_only_in_their_modulation():
         "sharing-shared-s0",
     )  # and not the run without LoRA
     assert alone.recipe.training.condition == "none" and [
-        (s.name, s.train, s.epochs) for s in alone.recipe.training.stages
+        (stage.name, stage.train, stage.epochs) for stage in alone.recipe.training.stages
     ] == [("joint", ("lora",), 1)]
     assert (
         alone.recipe.evaluation.conditions == ("host",)

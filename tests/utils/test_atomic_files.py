@@ -147,7 +147,7 @@ def test_only_files_of_killed_writers_are_removed(tmp_path):
     for path in (*left, *unrelated):
         path.touch()
     remove_partial(tmp_path)
-    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(unrelated)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(unrelated)
 
 
 def test_a_file_is_flushed_before_its_rename_and_its_folder_after(tmp_path, monkeypatch):

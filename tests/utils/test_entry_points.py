@@ -68,7 +68,10 @@ def shipped_are_complete(rows):
         for name, info in plugins.registry().plugins.items()
         if name in installed.OURS
     }
-    assert {name: [(p["kind"], p["name"]) for p in rows[name]["provides"]] for name in own} == own
+    assert {
+        name: [(component["kind"], component["name"]) for component in rows[name]["provides"]]
+        for name in own
+    } == own
     assert not [name for name in own if rows[name]["error"]]
     return True
 

@@ -75,10 +75,10 @@ def test_it_stays_consistent_under_many_threads():
     cache = cache_of(50)
 
     def work(seed):
-        for i in range(300):
-            cache.put((seed + i) % 40, bytes(1 + i % 7))
-            cache.get(i % 40)
+        for index in range(300):
+            cache.put((seed + index) % 40, bytes(1 + index % 7))
+            cache.get(index % 40)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    assert sum(len(v) for k in range(40) if (v := cache.get(k)) is not None) <= 50
+    assert sum(len(v) for index in range(40) if (v := cache.get(index)) is not None) <= 50

@@ -47,7 +47,8 @@ def test_aliases_and_merges_within_the_limits_work():
 def laughs(levels=30, width=9):
     """Return "billion laughs": each list contains the previous one nine times."""
     return "a0: &a0 [lol]\n" + "".join(
-        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]\n" for i in range(1, levels)
+        f"a{index}: &a{index} [{', '.join([f'*a{index - 1}'] * width)}]\n"
+        for index in range(1, levels)
     )
 
 
@@ -55,7 +56,10 @@ HOSTILE = {
     "billion laughs": (laughs(), rf"more than {YAML_NODES} values after expanding aliases"),
     "billion laughs by merging": (
         "a0: &a0 {x: 1}\n"
-        + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)),
+        + "".join(
+            f"a{index}: &a{index} {{<<: [{', '.join([f'*a{index - 1}'] * 9)}]}}\n"
+            for index in range(1, 30)
+        ),
         "after expanding aliases",
     ),
     "an alias within itself": (
@@ -63,7 +67,8 @@ HOSTILE = {
         r"line 1: the alias \*a refers to a value that contains it",
     ),
     "a chain of aliases that gets deep": (
-        "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 60)),
+        "a0: &a0 [1]\n"
+        + "".join(f"a{index}: &a{index} [*a{index - 1}]\n" for index in range(1, 60)),
         f"deeper than {YAML_DEPTH} levels",
     ),
     "deep mappings": (
@@ -72,7 +77,7 @@ HOSTILE = {
     ),
     "deep lists": ("[" * 100_000, f"deeper than {YAML_DEPTH} levels"),
     "deep by indentation": (
-        "".join(" " * i + "a:\n" for i in range(500)),
+        "".join(" " * index + "a:\n" for index in range(500)),
         f"line {YAML_DEPTH}: nested deeper",
     ),
     "deep by dashes": ("- " * 5000 + "1", f"deeper than {YAML_DEPTH} levels"),
@@ -181,7 +186,7 @@ def test_surrogate_pairs_are_read(tmp_path):
 
 def test_a_repeated_key_among_many_is_refused_in_linear_time(tmp_path):
     (tmp_path / "q.json").write_text(
-        "{" + ",".join(f'"{i}": 0' for i in range(100_000)) + ',"99999": 1}'
+        "{" + ",".join(f'"{index}": 0' for index in range(100_000)) + ',"99999": 1}'
     )
     start = time.process_time()
     with pytest.raises(DataError, match="'99999' appears twice"):

@@ -44,7 +44,7 @@ def test_stages_and_evaluation_are_measured_and_compared_with_the_estimate(tmp_p
     ]
     assert min(found["hours"].values()) > 0
     assert "The full run:" in shown and "stage joint, 2 samples" in shown
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["found.json", "world"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "world"]
 
 
 def test_noise_clips_are_used_without_data(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def prediction_seeds() -> list[bytes]:
     }
     failed_text = text | {"id": "d", "text": None, "token_f1": 0.0, "error": "DataError: no"}
     return [
-        b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in rows)
+        b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
         for rows in ([row], [row, failed, row | {"condition": "none"}], [text, failed_text])
     ]
 
@@ -87,7 +87,7 @@ def check_predictions(result: Any, data: bytes) -> None:
         )
         assert (
             agrees(record.logits, tree["logits"])
-            and all(type(v) is float and abs(v) <= 1e100 for v in record.logits)
+            and all(type(logit) is float and abs(logit) <= 1e100 for logit in record.logits)
             and record.error == tree.get("error")
         )
         assert 0 <= record.active_steps <= 2**53

@@ -21,8 +21,8 @@ ALL_COLUMNS = (
 def fixation_seeds() -> list[bytes]:
     rows = [(0.0, 2.5, 0.25, 0.75), (3.1, 5.75, 0.5, 0.125), (700.25, 704.0, -0.25, 1.25)]
     full = ALL_COLUMNS + b"".join(
-        f"{a},{b},{x},{y},{b - a},{a},{b},{i},{b - a}\n".encode()
-        for i, (a, b, x, y) in enumerate(rows)
+        f"{a},{b},{x},{y},{b - a},{a},{b},{index},{b - a}\n".encode()
+        for index, (a, b, x, y) in enumerate(rows)
     )
     short = b"start_time,duration,center_x,center_y\r\n" + b"".join(
         f"{a},{b - a},{x},{y}\r\n".encode() for a, b, x, y in rows
@@ -95,8 +95,8 @@ def raw_seeds(source: str) -> Callable[[], list[bytes]]:
     ]
     if source == "egtea":
         short = "".join(
-            f"{i * 41666} SMP 1 {1280 * x} {960 * y} {k} F\n"
-            for i, (k, x, y, _) in enumerate(points)
+            f"{index * 41666} SMP 1 {1280 * x} {960 * y} {k} F\n"
+            for index, (k, x, y, _) in enumerate(points)
         )
         long = "".join(
             " ".join(

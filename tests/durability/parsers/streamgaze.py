@@ -10,7 +10,7 @@ from tests.durability.parsers.parser import Parser, decoded
 
 MCQ = Path("present_object_identification_easy.json")
 ALERTS = Path("proactive_gaze_triggered_alert.json")
-NAMES = tuple(f"P{i:02}.R0{i % 3}.mp4" for i in range(6))
+NAMES = tuple(f"P{index:02}.R0{index % 3}.mp4" for index in range(6))
 
 
 def question_seeds() -> list[bytes]:

@@ -29,9 +29,9 @@ def video_seeds() -> list[bytes]:
             stream.width = 32
             stream.height = 32
             stream.pix_fmt = "yuv420p"
-            for k in range(8):
+            for index in range(8):
                 frame = av.VideoFrame.from_ndarray(
-                    np.full((32, 32, 3), 30 * k, np.uint8), format="rgb24"
+                    np.full((32, 32, 3), 30 * index, np.uint8), format="rgb24"
                 )
                 out.mux(stream.encode(frame))
             out.mux(stream.encode())
@@ -56,7 +56,7 @@ def check_video(result: Any, data: bytes) -> None:
         and frames.images.shape[3] == 3
         and frames.images.dtype == np.uint8
     )
-    assert all(math.isfinite(t) for t in frames.times) and all(
+    assert all(math.isfinite(time) for time in frames.times) and all(
         b > a for a, b in itertools.pairwise(frames.times)
     )
     assert 0 <= info.duration < 1e7 and 0 < info.fps <= 1e5 and info.width > 0 and info.height > 0

@@ -50,7 +50,11 @@ def test_fresh_it_changes_no_logit_and_every_part_gets_a_gradient_once_awake(hos
         changed.square().sum().backward()
     assert not torch.equal(during, changed)
     # the heat map's own projection and the modulator's parameters included
-    silent = [n for n, p in fresh.named_parameters() if p.grad is None or not p.grad.any()]
+    silent = [
+        name
+        for name, parameter in fresh.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
     assert not silent
 
 
@@ -115,8 +119,10 @@ def test_cross_attention_over_spans_of_different_length_equals_one_by_one(host):
     span = torch.tensor([[2, 5], [5, 9], [2, 5], [0, 2]])
     together = writer(latents[:4], hidden, Memory(latents, span))
     alone = [
-        writer(latents[:1], hidden[i : i + 1], Memory(latents[a:b], torch.tensor([[0, b - a]])))[0]
-        for i, (a, b) in enumerate(span.tolist())
+        writer(
+            latents[:1], hidden[index : index + 1], Memory(latents[a:b], torch.tensor([[0, b - a]]))
+        )[0]
+        for index, (a, b) in enumerate(span.tolist())
     ]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=1e-5)
 

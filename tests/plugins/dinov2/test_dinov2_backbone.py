@@ -132,7 +132,7 @@ def test_a_named_model_loads_from_a_local_file_without_the_network(
 def test_the_backbone_is_frozen_and_keeps_no_graph(weights: str) -> None:
     backbone = build(weights)
     assert (
-        not any(p.requires_grad for p in backbone.parameters())
+        not any(parameter.requires_grad for parameter in backbone.parameters())
         and not backbone(noise(1), [0.0]).values.requires_grad
     )
 

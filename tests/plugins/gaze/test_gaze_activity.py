@@ -32,7 +32,7 @@ CLIPS = [
 
 def looped(clips, weigh):
     """Return steps × the largest number of fixations, number by number."""
-    widest = max(len(s) for s, _ in clips)
+    widest = max(len(scanpath) for scanpath, _ in clips)
     table = []
     for scanpath, grid in clips:
         for time, span in zip(grid.times, grid.spans, strict=True):
@@ -45,8 +45,8 @@ def looped(clips, weigh):
 
 
 def batched(clips, weigh):
-    a = align(*zip(*clips, strict=True))
-    return a.steps_of(weigh(a)).double()
+    alignment = align(*zip(*clips, strict=True))
+    return alignment.steps_of(weigh(alignment)).double()
 
 
 def overlap(begin, end, time, start, finish):
@@ -56,13 +56,15 @@ def overlap(begin, end, time, start, finish):
 def test_midpoint_activity_is_the_papers_condition():
     expected = looped(CLIPS, lambda begin, end, time, *_: float(begin <= time <= end))
     assert expected.sum() == 4
-    assert torch.equal(batched(CLIPS, lambda a: activity(a, "midpoint")), expected)
+    assert torch.equal(batched(CLIPS, lambda alignment: activity(alignment, "midpoint")), expected)
 
 
 def test_overlap_activity_is_seconds_shared_with_the_step():
     expected = looped(CLIPS, overlap)
     assert expected.sum() == pytest.approx(0.6 + 0.5 + 2.0 + 0.5)
-    assert torch.allclose(batched(CLIPS, lambda a: activity(a, "overlap")), expected, atol=1e-9)
+    assert torch.allclose(
+        batched(CLIPS, lambda alignment: activity(alignment, "overlap")), expected, atol=1e-9
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -87,7 +89,9 @@ def test_overlap_activity_is_seconds_shared_with_the_step():
 def test_padding_never_leaks_between_clips(clips):
     clips = [(Scanpath(rows), visual_grid(times, 1, 1, 1, (-1, 21))) for rows, times in clips]
     assert torch.allclose(
-        batched(clips, lambda a: activity(a, "overlap")), looped(clips, overlap), atol=1e-9
+        batched(clips, lambda alignment: activity(alignment, "overlap")),
+        looped(clips, overlap),
+        atol=1e-9,
     )
 
 
@@ -96,7 +100,8 @@ def test_the_edge_of_a_fixation_counts_as_active_despite_rounding():
     assert abs(1.0 - 1.1) > 0.2 / 2  # in floating point
     assert (
         batched(
-            [(Scanpath([(0.5, 0.5, 1.1, 0.2)]), grid)], lambda a: activity(a, "midpoint")
+            [(Scanpath([(0.5, 0.5, 1.1, 0.2)]), grid)],
+            lambda alignment: activity(alignment, "midpoint"),
         ).item()
         == 1
     )
@@ -115,20 +120,20 @@ EDGES = [0.1 + 0.2, 1 / 3, 2 / 3, 1.0, 62.1, 138.0, 3723.0]
 @pytest.mark.parametrize("edge", EDGES)
 def test_activity_as_released_is_the_released_comparison_at_every_edge(edge):
     rows = [
-        [0.5, 0.5, edge + sign * lasts / 2 + k * step, lasts]
+        [0.5, 0.5, edge + sign * lasts / 2 + index * step, lasts]
         for sign in (-1, 1)
         for lasts in (0.0, 1e-7, 0.2, 2.04)
-        for k in range(-3, 4)
+        for index in range(-3, 4)
         for step in (1e-9, 4e-7, float(np.spacing(np.float32(edge))))
     ]
     scanpath = Scanpath([[*row[:2], max(row[2], 0.0), row[3]] for row in rows])
     grid = VisualGrid(1, 1, (edge,), ((edge, edge),))
-    found = batched([(scanpath, grid)], lambda a: activity(a, "released"))[0]
+    found = batched([(scanpath, grid)], lambda alignment: activity(alignment, "released"))[0]
     assert torch.equal(
         found, released_activity(scanpath.fixations.tolist(), edge)
     ) and 0 < found.sum() < len(rows)
     assert not torch.equal(
-        found, batched([(scanpath, grid)], lambda a: activity(a, "midpoint"))[0]
+        found, batched([(scanpath, grid)], lambda alignment: activity(alignment, "midpoint"))[0]
     )  # which forgives a microsecond
 
 
@@ -139,10 +144,10 @@ def test_activity_as_released_is_the_released_comparison_at_every_edge(edge):
 def test_activity_as_released_is_the_released_comparison_everywhere(spans, times):
     scanpath = Scanpath([(0.5, 0.5, middle, lasts) for middle, lasts in spans])
     times = sorted(times)
-    grid = VisualGrid(1, 1, tuple(times), tuple((t, t) for t in times))
-    found = batched([(scanpath, grid)], lambda a: activity(a, "released"))
+    grid = VisualGrid(1, 1, tuple(times), tuple((time, time) for time in times))
+    found = batched([(scanpath, grid)], lambda alignment: activity(alignment, "released"))
     assert torch.equal(
-        found, torch.stack([released_activity(scanpath.fixations.tolist(), t) for t in times])
+        found, torch.stack([released_activity(scanpath.fixations.tolist(), time) for time in times])
     )
 
 
@@ -156,9 +161,10 @@ def test_only_coord_pe_knows_the_released_arithmetic():
 def test_ends_that_touch_do_not_overlap():
     grid = VisualGrid(1, 1, (0.5, 1.5), ((0.0, 1.1), (1.1, 2.0)))
     assert (
-        batched([(Scanpath([(0.5, 0.5, 1.2, 0.2)]), grid)], lambda a: activity(a, "overlap"))[
-            0
-        ].item()
+        batched(
+            [(Scanpath([(0.5, 0.5, 1.2, 0.2)]), grid)],
+            lambda alignment: activity(alignment, "overlap"),
+        )[0].item()
         == 0
     )
 
@@ -166,11 +172,12 @@ def test_ends_that_touch_do_not_overlap():
 def test_an_instant_and_a_single_frame_still_overlap():
     moment = Scanpath([(0.5, 0.5, 2.0, 0.0)])
     assert batched(
-        [(moment, visual_grid([1, 2, 3], 1, 1, 1))], lambda a: activity(a, "overlap")
+        [(moment, visual_grid([1, 2, 3], 1, 1, 1))],
+        lambda alignment: activity(alignment, "overlap"),
     ).squeeze(-1).tolist() == pytest.approx([0, 1e-3, 0])
     assert batched(
         [(Scanpath([(0.5, 0.5, 2.0, 1.0)]), visual_grid([2], 1, 1, 1))],
-        lambda a: activity(a, "overlap"),
+        lambda alignment: activity(alignment, "overlap"),
     ).item() == pytest.approx(1e-3)
 
 
@@ -189,7 +196,9 @@ def test_decay_at_the_steps_time_is_the_exponential_of_the_age():
     )
     assert (expected > 0).sum() > 4
     assert torch.allclose(
-        batched(CLIPS, lambda a: decayed(a, "midpoint", torch.tensor(tau))), expected, atol=1e-6
+        batched(CLIPS, lambda alignment: decayed(alignment, "midpoint", torch.tensor(tau))),
+        expected,
+        atol=1e-6,
     )
 
 
@@ -198,26 +207,29 @@ def test_decay_over_a_span_is_the_mean_of_the_exponential_of_the_age():
     n = 4000
 
     def mean(begin, end, time, start, finish):
-        moments = [start + (k + 0.5) / n * (finish - start) for k in range(n)]
-        return sum(math.exp(-max(0.0, m - end) / tau) for m in moments if m >= begin) / n
+        moments = [start + (index + 0.5) / n * (finish - start) for index in range(n)]
+        return (
+            sum(math.exp(-max(0.0, moment - end) / tau) for moment in moments if moment >= begin)
+            / n
+        )
 
     assert torch.allclose(
-        batched(CLIPS, lambda a: decayed(a, "overlap", torch.tensor(tau))),
+        batched(CLIPS, lambda alignment: decayed(alignment, "overlap", torch.tensor(tau))),
         looped(CLIPS, mean),
         atol=1e-3,
     )
 
 
 def test_decay_tends_to_the_overlap_when_it_is_quick_and_to_one_when_it_is_slow():
-    a = align(*zip(*CLIPS[:1], strict=True))
-    spans = (a.spans[..., 1] - a.spans[..., 0])[..., None]
+    alignment = align(*zip(*CLIPS[:1], strict=True))
+    spans = (alignment.spans[..., 1] - alignment.spans[..., 0])[..., None]
     assert torch.allclose(
-        decayed(a, "overlap", torch.tensor(1e-5)).double(),
-        activity(a, "overlap") / spans,
+        decayed(alignment, "overlap", torch.tensor(1e-5)).double(),
+        activity(alignment, "overlap") / spans,
         atol=1e-4,
     )
     assert torch.allclose(
-        decayed(a, "overlap", torch.tensor(1e6))[0, -1, :2], torch.ones(2), atol=1e-5
+        decayed(alignment, "overlap", torch.tensor(1e6))[0, -1, :2], torch.ones(2), atol=1e-5
     )
 
 
@@ -225,7 +237,7 @@ def test_a_fixation_that_has_faded_counts_for_nothing_at_all():
     grid = visual_grid([0, 1, 2, 100], 1, 1, 1)
     weights = batched(
         [(Scanpath([(0.5, 0.5, 0.2, 0.2)]), grid)],
-        lambda a: decayed(a, "overlap", torch.tensor(1.0)),
+        lambda alignment: decayed(alignment, "overlap", torch.tensor(1.0)),
     )
     assert weights[2].item() > 0 and weights[3].item() == 0
 

@@ -38,19 +38,21 @@ def test_the_golden_residuals_come_out_of_the_converted_folder(saved, tmp_path):
         _, rows, cols = map(int, file.metadata()["grid"].split(","))
     content = released_content(d_vjepa=24, d_llm=40, n_latents=5, d_latent=16)
     content["state_dict"] = {
-        k.removeprefix("state_dict."): v for k, v in golden.items() if k.startswith("state_dict.")
+        key.removeprefix("state_dict."): value
+        for key, value in golden.items()
+        if key.startswith("state_dict.")
     }
     convert(saved(content), tmp_path / "out")
     modulation = Modulation.from_pretrained(tmp_path / "out")
     times = tuple(golden["frame_times"].tolist())
-    grid = VisualGrid(rows, cols, times, tuple((t, t) for t in times))
+    grid = VisualGrid(rows, cols, times, tuple((time, time) for time in times))
     latents = modulation.latents(
         [ClipInput(Scanpath(golden["scanpath"]), grid, golden["features"])]
     )
     assert latents.active == (2,)
-    for k, layer in enumerate(LAYERS):
+    for index, layer in enumerate(LAYERS):
         expected = golden[f"residual.layer{layer}"].flatten(0, 1)
-        error = (modulation.residual(k, latents.layers[k]) - expected).abs().max()
+        error = (modulation.residual(index, latents.layers[index]) - expected).abs().max()
         assert error < 1e-5 and error < 1e-4 * expected.abs().max()
 
 
@@ -83,13 +85,17 @@ def plain_residual(state, m, features, gaze, alpha):
 
 def plain_encoding(fixations, time, width):
     """Return the mean encoding of the fixations that contain ``time``, number by number."""
-    active = [f for f in fixations if abs(time - f[2]) <= f[3] / 2]
+    active = [fixation for fixation in fixations if abs(time - fixation[2]) <= fixation[3] / 2]
     if not active:
         return torch.zeros(width)
     half = width // 2
     angle = lambda v, i: v / 10000 ** (2 * (i // 2) / half)
     rows = [
-        [(math.cos if i % 2 else math.sin)(angle(v, i)) for v in f[:2] for i in range(half)]
+        [
+            (math.cos if index % 2 else math.sin)(angle(v, index))
+            for v in f[:2]
+            for index in range(half)
+        ]
         for f in active
     ]
     return torch.tensor(rows).mean(0)
@@ -101,13 +107,13 @@ def plain_logits(content, features, fixations, batch):
     state = content["state_dict"]
     alpha = content["lora_config"]["alpha"] / content["lora_config"]["rank"]
     decoder = host.model.language_model.layers
-    for i, layer in enumerate(decoder):
+    for index, layer in enumerate(decoder):
         for name in ("q_proj", "v_proj"):
             a, b = (
                 next(
-                    v
-                    for k, v in content["lora_state_dict"].items()
-                    if f".layers.{i}.self_attn.{name}.lora_{side}" in k
+                    value
+                    for key, value in content["lora_state_dict"].items()
+                    if f".layers.{index}.self_attn.{name}.lora_{side}" in key
                 )
                 for side in "AB"
             )
@@ -118,9 +124,13 @@ def plain_logits(content, features, fixations, batch):
         def add(module, args, output):
             steps = [
                 plain_residual(
-                    state, m, f, plain_encoding(fixations, t, 256), state["amplitude"][layer]
+                    state,
+                    m,
+                    feature,
+                    plain_encoding(fixations, time, 256),
+                    state["amplitude"][layer],
                 )
-                for f, t in zip(features, GRID.times)
+                for feature, time in zip(features, GRID.times)
             ]
             changed = (output[0] if isinstance(output, tuple) else output).clone()
             changed[0, visual] += torch.cat(steps)
@@ -200,7 +210,7 @@ def test_only_four_amplitudes_are_kept_each_of_its_own_layer(saved, tmp_path):
 
 def test_half_precision_is_widened_exactly(saved, tmp_path):
     content = released_content()
-    content["state_dict"] = {k: v.bfloat16() for k, v in content["state_dict"].items()}
+    content["state_dict"] = {key: value.bfloat16() for key, value in content["state_dict"].items()}
     modulation = convert(saved(content), tmp_path / "out").modulation
     assert modulation.out[2].weight.dtype == torch.float32
     assert torch.equal(
@@ -274,7 +284,7 @@ def test_a_folder_with_files_is_left_alone(saved, tmp_path):
     path = saved(released_content())
     with pytest.raises(CheckpointError, match="exists and is not an empty folder; name another"):
         convert(path, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["best_model.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["best_model.pt"]
 
 
 def test_the_command_prints_what_it_wrote(saved, tmp_path):
@@ -297,7 +307,9 @@ def test_the_command_prints_what_it_wrote(saved, tmp_path):
             " change an answer."
         ),
     ]
-    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == [
+    assert sorted(
+        path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()
+    ) == [
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "config.json",
@@ -348,8 +360,9 @@ def test_the_same_file_converts_to_the_same_bytes(saved, tmp_path):
     for name in ("a", "b"):
         convert(path, tmp_path / name)
     files = sorted(
-        p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()
+        path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()
     )
     assert files and all(
-        (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files
+        (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        for file in files
     )

@@ -17,9 +17,9 @@ def recorded(rate, noise=0.0, seed=0):
     """Return samples of three fixations, one after the other, with saccades of one sample."""
     rng = np.random.default_rng(seed)
     rows = []
-    for i, (place, seconds) in enumerate(zip(PLACES, SECONDS, strict=True)):
-        if i:
-            rows.append((np.array(PLACES[i - 1]) + place) / 2)
+    for index, (place, seconds) in enumerate(zip(PLACES, SECONDS, strict=True)):
+        if index:
+            rows.append((np.array(PLACES[index - 1]) + place) / 2)
         rows += [np.array(place)] * round(seconds * rate)
     return np.array(rows) + rng.normal(0.0, noise, (len(rows), 2))
 

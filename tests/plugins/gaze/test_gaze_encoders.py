@@ -36,8 +36,8 @@ def pe(x, y, dim, scale, temperature=10000.0):
     """Return DETR's encoding, number by number."""
     out = []
     for value in (x, y):
-        for i in range(dim // 4):
-            angle = value * scale / temperature ** (2 * i / (dim / 2))
+        for index in range(dim // 4):
+            angle = value * scale / temperature ** (2 * index / (dim / 2))
             out += [math.sin(angle), math.cos(angle)]
     return torch.tensor(out)
 
@@ -49,7 +49,7 @@ def weights_at(scanpath, grid, step, mode):
     seconds = [
         min(t + d / 2, finish) - max(t - d / 2, start) for _, _, t, d in scanpath.fixations.tolist()
     ]
-    return [s if s > 1e-6 else 0.0 for s in seconds]
+    return [second if second > 1e-6 else 0.0 for second in seconds]
 
 
 def looped(value, d, mode):
@@ -94,14 +94,17 @@ def test_heatmap_dur_is_gaussians_weighted_by_seconds(mode):
     out = encoder(SCANPATHS, GRIDS)
     step = 0
     for scanpath, grid in zip(SCANPATHS, GRIDS, strict=True):
-        for k in range(grid.steps):
-            weights = weights_at(scanpath, grid, k, mode)
+        for index in range(grid.steps):
+            weights = weights_at(scanpath, grid, index, mode)
             if mode == "midpoint":
-                weights = [w * d for w, d in zip(weights, scanpath.fixations[:, 3], strict=True)]
+                weights = [
+                    weight * duration
+                    for weight, duration in zip(weights, scanpath.fixations[:, 3], strict=True)
+                ]
             for token, (cx, cy) in enumerate(grid.centers()):
                 heat = sum(
-                    w * math.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 0.2**2))
-                    for w, (x, y, _, _) in zip(weights, scanpath.fixations, strict=True)
+                    weight * math.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 0.2**2))
+                    for weight, (x, y, _, _) in zip(weights, scanpath.fixations, strict=True)
                 )
                 assert torch.allclose(
                     out.values[step, token], heat * encoder.projection.weight[:, 0], atol=1e-6
@@ -164,7 +167,12 @@ def test_steps_without_gaze_are_exactly_zero_and_the_others_are_not(cls, mode):
 def test_a_clip_alone_gives_what_it_gives_in_a_batch(cls):
     encoder = make(cls, dim=16)
     together = encoder(SCANPATHS, GRIDS).values
-    alone = torch.cat([encoder([s], [g]).values for s, g in zip(SCANPATHS, GRIDS, strict=True)])
+    alone = torch.cat(
+        [
+            encoder([scanpath], [grid]).values
+            for scanpath, grid in zip(SCANPATHS, GRIDS, strict=True)
+        ]
+    )
     assert torch.allclose(together, alone, atol=1e-6)
 
 

@@ -31,7 +31,7 @@ def recording(xy, fps=24.0, present=None):
 
 def as_the_benchmark(xy, fps, radius, shortest=2.0, later=2.5, forgiven=0.01):
     """Apply the benchmark's two steps: runs of at least 2 s, then fixations of at least 2.5 s."""
-    times = [k / fps for k in range(len(xy))]
+    times = [index / fps for index in range(len(xy))]
     found = []
     start = 0
 
@@ -128,7 +128,9 @@ def test_gazeqwen_s_own_fixations_are_long_enough_for_its_preset_but_not_for_the
     ]
     counts = {}  # frames at 24 a second of the 35 fixations in the file that its repository ships
     for name, preset in PRESETS.items():
-        lasted = [len(extract(recording([[0.5, 0.5]] * (n + 1)), preset, 0.15)) for n in frames]
+        lasted = [
+            len(extract(recording([[0.5, 0.5]] * (frame + 1)), preset, 0.15)) for frame in frames
+        ]
         counts[name] = sum(lasted)
     assert counts == {"streamgaze": 19, "gazeqwen": 35}
 
@@ -139,7 +141,7 @@ def test_clamping_counts_the_fixations_that_it_makes_and_those_that_it_takes():
     Gaze is seen, wanders outside to the right, and is seen again.
     """
     inside = [[0.5, 0.5]] * 61
-    far = [[1.5 + 0.2 * k, 0.5] for k in range(61)]
+    far = [[1.5 + 0.2 * index, 0.5] for index in range(61)]
     xy = np.array([*inside, *far])
     leaving = Recording(xy.clip(0, 1), np.ones(len(xy), bool), 24.0, 0, 61, xy)
     assert len(extract(leaving, STREAMGAZE, 0.15)) == 2 and clamped(leaving, STREAMGAZE, 0.15) == (
@@ -176,7 +178,7 @@ def test_one_outlier_ends_a_fixation():
 
 
 def test_the_radius_is_measured_from_the_first_sample_and_not_from_the_mean():
-    drift = [[0.2 + 0.001 * k, 0.5] for k in range(240)]
+    drift = [[0.2 + 0.001 * index, 0.5] for index in range(240)]
     found = extract(recording(drift), STREAMGAZE, 0.1005)
     assert found.fixations[0, 3] == pytest.approx(100 / 24) and len(found) == 2
 
@@ -244,7 +246,9 @@ def test_impossible_settings_are_refused(wrong):
 
 def test_what_is_written_is_read_again(tmp_path):
     rng = np.random.default_rng(0)
-    rows = [(*rng.random(2), 3.0 * k + rng.random(), rng.uniform(0.1, 3)) for k in range(40)]
+    rows = [
+        (*rng.random(2), 3.0 * index + rng.random(), rng.uniform(0.1, 3)) for index in range(40)
+    ]
     path = tmp_path / "a_fixation_filtered.csv"
     write_fixations(path, Scanpath(rows))
     assert np.allclose(Scanpath.read(path).fixations, rows, atol=2e-6)

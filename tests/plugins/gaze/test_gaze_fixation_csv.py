@@ -302,19 +302,32 @@ fixations = st.lists(
 def test_what_is_written_is_what_is_read(tmp_path_factory, rows, columns):
     path = tmp_path_factory.mktemp("csv") / "f.csv"
     named = [
-        {"center_x": x, "center_y": y, "start_time": start, "duration_seconds": d, "fixation_id": i}
-        for i, (x, y, start, d) in enumerate(rows)
+        {
+            "center_x": x,
+            "center_y": y,
+            "start_time": start,
+            "duration_seconds": d,
+            "fixation_id": index,
+        }
+        for index, (x, y, start, d) in enumerate(rows)
     ]
     path.write_text(
-        "\n".join([",".join(columns), *(",".join(repr(r[c]) for c in columns) for r in named)])
+        "\n".join(
+            [
+                ",".join(columns),
+                *(",".join(repr(row[column]) for column in columns) for row in named),
+            ]
+        )
     )
     read = Scanpath.read(path)
-    expected = sorted(((x, y, start + d / 2, d) for x, y, start, d in rows), key=lambda r: r[2])
-    assert np.allclose(np.sort(read.fixations[:, 2]), [r[2] for r in expected], atol=1e-9, rtol=0)
-    assert sorted(read.fixations[:, :2].tolist()) == sorted([list(r[:2]) for r in expected])
+    expected = sorted(((x, y, start + d / 2, d) for x, y, start, d in rows), key=lambda row: row[2])
+    assert np.allclose(
+        np.sort(read.fixations[:, 2]), [row[2] for row in expected], atol=1e-9, rtol=0
+    )
+    assert sorted(read.fixations[:, :2].tolist()) == sorted([list(row[:2]) for row in expected])
     assert (np.diff(read.fixations[:, 2]) >= 0).all()
     assert np.allclose(
-        np.sort(read.fixations[:, 3]), sorted(r[3] for r in expected), atol=1e-9, rtol=0
+        np.sort(read.fixations[:, 3]), sorted(row[3] for row in expected), atol=1e-9, rtol=0
     )
 
 

@@ -52,10 +52,10 @@ def test_the_dot_is_a_disc_at_the_fixation_on_frames_during_which_it_lasts():
     )
     for frame, x in ((0, 20), (2, 60)):
         disc = {
-            (i, j)
-            for i in range(80)
+            (index, j)
+            for index in range(80)
             for j in range(40)
-            if math.dist((i + 0.5, j + 0.5), (x, 20)) <= 3.0
+            if math.dist((index + 0.5, j + 0.5), (x, 20)) <= 3.0
         }
         assert painted(images[frame], GREEN) == disc and len(disc) > 20
         changed = (images[frame] != turn.frames.images[frame]).any(-1)

@@ -36,8 +36,8 @@ def test_every_parameter_has_a_description_and_a_source_or_a_unit():
             fields = registry.get(kind, name).Params.model_fields
             assert fields
             assert not [
-                f
-                for f, info in fields.items()
+                name
+                for name, info in fields.items()
                 if not info.description
                 or not any(mark in info.description for mark in ("[", "GazeQwen"))
             ]

@@ -28,7 +28,9 @@ def golden():
 @pytest.fixture(scope="module")
 def state(golden):
     return {
-        k.removeprefix("state_dict."): v for k, v in golden.items() if k.startswith("state_dict.")
+        key.removeprefix("state_dict."): value
+        for key, value in golden.items()
+        if key.startswith("state_dict.")
     }
 
 
@@ -77,12 +79,12 @@ def test_the_released_residuals_are_reproduced_for_all_steps_and_layers_at_once(
     encoder = CoordPE(CoordPE.Params(dim=released.params.width))
     guide = encoder(
         [Scanpath(golden["scanpath"])],
-        [VisualGrid(rows, cols, times, tuple((t, t) for t in times))],
+        [VisualGrid(rows, cols, times, tuple((time, time) for time in times))],
     )
     assert guide.active.tolist() == [True, False, True]
     latents = read(resampler, golden["features"], guide)
-    for k, layer in enumerate(LAYERS):
-        residual = released.amplitude[k] * latents[k] @ released.outputs[k].T
+    for index, layer in enumerate(LAYERS):
+        residual = released.amplitude[index] * latents[index] @ released.outputs[index].T
         expected = golden[f"residual.layer{layer}"]
         error = (residual - expected).abs().max()
         assert (
@@ -95,7 +97,7 @@ def test_each_layer_and_step_computes_on_its_own():
     features = torch.randn(3, 4, 6)
     guide = signal(3)
     whole = read(resampler, features, guide)
-    assert len(whole) == 3 and all(z.shape == (3, 4, 8) for z in whole)
+    assert len(whole) == 3 and all(latents.shape == (3, 4, 8) for latents in whole)
     for step in range(3):
         alone = read(
             resampler,
@@ -126,7 +128,9 @@ def test_sharing_gives_every_layer_the_same_latents_from_one_copy():
     outputs = read(shared, torch.randn(2, 4, 6), signal(2))
     assert shared.shared_output and not separate.shared_output
     assert len(outputs) == 3 and torch.equal(outputs[0], outputs[2])
-    count = [sum(p.numel() for p in m.parameters()) for m in (shared, separate)]
+    count = [
+        sum(parameter.numel() for parameter in module.parameters()) for module in (shared, separate)
+    ]
     assert count[1] == 3 * count[0]
 
 
@@ -134,7 +138,10 @@ def test_the_papers_sizes_have_the_released_number_of_parameters():
     resampler = GazeResampler(GazeResampler.Params(), d_features=768, d_signal=256, n_layers=4)
     outputs = 4 * 256 * 3584
     amplitudes = 28
-    assert sum(p.numel() for p in resampler.parameters()) + outputs + amplitudes == 10_807_324
+    assert (
+        sum(parameter.numel() for parameter in resampler.parameters()) + outputs + amplitudes
+        == 10_807_324
+    )
 
 
 def test_gaze_that_is_the_same_for_every_token_cannot_tell_tokens_apart_but_gates_them():
@@ -194,28 +201,31 @@ def test_half_precision_inputs_and_autocast_still_compute_in_single_precision():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("q_projs.2.1.bias"), "The released resampler lacks 'q_projs.2.1.bias'."),
-        (lambda s: s.pop("amplitude"), "The released resampler lacks 'amplitude'."),
         (
-            lambda s: s.update(extra=torch.zeros(1)),
+            lambda state: state.pop("q_projs.2.1.bias"),
+            "The released resampler lacks 'q_projs.2.1.bias'.",
+        ),
+        (lambda state: state.pop("amplitude"), "The released resampler lacks 'amplitude'."),
+        (
+            lambda state: state.update(extra=torch.zeros(1)),
             "The released resampler has 1 tensors that are not known, the first is 'extra'.",
         ),
         (
-            lambda s: s.pop("latents.3"),
+            lambda state: state.pop("latents.3"),
             (
                 "The released resampler has 3 modules of 2 blocks for the 4 layers (6, 13, 20, 27)."
                 " Name one layer for each module."
             ),
         ),
         (
-            lambda s: s.update({"latents.1": torch.zeros(6, 16)}),
+            lambda state: state.update({"latents.1": torch.zeros(6, 16)}),
             (
                 "The released resampler's 'latents.0' and its likes differ in shape: [(5, 16), (6,"
                 " 16), (5, 16), (5, 16)]."
             ),
         ),
         (
-            lambda s: s.update(amplitude=torch.ones(24)),
+            lambda state: state.update(amplitude=torch.ones(24)),
             "Layer 27 is out of range: the released resampler has amplitudes for 24 layers.",
         ),
     ],

@@ -166,10 +166,10 @@ def test_shifted_shows_at_every_moment_what_was_looked_at_half_a_window_away(row
         *window,
         begin + length / 2,
     ]
-    for k in range(64):
-        time = begin + (k + 0.417) / 64 * length
+    for index in range(64):
+        time = begin + (index + 0.417) / 64 * length
         source = begin + (time - begin + length / 2) % length
-        if min(abs(e - t) for e in edges for t in (time, source)) > 1e-6:
+        if min(abs(edge - t) for edge in edges for t in (time, source)) > 1e-6:
             assert sorted(looking_at(control, time)) == sorted(looking_at(scanpath, source))
 
 
@@ -180,7 +180,7 @@ def test_augmentation_is_repeatable_and_perturbs_positions_only():
 
 
 def test_augmentation_noise_has_the_stated_strength_and_drop_rate():
-    scanpath = Scanpath([(0.5, 0.5, float(i), 1.0) for i in range(4000)])
+    scanpath = Scanpath([(0.5, 0.5, float(index), 1.0) for index in range(4000)])
     changed = scanpath.augmented(random.Random(0)).fixations
     assert abs(len(changed) / 4000 - 0.9) < 0.02
     assert abs(changed[:, :2].std() - 0.02) < 0.001 and abs(changed[:, :2].mean() - 0.5) < 0.001
@@ -193,8 +193,8 @@ def test_augmentation_keeps_at_least_one_fixation_and_none_of_none():
 
 def test_augmentation_keeps_gaze_in_the_frame_there_and_pulls_none_in_from_outside():
     scanpath = Scanpath(
-        [(0.0, 1.0, float(i), 1.0) for i in range(50)]
-        + [(-0.4, 1.5, float(i), 1.0) for i in range(50)]
+        [(0.0, 1.0, float(index), 1.0) for index in range(50)]
+        + [(-0.4, 1.5, float(index), 1.0) for index in range(50)]
     )
     changed = scanpath.augmented(random.Random(0), Augmentation(sigma=0.05, drop=0.0)).fixations
     assert (changed[::2, 0] >= 0).all() and (changed[::2, 1] <= 1).all()

@@ -27,11 +27,11 @@ def write_video(path, seconds=SECONDS, width=640, height=16):
         stream.width = width
         stream.height = height
         stream.pix_fmt = "yuv420p"
-        for k in range(2 * seconds):
+        for index in range(2 * seconds):
             frame = av.VideoFrame.from_ndarray(
-                np.full((height, width, 3), 10 * k % 256, np.uint8), format="rgb24"
+                np.full((height, width, 3), 10 * index % 256, np.uint8), format="rgb24"
             )
-            frame.pts = k
+            frame.pts = index
             frame.time_base = Fraction(1, 2)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -68,13 +68,13 @@ def entry(task, stem, number):
     return head | {
         "questions": [
             {
-                "question": f"What {q}?",
-                "time_stamp": t,
-                "answer": "BD"[q],
+                "question": f"What {index}?",
+                "time_stamp": time,
+                "answer": "BD"[index],
                 "options": options,
                 **kind,
             }
-            for q, t in enumerate(times)
+            for index, time in enumerate(times)
         ]
     }
 
@@ -94,5 +94,5 @@ def write_tree(root, video):
         )
     for task in TASKS:
         (root / f"qa/{task}.json").write_text(
-            json.dumps([entry(task, stem, n) for n, stem in enumerate(VIDEOS)])
+            json.dumps([entry(task, stem, number) for number, stem in enumerate(VIDEOS)])
         )

@@ -32,7 +32,12 @@ def benchmark_score(entries):
     """Return (right, scored) by letters, or by YES and NO in replies to test points."""
     right = scored = 0
     if "test_info" in entries[0]["questions"][0]:
-        for point in (p for e in entries for q in e["questions"] for p in q["test_info"]):
+        for point in (
+            each
+            for entry in entries
+            for question in entry["questions"]
+            for each in question["test_info"]
+        ):
             if point.get("type") is not None:
                 scored += 1
                 right += ("YES" if point["type"] == 1 else "NO") in str(
@@ -40,11 +45,11 @@ def benchmark_score(entries):
                 ).strip().upper()
         return right, scored
     for entry in entries:
-        for question, said in zip(
+        for question, reply in zip(
             entry["questions"], entry.get("model_predictions", []), strict=False
         ):
             scored += 1
-            right += letter(question["answer"]) == letter(said["model_prediction"])
+            right += letter(question["answer"]) == letter(reply["model_prediction"])
     return right, scored
 
 
@@ -92,18 +97,18 @@ def predicted(reader, split="all", condition="signal", seed=0, **changes):
     """Return random answers, of which one in ten failed."""
     rng = random.Random(seed)
     found = []
-    for s in reader().samples(split):
+    for sample in reader().samples(split):
         failed = rng.random() < 0.1
-        choice = None if failed else rng.randrange(len(s.options))
+        choice = None if failed else rng.randrange(len(sample.options))
         found.append(
             Prediction(
-                s.id,
-                s.task,
-                s.groups["video"],
+                sample.id,
+                sample.task,
+                sample.groups["video"],
                 condition,
-                s.answer,
+                sample.answer,
                 choice,
-                choice == s.answer,
+                choice == sample.answer,
                 () if failed else (0.0,),
                 0,
                 "e" if failed else None,
@@ -144,7 +149,9 @@ def test_entries_keep_all_their_keys(tree, reader, tmp_path):
         result = written(tmp_path, task)
         for entry in result:
             entry.pop("model_predictions", None)
-            for point in (p for q in entry["questions"] for p in q.get("test_info", [])):
+            for point in (
+                each for question in entry["questions"] for each in question.get("test_info", [])
+            ):
                 assert (
                     point.pop("response") in ("Yes", "No", "")
                     and point.pop("response_time_sec") is None
@@ -155,14 +162,14 @@ def test_entries_keep_all_their_keys(tree, reader, tmp_path):
 def test_multiple_choice_entries_gain_predictions_in_the_order_of_their_questions(
     tree, reader, tmp_path
 ):
-    predictions = {p.id: p for p in predicted(reader)}
+    predictions = {record.id: record for record in predicted(reader)}
     export(list(predictions.values())[::-1], tree / "qa", tmp_path, "signal")
-    for e, entry in enumerate(written(tmp_path, PRESENT)):
-        for q, said in enumerate(entry["model_predictions"]):
-            choice = predictions[f"{PRESENT}/{VIDEOS[e]}/{e}/{q}"].prediction
-            assert said == {
-                "question": entry["questions"][q]["question"],
-                "time_stamp": entry["questions"][q]["time_stamp"],
+    for index, entry in enumerate(written(tmp_path, PRESENT)):
+        for number, reply in enumerate(entry["model_predictions"]):
+            choice = predictions[f"{PRESENT}/{VIDEOS[index]}/{index}/{number}"].prediction
+            assert reply == {
+                "question": entry["questions"][number]["question"],
+                "time_stamp": entry["questions"][number]["time_stamp"],
                 "model_prediction": "" if choice is None else "ABCD"[choice],
                 "model_response_time_sec": None,
             }
@@ -170,21 +177,27 @@ def test_multiple_choice_entries_gain_predictions_in_the_order_of_their_question
 
 def test_what_was_not_asked_is_left_out(tree, reader, tmp_path):
     asked = [
-        p
-        for p in predicted(reader)
-        if p.id in (f"{PRESENT}/{VIDEOS[2]}/2/1", f"{ALERT}/{VIDEOS[3]}/3/0/1")
+        record
+        for record in predicted(reader)
+        if record.id in (f"{PRESENT}/{VIDEOS[2]}/2/1", f"{ALERT}/{VIDEOS[3]}/3/0/1")
     ]
     assert export(asked, tree / "qa", tmp_path, "signal") == {PRESENT: 1, ALERT: 1}
     (choice,), (alert,) = written(tmp_path, PRESENT), written(tmp_path, ALERT)
-    assert [q["question"] for q in choice["questions"]] == ["What 1?"] and len(
+    assert [question["question"] for question in choice["questions"]] == ["What 1?"] and len(
         choice["model_predictions"]
     ) == 1
-    assert [p["realtime"] for q in alert["questions"] for p in q["test_info"]] == ["00:03"]
+    assert [
+        each["realtime"] for question in alert["questions"] for each in question["test_info"]
+    ] == ["00:03"]
     assert len(list(tmp_path.glob("*_output.json"))) == 2
 
 
 def test_a_letter_that_was_not_offered_is_neither_yes_nor_no(tree, reader, tmp_path):
-    point = next(p for p in predicted(reader) if family(p.task) == "proactive" and p.answer == 1)
+    point = next(
+        record
+        for record in predicted(reader)
+        if family(record.task) == "proactive" and record.answer == 1
+    )
     row = {**asdict(point), "prediction": 2, "correct": False, "error": None}
     export([Prediction(**row)], tree / "qa", tmp_path, "signal")
     (entry,) = written(tmp_path, point.task)
@@ -232,7 +245,9 @@ def finished(tree, reader, tmp_path):
     run = Run.create(load_recipe("gazeqwen_tiny", ["name=done", data]), tmp_path / "runs")
     for name, split in (("predictions.jsonl", "test"), ("predictions-all.jsonl", "all")):
         rows = predicted(reader, split) + predicted(reader, split, "none", seed=1)
-        (run.folder / name).write_text("".join(json.dumps(asdict(p)) + "\n" for p in rows))
+        (run.folder / name).write_text(
+            "".join(json.dumps(asdict(record)) + "\n" for record in rows)
+        )
     return run.folder
 
 
@@ -251,7 +266,7 @@ def test_the_command_writes_the_trained_conditions_answers(finished, reader, tmp
     code, out, _ = command(finished, tmp_path / "out", "--allow-failed")
     assert code == 0 and f"{tmp_path}/out/{PRESENT}_output.json: 4 answers" in out
     right = sum(benchmark_score(written(tmp_path / "out", task))[0] for task in TASKS)
-    assert right == sum(p.correct for p in predicted(reader, "test"))
+    assert right == sum(record.correct for record in predicted(reader, "test"))
 
 
 def test_the_command_can_write_another_condition_and_split(finished, reader, tmp_path, command):
@@ -260,7 +275,7 @@ def test_the_command_can_write_another_condition_and_split(finished, reader, tmp
     )
     assert code == 0 and f"{PRESENT}_output.json: 16 answers" in out
     right = sum(benchmark_score(written(tmp_path / "out", task))[0] for task in TASKS)
-    assert right == sum(p.correct for p in predicted(reader, "all", seed=1))
+    assert right == sum(record.correct for record in predicted(reader, "all", seed=1))
 
 
 def test_the_command_says_what_is_missing(finished, tree, tmp_path, command):
@@ -282,7 +297,7 @@ def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(
     finished, reader, tmp_path, command
 ):
     answers = predicted(reader, "all")
-    failed = [p for p in answers if p.error]
+    failed = [record for record in answers if record.error]
     code, _, err = command(finished, tmp_path / "out", "--split", "all")
     assert (
         code == 1
@@ -298,10 +313,10 @@ def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(
         and "its scorer counts as wrong" in err
     )
     for task in TASKS:
-        n = sum(p.task == task for p in failed)
+        count = sum(record.task == task for record in failed)
         assert (
-            f"{task}_output.json: {sum(p.task == task for p in answers)} answers"
-            + f", of which {n} failed" * bool(n)
+            f"{task}_output.json: {sum(record.task == task for record in answers)} answers"
+            + f", of which {count} failed" * bool(count)
             + "\n"
         ) in out
     assert "left out" not in err
@@ -314,7 +329,11 @@ def test_answers_that_failed_are_refused_and_counted_when_they_are_allowed(
 def test_a_run_without_failures_is_exported_without_more_words(finished, reader, tmp_path, command):
     path = finished / "predictions.jsonl"
     path.write_text(
-        "".join(json.dumps(asdict(p)) + "\n" for p in predicted(reader, "test") if not p.error)
+        "".join(
+            json.dumps(asdict(record)) + "\n"
+            for record in predicted(reader, "test")
+            if not record.error
+        )
     )
     code, out, err = command(finished, tmp_path / "out")
     assert code == 0 and err == "" and "failed" not in out
@@ -338,7 +357,7 @@ WRONG = (
 )
 
 
-@pytest.mark.parametrize("key", [f.name for f in fields(Prediction)])
+@pytest.mark.parametrize("key", [field.name for field in fields(Prediction)])
 def test_a_damaged_prediction_is_refused_with_an_error_or_exported(
     finished, tmp_path, command, key
 ):

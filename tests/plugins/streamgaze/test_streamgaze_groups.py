@@ -15,7 +15,7 @@ from modulate_streamgaze.splits import participant_split, source_split
 from tests.plugins.streamgaze.streamgaze_tree import EGOEXO, EGTEA, HOLO, VIDEOS
 
 TABLE = "video,participant,source\n" + "".join(
-    f"{stem}.mp4,person_{i},\n" for i, stem in enumerate((*EGOEXO, *HOLO))
+    f"{stem}.mp4,person_{index},\n" for index, stem in enumerate((*EGOEXO, *HOLO))
 )
 
 
@@ -32,7 +32,9 @@ def disjoint(split, groups):
 
 
 def people(sizes):
-    return {f"v{g:03}_{i}": f"p{g}" for g, size in enumerate(sizes) for i in range(size)}
+    return {
+        f"v{index:03}_{i}": f"p{index}" for index, size in enumerate(sizes) for i in range(size)
+    }
 
 
 # --- dealing groups
@@ -45,7 +47,7 @@ def test_participants_are_dealt_as_near_to_70_15_15_as_whole_ones_allow(sizes):
     groups = people(sizes)
     n = sum(sizes)
     ways = (
-        tuple(sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3))
+        tuple(sum(size for size, d in zip(sizes, deal) if d == index) for index in range(3))
         for deal in itertools.product(range(3), repeat=len(sizes))
     )
     best = min(
@@ -57,7 +59,7 @@ def test_participants_are_dealt_as_near_to_70_15_15_as_whole_ones_allow(sizes):
         split = participant_split(groups, seed)
         assert split.keys() == groups.keys() and disjoint(split, groups) and min(counts(split)) > 0
         assert sum(
-            abs(c - share * n) for c, share in zip(counts(split), (0.7, 0.15, 0.15))
+            abs(count - share * n) for count, share in zip(counts(split), (0.7, 0.15, 0.15))
         ) == pytest.approx(best)
 
 
@@ -66,7 +68,9 @@ def test_the_split_of_as_many_videos_as_streamgaze_has_is_exact_and_depends_on_t
     groups = people([rng.randint(1, 9) for _ in range(60)])
     n = len(groups)
     first = participant_split(groups, 42)
-    assert all(abs(c - share * n) <= 1 for c, share in zip(counts(first), (0.7, 0.15, 0.15)))
+    assert all(
+        abs(count - share * n) <= 1 for count, share in zip(counts(first), (0.7, 0.15, 0.15))
+    )
     shuffled = list(groups.items())
     rng.shuffle(shuffled)
     assert participant_split(dict(shuffled), 42) == first
@@ -91,7 +95,7 @@ def test_a_source_is_held_out_whole_and_the_others_keep_their_participants_toget
 
 
 def test_of_unknown_participants_every_video_counts_for_itself():
-    sources = {f"a{i}": "one" for i in range(20)} | {"b": "two"}
+    sources = {f"a{index}": "one" for index in range(20)} | {"b": "two"}
     assert counts(source_split(sources, {}, "two", 0)) == (17, 3, 1)
 
 
@@ -118,7 +122,7 @@ def test_names_tell_sources_and_egteas_participants(reader):
 
 
 def test_samples_carry_what_is_known(reader):
-    groups = {s.groups["video"]: s.groups for s in reader().samples("all")}
+    groups = {sample.groups["video"]: sample.groups for sample in reader().samples("all")}
     assert groups["P02-R01-Pizza"] == {
         "video": "P02-R01-Pizza",
         "participant": "P02",
@@ -149,15 +153,16 @@ MERGED = (
 
 def episodes(*stems):
     return EPISODES + "".join(
-        f'{n},{stem},representative,"cup, or\nmug",{n}.5\n' for n, stem in enumerate(stems * 2)
+        f'{number},{stem},representative,"cup, or\nmug",{number}.5\n'
+        for number, stem in enumerate(stems * 2)
     )
 
 
 def merged(*stems):
     return MERGED + "".join(
-        f"""{stem},{n},{n + 3},3,"[1, 2]","{{'object_identity': 'cup'}}",EGTEA,"""
+        f"""{stem},{number},{number + 3},3,"[1, 2]","{{'object_identity': 'cup'}}",EGTEA,"""
         f"/x/{stem}/{stem}_fixation_merged_filtered_v2.csv\n"
-        for n, stem in enumerate(stems)
+        for number, stem in enumerate(stems)
     )
 
 
@@ -175,8 +180,8 @@ def test_video_source_names_the_video_and_never_the_data_set(reader, tree, table
     assert with_tables.people.known == plain.people.known and {
         told["source"] for told in with_tables.people.known.values()
     } == {"egtea", "egoexolearn", "holoassist"}
-    assert [s.groups for s in with_tables.samples("all")] == [
-        s.groups for s in plain.samples("all")
+    assert [sample.groups for sample in with_tables.samples("all")] == [
+        sample.groups for sample in plain.samples("all")
     ]
 
 
@@ -190,7 +195,7 @@ def test_splits_do_not_go_by_the_name_of_the_video(reader, tree):
     for name, stems in (("egtea", EGTEA), ("egoexolearn", EGOEXO), ("holoassist", HOLO)):
         (tree / f"metadata/{name}.csv").write_text(episodes(*stems))
     (tree / "metadata/total_metadata.csv").write_text(
-        "video_name,source,video_source\n" + "".join(f"{s},{s},{s}\n" for s in VIDEOS)
+        "video_name,source,video_source\n" + "".join(f"{stem},{stem},{stem}\n" for stem in VIDEOS)
     )
     by_participant = reader(split="participant", groups="who.csv")
     assert [by_participant.splits, reader(split="source", test_source="egtea").splits] == before
@@ -254,22 +259,24 @@ def test_the_splits_of_a_tree_keep_participants_and_sources_apart(reader, tree):
     ) and counts(data.splits) == (6, 1, 1)
     held = reader(split="source", test_source="holoassist")
     assert {stem for stem, name in held.splits.items() if name == "test"} == set(HOLO)
-    assert {s.groups["source"] for s in held.samples("test")} == {"holoassist"}
+    assert {sample.groups["source"] for sample in held.samples("test")} == {"holoassist"}
     assert reader(split="source", test_source="holoassist", split_seed=1).splits != held.splits
 
 
 def test_all_is_every_split_together(reader):
     data = reader()
-    ids = [s.id for s in data.samples("all")]
+    ids = [sample.id for sample in data.samples("all")]
     assert sorted(ids) == sorted(
-        s.id for split in ("train", "val", "test") for s in data.samples(split)
+        sample.id for split in ("train", "val", "test") for sample in data.samples(split)
     ) and len(ids) == 8 * (8 * 2 + 2 * 2)
     assert len(reader(limits={"all": 30}).samples("all")) == 30
 
 
 def test_videos_left_out_on_purpose_are_not_in_all(reader, tree):
     (tree / "split.json").write_text(json.dumps({"train": VIDEOS[:1], "unused": VIDEOS[1:]}))
-    assert {s.groups["video"] for s in reader(split="split.json").samples("all")} == {VIDEOS[0]}
+    assert {sample.groups["video"] for sample in reader(split="split.json").samples("all")} == {
+        VIDEOS[0]
+    }
 
 
 @pytest.mark.parametrize(
@@ -339,15 +346,15 @@ def test_entries_that_contradict_each_other_are_named(reader, tree):
 def best_deal(sizes, shares):
     """Return the least sum of absolute differences over all assignments without empty splits."""
     n = sum(sizes)
-    kinds = [k for k, share in enumerate(shares) if share]
+    kinds = [index for index, share in enumerate(shares) if share]
     ways = (
-        [sum(s for s, d in zip(sizes, deal) if d == k) for k in range(3)]
+        [sum(size for size, d in zip(sizes, deal) if d == index) for index in range(3)]
         for deal in itertools.product(kinds, repeat=len(sizes))
     )
     return min(
         sum(abs(c - share * n) for c, share in zip(way, shares))
         for way in ways
-        if all(way[k] for k in kinds)
+        if all(way[kind] for kind in kinds)
     )
 
 

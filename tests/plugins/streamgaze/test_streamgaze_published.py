@@ -28,9 +28,9 @@ def test_every_published_mean_is_the_mean_of_its_tasks(tmp_path):
 
 def test_gazeqwens_row_is_where_the_paper_has_it(tmp_path):
     row = next(
-        r
-        for r in StreamGaze(StreamGazeParams(root=tmp_path)).reference().rows
-        if r.name == "GazeQwen"
+        row
+        for row in StreamGaze(StreamGazeParams(root=tmp_path)).reference().rows
+        if row.name == "GazeQwen"
     )
     assert (
         row.accuracies["past_gaze_sequence_matching"] == 0.609

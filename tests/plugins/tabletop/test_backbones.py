@@ -24,7 +24,9 @@ def features_of_places(backbone, rng, clips):
     found = []
     colors = []
     for item in (random_lesson(rng, STEPS, False) for _ in range(clips)):
-        values = backbone(torch.from_numpy(item.frames), [0.5 * i for i in range(2 * STEPS)]).values
+        values = backbone(
+            torch.from_numpy(item.frames), [0.5 * index for index in range(2 * STEPS)]
+        ).values
         # A backbone yields features for each frame, or for two frames together.
         last = values if len(values) == STEPS else values[1::2]
         cells = last.reshape(STEPS, GRID, 2, GRID, 2, -1).mean((2, 4)).flatten(1, 2)

@@ -86,9 +86,9 @@ def test_packed_training_gives_the_processors_numbers(processor: Any, host: Any)
         text.EASY
     ]
     inputs = encode(processor, item.frames, text.with_options(question, options))
-    words = packing.Branch("a", text.without_options(question), "mug")
-    letters = packing.Branch("b", text.with_options(question, options), "A")
-    packed = packing.Packer(processor.tokenizer).pack([[words, letters]], 4, 2.0, 0)
+    in_words = packing.Branch("a", text.without_options(question), "mug")
+    in_letters = packing.Branch("b", text.with_options(question, options), "A")
+    packed = packing.Packer(processor.tokenizer).pack([[in_words, in_letters]], 4, 2.0, 0)
     with torch.no_grad():
         real = host(**inputs).logits[0, -1]
         ours, *_ = packing.forward(host, packed, inputs["pixel_values_videos"], 4)
@@ -128,7 +128,7 @@ def test_without_a_mark_the_host_is_near_chance(processor: Any, host: Any) -> No
 
 def test_its_accuracy_is_as_its_readme_says(processor: Any, host: Any) -> None:
     found = accuracy.accuracies(host, packing.Packer(processor.tokenizer), steps=4, batches=2)
-    drawn = [v for k, v in found.items() if k.startswith("drawn")]
+    drawn = [value for key, value in found.items() if key.startswith("drawn")]
     named = [found[f"pointed word {task}"] for task in (text.EASY, text.HARD, text.ATTRIBUTE)]
     assert len(drawn) == 8 and min(drawn) >= 0.85 and min(named) >= 0.85
     assert max(found[f"pointed {answer} {text.ALERT}"] for answer in ("word", "letter")) < 0.75, (

@@ -103,7 +103,7 @@ def test_features_are_the_tokens_in_the_order_time_row_column() -> None:
 def test_the_backbone_is_frozen_and_keeps_no_graph() -> None:
     backbone = build(**RANDOM)
     assert (
-        not any(p.requires_grad for p in backbone.parameters())
+        not any(parameter.requires_grad for parameter in backbone.parameters())
         and not backbone(noise(2), [0.0, 1.0]).values.requires_grad
     )
 
@@ -134,7 +134,7 @@ def test_published_checkpoints_load_from_the_right_encoder(key: str, tmp_path: P
     own = VJepaEncoder(VJepaConfig(**DIMS))
     other = VJepaEncoder(VJepaConfig(**DIMS))
     content = {
-        name: {f"module.backbone.{k}": v for k, v in e.state_dict().items()}
+        name: {f"module.backbone.{name}": tensor for name, tensor in e.state_dict().items()}
         for name, e in (("encoder", other), (key, own))
     }
     torch.save(content | {"epoch": 3}, tmp_path / "model.pt")
@@ -277,7 +277,7 @@ def test_on_meta_the_published_size_has_its_shape_and_takes_no_memory() -> None:
         backbone = build(weights="random", preset="base", image_size=384)
     out = backbone(
         torch.empty(16, 480, 640, 3, dtype=torch.uint8, device="meta"),
-        [float(k) for k in range(16)],
+        [float(index) for index in range(16)],
     )
     assert out.values.shape == (8, 24, 24, 768) and out.values.is_meta
-    assert sum(p.numel() for p in backbone.parameters()) == 86_833_152
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == 86_833_152

@@ -59,13 +59,13 @@ def test_an_odd_number_of_channels_per_head_is_rotated_like_the_even_part_of_it(
 
 
 def test_the_presets_have_the_published_levels_and_hidden_widths() -> None:
-    assert {n: c.levels for n, c in PRESETS.items()} == {
+    assert {name: config.levels for name, config in PRESETS.items()} == {
         "base": (2, 5, 8, 11),
         "large": (5, 11, 17, 23),
         "giant": (9, 19, 29, 39),
         "gigantic": (11, 23, 37, 47),
     }
-    assert [c.hidden for c in PRESETS.values()] == [3072, 4096, 6144, 8192]
+    assert [config.hidden for config in PRESETS.values()] == [3072, 4096, 6144, 8192]
 
 
 def test_a_level_is_the_output_of_its_block_under_its_own_norm() -> None:
@@ -85,11 +85,11 @@ def test_a_level_is_the_output_of_its_block_under_its_own_norm() -> None:
 def test_the_encoder_can_be_trained() -> None:
     encoder = VJepaEncoder(TINY)
     encoder(torch.randn(1, 3, 2, 32, 32)).square().sum().backward()
-    still = {name for name, p in encoder.named_parameters() if p.grad is None}
+    still = {name for name, parameter in encoder.named_parameters() if parameter.grad is None}
     assert still == {
-        n
-        for n, _ in encoder.named_parameters()
-        if n.startswith(("patch_embed_img", "img_mod", "norms_block.0", "norms_block.1"))
+        name
+        for name, _ in encoder.named_parameters()
+        if name.startswith(("patch_embed_img", "img_mod", "norms_block.0", "norms_block.1"))
     }
 
 
