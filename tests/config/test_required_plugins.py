@@ -1,6 +1,7 @@
 """What a saved modulation needs is recorded, and named with the command that installs it."""
 
 import json
+import sys
 
 import pytest
 
@@ -65,7 +66,8 @@ def saved(tmp_path, monkeypatch, host):
         encoder = ComponentSpec(name="pupil_map", params={"dim": 16})
         modulation.config = modulation.config.model_copy(update={"encoder": encoder})
         modulation.save_pretrained(folder)
-    return folder
+    yield folder
+    sys.modules.pop("modulate_pupil", None)
 
 
 def read(folder):
@@ -107,7 +109,7 @@ def test_an_installed_package_without_the_component_is_told_apart(
     site.mkdir()
     installed(site, "modulate_pupil", code, version)
     monkeypatch.syspath_prepend(str(site))
-    monkeypatch.delitem(__import__("sys").modules, "modulate_pupil", raising=False)
+    monkeypatch.delitem(sys.modules, "modulate_pupil", raising=False)
     other = plugins.registry.__wrapped__()
     monkeypatch.setattr(plugins, "registry", lambda: other)
     with pytest.raises(PluginError) as caught:
