@@ -20,10 +20,10 @@ from tabletop_study import accuracy, cell, publish
 
 from modulate.config.recipe import load_recipe
 from modulate.errors import DataError
-from modulate.evaluation.evaluate import score
 from modulate.evaluation.predictions import Prediction
+from modulate.evaluation.scoring import score
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 from modulate_gaze.activity import activity, align
 from modulate_tabletop.questions import TASKS
 from modulate_tabletop.small_host import packing, steering_bound
@@ -42,9 +42,9 @@ def gazed_tokens(pipeline: Pipeline, samples: Sequence[Sample]) -> torch.Tensor:
 
     Steps without gaze have only zeros.
     """
-    prepared = [pipeline.prepare(sample) for sample in samples]
-    grids = [p.grid for p in prepared]
-    aligned = align([p.signal for p in prepared], grids)
+    clips = [clip for sample in samples for clip in pipeline.prepare(sample).clips]
+    grids = [clip.grid for clip in clips]
+    aligned = align([clip.signal for clip in clips], grids)
     seconds = activity(aligned, "overlap")
     longest = seconds.argmax(-1)
     found = []

@@ -11,20 +11,20 @@ from modulate import Modulation, cli, plugins
 from modulate.config.injection import Injection, LoraParams
 from modulate.config.recipe import load_recipe
 from modulate.errors import ComponentError, DataError, PluginError, RecipeError
-from modulate.evaluation.evaluate import score
+from modulate.evaluation.scoring import score
 from modulate.hookspecs import hookimpl
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import (
     Backbone,
     Dataset,
     Modulator,
-    Sample,
     SignalEncoder,
     SignalFeatures,
 )
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.params import ComponentSpec, Params
 from tests.paths import SMALL
+from tests.samples import one_clip_sample
 from tests.tiny import CLIP, D_FEATURES, inputs, our_hooks, qwen
 
 
@@ -245,7 +245,7 @@ def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypa
         match="dataset 'loud_data' of plugin 'noisy' failed in samples: ZeroDivisionError",
     ):
         pipeline.samples("train")
-    sample = Sample("s", "t", tmp_path / "v.mp4", (0.0, 1.0), "What?", ("x", "y"), 0, {})
+    sample = one_clip_sample("s", tmp_path / "v.mp4")
     monochrome = Frames(np.zeros((2, 64, 64, 3), np.uint8), (0.0, 1.0))
     with pytest.raises(
         ComponentError,
@@ -254,9 +254,10 @@ def test_a_backbone_and_a_data_set_that_fail_are_named(noisy, tmp_path, monkeypa
             " backbone"
         ),
     ):
-        pipeline.extractor.raw_features(sample.video, monochrome, gray=True)
-    sample.video.write_bytes(b"never decoded here")
+        pipeline.extractor.raw_features(sample.clip.file, monochrome, gray=True)
+    sample.clip.file.write_bytes(b"never decoded here")
     monkeypatch.setattr(pipeline.clip_reader, "read", lambda video, times: monochrome)
+    monkeypatch.setattr(pipeline.signals, "read", lambda sample, clip: None)
     for answer in (
         lambda: pipeline.prepare(sample),
         lambda: score(pipeline, None, [sample], "none"),

@@ -15,11 +15,13 @@ from modulate.config.recipe import load_recipe
 from modulate.config.sections import Sampling
 from modulate.data.alignment import align
 from modulate.errors import RecipeError, VideoError
-from modulate.evaluation.evaluate import compute_metrics, score
+from modulate.evaluation.evaluate import compute_metrics
 from modulate.evaluation.predictions import Prediction
+from modulate.evaluation.scoring import score
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import FrameFeatures, Sample
+from modulate.interfaces.components import FrameFeatures
 from modulate.interfaces.params import ComponentSpec
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.visual_grid import with_regular_steps
 from modulate.runs.run import Run
 from modulate.training.trainer import train
@@ -85,10 +87,10 @@ def test_the_rate_depends_on_the_clip_s_length():
 def test_training_may_have_its_own_frame_cap(root):
     pipeline = pipeline_for(root, "sampling={fps: 1.0, max_frames: 8, train_max_frames: 2}")
     sample = pipeline.samples("test")[0]
-    assert len(pipeline.times(sample)) == 8
-    assert pipeline.times(sample, training=True) == list(sample.window)
-    assert pipeline.prepare(sample).grid.steps == 4
-    assert pipeline.prepare(sample, training=True).grid.steps == 1
+    assert len(pipeline.times(sample.clip)) == 8
+    assert pipeline.times(sample.clip, training=True) == list(sample.clip.window)
+    assert pipeline.prepare(sample).clips[0].grid.steps == 4
+    assert pipeline.prepare(sample, training=True).clips[0].grid.steps == 1
 
 
 def test_the_requested_clock_takes_a_capped_minute_for_sixteen_seconds():
@@ -112,19 +114,19 @@ def test_the_true_clock_may_be_named_without_quotes():
 def test_the_clock_and_the_rate_reported_to_the_processor_are_separate_options(root):
     own = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8}")
     sample = own.samples("test")[0]
-    start = sample.window[0]
+    start = sample.clip.window[0]
     true = own.prepare(sample)
     requested = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, clock: requested}").prepare(
         sample
     )
-    assert requested.grid.times == pytest.approx([start + step for step in range(4)])
-    assert true.grid.times != requested.grid.times
+    assert requested.clips[0].grid.times == pytest.approx([start + step for step in range(4)])
+    assert true.clips[0].grid.times != requested.clips[0].grid.times
     # The clock does not change the host's own time.
     assert all(torch.equal(requested.inputs[name], true.inputs[name]) for name in true.inputs)
     at_24 = pipeline_for(root, "sampling={fps: 2.0, max_frames: 8, processor_fps: 24}").prepare(
         sample
     )
-    assert at_24.grid == true.grid
+    assert at_24.clips[0].grid == true.clips[0].grid
     assert torch.equal(at_24.inputs["pixel_values_videos"], true.inputs["pixel_values_videos"])
     assert at_24.inputs["second_per_grid_ts"].item() == pytest.approx(2 / 24)
     assert true.inputs["second_per_grid_ts"].item() == pytest.approx(2.0, rel=0.02)
@@ -205,11 +207,11 @@ def test_a_pipeline_aligns_as_its_recipe_says(root, tmp_path):
         for choice in ("true", "false")
     )
     sample = smooth.samples("test")[0]
-    a = smooth.prepare(sample)
-    b = plain.prepare(sample)
+    (a,) = smooth.prepare(sample).clips
+    (b,) = plain.prepare(sample).clips
     assert a.grid == b.grid and a.grid.rows < 8
-    frames = plain.clip_reader.read(sample.video, plain.times(sample))
-    raw = plain.extractor.raw_features(sample.video, frames)
+    frames = plain.extractor.frames(sample.clip)
+    raw = plain.extractor.raw_features(sample.clip.file, frames)
     # Entries are on the backbone's own grid, so that one serves both.
     assert smooth.extractor.feature_cache.misses == 1
     assert plain.extractor.feature_cache.hits == 2
@@ -282,7 +284,7 @@ def test_four_letters_compete_where_two_are_offered(root):
     assert len(record.logits) == 4
     assert [len(answer.logits) for answer in offered] == [2, 3]
     assert record.prediction == max(range(4), key=record.logits.__getitem__)
-    with pytest.raises(RecipeError, match="`letters` has no effect on answers by word"):
+    with pytest.raises(RecipeError, match="`letters` has no effect on `answer: word`"):
         load_recipe("gazeqwen_tiny", ["letters=four"])
 
 
@@ -307,7 +309,7 @@ def test_text_only_asks_the_bare_host_without_the_clip(root):
     pipeline = pipeline_for(root)
     sample = pipeline.samples("test")[0]
     prepared = pipeline.prepare(sample, "text")
-    assert "pixel_values_videos" not in prepared.inputs and prepared.features is None
+    assert "pixel_values_videos" not in prepared.inputs and prepared.clips == ()
     assert pipeline.host.visual_ids["video"] not in prepared.inputs["input_ids"]
     with pipeline.fresh_modulation().attached(pipeline.model) as attachment:
         (record,) = score(pipeline, attachment, [sample], "text_only")
@@ -390,15 +392,16 @@ def test_a_batch_without_any_signal_gives_no_gradient_and_no_error(tmp_path):
 def test_a_data_set_decides_which_part_of_a_signal_belongs_to_a_sample(root, monkeypatch):
     pipeline = pipeline_for(root)
     sample = pipeline.samples("test")[0]
-    whole = Scanpath.read(sample.signals["gaze"])
-    assert pipeline.signal(sample) == whole.within(*sample.window)
+    whole = Scanpath.read(sample.clip.signals["gaze"])
+    assert pipeline.signal(sample, sample.clip) == whole.within(*sample.clip.window)
 
-    def own(given: Sample, signal: Scanpath) -> Scanpath:
+    def own(given: Sample, clip: SampleClip, signal: Scanpath) -> Scanpath:
         assert given is sample
+        assert clip == sample.clip
         return signal.within(0.0, 1.0)
 
     monkeypatch.setattr(pipeline.dataset, "clip_signal", own)
-    assert pipeline.signal(sample) == whole.within(0.0, 1.0)
+    assert pipeline.signal(sample, sample.clip) == whole.within(0.0, 1.0)
 
 
 def test_departures_are_written_into_a_run_s_recipe(root, tmp_path):
@@ -419,4 +422,4 @@ def test_features_are_cached_in_the_chosen_type_and_up_to_the_chosen_size(root, 
         next(pipeline.extractor.feature_cache.folder.glob("*.safetensors")), framework="pt"
     ) as file:
         assert file.get_slice("values").get_dtype() == "F16"
-    assert pipeline.prepare(sample).features.dtype == torch.float32
+    assert pipeline.prepare(sample).clips[0].features.dtype == torch.float32

@@ -14,7 +14,7 @@ from benchmarks.speed.timing import (
     compared,
     interleaved,
 )
-from modulate.evaluation.evaluate import score
+from modulate.evaluation.scoring import score
 from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.vision_tower_cache import ContentKeys, VisionTowerCache
 from modulate.inference.batching import Batcher, batches_by_clip

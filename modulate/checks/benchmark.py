@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from modulate.checks.check import examples
 from modulate.checks.cost_model import any_signal, size_of
 from modulate.checks.cost_report import estimate
 from modulate.checks.coverage import Probes
 from modulate.checks.dead_layers import AnySignal
+from modulate.checks.examples import examples
 from modulate.checks.settings import optimizer_steps
 from modulate.checks.synthetic_data import NoiseDataset
 from modulate.config.recipe import Recipe
@@ -27,11 +27,11 @@ from modulate.config.sections import Stage
 from modulate.data.clip_shards import SPLITS
 from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, MissingFileError
-from modulate.evaluation.evaluate import score
+from modulate.evaluation.scoring import score
 from modulate.hosts.hooks import patched_method
 from modulate.inference.batching import batches_in_order
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.module import Modulation
 from modulate.training.augmentation import Augmentation
@@ -360,7 +360,9 @@ def _data(
     except MissingFileError:
         noise: Any = NoiseDataset(pipeline.recipe, folder)
         pipeline.extractor.dataset = noise
-        undo.enter_context(patched_method(pipeline.signals, "read", lambda sample: AnySignal()))
+        undo.enter_context(
+            patched_method(pipeline.signals, "read", lambda sample, clip: AnySignal())
+        )
         return {split: noise.samples(split) for split in SPLITS}, True
 
 

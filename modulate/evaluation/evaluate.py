@@ -1,261 +1,25 @@
 """Evaluation: answers under the main condition and every control, each sample accounted for."""
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import torch
-
 from modulate.config.recipe import dump
-from modulate.config.sections import BUILT_IN
 from modulate.data.feature_cache import weights_digest
-from modulate.data.feature_extractor import catch_sample_error
 from modulate.distributed.launch import current
-from modulate.errors import DataError, ModulateError
+from modulate.errors import DataError
 from modulate.evaluation.finished_conditions import FinishedConditions
 from modulate.evaluation.metrics import compare, summarize
-from modulate.evaluation.predictions import Prediction, apply_failed_rule, as_lines, from_lines
-from modulate.hosts.fsdp import in_step, refuse_out_of_step
-from modulate.inference.batching import LAST_LOGITS, evaluation_batches
-from modulate.inference.controls import ShufflePool
+from modulate.evaluation.predictions import Prediction, apply_failed_rule, as_lines
+from modulate.evaluation.scoring import require_scorable, score
+from modulate.evaluation.text_scores import signatures
+from modulate.hosts.fsdp import refuse_out_of_step
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.preparation import ReadySample
-from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
-from modulate.interfaces.components import Sample
-from modulate.modulation.attachment import Attachment
-from modulate.modulation.clip_inputs import Rows
+from modulate.interfaces.sample import Sample
 from modulate.modulation.module import Modulation
 from modulate.runs.run import Run, environment
 from modulate.utils.atomic_files import write_atomically
 from modulate.utils.interrupts import StopRequest
 from modulate.utils.library_warnings import show_library_warnings
-from modulate.utils.out_of_memory import first_line, free_cached_memory, is_out_of_memory
-
-ERROR_LENGTH = 10_000
-"""Most characters that a prediction records of its error."""
-
-
-# --- scoring samples under one condition
-
-
-def score(
-    pipeline: Pipeline,
-    attachment: Attachment,
-    samples: Sequence[Sample],
-    condition: str,
-    advance: Callable[[int], None] = lambda n: None,
-) -> list[Prediction]:
-    """Answer ``samples`` under ``condition``; return the predictions in order.
-
-    Errors of single samples are recorded as failed predictions, never dropped. Several processes
-    share the batches that one process would form, so the answers are identical to the bit; every
-    process returns all of them. ``advance`` is called with the number of samples just answered.
-    """
-    settings = pipeline.recipe.evaluation
-    shuffle_pool = ShufflePool(samples)
-    processes = current()
-    batches = evaluation_batches(samples, settings.batch_size, settings.batch_by)
-    records: list[Prediction] = []
-    for start in range(0, len(batches), processes.size):
-        # One batch per process. In the last round some have none, but all must take part in
-        # `gather` and, with a sharded host, in every forward.
-        round_ = batches[start : start + processes.size]
-        batch = round_[processes.rank] if processes.rank < len(round_) else []
-        own = _score_batch(pipeline, attachment, batch, condition, shuffle_pool)
-        if processes.size == 1:
-            records += own
-        else:
-            for lines in processes.all_gather(as_lines(own)):
-                records += from_lines(lines)
-        advance(sum(map(len, round_)))
-    position = {sample.id: i for i, sample in enumerate(samples)}
-    return sorted(records, key=lambda record: position[record.id])
-
-
-def _score_batch(
-    pipeline: Pipeline,
-    attachment: Attachment,
-    batch: Sequence[Sample],
-    condition: str,
-    shuffle_pool: ShufflePool,
-) -> list[Prediction]:
-    """Answer one batch; failed samples come first."""
-    records: list[Prediction] = []
-    ready: list[ReadySample] = []
-    for sample in batch:
-        result = catch_sample_error(partial(_make_ready, pipeline, sample, condition, shuffle_pool))
-        if isinstance(result, ModulateError):
-            records.append(_failure(sample, condition, result))
-        else:
-            ready.append(result)
-    processes = current()
-    if not processes.shards:
-        return records + _forward_that_fits(pipeline, attachment, ready, condition)
-    # A sharded host needs every process in every forward, so it cannot be retried in halves.
-    with in_step(processes):
-        if any(processes.all_gather(bool(ready))):
-            if ready:
-                records += _forward(pipeline, attachment, ready, condition)
-            else:
-                _forward_without_samples(pipeline, attachment)
-    return records
-
-
-def _make_ready(
-    pipeline: Pipeline, sample: Sample, condition: str, shuffle_pool: ShufflePool
-) -> ReadySample:
-    prepared = pipeline.prepare(sample, _view(pipeline, condition))
-    if condition == "none" or uses_bare_host(pipeline, condition):
-        return prepared, []
-    if condition == "no_pixels":
-        # The host sees gray frames; the modulation still gets features of the real ones.
-        prepared = replace(prepared, inputs=pipeline.prepare(sample, "gray").inputs)
-    if condition in BUILT_IN:
-        return prepared, [prepared.clip(prepared.signal)]
-    return prepared, [prepared.clip(pipeline.control(condition, prepared, shuffle_pool))]
-
-
-def _view(pipeline: Pipeline, condition: str) -> str:
-    """Return which view of the clip :meth:`Pipeline.prepare` shows the host."""
-    if condition == "no_frames":
-        return "gray"
-    if condition == "text_only":
-        return "text"
-    return condition if condition in pipeline.recipe.evaluation.inputs else "own"
-
-
-def uses_bare_host(pipeline: Pipeline, condition: str) -> bool:
-    """Return whether ``condition`` runs the host without residual and without LoRA."""
-    return condition in ("host", "text_only") or condition in pipeline.recipe.evaluation.inputs
-
-
-def _forward_that_fits(
-    pipeline: Pipeline, attachment: Attachment, ready: Sequence[ReadySample], condition: str
-) -> list[Prediction]:
-    """Answer in one forward, or in halves when memory runs out, down to single samples.
-
-    A single sample that does not fit has failed.
-    """
-    if not ready:
-        return []
-    try:
-        return _forward(pipeline, attachment, ready, condition)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = first_line(error)
-    # Outside of the handler: until it ends, the traceback keeps the failed forward's tensors alive.
-    free_cached_memory()
-    if len(ready) == 1:
-        prepared, _ = ready[0]
-        failed = DataError(
-            f"does not fit into memory, even alone ({reason}). Lower sampling.max_frames."
-        )
-        return [_failure(prepared.sample, condition, failed)]
-    warnings.warn(
-        f"A forward of {len(ready)} samples does not fit into memory ({reason}); it is done in"
-        " halves. A smaller evaluation.batch_size saves the failed attempts.",
-        stacklevel=2,
-    )
-    half = len(ready) // 2
-    first = _forward_that_fits(pipeline, attachment, ready[:half], condition)
-    return first + _forward_that_fits(pipeline, attachment, ready[half:], condition)
-
-
-@torch.inference_mode()
-def _forward_without_samples(pipeline: Pipeline, attachment: Attachment) -> None:
-    """Take part in the other processes' forward of a sharded host, with a dummy input."""
-    inputs = pipeline.host.encode_text(pipeline.processor, "-").inputs
-    on_device = {key: value.to(pipeline.device) for key, value in inputs.items()}
-    attachment.model(**on_device, **LAST_LOGITS)
-
-
-@torch.inference_mode()
-def _forward(
-    pipeline: Pipeline, attachment: Attachment, ready: Sequence[ReadySample], condition: str
-) -> list[Prediction]:
-    prepared = [sample for sample, _ in ready]
-    rows = [clips for _, clips in ready]
-    prefix = 0
-    if pipeline.recipe.evaluation.batch_by == "clip":
-        signals = [clips[0].signal if clips else None for clips in rows]
-        visual_ids = list(attachment.host.visual_ids.values())
-        prefix = shared_prefix(prepared, visual_ids, signals)
-    # With a shared prefix, `shared_prefix_forward` builds the inputs itself.
-    batch = pipeline.collate(prepared, with_inputs=not prefix)
-
-    def forward(rows: Rows, **inputs: Any) -> Any:
-        with attachment.maybe_condition(rows):
-            return attachment.model(**inputs)
-
-    with attachment.bare() if uses_bare_host(pipeline, condition) else nullcontext():
-        if prefix:
-            output: object = shared_prefix_forward(
-                forward, attachment.model, prepared, rows[0], prefix
-            )
-        else:
-            output = forward(rows, **batch.inputs, **LAST_LOGITS)
-    logits = batch.option_logits(output).cpu()
-    if any(rows):
-        # Questions that share a prefix share one conditioned clip, hence one report.
-        active_steps = attachment.report().active_steps * (len(rows) if prefix else 1)
-    else:
-        active_steps = (0,) * len(rows)
-    return [
-        _prediction(sample.sample, condition, row[: len(sample.options)].tolist(), steps)
-        for sample, row, steps in zip(prepared, logits, active_steps, strict=True)
-    ]
-
-
-def _prediction(
-    sample: Sample, condition: str, logits: list[float], active_steps: int
-) -> Prediction:
-    # With NaN or infinities no logit is reliably the largest, and JSON cannot hold them.
-    if not all(map(math.isfinite, logits)):
-        error = DataError(f"the host's logits of the options are not all finite: {logits}.")
-        return _failure(sample, condition, error)
-    choice = max(range(len(logits)), key=logits.__getitem__)
-    return Prediction(
-        id=sample.id,
-        task=sample.task,
-        group=_group(sample),
-        condition=condition,
-        answer=sample.answer,
-        prediction=choice,
-        correct=choice == sample.answer,
-        logits=tuple(round(logit, 4) for logit in logits),
-        active_steps=active_steps,
-    )
-
-
-def _failure(sample: Sample, condition: str, error: Exception) -> Prediction:
-    text = f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
-    # File names in error texts may hold surrogates, which UTF-8 files cannot.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return Prediction(
-        id=sample.id,
-        task=sample.task,
-        group=_group(sample),
-        condition=condition,
-        answer=sample.answer,
-        prediction=None,
-        correct=False,
-        logits=(),
-        active_steps=0,
-        error=text,
-    )
-
-
-def _group(sample: Sample) -> str:
-    # Without a video, no sample depends on another.
-    return sample.groups.get("video", sample.id)
-
-
-# --- evaluating a run
 
 
 @show_library_warnings()
@@ -293,11 +57,18 @@ def evaluate(
         raise DataError(f"The split {split!r} has no samples.")
     with processes.fail_together(), run.locked():
         pipeline.build_deferred()  # Parts that cannot be built fail before the first answer.
+        require_scorable(pipeline)
         main = run.recipe.training.condition
         records = _score_conditions(
             run, pipeline, modulation, split, samples, _conditions(run), advance, stop
         )
-        metrics = processes.broadcast(lambda: _write_results(run, split, main, records))
+        skipped_rows = dict(pipeline.dataset.skipped_rows())
+        off_clock = sum(
+            any(pipeline.signals.off_clock(clip) for clip in sample.clips) for sample in samples
+        )
+        metrics = processes.broadcast(
+            lambda: _write_results(run, split, main, records, skipped_rows, off_clock)
+        )
     share = len(metrics["failed"]) / len(samples)
     if share > run.recipe.evaluation.max_failed_share:
         first = metrics["failed"][0]
@@ -369,12 +140,21 @@ def _score_conditions(
 
 
 def _write_results(
-    run: Run, split: str, main: str, records: dict[str, list[Prediction]]
+    run: Run,
+    split: str,
+    main: str,
+    records: dict[str, list[Prediction]],
+    skipped_rows: dict[str, int],
+    off_clock: int,
 ) -> dict[str, Any]:
     """Write predictions and metrics; return the metrics."""
     lines = "".join(as_lines(answers) for answers in records.values())
     write_atomically(run.predictions(split), lambda path: path.write_text(lines, encoding="utf-8"))
     metrics = {"split": split, **compute_metrics(run, main, records)}
+    if skipped_rows:
+        metrics["skipped_rows"] = skipped_rows
+    if off_clock:
+        metrics["signal"]["samples_off_clock"] = off_clock
     run.write_json(run.metrics(split).name, metrics)
     # Last, so that an interruption up to here can still continue from them.
     FinishedConditions(run.evaluation, split, None).clear()
@@ -403,12 +183,17 @@ def compute_metrics(run: Run, main: str, records: dict[str, list[Prediction]]) -
             "Every sample failed under some condition, and is left out (evaluation.failed:"
             f" left_out). First: {first['id']}, {first['condition']}: {first['error']}"
         )
+    metric = run.recipe.main_metric
+    is_text = metric != "accuracy"
     return {
+        **({"metric": metric, "signatures": signatures()} if is_text else {}),
         "condition": main,
-        **summarize(main_answers, resamples, seed),
-        "controls": {name: summarize(answers, resamples, seed) for name, answers in scored.items()},
+        **summarize(main_answers, resamples, seed, metric),
+        "controls": {
+            name: summarize(answers, resamples, seed, metric) for name, answers in scored.items()
+        },
         "comparisons": {
-            f"{main} - {name}": compare(main_answers, answers, resamples, seed)
+            f"{main} - {name}": compare(main_answers, answers, resamples, seed, metric)
             for name, answers in scored.items()
         },
         "signal": {

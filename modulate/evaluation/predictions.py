@@ -78,7 +78,7 @@ class Prediction:
 
     def score(self, metric: MainMetric) -> float:
         """Return the answer's score in [0, 1]; 0 for a failed sample, whatever the metric."""
-        if metric in ("accuracy", "exact_match"):
+        if self.error or metric in ("accuracy", "exact_match"):
             return float(self.correct)
         value = getattr(self, metric)
         if value is None:

@@ -44,6 +44,10 @@ class TextScores:
     bleu: float
     rouge_l: float
 
+    def rounded(self) -> "TextScores":
+        """Return the scores with six decimals, as files hold them."""
+        return TextScores(**{name: round(value, 6) for name, value in asdict(self).items()})
+
 
 def normalize(text: str) -> str:
     """Return ``text`` in lower case, without punctuation and articles, with single spaces.
@@ -148,9 +152,3 @@ class _Words:
 
 def _missing(library: str) -> PluginError:
     return PluginError(f"Scores of text need the library {library}: pip install 'modulate[text]'")
-
-
-def as_fields(scores: TextScores) -> dict[str, Any]:
-    """Return the scores as fields of a prediction, rounded; exact match is its ``correct``."""
-    rounded = {name: round(value, 6) for name, value in asdict(scores).items()}
-    return {"correct": bool(rounded.pop("exact_match")), **rounded}

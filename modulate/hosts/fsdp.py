@@ -88,6 +88,17 @@ def refuse_out_of_step(recipe: Recipe, processes: ProcessGroup, training: bool) 
             "`features.hidden_state_cache_gib` skips layers for cached clips, and processes that"
             " share a host's layers (FSDP) must go in step; set it to 0."
         )
+    if recipe.scores_whole_options:
+        raise RecipeError(
+            f"`answer: likelihood` with `likelihood: {recipe.likelihood}` runs a forward for each"
+            " length of prompts in a batch, and processes that share a host's layers (FSDP) must"
+            " go in step; score the first token, or single words."
+        )
+    if recipe.answer == "text" and not training:
+        raise RecipeError(
+            "Texts of different lengths take different numbers of forwards, and processes that"
+            " share a host's layers (FSDP) must go in step: evaluate `answer: text` without FSDP."
+        )
     if not training:
         return
     # A frozen host has a backward only for what is trained in it. LoRA always is; a residual only

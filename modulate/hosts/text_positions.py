@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from modulate.hosts.host import Host
@@ -33,8 +34,13 @@ def align_text_positions(host: Host, inputs: Mapping[str, Tensor], prefix: int) 
     locate = getattr(entry, "get_rope_index", None)
     if locate is None:
         return
+    ids = inputs["input_ids"]
+    if not torch.isin(ids, torch.tensor(list(host.visual_ids.values()), device=ids.device)).any():
+        # The offset is still that of an earlier prompt, with a clip.
+        entry.rope_deltas = torch.zeros_like(entry.rope_deltas[:1]).repeat(len(ids), 1)
+        return
     names = inspect.signature(locate).parameters
-    shape = inputs["input_ids"].shape
+    shape = ids.shape
     # With one token of text behind the prefix, whose position is the one that is looked for.
     cut = {
         name: value[:, : prefix + 1] if value.shape[:2] == shape else value
@@ -43,5 +49,4 @@ def align_text_positions(host: Host, inputs: Mapping[str, Tensor], prefix: int) 
     }
     positions, _ = locate(**cut)
     following = positions[0, :, prefix]
-    deltas: Tensor = entry.rope_deltas
-    entry.rope_deltas = (following - prefix).to(deltas).reshape(deltas.shape)
+    entry.rope_deltas = (following - prefix).to(entry.rope_deltas)[:, None]

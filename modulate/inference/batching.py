@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from modulate.hosts.host import Host
 from modulate.hosts.vision_tower_cache import ContentKeys
 from modulate.inference.preparation import PreparedSample
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 
 LAST_LOGITS: dict[str, Any] = {"logits_to_keep": 1, "use_cache": False}
 """Arguments of every scoring forward: the last position's logits only, and no key-value cache."""
 
 NO_OPTION = -1
-"""Padding of :attr:`Batch.options`, where a sample offers fewer options than others."""
+"""Padding of :attr:`Batch.options`, where a sample offers fewer options than others; in
+:attr:`Batch.answers`, an answer that is not known."""
 
 
 def clip_key(sample: Sample) -> tuple[Any, ...]:
-    """Return a key that is equal for samples that show the same clip with the same signals."""
-    return sample.video, sample.window, tuple(sorted(sample.signals.items()))
+    """Return a key that is equal for samples that show the same clips with the same signals."""
+    return tuple(
+        (clip.file, clip.window, tuple(sorted(clip.signals.items()))) for clip in sample.clips
+    )
 
 
 def batches_in_order(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
@@ -30,7 +33,7 @@ def batches_in_order(samples: Sequence[Sample], size: int) -> list[list[Sample]]
 
 
 def batches_by_clip(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """Return ``samples`` in batches of at most ``size``, each of a single clip.
+    """Return ``samples`` in batches of at most ``size``, each of the same clips.
 
     Clips, and the samples of a clip, stay in order of appearance.
     """
@@ -63,8 +66,8 @@ class Batch:
     Attributes:
         prepared: the samples, in the order of the rows.
         inputs: model inputs on the host's device, padded on the left.
-        options: (sample, option) token ids, padded with :data:`NO_OPTION`.
-        answers: (sample,) index of the right option.
+        options: (sample, option) first token ids, padded with :data:`NO_OPTION`.
+        answers: (sample,) index of the right option; :data:`NO_OPTION` if it is not known.
     """
 
     prepared: list[PreparedSample]
@@ -94,6 +97,13 @@ class Batcher:
         self._device = device
         self._content_keys = content_keys
 
+    @property
+    def pad_id(self) -> int:
+        """Id that pads prompts on the left."""
+        pad_id = self._processor.tokenizer.pad_token_id
+        # Some tokenizers have no padding token. Any id does: the attention mask hides it.
+        return 0 if pad_id is None else int(pad_id)
+
     def collate(self, prepared: Sequence[PreparedSample], with_inputs: bool = True) -> Batch:
         """Return ``prepared`` as one batch.
 
@@ -103,14 +113,13 @@ class Batcher:
         rows = [sample.inputs for sample in prepared]
         inputs = self._pad_inputs(rows) if with_inputs else {}
         self._content_keys.recognize(inputs, rows)
-        answers = torch.tensor([sample.sample.answer for sample in prepared])
+        known = [sample.sample.answer for sample in prepared]
+        answers = torch.tensor([NO_OPTION if answer is None else answer for answer in known])
         options = _pad_options([sample.options for sample in prepared])
         return Batch(list(prepared), inputs, options.to(self._device), answers.to(self._device))
 
     def _pad_inputs(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        pad_id = self._processor.tokenizer.pad_token_id
-        # Some tokenizers have no padding token. Any id does: the attention mask hides it.
-        joined = self._host.collate(rows, 0 if pad_id is None else pad_id)
+        joined = self._host.collate(rows, self.pad_id)
         return {name: value.to(self._device) for name, value in joined.items()}
 
 

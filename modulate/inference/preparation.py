@@ -1,21 +1,26 @@
 """Preparation of a sample: decoded frames, encoded prompt, aligned frame features, signal."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from modulate.config.recipe import Recipe
 from modulate.data.alignment import align
 from modulate.data.feature_extractor import FeatureExtractor, apply_clock, gray_frames
 from modulate.data.signal_reader import SignalReader
-from modulate.errors import ConditioningError, ModulateError
-from modulate.hosts.host import EncodedPrompt
+from modulate.errors import ConditioningError, DataError, ModulateError
+from modulate.hosts.encoding import EncodedPrompt
 from modulate.inference.prompts import PromptEncoder
-from modulate.interfaces.components import HostInput, InputTransform, Sample
+from modulate.interfaces.components import HostInput, InputTransform
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import Picture, VideoClip
 from modulate.interfaces.multi_signal import MultiSignal
+from modulate.interfaces.result_checks import check_host_input
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Signal
 from modulate.interfaces.visual_grid import VisualGrid
 from modulate.modulation.clip_inputs import ClipInput
@@ -23,48 +28,75 @@ from modulate.utils.lru_cache import LRUCache
 
 
 @dataclass(frozen=True)
+class PreparedClip:
+    """What a modulation reads of a clip.
+
+    Attributes:
+        grid: the clip's visual grid.
+        features: (step, token, d_features), aligned to ``grid``.
+        signal: the clip's own signal; None if it has none, so that its tokens get no residual.
+        window: (start, end) in seconds.
+    """
+
+    grid: VisualGrid
+    features: Tensor
+    signal: Signal | None
+    window: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class PreparedSample:
     """A sample ready for the host.
 
     Attributes:
-        sample: the question and its clip.
+        sample: the question and its clips.
         inputs: model inputs of batch size 1.
-        grid: visual grid of the clip; None if the sample was prepared for the bare host.
-        features: (step, token, d_features), aligned to ``grid``; None if ``grid`` is.
-        signal: the clip's own signal.
-        options: (option,) token id of every answer to be scored.
+        clips: the sample's clips, in its order; empty if it was prepared for the bare host.
+        answers: (token,) ids of every answer to be scored: of each option, or of the answer in
+            text that is trained.
     """
 
     sample: Sample
     inputs: dict[str, Tensor]
-    grid: VisualGrid | None
-    features: Tensor | None
-    signal: Signal
-    options: Tensor
+    clips: tuple[PreparedClip, ...]
+    answers: tuple[Tensor, ...]
 
-    def clip(self, signal: Signal | None) -> ClipInput:
-        """Return the conditioning of this clip with ``signal``.
+    @property
+    def options(self) -> Tensor:
+        """(option,) first token id of every answer to be scored."""
+        return torch.stack([answer[0] for answer in self.answers])
+
+    @property
+    def signals(self) -> list[Signal | None]:
+        """Its clips' own signals."""
+        return [clip.signal for clip in self.clips]
+
+    def clip_inputs(self, signals: Sequence[Signal | None] | None = None) -> list[ClipInput]:
+        """Return the conditioning of its clips with ``signals``, by default their own.
 
         Raises :class:`ConditioningError` if the sample was prepared for the bare host.
         """
-        if self.grid is None:
+        if not self.clips:
             raise ConditioningError(
                 f"Sample {self.sample.id} was prepared for the bare host, which cannot be"
                 " conditioned."
             )
-        return ClipInput(signal, self.grid, self.features)
+        return [
+            ClipInput(signal, clip.grid, clip.features)
+            for clip, signal in zip(
+                self.clips, self.signals if signals is None else signals, strict=True
+            )
+        ]
 
     @property
     def nbytes(self) -> int:
         """Bytes of its inputs and features."""
-        tensors = list(self.inputs.values())
-        if self.features is not None:
-            tensors.append(self.features)
+        tensors = [*self.inputs.values(), *(clip.features for clip in self.clips)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 ReadySample = tuple[PreparedSample, list[ClipInput]]
-"""A prepared sample and the clips that it is conditioned with: one, or none without residual."""
+"""A prepared sample and what its clips are conditioned with; no clips for no residual."""
 
 
 class SamplePreparer:
@@ -119,44 +151,67 @@ class SamplePreparer:
     def _prepare(self, sample: Sample, view: str, training: bool) -> PreparedSample:
         with self._recipe.data.blame("dataset", "prompt"):
             text = self._extractor.dataset.prompt(sample, self._recipe.answer)
-        frames = None
-        if view != "text":
-            times = self._extractor.times(sample, training)
-            frames = self._extractor.clip_reader.read(sample.video, times)
-        signal = None
-        grid = None
-        features = None
-        if frames is None:
-            encoded = self._prompts.encode(None, text, sample.window)
+        # Read under every view: a sample without its signal fails under every condition alike.
+        signals = [self._signals.read(sample, clip) for clip in sample.clips]
+        clips: tuple[PreparedClip, ...] = ()
+        if view == "text":
+            encoded = self._prompts.encode([text])
         elif view in self._recipe.evaluation.inputs:
-            signal = self._signals.read(sample)
-            encoded = self._encode_transformed(view, HostInput(frames, text), signal, sample)
+            encoded = self._encode_transformed(view, sample, text, signals[0], training)
         else:
             gray = view == "gray"
-            frames = gray_frames(frames) if gray else frames
-            encoded = self._prompts.encode_clip(frames, text, sample.window)
-            grid, features = self._align(sample, frames, encoded, gray)
-        if signal is None:
-            signal = self._signals.read(sample)
-        options = self._prompts.option_ids(sample)
-        return PreparedSample(sample, encoded.inputs, grid, features, signal, options)
+            shown = [self._frames(clip, gray, training) for clip in sample.clips]
+            windows = [self._signals.window(clip) for clip in sample.clips]
+            content = map(_as_content, sample.clips, shown, windows)
+            encoded = self._prompts.encode_sample([*content, text])
+            clips = tuple(
+                self._align(*parts, gray)
+                for parts in zip(sample.clips, shown, encoded.grids, signals, windows, strict=True)
+            )
+        answers = self._prompts.answer_ids(sample, text)
+        return PreparedSample(sample, encoded.inputs, clips, answers)
+
+    def _frames(self, clip: SampleClip, gray: bool, training: bool) -> Frames:
+        frames = self._extractor.frames(clip, training)
+        return gray_frames(frames) if gray else frames
 
     def _align(
-        self, sample: Sample, frames: Frames, encoded: EncodedPrompt, gray: bool
-    ) -> tuple[VisualGrid, Tensor]:
-        """Return the clip's visual grid by the recipe's clock, and its features on that grid."""
+        self,
+        clip: SampleClip,
+        frames: Frames,
+        grid: VisualGrid,
+        signal: Signal | None,
+        window: tuple[float, float],
+        gray: bool,
+    ) -> PreparedClip:
+        """Return a clip with its visual grid by the recipe's clock, and its features on it."""
         sampling = self._recipe.sampling
-        grid = apply_clock(sampling, sample.window, encoded.grid, len(frames.times))
-        raw = self._extractor.raw_features(sample.video, frames, gray)
-        return grid, align(raw, grid, sampling.alignment, sampling.antialias).cpu()
+        if not clip.is_image:
+            grid = apply_clock(sampling, window, grid, len(frames.times))
+        raw = self._extractor.raw_features(clip.file, frames, gray)
+        features = align(raw, grid, sampling.alignment, sampling.antialias).cpu()
+        return PreparedClip(grid, features, signal, window)
 
     def _encode_transformed(
-        self, name: str, host_input: HostInput, signal: Signal, sample: Sample
+        self, name: str, sample: Sample, text: str, signal: Signal | None, training: bool
     ) -> EncodedPrompt:
         """Encode the user's turn after the input transform ``name`` has put the signal into it."""
+        clip = sample.clip
+        if clip.is_image or signal is None:
+            raise DataError(f"the input `{name}` needs a video; {clip.file} is a picture.")
         transform = self.input_transforms[name]
         if isinstance(signal, MultiSignal):
             signal = signal.parts[transform.signal_kind]
+        host_input = HostInput(self._frames(clip, False, training), text)
         with self._recipe.evaluation.inputs[name].blame("input", "call"):
-            changed = transform(host_input, signal, sample.window)
-        return self._prompts.encode(changed.frames, changed.text, sample.window, changed.images)
+            changed = check_host_input(transform(host_input, signal, clip.window))
+        pictures = map(Picture, changed.images)
+        return self._prompts.encode(
+            [*pictures, VideoClip(changed.frames, clip.window), changed.text]
+        )
+
+
+def _as_content(
+    clip: SampleClip, frames: Frames, window: tuple[float, float]
+) -> VideoClip | Picture:
+    return Picture(frames.images[0], window) if clip.is_image else VideoClip(frames, window)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modulate.answers.continuations import Continuations
 from modulate.config.recipe import Recipe
 from modulate.errors import DataError
 from modulate.hosts.encoding import EncodedPrompt, check_encoded
 from modulate.hosts.host import Host
+from modulate.inference.option_tokens import letter_ids, single_token_ids
 from modulate.interfaces.messages import Content, Picture, VideoClip, user_turn
-from modulate.interfaces.prompt import LETTERS
 from modulate.interfaces.sample import Sample
 from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 
@@ -42,6 +43,8 @@ class PromptEncoder:
         self._recipe = recipe
         self._host = host
         self._processor = processor
+        self._continuations = Continuations(host, processor)
+        self._scores_first = recipe.likelihood == "first"
 
     def encode(self, content: Sequence[Content]) -> EncodedPrompt:
         """Return the user's turn as model inputs, with a grid for each clip and picture in it."""
@@ -65,25 +68,62 @@ class PromptEncoder:
         grids = map(_with_true_times, visuals, encoded.grids)
         return replace(encoded, grids=tuple(grids))
 
-    def option_ids(self, sample: Sample) -> Tensor:
-        """Return the token id of every answer to be scored, (option,) int64.
+    def answer_ids(self, sample: Sample, text: str) -> tuple[Tensor, ...]:
+        """Return the (token,) ids of every answer to be scored, as the recipe's ``answer`` says.
 
-        Raises :class:`DataError` for an answer that is not a single known token.
+        Options have one entry each; a question in free text has its first accepted answer, with the
+        end of the turn.
+
+        Args:
+            sample: the question.
+            text: its prompt, which answers of several tokens continue.
+
+        Raises :class:`DataError` for an answer that cannot be scored in this form, and for a
+        question that has none.
         """
-        if self._recipe.answer == "word":
-            answers: Sequence[str] = sample.options
-        else:
-            count = len(sample.options)
-            answers = LETTERS[: max(4, count) if self._recipe.letters == "four" else count]
+        form = self._recipe.answer
+        if form == "text":
+            return tuple(self._continuations.of(text, accepted_answers(sample)[:1], with_end=True))
+        if not sample.options:
+            raise DataError(
+                f"it offers no options, which `answer: {form}` scores; for free text set `answer:"
+                " text`."
+            )
+        if form == "likelihood":
+            found = self._continuations.of(text, sample.options)
+            return tuple(_first_tokens(found, sample)) if self._scores_first else tuple(found)
         tokenizer = self._processor.tokenizer
-        ids = []
-        for answer in answers:
-            tokens = tokenizer.encode(answer, add_special_tokens=False)
-            if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
-                raise DataError(
-                    f"the answer {answer!r} is not one known token of the host's tokenizer (ids"
-                    f" {tokens}); offer options of one known word each, or score letters (the"
-                    " recipe's `answer: letter`)."
-                )
-            ids.append(tokens[0])
-        return torch.tensor(ids)
+        if form == "word":
+            ids = single_token_ids(tokenizer, sample.options)
+        else:
+            ids = letter_ids(tokenizer, len(sample.options), self._recipe.letters == "four")
+        return tuple(torch.tensor([number]) for number in ids)
+
+
+def accepted_answers(sample: Sample) -> tuple[str, ...]:
+    """Return the accepted answers in text; of a question with options, the right one's text.
+
+    Raises :class:`DataError` if there is none.
+    """
+    if sample.answers:
+        return sample.answers
+    if sample.answer is None:
+        raise DataError("no accepted answer is known, which `answer: text` is scored by.")
+    return (sample.options[sample.answer],)
+
+
+def _first_tokens(answers: Sequence[Tensor], sample: Sample) -> list[Tensor]:
+    """Return each option's first token. Raises :class:`DataError` where two have the same."""
+    firsts = [answer[:1] for answer in answers]
+    numbers = [int(first) for first in firsts]
+    twice = [
+        option
+        for option, number in zip(sample.options, numbers, strict=True)
+        if numbers.count(number) > 1
+    ]
+    if twice:
+        raise DataError(
+            f"the options {twice[0]!r} and {twice[1]!r} begin with the same token, so `likelihood:"
+            " first` cannot tell them apart; use `sum` or `mean`."
+        )
+    return firsts

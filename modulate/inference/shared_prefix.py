@@ -1,9 +1,9 @@
-"""One pass over a clip for several questions on it.
+"""One pass over clips for several questions on them.
 
-In every prompt the clip comes before the question, and attention is causal, so the host's states of
-the clip do not depend on the question. The shared prefix goes through the host once; each
+In every prompt the clips come before the question, and attention is causal, so the host's states of
+the clips do not depend on the question. The shared prefix goes through the host once; each
 question's own tokens then continue from its key-value cache. Residuals and their gradients equal
-those of separate forwards up to rounding, provided that all questions have the same signal.
+those of separate forwards up to rounding, provided that all questions have the same signals.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from modulate.answers.likelihood import cut
+from modulate.errors import HostError
+from modulate.hosts.host import understand
 from modulate.hosts.kv_cache import output_cache
+from modulate.hosts.text_positions import align_text_positions
 from modulate.inference.preparation import PreparedSample
 from modulate.interfaces.signal import Signal
 from modulate.modulation.clip_inputs import ClipInput
@@ -23,21 +27,22 @@ from modulate.modulation.clip_inputs import ClipInput
 def shared_prefix(
     prepared: Sequence[PreparedSample],
     visual_ids: Sequence[int],
-    signals: Sequence[Signal | None] | None = None,
+    signals: Sequence[Sequence[Signal | None]] | None = None,
 ) -> int:
     """Return the number of positions that these prompts can share, or 0 for separate forwards.
 
-    Prompts share positions if they show one clip with one signal, and if all visual tokens lie in
-    the positions that they have in common.
+    Prompts share positions if they show the same clips with the same signals, and if all visual
+    tokens lie in the positions that they have in common.
 
     Args:
         prepared: the samples.
         visual_ids: token ids of visual tokens.
-        signals: the signal with which each is conditioned; by default its own.
+        signals: the signals with which the clips of each are conditioned, none for no residual; by
+            default its own.
     """
     if signals is None:
-        signals = [sample.signal for sample in prepared]
-    if len(prepared) < 2 or not _same_clip(prepared, signals):
+        signals = [sample.signals for sample in prepared]
+    if len(prepared) < 2 or not _same_clips(prepared, signals):
         return 0
     rows = [sample.inputs["input_ids"][0] for sample in prepared]
     common = _common_length(rows)
@@ -49,17 +54,23 @@ def shared_prefix(
     return common
 
 
-def _same_clip(prepared: Sequence[PreparedSample], signals: Sequence[Signal | None]) -> bool:
+def _same_clips(
+    prepared: Sequence[PreparedSample], signals: Sequence[Sequence[Signal | None]]
+) -> bool:
     first = prepared[0]
-    if first.grid is None:
-        return False
-    clip = (first.sample.video, first.sample.window)
-    return all(
-        sample.grid == first.grid
-        and (sample.sample.video, sample.sample.window) == clip
-        and _equal(signal, signals[0])
-        for sample, signal in zip(prepared, signals, strict=True)
+    shown = _shown(first)
+    return bool(first.clips) and all(
+        _shown(sample) == shown and _equal(list(own), list(signals[0]))
+        for sample, own in zip(prepared, signals, strict=True)
     )
+
+
+def _shown(sample: PreparedSample) -> list[tuple[Any, ...]]:
+    """Return what a host sees of a sample's clips, in a form that can be compared."""
+    return [
+        (shown.file, shown.is_image, clip.window, clip.grid)
+        for shown, clip in zip(sample.sample.clips, sample.clips, strict=False)
+    ]
 
 
 def _common_length(rows: Sequence[Tensor]) -> int:
@@ -83,6 +94,8 @@ def _equal(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(
             _equal(value, second[key]) for key, value in first.items()
         )
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(_equal, first, second))
     if isinstance(first, np.ndarray):
         return np.array_equal(first, second)
     return bool(first == second)
@@ -95,7 +108,7 @@ def shared_prefix_forward(
     clips: Sequence[ClipInput],
     common: int,
 ) -> Any:
-    """Return the output of the host for all questions of ``prepared`` on one clip.
+    """Return the output of the host for all questions of ``prepared`` on the same clips.
 
     Its ``logits`` are (question, 1, token id): those at the last token of each question.
 
@@ -105,14 +118,26 @@ def shared_prefix_forward(
         model: the host. Its cache must support ``batch_repeat_interleave``, as all dynamic caches
             of transformers do.
         prepared: the questions.
-        clips: the clip, or nothing for a forward without residuals.
+        clips: the clips, or nothing for a forward without residuals.
         common: the result of :func:`shared_prefix`, not 0.
     """
     device = next(model.parameters()).device
-    prefix = {name: value.to(device) for name, value in _prefix_inputs(prepared[0], common).items()}
+
+    def begun(length: int) -> dict[str, Tensor]:
+        return {name: value.to(device) for name, value in cut(prepared[0].inputs, length).items()}
+
+    prefix = begun(common)
     cache = output_cache(conditioned([list(clips)], **prefix, use_cache=True, logits_to_keep=1))
+    align_text_positions(understand(model), begun(common + 1), common)
     for filled in cache.values():
-        filled.batch_repeat_interleave(len(prepared))
+        try:
+            filled.batch_repeat_interleave(len(prepared))
+        except AttributeError as error:
+            # Linear attention and convolutions keep states that transformers cannot repeat.
+            raise HostError(
+                f"{type(model).__name__} keeps a cache that cannot be repeated for several"
+                f" questions on a clip ({error}); set batch_by to any."
+            ) from error
     rows = [sample.inputs["input_ids"][0, common:] for sample in prepared]
     # Padded on the right, after each question's last token. Attention is causal, so no mask is
     # needed, and positions continue from the cache.
@@ -121,16 +146,3 @@ def shared_prefix_forward(
     last = torch.tensor([len(row) - 1 for row in rows], device=device)
     logits = output.logits[torch.arange(len(rows), device=device), last]
     return type(output)(logits=logits[:, None])
-
-
-def _prefix_inputs(sample: PreparedSample, common: int) -> dict[str, Tensor]:
-    """Return the model inputs of the first ``common`` positions of a prompt.
-
-    Inputs with a value per position are cut; pixels and their grids are taken whole.
-    """
-    shape = sample.inputs["input_ids"].shape
-    return {
-        name: value[:, :common] if value.shape[:2] == shape else value
-        for name, value in sample.inputs.items()
-        if name != "attention_mask"
-    }

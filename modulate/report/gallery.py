@@ -16,11 +16,11 @@ from torch import Tensor
 from torchvision.io import encode_jpeg
 
 from modulate.errors import DataError, ModulateError
-from modulate.evaluation.evaluate import score
 from modulate.evaluation.predictions import Prediction
+from modulate.evaluation.scoring import score
 from modulate.inference.pipeline import Pipeline
-from modulate.inference.preparation import PreparedSample
-from modulate.interfaces.components import Sample
+from modulate.inference.preparation import PreparedClip, PreparedSample
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Mark
 from modulate.interfaces.visual_grid import VisualGrid
 from modulate.modulation.attachment import Attachment
@@ -66,22 +66,33 @@ class OtherTokens:
 
 
 @dataclass(frozen=True)
+class GalleryClip:
+    """One clip of a sample.
+
+    ``steps``: those that are shown, of ``n_steps``. By injected layer, for every visual token
+    (step, row, col): ``strength`` is ‖Δh‖/‖h‖, and ``signal_effect`` is ‖Δh − Δh(blank)‖/‖h‖, the
+    distance from the residual of an empty signal.
+    """
+
+    steps: tuple[StepPicture, ...]
+    n_steps: int
+    strength: dict[int, NDArray[np.float32]]
+    signal_effect: dict[int, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class GallerySample:
     """One sample of the gallery.
 
-    ``kind``: how the signal changed the answer. ``answers``: by condition. By injected layer, for
-    every visual token (step, row, col): ``strength`` is ‖Δh‖/‖h‖, and ``signal_effect`` is
-    ‖Δh − Δh(blank)‖/‖h‖, the distance from the residual of an empty signal. ``other_tokens``: by
-    layer. ``reproduced``: whether the answers agree with predictions.jsonl.
+    ``kind``: how the signal changed the answer. ``answers``: by condition. ``clips``: in the
+    sample's order. ``other_tokens``: by layer. ``reproduced``: whether the answers agree with
+    predictions.jsonl.
     """
 
     sample: Sample
     kind: str
     answers: dict[str, Prediction]
-    steps: tuple[StepPicture, ...]
-    n_steps: int
-    strength: dict[int, NDArray[np.float32]]
-    signal_effect: dict[int, NDArray[np.float32]]
+    clips: tuple[GalleryClip, ...]
     other_tokens: dict[int, OtherTokens]
     reproduced: bool
 
@@ -171,7 +182,7 @@ def build_gallery(
 ) -> Gallery:
     """Answer ``n`` samples of a run again and record where its residuals land.
 
-    ``most_steps``: time steps to show of each sample. Raises the errors of single samples, and
+    ``most_steps``: time steps to show of each clip. Raises the errors of single samples, and
     :class:`DataError` when the data no longer hold a sample.
     """
     without, kinds, chosen = choose_samples(evaluated.scored, n)
@@ -220,18 +231,17 @@ def _answer_again(
             answers[condition] = answer
     strength, signal_effect = _relative_residuals(traces["signal"], traces["blank"])
     prepared = pipeline.prepare(sample)
-    assert prepared.grid is not None
-    strength_grid, other_tokens = _on_grid(pipeline, prepared, strength)
-    signal_effect_grid, _ = _on_grid(pipeline, prepared, signal_effect)
+    on_clips = (_on_clips(pipeline, prepared, ratios) for ratios in (strength, signal_effect))
+    clips = tuple(
+        GalleryClip(_step_pictures(pipeline, shown, clip, most_steps), clip.grid.steps, *ratios)
+        for shown, clip, *ratios in zip(sample.clips, prepared.clips, *on_clips, strict=True)
+    )
     return GallerySample(
         sample,
         kind,
         answers,
-        _step_pictures(pipeline, prepared, prepared.grid, most_steps),
-        prepared.grid.steps,
-        strength_grid,
-        signal_effect_grid,
-        other_tokens,
+        clips,
+        _other_tokens(_is_visual(pipeline, prepared), strength),
         _reproduced(answers, evaluated),
     )
 
@@ -296,43 +306,59 @@ def trace_layers(attachment: Attachment) -> Iterator[dict[int, list[Tensor]]]:
             handle.remove()
 
 
-def _on_grid(
-    pipeline: Pipeline, prepared: PreparedSample, ratios: dict[int, Tensor]
-) -> tuple[dict[int, NDArray[np.float32]], dict[int, OtherTokens]]:
-    """Lay values of prompt positions out on the visual grid; sum up those of other tokens."""
-    grid = prepared.grid
-    assert grid is not None
+def _is_visual(pipeline: Pipeline, prepared: PreparedSample) -> Tensor:
+    """Return (position,) bool, whether it holds a visual placeholder."""
     ids = prepared.inputs["input_ids"][0].cpu()
-    visual = torch.isin(ids, torch.tensor(list(pipeline.host.visual_ids.values())))
-    tokens = torch.tensor(list(pipeline.host.placeholders(grid)))
-    if int(visual.sum()) != len(tokens):
+    return torch.isin(ids, torch.tensor(list(pipeline.host.visual_ids.values())))
+
+
+def _on_clips(
+    pipeline: Pipeline, prepared: PreparedSample, ratios: dict[int, Tensor]
+) -> list[dict[int, NDArray[np.float32]]]:
+    """Lay values of prompt positions out on each clip's visual grid."""
+    visual = _is_visual(pipeline, prepared)
+    tokens = [torch.tensor(list(pipeline.host.placeholders(c.grid))) for c in prepared.clips]
+    if int(visual.sum()) != sum(map(len, tokens)):
         raise DataError(
             f"Sample {prepared.sample.id}: the prompt has {int(visual.sum())} visual placeholders,"
-            f" its grid {len(tokens)}."
+            f" its grids {sum(map(len, tokens))}."
         )
+    sizes = list(map(len, tokens))
+    by_layer = {layer: ratio[visual].split(sizes) for layer, ratio in ratios.items()}
+    return [
+        {layer: _on_grid(parts[i], tokens[i], clip.grid) for layer, parts in by_layer.items()}
+        for i, clip in enumerate(prepared.clips)
+    ]
+
+
+def _on_grid(values: Tensor, tokens: Tensor, grid: VisualGrid) -> NDArray[np.float32]:
+    """Return (step, row, col) of ``values`` of a clip's placeholders."""
     # Some hosts have placeholders that show no place (ends of lines, separators): −1.
     on_grid = tokens >= 0
-    by_layer = {}
-    other_tokens = {}
+    flat = torch.zeros(grid.tokens)
+    flat[tokens[on_grid]] = values[on_grid]
+    laid_out: NDArray[np.float32] = flat.view(grid.steps, grid.rows, grid.cols).numpy()
+    return laid_out
+
+
+def _other_tokens(visual: Tensor, ratios: dict[int, Tensor]) -> dict[int, OtherTokens]:
+    found = {}
     for layer, ratio in ratios.items():
-        flat = torch.zeros(grid.tokens)
-        flat[tokens[on_grid]] = ratio[visual][on_grid]
-        by_layer[layer] = flat.view(grid.steps, grid.rows, grid.cols).numpy()
         others = ratio[~visual]
         largest = float(others.max()) if len(others) else 0.0
-        other_tokens[layer] = OtherTokens(int((others > 0).sum()), largest)
-    return by_layer, other_tokens
+        found[layer] = OtherTokens(int((others > 0).sum()), largest)
+    return found
 
 
 # --- pictures
 
 
 def _step_pictures(
-    pipeline: Pipeline, prepared: PreparedSample, grid: VisualGrid, most: int
+    pipeline: Pipeline, shown: SampleClip, clip: PreparedClip, most: int
 ) -> tuple[StepPicture, ...]:
     """Return pictures of at most ``most`` steps, evenly spaced from the first to the last."""
-    sample = prepared.sample
-    frames = pipeline.clip_reader.read(sample.video, pipeline.times(sample))
+    frames = pipeline.extractor.frames(shown)
+    grid = clip.grid
     frames_per_step = -(-len(frames.times) // grid.steps)
     pictures = []
     for index in _spaced_indices(grid.steps, most):
@@ -340,7 +366,8 @@ def _step_pictures(
         last_frame = min((index + 1) * frames_per_step, len(frames.times)) - 1
         jpeg, size = _jpeg(frames.images[last_frame])
         span = grid.spans[index]
-        pictures.append(StepPicture(index, span, jpeg, size, prepared.signal.marks(*span)))
+        marks = () if clip.signal is None else clip.signal.marks(*span)
+        pictures.append(StepPicture(index, span, jpeg, size, marks))
     return tuple(pictures)
 
 

@@ -11,11 +11,11 @@ from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import DataError, ModulateError
 from modulate.hosts.fsdp import in_step
 from modulate.inference.preparation import PreparedSample, ReadySample
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 from modulate.training.augmentation import Augmentation
 from modulate.training.data_loader import FailedSamples
 from modulate.training.gradient_checkpointing import checkpointed_layers
-from modulate.training.loss import BatchLoss, StepStats
+from modulate.training.loss import BatchLoss, StepStats, right_option
 from modulate.utils.out_of_memory import first_line, free_cached_memory, is_out_of_memory
 
 
@@ -61,12 +61,17 @@ class TrainStep:
         """Return the samples that can be prepared, and record the others as failed."""
         prepared = []
         for sample in samples:
-            found = catch_sample_error(partial(self.prepare, sample), f"Sample {sample.id}: ")
+            found = catch_sample_error(partial(self._prepare, sample), f"Sample {sample.id}: ")
             if isinstance(found, ModulateError):
                 self.failures.add(sample, found)
             else:
                 prepared.append(found)
         return prepared
+
+    def _prepare(self, sample: Sample) -> PreparedSample:
+        if sample.options and self.loss.pipeline.recipe.answer != "text":
+            right_option(sample)
+        return self.prepare(sample)
 
 
 # --- whole batches, or parts of them that fit into memory
@@ -176,4 +181,4 @@ def _ready_sample(loss: BatchLoss, sample_id: str) -> ReadySample:
     prepared = loss.pipeline.prepare(sample, training=True)
     if loss.settings.condition == "none":
         return prepared, []
-    return prepared, [prepared.clip(prepared.signal)]
+    return prepared, prepared.clip_inputs()

@@ -9,9 +9,10 @@ from modulate.config.sections import Stage
 from modulate.distributed.launch import current
 from modulate.distributed.process_group import ProcessGroup
 from modulate.errors import CheckpointError, Interrupted
+from modulate.evaluation.scoring import require_scorable
 from modulate.hosts.fsdp import refuse_out_of_step
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 from modulate.modulation.attachment import ModulatedHost
 from modulate.modulation.module import Modulation
 from modulate.runs.records import RunState
@@ -59,6 +60,7 @@ def train(
     processes = current()
     with processes.fail_together(), run.locked():
         pipeline.build_deferred()  # An input that cannot be built fails now, not after training.
+        require_scorable(pipeline)
         if processes.is_main_process:
             if not resume:
                 run.clear()
@@ -145,7 +147,7 @@ class Trainer:
             training_samples(pipeline),
             recipe.training,
             recipe.seed,
-            lambda sample: len(pipeline.times(sample, training=True)),
+            lambda sample: sum(len(pipeline.times(clip, training=True)) for clip in sample.clips),
         )
         self.validator = Validator(pipeline)
         self.snapshot = Snapshot.initial(recipe.seed)
@@ -163,6 +165,7 @@ class Trainer:
             "failed": state.failed,
             "left_out": len(self.pipeline.samples("train")) - len(self.sampler.samples),
             "skipped": state.skipped,
+            "skipped_rows": dict(self.pipeline.dataset.skipped_rows()),
             "split_steps": state.split_steps,
             "unshared_batches": state.unshared_batches,
             "resumed": state.resumed,

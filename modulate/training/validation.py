@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from modulate.evaluation.evaluate import score
+from modulate.evaluation.scoring import score, token_accuracy
 from modulate.inference.pipeline import Pipeline
 from modulate.modulation.attachment import Attachment
 from modulate.training.optimizer_step import StagePlan
@@ -34,13 +34,11 @@ class Validator:
     def accuracy(self, attachment: Attachment, after_batch: Callable[[], None]) -> float:
         """Return the share of right answers under the condition that is trained.
 
-        ``after_batch`` is called after each batch, and may raise to end the validation.
+        For answers in text, that of right tokens: see :func:`token_accuracy`. ``after_batch`` is
+        called after each batch, and may raise to end the validation.
         """
-        records = score(
-            self.pipeline,
-            attachment,
-            self.samples,
-            self.settings.condition,
-            lambda n: after_batch(),
-        )
+        asked = (self.pipeline, attachment, self.samples, self.settings.condition)
+        if self.pipeline.recipe.answer == "text":
+            return token_accuracy(*asked, lambda n: after_batch())
+        records = score(*asked, lambda n: after_batch())
         return sum(record.correct for record in records) / len(records)

@@ -2,23 +2,22 @@
 with training.
 """
 
-import math
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-import torch
+from pydantic import TypeAdapter
 
 from modulate.config.recipe import load_recipe
-from modulate.errors import DataError
+from modulate.errors import DataError, SignalWarning
 from modulate.evaluation import evaluate as evaluation
 from modulate.evaluation.evaluate import compute_metrics
 from modulate.evaluation.predictions import Prediction
-from modulate.interfaces.components import Sample
+from modulate.inference.pipeline import Pipeline
+from modulate.runs.records import Metrics
 from modulate.runs.run import Run
-
-
-def sample(name):
-    return Sample(name, "task", Path("v.mp4"), (0.0, 1.0), "Which?", ("one", "two"), 0, {})
+from modulate.utils.schema import checked
+from tests.paths import SMALL
+from tests.report.helpers import text_predictions
 
 
 def predictions(condition, correct, active_steps=2):
@@ -90,50 +89,59 @@ def test_an_evaluation_in_which_every_sample_failed_has_no_metrics(make_run):
         compute_metrics(make_run("evaluation.failed=left_out"), "signal", {"signal": [failed]})
 
 
-@pytest.mark.parametrize("logits", [[math.nan, 1.0], [math.inf, 1.0], [1.0, -math.inf]])
-def test_an_answer_whose_logits_are_not_finite_has_failed(logits):
-    record = evaluation._prediction(sample("a"), "signal", logits, 3)
-    assert record.prediction is None and not record.correct
-    assert record.error.startswith("DataError: the host's logits of the options are not all finite")
+def test_metrics_of_answers_in_text_name_their_main_score_and_how_scores_were_computed(make_run):
+    records = {
+        "signal": text_predictions("signal", "1" * 12 + "0" * 8),
+        "none": text_predictions("none", "-" * 20),
+    }
+    metrics = compute_metrics(make_run("answer=text"), "signal", records)
+    assert metrics["metric"] == "token_f1" and metrics["overall"] == pytest.approx(0.8)
+    assert metrics["scores"]["exact_match"]["overall"] == pytest.approx(0.6)
+    assert metrics["controls"]["none"]["overall"] == pytest.approx(0.0)
+    compared = metrics["comparisons"]["signal - none"]
+    assert compared["difference"] == pytest.approx(0.8) and compared["p_permutation"] < 0.01
+    assert compared["mcnemar"]["b"] == 12
+    assert set(metrics["signatures"]) == {"bleu", "rouge_l"}
+    checked(TypeAdapter(Metrics), {"split": "test", **metrics}, "metrics.json", "figures", "")
 
 
-def test_an_error_text_is_cut_and_can_be_written_as_utf_8():
-    record = evaluation._failure(sample("a"), "signal", DataError("v\udcff.mp4 " + "x" * 20_000))
-    assert record.error.startswith("DataError: v\\udcff.mp4 ")
-    assert len(record.error) < 10_100 and record.error.encode()
+def test_metrics_of_options_have_neither(make_run):
+    records = {"signal": predictions("signal", [True, False])}
+    metrics = compute_metrics(make_run(), "signal", records)
+    assert not {"metric", "signatures", "scores"} & metrics.keys()
 
 
-class Prepared:
-    """A prepared sample, as far as failures need one."""
-
-    def __init__(self, name):
-        self.sample = sample(name)
-
-
-def test_a_batch_that_does_not_fit_is_answered_in_halves(monkeypatch):
-    sizes = []
-
-    def forward(pipeline, attachment, ready, condition):
-        sizes.append(len(ready))
-        names = [prepared.sample.id for prepared, _ in ready]
-        if len(ready) > 2 or "large" in names:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return [evaluation._prediction(p.sample, condition, [1.0, 0.0], 1) for p, _ in ready]
-
-    monkeypatch.setattr(evaluation, "_forward", forward)
-    ready = [(Prepared(name), []) for name in ("a", "b", "c", "large")]
-    with pytest.warns(UserWarning, match="A forward of . samples does not fit into memory"):
-        records = evaluation._forward_that_fits(None, None, ready, "signal")
-    assert sizes == [4, 2, 2, 1, 1]
-    assert [record.id for record in records] == ["a", "b", "c", "large"]
-    assert [record.prediction for record in records] == [0, 0, 0, None]
-    assert "does not fit into memory, even alone" in records[-1].error
+def test_a_failed_text_scores_nothing(make_run):
+    lost = replace(
+        text_predictions("signal", "1")[0], id="lost", text=None, error="x", correct=False
+    )
+    records = {"signal": [*text_predictions("signal", "1"), lost]}
+    metrics = compute_metrics(make_run("answer=text"), "signal", records)
+    assert metrics["overall"] == 0.5 and metrics["scores"]["bleu"]["overall"] == 0.3
 
 
-def test_other_errors_of_the_host_are_not_retried(monkeypatch):
-    def forward(*args):
-        raise RuntimeError("shapes do not match")
-
-    monkeypatch.setattr(evaluation, "_forward", forward)
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        evaluation._forward_that_fits(None, None, [(Prepared("a"), [])], "signal")
+def test_samples_whose_signal_is_on_another_clock_than_their_video_are_counted(tmp_path):
+    changes = [f"data.params.root={tmp_path}/world", "evaluation.conditions=[host]"]
+    recipe = load_recipe(SMALL, [*changes, "data.params.max_per_split=4"])
+    pipeline = Pipeline(recipe, tmp_path / "cache")
+    pipeline.make_data()
+    samples = pipeline.samples("test")
+    late = {sample.clip.signals["gaze"] for sample in samples[:1]}
+    for path in late:
+        header, *rows = path.read_text("utf-8").splitlines()
+        is_time = [name.startswith(("start_time", "end_time")) for name in header.split(",")]
+        moved = [
+            ",".join(
+                str(float(value) + 1000) if time else value
+                for value, time in zip(row.split(","), is_time, strict=True)
+            )
+            for row in rows
+        ]
+        path.write_text("\n".join([header, *moved]) + "\n", "utf-8")
+    run = Run.create(recipe, tmp_path)
+    with pytest.warns(SignalWarning, match=r"lies within 0\.00 to .* on another clock") as caught:
+        metrics = evaluation.evaluate(run, pipeline, pipeline.fresh_modulation())
+    assert len(caught) == len(late)
+    count = sum(sample.clip.signals["gaze"] in late for sample in samples)
+    assert metrics["signal"]["samples_off_clock"] == count > 0
+    assert run.read_json("metrics.json") == metrics

@@ -65,6 +65,11 @@ def test_perfect_and_empty_texts_have_the_extreme_scores():
         assert set(vars(score_text("", [answer])).values()) == {0.0}
 
 
+def test_scores_are_written_with_six_decimals():
+    third = score_text("red red plate", ["red plate on table"]).rounded()
+    assert third.token_f1 == 0.571429
+
+
 def test_signatures_name_the_releases_of_the_libraries():
     found = text_scores.signatures()
     assert found["bleu"].startswith("sentence|nrefs:1|") and "version:" in found["bleu"]

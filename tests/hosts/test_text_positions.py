@@ -6,6 +6,7 @@ import torch
 from modulate.answers.likelihood import cut, visual_end
 from modulate.hosts.kv_cache import output_cache
 from modulate.hosts.text_positions import align_text_positions
+from modulate.interfaces.messages import user_turn
 from tests.answers.prompts import Asked
 
 LONG = tuple(float(10 * i) for i in range(8))
@@ -60,3 +61,16 @@ def test_hosts_without_such_positions_are_left_alone():
     before = dict(vars(asked.served.entry))
     align_text_positions(asked.served, cut(asked.prompts[0], prefix + 1), prefix)
     assert dict(vars(asked.served.entry)) == before
+
+
+@torch.no_grad()
+def test_text_without_a_clip_does_not_inherit_the_offset_of_an_earlier_clip():
+    asked = Asked("qwen2_5_vl", times=LONG, texts=("Where",))
+    asked.host(**asked.prompts[0])
+    text = asked.served.encode(asked.processor, user_turn("What is the thing")).inputs
+    whole = states(asked, lambda: asked.host(**text))
+    cache = output_cache(asked.host(**cut(text, 2), use_cache=True))
+    align_text_positions(asked.served, cut(text, 3), 2)
+    rest = text["input_ids"][:, 2:]
+    after = states(asked, lambda: asked.host(input_ids=rest, **cache))
+    torch.testing.assert_close(after, whole[..., 2:, :])

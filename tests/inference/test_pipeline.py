@@ -11,7 +11,8 @@ from modulate.checks.findings import CheckReport
 from modulate.checks.settings import check_settings
 from modulate.config.recipe import validate
 from modulate.errors import RecipeError
-from modulate.evaluation.evaluate import evaluate, score
+from modulate.evaluation.evaluate import evaluate
+from modulate.evaluation.scoring import score
 from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
 from modulate.training.trainer import train
@@ -26,7 +27,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("together")
     fixtures.save_host(root / "host", pixels=64**2, patch=8, layers=4, width=128, vocabulary=512)
     fixtures.write_dataset(root / "world", videos=4, seconds=8, size=(160, 120), moments=(6,))
-    names = [f"bench{i}.mp4" for i in range(4)]
+    names = [f"bench{index}.mp4" for index in range(4)]
     (root / "world/split.json").write_text(
         json.dumps({"train": names[:1], "val": names[1:2], "test": names[2:]})
     )

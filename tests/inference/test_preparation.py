@@ -11,7 +11,7 @@ import torch
 from modulate import plugins
 from modulate.config.recipe import load_recipe
 from modulate.errors import ComponentError, ConditioningError, PluginError, RecipeError
-from modulate.evaluation.evaluate import score, uses_bare_host
+from modulate.evaluation.scoring import score, uses_bare_host
 from modulate.hookspecs import hookimpl
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.components import HostInput, InputTransform
@@ -163,7 +163,8 @@ def test_an_input_transform_receives_the_clip_s_signal_and_the_host_its_result(p
     Red.seen.clear()
     own = pipeline.prepare(samples[0])
     red = pipeline.prepare(samples[0], "red")
-    assert Red.seen == [(own.signal, samples[0].window)] and len(own.signal) > 0
+    signal = own.clips[0].signal
+    assert Red.seen == [(signal, samples[0].clip.window)] and len(signal) > 0
     assert "viewer viewer Question" in text_of(pipeline, red)
     assert "viewer viewer" not in text_of(pipeline, own)
     assert not torch.equal(red.inputs["pixel_values_videos"], own.inputs["pixel_values_videos"])
@@ -186,7 +187,7 @@ def test_an_image_comes_before_the_clip(pipeline, samples):
     assert 0 < ids.index(visual["image"]) < ids.index(visual["video"])
     assert (
         len(prepared.inputs["image_grid_thw"]) == 1
-        and ids.count(visual["video"]) == pipeline.prepare(samples[0]).grid.tokens
+        and ids.count(visual["video"]) == pipeline.prepare(samples[0]).clips[0].grid.tokens
     )
 
 
@@ -205,7 +206,7 @@ def test_a_sample_prepared_for_the_bare_host_cannot_be_conditioned(pipeline, sam
             ConditioningError,
             match=r"was prepared for the bare host, which cannot be conditioned\.",
         ):
-            pipeline.prepare(samples[0], view).clip(None)
+            pipeline.prepare(samples[0], view).clip_inputs()
 
 
 def test_inputs_are_scored_on_the_bare_host(pipeline, samples):
@@ -249,7 +250,9 @@ def test_an_input_that_fails_is_named_with_its_plugin(pipeline, samples):
 
 def test_a_prepared_clip_is_conditioned_with_the_given_signal(pipeline, samples):
     prepared = pipeline.prepare(samples[0])
-    clip = prepared.clip(Scanpath())
-    assert len(clip.signal) == 0
-    assert clip.grid is prepared.grid
-    assert clip.features is prepared.features
+    (own,) = prepared.clips
+    (clip,) = prepared.clip_inputs([Scanpath()])
+    assert len(clip.signal) == 0 < len(own.signal)
+    assert clip.grid is own.grid
+    assert clip.features is own.features
+    assert prepared.clip_inputs()[0].signal is own.signal

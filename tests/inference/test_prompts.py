@@ -53,11 +53,11 @@ def test_text_alone_has_no_visual_tokens(pipeline):
 
 def test_letters_are_those_offered_or_four(pipeline):
     sample = dataclasses.replace(pipeline.samples("test")[0], options=("cup", "pan"), answer=0)
-    assert len(encoder(pipeline).option_ids(sample)) == 2
-    assert len(encoder(pipeline, letters="four").option_ids(sample)) == 4
+    assert len(encoder(pipeline).answer_ids(sample, "What?")) == 2
+    assert len(encoder(pipeline, letters="four").answer_ids(sample, "What?")) == 4
 
 
 def test_a_word_of_several_tokens_is_refused_by_name(pipeline):
     sample = dataclasses.replace(pipeline.samples("test")[0], options=("a rare thing", "pan"))
     with pytest.raises(DataError, match="the answer 'a rare thing' is not one known token"):
-        encoder(pipeline, answer="word").option_ids(sample)
+        encoder(pipeline, answer="word").answer_ids(sample, "What?")

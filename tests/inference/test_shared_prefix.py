@@ -1,27 +1,34 @@
 """The prefix that prompts on one clip share, and when they share none."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from modulate.inference.preparation import PreparedSample
+from modulate.inference.preparation import PreparedClip, PreparedSample
 from modulate.inference.shared_prefix import _equal, shared_prefix
-from modulate.interfaces.components import Sample
 from modulate.interfaces.multi_signal import MultiSignal
+from tests.samples import one_clip_sample
 from tests.tiny import GRID, VIDEO, features, scanpath
 
 PREFIX = [1, *[VIDEO] * GRID.tokens, 7, 8]
 
 
-def prepared(*own, video="v.mp4", window=(0.0, 3.0), prefix=PREFIX, signal=None, grid=GRID):
-    sample = Sample("-".join(map(str, own)), "task", Path(video), window, "?", ("x", "y"), 0, {})
+def prepared(
+    *own,
+    video="v.mp4",
+    window=(0.0, 3.0),
+    prefix=PREFIX,
+    signal=None,
+    grid=GRID,
+    is_conditioned=True,
+):
+    sample = one_clip_sample("-".join(map(str, own)), video, window)
     ids = torch.tensor([[*prefix, *own]])
-    return PreparedSample(
-        sample, {"input_ids": ids}, grid, features(), signal or scanpath(), torch.tensor([1, 2])
-    )
+    clip = PreparedClip(grid, features(), signal or scanpath(), window)
+    clips = (clip,) * is_conditioned
+    return PreparedSample(sample, {"input_ids": ids}, clips, (torch.tensor([1]), torch.tensor([2])))
 
 
 def test_prompts_share_their_common_prefix():
@@ -40,7 +47,12 @@ def test_every_prompt_keeps_a_token_of_its_own_at_which_it_is_answered():
 
 def test_a_single_prompt_and_prompts_without_a_clip_share_nothing():
     assert shared_prefix([prepared(9)], [VIDEO]) == 0
-    assert shared_prefix([prepared(9, grid=None), prepared(10, grid=None)], [VIDEO]) == 0
+    assert (
+        shared_prefix(
+            [prepared(9, is_conditioned=False), prepared(10, is_conditioned=False)], [VIDEO]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,13 +79,13 @@ def test_visual_tokens_of_every_kind_must_lie_in_the_shared_prefix():
 def test_signals_passed_as_argument_replace_the_prompts_own():
     pair = [prepared(9, 9), prepared(10, 9, signal=scanpath(0.3))]
     assert shared_prefix(pair, [VIDEO]) == 0 and shared_prefix(
-        pair, [VIDEO], [scanpath(0.5), scanpath(0.5)]
+        pair, [VIDEO], [[scanpath(0.5)], [scanpath(0.5)]]
     ) == len(PREFIX)
-    assert shared_prefix([pair[0], pair[0]], [VIDEO], [scanpath(0.5), scanpath(0.4)]) == 0
+    assert shared_prefix([pair[0], pair[0]], [VIDEO], [[scanpath(0.5)], [scanpath(0.4)]]) == 0
     assert (
-        shared_prefix([pair[0], pair[0]], [VIDEO], [None, scanpath(0.4)])
+        shared_prefix([pair[0], pair[0]], [VIDEO], [[], [scanpath(0.4)]])
         == 0
-        < shared_prefix([pair[0], pair[0]], [VIDEO], [None, None])
+        < shared_prefix([pair[0], pair[0]], [VIDEO], [[], []])
     )
 
 
@@ -85,6 +97,7 @@ def test_signals_are_equal_if_their_values_are():
     assert not _equal(MultiSignal({"gaze": a}), MultiSignal({"gaze": a.moved(1.0)})) and not _equal(
         MultiSignal({"gaze": a}), MultiSignal({"other": a})
     )
+    assert _equal([a, None], [b, None]) and not _equal([a, b], [a]) and not _equal([a], [None])
     assert not _equal(MultiSignal({"gaze": a}), a) and not _equal(None, a) and _equal(None, None)
     assert (
         not _equal(1, 1.0)

@@ -5,13 +5,12 @@ from html.parser import HTMLParser
 
 from modulate.config.recipe import dump, load_recipe
 from modulate.evaluation.predictions import Prediction, as_lines
-from modulate.evaluation.text_scores import as_fields, score_text
 from modulate.report.results import compute_results
 from modulate.report.runs import group_runs, read_run
 
 EASY = "present_object_identification_easy"
 HARD = "present_object_identification_hard"
-VIDEOS = [f"video{i}" for i in range(10)]
+VIDEOS = [f"video{index}" for index in range(10)]
 LORA_STAGE = "training.stages=[{name: lora, train: [lora], epochs: 1, lr: 1.0e-3}]"
 LOG = [
     {"stage": "modulator", "step": 1, "steps": 2, "loss": 3.0, "accuracy": 0.25},
@@ -39,9 +38,9 @@ def predictions(condition, digits, task, active_steps=2):
     """Predictions of one task, two questions per video, correct where ``digits`` has a 1."""
     return [
         Prediction(
-            id=f"{task}/{i}",
+            id=f"{task}/{index}",
             task=task,
-            group=VIDEOS[i // 2],
+            group=VIDEOS[index // 2],
             condition=condition,
             answer=0,
             prediction=0 if digit == "1" else 1,
@@ -49,7 +48,7 @@ def predictions(condition, digits, task, active_steps=2):
             logits=(1.0, 0.5, 0.2, 0.1),
             active_steps=active_steps,
         )
-        for i, digit in enumerate(digits)
+        for index, digit in enumerate(digits)
     ]
 
 
@@ -58,19 +57,22 @@ def text_predictions(condition, digits, task=EASY):
     texts = {"1": "red plate", "0": "red cup", "-": "cup"}
     return [
         Prediction(
-            id=f"{task}/{i}",
+            id=f"{task}/{index}",
             task=task,
-            group=VIDEOS[i // 2],
+            group=VIDEOS[index // 2],
             condition=condition,
             answer=None,
             prediction=None,
+            correct=digit == "1",
             logits=(),
             active_steps=2,
             text=texts[digit],
             answers=("the red plate",),
-            **as_fields(score_text(texts[digit], ["the red plate"])),
+            token_f1={"1": 1.0, "0": 0.5, "-": 0.0}[digit],
+            bleu={"1": 0.6, "0": 0.3, "-": 0.0}[digit],
+            rouge_l={"1": 0.8, "0": 0.4, "-": 0.0}[digit],
         )
-        for i, digit in enumerate(digits)
+        for index, digit in enumerate(digits)
     ]
 
 

@@ -9,7 +9,6 @@ import math
 import socket
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import yaml
@@ -143,7 +142,7 @@ def fill(run, records=None, rule="wrong"):
 
 
 @pytest.fixture
-def world(tmp_path):
+def sweep_and_runs(tmp_path):
     """A sweep of two finished runs, and its file."""
     path = tmp_path / "trial.yaml"
     axes = {"encoder": {"coord_rel": {}, "heatmap": {"encoder": {"name": "heatmap_dur"}}}}
@@ -288,9 +287,9 @@ OF = {  # which of the readers read which file at all
 @pytest.mark.parametrize("name", OF)
 @pytest.mark.filterwarnings("ignore:.*the key .* is ignored")
 def test_a_damaged_file_is_named_or_read_whatever_is_done_to_it_and_whoever_reads_it(
-    name, world, tmp_path
+    name, sweep_and_runs, tmp_path
 ):
-    path, runs = world
+    path, runs = sweep_and_runs
     target = runs[0].folder / name
     before = target.read_bytes()
     first, rest = before.split(b"\n", 1) if name.endswith(".jsonl") else (before, b"")
@@ -367,8 +366,8 @@ def test_nothing_splits_json_lines_as_texts_are_split():
     assert found == []
 
 
-def test_ids_may_hold_what_separates_lines_for_some(world, tmp_path):
-    path, runs = world
+def test_ids_may_hold_what_separates_lines_for_some(sweep_and_runs, tmp_path):
+    path, runs = sweep_and_runs
     for run in runs:
         records = {
             c: [Prediction(**{**asdict(r), "id": f"{r.id}{SEPARATORS}é"}) for r in rows]
@@ -402,10 +401,10 @@ def test_ids_may_hold_what_separates_lines_for_some(world, tmp_path):
     )
 
 
-def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(world):
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(sweep_and_runs):
     import os
 
-    _, runs = world
+    _, runs = sweep_and_runs
     for name, reader in (
         ("predictions.jsonl", read_predictions),
         ("metrics.json", read_metrics),
@@ -449,8 +448,8 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(world):
         ({"logits": [math.nan]}, "NaN is not a JSON number"),
     ],
 )
-def test_an_error_names_line_key_value_and_what_is_allowed(changes, text, world):
-    _, runs = world
+def test_an_error_names_line_key_value_and_what_is_allowed(changes, text, sweep_and_runs):
+    _, runs = sweep_and_runs
     path = runs[0].predictions("test")
     first, rest = path.read_text().split("\n", 1)
     path.write_text(json.dumps({**json.loads(first), **changes}) + "\n" + rest)
@@ -458,8 +457,8 @@ def test_an_error_names_line_key_value_and_what_is_allowed(changes, text, world)
         read_predictions(path)
 
 
-def test_a_sample_is_answered_once_under_each_condition(world):
-    _, runs = world
+def test_a_sample_is_answered_once_under_each_condition(sweep_and_runs):
+    _, runs = sweep_and_runs
     path = runs[0].predictions("test")
     path.write_text(path.read_text() + path.read_text().split("\n")[1] + "\n")
     with pytest.raises(
@@ -477,8 +476,8 @@ def test_a_sample_is_answered_once_under_each_condition(world):
         read_predictions(path)
 
 
-def test_a_key_of_a_newer_version_is_left_alone_with_one_warning_for_a_file(world):
-    _, runs = world
+def test_a_key_of_a_newer_version_is_left_alone_with_one_warning_for_a_file(sweep_and_runs):
+    _, runs = sweep_and_runs
     path = runs[0].predictions("test")
     path.write_text(
         "".join(
@@ -510,8 +509,8 @@ def test_a_key_of_a_newer_version_is_left_alone_with_one_warning_for_a_file(worl
         read_metrics(runs[0].metrics())
 
 
-def test_a_log_may_hold_further_curves_and_a_line_that_was_cut_off(world):
-    _, runs = world
+def test_a_log_may_hold_further_curves_and_a_line_that_was_cut_off(sweep_and_runs):
+    _, runs = sweep_and_runs
     path = runs[0].folder / "log.jsonl"
     path.write_text(
         path.read_text()
@@ -533,8 +532,8 @@ def test_a_log_may_hold_further_curves_and_a_line_that_was_cut_off(world):
         read_log(path)
 
 
-def test_what_a_run_writes_is_read_without_a_word(world):
-    _, runs = world
+def test_what_a_run_writes_is_read_without_a_word(sweep_and_runs):
+    _, runs = sweep_and_runs
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (
@@ -726,8 +725,8 @@ def test_a_checkpoint_whose_notes_fit_their_checksum_but_no_training_is_refused(
         parse_notes(checkpoints.latest(), tmp_path)
 
 
-def test_the_command_line_ends_without_a_traceback(world, capsys):
-    _, runs = world
+def test_the_command_line_ends_without_a_traceback(sweep_and_runs, capsys):
+    _, runs = sweep_and_runs
     (runs[0].folder / "environment.json").write_text('{"versions": []}')
     with pytest.raises(SystemExit) as ended:
         cli.main(["report", str(runs[0].folder), "--gallery", "0"])
@@ -738,8 +737,8 @@ def test_the_command_line_ends_without_a_traceback(world, capsys):
     )
 
 
-def test_a_recipe_that_is_dumped_is_still_a_run(world):
-    _, runs = world
+def test_a_recipe_that_is_dumped_is_still_a_run(sweep_and_runs):
+    _, runs = sweep_and_runs
     assert Run.open(runs[0].folder).recipe == load_recipe(
         str(runs[0].folder / "recipe.yaml")
     ) and "bootstrap: 200" in dump(runs[0].recipe)
@@ -762,23 +761,6 @@ def test_names_are_shown_as_they_are_whatever_they_hold(tmp_path, capsys):
 
     report = build_report([read_run(run.folder)])
     assert list(report.results[0].main.tasks) == list(names) and "[/no]" in as_html(report)
-
-
-@pytest.mark.parametrize("logits", [[math.nan, 1.0], [math.inf, 1.0], [1.0, -math.inf]])
-def test_an_answer_whose_logits_are_not_finite_has_failed(logits):
-    from modulate.evaluation.evaluate import _prediction
-    from modulate.interfaces.components import Sample
-
-    sample = Sample("a", "t", Path("v.mp4"), (0.0, 1.0), "Which?", ("one", "two"), 0, {})
-    record = _prediction(sample, "signal", logits, 3)
-    assert (
-        record.prediction is None
-        and not record.correct
-        and record.error.startswith(
-            "DataError: the host's logits of the options are not all finite: ["
-        )
-    )
-    assert json.loads(as_lines([record]))["logits"] == []
 
 
 def test_a_log_that_is_not_there_has_no_lines_and_the_largest_number_is_allowed(tmp_path):

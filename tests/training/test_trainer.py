@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from modulate import Modulation
 from modulate.config.recipe import load_recipe
 from modulate.errors import DataError, RecipeError
-from modulate.evaluation.evaluate import evaluate, score
+from modulate.evaluation.evaluate import evaluate
+from modulate.evaluation.scoring import score
 from modulate.inference.controls import ShufflePool
 from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
@@ -201,8 +202,9 @@ def test_a_broken_video_fails_the_run_or_is_counted_as_wrong(finished, world, tm
     recipe = recipe_for(tmp_path, "name=broken")
     pipeline = prepared_pipeline(recipe, tmp_path)
     samples = pipeline.samples("test")
-    samples[0].video.write_bytes(samples[0].video.read_bytes()[:2000])
-    hit = [s for s in samples if s.video == samples[0].video]
+    video = samples[0].clip.file
+    video.write_bytes(video.read_bytes()[:2000])
+    hit = [s for s in samples if s.clip.file == video]
     with pytest.raises(
         DataError,
         match=(
@@ -225,9 +227,9 @@ def test_shuffling_takes_another_video_s_signal_at_the_same_moment(finished):
     samples = pipeline.samples("test")
     prepared = pipeline.prepare(samples[0])
     others = ShufflePool(samples)
-    first, second = (pipeline.control("shuffled", prepared, others) for _ in range(2))
+    (first,), (second,) = (pipeline.control("shuffled", prepared, others) for _ in range(2))
     assert (first.fixations == second.fixations).all()
-    start, end = samples[0].window
+    start, end = samples[0].clip.window
     assert len(first) and (first.ends > start).all() and (first.starts < end).all()
     with pytest.raises(DataError, match="needs samples of at least two videos"):
         pipeline.control("shuffled", prepared, ShufflePool([samples[0]]))
@@ -243,12 +245,13 @@ def test_shuffling_draws_from_all_samples_of_other_videos_in_their_order(finishe
     seed = pipeline.recipe.seed
     others = ShufflePool(samples)
     plain = [
-        random.Random(f"{seed}:{own.id}").choice([s for s in samples if s.video != own.video])
+        random.Random(f"{seed}:{own.id}").choice(
+            [s for s in samples if s.clip.file != own.clip.file]
+        )
         for own in samples
     ]
-    assert [others.draw(own, seed) for own in samples] == plain and len(
-        {s.video for s in plain}
-    ) > 2
+    assert [others.draw(own, seed) for own in samples] == [(s, s.clip) for s in plain]
+    assert len({s.clip.file for s in plain}) > 2
 
 
 def test_only_shuffling_reads_another_sample_s_signal(finished, monkeypatch):
@@ -258,7 +261,7 @@ def test_only_shuffling_reads_another_sample_s_signal(finished, monkeypatch):
     read = []
     signal = pipeline.signals.read
     monkeypatch.setattr(
-        pipeline.signals, "read", lambda sample: (read.append(sample), signal(sample))[1]
+        pipeline.signals, "read", lambda *clip: (read.append(clip), signal(*clip))[1]
     )
     for name in ("blank", "centre", "shifted"):
         pipeline.control(name, prepared, ShufflePool([samples[0]]))  # one video is enough for these
