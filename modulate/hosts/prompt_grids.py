@@ -146,6 +146,11 @@ def _counts(
                 " only one."
             )
         return [total // len(kinds)] * len(kinds)
+    if len(replacements) != len(kinds):
+        raise HostError(
+            f"{name}'s chat template shows {len(replacements)} of the conversation's"
+            f" {len(kinds)} clips and pictures."
+        )
     if [replaced["type"] for replaced in replacements] != kinds:
         raise HostError(
             f"{name}'s chat template shows clips and pictures in another order than the"

@@ -107,6 +107,11 @@ def test_a_processor_that_does_not_say_what_belongs_to_which_picture_may_get_one
     assert grid.tokens == 6
 
 
+def test_a_template_that_leaves_out_a_picture_is_refused(two_pictures):
+    with pytest.raises(HostError, match="chat template shows 1 of the conversation's 2 clips and"):
+        grids_of(*two_pictures, replaced(12))
+
+
 def test_placeholders_that_the_tokenizer_lost_are_refused(two_pictures):
     host, processor, shown, outputs = two_pictures
     outputs["input_ids"] = outputs["input_ids"][:, 3:]
