@@ -1,12 +1,16 @@
 """The contract as a class for hosts of one's own: it passes right ones and fails wrong ones."""
 
+import unittest
 from dataclasses import replace
 
 import pytest
 
+from modulate.errors import ComponentError
 from modulate_hosts.contract.families import FAMILIES
 from modulate_hosts.contract.host_contract import HostContract
 from modulate_hosts.contract.suite import rows
+from modulate_hosts.qwen2_vl import Qwen2VL
+from tests.contract.processors import PROCESSORS
 
 QWEN = next(family for family in FAMILIES if family.name == "qwen2_vl")
 
@@ -35,6 +39,11 @@ class OfAnotherFamily(HostContract):
     family = QWEN
 
 
+class WithProcessor(Right):
+    def processor(self):
+        return PROCESSORS["qwen2_vl"]()
+
+
 def row(cls, name):
     return getattr(cls(), name)
 
@@ -48,6 +57,19 @@ def test_it_has_every_row_that_is_quick_on_all_families():
 @pytest.mark.parametrize("name", ["test_several_videos", "test_its_models_are_served_by_it"])
 def test_a_host_that_keeps_it_passes(name):
     row(Right, name)()
+
+
+def test_conversations_are_tried_if_there_is_a_processor(monkeypatch):
+    name = "test_conversations_are_encoded"
+    row(WithProcessor, name)()
+    with pytest.raises(unittest.SkipTest):
+        row(Right, name)()
+    good = Qwen2VL.encode
+    monkeypatch.setattr(
+        Qwen2VL, "encode", lambda *args, **more: replace(good(*args, **more), grids=())
+    )
+    with pytest.raises(ComponentError, match=r"host 'qwen2_vl' .* returned 0 grids from encode"):
+        row(WithProcessor, name)()
 
 
 def test_a_host_whose_tokens_lie_elsewhere_fails():
