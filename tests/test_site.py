@@ -2,17 +2,16 @@
 
 import importlib.util
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from modulate.evaluation.predictions import Prediction
-from modulate.interfaces.components import Sample
 from modulate.interfaces.signal import Mark
-from modulate.report.gallery import GallerySample, StepPicture
+from modulate.report.gallery import GalleryClip, GallerySample, StepPicture
 from tests.paths import ROOT
+from tests.samples import one_clip_sample
 
 
 def load(path):
@@ -87,8 +86,8 @@ def test_the_figure_s_script_draws_a_sample_of_a_gallery():
         name: Prediction("q", "task", "video", name, 1, choice, choice == 1, logits, 1)
         for name, choice, logits in (("signal", 1, (0.0, 3.0)), ("none", 0, (1.0, 0.0)))
     }
-    sample = Sample("q", "task", Path("v.mp4"), (0.0, 1.0), "Which & why?", ("<a>", "b"), 1, {})
-    shown = GallerySample(sample, "kind", answers, (step,), 1, {}, {}, {}, True)
+    sample = one_clip_sample("q", question="Which & why?", options=("<a>", "b"), answer=1)
+    shown = GallerySample(sample, "kind", answers, (GalleryClip((step,), 1, {}, {}),), {}, True)
     texts = [
         element.text
         for element in ElementTree.fromstring(script.figure(shown)).iter()

@@ -53,7 +53,7 @@ class Bench:
     @property
     def rows(self) -> list[list[ClipInput]]:
         """The conditioning of the first sample."""
-        return [[self.prepared.clip(self.prepared.signal)]]
+        return [self.prepared.clip_inputs()]
 
     def naive(self, weights: Modulation) -> Naive:
         """Return the released way of training, with a copy of these weights."""

@@ -118,8 +118,9 @@ def large(bench: Bench) -> dict[str, Any]:
     ).cuda()
     prepared = bench.prepared
     inputs = {k: v.cuda() for k, v in bench.inputs.items()}
-    features = torch.randn(prepared.grid.steps, prepared.grid.tokens_per_step, 768, device="cuda")
-    rows = [[ClipInput(prepared.signal, prepared.grid, features)]]
+    (clip,) = prepared.clips
+    features = torch.randn(clip.grid.steps, clip.grid.tokens_per_step, 768, device="cuda")
+    rows = [[ClipInput(clip.signal, clip.grid, features)]]
 
     @torch.inference_mode()
     def bare() -> None:

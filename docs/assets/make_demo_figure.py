@@ -98,7 +98,7 @@ def figure(shown: GallerySample) -> str:
         f'<rect width="{WIDTH}" height="{height}" rx="8" fill="{PAPER}"/>',
         text(MARGIN, 36, shown.sample.question, 18, font_weight="600"),
     ]
-    for column, step in enumerate(shown.steps[:4]):
+    for column, step in enumerate(shown.clips[0].steps[:4]):
         parts += frame(step, MARGIN + column * (SIDE + GAP))
     return "\n".join([*parts, *answers(shown), "</svg>"]) + "\n"
 

@@ -7,33 +7,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modulate.checks.cost_model import Example, count_parameters, meta_recipe
+from modulate.checks.cost_model import count_parameters, meta_recipe
 from modulate.checks.cost_report import add_costs
 from modulate.checks.coverage import Probes, coverage
 from modulate.checks.dead_layers import reach, twin_reach
+from modulate.checks.examples import QUESTION, Example, examples
 from modulate.checks.findings import CheckReport, Finding, Level
 from modulate.checks.meta_tensors import META
 from modulate.checks.settings import check_settings
-from modulate.checks.synthetic_data import ASSUMED
 from modulate.config.recipe import Recipe
 from modulate.data.alignment import align
 from modulate.data.clip_shards import SPLITS
-from modulate.data.feature_extractor import frame_times_of
 from modulate.errors import HostError, MissingFileError, ModulateError
-from modulate.hosts.host import EncodedPrompt
+from modulate.hosts.encoding import EncodedPrompt
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.messages import VideoClip, user_turn
+from modulate.interfaces.result_checks import check_frame_features
+from modulate.interfaces.sample import Sample
 from modulate.modulation.module import Modulation
 
-__all__ = ["CheckReport", "Finding", "check", "examples"]
-
-QUESTION = (
-    "Question: What is the person looking at right now, while the kettle is on?\nOptions:\nA. The"
-    " red cup\nB. A knife\nC. The sink\nD. Bread\n\nThe best option is:"
-)
-"""A prompt of typical length, for a recipe without data."""
+__all__ = ["CheckReport", "Finding", "check"]
 
 
 def check(
@@ -67,8 +62,10 @@ def check(
         return report
     _clip(report, evaluation, bool(samples))
     _dead_layers(report, pipeline, modulation, evaluation)
-    grid = evaluation.prompt.grid
-    per_step = math.ceil(len(evaluation.times) / grid.steps)
+    # Of a video where there is one: pictures do not tell how many frames make a step.
+    clips = zip(evaluation.clips, evaluation.prompt.grids, strict=True)
+    clip, grid = min(clips, key=lambda pair: pair[0].is_image)
+    per_step = math.ceil(len(clip.times) / grid.steps)
     coverage(report, pipeline, modulation.encoder, samples, grid, per_step, probes)
     # On meta tensors nothing can be computed, so no sample can be tried.
     if pipeline.device != META:
@@ -131,56 +128,6 @@ def _samples(report: CheckReport, pipeline: Pipeline, prepare: bool) -> dict[str
     return samples
 
 
-def examples(
-    pipeline: Pipeline, samples: Mapping[str, Sequence[Sample]], probes: Probes
-) -> tuple[Example, Example]:
-    """Return the largest clip of training and the largest of all, in frames × pixels.
-
-    Each comes with the prompt of its sample, and noise instead of its pixels. Without samples,
-    typical values are assumed.
-    """
-    every = [sample for items in samples.values() for sample in items]
-    largest = _largest(pipeline, every, probes, training=False)
-    if pipeline.recipe.sampling.train_max_frames is None:
-        return largest, largest
-    return _largest(pipeline, samples.get("train", []), probes, training=True), largest
-
-
-def _largest(
-    pipeline: Pipeline, samples: Sequence[Sample], probes: Probes, training: bool
-) -> Example:
-    most_pixels = 0
-    chosen: Sample | None = None
-    height, width = ASSUMED
-    for sample in samples:
-        try:
-            info = probes[sample.video]
-        # The check of signal coverage reports videos that cannot be read.
-        except ModulateError:
-            continue
-        pixels = len(pipeline.times(sample, training)) * info.height * info.width
-        if pixels > most_pixels:
-            most_pixels = pixels
-            chosen = sample
-            height, width = info.height, info.width
-    sampling = pipeline.recipe.sampling
-    if chosen is None:
-        window = (0.0, (sampling.frame_cap(training) - 1) / sampling.rate(0.0))
-        text = QUESTION
-    else:
-        window = chosen.window
-        text = pipeline.dataset.prompt(chosen, pipeline.recipe.answer)
-    times = frame_times_of(sampling, window, training)
-    images = np.random.default_rng(0).integers(
-        0, 256, (len(times), height, width, 3), dtype=np.uint8
-    )
-    with pipeline.recipe.host.blame("host", "encode"):
-        prompt = pipeline.host.encode(
-            pipeline.processor, text, Frames(images, tuple(times)), window
-        )
-    return Example(prompt, (len(times), height, width), tuple(times))
-
-
 # --- the model
 
 
@@ -192,13 +139,14 @@ def _parameters(report: CheckReport, pipeline: Pipeline, modulation: Modulation)
 
 
 def _clip(report: CheckReport, example: Example, has_data: bool) -> None:
-    grid = example.prompt.grid
-    length = example.prompt.inputs["input_ids"].shape[1]
-    report.figures["visual tokens of a clip"] = (
-        f"{grid.tokens} = {grid.steps} steps × {grid.rows} × {grid.cols}, prompt of {length}"
+    sizes = " + ".join(
+        f"{grid.steps} steps × {grid.rows} × {grid.cols}" for grid in example.prompt.grids
     )
+    tokens = sum(grid.tokens for grid in example.prompt.grids)
+    length = example.prompt.inputs["input_ids"].shape[1]
+    report.figures["visual tokens of a clip"] = f"{tokens} = {sizes}, prompt of {length}"
     if not has_data:
-        frames, height, width = example.frames
+        frames, height, width = example.largest.frames
         report.add(
             "info",
             f"Without data, clips are assumed to have {frames} frames of {width} × {height} pixels;"
@@ -223,7 +171,7 @@ def _dead_layers(
                 key: value.to(pipeline.device) for key, value in example.prompt.inputs.items()
             }
             report.reach = reach(
-                pipeline.model, modulation.to(pipeline.device), inputs, example.prompt.grid
+                pipeline.model, modulation.to(pipeline.device), inputs, example.prompt.grids
             )
             how = "by gradient"
     except HostError as error:
@@ -262,7 +210,7 @@ def _trial(
             batch = pipeline.collate([prepared])
             with (
                 modulation.to(pipeline.device).attached(pipeline.model) as attachment,
-                attachment.condition([[prepared.clip(prepared.signal)]]),
+                attachment.condition([prepared.clip_inputs()]),
             ):
                 attachment.model(**batch.inputs, **LAST_LOGITS)
             return
@@ -273,11 +221,10 @@ def _trial(
     images = np.zeros((4, 64, 64, 3), np.uint8)
     try:
         encoded: EncodedPrompt = pipeline.host.encode(
-            pipeline.processor, QUESTION, Frames(images, times), (0.0, 3.0)
+            pipeline.processor, user_turn(VideoClip(Frames(images, times), (0.0, 3.0)), QUESTION)
         )
-        with torch.inference_mode():
-            align(
-                pipeline.backbone(torch.from_numpy(images).to(pipeline.device), times), encoded.grid
-            )
+        with torch.inference_mode(), pipeline.recipe.backbone.blame("backbone", "forward"):
+            features = pipeline.backbone(torch.from_numpy(images).to(pipeline.device), times)
+            align(check_frame_features(features, pipeline.backbone, times), encoded.grids[0])
     except ModulateError as error:
         report.add("error", str(error))

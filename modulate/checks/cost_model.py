@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from modulate.checks.dead_layers import AnySignal
+from modulate.checks.examples import Example
 from modulate.checks.meta_tensors import META, Rehearsal
 from modulate.config.recipe import Recipe
 from modulate.config.sections import Stage
-from modulate.hosts.encoding import EncodedPrompt
 from modulate.hosts.hooks import patched_method
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
@@ -69,19 +69,6 @@ class Budget:
     def peak(self) -> int:
         """Most bytes alive during the whole run."""
         return max(phase.peak for phase in self.phases)
-
-
-@dataclass(frozen=True)
-class Example:
-    """The clip of an estimate.
-
-    ``prompt``: the host's inputs (batch 1) and grid. ``frames``: (frame, height, width). ``times``:
-    of the frames, s.
-    """
-
-    prompt: EncodedPrompt
-    frames: tuple[int, int, int]
-    times: tuple[float, ...]
 
 
 def meta_recipe(recipe: Recipe) -> Recipe:
@@ -195,12 +182,16 @@ class _Steps:
         host = ModulatedHost(self.modulation, self.pipeline.model)
         try:
             if signal:
-                grid = self.example.prompt.grids[0]
-                features = torch.empty(
-                    grid.steps, grid.tokens_per_step, self.pipeline.backbone.d_features, device=META
-                )
-                clip = ClipInput(AnySignal(), grid, features)
-                return host([[clip]] * size, **inputs, **LAST_LOGITS).logits  # type: ignore[no-any-return]
+                d_features = self.pipeline.backbone.d_features
+                clips = [
+                    ClipInput(
+                        AnySignal(),
+                        grid,
+                        torch.empty(grid.steps, grid.tokens_per_step, d_features, device=META),
+                    )
+                    for grid in self.example.prompt.grids
+                ]
+                return host([clips] * size, **inputs, **LAST_LOGITS).logits  # type: ignore[no-any-return]
             return self.pipeline.model(**inputs, **LAST_LOGITS).logits  # type: ignore[no-any-return]
         finally:
             host.attachment.detach()
@@ -209,11 +200,11 @@ class _Steps:
 def _features(
     pipeline: Pipeline, example: Example, resident: Sequence[Tensor], device: str
 ) -> tuple[Phase, tuple[int, ...]]:
-    """Rehearse the backbone on one clip; return the phase and the shape of its features."""
+    """Rehearse the backbone on the largest clip; return the phase and the shape of its features."""
     with torch.no_grad(), Rehearsal(device) as rehearsal:
         rehearsal.see(list(resident))
-        frames = torch.empty(*example.frames, 3, dtype=torch.uint8, device=META)
-        features: FrameFeatures = pipeline.backbone(frames, example.times)
+        frames = torch.empty(*example.largest.frames, 3, dtype=torch.uint8, device=META)
+        features: FrameFeatures = pipeline.backbone(frames, example.largest.times)
     phase = Phase("features", rehearsal.peak, rehearsal.flops, frozenset(rehearsal.uncounted))
     return phase, tuple(features.values.shape)
 

@@ -15,7 +15,7 @@ from modulate.data.clip_shards import required_clips
 from modulate.data.feature_cache import DTYPES
 from modulate.errors import ModulateError
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 from modulate.utils.atomic_files import format_bytes
 
 A100 = 80 * 2**30
@@ -167,9 +167,9 @@ def _cache(
     Every frame is assumed to have as many features as one of the largest clip.
     """
     values = math.prod(estimated.feature_shape)
-    per_frame = values * DTYPES[recipe.features.dtype].itemsize / len(example.times)
+    per_frame = values * DTYPES[recipe.features.dtype].itemsize / len(example.largest.times)
     report.figures["features of a clip"] = (
-        f"{format_bytes(round(per_frame * len(example.times)))} as {recipe.features.dtype}"
+        f"{format_bytes(round(per_frame * len(example.largest.times)))} as {recipe.features.dtype}"
     )
     clips = required_clips(pipeline.extractor, samples)
     if not clips:

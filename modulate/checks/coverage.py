@@ -3,6 +3,7 @@
 At most the first frame of every video is decoded.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,17 +13,22 @@ from torch import Tensor
 from modulate.checks.findings import CheckReport
 from modulate.data.feature_extractor import apply_clock
 from modulate.data.video import VideoInfo, probe
-from modulate.errors import ModulateError, VideoError
+from modulate.errors import ModulateError, SignalWarning, VideoError
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample, SignalEncoder
+from modulate.interfaces.components import SignalEncoder
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Signal
-from modulate.interfaces.visual_grid import VisualGrid, visual_grid
+from modulate.interfaces.visual_grid import VisualGrid, picture_grid, visual_grid
 
 CHUNK = 16
 """Clips encoded at once."""
 
 MAX_ERRORS = 5
 """Unusable samples that are reported one by one."""
+
+
+_Probed = list[tuple[Signal, VisualGrid]]
+"""The signal of each clip of a sample that has one, with the clip's grid."""
 
 
 class Probes:
@@ -56,14 +62,17 @@ def coverage(
     into a step. ``encoder`` must be on the CPU.
     """
     errors: list[str] = []
-    outside = _Outside(pipeline, probes)
+    off_clock = 0
     for split, items in samples.items():
         active = 0
-        ready: list[tuple[Signal, VisualGrid]] = []
+        ready: list[_Probed] = []
         for sample in items:
             try:
-                ready.append(_probed(pipeline, sample, grid, per_step, probes, split == "train"))
-                outside.look(sample)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", SignalWarning)  # a finding, below
+                    found = _probed(pipeline, sample, grid, per_step, probes, split == "train")
+                    off_clock += any(map(pipeline.signals.off_clock, sample.clips))
+                ready.append(found)
             except ModulateError as error:
                 errors.append(f"Sample {sample.id} ({split}): {error}")
         # In chunks, because the encoded features of a whole split would not fit into memory.
@@ -75,7 +84,7 @@ def coverage(
         report.figures["samples whose signal is active"] = ", ".join(
             f"{100 * share:.1f} % {split}" for split, share in report.coverage.items()
         )
-    outside.add_finding(report, sum(map(len, samples.values())))
+    _add_off_clock(report, off_clock, sum(map(len, samples.values())))
     for split, share in report.coverage.items():
         if share < 1:
             report.add(
@@ -89,54 +98,25 @@ def coverage(
         report.add("error", f"… and {len(errors) - MAX_ERRORS} more samples that cannot be used.")
 
 
-def _count_active(encoder: SignalEncoder, clips: Sequence[tuple[Signal, VisualGrid]]) -> int:
-    """Return how many of ``clips`` have a signal that is active at some step."""
-    signals = [signal for signal, _ in clips]
-    grids = [grid for _, grid in clips]
+def _count_active(encoder: SignalEncoder, samples: Sequence[_Probed]) -> int:
+    """Return how many of ``samples`` have a clip whose signal is active at some step."""
+    signals = [signal for clips in samples for signal, _ in clips]
+    grids = [grid for clips in samples for _, grid in clips]
     with torch.no_grad():
         active: Tensor = encoder(signals, grids).active
-    return sum(bool(steps.any()) for steps in active.split([grid.steps for grid in grids]))
+    steps = [sum(grid.steps for _, grid in clips) for clips in samples]
+    return sum(bool(part.any()) for part in active.split(steps))
 
 
-class _Outside:
-    """Count samples whose whole signal lies before the first frame or after the end of their video.
-
-    This is the usual sign of a signal on another clock.
-    """
-
-    def __init__(self, pipeline: Pipeline, probes: Probes) -> None:
-        self.kinds = pipeline.signals.kinds
-        self.probes = probes
-        self.count = 0
-        self._known: dict[tuple[Path, Path], bool] = {}
-
-    def look(self, sample: Sample) -> None:
-        """Count ``sample`` if one of its signals has events, but none during its video."""
-        if any(
-            self._is_outside(kind, sample.signals[name], sample.video)
-            for name, kind in self.kinds.items()
-            if name in sample.signals
-        ):
-            self.count += 1
-
-    def _is_outside(self, kind: type[Signal], path: Path, video: Path) -> bool:
-        # Many samples share a video and its signal files.
-        if (path, video) not in self._known:
-            signal = kind.read(path)
-            self._known[path, video] = (
-                len(signal) > 0 and len(signal.within(0.0, self.probes.end(video))) == 0
-            )
-        return self._known[path, video]
-
-    def add_finding(self, report: CheckReport, total: int) -> None:
-        """Add a finding if any of the ``total`` samples was counted."""
-        if self.count:
-            report.add(
-                "error" if self.count == total else "warning",
-                f"In {self.count} of {total} samples the whole signal lies outside the video,"
-                " before its first frame or after its end: is it on another clock? Times must be"
-                " seconds from the video's first frame.",
-            )
+def _add_off_clock(report: CheckReport, count: int, total: int) -> None:
+    """Add a finding if the signals of ``count`` of all samples lie outside of their videos."""
+    if count:
+        report.add(
+            "error" if count == total else "warning",
+            f"In {count} of {total} samples the whole signal lies outside the video, before its"
+            " first frame or after its end: is it on another clock? Times must be seconds from the"
+            " video's first frame.",
+        )
 
 
 def _probed(
@@ -146,17 +126,36 @@ def _probed(
     per_step: int,
     probes: Probes,
     training: bool,
-) -> tuple[Signal, VisualGrid]:
-    """Return a sample's signal and the grid of its clip, as if frames came exactly on time."""
-    end = probes.end(sample.video)
-    if sample.window[1] > end:
+) -> _Probed:
+    """Return the signals and grids of a sample's clips, as if frames came exactly on time."""
+    found = []
+    for clip in sample.clips:
+        signal = pipeline.signal(sample, clip)
+        whole = (
+            picture_grid(grid.rows, grid.cols, pipeline.signals.window(clip))
+            if clip.is_image
+            else _video_grid(pipeline, clip, grid, per_step, probes, training)
+        )
+        if signal is not None:
+            found.append((signal, whole))
+    return found
+
+
+def _video_grid(
+    pipeline: Pipeline,
+    clip: SampleClip,
+    grid: VisualGrid,
+    per_step: int,
+    probes: Probes,
+    training: bool,
+) -> VisualGrid:
+    end = probes.end(clip.file)
+    if clip.window[1] > end:
         raise VideoError(
-            f"the question at {sample.window[1]:.2f} s lies after the end of {sample.video}, which"
+            f"the question at {clip.window[1]:.2f} s lies after the end of {clip.file}, which"
             f" ends at {end:.2f} s."
         )
-    times = pipeline.times(sample, training)
+    times = pipeline.times(clip, training)
     # The same grid that the host would return for these frame times, without decoding any.
-    whole = visual_grid(times, per_step, grid.rows, grid.cols, sample.window)
-    return pipeline.signal(sample), apply_clock(
-        pipeline.recipe.sampling, sample.window, whole, len(times)
-    )
+    whole = visual_grid(times, per_step, grid.rows, grid.cols, clip.window)
+    return apply_clock(pipeline.recipe.sampling, clip.window, whole, len(times))

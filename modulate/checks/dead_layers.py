@@ -1,6 +1,6 @@
 """Find dead layers: injected layers that cannot change the answer, by gradient."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -16,6 +16,7 @@ from modulate.interfaces.frames import Frames
 from modulate.interfaces.messages import VideoClip, user_turn
 from modulate.interfaces.signal import ANY, Control, Signal
 from modulate.interfaces.visual_grid import VisualGrid
+from modulate.interfaces.writer import Mixture
 from modulate.modulation.clip_inputs import ClipInput
 from modulate.modulation.latents import Latents, step_spans
 from modulate.modulation.module import Modulation
@@ -49,25 +50,34 @@ class AnySignal(Signal):
 
 
 def reach(
-    model: nn.Module, modulation: Modulation, inputs: Mapping[str, Tensor], grid: VisualGrid
+    model: nn.Module,
+    modulation: Modulation,
+    inputs: Mapping[str, Tensor],
+    grids: Sequence[VisualGrid],
 ) -> dict[int, float]:
     """Return {injected layer: gradient norm of the answer with respect to a residual there}.
 
     A norm of exactly 0 means that no path leads from that layer's visual tokens to the logits of
     the last position: a dead layer. The modulation is attached through the real hooks, but writes
     zeros that record gradients instead of its own residuals, so that neither its weights nor a
-    signal matter. ``inputs``: one prompt with one clip on ``grid``.
+    signal matter. ``inputs``: one prompt with a clip on each of ``grids``.
     """
     layers = modulation.config.injection.layers
     # Signal and features are never read, because the latents are replaced.
     d_features = modulation.config.d_features
-    features = torch.zeros(()).expand(grid.steps, grid.tokens_per_step, d_features)
-    clip = ClipInput(AnySignal(), grid, features)
+    clips = [
+        ClipInput(
+            AnySignal(),
+            grid,
+            torch.zeros(()).expand(grid.steps, grid.tokens_per_step, d_features),
+        )
+        for grid in grids
+    ]
     with (
-        _zero_residuals(modulation, grid) as probes,
+        _zero_residuals(modulation, grids) as probes,
         modulation.attached(model) as attachment,
         torch.enable_grad(),
-        attachment.condition([[clip]]),
+        attachment.condition([clips]),
     ):
         logits = model(**inputs, use_cache=False).logits[0, -1].float()
         # Mixed with random weights, because the gradients of a plain sum could cancel.
@@ -82,7 +92,9 @@ def reach(
 
 
 @contextmanager
-def _zero_residuals(modulation: Modulation, grid: VisualGrid) -> Iterator[dict[int, Tensor]]:
+def _zero_residuals(
+    modulation: Modulation, grids: Sequence[VisualGrid]
+) -> Iterator[dict[int, Tensor]]:
     """Let ``modulation`` write zeros that record gradients during a block.
 
     Yields a dictionary that a forward fills with {index of an injected layer: its residuals}.
@@ -97,12 +109,11 @@ def _zero_residuals(modulation: Modulation, grid: VisualGrid) -> Iterator[dict[i
         return probes[index]
 
     def latents(clips: Any) -> Latents:
-        return Latents(
-            [[torch.zeros(grid.tokens, 1, device=device)] for _ in layers],
-            (grid.steps,),
-            (grid.steps,),
-            step_spans([grid]),
-        )
+        steps = tuple(grid.steps for grid in grids)
+        parts: list[list[Tensor | Mixture]] = [
+            [torch.zeros(grid.tokens, 1, device=device) for grid in grids] for _ in layers
+        ]
+        return Latents(parts, steps, steps, step_spans(grids))
 
     with (
         patched_method(modulation, "residual", residual),
@@ -143,4 +154,4 @@ def twin_reach(
         )
     frames = Frames(np.zeros((4, 64, 64, 3), np.uint8), (0.0, 1.0, 2.0, 3.0))
     prompt = host.encode(processor, user_turn(VideoClip(frames, (0.0, 3.0)), "What is this?"))
-    return reach(twin, modulation, prompt.inputs, prompt.grids[0])
+    return reach(twin, modulation, prompt.inputs, prompt.grids)

@@ -8,7 +8,8 @@ from accelerate.tracking import LoggerType, get_available_trackers
 
 from modulate.checks.findings import CheckReport, Level
 from modulate.config.recipe import Recipe
-from modulate.interfaces.components import Params, Sample
+from modulate.interfaces.components import Params
+from modulate.interfaces.sample import Sample
 from modulate.training.epoch_sampler import epoch_batches
 from modulate.training.optimizer_step import StagePlan
 
@@ -34,8 +35,8 @@ def check_settings(
                 f"training.trackers asks for {tracker!r}, which is not installed: pip install"
                 f" 'modulate[{tracker}]', or remove it.",
             )
-    videos = {sample.video for sample in samples.get("test", [])}
-    if len(videos) == 1 and "shuffled" in recipe.evaluation.conditions:
+    files = {sample.files for sample in samples.get("test", [])}
+    if len(files) == 1 and "shuffled" in recipe.evaluation.conditions:
         report.add(
             "error",
             "The control `shuffled` needs test samples of at least two videos; there is one.",

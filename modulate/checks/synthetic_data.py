@@ -7,7 +7,8 @@ import av
 import numpy as np
 
 from modulate.config.recipe import Recipe
-from modulate.interfaces.components import Dataset, Sample
+from modulate.interfaces.components import Dataset
+from modulate.interfaces.sample import Sample, SampleClip
 
 ASSUMED = (960, 1280)
 """Assumed height and width of frames when there are no data: those of EGTEA Gaze+."""
@@ -30,12 +31,10 @@ class NoiseDataset(Dataset):
             Sample(
                 f"noise-{number}",
                 "noise",
-                self.videos[number % 2],
-                (0.0, self.seconds - 0.001 * number),
+                (SampleClip(self.videos[number % 2], (0.0, self.seconds - 0.001 * number)),),
                 "What is looked at right now?",
                 options,
                 number % 4,
-                {},
             )
             for number in range(64)
         ]

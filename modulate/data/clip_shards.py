@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modulate.data.feature_extractor import GRAY_CONDITIONS, FeatureExtractor
 from modulate.errors import RecipeError
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 
 SPLITS = ("train", "val", "test")
 
@@ -19,16 +19,18 @@ class Clip:
     """The frames that one or more samples show.
 
     Attributes:
-        video: file of the video.
+        file: the video or the picture.
         times: times (s) at which the clip is sampled.
         gray: whether an evaluation needs features of gray frames too.
         samples: ids of the samples.
+        is_image: whether ``file`` is a picture.
     """
 
-    video: Path
+    file: Path
     times: tuple[float, ...]
     gray: bool
     samples: tuple[str, ...]
+    is_image: bool = False
 
 
 def planned_clips(extractor: FeatureExtractor, splits: Sequence[str] = SPLITS) -> list[Clip]:
@@ -41,26 +43,29 @@ def planned_clips(extractor: FeatureExtractor, splits: Sequence[str] = SPLITS) -
 def required_clips(
     extractor: FeatureExtractor, samples: Mapping[str, Sequence[Sample]]
 ) -> list[Clip]:
-    """Return the clips that training and evaluation need, each once, sorted by video and times.
+    """Return the clips that training and evaluation need, each once, sorted by file and times.
 
     ``samples``: by split. The split "train" is sampled as in training, all others as in an
     evaluation. Gray frames are needed in every split but "train" and "val", if the recipe has a
     condition that shows them.
     """
     gray_needed = bool(GRAY_CONDITIONS & set(extractor.recipe.evaluation.conditions))
-    clips: dict[tuple[Path, tuple[float, ...]], Clip] = {}
+    clips: dict[tuple[Path, tuple[float, ...], bool], Clip] = {}
     for split, split_samples in samples.items():
         gray = gray_needed and split not in ("train", "val")
-        for sample in split_samples:
-            times = tuple(extractor.times(sample, training=split == "train"))
-            key = (sample.video, times)
-            clip = clips.get(key) or Clip(sample.video, times, gray=False, samples=())
-            clips[key] = replace(clip, gray=clip.gray or gray, samples=(*clip.samples, sample.id))
+        shown = [(of, clip) for of in split_samples for clip in of.clips]
+        for of, source in shown:
+            times = tuple(extractor.times(source, training=split == "train"))
+            key = (source.file, times, source.is_image)
+            clip = clips.get(key) or Clip(source.file, times, False, (), source.is_image)
+            # A sample may show the same clip twice.
+            ids = dict.fromkeys((*clip.samples, of.id))
+            clips[key] = replace(clip, gray=clip.gray or gray, samples=tuple(ids))
     return sorted(clips.values(), key=_order)
 
 
 def _order(clip: Clip) -> tuple[str, tuple[float, ...]]:
-    return str(clip.video), clip.times
+    return str(clip.file), clip.times
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Shard:
         All parts have about the same number of frames. Every process computes the same division.
         """
         videos: dict[Path, list[Clip]] = {}
-        for video, group in groupby(sorted(clips, key=_order), key=lambda clip: clip.video):
+        for video, group in groupby(sorted(clips, key=_order), key=lambda clip: clip.file):
             videos[video] = list(group)
         frames = {video: sum(len(clip.times) for clip in group) for video, group in videos.items()}
         # Longest first, each to the part with the fewest frames so far.

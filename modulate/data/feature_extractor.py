@@ -4,6 +4,7 @@ Nothing here knows the host.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,16 @@ from modulate.config.sections import Sampling
 from modulate.data.clip_reader import ClipReader
 from modulate.data.feature_cache import FeatureCache, FeatureKey
 from modulate.data.feature_shards import StoredTensor
+from modulate.data.picture import read_picture
 from modulate.errors import ComponentError, DataError, ModulateError
-from modulate.interfaces.components import Backbone, Dataset, FrameFeatures, Sample
+from modulate.interfaces.components import Backbone, Dataset, FrameFeatures
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.result_checks import (
+    check_fingerprint,
+    check_frame_features,
+    check_samples,
+)
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.visual_grid import VisualGrid, sample_times, with_regular_steps
 from modulate.utils.atomic_files import content_hash
 from modulate.utils.out_of_memory import first_line, is_out_of_memory
@@ -164,42 +172,83 @@ class FeatureExtractor:
         A video with many questions is then decoded once for all of them.
         """
         with self.recipe.data.blame("dataset", "samples"):
-            samples = self.dataset.samples(split)
-        for sample in samples:
-            self.clip_reader.expect(sample.video, self.times(sample, training=split == "train"))
+            samples = check_samples(self.dataset.samples(split), split)
+        for clip in (clip for sample in samples for clip in sample.clips):
+            if not clip.is_image:
+                self.clip_reader.expect(clip.file, self.times(clip, training=split == "train"))
         return samples
 
-    def times(self, sample: Sample, training: bool = False) -> list[float]:
-        """Return the times (s) at which a sample's clip is sampled."""
-        return frame_times_of(self.recipe.sampling, sample.window, training)
+    def times(self, clip: SampleClip, training: bool = False) -> list[float]:
+        """Return the times (s) at which a clip is sampled; a picture is a frame at 0 s."""
+        if clip.is_image:
+            return [0.0]
+        return frame_times_of(self.recipe.sampling, clip.window, training)
 
-    def feature_key(self, video: Path, times: tuple[float, ...], gray: bool = False) -> FeatureKey:
-        """Return the cache key of the features of a video's frames.
+    def frames(self, clip: SampleClip, training: bool = False) -> Frames:
+        """Return a clip's frames at its sampled times; a picture is a single frame.
+
+        Raises :class:`VideoError` and :class:`MissingFileError`.
+        """
+        return self.read(clip.file, self.times(clip, training), clip.is_image)
+
+    def read(
+        self,
+        file: Path,
+        times: Sequence[float],
+        is_image: bool,
+        reader: ClipReader | None = None,
+    ) -> Frames:
+        """Return the frames of a video shown at ``times`` (s), or a picture as a single frame.
+
+        ``reader``: reads videos in place of :attr:`clip_reader`.
+        """
+        if is_image:
+            return Frames(read_picture(file)[None], tuple(times))
+        return (reader or self.clip_reader).read(file, times)
+
+    def feature_key(self, file: Path, times: tuple[float, ...], gray: bool = False) -> FeatureKey:
+        """Return the cache key of the features of a video's frames, or of a picture.
 
         ``times``: the frames' own presentation times (s). ``gray``: the frames are gray ones in
         their place.
         """
-        return FeatureKey(
-            # Gray frames look the same in every video, so their features are shared.
-            "blank" if gray else content_hash(video),
-            times,
-            self.backbone.fingerprint(),
-            self.recipe.features.dtype,
-        )
+        with self.recipe.backbone.blame("backbone", "fingerprint"):
+            fingerprint = check_fingerprint(self.backbone.fingerprint())
+        # Gray frames look the same in every video, so their features are shared.
+        content = "blank" if gray else content_hash(file)
+        return FeatureKey(content, times, fingerprint, self.recipe.features.dtype)
 
-    def raw_features(self, video: Path, frames: Frames, gray: bool = False) -> FrameFeatures:
+    def raw_features(self, file: Path, frames: Frames, gray: bool = False) -> FrameFeatures:
         """Return the backbone's features of ``frames``, cached or computed now.
 
-        ``gray``: ``frames`` are gray ones in place of the video's.
+        ``gray``: ``frames`` are gray ones in place of those of ``file``.
         """
 
         def compute() -> StoredTensor:
             with torch.inference_mode(), self.recipe.backbone.blame("backbone", "forward"):
                 images = torch.from_numpy(frames.images).to(self.device)
-                features: FrameFeatures = self.backbone(images, frames.times)
-            features.check()
+                # Checked before it is cached: what is cached is not computed again.
+                features = check_frame_features(
+                    self.backbone(images, frames.times), self.backbone, frames.times
+                )
             return StoredTensor(features.values, features.times)
 
-        key = self.feature_key(video, frames.times, gray)
+        key = self.feature_key(file, frames.times, gray)
         stored = self.feature_cache.get_or_compute(key, compute)
+        if stored.values.shape[-1] != self.backbone.d_features:
+            stored = self._replace_outdated(key, stored, compute)
         return FrameFeatures(stored.values, stored.coords)
+
+    def _replace_outdated(
+        self, key: FeatureKey, stored: StoredTensor, compute: Callable[[], StoredTensor]
+    ) -> StoredTensor:
+        """Compute features again that another version of the backbone cached under ``key``."""
+        name = self.recipe.backbone.name
+        warnings.warn(
+            f"The cache holds features of width {stored.values.shape[-1]} of the backbone {name!r},"
+            f" which now makes {self.backbone.d_features}, under one fingerprint. They are computed"
+            " again. Change what `fingerprint` returns whenever the features change.",
+            stacklevel=4,
+        )
+        self.feature_cache.remove(key)
+        return self.feature_cache.get_or_compute(key, compute)

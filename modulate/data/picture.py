@@ -1,12 +1,14 @@
 """Still images: read from files of common formats, upright and in RGB."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from modulate.data.video_containers import MAX_PIXELS
 from modulate.errors import MissingFileError, VideoError
@@ -35,6 +37,23 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     Raises :class:`MissingFileError`, and :class:`VideoError` for a file that is no picture, is
     damaged, moves, or has more pixels than a frame of a video may have.
     """
+    with _opened(path) as opened:
+        return from_pil(opened)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return the height and width of an upright picture without decoding it.
+
+    Raises the errors of :func:`read_picture` that concern the file's header.
+    """
+    with _opened(path) as opened:
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; errors of Pillow within the block become :class:`VideoError`."""
     _require_file(path)
     Image.init()
     try:
@@ -53,7 +72,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
                         f"{path} is a moving {opened.format}. Save the frame to ask about, or"
                         " convert it to a video."
                     )
-                return from_pil(opened)
+                yield opened
     except UnidentifiedImageError as error:
         raise VideoError(
             f"{path} is no picture in a format that is read: {', '.join(FORMATS)}."

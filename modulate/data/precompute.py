@@ -15,6 +15,7 @@ from modulate.data.clip_reader import ClipReader, ShownTimes
 from modulate.data.clip_shards import Clip
 from modulate.data.feature_cache import DTYPES, FeatureCache, FeatureKey
 from modulate.data.feature_extractor import FeatureExtractor, catch_sample_error, gray_frames
+from modulate.data.picture import picture_size
 from modulate.data.video import probe
 from modulate.errors import DataError, MissingFileError, ModulateError, RecipeError, StorageError
 from modulate.interfaces.components import FrameFeatures
@@ -64,7 +65,7 @@ class SpaceEstimator:
         return sum((self._of_clip(clip) for clip in clips), SpaceNeeded())
 
     def _of_clip(self, clip: Clip) -> SpaceNeeded:
-        height, width = self._frame_size(clip.video)
+        height, width = self._frame_size(clip)
         if not height:
             return SpaceNeeded()
         count = len(clip.times)
@@ -74,19 +75,18 @@ class SpaceEstimator:
         values = self._feature_bytes[shape]
         features = (1 + clip.gray) * (values + HEADER_BYTES) if values else 0
         frames = 0
-        if self.extractor.frame_cache is not None:
+        if self.extractor.frame_cache is not None and not clip.is_image:
             frames = count * height * width * 3 + HEADER_BYTES
         return SpaceNeeded(features, frames)
 
-    def _frame_size(self, video: Path) -> tuple[int, int]:
-        """Return height and width of a video's frames; (0, 0) if it cannot be opened."""
-        if video not in self._frame_sizes:
+    def _frame_size(self, clip: Clip) -> tuple[int, int]:
+        """Return height and width of a clip's frames; (0, 0) if its file cannot be opened."""
+        if clip.file not in self._frame_sizes:
             try:
-                info = probe(video)
-                self._frame_sizes[video] = info.height, info.width
+                self._frame_sizes[clip.file] = _frame_size(clip)
             except ModulateError:  # reported when the clip is computed
-                self._frame_sizes[video] = 0, 0
-        return self._frame_sizes[video]
+                self._frame_sizes[clip.file] = 0, 0
+        return self._frame_sizes[clip.file]
 
     def _bytes_of_features(self, count: int, height: int, width: int) -> int:
         frames = torch.empty(count, height, width, 3, dtype=torch.uint8, device="meta")
@@ -103,6 +103,13 @@ class SpaceEstimator:
         except (ModulateError, RuntimeError):
             return 0
         return features.values.numel() * DTYPES[recipe.features.dtype].itemsize
+
+
+def _frame_size(clip: Clip) -> tuple[int, int]:
+    if clip.is_image:
+        return picture_size(clip.file)
+    info = probe(clip.file)
+    return info.height, info.width
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
@@ -231,21 +238,23 @@ class FeatureFiller:
         Feature keys hold presentation times, which only decoding tells; a note of an earlier run,
         or the cached frames, save it.
         """
+        if clip.is_image:
+            return clip.times
         if self.extractor.frame_cache is not None:
-            frames = self.extractor.frame_cache.find(clip.video, clip.times)
+            frames = self.extractor.frame_cache.find(clip.file, clip.times)
             return None if frames is None else frames.times
-        return self.shown_times.find(clip.video, clip.times)
+        return self.shown_times.find(clip.file, clip.times)
 
     def _keys(self, clip: Clip, shown: tuple[float, ...]) -> list[FeatureKey]:
         variants = (False, True) if clip.gray else (False,)
-        return [self.extractor.feature_key(clip.video, shown, gray) for gray in variants]
+        return [self.extractor.feature_key(clip.file, shown, gray) for gray in variants]
 
     def _remember_files(self, clip: Clip, shown: tuple[float, ...]) -> None:
         for key in self._keys(clip, shown):
             self._files[self.extractor.feature_cache.path(key)] = None
         frame_cache = self.extractor.frame_cache
-        if frame_cache is not None:
-            self._files[frame_cache.store.path(frame_cache.key(clip.video, clip.times))] = None
+        if frame_cache is not None and not clip.is_image:
+            self._files[frame_cache.store.path(frame_cache.key(clip.file, clip.times))] = None
 
     def _bytes_on_disk(self) -> int:
         """Return the size of all entries.
@@ -292,7 +301,7 @@ class FeatureFiller:
 
         Consecutive clips of one video share a reader, which decodes their frames together.
         """
-        for video, group in groupby(missing, key=lambda clip: clip.video):
+        for video, group in groupby(missing, key=lambda clip: clip.file):
             clips = list(group)
             while clips:
                 count, times = _decoded_together(clips)
@@ -317,12 +326,12 @@ class FeatureFiller:
             counts.cached += 1
 
     def _store(self, reader: ClipReader, clip: Clip) -> None:
-        frames = reader.read(clip.video, clip.times)
-        self.extractor.raw_features(clip.video, frames)
+        frames = self.extractor.read(clip.file, clip.times, clip.is_image, reader)
+        self.extractor.raw_features(clip.file, frames)
         if clip.gray:
-            self.extractor.raw_features(clip.video, gray_frames(frames), gray=True)
-        if self.extractor.frame_cache is None:
-            self.shown_times.note(clip.video, clip.times, frames.times)
+            self.extractor.raw_features(clip.file, gray_frames(frames), gray=True)
+        if self.extractor.frame_cache is None and not clip.is_image:
+            self.shown_times.note(clip.file, clip.times, frames.times)
         self._remember_files(clip, frames.times)
 
 
@@ -360,8 +369,9 @@ def refuse_failures(
     extractor: FeatureExtractor, clips: Sequence[Clip], counts: FilledCounts
 ) -> None:
     """Raise :class:`DataError` if more samples of ``clips`` have failed than the recipe allows."""
-    failed = sum(len(clip.samples) for clip, _ in counts.failed)
-    total = sum(len(clip.samples) for clip in clips)
+    # Samples, not clips: a sample may need several clips.
+    failed = len({sample for clip, _ in counts.failed for sample in clip.samples})
+    total = len({sample for clip in clips for sample in clip.samples})
     allowed = extractor.recipe.evaluation.max_failed_share
     if failed > allowed * total:
         clip, reason = counts.failed[0]

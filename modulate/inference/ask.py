@@ -12,9 +12,9 @@ from modulate.errors import DataError, MissingFileError, RecipeError, VideoError
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.preparation import PreparedSample
-from modulate.interfaces.components import Sample
 from modulate.interfaces.multi_signal import kinds_of
 from modulate.interfaces.prompt import LETTERS
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.modulation.attachment import Attachment
 from modulate.modulation.module import Modulation
 from modulate.utils.library_warnings import show_library_warnings
@@ -29,7 +29,7 @@ class Answer:
         choice: index of the most probable option.
         probabilities: of the options offered, summing to 1.
         tokens: number of visual tokens with a residual.
-        steps: number of time steps of the clip.
+        steps: number of time steps of the clips.
         active_steps: number of steps that the signal reached.
         ratio: ‖Δh‖/‖h‖ by layer.
     """
@@ -109,12 +109,9 @@ def sample_of(
     return Sample(
         id=f"{video.name}@{at:g}s",
         task="ask",
-        video=video,
-        window=(max(0.0, at - seconds), at),
+        clips=(SampleClip(video, (max(0.0, at - seconds), at), dict(signals)),),
         question=question,
         options=tuple(options),
-        answer=0,  # unknown; nothing reads it
-        signals=dict(signals),
     )
 
 
@@ -164,10 +161,9 @@ def ask(pipeline: Pipeline, modulation: Modulation, sample: Sample) -> list[Answ
 def _answer(
     pipeline: Pipeline, attachment: Attachment, prepared: PreparedSample, condition: str
 ) -> Answer:
-    assert prepared.grid is not None
     batch = pipeline.collate([prepared])
     has_signal = condition == "signal"
-    clips = [prepared.clip(prepared.signal)] if has_signal else []
+    clips = prepared.clip_inputs() if has_signal else []
     with attachment.maybe_condition([clips], bare=condition == "host"):
         output = attachment.model(**batch.inputs, **LAST_LOGITS)
     probabilities = batch.option_logits(output)[0].softmax(0)
@@ -175,7 +171,7 @@ def _answer(
         condition,
         int(probabilities.argmax()),
         tuple(probabilities.tolist()),
-        steps=prepared.grid.steps,
+        steps=sum(clip.grid.steps for clip in prepared.clips),
     )
     if not has_signal:
         return answer

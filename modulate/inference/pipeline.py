@@ -20,10 +20,11 @@ from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.host import Host, base_model, understand
 from modulate.hosts.vision_tower_cache import ContentKeys, VisionTowerCache
 from modulate.inference.batching import Batch, Batcher
-from modulate.inference.controls import ShufflePool, control_signal
+from modulate.inference.controls import ShufflePool, control_signals
 from modulate.inference.preparation import PreparedSample, SamplePreparer
 from modulate.inference.prompts import PromptEncoder
-from modulate.interfaces.components import Backbone, Dataset, Sample
+from modulate.interfaces.components import Backbone, Dataset
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Signal
 from modulate.modulation.module import Modulation
 from modulate.utils.library_warnings import show_library_warnings
@@ -155,13 +156,16 @@ class Pipeline:
         """Return the samples of a split; see :meth:`FeatureExtractor.samples`."""
         return self.extractor.samples(split)
 
-    def times(self, sample: Sample, training: bool = False) -> list[float]:
-        """Return the times (s) at which the sample's clip is sampled."""
-        return self.extractor.times(sample, training)
+    def times(self, clip: SampleClip, training: bool = False) -> list[float]:
+        """Return the times (s) at which a clip is sampled."""
+        return self.extractor.times(clip, training)
 
-    def signal(self, sample: Sample) -> Signal:
-        """Return the sample's own signal within its window; see :meth:`SignalReader.read`."""
-        return self.signals.read(sample)
+    def signal(self, sample: Sample, clip: SampleClip) -> Signal | None:
+        """Return the signal of a clip of ``sample`` within its window, if it has one.
+
+        See :meth:`SignalReader.read`.
+        """
+        return self.signals.read(sample, clip)
 
     # --- from samples to forwards
 
@@ -169,8 +173,8 @@ class Pipeline:
         """Decode, encode and align one sample.
 
         Args:
-            sample: the question and its clip.
-            view: what the host sees. "own": the clip. "gray": mid-gray frames, for the backbone
+            sample: the question and its clips.
+            view: what the host sees. "own": the clips. "gray": mid-gray frames, for the backbone
                 too. "text": the question alone. Otherwise the name of one of the recipe's
                 ``evaluation.inputs``. The last two are for the bare host.
             training: use the recipe's frame limit of training.
@@ -183,13 +187,15 @@ class Pipeline:
         """Return ``prepared`` as one batch; see :meth:`Batcher.collate`."""
         return self.batcher.collate(prepared, with_inputs)
 
-    def control(self, name: str, prepared: PreparedSample, pool: ShufflePool) -> Signal:
-        """Return the signal of ``prepared`` under the control ``name``.
+    def control(
+        self, name: str, prepared: PreparedSample, pool: ShufflePool
+    ) -> list[Signal | None]:
+        """Return the signals of the clips of ``prepared`` under the control ``name``.
 
         ``pool``: samples from which shuffling draws. Raises :class:`RecipeError` for an unknown
         control.
         """
-        return control_signal(name, prepared, pool, self.recipe, self.signals.read)
+        return control_signals(name, prepared, pool, self.recipe, self.signals)
 
     def fresh_modulation(self) -> Modulation:
         """Build the recipe's modulation for the host, initialized from the recipe's seed."""

@@ -8,10 +8,10 @@ names of ``docs/reference/axes.md``: ``step`` (the steps of all clips, concatena
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
@@ -21,9 +21,12 @@ from torch import Tensor, nn
 
 from modulate.errors import DataError, PluginError
 from modulate.interfaces.frames import Frames
+from modulate.interfaces.inspection import Inspection
 from modulate.interfaces.params import Params
 from modulate.interfaces.prompt import TEMPLATES, AnswerForm, fill_template
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Signal
+from modulate.interfaces.signal_checks import call
 from modulate.interfaces.visual_grid import VisualGrid
 from modulate.interfaces.writer import Mixture, Projection, Writer
 
@@ -55,6 +58,14 @@ class SignalEncoder(nn.Module, ABC):
     Params: ClassVar[type[Params]]
     signal_kind: ClassVar[str]
     d_signal: int
+
+    @classmethod
+    def reads(cls, params: BaseModel) -> str:
+        """Return the recipe's ``signal`` that an encoder with these parameters reads.
+
+        By default ``signal_kind``. An encoder of several kinds joins them by ``+``.
+        """
+        return cls.signal_kind
 
     @abstractmethod
     def forward(self, signals: Sequence[Signal], grids: Sequence[VisualGrid]) -> SignalFeatures:
@@ -157,35 +168,6 @@ class FrameFeatures:
             )
         if any(not later > earlier for earlier, later in itertools.pairwise(times)):
             raise PluginError(f"A backbone's feature times must increase; got {list(times)}.")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question about one clip.
-
-    Attributes:
-        id: unique within the data set.
-        task: name of the task, by which results are grouped.
-        video: file of the video.
-        window: (start, end) of the clip in seconds of the video.
-        question: the question's text.
-        options: texts of the options.
-        answer: index of the right option.
-        signals: file of each signal, by kind.
-        groups: groups for statistics and splits, by name (``video``, ``viewer`` …).
-        extra: further facts, for the data set's own use.
-    """
-
-    id: str
-    task: str
-    video: Path
-    window: tuple[float, float]
-    question: str
-    options: tuple[str, ...]
-    answer: int
-    signals: dict[str, Path]
-    groups: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -298,12 +280,38 @@ class Dataset(ABC):
         """
         return Reference()
 
-    def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
-        """Return the part of a video's ``signal`` that belongs to ``sample``.
+    usual_recipe: ClassVar[str | None] = None
+    """Recipe whose sampling and parameters `modulate data check FOLDER` takes; None: defaults."""
+
+    @classmethod
+    def recognize(cls, path: Path) -> BaseModel | None:
+        """Return the parameters that read the file or folder ``path``; None if it holds other data.
+
+        Nothing is read but names, so that a folder of any kind is recognized at once.
+        """
+        return None
+
+    def inspect(self, inspection: Inspection) -> Mapping[str, Sequence[Sample]] | None:
+        """Add what only the data set can find to a check of its files.
+
+        Return the samples by split that can be checked further, if :meth:`samples` would refuse
+        what this finds. By default None: the samples of every split are checked.
+        """
+        return None
+
+    def skipped_rows(self) -> Mapping[str, int]:
+        """Return how many rows of each file are skipped because they cannot be used.
+
+        A run's record holds these numbers. By default there are none.
+        """
+        return {}
+
+    def clip_signal(self, sample: Sample, clip: SampleClip, signal: Signal) -> Signal:
+        """Return the part of a file's ``signal`` that belongs to a ``clip`` of ``sample``.
 
         By default the events that overlap its window. Times do not change.
         """
-        return signal.within(*sample.window)
+        return call(signal, "within", *clip.window)
 
     @classmethod
     def template(cls, answer: AnswerForm = "letter") -> str:

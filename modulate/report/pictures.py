@@ -3,11 +3,13 @@
 import base64
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modulate.report.gallery import Gallery, GallerySample, StepPicture
+from modulate.interfaces.sample import SampleClip
+from modulate.report.gallery import Gallery, GalleryClip, GallerySample, OtherTokens, StepPicture
 from modulate.report.html import Html, table, tag
 from modulate.report.table import NONE, Table
 
@@ -47,8 +49,7 @@ def gallery_section(gallery: Gallery) -> list[Html]:
 
 def _card(number: int, shown: GallerySample) -> Html:
     sample = shown.sample
-    start, end = sample.window
-    origin = f"{sample.task} · {sample.video.name}, {start:.1f}–{end:.1f} s · {shown.kind}"
+    origin = " · ".join([sample.task, *map(_origin, sample.clips), shown.kind])
     parts: list[Html | None] = [
         tag("h4", f"{number}. {sample.question}"),
         tag("p", origin, class_="soft"),
@@ -59,14 +60,30 @@ def _card(number: int, shown: GallerySample) -> Html:
             " changed since."
         )
         parts.append(tag("p", warning, class_="warn"))
-    parts.append(table(_answers(number, shown), bold=[sample.answer]))
-    parts.append(_strip("Frames by time step", shown, lambda step: _frame(number, step)))
-    # One scale for all tiles of the sample, so that layers and steps can be compared.
-    grids = [*shown.strength.values(), *shown.signal_effect.values()]
+    parts.append(
+        table(_answers(number, shown), bold=[] if sample.answer is None else [sample.answer])
+    )
+    # One scale for all tiles of the sample, so that clips, layers and steps can be compared.
+    grids = [
+        grid
+        for clip in shown.clips
+        for grid in (*clip.strength.values(), *clip.signal_effect.values())
+    ]
     top = max((float(grid.max()) for grid in grids), default=0.0)
-    for layer in shown.strength:
-        parts += _layer_strips(number, shown, layer, top)
+    for place, clip in enumerate(shown.clips):
+        frame_ids = f"frame-{number}" + (f"-clip{place + 1}" if place else "")
+        of_clip = f" of {sample.clips[place].file.name}" if len(shown.clips) > 1 else ""
+        parts.append(_strip(f"Frames{of_clip} by time step", clip, partial(_frame, frame_ids)))
+        for layer in clip.strength:
+            parts += _layer_strips(frame_ids, clip, layer, shown.other_tokens[layer], top)
     return tag("section", *parts, class_="sample", aria_label=f"Sample {number}")
+
+
+def _origin(clip: SampleClip) -> str:
+    if clip.is_image:
+        return clip.file.name
+    start, end = clip.window
+    return f"{clip.file.name}, {start:.1f}–{end:.1f} s"
 
 
 def _answers(number: int, shown: GallerySample) -> Table:
@@ -95,10 +112,11 @@ def _softmax(logits: tuple[float, ...]) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def _layer_strips(number: int, shown: GallerySample, layer: int, top: float) -> list[Html]:
-    strength = shown.strength[layer]
-    effect = shown.signal_effect[layer]
-    others = shown.other_tokens[layer]
+def _layer_strips(
+    frame_ids: str, clip: GalleryClip, layer: int, others: OtherTokens, top: float
+) -> list[Html]:
+    strength = clip.strength[layer]
+    effect = clip.signal_effect[layer]
     on_others = f"; {others.count} other tokens, up to {others.largest:.3g}" if others.count else ""
     strength_text = (
         f"Residual at layer {layer}: mean ‖Δh‖/‖h‖ {float(strength.mean()):.3g}, maximum"
@@ -110,31 +128,31 @@ def _layer_strips(number: int, shown: GallerySample, layer: int, top: float) -> 
     )
 
     def tiles(grid: NDArray[np.float32], what: str) -> Callable[[StepPicture], Html]:
-        return lambda step: _tiled_frame(number, step, grid[step.index], top, what)
+        return lambda step: _tiled_frame(frame_ids, step, grid[step.index], top, what)
 
     return [
-        _strip(strength_text, shown, tiles(strength, f"layer {layer}")),
-        _strip(effect_text, shown, tiles(effect, f"layer {layer}, effect of the signal")),
+        _strip(strength_text, clip, tiles(strength, f"layer {layer}")),
+        _strip(effect_text, clip, tiles(effect, f"layer {layer}, effect of the signal")),
     ]
 
 
-def _strip(text: str, shown: GallerySample, draw: Callable[[StepPicture], Html]) -> Html:
+def _strip(text: str, clip: GalleryClip, draw: Callable[[StepPicture], Html]) -> Html:
     """Return a row of pictures, one for each step that is shown."""
-    left_out = shown.n_steps - len(shown.steps)
+    left_out = clip.n_steps - len(clip.steps)
     if left_out:
-        text += f" ({left_out} of {shown.n_steps} steps are not shown)"
-    pictures = tag("div", *map(draw, shown.steps), class_="steps")
+        text += f" ({left_out} of {clip.n_steps} steps are not shown)"
+    pictures = tag("div", *map(draw, clip.steps), class_="steps")
     return tag("div", tag("p", text), pictures, class_="strip")
 
 
 # --- pictures of one step
 
 
-def _frame(number: int, step: StepPicture) -> Html:
+def _frame(frame_ids: str, step: StepPicture) -> Html:
     """Return the frame of a step with the signal's marks."""
     width, height = step.size
     uri = "data:image/jpeg;base64," + base64.b64encode(step.jpeg).decode()
-    image = tag("image", href=uri, id=_frame_id(number, step), width=width, height=height)
+    image = tag("image", href=uri, id=_frame_id(frame_ids, step), width=width, height=height)
     alt = f"Frame of step {step.index}: {_marks_text(step)}"
     start, end = step.span
     caption = f"step {step.index}, {start:.2f}–{end:.2f} s"
@@ -144,14 +162,14 @@ def _frame(number: int, step: StepPicture) -> Html:
 
 
 def _tiled_frame(
-    number: int, step: StepPicture, values: NDArray[np.float32], top: float, what: str
+    frame_ids: str, step: StepPicture, values: NDArray[np.float32], top: float, what: str
 ) -> Html:
     """Return the dimmed frame of a step with a tile on every visual token.
 
     ``values``: (row, col); ``top``: the value of full color.
     """
     # The frame is embedded once and referred to here, which keeps the page small.
-    frame = tag("use", href=f"#{_frame_id(number, step)}")
+    frame = tag("use", href=f"#{_frame_id(frame_ids, step)}")
     rows, cols = values.shape
     row, col = np.unravel_index(int(values.argmax()), values.shape)
     largest = float(values.max())
@@ -163,8 +181,8 @@ def _tiled_frame(
     return _picture(step, [frame, *_tiles(values, top, step.size)], alt, caption)
 
 
-def _frame_id(number: int, step: StepPicture) -> str:
-    return f"frame-{number}-{step.index}"
+def _frame_id(frame_ids: str, step: StepPicture) -> str:
+    return f"{frame_ids}-{step.index}"
 
 
 def _marks_text(step: StepPicture) -> str:

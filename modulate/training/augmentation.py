@@ -8,6 +8,8 @@ from modulate.config.sections import Training
 from modulate.distributed.process_group import ProcessGroup
 from modulate.hosts.host import Host
 from modulate.inference.preparation import PreparedSample, ReadySample
+from modulate.interfaces.signal import Signal
+from modulate.interfaces.signal_checks import call
 from modulate.modulation.clip_inputs import ClipInput
 from modulate.training.loss import shared_length
 
@@ -53,12 +55,14 @@ class Augmentation:
     def _clips(self, prepared: PreparedSample) -> list[ClipInput]:
         if self.settings.condition == "none":
             return []
-        signal = prepared.signal
+        return prepared.clip_inputs([self._changed(signal) for signal in prepared.signals])
+
+    def _changed(self, signal: Signal | None) -> Signal | None:
+        if signal is None:
+            return None
         if self.settings.condition == "blank":
-            signal = signal.blank()
-        if self.settings.augment:
-            signal = signal.augmented(self.rng)
-        return [prepared.clip(signal)]
+            signal = call(signal, "blank")
+        return call(signal, "augmented", self.rng) if self.settings.augment else signal
 
     def _set_state(self, state: Any) -> None:
         """Set the random state. JSON turned its tuples into lists on the way between processes."""

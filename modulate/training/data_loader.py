@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from modulate.errors import DataError, ModulateError
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 from modulate.utils.out_of_memory import is_out_of_memory
 
 
@@ -33,7 +33,8 @@ def training_samples(pipeline: Pipeline) -> list[Sample]:
 
 def _has_empty_signal(pipeline: Pipeline, sample: Sample) -> bool:
     try:
-        return len(pipeline.signal(sample)) == 0
+        signals = [pipeline.signal(sample, clip) for clip in sample.clips]
+        return not any(signals)
     except ModulateError:
         return False  # It fails again in training, where it is recorded.
 

@@ -7,7 +7,7 @@ from typing import Literal
 from modulate.config.sections import Training
 from modulate.distributed.process_group import ProcessGroup
 from modulate.inference.batching import batches_by_clip, batches_in_order
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 
 BatchBy = Literal["any", "length", "clip"]
 

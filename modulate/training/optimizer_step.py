@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from modulate.config.sections import Stage
 from modulate.errors import DivergedError
-from modulate.interfaces.components import Sample
+from modulate.interfaces.sample import Sample
 from modulate.training.gradient_sync import reduce_step
 from modulate.training.loss import StepStats
 from modulate.training.optimizer import Optimizer

@@ -1,19 +1,24 @@
 """The tabletop world as a data set: generated on first use, then read like StreamGaze."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from modulate.interfaces.components import Dataset, Params, Reference, Sample
+from modulate.interfaces.components import Dataset, Params, Reference
+from modulate.interfaces.inspection import Inspection
 from modulate.interfaces.params import Departure, LocalPath
+from modulate.interfaces.prompt import TEMPLATES, AnswerForm
+from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Signal
 from modulate_streamgaze.dataset import StreamGaze
 from modulate_streamgaze.params import StreamGazeParams, rule_departures
 from modulate_streamgaze.questions import Item
-from modulate_tabletop.make import WORLD, make_world, world_in
-from modulate_tabletop.text import GAZE_ONLY
+from modulate_tabletop.make import WORLD, jobs, make_world, world_in
+from modulate_tabletop.naming import Naming
+from modulate_tabletop.text import EASY, GAZE_ONLY, NAMING
 
 
 class TabletopParams(Params):
@@ -39,7 +44,11 @@ class TabletopParams(Params):
         description="largest shift of the camera from its center, pixels of 128",
     )
     tasks: tuple[str, ...] | None = Field(
-        GAZE_ONLY, description="stems of the question files to use; all ten if null"
+        GAZE_ONLY,
+        description=(
+            "stems of the question files to use; all ten if null. `present_object_naming` asks, at"
+            " the moments of the easy questions, for class and color, which have two words"
+        ),
     )
     window: PositiveFloat = Field(
         8.0, description="seconds of video windows before a question's time"
@@ -100,11 +109,24 @@ class Tabletop(Dataset):
             ("past_seconds", "present_seconds", "proactive_seconds"), params.window
         )
         shared = params.model_dump(
-            include={"root", "tasks", "split", "fixations", "fixation_rule", "proactive_fixations"}
+            include={"root", "split", "fixations", "fixation_rule", "proactive_fixations"}
         )
+        tasks = params.tasks
+        if tasks is not None:
+            tasks = tuple(dict.fromkeys(EASY if task == NAMING else task for task in tasks))
         return TabletopFiles(
-            StreamGazeParams.model_validate({**shared, "limits": limits, **windows})
+            StreamGazeParams.model_validate({**shared, "tasks": tasks, "limits": limits, **windows})
         )
+
+    @property
+    def asks_names(self) -> bool:
+        """Whether naming questions are among the tasks."""
+        return NAMING in (self.params.tasks or ())
+
+    @cached_property
+    def naming(self) -> Naming:
+        """Makes naming questions of easy ones."""
+        return Naming(jobs(**{key: getattr(self.params, key) for key in WORLD}))
 
     def prepare(self) -> None:
         """Generate the world if it does not exist.
@@ -114,6 +136,10 @@ class Tabletop(Dataset):
         params = self.params
         make_world(params.root, **{key: getattr(params, key) for key in WORLD})
         self.reader.prepare()
+
+    def inspect(self, inspection: Inspection) -> Mapping[str, Sequence[Sample]]:
+        """Add StreamGaze's figures of every task, and what is wrong with the files."""
+        return self.reader.inspect(inspection)
 
     @classmethod
     def with_root(cls, params: BaseModel, root: Path) -> BaseModel:
@@ -125,15 +151,31 @@ class Tabletop(Dataset):
 
     def samples(self, split: str) -> list[Sample]:
         """Return the questions of ``split``, or of all splits ("all"), in a fixed order."""
-        return self.reader.samples(split)
+        samples = self.reader.samples(split)
+        if not self.asks_names:
+            return samples
+        easy = [sample for sample in samples if sample.task == EASY]
+        if EASY not in (self.params.tasks or ()):
+            samples = [sample for sample in samples if sample.task != EASY]
+        samples += map(self.naming.ask, easy)
+        most = self.params.max_per_split or len(samples)
+        if split != "all" and most < len(samples):
+            samples = [samples[i * len(samples) // most] for i in range(most)]
+        return samples
 
-    def clip_signal(self, sample: Sample, signal: Signal) -> Signal:
-        """Return the part of a video's signal that belongs to a sample, by StreamGaze's rules."""
-        return self.reader.clip_signal(sample, signal)
+    def clip_signal(self, sample: Sample, clip: SampleClip, signal: Signal) -> Signal:
+        """Return the part of a video's signal that belongs to a clip, by StreamGaze's rules."""
+        return self.reader.clip_signal(sample, clip, signal)
 
     def fingerprint(self) -> str:
         """Return a text that changes with the questions, the files, and the part in use."""
-        return f"tabletop-{self.reader.fingerprint()}"
+        naming = "-naming" if self.asks_names else ""
+        return f"tabletop-{self.reader.fingerprint()}{naming}"
+
+    @classmethod
+    def template(cls, answer: AnswerForm = "letter") -> str:
+        """Return the template of the user's turn; the small host knows one for all open answers."""
+        return TEMPLATES["word" if answer == "text" else answer]
 
     def reference(self) -> Reference:
         """Return StreamGaze's short names of the tasks; no published figures exist."""

@@ -21,7 +21,6 @@ from modulate.errors import DataError, RecipeError
 from modulate.inference.batching import LAST_LOGITS
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.shared_prefix import shared_prefix, shared_prefix_forward
-from modulate.interfaces.components import Sample
 from modulate.modulation.attachment import ModulatedHost
 from modulate.runs.run import Run
 from modulate.training.data_loader import PrefetchLoader
@@ -29,6 +28,7 @@ from modulate.training.epoch_sampler import epoch_batches
 from modulate.training.loss import smoothed_cross_entropy
 from modulate.training.trainer import train
 from modulate.utils.lru_cache import LRUCache
+from tests.samples import one_clip_sample
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
     host = ModulatedHost(modulation, pipeline.model)
     try:
         host.zero_grad()
-        rows = [[p.clip(p.signal)] for p in batch.prepared]
+        rows = [p.clip_inputs() for p in batch.prepared]
         logits = batch.option_logits(host(rows, **batch.inputs, **LAST_LOGITS))
         loss = smoothed_cross_entropy(logits, batch.answers, 0.0)
         loss.backward()
@@ -109,12 +109,14 @@ def test_the_naive_baseline_computes_the_same_losses_and_gradients(bench):
 def test_a_cut_shows_the_very_frames_of_its_video(bench, tmp_path):
     pipeline, modulation = bench
     sample = pipeline.samples("train")[0]
-    ours = pipeline.clip_reader.read(sample.video, pipeline.times(sample))
+    ours = pipeline.extractor.frames(sample.clip)
     theirs = naive_for(pipeline, modulation).read(sample)
     assert (ours.images == theirs.images).all() and ours.times == pytest.approx(
         theirs.times, abs=1e-6
     )
-    assert cut(sample.video, 2.51, 4.0, tmp_path / "cut.mp4") == pytest.approx(60 / fixtures.RATE)
+    assert cut(sample.clip.file, 2.51, 4.0, tmp_path / "cut.mp4") == pytest.approx(
+        60 / fixtures.RATE
+    )
 
 
 def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
@@ -129,18 +131,18 @@ def test_questions_on_one_clip_asked_together_are_answered_as_one_by_one(bench):
     prepared[1] = pipeline.prepare(replace(longer, id="longer"))
     common = shared_prefix(prepared, list(pipeline.host.visual_ids.values()))
     lengths = {p.inputs["input_ids"].shape[1] for p in prepared}
-    assert prepared[0].grid.tokens < common < min(lengths) and len(lengths) == 2
+    assert prepared[0].clips[0].grid.tokens < common < min(lengths) and len(lengths) == 2
     batch = pipeline.collate(prepared)
-    clip = prepared[0].clip(prepared[0].signal)
+    clips = prepared[0].clip_inputs()
     found = []
     host = ModulatedHost(modulation, pipeline.model)
     try:
         for together in (False, True):
             host.zero_grad()
             if together:
-                output = shared_prefix_forward(host, pipeline.model, prepared, [clip], common)
+                output = shared_prefix_forward(host, pipeline.model, prepared, clips, common)
             else:
-                output = host([[p.clip(p.signal)] for p in prepared], **batch.inputs, **LAST_LOGITS)
+                output = host([p.clip_inputs() for p in prepared], **batch.inputs, **LAST_LOGITS)
             logits = batch.option_logits(output)
             smoothed_cross_entropy(logits, batch.answers, 0.0).backward()
             found.append(
@@ -169,7 +171,7 @@ def test_nothing_is_kept_for_backward_below_the_first_injected_layer(bench):
         pipeline,
         modulation,
         pipeline.collate([prepared]).inputs,
-        [[prepared.clip(prepared.signal)]],
+        [prepared.clip_inputs()],
     )
     assert below == 0 < above
 
@@ -180,13 +182,9 @@ def test_only_questions_on_one_clip_with_one_signal_are_asked_together(bench):
     ids = list(pipeline.host.visual_ids.values())
     assert shared_prefix([first, second], ids) > 0
     assert shared_prefix([first], ids) == 0
-    assert shared_prefix([first, replace(second, signal=second.signal.moved(0.5))], ids) == 0
-    assert (
-        shared_prefix(
-            [first, replace(second, sample=replace(second.sample, window=(2.0, 6.0)))], ids
-        )
-        == 0
-    )
+    (clip,) = second.clips
+    for change in ({"signal": clip.signal.moved(0.5)}, {"window": (2.0, 6.0)}):
+        assert shared_prefix([first, replace(second, clips=(replace(clip, **change),))], ids) == 0
     other = first.inputs["input_ids"].clone()
     other[0, 0] += 1
     assert (
@@ -196,7 +194,7 @@ def test_only_questions_on_one_clip_with_one_signal_are_asked_together(bench):
 
 
 def sample(i, video="a", window=(0.0, 8.0)):
-    return Sample(str(i), "task", Path(video), window, "?", ("x", "y"), 0, {"gaze": Path("g")})
+    return one_clip_sample(str(i), video, window, signals={"gaze": Path("g")})
 
 
 def test_batches_hold_every_sample_once_and_what_belongs_together():
@@ -204,7 +202,9 @@ def test_batches_hold_every_sample_once_and_what_belongs_together():
     ids = {s.id for s in samples}
     for together in ("any", "length", "clip"):
         first, again, other = (
-            epoch_batches(samples, 4, together, random.Random(seed), lambda s: int(s.window[1]))
+            epoch_batches(
+                samples, 4, together, random.Random(seed), lambda s: int(s.clip.window[1])
+            )
             for seed in (1, 1, 2)
         )
         assert first == again != other and len(first) == len(other)
@@ -215,12 +215,14 @@ def test_batches_hold_every_sample_once_and_what_belongs_together():
                 and max(map(len, batches)) == 4
             )
     assert all(
-        len({(s.video, s.window) for s in b}) == 1
+        len({(s.clip.file, s.clip.window) for s in b}) == 1
         for b in epoch_batches(samples, 4, "clip", random.Random(0))
     )
     spread = [
-        len({s.window for s in b})
-        for b in epoch_batches(samples, 4, "length", random.Random(0), lambda s: int(s.window[1]))
+        len({s.clip.window for s in b})
+        for b in epoch_batches(
+            samples, 4, "length", random.Random(0), lambda s: int(s.clip.window[1])
+        )
     ]
     assert sum(spread) <= len(spread) + 2  # only batches on a border mix two lengths
 
@@ -271,7 +273,7 @@ def test_without_ahead_nothing_is_prepared_before_it_is_asked_for():
 
 def test_frames_on_disk_are_the_decoded_ones_and_spare_the_decoder(bench, tmp_path, monkeypatch):
     pipeline, _ = bench
-    clip = pipeline.samples("train")[0].video
+    clip = pipeline.samples("train")[0].clip.file
     times = [3.0, 4.0, 5.0]
     plain = read_frames(clip, times)
     first = ClipReader(store=FrameCache(tmp_path, 1 << 20)).read(clip, times)
@@ -326,7 +328,7 @@ def test_preparing_ahead_changes_no_bit_and_asking_together_only_rounding(
     read = pipeline.signals.read
     # Give every question a signal of its own.
     monkeypatch.setattr(
-        pipeline.signals, "read", lambda sample: read(sample).moved(1e-3 * next(shifts))
+        pipeline.signals, "read", lambda *clip: read(*clip).moved(1e-3 * next(shifts))
     )
     trained(pipeline, tmp_path, prefetch_batches=0, batch_by="clip")
     assert unshared("0-clip") == 2

@@ -39,14 +39,14 @@ def test_a_good_recipe_has_all_figures_and_no_error(checked, world):
         < report.memory["stage modulator"]
         < report.memory["stage joint"]
     )
-    clips = {(s.video, s.window) for s in samples_of(world)}
+    clips = {(s.clip.file, s.clip.window) for s in samples_of(world)}
     assert report.cache == len(clips) * 4 * 16 * 48 * 4  # 4 steps of 4 × 4 places, 48 float32 each
 
 
 def test_features_of_gray_frames_count_if_a_condition_needs_them(checked, world):
-    clips = {(s.video, s.window) for s in samples_of(world)}
+    clips = {(s.clip.file, s.clip.window) for s in samples_of(world)}
     tested = {
-        (s.video, s.window)
+        (s.clip.file, s.clip.window)
         for s in (
             load_recipe(SMALL, [f"data.params.root={world}"]).data.build("dataset").samples("test")
         )
@@ -174,7 +174,7 @@ def test_steps_with_batches_by_clip_match_those_of_training(
         if s
         in load_recipe(SMALL, [f"data.params.root={world}"]).data.build("dataset").samples("train")
     ]
-    clips = len({(s.video, s.window) for s in samples})
+    clips = len({(s.clip.file, s.clip.window) for s in samples})
     steps = -(-clips // accumulation)
     assert clips > 2
     assert (

@@ -9,8 +9,9 @@ from transformers import AutoConfig, Qwen2_5_VLConfig
 
 import modulate_tabletop
 from modulate.checks.benchmark import most_alive
-from modulate.checks.cost_model import Example, budget, count_parameters, meta_recipe
+from modulate.checks.cost_model import budget, count_parameters, meta_recipe
 from modulate.checks.dead_layers import AnySignal
+from modulate.checks.examples import Example, ExampleClip
 from modulate.checks.meta_tensors import META, Rehearsal
 from modulate.config.recipe import load_recipe
 from modulate.errors import HostError
@@ -69,7 +70,9 @@ def seven_billion():
 
 def test_the_shipped_configuration_is_that_of_the_published_model(seven_billion):
     model, processor = seven_billion
-    assert sum(p.numel() for p in model.parameters()) == 8_292_166_656  # as the hub counts it
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == 8_292_166_656
+    )  # as the hub counts it
     ids = {
         t: processor.tokenizer.convert_tokens_to_ids(t)
         for t in ("<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>")
@@ -218,15 +221,9 @@ def mid_recipe(folder, *overrides):
 
 def example_of(pipeline, frames=6):
     times = tuple(map(float, range(frames)))
-    images = torch.zeros(frames, 256, 256, 3, dtype=torch.uint8).numpy()
-    return Example(
-        pipeline.host.encode(
-            pipeline.processor,
-            user_turn(VideoClip(Frames(images, times), (0.0, times[-1])), "what is it ?"),
-        ),
-        (frames, 256, 256),
-        times,
-    )
+    clip = ExampleClip((frames, 256, 256), times, (0.0, times[-1]))
+    prompt = pipeline.host.encode(pipeline.processor, user_turn(clip.noise(), "what is it ?"))
+    return Example(prompt, (clip,))
 
 
 def rehearsed(recipe):
@@ -244,17 +241,17 @@ def measured(recipe, stage, size):
     grid = example.prompt.grids[0]
     row = example.prompt.inputs
     longer = {
-        k: (
-            torch.cat([v, v[:, -1:]], 1)
-            if k in ("input_ids", "attention_mask", "mm_token_type_ids")
-            else v
+        key: (
+            torch.cat([value, value[:, -1:]], 1)
+            if key in ("input_ids", "attention_mask", "mm_token_type_ids")
+            else value
         )
-        for k, v in row.items()
+        for key, value in row.items()
     }
     inputs = pipeline.host.collate([longer, *[row] * (size - 1)] if size > 1 else [row], 0)
     features = torch.zeros(grid.steps, grid.tokens_per_step, pipeline.backbone.d_features)
     modulation.encoder.forward = lambda signals, grids: _given(
-        sum(g.steps for g in grids), grid.tokens_per_step, modulation.encoder.d_signal
+        sum(grid.steps for grid in grids), grid.tokens_per_step, modulation.encoder.d_signal
     )
     resident = sum(
         t.nbytes
@@ -267,7 +264,9 @@ def measured(recipe, stage, size):
         with torch.set_grad_enabled(stage is not None):
             if stage is not None:
                 select(modulation, stage)
-                adamw = torch.optim.AdamW([p for p in modulation.parameters() if p.requires_grad])
+                adamw = torch.optim.AdamW(
+                    [parameter for parameter in modulation.parameters() if parameter.requires_grad]
+                )
             moments = 0
             for step in range(
                 1 if stage is None else 2
@@ -324,8 +323,8 @@ def test_estimated_memory_is_within_15_percent_of_the_allocator(mid_host, dtype,
 def test_accumulated_gradients_are_alive_all_the_time(mid_host):
     once, twice = (rehearsed(mid_recipe(mid_host, f"training.accumulation={n}")) for n in (1, 2))
     trained = 4 * sum(
-        n
-        for name, n in counted(mid_host).items()
+        count
+        for name, count in counted(mid_host).items()
         if name in ("modulator", "output projections", "amplitudes")
     )
     assert 0 < twice.stages[0].peak - once.stages[0].peak <= trained
@@ -378,8 +377,8 @@ def test_operations_of_a_forward_match_those_of_its_matrix_products(mid_host):
     with torch.no_grad(), Rehearsal("cpu") as rehearsal:
         modulation = pipeline.fresh_modulation().to(META)
         inputs = {
-            k: t.to(META) if k == "pixel_values_videos" else t
-            for k, t in example.prompt.inputs.items()
+            name: tensor.to(META) if name == "pixel_values_videos" else tensor
+            for name, tensor in example.prompt.inputs.items()
         }
         with modulation.attached(pipeline.model) as attachment:
             attachment.model(**inputs, **LAST_LOGITS)

@@ -1,25 +1,31 @@
 """From an estimate, which is given here, to the figures and sentences of a report."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from modulate.checks import cost_report as costs
-from modulate.checks.cost_model import Budget, Example, Phase, meta_recipe
+from modulate.checks.cost_model import Budget, Phase, meta_recipe
 from modulate.checks.cost_report import A100, A100_FLOPS, UTILIZATION, add_costs
+from modulate.checks.examples import Example, ExampleClip
 from modulate.checks.findings import CheckReport
 from modulate.checks.meta_tensors import META
 from modulate.config.recipe import load_recipe
 from modulate.errors import HostError, RecipeError
-from modulate.hosts.host import EncodedPrompt
+from modulate.hosts.encoding import EncodedPrompt
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
 from tests.paths import SMALL
+from tests.samples import one_clip_sample
 
 GIB = 2**30
-EXAMPLE = Example(EncodedPrompt({}, None), (4, 64, 64), (0.0, 1.0, 2.0, 3.0))
-OTHER = Example(EncodedPrompt({}, None), (4, 64, 64), (0.0, 1.0, 2.0, 4.0))
+
+
+def example(times):
+    clip = ExampleClip((len(times), 64, 64), times, (times[0], times[-1]))
+    return Example(EncodedPrompt({}, ()), (clip,))
+
+
+EXAMPLE = example((0.0, 1.0, 2.0, 3.0))
+OTHER = example((0.0, 1.0, 2.0, 4.0))
 
 
 def estimated_budget(device="cuda", peak=3 * GIB, flops=2 * 10**12):
@@ -43,17 +49,7 @@ def pipeline(tmp_path_factory):
 
 def samples(n, video="v"):
     return [
-        Sample(
-            f"{video}{i}",
-            "task",
-            Path(f"{video}{i // 2}.mp4"),
-            (0.0, 3.0 + i % 2),
-            "?",
-            ("x", "y"),
-            0,
-            {},
-        )
-        for i in range(n)
+        one_clip_sample(f"{video}{i}", f"{video}{i // 2}.mp4", (0.0, 3.0 + i % 2)) for i in range(n)
     ]
 
 

@@ -50,7 +50,7 @@ def test_signals_on_another_clock_are_counted_by_sample(checked, world, tmp_path
     moved.write_text("\n".join([header, *late]) + "\n")
     report = checked(root=root)
     samples = samples_of(root)
-    n = sum(s.signals["gaze"] == moved for s in samples)
+    n = sum(s.clip.signals["gaze"] == moved for s in samples)
     assert 0 < n < len(samples)
     assert f"In {n} of {len(samples)} samples the whole signal lies outside the video" in texts(
         report, "warning"

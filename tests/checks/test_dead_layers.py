@@ -19,7 +19,7 @@ TABLETOP = Path(modulate_tabletop.__file__).parent
 def test_only_the_last_layer_of_a_decoder_of_any_depth_is_dead(layers):
     host = qwen(layers=layers)
     modulation = fresh(host, layers=tuple(range(layers)))
-    norms = reach(host, modulation, inputs(texts=((7, 8, 9),)), CLIP.grid)
+    norms = reach(host, modulation, inputs(texts=((7, 8, 9),)), [CLIP.grid])
     assert list(norms) == list(range(layers))
     assert [layer for layer, gradient in norms.items() if gradient == 0.0] == [layers - 1]
 
@@ -30,15 +30,17 @@ def test_a_layer_followed_by_deaf_attention_is_dead_too():
         for layer in host.model.language_model.layers[2:]:
             # from here on, positions no longer talk to each other
             layer.self_attn.o_proj.weight.zero_()
-    norms = reach(host, fresh(host, layers=(0, 1, 2, 3)), inputs(texts=((7, 8, 9),)), CLIP.grid)
+    norms = reach(host, fresh(host, layers=(0, 1, 2, 3)), inputs(texts=((7, 8, 9),)), [CLIP.grid])
     assert norms[0] > 0 and norms[1] == norms[2] == norms[3] == 0.0
 
 
 def test_reach_leaves_host_and_modulation_as_they_were(host):
     modulation = fresh(host)
-    before = {k: v.clone() for k, v in modulation.state_dict().items()}
-    reach(host, modulation, inputs(texts=((7, 8, 9),)), CLIP.grid)
-    assert all(torch.equal(v, before[k]) for k, v in modulation.state_dict().items())
+    before = {name: tensor.clone() for name, tensor in modulation.state_dict().items()}
+    reach(host, modulation, inputs(texts=((7, 8, 9),)), [CLIP.grid])
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in modulation.state_dict().items()
+    )
     assert not {"residual", "latents"} & modulation.__dict__.keys()
     assert all(p.grad is None for p in [*host.parameters(), *modulation.parameters()])
 
@@ -66,7 +68,7 @@ def test_without_weights_dead_layers_are_found_on_a_narrow_twin_of_any_depth(lay
     )
     assert list(norms) == at
     assert [layer for layer, gradient in norms.items() if gradient == 0.0] == [layers - 1]
-    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_the_twin_finds_dead_layers_by_gradient_and_not_from_a_list():

@@ -1,14 +1,12 @@
 """Settings without effect, impossible ones, and departures are reported, and nothing else is."""
 
-from pathlib import Path
-
 import pytest
 
 from modulate.checks.findings import CheckReport
 from modulate.checks.settings import check_settings, optimizer_steps
 from modulate.config.recipe import load_recipe
-from modulate.interfaces.components import Sample
 from tests.paths import SMALL
+from tests.samples import one_clip_sample
 
 
 def report_of(*overrides, train=0, test_videos=()):
@@ -22,7 +20,7 @@ def report_of(*overrides, train=0, test_videos=()):
 
 
 def sample(video):
-    return Sample("s", "task", Path(video), (0.0, 1.0), "?", ("x", "y"), 0, {})
+    return one_clip_sample("s", video)
 
 
 def texts(report):

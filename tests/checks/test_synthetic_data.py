@@ -12,12 +12,18 @@ def test_noise_clips_are_as_long_as_the_frame_cap_allows_and_all_differ(tmp_path
     assert noise.seconds == 3.0 and noise.fingerprint() == "noise"
     samples = noise.samples("train")
     assert (
-        len({sample.id for sample in samples}) == len({sample.window for sample in samples}) == 64
+        len({sample.id for sample in samples})
+        == len({sample.clip.window for sample in samples})
+        == 64
     )
-    assert [sample.window for sample in samples[:3]] == [(0.0, 3.0), (0.0, 2.999), (0.0, 2.998)]
+    assert [sample.clip.window for sample in samples[:3]] == [
+        (0.0, 3.0),
+        (0.0, 2.999),
+        (0.0, 2.998),
+    ]
     assert [sample.answer for sample in samples[:5]] == [0, 1, 2, 3, 0]
     assert all(len(sample.options) == 4 for sample in samples)
-    assert [sample.video.name for sample in samples[:3]] == [
+    assert [sample.clip.file.name for sample in samples[:3]] == [
         "noise0.mp4",
         "noise1.mp4",
         "noise0.mp4",

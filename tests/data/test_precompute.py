@@ -493,7 +493,7 @@ def test_without_cuda_the_error_names_the_alternative(data_folder, tmp_path, cap
 
 def test_a_cache_that_cannot_be_written_is_refused_before_the_data_are_generated(tmp_path, capsys):
     (tmp_path / "file").touch()
-    for cache, says in (
+    for cache, message in (
         (tmp_path / "file", f"Error: --cache {tmp_path}/file is a file, not a folder."),
         (
             tmp_path / "file" / "below",
@@ -512,5 +512,5 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_data_are_generated
     ):
         assert command(tmp_path, cache)[0] == 1
         err = capsys.readouterr().err
-        assert err.startswith(says) and "space" not in err and len(err.splitlines()) == 1
+        assert err.startswith(message) and "space" not in err and len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

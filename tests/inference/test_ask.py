@@ -34,11 +34,11 @@ def make_sample(video, recipe):
 
 def test_the_model_sees_what_the_frame_cap_covers_before_the_question(make_sample, video):
     sample = make_sample()
-    assert sample.window == (6.0, 10.0)
-    assert sample.video == video
+    assert sample.clip.window == (6.0, 10.0)
+    assert sample.clip.file == video
     assert sample.question == "What is looked at?"
     assert sample.options == OPTIONS
-    assert sample.signals == {"gaze": Path("g.csv")}
+    assert sample.clip.signals == {"gaze": Path("g.csv")}
     assert sample.id == "v.mp4@10s"
     assert make_sample(at=2.5).id == "v.mp4@2.5s"
 
@@ -55,7 +55,7 @@ def test_the_model_sees_what_the_frame_cap_covers_before_the_question(make_sampl
 def test_another_length_may_be_seen_between_the_first_frame_and_the_end_of_the_last(
     make_sample, at, seconds, window
 ):
-    assert make_sample(at=at, seconds=seconds).window == window
+    assert make_sample(at=at, seconds=seconds).clip.window == window
 
 
 @pytest.mark.parametrize("at", [-0.1, 12.6, float("nan")])

@@ -12,13 +12,11 @@ from modulate.inference.batching import (
     clip_key,
     evaluation_batches,
 )
-from modulate.interfaces.components import Sample
+from tests.samples import one_clip_sample
 
 
 def sample(number, video):
-    return Sample(
-        str(number), "task", Path(video), (0.0, 8.0), "?", ("x", "y"), 0, {"gaze": Path("g")}
-    )
+    return one_clip_sample(str(number), video, (0.0, 8.0), signals={"gaze": Path("g")})
 
 
 def ids(batches):

@@ -1,25 +1,23 @@
 """Controls: shuffling draws another video's sample, determined by seed and sample."""
 
-from pathlib import Path
-
 import pytest
 
 from modulate.errors import DataError
 from modulate.inference.controls import ShufflePool
-from modulate.interfaces.components import Sample
+from tests.samples import one_clip_sample
 
 
 def sample(name, video):
-    return Sample(name, "task", Path(video), (0.0, 1.0), "?", ("x",), 0, {})
+    return one_clip_sample(name, video)
 
 
 def test_shuffling_draws_a_sample_of_another_video_by_seed_and_sample():
     samples = [sample(f"{video}{index}", video) for video in "abc" for index in range(4)]
     pool = ShufflePool(samples)
-    drawn = {own.id: pool.draw(own, 0) for own in samples}
-    assert all(drawn[own.id].video != own.video for own in samples)
-    assert drawn == {own.id: ShufflePool(samples).draw(own, 0) for own in samples}
-    assert drawn != {own.id: pool.draw(own, 1) for own in samples}
+    drawn = {own.id: pool.draw(own, 0)[0] for own in samples}
+    assert all(drawn[own.id].files.isdisjoint(own.files) for own in samples)
+    assert drawn == {own.id: ShufflePool(samples).draw(own, 0)[0] for own in samples}
+    assert drawn != {own.id: pool.draw(own, 1)[0] for own in samples}
     assert len({other.id for other in drawn.values()}) > 3
 
 

@@ -1,16 +1,15 @@
 """Default behavior of the component interfaces."""
 
-from pathlib import Path
-
 import pytest
 
 from modulate.errors import DataError
-from modulate.interfaces.components import Dataset, Modulator, Reference, Sample
+from modulate.interfaces.components import Dataset, Modulator, Reference
 from modulate.interfaces.params import ComponentSpec
 from modulate.interfaces.prompt import LETTERS
 from modulate.interfaces.writer import Projection
 from modulate_gaze.scanpath import Scanpath
 from modulate_tabletop.dataset import Tabletop
+from tests.samples import one_clip_sample
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def dataset(tmp_path):
 
 
 def sample(options):
-    return Sample("q1", "task", Path("v.mp4"), (2.0, 5.0), "What is it?", tuple(options), 0, {})
+    return one_clip_sample("q1", window=(2.0, 5.0), question="What is it?", options=tuple(options))
 
 
 def test_the_prompt_offers_every_option_by_its_letter(dataset):
@@ -44,7 +43,9 @@ def test_a_sample_has_the_events_that_overlap_its_window(dataset):
     path = Scanpath(
         [(0.1, 0.1, 1.0, 0.5), (0.2, 0.2, 2.1, 0.5), (0.3, 0.3, 4.0, 0.5), (0.4, 0.4, 6.0, 0.5)]
     )
-    assert Dataset.clip_signal(dataset, sample("ab"), path).fixations[:, 2].tolist() == [2.1, 4.0]
+    own = sample("ab")
+    found = Dataset.clip_signal(dataset, own, own.clip, path)
+    assert found.fixations[:, 2].tolist() == [2.1, 4.0]
 
 
 def test_by_default_a_data_set_has_no_reference_and_generates_nothing(dataset):

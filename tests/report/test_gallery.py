@@ -21,6 +21,8 @@ def test_the_gallery_shows_residuals_relative_to_the_hidden_states(gallery_run, 
     _, pipeline, modulation = gallery_run
     shown = built_gallery.samples[0]
     prepared = pipeline.prepare(shown.sample)
+    (own,) = prepared.clips
+    (drawn,) = shown.clips
     inputs = pipeline.collate([prepared]).inputs
     first_layer = modulation.config.injection.layers[0]
     # LoRA on and no residual: the output of the first injected layer before anything is added.
@@ -31,25 +33,25 @@ def test_the_gallery_shows_residuals_relative_to_the_hidden_states(gallery_run, 
     norms = states[torch.isin(prepared.inputs["input_ids"][0], visual_ids)].norm(dim=1)
     with torch.inference_mode():
         residual, blank_residual = (
-            modulation.residual(0, modulation.latents([prepared.clip(signal)]).layers[0])
-            for signal in (prepared.signal, prepared.signal.blank())
+            modulation.residual(0, modulation.latents(prepared.clip_inputs([signal])).layers[0])
+            for signal in (own.signal, own.signal.blank())
         )
-    shape = shown.strength[0].shape
+    shape = drawn.strength[0].shape
     strength = (residual.norm(dim=1) / norms).view(shape)
     effect = ((residual - blank_residual).norm(dim=1) / norms).view(shape)
-    assert np.allclose(shown.strength[0], strength, rtol=1e-3) and strength.max() > 0.01
-    assert np.allclose(shown.signal_effect[0], effect, rtol=1e-3, atol=1e-6) and effect.max() > 0
+    assert np.allclose(drawn.strength[0], strength, rtol=1e-3) and strength.max() > 0.01
+    assert np.allclose(drawn.signal_effect[0], effect, rtol=1e-3, atol=1e-6) and effect.max() > 0
     assert shown.other_tokens == {0: OtherTokens(0, 0.0), 1: OtherTokens(0, 0.0)}
     assert shown.reproduced and not our_hooks(pipeline.model)
 
 
 def test_the_gallery_shows_frames_with_the_signals_marks(gallery_run, built_gallery):
     shown = built_gallery.samples[0]
-    prepared = gallery_run[1].prepare(shown.sample)
-    first, last = shown.steps
-    assert (first.index, last.index) == (0, prepared.grid.steps - 1)
-    assert first.span == prepared.grid.spans[0]
-    assert first.marks == prepared.signal.within(*first.span).marks(*first.span) and first.marks
+    (clip,) = gallery_run[1].prepare(shown.sample).clips
+    first, last = shown.clips[0].steps
+    assert (first.index, last.index) == (0, clip.grid.steps - 1)
+    assert first.span == clip.grid.spans[0]
+    assert first.marks == clip.signal.within(*first.span).marks(*first.span) and first.marks
     image = decode_jpeg(torch.frombuffer(bytearray(first.jpeg), dtype=torch.uint8))
     width, height = first.size
     assert image.shape[1:] == (height, width)

@@ -35,7 +35,7 @@ def test_samples_are_conditioned_with_their_signal_a_blank_one_or_nothing(begin,
     assert (state == random.Random(0).getstate()) is not augment
     signals = [clips[0].signal for _, clips in own[0]]
     if not augment:
-        assert all(a is b.signal for a, b in zip(signals, samples, strict=True))
+        assert all(a is b.clips[0].signal for a, b in zip(signals, samples, strict=True))
     _, pipeline = begin("name=blank", "training.condition=blank")
     blank, _ = conditioned(pipeline, [samples])
     assert [len(clips[0].signal) for _, clips in blank[0]] == [0] * len(samples)

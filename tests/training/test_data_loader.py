@@ -2,7 +2,6 @@
 
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,19 +9,16 @@ import torch
 from modulate.config.recipe import load_recipe
 from modulate.errors import DataError, SignalError
 from modulate.inference.pipeline import Pipeline
-from modulate.interfaces.components import Sample
 from modulate.training.data_loader import FailedSamples, PrefetchLoader, training_samples
 from modulate.training.train_step import TrainStep
 from modulate.training.trainer import train
 from modulate_tabletop.make import make_world
 from tests.paths import SMALL
+from tests.samples import one_clip_sample
 
 
 def samples(n, first=0):
-    return [
-        Sample(f"s{i}", "task", Path("v"), (0.0, 1.0), "?", ("x", "y"), 0, {})
-        for i in range(first, first + n)
-    ]
+    return [one_clip_sample(f"s{i}") for i in range(first, first + n)]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +42,11 @@ def test_samples_with_an_empty_signal_are_left_out_and_counted_where_the_recipe_
     every = pipeline.samples("train")
     read = pipeline.signal
 
-    def signal(sample):
+    def signal(sample, clip):
         if sample is every[1]:
             raise SignalError("broken")
-        return read(sample).blank() if sample is every[0] else read(sample)
+        own = read(sample, clip)
+        return own.blank() if sample is every[0] else own
 
     monkeypatch.setattr(pipeline, "signal", signal)
     monkeypatch.setattr(pipeline, "samples", lambda split: every)
@@ -63,7 +60,7 @@ def test_without_anything_to_train_on_the_reason_is_said(root, monkeypatch):
     pipeline = pipeline_for(root, "skip")
     every = pipeline.samples("train")
     read = pipeline.signal
-    monkeypatch.setattr(pipeline, "signal", lambda sample: read(sample).blank())
+    monkeypatch.setattr(pipeline, "signal", lambda *clip: read(*clip).blank())
     with pytest.raises(
         DataError, match=f"the signal is empty in the clips of all {len(every)} training samples"
     ):
@@ -176,7 +173,9 @@ def test_samples_with_an_empty_signal_are_left_out_when_the_recipe_says_so(
     monkeypatch.setattr(
         pipeline,
         "signal",
-        lambda sample: signal(sample).blank() if sample.id == first.id else signal(sample),
+        lambda sample, clip: (
+            signal(sample, clip).blank() if sample.id == first.id else signal(sample, clip)
+        ),
     )
     trained = set()
     accumulate = TrainStep.accumulate
@@ -190,7 +189,7 @@ def test_samples_with_an_empty_signal_are_left_out_when_the_recipe_says_so(
     )
     train(run, pipeline)
     assert trained == {s.id for s in others} and run.read_json("state.json")["left_out"] == 1
-    monkeypatch.setattr(pipeline, "signal", lambda sample: signal(sample).blank())
+    monkeypatch.setattr(pipeline, "signal", lambda *clip: signal(*clip).blank())
     with pytest.raises(
         DataError,
         match=(

@@ -2,14 +2,13 @@
 
 import random
 from itertools import combinations, count, islice
-from pathlib import Path
 
 import pytest
 
 from modulate.config.sections import Training
 from modulate.distributed.process_group import ProcessGroup
-from modulate.interfaces.components import Sample
 from modulate.training.epoch_sampler import EpochSampler, epoch_batches, rank_batches
+from tests.samples import one_clip_sample
 
 
 def settings(batch_size, accumulation, batch_by="any"):
@@ -65,7 +64,7 @@ def test_batches_of_one_clip_stay_whole():
 
 def sampler(batch_by="any", seed=0):
     of = settings(2, 1, batch_by)
-    samples = [Sample(str(i), "t", Path("v"), (0.0, 1.0), "?", ("x",), 0, {}) for i in range(7)]
+    samples = [one_clip_sample(str(i)) for i in range(7)]
     return EpochSampler(samples, of, seed, lambda sample: int(sample.id) % 3)
 
 

@@ -81,12 +81,12 @@ def test_samples_have_stable_unique_ids_and_existing_files(root):
     assert [s.id for s in samples] == [s.id for s in everything(dataset(root))]
     for sample in samples:
         stem = sample.groups["video"]
-        assert sample.video == root / f"videos/original_video/egtea/{stem}.mp4"
-        assert sample.signals == {"gaze": root / f"fixations/{stem}_fixation_filtered.csv"}
+        assert sample.clip.file == root / f"videos/original_video/egtea/{stem}.mp4"
+        assert sample.clip.signals == {"gaze": root / f"fixations/{stem}_fixation_filtered.csv"}
 
 
 def windows(samples):
-    return {(sample.task, *sample.extra["place"][2:]): sample.window for sample in samples}
+    return {(sample.task, *sample.extra["place"][2:]): sample.clip.window for sample in samples}
 
 
 def test_windows_are_those_of_the_benchmark(root):
@@ -228,7 +228,7 @@ def test_missing_fixations_are_counted_unless_none_are_wanted(root):
         dataset(root).samples("train")
     with pytest.raises(MissingFileError, match=r"Fixation folder .*gaze does not exist"):
         dataset(root, fixations=["gaze"]).prepare()
-    assert all(sample.signals == {} for sample in everything(dataset(root, fixations=[])))
+    assert all(sample.clip.signals == {} for sample in everything(dataset(root, fixations=[])))
 
 
 def test_fixations_are_searched_in_several_folders_and_must_be_unique(root):
@@ -310,4 +310,4 @@ def test_a_subclass_can_make_the_files_first(root):
     (root / "qa").rename(root / "late")
     made = Made(MadeParams(root=root, seed=3))
     made.prepare()
-    assert set(made.samples("test")[0].signals) == {"gaze", "hand"}
+    assert set(made.samples("test")[0].clip.signals) == {"gaze", "hand"}

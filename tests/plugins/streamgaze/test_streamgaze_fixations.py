@@ -264,12 +264,12 @@ def test_the_check_of_the_data_counts_them_too(tree, reader, gaze):
     wandering(tree)
     data = reader(gaze=gaze)
     data.prepare()
-    said = (
+    message = (
         "moved to its edge when fixations were made: 1 of 9 fixations exist only because of that, 0"
         " would exist only without it (1 of 8 videos)"
     )
     found = lambda: check_tree(reader(), SampledSteps(Sampling()))[0].findings
-    assert [level for level, text in found() if said in text] == ["info"]
+    assert [level for level, text in found() if message in text] == ["info"]
     (tree / "fixations/clamped.json").write_text('{"a": [1]}')
     assert any(
         level == "warning" and "must map videos to two counts" in text for level, text in found()

@@ -178,7 +178,7 @@ def test_video_source_names_the_video_and_never_the_data_set(reader, tree, table
     )
     with_tables = reader()
     assert with_tables.people.known == plain.people.known and {
-        told["source"] for told in with_tables.people.known.values()
+        video["source"] for video in with_tables.people.known.values()
     } == {"egtea", "egoexolearn", "holoassist"}
     assert [sample.groups for sample in with_tables.samples("all")] == [
         sample.groups for sample in plain.samples("all")
@@ -202,7 +202,7 @@ def test_splits_do_not_go_by_the_name_of_the_video(reader, tree):
     assert (
         by_participant.splits[EGTEA[0]] == by_participant.splits[EGTEA[1]]
     )  # both of OP01, whatever the tables call their source
-    assert {told["source"] for told in by_participant.people.known.values()} == {
+    assert {video["source"] for video in by_participant.people.known.values()} == {
         "egtea",
         "egoexolearn",
         "holoassist",
@@ -255,7 +255,7 @@ def test_the_splits_of_a_tree_keep_participants_and_sources_apart(reader, tree):
     (tree / "who.csv").write_text(TABLE)
     data = reader(split="participant", groups="who.csv")
     assert disjoint(
-        data.splits, {stem: told["participant"] for stem, told in data.people.known.items()}
+        data.splits, {stem: video["participant"] for stem, video in data.people.known.items()}
     ) and counts(data.splits) == (6, 1, 1)
     held = reader(split="source", test_source="holoassist")
     assert {stem for stem, name in held.splits.items() if name == "test"} == set(HOLO)

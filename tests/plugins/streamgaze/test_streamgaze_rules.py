@@ -33,11 +33,15 @@ GAZE = Scanpath(
 
 
 def sample(data, task, seconds=10.0):
-    return next(s for s in data.samples("all") if s.task == task and s.window[1] == seconds)
+    return next(s for s in data.samples("all") if s.task == task and s.clip.window[1] == seconds)
+
+
+def clip_signal(data, of, signal):
+    return data.clip_signal(of, of.clip, signal)
 
 
 def clip_fixations(data, task=PRESENT):
-    return data.clip_signal(sample(data, task), GAZE).fixations[:, 2].tolist()
+    return clip_signal(data, sample(data, task), GAZE).fixations[:, 2].tolist()
 
 
 def test_a_fixation_belongs_to_a_clip_when_it_overlaps_it(reader):
@@ -55,8 +59,8 @@ def test_the_fixation_that_begins_when_the_question_is_asked_is_dropped_by_the_r
     asked = Scanpath([[0.5, 0.5, 11.0, 2.0]])  # stamped at its start, 10 s
     own = reader()
     released = reader(fixation_rule="midpoint")
-    assert len(own.clip_signal(sample(own, PRESENT), asked)) == 1
-    assert len(released.clip_signal(sample(released, PRESENT), asked)) == 0
+    assert len(clip_signal(own, sample(own, PRESENT), asked)) == 1
+    assert len(clip_signal(released, sample(released, PRESENT), asked)) == 0
 
 
 def released_choice(rows, start, end):
@@ -104,10 +108,11 @@ def test_a_midpoint_that_is_the_question_s_time_only_in_float32_is_kept_as_relea
     late = (start + end) / 2 + 1e-9
     assert late > 10.0 and np.float32(late) == 10.0
     assert (
-        len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, late, end - start]]))) == 1
+        len(clip_signal(data, sample(data, PRESENT), Scanpath([[0.5, 0.5, late, end - start]])))
+        == 1
     )
     assert (
-        len(data.clip_signal(sample(data, PRESENT), Scanpath([[0.5, 0.5, 10.000001, 3.0]]))) == 0
+        len(clip_signal(data, sample(data, PRESENT), Scanpath([[0.5, 0.5, 10.000001, 3.0]]))) == 0
     )  # a whole float32 later
 
 
@@ -127,7 +132,7 @@ def test_only_in_proactive_tasks_fixations_go_to_the_origin_and_only_if_asked_fo
     own = reader(fixation_rule=rule)
     moved = reader(fixation_rule=rule, proactive_fixations="origin")
     for task in (PRESENT, ALERT):
-        a, b = (data.clip_signal(sample(data, task), GAZE).fixations for data in (own, moved))
+        a, b = (clip_signal(data, sample(data, task), GAZE).fixations for data in (own, moved))
         assert (a[:, 2:] == b[:, 2:]).all() and len(a) > 2
         assert (b[:, :2] == 0).all() if task == ALERT else (a == b).all()
 
@@ -139,8 +144,8 @@ def test_other_signals_are_cut_to_the_window(reader, tmp_path):
     hand = HandPath.read(tmp_path / "hand.csv")
     data = reader(fixation_rule="midpoint", proactive_fixations="origin", proactive_seconds=3)
     one = sample(data, ALERT)
-    assert data.clip_signal(one, hand) == hand.within(*one.window) and 0 < len(
-        hand.within(*one.window)
+    assert clip_signal(data, one, hand) == hand.within(*one.clip.window) and 0 < len(
+        hand.within(*one.clip.window)
     ) < len(hand)
 
 

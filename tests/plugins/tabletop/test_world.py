@@ -99,13 +99,13 @@ def test_the_data_set_makes_and_reads_its_world(world: Path, tmp_path: Path) -> 
     data.prepare()
     train = data.samples("train")
     assert {s.task for s in train} == set(TASKS) and all(
-        s.window[1] - s.window[0] <= 8 and s.window[1] < 25 for s in train
+        s.clip.window[1] - s.clip.window[0] <= 8 and s.clip.window[1] < 25 for s in train
     )
     few = Tabletop(Tabletop.Params(root=world, train=3, val=2, test=2, seed=5, max_per_split=8))
     few.prepare()
     samples = few.samples("test")
     assert [s.task for s in samples] == [task for task in text.GAZE_ONLY for _ in range(2)]
-    assert all(s.video.is_file() and s.signals["gaze"].is_file() for s in samples)
+    assert all(s.clip.file.is_file() and s.clip.signals["gaze"].is_file() for s in samples)
     assert (
         few.prompt(samples[0]).endswith("The best option is:")
         and few.fingerprint() != data.fingerprint()
