@@ -61,6 +61,13 @@ class Injection(Params):
         ),
     )
 
+    @model_validator(mode="after")
+    def _layers_are_different(self) -> "Injection":
+        repeated = sorted({layer for layer in self.layers if self.layers.count(layer) > 1})
+        if repeated:
+            raise ValueError(f"`layers` names layer {repeated[0]} twice")
+        return self
+
     def departures(self) -> Sequence[Departure]:
         """Return the consequence of giving no residuals to clips with an empty signal."""
         text = (

@@ -29,10 +29,18 @@ class VisualGrid:
     spans: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        if len(self.times) != len(self.spans) or not self.times or self.rows < 1 or self.cols < 1:
+        is_whole = hasattr(self.rows, "__index__") and hasattr(self.cols, "__index__")
+        has_steps = len(self.times) == len(self.spans) > 0
+        if not (is_whole and self.rows >= 1 and self.cols >= 1 and has_steps):
             raise VideoError(
                 "A visual grid needs at least one step, row and column, and a span for every step;"
                 f" got {self!r}."
+            )
+        borders = [border for span in self.spans for border in span]
+        if not all(map(math.isfinite, (*self.times, *borders))) or borders != sorted(borders):
+            raise VideoError(
+                "The spans of a visual grid are (start, end) in seconds, one after the other; got"
+                f" {self!r}."
             )
 
     @property
@@ -88,10 +96,13 @@ def visual_grid(
             The first frame may be older than the window: it was on screen when the window began,
             and counts from then.
 
-    Raises :class:`VideoError` if times are missing, do not increase, or lie outside the window.
+    Raises :class:`VideoError` if times are missing, do not increase, or lie outside the window, and
+    if a step has no frames.
     """
+    if not hasattr(frames_per_step, "__index__") or frames_per_step < 1:
+        raise VideoError(f"A step has at least one frame; got {frames_per_step!r} frames per step.")
     times = [float(time) for time in frame_times]
-    if not times or any(later <= earlier for earlier, later in pairwise(times)):
+    if not times or not all(later > earlier for earlier, later in pairwise(times)):
         raise VideoError(f"Frame times must be increasing and at least one; got {times}.")
     start, end = window or (times[0], times[-1])
     if len(times) == 1 or times[1] > start:

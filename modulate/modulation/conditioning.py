@@ -145,6 +145,8 @@ class Conditioning:
                 " `torch._dynamo.reset()` after attaching.)"
             )
         self.tracker.finish()
+        if self.selection is not None:
+            self.selection.finish([row for row, mean in enumerate(self.means) if mean >= 0])
 
     @property
     def forwards(self) -> int:

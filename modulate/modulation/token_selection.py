@@ -3,6 +3,8 @@
 These are text, the last token, or a mask of the caller.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,7 @@ class TokenSelection:
             )
         self._prompt = prompt
         self._mask = mask
+        self._end = 0  # absolute position by which all forwards so far ended
         # Without a hint: the prompt of the last forward that began a sequence.
         self._prompt_ids: Tensor | None = None
         self._prompt_attended: Tensor | None = None
@@ -46,6 +49,7 @@ class TokenSelection:
             return tokens.attended & ~tokens.visual
         batch, length = tokens.visual.shape
         past = tokens.past_length
+        self._end = max(self._end, past + length)
         position = torch.arange(past, past + length, device=tokens.visual.device)
         if self._mask is not None:
             return _read_mask(self._mask, batch, position)
@@ -55,6 +59,34 @@ class TokenSelection:
         # Every generated token counts too: it was the last one when it was computed.
         generated = position >= prompt.shape[1]
         return ((position == last[:, None]) | generated) & tokens.attended
+
+    def finish(self, rows: Sequence[int]) -> None:
+        """Raise :class:`ConditioningError` where a hint names only tokens that never came.
+
+        ``rows``: those that have something to write.
+        """
+        if self._prompt is not None:
+            last = _last_position(self._prompt).tolist()
+            for row in rows:
+                if last[row] < 0:
+                    raise ConditioningError(
+                        f"Row {row}: `prompt` names no token, so there is no last one."
+                    )
+                if last[row] >= self._end:
+                    raise self._never_came("prompt", row, last[row])
+        if self._mask is not None:
+            first = [_first_position(self._mask[row]) for row in rows]
+            named = [place for place in first if place is not None]
+            if named and min(named) >= self._end:
+                place = min(named)
+                raise self._never_came("mask", rows[first.index(place)], place)
+
+    def _never_came(self, hint: str, row: int, position: int) -> ConditioningError:
+        return ConditioningError(
+            f"Row {row}: `{hint}` names position {position}, but the forwards ended at {self._end}:"
+            " nothing was written there. It has one entry for each token of the inputs, padding"
+            " included."
+        )
 
     def _assumed_prompt(self, tokens: ForwardTokens) -> Tensor:
         """Return (row, position) bool: the prompt, which a forward without a cache begins with."""
@@ -75,6 +107,12 @@ def _read_mask(mask: Tensor, batch: int, position: Tensor) -> Tensor:
     mask = mask.to(position.device).repeat_interleave(batch // len(mask), 0)
     inside = position < mask.shape[1]
     return mask[:, position.clamp(max=mask.shape[1] - 1)] & inside
+
+
+def _first_position(mask: Tensor) -> int | None:
+    """Return the first position that is set in a (position,) mask, or None."""
+    positions = mask.nonzero()
+    return int(positions[0]) if len(positions) else None
 
 
 def _last_position(attended: Tensor) -> Tensor:

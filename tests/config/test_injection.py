@@ -23,3 +23,9 @@ def test_settings_of_visual_tokens_are_refused_with_any_other_kind(kind):
         match=f"`empty: none` applies to visual tokens; it has no effect with kind `{kind}`",
     ):
         Injection(layers=(1,), empty="none", tokens=Tokens(kind=kind))
+
+
+def test_a_layer_named_twice_is_refused():
+    assert Injection(layers=(2, 0)).layers == (2, 0)
+    with pytest.raises(ValidationError, match="`layers` names layer 1 twice"):
+        Injection(layers=(1, 0, 1))

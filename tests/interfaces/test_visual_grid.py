@@ -130,3 +130,33 @@ def test_a_picture_is_one_step_for_as_long_as_it_was_looked_at():
     grid = picture_grid(2, 3, (1.0, 4.0))
     assert (grid.steps, grid.rows, grid.cols) == (1, 2, 3)
     assert grid.times == (2.5,) and grid.spans == ((1.0, 4.0),)
+
+
+@pytest.mark.parametrize("frames", [0, -1, 1.5])
+def test_a_step_has_a_whole_number_of_frames(frames):
+    with pytest.raises(VideoError, match=f"at least one frame; got {frames} frames per step"):
+        visual_grid([0.0, 1.0], frames, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "times", "spans", "text"),
+    [
+        (2, (0.5,), ((1.0, 0.0),), "one after the other"),
+        (2, (0.5, 2.5), ((2.0, 3.0), (0.0, 1.0)), "one after the other"),
+        (2, (0.5, 1.0), ((0.0, 2.0), (1.0, 3.0)), "one after the other"),
+        (2, (math.nan,), ((0.0, 1.0),), "in seconds"),
+        (2, (0.5,), ((0.0, math.inf),), "in seconds"),
+        (2.5, (0.5,), ((0.0, 1.0),), "at least one step, row and column"),
+    ],
+)
+def test_grids_whose_spans_or_sizes_mean_nothing_are_refused(rows, times, spans, text):
+    with pytest.raises(VideoError, match=text):
+        VisualGrid(rows, 3, times, spans)
+
+
+def test_frame_times_that_are_no_numbers_are_refused():
+    for times in ([0.0, math.nan], [math.nan, 1.0], [0.0, math.inf]):
+        with pytest.raises(VideoError, match=r"must be increasing|in seconds|outside"):
+            visual_grid(times, 1, 2, 3)
+    with pytest.raises(VideoError, match="in seconds"):
+        visual_grid([0.0, 1.0], 1, 2, 3, (0.0, math.nan))

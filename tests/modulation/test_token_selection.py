@@ -188,3 +188,39 @@ def test_hints_that_are_missing_wrong_or_without_effect_are_refused(host):
 def test_the_selection_is_saved_with_the_modulation(host, tmp_path):
     selecting(host, kind="last").save_pretrained(tmp_path)
     assert Modulation.from_pretrained(tmp_path).config.injection.tokens == Tokens(kind="last")
+
+
+def test_hints_that_name_only_tokens_that_never_came_are_refused(host):
+    batch = inputs(texts=((7, 8, 9),))
+    length = batch["input_ids"].shape[1]
+    longer = length + 3
+    last = selecting(host, kind="last")
+    mask = selecting(host, kind="mask")
+    far = torch.arange(length + 9)[None] == length + 8
+    cases = [
+        (last, {"prompt": torch.ones(1, longer)}, f"`prompt` names position {longer - 1}, but the"),
+        (last, {"prompt": torch.zeros(1, length)}, "Row 0: `prompt` names no token"),
+        (mask, {"mask": far}, f"`mask` names position {length + 8}, but the forwards ended at"),
+    ]
+    for modulation, hints, message in cases:
+        with (
+            modulation.attached(host) as attachment,
+            pytest.raises(ConditioningError, match=message),
+            attachment.condition([[CLIP]], **hints),
+        ):
+            host.generate(**batch, max_new_tokens=2)
+
+
+def test_hints_may_name_no_token_of_rows_that_read_nothing_and_more_than_is_generated(host):
+    batch = inputs()
+    length = batch["input_ids"].shape[1]
+    with selecting(host, kind="last").attached(host) as attachment:
+        prompt = batch["attention_mask"].clone()
+        prompt[1] = 0
+        with attachment.condition([[CLIP], []], prompt=prompt):
+            host.generate(**batch, max_new_tokens=2)
+        assert attachment.report().tokens == 2
+    with selecting(host, kind="mask").attached(host) as attachment:
+        for mask in (torch.zeros(2, length), torch.ones(2, length + 50)):
+            with attachment.condition([[CLIP], [OTHER]], mask=mask):
+                host.generate(**batch, max_new_tokens=2)
