@@ -329,7 +329,7 @@ CASES = [(kind, *mistake) for kind, mistakes in MISTAKES.items() for mistake in 
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def shared_folder(tmp_path_factory):
     """A folder with a small world, which all mistakes share."""
     folder = tmp_path_factory.mktemp("world")
     pipeline_of(folder, []).make_data()
@@ -358,9 +358,9 @@ def plugin(tmp_path, monkeypatch):
     sys.modules.pop("guilty", None)
 
 
-def use(world, kind, cache):
+def use(shared_folder, kind, cache):
     """Do with a component what training and evaluation do."""
-    pipeline = pipeline_of(world, PARTS[kind], cache)
+    pipeline = pipeline_of(shared_folder, PARTS[kind], cache)
     samples = pipeline.samples("test")
     prepared = pipeline.prepare(samples[0])
     pool = ShufflePool(samples)
@@ -380,20 +380,20 @@ def use(world, kind, cache):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PARTS if kind != "signal"])
-def test_a_sound_plugin_of_each_kind_works(kind, world, plugin, tmp_path):
+def test_a_sound_plugin_of_each_kind_works(kind, shared_folder, plugin, tmp_path):
     plugin("")
-    use(world, kind, tmp_path / "cache")
+    use(shared_folder, kind, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
     ("kind", "mistake", "text"), CASES, ids=[f"{kind}-{text[:40]}" for kind, _, text in CASES]
 )
 def test_a_mistake_is_named_with_its_plugin_and_what_to_do(
-    kind, mistake, text, world, plugin, tmp_path
+    kind, mistake, text, shared_folder, plugin, tmp_path
 ):
     plugin(mistake)
     with pytest.raises(ComponentError) as caught:
-        use(world, kind, tmp_path / "cache")
+        use(shared_folder, kind, tmp_path / "cache")
     message = str(caught.value)
     name = {"dataset": "my_data"}.get(kind, f"my_{kind}")
     assert re.search(f"{KIND.get(kind, kind)} '{name}' of plugin 'guilty'", message), message
@@ -406,21 +406,21 @@ def test_there_are_many_mistakes_of_every_kind():
     assert len(CASES) >= 35 and all(len(mistakes) >= 3 for mistakes in MISTAKES.values())
 
 
-def test_a_mended_backbone_works_at_once(world, plugin, tmp_path):
+def test_a_mended_backbone_works_at_once(shared_folder, plugin, tmp_path):
     """A wrong shape is never cached, so nobody has to delete the cache."""
     plugin("MyBackbone.d_features = 4")
     with pytest.raises(ComponentError, match="the last axis must be d_features, 4"):
-        use(world, "backbone", tmp_path / "cache")
+        use(shared_folder, "backbone", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.safetensors"))
     plugins.registry().get("backbone", "my_backbone").d_features = 3
-    use(world, "backbone", tmp_path / "cache")
+    use(shared_folder, "backbone", tmp_path / "cache")
 
 
 def test_features_cached_under_a_fingerprint_that_did_not_change_are_replaced(
-    world, plugin, tmp_path
+    shared_folder, plugin, tmp_path
 ):
     plugin("")
-    use(world, "backbone", tmp_path / "cache")
+    use(shared_folder, "backbone", tmp_path / "cache")
     backbone = plugins.registry().get("backbone", "my_backbone")
     good = backbone.good
     backbone.d_features = 6
@@ -428,13 +428,13 @@ def test_features_cached_under_a_fingerprint_that_did_not_change_are_replaced(
     with pytest.warns(
         UserWarning, match="width 3 of the backbone 'my_backbone', which now makes 6, under one"
     ):
-        use(world, "backbone", tmp_path / "cache")
-    use(world, "backbone", tmp_path / "cache")
+        use(shared_folder, "backbone", tmp_path / "cache")
+    use(shared_folder, "backbone", tmp_path / "cache")
 
 
-def test_a_training_that_diverges_is_no_mistake_of_the_plugin(world, plugin, tmp_path):
+def test_a_training_that_diverges_is_no_mistake_of_the_plugin(shared_folder, plugin, tmp_path):
     plugin("")
-    pipeline = pipeline_of(world, PARTS["modulator"], tmp_path / "cache")
+    pipeline = pipeline_of(shared_folder, PARTS["modulator"], tmp_path / "cache")
     prepared = pipeline.prepare(pipeline.samples("test")[0])
     modulation = pipeline.fresh_modulation()
     with torch.no_grad():
@@ -447,7 +447,7 @@ def test_a_training_that_diverges_is_no_mistake_of_the_plugin(world, plugin, tmp
 
 
 def test_a_recipe_names_the_package_of_a_component_that_cannot_be_imported(
-    tmp_path, monkeypatch, world
+    tmp_path, monkeypatch, shared_folder
 ):
     code = "@hookimpl\ndef register_modulators(register):\n    register('lazy', 'nowhere:Lazy')\n"
     installed(tmp_path, "lazy_plugin", code)
@@ -456,4 +456,4 @@ def test_a_recipe_names_the_package_of_a_component_that_cannot_be_imported(
     monkeypatch.setattr(plugins, "registry", lambda: found)
     with pytest.raises(PluginError, match=r"modulator 'lazy' of plugin 'lazy_plugin' cannot be"):
         load_recipe(SMALL, ["modulator={name: lazy}"])
-    assert pipeline_of(world, []).samples("test")
+    assert pipeline_of(shared_folder, []).samples("test")

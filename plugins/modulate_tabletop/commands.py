@@ -57,18 +57,18 @@ def make(
     sizes = {"train": train, "val": val, "test": test}
     with display() as shown:
         report = lambda done, total: shown.update("videos", done, total)  # noqa: E731
-        world = make_world(
+        made = make_world(
             root, **sizes, seed=seed, objects=objects, drift=drift, workers=workers, progress=report
         )
     table = Table(
         "Task", "train", "val", "test", title="Questions (test points for proactive tasks)"
     )
-    for name, counts in world["questions"].items():
+    for name, counts in made["questions"].items():
         table.add_row(name, *(str(counts[split]) for split in ("train", "val", "test")))
     console = Console()
     console.print(table)
     console.print(
-        f"{'Reused' if world['reused'] else 'Generated'} {world['root']} in {world['seconds']} s.",
+        f"{'Reused' if made['reused'] else 'Generated'} {made['root']} in {made['seconds']} s.",
         highlight=False,
         soft_wrap=True,
     )

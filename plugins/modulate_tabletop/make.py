@@ -232,12 +232,12 @@ def _folder_for(root: Path) -> Iterator[Path]:
 def _fill(
     folder: Path, wanted: Mapping[str, Any], workers: int, progress: Progress | None
 ) -> dict[str, Any]:
-    world = {key: wanted[key] for key in WORLD}
-    todo = jobs(**world)
+    parameters = {key: wanted[key] for key in WORLD}
+    todo = jobs(**parameters)
     for name in ("videos/original_video", "fixations", "gaze", "hand", "qa"):
         (folder / name).mkdir(parents=True)
     drafts: list[list[Question]] = []
-    for questions in _run(todo, folder, list(world.values()), min(workers, len(todo))):
+    for questions in _run(todo, folder, list(parameters.values()), min(workers, len(todo))):
         drafts.append(questions)
         if progress is not None:
             progress(len(drafts), len(todo))

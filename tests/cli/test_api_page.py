@@ -150,8 +150,8 @@ def test_the_plugin_is_found_and_each_of_its_components_works(folder, monkeypatc
     assert ClipInput(signal, grid, features).signal is signal
     questions = registry.get("dataset", "loud_questions")(loudness.Folder(root=folder))
     assert questions.samples("test") == [] and questions.fingerprint() == "kitchen.mp4"
-    told = registry.get("input", "loudness_told")(loudness.Params())
+    stated = registry.get("input", "loudness_told")(loudness.Params())
     frames = modulate.Frames(np.zeros((4, 8, 8, 3), np.uint8), times)
-    turn = told(loudness.HostInput(frames, "Is it loud?"), signal, (0.0, 4.0))
+    turn = stated(loudness.HostInput(frames, "Is it loud?"), signal, (0.0, 4.0))
     assert turn.text.startswith("(The loudest sound is 0.8.)")
     assert issubclass(registry.get("host", "quiet_host"), modulate.Host)

@@ -411,10 +411,12 @@ def test_a_disk_that_cannot_be_written_is_reported_once_without_mentioning_space
 ) -> None:
     (tmp_path / "file").touch()
     cache = FeatureCache(tmp_path / "file", memory_bytes=0)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         for _ in range(3):
             cache.get_or_compute(KEY, Counter())
-    assert len(told) == 1 and cache.misses == 3 and "Free some space" not in str(told[0].message)
+    assert (
+        len(caught) == 1 and cache.misses == 3 and "Free some space" not in str(caught[0].message)
+    )
 
 
 def test_entries_dropped_because_of_the_limit_are_counted(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def test_a_deprecation_of_a_library_is_shown_once_as_a_plain_line(stock, categor
 
 def test_other_warnings_are_printed_as_by_python_but_as_plain_lines_in_a_command(stock):
     with show_library_warnings():
-        (said,) = printed(UserWarning, "look")
-        assert said.startswith(f"{LIBRARY}.py:1: UserWarning: look")
-        assert printed(UserWarning, "look") == [said]
+        (line,) = printed(UserWarning, "look")
+        assert line.startswith(f"{LIBRARY}.py:1: UserWarning: look")
+        assert printed(UserWarning, "look") == [line]
     with show_library_warnings(every=True):
         assert printed(UserWarning, "look") == ["warning: look\n"] == printed(UserWarning, "look")
 

@@ -117,7 +117,7 @@ def test_the_steps_work_as_they_are_written_one_after_the_other(place, monkeypat
     lines = commands(PAGE)
     for line in lines:
         filled = line.replace("VIDEO", str(video)).replace("CSV", str(csv)).replace("SECONDS", "12")
-        extra = next((added for begin, added in more.items() if begin in line), [])
+        extra = next((added for prefix, added in more.items() if prefix in line), [])
         run(filled, *extra)
     verbs = [line.split()[1] for line in lines]
     assert verbs == ["convert", "ask", "adopt", "ask", "adopt", "eval"]
