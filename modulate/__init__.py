@@ -7,8 +7,8 @@ What this module exports is supported and follows semantic versioning; everythin
 in any release.
 
 The core's packages from the bottom up: errors, utils, hookspecs, plugins, interfaces, config,
-distributed, data, hosts, modulation, inference, runs, evaluation, training, checks, sweeps, report,
-testing, cli. Each imports only from those before it.
+distributed, data, hosts, modulation, answers, inference, runs, evaluation, training, checks,
+sweeps, report, testing, cli. Each imports only from those before it.
 """
 
 import importlib

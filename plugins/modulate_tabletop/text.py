@@ -12,6 +12,7 @@ HARD = "present_object_identification_hard"
 ATTRIBUTE = "present_object_attribute_recognition"
 ALERT = "proactive_gaze_triggered_alert"
 GAZE_ONLY = (EASY, HARD, ATTRIBUTE, ALERT)
+NAMING = "present_object_naming"
 DESCRIBE = "Describe the table."
 ALERT_SUFFIX = "Based on the video so far, should the alert be triggered?"
 EMPTY = "nothing"
@@ -153,6 +154,11 @@ def question_hard(seconds: float) -> str:
 def question_attribute(seconds: float) -> str:
     """Return the question about the color of the object looked at."""
     return f"At {clock(seconds)}, what colour is the object the viewer is looking at?"
+
+
+def question_naming(seconds: float) -> str:
+    """Return the question about class and color of the object looked at."""
+    return f"At {clock(seconds)}, what is the viewer looking at, and what colour is it?"
 
 
 def question_alert(word: str) -> str:
