@@ -133,6 +133,7 @@ def test_a_conditioning_that_does_not_fit(case):
             [clips[0], [wrong]], r"Row 1: the inputs hold \d+ visual tokens, the conditioning \d+"
         )
         refused([clips[0]] * 3, "has 3 rows, the forward a batch of 2")
+        refused([clips[0]], "has 1 row, the forward a batch of 2 that differ in their token ids")
         refused(
             clips,
             f"Row 1: the positions name 0 visual tokens, the conditioning {tokens}",
