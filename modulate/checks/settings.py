@@ -8,6 +8,9 @@ from accelerate.tracking import LoggerType, get_available_trackers
 
 from modulate.checks.findings import CheckReport, Level
 from modulate.config.recipe import Recipe
+from modulate.errors import DataError
+from modulate.inference.controls import ShufflePool, no_candidates
+from modulate.inference.preparation import refuse_untransformable
 from modulate.interfaces.components import Params
 from modulate.interfaces.sample import Sample
 from modulate.training.epoch_sampler import epoch_batches
@@ -35,12 +38,36 @@ def check_settings(
                 f"training.trackers asks for {tracker!r}, which is not installed: pip install"
                 f" 'modulate[{tracker}]', or remove it.",
             )
-    files = {sample.files for sample in samples.get("test", [])}
-    if len(files) == 1 and "shuffled" in recipe.evaluation.conditions:
-        report.add(
-            "error",
-            "The control `shuffled` needs test samples of at least two videos; there is one.",
-        )
+    _inputs_and_shuffling(report, recipe, samples)
+
+
+def _inputs_and_shuffling(
+    report: CheckReport, recipe: Recipe, samples: Mapping[str, Sequence[Sample]]
+) -> None:
+    """Report input transforms and shuffling that the samples do not allow."""
+    try:
+        refuse_untransformable(recipe, [sample for items in samples.values() for sample in items])
+    except DataError as error:
+        report.add("error", str(error))
+    if "shuffled" not in recipe.evaluation.conditions:
+        return
+    tested = samples.get("test", [])
+    pool = ShufflePool(tested)
+    for is_image in (False, True):
+        without = [
+            sample.id
+            for sample in tested
+            for index, clip in enumerate(sample.clips)
+            if clip.is_image == is_image
+            and sample.has_signals(clip)
+            and not pool.candidates(sample, index)
+        ]
+        if without:
+            report.add(
+                "error",
+                f"The control `shuffled` needs test {no_candidates(is_image)}. None can be drawn"
+                f" for {len(without)} clips, the first of sample {without[0]}.",
+            )
 
 
 def _without_effect(report: CheckReport, recipe: Recipe) -> None:
@@ -63,14 +90,6 @@ def _without_effect(report: CheckReport, recipe: Recipe) -> None:
         report.add(
             "info",
             f"`augment` has no effect: training under {training.condition!r} sees no signal.",
-        )
-    layers = recipe.injection.layers
-    repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
-    if repeated:
-        report.add(
-            "warning",
-            f"injection.layers names layer {repeated[0]} more than once: it gets several"
-            " residuals.",
         )
 
 

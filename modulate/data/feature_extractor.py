@@ -19,6 +19,7 @@ from modulate.data.clip_reader import ClipReader
 from modulate.data.feature_cache import FeatureCache, FeatureKey
 from modulate.data.feature_shards import StoredTensor
 from modulate.data.picture import read_picture
+from modulate.data.video_groups import with_video_groups
 from modulate.errors import ComponentError, DataError, ModulateError
 from modulate.interfaces.components import Backbone, Dataset, FrameFeatures
 from modulate.interfaces.frames import Frames
@@ -169,10 +170,11 @@ class FeatureExtractor:
     def samples(self, split: str) -> list[Sample]:
         """Return a split's samples, and announce their frames to the clip reader.
 
-        A video with many questions is then decoded once for all of them.
+        A video with many questions is then decoded once for all of them. Samples without a group
+        ``video`` get one: see :func:`with_video_groups`.
         """
         with self.recipe.data.blame("dataset", "samples"):
-            samples = check_samples(self.dataset.samples(split), split)
+            samples = with_video_groups(check_samples(self.dataset.samples(split), split))
         for clip in (clip for sample in samples for clip in sample.clips):
             if not clip.is_image:
                 self.clip_reader.expect(clip.file, self.times(clip, training=split == "train"))

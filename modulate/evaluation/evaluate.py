@@ -14,6 +14,7 @@ from modulate.evaluation.scoring import require_scorable, score
 from modulate.evaluation.text_scores import signatures
 from modulate.hosts.fsdp import refuse_out_of_step
 from modulate.inference.pipeline import Pipeline
+from modulate.inference.preparation import refuse_untransformable
 from modulate.interfaces.sample import Sample
 from modulate.modulation.module import Modulation
 from modulate.runs.run import Run, environment
@@ -55,6 +56,7 @@ def evaluate(
     refuse_out_of_step(run.recipe, processes, training=False)
     if not samples:
         raise DataError(f"The split {split!r} has no samples.")
+    refuse_untransformable(run.recipe, samples)
     with processes.fail_together(), run.locked():
         pipeline.build_deferred()  # Parts that cannot be built fail before the first answer.
         require_scorable(pipeline)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 
+from modulate.data.video_groups import GROUP
 from modulate.errors import DataError
 from modulate.evaluation.predictions import Prediction
 from modulate.evaluation.text_scores import score_text
@@ -100,5 +101,5 @@ def failure(
 
 def group_of(sample: Sample) -> str:
     """Return the group of samples that depend on each other: those of a video."""
-    # Without a video, no sample depends on another.
-    return sample.groups.get("video", sample.id)
+    # The pipeline's samples all have one; of others, none depends on another.
+    return sample.groups.get(GROUP, sample.id)

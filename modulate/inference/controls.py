@@ -18,9 +18,23 @@ class ShufflePool:
     """The samples from which shuffling draws another video's, or another picture's, signal."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self._samples = tuple(samples)
+        # By whether a picture or a video is needed.
+        self._drawable = {
+            is_image: [sample for sample in samples if _drawable(sample, is_image)]
+            for is_image in (False, True)
+        }
         # Listed once per file: a draw would otherwise scan all samples for each of them.
         self._candidates: dict[tuple[frozenset[Path], bool], list[Sample]] = {}
+
+    def candidates(self, own: Sample, index: int = 0) -> list[Sample]:
+        """Return the samples from which a signal for a clip of ``own`` can be drawn."""
+        is_image = own.clips[index].is_image
+        key = (own.files, is_image)
+        if key not in self._candidates:
+            self._candidates[key] = [
+                sample for sample in self._drawable[is_image] if sample.files.isdisjoint(own.files)
+            ]
+        return self._candidates[key]
 
     def draw(self, own: Sample, seed: int, index: int = 0) -> tuple[Sample, SampleClip]:
         """Return a sample that shares no file with ``own``, and one of its clips.
@@ -36,22 +50,20 @@ class ShufflePool:
         Raises :class:`DataError` if there is no such sample.
         """
         is_image = own.clips[index].is_image
-        key = (own.files, is_image)
-        if key not in self._candidates:
-            self._candidates[key] = [
-                sample
-                for sample in self._samples
-                if sample.files.isdisjoint(own.files) and _drawable(sample, is_image)
-            ]
-        candidates = self._candidates[key]
+        candidates = self.candidates(own, index)
         if not candidates:
-            what = "pictures" if is_image else "videos"
-            raise DataError(f"Shuffling needs samples of at least two {what}.")
+            raise DataError(f"Shuffling needs {no_candidates(is_image)}.")
         # Seeded by sample and clip, so that the draw does not depend on the order of evaluation.
         rng = random.Random(f"{seed}:{own.id}" + (f":{index}" if index else ""))
         drawn = rng.choice(candidates)
         clips = _drawable(drawn, is_image)
         return drawn, clips[0] if len(clips) == 1 else rng.choice(clips)
+
+
+def no_candidates(is_image: bool) -> str:
+    """Return what is missing if no signal can be drawn for a picture, or for a video."""
+    what = "pictures" if is_image else "videos"
+    return f"samples of at least two {what} that share no file"
 
 
 def _drawable(sample: Sample, is_image: bool) -> list[SampleClip]:

@@ -211,6 +211,23 @@ class SamplePreparer:
         )
 
 
+def refuse_untransformable(recipe: Recipe, samples: Sequence[Sample]) -> None:
+    """Raise :class:`DataError` if the recipe's input transforms cannot be applied to ``samples``.
+
+    A transform puts a signal into one video, so each sample must show one, and nothing else.
+    """
+    if not recipe.evaluation.inputs:
+        return
+    for sample in samples:
+        shown = sample.clips
+        if len(shown) > 1 or shown[0].is_image:
+            what = "a picture" if len(shown) == 1 else f"{len(shown)} clips"
+            raise DataError(
+                f"evaluation.inputs ({', '.join(recipe.evaluation.inputs)}) put the signal into one"
+                f" video, and sample {sample.id} shows {what}. Remove evaluation.inputs."
+            )
+
+
 def _as_content(
     clip: SampleClip, frames: Frames, window: tuple[float, float]
 ) -> VideoClip | Picture:

@@ -89,5 +89,5 @@ class Sample:
         return frozenset(clip.file for clip in self.clips)
 
     def has_signals(self, clip: SampleClip) -> bool:
-        """Return whether ``clip`` is conditioned: it has signals, or is the only clip."""
-        return len(self.clips) == 1 or bool(clip.signals)
+        """Return whether ``clip`` has signals, or should: where no clip has any, all should."""
+        return bool(clip.signals) or not any(other.signals for other in self.clips)

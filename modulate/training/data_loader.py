@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from modulate.errors import DataError, ModulateError
 from modulate.inference.pipeline import Pipeline
+from modulate.inference.preparation import refuse_untransformable
 from modulate.interfaces.sample import Sample
 from modulate.utils.out_of_memory import is_out_of_memory
 
@@ -20,6 +21,8 @@ def training_samples(pipeline: Pipeline) -> list[Sample]:
     samples = pipeline.samples("train")
     if not samples:
         raise DataError("The training split has no samples.")
+    # The evaluation's would otherwise fail after the training.
+    refuse_untransformable(pipeline.recipe, samples)
     if pipeline.recipe.training.empty == "train":
         return samples
     kept = [sample for sample in samples if not _has_empty_signal(pipeline, sample)]

@@ -142,13 +142,11 @@ def test_settings_without_effect_are_reported(checked):
         "training.stages.0.lora_lr=1.0e-3",
         "training.patience=3",
         "training.validate_every=null",
-        "injection.layers=[1, 1]",
     )
     warnings = texts(report, "warning")
     assert "`lora` is set, but no stage trains it" in warnings
     assert "Stage 'modulator' has a lora_lr, but does not train lora." in warnings
     assert "`patience` has no effect without validation" in warnings
-    assert "injection.layers names layer 1 more than once" in warnings
     assert "warm-up is shortened" in texts(report, "info")
 
 

@@ -52,7 +52,6 @@ CASES = [
         "info",
         "`augment` has no effect: training under 'blank' sees no signal",
     ),
-    (["injection.layers=[1, 2, 1]"], "warning", "injection.layers names layer 1 more than once"),
     (
         ["training.batch_by=clip"],
         "warning",
@@ -144,7 +143,8 @@ def test_shuffling_needs_test_samples_of_two_videos(videos, conditions, refused)
         == [
             (
                 "error",
-                "The control `shuffled` needs test samples of at least two videos; there is one.",
+                "The control `shuffled` needs test samples of at least two videos that share no"
+                " file. None can be drawn for 2 clips, the first of sample s.",
             )
         ]
         * refused

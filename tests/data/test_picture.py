@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from modulate.data import picture
-from modulate.data.picture import is_picture, read_picture
+from modulate.data.picture import is_picture, picture_size, read_picture
 from modulate.errors import MissingFileError, VideoError
 from tests.video_files import write_video
 
@@ -18,6 +18,7 @@ def test_lossless_formats_give_the_pixels_back(tmp_path, suffix):
     Image.fromarray(PIXELS).save(path, **({"lossless": True} if suffix == "webp" else {}))
     assert is_picture(path)
     assert np.array_equal(read_picture(path), PIXELS)
+    assert picture_size(path) == (4, 6)
 
 
 def test_a_picture_is_turned_upright_as_its_file_says(tmp_path):
@@ -26,6 +27,7 @@ def test_a_picture_is_turned_upright_as_its_file_says(tmp_path):
     exif[0x0112] = 6  # the first row of the file is the right edge of the scene
     Image.fromarray(PIXELS).save(path, exif=exif)
     assert np.array_equal(read_picture(path), np.rot90(PIXELS, -1))
+    assert picture_size(path) == (6, 4)
 
 
 def test_gray_and_transparent_pictures_become_rgb_on_white(tmp_path):
@@ -59,6 +61,8 @@ def test_damaged_moving_empty_and_missing_files_are_refused(tmp_path):
         is_picture(tmp_path / "empty.png")
     with pytest.raises(MissingFileError, match="no file at"):
         read_picture(tmp_path / "none.png")
+    with pytest.raises(MissingFileError, match="no file at"):
+        picture_size(tmp_path / "none.png")
 
 
 def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
