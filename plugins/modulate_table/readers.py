@@ -207,6 +207,12 @@ def _object(value: Any) -> Mapping[str, Any] | str:
 
 
 def _parquet(path: Path, name: str, extracted: Path) -> _Found:
+    for number, values in enumerate(_parquet_rows(path)):
+        place = f"{name}, row {number} (from 0)"
+        yield place, f"{name}:{number}", extract(values, extracted)
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -214,11 +220,8 @@ def _parquet(path: Path, name: str, extracted: Path) -> _Found:
         raise PluginError(f"Parquet files need the library pyarrow: {EXTRA}") from error
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        number = 0
         for batch in file.iter_batches(batch_size=1024):
-            for values in batch.to_pylist():
-                place = f"{name}, row {number} (from 0)"
-                yield place, f"{name}:{number}", extract(values, extracted)
-                number += 1
-    except (pyarrow.ArrowException, OSError) as error:
+            yield from batch.to_pylist()
+    # ValueError: also of texts that are not UTF-8.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error

@@ -54,6 +54,11 @@ INSTRUMENTED = (
     "modulate_hand.path",
     "modulate_streamgaze.questions",
     "modulate_streamgaze.splits",
+    "modulate_table.readers",
+    "modulate_table.cells",
+    "modulate_table.columns",
+    "modulate_table.rows",
+    "modulate_table.answers",
     "modulate_vjepa.weights",
 )
 """Modules that atheris instruments to see which inputs take new paths through them."""

@@ -13,6 +13,7 @@ from tests.durability.parsers import (
     released_checkpoint,
     side_signals,
     streamgaze,
+    tables,
     videos,
 )
 from tests.durability.parsers.parser import Parser, through_file
@@ -29,6 +30,7 @@ def parsers() -> dict[str, Parser]:
     every = [
         *side_signals.parsers(),
         *streamgaze.parsers(),
+        *tables.parsers(),
         *recipes.parsers(),
         *modulations.parsers(),
         *released_checkpoint.parsers(),
