@@ -20,6 +20,7 @@ from modulate.evaluation.predictions import Prediction
 from modulate.evaluation.scoring import score
 from modulate.inference.pipeline import Pipeline
 from modulate.inference.preparation import PreparedClip, PreparedSample
+from modulate.interfaces import signal_checks
 from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Mark
 from modulate.interfaces.visual_grid import VisualGrid
@@ -252,10 +253,11 @@ def _relative_residuals(
     """Return ‖Δh‖/‖h‖ and ‖Δh − Δh(blank)‖/‖h‖ by layer, (position,)."""
     strength = {}
     signal_effect = {}
-    for layer, (before, after) in signal.items():
+    # Of the first forward, which is the prompt's; generated tokens and options follow.
+    for layer, (before, after, *_) in signal.items():
         norm = before[0].float().norm(dim=-1).clamp_min(1e-12)
         residual = after[0].float() - before[0].float()
-        blank_before, blank_after = blank[layer]
+        blank_before, blank_after = blank[layer][:2]
         blank_residual = blank_after[0].float() - blank_before[0].float()
         strength[layer] = (residual.norm(dim=-1) / norm).cpu()
         signal_effect[layer] = ((residual - blank_residual).norm(dim=-1) / norm).cpu()
@@ -272,7 +274,9 @@ def _reproduced(answers: dict[str, Prediction], evaluated: EvaluatedRun) -> bool
 
 
 def _same_answer(first: Prediction, second: Prediction) -> bool:
-    if first.prediction != second.prediction or len(first.logits) != len(second.logits):
+    if (first.prediction, first.text) != (second.prediction, second.text):
+        return False
+    if len(first.logits) != len(second.logits):
         return False
     pairs = zip(first.logits, second.logits, strict=True)
     return all(abs(x - y) <= LOGIT_TOLERANCE for x, y in pairs)
@@ -282,7 +286,7 @@ def _same_answer(first: Prediction, second: Prediction) -> bool:
 def trace_layers(attachment: Attachment) -> Iterator[dict[int, list[Tensor]]]:
     """Record the states that each injected layer returns, before and after the residual is added.
 
-    Yields layer → [before, after], each (row, position, d_model), filled by the next forward.
+    Yields layer → [before, after, …], each (row, position, d_model), filled by the next forwards.
     """
     trace: dict[int, list[Tensor]] = {}
     handles = []
@@ -317,6 +321,8 @@ def _on_clips(
 ) -> list[dict[int, NDArray[np.float32]]]:
     """Lay values of prompt positions out on each clip's visual grid."""
     visual = _is_visual(pipeline, prepared)
+    # Options of several tokens continue from the part of the prompt that holds its clips.
+    ratios = {layer: _padded(ratio, len(visual)) for layer, ratio in ratios.items()}
     tokens = [torch.tensor(list(pipeline.host.placeholders(c.grid))) for c in prepared.clips]
     if int(visual.sum()) != sum(map(len, tokens)):
         raise DataError(
@@ -329,6 +335,11 @@ def _on_clips(
         {layer: _on_grid(parts[i], tokens[i], clip.grid) for layer, parts in by_layer.items()}
         for i, clip in enumerate(prepared.clips)
     ]
+
+
+def _padded(ratio: Tensor, length: int) -> Tensor:
+    """Return (position,) of a whole prompt: 0 where a ratio ends before it."""
+    return torch.nn.functional.pad(ratio, (0, length - len(ratio)))
 
 
 def _on_grid(values: Tensor, tokens: Tensor, grid: VisualGrid) -> NDArray[np.float32]:
@@ -344,7 +355,7 @@ def _on_grid(values: Tensor, tokens: Tensor, grid: VisualGrid) -> NDArray[np.flo
 def _other_tokens(visual: Tensor, ratios: dict[int, Tensor]) -> dict[int, OtherTokens]:
     found = {}
     for layer, ratio in ratios.items():
-        others = ratio[~visual]
+        others = _padded(ratio, len(visual))[~visual]
         largest = float(others.max()) if len(others) else 0.0
         found[layer] = OtherTokens(int((others > 0).sum()), largest)
     return found
@@ -366,7 +377,7 @@ def _step_pictures(
         last_frame = min((index + 1) * frames_per_step, len(frames.times)) - 1
         jpeg, size = _jpeg(frames.images[last_frame])
         span = grid.spans[index]
-        marks = () if clip.signal is None else clip.signal.marks(*span)
+        marks = () if clip.signal is None else signal_checks.marks(clip.signal, *span)
         pictures.append(StepPicture(index, span, jpeg, size, marks))
     return tuple(pictures)
 

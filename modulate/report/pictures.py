@@ -60,9 +60,12 @@ def _card(number: int, shown: GallerySample) -> Html:
             " changed since."
         )
         parts.append(tag("p", warning, class_="warn"))
-    parts.append(
-        table(_answers(number, shown), bold=[] if sample.answer is None else [sample.answer])
-    )
+    if any(answer.is_free_text for answer in shown.answers.values()):
+        parts.append(table(_texts(number, shown)))
+    else:
+        parts.append(
+            table(_answers(number, shown), bold=[] if sample.answer is None else [sample.answer])
+        )
     # One scale for all tiles of the sample, so that clips, layers and steps can be compared.
     grids = [
         grid
@@ -104,6 +107,26 @@ def _answers(number: int, shown: GallerySample) -> Table:
         columns,
         tuple(rows),
         text_columns=2,
+    )
+
+
+def _texts(number: int, shown: GallerySample) -> Table:
+    rows = [
+        (
+            CONDITION_LABELS.get(name, name),
+            answer.text or "",
+            "exact" if answer.correct else "",
+            f"{100 * answer.score('token_f1'):.0f} %",
+        )
+        for name, answer in shown.answers.items()
+    ]
+    accepted = next(iter(shown.answers.values())).answers
+    return Table(
+        f"sample-{number}",
+        f"Generated answers; accepted: {'; '.join(accepted)}",
+        ("Condition", "answer", "", "token F1"),
+        tuple(rows),
+        text_columns=3,
     )
 
 

@@ -7,13 +7,23 @@ import pytest
 import torch
 from torchvision.io import decode_jpeg
 
+from modulate.config.recipe import override, validate
 from modulate.errors import DataError
+from modulate.evaluation.evaluate import evaluate
 from modulate.evaluation.predictions import Prediction
+from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.multi_signal import MultiSignal
-from modulate.report.gallery import OtherTokens, build_gallery, choose_samples
+from modulate.report.gallery import (
+    OtherTokens,
+    build_gallery,
+    choose_samples,
+    trace_layers,
+)
+from modulate.report.pictures import gallery_section
 from modulate.report.runs import read_run
+from modulate.runs.run import Run
 from modulate_gaze.scanpath import Scanpath
-from tests.report.helpers import EASY, HARD, predictions
+from tests.report.helpers import EASY, HARD, ParsedPage, predictions
 from tests.tiny import our_hooks
 
 
@@ -106,3 +116,44 @@ def test_marks_are_where_the_signal_is():
         "gaze: 4.00–6.00 s",
         "other: 4.00–6.00 s",
     ]
+
+
+@pytest.mark.parametrize("form", ["text", "likelihood"])
+def test_answers_of_several_tokens_have_a_gallery_too(form, gallery_run, tmp_path):
+    """Their residuals are those of the prompt, wherever their forwards begin and end."""
+    evaluated, _, modulation = gallery_run
+    settings = [
+        f"answer={form}",
+        "data.params.tasks=[past_scene_recall]",
+        "data.params.max_per_split=4",
+    ]
+    tree = evaluated.recipe.model_dump(mode="json")
+    for setting in settings:
+        override(tree, setting)
+    run = Run.create(validate(tree, form), tmp_path)
+    pipeline = Pipeline(run.recipe, tmp_path / "cache")
+    modulation.save_pretrained(run.weights)
+    evaluate(run, pipeline, modulation)
+    gallery = build_gallery(read_run(run.folder), pipeline, 2)
+    assert all(shown.reproduced for shown in gallery.samples)
+    sample = gallery.samples[0].sample
+    prepared = pipeline.prepare(sample)
+    # The residuals are those of a plain forward of the prompt.
+    with (
+        modulation.eval().attached(pipeline.model) as attachment,
+        trace_layers(attachment) as trace,
+        torch.inference_mode(),
+        attachment.condition([prepared.clip_inputs()]),
+    ):
+        attachment.model(**pipeline.collate([prepared]).inputs)
+    before, after = trace[0]
+    strength = ((after - before).norm(dim=-1) / before.norm(dim=-1))[0]
+    visual = torch.tensor(list(pipeline.host.visual_ids.values()))
+    expected = strength[torch.isin(prepared.inputs["input_ids"][0], visual)]
+    (clip,) = gallery.samples[0].clips
+    assert np.allclose(clip.strength[0].ravel(), expected, rtol=1e-3, atol=1e-6)
+    page = ParsedPage("".join(gallery_section(gallery)))
+    assert page.open == []
+    assert ("token F1" in page.text) == (form == "text")
+    right = sample.options[sample.answer]
+    assert (f"accepted: {right}" in page.text) == (form == "text") and right in page.text
