@@ -9,7 +9,7 @@ from accelerate.tracking import LoggerType, get_available_trackers
 from modulate.checks.findings import CheckReport, Level
 from modulate.config.recipe import Recipe
 from modulate.errors import DataError
-from modulate.inference.controls import ShufflePool, no_candidates
+from modulate.inference.controls import ShufflePool, needed_for_draw
 from modulate.inference.preparation import refuse_untransformable
 from modulate.interfaces.components import Params
 from modulate.interfaces.sample import Sample
@@ -39,6 +39,14 @@ def check_settings(
                 f" 'modulate[{tracker}]', or remove it.",
             )
     _inputs_and_shuffling(report, recipe, samples)
+    every = [sample for items in samples.values() for sample in items]
+    pictures = sum(any(clip.is_image for clip in sample.clips) for sample in every)
+    if pictures and recipe.features.vision_tower_cache_gib:
+        report.add(
+            "info",
+            f"features.vision_tower_cache_gib serves videos only; {pictures} of"
+            f" {len(every)} samples show pictures.",
+        )
 
 
 def _inputs_and_shuffling(
@@ -65,8 +73,9 @@ def _inputs_and_shuffling(
         if without:
             report.add(
                 "error",
-                f"The control `shuffled` needs test {no_candidates(is_image)}. None can be drawn"
-                f" for {len(without)} clips, the first of sample {without[0]}.",
+                "The control `shuffled` needs test samples of at least two"
+                f" {needed_for_draw(is_image)}. None can be drawn for {len(without)} clips, the"
+                f" first of sample {without[0]}.",
             )
 
 

@@ -52,7 +52,8 @@ class ShufflePool:
         is_image = own.clips[index].is_image
         candidates = self.candidates(own, index)
         if not candidates:
-            raise DataError(f"Shuffling needs {no_candidates(is_image)}.")
+            what = needed_for_draw(is_image)
+            raise DataError(f"Shuffling needs samples of at least two {what}.")
         # Seeded by sample and clip, so that the draw does not depend on the order of evaluation.
         rng = random.Random(f"{seed}:{own.id}" + (f":{index}" if index else ""))
         drawn = rng.choice(candidates)
@@ -60,10 +61,9 @@ class ShufflePool:
         return drawn, clips[0] if len(clips) == 1 else rng.choice(clips)
 
 
-def no_candidates(is_image: bool) -> str:
-    """Return what is missing if no signal can be drawn for a picture, or for a video."""
-    what = "pictures" if is_image else "videos"
-    return f"samples of at least two {what} that share no file"
+def needed_for_draw(is_image: bool) -> str:
+    """Return of what there must be two, to draw a signal for a picture or for a video."""
+    return ("pictures" if is_image else "videos") + " that share no file"
 
 
 def _drawable(sample: Sample, is_image: bool) -> list[SampleClip]:

@@ -1,10 +1,14 @@
 """Settings without effect, impossible ones, and departures are reported, and nothing else is."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from modulate.checks.findings import CheckReport
 from modulate.checks.settings import check_settings, optimizer_steps
 from modulate.config.recipe import load_recipe
+from modulate.interfaces.sample import SampleClip
 from tests.paths import SMALL
 from tests.samples import one_clip_sample
 
@@ -149,6 +153,31 @@ def test_shuffling_needs_test_samples_of_two_videos(videos, conditions, refused)
         ]
         * refused
     )
+
+
+def test_what_pictures_and_several_clips_do_not_allow_is_reported(tmp_path):
+    one = sample("a")
+    picture = replace(one, id="picture", clips=(SampleClip(Path("b.png"), is_image=True),))
+    recipe = load_recipe(
+        SMALL,
+        [
+            "evaluation.inputs={mark: {name: gaze_overlay}}",
+            "evaluation.conditions=[shuffled]",
+            "features.vision_tower_cache_gib=1",
+            "features.vision_tower_cache_by=clip",
+        ],
+    )
+    report = CheckReport("pictures")
+    check_settings(report, recipe, {"test": [one, picture]})
+    found = {finding.text: finding.level for finding in report.findings}
+    assert len(found) == 4
+    for level, text in (
+        ("error", "(mark) put the signal into one video, and sample picture shows a picture."),
+        ("error", "at least two videos that share no file. None can be drawn for 1 clips"),
+        ("error", "at least two pictures that share no file. None can be drawn for 1 clips"),
+        ("info", "serves videos only; 1 of 2 samples show pictures."),
+    ):
+        assert [found[given] for given in found if text in given] == [level]
 
 
 def test_steps_are_reported_by_stage_with_odd_schedules():
