@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from modulate import cli
 from modulate.cli import build, tables
+from modulate.config.local_paths import local_paths
 from modulate.config.recipe import dump, load_recipe
 from modulate.errors import DataError, ModulateError, PluginError
 from modulate.evaluation.finished_conditions import FinishedConditions
@@ -538,7 +539,7 @@ def test_what_a_run_writes_is_read_without_a_word(sweep_and_runs):
         warnings.simplefilter("error")
         assert (
             read_environment(runs[0].folder / "environment.json").model_dump(exclude_unset=True)
-            == environment()
+            == environment() | {"paths": local_paths(runs[0].recipe)}
             == runs[0].read_json("environment.json")
         )
         assert (

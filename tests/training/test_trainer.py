@@ -153,6 +153,7 @@ def test_a_run_of_an_earlier_version_is_this_recipe_s_where_new_keys_have_their_
     Run.create(recipe, tmp_path)
     assert path.read_text() == text
     path.write_text(yaml.safe_dump(older | {"seed": 9}))
+    (path.parent / "log.jsonl").write_text("{}\n")  # it took a step
     with pytest.raises(RecipeError, match=r"another recipe \(differs in seed\)"):
         Run.create(recipe, tmp_path)
 
