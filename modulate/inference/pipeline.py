@@ -24,6 +24,7 @@ from modulate.inference.controls import ShufflePool, control_signals
 from modulate.inference.preparation import PreparedSample, SamplePreparer
 from modulate.inference.prompts import PromptEncoder
 from modulate.interfaces.components import Backbone, Dataset
+from modulate.interfaces.result_checks import check_fingerprint
 from modulate.interfaces.sample import Sample, SampleClip
 from modulate.interfaces.signal import Signal
 from modulate.modulation.module import Modulation
@@ -216,11 +217,11 @@ class Pipeline:
 
     def fingerprints(self) -> dict[str, str]:
         """Return short texts that change when the data, the host's weights or the backbone do."""
-        return {
-            "data": self.dataset.fingerprint(),
-            "host": _weights_fingerprint(self.model),
-            "backbone": self.backbone.fingerprint(),
-        }
+        with self.recipe.data.blame("dataset", "fingerprint"):
+            data = check_fingerprint(self.dataset.fingerprint())
+        with self.recipe.backbone.blame("backbone", "fingerprint"):
+            backbone = check_fingerprint(self.backbone.fingerprint())
+        return {"data": data, "host": _weights_fingerprint(self.model), "backbone": backbone}
 
 
 def _weights_fingerprint(model: Any) -> str:

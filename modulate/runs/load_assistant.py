@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 
 from modulate import plugins
+from modulate.config.recipe import Recipe, load_recipe
+from modulate.config.required_plugins import refuse_missing
 from modulate.config.usage import Usage, is_public
 from modulate.errors import HostError, RecipeError
 from modulate.hosts.host import Host
@@ -20,6 +22,7 @@ from modulate.runs.run import Run
 def load(
     source: str | Path,
     *,
+    recipe: str | Path | None = None,
     host: str | Path | nn.Module | None = None,
     processor: Any = None,
     backbone: Backbone | None = None,
@@ -32,6 +35,8 @@ def load(
 
     Args:
         source: folder of a run, folder of a saved modulation, or its hub repository.
+        recipe: name or file of a recipe, for a modulation that does not say how it is used, such
+            as those of version 0.1: it names host, backbone and form of the prompt.
         host: folder or hub id of the host, or the loaded model; by default the one that the
             modulation was trained with.
         processor: the processor of a loaded ``host``.
@@ -42,19 +47,30 @@ def load(
         hub: arguments of ``huggingface_hub.snapshot_download``, such as ``revision``.
 
     Raises :class:`MissingFileError` and :class:`CheckpointError` for the modulation,
-    :class:`HostError` for the host, :class:`RecipeError` for what the modulation does not say.
+    :class:`HostError` for the host, :class:`RecipeError` for what the modulation does not say, and
+    :class:`PluginError`, with the package to install, for a plugin that is missing.
     """
     folder = Path(source)
+    used_by: Recipe | None = None
     if (folder / "recipe.yaml").is_file():
         run = Run.open(folder)
         run.check_weights()
         modulation = Modulation.from_pretrained(run.weights)
-        usage: Usage | None = modulation.config.usage or Usage.of(run.recipe)
-        host_spec: ComponentSpec | None = run.recipe.host
-        # The run's own recipe may name files of this machine.
-        backbone = backbone or run.recipe.backbone.build("backbone")
+        used_by = run.recipe
     else:
         modulation = Modulation.from_pretrained(source, **hub)
+        # Named with their packages, which a recipe's own errors could not do.
+        needed = {"signal": True, "backbone": backbone is None, "host": host is None}
+        kinds = [kind for kind, is_needed in needed.items() if is_needed and recipe is None]
+        refuse_missing(modulation.config.plugins, kinds, str(source))
+    if recipe is not None:
+        used_by = load_recipe(str(recipe))
+    if used_by is not None:
+        usage: Usage | None = Usage.of(used_by)
+        host_spec: ComponentSpec | None = used_by.host
+        # Unlike a saved modulation, the user's own recipe may name files of this machine.
+        backbone = backbone or used_by.backbone.build("backbone")
+    else:
         usage = modulation.config.usage
         host_spec = _host_spec(modulation.config)
         if backbone is None:
@@ -100,7 +116,7 @@ def _load_host(
     family = _family(config.host.model_type, spec)
     # Whatever the caller permits, only a host that needs it runs code of its own.
     with plugins.registry().blame("host", family.__name__, "load"):
-        return family.load(family.Params.model_validate(params))
+        return family.open(family.Params.model_validate(params))
 
 
 def _family(model_type: str, spec: ComponentSpec | None) -> type[Host]:
@@ -108,8 +124,8 @@ def _family(model_type: str, spec: ComponentSpec | None) -> type[Host]:
     if spec is not None and spec.name:
         found: type[Host] = registry.get("host", spec.name)
         return found
-    for name in registry.names("host"):
-        family: type[Host] = registry.get("host", name)
+    family: type[Host]
+    for _, family in registry.loadable("host"):
         if model_type in family.model_types:
             return family
     return Host

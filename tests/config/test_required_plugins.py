@@ -145,3 +145,17 @@ def test_a_modulation_saved_without_packages_still_loads(host, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert Modulation.from_pretrained(tmp_path).config.plugins == ()
     assert "pip install modulate\n" in model_card(tmp_path, "someone/old")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"), [("backbone", {"host": "somewhere"}), ("host", {}), ("signal", {})]
+)
+def test_loading_an_assistant_names_the_package_of_any_part(kind, given, host, tmp_path):
+    fresh(host).save_pretrained(tmp_path)
+    config = read(tmp_path)
+    needed = {"package": "modulate-eyes", "version": "3.0", "components": {kind: ["eyes"]}}
+    config["plugins"].append(needed)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Modulation.from_pretrained(tmp_path)
+    with pytest.raises(PluginError, match=f"needs the {kind} 'eyes' of the package modulate-eyes"):
+        modulate.load(tmp_path, **given)
