@@ -73,6 +73,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "Dataset": "modulate.interfaces.components",
         "Sample": "modulate.interfaces.sample",
         "SampleClip": "modulate.interfaces.sample",
+        "Inspection": "modulate.interfaces.inspection",
         "HostInput": "modulate.interfaces.components",
         "InputTransform": "modulate.interfaces.components",
         "Host": "modulate.hosts.host",

@@ -21,6 +21,7 @@ from modulate import (
     HostInput,
     HostParams,
     InputTransform,
+    Inspection,
     LocalPath,
     Memory,
     Message,
@@ -176,6 +177,12 @@ class LoudQuestions(Dataset):
 
     def fingerprint(self):
         return "-".join(sorted(path.name for path in self.root.rglob("*.mp4")))
+
+    def inspect(self, inspection: Inspection):
+        """Add to `modulate data check` what only this data set can know."""
+        others = [str(path) for path in self.root.rglob("*.avi")]
+        if others:
+            inspection.add("warning", f"{len(others)} videos are no MP4 and not read.", others)
 
 
 class Told(InputTransform):
