@@ -226,6 +226,24 @@ def continued_scores(
     return _scores(_last_logits(output, kept), starts.repeat_interleave(width), answers)
 
 
+def mixed_scores(
+    model: nn.Module,
+    host: Host,
+    prompts: Sequence[Inputs],
+    answers: Sequence[Sequence[Tensor]],
+    pad_id: int,
+) -> TokenScores:
+    """Score several answers to each of some prompts, of whatever lengths.
+
+    They continue from the prompts' clips if these end at the same position, else each answer takes
+    a forward. See :func:`continued_scores` for the arguments.
+    """
+    ends = {visual_end(prompt, list(host.visual_ids.values())) for prompt in prompts}
+    if len(ends) > 1:
+        return _one_by_one(model, host, prompts, answers, pad_id)
+    return continued_scores(model, host, prompts, answers, ends.pop(), pad_id)
+
+
 def _can_repeat(cache: Mapping[str, Any]) -> bool:
     """Return whether a forward's output has a cache whose rows can be repeated."""
     layers = [layer for filled in cache.values() for layer in getattr(filled, "layers", ())]

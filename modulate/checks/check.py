@@ -10,6 +10,7 @@ import torch
 from modulate.checks.cost_model import count_parameters, meta_recipe
 from modulate.checks.cost_report import add_costs
 from modulate.checks.coverage import Probes, coverage
+from modulate.checks.data_answers import check_answer_forms
 from modulate.checks.dead_layers import reach, twin_reach
 from modulate.checks.examples import QUESTION, Example, examples
 from modulate.checks.findings import CheckReport, Finding, Level
@@ -20,7 +21,7 @@ from modulate.data.alignment import align
 from modulate.data.clip_shards import SPLITS
 from modulate.errors import HostError, MissingFileError, ModulateError
 from modulate.hosts.encoding import EncodedPrompt
-from modulate.inference.batching import LAST_LOGITS
+from modulate.inference.answer_scorer import AnswerScorer
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.frames import Frames
 from modulate.interfaces.messages import VideoClip, user_turn
@@ -53,6 +54,7 @@ def check(
         modulation = pipeline.fresh_modulation()
         samples = _samples(report, pipeline, prepare)
         check_settings(report, recipe, samples)
+        check_answer_forms(report, pipeline, samples)
         _parameters(report, pipeline, modulation)
         probes = Probes()
         training, evaluation = examples(pipeline, samples, probes)
@@ -207,12 +209,13 @@ def _trial(
     for sample in firsts:
         try:
             prepared = pipeline.prepare(sample)
-            batch = pipeline.collate([prepared])
-            with (
-                modulation.to(pipeline.device).attached(pipeline.model) as attachment,
-                attachment.condition([prepared.clip_inputs()]),
-            ):
-                attachment.model(**batch.inputs, **LAST_LOGITS)
+            ready = [(prepared, prepared.clip_inputs())]
+            with modulation.to(pipeline.device).attached(pipeline.model) as attachment:
+                scorer = AnswerScorer(pipeline, attachment.model, attachment.condition)
+                if pipeline.recipe.answer == "text":
+                    scorer.token_scores(ready, 0)
+                else:
+                    scorer.option_scores(ready, 0)
             return
         except ModulateError as error:
             report.add("error", str(error))

@@ -1,16 +1,25 @@
-"""Check what samples ask and how their answers are distributed."""
+"""Check what samples ask, how their answers are distributed, and that a recipe can score them."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from modulate.checks.findings import CheckReport, Level
+from modulate.checks.meta_tensors import META
+from modulate.errors import ModulateError
+from modulate.evaluation.scoring import require_scorable
+from modulate.evaluation.text_scores import require_libraries
+from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.inspection import FindingsTable, Inspection
 from modulate.interfaces.prompt import LETTERS
 from modulate.interfaces.sample import Sample
 
 BEYOND_CHANCE = 3.0
 """Standard errors above chance from which one position of the right option is suspicious."""
+
+CUT_SHARE = 0.01
+"""Share of answers longer than ``max_new_tokens`` above which a check warns."""
 
 COLUMNS = ("task", "split", "number", "files", "options", "right option", "commonest answer")
 
@@ -120,4 +129,69 @@ def _check_forms(inspection: Inspection, samples: Sequence[Sample]) -> None:
             "info",
             f"{many} questions have more than {len(LETTERS)} options, the most that `answer:"
             " letter` has letters for; `answer: likelihood` takes any number.",
+        )
+
+
+# --- in the form of a recipe
+
+
+def check_answer_forms(
+    report: CheckReport, pipeline: Pipeline, samples: Mapping[str, Sequence[Sample]]
+) -> None:
+    """Add findings on what host, libraries and samples allow under the recipe's ``answer``.
+
+    They are what training and evaluation would fail with. No video is read.
+    """
+    recipe = pipeline.recipe
+    try:
+        # Nothing can be computed on meta tensors.
+        if pipeline.device != META:
+            require_scorable(pipeline)
+        elif recipe.answer == "text":
+            require_libraries()
+    except ModulateError as error:
+        report.add("error", str(error))
+    lengths: list[int] = []
+    for split, items in samples.items():
+        failed: list[str] = []
+        for sample in items:
+            try:
+                answers = pipeline.answer_ids(sample, known=True)
+            except ModulateError as error:
+                failed.append(str(error))
+            else:
+                lengths += [len(answer) for answer in answers]
+        if failed:
+            too_many = len(failed) > recipe.evaluation.max_failed_share * len(items)
+            level: Level = "error" if too_many else "warning"
+            report.add(
+                level,
+                f"{len(failed)} of {len(items)} samples of the split {split} cannot be answered"
+                f" under `answer: {recipe.answer}`. {failed[0]}",
+            )
+    if lengths and (recipe.answer == "text" or recipe.scores_whole_options):
+        _lengths(report, pipeline, lengths)
+
+
+def _lengths(report: CheckReport, pipeline: Pipeline, lengths: Sequence[int]) -> None:
+    recipe = pipeline.recipe
+    what = "answers, with the end of the turn" if recipe.answer == "text" else "options"
+    report.figures["tokens of an answer"] = (
+        f"{sum(lengths) / len(lengths):.1f} on average, {max(lengths)} at most ({what})"
+    )
+    if recipe.answer != "text":
+        return
+    report.add(
+        "info",
+        "Costs are those of the prompts: up to evaluation.max_new_tokens"
+        f" ({recipe.evaluation.max_new_tokens}) further forwards of one token for each batch come"
+        " on top in an evaluation.",
+    )
+    most = recipe.evaluation.max_new_tokens
+    cut = sum(length > most for length in lengths)
+    if cut > CUT_SHARE * len(lengths):
+        report.add(
+            "warning",
+            f"{cut} of {len(lengths)} reference answers are longer than evaluation.max_new_tokens"
+            f" ({most}), so that the host cannot give them; raise it to {max(lengths)}.",
         )

@@ -110,7 +110,7 @@ class SignalReader:
         path = clip.signals.get(kind)
         if path is None:
             available = ", ".join(clip.signals) or "none"
-            raise DataError(f"there is no {kind!r} signal; the sample has {available}.")
+            raise DataError(f"{clip.file.name} has no {kind!r} signal; the sample has {available}.")
         # Many samples share a file: a recording of minutes holds dozens of questions.
         if path not in self._files:
             if not path.exists():

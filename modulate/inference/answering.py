@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modulate.answers.continuations import Continuations
+from modulate.answers.likelihood import mixed_scores, require_causal
 from modulate.config.usage import Usage
 from modulate.inference.answer import Answer
 from modulate.inference.batching import LAST_LOGITS
@@ -23,10 +25,17 @@ STREAMING = frozenset({"streamer", "stopping_criteria"})
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that waits for an answer; without options, for generated text."""
+    """A conversation that waits for an answer; without options, for generated text.
+
+    Attributes:
+        turns: what was said so far.
+        options: the options' texts.
+        labels: the options as the caller wrote them, maybe with letters in front.
+    """
 
     turns: tuple[Turn, ...]
     options: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 class Answerer:
@@ -58,8 +67,9 @@ class Answerer:
         generation: Mapping[str, Any],
     ) -> list[Answer]:
         """Answer questions, all with options or all without, each with comparisons beside it."""
+        if batch[0].options and self._scores_likelihoods:
+            require_causal(self._encoder.host)
         encoded = [self._encoder.encode(asked.turns) for asked in batch]
-        options = [asked.options for asked in batch]
         inputs = self._join(encoded)
         main = "signal" if any(each.has_signal for each in encoded) else "none"
         answers: list[list[Answer]] = []
@@ -67,33 +77,67 @@ class Answerer:
             for condition in [main, *(each for each in compare if each != main)]:
                 rows = [_clips(each, condition) for each in encoded]
                 with attachment.maybe_condition(rows, bare=condition == "host"):
-                    if options[0]:
-                        found = self._scored(inputs, options, condition)
+                    if batch[0].options:
+                        found = self._scored(encoded, inputs, batch, condition)
                     else:
                         found = self._generated(inputs, condition, max_new_tokens, generation)
                 answers.append(_with_reports(found, attachment, rows))
                 generation = {k: v for k, v in generation.items() if k not in STREAMING}
         return [own.beside([many[i] for many in answers[1:]]) for i, own in enumerate(answers[0])]
 
-    def _join(self, encoded: Sequence[EncodedConversation]) -> dict[str, Tensor]:
+    @property
+    def _scores_likelihoods(self) -> bool:
+        """Whether options are scored by their tokens: letters and words are single ones."""
+        return self._usage.answer in ("likelihood", "text")
+
+    @property
+    def _pad_id(self) -> int:
         pad_id = self._encoder.processor.tokenizer.pad_token_id
         # Some tokenizers have no padding token. Any id does: the attention mask hides it.
-        pad_id = 0 if pad_id is None else pad_id
-        joined = self._encoder.host.collate([each.inputs for each in encoded], pad_id)
+        return 0 if pad_id is None else int(pad_id)
+
+    def _join(self, encoded: Sequence[EncodedConversation]) -> dict[str, Tensor]:
+        joined = self._encoder.host.collate([each.inputs for each in encoded], self._pad_id)
         return {name: value.to(self._device) for name, value in joined.items()}
 
     def _scored(
-        self, inputs: Mapping[str, Tensor], options: Sequence[tuple[str, ...]], condition: str
+        self,
+        encoded: Sequence[EncodedConversation],
+        inputs: Mapping[str, Tensor],
+        batch: Sequence[Question],
+        condition: str,
     ) -> list[Answer]:
-        last = self._model(**inputs, **LAST_LOGITS).logits[:, -1].float()
+        if self._scores_likelihoods:
+            scores = self._likelihoods(encoded, batch)
+        else:
+            last = self._model(**inputs, **LAST_LOGITS).logits[:, -1].float()
+            ids = [self._option_ids(asked.options) for asked in batch]
+            scores = [logits[of_options] for logits, of_options in zip(last, ids, strict=True)]
         answers = []
-        for logits, choices in zip(last, options, strict=True):
-            ids = self._option_ids(choices)
-            chances = logits[ids].softmax(0)[: len(choices)].tolist()
-            probabilities = dict(zip(choices, chances, strict=True))
-            best = max(choices, key=probabilities.__getitem__)
+        for of_options, asked in zip(scores, batch, strict=True):
+            chances = of_options.softmax(0)[: len(asked.options)].tolist()
+            probabilities = dict(zip(asked.labels, chances, strict=True))
+            best = max(asked.labels, key=probabilities.__getitem__)
             answers.append(Answer(condition, best, probabilities))
         return answers
+
+    def _likelihoods(
+        self, encoded: Sequence[EncodedConversation], batch: Sequence[Question]
+    ) -> list[Tensor]:
+        """Return (option,) log-likelihoods of each question's options, after its conversation.
+
+        Those of a modulation that was trained on text are sums over all tokens.
+        """
+        host = self._encoder.host
+        continuations = Continuations(host, self._encoder.processor)
+        prompts = [str(asked.turns[-1].parts[-1]) for asked in batch]
+        answers = [
+            continuations.of(prompt, asked.options)
+            for prompt, asked in zip(prompts, batch, strict=True)
+        ]
+        inputs = [each.inputs for each in encoded]
+        scores = mixed_scores(self._model, host, inputs, answers, self._pad_id)
+        return list(scores.option_scores(self._usage.likelihood))
 
     def _generated(
         self,

@@ -15,7 +15,7 @@ from modulate.inference.conversation import ConversationEncoder, Turn
 from modulate.inference.media import Media, Visual, load_visual, paired
 from modulate.inference.text_stream import TextStream
 from modulate.interfaces.components import Backbone
-from modulate.interfaces.prompt import TEMPLATES, fill_template
+from modulate.interfaces.prompt import TEMPLATES, fill_template, without_letters
 from modulate.modulation.module import Modulation
 
 MAX_NEW_TOKENS = 128
@@ -212,14 +212,16 @@ class Assistant:
     ) -> Question:
         if not question.strip():
             raise DataError("The question is empty.")
-        choices = tuple(options or ())
+        labels = tuple(options or ())
+        # The prompt adds letters of its own.
+        choices, _ = without_letters(labels)
         if options is not None:
             _check_options(choices)
         template = self.usage.template
         if not choices and "{options}" in template:
             template = TEMPLATES["text"]  # it was never asked without options
         text = fill_template(template, question, choices)
-        return Question((Turn("user", (*visuals, text)),), choices)
+        return Question((Turn("user", (*visuals, text)),), choices, labels)
 
 
 class Chat:

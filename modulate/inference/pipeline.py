@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modulate.config.recipe import Recipe, refuse_remote_code
 from modulate.config.usage import Usage
 from modulate.data.clip_reader import ClipReader
 from modulate.data.feature_extractor import FeatureExtractor
 from modulate.data.signal_reader import SignalReader
+from modulate.errors import DataError
 from modulate.hosts.fsdp import full_tensor, load
 from modulate.hosts.hidden_state_cache import HiddenStateCache
 from modulate.hosts.host import Host, base_model, understand
@@ -183,6 +184,20 @@ class Pipeline:
         Raises :class:`ModulateError` with the sample's id in front of the message.
         """
         return self._preparer.prepare(sample, view, training)
+
+    def answer_ids(self, sample: Sample, known: bool = False) -> tuple[Tensor, ...]:
+        """Return the (token,) ids of the answers to a sample, without reading its clips.
+
+        Args:
+            sample: the question.
+            known: refuse a question with options of which the right one is not known.
+
+        Raises :class:`DataError` for answers that cannot be scored in the recipe's form.
+        """
+        found = self._preparer.answer_ids(sample)
+        if known and self.recipe.answer != "text" and sample.answer is None:
+            raise DataError(f"Sample {sample.id}: its right option is not known.")
+        return found
 
     def collate(self, prepared: Sequence[PreparedSample], with_inputs: bool = True) -> Batch:
         """Return ``prepared`` as one batch; see :meth:`Batcher.collate`."""

@@ -148,9 +148,23 @@ class SamplePreparer:
             self._cache.put(key, prepared)
             return prepared
 
-    def _prepare(self, sample: Sample, view: str, training: bool) -> PreparedSample:
+    def answer_ids(self, sample: Sample) -> tuple[Tensor, ...]:
+        """Return the (token,) ids of a sample's answers, without reading its clips.
+
+        Raises :class:`DataError` like :meth:`prepare`, with the sample's id in front.
+        """
+        with self._lock:
+            try:
+                return self._prompts.answer_ids(sample, self._text(sample))
+            except ModulateError as error:
+                raise type(error)(f"Sample {sample.id}: {error}") from error
+
+    def _text(self, sample: Sample) -> str:
         with self._recipe.data.blame("dataset", "prompt"):
-            text = self._extractor.dataset.prompt(sample, self._recipe.answer)
+            return self._extractor.dataset.prompt(sample, self._recipe.answer)
+
+    def _prepare(self, sample: Sample, view: str, training: bool) -> PreparedSample:
+        text = self._text(sample)
         # Read under every view: a sample without its signal fails under every condition alike.
         signals = [self._signals.read(sample, clip) for clip in sample.clips]
         clips: tuple[PreparedClip, ...] = ()

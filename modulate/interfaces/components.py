@@ -309,7 +309,8 @@ class Dataset(ABC):
     def clip_signal(self, sample: Sample, clip: SampleClip, signal: Signal) -> Signal:
         """Return the part of a file's ``signal`` that belongs to a ``clip`` of ``sample``.
 
-        By default the events that overlap its window. Times do not change.
+        By default the events that overlap its window. Times do not change. A picture without a
+        window has that of its whole signal here.
         """
         return call(signal, "within", *clip.window)
 

@@ -367,7 +367,6 @@ from pathlib import Path
 import modulate, transformers
 from modulate.config.recipe import load_recipe
 from modulate.evaluation.evaluate import evaluate
-from modulate.inference.ask import ask
 from modulate.inference.pipeline import Pipeline
 from modulate.runs.run import Run
 from modulate.training.trainer import train
@@ -401,7 +400,6 @@ pipeline.make_data()
 Processor = type(pipeline.processor)
 sample = pipeline.samples("val")[0]
 modulation = pipeline.fresh_modulation()
-report("ask", lambda: ask(pipeline, modulation, sample), Processor, "__call__")
 run = Run.create(recipe, folder)
 modulation = report("train", lambda: train(run, pipeline), Processor, "__call__")
 report("evaluate", lambda: evaluate(run, pipeline, modulation), Processor, "__call__")
@@ -450,7 +448,6 @@ def lines_by_step(tmp_path_factory):
     "step",
     [
         "make a pipeline",
-        "ask",
         "train",
         "evaluate",
         "attach",

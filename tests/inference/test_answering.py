@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from modulate.answers.likelihood import extend
 from modulate_gaze.scanpath import Scanpath
 
 GAZE = Scanpath([(0.2, 0.3, 1.0, 0.8), (0.8, 0.6, 2.5, 1.0)])
@@ -53,3 +55,48 @@ def test_options_may_be_scored_by_letter(assistant, four_seconds, letters, monke
     answer = assistant.ask(four_seconds, "Which?", options=letters, gaze=GAZE)
     assert list(answer.probabilities) == list(letters)
     assert sum(answer.probabilities.values()) == pytest.approx(1.0)
+
+
+OPTIONS = ("red plate", "blue bowl", "white mug")
+
+
+@pytest.mark.parametrize("likelihood", ["sum", "mean"])
+def test_options_may_be_scored_by_the_likelihood_of_their_words(
+    assistant, four_seconds, likelihood, monkeypatch
+):
+    usage = assistant.usage.model_copy(update={"answer": "likelihood", "likelihood": likelihood})
+    monkeypatch.setattr(assistant._answerer, "_usage", usage)
+    answer = assistant.ask(four_seconds, "What?", options=OPTIONS, gaze=GAZE, at=3.0)
+    found = [answer.probabilities[option] for option in OPTIONS]
+    # By hand: one conditioned forward of prompt and option for each.
+    visuals = assistant.visuals(four_seconds, {"gaze": GAZE}, 3.0, None)
+    (turn,) = assistant._question(visuals, "What?", OPTIONS).turns
+    encoded = assistant._answerer._encoder.encode([turn])
+    tokenizer = assistant.processor.tokenizer
+    scores = []
+    with assistant.modulation.attached(assistant.host) as attachment, torch.inference_mode():
+        for option in OPTIONS:
+            ids = torch.tensor(tokenizer.encode(option))
+            inputs = extend(encoded.inputs, ids)
+            with attachment.condition([encoded.clips]):
+                logits = assistant.host(**inputs).logits[0, -3:-1].log_softmax(-1)
+            own = logits[[0, 1], ids]
+            scores.append(own.sum() if likelihood == "sum" else own.mean())
+    assert found == pytest.approx(torch.stack(scores).softmax(0).tolist(), abs=1e-4)
+    assert answer.text == max(OPTIONS, key=answer.probabilities.__getitem__)
+
+
+def test_questions_of_different_clips_are_scored_in_one_batch_as_alone(
+    assistant, four_seconds, monkeypatch
+):
+    usage = assistant.usage.model_copy(update={"answer": "text"})
+    monkeypatch.setattr(assistant._answerer, "_usage", usage)
+    questions = [
+        {"media": four_seconds, "question": "What?", "gaze": GAZE, "at": 3.0, "options": OPTIONS},
+        {"media": PIXELS, "question": "Which?", "gaze": GAZE, "options": OPTIONS[:2]},
+    ]
+    together = assistant.ask_many(questions)
+    for question, answer in zip(questions, together, strict=True):
+        (alone,) = assistant.ask_many([question])
+        assert answer.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
+        assert answer.report.tokens > 0

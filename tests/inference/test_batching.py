@@ -1,5 +1,6 @@
 """Batches: by clip, in order, and the logits of their options."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,13 @@ def test_batches_by_clip_keep_the_order_and_every_sample():
     batches = batches_by_clip(SAMPLES, 3)
     assert ids(batches) == [["0", "1", "3"], ["6", "7", "9"], ["2", "5", "8"], ["4", "10"]]
     assert all(len({clip_key(member) for member in batch}) == 1 for batch in batches)
+
+
+def test_samples_of_several_clips_share_a_batch_if_all_their_clips_are_equal():
+    first, second = sample(0, "a").clip, sample(1, "b").clip
+    several = [(first, second), (second, first), (first, second), (first,), (first, first)]
+    members = [replace(sample(i, "a"), clips=clips) for i, clips in enumerate(several)]
+    assert ids(batches_by_clip(members, 3)) == [["0", "2"], ["1"], ["3"], ["4"]]
 
 
 def test_an_evaluation_by_clip_batches_single_samples_last():

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from modulate.cli.commands.ask import parse_signals
+from modulate.errors import RecipeError
+
 
 @pytest.fixture
 def ask(work, modulate):
@@ -30,8 +33,6 @@ def ask(work, modulate):
             "What is it?",
             *chosen,
             *source,
-            "--cache",
-            folder / "cache",
             *more,
         )
 
@@ -43,22 +44,57 @@ def test_ask_shows_answers_with_and_without_the_signal(ask):
     assert code == 0 and "a red cup" in out and "The signal reached" in out and "‖Δh‖/‖h‖" in out
     answers = json.loads(ask("--json")[1])
     assert [a["condition"] for a in answers] == ["signal", "none", "host"]
-    assert all(sum(a["probabilities"]) == pytest.approx(1) for a in answers)
+    assert all(sum(a["probabilities"].values()) == pytest.approx(1) for a in answers)
+    assert all(list(a["probabilities"]) == ["a red cup", "a blue ball"] for a in answers)
     assert answers[0]["tokens"] > 0
     assert answers[0]["ratio"]
     assert answers[1]["tokens"] == 0
     assert not answers[1]["ratio"]
 
 
-def test_ask_takes_a_modulation_with_a_recipe(ask, work):
+def test_ask_answers_in_words_without_options(ask):
+    code, out, _ = ask("--max-new-tokens", "3", options=())
+    assert code == 0 and "Condition" in out and "The signal reached" in out
+    answers = json.loads(ask("--json", "--max-new-tokens", "3", options=())[1])
+    assert [a["condition"] for a in answers] == ["signal", "none", "host"]
+    assert all(a["probabilities"] is None and a["text"] for a in answers)
+
+
+def test_ask_takes_a_saved_modulation_and_needs_no_recipe(ask, work):
     run = work[0] / "runs" / "small"
     by_run = ask("--json")[1]
-    assert (
-        ask("--json", source=("--modulation", run / "modulation", "--recipe", run / "recipe.yaml"))[
-            1
-        ]
-        == by_run
+    saved = ("--modulation", run / "modulation")
+    assert ask("--json", source=saved)[1] == by_run
+    assert ask("--json", source=(*saved, "--recipe", run / "recipe.yaml"))[1] == by_run
+
+
+def test_ask_takes_letters_of_options_as_part_of_the_prompt(ask):
+    plain = json.loads(ask("--json")[1])
+    with_letters = json.loads(ask("--json", options=("A. a red cup", "B. a blue ball"))[1])
+    assert list(with_letters[0]["probabilities"].values()) == list(
+        plain[0]["probabilities"].values()
     )
+
+
+def test_ask_shows_as_much_of_the_video_as_asked_for(ask):
+    assert json.loads(ask("--json", "--seconds", "2")[1])[0]["steps"] < 4
+    for more, message in (
+        (("--seconds", "0"), "must have some length; got 0.0 seconds"),
+        (("--seconds", "-1"), "must have some length; got -1.0 seconds"),
+    ):
+        code, _, err = ask(*more)
+        assert code == 1 and message in err
+
+
+@pytest.mark.parametrize("form", ["gaze", "gaze=", "=x.csv"])
+def test_a_signal_is_given_as_kind_and_file(form, tmp_path):
+    with pytest.raises(RecipeError, match="is not of the form kind=file"):
+        parse_signals([form])
+    first = tmp_path / "a=b.csv"
+    first.touch()
+    assert parse_signals([f"gaze={first}"]) == {"gaze": first}
+    with pytest.raises(RecipeError, match="The signal 'gaze' is given twice"):
+        parse_signals([f"gaze={first}", f"gaze={first}"])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +104,7 @@ def test_ask_takes_a_modulation_with_a_recipe(ask, work):
         (dict(at="-1"), "The question at -1 s lies outside"),
         (
             dict(options=("a red cup",)),
-            "A question needs 2 to 8 different, non-empty options; got ['a red cup'].",
+            "A question needs 2 or more different, non-empty options; got ['a red cup'].",
         ),
         (dict(options=("x", "x")), "different, non-empty options; got ['x', 'x']."),
         (dict(signal="gaze"), "Signal 'gaze' is not of the form kind=file"),
@@ -77,8 +113,7 @@ def test_ask_takes_a_modulation_with_a_recipe(ask, work):
         (dict(signal=f"gaze={__file__}"), "the header"),
         (
             dict(source=()),
-            "No model is named. Give either --run RUN, or --modulation DIR together with"
-            " --recipe RECIPE.",
+            "No model is named. Give either --run RUN, or --modulation DIR",
         ),
     ],
 )
