@@ -17,14 +17,16 @@ from modulate.interfaces.frames import Frames
 from modulate.interfaces.messages import VideoClip, user_turn
 from modulate.utils.paths import resolve
 from tests.paths import ROOT
-from tests.tiny import modulation_of_shipped, our_hooks
+from tests.tiny import assistant_of_shipped, modulation_of_shipped, our_hooks
+from tests.video_files import write_video
 
 README = (ROOT / "README.md").read_text()
 
 
-def block(language):
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
-    return text
+def python_blocks():
+    """The README's two examples: asking a question, and attaching to a loaded model."""
+    asking, attaching = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    return asking, attaching
 
 
 def tree():
@@ -70,14 +72,30 @@ def save_modulation(host, folder):
     modulation.save_pretrained(folder)
 
 
-def test_the_python_example_has_ten_lines_and_does_what_it_says(
+def test_a_question_is_asked_in_six_lines(tmp_path, monkeypatch, capsys):
+    code, _ = python_blocks()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 6
+    monkeypatch.chdir(tmp_path)
+    assistant_of_shipped().modulation.save_pretrained(tmp_path / "runs" / "gazeqwen_tiny")
+    write_video(tmp_path / "kitchen.mp4", seconds=4.0)
+    Path("gaze.csv").write_text(
+        "start_time,end_time,center_x,center_y\n0.0,1.2,0.2,0.7\n1.5,3.0,0.8,0.4\n"
+    )
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    answer = names["answer"]
+    assert len(answer.text.split()) > 1
+    assert answer.text != answer.without_signal.text
+    assert answer.report.active_steps == (2,)
+    out = capsys.readouterr().out
+    assert "without gaze:" in out and "AttachmentReport(" in out
+
+
+def test_the_example_of_attaching_has_ten_lines_and_does_what_it_says(
     example, tmp_path, monkeypatch, capsys
 ):
-    code = block("python")
-    assert (
-        len(code.splitlines()) <= 11
-        and len([line for line in code.splitlines() if line.strip()]) <= 10
-    )
+    _, code = python_blocks()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
     monkeypatch.chdir(tmp_path)
     save_modulation(example["host"], tmp_path / "my-modulation")
     Path("fixations.csv").write_text(
@@ -102,10 +120,10 @@ def test_the_python_example_has_ten_lines_and_does_what_it_says(
 def test_the_python_example_uses_only_names_that_the_text_above_it_introduces(example):
     used = {
         node.id
-        for node in ast.walk(ast.parse(block("python")))
+        for node in ast.walk(ast.parse(python_blocks()[1]))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     }
-    text = README[: README.index("```python")]
+    text = README[: README.rindex("```python")]
     for name in used & example.keys():
         assert f"`{name}`" in text
 

@@ -6,6 +6,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from modulate import ClipInput, Modulation, visual_grid
 from modulate.config.injection import Injection, Tokens
 from modulate.config.recipe import load_recipe
+from modulate.config.usage import Usage
+from modulate.inference.assistant import Assistant
 from modulate.inference.pipeline import Pipeline
 from modulate.interfaces.params import ComponentSpec
 from modulate_hosts.contract.suite import D_FEATURES, cached, fresh, our_hooks, scanpath
@@ -145,3 +147,24 @@ def modulation_of_shipped(host):
         injection=Injection(layers=(0, 1)),
         d_features=12,
     )
+
+
+def assistant_of_shipped():
+    """An assistant around the host that ships, whose modulation's residuals are not zero."""
+    recipe = load_recipe(SMALL, ["answer=word"])
+    family, params = recipe.host.resolved("host")
+    model, processor = family.load(params)
+    backbone = recipe.backbone.build("backbone")
+    torch.manual_seed(0)
+    modulation = Modulation.for_host(
+        model,
+        encoder=recipe.encoder,
+        modulator=recipe.modulator,
+        injection=recipe.injection,
+        d_features=backbone.d_features,
+        backbone=recipe.backbone,
+        usage=Usage.of(recipe),
+    )
+    for writer in modulation.out:
+        torch.nn.init.normal_(writer.weight, std=0.5)
+    return Assistant(model, processor, modulation)
