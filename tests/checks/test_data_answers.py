@@ -1,10 +1,15 @@
 """Numbers of questions, and whether their answers are balanced."""
 
+import sys
 from pathlib import Path
 
+import pytest
+
 from modulate.checks.data_answers import check_answers
+from modulate.evaluation import text_scores
 from modulate.interfaces.inspection import Inspection
 from modulate.interfaces.sample import Sample, SampleClip
+from tests.checks.conftest import texts
 from tests.checks.tables import STEPS, found
 
 CLIP = (SampleClip(Path("a.mp4"), (0.0, 1.0)),)
@@ -54,3 +59,51 @@ def test_unknown_answers_and_many_options():
     inspection = checked([choice(1, None), choice(2, 1, many)])
     assert list(found(inspection, "error")) == ["1 of 2 questions have no known answer."]
     assert any("more than 8 options" in text for text in found(inspection, "info"))
+
+
+TWO_WORDS = "data.params.tasks=[past_scene_recall]"
+
+
+def test_a_recipe_that_scores_its_answers_has_their_numbers_of_tokens(checked):
+    report = checked("answer=likelihood", TWO_WORDS)
+    assert report.ok, report.findings
+    assert report.figures["tokens of an answer"] == "2.0 on average, 2 at most (options)"
+    report = checked("answer=text", TWO_WORDS)
+    assert report.ok, report.findings
+    assert "3.0 on average, 3 at most" in report.figures["tokens of an answer"]
+    assert "Costs are those of the prompts" in texts(report, "info")
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_options_of_two_words_are_refused_as_words(checked, meta):
+    report = checked("answer=word", TWO_WORDS, meta=meta)
+    for split in ("train", "val", "test"):
+        n = report.samples[split]
+        message = f"{n} of {n} samples of the split {split} cannot be answered under `answer: word`"
+        assert message in texts(report, "error")
+    assert "is not one known token" in texts(report, "error")
+
+
+def test_what_may_fail_is_a_warning(checked):
+    report = checked("answer=word", TWO_WORDS, "evaluation.max_failed_share=1", meta=True)
+    assert "cannot be answered under `answer: word`" in texts(report, "warning")
+    assert "cannot be answered" not in texts(report, "error")
+
+
+def test_options_that_begin_alike_are_refused_for_their_first_token(checked):
+    report = checked("answer=likelihood", "likelihood=first", TWO_WORDS, meta=True)
+    assert "begin with the same token" in texts(report, "error")
+
+
+def test_texts_that_the_host_cannot_give_in_time_are_a_warning(checked):
+    report = checked("answer=text", "evaluation.max_new_tokens=2", TWO_WORDS, meta=True)
+    assert "longer than evaluation.max_new_tokens (2)" in texts(report, "warning")
+    assert "raise it to 3" in texts(report, "warning")
+
+
+def test_a_missing_library_of_text_scores_is_an_error(checked, monkeypatch):
+    monkeypatch.setattr(text_scores, "_bleu", text_scores._bleu.__wrapped__)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sacrebleu"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    report = checked("answer=text", TWO_WORDS, meta=True)
+    assert "pip install 'modulate[text]'" in texts(report, "error")

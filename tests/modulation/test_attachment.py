@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from modulate import ClipInput, ModulatedHost, visual_grid
+from modulate import AttachmentReport, ClipInput, ModulatedHost, visual_grid
 from modulate.errors import ConditioningError, HostError
 from modulate.interfaces.writer import Projection
 from modulate_hosts.qwen2_5_vl import Qwen25VL
@@ -89,6 +89,13 @@ def test_report_counts_tokens_steps_and_strength(host, modulation):
     assert (report.steps, report.active_steps) == ((2,), (2,))
     assert set(report.ratio) == {1, 2}
     assert all(ratio > 0 for ratio in report.ratio.values())
+
+
+def test_active_steps_are_summed_over_the_clips_of_a_row():
+    report = AttachmentReport((0,), active_steps=(2, 1, 3, 0))
+    bare = ClipInput(None, GRID)
+    rows = [[CLIP, bare, CLIP], [], [bare], [CLIP, CLIP]]
+    assert report.active_by_row(rows) == [3, 0, 0, 3]
 
 
 def test_whole_clips_are_written_as_mixtures_and_anything_else_token_by_token(

@@ -138,6 +138,10 @@ def test_clips_in_swapped_order_are_refused_and_in_their_own_order_not(
     batch = prompt([WIDE, A, SQUARE, B], [A, LONG, WIDE], side=side)
     first = [clip(WIDE), clip(SQUARE)]
     second = [clip(LONG), clip(WIDE)]
+    try:
+        CALLS[call](host, batch)
+    except RuntimeError as error:
+        pytest.skip(f"the bare host of this transformers fails, too: {error}")
     with modulation.attached(host) as attachment:
         with attachment.condition([first, second]):
             CALLS[call](host, batch)
