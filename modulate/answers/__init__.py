@@ -1,1 +1,1 @@
-"""Answers of a host: their tokens, their likelihood after a prompt, and their generation."""
+"""A host's answers: their tokens, likelihood after a prompt, and generation."""

@@ -200,7 +200,7 @@ def check_frame_features(
 
 
 def _check_times(times: Any, count: int, frame_times: Sequence[float]) -> None:
-    """Raise unless features have ``count`` increasing times within their frames' times."""
+    """Raise unless features have ``count`` increasing times that begin among their frames'."""
     advice = "Each must be the mean time (s) of the frames that its features merge."
     if not isinstance(times, tuple) or not all(isinstance(time, int | float) for time in times):
         raise InterfaceError(
@@ -216,7 +216,11 @@ def _check_times(times: Any, count: int, frame_times: Sequence[float]) -> None:
             f"returned times that do not increase from forward: {shown(times)}. {advice}"
         )
     first, last = min(frame_times) - ROUNDING, max(frame_times) + ROUNDING
-    if not (first <= times[0] and times[-1] <= last):
+    # Later ones may lie beyond the last frame: backbones pad short clips, as GazeQwen's does. But
+    # no feature merges more than all frames, so none is further from its neighbor than they last.
+    longest = max(1.0, last - first)
+    steps = itertools.pairwise(times)
+    if not first <= times[0] <= last or any(later - time > longest for time, later in steps):
         raise InterfaceError(
             f"returned times from {times[0]:g} to {times[-1]:g} s from forward, for frames from"
             f" {min(frame_times):g} to {max(frame_times):g} s. {advice}"
