@@ -1,4 +1,4 @@
-"""Means of graded scores with bootstrap intervals, and permutation tests of paired differences.
+"""Paired differences of graded scores, with bootstrap intervals and permutation tests.
 
 For answers that are not just right or wrong, such as generated text. Values of 0 and 1 give the
 same means and intervals as :mod:`modulate.evaluation.intervals`. Imports neither torch nor scipy.
@@ -14,9 +14,7 @@ from modulate.errors import DataError
 from modulate.evaluation.intervals import (
     LEVEL,
     RESAMPLES,
-    Accuracies,
     JsonResult,
-    TaskAccuracy,
     stratified_intervals,
 )
 
@@ -47,37 +45,6 @@ class GradedDifference(JsonResult):
     losses: int
     p: float
     p_grouped: float
-
-
-def task_means(
-    values: ArrayLike,
-    tasks: Sequence[str],
-    groups: Sequence[str],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Accuracies:
-    """Return the mean of each task and their unweighted mean, each with its interval.
-
-    ``values``: any finite numbers. See :func:`modulate.evaluation.intervals.task_accuracies` for
-    the rest, and for errors.
-    """
-    overall, parts = stratified_intervals(values, groups, tasks, level, resamples, seed)
-    per_task = {
-        task: TaskAccuracy(part.mean, part.n, part.low, part.high) for task, part in parts.items()
-    }
-    return Accuracies(
-        overall.mean,
-        overall.low,
-        overall.high,
-        overall.n,
-        overall.groups,
-        level,
-        resamples,
-        seed,
-        per_task,
-    )
 
 
 def graded_difference(

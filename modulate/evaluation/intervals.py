@@ -264,7 +264,23 @@ def task_accuracies(
     flags = _flags(correct)
     if groups is None:
         groups = [str(i) for i in range(len(flags))]
-    overall, parts = stratified_intervals(flags, groups, tasks, level, resamples, seed)
+    return task_means(flags, tasks, groups, level=level, resamples=resamples, seed=seed)
+
+
+def task_means(
+    values: ArrayLike,
+    tasks: Sequence[str],
+    groups: Sequence[str],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Accuracies:
+    """Return the mean of each task and their unweighted mean, each with its interval.
+
+    ``values``: any finite numbers. See :func:`task_accuracies` for the rest, and for errors.
+    """
+    overall, parts = stratified_intervals(values, groups, tasks, level, resamples, seed)
     per_task = {
         task: TaskAccuracy(part.mean, part.n, part.low, part.high) for task, part in parts.items()
     }

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from modulate.config.sections import MainMetric
-from modulate.evaluation.graded import graded_difference, task_means
-from modulate.evaluation.intervals import Accuracies, paired_difference, task_accuracies
+from modulate.evaluation.graded import GradedDifference, graded_difference
+from modulate.evaluation.intervals import Accuracies, paired_difference, task_accuracies, task_means
 from modulate.evaluation.predictions import Prediction
 from modulate.evaluation.text_scores import METRIC_NAMES
 
@@ -104,7 +104,17 @@ def _difference(pairs: Pairs, resamples: int, seed: int, metric: MainMetric) -> 
 
 
 def _graded(pairs: Pairs, resamples: int, seed: int, metric: MainMetric) -> dict[str, Any]:
-    found = graded_difference(
+    found = compare_scores(pairs, resamples, seed, metric)
+    return {
+        "difference": found.mean,
+        "interval": [found.low, found.high],
+        "p_permutation": found.p_grouped,
+    }
+
+
+def compare_scores(pairs: Pairs, resamples: int, seed: int, metric: MainMetric) -> GradedDifference:
+    """Return the paired difference of a metric's scores, first minus second of each pair."""
+    return graded_difference(
         [record.score(metric) for record, _ in pairs],
         [partner.score(metric) for _, partner in pairs],
         [record.group for record, _ in pairs],
@@ -112,8 +122,3 @@ def _graded(pairs: Pairs, resamples: int, seed: int, metric: MainMetric) -> dict
         resamples=resamples,
         seed=seed,
     )
-    return {
-        "difference": found.mean,
-        "interval": [found.low, found.high],
-        "p_permutation": found.p_grouped,
-    }

@@ -11,7 +11,7 @@ from modulate.answers.continuations import Continuations
 from modulate.answers.likelihood import mixed_scores, require_causal
 from modulate.config.usage import Usage
 from modulate.inference.answer import Answer
-from modulate.inference.batching import LAST_LOGITS
+from modulate.inference.batching import LAST_LOGITS, padding_id
 from modulate.inference.conversation import ConversationEncoder, EncodedConversation, Turn
 from modulate.inference.option_tokens import letter_ids, single_token_ids
 from modulate.modulation.attachment import Attachment, AttachmentReport
@@ -92,9 +92,7 @@ class Answerer:
 
     @property
     def _pad_id(self) -> int:
-        pad_id = self._encoder.processor.tokenizer.pad_token_id
-        # Some tokenizers have no padding token. Any id does: the attention mask hides it.
-        return 0 if pad_id is None else int(pad_id)
+        return padding_id(self._encoder.processor.tokenizer)
 
     def _join(self, encoded: Sequence[EncodedConversation]) -> dict[str, Tensor]:
         joined = self._encoder.host.collate([each.inputs for each in encoded], self._pad_id)

@@ -82,6 +82,12 @@ class Batch:
         return logits.masked_fill(self.options == NO_OPTION, float("-inf"))
 
 
+def padding_id(tokenizer: Any) -> int:
+    """Return the id that pads prompts."""
+    # Some tokenizers have no padding token. Any id does: the attention mask hides it.
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
 class Batcher:
     """Joins prepared samples into batches for ``host``, on ``device``.
 
@@ -100,9 +106,7 @@ class Batcher:
     @property
     def pad_id(self) -> int:
         """Id that pads prompts on the left."""
-        pad_id = self._processor.tokenizer.pad_token_id
-        # Some tokenizers have no padding token. Any id does: the attention mask hides it.
-        return 0 if pad_id is None else int(pad_id)
+        return padding_id(self._processor.tokenizer)
 
     def collate(self, prepared: Sequence[PreparedSample], with_inputs: bool = True) -> Batch:
         """Return ``prepared`` as one batch.

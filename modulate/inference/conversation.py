@@ -1,6 +1,5 @@
 """Conversations as model inputs, and the conditioning that belongs to them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,11 +14,12 @@ from modulate.data.feature_extractor import apply_clock
 from modulate.hosts.encoding import check_encoded
 from modulate.hosts.host import Host
 from modulate.inference.media import Visual
+from modulate.inference.prompts import with_nominal_times, with_true_times
 from modulate.interfaces.components import Backbone, FrameFeatures
 from modulate.interfaces.messages import Message, Picture, VideoClip
 from modulate.interfaces.result_checks import check_frame_features
 from modulate.interfaces.signal_checks import call
-from modulate.interfaces.visual_grid import VisualGrid, visual_grid
+from modulate.interfaces.visual_grid import VisualGrid
 from modulate.modulation.clip_inputs import ClipInput
 from modulate.utils.lru_cache import LRUCache
 
@@ -98,13 +98,9 @@ class ConversationEncoder:
         return EncodedConversation(encoded.inputs, clips)
 
     def _content(self, part: str | Visual) -> str | VideoClip | Picture:
-        if isinstance(part, str):
-            return part
+        content = part if isinstance(part, str) else part.content
         fps = self.sampling.processor_fps
-        if fps is None or isinstance(part.content, Picture):
-            return part.content
-        times = tuple(index / fps for index in range(len(part.frames.times)))
-        return VideoClip(replace(part.frames, times=times), (0.0, times[-1]))
+        return content if fps is None else with_nominal_times(content, fps)
 
     def _clip(self, visual: Visual, grid: VisualGrid) -> ClipInput:
         if isinstance(visual.content, VideoClip):
@@ -118,13 +114,10 @@ class ConversationEncoder:
 
     def _true_grid(self, visual: Visual, grid: VisualGrid) -> VisualGrid:
         """Return the grid with the clip's own times, or those of the recipe's clock."""
-        times = visual.frames.times
-        window = visual.content.window
         if self.sampling.processor_fps is not None:
             # The processor saw nominal times, and so did the grid that it returned.
-            frames_per_step = math.ceil(len(times) / grid.steps)
-            grid = visual_grid(times, frames_per_step, grid.rows, grid.cols, window)
-        return apply_clock(self.sampling, window, grid, len(times))
+            grid = with_true_times(visual.content, grid)
+        return apply_clock(self.sampling, visual.content.window, grid, len(visual.frames.times))
 
     @torch.inference_mode()
     def _raw_features(self, visual: Visual) -> FrameFeatures:

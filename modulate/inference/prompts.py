@@ -19,14 +19,16 @@ from modulate.interfaces.sample import Sample
 from modulate.interfaces.visual_grid import VisualGrid, visual_grid
 
 
-def _with_nominal_times(part: Content, fps: float) -> Content:
+def with_nominal_times(part: Content, fps: float) -> Content:
+    """Return a clip as if its frames came at ``fps`` from 0 s on; other parts as they are."""
     if not isinstance(part, VideoClip):
         return part
     times = tuple(index / fps for index in range(len(part.frames.times)))
     return VideoClip(replace(part.frames, times=times), (0.0, times[-1]))
 
 
-def _with_true_times(part: VideoClip | Picture, grid: VisualGrid) -> VisualGrid:
+def with_true_times(part: VideoClip | Picture, grid: VisualGrid) -> VisualGrid:
+    """Return the grid of a clip that was encoded with other times, by its frames' own."""
     if isinstance(part, Picture):
         return grid
     times = part.frames.times
@@ -61,11 +63,11 @@ class PromptEncoder:
         fps = self._recipe.sampling.processor_fps
         if fps is None:
             return self.encode(content)
-        encoded = self.encode([_with_nominal_times(part, fps) for part in content])
+        encoded = self.encode([with_nominal_times(part, fps) for part in content])
         # The processor saw nominal times, and so did the grids that it returned. Signals and
         # features are aligned by true time, so the grids are built again from the frames' own.
         visuals = [part for part in content if not isinstance(part, str)]
-        grids = map(_with_true_times, visuals, encoded.grids)
+        grids = map(with_true_times, visuals, encoded.grids)
         return replace(encoded, grids=tuple(grids))
 
     def answer_ids(self, sample: Sample, text: str) -> tuple[Tensor, ...]:

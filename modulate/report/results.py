@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from modulate.config.sections import MainMetric
-from modulate.evaluation.graded import graded_difference
 from modulate.evaluation.intervals import holm, paired_difference
-from modulate.evaluation.metrics import BINARY, prediction_means
+from modulate.evaluation.metrics import BINARY, Pairs, compare_scores, prediction_means
 from modulate.evaluation.paired_tests import detectable_difference, grouped_p, least_detectable
 from modulate.evaluation.predictions import Prediction
 from modulate.report.runs import Companion, RunGroup, find_companions
@@ -269,9 +268,6 @@ def holm_adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
     ]
 
 
-Pairs = Sequence[tuple[Prediction, Prediction]]
-
-
 def _paired_test(pairs: Pairs, resamples: int, seed: int, metric: MainMetric) -> PairedTest:
     if metric not in BINARY:
         return _graded_test(pairs, resamples, seed, metric)
@@ -309,14 +305,7 @@ def _distinct_questions(pairs: Pairs) -> int:
 
 def _graded_test(pairs: Pairs, resamples: int, seed: int, metric: MainMetric) -> PairedTest:
     """Return the test of graded scores; what they can detect is not known."""
-    found = graded_difference(
-        [record.score(metric) for record, _ in pairs],
-        [partner.score(metric) for _, partner in pairs],
-        [record.group for record, _ in pairs],
-        [record.task for record, _ in pairs],
-        resamples=resamples,
-        seed=seed,
-    )
+    found = compare_scores(pairs, resamples, seed, metric)
     return PairedTest(
         found.mean,
         found.low,

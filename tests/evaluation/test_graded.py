@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from modulate.errors import DataError
-from modulate.evaluation.graded import graded_difference, permutation_p, task_means
-from modulate.evaluation.intervals import paired_difference, task_accuracies
+from modulate.evaluation.graded import graded_difference, permutation_p
+from modulate.evaluation.intervals import paired_difference, task_accuracies, task_means
 from modulate.evaluation.paired_tests import grouped_p
 
 
